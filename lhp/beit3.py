@@ -1,0 +1,361 @@
+"""BEiT-3 for image-text retrieval.
+
+Source: Wang et al., "Image as a Foreign Language: BEiT Pretraining for All Vision and
+Vision-Language Tasks" (arXiv 2208.10442); parameter names are those of the checkpoints published with
+its code (MIT), so that these load strictly and unchanged.
+
+A multiway Transformer: every block has two sets of weights, A for image tokens and B for text tokens.
+In retrieval the modalities never meet inside the network, so an image pass touches only A and a text
+pass only B. Sub-LayerNorm puts one extra norm before the attention's output projection and one before
+the feed-forward's second matrix.
+
+Deliberate differences from the published code, none of which changes a result beyond rounding:
+attention is `scaled_dot_product_attention`; queries, keys and values of a call come from one matrix
+product where no gradient is asked for (see `lhp/encode.py`); padding is cut off rather than multiplied
+by zero.
+
+Shape letters: `B` batch, `N` tokens, `D` width, `H` heads, `C` head width (D / H).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pab.errors import InputError
+
+Modality: TypeAlias = Literal["A", "B"]
+IMAGE: Modality = "A"
+TEXT: Modality = "B"
+
+POSITION_OFFSET = 2  # both position tables keep the two unused leading rows of fairseq's embeddings
+LOGIT_SCALE_INIT = math.log(1 / 0.07)  # CLIP's temperature, as in the published code
+INIT_STD = 0.02  # truncated normal, as in the published code
+
+
+@dataclass(frozen=True)
+class Beit3Config:
+    """Sizes of one BEiT-3 model.
+
+    Attributes:
+        img_size: side of the square input, pixels.
+        patch_size: side of a patch, pixels.
+        embed_dim: width D, of the tokens and of the retrieval vectors.
+        heads: attention heads.
+        ffn_dim: inner width of the feed-forward.
+        layers: depth.
+        vocab_size: rows of the word embedding (64,010 in the published models: 64,000 pieces,
+            four special ids, six unused rows).
+        text_positions: rows of the text position table, offset included.
+        drop_path: stochastic depth of the last block; earlier blocks rise to it linearly from 0.
+        checkpoint_activations: recompute each block in the backward pass to save memory.
+        norm_eps: eps of every LayerNorm.
+    """
+
+    img_size: int
+    patch_size: int
+    embed_dim: int
+    heads: int
+    ffn_dim: int
+    layers: int
+    vocab_size: int = 64010
+    text_positions: int = 1024
+    drop_path: float = 0.0
+    checkpoint_activations: bool = False
+    norm_eps: float = 1e-5
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        return (self.img_size // self.patch_size) ** 2
+
+
+# name -> (width, heads, feed-forward, layers); large and base as published, mini and debug our own.
+SIZES = {
+    "large": (1024, 16, 4096, 24),
+    "base": (768, 12, 3072, 12),
+    "mini": (192, 6, 768, 4),
+    "debug": (64, 2, 128, 2),
+}
+
+
+def model_config(name: str, *, input_size: int | None = None, vocab_size: int = 64010) -> Beit3Config:
+    """Sizes from a name such as ``beit3_large_patch16_384``.
+
+    Args:
+        name: ``beit3_SIZE_patchP_RESOLUTION`` with SIZE one of :data:`SIZES`; a trailing
+            ``_retrieval`` is taken too.
+        input_size: another resolution than the name's, pixels.
+        vocab_size: rows of the word embedding.
+
+    Raises:
+        InputError: unknown name, or a resolution that the patch does not divide.
+    """
+    match = re.fullmatch(r"beit3_([a-z]+)_patch(\d+)_(\d+)(_retrieval)?", name)
+    if match is None or match[1] not in SIZES or int(match[2]) == 0:
+        known = ", ".join(f"beit3_{size}_patch16_384" for size in SIZES)
+        raise InputError("--model", f"unknown model {name!r}", todo=f"known: {known}")
+    width, heads, ffn, layers = SIZES[match[1]]
+    patch, size = int(match[2]), input_size or int(match[3])
+    if size <= 0 or size % patch:
+        raise InputError("--input_size", f"{size} px cannot be cut into patches of {patch} px")
+    return Beit3Config(size, patch, width, heads, ffn, layers, vocab_size)
+
+
+class Multiway(nn.Module):
+    """Two modules of one kind, A for image tokens and B for text tokens."""
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.A = a
+        self.B = b
+
+    def forward(self, x: Tensor, modality: Modality) -> Tensor:
+        return self.A(x) if modality == IMAGE else self.B(x)
+
+
+def _linears(d_in: int, d_out: int) -> Multiway:
+    return Multiway(nn.Linear(d_in, d_out), nn.Linear(d_in, d_out))
+
+
+def _norms(width: int, eps: float) -> Multiway:
+    return Multiway(nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps))
+
+
+class VisionEmbedding(nn.Module):
+    """Patches to tokens, with the class token in front."""
+
+    def __init__(self, config: Beit3Config) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.proj = nn.Conv2d(3, config.embed_dim, kernel_size=patch, stride=patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        # Masked pre-training's token: part of every published checkpoint, unused in retrieval.
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, 1 + patches, D]."""
+        x = self.proj(image).flatten(2).transpose(1, 2)  # [B, D, S/P, S/P] -> [B, patches, D]
+        return torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with Sub-LayerNorm before the output projection."""
+
+    def __init__(self, config: Beit3Config) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.heads = config.heads
+        self.k_proj = _linears(width, width)
+        self.v_proj = _linears(width, width)
+        self.q_proj = _linears(width, width)
+        self.out_proj = _linears(width, width)
+        self.inner_attn_ln = _norms(width, config.norm_eps)
+
+    def forward(self, x: Tensor, modality: Modality, key_mask: Tensor | None) -> Tensor:
+        """x [B, N, D]; key_mask None or bool [B, 1, 1, N], true where a key may be seen."""
+        b, n, d = x.shape
+        q, k, v = (
+            proj(x, modality).view(b, n, self.heads, d // self.heads).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # each [B, H, N, C]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+        out = out.transpose(1, 2).reshape(b, n, d)  # [B, H, N, C] -> [B, N, D]
+        return self.out_proj(self.inner_attn_ln(out, modality), modality)
+
+
+class FeedForward(nn.Module):
+    """Two matrices with exact GELU, and Sub-LayerNorm before the second."""
+
+    def __init__(self, config: Beit3Config) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.embed_dim, config.ffn_dim)
+        self.fc2 = nn.Linear(config.ffn_dim, config.embed_dim)
+        self.ffn_layernorm = nn.LayerNorm(config.ffn_dim, eps=config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.ffn_layernorm(F.gelu(self.fc1(x))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop the whole branch of a sample and rescale the rest."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        kept = torch.empty(len(x), 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
+        return x * kept / keep
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block."""
+
+    def __init__(self, config: Beit3Config, drop_path: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.self_attn_layer_norm = _norms(config.embed_dim, config.norm_eps)
+        self.ffn = Multiway(FeedForward(config), FeedForward(config))
+        self.final_layer_norm = _norms(config.embed_dim, config.norm_eps)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, modality: Modality, key_mask: Tensor | None) -> Tensor:
+        attended = self.self_attn(self.self_attn_layer_norm(x, modality), modality, key_mask)
+        x = x + self.drop_path(attended)
+        return x + self.drop_path(self.ffn(self.final_layer_norm(x, modality), modality))
+
+
+class Encoder(nn.Module):
+    """Positions, blocks, final norm."""
+
+    def __init__(self, config: Beit3Config) -> None:
+        super().__init__()
+        depth, width = config.layers, config.embed_dim
+        image_rows = config.patches + 1 + POSITION_OFFSET
+        self.checkpoint_activations = config.checkpoint_activations
+        self.embed_positions = Multiway(
+            nn.Embedding(image_rows, width), nn.Embedding(config.text_positions, width)
+        )
+        rates = [config.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.layer_norm = _norms(width, config.norm_eps)
+
+    def forward(self, x: Tensor, modality: Modality, key_mask: Tensor | None = None) -> Tensor:
+        """x [B, N, D] token embeddings without positions -> [B, N, D]."""
+        positions = torch.arange(POSITION_OFFSET, POSITION_OFFSET + x.shape[1], device=x.device)
+        x = x + self.embed_positions(positions, modality)
+        for block in self.layers:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, modality, key_mask, use_reentrant=False)
+            else:
+                x = block(x, modality, key_mask)
+        return self.layer_norm(x, modality)
+
+
+class Beit3(nn.Module):
+    """Embeddings and encoder, grouped under the name the checkpoints use."""
+
+    def __init__(self, config: Beit3Config) -> None:
+        super().__init__()
+        self.text_embed = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.vision_embed = VisionEmbedding(config)
+        self.encoder = Encoder(config)
+
+
+class Beit3Retrieval(nn.Module):
+    """Two encoders in one network, each ending in a unit vector of width D."""
+
+    def __init__(self, config: Beit3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.beit3 = Beit3(config)
+        self.language_head = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
+        self.vision_head = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_INIT))
+        self.apply(_init_weights)
+        for token in (self.beit3.vision_embed.cls_token, self.beit3.vision_embed.mask_token):
+            nn.init.trunc_normal_(token, std=INIT_STD)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """[B, 3, S, S] -> unit vectors [B, D]."""
+        x = self.beit3.encoder(self.beit3.vision_embed(image), IMAGE)
+        return F.normalize(self.vision_head(x[:, 0]).float(), dim=-1)
+
+    def encode_text(self, ids: Tensor, padding_mask: Tensor) -> Tensor:
+        """Token ids [B, N] and padding_mask [B, N] (1 = padding) -> unit vectors [B, D].
+
+        Columns in which every row is padded are cut off first: they cannot change a result.
+        """
+        used = int((padding_mask == 0).sum(dim=1).max())
+        ids, visible = ids[:, :used], padding_mask[:, :used] == 0
+        key_mask = None if bool(visible.all()) else visible[:, None, None, :]  # [B, 1, 1, N]
+        x = self.beit3.encoder(self.beit3.text_embed(ids), TEXT, key_mask)
+        return F.normalize(self.language_head(x[:, 0]).float(), dim=-1)
+
+    # What the optimizer needs to know of the model.
+
+    @staticmethod
+    def no_weight_decay(name: str, parameter: Tensor) -> bool:
+        """True for parameters that weight decay must leave alone.
+
+        Every vector and scalar (biases, norms, the logit scale), and two tables that the published
+        recipe names: the class token and the image positions. Text positions do decay, as published.
+        """
+        exempt = ("cls_token", "embed_positions.A.weight")
+        return parameter.ndim <= 1 or name.endswith(exempt)
+
+    @staticmethod
+    def layer_of(name: str, layers: int) -> int:
+        """Layer of a parameter for layer-wise rate decay.
+
+        0 for token and position embeddings, 1 ... ``layers`` for the blocks, ``layers`` + 1 for the
+        heads, the final norm and the logit scale.
+        """
+        match = re.match(r"beit3\.encoder\.layers\.(\d+)\.", name)
+        if match:
+            return int(match[1]) + 1
+        embeddings = ("beit3.text_embed.", "beit3.vision_embed.", "beit3.encoder.embed_positions.")
+        return 0 if name.startswith(embeddings) else layers + 1
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def resize_position_table(table: Tensor, patches: int) -> Tensor:
+    """Image position table for another resolution.
+
+    The rows before the patches (offset and class token) are kept; the square grid of patch rows is
+    interpolated, bicubic, as in the published loader.
+
+    Args:
+        table: [3 + old patches, D].
+        patches: patches of the model that is to hold it.
+
+    Returns:
+        [3 + patches, D].
+    """
+    head = POSITION_OFFSET + 1
+    extra, grid = table[:head], table[head:]
+    old, new = math.isqrt(len(grid)), math.isqrt(patches)
+    if old == new:
+        return table
+    grid = grid.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)  # [1, D, old, old]
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    grid = grid.permute(0, 2, 3, 1).reshape(new * new, -1)  # [new * new, D]
+    return torch.cat([extra, grid.to(table.dtype)])
+
+
+def adapt_state(state: dict[str, Tensor], config: Beit3Config) -> dict[str, Tensor]:
+    """A published state dict made to fit ``config``: only the image positions may need resizing."""
+    name = "beit3.encoder.embed_positions.A.weight"
+    table = state.get(name)
+    if table is None or table.ndim != 2 or len(table) < POSITION_OFFSET + 2:
+        return state  # strict loading names what is wrong
+    side = math.isqrt(len(table) - POSITION_OFFSET - 1)
+    if side * side != len(table) - POSITION_OFFSET - 1:
+        return state
+    return state | {name: resize_position_table(table, config.patches)}
+
+
+def config_of_state(state: dict[str, Tensor], config: Beit3Config) -> Beit3Config:
+    """``config`` with the vocabulary and text length that the checkpoint has (mini models are small)."""
+    words = state.get("beit3.text_embed.weight")
+    positions = state.get("beit3.encoder.embed_positions.B.weight")
+    if words is None or positions is None:
+        return config
+    return replace(config, vocab_size=len(words), text_positions=len(positions))

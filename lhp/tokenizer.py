@@ -1,0 +1,78 @@
+"""BEiT-3's text tokenizer: a SentencePiece model with the ids of XLM-RoBERTa.
+
+The published models take `beit3.spm` (64,000 pieces). Ids are SentencePiece's plus one, because id 0
+is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`: SentencePiece's own first three entries (`<unk>`, `<s>`,
+`</s>`) are replaced by these four. Plain `sentencepiece` is used because the tokenizer class of recent
+`transformers` releases gives other ids on unusual Unicode.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+from pab.errors import InputError
+from pab.files import existing_file
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+SPECIAL_IDS = 4
+MAX_TEXT_LENGTH = 64  # ids, the two ends included; the published recipe
+
+
+class Tokenizer:
+    """Captions to ids.
+
+    Args:
+        path: a SentencePiece model file.
+        max_length: most ids of a caption, the two ends included.
+
+    Raises:
+        InputError: the file is missing or no SentencePiece model.
+    """
+
+    def __init__(self, path: str | Path, max_length: int = MAX_TEXT_LENGTH) -> None:
+        self.path = existing_file(path, "a SentencePiece model (beit3.spm)")
+        self.max_length = max_length
+        self._pieces = sentencepiece.SentencePieceProcessor()
+        try:
+            self._pieces.LoadFromSerializedProto(self.path.read_bytes())
+        except RuntimeError as error:
+            raise InputError(path, "expected a SentencePiece model, found another file") from error
+        if self._pieces.unk_id() != 0:
+            raise InputError(path, "expected <unk> as piece 0, the order fairseq's ids build on")
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id that can occur."""
+        return self._pieces.GetPieceSize() + 1
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of one caption, ends included, cut to ``max_length``."""
+        ids = [i + 1 if i else UNK for i in self._pieces.EncodeAsIds(caption)]
+        return [BOS, *ids[: self.max_length - 2], EOS]
+
+    def batch(self, captions: list[str], *, pad_to: int | None = None) -> tuple[Tensor, Tensor]:
+        """Ids and padding mask of several captions.
+
+        Args:
+            captions: B captions.
+            pad_to: length of every row; None pads to the longest caption of the batch.
+
+        Returns:
+            ids, int64 [B, N], and padding mask, int64 [B, N] (1 = padding).
+        """
+        return pad_batch([self.encode(caption) for caption in captions], pad_to)
+
+
+def pad_batch(rows: list[list[int]], pad_to: int | None = None) -> tuple[Tensor, Tensor]:
+    """Id lists to ids [B, N] and padding mask [B, N] (1 = padding)."""
+    width = pad_to or max(map(len, rows))
+    ids = torch.full((len(rows), width), PAD, dtype=torch.int64)
+    mask = torch.ones((len(rows), width), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 0
+    return ids, mask

@@ -1,0 +1,103 @@
+"""Symmetric InfoNCE, plain and with its gradient computed in chunks.
+
+Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al. 2021
+(arXiv 2101.06983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pab.processes import all_gather_with_grad
+
+
+def symmetric_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Mean of the image-to-text and text-to-image cross entropies.
+
+    Args:
+        image: unit vectors [B, D]; row i belongs to row i of ``text``.
+        text: unit vectors [B, D].
+        logit_scale: logarithm of the factor on the similarities, a scalar.
+
+    Returns:
+        A scalar.
+    """
+    logits = logit_scale.exp() * image @ text.T  # [B, B]
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def gathered_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """The same over the batch of all processes; gradients as if one process held it.
+
+    Every process computes the whole loss, and its parameters' gradients have to be averaged over the
+    processes afterwards (``pab.processes.average_gradients``).
+    """
+    return symmetric_infonce(all_gather_with_grad(image), all_gather_with_grad(text), logit_scale)
+
+
+class _Replay:
+    """Random state before a chunk, so that its second pass draws what its first drew."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def __enter__(self) -> None:
+        self._after = _now(self.device)
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+    def __exit__(self, *exc: object) -> None:
+        torch.set_rng_state(self._after[0])
+        if self._after[1] is not None:
+            torch.cuda.set_rng_state(self._after[1], self.device)
+
+
+def _now(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda
+
+
+def cached_backward(
+    chunks: Sequence[Callable[[], Tensor]],
+    loss_of: Callable[[list[Tensor]], Tensor],
+    *,
+    device: torch.device,
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> Tensor:
+    """Back-propagate a loss of many vectors while only one chunk's activations are alive.
+
+    First every chunk is encoded without a graph; then the loss of all vectors gives each vector's
+    gradient; then every chunk is encoded again, with the same random draws, and its vectors'
+    gradients are sent through it. The result is the exact gradient of the whole batch.
+
+    Args:
+        chunks: functions that each encode one chunk: () -> [b, D].
+        loss_of: the list of all chunks' vectors -> scalar loss. Parameters used in it (the logit
+            scale) get their gradient too.
+        device: where the encoding runs (whose random state is replayed).
+        scale: applied to the loss before its backward pass (loss scaling, accumulation).
+
+    Returns:
+        The loss, detached and unscaled.
+    """
+    replays, vectors = [], []
+    with torch.no_grad():
+        for encode in chunks:
+            replays.append(_Replay(device))
+            vectors.append(encode())
+    leaves = [v.detach().requires_grad_() for v in vectors]
+    loss = loss_of(leaves)
+    scale(loss).backward()
+    for encode, replay, leaf in zip(chunks, replays, leaves, strict=True):
+        with replay:
+            again = encode()
+        again.backward(leaf.grad)
+    return loss.detach()

@@ -1,0 +1,278 @@
+"""Retrieval metrics with per-query values, and bootstrap intervals over queries.
+
+All values are percent in float64; ranks start at 1; ties go to the smaller gallery id. For a query
+with the set of right images ``R`` (usually one; several where a caption fits several images), its
+right images at ranks ``r_1 < ... < r_n``, ``n = |R|``:
+
+* ``R@K``: 100 if ``r_1 <= K``, else 0. The usual recall of image-text retrieval (Karpathy and
+  Fei-Fei, CVPR 2015): one right image among the first K is enough.
+* ``mAP``: average precision, the mean over ``j`` of ``j / r_j`` (as in Zheng et al., ICCV 2015).
+* ``mAP@10``: the sum of ``j / r_j`` over the ``r_j <= 10``, divided by ``min(n, 10)``, so that a
+  list of ten that begins with all it could hold scores 100 (AI City Challenge, Track 4).
+* ``mINP``: ``n / r_n``, the inverse negative penalty: how far down the last right image lies
+  (Ye et al., TPAMI 2021, "Deep learning for person re-identification").
+* twin preference: 100 if the best right image ranks above the query's twin (the same person and
+  scene with the action of the other kind), else 0; defined for queries that have a twin.
+
+The figure for a set of queries is the mean over them. Intervals are percentile bootstrap intervals
+(Efron and Tibshirani, 1993): queries are drawn with replacement, and the 2.5th and 97.5th
+percentile of the resampled means are given.
+
+Shape letters: ``Q`` queries, ``G`` gallery images, ``P`` (query, right image) pairs, ``M`` metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pab.errors import InputError
+from pab.ranking import ranks_of
+from pab.scores import ScoreFile
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+RECALL_AT = (1, 5, 10)
+MAP_DEPTH = 10
+RESAMPLES = 10_000
+_BLOCK_ELEMENTS = 1 << 22  # drawn query numbers held together
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What every single query scored.
+
+    Attributes:
+        query_ids: ``Q`` ids, the order of all arrays.
+        values: metric name -> float64 ``[Q]`` in percent.
+        best_rank: int64 ``[Q]``, rank of the best right image; 0 where a list does not hold one.
+    """
+
+    query_ids: list[str]
+    values: dict[str, FloatArray]
+    best_rank: IntArray
+
+    def mean(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
+        """Metric name -> percent, the mean over the queries of a mask ``[Q]`` (None: all)."""
+        rows = slice(None) if chosen is None else chosen
+        return {name: float(values[rows].mean()) for name, values in self.values.items()}
+
+
+def evaluate_scores(score_file: ScoreFile, relevant: Mapping[str, frozenset[str]]) -> Metrics:
+    """All metrics of a score file.
+
+    Args:
+        score_file: scores ``[Q, G]`` with ids.
+        relevant: query id -> the gallery ids that are right.
+
+    Raises:
+        InputError: a query has no right image, or one that the gallery does not hold.
+    """
+    column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
+    rows, columns = [], []
+    for row, query_id in enumerate(score_file.query_ids):
+        for gallery_id in _right_images(query_id, relevant):
+            rows.append(row)
+            columns.append(_column(column_of, gallery_id, query_id))
+    pair_row = torch.tensor(rows)
+    ranks = ranks_of(score_file.scores, pair_row, torch.tensor(columns)).numpy()
+    return _metrics(
+        score_file.query_ids,
+        np.bincount(rows, minlength=len(score_file.query_ids)),
+        pair_row.numpy(),
+        ranks,
+        depth=len(score_file.gallery_ids),
+        complete=True,
+    )
+
+
+def evaluate_lists(
+    names: Sequence[Sequence[str]],
+    query_ids: Sequence[str],
+    relevant: Mapping[str, frozenset[str]],
+) -> Metrics:
+    """What ranked lists can tell: ``R@K`` up to their length, ``mAP@10`` if they have ten places.
+
+    Args:
+        names: ``Q`` lists of equal length, best first.
+        query_ids: the query of each list.
+        relevant: query id -> the gallery ids that are right.
+
+    Raises:
+        InputError: a query has no right image.
+    """
+    rows, ranks = [], []
+    n_right = np.zeros(len(names), dtype=np.int64)
+    for row, (line, query_id) in enumerate(zip(names, query_ids, strict=True)):
+        right = _right_images(query_id, relevant)
+        n_right[row] = len(right)
+        for rank, name in enumerate(line, start=1):
+            if name in right:
+                rows.append(row)
+                ranks.append(rank)
+    return _metrics(
+        list(query_ids),
+        n_right,
+        np.array(rows, dtype=np.int64),
+        np.array(ranks, dtype=np.int64),
+        depth=len(names[0]),
+        complete=False,
+    )
+
+
+def _right_images(query_id: str, relevant: Mapping[str, frozenset[str]]) -> list[str]:
+    right = relevant.get(query_id)
+    if not right:
+        raise InputError("labels", "expected at least one right image", item=f"query {query_id!r}")
+    return sorted(right)
+
+
+def _column(column_of: dict[str, int], gallery_id: str, query_id: str) -> int:
+    column = column_of.get(gallery_id)
+    if column is None:
+        raise InputError(
+            "labels",
+            f"expected images of the scored gallery, found {gallery_id!r}, which it does not hold",
+            item=f"query {query_id!r}",
+            todo="give the annotation that belongs to the score file",
+        )
+    return column
+
+
+def _metrics(
+    query_ids: list[str],
+    n_right: IntArray,
+    rows: IntArray,
+    ranks: IntArray,
+    *,
+    depth: int,
+    complete: bool,
+) -> Metrics:
+    """Metrics from the ranks of right images.
+
+    Args:
+        query_ids: ``Q`` ids.
+        n_right: ``[Q]``, right images of each query, found or not.
+        rows: ``[P]``, the query of each right image found.
+        ranks: ``[P]``, its rank.
+        depth: length of the ranking that was looked at.
+        complete: whether that was the whole gallery, so that every right image was found.
+    """
+    n_queries = len(query_ids)
+    order = np.lexsort((ranks, rows))
+    rows, ranks = rows[order], ranks[order]
+    first = np.searchsorted(rows, rows)  # where this pair's query begins
+    precision: FloatArray = (np.arange(len(rows)) - first + 1) / ranks  # j / r_j
+
+    def per_query(values: FloatArray) -> FloatArray:
+        return np.bincount(rows, weights=values, minlength=n_queries).astype(np.float64)
+
+    worst = np.zeros(n_queries, dtype=np.int64)
+    np.maximum.at(worst, rows, ranks)
+    unfound = np.iinfo(np.int64).max
+    best = np.full(n_queries, unfound)
+    np.minimum.at(best, rows, ranks)
+
+    values: dict[str, FloatArray] = {
+        f"R@{k}": np.where(best <= k, 100.0, 0.0) for k in RECALL_AT if complete or k <= depth
+    }
+    if complete:
+        values["mAP"] = 100.0 * per_query(precision) / n_right
+    if complete or depth >= MAP_DEPTH:
+        at_ten = per_query(precision * (ranks <= MAP_DEPTH))
+        values[f"mAP@{MAP_DEPTH}"] = 100.0 * at_ten / np.minimum(n_right, MAP_DEPTH)
+    if complete:
+        values["mINP"] = 100.0 * n_right / worst
+    return Metrics(query_ids, values, np.where(best == unfound, 0, best))
+
+
+def twin_preference(
+    score_file: ScoreFile, metrics: Metrics, twins: Mapping[str, str]
+) -> FloatArray:
+    """Whether the best right image ranks above the twin.
+
+    Args:
+        score_file: the scores.
+        metrics: :func:`evaluate_scores` of the same scores.
+        twins: query id -> gallery id of its twin; queries without one are left out.
+
+    Returns:
+        float64 ``[Q]``: 100 or 0, NaN for a query without a twin.
+
+    Raises:
+        InputError: a twin that the gallery does not hold.
+    """
+    column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
+    pairs = [
+        (row, _column(column_of, twins[query_id], query_id))
+        for row, query_id in enumerate(score_file.query_ids)
+        if query_id in twins
+    ]
+    preference = np.full(len(score_file.query_ids), np.nan)
+    if pairs:
+        rows, columns = torch.tensor(pairs).T
+        twin_rank = ranks_of(score_file.scores, rows, columns).numpy()
+        preference[rows.numpy()] = 100.0 * (metrics.best_rank[rows.numpy()] < twin_rank)
+    return preference
+
+
+def bootstrap_interval(
+    values: FloatArray, seed: int = 0, n: int = RESAMPLES
+) -> tuple[FloatArray, FloatArray]:
+    """95 % bootstrap interval of the mean over queries.
+
+    Args:
+        values: ``[Q]`` or ``[Q, M]``; metrics side by side are resampled together.
+        seed: of the draws.
+        n: resamples.
+
+    Returns:
+        Lower and upper bound, each of shape ``[]`` or ``[M]``.
+    """
+    low, high = np.percentile(_resampled_means(values, seed, n), (2.5, 97.5), axis=0)
+    return np.asarray(low), np.asarray(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of means in percentage points, with its 95 % bootstrap interval.
+
+    ``share_above`` is the share (0 to 1) of resamples in which the difference was above zero.
+    """
+
+    mean: float
+    low: float
+    high: float
+    share_above: float
+
+
+def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAMPLES) -> Difference:
+    """How much better ``b`` is than ``a`` on the same queries, both ``[Q]`` in the same order."""
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"expected two arrays [Q] of one length, found {a.shape} and {b.shape}")
+    means = _resampled_means(b - a, seed, n)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return Difference(float((b - a).mean()), float(low), float(high), float((means > 0).mean()))
+
+
+def _resampled_means(values: FloatArray, seed: int, n: int) -> FloatArray:
+    """Means ``[n]`` or ``[n, M]`` of ``n`` resamples of ``[Q]`` or ``[Q, M]``."""
+    n_queries = len(values)
+    if n_queries == 0:
+        raise ValueError("expected the values of at least one query, found none")
+    generator = np.random.default_rng(seed)
+    means = np.empty((n, *values.shape[1:]))
+    block = max(1, _BLOCK_ELEMENTS // n_queries)
+    for start in range(0, n, block):
+        size = min(block, n - start)
+        drawn = generator.integers(n_queries, size=(size, n_queries))
+        # How often each query was drawn; a product with these counts is the resampled sum.
+        drawn += n_queries * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n_queries).reshape(size, n_queries)
+        means[start : start + size] = counts.astype(np.float64) @ values / n_queries
+    return means

@@ -1,0 +1,186 @@
+"""Ranking by score with one tie rule, and the ranked list: the text file that is a submission.
+
+The tie rule: of two images with equal scores, the one with the smaller gallery id comes first. The
+columns of a score matrix are sorted by gallery id, so the smaller id is the smaller column.
+
+Shape letters: ``Q`` queries, ``G`` gallery images, ``K`` ranked places, ``P`` (query, image) pairs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pab.errors import InputError
+from pab.files import existing_file, write_text
+
+_BLOCK_ELEMENTS = 1 << 22  # scores looked at together: 16 MiB of float32, whatever the gallery size
+_NAMED_IDS = 5  # ids a mismatch message names of each kind
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """The ``k`` best columns of every row, best first, ties to the smaller column.
+
+    Args:
+        scores: ``[Q, G]``, columns in sorted gallery-id order, no NaN.
+        k: places wanted, at least 1.
+
+    Returns:
+        LongTensor ``[Q, min(k, G)]``. The same on every device and for every block size.
+    """
+    if scores.ndim != 2:
+        raise ValueError(f"expected scores [Q, G], found {list(scores.shape)}")
+    if k < 1:
+        raise ValueError(f"expected k of at least 1, found {k}")
+    n_queries, n_gallery = scores.shape
+    k = min(k, n_gallery)
+    best = torch.empty(n_queries, k, dtype=torch.long, device=scores.device)
+    rows = max(1, _BLOCK_ELEMENTS // max(1, n_gallery))
+    for start in range(0, n_queries, rows):
+        best[start : start + rows] = _top_k_block(scores[start : start + rows], k)
+    return best
+
+
+def _top_k_block(block: Tensor, k: int) -> Tensor:
+    """:func:`top_k` of a few rows ``[q, G]``, with ``k <= G``."""
+    values, columns = torch.topk(block, k, dim=1, sorted=False)
+    # topk promises nothing about ties: order the chosen columns by id, then stably by score.
+    columns, by_column = columns.sort(dim=1)
+    order = values.gather(1, by_column).argsort(dim=1, descending=True, stable=True)
+    columns = columns.gather(1, order)
+    # Nor about which of several columns equal to the k-th score it chose: redo such rows whole.
+    last = values.amin(dim=1, keepdim=True)
+    cut_tie = (block == last).sum(dim=1) > (values == last).sum(dim=1)
+    if cut_tie.any():
+        columns[cut_tie] = block[cut_tie].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return columns
+
+
+def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The place of given images in their query's full ranking, by the tie rule.
+
+    Args:
+        scores: ``[Q, G]``, columns in sorted gallery-id order, no NaN.
+        rows: LongTensor ``[P]``, the query of each pair.
+        columns: LongTensor ``[P]``, the image of each pair.
+
+    Returns:
+        LongTensor ``[P]``, 1 for the first place.
+    """
+    n_gallery = scores.shape[1]
+    column_numbers = torch.arange(n_gallery, device=scores.device)
+    ranks = torch.empty_like(rows)
+    pairs = max(1, _BLOCK_ELEMENTS // max(1, n_gallery))
+    for start in range(0, len(rows), pairs):
+        row, column = rows[start : start + pairs], columns[start : start + pairs]
+        line = scores[row]  # [p, G]
+        own = line.gather(1, column[:, None])
+        ahead = (line > own) | ((line == own) & (column_numbers < column[:, None]))
+        ranks[start : start + pairs] = ahead.sum(dim=1) + 1
+    return ranks
+
+
+def ranked_names(scores: Tensor, gallery_ids: Sequence[str], k: int = 10) -> list[list[str]]:
+    """The ``min(k, G)`` best gallery names of every query, best first."""
+    return [[gallery_ids[column] for column in row] for row in top_k(scores, k).tolist()]
+
+
+def order_queries(
+    query_ids: Sequence[str],
+    order: Sequence[str],
+    *,
+    where: str | Path = "query ids",
+    order_name: str = "the wanted order",
+) -> list[int]:
+    """Row numbers that bring ``query_ids`` into ``order``: ``query_ids[rows[i]] == order[i]``.
+
+    Args:
+        query_ids: the ids of the rows there are.
+        order: the same ids, as they are wanted.
+        where: the file that ``query_ids`` came from, for the message.
+        order_name: what ``order`` came from, for the message.
+
+    Raises:
+        InputError: an id is missing, too many, or there twice; up to five of each are named.
+    """
+    row_of = {query_id: row for row, query_id in enumerate(query_ids)}
+    wanted = set(order)
+    faults = [
+        (f"ids of {order_name} that are missing", [i for i in order if i not in row_of]),
+        (f"ids that are not in {order_name}", [i for i in query_ids if i not in wanted]),
+        ("ids there twice", [i for i, n in Counter(query_ids).items() if n > 1]),
+        (f"ids twice in {order_name}", [i for i, n in Counter(order).items() if n > 1]),
+    ]
+    found = [f"{what}: {_some(ids)}" for what, ids in faults if ids]
+    if found:
+        raise InputError(
+            where, f"expected exactly the ids of {order_name}, found {'; '.join(found)}"
+        )
+    return [row_of[query_id] for query_id in order]
+
+
+def _some(ids: list[str]) -> str:
+    named = ", ".join(repr(i) for i in ids[:_NAMED_IDS])
+    return named if len(ids) <= _NAMED_IDS else f"{named} and {len(ids) - _NAMED_IDS} more"
+
+
+def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
+    """Write one line a query: its gallery names, best first, one space between. Atomic.
+
+    Raises:
+        InputError: a name is empty or holds a blank, which the format cannot carry.
+    """
+    for number, line in enumerate(names, start=1):
+        for name in line:
+            if name.split() != [name]:
+                raise InputError(
+                    path,
+                    f"a ranked list separates names by a blank, so the gallery name {name!r} "
+                    "cannot be written",
+                    item=f"line {number}",
+                    todo="rename that image",
+                )
+    write_text(path, "".join(" ".join(line) + "\n" for line in names))
+
+
+def read_ranked_list(path: str | Path) -> list[list[str]]:
+    """Read a ranked list: a list of gallery names for each line.
+
+    Raises:
+        InputError: no such file, not UTF-8, no lines, an empty line, a name twice in a line, or
+            lines of unequal length.
+    """
+    path = existing_file(path, "a ranked list (one line of gallery names a query)")
+    names: list[list[str]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                item = f"line {number}"
+                found = line.split()
+                if not found:
+                    raise InputError(path, "expected gallery names, found an empty line", item=item)
+                if names and len(found) != len(names[0]):
+                    raise InputError(
+                        path,
+                        f"expected {len(names[0])} names as in line 1, found {len(found)}",
+                        item=item,
+                    )
+                if len(set(found)) < len(found):
+                    twice = next(name for name, n in Counter(found).items() if n > 1)
+                    raise InputError(
+                        path, f"expected distinct names, found {twice!r} twice", item=item
+                    )
+                names.append(found)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            path,
+            "expected UTF-8 text, found other bytes",
+            todo="give the ranked list (.txt), not the score file (.pt)",
+        ) from error
+    if not names:
+        raise InputError(path, "expected a line a query, found an empty file")
+    return names

@@ -1,0 +1,426 @@
+"""Score files: the one thing that passes between the models and everything behind them.
+
+A score file is ``torch.save`` of ``{"scores", "query_ids", "gallery_ids", "meta"}``: a float32
+matrix ``[Q, G]`` (query by gallery image, higher is better) that never travels without the ids of
+its rows and columns. Gallery ids are sorted, so that a tie goes to the smaller column everywhere.
+Files are read with ``weights_only=True``, which runs no code of theirs, and memory-mapped.
+
+Command line::
+
+    python -m pab.scores import FILE --queries FILE --gallery FILE --out FILE
+    python -m pab.scores show FILE
+    python -m pab.scores export FILE --bare [--out PREFIX]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import shlex
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pab import __version__
+from pab.errors import InputError, run_cli
+from pab.files import atomic_path, existing_file, sha256_of_file, write_text
+from pab.ranking import order_queries
+
+KEYS = ("scores", "query_ids", "gallery_ids", "meta")
+_BLOCK_ELEMENTS = 1 << 22  # scores checked together: 16 MiB of float32, whatever the file's size
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """A score matrix with the ids of its rows and columns.
+
+    Attributes:
+        scores: float32 ``[Q, G]``, finite, higher is better.
+        query_ids: ``Q`` distinct ids, in row order.
+        gallery_ids: ``G`` distinct ids, sorted.
+        meta: model, checkpoint_sha256, dtype, data_sha256, project_version and what a model adds.
+    """
+
+    scores: Tensor
+    query_ids: list[str]
+    gallery_ids: list[str]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def make_meta(
+    model: str,
+    *,
+    checkpoint_sha256: str | None,
+    dtype: str,
+    data_sha256: str | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The ``meta`` of a score file; ``more`` is what one model has to say besides."""
+    return {
+        "model": model,
+        "checkpoint_sha256": checkpoint_sha256,
+        "dtype": dtype,
+        "data_sha256": data_sha256,
+        "project_version": __version__,
+        **more,
+    }
+
+
+def save_scores(path: str | Path, score_file: ScoreFile) -> None:
+    """Write a score file, whole or not at all.
+
+    Raises:
+        InputError: the content breaks a rule of :class:`ScoreFile` (a model with NaN weights, say).
+    """
+    check_scores(score_file, path)
+    scores = score_file.scores.detach().cpu().contiguous()
+    if scores.untyped_storage().nbytes() != scores.nbytes:
+        scores = scores.clone()  # a slice of something larger would be saved with all of it
+    _save_tensors(
+        path,
+        {
+            "scores": scores,
+            "query_ids": list(score_file.query_ids),
+            "gallery_ids": list(score_file.gallery_ids),
+            "meta": score_file.meta,
+        },
+    )
+
+
+def load_scores(path: str | Path, *, mmap: bool = True) -> ScoreFile:
+    """Read and check a score file; with ``mmap`` its matrix stays on disk until it is used.
+
+    Raises:
+        InputError: the file is missing, is no score file, or breaks a rule of :class:`ScoreFile`. A
+            bare tensor is answered with the command that converts it.
+    """
+    path = existing_file(path, "a score file")
+    content = _load_tensors(path, mmap=mmap)
+    if isinstance(content, Tensor):
+        raise InputError(
+            path,
+            f"expected a score file with ids, found a bare tensor {list(content.shape)}",
+            todo="convert it with: python -m pab.scores import "
+            f"{shlex.quote(str(path))} --queries FILE --gallery FILE --out FILE",
+        )
+    if not isinstance(content, dict) or set(content) != set(KEYS):
+        found = (
+            f"keys {', '.join(sorted(map(str, content)))[:200] or '(none)'}"
+            if isinstance(content, dict)
+            else f"a {type(content).__name__}"
+        )
+        raise InputError(path, f"expected a dict of {', '.join(KEYS)}, found {found}")
+    score_file = ScoreFile(**content)
+    check_scores(score_file, path)
+    return score_file
+
+
+def check_scores(score_file: ScoreFile, where: str | Path) -> None:
+    """Hold a score file to the rules of :class:`ScoreFile`; ``where`` is named when it breaks one.
+
+    Raises:
+        InputError: naming the field or the query and image, what was expected and what was found.
+    """
+    scores = score_file.scores
+    if not isinstance(scores, Tensor):
+        raise InputError(where, f"expected a tensor, found {type(scores).__name__}", item="scores")
+    if scores.ndim != 2 or scores.dtype != torch.float32 or scores.layout != torch.strided:
+        raise InputError(
+            where,
+            f"expected a float32 matrix [queries, gallery], found {scores.dtype} "
+            f"{list(scores.shape)}",
+            item="scores",
+        )
+    for name, ids, size in (
+        ("query_ids", score_file.query_ids, scores.shape[0]),
+        ("gallery_ids", score_file.gallery_ids, scores.shape[1]),
+    ):
+        _check_ids(where, name, ids)
+        if len(ids) != size:
+            raise InputError(
+                where,
+                f"expected one id for each of {size} in scores, found {len(ids)}",
+                item=name,
+            )
+    for before, after in zip(score_file.gallery_ids, score_file.gallery_ids[1:], strict=False):
+        if before > after:
+            raise InputError(
+                where, f"expected sorted ids, found {before!r} before {after!r}", item="gallery_ids"
+            )
+    meta = score_file.meta
+    if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
+        raise InputError(where, "expected a dict with names as keys", item="meta")
+    _check_finite(score_file, where)
+
+
+def _check_ids(where: str | Path, name: str, ids: Any) -> None:
+    if not isinstance(ids, list) or any(not isinstance(one, str) for one in ids):
+        raise InputError(where, "expected a list of strings", item=name)
+    if not ids:
+        raise InputError(where, "expected at least one id, found none", item=name)
+    for one in ids:
+        if one.splitlines() != [one] or one != one.strip():  # the id lists are one id a line
+            raise InputError(
+                where,
+                f"expected ids of one line without blanks at their ends, found {one!r}",
+                item=name,
+            )
+    twice = [one for one, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise InputError(where, f"expected distinct ids, found {twice[0]!r} twice", item=name)
+
+
+def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
+    rows = max(1, _BLOCK_ELEMENTS // score_file.scores.shape[1])
+    for start in range(0, len(score_file.query_ids), rows):
+        finite = torch.isfinite(score_file.scores[start : start + rows])
+        if not finite.all():
+            row, column = (~finite).nonzero()[0].tolist()
+            raise InputError(
+                where,
+                f"expected finite scores, found {score_file.scores[start + row, column].item()} "
+                f"for image {score_file.gallery_ids[column]!r}",
+                item=f"query {score_file.query_ids[start + row]!r}",
+                todo="score again; NaN usually comes from a damaged checkpoint or from fp16",
+            )
+
+
+def reorder(
+    score_file: ScoreFile, query_ids: Sequence[str], *, where: str | Path = "score file"
+) -> ScoreFile:
+    """The same scores with the rows in the order of ``query_ids``.
+
+    Raises:
+        InputError: ``query_ids`` are not exactly the file's; missing, extra and double ones are
+            named.
+    """
+    if list(query_ids) == score_file.query_ids:
+        return score_file  # nothing to move: a memory-mapped matrix stays on disk
+    rows = order_queries(score_file.query_ids, query_ids, where=where)
+    return replace(score_file, scores=score_file.scores[rows], query_ids=list(query_ids))
+
+
+def align(
+    score_file: ScoreFile,
+    reference: ScoreFile,
+    *,
+    where: str | Path = "score file",
+    reference_name: str = "the first score file",
+) -> ScoreFile:
+    """``score_file`` with the rows in ``reference``'s order, so that the matrices can be added.
+
+    Columns need no moving: equal sets of sorted ids are in equal order.
+
+    Raises:
+        InputError: the two do not hold exactly the same query ids and gallery ids.
+    """
+    if score_file.gallery_ids != reference.gallery_ids:
+        order_queries(
+            score_file.gallery_ids,
+            reference.gallery_ids,
+            where=f"{where}, gallery_ids",
+            order_name=reference_name,
+        )
+    if score_file.query_ids != reference.query_ids:
+        order_queries(
+            score_file.query_ids,
+            reference.query_ids,
+            where=f"{where}, query_ids",
+            order_name=reference_name,
+        )
+    return reorder(score_file, reference.query_ids, where=where)
+
+
+def read_ids(path: str | Path, what: str) -> list[str]:
+    """Distinct ids, one a line.
+
+    Raises:
+        InputError: missing file, an empty line, blanks at an end of a line, an id twice, no ids.
+    """
+    path = existing_file(path, f"a list of {what} ids, one a line")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"expected {what} ids in UTF-8 text, found other bytes") from error
+    if lines[-1] == "":  # the newline that closes the last line
+        lines.pop()
+    ids = [line.removesuffix("\r") for line in lines]
+    first_line: dict[str, int] = {}
+    for number, one in enumerate(ids, start=1):
+        if not one or one != one.strip():
+            raise InputError(path, f"expected one id, found {one!r}", item=f"line {number}")
+        if one in first_line:
+            raise InputError(
+                path,
+                f"expected distinct ids, found {one!r} again (first in line {first_line[one]})",
+                item=f"line {number}",
+            )
+        first_line[one] = number
+    if not ids:
+        raise InputError(path, f"expected {what} ids, one a line, found an empty file")
+    return ids
+
+
+def import_scores(
+    path: str | Path, *, query_list: str | Path, gallery_list: str | Path
+) -> ScoreFile:
+    """Make a score file of a bare matrix and its two id lists.
+
+    The lists are in the matrix's row and column order; columns are then sorted by gallery id.
+
+    Raises:
+        InputError: no bare floating-point matrix, or lists that do not fit it.
+    """
+    path = existing_file(path, "a bare score tensor")
+    tensor = _load_tensors(path, mmap=True)
+    if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
+        found = (
+            f"{tensor.dtype} {list(tensor.shape)}"
+            if isinstance(tensor, Tensor)
+            else f"a {type(tensor).__name__}"
+        )
+        raise InputError(path, f"expected a bare floating-point matrix, found {found}")
+    query_ids = read_ids(query_list, "query")
+    gallery_ids = read_ids(gallery_list, "gallery")
+    for listed, ids, size, kind in (
+        (query_list, query_ids, tensor.shape[0], "rows"),
+        (gallery_list, gallery_ids, tensor.shape[1], "columns"),
+    ):
+        if len(ids) != size:
+            raise InputError(
+                listed, f"expected {size} ids for the {size} {kind} of {path}, found {len(ids)}"
+            )
+    by_id = sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__)
+    return ScoreFile(
+        scores=tensor[:, by_id].to(torch.float32),
+        query_ids=query_ids,
+        gallery_ids=[gallery_ids[column] for column in by_id],
+        meta=make_meta(
+            "imported",
+            checkpoint_sha256=None,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            data_sha256=None,
+            imported_file=path.name,
+            imported_sha256=sha256_of_file(path),
+        ),
+    )
+
+
+def export_bare(score_file: ScoreFile, prefix: str | Path) -> list[Path]:
+    """Write ``PREFIX.pt`` (the bare tensor), ``PREFIX.queries.txt`` and ``PREFIX.gallery.txt``.
+
+    :func:`import_scores` reads the three back.
+    """
+    prefix = Path(prefix)
+    paths = [
+        prefix.with_name(prefix.name + ending) for ending in (".pt", ".queries.txt", ".gallery.txt")
+    ]
+    write_text(paths[1], "".join(f"{one}\n" for one in score_file.query_ids))
+    write_text(paths[2], "".join(f"{one}\n" for one in score_file.gallery_ids))
+    _save_tensors(paths[0], score_file.scores.clone())
+    return paths
+
+
+def describe(path: str | Path, score_file: ScoreFile) -> str:
+    """What a score file holds, as lines of text."""
+    scores = score_file.scores
+    lines = [
+        f"file      {path}",
+        f"scores    {scores.shape[0]} queries x {scores.shape[1]} images, float32, "
+        f"{scores.nbytes / 2**20:.1f} MiB",
+        f"range     {scores.min().item():.6g} to {scores.max().item():.6g}, "
+        f"mean {scores.mean(dtype=torch.float64).item():.6g}",
+        f"queries   {_first_and_last(score_file.query_ids)}",
+        f"gallery   {_first_and_last(score_file.gallery_ids)}",
+        "meta",
+        *(f"  {key}: {json.dumps(value, default=str)}" for key, value in score_file.meta.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _first_and_last(ids: list[str]) -> str:
+    return ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
+
+
+def _save_tensors(path: str | Path, content: Any) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
+
+
+def _load_tensors(path: Path, *, mmap: bool) -> Any:
+    """The content of a ``torch.save`` file of plain tensors, lists, dicts; runs no code of it."""
+    # Files of torch before 1.6 are no zip archives and cannot be mapped; they are read whole.
+    mmap = mmap and zipfile.is_zipfile(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = (
+            f"a pickle that asks for {asked[1]}, which was not run" if asked else "something else"
+        )
+        raise InputError(
+            path,
+            f"expected a torch.save file of plain tensors, lists and dicts, found {found}",
+            todo="do not use a file from an unknown source; save a matrix as a plain tensor",
+        ) from error
+    except Exception as error:  # a damaged pickle can fail in any way at all
+        raise InputError(
+            path,
+            "expected a torch.save file, found something else or a damaged file "
+            f"({type(error).__name__})",
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Convert, show and export score files."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pab.scores", description=main.__doc__, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "import", help="make a score file of a bare tensor", allow_abbrev=False
+    )
+    command.add_argument(
+        "file", type=Path, help="the bare tensor [queries, gallery], as torch.save"
+    )
+    command.add_argument("--queries", type=Path, required=True, help="query ids, one a line")
+    command.add_argument("--gallery", type=Path, required=True, help="gallery ids, one a line")
+    command.add_argument("--out", type=Path, required=True, help="the score file to write")
+    command = commands.add_parser("show", help="print what a score file holds", allow_abbrev=False)
+    command.add_argument("file", type=Path)
+    command = commands.add_parser(
+        "export", help="write the bare tensor and its id lists", allow_abbrev=False
+    )
+    command.add_argument("file", type=Path)
+    command.add_argument(
+        "--bare", action="store_true", required=True, help="a plain tensor without ids"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="PREFIX",
+        help="writes PREFIX.pt, PREFIX.queries.txt, PREFIX.gallery.txt (default: FILE_bare)",
+    )
+    args = parser.parse_args(argv)
+    if args.command == "import":
+        score_file = import_scores(args.file, query_list=args.queries, gallery_list=args.gallery)
+        save_scores(args.out, score_file)
+        print(describe(args.out, score_file))
+    elif args.command == "show":
+        print(describe(args.file, load_scores(args.file)))
+    else:
+        prefix = args.out or args.file.with_name(f"{args.file.stem}_bare")
+        for path in export_bare(load_scores(args.file), prefix):
+            print(path)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -89,38 +89,55 @@ def ranked_names(scores: Tensor, gallery_ids: Sequence[str], k: int = 10) -> lis
     return [[gallery_ids[column] for column in row] for row in top_k(scores, k).tolist()]
 
 
-def order_queries(
-    query_ids: Sequence[str],
+def rows_in_order(
+    ids: Sequence[str],
     order: Sequence[str],
     *,
-    where: str | Path = "query ids",
+    where: str | Path = "ids",
     order_name: str = "the wanted order",
 ) -> list[int]:
-    """Row numbers that bring ``query_ids`` into ``order``: ``query_ids[rows[i]] == order[i]``.
+    """Row numbers that bring ``ids`` into ``order``: ``ids[rows[i]] == order[i]``.
 
     Args:
-        query_ids: the ids of the rows there are.
+        ids: the ids of the rows there are.
         order: the same ids, as they are wanted.
-        where: the file that ``query_ids`` came from, for the message.
+        where: the file that ``ids`` came from, for the message.
         order_name: what ``order`` came from, for the message.
 
     Raises:
         InputError: an id is missing, too many, or there twice; up to five of each are named.
     """
-    row_of = {query_id: row for row, query_id in enumerate(query_ids)}
+    row_of = {one: row for row, one in enumerate(ids)}
     wanted = set(order)
     faults = [
         (f"ids of {order_name} that are missing", [i for i in order if i not in row_of]),
-        (f"ids that are not in {order_name}", [i for i in query_ids if i not in wanted]),
-        ("ids there twice", [i for i, n in Counter(query_ids).items() if n > 1]),
+        (f"ids that are not in {order_name}", [i for i in ids if i not in wanted]),
+        ("ids there twice", [i for i, n in Counter(ids).items() if n > 1]),
         (f"ids twice in {order_name}", [i for i, n in Counter(order).items() if n > 1]),
     ]
-    found = [f"{what}: {_some(ids)}" for what, ids in faults if ids]
+    found = [f"{what}: {_some(faulty)}" for what, faulty in faults if faulty]
     if found:
         raise InputError(
             where, f"expected exactly the ids of {order_name}, found {'; '.join(found)}"
         )
-    return [row_of[query_id] for query_id in order]
+    return [row_of[one] for one in order]
+
+
+def order_queries(
+    query_ids: Sequence[str],
+    order: Sequence[str] | None,
+    *,
+    where: str | Path = "--query_order",
+) -> list[str]:
+    """The query ids in the order of the output lines: ``order``, or as they are if it is None.
+
+    Raises:
+        InputError: ``order`` does not hold exactly the ids of ``query_ids``; ``where`` is named.
+    """
+    if order is None:
+        return list(query_ids)
+    rows_in_order(order, query_ids, where=where, order_name="the annotation")
+    return list(order)
 
 
 def _some(ids: list[str]) -> str:

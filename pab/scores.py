@@ -32,7 +32,7 @@ from torch import Tensor
 from pab import __version__
 from pab.errors import InputError, run_cli
 from pab.files import atomic_path, existing_file, sha256_of_file, write_text
-from pab.ranking import order_queries
+from pab.ranking import rows_in_order
 
 KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 _BLOCK_ELEMENTS = 1 << 22  # scores checked together: 16 MiB of float32, whatever the file's size
@@ -46,32 +46,13 @@ class ScoreFile:
         scores: float32 ``[Q, G]``, finite, higher is better.
         query_ids: ``Q`` distinct ids, in row order.
         gallery_ids: ``G`` distinct ids, sorted.
-        meta: model, checkpoint_sha256, dtype, data_sha256, project_version and what a model adds.
+        meta: model, checkpoint hash, dtype, data hash, project version, and what a model adds.
     """
 
     scores: Tensor
     query_ids: list[str]
     gallery_ids: list[str]
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-def make_meta(
-    model: str,
-    *,
-    checkpoint_sha256: str | None,
-    dtype: str,
-    data_sha256: str | None,
-    **more: Any,
-) -> dict[str, Any]:
-    """The ``meta`` of a score file; ``more`` is what one model has to say besides."""
-    return {
-        "model": model,
-        "checkpoint_sha256": checkpoint_sha256,
-        "dtype": dtype,
-        "data_sha256": data_sha256,
-        "project_version": __version__,
-        **more,
-    }
 
 
 def save_scores(path: str | Path, score_file: ScoreFile) -> None:
@@ -204,7 +185,7 @@ def reorder(
     """
     if list(query_ids) == score_file.query_ids:
         return score_file  # nothing to move: a memory-mapped matrix stays on disk
-    rows = order_queries(score_file.query_ids, query_ids, where=where)
+    rows = rows_in_order(score_file.query_ids, query_ids, where=where)
     return replace(score_file, scores=score_file.scores[rows], query_ids=list(query_ids))
 
 
@@ -223,14 +204,14 @@ def align(
         InputError: the two do not hold exactly the same query ids and gallery ids.
     """
     if score_file.gallery_ids != reference.gallery_ids:
-        order_queries(
+        rows_in_order(
             score_file.gallery_ids,
             reference.gallery_ids,
             where=f"{where}, gallery_ids",
             order_name=reference_name,
         )
     if score_file.query_ids != reference.query_ids:
-        order_queries(
+        rows_in_order(
             score_file.query_ids,
             reference.query_ids,
             where=f"{where}, query_ids",
@@ -303,14 +284,13 @@ def import_scores(
         scores=tensor[:, by_id].to(torch.float32),
         query_ids=query_ids,
         gallery_ids=[gallery_ids[column] for column in by_id],
-        meta=make_meta(
-            "imported",
-            checkpoint_sha256=None,
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            data_sha256=None,
-            imported_file=path.name,
-            imported_sha256=sha256_of_file(path),
-        ),
+        meta={
+            "model": "imported",
+            "imported_file": path.name,
+            "imported_sha256": sha256_of_file(path),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "project_version": __version__,
+        },
     )
 
 

@@ -1,0 +1,394 @@
+"""Checkpoints: reading released formats safely, loading strictly, saving whole, resuming exactly.
+
+Pickled files are read with ``weights_only=True`` alone, so that a file can bring tensors and plain
+containers but never run code. ``argparse.Namespace`` is let in, because released checkpoints carry
+their arguments in one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import pickle
+import random
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pab.errors import InputError
+from pab.files import atomic_path, existing_file, sha256_of_file
+
+STATE_KEYS = ("model", "module", "state_dict")  # where released checkpoints keep the weights
+WRAPPER_PREFIX = "module."  # DistributedDataParallel puts it before every name
+NAMES_SHOWN = 5  # how many tensor names an error lists
+TRAINING_STATE_VERSION = 1
+# What torch.load raises for damaged or foreign files, found by damaging files in every way.
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError,
+    AttributeError, AssertionError, struct.error, zipfile.BadZipFile, OverflowError, OSError,
+)  # fmt: skip
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; large tensors stay on disk until they are used.
+
+    Args:
+        path: ``.safetensors`` (gives ``{"model": tensors, "metadata": {str: str}}``), or what
+            ``torch.save`` wrote, under any other ending.
+
+    Raises:
+        InputError: no such file, no checkpoint, damaged, or holding Python objects.
+    """
+    path = existing_file(path, "a checkpoint")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    loaded = _read_torch(path, mmap=zipfile.is_zipfile(path))  # older files cannot be mapped
+    if not isinstance(loaded, Mapping):
+        raise InputError(
+            path, f"expected a checkpoint (a dict of tensors), found {type(loaded).__name__}"
+        )
+    return dict(loaded)
+
+
+def _read_torch(path: Path, *, mmap: bool) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UNREADABLE as error:
+        # torch's own text runs over many lines and advises to switch the protection off.
+        text = str(error)
+        foreign = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:class|operand|global) (\S+)", text)
+        if foreign is not None:
+            name = next(group for group in foreign.groups() if group)
+            raise InputError(
+                path, f"expected tensors and plain values, found the Python object {name}",
+                todo="it was not loaded, for it could run code; save the tensors alone",
+            ) from error  # fmt: skip
+        if "TorchScript" in text:
+            raise InputError(
+                path, "expected a checkpoint, found a TorchScript archive",
+                todo="save its state dict and give that",
+            ) from error  # fmt: skip
+        raise InputError(
+            path, "expected a checkpoint written by torch.save, found a file that is none or is "
+            f"damaged ({type(error).__name__})", todo="check its size and fetch it again",
+        ) from error  # fmt: skip
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            return {"model": tensors, "metadata": handle.metadata() or {}}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            path, f"expected a safetensors file, found none or a damaged one ({error})",
+            todo="check its size and fetch it again",
+        ) from error  # fmt: skip
+
+
+def model_state(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The weights inside a checkpoint: under ``model``, ``module`` or ``state_dict``, or itself.
+
+    The ``module.`` that DistributedDataParallel puts before every name is taken off.
+
+    Raises:
+        InputError: there are none, or an entry is no tensor.
+    """
+    found: Mapping[str, Any] = checkpoint
+    for key in STATE_KEYS:
+        if isinstance(checkpoint.get(key), Mapping):
+            found = checkpoint[key]
+            break
+    if not found:
+        raise InputError(path, "expected a model's weights, found an empty dict")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                path, f"expected a tensor, found {type(value).__name__}", item=f"entry {name!r}",
+                todo=f"weights are looked for under {', '.join(STATE_KEYS)}, then at the top",
+            )  # fmt: skip
+    if all(name.startswith(WRAPPER_PREFIX) for name in found):
+        return {name.removeprefix(WRAPPER_PREFIX): value for name, value in found.items()}
+    return dict(found)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a loading did, by tensor name; all but ``loaded`` were allowed by the caller."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]  # in the model, not in the checkpoint: the model keeps its own
+    unexpected: tuple[str, ...]  # in the checkpoint, not in the model: left out
+    ignored: tuple[str, ...]  # left out of the comparison, on either side
+
+
+def load_strict(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> LoadReport:
+    """Copy weights into a model, into the model's own number format; all of them or none.
+
+    Args:
+        model: receives the weights.
+        state: tensor name -> tensor, as :func:`model_state` gives it.
+        path: the file they came from, for the error.
+        allow_missing: shell-style patterns of names the checkpoint need not have.
+        allow_unexpected: patterns of names the model need not have.
+        ignore: patterns of names that are neither loaded nor compared, even if both have them.
+
+    Raises:
+        InputError: names or shapes differ, a kind of number differs (float for integer), or a
+            weight is NaN or infinite. The model is unchanged.
+    """
+    own = model.state_dict()
+    ignored = tuple(sorted(name for name in {*own, *state} if _matches(name, ignore)))
+    wanted = {name: tensor for name, tensor in own.items() if not _matches(name, ignore)}
+    given = {name: tensor for name, tensor in state.items() if not _matches(name, ignore)}
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    loaded = [name for name in wanted if name in given]
+    problems = [
+        _listed("missing", [n for n in missing if not _matches(n, allow_missing)]),
+        _listed("unexpected", [n for n in unexpected if not _matches(n, allow_unexpected)]),
+        _listed("of another shape", [
+            f"{name} (expected {list(wanted[name].shape)}, found {list(given[name].shape)})"
+            for name in loaded if wanted[name].shape != given[name].shape
+        ]),
+        _listed("of another kind of number", [
+            f"{name} (expected {wanted[name].dtype}, found {given[name].dtype})"
+            for name in loaded
+            if wanted[name].is_floating_point() != given[name].is_floating_point()
+        ]),
+    ]  # fmt: skip
+    found = "; ".join(problem for problem in problems if problem)
+    if found:
+        raise InputError(
+            path, f"its tensors do not fit the model: {found}",
+            todo="give the checkpoint of this model and size",
+        )  # fmt: skip
+    for name in loaded:
+        _require_finite(given[name], wanted[name].dtype, name, path)
+    with torch.no_grad():
+        for name in loaded:
+            wanted[name].copy_(given[name])
+    return LoadReport(tuple(loaded), tuple(missing), tuple(unexpected), ignored)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(names[:NAMES_SHOWN])}{more}"
+
+
+def _require_finite(value: Tensor, dtype: torch.dtype, name: str, path: str | Path) -> None:
+    """Refuse NaN and infinity, and numbers that become infinite in the model's own format."""
+    if not value.is_floating_point():
+        return
+    # One sum says it for nearly every tensor; only a sum that overflows needs the exact look.
+    if not torch.isfinite(value.sum(dtype=torch.float32)):
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise InputError(
+                path, f"expected finite weights, found {bad} of {value.numel()} NaN or infinite",
+                item=f"tensor '{name}'", todo="the file is damaged or its training diverged",
+            )  # fmt: skip
+    if torch.finfo(dtype).max < torch.finfo(value.dtype).max:
+        bad = int((~torch.isfinite(value.to(dtype))).sum())
+        if bad:
+            raise InputError(
+                path, f"{bad} of {value.numel()} weights are too large for {dtype}",
+                item=f"tensor '{name}'", todo="load the model in fp32",
+            )  # fmt: skip
+
+
+def checkpoint_hash(path: str | Path) -> str:
+    """SHA-256 of a checkpoint file, as 64 hex digits.
+
+    Raises:
+        InputError: no such file.
+    """
+    return sha256_of_file(existing_file(path, "a checkpoint"))
+
+
+def save_weights(
+    path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights atomically; the same weights give the same bytes.
+
+    Args:
+        path: ``.safetensors``; or ``.pth``/``.pt``, holding ``{"model": ..., "metadata": ...}``.
+        state: tensor name -> tensor. Tied tensors are written once for each name.
+        metadata: what the weights are and where they came from.
+
+    Raises:
+        InputError: another ending; the file cannot be written.
+    """
+    path = Path(path)
+    facts = {str(key): str(value) for key, value in sorted((metadata or {}).items())}
+    # Clones: a view would carry its whole storage along, and safetensors refuses shared memory.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    if path.suffix == ".safetensors":
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=facts)
+            _sort_metadata(temporary)
+    elif path.suffix in (".pth", ".pt"):
+        _save_torch(path, {"model": tensors, "metadata": facts})
+    else:
+        raise InputError(path, "expected the ending .safetensors, .pth or .pt")
+
+
+def _save_torch(path: str | Path, value: Any) -> None:
+    # Through a handle: given a path, torch writes the (temporary) file's name into the archive.
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        torch.save(value, handle)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata into sorted order, in place; the writer's is random."""
+    with path.open("r+b") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        if len(text) > length:
+            raise RuntimeError(f"safetensors header grew from {length} to {len(text)} bytes")
+        handle.seek(8)
+        handle.write(text.ljust(length))
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything a training run needs to go on as if it had never stopped.
+
+    Tensors and plain containers only; ``rng`` has one :func:`rng_state` a process, by rank.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    step: int  # optimizer steps done; the schedule's place
+    epoch: int  # epoch the run is in, from 0
+    step_in_epoch: int  # steps done in it
+    rng: list[dict[str, Any]]
+    config: dict[str, Any]
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ema: dict[str, Any] | None = None
+    best_metric: float | None = None
+
+
+def save_training_state(path: str | Path, state: TrainingState) -> None:
+    """Write a training state atomically.
+
+    Raises:
+        TypeError: it holds something that safe reading would refuse; named by its place.
+        InputError: the file cannot be written.
+    """
+    fields = {
+        field.name: _plain(getattr(state, field.name), field.name)
+        for field in dataclasses.fields(state)
+    }
+    _save_torch(path, {"training_state": TRAINING_STATE_VERSION, **fields})
+
+
+def load_training_state(path: str | Path) -> TrainingState:
+    """Read a training state back, onto the CPU and into memory (not mapped: it will be written to).
+
+    Raises:
+        InputError: no such file, damaged, or no training state of this version.
+    """
+    path = existing_file(path, "a training state")
+    loaded = _read_torch(path, mmap=False)
+    version = loaded.pop("training_state", None) if isinstance(loaded, dict) else None
+    names = {field.name for field in dataclasses.fields(TrainingState)}
+    if version != TRAINING_STATE_VERSION or loaded.keys() != names:
+        raise InputError(
+            path, f"expected a training state of version {TRAINING_STATE_VERSION}, found "
+            + ("another file" if version is None else f"version {version}"),
+            todo="weights alone start a run with --finetune; they cannot resume one",
+        )  # fmt: skip
+    return TrainingState(**loaded)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value in tensors and plain containers, which ``weights_only`` reading accepts."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return value.as_posix()
+    if isinstance(value, Mapping):
+        return {_plain(k, where): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{where}: {type(value).__name__} cannot go into a training state")
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """State of every random generator this process draws from: Python, NumPy, torch, its device."""
+    legacy: Any = np.random.get_state(legacy=True)
+    kind, words, *rest = legacy
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [kind, words.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    getter, _ = _device_generator(device)
+    if getter is not None:
+        state[device.type] = getter()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put back what :func:`rng_state` gave.
+
+    A run that resumes on another kind of device has no saved state for it: that generator stays as
+    it was seeded.
+    """
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, numpy_words, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(numpy_words, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    _, setter = _device_generator(device)
+    if setter is not None and device.type in state:
+        setter(state[device.type])
+
+
+def _device_generator(
+    device: torch.device,
+) -> tuple[Callable[[], Tensor] | None, Callable[[Tensor], None] | None]:
+    """How to read and set the generator of an accelerator; (None, None) for the CPU."""
+    if device.type == "cuda":
+        return (
+            lambda: torch.cuda.get_rng_state(device),
+            lambda state: torch.cuda.set_rng_state(state, device),
+        )
+    if device.type == "mps":
+        return torch.mps.get_rng_state, torch.mps.set_rng_state
+    return None, None

@@ -1,0 +1,97 @@
+"""Everything that depends on the device: which one, its number formats, its random generators."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+from pab.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a user asked for; ``auto`` takes CUDA, then MPS, then the CPU, whatever is there.
+
+    Under torchrun, CUDA means the GPU of this process (``LOCAL_RANK``).
+
+    Raises:
+        InputError: the name is unknown, or the machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda":
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count() or not torch.cuda.is_available():
+            raise InputError(
+                "--device", f"expected CUDA GPU {local_rank}, found {torch.cuda.device_count()} "
+                "usable GPUs", todo="use --device cpu, or start fewer processes",
+            )  # fmt: skip
+        return torch.device("cuda", local_rank)
+    if name == "mps":
+        if not _has_mps():
+            raise InputError(
+                "--device", "expected Apple's MPS, found none", todo="use --device cpu"
+            )
+        return torch.device("mps")
+    raise InputError("--device", f"expected auto, cuda, mps or cpu, found '{name}'")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch type of ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        InputError: another name.
+    """
+    if name not in DTYPES:
+        raise InputError("--dtype", f"expected {', '.join(DTYPES)}, found '{name}'")
+    return DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """A context in which matrix products run in ``dtype``; for float32 it changes nothing.
+
+    Raises:
+        InputError: float16 on a CPU, which has no fast kernels for it and overflows unnoticed.
+    """
+    if dtype == torch.float32:
+        return nullcontext()
+    if dtype == torch.float16 and device.type == "cpu":
+        raise InputError("--dtype", "fp16 does not run on a CPU", todo="use bf16 or fp32")
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """A loss scaler: active for float16, whose small gradients vanish; for others idle."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices) with ``seed + rank``."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished what was asked of it: needed before reading a clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

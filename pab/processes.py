@@ -1,0 +1,217 @@
+"""Several processes working as one: started by torchrun, or one process alone.
+
+Every function here works in both cases; alone, gathering returns what it was given. Gloo carries
+CPU tensors, NCCL CUDA tensors.
+
+Gradients: :func:`all_gather_with_grad` sums over processes on its way back and
+:func:`average_gradients` then takes the mean over processes (as DistributedDataParallel does).
+Together, N processes that each compute the loss of their own rows against all rows, averaged, give
+the gradient of one process on the whole batch.
+
+Legend: ``B`` rows a process holds, ``W`` processes, ``D`` width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pab.errors import InputError
+
+T = TypeVar("T")
+
+
+def init_processes(device: torch.device) -> None:
+    """Join the group torchrun started (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``); alone: nothing.
+
+    Raises:
+        InputError: torchrun's variables are there in part, or are no numbers.
+    """
+    found = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    if not found or dist.is_initialized():
+        return
+    for name in ("RANK", "WORLD_SIZE"):
+        if not os.environ.get(name, "").isdigit():
+            raise InputError(
+                name, f"expected a number, found {os.environ.get(name)!r}",
+                todo="start several processes with torchrun, or unset RANK and WORLD_SIZE",
+            )  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+
+
+def close() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files (rank 0)."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def share_of(count: int) -> range:
+    """The indices below ``count`` that are this process's: every W-th, so that none is left or doubled."""
+    return range(rank(), count, world_size())
+
+
+class _AllGather(torch.autograd.Function):
+    # torch.distributed.nn.all_gather does the same, but is deprecated in favour of a private module.
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = rows.shape[0]
+        gathered = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)  # [B*W, D]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # all_reduce is in place
+        dist.all_reduce(total)
+        return total[rank() * ctx.count : (rank() + 1) * ctx.count]
+
+
+def all_gather_with_grad(rows: Tensor) -> Tensor:
+    """Rows of all processes, in rank order, through which gradients flow back to their owners.
+
+    Args:
+        rows: ``[B, D]``, the same shape in every process.
+
+    Returns:
+        ``[B*W, D]``. Backward gives each process the gradients of its rows summed over processes.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _AllGather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every ``.grad`` by its mean over processes, in one exchange a dtype.
+
+    A parameter that has a gradient in some processes counts as zero in the others; one that has none
+    anywhere keeps none.
+    """
+    if world_size() == 1:
+        return
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if not wanted:
+        return
+    device = wanted[0].device
+    present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.int32, device=device)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for parameter, has_gradient in zip(wanted, present.tolist(), strict=True):
+        if has_gradient:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            groups.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in groups.values():
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def gather_by_id(ids: list[int], rows: Tensor, total: int | None = None) -> Tensor | None:
+    """Rows of all processes on the main one, in the order of their ids.
+
+    Args:
+        ids: one id a row, counted from 0; over all processes they must be 0, 1, 2, ... without a
+            gap. An id that comes twice (samplers that pad do that) is kept once, from the first
+            process that has it.
+        rows: ``[B, ...]``, on the device of the group; B may differ between processes and be 0.
+        total: how many ids there must be; None = one more than the largest.
+
+    Returns:
+        ``[total, ...]`` on the main process, None on the others.
+
+    Raises:
+        ValueError: as many ids as rows are needed; an id is missing or too large.
+    """
+    if len(ids) != rows.shape[0]:
+        raise ValueError(f"{len(ids)} ids for {rows.shape[0]} rows")
+    all_ids = gather_objects(list(ids))
+    parts = _gather_rows(rows, [len(part) for part in all_ids])
+    if parts is None:
+        return None
+    position: dict[int, int] = {}
+    for index, item in enumerate(item for part in all_ids for item in part):
+        position.setdefault(item, index)
+    count = max(position, default=-1) + 1 if total is None else total
+    missing = [item for item in range(count) if item not in position]
+    if missing or len(position) != count:
+        raise ValueError(f"expected the ids 0 to {count - 1}; missing {missing[:5]}, "
+                         f"beyond {[item for item in position if not 0 <= item < count][:5]}")  # fmt: skip
+    order = torch.tensor([position[item] for item in range(count)], dtype=torch.long)
+    return torch.cat(parts)[order.to(rows.device)]
+
+
+def _gather_rows(rows: Tensor, counts: list[int]) -> list[Tensor] | None:
+    """Every process's rows on the main one, in rank order; None elsewhere."""
+    if world_size() == 1:
+        return [rows]
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives need one shape for all
+    padded[: rows.shape[0]] = rows.detach()
+    if not is_main():
+        dist.gather(padded, None, dst=0)
+        return None
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.gather(padded, gathered, dst=0)
+    return [part[:count] for part, count in zip(gathered, counts, strict=True)]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's value, in rank order, on every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: T) -> T:
+    """The main process's value, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value if is_main() else None]
+    dist.broadcast_object_list(box, src=0)
+    received: Any = box[0]
+    return received
+
+
+def reduce_mean(value: Tensor) -> Tensor:
+    """Mean of a tensor over processes, without gradient, on every process."""
+    mean = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(mean)
+        mean /= world_size()
+    return mean

@@ -7,7 +7,7 @@ in as functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -124,8 +124,8 @@ def clip_and_step(
 ) -> float:
     """Clip the gradients if asked to, and take one step; backward has been done by the caller.
 
-    With an active loss scaler (float16), overflowing gradients skip the step and shrink the scale, as
-    usual; without one, nothing that is not finite reaches the weights.
+    With an active loss scaler (float16), overflowing gradients skip the step and shrink the scale;
+    without one, they end the run. Either way nothing that is not finite reaches the weights.
 
     Args:
         optimizer: over groups that carry ``names``.
@@ -138,8 +138,8 @@ def clip_and_step(
         The norm of all gradients before clipping (unscaled; not finite if the step was skipped).
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite (and float16's scaling cannot help);
-            names the step and the worst gradients. The weights are untouched.
+        FloatingPointError: the loss or a gradient is not finite, and no loss scale can help; names
+            the step and the worst gradients. The weights are untouched.
         RuntimeError: no parameter has a gradient.
     """
     scaling = scaler is not None and scaler.is_enabled()
@@ -256,10 +256,7 @@ class Ema:
 def _write_into(
     model: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
 ) -> None:
-    pairs: Sequence[tuple[Iterable[tuple[str, Tensor]], dict[str, Tensor]]] = (
-        (model.named_parameters(), parameters),
-        (model.named_buffers(), buffers),
-    )
-    for targets, values in pairs:
-        for name, target in targets:
-            target.copy_(values[name])
+    for name, parameter in model.named_parameters():
+        parameter.copy_(parameters[name])
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])

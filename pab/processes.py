@@ -76,12 +76,12 @@ def barrier() -> None:
 
 
 def share_of(count: int) -> range:
-    """The indices below ``count`` that are this process's: every W-th, so that none is left or doubled."""
+    """This process's indices below ``count``: every W-th, so that none is left out or doubled."""
     return range(rank(), count, world_size())
 
 
 class _AllGather(torch.autograd.Function):
-    # torch.distributed.nn.all_gather does the same, but is deprecated in favour of a private module.
+    # torch.distributed.nn.all_gather does the same, but is deprecated for a private module.
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -115,8 +115,8 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every ``.grad`` by its mean over processes, in one exchange a dtype.
 
-    A parameter that has a gradient in some processes counts as zero in the others; one that has none
-    anywhere keeps none.
+    A parameter that has a gradient in some processes counts as zero in the others; one that has
+    none anywhere keeps none.
     """
     if world_size() == 1:
         return
@@ -168,9 +168,11 @@ def gather_by_id(ids: list[int], rows: Tensor, total: int | None = None) -> Tens
         position.setdefault(item, index)
     count = max(position, default=-1) + 1 if total is None else total
     missing = [item for item in range(count) if item not in position]
-    if missing or len(position) != count:
-        raise ValueError(f"expected the ids 0 to {count - 1}; missing {missing[:5]}, "
-                         f"beyond {[item for item in position if not 0 <= item < count][:5]}")  # fmt: skip
+    beyond = [item for item in position if not 0 <= item < count]
+    if missing or beyond:
+        raise ValueError(
+            f"expected the ids 0 to {count - 1}; missing {missing[:5]}, beyond {beyond[:5]}"
+        )
     order = torch.tensor([position[item] for item in range(count)], dtype=torch.long)
     return torch.cat(parts)[order.to(rows.device)]
 

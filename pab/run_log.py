@@ -1,8 +1,8 @@
 """The record of a run: what was run, on what, and every figure it gave.
 
-In the output folder: ``config.yaml`` (every setting), ``run.json`` (command, seed, versions and git
-commit of every start), ``log.jsonl`` (a line for each thing logged). Curves go to TensorBoard when a
-log folder is given, progress to stderr. Only the main process writes.
+In the output folder: ``config.yaml`` (every setting), ``run.json`` (command, seed, versions and
+git commit of every start), ``log.jsonl`` (a line for each thing logged). Curves go to TensorBoard
+when a log folder is given, progress to stderr. Only the main process writes.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class RunLog:
         config: the resolved config; its ``seed``, if it has one, is recorded.
         argv: the command's arguments, as typed.
         command: the command itself, such as ``python -m lhp.train``.
-        resumed_at: optimizer steps done in the state the run resumes from; lines logged after it are
-            removed, since those steps are about to be done again. None = a new run: old lines go.
+        resumed_at: optimizer steps done in the state the run resumes from; lines of later steps
+            are removed, since those are about to be done again. None = a new run: old lines go.
 
     Raises:
         InputError: the folder cannot be written, or a log line cannot be read back.
@@ -235,7 +235,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """``{"commit": hash, "changed": bool}`` if ``folder`` is the root of a git checkout, else None."""
+    """``{"commit": hash, "changed": bool}`` if ``folder`` is a git checkout's root, else None."""
     top = _git(folder, "rev-parse", "--show-toplevel")
     commit = _git(folder, "rev-parse", "HEAD")
     if top is None or commit is None or Path(top).resolve() != folder.resolve():

@@ -25,14 +25,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pab.errors import InputError
 from pab.ranking import ranks_of
-from pab.scores import ScoreFile
+
+if TYPE_CHECKING:
+    from pab.scores import ScoreFile
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -73,6 +75,8 @@ def evaluate_scores(score_file: ScoreFile, relevant: Mapping[str, frozenset[str]
     Raises:
         InputError: a query has no right image, or one that the gallery does not hold.
     """
+    import torch
+
     column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
     rows, columns = [], []
     for row, query_id in enumerate(score_file.query_ids):
@@ -207,6 +211,8 @@ def twin_preference(
     Raises:
         InputError: a twin that the gallery does not hold.
     """
+    import torch
+
     column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
     pairs = [
         (row, _column(column_of, twins[query_id], query_id))

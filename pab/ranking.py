@@ -3,7 +3,9 @@
 The tie rule: of two images with equal scores, the one with the smaller gallery id comes first. The
 columns of a score matrix are sorted by gallery id, so the smaller id is the smaller column.
 
-Shape letters: ``Q`` queries, ``G`` gallery images, ``K`` ranked places, ``P`` (query, image) pairs.
+torch is imported by the functions that need it, so that work on ranked lists alone starts at once.
+
+Shape letters: ``Q`` queries, ``G`` gallery images, ``P`` (query, image) pairs.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pab.errors import InputError
 from pab.files import existing_file, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 22  # scores looked at together: 16 MiB of float32, whatever the gallery size
 _NAMED_IDS = 5  # ids a mismatch message names of each kind
@@ -32,6 +35,8 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     Returns:
         LongTensor ``[Q, min(k, G)]``. The same on every device and for every block size.
     """
+    import torch
+
     if scores.ndim != 2:
         raise ValueError(f"expected scores [Q, G], found {list(scores.shape)}")
     if k < 1:
@@ -47,6 +52,8 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 def _top_k_block(block: Tensor, k: int) -> Tensor:
     """:func:`top_k` of a few rows ``[q, G]``, with ``k <= G``."""
+    import torch
+
     values, columns = torch.topk(block, k, dim=1, sorted=False)
     # topk promises nothing about ties: order the chosen columns by id, then stably by score.
     columns, by_column = columns.sort(dim=1)
@@ -71,6 +78,8 @@ def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Returns:
         LongTensor ``[P]``, 1 for the first place.
     """
+    import torch
+
     n_gallery = scores.shape[1]
     column_numbers = torch.arange(n_gallery, device=scores.device)
     ranks = torch.empty_like(rows)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from pab import __version__
+from pab.annotations import read_id_list
 from pab.errors import InputError, run_cli
 from pab.files import atomic_path, existing_file, sha256_of_file, write_text
 from pab.ranking import rows_in_order
@@ -220,36 +221,6 @@ def align(
     return reorder(score_file, reference.query_ids, where=where)
 
 
-def read_ids(path: str | Path, what: str) -> list[str]:
-    """Distinct ids, one a line.
-
-    Raises:
-        InputError: missing file, an empty line, blanks at an end of a line, an id twice, no ids.
-    """
-    path = existing_file(path, f"a list of {what} ids, one a line")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"expected {what} ids in UTF-8 text, found other bytes") from error
-    if lines[-1] == "":  # the newline that closes the last line
-        lines.pop()
-    ids = [line.removesuffix("\r") for line in lines]
-    first_line: dict[str, int] = {}
-    for number, one in enumerate(ids, start=1):
-        if not one or one != one.strip():
-            raise InputError(path, f"expected one id, found {one!r}", item=f"line {number}")
-        if one in first_line:
-            raise InputError(
-                path,
-                f"expected distinct ids, found {one!r} again (first in line {first_line[one]})",
-                item=f"line {number}",
-            )
-        first_line[one] = number
-    if not ids:
-        raise InputError(path, f"expected {what} ids, one a line, found an empty file")
-    return ids
-
-
 def import_scores(
     path: str | Path, *, query_list: str | Path, gallery_list: str | Path
 ) -> ScoreFile:
@@ -269,8 +240,8 @@ def import_scores(
             else f"a {type(tensor).__name__}"
         )
         raise InputError(path, f"expected a bare floating-point matrix, found {found}")
-    query_ids = read_ids(query_list, "query")
-    gallery_ids = read_ids(gallery_list, "gallery")
+    query_ids = read_id_list(query_list, "a list of query ids, one a line")
+    gallery_ids = read_id_list(gallery_list, "a list of gallery ids, one a line")
     for listed, ids, size, kind in (
         (query_list, query_ids, tensor.shape[0], "rows"),
         (gallery_list, gallery_ids, tensor.shape[1], "columns"),

@@ -1,0 +1,221 @@
+"""Where two ranked lists differ.
+
+Command line::
+
+    python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
+
+Without labels: how many first places agree, how much of the tens is shared, and how many queries
+claim an image that another query claims too. In a set where every image answers one query such
+double claims are certainly wrong for all but one of them. With labels: which list is right where
+they differ, and whether the difference is more than chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pab.annotations import Query, Retrieval, _read_answers, read_query_order, read_retrieval
+from pab.errors import InputError, run_cli
+from pab.evaluate import Evaluation, evaluate_predictions
+from pab.files import write_json
+from pab.metrics import paired_bootstrap
+from pab.ranking import read_ranked_list
+
+DEPTH = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two ranked lists of the same queries differ.
+
+    Attributes:
+        lines: queries.
+        depth: places compared, ten or the shorter list's length.
+        same_first: queries whose first image is the same.
+        same_set: queries whose first ``depth`` images are the same in any order.
+        same_order: queries whose first ``depth`` images are the same in the same order.
+        overlap: mean number of images shared within ``depth``.
+        distinct_first: for either list, how many different images stand first.
+        double_claims: for either list, how many queries put an image first that another query puts
+            first too.
+        differing: line numbers (from 1) with different first images.
+    """
+
+    lines: int
+    depth: int
+    same_first: int
+    same_set: int
+    same_order: int
+    overlap: float
+    distinct_first: tuple[int, int]
+    double_claims: tuple[int, int]
+    differing: list[int]
+
+    def table(self) -> str:
+        """The figures as lines of text."""
+        n, depth = self.lines, self.depth
+        rows = [
+            ("queries", str(n)),
+            ("same first image", f"{self.same_first} ({self.same_first / n:.1%})"),
+            (f"shared of the first {depth}", f"{self.overlap:.2f} images on average"),
+            (f"same {depth}, any order", f"{self.same_set}"),
+            (f"same {depth}, same order", f"{self.same_order}"),
+            ("distinct first images", _both(self.distinct_first)),
+            ("queries with a double claim", _both(self.double_claims)),
+        ]
+        return "\n".join(f"{label:<28} {value}" for label, value in rows)
+
+
+def _both(pair: tuple[int, int]) -> str:
+    return f"A {pair[0]}, B {pair[1]}"
+
+
+def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Comparison:
+    """Compare two ranked lists line by line; both hold the same queries in the same order."""
+    if len(a) != len(b):
+        raise ValueError(f"expected lists of one length, found {len(a)} and {len(b)} lines")
+    depth = min(DEPTH, len(a[0]), len(b[0]))
+    heads = [(list(x[:depth]), list(y[:depth])) for x, y in zip(a, b, strict=True)]
+    shared = [len(set(x) & set(y)) for x, y in heads]
+    return Comparison(
+        lines=len(a),
+        depth=depth,
+        same_first=sum(x[0] == y[0] for x, y in heads),
+        same_set=sum(n == depth for n in shared),
+        same_order=sum(x == y for x, y in heads),
+        overlap=sum(shared) / len(shared),
+        distinct_first=(_distinct_first(a), _distinct_first(b)),
+        double_claims=(_double_claims(a), _double_claims(b)),
+        differing=[number for number, (x, y) in enumerate(heads, start=1) if x[0] != y[0]],
+    )
+
+
+def _distinct_first(names: Sequence[Sequence[str]]) -> int:
+    return len({line[0] for line in names})
+
+
+def _double_claims(names: Sequence[Sequence[str]]) -> int:
+    return sum(n for n in Counter(line[0] for line in names).values() if n > 1)
+
+
+def read_labels(
+    answers: Path | None, annotation: Path | None, query_order: Path | None
+) -> tuple[Retrieval, list[str]] | None:
+    """The labels of the lists' queries and the query id of each line; None if no labels were given.
+
+    Without an annotation the lines are in the order of the answer key.
+    """
+    if annotation is not None:
+        retrieval = read_retrieval(annotation, answers=answers)
+    elif answers is not None:
+        key = _read_answers(answers)
+        queries = [
+            Query(query_id, "", gallery_id, normal or anomaly, _is_normal(normal, anomaly))
+            for query_id, (gallery_id, normal, anomaly) in key.items()
+        ]
+        relevant = {
+            query_id: frozenset((gallery_id,)) for query_id, (gallery_id, *_) in key.items()
+        }
+        retrieval = Retrieval(queries, None, relevant, {})
+    else:
+        return None
+    ids = [query.query_id for query in retrieval.queries]
+    return retrieval, read_query_order(query_order) if query_order else ids
+
+
+def _is_normal(normal: str | None, anomaly: str | None) -> bool | None:
+    return True if normal is not None else (None if anomaly is None else False)
+
+
+def labelled_table(a: Evaluation, b: Evaluation) -> str:
+    """Which list is right, group by group: counts of first places, and paired differences B - A."""
+    lines = ["", "first place right        n    both  only A  only B  neither"]
+    for group, chosen in a.groups.items():
+        right_a = a.metrics.values["R@1"][chosen] > 0
+        right_b = b.metrics.values["R@1"][chosen] > 0
+        counts = (
+            right_a & right_b,
+            right_a & ~right_b,
+            ~right_a & right_b,
+            ~right_a & ~right_b,
+        )
+        both, only_a, only_b, neither = (int(count.sum()) for count in counts)
+        lines.append(
+            f"{group:<16} {int(chosen.sum()):>9} {both:>7} {only_a:>7} {only_b:>7} {neither:>8}"
+        )
+    lines += ["", "metric               A       B   B - A  95 % interval"]
+    for group, chosen in a.groups.items():
+        for name in (name for name in a.metrics.values if name in b.metrics.values):
+            values_a, values_b = a.metrics.values[name][chosen], b.metrics.values[name][chosen]
+            change = paired_bootstrap(values_a, values_b)
+            lines.append(
+                f"{group + ' ' + name:<16} {values_a.mean():>6.2f}  {values_b.mean():>6.2f} "
+                f"{change.mean:>+7.2f}  [{change.low:+.2f}, {change.high:+.2f}]"
+            )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Show where two ranked lists of the same queries differ."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pab.compare", description=main.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("a", type=Path, metavar="A.txt")
+    parser.add_argument("b", type=Path, metavar="B.txt")
+    parser.add_argument(
+        "--answers", type=Path, help="key of a name-masked set; tells which list is right"
+    )
+    parser.add_argument(
+        "--annotation",
+        type=Path,
+        help="the queries of the lines (default: in the order of --answers)",
+    )
+    parser.add_argument("--query_order", type=Path, help="the query id of each line, one a line")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--show", type=int, default=20, help="differing lines to print (default: 20)"
+    )
+    args = parser.parse_args(argv)
+    if args.show < 0:
+        raise InputError("--show", f"expected 0 or more, found {args.show}")
+    if args.query_order and not (args.annotation or args.answers):
+        raise InputError("--query_order", "expected --answers or --annotation with it")
+    a, b = read_ranked_list(args.a), read_ranked_list(args.b)
+    if len(a) != len(b):
+        raise InputError(args.b, f"expected {len(a)} lines as in {args.a}, found {len(b)}")
+    comparison = compare(a, b)
+    report = comparison.table()
+    figures = asdict(comparison)
+    labels = read_labels(args.answers, args.annotation, args.query_order)
+    right: list[str] = []
+    if labels is not None:
+        retrieval, order = labels
+        evaluations = [
+            evaluate_predictions(names, retrieval, query_order=order, where=path)
+            for names, path in ((a, args.a), (b, args.b))
+        ]
+        report += "\n" + labelled_table(*evaluations)
+        for name, evaluation in zip(("a", "b"), evaluations, strict=True):
+            figures[name] = evaluation.to_json()["groups"]
+        assert retrieval.relevant is not None  # evaluate_predictions has refused it otherwise
+        right = [", ".join(sorted(retrieval.relevant[query_id])) for query_id in order]
+    if comparison.differing and args.show:
+        shown = comparison.differing[: args.show]
+        report += f"\n\nfirst images differ in {len(comparison.differing)} lines"
+        report += (
+            f", the first {len(shown)} of them:" if len(shown) < len(comparison.differing) else ":"
+        )
+        for number in shown:
+            answer = f"  right: {right[number - 1]}" if right else ""
+            report += f"\nline {number}  A {a[number - 1][0]}  B {b[number - 1][0]}{answer}"
+    if args.json:
+        write_json(args.json, {"a_file": str(args.a), "b_file": str(args.b), **figures})
+    print(report)
+
+
+if __name__ == "__main__":
+    run_cli(main)

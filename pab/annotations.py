@@ -228,7 +228,7 @@ def read_id_list(path: str | Path, what: str = "a list of ids, one a line") -> l
     """
     path = existing_file(path, what)
     first_seen: dict[str, int] = {}
-    for number, raw in lines(path):
+    for number, _, raw in lines(path):
         name = decoded(raw, path, f"line {number}").strip()
         if name in first_seen:
             raise InputError(

@@ -16,20 +16,22 @@ from pab.errors import InputError
 from pab.files import existing_file
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1 and the raw lines of a file, blank ones left out."""
+def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number from 1, byte offset and bytes of every line of a file that is not blank."""
+    offset = 0
     try:
         with path.open("rb") as handle:
             for number, raw in enumerate(handle, start=1):
                 if not raw.isspace():
-                    yield number, raw
+                    yield number, offset, raw
+                offset += len(raw)
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror or error}") from error
 
 
 def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and the JSON objects of a file, streamed."""
-    for number, raw in lines(path):
+    for number, _, raw in lines(path):
         yield number, json_object(raw, path, f"line {number}")
 
 

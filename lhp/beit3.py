@@ -1,18 +1,17 @@
 """BEiT-3 for image-text retrieval.
 
 Source: Wang et al., "Image as a Foreign Language: BEiT Pretraining for All Vision and
-Vision-Language Tasks" (arXiv 2208.10442); parameter names are those of the checkpoints published with
-its code (MIT), so that these load strictly and unchanged.
+Vision-Language Tasks" (arXiv 2208.10442); parameter names are those of the checkpoints published
+with its code (MIT), so that these load strictly and unchanged.
 
-A multiway Transformer: every block has two sets of weights, A for image tokens and B for text tokens.
-In retrieval the modalities never meet inside the network, so an image pass touches only A and a text
-pass only B. Sub-LayerNorm puts one extra norm before the attention's output projection and one before
-the feed-forward's second matrix.
+A multiway Transformer: every block has two sets of weights, A for image tokens and B for text
+tokens. In retrieval the modalities never meet inside the network, so an image pass touches only A
+and a text pass only B. Sub-LayerNorm puts one extra norm before the attention's output projection
+and one before the feed-forward's second matrix.
 
 Deliberate differences from the published code, none of which changes a result beyond rounding:
-attention is `scaled_dot_product_attention`; queries, keys and values of a call come from one matrix
-product where no gradient is asked for (see `lhp/encode.py`); padding is cut off rather than multiplied
-by zero.
+attention is `scaled_dot_product_attention`, and padding is masked and cut off rather than also
+multiplied by zero.
 
 Shape letters: `B` batch, `N` tokens, `D` width, `H` heads, `C` head width (D / H).
 """
@@ -86,7 +85,9 @@ SIZES = {
 }
 
 
-def model_config(name: str, *, input_size: int | None = None, vocab_size: int = 64010) -> Beit3Config:
+def model_config(
+    name: str, *, input_size: int | None = None, vocab_size: int = 64010
+) -> Beit3Config:
     """Sizes from a name such as ``beit3_large_patch16_384``.
 
     Args:
@@ -289,8 +290,8 @@ class Beit3Retrieval(nn.Module):
     def no_weight_decay(name: str, parameter: Tensor) -> bool:
         """True for parameters that weight decay must leave alone.
 
-        Every vector and scalar (biases, norms, the logit scale), and two tables that the published
-        recipe names: the class token and the image positions. Text positions do decay, as published.
+        Every vector and scalar (biases, norms, the logit scale), and two tables that the
+        published recipe names: the class token and the image positions. Text positions do decay.
         """
         exempt = ("cls_token", "embed_positions.A.weight")
         return parameter.ndim <= 1 or name.endswith(exempt)
@@ -353,7 +354,7 @@ def adapt_state(state: dict[str, Tensor], config: Beit3Config) -> dict[str, Tens
 
 
 def config_of_state(state: dict[str, Tensor], config: Beit3Config) -> Beit3Config:
-    """``config`` with the vocabulary and text length that the checkpoint has (mini models are small)."""
+    """``config`` with the vocabulary and the text length of the checkpoint (mini models differ)."""
     words = state.get("beit3.text_embed.weight")
     positions = state.get("beit3.encoder.embed_positions.B.weight")
     if words is None or positions is None:

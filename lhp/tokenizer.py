@@ -1,9 +1,9 @@
 """BEiT-3's text tokenizer: a SentencePiece model with the ids of XLM-RoBERTa.
 
-The published models take `beit3.spm` (64,000 pieces). Ids are SentencePiece's plus one, because id 0
-is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`: SentencePiece's own first three entries (`<unk>`, `<s>`,
-`</s>`) are replaced by these four. Plain `sentencepiece` is used because the tokenizer class of recent
-`transformers` releases gives other ids on unusual Unicode.
+The published models take `beit3.spm` (64,000 pieces). Ids are SentencePiece's plus one, because id
+0 is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`: SentencePiece's own first three entries (`<unk>`, `<s>`,
+`</s>`) are replaced by these four. Plain `sentencepiece` is used because the tokenizer class of
+recent `transformers` releases gives other ids on unusual Unicode.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Symmetric InfoNCE, plain and with its gradient computed in chunks.
 
-Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al. 2021
-(arXiv 2101.06983).
+Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al.
+2021 (arXiv 2101.06983).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def symmetric_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tenso
 def gathered_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """The same over the batch of all processes; gradients as if one process held it.
 
-    Every process computes the whole loss, and its parameters' gradients have to be averaged over the
-    processes afterwards (``pab.processes.average_gradients``).
+    Every process computes the whole loss, and its parameters' gradients have to be averaged over
+    the processes afterwards (``pab.processes.average_gradients``).
     """
     return symmetric_infonce(all_gather_with_grad(image), all_gather_with_grad(text), logit_scale)
 

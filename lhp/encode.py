@@ -1,0 +1,115 @@
+"""Images and captions to unit vectors, for scoring and for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lhp.beit3 import Beit3Retrieval, adapt_state, config_of_state, model_config
+from lhp.tokenizer import Tokenizer, pad_batch
+from pab.annotations import GalleryImage
+from pab.checkpoints import load_strict, model_state, read_checkpoint
+from pab.devices import autocast
+from pab.errors import InputError
+from pab.images import image_loader, recipe
+
+
+def load_model(
+    name: str, input_size: int | None, checkpoint: str, tokenizer: Tokenizer
+) -> Beit3Retrieval:
+    """A fine-tuned model, ready to encode, on the CPU.
+
+    Args:
+        name: architecture, such as ``beit3_large_patch16_384``.
+        input_size: another resolution than the name's, pixels.
+        checkpoint: released or own weights; positions are resized to the resolution.
+        tokenizer: must not have more ids than the checkpoint has word vectors.
+
+    Raises:
+        InputError: unknown name, unreadable checkpoint, tensors that do not fit, too large a
+            vocabulary.
+    """
+    sizes = model_config(name, input_size=input_size)
+    state = model_state(read_checkpoint(checkpoint), checkpoint)
+    sizes = config_of_state(state, sizes)
+    if tokenizer.vocab_size > sizes.vocab_size:
+        raise InputError(
+            tokenizer.path,
+            f"has {tokenizer.vocab_size} ids, {checkpoint} only {sizes.vocab_size} word vectors",
+            todo="give the tokenizer the checkpoint was trained with",
+        )
+    with torch.device("meta"):  # no random weights: each of them is about to be read
+        model = Beit3Retrieval(sizes)
+    model = model.to_empty(device="cpu")
+    load_strict(model, adapt_state(state, sizes), checkpoint)
+    return model.eval()
+
+
+@torch.inference_mode()
+def encode_images(
+    model: Beit3Retrieval,
+    images: Sequence[GalleryImage],
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Vectors of a gallery; holds one batch of images at a time (and the loader's prefetched ones).
+
+    Returns:
+        float32 [G, D] on the CPU, in the order of ``images``.
+    """
+    vectors = torch.empty(len(images), model.config.embed_dim)
+    loader = image_loader(
+        list(images),
+        recipe("beit3", model.config.img_size).transform(),
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    for pixels, positions in loader:
+        with autocast(device, dtype):
+            vectors[positions] = model.encode_image(pixels.to(device)).cpu()
+    return vectors
+
+
+@torch.inference_mode()
+def encode_captions(
+    model: Beit3Retrieval,
+    tokenizer: Tokenizer,
+    captions: Sequence[str],
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Vectors of captions. Captions of like length share a batch, so that little is padding.
+
+    Args:
+        batch_size: images a batch; a text batch holds as many tokens as such an image batch.
+
+    Returns:
+        float32 [Q, D] on the CPU, in the order of ``captions``.
+    """
+    rows = [tokenizer.encode(caption) for caption in captions]
+    vectors = torch.empty(len(rows), model.config.embed_dim)
+    budget = batch_size * (model.config.patches + 1)
+    for positions in batches_by_length([len(row) for row in rows], budget):
+        ids, mask = pad_batch([rows[i] for i in positions])
+        with autocast(device, dtype):
+            vectors[positions] = model.encode_text(ids.to(device), mask.to(device)).cpu()
+    return vectors
+
+
+def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Positions in order of length, cut where rows x longest would pass ``token_budget``."""
+    batch: list[int] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[position] > token_budget:
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch

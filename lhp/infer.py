@@ -1,0 +1,76 @@
+"""Score a gallery with LHP: `python -m lhp.infer` writes a score file and a ranked list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pab.config import config_from_args
+from pab.errors import InputError, run_cli
+from pab.scoring import ScoringConfig, finish, flag, prepare
+
+
+@dataclass(frozen=True)
+class InferConfig(ScoringConfig):
+    """Scoring with LHP; each field is a flag of `python -m lhp.infer`."""
+
+    model: str = flag("beit3_large_patch16_384", "architecture, beit3_SIZE_patchP_RESOLUTION")
+    input_size: int | None = flag(None, "side of the square input, pixels; none is the model's own")
+    checkpoint: str = flag("checkpoints/lhp/lhp_beit3.pth", "fine-tuned weights")
+    tokenizer: str = flag("checkpoints/lhp/beit3.spm", "SentencePiece model")
+    max_text_length: int = flag(64, "token ids of a caption at most, both ends included")
+    save_score: str = flag("sims_score/score_beit3_reproduce.pt", "score file to write")
+    output_file: str = flag("predictions/score_beit3_reproduce.txt", "ranked list to write")
+
+    def check(self) -> None:
+        """See :class:`ScoringConfig`; also refuses a caption length that holds no word."""
+        super().check()
+        if self.max_text_length < 3:
+            raise InputError(
+                "--max_text_length", f"must be 3 or more, found {self.max_text_length}"
+            )
+
+
+def infer(config: InferConfig) -> None:
+    """Score every image of the gallery against every caption.
+
+    Raises:
+        InputError: bad settings, data or checkpoint; nothing is written.
+    """
+    from lhp.encode import encode_captions, encode_images, load_model
+    from lhp.tokenizer import Tokenizer
+    from pab.checkpoints import checkpoint_hash
+    from pab.devices import autocast, dtype_of, pick_device
+
+    device, dtype = pick_device(config.device), dtype_of(config.dtype)
+    autocast(device, dtype)  # refuses a format this device cannot run
+    job = prepare(config)
+    tokenizer = Tokenizer(config.tokenizer, config.max_text_length)
+    model = load_model(config.model, config.input_size, config.checkpoint, tokenizer).to(device)
+    options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "dtype": dtype}
+    images = encode_images(model, job.gallery, num_workers=config.num_workers, **options)
+    captions = [query.caption for query in job.retrieval.queries]
+    texts = encode_captions(model, tokenizer, captions, **options)
+    finish(
+        config,
+        job,
+        texts @ images.T,  # cosine similarity, [queries, gallery]
+        model=config.model,
+        checkpoint=config.checkpoint,
+        checkpoint_sha256=checkpoint_hash(config.checkpoint),
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and score."""
+    config, _ = config_from_args(
+        InferConfig,
+        argv,
+        prog="python -m lhp.infer",
+        description="Score a gallery against captions with a fine-tuned BEiT-3.",
+    )
+    infer(config)
+
+
+if __name__ == "__main__":
+    run_cli(main)

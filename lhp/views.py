@@ -1,0 +1,60 @@
+"""The local-global hybrid perspective: which part of an image a training step sees.
+
+Per image a draw from N(0.5, sd 1/6) decides: above a threshold the local view (a random resized
+crop), else the global view (the whole image). At the published threshold of 0.5 it is a fair coin.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from pab.images import recipe
+
+VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # METHOD: the draw whose value picks the view
+
+
+def local_threshold(local_prob: float) -> float:
+    """Draws above it take the local view; 0.5 at ``local_prob`` 0.5, infinite at 0 and 1."""
+    if local_prob <= 0:
+        return math.inf
+    if local_prob >= 1:
+        return -math.inf
+    return VIEW_DRAW.inv_cdf(1 - local_prob)
+
+
+class HybridView:
+    """Random view of a training image, normalised for BEiT-3.
+
+    Draws come from torch's global generator: seed it to repeat a view.
+
+    Args:
+        size: side of the result, pixels.
+        local_prob: probability of the local view.
+        crop_scale: area of the local crop as a share of the image, least and most.
+        crop_ratio: width over height of the local crop, least and most.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        local_prob: float,
+        crop_scale: tuple[float, float],
+        crop_ratio: tuple[float, float],
+    ) -> None:
+        self.threshold = local_threshold(local_prob)
+        self.whole = recipe("beit3", size).transform()
+        self.crop = v2.RandomResizedCrop(
+            size, scale=crop_scale, ratio=crop_ratio, interpolation=v2.InterpolationMode.BICUBIC
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB image -> float32 [3, size, size]."""
+        draw = VIEW_DRAW.mean + VIEW_DRAW.stdev * float(torch.randn(()))
+        # The crop has the final size already, so the whole-image recipe only normalises it.
+        return self.whole(self.crop(image) if draw > self.threshold else image)

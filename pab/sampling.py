@@ -1,0 +1,63 @@
+"""Which training samples a step sees, and each one's random draws: the same on any machine layout.
+
+The order of an epoch depends on the seed and the epoch alone. A global batch is cut into one slice
+a process, so that W processes with batch B see what one process with batch W x B sees. Each
+sample's random draws come from a seed of its own, whoever loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+SampleKey = tuple[int, int]  # (index of the sample, epoch)
+
+
+class EpochBatches(Sampler[list[SampleKey]]):
+    """Batches of one process for one epoch; the last incomplete global batch is dropped.
+
+    Args:
+        n: samples of the training set.
+        batch_size: samples a process and batch.
+        seed: seed of the order.
+        rank: this process.
+        world_size: number of processes.
+
+    Set :attr:`epoch` and :attr:`start_batch` before each pass.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.start_batch = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches of a whole epoch."""
+        return self.n // (self.batch_size * self.world_size)
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch - self.start_batch
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        share = self.batch_size * self.world_size
+        for batch in range(self.start_batch, self.batches_per_epoch):
+            first = batch * share + self.rank * self.batch_size
+            yield [(int(i), self.epoch) for i in order[first : first + self.batch_size]]
+
+
+@contextmanager
+def sample_seed(*key: int) -> Iterator[None]:
+    """Seed torch's global CPU generator from ``key`` inside the block; restore it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        state = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0] >> np.uint64(1)))
+        yield

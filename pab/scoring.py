@@ -1,0 +1,184 @@
+"""What every scoring command does around its model: check the inputs, then write the outputs.
+
+A command reads its settings, calls :func:`prepare` (which refuses every bad input before a model is
+loaded), encodes, and hands its matrix to :func:`finish`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pab import __version__
+from pab.annotations import GalleryImage, Retrieval, read_query_order, read_retrieval
+from pab.errors import InputError
+from pab.evaluate import evaluate
+from pab.files import sha256_of_lines
+from pab.images import list_gallery, verify_images
+from pab.ranking import order_queries, ranked_names, write_ranked_list
+from pab.scores import ScoreFile, save_scores
+
+GALLERY = "data/PAB/name-masked_test-set/gallery"
+QUERIES = "data/PAB/name-masked_test-set/query.json"
+
+
+def flag(default: Any, help_text: str) -> Any:
+    """A dataclass field that becomes a command-line flag with this help."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """Flags that all scoring commands share (CONTRACT: "Scoring")."""
+
+    image_folder: str | None = flag(
+        None, f"folder of the gallery's images (name-masked sets: default {GALLERY})"
+    )
+    annotation: str = flag(QUERIES, "query.json, pair.json, attr.json or a training shard")
+    answers: str | None = flag(None, "key of a name-masked set; prints metrics")
+    query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
+    save_score: str = flag("", "score file to write")
+    output_file: str = flag("", "ranked list to write")
+    top_k: int = flag(10, "names a line of the ranked list")
+    batch_size: int = flag(32, "images (or captions) encoded at a time")
+    num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")
+    device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("fp32", "number format of the model")
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        for name in ("top_k", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name}", f"must be at least 1, found {getattr(self, name)}")
+        if self.num_workers < 0:
+            raise InputError("--num_workers", f"must not be negative, found {self.num_workers}")
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """Checked inputs of one scoring run.
+
+    Attributes:
+        retrieval: queries, and labels where the annotation or the key has them.
+        gallery: the images, sorted by id.
+        order: query ids in the order of the ranked list's lines.
+        data_sha256: SHA-256 over gallery ids and captions; two score files with the same hash were
+            made from the same names and captions.
+    """
+
+    retrieval: Retrieval
+    gallery: list[GalleryImage]
+    order: list[str]
+    data_sha256: str
+
+
+def prepare(config: ScoringConfig) -> ScoringJob:
+    """Read and check everything a run needs but its model.
+
+    Raises:
+        InputError: the first fault found; unreadable images are listed together.
+    """
+    for name in ("save_score", "output_file"):
+        if Path(getattr(config, name)).is_dir():
+            raise InputError(f"--{name}", f"{getattr(config, name)} is a directory")
+    folder = Path(config.image_folder) if config.image_folder else None
+    retrieval = read_retrieval(
+        Path(config.annotation),
+        image_folder=folder,
+        answers=Path(config.answers) if config.answers else None,
+    )
+    gallery = retrieval.gallery
+    if gallery is None:
+        gallery = list_gallery(folder or Path(GALLERY))
+    if not gallery:
+        raise InputError(config.annotation, "expected images to search in, found none")
+    names = [image.gallery_id for image in gallery]
+    blank = next((n for n in names if len(n.split()) != 1 or n != n.strip()), None)
+    if blank is not None:
+        raise InputError(
+            folder or config.annotation,
+            "a name with a blank in it cannot stand in a ranked list",
+            item=f"image {blank!r}",
+            todo="rename it",
+        )
+    ids = [query.query_id for query in retrieval.queries]
+    wanted = read_query_order(config.query_order) if config.query_order else None
+    order = order_queries(ids, wanted, where=config.query_order or "--query_order")
+    if retrieval.relevant is not None:
+        known = set(names)
+        for query_id, right in retrieval.relevant.items():
+            missing = sorted(right - known)
+            if missing:
+                raise InputError(
+                    config.answers or config.annotation,
+                    f"its image {missing[0]!r} is not in the gallery",
+                    item=f"query {query_id!r}",
+                )
+    verify_images([image.path for image in gallery], num_workers=config.num_workers)
+    data_sha256 = sha256_of_lines(names + [f"{q.query_id}\t{q.caption}" for q in retrieval.queries])
+    return ScoringJob(retrieval, gallery, order, data_sha256)
+
+
+def finish(
+    config: ScoringConfig,
+    job: ScoringJob,
+    scores: Tensor,
+    *,
+    model: str,
+    checkpoint: str,
+    checkpoint_sha256: str,
+    **more: Any,
+) -> None:
+    """Write the score file and the ranked list; print metrics where there are labels.
+
+    Args:
+        config: the run's settings.
+        job: its checked inputs.
+        scores: float32 [queries, gallery], rows as ``job.retrieval.queries``, columns as
+            ``job.gallery``.
+        model: name of the architecture, for the score file's ``meta``.
+        checkpoint: the weights' file.
+        checkpoint_sha256: its hash.
+        more: anything else ``meta`` should say.
+
+    Raises:
+        InputError: a score is NaN or infinite (nothing is written), or a file cannot be written.
+    """
+    ids = [query.query_id for query in job.retrieval.queries]
+    names = [image.gallery_id for image in job.gallery]
+    if not bool(torch.isfinite(scores).all()):
+        bad = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
+        raise InputError(
+            checkpoint,
+            "the model's scores are not finite",
+            item=f"query {ids[bad]!r}",
+            todo="check the checkpoint, or score with --dtype fp32",
+        )
+    meta = {
+        "model": model,
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": checkpoint_sha256,
+        "dtype": config.dtype,
+        "data_sha256": job.data_sha256,
+        "project_version": __version__,
+        **more,
+    }
+    score_file = ScoreFile(scores.float().contiguous(), ids, names, meta)
+    ranked = dict(zip(ids, ranked_names(score_file.scores, names, config.top_k), strict=True))
+    if config.save_score:
+        save_scores(config.save_score, score_file)
+    if config.output_file:
+        write_ranked_list(config.output_file, [ranked[query_id] for query_id in job.order])
+    written = [f for f in (config.save_score, config.output_file) if f]
+    print(f"{len(ids)} queries x {len(names)} images -> {', '.join(written)}", file=sys.stderr)
+    if job.retrieval.relevant is not None:
+        print(evaluate(score_file, job.retrieval).table())

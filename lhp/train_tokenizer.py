@@ -1,0 +1,64 @@
+"""Train a small SentencePiece model on training captions: `python -m lhp.train_tokenizer`.
+
+For models from scratch on other data than the published ones'. Ids come out in the order that
+`lhp/tokenizer.py` expects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import sentencepiece
+
+from pab.errors import InputError, run_cli
+from pab.files import atomic_path
+from pab.training_set import TrainingSet
+
+
+def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> None:
+    """Write a unigram SentencePiece model of ``vocab_size`` pieces; the same captions, same model.
+
+    Raises:
+        InputError: the captions do not hold that many pieces.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(captions),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="unigram",
+            character_coverage=1.0,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=1,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            "--vocab_size", f"no model of {vocab_size} pieces can be made ({error})"
+        ) from error
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.getvalue())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lhp.train_tokenizer", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--data_path", type=Path, required=True, help="root of PAB-shaped data")
+    parser.add_argument("--out", type=Path, required=True, help="model file to write (.spm)")
+    parser.add_argument("--vocab_size", type=int, default=1200, help="pieces (default 1200)")
+    args = parser.parse_args(argv)
+    pairs = TrainingSet.open(args.data_path)
+    train_tokenizer([pair.caption for pair in pairs], args.out, args.vocab_size)
+    print(f"{args.vocab_size} pieces from {len(pairs)} captions -> {args.out}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

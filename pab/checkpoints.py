@@ -15,6 +15,7 @@ import pickle
 import random
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = existing_file(path, "a checkpoint")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    loaded = _read_torch(path, mmap=zipfile.is_zipfile(path))  # older files cannot be mapped
+    loaded = _read_torch(path, mmap=True)
     if not isinstance(loaded, Mapping):
         raise InputError(
             path, f"expected a checkpoint (a dict of tensors), found {type(loaded).__name__}"
@@ -64,16 +65,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _read_torch(path: Path, *, mmap: bool) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be mapped
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # Damaged files bring guesses about pickle protocols; the error below says it in a line.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UNREADABLE as error:
         # torch's own text runs over many lines and advises to switch the protection off.
         text = str(error)
-        foreign = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:class|operand|global) (\S+)", text)
+        foreign = re.search(r"GLOBAL (\S+)", text)
         if foreign is not None:
-            name = next(group for group in foreign.groups() if group)
             raise InputError(
-                path, f"expected tensors and plain values, found the Python object {name}",
+                path, f"expected tensors and plain values, found the Python object {foreign[1]}",
                 todo="it was not loaded, for it could run code; save the tensors alone",
             ) from error  # fmt: skip
         if "TorchScript" in text:

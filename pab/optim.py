@@ -149,7 +149,8 @@ def clip_and_step(
     if not gradients:
         raise RuntimeError("no parameter has a gradient: backward was not called")
     norm = torch.nn.utils.get_total_norm(gradients)
-    loss_value, norm_value = float(loss), float(norm)
+    loss_value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+    norm_value = float(norm)
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
     helpless = not scaling or (scaler is not None and scaler.get_scale() < SMALLEST_LOSS_SCALE)
     if not finite and helpless:

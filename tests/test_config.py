@@ -1,0 +1,238 @@
+"""Configs from YAML and flags: what they accept, what they refuse, and how they are kept."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pab.config import add_config_flags, as_plain, config_from_args, load_config, save_resolved
+from pab.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    lr: float = field(default=1e-5, metadata={"help": "peak learning rate, 100% of it"})
+    epochs: int = 4
+    task: Literal["pab", "356"] = "pab"
+    save_ckpt: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    sizes: tuple[int, ...] = ()
+    clip: float | None = None
+    data_path: Path = Path("data/PAB")
+    log_dir: Path | None = None
+    note: str = ""
+
+    def check(self) -> None:
+        if self.epochs == 0 and self.save_ckpt:
+            raise InputError("--save_ckpt", "contradicts --epochs 0")
+
+
+@dataclass(frozen=True)
+class Needy:
+    model: str
+    epochs: int = 1
+
+
+def parse(*argv: str) -> Recipe:
+    return config_from_args(Recipe, list(argv), prog="train", description="Train.")[0]
+
+
+def yaml_file(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, "lr: 2e-4\nepochs: 7\n")
+    config = parse("--config", str(path), "--epochs", "9")
+    assert (config.lr, config.epochs, config.task) == (2e-4, 9, "pab")
+
+
+def test_every_kind_of_flag() -> None:
+    config = parse(
+        "--lr", "3", "--task", "356", "--save_ckpt", "--betas", "0.9", "0.98", "--sizes", "3", "4",
+        "--clip", "1.5", "--data_path", "here", "--log_dir", "log", "--note", "none",
+    )  # fmt: skip
+    assert config == Recipe(
+        3.0, 4, "356", True, (0.9, 0.98), (3, 4), 1.5, Path("here"), Path("log"), "none"
+    )
+
+
+def test_flags_can_undo_what_yaml_sets(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, "save_ckpt: true\nclip: 2\nlog_dir: log\n")
+    config = parse("--config", str(path), "--no_save_ckpt", "--clip", "none", "--log_dir", "none")
+    assert (config.save_ckpt, config.clip, config.log_dir) == (False, None, None)
+
+
+def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, "lr: 1e-5\nbetas: [1, 9e-1]\n")
+    config = load_config(Recipe, path, {})
+    assert (config.lr, config.betas) == (1e-5, (1.0, 0.9))
+    assert isinstance(config.betas[0], float)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("epochs: 4.0", "epochs: expected a whole number, found 4.0 (float)"),
+        ("epochs: true", "epochs: expected a whole number, found True (bool)"),
+        ("epochs: '4'", "epochs: expected a whole number, found '4' (str)"),
+        ("epochs:", "epochs: expected a whole number, found nothing"),
+        ("lr: fast", "lr: expected a number, found 'fast'"),
+        ("lr: true", "lr: expected a finite number, found True"),
+        ("lr: .nan", "lr: expected a finite number"),
+        ("lr: [1]", "lr: expected a finite number, found [1]"),
+        ("save_ckpt: 1", "save_ckpt: expected true or false, found 1"),
+        ("task: vqa", "task: expected one of pab, 356, found 'vqa'"),
+        ("task: 356", "task: expected one of pab, 356, found 356 (int)"),
+        ("betas: [0.9]", "betas: expected a list of 2 x a number"),
+        ("betas: 0.9", "betas: expected a list of 2 x a number"),
+        ("betas: [a, 1]", "betas: expected a number, found 'a'"),
+        ("sizes: [1.5]", "sizes: expected a whole number, found 1.5"),
+        ("data_path: ''", "data_path: expected a path, found ''"),
+        ("note: 3", "note: expected text, found 3"),
+        ("epoch: 3", "unknown setting 'epoch'; the nearest known one is 'epochs'"),
+        ("3: 3", "expected setting names, found the key 3"),
+        ("lr: 1\nlr: 2", "key 'lr' is given twice"),
+        ("- lr", "expected a mapping of settings, found list"),
+        ("lr: [", "expected YAML"),
+        ("note: !!python/object/apply:os.getcwd []", "expected YAML"),
+    ],
+)
+def test_wrong_yaml_is_refused_in_one_line_naming_file_and_key(
+    tmp_path: Path, line: str, words: str
+) -> None:
+    path = yaml_file(tmp_path, line + "\n")
+    with pytest.raises(InputError) as caught:
+        load_config(Recipe, path, {})
+    text = str(caught.value)
+    assert words in text
+    assert str(path) in text
+    assert "\n" not in text
+
+
+def test_missing_and_foreign_config_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no such file"):
+        load_config(Recipe, tmp_path / "no.yaml", {})
+    with pytest.raises(InputError, match="found a directory"):
+        load_config(Recipe, tmp_path, {})
+    binary = tmp_path / "b.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="expected YAML"):
+        load_config(Recipe, binary, {})
+
+
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
+    assert load_config(Recipe, yaml_file(tmp_path, "# nothing\n"), {}) == Recipe()
+
+
+def test_unknown_override_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--epohcs: unknown setting .* nearest .*'epochs'"):
+        load_config(Recipe, None, {"epohcs": 3})
+
+
+def test_required_setting_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not given: model; give --model"):
+        load_config(Needy, None, {})
+    assert load_config(Needy, yaml_file(tmp_path, "model: m\n"), {}).model == "m"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--epohcs", "3"], "--epohcs"),
+        (["--epoch", "3"], "--epoch"),  # no abbreviations
+        (["--epochs", "3.5"], "argument --epochs: expected a whole number, found '3.5'"),
+        (["--lr", "fast"], "argument --lr: expected a number, found 'fast'"),
+        (["--task", "vqa"], "argument --task: expected one of pab, 356"),
+        (["--betas", "0.9"], "argument --betas: expected 2 arguments"),
+        (["--save_ckpt", "--no_save_ckpt"], "not allowed with argument --save_ckpt"),
+        (["--save_ckpt", "yes"], "unrecognized arguments: yes"),
+    ],
+)
+def test_wrong_flags_exit_with_2_naming_the_flag(
+    capsys: pytest.CaptureFixture[str], argv: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_contradictions_are_the_configs_own_check() -> None:
+    with pytest.raises(InputError, match="contradicts --epochs 0"):
+        parse("--epochs", "0", "--save_ckpt")
+
+
+def test_extra_flags_stay_in_the_namespace() -> None:
+    def extra(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--dry", action="store_true")
+
+    config, namespace = config_from_args(
+        Recipe, ["--dry", "--epochs", "2"], prog="p", description="d", extra=extra
+    )
+    assert config.epochs == 2
+    assert vars(namespace) == {"config": None, "dry": True}
+
+
+def test_help_shows_text_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "peak learning rate, 100% of it (default: 1e-05)" in out
+    assert "{pab,356}" in out
+
+
+def test_saved_config_is_read_back_equal(tmp_path: Path) -> None:
+    config = Recipe(
+        1e-6, 3, "356", True, (0.9, 0.98), (1, 2), 0.5, Path("a b/c"), None, "Füße: #1\nno"
+    )
+    path = tmp_path / "out" / "config.yaml"
+    save_resolved(path, config)
+    assert load_config(Recipe, path, {}) == config
+    assert [item.name for item in path.parent.iterdir()] == ["config.yaml"]
+
+
+@settings(deadline=None, max_examples=40)  # every example writes a file
+@given(
+    lr=st.floats(allow_nan=False, allow_infinity=False),
+    note=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
+    sizes=st.lists(st.integers()).map(tuple),
+)
+def test_any_value_survives_saving(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, note: str, sizes: tuple[int, ...]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    config = Recipe(lr=lr, note=note, sizes=sizes)
+    save_resolved(path, config)
+    assert load_config(Recipe, path, {}) == config
+
+
+def test_plain_form_is_made_of_plain_values() -> None:
+    plain: dict[str, Any] = as_plain(Recipe())
+    assert plain["betas"] == [0.9, 0.999]
+    assert plain["data_path"] == "data/PAB"
+
+
+def test_unsupported_field_types_are_a_programming_error() -> None:
+    @dataclass(frozen=True)
+    class Odd:
+        table: dict = field(default_factory=dict)  # type: ignore[type-arg]
+
+    Odd.__annotations__["table"] = dict
+    with pytest.raises(TypeError, match="not supported"):
+        load_config(Odd, None, {"table": {}})
+
+
+def test_flags_leave_no_default_behind() -> None:
+    parser = argparse.ArgumentParser()
+    add_config_flags(parser, Recipe)
+    assert vars(parser.parse_args([])) == {}

@@ -1,0 +1,329 @@
+"""Several processes must compute what one does; and the devices they run on."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from pab import devices, processes
+from pab.errors import InputError
+
+CPU = torch.device("cpu")
+WAIT = 120.0  # seconds a test's processes may take, far more than they need
+
+
+def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    processes.init_processes(CPU)
+    try:
+        torch.save(work(folder), folder / f"{rank}.pt")
+    finally:
+        processes.close()
+
+
+def run_in(world: int, work: Callable[[Path], Any], folder: Path) -> list[Any]:
+    """What ``work`` returns in each of ``world`` processes, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.spawn(_entry, (world, port, work, folder), nprocs=world, join=False)
+    assert context is not None
+    end = time.monotonic() + WAIT
+    while not context.join(timeout=1.0):  # true once all have ended; raises what one of them raised
+        if time.monotonic() > end:
+            for process in context.processes:
+                process.kill()
+            raise AssertionError("the processes hang")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+class DualEncoder(nn.Module):
+    """Two small towers, a logit scale, and one parameter that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image = nn.Linear(5, 6)
+        self.text = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6))
+        self.scale = nn.Parameter(torch.tensor(2.5))
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(8, 5, generator=generator), torch.randn(8, 4, generator=generator)
+
+
+def info_nce(model: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:
+    """Symmetric InfoNCE of this process's rows against the rows of all."""
+    image = nn.functional.normalize(model.image(images), dim=-1)
+    text = nn.functional.normalize(model.text(texts), dim=-1)
+    all_images = processes.all_gather_with_grad(image)
+    all_texts = processes.all_gather_with_grad(text)
+    first = processes.rank() * len(image)
+    target = torch.arange(first, first + len(image))
+    scale = model.scale.exp()
+    cross_entropy = nn.functional.cross_entropy
+    loss = cross_entropy(scale * image @ all_texts.t(), target)
+    return (loss + cross_entropy(scale * text @ all_images.t(), target)) / 2
+
+
+def loss_and_gradients(folder: Path) -> dict[str, Tensor | None]:
+    model = DualEncoder()
+    count = 8 // processes.world_size()
+    rows = slice(processes.rank() * count, (processes.rank() + 1) * count)
+    images, texts = batch()
+    loss = info_nce(model, images[rows], texts[rows])
+    loss.backward()
+    processes.average_gradients(model.parameters())
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"loss": processes.reduce_mean(loss), **gradients}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 4])
+def test_contrastive_gradient_equals_one_process_on_the_whole_batch(
+    tmp_path: Path, world: int
+) -> None:
+    alone = loss_and_gradients(tmp_path)
+    for result in run_in(world, loss_and_gradients, tmp_path):
+        assert result["unused"] is None
+        for name, wanted in alone.items():
+            if wanted is not None:
+                torch.testing.assert_close(result[name], wanted.detach(), rtol=1e-5, atol=1e-7)
+    scale = alone["scale"]
+    assert scale is not None
+    assert abs(scale) > 1e-3  # the comparison is of something
+
+
+def ddp_gradients(folder: Path) -> dict[str, Tensor | None]:
+    model = DualEncoder()
+    wrapped = nn.parallel.DistributedDataParallel(Whole(model), find_unused_parameters=True)
+    count = 8 // processes.world_size()
+    rows = slice(processes.rank() * count, (processes.rank() + 1) * count)
+    images, texts = batch()
+    wrapped(images[rows], texts[rows]).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+class Whole(nn.Module):
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        return info_nce(self.model, images, texts)
+
+
+@pytest.mark.distributed
+def test_it_also_fits_torchs_own_wrapper(tmp_path: Path) -> None:
+    alone = loss_and_gradients(tmp_path)
+    wanted = alone["text.0.weight"]
+    assert wanted is not None
+    for result in run_in(2, ddp_gradients, tmp_path):
+        torch.testing.assert_close(result["text.0.weight"], wanted, rtol=1e-5, atol=1e-7)
+
+
+def everything_else(folder: Path) -> dict[str, Any]:
+    rank = processes.rank()
+    result: dict[str, Any] = {
+        "rank": rank,
+        "world": processes.world_size(),
+        "main": processes.is_main(),
+        "share": list(processes.share_of(7)),
+        "broadcast": processes.broadcast_object({"from": rank}),
+        "objects": processes.gather_objects(f"r{rank}"),
+        "mean": processes.reduce_mean(torch.tensor([float(rank), 1.0])),
+    }
+    # Uneven shares; rows say their own id
+    ids = list(processes.share_of(7))
+    rows = torch.tensor([[float(i), -float(i)] for i in ids]).reshape(-1, 2)
+    result["uneven"] = processes.gather_by_id(ids, rows, total=7)
+    # A sampler that pads: id 0 comes again in the last process
+    padded = ids + [0] * (3 - len(ids))
+    result["padded"] = processes.gather_by_id(padded, torch.tensor(padded, dtype=torch.bfloat16))
+    # One process has nothing, and the ids are in no order
+    some = [3, 1, 0, 2] if rank == 1 else []
+    result["one"] = processes.gather_by_id(some, torch.tensor(some, dtype=torch.long))
+    # A gradient in one process only
+    parameter = nn.Parameter(torch.ones(2))
+    if rank == 0:
+        parameter.grad = torch.tensor([3.0, 6.0])
+    processes.average_gradients([parameter])
+    result["partial"] = parameter.grad
+    processes.barrier()
+    # A lost row is an error on the main process, where the rows arrive
+    try:
+        processes.gather_by_id([rank + 1], torch.ones(1))
+        result["lost"] = ""
+    except ValueError as error:
+        result["lost"] = str(error)
+    return result
+
+
+@pytest.mark.distributed
+def test_three_processes_gather_without_loss_or_doubling(tmp_path: Path) -> None:
+    results = run_in(3, everything_else, tmp_path)
+    main = results[0]
+    wanted = torch.tensor([[float(i), -float(i)] for i in range(7)])
+    assert torch.equal(main["uneven"], wanted)
+    assert torch.equal(main["padded"], torch.arange(7, dtype=torch.bfloat16))
+    assert torch.equal(main["one"], torch.arange(4))
+    assert "missing [0]" in main["lost"]
+    for rank, result in enumerate(results):
+        assert (result["rank"], result["world"], result["main"]) == (rank, 3, rank == 0)
+        assert result["broadcast"] == {"from": 0}
+        assert result["objects"] == ["r0", "r1", "r2"]
+        assert torch.equal(result["mean"], torch.ones(2))
+        assert torch.equal(result["partial"], torch.tensor([1.0, 2.0]))
+        if rank:
+            assert (result["uneven"], result["padded"], result["one"]) == (None, None, None)
+    assert sorted(i for result in results for i in result["share"]) == list(range(7))
+
+
+# One process alone
+
+
+def test_alone_everything_is_its_own() -> None:
+    assert not dist.is_initialized()
+    assert (processes.rank(), processes.world_size(), processes.is_main()) == (0, 1, True)
+    rows = torch.ones(2, 3, requires_grad=True)
+    assert processes.all_gather_with_grad(rows) is rows
+    assert processes.gather_objects("x") == ["x"]
+    assert processes.broadcast_object("x") == "x"
+    assert list(processes.share_of(3)) == [0, 1, 2]
+    value = torch.tensor(2.0, requires_grad=True)
+    assert processes.reduce_mean(value).requires_grad is False
+    processes.barrier()
+    processes.close()
+
+
+def test_alone_rows_are_ordered_by_id() -> None:
+    gathered = processes.gather_by_id([2, 0, 1, 0], torch.tensor([20, 0, 10, 99]))
+    assert gathered is not None
+    assert gathered.tolist() == [0, 10, 20]
+    empty = processes.gather_by_id([], torch.ones(0, 4), total=0)
+    assert empty is not None
+    assert empty.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "total", "words"),
+    [
+        ([0, 2], None, r"missing \[1\]"),
+        ([0, 1], 3, r"expected the ids 0 to 2; missing \[2\]"),
+        ([0, 5], 1, r"beyond \[5\]"),
+        ([-1, 0], None, r"beyond \[-1\]"),
+        ([0], None, "1 ids for 2 rows"),
+    ],
+)
+def test_lost_and_foreign_ids_are_errors(ids: list[int], total: int | None, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        processes.gather_by_id(ids, torch.ones(2), total)
+
+
+def test_half_a_torchrun_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(InputError, match="WORLD_SIZE: expected a number, found None"):
+        processes.init_processes(CPU)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match="found 'two'"):
+        processes.init_processes(CPU)
+
+
+# Devices
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_without_accelerator_auto_is_the_cpu_and_others_are_refused() -> None:
+    assert devices.pick_device("auto") == CPU
+    for name in ("cuda", "mps"):
+        with pytest.raises(InputError, match=r"--device: expected .* use --device cpu"):
+            devices.pick_device(name)
+
+
+def test_auto_takes_cuda_then_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert devices.pick_device("cuda") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="expected CUDA GPU 2, found 2 usable GPUs"):
+        devices.pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.pick_device("auto") == torch.device("mps")
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(InputError, match="expected auto, cuda, mps or cpu, found 'tpu'"):
+        devices.pick_device("tpu")
+    with pytest.raises(InputError, match="expected fp32, bf16, fp16, found 'int8'"):
+        devices.dtype_of("int8")
+
+
+def test_number_formats() -> None:
+    left, right = torch.randn(4, 4), torch.randn(4, 4)
+    for name in ("fp32", "bf16"):
+        with devices.autocast(CPU, devices.dtype_of(name)):
+            assert (left @ right).dtype == devices.dtype_of(name)
+    with pytest.raises(InputError, match="fp16 does not run on a CPU"):
+        devices.autocast(CPU, torch.float16)
+    assert devices.make_scaler(torch.device("cpu"), torch.float32).is_enabled() is False
+
+
+def test_seeding_covers_every_generator_and_differs_by_rank() -> None:
+    def draw(seed: int, rank: int) -> tuple[float, float, float]:
+        devices.seed_everything(seed, rank)
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    assert draw(16, 0) == draw(16, 0)
+    assert all(a != b for a, b in zip(draw(16, 0), draw(16, 1), strict=True))
+    assert all(a != b for a, b in zip(draw(16, 0), draw(17, 5), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False, "num_sockets": 1}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx512_bf16": False, "avx512_fp16": True, "num_sockets": 2}, False),
+        ({"arm_bf16": True}, True),
+    ],
+)
+def test_bf16_units_are_recognised(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, Any], wanted: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert devices.cpu_has_bf16() is wanted
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo to compare with")
+def test_bf16_units_agree_with_the_kernels_list() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert devices.cpu_has_bf16() == bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -146,8 +146,8 @@ def evaluate(
             rows_in_order(
                 score_file.gallery_ids, gallery_ids, where=where, order_name="the gallery"
             )
-    metrics = evaluate_scores(score_file, relevant)
-    twin = twin_preference(score_file, metrics, retrieval.twins)
+    metrics = evaluate_scores(score_file, relevant, where=where)
+    twin = twin_preference(score_file, metrics, retrieval.twins, where=where)
     groups = _groups(retrieval, score_file.query_ids)
     return Evaluation(metrics, groups, twin, len(score_file.gallery_ids))
 
@@ -184,14 +184,14 @@ def evaluate_predictions(
                         f"expected names of the gallery, found {name!r}, which it does not hold",
                         item=f"line {number}",
                     )
-    metrics = evaluate_lists(names, query_ids, relevant)
+    metrics = evaluate_lists(names, query_ids, relevant, where=where)
     return Evaluation(metrics, _groups(retrieval, query_ids), None, None)
 
 
-def _labels(retrieval: Retrieval) -> dict[str, frozenset[str]]:
+def _labels(retrieval: Retrieval, where: str | Path = "annotation") -> dict[str, frozenset[str]]:
     if retrieval.relevant is None:
         raise InputError(
-            "annotation",
+            where,
             "expected labels to evaluate against, found a name-masked set without them",
             todo="give its key with --answers FILE",
         )
@@ -293,6 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     retrieval = read_retrieval(
         args.annotation, image_folder=args.image_folder, answers=args.answers
     )
+    relevant = _labels(retrieval, args.annotation)
     ranking: Sequence[tuple[Sequence[str], FloatArray]]
     if args.score:
         from pab.scores import load_scores  # imports torch, which --help should not wait for
@@ -308,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         ranking = _list_ranking(names)
     if args.trec:
-        write_trec(args.trec, evaluation.metrics.query_ids, ranking, _labels(retrieval))
+        write_trec(args.trec, evaluation.metrics.query_ids, ranking, relevant)
     if args.json:
         figures = evaluation.to_json(intervals=args.intervals, seed=args.seed)
         source_file = str(args.score or args.predictions)

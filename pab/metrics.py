@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,12 +66,18 @@ class Metrics:
         return {name: float(values[rows].mean()) for name, values in self.values.items()}
 
 
-def evaluate_scores(score_file: ScoreFile, relevant: Mapping[str, frozenset[str]]) -> Metrics:
+def evaluate_scores(
+    score_file: ScoreFile,
+    relevant: Mapping[str, frozenset[str]],
+    *,
+    where: str | Path = "score file",
+) -> Metrics:
     """All metrics of a score file.
 
     Args:
         score_file: scores ``[Q, G]`` with ids.
         relevant: query id -> the gallery ids that are right.
+        where: the score file's path, for messages.
 
     Raises:
         InputError: a query has no right image, or one that the gallery does not hold.
@@ -80,9 +87,9 @@ def evaluate_scores(score_file: ScoreFile, relevant: Mapping[str, frozenset[str]
     column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
     rows, columns = [], []
     for row, query_id in enumerate(score_file.query_ids):
-        for gallery_id in _right_images(query_id, relevant):
+        for gallery_id in _right_images(query_id, relevant, where):
             rows.append(row)
-            columns.append(_column(column_of, gallery_id, query_id))
+            columns.append(_column(column_of, gallery_id, query_id, where))
     pair_row = torch.tensor(rows)
     ranks = ranks_of(score_file.scores, pair_row, torch.tensor(columns)).numpy()
     return _metrics(
@@ -99,6 +106,8 @@ def evaluate_lists(
     names: Sequence[Sequence[str]],
     query_ids: Sequence[str],
     relevant: Mapping[str, frozenset[str]],
+    *,
+    where: str | Path = "ranked list",
 ) -> Metrics:
     """What ranked lists can tell: ``R@K`` up to their length, ``mAP@10`` if they have ten places.
 
@@ -106,6 +115,7 @@ def evaluate_lists(
         names: ``Q`` lists of equal length, best first.
         query_ids: the query of each list.
         relevant: query id -> the gallery ids that are right.
+        where: the list's path, for messages.
 
     Raises:
         InputError: a query has no right image.
@@ -113,7 +123,7 @@ def evaluate_lists(
     rows, ranks = [], []
     n_right = np.zeros(len(names), dtype=np.int64)
     for row, (line, query_id) in enumerate(zip(names, query_ids, strict=True)):
-        right = _right_images(query_id, relevant)
+        right = _right_images(query_id, relevant, where)
         n_right[row] = len(right)
         for rank, name in enumerate(line, start=1):
             if name in right:
@@ -129,19 +139,23 @@ def evaluate_lists(
     )
 
 
-def _right_images(query_id: str, relevant: Mapping[str, frozenset[str]]) -> list[str]:
+def _right_images(
+    query_id: str, relevant: Mapping[str, frozenset[str]], where: str | Path
+) -> list[str]:
     right = relevant.get(query_id)
     if not right:
-        raise InputError("labels", "expected at least one right image", item=f"query {query_id!r}")
+        raise InputError(
+            where, "expected a right image in the labels, found none", item=f"query {query_id!r}"
+        )
     return sorted(right)
 
 
-def _column(column_of: dict[str, int], gallery_id: str, query_id: str) -> int:
+def _column(column_of: dict[str, int], gallery_id: str, query_id: str, where: str | Path) -> int:
     column = column_of.get(gallery_id)
     if column is None:
         raise InputError(
-            "labels",
-            f"expected images of the scored gallery, found {gallery_id!r}, which it does not hold",
+            where,
+            f"expected its image {gallery_id!r} in the scored gallery, found no such id",
             item=f"query {query_id!r}",
             todo="give the annotation that belongs to the score file",
         )
@@ -196,7 +210,11 @@ def _metrics(
 
 
 def twin_preference(
-    score_file: ScoreFile, metrics: Metrics, twins: Mapping[str, str]
+    score_file: ScoreFile,
+    metrics: Metrics,
+    twins: Mapping[str, str],
+    *,
+    where: str | Path = "score file",
 ) -> FloatArray:
     """Whether the best right image ranks above the twin.
 
@@ -204,6 +222,7 @@ def twin_preference(
         score_file: the scores.
         metrics: :func:`evaluate_scores` of the same scores.
         twins: query id -> gallery id of its twin; queries without one are left out.
+        where: the score file's path, for messages.
 
     Returns:
         float64 ``[Q]``: 100 or 0, NaN for a query without a twin.
@@ -215,7 +234,7 @@ def twin_preference(
 
     column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
     pairs = [
-        (row, _column(column_of, twins[query_id], query_id))
+        (row, _column(column_of, twins[query_id], query_id, where))
         for row, query_id in enumerate(score_file.query_ids)
         if query_id in twins
     ]

@@ -251,8 +251,7 @@ def save_weights(
     """
     path = Path(path)
     facts = {str(key): str(value) for key, value in sorted((metadata or {}).items())}
-    # Clones: a view would carry its whole storage along, and safetensors refuses shared memory.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    tensors = _apart(state)
     if path.suffix == ".safetensors":
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=facts)
@@ -261,6 +260,23 @@ def save_weights(
         _save_torch(path, {"model": tensors, "metadata": facts})
     else:
         raise InputError(path, "expected the ending .safetensors, .pth or .pt")
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each alone in its memory: the others are copied.
+
+    A view would carry its whole storage into the file, and safetensors refuses shared memory.
+    """
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, given in state.items():
+        tensor = given.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        apart[name] = tensor
+    return apart
 
 
 def _save_torch(path: str | Path, value: Any) -> None:

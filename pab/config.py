@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union
 
 import yaml
 
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 NONE_WORD = "none"  # on the command line: unset an optional field that the YAML file sets
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong flag is told in one line, as every other wrong input is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 class _WrongType(Exception):
@@ -99,11 +106,14 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type[DataclassInstanc
         text = _help_of(field)
         if kind is bool:
             switches = parser.add_mutually_exclusive_group()
-            for flag, value in ((f"--{field.name}", True), (f"--no_{field.name}", False)):
+            off = f"turn --{field.name} off" if field.default is True else argparse.SUPPRESS
+            for flag, value, words in (
+                (f"--{field.name}", True, text),
+                (f"--no_{field.name}", False, off),
+            ):
                 switches.add_argument(
                     flag, dest=field.name, action="store_const", const=value,
-                    default=argparse.SUPPRESS,
-                    help=text if value else argparse.SUPPRESS,
+                    default=argparse.SUPPRESS, help=words,
                 )  # fmt: skip
             continue
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text, "dest": field.name}
@@ -138,7 +148,7 @@ def config_from_args(
         InputError: see :func:`load_config`; whatever ``check()`` raises.
         SystemExit: argparse's own exit (code 2) for an unknown or malformed flag.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument(
         "--config", type=Path, default=None, metavar="FILE", help="YAML file; flags win over it"
     )

@@ -14,7 +14,7 @@ Legend: ``B`` rows a process holds, ``W`` processes, ``D`` width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,8 @@ from torch import Tensor
 from pab.errors import InputError
 
 T = TypeVar("T")
+
+BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients exchanged at once: 32 MiB in float32
 
 
 def init_processes(device: torch.device) -> None:
@@ -113,7 +115,7 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every ``.grad`` by its mean over processes, in one exchange a dtype.
+    """Replace every ``.grad`` by its mean over processes.
 
     A parameter that has a gradient in some processes counts as zero in the others; one that has
     none anywhere keeps none.
@@ -126,19 +128,32 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     device = wanted[0].device
     present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.int32, device=device)
     dist.all_reduce(present, op=dist.ReduceOp.MAX)
-    groups: dict[torch.dtype, list[Tensor]] = {}
+    gradients: list[Tensor] = []
     for parameter, has_gradient in zip(wanted, present.tolist(), strict=True):
         if has_gradient:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            groups.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in groups.values():
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         dist.all_reduce(flat)
         flat /= world_size()
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
+        parts = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one dtype, up to ``BUCKET_ELEMENTS`` each (or one larger tensor)."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(item.numel() for item in bucket) + tensor.numel() > BUCKET_ELEMENTS
+        if bucket and (full or bucket[0].dtype != tensor.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def gather_by_id(ids: list[int], rows: Tensor, total: int | None = None) -> Tensor | None:

@@ -474,3 +474,22 @@ def test_reference_checkpoints_are_read(tmp_path: Path) -> None:
     copy = tmp_path / "copy.safetensors"
     save_weights(copy, state, {"source": "reference"})  # it holds repeated and tied tensors
     assert same(model_state(read_checkpoint(copy), copy), state)
+
+
+# On a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_generator_and_weights_are_kept(tmp_path: Path) -> None:
+    device = torch.device("cuda", 0)
+    state = rng_state(device)
+    save_training_state(
+        tmp_path / "s.pth",
+        TrainingState({"w": torch.ones(3, device=device)}, {}, 0, 0, 0, [state], {}),
+    )
+    drawn = torch.rand(4, device=device)
+    loaded = load_training_state(tmp_path / "s.pth")
+    set_rng_state(loaded.rng[0], device)
+    assert torch.equal(torch.rand(4, device=device), drawn)
+    assert loaded.model["w"].device == CPU

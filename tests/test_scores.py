@@ -1,0 +1,229 @@
+"""Score files: what is written comes back, and everything else is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pab.errors import InputError
+from pab.scores import ScoreFile, align, load_scores, main, reorder, save_scores
+
+
+@pytest.fixture
+def scores() -> ScoreFile:
+    generator = torch.Generator().manual_seed(0)
+    return ScoreFile(
+        torch.randn(3, 4, generator=generator),
+        ["q2", "q1", "q3"],
+        ["a", "b", "c", "d"],
+        {"model": "test", "epochs": 4},
+    )
+
+
+def raw(score_file: ScoreFile, /, **changes: Any) -> dict[str, Any]:
+    content = {
+        "scores": score_file.scores,
+        "query_ids": score_file.query_ids,
+        "gallery_ids": score_file.gallery_ids,
+        "meta": score_file.meta,
+    }
+    return {**content, **changes}
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_round_trip(scores: ScoreFile, tmp_path: Path, mmap: bool) -> None:
+    path = tmp_path / "new" / "scores.pt"
+    save_scores(path, scores)
+    loaded = load_scores(path, mmap=mmap)
+    assert torch.equal(loaded.scores, scores.scores)
+    assert raw(loaded, scores=None) == raw(scores, scores=None)
+    assert [p.name for p in path.parent.iterdir()] == ["scores.pt"]
+
+
+def test_format_is_the_published_contract(scores: ScoreFile, tmp_path: Path) -> None:
+    save_scores(tmp_path / "s.pt", scores)
+    content = torch.load(tmp_path / "s.pt", weights_only=True, mmap=True)
+    assert list(content) == ["scores", "query_ids", "gallery_ids", "meta"]
+    assert content["scores"].dtype == torch.float32
+
+
+def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:
+    large = torch.zeros(2000, 1000)
+    save_scores(tmp_path / "s.pt", ScoreFile(large[:1, :], ["q"], [f"{i:04}" for i in range(1000)]))
+    assert (tmp_path / "s.pt").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": torch.zeros(3, 4, dtype=torch.float64)}, "scores: expected a float32 matrix"),
+        ({"scores": torch.zeros(12)}, "scores: expected a float32 matrix"),
+        ({"scores": [[0.0] * 4] * 3}, "scores: expected a tensor, found list"),
+        ({"query_ids": ["q1", "q2"]}, "query_ids: expected one id for each of 3 in scores"),
+        ({"query_ids": ["q1", "q2", "q1"]}, "query_ids: expected distinct ids, found 'q1' twice"),
+        ({"query_ids": ["q1", "q2", 3]}, "query_ids: expected a list of strings"),
+        ({"query_ids": ["q1", "q2", "a\nb"]}, "query_ids: expected ids of one line"),
+        ({"gallery_ids": ["a", "c", "b", "d"]}, "gallery_ids: expected sorted ids"),
+        ({"gallery_ids": ["a", "b", "c"]}, "gallery_ids: expected one id for each of 4"),
+        ({"gallery_ids": []}, "gallery_ids: expected at least one id"),
+        ({"meta": None}, "meta: expected a dict"),
+        ({"more": 1}, "expected a dict of scores, query_ids, gallery_ids, meta, found keys"),
+    ],
+)
+def test_broken_files_are_refused(
+    scores: ScoreFile, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    torch.save(raw(scores, **changes), tmp_path / "s.pt")
+    with pytest.raises(InputError) as error:
+        load_scores(tmp_path / "s.pt")
+    assert str(tmp_path / "s.pt") in str(error.value)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_scores_are_refused_both_ways(
+    scores: ScoreFile, tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pab.scores._BLOCK_ELEMENTS", 4)  # a row a block
+    matrix = scores.scores.clone()
+    matrix[2, 1] = value
+    with pytest.raises(InputError, match=r"query 'q3': expected finite scores.*image 'b'"):
+        save_scores(tmp_path / "s.pt", replace(scores, scores=matrix))
+    assert not list(tmp_path.iterdir())
+    torch.save(raw(scores, scores=matrix), tmp_path / "s.pt")
+    with pytest.raises(InputError, match="query 'q3'"):
+        load_scores(tmp_path / "s.pt")
+
+
+def test_bare_tensor_is_answered_with_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "bare score.pt"
+    torch.save(torch.zeros(2, 2), path)
+    with pytest.raises(InputError) as error:
+        load_scores(path)
+    assert f"python -m pab.scores import '{path}' --queries FILE --gallery FILE --out FILE" in str(
+        error.value
+    )
+
+
+class _Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_malicious_pickle_is_not_run(scores: ScoreFile, tmp_path: Path) -> None:
+    torch.save(raw(scores, meta={"x": _Malicious(tmp_path / "run")}), tmp_path / "s.pt")
+    with pytest.raises(InputError, match=r"a pickle that asks for .*mkdir, which was not run") as e:
+        load_scores(tmp_path / "s.pt")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02garbage", b"PK\x03\x04garbage"])
+def test_files_that_are_no_pickle(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"expected a torch\.save file"):
+        load_scores(tmp_path / "s.pt")
+
+
+def test_truncated_file(scores: ScoreFile, tmp_path: Path) -> None:
+    save_scores(tmp_path / "s.pt", scores)
+    content = (tmp_path / "s.pt").read_bytes()
+    (tmp_path / "s.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"expected a torch\.save file"):
+        load_scores(tmp_path / "s.pt")
+
+
+def test_missing_file_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no such file"):
+        load_scores(tmp_path / "none.pt")
+    with pytest.raises(InputError, match="found a directory"):
+        load_scores(tmp_path)
+
+
+def test_reorder_moves_rows_with_their_ids(scores: ScoreFile) -> None:
+    moved = reorder(scores, ["q1", "q2", "q3"])
+    assert torch.equal(moved.scores, scores.scores[[1, 0, 2]])
+    assert moved.query_ids == ["q1", "q2", "q3"]
+    assert reorder(scores, scores.query_ids) is scores
+
+
+def test_reorder_names_what_does_not_match(scores: ScoreFile) -> None:
+    with pytest.raises(InputError) as error:
+        reorder(scores, ["q1", "q9", "q1"], where="x.pt")
+    message = str(error.value)
+    assert "x.pt" in message
+    assert "that are missing: 'q9'" in message
+    assert "that are not in the wanted order: 'q2', 'q3'" in message
+    assert "twice in the wanted order: 'q1'" in message
+
+
+def test_align(scores: ScoreFile) -> None:
+    other = replace(scores, scores=scores.scores[[2, 1, 0]], query_ids=["q3", "q1", "q2"])
+    assert torch.equal(align(other, scores).scores, scores.scores)
+    with pytest.raises(InputError, match=r"gallery_ids: .*missing: 'd'.*not in .*: 'e'"):
+        align(replace(scores, gallery_ids=["a", "b", "c", "e"]), scores)
+
+
+def test_import_sorts_the_gallery_and_export_undoes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)
+    torch.save(bare, tmp_path / "bare.pt")
+    (tmp_path / "q.txt").write_text("q1\nq2\n")
+    (tmp_path / "g.txt").write_text("c\na\nb\n")
+    lists = ["--queries", str(tmp_path / "q.txt"), "--gallery", str(tmp_path / "g.txt")]
+    main(["import", str(tmp_path / "bare.pt"), *lists, "--out", str(tmp_path / "s.pt")])
+    loaded = load_scores(tmp_path / "s.pt")
+    assert loaded.gallery_ids == ["a", "b", "c"]
+    assert loaded.scores.tolist() == [[2.0, 3.0, 1.0], [5.0, 6.0, 4.0]]
+    assert loaded.meta["dtype"] == "float64"
+    capsys.readouterr()
+
+    main(["show", str(tmp_path / "s.pt")])
+    shown = capsys.readouterr().out
+    assert "2 queries x 3 images" in shown
+    assert 'model: "imported"' in shown
+
+    main(["export", str(tmp_path / "s.pt"), "--bare", "--out", str(tmp_path / "out")])
+    exported = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert torch.equal(exported, loaded.scores)
+    assert (tmp_path / "out.queries.txt").read_text() == "q1\nq2\n"
+    assert (tmp_path / "out.gallery.txt").read_text() == "a\nb\nc\n"
+
+
+def test_import_refuses_lists_that_do_not_fit(tmp_path: Path, scores: ScoreFile) -> None:
+    torch.save(torch.zeros(2, 3), tmp_path / "bare.pt")
+    save_scores(tmp_path / "with_ids.pt", scores)
+    (tmp_path / "two.txt").write_text("x\ny\n")
+    two = str(tmp_path / "two.txt")
+    out = ["--out", str(tmp_path / "s.pt")]
+    with pytest.raises(InputError, match=r"two.txt: expected 3 ids for the 3 columns"):
+        main(["import", str(tmp_path / "bare.pt"), "--queries", two, "--gallery", two, *out])
+    with pytest.raises(InputError, match="expected a bare floating-point matrix, found a dict"):
+        main(["import", str(tmp_path / "with_ids.pt"), "--queries", two, "--gallery", two, *out])
+    assert not (tmp_path / "s.pt").exists()
+
+
+def test_command_ends_with_2_and_one_line(tmp_path: Path) -> None:
+    torch.save(torch.zeros(2, 2), tmp_path / "bare.pt")
+    done = subprocess.run(
+        [sys.executable, "-m", "pab.scores", "show", str(tmp_path / "bare.pt")],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "python -m pab.scores import" in done.stderr

@@ -303,7 +303,11 @@ def main(argv: list[str] | None = None) -> None:
         ranking = _score_ranking(score_file) if args.trec else []
     else:
         names = read_ranked_list(args.predictions)
-        order = read_query_order(args.query_order) if args.query_order else None
+        order = None
+        if args.query_order:
+            query_ids = [query.query_id for query in retrieval.queries]
+            listed = read_query_order(args.query_order)
+            order = order_queries(query_ids, listed, where=args.query_order)
         evaluation = evaluate_predictions(
             names, retrieval, query_order=order, where=args.predictions
         )

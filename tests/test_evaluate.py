@@ -1,0 +1,208 @@
+"""Evaluation: groups, twins, ids that must match, and the files for machines and other tools."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pab.annotations import read_retrieval
+from pab.errors import InputError
+from pab.evaluate import TWIN, evaluate, main
+from pab.scores import ScoreFile, save_scores
+
+# Four images, two of them with twins of each other; images 2 and 3 share a caption.
+LINES = [
+    {"image": "test/0.jpg", "image_id": "i0", "caption": ["walks", "strolls"], "normal": "Walking"},
+    {"image": "test/1.jpg", "image_id": "i1", "caption": ["falls"], "anomaly": "Falling"},
+    {"image": "test/2.jpg", "image_id": "i2", "caption": ["waits"], "normal": "Waiting"},
+    {"image": "test/3.jpg", "image_id": "i3", "caption": ["waits"], "normal": "Waiting"},
+]
+QUERIES = ["i0#0", "i0#1", "i1#0", "i2#0", "i3#0"]
+SCORES = torch.tensor(
+    [
+        [0.9, 0.5, 0.1, 0.0],  # i0 first, above its twin i1
+        [0.5, 0.9, 0.1, 0.0],  # i0 second, below its twin
+        [0.7, 0.7, 0.1, 0.0],  # a tie of i1 with its twin i0, which has the smaller id
+        [0.9, 0.0, 0.8, 0.1],  # right are i2 (2nd) and i3 (3rd)
+        [0.1, 0.0, 0.9, 0.8],  # right are i2 (1st) and i3 (2nd)
+    ]
+)
+
+
+@pytest.fixture
+def annotation(tmp_path: Path) -> Path:
+    path = tmp_path / "data" / "annotation" / "test" / "attr.json"
+    path.parent.mkdir(parents=True)
+    twins = {"i0": "i1", "i1": "i0"}
+    lines = [
+        {**line, "hard_i_id": twins[str(line["image_id"])]} if line["image_id"] in twins else line
+        for line in LINES
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def score(tmp_path: Path) -> Path:
+    """The score file, with its rows in another order than the annotation's."""
+    rows = [4, 2, 0, 3, 1]
+    path = tmp_path / "score.pt"
+    ids = ["i0", "i1", "i2", "i3"]
+    save_scores(path, ScoreFile(SCORES[rows], [QUERIES[row] for row in rows], ids))
+    return path
+
+
+@pytest.fixture
+def masked(tmp_path: Path) -> tuple[Path, Path]:
+    """A name-masked set of three queries and its key."""
+    query, key = tmp_path / "query.json", tmp_path / "key.json"
+    lines = [{"query_index": name, "caption": f"person {name}"} for name in ("x", "y", "z")]
+    query.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answers = {
+        "x": {"gallery": "A", "normal": "Walking"},
+        "y": {"gallery": "B", "anomaly": "Falling"},
+        "z": {"gallery": "C", "normal": "Waiting"},
+    }
+    key.write_text(json.dumps(answers))
+    return query, key
+
+
+def test_figures_by_hand(
+    annotation: Path, score: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.json"
+    main(["--score", str(score), "--annotation", str(annotation), "--json", str(out)])
+    figures = json.loads(out.read_text())
+    assert figures["gallery"] == 4
+    total, normal, abnormal = (figures["groups"][g] for g in ("all", "normal", "abnormal"))
+    assert (total["queries"], normal["queries"], abnormal["queries"]) == (5, 4, 1)
+    assert total["R@1"] == pytest.approx(100 * 2 / 5)
+    assert normal["R@1"] == pytest.approx(50)
+    assert abnormal["R@1"] == 0
+    assert total["mAP"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 2 + (1 / 2 + 2 / 3) / 2 + 1) / 5)
+    assert total["mINP"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 2 + 2 / 3 + 1) / 5)
+    assert total["queries_with_twin"] == 3
+    assert total[TWIN] == pytest.approx(100 / 3)
+    assert abnormal[TWIN] == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:6] == ["queries", "n", "R@1", "R@5", "R@10", "mAP"]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["all", "5", "40.00"],
+        ["normal", "4", "50.00"],
+        ["abnormal", "1", "0.00"],
+    ]
+
+
+def test_intervals(
+    annotation: Path, score: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.json"
+    main(
+        ["--score", str(score), "--annotation", str(annotation), "--intervals", "--json", str(out)]
+    )
+    total = json.loads(out.read_text())["groups"]["all"]
+    low, high = total["intervals_95"]["R@1"]
+    assert 0 <= low < total["R@1"] < high <= 100
+    assert f"40.00 [{low:.1f}, {high:.1f}]" in capsys.readouterr().out
+
+
+def test_trec_files_keep_the_order_where_scores_tie(
+    annotation: Path, score: Path, tmp_path: Path
+) -> None:
+    main(["--score", str(score), "--annotation", str(annotation), "--trec", str(tmp_path / "t")])
+    run: dict[str, list[tuple[str, np.float32]]] = {}
+    for line in (tmp_path / "t.run").read_text().splitlines():
+        query, q0, name, rank, value, _ = line.split()
+        assert q0 == "Q0"
+        run.setdefault(query, []).append((name, np.float32(value)))
+        assert int(rank) == len(run[query])
+    assert [name for name, _ in run["i1#0"]] == ["i0", "i1", "i2", "i3"]
+    assert all(a[1] > b[1] for line in run.values() for a, b in pairwise(line))
+    assert run["i0#0"][0] == ("i0", np.float32(0.9))
+    qrels = (tmp_path / "t.qrels").read_text().splitlines()
+    assert {"i2#0 0 i2 1", "i2#0 0 i3 1", "i1#0 0 i1 1"} < set(qrels)
+    assert len(qrels) == 7
+
+
+def test_predictions_of_a_name_masked_set(
+    masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query, key = masked
+    predictions, order = tmp_path / "p.txt", tmp_path / "order.txt"
+    predictions.write_text("C A B D E\nA B C D E\nA B C D E\n")  # z, x, y
+    order.write_text("z\nx\ny\n")
+    common = ["--predictions", str(predictions), "--annotation", str(query)]
+    main([*common, "--answers", str(key), "--query_order", str(order), "--trec", f"{tmp_path}/t"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["queries", "n", "R@1", "R@5"],
+        ["all", "3", "66.67", "100.00"],
+        ["normal", "2", "100.00", "100.00"],
+        ["abnormal", "1", "0.00", "100.00"],
+    ]
+    assert (tmp_path / "t.run").read_text().startswith("z Q0 C 1 5 pab\n")
+
+    main([*common, "--answers", str(key)])  # now the lines are taken for x, y, z
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "0.00"]
+    with pytest.raises(InputError, match=r"query\.json: expected labels.*--answers FILE"):
+        main(common)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("A B\nB A\n", "p.txt: expected 3 lines, one a query, found 2"),
+        ("A B\nB A\nA\n", "p.txt, line 3: expected 2 names"),
+    ],
+)
+def test_predictions_that_do_not_fit(
+    masked: tuple[Path, Path], tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "p.txt").write_text(content)
+    args = ["--predictions", str(tmp_path / "p.txt"), "--annotation", str(masked[0])]
+    with pytest.raises(InputError) as error:
+        main([*args, "--answers", str(masked[1]), "--json", str(tmp_path / "m.json")])
+    assert message in str(error.value)
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_unknown_names_and_orders_are_refused(annotation: Path, tmp_path: Path) -> None:
+    predictions = tmp_path / "p.txt"
+    predictions.write_text("i0\ni0\ni1\ni2\ni9\n")
+    args = ["--predictions", str(predictions), "--annotation", str(annotation)]
+    with pytest.raises(InputError, match=r"p\.txt, line 5: .*found 'i9'"):
+        main(args)
+    (tmp_path / "order.txt").write_text("i0#0\ni0#1\ni1#0\ni2#0\nother\n")
+    with pytest.raises(InputError, match=r"order\.txt: .*missing: 'i3#0'.*: 'other'"):
+        main([*args, "--query_order", str(tmp_path / "order.txt")])
+
+
+def test_scores_of_other_queries_or_images_are_refused(annotation: Path) -> None:
+    retrieval = read_retrieval(annotation)
+    ids = ["i0", "i1", "i2", "i3"]
+    with pytest.raises(InputError, match=r"s\.pt: .*missing: 'i3#0'"):
+        evaluate(ScoreFile(SCORES[:4], QUERIES[:4], ids), retrieval, where="s.pt")
+    with pytest.raises(InputError, match=r"s\.pt: .*missing: 'i3'.*: 'j'"):
+        evaluate(ScoreFile(SCORES, QUERIES, [*ids[:3], "j"]), retrieval, where="s.pt")
+
+
+def test_query_order_contradicts_a_score_file(annotation: Path, score: Path) -> None:
+    with pytest.raises(InputError, match="--query_order: a score file carries its query ids"):
+        main(["--score", str(score), "--annotation", str(annotation), "--query_order", "x.txt"])
+
+
+def test_group_without_labels_is_left_out(masked: tuple[Path, Path], tmp_path: Path) -> None:
+    key = {name: {"gallery": name.upper()} for name in "xyz"}
+    masked[1].write_text(json.dumps({k: {**v, "gallery": "A"} for k, v in key.items()}))
+    retrieval = read_retrieval(masked[0], answers=masked[1])
+    scores = ScoreFile(torch.eye(3), ["x", "y", "z"], ["A", "B", "C"])
+    evaluation = evaluate(scores, retrieval)
+    assert list(evaluation.groups) == ["all"]
+    assert TWIN not in evaluation.summary()
+    assert len(evaluation.table().splitlines()) == 2

@@ -129,7 +129,9 @@ class Retrieval:
 
 
 @dataclass(frozen=True, slots=True)
-class _LabelledImage:
+class LabelledImage:
+    """One line of a labelled file; ``image`` is relative to the data root."""
+
     image: str
     image_id: str
     captions: tuple[str, ...]
@@ -187,7 +189,7 @@ def read_retrieval(
             f"an answer key is for name-masked queries, but {path} carries its own labels",
             todo="leave the answer key out",
         )
-    return _labelled(list(_labelled_images(path)), path, image_folder)
+    return _labelled(list(read_labelled_images(path)), path, image_folder)
 
 
 def retrieval_of_pairs(pairs: Iterable[TrainPair], root: str | Path) -> Retrieval:
@@ -201,7 +203,7 @@ def retrieval_of_pairs(pairs: Iterable[TrainPair], root: str | Path) -> Retrieva
         InputError: no pairs, a duplicate ``image_id``, an image path that leaves the root.
     """
     images = [
-        _LabelledImage(p.image, p.image_id, (p.caption,), p.hard_i_id, p.action, p.is_normal)
+        LabelledImage(p.image, p.image_id, (p.caption,), p.hard_i_id, p.action, p.is_normal)
         for p in pairs
     ]
     if not images:
@@ -334,13 +336,20 @@ def _relative_path(value: str, name: str, path: Path, item: str, below: str = ""
 # ------------------------------------------------------------------------ labelled annotations
 
 
-def _labelled_images(path: Path) -> Iterator[_LabelledImage]:
+def read_labelled_images(path: str | Path) -> Iterator[LabelledImage]:
+    """Stream the lines of a labelled file or a training shard.
+
+    Raises:
+        InputError: the file is missing or unreadable, or a line is bad (named). Repeated ids are
+            not looked for: that takes the whole file.
+    """
+    path = existing_file(path, "a labelled annotation file")
     for number, fields in objects(path):
         item = f"line {number}"
         check_known(fields, _PAIR_FIELDS, (*_REQUIRED, *_OPTIONAL), path, item)
         checked = _pair_fields(fields, path, item)
         normal, anomaly = checked.get("normal"), checked.get("anomaly")
-        yield _LabelledImage(
+        yield LabelledImage(
             image=checked["image"],
             image_id=checked["image_id"],
             captions=_captions(fields, path, item),
@@ -367,7 +376,7 @@ def _captions(fields: dict[str, Any], path: Path, item: str) -> tuple[str, ...]:
 
 
 def _labelled(
-    images: list[_LabelledImage], source: Path, image_folder: str | Path | None
+    images: list[LabelledImage], source: Path, image_folder: str | Path | None
 ) -> Retrieval:
     seen: set[str] = set()
     with_caption: dict[str, list[str]] = defaultdict(list)
@@ -418,19 +427,24 @@ def data_root(annotation: str | Path) -> Path:
     )
 
 
+def spellings(image: str) -> tuple[str, ...]:
+    """An image path as written, and with ``wentwrong`` spelt the other way if it is in there."""
+    for spelling, other in (_SPELLINGS, _SPELLINGS[::-1]):
+        if f"/{spelling}/" in f"/{image}":
+            return image, f"/{image}".replace(f"/{spelling}/", f"/{other}/")[1:]
+    return (image,)
+
+
 def image_file(root: str | Path, image: str) -> Path:
     """The file of an image path relative to ``root``, under either spelling of ``wentwrong``.
 
     ``..`` is resolved before links are followed, so a path that was found safe stays safe. Where
     neither spelling exists, the path as written is returned, and opening it tells what is missing.
     """
-    written = Path(root, os.path.normpath(image))
-    for spelling, other in (_SPELLINGS, _SPELLINGS[::-1]):
-        if f"/{spelling}/" in f"/{image}" and not written.exists():
-            renamed = f"/{image}".replace(f"/{spelling}/", f"/{other}/")
-            candidate = Path(root, os.path.normpath(renamed[1:]))
-            if candidate.exists():
-                return candidate
+    written, *others = (Path(root, path) for path in spellings(os.path.normpath(image)))
+    for other in others:
+        if not written.exists() and other.exists():
+            return other
     return written
 
 
@@ -438,7 +452,7 @@ class _Locator:
     """Finds the files of a labelled file's images; see :func:`read_retrieval` for the rule."""
 
     def __init__(
-        self, source: Path, image_folder: str | Path | None, images: list[_LabelledImage]
+        self, source: Path, image_folder: str | Path | None, images: list[LabelledImage]
     ) -> None:
         self.source = source
         self.drop = 0
@@ -450,7 +464,7 @@ class _Locator:
         self.real_folders: dict[Path, Path] = {}
         self.used: dict[Path, str] = {}
 
-    def _leading_folders_to_drop(self, images: list[_LabelledImage]) -> int:
+    def _leading_folders_to_drop(self, images: list[LabelledImage]) -> int:
         for image in images:
             parts = PurePosixPath(os.path.normpath(image.image)).parts
             for drop in range(len(parts)):
@@ -458,7 +472,7 @@ class _Locator:
                     return drop
         return 0
 
-    def __call__(self, image: _LabelledImage) -> Path:
+    def __call__(self, image: LabelledImage) -> Path:
         name = image.image
         if self.drop:
             parts = PurePosixPath(os.path.normpath(name)).parts
@@ -473,7 +487,7 @@ class _Locator:
         self._check_inside(path, image)
         return path
 
-    def _check_inside(self, path: Path, image: _LabelledImage) -> None:
+    def _check_inside(self, path: Path, image: LabelledImage) -> None:
         """Refuse a link that leads out of the data.
 
         The root and the folders directly in it may be links: so data is put on another disk.

@@ -50,7 +50,7 @@ def decoded(raw: bytes, path: Path, item: str) -> str:
 
 def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
     """One line as a JSON object; not UTF-8, not JSON and not an object are errors."""
-    text = decoded(raw, path, item)
+    text = decoded(raw, path, item).rstrip()  # else what ends too early is found on a next line
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # a JSONDecodeError, or a number beyond limits

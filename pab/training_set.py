@@ -247,7 +247,7 @@ def _load_lines(index: Path) -> np.ndarray:
         table = np.load(index / "lines.npy", mmap_mode="r", allow_pickle=False)
         if table.dtype != _LINE or table.ndim != 1:
             raise ValueError(f"expected a list of {_LINE}, found {table.dtype}")
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise InputError(
             index, f"the index is damaged: {error}", todo="remove this folder to make it anew"
         ) from error

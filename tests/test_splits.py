@@ -1,0 +1,70 @@
+"""The validation split: whole source videos, by seed, written as ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pab.annotations import read_id_list
+from pab.errors import InputError
+from pab.splits import TRAIN_IDS, VAL_IDS, validation_split, write_split
+from pab.training_set import TrainingSet
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> TrainingSet:
+    """60 pairs: 20 videos of two (not side by side), and 20 pairs without a source."""
+    folder = tmp_path / "annotation" / "train"
+    folder.mkdir(parents=True)
+    with (folder / "pair_0.json").open("w") as handle:
+        for k in range(60):
+            line = {"image": f"train/{k}.jpg", "caption": "a", "image_id": f"0_{k}"}
+            if k < 40:
+                line["source_id"] = f"{k % 20}_{k // 20}"
+            handle.write(json.dumps(line) + "\n")
+    return TrainingSet.open(tmp_path)
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 45])
+def test_no_video_is_on_both_sides(pairs: TrainingSet, n: int) -> None:
+    train, val = validation_split(pairs, n, seed=3)
+    assert sorted([*train, *val]) == list(range(60))
+    assert n <= len(val) <= n + 1  # the largest video has two pairs
+    assert not set(pairs.videos[train]) & set(pairs.videos[val])
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(val) > 0).all()
+
+
+def test_the_seed_decides(pairs: TrainingSet) -> None:
+    first, again, other = (validation_split(pairs, 20, seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert first.tolist() != other.tolist()
+
+
+def test_a_smaller_split_is_part_of_a_larger_one(pairs: TrainingSet) -> None:
+    small, large = (validation_split(pairs, n, seed=5)[1] for n in (10, 30))
+    assert set(small) < set(large)
+
+
+def test_zero_trains_on_everything(pairs: TrainingSet) -> None:
+    train, val = validation_split(pairs, 0, seed=1)
+    assert (train.tolist(), val.tolist()) == (list(range(60)), [])
+
+
+@pytest.mark.parametrize("n", [-1, 60, 61, 10_000])
+def test_impossible_sizes_are_refused(pairs: TrainingSet, n: int) -> None:
+    with pytest.raises(InputError, match=r"--val_pairs: .*\b" + str(abs(n))):
+        validation_split(pairs, n, seed=1)
+
+
+def test_split_is_written_as_ids_and_read_back(pairs: TrainingSet, tmp_path: Path) -> None:
+    train, val = validation_split(pairs, 9, seed=1)
+    write_split(tmp_path / "out", pairs, train, val)
+    for name, indices in ((TRAIN_IDS, train), (VAL_IDS, val)):
+        ids = read_id_list(tmp_path / "out" / name)
+        np.testing.assert_array_equal(pairs.indices_of(ids), indices)
+    write_split(tmp_path / "all", pairs, *validation_split(pairs, 0, seed=1))
+    assert (tmp_path / "all" / VAL_IDS).read_text() == ""

@@ -1,0 +1,219 @@
+"""The training set on disk: its pairs, its index, its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+import pab.training_set
+from pab.annotations import read_train_pairs
+from pab.errors import InputError
+from pab.training_set import TrainingSet, find_shards
+
+
+def pair(shard: int, k: int, **more: Any) -> dict[str, Any]:
+    fields = {"image": f"train/imgs_{shard}/goal/{k}.jpg", "caption": f"caption {shard} é {k}"}
+    return {**fields, "image_id": f"{shard}_{k}", "source_id": f"{k // 2}_{k % 2}", **more}
+
+
+def write_shard(root: Path, shard: int, *pairs: dict[str, Any]) -> Path:
+    folder = root / "annotation" / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"pair_{shard}.json"
+    path.write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs), "utf-8")
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for shard in (0, 2, 10):
+        write_shard(tmp_path, shard, *(pair(shard, k) for k in range(4)))
+    return tmp_path
+
+
+def ids(pairs: TrainingSet) -> list[str]:
+    return [p.image_id for p in pairs]
+
+
+def test_pairs_come_in_numeric_order_of_shards(root: Path) -> None:
+    pairs = TrainingSet.open(root)
+    assert len(pairs) == 12
+    expected = [p for shard in find_shards(root) for p in read_train_pairs(shard)]
+    assert list(pairs) == expected
+    assert ids(pairs) == pairs.image_ids() == [f"{s}_{k}" for s in (0, 2, 10) for k in range(4)]
+    assert pairs[-1].image_id == "10_3"
+    with pytest.raises(IndexError):
+        pairs[12]
+    chosen = [root / "annotation/train/pair_10.json", root / "annotation/train/pair_2.json"]
+    assert ids(TrainingSet.open(root, chosen))[0] == "2_0"
+
+
+def test_blank_lines_and_a_missing_last_newline(root: Path) -> None:
+    path = root / "annotation" / "train" / "pair_2.json"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\n").rstrip())
+    assert len(ids(TrainingSet.open(root))) == 12
+    assert TrainingSet.open(root)[7].image_id == "2_3"
+
+
+def test_subsets_of_subsets(root: Path) -> None:
+    pairs = TrainingSet.open(root)
+    odd = pairs.subset(np.array([9, 1, 3]))
+    assert ids(odd) == odd.image_ids() == ["10_1", "0_1", "0_3"]
+    assert ids(odd.subset(np.array([2, 0]))) == ["0_3", "10_1"]
+    assert ids(pairs[1:3]) == ["0_1", "0_2"]
+    np.testing.assert_array_equal(odd.videos, pairs.videos[[9, 1, 3]])
+    assert len(pairs.subset(np.array([], dtype=int))) == 0
+    for bad in (-1, 3):
+        with pytest.raises(IndexError):
+            odd.subset(np.array([bad]))
+
+
+def test_videos_join_pairs_of_one_source_only(tmp_path: Path) -> None:
+    no_source = {**pair(0, 0), "source_id": None}
+    write_shard(tmp_path, 0, pair(0, 1), no_source, pair(0, 2), {**no_source, "image_id": "0"})
+    write_shard(tmp_path, 1, pair(1, 1), pair(1, 2, source_id="a_b_1"), pair(1, 3, source_id="a_2"))
+    # Videos by x of x_y: 0, none, 1, none, 0, a_b, a.
+    assert TrainingSet.open(tmp_path).videos.tolist() == [0, 1, 2, 3, 0, 4, 5]
+
+
+def test_indices_by_id(root: Path) -> None:
+    pairs = TrainingSet.open(root)
+    assert pairs.indices_of(["10_1", "0_0"]).tolist() == [9, 0]
+    with pytest.raises(InputError, match=r"image_id 'x': .*none for 1 of them"):
+        pairs.indices_of(["0_0", "x"])
+
+
+def test_image_files_and_their_twins(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, pair(0, 0), pair(0, 1, hard_i="imgs_0/wentwrong/1.jpg"))
+    place = tmp_path / "train" / "imgs_0" / "wentrong"
+    place.mkdir(parents=True)
+    (place / "1.jpg").touch()
+    pairs = TrainingSet.open(tmp_path)
+    assert pairs.image_path(pairs[0]) == tmp_path / "train/imgs_0/goal/0.jpg"
+    assert pairs.twin_path(pairs[0]) is None
+    assert pairs.twin_path(pairs[1]) == place / "1.jpg"
+
+
+def test_the_index_is_made_once_and_anew_when_a_shard_changes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TrainingSet.open(root)
+    checks = []
+    check = pab.training_set._check_lines
+    monkeypatch.setattr(pab.training_set, "_check_lines", lambda s: checks.append(s) or check(s))
+    TrainingSet.open(root)
+    assert not checks
+    write_shard(root, 2, *(pair(2, k, caption="new") for k in range(5)))
+    assert TrainingSet.open(root)[4].caption == "new"
+    assert len(checks) == 1
+    assert not list((root / ".cache").glob("*.tmp"))
+
+
+def test_a_shard_that_changes_while_open_is_noticed(root: Path) -> None:
+    pairs = TrainingSet.open(root)
+    path = write_shard(root, 2, *(pair(2, k, caption="other words") for k in range(4)))
+    with pytest.raises(InputError, match=r"pair_2.json: changed since it was indexed"):
+        pairs[5]
+    path.unlink()
+    with pytest.raises(InputError, match=r"pair_2.json: .*no such file"):
+        pairs[5]
+    first = root / "annotation/train/pair_0.json"
+    assert pairs[0].image_id == "0_0"
+    os.truncate(first, 10)  # under an open file
+    with pytest.raises(InputError, match=r"pair_0.json: changed since it was indexed"):
+        pairs[1]
+
+
+def test_unpickled_and_in_workers_it_reads_the_same(root: Path) -> None:
+    pairs = TrainingSet.open(root)
+    assert pairs[0].image_id == "0_0"  # a file is open now
+    subset = pickle.loads(pickle.dumps(pairs.subset(np.array([5, 0]))))  # noqa: S301
+    assert ids(subset) == ["2_1", "0_0"]
+    assert len(pickle.dumps(pairs)) < 2000
+    loader: DataLoader = DataLoader(pairs, batch_size=5, num_workers=2, collate_fn=list)  # type: ignore[arg-type]
+    assert [p for batch in loader for p in batch] == list(pairs)
+
+
+def test_cache_dir_elsewhere_leaves_the_data_alone(root: Path, tmp_path_factory: Any) -> None:
+    elsewhere = tmp_path_factory.mktemp("cache") / "deeper"
+    assert len(TrainingSet.open(root, cache_dir=elsewhere)) == 12
+    assert not (root / ".cache").exists()
+
+
+def test_a_cache_folder_that_cannot_be_written(root: Path) -> None:
+    (root / ".cache").write_text("in the way")
+    with pytest.raises(InputError, match="--cache_dir"):
+        TrainingSet.open(root)
+
+
+def test_several_processes_may_index_at_once(root: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: len(TrainingSet.open(root)), range(4)))
+    assert opened == [12] * 4
+    assert len(list((root / ".cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"not numpy"])
+def test_a_damaged_index_is_named(root: Path, damage: bytes) -> None:
+    index = TrainingSet.open(root)._index
+    (index / "lines.npy").write_bytes(damage)
+    with pytest.raises(InputError, match=r"the index is damaged: .*remove this folder"):
+        TrainingSet.open(root)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (pair(2, 9, caption=""), "pair_2.json, line 5: field 'caption': .*an empty text"),
+        (pair(2, 9, caption=3), "pair_2.json, line 5: field 'caption': .*the number 3"),
+        (pair(2, 9, image="../../x"), "pair_2.json, line 5: field 'image': .*leaves it"),
+        (pair(2, 9, extra=1), "pair_2.json, line 5: unknown field 'extra'"),
+        (pair(0, 1), "pair_2.json, line 5: .*'0_1' already in pair_0.json, line 2"),
+    ],
+)
+def test_bad_lines_are_named_and_leave_no_index(
+    root: Path, bad: dict[str, Any], message: str
+) -> None:
+    write_shard(root, 2, *(pair(2, k) for k in range(4)), bad)
+    with pytest.raises(InputError, match=message):
+        TrainingSet.open(root)
+    assert list((root / ".cache").iterdir()) == []
+
+
+def test_broken_json_on_line_17(tmp_path: Path) -> None:
+    path = write_shard(tmp_path, 0, *(pair(0, k) for k in range(20)))
+    text = path.read_text("utf-8").splitlines()
+    text[16] = text[16][:-5]
+    path.write_text("\n".join(text), "utf-8")
+    with pytest.raises(InputError, match=r"pair_0.json, line 17: .*broken JSON"):
+        TrainingSet.open(tmp_path)
+
+
+def test_shards_that_are_not_there(root: Path, tmp_path: Path) -> None:
+    write_shard(root, 2)
+    with pytest.raises(InputError, match=r"pair_2.json: .*found an empty file"):
+        TrainingSet.open(root)
+    with pytest.raises(InputError, match="no such file"):
+        TrainingSet.open(root, [root / "pair_7.json"])
+    with pytest.raises(InputError, match="no such folder"):
+        TrainingSet.open(root / "missing")
+    (tmp_path / "bare" / "annotation" / "train").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"expected training shards pair_0.json"):
+        TrainingSet.open(tmp_path / "bare")
+
+
+def test_shards_named_attr_serve_where_there_are_no_others(root: Path) -> None:
+    folder = root / "annotation" / "train"
+    for path in folder.iterdir():
+        path.rename(folder / path.name.replace("pair", "attr"))
+    assert len(TrainingSet.open(root)) == 12
+    write_shard(root, 0, pair(0, 0))
+    assert len(TrainingSet.open(root)) == 1

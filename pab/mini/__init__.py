@@ -1,0 +1,1 @@
+"""A small PAB-shaped set of drawn people: every file of the real layout, made from a seed."""

@@ -1,0 +1,101 @@
+"""Every number that decides how hard the mini data is, in one place.
+
+Lengths are fractions of the picture's side unless a unit is named; probabilities are in [0, 1].
+A change here changes the data: the manifest's ``settings_sha256`` is the hash of this file's values.
+"""
+
+from __future__ import annotations
+
+# --- size of the set -------------------------------------------------------------------------
+TRAIN_PAIRS = 12_000
+TEST_PAIRS = 2_000
+DISTRACTORS = 8_000
+UCC_PAIRS = 200
+TRAIN_SHARDS = 4
+SEED = 16
+
+# --- picture ---------------------------------------------------------------------------------
+IMAGE_SIZE = 192  # pixels a side
+SUPERSAMPLE = 2  # drawn at this multiple, then averaged down
+
+# --- source videos ---------------------------------------------------------------------------
+# A video that is no pair gives one picture only, normal or abnormal.
+TRAIN_TWIN_VIDEOS = 0.85  # share of videos that give a normal and an abnormal picture
+TEST_TWIN_VIDEOS = 0.60  # 0.60 of the videos is 0.75 of the queries
+SECOND_KIND_OF_ANOMALY = 0.35  # share of abnormal pictures with y = 2 (folder `full`), not 1
+NORMAL_IN_FULL = 0.10  # share of normal pictures kept in `full` instead of `goal`
+NEAR_MISS_DISTRACTORS = 0.25  # share of distractors that are a test video with another person
+
+# --- what may vary ---------------------------------------------------------------------------
+# Fewer colours make more gallery images look alike.
+UPPER_COLOURS = (
+    "red", "orange", "yellow", "green", "turquoise", "blue", "navy", "purple", "pink", "brown",
+    "black", "white", "grey", "beige",
+)  # fmt: skip
+LOWER_COLOURS = ("black", "blue", "navy", "grey", "white", "beige", "brown", "red", "green")
+ITEM_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
+LANDMARK_COLOURS = ("red", "yellow", "green", "blue", "white", "orange", "purple", "grey")
+COLOUR_JITTER = 14  # standard deviation of a garment's shade, in levels of 255
+CARRIED_ITEM = 0.45  # probability that the person carries something beside the action's own object
+COMPANION = 0.40  # probability of a dog, a child or another adult beside the person
+HAT = 0.30
+LANDMARK = 0.85  # probability of one nameable thing in the background
+PASSERS_BY = 0.35  # probability of a small unnamed figure far behind: a distraction
+PERSON_SCALE = {"near": (0.70, 0.80), "medium": (0.53, 0.61), "far": (0.38, 0.44)}  # body height
+POSE_JITTER = 6.0  # standard deviation of each joint angle, degrees
+
+# --- layouts of the backgrounds --------------------------------------------------------------
+TRAIN_LAYOUTS = range(40)  # of each scene class
+TEST_LAYOUTS = range(40, 60)  # never seen in training
+
+# --- captions --------------------------------------------------------------------------------
+MIN_WORDS, MAX_WORDS = 25, 60
+# Chance of the first, second, ... synonym; cut to the list's length and scaled to sum 1.
+TRAIN_SYNONYMS = (0.50, 0.28, 0.14, 0.08)
+TEST_SYNONYMS = (0.25, 0.25, 0.25, 0.25)
+# Probability that a caption leaves the attribute out.
+OMIT = {
+    "build": 0.30,
+    "hair": 0.20,
+    "lower": 0.08,
+    "item": 0.10,
+    "companion": 0.12,
+    "landmark": 0.20,
+    "time": 0.20,
+    "weather": 0.20,
+    "distance": 0.45,
+    "facing": 0.40,
+    "position": 0.50,
+}
+
+# --- camera: (low, high) of a uniform draw ---------------------------------------------------
+# White balance: standard deviation of each channel's gain. Noise: standard deviation in levels of 255.
+TRAIN_CAMERA = {
+    "blur": (0.0, 0.3),
+    "noise": (0.0, 3.0),
+    "white_balance": 0.02,
+    "brightness": (0.96, 1.04),
+    "contrast": (0.97, 1.03),
+    "saturation": (0.95, 1.05),
+    "quality": (88, 94),
+}
+TEST_CAMERA = {
+    "blur": (0.2, 0.9),
+    "noise": (3.0, 10.0),
+    "white_balance": 0.06,
+    "brightness": (0.84, 1.14),
+    "contrast": (0.85, 1.10),
+    "saturation": (0.70, 1.10),
+    "quality": (45, 80),
+}
+UCC_CAMERA = {
+    "blur": (0.5, 1.0),
+    "noise": (6.0, 12.0),
+    "white_balance": 0.03,
+    "brightness": (0.80, 1.05),
+    "contrast": (0.75, 0.95),
+    "saturation": (0.05, 0.20),
+    "quality": (40, 65),
+}
+UCC_GROUP = 3  # at most this many surveillance pictures share one caption
+FOG_STRENGTH = 0.38  # share of the veil's grey in a foggy picture

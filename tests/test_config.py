@@ -241,3 +241,16 @@ def test_flags_leave_no_default_behind() -> None:
     parser = argparse.ArgumentParser()
     add_config_flags(parser, Recipe)
     assert vars(parser.parse_args([])) == {}
+
+
+def test_choices_of_numbers_are_no_truth_values() -> None:
+    @dataclass(frozen=True)
+    class Parts:
+        count: Literal[1, 2] = 1
+
+    Parts.__annotations__["count"] = Literal[1, 2]
+    assert load_config(Parts, None, {"count": 2}).count == 2
+    for wrong in (True, 1.0, 3):
+        with pytest.raises(InputError, match="expected one of 1, 2"):
+            load_config(Parts, None, {"count": wrong})
+    assert config_from_args(Parts, ["--count", "2"], prog="p", description="d")[0].count == 2

@@ -1,0 +1,195 @@
+"""What the tests of LHP share: a tiny data set in PAB's layout, its tokenizer, a debug checkpoint.
+
+Everything is made by the project's own code or drawn here from a fixed seed, so that the tests run
+without any published file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lhp.beit3 import Beit3Retrieval, model_config
+from lhp.tokenizer import Tokenizer
+from lhp.train_tokenizer import train_tokenizer
+from pab.errors import run_cli
+from pab.files import write_json, write_text
+
+MODEL = "beit3_debug_patch16_64"
+VIDEOS = 12  # two pairs each: one normal, one abnormal
+TEST_IMAGES = 10
+COLOURS = {
+    "red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 50, 200), "yellow": (220, 210, 40),
+    "black": (15, 15, 15), "white": (240, 240, 240),
+}  # fmt: skip
+SCENES = {"park": (90, 140, 80), "street": (120, 120, 125)}
+ACTIONS = {True: "walking", False: "falling"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums of a matrix product depend on the number of threads: one, on every machine."""
+    torch.set_num_threads(1)
+
+
+def draw(path: Path, number: int, normal: bool) -> str:
+    """Draw a coloured figure, upright or lying, and return its caption."""
+    colour = list(COLOURS)[number % len(COLOURS)]
+    scene = list(SCENES)[number // len(COLOURS) % len(SCENES)]
+    noise = np.random.default_rng([number, normal]).integers(0, 12, (60, 80, 3))
+    canvas = np.full((60, 80, 3), SCENES[scene]) + noise
+    rows, columns = (slice(8, 52), slice(32, 48)) if normal else (slice(38, 54), slice(15, 65))
+    canvas[rows, columns] = COLOURS[colour]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).save(path, quality=95)
+    person = ("woman", "man")[number % 2]
+    return f"A {person} in a {colour} coat is {ACTIONS[normal]} in the {scene}, number {number}."
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write JSON lines."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_data(root: Path) -> None:
+    """Write the whole layout: two shards, a labelled test set, a name-masked copy with its key."""
+    shards: list[list[dict[str, Any]]] = [[], []]
+    for video in range(VIDEOS):
+        shard = video % 2
+        pair = []
+        for normal, folder in ((True, "goal"), (False, "wentwrong")):
+            image = f"train/imgs_{shard}/{folder}/{video}.jpg"
+            caption = draw(root / image, video, normal)
+            pair.append(
+                {
+                    "image": image,
+                    "caption": caption,
+                    "image_id": f"{shard}_{2 * video + (not normal)}",
+                    "source_id": f"{video}_{int(not normal)}",
+                }
+            )
+        for own, twin in (pair, pair[::-1]):
+            own["hard_i"] = twin["image"].removeprefix("train/")
+            own["hard_c"], own["hard_i_id"] = twin["caption"], twin["image_id"]
+        shards[shard] += pair
+    for number, rows in enumerate(shards):
+        write_lines(root / f"annotation/train/pair_{number}.json", rows)
+
+    masked = root / "name-masked_test-set"
+    labelled, queries, answers = [], [], {}
+    for number in range(TEST_IMAGES):
+        normal = number % 2 == 0
+        image = root / f"test/{number}.jpg"
+        caption = draw(image, 100 + number, normal)
+        kind = "normal" if normal else "anomaly"
+        words = [caption, caption.replace("coat", "jacket")][: 1 + number % 2]
+        labelled.append(
+            {
+                "image": f"test/{number}.jpg",
+                "image_id": f"t{number}",
+                "caption": words,
+                kind: ACTIONS[normal],
+            }
+        )
+        name, query = f"G{(number * 7) % TEST_IMAGES:02d}", f"q{(number * 3) % TEST_IMAGES:02d}"
+        (masked / "gallery").mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, masked / f"gallery/{name}.jpg")
+        queries.append({"query_index": query, "caption": caption})
+        answers[query] = {"gallery": name, kind: ACTIONS[normal]}
+    write_lines(root / "annotation/test/pair.json", labelled)
+    write_lines(masked / "query.json", queries)
+    write_json(masked / "answers.json", answers)
+    write_text(masked / "query_index.txt", "".join(f"{query}\n" for query in sorted(answers)))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of the tiny data set; tests that change it take ``data_copy``."""
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    make_data(root)
+    return root
+
+
+@pytest.fixture
+def data_copy(tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny data set that a test may damage."""
+    return shutil.copytree(tiny_data, tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tiny_data: Path) -> Path:
+    """A SentencePiece model trained on the tiny data's captions."""
+    captions = [
+        json.loads(line)["caption"]
+        for shard in sorted((tiny_data / "annotation/train").glob("*.json"))
+        for line in shard.read_text().splitlines()
+    ]
+    path = tiny_data.parent / "tiny.spm"
+    train_tokenizer(captions, path, 64)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_file: Path) -> Tokenizer:
+    return Tokenizer(tokenizer_file)
+
+
+@pytest.fixture(scope="session")
+def debug_model() -> Callable[..., Beit3Retrieval]:
+    """Makes debug-size models with weights from a seed."""
+
+    def make(seed: int = 0, name: str = MODEL, vocab_size: int = 70) -> Beit3Retrieval:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Beit3Retrieval(model_config(name, vocab_size=vocab_size))
+            # The usual small weights make all vectors alike; these tell inputs apart.
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=0.2)
+        return model
+
+    return make
+
+
+def save_released(path: Path, model: Beit3Retrieval) -> Path:
+    """Save a model the way released checkpoints are: weights, epoch, arguments in a Namespace."""
+    words = argparse.Namespace(model="beit3_large_patch16_384_retrieval", task="356")
+    torch.save({"model": model.state_dict(), "epoch": 3, "args": words}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def debug_checkpoint(
+    debug_model: Callable[..., Beit3Retrieval], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return save_released(tmp_path_factory.mktemp("checkpoint") / "debug.pth", debug_model())
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must refuse its input; gives the one line it says."""
+
+    def run(main: Callable[[list[str] | None], None], argv: list[str]) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run_cli(main, argv)
+        lines = [
+            line
+            for line in capsys.readouterr().err.splitlines()
+            if not line.startswith("checking and indexing")  # progress, not an error
+        ]
+        assert stop.value.code == 2
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return run

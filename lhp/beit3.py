@@ -104,7 +104,7 @@ def model_config(
         known = ", ".join(f"beit3_{size}_patch16_384" for size in SIZES)
         raise InputError("--model", f"unknown model {name!r}", todo=f"known: {known}")
     width, heads, ffn, layers = SIZES[match[1]]
-    patch, size = int(match[2]), input_size or int(match[3])
+    patch, size = int(match[2]), int(match[3]) if input_size is None else input_size
     if size <= 0 or size % patch:
         raise InputError("--input_size", f"{size} px cannot be cut into patches of {patch} px")
     return Beit3Config(size, patch, width, heads, ffn, layers, vocab_size)
@@ -357,6 +357,6 @@ def config_of_state(state: dict[str, Tensor], config: Beit3Config) -> Beit3Confi
     """``config`` with the vocabulary and the text length of the checkpoint (mini models differ)."""
     words = state.get("beit3.text_embed.weight")
     positions = state.get("beit3.encoder.embed_positions.B.weight")
-    if words is None or positions is None:
-        return config
+    if words is None or positions is None or words.ndim != 2 or positions.ndim != 2:
+        return config  # strict loading names what is wrong
     return replace(config, vocab_size=len(words), text_positions=len(positions))

@@ -86,7 +86,7 @@ class TrainConfig:
                 raise InputError(f"--{name}", f"must be at least 1, found {getattr(self, name)}")
         for name in (
             "val_pairs", "num_workers", "grad_cache_chunk", "warmup_steps", "weight_decay",
-            "save_every_steps", "max_steps", "min_lr",
+            "save_every_steps", "max_steps", "min_lr", "seed", "val_seed",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise InputError(f"--{name}", f"must not be negative, found {getattr(self, name)}")

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lhp.beit3 import Beit3Retrieval, adapt_state, config_of_state, model_config
+from lhp.beit3 import (
+    POSITION_OFFSET,
+    Beit3Config,
+    Beit3Retrieval,
+    adapt_state,
+    config_of_state,
+    model_config,
+)
 from lhp.tokenizer import Tokenizer, pad_batch
 from pab.annotations import GalleryImage
 from pab.checkpoints import load_strict, model_state, read_checkpoint
@@ -40,11 +47,25 @@ def load_model(
             f"has {tokenizer.vocab_size} ids, {checkpoint} only {sizes.vocab_size} word vectors",
             todo="give the tokenizer the checkpoint was trained with",
         )
+    check_text_length(tokenizer.max_length, sizes)
     with torch.device("meta"):  # no random weights: each of them is about to be read
         model = Beit3Retrieval(sizes)
     model = model.to_empty(device="cpu")
     load_strict(model, adapt_state(state, sizes), checkpoint)
     return model.eval()
+
+
+def check_text_length(max_length: int, sizes: Beit3Config) -> None:
+    """Refuse captions longer than the model has text positions for.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    most = sizes.text_positions - POSITION_OFFSET
+    if max_length > most:
+        raise InputError(
+            "--max_text_length", f"the model has {most} text positions, found {max_length}"
+        )
 
 
 @torch.inference_mode()

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pab.splits import validation_split, write_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lhp.beit3 import Beit3Retrieval, adapt_state, model_config
 from lhp.config import TrainConfig
 from lhp.data import PairBatch, PairDataset, collate
-from lhp.encode import encode_captions, encode_images
+from lhp.encode import check_text_length, encode_captions, encode_images
 from lhp.tokenizer import Tokenizer
 from lhp.views import HybridView
 from pab import processes
@@ -53,6 +52,7 @@ from pab.optim import (
 from pab.run_log import RunLog
 from pab.sampling import EpochBatches
 from pab.scores import ScoreFile
+from pab.splits import validation_split, write_split
 from pab.training_set import TrainingSet
 
 LAST = "checkpoint-last.pth"  # everything a resumed run needs
@@ -61,7 +61,7 @@ FINAL = "checkpoint-final.pth"  # weights of the last epoch (the average, where 
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
 # Settings that may differ between a run and its continuation: they do not change the result.
 FREE_SETTINGS = {
-    "num_workers", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt_freq",
+    "task", "num_workers", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt_freq",
     "save_every_steps", "auto_resume", "max_steps", "checkpoint_activations",
 }  # fmt: skip
 
@@ -239,6 +239,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
     sizes = dataclasses.replace(
         sizes, drop_path=config.drop_path, checkpoint_activations=config.checkpoint_activations
     )
+    check_text_length(config.max_text_length, sizes)
     if not config.finetune:
         return Beit3Retrieval(sizes)
     state = adapt_state(model_state(read_checkpoint(config.finetune), config.finetune), sizes)
@@ -401,7 +402,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     given = argv
     if "--debug" in argv:
-        if "--config" in argv:
+        if any(word.split("=")[0] == "--config" for word in argv):
             raise InputError("--debug", f"contradicts --config: it stands for {DEBUG_CONFIG}")
         given = ["--config", DEBUG_CONFIG, *(word for word in argv if word != "--debug")]
     config, _ = config_from_args(

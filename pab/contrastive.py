@@ -45,24 +45,32 @@ class _Replay:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.before = _draw_state(device)
 
     def __enter__(self) -> None:
-        self._after = _now(self.device)
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)
+        self.after = _draw_state(self.device)
+        _set_draw_state(self.device, self.before)
 
     def __exit__(self, *exc: object) -> None:
-        torch.set_rng_state(self._after[0])
-        if self._after[1] is not None:
-            torch.cuda.set_rng_state(self._after[1], self.device)
+        _set_draw_state(self.device, self.after)
 
 
-def _now(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda
+def _draw_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """State of torch's generators: the CPU's, and the device's where it has its own."""
+    if device.type == "cuda":
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        return torch.get_rng_state(), torch.mps.get_rng_state()
+    return torch.get_rng_state(), None
+
+
+def _set_draw_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    cpu, own = state
+    torch.set_rng_state(cpu)
+    if own is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(own, device)
+    elif own is not None:
+        torch.mps.set_rng_state(own)
 
 
 def cached_backward(

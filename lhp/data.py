@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
+from pab.errors import InputError
 from pab.images import load_image
 from pab.sampling import SampleKey, sample_seed
 from pab.training_set import TrainingSet
@@ -24,7 +26,19 @@ class PairBatch(NamedTuple):
     padding_mask: Tensor
 
 
-class PairDataset(Dataset[tuple[Tensor, list[int]]]):
+class BadSample(NamedTuple):
+    """The words of an :class:`InputError`, which would not survive the way out of a worker."""
+
+    where: str
+    problem: str
+    item: str | None
+    todo: str | None
+
+
+Sample = tuple[Tensor, list[int]] | BadSample  # image [3, S, S] and its caption's ids
+
+
+class PairDataset(Dataset[Sample]):
     """Pairs of the training set, seen through the hybrid perspective.
 
     Args:
@@ -49,18 +63,38 @@ class PairDataset(Dataset[tuple[Tensor, list[int]]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, list[int]]:
+    def __getitem__(self, key: SampleKey) -> Sample:
         position, epoch = key
         index = int(self.indices[position])
-        pair = self.pairs[index]
-        image = load_image(self.pairs.image_path(pair))
+        try:
+            pair = self.pairs[index]
+            image = load_image(self.pairs.image_path(pair))
+        except InputError as error:
+            return BadSample(error.where, error.problem, error.item, error.todo)
         with sample_seed(self.seed, epoch, index):
             pixels = self.view(image)
         return pixels, self.tokenizer.encode(pair.caption)
 
 
-def collate(samples: list[tuple[Tensor, list[int]]]) -> PairBatch:
-    """Stack images; pad captions to the longest of the batch."""
-    images, captions = zip(*samples, strict=True)
-    ids, mask = pad_batch(list(captions))
+def collate(samples: list[Sample]) -> PairBatch | BadSample:
+    """Stack images, pad captions to the longest of the batch; or the first bad sample."""
+    images, captions = [], []
+    for sample in samples:
+        if isinstance(sample, BadSample):
+            return sample
+        images.append(sample[0])
+        captions.append(sample[1])
+    ids, mask = pad_batch(captions)
     return PairBatch(torch.stack(images), ids, mask)
+
+
+def checked(batches: Iterable[PairBatch | BadSample]) -> Iterator[PairBatch]:
+    """The batches of a loader.
+
+    Raises:
+        InputError: a pair's line or image cannot be read.
+    """
+    for batch in batches:
+        if isinstance(batch, BadSample):
+            raise InputError(batch.where, batch.problem, item=batch.item, todo=batch.todo)
+        yield batch

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lhp.beit3 import Beit3Retrieval, adapt_state, model_config
 from lhp.config import TrainConfig
-from lhp.data import PairBatch, PairDataset, collate
+from lhp.data import BadSample, PairBatch, PairDataset, checked, collate
 from lhp.encode import check_text_length, encode_captions, encode_images
 from lhp.tokenizer import Tokenizer
 from lhp.views import HybridView
@@ -40,6 +40,7 @@ from pab.config import as_plain, config_from_args
 from pab.contrastive import cached_backward, gathered_infonce
 from pab.devices import autocast, dtype_of, make_scaler, pick_device, seed_everything
 from pab.errors import InputError, run_cli
+from pab.images import verify_images
 from pab.metrics import evaluate_scores
 from pab.optim import (
     Ema,
@@ -83,6 +84,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     pairs = open_training_set(config)
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
+    # Not the training images: decoding a million of them first would take hours.
+    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
     view = HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio)
     dataset = PairDataset(pairs, train_rows, view, tokenizer, config.seed)
     batches = EpochBatches(len(dataset), config.batch_size, config.seed, rank, world)
@@ -93,7 +96,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
             f"{config.batch_size} x {world} processes x update_freq {config.update_freq} is more "
             f"than the {len(dataset)} training pairs",
         )
-    loader: DataLoader[PairBatch] = DataLoader(
+    loader: DataLoader[PairBatch | BadSample] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,  # type: ignore[arg-type]
         collate_fn=collate,
@@ -130,6 +133,9 @@ def train(config: TrainConfig, argv: list[str]) -> None:
         step, first_epoch, skip_steps = state.step, state.epoch, state.step_in_epoch
         best, resumed_at = state.best_metric, step
         del state
+        if 0 < config.max_steps <= step:
+            print(f"{step} steps are done, --max_steps {config.max_steps}", file=sys.stderr)
+            return
 
     def snapshot(epoch: int, step_in_epoch: int) -> None:
         """Write everything a resumed run needs; all processes take part, the main one writes."""
@@ -164,7 +170,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
             model.train()
             batches.epoch = epoch
             batches.start_batch = skip_steps * config.update_freq
-            feed = iter(loader)
+            feed = checked(loader)
             for step_in_epoch in range(skip_steps, steps_per_epoch):
                 started = time.perf_counter()
                 set_lr(optimizer, rates[step])

@@ -18,7 +18,7 @@ from pab.training_set import TrainingSet
 
 
 def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> None:
-    """Write a unigram SentencePiece model of ``vocab_size`` pieces; the same captions, same model.
+    """Write a byte-pair SentencePiece model of ``vocab_size`` pieces; the same captions, same model.
 
     Raises:
         InputError: the captions do not hold that many pieces.
@@ -29,7 +29,7 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> None:
             sentence_iterator=iter(captions),
             model_writer=model,
             vocab_size=vocab_size,
-            model_type="unigram",
+            model_type="bpe",
             character_coverage=1.0,
             unk_id=0,
             bos_id=1,
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--data_path", type=Path, required=True, help="root of PAB-shaped data")
     parser.add_argument("--out", type=Path, required=True, help="model file to write (.spm)")
-    parser.add_argument("--vocab_size", type=int, default=1200, help="pieces (default 1200)")
+    parser.add_argument("--vocab_size", type=int, default=2000, help="pieces (default 2000)")
     args = parser.parse_args(argv)
     pairs = TrainingSet.open(args.data_path)
     train_tokenizer([pair.caption for pair in pairs], args.out, args.vocab_size)

@@ -6,6 +6,7 @@ loaded), encodes, and hands its matrix to :func:`finish`.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,9 +88,7 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     Raises:
         InputError: the first fault found; unreadable images are listed together.
     """
-    for name in ("save_score", "output_file"):
-        if Path(getattr(config, name)).is_dir():
-            raise InputError(f"--{name}", f"{getattr(config, name)} is a directory")
+    _check_outputs(config)
     folder = Path(config.image_folder) if config.image_folder else None
     retrieval = read_retrieval(
         Path(config.annotation),
@@ -126,6 +125,26 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     verify_images([image.path for image in gallery], num_workers=config.num_workers)
     data_sha256 = sha256_of_lines(names + [f"{q.query_id}\t{q.caption}" for q in retrieval.queries])
     return ScoringJob(retrieval, gallery, order, data_sha256)
+
+
+def _check_outputs(config: ScoringConfig) -> None:
+    """Refuse, before any work, outputs that could not be written or would overwrite one another."""
+    outputs = {name: getattr(config, name) for name in ("save_score", "output_file")}
+    for name, value in outputs.items():
+        if not value:
+            continue
+        if Path(value).is_dir():
+            raise InputError(f"--{name}", f"{value} is a directory")
+        folder = next(above for above in Path(value).absolute().parents if above.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise InputError(
+                f"--{name}", f"{value} cannot be written: {folder} is no folder that can be written"
+            )
+    if config.save_score and Path(config.save_score) == Path(config.output_file):
+        raise InputError(
+            "--save_score", f"{config.save_score} is given as --output_file too",
+            todo="give two different files",
+        )  # fmt: skip
 
 
 def finish(

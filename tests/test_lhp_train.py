@@ -1,0 +1,358 @@
+"""Fine-tuning, end to end, at debug size: learning, determinism, resuming, validation, flags."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lhp.beit3 import Beit3Retrieval
+from lhp.train import BEST, FINAL, LAST, main
+from pab.checkpoints import load_training_state, model_state, read_checkpoint
+from pab.config import load_config
+from pab.errors import InputError
+from pab.run_log import read_log
+from tests.conftest import MODEL, save_released
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Runs:
+    """Starts runs on the tiny data: 24 pairs, 6 updates an epoch."""
+
+    def __init__(self, data: Path, tokenizer: Path, folder: Path) -> None:
+        self.data, self.tokenizer, self.folder = data, tokenizer, folder
+
+    def argv(self, name: str, *flags: str, **settings: Any) -> list[str]:
+        given = {
+            "model": MODEL, "input_size": 64, "data_path": self.data, "batch_size": 4,
+            "sentencepiece_model": self.tokenizer, "output_dir": self.folder / name, "epochs": 2,
+            "lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 2, "drop_path": 0.2, "num_workers": 0,
+            "dtype": "fp32", "device": "cpu", "cache_dir": self.folder / "cache",
+            "layer_decay": 1.0,
+        } | settings  # fmt: skip
+        return [*flags, *(word for k, v in given.items() for word in (f"--{k}", str(v)))]
+
+    def __call__(self, name: str, *flags: str, **settings: Any) -> Path:
+        main(self.argv(name, *flags, **settings))
+        return self.folder / name
+
+
+@pytest.fixture
+def runs(tiny_data: Path, tokenizer_file: Path, tmp_path: Path) -> Runs:
+    return Runs(tiny_data, tokenizer_file, tmp_path)
+
+
+def weights(folder: Path, name: str = FINAL) -> dict[str, Tensor]:
+    return model_state(read_checkpoint(folder / name), folder / name)
+
+
+def assert_same_weights(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def largest_difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_log(folder / "log.jsonl", "train")]
+
+
+# ---------------------------------------------------------------------------------------- learning
+
+
+def test_the_loss_goes_down(runs: Runs) -> None:
+    settings = {"epochs": 40, "batch_size": 12, "warmup_steps": 10, "lr": 2e-3}
+    run = runs("learn", local_prob=0.0, drop_path=0.0, **settings)
+    found = losses(run)
+    assert len(found) == 80
+    assert found[0] == pytest.approx(math.log(12), abs=0.5), "random vectors guess among 12"
+    assert sum(found[-4:]) / 4 < 0.75 * found[0]
+
+
+def test_same_seed_same_weights_whatever_the_workers(runs: Runs) -> None:
+    first = weights(runs("a"))
+    assert_same_weights(first, weights(runs("b")))
+    assert_same_weights(first, weights(runs("c", num_workers=2)))
+    other = weights(runs("d", seed=17))
+    assert largest_difference(first, other) > 1e-3
+
+
+def test_the_record_of_a_run(runs: Runs) -> None:
+    run = runs("record")
+    rows = read_log(run / "log.jsonl", "train")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert {row["epoch"] for row in rows} == {0, 1}
+    assert rows[0]["lr"] < rows[2]["lr"]
+    assert rows[-1]["lr"] == pytest.approx(1e-4, rel=0.5)
+    assert all(row["grad_norm"] > 0 for row in rows)
+    assert (run / "config.yaml").is_file()
+    assert json.loads((run / "run.json").read_text())["starts"][0]["seed"] == 16
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "run.json", "log.jsonl", LAST, FINAL
+    }  # fmt: skip
+    metadata = read_checkpoint(run / FINAL)["metadata"]
+    assert metadata["architecture"] == MODEL
+
+
+def test_activation_checkpointing_changes_no_weight(runs: Runs) -> None:
+    plain = weights(runs("plain", epochs=1))
+    saved = weights(runs("saved", "--checkpoint_activations", epochs=1))
+    assert largest_difference(plain, saved) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [3, 6])
+def test_chunks_give_the_whole_batchs_step(runs: Runs, chunk: int) -> None:
+    settings = {"batch_size": 8, "drop_path": 0.0, "epochs": 1}
+    whole = runs("whole", **settings)
+    chunked = runs("chunked", grad_cache_chunk=chunk, **settings)
+    assert losses(chunked) == pytest.approx(losses(whole), abs=1e-4)
+    # AdamW turns the rounding of a gradient that is all but zero (a key's bias) into a step of its
+    # own size, so a few weights differ by steps; all but those agree.
+    one, two = weights(whole), weights(chunked)
+    apart = [n for n in one if "k_proj" not in n and (one[n] - two[n]).abs().mean() > 1e-5]
+    assert apart == []
+
+
+def test_accumulation_counts_updates(runs: Runs) -> None:
+    run = runs("accumulate", update_freq=2)
+    assert len(losses(run)) == 6, "three updates an epoch instead of six"
+    # The loss of an update is the mean over its batches, each near the guess among 4.
+    assert losses(run)[0] == pytest.approx(math.log(4), abs=0.5)
+
+
+def test_a_batch_that_does_not_divide_the_update(runs: Runs) -> None:
+    assert len(losses(runs("odd", update_freq=4))) == 2, "the last two batches wait for none"
+
+
+# ---------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize(
+    ("stop", "settings"),
+    [
+        (2, {}),
+        (6, {}),
+        (9, {"dtype": "bf16"}),
+        (8, {"ema_decay": 0.9, "clip_grad": 0.5, "update_freq": 1}),
+        (2, {"update_freq": 2, "num_workers": 2}),
+        (3, {"grad_cache_chunk": 2, "val_pairs": 4}),
+    ],
+)
+def test_resuming_equals_not_stopping(runs: Runs, stop: int, settings: dict[str, Any]) -> None:
+    whole = runs("whole", **settings)
+    stopped = runs("stopped", max_steps=stop, **settings)
+    assert not (stopped / FINAL).exists()
+    assert load_training_state(stopped / LAST).step == stop
+    runs("stopped", **settings)
+    names = [FINAL] + [BEST] * ("val_pairs" in settings)
+    for name in names:
+        assert_same_weights(weights(whole, name), weights(stopped, name))
+    one, two = (load_training_state(run / LAST) for run in (whole, stopped))
+    assert one.step == two.step
+    assert_same_weights(one.model, two.model)
+    assert torch.equal(one.rng[0]["torch"], two.rng[0]["torch"])
+    assert losses(whole) == losses(stopped)
+    if one.ema is not None and two.ema is not None:
+        assert_same_weights(one.ema["shadow"], two.ema["shadow"])
+
+
+def test_saving_inside_an_epoch(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lhp.train
+
+    whole = runs("whole")
+    steps: list[float] = []
+    true_step = lhp.train.clip_and_step
+
+    def power_cut(*args: Any, **options: Any) -> float:
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        steps.append(true_step(*args, **options))
+        return steps[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lhp.train, "clip_and_step", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            runs("cut", save_every_steps=2)
+    assert load_training_state(runs.folder / "cut" / LAST).step == 4
+    cut = runs("cut", save_every_steps=3)  # how often to save is free to change
+    assert_same_weights(weights(whole), weights(cut))
+    assert losses(whole) == losses(cut)
+
+
+def test_a_finished_run_stays_as_it_is(runs: Runs) -> None:
+    before = weights(runs("done"))
+    assert_same_weights(before, weights(runs("done")))
+    assert len(losses(runs.folder / "done")) == 12
+
+
+def test_max_steps_holds_on_the_second_start(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs("twice", max_steps=3)
+    run = runs("twice", max_steps=3)
+    assert load_training_state(run / LAST).step == 3
+    assert "3 steps are done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lr", "seed", "batch_size", "local_prob", "dtype", "epochs"])
+def test_other_settings_are_refused_on_resume(runs: Runs, name: str) -> None:
+    run = runs("first", max_steps=1)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    value = {"dtype": "bf16", "local_prob": 0.25, "lr": 2e-3}.get(name, 3)
+    with pytest.raises(InputError, match=rf"other settings: {name} \(was "):
+        runs("first", **{name: value})
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_no_auto_resume_starts_anew(runs: Runs) -> None:
+    runs("again", max_steps=2, seed=3)
+    run = runs("again", "--no_auto_resume", epochs=1)
+    assert len(losses(run)) == 6
+    assert_same_weights(weights(run), weights(runs("fresh", epochs=1)))
+
+
+def test_synonyms_of_the_task_resume_one_another(runs: Runs) -> None:
+    whole = runs("whole", task="pab")
+    runs("mixed", task="pab", max_steps=2)
+    assert_same_weights(weights(whole), weights(runs("mixed", task="356")))
+
+
+# -------------------------------------------------------------------------------------- validation
+
+
+def test_validation_keeps_the_best(runs: Runs) -> None:
+    run = runs("val", val_pairs=4, epochs=3, lr=3e-3)
+    rows = read_log(run / "log.jsonl", "val")
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert all(0 <= row["R@1"] <= row["R@5"] <= row["R@10"] <= 100 for row in rows)
+    best = max(rows, key=lambda row: row["R@1"] + 1e-3 * row["mAP"])
+    metadata = read_checkpoint(run / BEST)["metadata"]
+    assert int(metadata["epoch"]) == best["epoch"]
+    assert float(metadata["R@1"]) == best["R@1"]
+    train_ids = (run / "train_ids.txt").read_text().split()
+    val_ids = (run / "val_ids.txt").read_text().split()
+    assert len(val_ids) == 4
+    assert len(train_ids) == 20
+    assert not set(train_ids) & set(val_ids)
+    lines = "".join(
+        path.read_text() for path in sorted((runs.data / "annotation/train").iterdir())
+    ).splitlines()
+    video = {row["image_id"]: row["source_id"].split("_")[0] for row in map(json.loads, lines)}
+    assert not {video[i] for i in train_ids} & {video[i] for i in val_ids}, "twins stay together"
+
+
+def test_the_average_is_what_is_validated_and_saved(runs: Runs) -> None:
+    run = runs("ema", ema_decay=0.5, val_pairs=4)
+    state = load_training_state(run / LAST)
+    assert state.ema is not None
+    assert_same_weights(weights(run), state.ema["shadow"])
+    assert largest_difference(weights(run), state.model) > 1e-5
+
+
+def test_without_checkpoints_only_the_record_is_left(runs: Runs) -> None:
+    run = runs("none", "--no_save_ckpt", epochs=1, val_pairs=4)
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "run.json", "log.jsonl", "train_ids.txt", "val_ids.txt"
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- flags
+
+
+def test_finetuning_starts_from_the_checkpoint(
+    runs: Runs, debug_model: Callable[..., Beit3Retrieval], tmp_path: Path
+) -> None:
+    import dataclasses
+
+    from lhp.tokenizer import Tokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        config = dataclasses.replace(
+            debug_model().config,
+            vocab_size=Tokenizer(runs.tokenizer).vocab_size,
+            text_positions=66,
+            img_size=96,  # the positions are resized to 64 px
+        )
+        start = Beit3Retrieval(config)
+    path = save_released(tmp_path / "start.pth", start)
+    run = runs("finetune", finetune=path, epochs=1, lr=1e-9, min_lr=0.0)
+    found, given = weights(run), dict(start.state_dict())
+    name = "beit3.encoder.embed_positions.A.weight"
+    assert found.pop(name).shape == (3 + 16, 64)
+    assert given.pop(name).shape == (3 + 36, 64)
+    assert largest_difference(found, given) < 1e-6
+
+
+def test_the_published_command_line_trains(runs: Runs, tmp_path: Path) -> None:
+    argv = (
+        f"--model {MODEL} --task pab --drop_path 0.16 --checkpoint_activations "
+        f"--sentencepiece_model {runs.tokenizer} --weight_decay 0.05 --layer_decay 0.85 "
+        f"--batch_size 8 --update_freq 1 --save_ckpt_freq 1 --data_path {runs.data} "
+        f"--output_dir {tmp_path / 'out'} --log_dir {tmp_path / 'out/log'} --seed 16 --save_ckpt "
+        "--input_size 64 --lr 1e-5 --warmup_steps 440 --epochs 4 --max_steps 1"
+    ).split()
+    main(argv)
+    assert len(losses(tmp_path / "out")) == 1
+    assert load_training_state(tmp_path / "out" / LAST).step == 1
+    assert any((tmp_path / "out/log").glob("events.*"))
+
+
+def test_a_run_shorter_than_its_warm_up_sees_the_beginning_of_it(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs("short", warmup_steps=440, epochs=1)
+    rates = [row["lr"] for row in read_log(run / "log.jsonl", "train")]
+    assert rates == pytest.approx([1e-3 * step / 439 for step in range(6)])
+    assert "ends within its warm-up of 440 steps" in capsys.readouterr().err
+
+
+def test_the_debug_config_trains_within_a_minute(runs: Runs, monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    folder = runs.folder / "debug"
+    started = time.perf_counter()
+    main(
+        [
+            "--debug",
+            "--data_path",
+            str(runs.data),
+            "--sentencepiece_model",
+            str(runs.tokenizer),
+            "--output_dir",
+            str(folder),
+            "--batch_size",
+            "4",
+            "--val_pairs",
+            "4",
+        ]
+    )
+    assert time.perf_counter() - started < 60
+    assert (folder / FINAL).is_file()
+    assert (folder / BEST).is_file()
+
+
+def test_debug_and_config_contradict(runs: Runs) -> None:
+    for flags in (["--config", "a.yaml"], ["--config=a.yaml"]):
+        with pytest.raises(InputError, match="--debug: contradicts --config"):
+            main(["--debug", *flags])
+
+
+def test_flags_win_over_the_file(runs: Runs, tmp_path: Path) -> None:
+    from lhp.config import TrainConfig
+
+    (tmp_path / "c.yaml").write_text("lr: 5.0e-4\nepochs: 1\n")
+    words = runs.argv("flags", max_steps=1)
+    place = words.index("--epochs")
+    del words[place : place + 2]
+    main(["--config", str(tmp_path / "c.yaml"), *words])
+    config = load_config(TrainConfig, runs.folder / "flags/config.yaml", {})
+    assert (config.lr, config.epochs) == (1e-3, 1)

@@ -120,7 +120,9 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     )
     optimizer = make_adamw(groups, config.opt_betas, config.opt_eps)
     total_steps = config.epochs * steps_per_epoch
-    rates = warmup_cosine(config.lr, config.min_lr, total_steps, config.warmup_steps)
+    # A run shorter than its warm-up sees the beginning of it.
+    scheduled_steps = max(total_steps, config.warmup_steps)
+    rates = warmup_cosine(config.lr, config.min_lr, scheduled_steps, config.warmup_steps)
     scaler = make_scaler(device, dtype)
     ema = Ema(model, config.ema_decay, warmup=True) if config.ema_decay is not None else None
 
@@ -165,6 +167,11 @@ def train(config: TrainConfig, argv: list[str]) -> None:
             f"{len(train_rows)} training pairs, {len(val_rows)} for validation; {total_steps} steps"
             + (f", going on after step {step}" if resumed_at is not None else "")
         )
+        if total_steps < config.warmup_steps:
+            log.message(
+                f"the run ends within its warm-up of {config.warmup_steps} steps, at a rate of "
+                f"{rates[total_steps - 1]:.3g} instead of {config.lr:g}: lower --warmup_steps?"
+            )
         progress = log.progress(total_steps, "training", done=step)
         for epoch in range(first_epoch, config.epochs):
             model.train()

@@ -18,7 +18,7 @@ from pab.training_set import TrainingSet
 
 
 def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> None:
-    """Write a byte-pair SentencePiece model of ``vocab_size`` pieces; the same captions, same model.
+    """Write a byte-pair SentencePiece model; the same captions give the same bytes.
 
     Raises:
         InputError: the captions do not hold that many pieces.

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from machine import best_seconds, describe, product_rate
@@ -82,7 +84,7 @@ def measure(name: str, args: argparse.Namespace) -> None:
     loop_text = args.loop / best_seconds(one_text, args.repeats)
     print(f"\n{name}, batch {args.batch_size}, {args.texts} texts")
     print(f"  plain loop, fp32 eager   {loop_image:8.3f} images/s {loop_text:8.2f} texts/s")
-    exact = (model.encode_image(images), text_batches(model))
+    exact_images, exact_texts = model.encode_image(images), text_batches(model)
     for kind in args.dtype:
         if kind == "bf16" and not cpu_has_bf16():
             print("  bf16: this processor has no bf16 units")
@@ -91,28 +93,22 @@ def measure(name: str, args: argparse.Namespace) -> None:
         ceiling = product_rate(DTYPES[kind])
         print(f"  {kind}: matrix products run at {ceiling / 1e9:.0f} GFLOP/s")
         pixels = images.to(DTYPES[kind])
-        ways = {"eager": net.encode_image}
+        ways: dict[str, tuple[Callable[[], Tensor], Tensor, float, float]] = {
+            "images, eager": (
+                partial(net.encode_image, pixels), exact_images, loop_image, image_operations
+            ),
+            "texts, eager": (partial(text_batches, net), exact_texts, loop_text, text_operations),
+        }  # fmt: skip
         if not args.no_compile:
-            ways["compiled"] = compiled_image_encoder(net)
-        for way, encode in ways.items():
-            vectors = encode(pixels)
-            rate = len(pixels) / best_seconds(lambda e=encode: e(pixels), args.repeats)  # type: ignore[misc]
-            report(f"{kind} images, {way}", rate, loop_image, image_operations, ceiling)
-            print_closeness(exact[0], vectors)
-        vectors = text_batches(net)
-        rate = len(rows) / best_seconds(lambda: text_batches(net), args.repeats)
-        report(f"{kind} texts, eager", rate, loop_text, text_operations, ceiling)
-        print_closeness(exact[1], vectors)
-
-
-def report(what: str, rate: float, loop: float, count: float, ceiling: float) -> None:
-    """One line: rate, ratio to the plain loop, share of the ceiling."""
-    print(f"    {what:24s} {rate:8.3f}/s  {rate / loop:6.2f}x  {rate * count / ceiling:6.1%}")
-
-
-def print_closeness(exact: Tensor, other: Tensor) -> None:
-    """The least cosine similarity between two sets of unit vectors."""
-    print(f"      least cosine to fp32 {float((exact * other.float()).sum(1).min()):.6f}")
+            compiled = partial(compiled_image_encoder(net), pixels)
+            ways["images, compiled"] = (compiled, exact_images, loop_image, image_operations)
+        for way, (run, exact, loop, count) in ways.items():
+            cosine = float((exact * run().float()).sum(1).min())
+            rate = len(exact) / best_seconds(run, args.repeats)
+            print(
+                f"    {kind} {way:17s} {rate:8.3f}/s  {rate / loop:6.2f}x the loop  "
+                f"{rate * count / ceiling:6.1%} of the ceiling  least cosine to fp32 {cosine:.6f}"
+            )
 
 
 def main() -> None:

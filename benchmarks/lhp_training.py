@@ -1,0 +1,126 @@
+"""LHP's training speed and memory: `python benchmarks/lhp_training.py`.
+
+1. Samples a second of one training step (views left out) of the large model with activation
+   checkpointing at batch 4: bfloat16 as `lhp.train` runs it, against the same step in eager
+   float32.
+2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`; each
+   in a process of its own, the optimizer left out because it is the same in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from machine import describe, product_rate
+
+from lhp.beit3 import Beit3Retrieval, model_config
+from lhp.config import TrainConfig
+from lhp.data import PairBatch
+from lhp.train import backward
+from pab.devices import DTYPES, make_scaler, seed_everything
+from pab.optim import clip_and_step, make_adamw, parameter_groups, set_lr
+
+CPU = torch.device("cpu")
+TEXT_LENGTH = 48
+
+
+def make_batch(size: int, pixels: int) -> PairBatch:
+    """Random images and ids."""
+    ids = torch.randint(4, 64000, (size, TEXT_LENGTH))
+    return PairBatch(torch.randn(size, 3, pixels, pixels), ids, torch.zeros_like(ids))
+
+
+def make_model(name: str) -> Beit3Retrieval:
+    """The model of the recipe: drop path and activation checkpointing on."""
+    sizes = dataclasses.replace(model_config(name), drop_path=0.16, checkpoint_activations=True)
+    return Beit3Retrieval(sizes).train()
+
+
+def speed(args: argparse.Namespace) -> None:
+    """Part 1."""
+    seed_everything(0)
+    model = make_model(args.model)
+    layers = model.config.layers
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=0.05,
+        no_decay=model.no_weight_decay,
+        layer_of=lambda name: model.layer_of(name, layers),
+        n_layers=layers,
+        layer_decay=0.85,
+    )
+    optimizer = make_adamw(groups, (0.9, 0.999), 1e-8)
+    set_lr(optimizer, 1e-6)
+    batch = make_batch(args.batch_size, model.config.img_size)
+    rates = {}
+    for kind in ("fp32", "bf16"):
+        config = TrainConfig(batch_size=args.batch_size, dtype=kind)  # type: ignore[arg-type]
+        scaler = make_scaler(CPU, DTYPES[kind])
+        times = []
+        for step in range(args.steps + 1):  # the first warms up
+            start = time.perf_counter()
+            loss = backward(model, batch, config, CPU, DTYPES[kind], scaler)
+            clip_and_step(optimizer, loss=loss, step=step, scaler=scaler)
+            optimizer.zero_grad(set_to_none=True)
+            times.append(time.perf_counter() - start)
+        rates[kind] = args.batch_size / min(times[1:])
+        ceiling = product_rate(DTYPES[kind]) / 1e9
+        print(f"  {kind}: {rates[kind]:.3f} samples/s (matrix products at {ceiling:.0f} GFLOP/s)")
+    print(f"  bf16 over fp32: {rates['bf16'] / rates['fp32']:.2f}x")
+
+
+def memory_of_step(model_name: str, batch_size: int, chunk: int) -> None:
+    """One backward pass; prints peak memory in MiB and seconds. Runs in a process of its own."""
+    seed_everything(0)
+    model = make_model(model_name)
+    config = TrainConfig(batch_size=batch_size, grad_cache_chunk=chunk)
+    batch = make_batch(batch_size, model.config.img_size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    backward(model, batch, config, CPU, torch.bfloat16, make_scaler(CPU, torch.bfloat16))
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{before // 1024} {after // 1024} {seconds:.1f}")
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Part 2."""
+    for chunk in (0, args.chunk):
+        call = ["--one_step", args.memory_model, str(args.memory_batch), str(chunk)]
+        done = subprocess.run(
+            [sys.executable, __file__, *call], check=True, capture_output=True, text=True
+        )
+        before, after, seconds = done.stdout.split()
+        what = f"chunks of {chunk}" if chunk else "whole batch"
+        print(f"  {what:12s} peak {after} MiB ({before} MiB before the step), {seconds} s")
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--model", default="beit3_large_patch16_384")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--memory_model", default="beit3_base_patch16_384")
+    parser.add_argument("--memory_batch", type=int, default=64)
+    parser.add_argument("--chunk", type=int, default=8)
+    parser.add_argument("--one_step", nargs=3, metavar=("MODEL", "BATCH", "CHUNK"))
+    args = parser.parse_args()
+    if args.one_step:
+        memory_of_step(args.one_step[0], int(args.one_step[1]), int(args.one_step[2]))
+        return
+    print(describe())
+    print(f"{args.model}, activation checkpointing, batch {args.batch_size}, {TEXT_LENGTH} ids")
+    speed(args)
+    print(f"{args.memory_model}, effective batch {args.memory_batch}, bf16")
+    memory(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -34,8 +34,14 @@ def main(argv: list[str] | None = None) -> None:
         default=settings.UCC_PAIRS,
         help="surveillance pairs, part of the test split",
     )
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1, help="processes; the data does not depend on it")  # fmt: skip
+    add(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        help="processes; the data does not depend on it",
+    )
     add("--splits", default="test,train,distractors", help="which parts, with commas between")
     args = parser.parse_args(argv)
     for flag, least in (

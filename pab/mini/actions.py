@@ -1,7 +1,7 @@
 """What people do: fifteen-odd normal actions and as many anomalies, each a pose with its objects.
 
-An action draws itself on a :class:`Stage`. Where it may happen and which anomalies may follow which normal
-action are the tables at the end; how it is worded is in ``captions.py``.
+An action draws itself on a :class:`Stage`. Where it may happen and which anomalies may follow
+which normal action are the tables at the end; how it is worded is in ``captions.py``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ class Stage:
         """The person in this pose (a little jittered), kept inside the picture."""
         at, floor = self.x if x is None else x, self.ground if ground is None else ground
         return inside(pose.jittered(self.rng), at, floor, self.h, self.facing)
+
+    def make_room(self, ahead: float, behind: float) -> None:
+        """Move sideways until that many body heights before and behind fit into the picture."""
+        low, high = (behind, ahead) if self.facing > 0 else (ahead, behind)
+        least, most = 0.01 + low * self.h, 0.99 - high * self.h
+        self.x = (least + most) / 2 if least > most else min(most, max(least, self.x))
 
     def shadow(self, x: float, width: float, ground: float | None = None) -> None:
         floor = self.ground if ground is None else ground
@@ -114,6 +120,7 @@ def run(s: Stage) -> None:
 
 
 def ride(s: Stage) -> None:
+    s.make_room(0.56, 0.40)
     body = inside(
         Pose(26, -14, (60, 10), (64, 10), (62, 68), (24, 26)), s.x, s.ground, s.h, s.facing
     )
@@ -121,9 +128,17 @@ def ride(s: Stage) -> None:
     floor = s.ground + 0.01
     s.shadow(hub, 0.5)
     rise = body.pelvis[1] - (floor - 0.54 * s.h)
-    figure = Figure(s.c, s.person, inside(
-        Pose(26, -14, (60, 10), (64, 10), (62, 68), (24, 26), lift=0.02 + rise / s.h), s.x, s.ground, s.h,
-        s.facing))  # fmt: skip
+    figure = Figure(
+        s.c,
+        s.person,
+        inside(
+            Pose(26, -14, (60, 10), (64, 10), (62, 68), (24, 26), lift=0.02 + rise / s.h),
+            s.x,
+            s.ground,
+            s.h,
+            s.facing,
+        ),
+    )
     s.wear(figure)
     figure.back()
     props.bicycle(s.c, hub, floor, s.h * 0.98, s.facing, s.prop_colour)
@@ -132,6 +147,7 @@ def ride(s: Stage) -> None:
 
 
 def sit(s: Stage) -> None:
+    s.make_room(0.42, 0.42)
     props.bench(s.c, s.x, s.ground, s.h)
     pose = Pose(-4, 0, (32, 30), (36, 30), (84, 84), (78, 82))
     figure = s.figure(pose, s.x + 0.07 * s.h * s.facing)
@@ -141,6 +157,8 @@ def sit(s: Stage) -> None:
 
 def climb(s: Stage) -> None:
     f = s.facing
+    s.make_room(0.36, 0.30)
+    s.h = min(s.h, (s.ground - 0.02) / 1.24)  # the head stays in the picture
     foot, top = (s.x + 0.02 * f, s.ground), (s.x + 0.30 * s.h * f, max(0.02, s.ground - 1.35 * s.h))
     props.ladder(s.c, foot, top, 0.22 * s.h)
     pose = Pose(12, -14, (138, 22), (112, 34), (58, 84), (14, 16))
@@ -151,9 +169,15 @@ def climb(s: Stage) -> None:
 
 
 def jump(s: Stage) -> None:
+    s.h = min(s.h, (s.ground - 0.02) / 1.20)
     s.shadow(s.x, 0.2)
-    figure = Figure(s.c, s.person, s.body(Pose(-4, 0, (158, 10), (-158, 0), (-38, 62), (34, 76)),
-                                          ground=s.ground - 0.15 * s.h))  # fmt: skip
+    figure = Figure(
+        s.c,
+        s.person,
+        s.body(
+            Pose(-4, 0, (158, 10), (-158, 0), (-38, 62), (34, 76)), ground=s.ground - 0.15 * s.h
+        ),
+    )
     s.wear(figure)
     figure.draw()
 
@@ -163,6 +187,7 @@ def dance(s: Stage) -> None:
 
 
 def carry(s: Stage) -> None:
+    s.make_room(0.40, 0.22)
     figure = s.figure(Pose(-5, 0, (34, 58), (38, 52), (20, 6), (-18, 10)))
     s.wear(figure)
     figure.back()
@@ -173,6 +198,7 @@ def carry(s: Stage) -> None:
 
 
 def skateboard(s: Stage) -> None:
+    s.make_room(0.38, 0.38)
     figure = s.figure(
         Pose(14, -8, (-72, 14), (78, 10), (-14, 30), (46, 44)), ground=s.ground - 0.07 * s.h
     )
@@ -182,6 +208,7 @@ def skateboard(s: Stage) -> None:
 
 
 def football(s: Stage) -> None:
+    s.make_room(0.60, 0.30)
     body = s.perform(Pose(-14, 6, (-58, 10), (62, 20), (56, 4), (-14, 8)))
     props.ball(
         s.c, (body.toes[0][0] + 0.10 * s.h * s.facing, body.toes[0][1] - 0.02 * s.h), 0.075 * s.h
@@ -189,6 +216,7 @@ def football(s: Stage) -> None:
 
 
 def wave(s: Stage) -> None:
+    s.h = min(s.h, (s.ground - 0.02) / 1.12)
     s.perform(Pose(0, 0, (-6, 10), (150, 24), (-4, 2), (6, 2)))
 
 
@@ -210,6 +238,7 @@ def telephone(s: Stage) -> None:
 
 
 def push_cart(s: Stage) -> None:
+    s.make_room(0.62, 0.38)
     figure = s.figure(
         Pose(16, -10, (52, 12), (56, 12), (30, 8), (-26, 14)), s.x - 0.16 * s.h * s.facing
     )
@@ -221,16 +250,23 @@ def push_cart(s: Stage) -> None:
 
 
 def sweep(s: Stage) -> None:
+    s.make_room(0.48, 0.20)
     figure = s.figure(Pose(18, 6, (44, 30), (30, 26), (14, 8), (-14, 6)))
     s.wear(figure)
     figure.back()
     hand = figure.body.hands[0]
-    props.broom(s.c, (hand[0] - 0.10 * s.h * s.facing, hand[1] - 0.26 * s.h),
-                (hand[0] + 0.22 * s.h * s.facing, s.ground - 0.03 * s.h), s.h)  # fmt: skip
+    props.broom(
+        s.c,
+        (hand[0] - 0.10 * s.h * s.facing, hand[1] - 0.26 * s.h),
+        (hand[0] + 0.22 * s.h * s.facing, s.ground - 0.03 * s.h),
+        s.h,
+    )
     figure.front()
 
 
 def lift_weights(s: Stage) -> None:
+    s.make_room(0.44, 0.44)
+    s.h = min(s.h, (s.ground - 0.04) / 1.32)
     figure = s.figure(Pose(0, 0, (168, 4), (-172, 0), (-14, 2), (14, 2)))
     figure.back()
     hands = figure.body.hands
@@ -241,8 +277,14 @@ def lift_weights(s: Stage) -> None:
 def skate(s: Stage) -> None:
     body = s.perform(Pose(24, -14, (-68, 10), (64, 24), (26, 30), (-48, 8)))
     for ankle, toe in zip(body.ankles, body.toes, strict=True):
-        s.c.line([(ankle[0] - 0.02 * s.h * s.facing, ankle[1] + 0.045 * s.h),
-                  (toe[0] + 0.02 * s.h * s.facing, toe[1] + 0.045 * s.h)], 0.018 * s.h, (70, 84, 104))  # fmt: skip
+        s.c.line(
+            [
+                (ankle[0] - 0.02 * s.h * s.facing, ankle[1] + 0.045 * s.h),
+                (toe[0] + 0.02 * s.h * s.facing, toe[1] + 0.045 * s.h),
+            ],
+            0.018 * s.h,
+            (70, 84, 104),
+        )
 
 
 def ski(s: Stage) -> None:
@@ -250,12 +292,24 @@ def ski(s: Stage) -> None:
     s.wear(figure)
     b = figure.body
     for ankle in b.ankles:
-        s.c.line([(ankle[0] - 0.26 * s.h * s.facing, ankle[1] + 0.035 * s.h),
-                  (ankle[0] + 0.32 * s.h * s.facing, ankle[1] + 0.035 * s.h),
-                  (ankle[0] + 0.38 * s.h * s.facing, ankle[1] - 0.01 * s.h)], 0.026 * s.h, (210, 48, 46))  # fmt: skip
+        s.c.line(
+            [
+                (ankle[0] - 0.26 * s.h * s.facing, ankle[1] + 0.035 * s.h),
+                (ankle[0] + 0.32 * s.h * s.facing, ankle[1] + 0.035 * s.h),
+                (ankle[0] + 0.38 * s.h * s.facing, ankle[1] - 0.01 * s.h),
+            ],
+            0.026 * s.h,
+            (210, 48, 46),
+        )
     for hand in b.hands:
-        s.c.line([(hand[0] + 0.03 * s.h * s.facing, hand[1] - 0.06 * s.h),
-                  (hand[0] - 0.24 * s.h * s.facing, hand[1] + 0.34 * s.h)], 0.014 * s.h, (50, 52, 58))  # fmt: skip
+        s.c.line(
+            [
+                (hand[0] + 0.03 * s.h * s.facing, hand[1] - 0.06 * s.h),
+                (hand[0] - 0.24 * s.h * s.facing, hand[1] + 0.34 * s.h),
+            ],
+            0.014 * s.h,
+            (50, 52, 58),
+        )
     figure.draw()
 
 
@@ -301,11 +355,11 @@ def _on_stairs(s: Stage) -> None:
 
 # --- anomalies -------------------------------------------------------------------------------
 def fall_forward(s: Stage) -> None:
-    s.perform(Pose(64, -20, (96, 12), (122, 10), (-46, 28), (-6, 48), lift=0.03), drop_item=True)
+    s.perform(Pose(62, -22, (66, 14), (92, 10), (-52, 30), (-12, 44)), drop_item=True)
 
 
 def lie(s: Stage) -> None:
-    s.perform(Pose(-88, 0, (-62, 6), (128, 6), (86, 6), (64, 52)), drop_item=True)
+    s.perform(Pose(-89, 4, (-100, 14), (84, 10), (88, 3), (122, 84)), drop_item=True)
 
 
 def hit_by_car(s: Stage) -> None:
@@ -325,13 +379,19 @@ def hit_by_car(s: Stage) -> None:
     s.perform(pose, drop_item=False)
     nose = centre - f * (0.30 * s.h + 0.06 - length * 0.22)
     for dx, dy in ((0.02, -0.10), (0.05, -0.16), (0.06, -0.05)):
-        s.c.line([(nose + f * dx, s.ground + dy * 2 * s.h), (nose + f * (dx + 0.05), s.ground + (dy * 2 - 0.08) * s.h)],
-                 0.012, (255, 236, 120))  # fmt: skip
+        s.c.line(
+            [
+                (nose + f * dx, s.ground + dy * 2 * s.h),
+                (nose + f * (dx + 0.05), s.ground + (dy * 2 - 0.08) * s.h),
+            ],
+            0.012,
+            (255, 236, 120),
+        )
 
 
 def collide(s: Stage) -> None:
     f = s.facing
-    s.x = min(0.68, max(0.32, s.x))
+    s.make_room(0.50, 0.40)
     s.second(Pose(-30, -12, (70, 40), (-80, 10), (52, 20), (-4, 10)), s.x + 0.25 * s.h * f, -f)
     s.x -= 0.08 * s.h * f
     s.perform(Pose(-26, -10, (-84, 12), (86, 30), (46, 16), (-8, 8)), drop_item=True)
@@ -350,7 +410,7 @@ def _stars(s: Stage, x: float, y: float) -> None:
 
 def slip_off_bicycle(s: Stage) -> None:
     f = s.facing
-    s.x = min(0.66, max(0.34, s.x))
+    s.make_room(0.66, 0.56)
     props.bicycle(s.c, s.x - 0.20 * s.h * f, s.ground, s.h * 0.98, f, s.prop_colour, tilt=-34.0)
     figure = s.figure(
         Pose(58, -20, (104, 10), (128, 6), (-30, 40), (-62, 12), lift=0.10), s.x + 0.22 * s.h * f
@@ -361,8 +421,13 @@ def slip_off_bicycle(s: Stage) -> None:
 
 def fall_off_ladder(s: Stage) -> None:
     f = s.facing
-    props.ladder(s.c, (s.x + 0.10 * s.h * f, s.ground), (s.x + 0.62 * s.h * f, max(0.02, s.ground - 1.25 * s.h)),
-                 0.22 * s.h)  # fmt: skip
+    s.make_room(0.50, 0.56)
+    props.ladder(
+        s.c,
+        (s.x + 0.10 * s.h * f, s.ground),
+        (s.x + 0.62 * s.h * f, max(0.02, s.ground - 1.25 * s.h)),
+        0.22 * s.h,
+    )
     figure = s.figure(
         Pose(-62, -8, (150, 10), (98, 10), (62, 20), (104, 30), lift=0.26), s.x - 0.16 * s.h * f
     )
@@ -377,17 +442,24 @@ def tumble_down_stairs(s: Stage) -> None:
 
 def hit_by_ball(s: Stage) -> None:
     f = s.facing
+    s.make_room(0.42, 0.30)
     body = s.perform(Pose(-24, -24, (-62, 6), (52, 90), (38, 10), (-6, 8)))
     at = (body.head[0] + 0.145 * s.h * f, body.head[1] - 0.03 * s.h)
     for dy in (-0.06, 0.0, 0.06):
-        s.c.line([(at[0] + 0.10 * s.h * f, at[1] + (dy - 0.02) * s.h),
-                  (at[0] + 0.27 * s.h * f, at[1] + (dy - 0.07) * s.h)], 0.014 * s.h, (250, 250, 250))  # fmt: skip
+        s.c.line(
+            [
+                (at[0] + 0.10 * s.h * f, at[1] + (dy - 0.02) * s.h),
+                (at[0] + 0.27 * s.h * f, at[1] + (dy - 0.07) * s.h),
+            ],
+            0.014 * s.h,
+            (250, 250, 250),
+        )
     props.ball(s.c, at, 0.078 * s.h)
 
 
 def fight(s: Stage) -> None:
     f = s.facing
-    s.x = min(0.66, max(0.34, s.x))
+    s.make_room(0.50, 0.40)
     s.second(Pose(-14, -10, (58, 100), (96, 20), (30, 10), (-22, 10)), s.x + 0.30 * s.h * f, -f)
     s.x -= 0.10 * s.h * f
     s.perform(Pose(16, 0, (94, 2), (40, 110), (34, 22), (-34, 8)), drop_item=True)
@@ -398,6 +470,7 @@ def faint(s: Stage) -> None:
 
 
 def drop_box(s: Stage) -> None:
+    s.make_room(0.62, 0.30)
     figure = s.figure(
         Pose(-10, -4, (58, 70), (74, 66), (-8, 4), (16, 8)), s.x - 0.14 * s.h * s.facing
     )
@@ -413,7 +486,7 @@ def slip_backwards(s: Stage) -> None:
 
 def fall_off_skateboard(s: Stage) -> None:
     f = s.facing
-    s.x = min(0.64, max(0.36, s.x))
+    s.make_room(0.66, 0.56)
     props.skateboard(s.c, s.x + 0.40 * s.h * f, s.ground - 0.14 * s.h, s.h, tilt=-38.0 * f)
     figure = s.figure(
         Pose(-60, 20, (-92, 0), (118, 10), (96, 34), (58, 12), lift=0.05), s.x - 0.10 * s.h * f
@@ -424,7 +497,7 @@ def fall_off_skateboard(s: Stage) -> None:
 
 def attacked_by_dog(s: Stage) -> None:
     f = s.facing
-    s.x = min(0.68, max(0.32, s.x))
+    s.make_room(0.70, 0.30)
     body = s.perform(Pose(-18, -6, (78, 34), (104, 30), (24, 10), (-24, 14)))
     tone: Colour = ((70, 46, 30), (34, 32, 34), (196, 170, 130))[int(s.rng.integers(3))]
     s.shadow(body.pelvis[0] + 0.42 * s.h * f, 0.2)
@@ -447,7 +520,7 @@ def drown(s: Stage) -> None:
     figure._garments()
     figure._head()
     figure._arm(0)
-    base = body.neck[1] + 0.02 * s.h
+    base = body.neck[1] + 0.08 * s.h
     _cover_with_water(s, base)
     for dx, dy in ((-0.2, -0.02), (-0.12, -0.06), (0.14, -0.05), (0.22, -0.01), (0.0, 0.02)):
         s.c.circle((s.x + dx * s.h, base + dy * s.h + 0.05 * s.h), 0.040 * s.h, (240, 250, 252))
@@ -469,14 +542,19 @@ def crushed_by_barbell(s: Stage) -> None:
 
 
 def fall_off_bench(s: Stage) -> None:
+    s.make_room(0.66, 0.50)
     props.bench(s.c, s.x - 0.10 * s.h * s.facing, s.ground - 0.02, s.h)
-    figure = s.figure(Pose(98, -30, (62, 20), (128, 10), (-58, 60), (-92, 70), lift=0.0), s.x + 0.26 * s.h * s.facing,
-                      s.ground + 0.02)  # fmt: skip
+    figure = s.figure(
+        Pose(98, -30, (62, 20), (128, 10), (-58, 60), (-92, 70), lift=0.0),
+        s.x + 0.26 * s.h * s.facing,
+        s.ground + 0.02,
+    )
     s.wear(figure)
     figure.draw()
 
 
 def overturn_cart(s: Stage) -> None:
+    s.make_room(0.66, 0.56)
     f = s.facing
     props.cart(s.c, s.x + 0.30 * s.h * f, s.ground, s.h, f, tipped=True)
     figure = s.figure(
@@ -497,8 +575,14 @@ def crash_on_skis(s: Stage) -> None:
     figure = s.figure(Pose(84, 0, (130, 10), (60, 20), (-126, 30), (-70, 56)))
     b = figure.body
     for ankle, tilt in zip(b.ankles, (0.9, -0.5), strict=True):
-        s.c.line([(ankle[0] - 0.24 * s.h * f, ankle[1] - tilt * 0.22 * s.h),
-                  (ankle[0] + 0.24 * s.h * f, ankle[1] + tilt * 0.10 * s.h)], 0.026 * s.h, (210, 48, 46))  # fmt: skip
+        s.c.line(
+            [
+                (ankle[0] - 0.24 * s.h * f, ankle[1] - tilt * 0.22 * s.h),
+                (ankle[0] + 0.24 * s.h * f, ankle[1] + tilt * 0.10 * s.h),
+            ],
+            0.026 * s.h,
+            (210, 48, 46),
+        )
     s.wear(figure)
     figure.draw()
     for dx in (-0.2, -0.05, 0.1, 0.24):
@@ -532,71 +616,217 @@ OUTDOORS_FLAT = (
 NORMAL: dict[str, Action] = {
     "walk": Action("Walking", walk),
     "run": Action("Running", run, scenes=(*OUTDOORS_FLAT, "gym", "corridor", "railway station")),
-    "ride": Action("Cycling", ride, False, leads_to=("slip off bicycle",), uses_colour=True,
-                   scenes=("road", "park", "forest", "car park", "field", "bridge", "playground")),
-    "sit": Action("Sitting", sit, False, leads_to=("fall off bench",),
-                  scenes=("road", "park", "beach", "railway station", "playground", "gym", "corridor", "snowfield",
-                          "bridge", "ice rink")),
-    "climb": Action("Climbing", climb, False, adult_only=True, leads_to=("fall off ladder",),
-                    scenes=("construction site", "warehouse", "supermarket", "kitchen", "office", "living room",
-                            "field", "corridor")),
-    "jump": Action("Jumping", jump, False,
-                   scenes=("park", "beach", "snowfield", "playground", "field", "gym", "living room", "forest")),
-    "dance": Action("Dancing", dance, False,
-                    scenes=("living room", "park", "beach", "gym", "railway station", "ice rink", "kitchen")),
-    "carry": Action("Carrying", carry, False, leads_to=("drop box",),
-                    scenes=("warehouse", "office", "road", "construction site", "railway station", "corridor",
-                            "kitchen", "car park", "supermarket")),
-    "skateboard": Action("Skateboarding", skateboard, False, leads_to=("fall off skateboard",),
-                         scenes=("road", "park", "car park", "playground", "bridge")),
-    "football": Action("Playing football", football, False,
-                       scenes=("park", "beach", "playground", "field", "snowfield", "gym")),
+    "ride": Action(
+        "Cycling",
+        ride,
+        False,
+        leads_to=("slip off bicycle",),
+        uses_colour=True,
+        scenes=("road", "park", "forest", "car park", "field", "bridge", "playground"),
+    ),
+    "sit": Action(
+        "Sitting",
+        sit,
+        False,
+        leads_to=("fall off bench",),
+        scenes=(
+            "road",
+            "park",
+            "beach",
+            "railway station",
+            "playground",
+            "gym",
+            "corridor",
+            "snowfield",
+            "bridge",
+            "ice rink",
+        ),
+    ),
+    "climb": Action(
+        "Climbing",
+        climb,
+        False,
+        adult_only=True,
+        leads_to=("fall off ladder",),
+        scenes=(
+            "construction site",
+            "warehouse",
+            "supermarket",
+            "kitchen",
+            "office",
+            "living room",
+            "field",
+            "corridor",
+        ),
+    ),
+    "jump": Action(
+        "Jumping",
+        jump,
+        False,
+        scenes=(
+            "park",
+            "beach",
+            "snowfield",
+            "playground",
+            "field",
+            "gym",
+            "living room",
+            "forest",
+        ),
+    ),
+    "dance": Action(
+        "Dancing",
+        dance,
+        False,
+        scenes=("living room", "park", "beach", "gym", "railway station", "ice rink", "kitchen"),
+    ),
+    "carry": Action(
+        "Carrying",
+        carry,
+        False,
+        leads_to=("drop box",),
+        scenes=(
+            "warehouse",
+            "office",
+            "road",
+            "construction site",
+            "railway station",
+            "corridor",
+            "kitchen",
+            "car park",
+            "supermarket",
+        ),
+    ),
+    "skateboard": Action(
+        "Skateboarding",
+        skateboard,
+        False,
+        leads_to=("fall off skateboard",),
+        scenes=("road", "park", "car park", "playground", "bridge"),
+    ),
+    "football": Action(
+        "Playing football",
+        football,
+        False,
+        scenes=("park", "beach", "playground", "field", "snowfield", "gym"),
+    ),
     "wave": Action("Waving", wave),
-    "read": Action("Reading", read, False,
-                   scenes=("living room", "office", "park", "beach", "railway station", "kitchen", "corridor",
-                           "forest")),
+    "read": Action(
+        "Reading",
+        read,
+        False,
+        scenes=(
+            "living room",
+            "office",
+            "park",
+            "beach",
+            "railway station",
+            "kitchen",
+            "corridor",
+            "forest",
+        ),
+    ),
     "telephone": Action("Telephoning", telephone, False),
-    "push cart": Action("Pushing a cart", push_cart, False, adult_only=True, leads_to=("overturn cart",),
-                        scenes=("supermarket", "warehouse", "car park", "corridor", "railway station")),
-    "sweep": Action("Sweeping", sweep, False,
-                    scenes=("kitchen", "supermarket", "road", "railway station", "corridor", "living room",
-                            "office", "warehouse")),
-    "lift weights": Action("Lifting weights", lift_weights, False, adult_only=True,
-                           leads_to=("crushed by barbell",), scenes=("gym",)),
+    "push cart": Action(
+        "Pushing a cart",
+        push_cart,
+        False,
+        adult_only=True,
+        leads_to=("overturn cart",),
+        scenes=("supermarket", "warehouse", "car park", "corridor", "railway station"),
+    ),
+    "sweep": Action(
+        "Sweeping",
+        sweep,
+        False,
+        scenes=(
+            "kitchen",
+            "supermarket",
+            "road",
+            "railway station",
+            "corridor",
+            "living room",
+            "office",
+            "warehouse",
+        ),
+    ),
+    "lift weights": Action(
+        "Lifting weights",
+        lift_weights,
+        False,
+        adult_only=True,
+        leads_to=("crushed by barbell",),
+        scenes=("gym",),
+    ),
     "skate": Action("Skating", skate, scenes=("ice rink",), leads_to=("fall on ice",)),
     "ski": Action("Skiing", ski, False, scenes=("snowfield",), leads_to=("crash on skis",)),
     "swim": Action("Swimming", swim, False, scenes=("swimming pool",), leads_to=("drown",)),
-    "go down stairs": Action("Going downstairs", go_down_stairs, scenes=("stairs",),
-                             leads_to=("tumble down stairs",)),
-}  # fmt: skip
+    "go down stairs": Action(
+        "Going downstairs", go_down_stairs, scenes=("stairs",), leads_to=("tumble down stairs",)
+    ),
+}
 ANOMALY: dict[str, Action] = {
     "fall forward": Action("Falling", fall_forward),
     "lie": Action("Lying", lie),
-    "hit by car": Action("Being hit by a car", hit_by_car, uses_colour=True, scenes=("road", "car park", "bridge")),
+    "hit by car": Action(
+        "Being hit by a car", hit_by_car, uses_colour=True, scenes=("road", "car park", "bridge")
+    ),
     "collide": Action("Colliding", collide, adult_only=True),
-    "slip off bicycle": Action("Slipping off a bicycle", slip_off_bicycle, False, uses_colour=True,
-                               scenes=NORMAL["ride"].scenes),
-    "fall off ladder": Action("Falling off a ladder", fall_off_ladder, False, scenes=NORMAL["climb"].scenes),
+    "slip off bicycle": Action(
+        "Slipping off a bicycle",
+        slip_off_bicycle,
+        False,
+        uses_colour=True,
+        scenes=NORMAL["ride"].scenes,
+    ),
+    "fall off ladder": Action(
+        "Falling off a ladder", fall_off_ladder, False, scenes=NORMAL["climb"].scenes
+    ),
     "tumble down stairs": Action("Tumbling downstairs", tumble_down_stairs, scenes=("stairs",)),
-    "hit by ball": Action("Being hit by a ball", hit_by_ball,
-                          scenes=("park", "beach", "playground", "field", "gym", "snowfield")),
+    "hit by ball": Action(
+        "Being hit by a ball",
+        hit_by_ball,
+        scenes=("park", "beach", "playground", "field", "gym", "snowfield"),
+    ),
     "fight": Action("Fighting", fight, adult_only=True),
     "faint": Action("Fainting", faint),
     "drop box": Action("Dropping a box", drop_box, False, scenes=NORMAL["carry"].scenes),
-    "slip backwards": Action("Slipping", slip_backwards,
-                             scenes=("kitchen", "supermarket", "corridor", "railway station", "road", "snowfield",
-                                     "bridge", "office", "car park")),
-    "fall off skateboard": Action("Falling off a skateboard", fall_off_skateboard, False,
-                                  scenes=NORMAL["skateboard"].scenes),
-    "attacked by dog": Action("Being attacked by a dog", attacked_by_dog,
-                              scenes=("park", "road", "field", "beach", "forest", "playground", "bridge")),
+    "slip backwards": Action(
+        "Slipping",
+        slip_backwards,
+        scenes=(
+            "kitchen",
+            "supermarket",
+            "corridor",
+            "railway station",
+            "road",
+            "snowfield",
+            "bridge",
+            "office",
+            "car park",
+        ),
+    ),
+    "fall off skateboard": Action(
+        "Falling off a skateboard", fall_off_skateboard, False, scenes=NORMAL["skateboard"].scenes
+    ),
+    "attacked by dog": Action(
+        "Being attacked by a dog",
+        attacked_by_dog,
+        scenes=("park", "road", "field", "beach", "forest", "playground", "bridge"),
+    ),
     "drown": Action("Drowning", drown, False, scenes=("swimming pool",)),
-    "crushed by barbell": Action("Being crushed by weights", crushed_by_barbell, False, scenes=("gym",)),
-    "fall off bench": Action("Falling off a bench", fall_off_bench, False, scenes=NORMAL["sit"].scenes),
-    "overturn cart": Action("Overturning a cart", overturn_cart, False, scenes=NORMAL["push cart"].scenes),
+    "crushed by barbell": Action(
+        "Being crushed by weights", crushed_by_barbell, False, scenes=("gym",)
+    ),
+    "fall off bench": Action(
+        "Falling off a bench", fall_off_bench, False, scenes=NORMAL["sit"].scenes
+    ),
+    "overturn cart": Action(
+        "Overturning a cart", overturn_cart, False, scenes=NORMAL["push cart"].scenes
+    ),
     "fall on ice": Action("Falling on ice", fall_on_ice, scenes=("ice rink",)),
     "crash on skis": Action("Crashing on skis", crash_on_skis, False, scenes=("snowfield",)),
-}  # fmt: skip
+}
 ACTIONS = NORMAL | ANOMALY
 SPECIAL_PLACES = ("swimming pool", "stairs")
 

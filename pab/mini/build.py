@@ -1,8 +1,8 @@
-"""Write the mini data: pictures by a pool of processes, then annotations, then the split as a whole.
+"""Write the mini data: pictures by a pool of processes, annotations, then the split as a whole.
 
-Each split is made in a hidden folder beside its place and moved there when it is complete, so that an
-interrupted run leaves nothing half made. ``manifest.json`` says what was made from which seed and sources,
-and holds the hashes by which a set is known.
+Each split is made in a hidden folder beside its place and moved there when it is complete, so that
+an interrupted run leaves nothing half made. ``manifest.json`` says what was made from which seed
+and sources, and holds the hashes by which a set is known.
 """
 
 from __future__ import annotations
@@ -52,8 +52,12 @@ MASK_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MASK_LENGTH = 15
 # Streams of the draws that belong to a whole split rather than to one video.
 ORDER_STREAM, MASK_STREAM, NEAR_MISS_STREAM, GROUP_STREAM, JPEG_STREAM = (
-    17_000_003, 17_000_005, 17_000_009, 17_000_011, 17_000_013,
-)  # fmt: skip
+    17_000_003,
+    17_000_005,
+    17_000_009,
+    17_000_011,
+    17_000_013,
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def build(plan: Plan, splits: Iterable[str], say: Callable[[str], None]) -> None
     """Make the named splits; one that is there already, from the same seed and sources, stays.
 
     Raises:
-        InputError: the output folder holds something else, or distractors are asked for without a test split.
+        InputError: the output folder holds something else, or distractors lack their test split.
     """
     manifest = _read_manifest(plan.out)
     makers = {"test": _build_test, "train": _build_train, "distractors": _build_distractors}
@@ -113,9 +117,11 @@ def build(plan: Plan, splits: Iterable[str], say: Callable[[str], None]) -> None
             made = manifest["splits"].get("test")
             if made is None or made["key"] != _key(plan, "test"):
                 raise InputError(
-                    plan.out, "the Track 4 gallery needs the test split of the same seed and size",
-                    item="--splits distractors", todo="add test to --splits",
-                )  # fmt: skip
+                    plan.out,
+                    "the Track 4 gallery needs the test split of the same seed and size",
+                    item="--splits distractors",
+                    todo="add test to --splits",
+                )
         staging = plan.out / f".building_{split}"
         shutil.rmtree(staging, ignore_errors=True)
         try:
@@ -153,9 +159,10 @@ def _read_manifest(out: Path) -> dict[str, Any]:
         return manifest
     if out.is_dir() and any(not entry.name.startswith(".building_") for entry in out.iterdir()):
         raise InputError(
-            out, f"expected an empty folder or one with {MANIFEST}, found other files",
+            out,
+            f"expected an empty folder or one with {MANIFEST}, found other files",
             todo="choose another --out",
-        )  # fmt: skip
+        )
     return {"format": 1, "splits": {}}
 
 
@@ -189,9 +196,12 @@ def video_of(task: Task) -> Video:
             # A test video again, its person in other colours: everything else fits the query.
             twin = draw_video(task.seed, TEST, int(rng.integers(settings.TEST_PAIRS // 2)))
             return replace(
-                twin, split=DISTRACTOR, index=task.index, person=repaint(twin.person, rng),
+                twin,
+                split=DISTRACTOR,
+                index=task.index,
+                person=repaint(twin.person, rng),
                 shots=(pick(rng, twin.shots),),
-            )  # fmt: skip
+            )
     if task.split == UCC:
         group, member = divmod(task.index, settings.UCC_GROUP)
         video = draw_video(task.seed, UCC, group)
@@ -199,10 +209,15 @@ def video_of(task: Task) -> Video:
         # The caption of a group tells no colours: its members differ in those and in the layout.
         # Seen from above, the whole figure is small and stands in the lower half.
         return replace(
-            video, person=repaint(video.person, rng), distance="far", weather="clear", companion=None,
-            height=0.36 + 0.06 * float(rng.random()), ground=0.74 + 0.10 * float(rng.random()),
+            video,
+            person=repaint(video.person, rng),
+            distance="far",
+            weather="clear",
+            companion=None,
+            height=0.36 + 0.06 * float(rng.random()),
+            ground=0.74 + 0.10 * float(rng.random()),
             layout=video.layout if member == 0 else pick(rng, settings.TEST_LAYOUTS),
-        )  # fmt: skip
+        )
     video = draw_video(task.seed, task.split, task.index)
     return replace(video, shots=video.shots[: len(task.paths)])
 
@@ -404,7 +419,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def _write_masked(
     folder: Path, queries: list[tuple[Picture, Path]], others: list[Path], stream: list[int]
 ) -> list[str]:
-    """Write ``gallery/``, ``query.json`` and ``answers.json`` under drawn names; return the query order."""
+    """Write ``gallery/``, ``query.json``, ``answers.json`` under drawn names; return the order."""
     rng = np.random.default_rng(stream)
     names = _masked_names(rng, len(queries) + len(others), MASK_ALPHABET)
     ids = _masked_names(rng, len(queries), MASK_ALPHABET[-10:])

@@ -19,15 +19,17 @@ from pab.mini.videos import TRAIN, UCC, Video
 OUTDOOR_LIGHT = {
     "morning": (1.06, 1.00, 0.88),
     "noon": (1.00, 1.00, 1.00),
-    "dusk": (1.00, 0.76, 0.66),
-    "night": (0.46, 0.50, 0.74),
+    "dusk": (0.98, 0.84, 0.76),
+    "night": (0.50, 0.54, 0.76),
 }
 INDOOR_LIGHT = {
     "morning": (1.00, 1.00, 1.00),
     "noon": (1.00, 1.00, 1.00),
-    "dusk": (0.66, 0.60, 0.50),
-    "night": (0.66, 0.60, 0.50),
+    "dusk": (0.72, 0.67, 0.58),
+    "night": (0.72, 0.67, 0.58),
 }
+LAMP_LIGHT = (0.98, 0.92, 0.78)  # under a lamp at night
+LEAST_BLUR = 0.05  # pixels: less is no blur
 NOISE_BANK_SEED, NOISE_BANK_SIDE = 5, 512
 LAMP_RADIUS = 0.55  # of the pool of lamplight at night, fraction of the picture's side
 
@@ -61,46 +63,46 @@ def _table(gain: tuple[float, float, float], contrast: float, brightness: float)
     return np.concatenate(channels).tolist()  # type: ignore[no-any-return]
 
 
+def camera_of(split: int) -> settings.Camera:
+    """The camera of a split; the test set and its distractors share one."""
+    return {TRAIN: settings.TRAIN_CAMERA, UCC: settings.UCC_CAMERA}.get(split, settings.TEST_CAMERA)
+
+
+def _between(limits: tuple[float, float], draw: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * draw
+
+
 def photograph(image: Image.Image, video: Video, rng: np.random.Generator) -> Image.Image:
     """Light the picture by its hour and pass it through its split's camera."""
-    strength = settings.TEST_CAMERA
-    if video.split in (TRAIN, UCC):
-        strength = settings.TRAIN_CAMERA if video.split == TRAIN else settings.UCC_CAMERA
-    draws = rng.random(6).tolist()
-
-    def between(name: str, draw: float) -> float:
-        low, high = strength[name]  # type: ignore[misc]
-        return float(low + (high - low) * draw)
-
-    balance = 1 + rng.standard_normal(3) * float(strength["white_balance"])  # type: ignore[arg-type]
-    light = (INDOOR_LIGHT if video.indoor else OUTDOOR_LIGHT)[video.time]
-    contrast, brightness = between("contrast", draws[0]), between("brightness", draws[1])
+    camera = camera_of(video.split)
+    draws = rng.random(5).tolist()
+    balance = (1 + rng.standard_normal(3) * camera.white_balance).tolist()
+    contrast, brightness = (
+        _between(camera.contrast, draws[0]),
+        _between(camera.brightness, draws[1]),
+    )
 
     def lit(gain: tuple[float, float, float]) -> Image.Image:
-        r, g, b = (float(a * c) for a, c in zip(gain, balance.tolist(), strict=True))
-        return image.point(_table((r, g, b), contrast, brightness))
+        balanced = (gain[0] * balance[0], gain[1] * balance[1], gain[2] * balance[2])
+        return image.point(_table(balanced, contrast, brightness))
 
-    result = lit(light)
+    result = lit((INDOOR_LIGHT if video.indoor else OUTDOOR_LIGHT)[video.time])
     if video.time == "night" and not video.indoor:
-        result = Image.composite(lit((0.98, 0.92, 0.78)), result, _lamplight(round(video.x * 100)))
-    result = ImageEnhance.Color(result).enhance(between("saturation", draws[2]))
-    blur = between("blur", draws[3])
-    if blur > 0.05:
+        result = Image.composite(lit(LAMP_LIGHT), result, _lamplight(round(video.x * 100)))
+    result = ImageEnhance.Color(result).enhance(_between(camera.saturation, draws[2]))
+    blur = _between(camera.blur, draws[3])
+    if blur > LEAST_BLUR:
         result = result.filter(ImageFilter.GaussianBlur(blur))
-    noise = between("noise", draws[4])
     side = settings.IMAGE_SIZE
-    top, left = (int(v) for v in rng.integers(NOISE_BANK_SIDE - side, size=2))
-    grain = _noise_bank()[top : top + side, left : left + side] * noise
+    top, left = rng.integers(NOISE_BANK_SIDE - side, size=2).tolist()
+    grain = _noise_bank()[top : top + side, left : left + side] * _between(camera.noise, draws[4])
     noisy = np.asarray(result, dtype=np.float32) + grain
     return Image.fromarray(np.clip(noisy + 0.5, 0, 255).astype(np.uint8))
 
 
 def encode(image: Image.Image, split: int, rng: np.random.Generator) -> bytes:
     """The picture as JPEG in the quality of its split's camera."""
-    strength = settings.TEST_CAMERA
-    if split in (TRAIN, UCC):
-        strength = settings.TRAIN_CAMERA if split == TRAIN else settings.UCC_CAMERA
-    low, high = strength["quality"]  # type: ignore[misc]
+    low, high = camera_of(split).quality
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=int(rng.integers(low, high + 1)))
     return buffer.getvalue()

@@ -1,8 +1,8 @@
 """The grammar of the captions: what is seen, said in many ways.
 
-Each idea has a list of synonyms, the commonest first. Training prefers the first ones; the test split draws
-them evenly and uses sentence plans that training uses rarely or never (``TRAIN_PLANS``, ``TEST_PLANS``), so that
-a test caption is a paraphrase made of words which training knows.
+Each idea has a list of synonyms, the commonest first. Training prefers the first ones; the test
+split draws them evenly and uses sentence plans that training uses rarely or never, so that a test
+caption is a paraphrase made of words which training knows.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ ITEM: dict[str, Words] = {
     "handbag": ("handbag", "purse", "shoulder bag"),
     "shopping bag": ("shopping bag", "carrier bag", "paper bag"),
     "suitcase": ("suitcase", "trolley case", "travel case"),
-    "briefcase": ("briefcase", "document case", "attaché case"),
+    "briefcase": ("briefcase", "document case", "leather case"),
     "umbrella": ("umbrella", "open umbrella", "parasol-like umbrella"),
     "balloon": ("balloon", "party balloon", "toy balloon"),
     "flowers": ("bunch of {} flowers", "bouquet of {} flowers", "posy of {} blossoms"),
@@ -114,14 +114,24 @@ ACTION: dict[str, Words] = {
         "seated on a bench",
         "taking a break on a bench",
     ),
-    "climb": ("climbing a ladder", "going up a ladder", "mounting a wooden ladder", "scaling a ladder"),
+    "climb": (
+        "climbing a ladder",
+        "going up a ladder",
+        "mounting a wooden ladder",
+        "scaling a ladder",
+    ),
     "jump": (
         "jumping into the air",
         "leaping high with both arms up",
         "making a jump",
         "hopping off the ground",
     ),
-    "dance": ("dancing", "dancing on one leg", "performing a dance", "moving to music with one leg raised"),
+    "dance": (
+        "dancing",
+        "dancing on one leg",
+        "performing a dance",
+        "moving to music with one leg raised",
+    ),
     "carry": (
         "carrying a cardboard box",
         "holding a large box in both arms",
@@ -177,8 +187,18 @@ ACTION: dict[str, Words] = {
         "gliding over the ice on skates",
         "sliding along on ice skates",
     ),
-    "ski": ("skiing", "skiing downhill with poles", "gliding over the snow on skis", "travelling on red skis"),
-    "swim": ("swimming", "swimming through the water", "doing the front crawl", "crossing the water with long strokes"),
+    "ski": (
+        "skiing",
+        "skiing downhill with poles",
+        "gliding over the snow on skis",
+        "travelling on red skis",
+    ),
+    "swim": (
+        "swimming",
+        "swimming through the water",
+        "doing the front crawl",
+        "crossing the water with long strokes",
+    ),
     "go down stairs": (
         "walking down the stairs",
         "going down the steps",
@@ -305,7 +325,7 @@ ACTION: dict[str, Words] = {
         "tumbling on red skis",
         "lying in the snow with crossed skis",
     ),
-}  # fmt: skip
+}
 SCENE: dict[str, Words] = {
     "road": ("on a city street", "on a road in town", "in an urban street", "on an asphalt road"),
     "park": ("in a green park", "in a park", "on a path through a park", "on parkland with trees"),
@@ -322,23 +342,103 @@ SCENE: dict[str, Words] = {
         "in front of a train on the platform",
         "at a train station",
     ),
-    "stairs": ("on outdoor stairs", "on a stone staircase", "on a flight of steps", "on wide stone stairs"),
-    "snowfield": ("in a snowfield", "on snow below mountains", "in a snowy landscape", "on a white snowfield"),
-    "forest": ("in a forest", "among the trees of a wood", "in dense woods", "on the floor of a forest"),
-    "ice rink": ("on an ice rink", "on a skating rink", "inside the boards of an ice rink", "on frozen ground"),
-    "car park": ("in a car park", "on a parking lot", "between parking bays", "on a marked parking area"),
-    "playground": ("on a playground", "near the swings of a playground", "at a children's playground", "beside swings"),
-    "field": ("in a field of grain", "on farmland", "in a yellow crop field", "in the countryside with a barn"),
-    "bridge": ("on a bridge", "on a wooden bridge over a river", "on a footbridge", "by the railing of a bridge"),
-    "office": ("in an office", "in an office with desks", "in a workplace with computers", "near desks and screens"),
-    "kitchen": ("in a kitchen", "in a tiled kitchen", "between kitchen cupboards", "near a stove in a kitchen"),
-    "gym": ("in a gym", "in a sports hall", "in a gymnasium with wall bars", "before the wall bars of a gym"),
-    "supermarket": ("in a supermarket", "in a shop", "in front of store shelves", "in a grocery store"),
-    "swimming pool": ("in a swimming pool", "in an indoor pool", "between the lanes of a pool", "in the blue pool water"),
-    "corridor": ("in a corridor", "in a hallway with doors", "along a hallway", "in a passage with wooden doors"),
-    "warehouse": ("in a warehouse", "in a storage hall", "before storage racks", "in a depot full of boxes"),
-    "living room": ("in a living room", "in a lounge with curtains", "at home", "in a room with wallpaper"),
-}  # fmt: skip
+    "stairs": (
+        "on outdoor stairs",
+        "on a stone staircase",
+        "on a flight of steps",
+        "on wide stone stairs",
+    ),
+    "snowfield": (
+        "in a snowfield",
+        "on snow below mountains",
+        "in a snowy landscape",
+        "on a white snowfield",
+    ),
+    "forest": (
+        "in a forest",
+        "among the trees of a wood",
+        "in dense woods",
+        "on the floor of a forest",
+    ),
+    "ice rink": (
+        "on an ice rink",
+        "on a skating rink",
+        "inside the boards of an ice rink",
+        "on frozen ground",
+    ),
+    "car park": (
+        "in a car park",
+        "on a parking lot",
+        "between parking bays",
+        "on a marked parking area",
+    ),
+    "playground": (
+        "on a playground",
+        "near the swings of a playground",
+        "at a children's playground",
+        "beside swings",
+    ),
+    "field": (
+        "in a field of grain",
+        "on farmland",
+        "in a yellow crop field",
+        "in the countryside with a barn",
+    ),
+    "bridge": (
+        "on a bridge",
+        "on a wooden bridge over a river",
+        "on a footbridge",
+        "by the railing of a bridge",
+    ),
+    "office": (
+        "in an office",
+        "in an office with desks",
+        "in a workplace with computers",
+        "near desks and screens",
+    ),
+    "kitchen": (
+        "in a kitchen",
+        "in a tiled kitchen",
+        "between kitchen cupboards",
+        "near a stove in a kitchen",
+    ),
+    "gym": (
+        "in a gym",
+        "in a sports hall",
+        "in a gymnasium with wall bars",
+        "before the wall bars of a gym",
+    ),
+    "supermarket": (
+        "in a supermarket",
+        "in a shop",
+        "in front of store shelves",
+        "in a grocery store",
+    ),
+    "swimming pool": (
+        "in a swimming pool",
+        "in an indoor pool",
+        "between the lanes of a pool",
+        "in the blue pool water",
+    ),
+    "corridor": (
+        "in a corridor",
+        "in a hallway with doors",
+        "along a hallway",
+        "in a passage with wooden doors",
+    ),
+    "warehouse": (
+        "in a warehouse",
+        "in a storage hall",
+        "before storage racks",
+        "in a depot full of boxes",
+    ),
+    "living room": (
+        "in a living room",
+        "in a lounge with curtains",
+        "at home",
+        "in a room with wallpaper",
+    ),
+}
 TIME: dict[str, Words] = {
     "morning": ("in the morning", "early in the morning", "in morning light", "just after sunrise"),
     "noon": ("at noon", "at midday", "in broad daylight", "in the middle of the day"),
@@ -360,16 +460,45 @@ FACING: dict[int, Words] = {
     1: ("facing right", "turned to the right", "looking right", "directed towards the right"),
 }
 POSITION: dict[str, Words] = {
-    "left": ("on the left of the picture", "on the left side", "at the left", "in the left part of the frame"),
-    "centre": ("in the middle of the picture", "in the centre", "in the middle", "in the central part of the frame"),
-    "right": ("on the right of the picture", "on the right side", "at the right", "in the right part of the frame"),
-}  # fmt: skip
+    "left": (
+        "on the left of the picture",
+        "on the left side",
+        "at the left",
+        "in the left part of the frame",
+    ),
+    "centre": (
+        "in the middle of the picture",
+        "in the centre",
+        "in the middle",
+        "in the central part of the frame",
+    ),
+    "right": (
+        "on the right of the picture",
+        "on the right side",
+        "at the right",
+        "in the right part of the frame",
+    ),
+}
 DISTANCE: dict[str, Words] = {
-    "near": ("seen from close up", "seen from nearby", "filling most of the frame", "very near the camera"),
-    "medium": ("seen from a medium distance", "at middle distance", "some steps away from the camera",
-               "at a moderate distance"),
-    "far": ("seen from far away", "seen from a distance", "small in the frame", "far from the camera"),
-}  # fmt: skip
+    "near": (
+        "seen from close up",
+        "seen from nearby",
+        "filling most of the frame",
+        "very near the camera",
+    ),
+    "medium": (
+        "seen from a medium distance",
+        "at middle distance",
+        "some steps away from the camera",
+        "at a moderate distance",
+    ),
+    "far": (
+        "seen from far away",
+        "seen from a distance",
+        "small in the frame",
+        "far from the camera",
+    ),
+}
 LANDMARK: dict[str, Words] = {
     "car": ("parked {} car", "{} car", "{} vehicle"),
     "bin": ("{} rubbish bin", "{} bin", "{} waste container"),
@@ -424,11 +553,20 @@ WEARS: Words = ("wears {}", "is wearing {}", "is dressed in {}", "is clothed in 
 AND: Words = (" and ", " with ", " together with ")
 SOURCE_KIND: Words = ("A video of {} {} {}.", "{} {} {}.")
 
-OPTIONAL = ("build", "hair", "lower", "item", "companion", "landmark", "time", "weather", "facing",
-            "position", "distance")  # fmt: skip
-CUT_FIRST = ("distance", "position", "weather", "facing", "landmark", "time", "build")
-TRAIN_PLANS = (0.36, 0.26, 0.20, 0.14, 0.02, 0.02, 0.0)
-TEST_PLANS = (0.0, 0.05, 0.10, 0.15, 0.25, 0.25, 0.20)
+OPTIONAL = (
+    "build",
+    "hair",
+    "lower",
+    "item",
+    "companion",
+    "landmark",
+    "time",
+    "weather",
+    "facing",
+    "position",
+    "distance",
+)
+CUT_FIRST = ("distance", "position", "weather", "facing", "landmark", "time", "build", "companion")
 
 
 def article(noun: str) -> str:
@@ -536,9 +674,15 @@ class Writer:
 
 # Actions whose drawing lays the carried thing on the ground.
 DROPPING = {
-    "fall forward", "lie", "collide", "tumble down stairs", "fight", "faint", "slip backwards",
+    "fall forward",
+    "lie",
+    "collide",
+    "tumble down stairs",
+    "fight",
+    "faint",
+    "slip backwards",
     "fall on ice",
-}  # fmt: skip
+}
 
 
 def _present(video: Video) -> set[str]:
@@ -553,7 +697,7 @@ def _present(video: Video) -> set[str]:
         "landmark": video.landmark is None,
         "weather": video.indoor,
         "distance": video.scene == "stairs",
-        "position": video.scene == "stairs",
+        "position": video.scene == "stairs" or video.distance == "near",  # fills the frame
     }
     return present - {name for name, is_absent in absent.items() if is_absent}
 
@@ -564,7 +708,7 @@ def write_caption(seed: int, video: Video, shot: Shot) -> str:
     writer = Writer(video, shot, rng)
     present = _present(video)
     told = {name for name in OPTIONAL if rng.random() >= settings.OMIT[name]} & present
-    plan = _weighted(rng, TRAIN_PLANS if writer.in_training else TEST_PLANS)
+    plan = _weighted(rng, settings.TRAIN_PLANS if writer.in_training else settings.TEST_PLANS)
     state = rng.bit_generator.state
     missing = [name for name in OPTIONAL if name in present - told]
     removable = [name for name in CUT_FIRST if name in told]
@@ -640,9 +784,8 @@ def _compose(w: Writer, told: set[str], plan: int) -> str:
             _seen(he, ", ".join(p for p in (view, when) if p)),
         ]
     elif plan == 5:
-        first = ", ".join(
-            part for part in (f"{place}, {subject}", held, f"is {action} {when}") if part
-        )
+        main = f"{place}, {subject}" + (f", {held}," if held else "") + f" is {action} {when}"
+        first = main
         second = f"{he} {wears}"
         third = ", ".join(part for part in (f"{he} has {head}" if head else "", facing) if part)
         third = third if head or not facing else f"{he} is {facing}"
@@ -679,6 +822,9 @@ def write_surveillance_caption(seed: int, video: Video, shot: Shot) -> str:
     action = ACTION[shot.action][_weighted(rng, settings.TEST_SYNONYMS)]
     action = action.replace("{c} ", "").replace("{his}", w.his)
     wearing = w.say(WEARING, garments)
-    first = f"a camera high above the ground shows {article(w.say(KIND[p.kind]))} {wearing}, {action} {w.say(SCENE[video.scene])}"
-    second = f"{w.he} is {w.say(FACING[video.facing])}, {w.say(POSITION[video.position])}, in a grey picture without bright colours"
+    who = article(w.say(KIND[p.kind]))
+    where = w.say(SCENE[video.scene])
+    first = f"a camera high above the ground shows {who} {wearing}, {action} {where}"
+    view = f"{w.say(FACING[video.facing])}, {w.say(POSITION[video.position])}"
+    second = f"{w.he} is {view}, in a grey picture without bright colours"
     return " ".join(_sentence(text) for text in (first, second))

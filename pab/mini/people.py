@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,8 +22,12 @@ CHILD_SCALE = 0.68  # height of a child beside an adult
 FAR_SIDE = 0.80  # brightness of the limbs on the side turned away
 
 SKIN: tuple[Colour, ...] = (
-    (250, 215, 185), (236, 188, 150), (205, 150, 110), (160, 105, 70), (105, 68, 45),
-)  # fmt: skip
+    (250, 215, 185),
+    (236, 188, 150),
+    (205, 150, 110),
+    (160, 105, 70),
+    (105, 68, 45),
+)
 HAIR: dict[str, Colour] = {
     "black": (28, 24, 24),
     "brown": (100, 62, 32),
@@ -79,8 +84,10 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Joint angles. ``torso``: lean from upright. Arms: (upper arm from hanging, elbow bend).
-    Legs: (thigh from hanging, knee bend backwards). ``lift``: height of the lowest point above ground.
+    """Joint angles.
+
+    ``torso``: lean from upright. Arms: (upper arm from hanging, elbow bend). Legs: (thigh from
+    hanging, knee bend backwards). ``lift``: height of the lowest point above the ground.
     """
 
     torso: float = 0
@@ -106,7 +113,7 @@ class Pose:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A posed skeleton on the picture: joint positions, ``h`` its height, ``facing`` -1 left or 1 right."""
+    """A posed skeleton on the picture; ``h`` is its height, ``facing`` -1 for left, 1 for right."""
 
     h: float
     facing: int
@@ -174,10 +181,23 @@ def solve(pose: Pose, x: float, ground: float, h: float, facing: int) -> Body:
             ankles.append(ankle)
             toes.append(_step(ankle, leg[0] - leg[1] + 78, FOOT * h, facing))
         return Body(
-            h, facing, pelvis, neck, head, up, head_ahead, shoulders,
-            (elbows[0], elbows[1]), (hands[0], hands[1]), hips, (knees[0], knees[1]),
-            (ankles[0], ankles[1]), (toes[0], toes[1]), torso_up, ahead,
-        )  # fmt: skip
+            h,
+            facing,
+            pelvis,
+            neck,
+            head,
+            up,
+            head_ahead,
+            shoulders,
+            (elbows[0], elbows[1]),
+            (hands[0], hands[1]),
+            hips,
+            (knees[0], knees[1]),
+            (ankles[0], ankles[1]),
+            (toes[0], toes[1]),
+            torso_up,
+            ahead,
+        )
 
     trial = build(0.0, 0.0)
     heights = [y + SOLE * h for _, y in (*trial.ankles, *trial.toes)]
@@ -218,7 +238,7 @@ class Figure:
     ) -> None:
         """A chain of limbs with one dark contour round the whole."""
         edge = 0.016 * self.h
-        pairs = list(zip(points, points[1:], strict=False))
+        pairs = list(pairwise(points))
         for i, (p, q) in enumerate(pairs):
             self.canvas.limb(p, q, widths[i] + edge, widths[i + 1] + edge, outline)
         for i, (p, q) in enumerate(pairs):
@@ -313,8 +333,9 @@ class Figure:
             self._skirt(0.72, 0.105, p.upper_rgb)
         c.limb(_add(b.neck, (-0.02 * h, u)), b.head, 0.062 * h, 0.06 * h, shade(p.skin, 0.86))
         if p.upper == "hoodie":
-            c.circle(_add(b.neck, (0.012 * h, u), (-0.055 * h, f)), 0.062 * h,
-                     shade(p.upper_rgb, 0.72))  # fmt: skip
+            c.circle(
+                _add(b.neck, (0.012 * h, u), (-0.055 * h, f)), 0.062 * h, shade(p.upper_rgb, 0.72)
+            )
         c.poly(self._torso_outline(0.008), shade(p.upper_rgb, 0.55))
         c.poly(self._torso_outline(0.0), p.upper_rgb)
         if p.upper == "striped shirt":
@@ -362,8 +383,12 @@ class Figure:
             self.canvas.limb(start, end, 0.155 * h, 0.115 * h, shade(hair, 0.85))
         elif p.hair_style == "ponytail":
             mid, end = self._at_head(0.035, -0.125), self._at_head(-0.10, -0.155)
-            self._stroke([self._at_head(0.03, -0.05), mid, end],
-                         [0.05 * h, 0.055 * h, 0.03 * h], [hair, hair], shade(hair, 0.6))  # fmt: skip
+            self._stroke(
+                [self._at_head(0.03, -0.05), mid, end],
+                [0.05 * h, 0.055 * h, 0.03 * h],
+                [hair, hair],
+                shade(hair, 0.6),
+            )
         elif p.hair_style == "bun":
             self.canvas.circle(self._at_head(0.075, -0.075), 0.046 * h, shade(hair, 0.85))
 
@@ -386,15 +411,28 @@ class Figure:
         if not bald:
             self._dome(0.024, 0.078, hair, 0.80)
             if p.hair_style == "long":
-                c.limb(self._at_head(0.03, -0.045), self._at_head(-0.13, -0.068),
-                       0.085 * h, 0.07 * h, hair)  # fmt: skip
+                c.limb(
+                    self._at_head(0.03, -0.045),
+                    self._at_head(-0.13, -0.068),
+                    0.085 * h,
+                    0.07 * h,
+                    hair,
+                )
         elif p.hair_colour == "grey":
-            c.limb(self._at_head(-0.005, -0.055), self._at_head(-0.04, -0.05),
-                   0.045 * h, 0.035 * h, hair)  # fmt: skip
+            c.limb(
+                self._at_head(-0.005, -0.055),
+                self._at_head(-0.04, -0.05),
+                0.045 * h,
+                0.035 * h,
+                hair,
+            )
         c.circle(self._at_head(0.000, 0.050), 0.0115 * h, (25, 22, 22))  # the eye
         c.circle(self._at_head(-0.016, 0.084), 0.014 * h, p.skin)  # the nose
-        c.line([self._at_head(-0.046, 0.035), self._at_head(-0.043, 0.062)], 0.010 * h,
-               shade(p.skin, 0.5))  # fmt: skip
+        c.line(
+            [self._at_head(-0.046, 0.035), self._at_head(-0.043, 0.062)],
+            0.010 * h,
+            shade(p.skin, 0.5),
+        )
         self._hat()
 
     def _hat(self) -> None:
@@ -406,22 +444,41 @@ class Figure:
         if p.hat == "cap":
             self._dome(0.022, 0.096, dark)
             self._dome(0.030, 0.088, fill)
-            c.limb(self._at_head(0.034, 0.05), self._at_head(0.026, 0.155), 0.030 * h, 0.020 * h,
-                   dark)  # fmt: skip
+            c.limb(
+                self._at_head(0.034, 0.05), self._at_head(0.026, 0.155), 0.030 * h, 0.020 * h, dark
+            )
         elif p.hat == "beanie":
             self._dome(0.010, 0.100, dark, 1.08)
             self._dome(0.018, 0.093, fill, 1.12)
-            c.limb(self._at_head(0.02, -0.085), self._at_head(0.02, 0.08), 0.036 * h, 0.036 * h,
-                   shade(fill, 1.3))  # fmt: skip
+            c.limb(
+                self._at_head(0.02, -0.085),
+                self._at_head(0.02, 0.08),
+                0.036 * h,
+                0.036 * h,
+                shade(fill, 1.3),
+            )
             c.circle(self._at_head(0.125, 0.0), 0.034 * h, (248, 248, 248))
         elif p.hat == "helmet":
             self._dome(0.002, 0.108, dark, 1.05)
             self._dome(0.010, 0.100, fill, 1.02)
-            c.line([self._at_head(0.06, -0.08), self._at_head(0.075, 0.07)], 0.016 * h,
-                   shade(fill, 1.55))  # fmt: skip
+            c.line(
+                [self._at_head(0.06, -0.08), self._at_head(0.075, 0.07)],
+                0.016 * h,
+                shade(fill, 1.55),
+            )
         else:  # a sun hat
-            c.limb(self._at_head(0.036, -0.145), self._at_head(0.036, 0.145), 0.034 * h, 0.034 * h,
-                   dark)  # fmt: skip
+            c.limb(
+                self._at_head(0.036, -0.145),
+                self._at_head(0.036, 0.145),
+                0.034 * h,
+                0.034 * h,
+                dark,
+            )
             self._dome(0.040, 0.080, fill)
-            c.limb(self._at_head(0.042, -0.135), self._at_head(0.042, 0.135), 0.022 * h, 0.022 * h,
-                   fill)  # fmt: skip
+            c.limb(
+                self._at_head(0.042, -0.135),
+                self._at_head(0.042, 0.135),
+                0.022 * h,
+                0.022 * h,
+                fill,
+            )

@@ -32,11 +32,13 @@ def shopping_bag(c: Canvas, at: Point, h: float, fill: Colour, facing: int) -> N
     c.ring((x, y + 0.02 * h), 0.045 * h, 0.012 * h, (90, 70, 50))
     c.poly(
         [
-            (x - 0.075 * h, y + 0.045 * h), (x + 0.075 * h, y + 0.045 * h),
-            (x + 0.095 * h, y + 0.235 * h), (x - 0.095 * h, y + 0.235 * h),
+            (x - 0.075 * h, y + 0.045 * h),
+            (x + 0.075 * h, y + 0.045 * h),
+            (x + 0.095 * h, y + 0.235 * h),
+            (x - 0.095 * h, y + 0.235 * h),
         ],
         fill,
-    )  # fmt: skip
+    )
     c.rect(x - 0.045 * h, y + 0.10 * h, x + 0.045 * h, y + 0.17 * h, (250, 250, 246))
 
 
@@ -49,8 +51,9 @@ def suitcase(c: Canvas, at: Point, h: float, fill: Colour, facing: int) -> None:
     )
     c.rounded(x - 0.115 * h, y + 0.11 * h, x + 0.075 * h, y + 0.38 * h, 0.025 * h, fill)
     for stripe in (0.17, 0.245, 0.32):
-        c.rect(x - 0.105 * h, y + stripe * h, x + 0.065 * h, y + (stripe + 0.014) * h,
-               shade(fill, 0.7))  # fmt: skip
+        c.rect(
+            x - 0.105 * h, y + stripe * h, x + 0.065 * h, y + (stripe + 0.014) * h, shade(fill, 0.7)
+        )
     c.circle((x - 0.09 * h, y + 0.40 * h), 0.022 * h, TYRE)
     c.circle((x + 0.05 * h, y + 0.40 * h), 0.022 * h, TYRE)
 
@@ -91,8 +94,10 @@ def balloon(c: Canvas, at: Point, h: float, fill: Colour, facing: int) -> None:
 
 def flowers(c: Canvas, at: Point, h: float, fill: Colour, facing: int) -> None:
     x, y = at
-    c.poly([(x, y + 0.07 * h), (x - 0.075 * h, y - 0.09 * h), (x + 0.075 * h, y - 0.09 * h)],
-           (60, 130, 62))  # fmt: skip
+    c.poly(
+        [(x, y + 0.07 * h), (x - 0.075 * h, y - 0.09 * h), (x + 0.075 * h, y - 0.09 * h)],
+        (60, 130, 62),
+    )
     for dx, dy in ((-0.065, -0.09), (0.0, -0.14), (0.065, -0.09), (-0.03, -0.06), (0.035, -0.05)):
         c.circle((x + dx * h, y + dy * h), 0.046 * h, shade(fill, 0.7))
         c.circle((x + dx * h, y + dy * h), 0.038 * h, fill)
@@ -127,8 +132,11 @@ def ball(c: Canvas, at: Point, radius: float, fill: Colour = (250, 250, 248)) ->
     c.circle(at, radius * 0.90, fill)
     for i in range(5):
         a = i * 2 * math.pi / 5 - 0.4
-        c.circle((at[0] + math.cos(a) * radius * 0.62, at[1] + math.sin(a) * radius * 0.62),
-                 radius * 0.20, (45, 45, 50))  # fmt: skip
+        c.circle(
+            (at[0] + math.cos(a) * radius * 0.62, at[1] + math.sin(a) * radius * 0.62),
+            radius * 0.20,
+            (45, 45, 50),
+        )
     c.circle(at, radius * 0.24, (45, 45, 50))
 
 
@@ -142,22 +150,29 @@ def box(c: Canvas, at: Point, size: float, tilt: float = 0.0) -> None:
     edges = [corner(x, y) for x, y in ((-0.5, -0.42), (0.5, -0.42), (0.5, 0.42), (-0.5, 0.42))]
     c.poly(edges, (196, 148, 92))
     c.line([*edges, edges[0]], size * 0.05, (110, 76, 40))
-    c.poly([corner(x, y) for x, y in ((-0.09, -0.42), (0.09, -0.42), (0.09, 0.42), (-0.09, 0.42))],
-           (226, 190, 140))  # fmt: skip
+    c.poly(
+        [corner(x, y) for x, y in ((-0.09, -0.42), (0.09, -0.42), (0.09, 0.42), (-0.09, 0.42))],
+        (226, 190, 140),
+    )
     c.line([corner(-0.5, -0.16), corner(0.5, -0.16)], size * 0.035, (140, 100, 58))
 
 
 def open_box(c: Canvas, at: Point, size: float, facing: int) -> None:
     """The same box on its side, its contents rolling out."""
     box(c, at, size, 24.0 * facing)
-    for dx, dy, fill in ((0.75, 0.30, (205, 50, 45)), (1.05, 0.34, (60, 110, 205)),
-                         (0.60, 0.02, (245, 210, 70)), (1.28, 0.30, (70, 160, 80))):  # fmt: skip
+    for dx, dy, fill in (
+        (0.75, 0.30, (205, 50, 45)),
+        (1.05, 0.34, (60, 110, 205)),
+        (0.60, 0.02, (245, 210, 70)),
+        (1.28, 0.30, (70, 160, 80)),
+    ):
         c.circle((at[0] + dx * size * facing, at[1] + dy * size), size * 0.15, (60, 50, 40))
         c.circle((at[0] + dx * size * facing, at[1] + dy * size), size * 0.13, fill)
 
 
-def bicycle(c: Canvas, x: float, y: float, h: float, facing: int, fill: Colour,
-            tilt: float = 0.0) -> None:  # fmt: skip
+def bicycle(
+    c: Canvas, x: float, y: float, h: float, facing: int, fill: Colour, tilt: float = 0.0
+) -> None:
     """Wheels on the line ``y``; ``tilt`` degrees turns it about the rear wheel's contact."""
     cos, sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
 
@@ -171,11 +186,23 @@ def bicycle(c: Canvas, x: float, y: float, h: float, facing: int, fill: Colour,
         for i in range(4):
             a = i * math.pi / 4 + 0.3
             spoke = (math.cos(a) * 0.13 * h, math.sin(a) * 0.13 * h)
-            c.line([(wheel[0] - spoke[0], wheel[1] - spoke[1]),
-                    (wheel[0] + spoke[0], wheel[1] + spoke[1])], 0.006 * h, STEEL)  # fmt: skip
+            c.line(
+                [
+                    (wheel[0] - spoke[0], wheel[1] - spoke[1]),
+                    (wheel[0] + spoke[0], wheel[1] + spoke[1]),
+                ],
+                0.006 * h,
+                STEEL,
+            )
     seat, crank, head = at(-0.10, 0.44), at(0.00, 0.18), at(0.22, 0.46)
-    for p, q in ((rear, seat), (rear, crank), (seat, crank), (crank, head), (seat, head),
-                 (front, head)):  # fmt: skip
+    for p, q in (
+        (rear, seat),
+        (rear, crank),
+        (seat, crank),
+        (crank, head),
+        (seat, head),
+        (front, head),
+    ):
         c.line([p, q], 0.030 * h, fill)
     c.line([at(-0.17, 0.475), at(-0.03, 0.475)], 0.036 * h, (35, 30, 30))
     c.line([head, at(0.20, 0.545), at(0.27, 0.56)], 0.022 * h, (50, 50, 54))
@@ -213,24 +240,56 @@ def bench(c: Canvas, x: float, y: float, h: float) -> None:
 def cart(c: Canvas, x: float, y: float, h: float, facing: int, tipped: bool = False) -> None:
     """A shopping trolley, its handle towards the person."""
     if tipped:
-        c.poly([(x - 0.20 * h, y - 0.06 * h), (x + 0.26 * h, y - 0.02 * h),
-                (x + 0.22 * h, y - 0.34 * h), (x - 0.16 * h, y - 0.28 * h)], (92, 98, 106))  # fmt: skip
-        c.poly([(x - 0.17 * h, y - 0.09 * h), (x + 0.22 * h, y - 0.05 * h),
-                (x + 0.19 * h, y - 0.31 * h), (x - 0.14 * h, y - 0.25 * h)], (176, 184, 192))  # fmt: skip
+        c.poly(
+            [
+                (x - 0.20 * h, y - 0.06 * h),
+                (x + 0.26 * h, y - 0.02 * h),
+                (x + 0.22 * h, y - 0.34 * h),
+                (x - 0.16 * h, y - 0.28 * h),
+            ],
+            (92, 98, 106),
+        )
+        c.poly(
+            [
+                (x - 0.17 * h, y - 0.09 * h),
+                (x + 0.22 * h, y - 0.05 * h),
+                (x + 0.19 * h, y - 0.31 * h),
+                (x - 0.14 * h, y - 0.25 * h),
+            ],
+            (176, 184, 192),
+        )
         for wheel in (-0.14, 0.20):
             c.circle((x + wheel * h, y - 0.37 * h), 0.035 * h, TYRE)
-        for dx, fill in ((0.34, (205, 50, 45)), (0.42, (245, 205, 60)), (-0.28, (70, 150, 80)),
-                         (-0.36, (60, 110, 205))):  # fmt: skip
+        for dx, fill in (
+            (0.34, (205, 50, 45)),
+            (0.42, (245, 205, 60)),
+            (-0.28, (70, 150, 80)),
+            (-0.36, (60, 110, 205)),
+        ):
             c.circle((x + dx * h, y - 0.035 * h), 0.045 * h, fill)
         return
     f = facing
-    c.line([(x - 0.30 * f * h, y - 0.52 * h), (x - 0.20 * f * h, y - 0.47 * h),
-            (x - 0.13 * f * h, y - 0.10 * h), (x + 0.24 * f * h, y - 0.10 * h)], 0.026 * h,
-           (88, 92, 100))  # fmt: skip
-    basket = [(x - 0.20 * f * h, y - 0.46 * h), (x + 0.28 * f * h, y - 0.42 * h),
-              (x + 0.22 * f * h, y - 0.20 * h), (x - 0.15 * f * h, y - 0.20 * h)]  # fmt: skip
-    for dx, top, fill in ((-0.08, 0.52, (205, 50, 45)), (0.04, 0.56, (245, 205, 60)),
-                          (0.16, 0.50, (70, 150, 80))):  # fmt: skip
+    c.line(
+        [
+            (x - 0.30 * f * h, y - 0.52 * h),
+            (x - 0.20 * f * h, y - 0.47 * h),
+            (x - 0.13 * f * h, y - 0.10 * h),
+            (x + 0.24 * f * h, y - 0.10 * h),
+        ],
+        0.026 * h,
+        (88, 92, 100),
+    )
+    basket = [
+        (x - 0.20 * f * h, y - 0.46 * h),
+        (x + 0.28 * f * h, y - 0.42 * h),
+        (x + 0.22 * f * h, y - 0.20 * h),
+        (x - 0.15 * f * h, y - 0.20 * h),
+    ]
+    for dx, top, fill in (
+        (-0.08, 0.52, (205, 50, 45)),
+        (0.04, 0.56, (245, 205, 60)),
+        (0.16, 0.50, (70, 150, 80)),
+    ):
         c.rect(x + (dx - 0.055) * f * h, y - top * h, x + (dx + 0.055) * f * h, y - 0.42 * h, fill)
     c.poly(basket, (188, 194, 202))
     c.line([*basket, basket[0]], 0.020 * h, (88, 92, 100))
@@ -250,8 +309,11 @@ def skateboard(c: Canvas, x: float, y: float, h: float, tilt: float = 0.0) -> No
     for wheel in (-0.15, 0.15):
         c.circle(at(wheel, 0.030), 0.032 * h, (245, 235, 220))
         c.circle(at(wheel, 0.030), 0.014 * h, TYRE)
-    c.line([at(-0.29, -0.035), at(-0.22, 0.0), at(0.22, 0.0), at(0.29, -0.035)], 0.040 * h,
-           (225, 95, 40))  # fmt: skip
+    c.line(
+        [at(-0.29, -0.035), at(-0.22, 0.0), at(0.22, 0.0), at(0.29, -0.035)],
+        0.040 * h,
+        (225, 95, 40),
+    )
 
 
 def barbell(c: Canvas, at: Point, h: float) -> None:
@@ -266,17 +328,37 @@ def barbell(c: Canvas, at: Point, h: float) -> None:
 def broom(c: Canvas, hand: Point, foot: Point, h: float) -> None:
     c.line([hand, foot], 0.022 * h, (196, 148, 80))
     x, y = foot
-    c.poly([(x - 0.05 * h, y - 0.06 * h), (x + 0.05 * h, y - 0.06 * h), (x + 0.10 * h, y + 0.04 * h),
-            (x - 0.10 * h, y + 0.04 * h)], (226, 190, 92))  # fmt: skip
+    c.poly(
+        [
+            (x - 0.05 * h, y - 0.06 * h),
+            (x + 0.05 * h, y - 0.06 * h),
+            (x + 0.10 * h, y + 0.04 * h),
+            (x - 0.10 * h, y + 0.04 * h),
+        ],
+        (226, 190, 92),
+    )
 
 
 def book(c: Canvas, at: Point, h: float, facing: int) -> None:
     x, y = at
-    c.poly([(x, y - 0.075 * h), (x + 0.13 * h * facing, y - 0.125 * h),
-            (x + 0.13 * h * facing, y + 0.035 * h), (x, y + 0.085 * h)], (170, 45, 45))  # fmt: skip
-    c.poly([(x - 0.10 * h * facing, y - 0.115 * h), (x + 0.01 * h * facing, y - 0.075 * h),
-            (x + 0.01 * h * facing, y + 0.085 * h), (x - 0.10 * h * facing, y + 0.045 * h)],
-           (250, 248, 238))  # fmt: skip
+    c.poly(
+        [
+            (x, y - 0.075 * h),
+            (x + 0.13 * h * facing, y - 0.125 * h),
+            (x + 0.13 * h * facing, y + 0.035 * h),
+            (x, y + 0.085 * h),
+        ],
+        (170, 45, 45),
+    )
+    c.poly(
+        [
+            (x - 0.10 * h * facing, y - 0.115 * h),
+            (x + 0.01 * h * facing, y - 0.075 * h),
+            (x + 0.01 * h * facing, y + 0.085 * h),
+            (x - 0.10 * h * facing, y + 0.045 * h),
+        ],
+        (250, 248, 238),
+    )
 
 
 def phone(c: Canvas, at: Point, h: float) -> None:
@@ -296,10 +378,28 @@ def car(c: Canvas, x: float, y: float, size: float, facing: int, fill: Colour) -
     roof = [at(-0.36, 0.20), at(-0.26, 0.375), at(0.09, 0.385), at(0.26, 0.22)]
     c.poly([at(-0.39, 0.19), at(-0.28, 0.395), at(0.10, 0.405), at(0.30, 0.21)], dark)
     c.poly(roof, fill)
-    c.poly([at(-0.47, 0.07), at(-0.48, 0.21), at(-0.34, 0.25), at(0.22, 0.245), at(0.46, 0.19),
-            at(0.495, 0.07)], dark)  # fmt: skip
-    c.poly([at(-0.46, 0.08), at(-0.465, 0.20), at(-0.33, 0.24), at(0.22, 0.235), at(0.45, 0.18),
-            at(0.48, 0.08)], fill)  # fmt: skip
+    c.poly(
+        [
+            at(-0.47, 0.07),
+            at(-0.48, 0.21),
+            at(-0.34, 0.25),
+            at(0.22, 0.245),
+            at(0.46, 0.19),
+            at(0.495, 0.07),
+        ],
+        dark,
+    )
+    c.poly(
+        [
+            at(-0.46, 0.08),
+            at(-0.465, 0.20),
+            at(-0.33, 0.24),
+            at(0.22, 0.235),
+            at(0.45, 0.18),
+            at(0.48, 0.08),
+        ],
+        fill,
+    )
     glass = (176, 208, 224)
     c.poly([at(-0.30, 0.235), at(-0.235, 0.35), at(-0.09, 0.355), at(-0.09, 0.24)], glass)
     c.poly([at(-0.06, 0.24), at(-0.06, 0.355), at(0.07, 0.36), at(0.20, 0.235)], glass)
@@ -311,8 +411,9 @@ def car(c: Canvas, x: float, y: float, size: float, facing: int, fill: Colour) -
         c.circle(at(wheel, 0.075), 0.046 * size, STEEL)
 
 
-def dog(c: Canvas, x: float, y: float, h: float, facing: int, fill: Colour,
-        leaping: bool = False) -> None:  # fmt: skip
+def dog(
+    c: Canvas, x: float, y: float, h: float, facing: int, fill: Colour, leaping: bool = False
+) -> None:
     """A dog ``h`` long with its feet on the line ``y``; leaping, it stands on its hind legs."""
     tilt = math.radians(52) if leaping else 0.0
     cos, sin = math.cos(tilt), math.sin(tilt)
@@ -343,10 +444,19 @@ def _parked_car(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
 
 
 def _bin(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
-    c.poly([(x - 0.17 * s, y - 0.52 * s), (x + 0.17 * s, y - 0.52 * s), (x + 0.13 * s, y),
-            (x - 0.13 * s, y)], fill)  # fmt: skip
-    c.poly([(x, y - 0.52 * s), (x + 0.17 * s, y - 0.52 * s), (x + 0.13 * s, y), (x, y)],
-           shade(fill, 0.78))  # fmt: skip
+    c.poly(
+        [
+            (x - 0.17 * s, y - 0.52 * s),
+            (x + 0.17 * s, y - 0.52 * s),
+            (x + 0.13 * s, y),
+            (x - 0.13 * s, y),
+        ],
+        fill,
+    )
+    c.poly(
+        [(x, y - 0.52 * s), (x + 0.17 * s, y - 0.52 * s), (x + 0.13 * s, y), (x, y)],
+        shade(fill, 0.78),
+    )
     c.rounded(x - 0.21 * s, y - 0.60 * s, x + 0.21 * s, y - 0.51 * s, 0.03 * s, shade(fill, 0.6))
 
 
@@ -386,17 +496,33 @@ def _plant(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
         a = math.radians(30 + i * 20)
         tip = (x + math.cos(a) * 0.34 * s, y - 0.28 * s - math.sin(a) * 0.50 * s)
         c.limb((x, y - 0.26 * s), tip, 0.05 * s, 0.11 * s, (52, 128 + i * 6, 62))
-    c.poly([(x - 0.16 * s, y - 0.30 * s), (x + 0.16 * s, y - 0.30 * s), (x + 0.11 * s, y),
-            (x - 0.11 * s, y)], fill)  # fmt: skip
+    c.poly(
+        [
+            (x - 0.16 * s, y - 0.30 * s),
+            (x + 0.16 * s, y - 0.30 * s),
+            (x + 0.11 * s, y),
+            (x - 0.11 * s, y),
+        ],
+        fill,
+    )
 
 
 def _cone(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
     for at in (x - 0.22 * s, x + 0.22 * s):
         c.rect(at - 0.19 * s, y - 0.05 * s, at + 0.19 * s, y, (225, 85, 25))
-        c.poly([(at, y - 0.58 * s), (at + 0.14 * s, y - 0.04 * s), (at - 0.14 * s, y - 0.04 * s)],
-               (245, 105, 35))  # fmt: skip
-        c.poly([(at - 0.06 * s, y - 0.34 * s), (at + 0.06 * s, y - 0.34 * s),
-                (at + 0.09 * s, y - 0.20 * s), (at - 0.09 * s, y - 0.20 * s)], (250, 250, 250))  # fmt: skip
+        c.poly(
+            [(at, y - 0.58 * s), (at + 0.14 * s, y - 0.04 * s), (at - 0.14 * s, y - 0.04 * s)],
+            (245, 105, 35),
+        )
+        c.poly(
+            [
+                (at - 0.06 * s, y - 0.34 * s),
+                (at + 0.06 * s, y - 0.34 * s),
+                (at + 0.09 * s, y - 0.20 * s),
+                (at - 0.09 * s, y - 0.20 * s),
+            ],
+            (250, 250, 250),
+        )
 
 
 def _tent(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
@@ -445,8 +571,13 @@ def _locker(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
         c.rect(left, y - 1.12 * s, left + 0.36 * s, y, shade(fill, 0.6))
         c.rect(left + 0.02 * s, y - 1.10 * s, left + 0.34 * s, y - 0.02 * s, fill)
         for slot in (0.98, 0.90, 0.82):
-            c.rect(left + 0.09 * s, y - slot * s, left + 0.27 * s, y - (slot - 0.03) * s,
-                   shade(fill, 0.5))  # fmt: skip
+            c.rect(
+                left + 0.09 * s,
+                y - slot * s,
+                left + 0.27 * s,
+                y - (slot - 0.03) * s,
+                shade(fill, 0.5),
+            )
 
 
 def _shelf(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
@@ -457,16 +588,30 @@ def _shelf(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
         c.rect(x - 0.40 * s, top, x + 0.40 * s, top + 0.31 * s, (66, 44, 26))
         for i in range(9):
             left = x + (-0.39 + i * 0.087) * s
-            c.rect(left, top + (0.03 + 0.03 * (i % 3)) * s, left + 0.07 * s, top + 0.31 * s,
-                   tones[(i * 2 + row) % 5])  # fmt: skip
+            c.rect(
+                left,
+                top + (0.03 + 0.03 * (i % 3)) * s,
+                left + 0.07 * s,
+                top + 0.31 * s,
+                tones[(i * 2 + row) % 5],
+            )
 
 
 def _boat(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
-    c.poly([(x - 0.06 * s, y - 0.25 * s), (x - 0.06 * s, y - 1.05 * s), (x + 0.42 * s, y - 0.30 * s)],
-           (250, 248, 240))  # fmt: skip
+    c.poly(
+        [(x - 0.06 * s, y - 0.25 * s), (x - 0.06 * s, y - 1.05 * s), (x + 0.42 * s, y - 0.30 * s)],
+        (250, 248, 240),
+    )
     c.rect(x - 0.08 * s, y - 1.08 * s, x - 0.04 * s, y - 0.2 * s, (110, 80, 50))
-    c.poly([(x - 0.55 * s, y - 0.24 * s), (x + 0.55 * s, y - 0.24 * s), (x + 0.36 * s, y),
-            (x - 0.38 * s, y)], fill)  # fmt: skip
+    c.poly(
+        [
+            (x - 0.55 * s, y - 0.24 * s),
+            (x + 0.55 * s, y - 0.24 * s),
+            (x + 0.36 * s, y),
+            (x - 0.38 * s, y),
+        ],
+        fill,
+    )
 
 
 def _slide(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
@@ -474,8 +619,13 @@ def _slide(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
     c.rect(x - 0.20 * s, y - 0.95 * s, x - 0.14 * s, y, STEEL)
     for rung in (0.2, 0.4, 0.6, 0.8):
         c.rect(x - 0.42 * s, y - rung * s, x - 0.14 * s, y - (rung - 0.05) * s, STEEL)
-    c.limb((x - 0.18 * s, y - 0.90 * s), (x + 0.50 * s, y - 0.06 * s), 0.17 * s, 0.17 * s,
-           shade(fill, 0.65))  # fmt: skip
+    c.limb(
+        (x - 0.18 * s, y - 0.90 * s),
+        (x + 0.50 * s, y - 0.06 * s),
+        0.17 * s,
+        0.17 * s,
+        shade(fill, 0.65),
+    )
     c.limb((x - 0.18 * s, y - 0.92 * s), (x + 0.50 * s, y - 0.08 * s), 0.12 * s, 0.12 * s, fill)
 
 
@@ -494,8 +644,13 @@ def _barrel(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
         c.rounded(at - 0.21 * s, base - 0.58 * s, at + 0.21 * s, base, 0.05 * s, shade(fill, 0.65))
         c.rounded(at - 0.19 * s, base - 0.56 * s, at + 0.15 * s, base - 0.02 * s, 0.05 * s, fill)
         for band in (0.42, 0.20):
-            c.rect(at - 0.21 * s, base - band * s, at + 0.21 * s, base - (band - 0.04) * s,
-                   shade(fill, 0.55))  # fmt: skip
+            c.rect(
+                at - 0.21 * s,
+                base - band * s,
+                at + 0.21 * s,
+                base - (band - 0.04) * s,
+                shade(fill, 0.55),
+            )
 
 
 def _hay(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
@@ -527,14 +682,30 @@ def _whiteboard(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
     top = y - 1.6 * s
     c.rect(x - 0.62 * s, top, x + 0.62 * s, top + 0.74 * s, (150, 154, 160))
     c.rect(x - 0.58 * s, top + 0.04 * s, x + 0.58 * s, top + 0.70 * s, (252, 252, 252))
-    c.line([(x - 0.45 * s, top + 0.5 * s), (x - 0.15 * s, top + 0.3 * s), (x + 0.1 * s, top + 0.4 * s),
-            (x + 0.42 * s, top + 0.15 * s)], 0.035 * s, (205, 50, 45))  # fmt: skip
+    c.line(
+        [
+            (x - 0.45 * s, top + 0.5 * s),
+            (x - 0.15 * s, top + 0.3 * s),
+            (x + 0.1 * s, top + 0.4 * s),
+            (x + 0.42 * s, top + 0.15 * s),
+        ],
+        0.035 * s,
+        (205, 50, 45),
+    )
 
 
 def _flag(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
     c.rect(x - 0.02 * s, y - 1.3 * s, x + 0.02 * s, y, (235, 235, 235))
-    c.poly([(x + 0.02 * s, y - 1.28 * s), (x + 0.58 * s, y - 1.18 * s), (x + 0.40 * s, y - 1.02 * s),
-            (x + 0.56 * s, y - 0.84 * s), (x + 0.02 * s, y - 0.88 * s)], fill)  # fmt: skip
+    c.poly(
+        [
+            (x + 0.02 * s, y - 1.28 * s),
+            (x + 0.58 * s, y - 1.18 * s),
+            (x + 0.40 * s, y - 1.02 * s),
+            (x + 0.56 * s, y - 0.84 * s),
+            (x + 0.02 * s, y - 0.88 * s),
+        ],
+        fill,
+    )
 
 
 def _rug(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
@@ -549,8 +720,11 @@ def _crates(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
         left, top = x + (dx - 0.25) * s, y - (dy + 0.5) * s
         c.rect(left, top, left + 0.5 * s, top + 0.5 * s, shade(fill, 0.55))
         c.rect(left + 0.03 * s, top + 0.03 * s, left + 0.47 * s, top + 0.47 * s, fill)
-        c.line([(left + 0.04 * s, top + 0.04 * s), (left + 0.46 * s, top + 0.46 * s)], 0.05 * s,
-               shade(fill, 0.7))  # fmt: skip
+        c.line(
+            [(left + 0.04 * s, top + 0.04 * s), (left + 0.46 * s, top + 0.46 * s)],
+            0.05 * s,
+            shade(fill, 0.7),
+        )
 
 
 Landmark = Callable[[Canvas, float, float, float, Colour], None]

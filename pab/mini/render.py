@@ -52,8 +52,11 @@ def _bystanders(c: Canvas, video: Video, shot: Shot, rng: np.random.Generator) -
         horizon = horizon_of(video.scene, video.layout, video.split == UCC)
         body = inside(
             Pose(near_leg=(14, 6), far_leg=(-14, 10)).jittered(rng),
-            0.12 + 0.76 * float(rng.random()), horizon + 0.06, 0.17, 1 if rng.random() < 0.5 else -1,
-        )  # fmt: skip
+            0.12 + 0.76 * float(rng.random()),
+            horizon + 0.06,
+            0.17,
+            1 if rng.random() < 0.5 else -1,
+        )
         Figure(c, video.passer_by, body).draw()
     companion = video.companion
     if companion is None:
@@ -85,9 +88,17 @@ def _act(c: Canvas, video: Video, shot: Shot, rng: np.random.Generator) -> None:
     if video.person.is_child:
         height *= 0.5 + 0.5 * CHILD_SCALE  # smaller than adults, yet large enough to see
     stage = Stage(
-        c, rng, video.person, video.other, item, PROP_COLOURS[video.prop_colour],
-        video.x, video.ground, height, video.facing,
-    )  # fmt: skip
+        c,
+        rng,
+        video.person,
+        video.other,
+        item,
+        PROP_COLOURS[video.prop_colour],
+        video.x,
+        video.ground,
+        height,
+        video.facing,
+    )
     ACTIONS[shot.action].draw(stage)
 
 

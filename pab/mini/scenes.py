@@ -1,7 +1,7 @@
 """Backgrounds: one drawing function a scene class, its details decided by a numbered layout.
 
-A layout (:func:`draw_background`'s ``layout``) moves and recolours the parts of a scene while the class
-stays recognisable; the test split uses layouts that training never shows.
+A layout (:func:`draw_background`'s ``layout``) moves and recolours the parts of a scene while the
+class stays recognisable; the test split uses layouts that training never shows.
 """
 
 from __future__ import annotations
@@ -167,8 +167,15 @@ def park(v: View) -> None:
     _ground(v, grass, shade(grass, 0.82))
     bend = v.vary(-0.3, 0.3)
     path = v.pick((214, 194, 152), (198, 186, 166))
-    v.c.poly([(0.47 + bend, v.horizon + 0.02), (0.56 + bend, v.horizon + 0.02), (1.02 - bend, 1.0),
-              (0.22 - bend, 1.0)], path)  # fmt: skip
+    v.c.poly(
+        [
+            (0.47 + bend, v.horizon + 0.02),
+            (0.56 + bend, v.horizon + 0.02),
+            (1.02 - bend, 1.0),
+            (0.22 - bend, 1.0),
+        ],
+        path,
+    )
     _speckle(v, shade(grass, 0.75), 50, 0.010)
 
 
@@ -230,7 +237,7 @@ def station(v: View) -> None:
 
 
 def stairs(v: View) -> None:
-    """A wide outdoor flight that climbs to the right; its steps run through :func:`stair_height`."""
+    """A wide outdoor flight that climbs to the right, its steps at :func:`stair_height`."""
     _sky(v)
     _buildings(v, 4, 0.05, 0.25)
     stone = v.pick((186, 178, 166), (170, 170, 172), (198, 182, 156))
@@ -263,16 +270,29 @@ def snowfield(v: View) -> None:
         x, w, h = v.vary(-0.1, 1.1), v.vary(0.25, 0.45), v.vary(0.12, 0.26)
         rock = v.pick((140, 152, 176), (120, 134, 160))
         v.c.poly([(x - w, v.horizon), (x, v.horizon - h), (x + w, v.horizon)], rock)
-        v.c.poly([(x - w * 0.4, v.horizon - h * 0.6), (x, v.horizon - h), (x + w * 0.4, v.horizon - h * 0.6),
-                  (x, v.horizon - h * 0.5)], (248, 250, 255))  # fmt: skip
+        v.c.poly(
+            [
+                (x - w * 0.4, v.horizon - h * 0.6),
+                (x, v.horizon - h),
+                (x + w * 0.4, v.horizon - h * 0.6),
+                (x, v.horizon - h * 0.5),
+            ],
+            (248, 250, 255),
+        )
     _ground(v, (226, 234, 246), (246, 248, 252))
     for i in range(5):
         x, s = v.vary(0, 1), v.vary(0.07, 0.12)
         base = v.horizon + 0.02 + 0.01 * i
         for level in range(3):
             y = base - s * (0.2 + level * 0.55)
-            v.c.poly([(x - s * (0.6 - level * 0.13), y), (x, y - s * 0.9), (x + s * (0.6 - level * 0.13), y)],
-                     (38, 84, 66))  # fmt: skip
+            v.c.poly(
+                [
+                    (x - s * (0.6 - level * 0.13), y),
+                    (x, y - s * 0.9),
+                    (x + s * (0.6 - level * 0.13), y),
+                ],
+                (38, 84, 66),
+            )
     _speckle(v, (204, 216, 234), 40, 0.014)
 
 
@@ -372,8 +392,14 @@ def field(v: View) -> None:
         )
     barn = v.vary(0.1, 0.9)
     v.c.rect(barn - 0.07, v.horizon - 0.08, barn + 0.07, v.horizon + 0.02, (164, 56, 48))
-    v.c.poly([(barn - 0.085, v.horizon - 0.075), (barn, v.horizon - 0.135), (barn + 0.085, v.horizon - 0.075)],
-             (96, 60, 52))  # fmt: skip
+    v.c.poly(
+        [
+            (barn - 0.085, v.horizon - 0.075),
+            (barn, v.horizon - 0.135),
+            (barn + 0.085, v.horizon - 0.075),
+        ],
+        (96, 60, 52),
+    )
     _ground(v, crop, shade(crop, 0.85))
     for i in range(-9, 10):
         v.c.line(
@@ -551,8 +577,15 @@ def warehouse(v: View) -> None:
         )
     floor = v.pick((172, 172, 168), (160, 164, 168))
     _ground(v, shade(floor, 0.9), floor)
-    v.c.poly([(0, v.horizon + 0.10), (1, v.horizon + 0.06), (1, v.horizon + 0.085), (0, v.horizon + 0.13)],
-             (242, 206, 60))  # fmt: skip
+    v.c.poly(
+        [
+            (0, v.horizon + 0.10),
+            (1, v.horizon + 0.06),
+            (1, v.horizon + 0.085),
+            (0, v.horizon + 0.13),
+        ],
+        (242, 206, 60),
+    )
 
 
 def living_room(v: View) -> None:

@@ -1,10 +1,12 @@
 """Every number that decides how hard the mini data is, in one place.
 
 Lengths are fractions of the picture's side unless a unit is named; probabilities are in [0, 1].
-A change here changes the data: the manifest's ``settings_sha256`` is the hash of this file's values.
+A change here changes the data, and with it the ``source_sha256`` of the manifest.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 # --- size of the set -------------------------------------------------------------------------
 TRAIN_PAIRS = 12_000
@@ -42,6 +44,7 @@ HAT = 0.30
 LANDMARK = 0.85  # probability of one nameable thing in the background
 PASSERS_BY = 0.35  # probability of a small unnamed figure far behind: a distraction
 PERSON_SCALE = {"near": (0.70, 0.80), "medium": (0.53, 0.61), "far": (0.38, 0.44)}  # body height
+RARE_ACTION_WEIGHT = 4  # of actions tied to one scene (skiing, skating, ...), others weigh 1
 POSE_JITTER = 6.0  # standard deviation of each joint angle, degrees
 
 # --- layouts of the backgrounds --------------------------------------------------------------
@@ -49,10 +52,13 @@ TRAIN_LAYOUTS = range(40)  # of each scene class
 TEST_LAYOUTS = range(40, 60)  # never seen in training
 
 # --- captions --------------------------------------------------------------------------------
-MIN_WORDS, MAX_WORDS = 25, 60
+MIN_WORDS, MAX_WORDS = 25, 54
 # Chance of the first, second, ... synonym; cut to the list's length and scaled to sum 1.
-TRAIN_SYNONYMS = (0.50, 0.28, 0.14, 0.08)
+TRAIN_SYNONYMS = (0.45, 0.27, 0.16, 0.12)
 TEST_SYNONYMS = (0.25, 0.25, 0.25, 0.25)
+# Chance of each sentence plan: the test split prefers those that training shows rarely or never.
+TRAIN_PLANS = (0.36, 0.26, 0.20, 0.14, 0.02, 0.02, 0.0)
+TEST_PLANS = (0.0, 0.05, 0.10, 0.15, 0.25, 0.25, 0.20)
 # Probability that a caption leaves the attribute out.
 OMIT = {
     "build": 0.30,
@@ -68,34 +74,32 @@ OMIT = {
     "position": 0.50,
 }
 
-# --- camera: (low, high) of a uniform draw ---------------------------------------------------
-# White balance: standard deviation of each channel's gain. Noise: standard deviation in levels of 255.
-TRAIN_CAMERA = {
-    "blur": (0.0, 0.3),
-    "noise": (0.0, 3.0),
-    "white_balance": 0.02,
-    "brightness": (0.96, 1.04),
-    "contrast": (0.97, 1.03),
-    "saturation": (0.95, 1.05),
-    "quality": (88, 94),
-}
-TEST_CAMERA = {
-    "blur": (0.2, 0.9),
-    "noise": (3.0, 10.0),
-    "white_balance": 0.06,
-    "brightness": (0.84, 1.14),
-    "contrast": (0.85, 1.10),
-    "saturation": (0.70, 1.10),
-    "quality": (45, 80),
-}
-UCC_CAMERA = {
-    "blur": (0.5, 1.0),
-    "noise": (6.0, 12.0),
-    "white_balance": 0.03,
-    "brightness": (0.80, 1.05),
-    "contrast": (0.75, 0.95),
-    "saturation": (0.05, 0.20),
-    "quality": (40, 65),
-}
+
+# --- camera ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Camera:
+    """Faults of a camera: pairs are (low, high) of a uniform draw for each picture."""
+
+    blur: tuple[float, float]  # standard deviation, pixels
+    noise: tuple[float, float]  # standard deviation, levels of 255
+    white_balance: float  # standard deviation of each channel's gain
+    brightness: tuple[float, float]  # gain
+    contrast: tuple[float, float]  # gain around middle grey
+    saturation: tuple[float, float]  # 1 = as drawn, 0 = grey
+    quality: tuple[int, int]  # of the JPEG
+
+
+TRAIN_CAMERA = Camera(
+    blur=(0.0, 0.3), noise=(0.0, 3.0), white_balance=0.02, brightness=(0.96, 1.04),
+    contrast=(0.97, 1.03), saturation=(0.95, 1.05), quality=(88, 94),
+)  # fmt: skip
+TEST_CAMERA = Camera(
+    blur=(0.2, 0.9), noise=(3.0, 10.0), white_balance=0.06, brightness=(0.84, 1.14),
+    contrast=(0.85, 1.10), saturation=(0.70, 1.10), quality=(45, 80),
+)  # fmt: skip
+UCC_CAMERA = Camera(
+    blur=(0.5, 1.0), noise=(6.0, 12.0), white_balance=0.03, brightness=(0.80, 1.05),
+    contrast=(0.75, 0.95), saturation=(0.05, 0.20), quality=(40, 65),
+)  # fmt: skip
 UCC_GROUP = 3  # at most this many surveillance pictures share one caption
 FOG_STRENGTH = 0.38  # share of the veil's grey in a foggy picture

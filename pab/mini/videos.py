@@ -1,7 +1,7 @@
 """The draws: who does what, where and when. One random stream a source video, nothing shared.
 
-A *source video* shows one person in one scene and gives one or two pictures (*shots*): normal, abnormal, or
-both, which are then twins.
+A *source video* shows one person in one scene and gives one or two pictures (*shots*): normal,
+abnormal, or both, which are then twins.
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ TRAIN, TEST, DISTRACTOR, UCC = 0, 1, 2, 3
 NORMAL_KIND, ABNORMAL_KIND, SECOND_ABNORMAL_KIND = 0, 1, 2  # y of source_id
 PERSON_KINDS = ("man", "woman", "man", "woman", "boy", "girl", "old man", "old woman")
 UPPER_KINDS = (
-    "t-shirt", "striped shirt", "tank top", "sweater", "jacket", "hoodie", "coat",
-)  # fmt: skip
+    "t-shirt",
+    "striped shirt",
+    "tank top",
+    "sweater",
+    "jacket",
+    "hoodie",
+    "coat",
+)
 FUR: dict[str, Colour] = {
     "brown": (122, 78, 44),
     "black": (38, 36, 38),
@@ -119,12 +125,16 @@ def draw_person(rng: np.random.Generator, adult: bool = False) -> Person:
             hair_style=hair_style,
             hat=hat,
             hat_colour=pick(rng, settings.ITEM_COLOURS),
-            upper=upper, upper_colour="", upper_rgb=(0, 0, 0),
-            lower=lower, lower_colour="", lower_rgb=(0, 0, 0),
+            upper=upper,
+            upper_colour="",
+            upper_rgb=(0, 0, 0),
+            lower=lower,
+            lower_colour="",
+            lower_rgb=(0, 0, 0),
             shoes=pick(rng, ((40, 38, 40), (236, 236, 236), (110, 70, 42), (170, 44, 44))),
         ),
         rng,
-    )  # fmt: skip
+    )
 
 
 def repaint(person: Person, rng: np.random.Generator) -> Person:
@@ -214,15 +224,23 @@ def draw_video(seed: int, split: int, index: int) -> Video:
 
 
 def _passes(rng: np.random.Generator, scene: str) -> bool:
-    return rng.random() < settings.PASSERS_BY and scene not in (
-        "stairs",
-        "swimming pool",
-        "kitchen",
+    return rng.random() < settings.PASSERS_BY and scene != "stairs" and not SCENES[scene].indoor
+
+
+def _pick_action(rng: np.random.Generator, names: list[str]) -> str:
+    """One of the actions; those tied to a single scene more often, or they would hardly be seen."""
+    return pick(
+        rng,
+        [
+            name
+            for name in names
+            for _ in range(settings.RARE_ACTION_WEIGHT if len(ACTIONS[name].scenes) == 1 else 1)
+        ],
     )
 
 
 def _draw_shots(rng: np.random.Generator, scene: str, kinds: tuple[int, ...]) -> tuple[Shot, ...]:
-    normal = pick(rng, [name for name in NORMAL if happens_in(name, scene)])
+    normal = _pick_action(rng, [name for name in NORMAL if happens_in(name, scene)])
     owned = {own for action in NORMAL.values() for own in action.leads_to}
     possible = [name for name in ANOMALY if happens_in(name, scene)]
     if len(kinds) == 2:
@@ -230,7 +248,7 @@ def _draw_shots(rng: np.random.Generator, scene: str, kinds: tuple[int, ...]) ->
         common = [name for name in possible if name not in owned]
         abnormal = pick(rng, own if own and (not common or rng.random() < OWN_ANOMALY) else common)
     else:
-        abnormal = pick(rng, possible)
+        abnormal = _pick_action(rng, possible)
     return tuple(Shot(y, normal if y == NORMAL_KIND else abnormal) for y in kinds)
 
 

@@ -1,0 +1,205 @@
+"""How far colours and words alone go on the mini data: a baseline without any learned feature.
+
+Ridge regression from colour histograms on a grid over the picture to the bag of words of its
+caption, fitted on the training pairs. A query's score for an image is the cosine of the query's bag
+of words and the predicted one. Grid, ridge strength and whether pictures are first freed of their
+colour cast are chosen by R@1 on a part of the training videos that the fit does not see; the test
+split is scored once.
+
+    python benchmarks/bag_of_words.py --data data/mini
+
+Needs numpy and pillow only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pab.errors import InputError, run_cli
+from pab.files import existing_file
+
+SIDE = 48  # pixels a side of the shrunken picture
+HUES, SATURATIONS, VALUES = 12, 3, 4  # histogram bins; colours below MIN_SATURATION have no hue
+MIN_SATURATION = 40  # of 255
+GRIDS = ((4,), (6,), (1, 3, 6))  # cells a side; several levels are joined
+RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times the mean diagonal over 100
+VALIDATION_SHARE = 0.12
+MIN_COUNT = 5  # rarer training words are left out of the bag
+BOOTSTRAP = 2000
+RECALLS = (1, 5, 10)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fit on training, choose on validation, print the test's recalls with intervals."""
+    parser = argparse.ArgumentParser(
+        description="Bag-of-words baseline on the mini data.", allow_abbrev=False
+    )
+    parser.add_argument("--data", type=Path, default=Path("data/mini"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+
+    shards = sorted((args.data / "annotation/train").glob("pair_*.json"))
+    if not shards:
+        raise InputError(
+            args.data, "no annotation/train/pair_*.json", todo="build it: python -m pab.mini"
+        )
+    train = [line for shard in shards for line in _read(shard)]
+    test = _read(existing_file(args.data / "annotation/test/attr.json", "the test annotation"))
+
+    videos = np.array([int(line["source_id"].split("_")[0]) for line in train])
+    rng = np.random.default_rng(args.seed)
+    held = rng.permutation(videos.max() + 1)[: int(VALIDATION_SHARE * (videos.max() + 1))]
+    is_held = np.isin(videos, held)
+    words = _vocabulary([line["caption"] for line in train])
+    train_bags = _bags([line["caption"] for line in train], words)
+    weight = np.log(len(train) / (1 + (train_bags > 0).sum(0)))  # rare words tell more
+    train_bags *= weight
+    test_bags = _bags([line["caption"][0] for line in test], words) * weight
+
+    best: tuple[float, tuple[int, ...], bool, float] | None = None
+    for balance in (False, True):
+        cells = _histograms(args.data, [line["image"] for line in train], balance, args.workers)
+        for grid in GRIDS:
+            features = _pooled(cells, grid)
+            fit = _Ridge(features[~is_held], train_bags[~is_held])
+            for strength in RIDGES:
+                scores = _cosine(train_bags[is_held], fit.predict(features[is_held], strength))
+                recall = float((_ranks(scores) < 1).mean())
+                if best is None or recall > best[0]:
+                    best = (recall, grid, balance, strength)
+            print(f"grid {grid}, colour balance {balance}: best so far {best}", flush=True)
+    assert best is not None
+    _, grid, balance, strength = best
+
+    images = [line["image"] for line in train + test]
+    features = _pooled(_histograms(args.data, images, balance, args.workers), grid)
+    fit = _Ridge(features[: len(train)], train_bags)
+    scores = _cosine(test_bags, fit.predict(features[len(train) :], strength))
+    ranks = _ranks(scores)
+    print(
+        f"{len(train)} training pairs, {int(is_held.sum())} of them for choosing, "
+        f"{len(test)} test queries; "
+        f"{HUES}x{SATURATIONS}x{VALUES} HSV bins, grid {grid}, colour balance {balance}, "
+        f"ridge {strength}, {len(words)} words, seed {args.seed}"
+    )
+    draws = rng.integers(len(ranks), size=(BOOTSTRAP, len(ranks)))
+    for k in RECALLS:
+        hits = ranks < k
+        low, high = np.percentile(hits[draws].mean(1) * 100, (2.5, 97.5))
+        print(f"R@{k}: {hits.mean() * 100:.2f} % (95 % interval {low:.2f} to {high:.2f})")
+    column = {line["image_id"]: i for i, line in enumerate(test)}
+    pairs = [(i, column[line["hard_i_id"]]) for i, line in enumerate(test) if "hard_i_id" in line]
+    wins = np.mean([scores[i, i] > scores[i, twin] for i, twin in pairs])
+    print(f"right image above its twin: {wins * 100:.2f} % of {len(pairs)}")
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _words(caption: str) -> list[str]:
+    return re.findall(r"[a-z'-]+", caption.lower())
+
+
+def _vocabulary(captions: list[str]) -> dict[str, int]:
+    counts = Counter(word for caption in captions for word in set(_words(caption)))
+    kept = sorted(word for word, count in counts.items() if count >= MIN_COUNT)
+    return {word: i for i, word in enumerate(kept)}
+
+
+def _bags(captions: list[str], words: dict[str, int]) -> np.ndarray:
+    """[captions, words], 1 where the word occurs."""
+    bags = np.zeros((len(captions), len(words)), dtype=np.float32)
+    for row, caption in enumerate(captions):
+        for word in _words(caption):
+            if word in words:
+                bags[row, words[word]] = 1.0
+    return bags
+
+
+def _cell_histogram(job: tuple[str, bool]) -> np.ndarray:
+    """[12, 12, bins] counts of a picture's 12 x 12 cells of 4 x 4 pixels, as bytes."""
+    path, balance = job
+    with Image.open(path) as image:
+        small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    if balance:  # grey world: every channel gets the same mean
+        pixels = np.asarray(small, dtype=np.float32)
+        means = pixels.mean((0, 1))
+        pixels = pixels * (means.mean() / np.maximum(means, 1)) * (118 / max(means.mean(), 1))
+        small = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    hsv = np.asarray(small.convert("HSV")).astype(np.int64)
+    hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
+    v_bin = value * VALUES // 256
+    coloured = saturation >= MIN_SATURATION
+    s_bin = (saturation - MIN_SATURATION) * SATURATIONS // (256 - MIN_SATURATION)
+    index = np.where(
+        coloured, VALUES + ((hue * HUES // 256) * SATURATIONS + s_bin) * VALUES + v_bin, v_bin
+    )
+    bins = VALUES + HUES * SATURATIONS * VALUES
+    cells = np.zeros((SIDE * SIDE // 16, bins), dtype=np.uint8)
+    rows, columns = np.indices((SIDE, SIDE)) // 4
+    np.add.at(cells, ((rows * (SIDE // 4) + columns).ravel(), index.ravel()), 1)
+    return cells.reshape(SIDE // 4, SIDE // 4, bins)
+
+
+def _histograms(root: Path, images: list[str], balance: bool, workers: int) -> np.ndarray:
+    jobs = [(str(root / image), balance) for image in images]
+    with ProcessPoolExecutor(workers) as pool:
+        return np.stack(list(pool.map(_cell_histogram, jobs, chunksize=64)))
+
+
+def _pooled(cells: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """[pictures, features]: square roots of the histograms of every cell of every level."""
+    count, side, _, bins = cells.shape
+    levels = []
+    for n in grid:
+        step = side // n
+        level = cells.reshape(count, n, step, n, step, bins).sum((2, 4), dtype=np.float32)
+        levels.append(np.sqrt(level / (step * step * 16)).reshape(count, -1))
+    return np.concatenate(levels, 1)
+
+
+class _Ridge:
+    """Ridge regression with an unpenalised mean; one eigendecomposition serves every strength."""
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
+        self.mean, self.target_mean = features.mean(0), targets.mean(0)
+        centred = features - self.mean
+        gram = (centred.T @ centred).astype(np.float64)
+        self.scale = float(np.trace(gram)) / len(gram) / 100
+        self.values, self.vectors = np.linalg.eigh(gram)
+        self.projected = self.vectors.T @ (centred.T @ (targets - self.target_mean))
+
+    def predict(self, features: np.ndarray, strength: float) -> np.ndarray:
+        penalty = np.maximum(self.values, 0) + strength * self.scale
+        weights = self.vectors @ (self.projected / penalty[:, None])
+        # The mean bag is the same for every picture: without it the cosine sees what differs.
+        return (features - self.mean) @ weights
+
+
+def _cosine(queries: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    queries = queries - queries.mean(0)
+    norms = np.linalg.norm(predicted, axis=1) + 1e-9
+    return (queries @ (predicted / norms[:, None]).T).astype(np.float64)
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """How many images score at least as high as the right one (the diagonal), itself left out."""
+    return (scores >= np.diag(scores)[:, None]).sum(1) - 1
+
+
+if __name__ == "__main__":
+    run_cli(main)

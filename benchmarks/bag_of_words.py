@@ -31,7 +31,9 @@ from pab.files import existing_file
 SIDE = 48  # pixels a side of the shrunken picture
 HUES, SATURATIONS, VALUES = 12, 3, 4  # histogram bins; colours below MIN_SATURATION have no hue
 MIN_SATURATION = 40  # of 255
-GRIDS = ((4,), (6,), (1, 3, 6))  # cells a side; several levels are joined
+CELLS = 12  # a side: the finest grid, from which the others are summed
+MIDDLE_GREY = 118.0  # mean of each channel after colour balance
+GRIDS = (2, 3, 4)  # cells a side
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times the mean diagonal over 100
 VALIDATION_SHARE = 0.12
 MIN_COUNT = 5  # rarer training words are left out of the bag
@@ -68,25 +70,22 @@ def main(argv: list[str] | None = None) -> None:
     train_bags *= weight
     test_bags = _bags([line["caption"][0] for line in test], words) * weight
 
-    best: tuple[float, tuple[int, ...], bool, float] | None = None
+    thumbnails = _thumbnails(args.data, [line["image"] for line in train], args.workers)
+    results: list[tuple[float, int, bool, float]] = []
     for balance in (False, True):
-        cells = _histograms(args.data, [line["image"] for line in train], balance, args.workers)
         for grid in GRIDS:
-            features = _pooled(cells, grid)
+            features = _features(thumbnails, balance, grid)
             fit = _Ridge(features[~is_held], train_bags[~is_held])
             for strength in RIDGES:
                 scores = _cosine(train_bags[is_held], fit.predict(features[is_held], strength))
-                recall = float((_ranks(scores) < 1).mean())
-                if best is None or recall > best[0]:
-                    best = (recall, grid, balance, strength)
+                results.append((float((_ranks(scores) < 1).mean()), grid, balance, strength))
+            best = max(results)
             print(f"grid {grid}, colour balance {balance}: best so far {best}", flush=True)
-    assert best is not None
-    _, grid, balance, strength = best
+    _, grid, balance, strength = max(results)
 
-    images = [line["image"] for line in train + test]
-    features = _pooled(_histograms(args.data, images, balance, args.workers), grid)
-    fit = _Ridge(features[: len(train)], train_bags)
-    scores = _cosine(test_bags, fit.predict(features[len(train) :], strength))
+    fit = _Ridge(_features(thumbnails, balance, grid), train_bags)
+    test_thumbnails = _thumbnails(args.data, [line["image"] for line in test], args.workers)
+    scores = _cosine(test_bags, fit.predict(_features(test_thumbnails, balance, grid), strength))
     ranks = _ranks(scores)
     print(
         f"{len(train)} training pairs, {int(is_held.sum())} of them for choosing, "
@@ -130,46 +129,45 @@ def _bags(captions: list[str], words: dict[str, int]) -> np.ndarray:
     return bags
 
 
-def _cell_histogram(job: tuple[str, bool]) -> np.ndarray:
-    """[12, 12, bins] counts of a picture's 12 x 12 cells of 4 x 4 pixels, as bytes."""
-    path, balance = job
+def _small(path: str) -> np.ndarray:
     with Image.open(path) as image:
-        small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+        return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def _thumbnails(root: Path, images: list[str], workers: int) -> np.ndarray:
+    """[pictures, SIDE, SIDE, 3] bytes."""
+    paths = [str(root / image) for image in images]
+    with ProcessPoolExecutor(workers) as pool:
+        return np.stack(list(pool.map(_small, paths, chunksize=64)))
+
+
+def _histogram(pixels: np.ndarray, balance: bool) -> np.ndarray:
+    """[CELLS, CELLS, bins] counts of the colours of one picture's cells, as bytes."""
     if balance:  # grey world: every channel gets the same mean
-        pixels = np.asarray(small, dtype=np.float32)
-        means = pixels.mean((0, 1))
-        pixels = pixels * (means.mean() / np.maximum(means, 1)) * (118 / max(means.mean(), 1))
-        small = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    hsv = np.asarray(small.convert("HSV")).astype(np.int64)
+        means = pixels.mean((0, 1), dtype=np.float32)
+        pixels = np.clip(pixels * (MIDDLE_GREY / np.maximum(means, 1)), 0, 255).astype(np.uint8)
+    hsv = np.asarray(Image.fromarray(pixels).convert("HSV")).astype(np.int64)
     hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
     v_bin = value * VALUES // 256
-    coloured = saturation >= MIN_SATURATION
     s_bin = (saturation - MIN_SATURATION) * SATURATIONS // (256 - MIN_SATURATION)
-    index = np.where(
-        coloured, VALUES + ((hue * HUES // 256) * SATURATIONS + s_bin) * VALUES + v_bin, v_bin
-    )
+    coloured = VALUES + ((hue * HUES // 256) * SATURATIONS + s_bin) * VALUES + v_bin
+    index = np.where(saturation >= MIN_SATURATION, coloured, v_bin)
     bins = VALUES + HUES * SATURATIONS * VALUES
-    cells = np.zeros((SIDE * SIDE // 16, bins), dtype=np.uint8)
-    rows, columns = np.indices((SIDE, SIDE)) // 4
-    np.add.at(cells, ((rows * (SIDE // 4) + columns).ravel(), index.ravel()), 1)
-    return cells.reshape(SIDE // 4, SIDE // 4, bins)
+    rows, columns = np.indices((SIDE, SIDE)) * CELLS // SIDE
+    flat = (rows * CELLS + columns) * bins + index
+    counts = np.bincount(flat.ravel(), minlength=CELLS * CELLS * bins)
+    return counts.astype(np.uint8).reshape(CELLS, CELLS, bins)
 
 
-def _histograms(root: Path, images: list[str], balance: bool, workers: int) -> np.ndarray:
-    jobs = [(str(root / image), balance) for image in images]
-    with ProcessPoolExecutor(workers) as pool:
-        return np.stack(list(pool.map(_cell_histogram, jobs, chunksize=64)))
-
-
-def _pooled(cells: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """[pictures, features]: square roots of the histograms of every cell of every level."""
-    count, side, _, bins = cells.shape
-    levels = []
-    for n in grid:
-        step = side // n
-        level = cells.reshape(count, n, step, n, step, bins).sum((2, 4), dtype=np.float32)
-        levels.append(np.sqrt(level / (step * step * 16)).reshape(count, -1))
-    return np.concatenate(levels, 1)
+def _features(thumbnails: np.ndarray, balance: bool, grid: int) -> np.ndarray:
+    """[pictures, grid * grid * bins]: square roots of the histograms of the grid's cells."""
+    step = CELLS // grid
+    rows = []
+    for pixels in thumbnails:
+        cells = _histogram(pixels, balance)
+        level = cells.reshape(grid, step, grid, step, -1).sum((1, 3), dtype=np.float32)
+        rows.append(np.sqrt(level / level[0, 0].sum()).ravel())
+    return np.stack(rows)
 
 
 class _Ridge:

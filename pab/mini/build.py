@@ -51,13 +51,9 @@ MANIFEST = "manifest.json"
 MASK_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MASK_LENGTH = 15
 # Streams of the draws that belong to a whole split rather than to one video.
-ORDER_STREAM, MASK_STREAM, NEAR_MISS_STREAM, GROUP_STREAM, JPEG_STREAM = (
-    17_000_003,
-    17_000_005,
-    17_000_009,
-    17_000_011,
-    17_000_013,
-)
+ORDER_STREAM, MASK_STREAM = 17_000_003, 17_000_005
+NEAR_MISS_STREAM, REPAINT_STREAM, GROUP_STREAM = 17_000_009, 17_000_010, 17_000_011
+JPEG_STREAM = 17_000_013
 
 
 @dataclass(frozen=True)
@@ -188,19 +184,30 @@ def _annotations_hash(folder: Path) -> str:
 
 
 # --- pictures --------------------------------------------------------------------------------
+def near_miss_of(seed: int, index: int) -> int | None:
+    """The test video that a distractor repeats with a person in other colours, if it does so.
+
+    Everything else of such a picture fits the test video's query.
+    """
+    rng = np.random.default_rng([seed, DISTRACTOR, index, NEAR_MISS_STREAM])
+    if rng.random() >= settings.NEAR_MISS_DISTRACTORS:
+        return None
+    return int(rng.integers(settings.TEST_PAIRS // 2))
+
+
 def video_of(task: Task) -> Video:
     """The video a task draws, with as many shots as it has paths."""
     if task.split == DISTRACTOR:
-        rng = np.random.default_rng([task.seed, DISTRACTOR, task.index, NEAR_MISS_STREAM])
-        if rng.random() < settings.NEAR_MISS_DISTRACTORS:
-            # A test video again, its person in other colours: everything else fits the query.
-            twin = draw_video(task.seed, TEST, int(rng.integers(settings.TEST_PAIRS // 2)))
+        source = near_miss_of(task.seed, task.index)
+        if source is not None:
+            near = draw_video(task.seed, TEST, source)
+            rng = np.random.default_rng([task.seed, DISTRACTOR, task.index, REPAINT_STREAM])
             return replace(
-                twin,
+                near,
                 split=DISTRACTOR,
                 index=task.index,
-                person=repaint(twin.person, rng),
-                shots=(pick(rng, twin.shots),),
+                person=repaint(near.person, rng),
+                shots=(pick(rng, near.shots),),
             )
     if task.split == UCC:
         group, member = divmod(task.index, settings.UCC_GROUP)

@@ -1,0 +1,153 @@
+"""The commands of README.md and of the scripts parse, and every config loads.
+
+A command is handed to its own ``main`` up to the point where the command line is understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+import pab.config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+OURS = ("pab", "lhp", "uit", "ensemble")
+FENCE = re.compile(r"^```(?:bash|sh|shell|console)?[ \t]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+STARTS = re.compile(
+    r"(?:\S*python3?|torchrun\b.*?)\s+-m\s+(.*)|(?:bash|python3?)\s+(scripts/\S+.*)"
+)
+
+
+class Understood(Exception):
+    """The command line was accepted; raised in the place of the work."""
+
+
+def commands_in(text: str) -> list[str]:
+    """Shell commands, continued lines joined, comments left out."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    return [line.strip() for line in joined.splitlines() if STARTS.search(line)]
+
+
+def readme_commands() -> list[str]:
+    if not README.is_file():
+        return []
+    text = README.read_text(encoding="utf-8")
+    return [command for block in FENCE.findall(text) for command in commands_in(block)]
+
+
+def script_commands() -> Iterator[str]:
+    """Commands that the shell scripts call by module; their variables stay as they are."""
+    for script in sorted((ROOT / "scripts").glob("*.sh")):
+        for command in commands_in(script.read_text(encoding="utf-8")):
+            if re.search(rf"-m ({'|'.join(OURS)})\.", command):
+                yield command
+
+
+def main_of(module: str) -> Callable[[list[str] | None], None]:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"there is no module {module}"
+    if spec.submodule_search_locations is not None:
+        module = f"{module}.__main__"
+    main: Callable[[list[str] | None], None] = importlib.import_module(module).main
+    return main
+
+
+@pytest.fixture
+def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Checks that one command line is accepted, its config file and contradictions included."""
+    true_parse, true_load = argparse.ArgumentParser.parse_args, pab.config.load_config
+
+    def parse(parser: argparse.ArgumentParser, *args: Any, **options: Any) -> Any:
+        namespace = true_parse(parser, *args, **options)
+        if hasattr(namespace, "config"):  # a config's flags: its values are still to be checked
+            return namespace
+        raise Understood
+
+    def load(*args: Any) -> NoReturn:
+        config = true_load(*args)
+        if hasattr(config, "check"):
+            config.check()
+        raise Understood
+
+    def run(command: str) -> None:
+        match = STARTS.search(command)
+        assert match is not None, command
+        if match[1] is None:
+            script = shlex.split(match[2], comments=True)[0]
+            assert (ROOT / script).is_file(), f"there is no {script}"
+            return
+        module, *argv = shlex.split(match[1], comments=True)
+        if module.split(".")[0] not in OURS:
+            assert importlib.util.find_spec(module) is not None, f"there is no module {module}"
+            return
+        with pytest.raises(Understood):
+            main_of(module)(argv)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(pab.config, "load_config", load)
+    return run
+
+
+@pytest.mark.skipif(not README.is_file(), reason="there is no README.md")
+def test_the_readme_has_commands() -> None:
+    found = readme_commands()
+    assert any("scripts/demo.sh" in command for command in found)
+    assert any("lhp.train" in command for command in found)
+    assert any("lhp.infer" in command for command in found)
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_command(command: str, understood: Callable[[str], None]) -> None:
+    understood(command)
+
+
+@pytest.mark.parametrize("command", script_commands())
+def test_script_command(command: str, understood: Callable[[str], None]) -> None:
+    understood(command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m lhp.train --no_such_flag 1",
+        "python -m lhp.train --batch_size 0",
+        "python -m lhp.train --config configs/lhp/none.yaml",
+        "python -m pab.evaluate --annotation FILE",
+        "python -m lhp.nothing",
+        "bash scripts/none.sh",
+    ],
+)
+def test_wrong_commands_would_be_noticed(command: str, understood: Callable[[str], None]) -> None:
+    from pab.errors import InputError
+
+    with pytest.raises((SystemExit, InputError, AssertionError)):
+        understood(command)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_config(path: Path, understood: Callable[[str], None]) -> None:
+    """The first comment names the command that uses the file, and the two go together."""
+    name = path.relative_to(ROOT).as_posix()
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    match = re.match(r"# (?:.*\()?(python -m [^()]*)\)?", first)
+    assert match is not None, f"{name}: the first line names no command: {first}"
+    command = match[1].strip()
+    assert name in command or (path.stem == "debug" and "--debug" in command), first
+    understood(command)
+    if first.startswith("# bash "):
+        understood(first.removeprefix("# ").split("(")[0])
+
+
+def test_there_are_configs() -> None:
+    assert {"debug", "finetune", "infer", "mini"} <= {path.stem for path in CONFIGS}

@@ -22,9 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 OURS = ("pab", "lhp", "uit", "ensemble")
-FENCE = re.compile(r"^```(?:bash|sh|shell|console)?[ \t]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELL = ("", "bash", "sh", "shell", "console")
 STARTS = re.compile(
-    r"(?:\S*python3?|torchrun\b.*?)\s+-m\s+(.*)|(?:bash|python3?)\s+(scripts/\S+.*)"
+    r"(?:\S*python3?|torchrun\b.*?)\s+-m\s+(.*)"  # a module and its arguments
+    r"|(?:bash|python3?)\s+(scripts/\S+.*)"
 )
 
 
@@ -41,8 +43,8 @@ def commands_in(text: str) -> list[str]:
 def readme_commands() -> list[str]:
     if not README.is_file():
         return []
-    text = README.read_text(encoding="utf-8")
-    return [command for block in FENCE.findall(text) for command in commands_in(block)]
+    blocks = FENCE.findall(README.read_text(encoding="utf-8"))
+    return [line for kind, text in blocks if kind in SHELL for line in commands_in(text)]
 
 
 def script_commands() -> Iterator[str]:

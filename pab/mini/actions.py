@@ -7,7 +7,7 @@ which normal action are the tables at the end; how it is worded is in ``captions
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Stage:
     ground: float
     h: float
     facing: int
+    drops_item: bool  # what is carried lies on the ground
 
     def body(self, pose: Pose, x: float | None = None, ground: float | None = None) -> Body:
         """The person in this pose (a little jittered), kept inside the picture."""
@@ -52,12 +53,12 @@ class Stage:
         self.shadow((body.points()[1][0] + body.neck[0]) / 2, 0.26, ground)
         return Figure(self.c, self.person, body)
 
-    def perform(self, pose: Pose, drop_item: bool = False) -> Body:
-        """Draw the person with what they carry; a dropped item lies on the ground behind."""
+    def perform(self, pose: Pose) -> Body:
+        """Draw the person with what they carry, in the hand or fallen to the ground behind."""
         figure = self.figure(pose)
         self.wear(figure)
         figure.back()
-        if self.item and self.item[0] != "backpack" and drop_item:
+        if self.item and self.item[0] != "backpack" and self.drops_item:
             self.dropped(figure.body)
         elif self.item and self.item[0] != "backpack":
             name, colour = self.item
@@ -106,10 +107,6 @@ def inside(
     return solve(pose, x + shift, ground, h, facing) if shift else body
 
 
-STAND = Pose()
-HOLD = (28, 62)  # an arm that holds something in front
-
-
 # --- normal actions --------------------------------------------------------------------------
 def walk(s: Stage) -> None:
     s.perform(Pose(4, 0, (-26, 14), (28, 22), (26, 6), (-24, 14)))
@@ -142,7 +139,7 @@ def ride(s: Stage) -> None:
     s.wear(figure)
     figure.back()
     props.bicycle(s.c, hub, floor, s.h * 0.98, s.facing, s.prop_colour)
-    figure._leg(0)
+    figure.leg(0)
     figure.front()
 
 
@@ -183,7 +180,7 @@ def jump(s: Stage) -> None:
 
 
 def dance(s: Stage) -> None:
-    s.perform(replace(Pose(-10, 8, (122, 34), (-98, 0), (8, 4), (66, 88)), lift=0.0))
+    s.perform(Pose(-10, 8, (122, 34), (-98, 0), (8, 4), (66, 88)))
 
 
 def carry(s: Stage) -> None:
@@ -355,11 +352,11 @@ def _on_stairs(s: Stage) -> None:
 
 # --- anomalies -------------------------------------------------------------------------------
 def fall_forward(s: Stage) -> None:
-    s.perform(Pose(62, -22, (66, 14), (92, 10), (-52, 30), (-12, 44)), drop_item=True)
+    s.perform(Pose(62, -22, (66, 14), (92, 10), (-52, 30), (-12, 44)))
 
 
 def lie(s: Stage) -> None:
-    s.perform(Pose(-89, 4, (-100, 14), (84, 10), (88, 3), (122, 84)), drop_item=True)
+    s.perform(Pose(-89, 4, (-100, 14), (84, 10), (88, 3), (122, 84)))
 
 
 def hit_by_car(s: Stage) -> None:
@@ -376,7 +373,7 @@ def hit_by_car(s: Stage) -> None:
     )
     pose = Pose(-58, -10, (-128, 0), (112, 20), (58, 30), (96, 40), lift=0.20)
     s.x = centre + 0.16 * f
-    s.perform(pose, drop_item=False)
+    s.perform(pose)
     nose = centre - f * (0.30 * s.h + 0.06 - length * 0.22)
     for dx, dy in ((0.02, -0.10), (0.05, -0.16), (0.06, -0.05)):
         s.c.line(
@@ -394,7 +391,7 @@ def collide(s: Stage) -> None:
     s.make_room(0.50, 0.40)
     s.second(Pose(-30, -12, (70, 40), (-80, 10), (52, 20), (-4, 10)), s.x + 0.25 * s.h * f, -f)
     s.x -= 0.08 * s.h * f
-    s.perform(Pose(-26, -10, (-84, 12), (86, 30), (46, 16), (-8, 8)), drop_item=True)
+    s.perform(Pose(-26, -10, (-84, 12), (86, 30), (46, 16), (-8, 8)))
     _stars(s, s.x + 0.16 * s.h * f, s.ground - 0.98 * s.h)
 
 
@@ -437,7 +434,7 @@ def fall_off_ladder(s: Stage) -> None:
 
 def tumble_down_stairs(s: Stage) -> None:
     _on_stairs(s)
-    s.perform(Pose(112, 20, (60, 30), (96, 20), (-118, 40), (-84, 66), lift=0.04), drop_item=True)
+    s.perform(Pose(112, 20, (60, 30), (96, 20), (-118, 40), (-84, 66), lift=0.04))
 
 
 def hit_by_ball(s: Stage) -> None:
@@ -462,11 +459,11 @@ def fight(s: Stage) -> None:
     s.make_room(0.50, 0.40)
     s.second(Pose(-14, -10, (58, 100), (96, 20), (30, 10), (-22, 10)), s.x + 0.30 * s.h * f, -f)
     s.x -= 0.10 * s.h * f
-    s.perform(Pose(16, 0, (94, 2), (40, 110), (34, 22), (-34, 8)), drop_item=True)
+    s.perform(Pose(16, 0, (94, 2), (40, 110), (34, 22), (-34, 8)))
 
 
 def faint(s: Stage) -> None:
-    s.perform(Pose(-34, -40, (-40, 0), (6, 8), (46, 132), (62, 138)), drop_item=True)
+    s.perform(Pose(-34, -40, (-40, 0), (6, 8), (46, 132), (62, 138)))
 
 
 def drop_box(s: Stage) -> None:
@@ -481,7 +478,7 @@ def drop_box(s: Stage) -> None:
 
 
 def slip_backwards(s: Stage) -> None:
-    s.perform(Pose(-52, 24, (-84, 0), (96, 10), (98, 14), (62, 10), lift=0.02), drop_item=True)
+    s.perform(Pose(-52, 24, (-84, 0), (96, 10), (98, 14), (62, 10), lift=0.02))
 
 
 def fall_off_skateboard(s: Stage) -> None:
@@ -515,11 +512,11 @@ def drown(s: Stage) -> None:
     )
     figure = Figure(s.c, s.person, body)
     s.x = body.pelvis[0]
-    figure._hair_behind()
-    figure._arm(1)
-    figure._garments()
-    figure._head()
-    figure._arm(0)
+    figure.hair_behind()
+    figure.arm(1)
+    figure.garments()
+    figure.head()
+    figure.arm(0)
     base = body.neck[1] + 0.08 * s.h
     _cover_with_water(s, base)
     for dx, dy in ((-0.2, -0.02), (-0.12, -0.06), (0.14, -0.05), (0.22, -0.01), (0.0, 0.02)):
@@ -565,7 +562,7 @@ def overturn_cart(s: Stage) -> None:
 
 
 def fall_on_ice(s: Stage) -> None:
-    body = s.perform(Pose(-48, 20, (-76, 0), (104, 10), (104, 6), (70, 20)), drop_item=True)
+    body = s.perform(Pose(-48, 20, (-76, 0), (104, 10), (104, 6), (70, 20)))
     for ankle, toe in zip(body.ankles, body.toes, strict=True):
         s.c.line([ankle, toe], 0.022 * s.h, (70, 84, 104))
 
@@ -599,7 +596,7 @@ class Action:
     adult_only: bool = False
     leads_to: tuple[str, ...] = ()  # for a normal action: its own anomalies
     scenes: tuple[str, ...] = ()  # where it may happen; empty: anywhere but the pool and the stairs
-    uses_colour: bool = False  # a bicycle or a car has a colour worth naming
+    drops_item: bool = False  # what the person carries falls to the ground
 
 
 OUTDOORS_FLAT = (
@@ -621,7 +618,6 @@ NORMAL: dict[str, Action] = {
         ride,
         False,
         leads_to=("slip off bicycle",),
-        uses_colour=True,
         scenes=("road", "park", "forest", "car park", "field", "bridge", "playground"),
     ),
     "sit": Action(
@@ -766,30 +762,29 @@ NORMAL: dict[str, Action] = {
     ),
 }
 ANOMALY: dict[str, Action] = {
-    "fall forward": Action("Falling", fall_forward),
-    "lie": Action("Lying", lie),
-    "hit by car": Action(
-        "Being hit by a car", hit_by_car, uses_colour=True, scenes=("road", "car park", "bridge")
-    ),
-    "collide": Action("Colliding", collide, adult_only=True),
+    "fall forward": Action("Falling", fall_forward, drops_item=True),
+    "lie": Action("Lying", lie, drops_item=True),
+    "hit by car": Action("Being hit by a car", hit_by_car, scenes=("road", "car park", "bridge")),
+    "collide": Action("Colliding", collide, adult_only=True, drops_item=True),
     "slip off bicycle": Action(
         "Slipping off a bicycle",
         slip_off_bicycle,
         False,
-        uses_colour=True,
         scenes=NORMAL["ride"].scenes,
     ),
     "fall off ladder": Action(
         "Falling off a ladder", fall_off_ladder, False, scenes=NORMAL["climb"].scenes
     ),
-    "tumble down stairs": Action("Tumbling downstairs", tumble_down_stairs, scenes=("stairs",)),
+    "tumble down stairs": Action(
+        "Tumbling downstairs", tumble_down_stairs, scenes=("stairs",), drops_item=True
+    ),
     "hit by ball": Action(
         "Being hit by a ball",
         hit_by_ball,
         scenes=("park", "beach", "playground", "field", "gym", "snowfield"),
     ),
-    "fight": Action("Fighting", fight, adult_only=True),
-    "faint": Action("Fainting", faint),
+    "fight": Action("Fighting", fight, adult_only=True, drops_item=True),
+    "faint": Action("Fainting", faint, drops_item=True),
     "drop box": Action("Dropping a box", drop_box, False, scenes=NORMAL["carry"].scenes),
     "slip backwards": Action(
         "Slipping",
@@ -805,6 +800,7 @@ ANOMALY: dict[str, Action] = {
             "office",
             "car park",
         ),
+        drops_item=True,
     ),
     "fall off skateboard": Action(
         "Falling off a skateboard", fall_off_skateboard, False, scenes=NORMAL["skateboard"].scenes
@@ -824,7 +820,7 @@ ANOMALY: dict[str, Action] = {
     "overturn cart": Action(
         "Overturning a cart", overturn_cart, False, scenes=NORMAL["push cart"].scenes
     ),
-    "fall on ice": Action("Falling on ice", fall_on_ice, scenes=("ice rink",)),
+    "fall on ice": Action("Falling on ice", fall_on_ice, scenes=("ice rink",), drops_item=True),
     "crash on skis": Action("Crashing on skis", crash_on_skis, False, scenes=("snowfield",)),
 }
 ACTIONS = NORMAL | ANOMALY

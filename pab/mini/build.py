@@ -220,6 +220,7 @@ def video_of(task: Task) -> Video:
             person=repaint(video.person, rng),
             distance="far",
             weather="clear",
+            time="noon" if video.time == "night" else video.time,  # a grey night shows nothing
             companion=None,
             height=0.36 + 0.06 * float(rng.random()),
             ground=0.74 + 0.10 * float(rng.random()),

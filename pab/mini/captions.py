@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pab.mini import settings
+from pab.mini.actions import ACTIONS
 from pab.mini.videos import TRAIN, Shot, Video
 
 Words = tuple[str, ...]
@@ -551,7 +552,6 @@ ADULT: dict[bool, Words] = {
 WEARING: Words = ("wearing {}", "dressed in {}", "in {}", "clothed in {}")
 WEARS: Words = ("wears {}", "is wearing {}", "is dressed in {}", "is clothed in {}")
 AND: Words = (" and ", " with ", " together with ")
-SOURCE_KIND: Words = ("A video of {} {} {}.", "{} {} {}.")
 
 OPTIONAL = (
     "build",
@@ -575,7 +575,7 @@ def article(noun: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = re.sub(r"\s+", " ", text).strip(" ,")
+    text = re.sub(r"\s+", " ", text).replace(" ,", ",").strip(" ,")
     return text[0].upper() + text[1:] + "."
 
 
@@ -642,7 +642,7 @@ class Writer:
             thing = article(f"{self.colour(colour)} {self.say(ITEM[name])}")
         if name == "backpack":
             return self.say(ON_BACK, thing), False
-        if self.shot.action in DROPPING:
+        if ACTIONS[self.shot.action].drops_item:
             return self.say(DROPPED, thing), True
         return self.say(HOLDING, thing), False
 
@@ -670,19 +670,6 @@ class Writer:
         garment = article(f"{self.colour(companion.colour)} {self.say(UPPER[p.upper])}")
         nouns = (CHILD if companion.kind == "child" else ADULT)[p.is_female]
         return self.say(COMPANY, article(self.say(nouns, garment)))
-
-
-# Actions whose drawing lays the carried thing on the ground.
-DROPPING = {
-    "fall forward",
-    "lie",
-    "collide",
-    "tumble down stairs",
-    "fight",
-    "faint",
-    "slip backwards",
-    "fall on ice",
-}
 
 
 def _present(video: Video) -> set[str]:

@@ -68,7 +68,7 @@ class Person:
     upper: str  # t-shirt, striped shirt, tank top, sweater, jacket, hoodie, coat, dress
     upper_colour: str
     upper_rgb: Colour
-    lower: str  # trousers, jeans, shorts, skirt; a dress has none and says "dress"
+    lower: str  # trousers, shorts, skirt; a dress has none and says "dress"
     lower_colour: str
     lower_rgb: Colour
     shoes: Colour
@@ -223,15 +223,15 @@ class Figure:
 
     def back(self) -> None:
         """Everything behind the near arm."""
-        self._hair_behind()
-        self._arm(1)
-        self._leg(1)
-        self._leg(0)
-        self._garments()
-        self._head()
+        self.hair_behind()
+        self.arm(1)
+        self.leg(1)
+        self.leg(0)
+        self.garments()
+        self.head()
 
     def front(self) -> None:
-        self._arm(0)
+        self.arm(0)
 
     def _stroke(
         self, points: list[Point], widths: list[float], fills: list[Colour], outline: Colour
@@ -244,7 +244,7 @@ class Figure:
         for i, (p, q) in enumerate(pairs):
             self.canvas.limb(p, q, widths[i], widths[i + 1], fills[i])
 
-    def _arm(self, side: int) -> None:
+    def arm(self, side: int) -> None:
         b, p, h = self.body, self.person, self.h
         light = 1.0 if side == 0 else FAR_SIDE
         skin = shade(p.skin, light)
@@ -260,11 +260,11 @@ class Figure:
         )
         self.canvas.circle(b.hands[side], 0.031 * h, skin)
 
-    def _leg(self, side: int) -> None:
+    def leg(self, side: int) -> None:
         b, p, h = self.body, self.person, self.h
         light = 1.0 if side == 0 else FAR_SIDE
         skin, cloth = shade(p.skin, light), shade(p.lower_rgb, light)
-        long_leg = p.lower in ("trousers", "jeans")
+        long_leg = p.lower == "trousers"
         bare = p.lower in ("skirt", "dress")
         thigh, shin = (skin if bare else cloth), (cloth if long_leg else skin)
         width = self.girth * h * (1.0 if long_leg else 0.9)
@@ -277,8 +277,7 @@ class Figure:
             shade(shin, 0.55),
         )
         if p.lower == "shorts":
-            mid = _add(b.knees[side], (0.0, (0, 0)))
-            self.canvas.limb(b.hips[side], mid, 0.118 * width, 0.104 * width, cloth)
+            self.canvas.limb(b.hips[side], b.knees[side], 0.118 * width, 0.104 * width, cloth)
 
     def _torso_outline(self, grow: float) -> list[Point]:
         b, h, g = self.body, self.h, self.girth
@@ -322,7 +321,7 @@ class Figure:
                 colour,
             )
 
-    def _garments(self) -> None:
+    def garments(self) -> None:
         b, p, h, c = self.body, self.person, self.h, self.canvas
         u, f = b.torso_up, b.torso_ahead
         if p.lower == "skirt":
@@ -375,7 +374,7 @@ class Figure:
     def _at_head(self, up: float, ahead: float) -> Point:
         return _add(self.body.head, (up * self.h, self.body.up), (ahead * self.h, self.body.ahead))
 
-    def _hair_behind(self) -> None:
+    def hair_behind(self) -> None:
         p, h = self.person, self.h
         hair = HAIR[p.hair_colour]
         if p.hair_style == "long":
@@ -400,7 +399,7 @@ class Figure:
         ]
         self.canvas.poly(points, fill)
 
-    def _head(self) -> None:
+    def head(self) -> None:
         p, h, c = self.person, self.h, self.canvas
         hair = HAIR[p.hair_colour]
         bald = p.hair_style == "bald"

@@ -98,6 +98,7 @@ def _act(c: Canvas, video: Video, shot: Shot, rng: np.random.Generator) -> None:
         video.ground,
         height,
         video.facing,
+        ACTIONS[shot.action].drops_item,
     )
     ACTIONS[shot.action].draw(stage)
 

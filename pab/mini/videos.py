@@ -38,7 +38,6 @@ FUR: dict[str, Colour] = {
     "white": (236, 232, 224),
     "grey": (140, 140, 142),
 }
-OWN_ANOMALY = 0.6  # a normal action's twin is its own anomaly (a ladder's fall) rather than any
 
 T = TypeVar("T")
 
@@ -111,7 +110,7 @@ def draw_person(rng: np.random.Generator, adult: bool = False) -> Person:
     if kind == "boy":
         hair_style = "short"
     hat = pick(rng, ("cap", "beanie", "helmet", "sun hat")) if rng.random() < settings.HAT else None
-    if female and rng.random() < 0.28:
+    if female and rng.random() < settings.DRESS:
         upper, lower = "dress", "dress"
     else:
         upper = pick(rng, UPPER_KINDS)
@@ -180,12 +179,14 @@ def draw_video(seed: int, split: int, index: int) -> Video:
     distance = pick(rng, tuple(settings.PERSON_SCALE))
     position = pick(rng, ("left", "centre", "right"))
     person = draw_person(rng, adult=any(a.adult_only for a in actions))
+    if scene == "swimming pool":  # nobody swims in a coat
+        person = replace(person, upper="tank top", lower="shorts")
     low, high = settings.PERSON_SCALE[distance]
     height = low + (high - low) * float(rng.random())
     item = None
-    if all(a.hands_free for a in actions) and rng.random() < settings.CARRIED_ITEM * 1.6:
+    if all(a.hands_free for a in actions) and rng.random() < settings.CARRIED_ITEM:
         item = (pick(rng, (*CARRIED, "backpack")), pick(rng, settings.ITEM_COLOURS))
-    elif scene != "swimming pool" and rng.random() < settings.CARRIED_ITEM * 0.4:
+    elif scene != "swimming pool" and rng.random() < settings.BACKPACK_WITH_BUSY_HANDS:
         item = ("backpack", pick(rng, settings.ITEM_COLOURS))
     if any(a.draw.__name__ in ("lift_weights", "crushed_by_barbell") for a in actions):
         item = None
@@ -246,7 +247,9 @@ def _draw_shots(rng: np.random.Generator, scene: str, kinds: tuple[int, ...]) ->
     if len(kinds) == 2:
         own = [name for name in NORMAL[normal].leads_to if name in possible]
         common = [name for name in possible if name not in owned]
-        abnormal = pick(rng, own if own and (not common or rng.random() < OWN_ANOMALY) else common)
+        abnormal = pick(
+            rng, own if own and (not common or rng.random() < settings.OWN_ANOMALY) else common
+        )
     else:
         abnormal = _pick_action(rng, possible)
     return tuple(Shot(y, normal if y == NORMAL_KIND else abnormal) for y in kinds)

@@ -39,6 +39,10 @@ class TrainConfig:
     val_seed: int = _flag(0, "seed of the choice of validation videos")
     num_workers: int = _flag(4, "loader processes; 0 loads in the training process")
 
+    twin_batches: bool = _flag(
+        False, "keep pairs of one source video in a batch, so that twins are hard negatives"
+    )
+
     # Views
     local_prob: float = _flag(0.5, "share of images seen as a local crop: 0 global, 1 local only")
     crop_scale: tuple[float, float] = _flag((0.5, 1.0), "area of the local crop, least and most")

@@ -88,7 +88,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
     view = HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio)
     dataset = PairDataset(pairs, train_rows, view, tokenizer, config.seed)
-    batches = EpochBatches(len(dataset), config.batch_size, config.seed, rank, world)
+    videos = pairs.videos[train_rows] if config.twin_batches else None
+    batches = EpochBatches(len(dataset), config.batch_size, config.seed, rank, world, videos)
     steps_per_epoch = batches.batches_per_epoch // config.update_freq
     if steps_per_epoch == 0:
         raise InputError(

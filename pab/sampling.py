@@ -26,15 +26,24 @@ class EpochBatches(Sampler[list[SampleKey]]):
         seed: seed of the order.
         rank: this process.
         world_size: number of processes.
+        videos: number of the source video of each sample; with it, samples of one video follow one
+            another, so that twins meet in a batch and are each other's hard negatives.
 
     Set :attr:`epoch` and :attr:`start_batch` before each pass.
     """
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        videos: np.ndarray | None = None,
     ) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.rank, self.world_size = rank, world_size
+        self.videos = videos
         self.epoch = 0
         self.start_batch = 0
 
@@ -48,6 +57,11 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        if self.videos is not None:
+            # A video's place is that of its first sample in the random order.
+            shuffled = self.videos[order]
+            _, first, inverse = np.unique(shuffled, return_index=True, return_inverse=True)
+            order = order[np.argsort(first[inverse], kind="stable")]
         share = self.batch_size * self.world_size
         for batch in range(self.start_batch, self.batches_per_epoch):
             first = batch * share + self.rank * self.batch_size

@@ -12,7 +12,6 @@ Command line::
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import random
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pab.annotations import GalleryImage, Query, Retrieval, read_retrieval
+from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.evaluate import Evaluation, evaluate
 from pab.files import write_text
@@ -271,7 +271,7 @@ def read_members(named: Sequence[str], retrieval: Retrieval) -> list[Member]:
 
 def main(argv: list[str] | None = None) -> None:
     """Write a self-contained HTML report of one or more score files."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m ensemble.report", description=main.__doc__, allow_abbrev=False
     )
     parser.add_argument(

@@ -27,7 +27,11 @@ class PairBatch(NamedTuple):
 
 
 class BadSample(NamedTuple):
-    """The words of an :class:`InputError`, which would not survive the way out of a worker."""
+    """The parts of an :class:`InputError`.
+
+    A loader raises a worker's exception again with that worker's traceback as its text; an error
+    that comes out as a sample stays one line.
+    """
 
     where: str
     problem: str

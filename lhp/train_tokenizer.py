@@ -6,12 +6,12 @@ For models from scratch on other data than the published ones'. Ids come out in 
 
 from __future__ import annotations
 
-import argparse
 import io
 from pathlib import Path
 
 import sentencepiece
 
+from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import atomic_path
 from pab.training_set import TrainingSet
@@ -48,7 +48,7 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m lhp.train_tokenizer", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--data_path", type=Path, required=True, help="root of PAB-shaped data")

@@ -1,6 +1,7 @@
-"""What every model of this project shares: data, images, score files, ranking, metrics, training tools.
+"""What every model of this project shares: data, images, score files, metrics, training tools.
 
-This room has no model of its own and imports none of the rooms above it (lhp, uit, ensemble, scripts).
+This room has no model of its own and imports none of the rooms above it (lhp, uit, ensemble,
+scripts).
 """
 
 __version__ = "0.1.0"

@@ -534,7 +534,7 @@ def _queries(path: Path) -> Iterator[Query]:
 
 
 def _with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retrieval:
-    key = _read_answers(answers)
+    key = read_answers(answers)
     known = {query.query_id for query in queries}
     unknown = [query_id for query_id in key if query_id not in known]
     if unknown:
@@ -560,8 +560,13 @@ def _with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retr
     return Retrieval(answered, None, relevant, {})
 
 
-def _read_answers(path: Path) -> dict[str, tuple[str, str | None, str | None]]:
-    """Query id -> (gallery id, normal action, abnormal action)."""
+def read_answers(path: str | Path) -> dict[str, tuple[str, str | None, str | None]]:
+    """Read an answer key: query id -> (gallery id, normal action, abnormal action).
+
+    Raises:
+        InputError: the file is missing or no JSON object, or an answer is bad (named).
+    """
+    path = Path(path)
     key = json_document(path, "an answer key, one JSON object by query id")
     answers = {}
     for query_id, fields in key.items():

@@ -1,8 +1,7 @@
 """Checkpoints: reading released formats safely, loading strictly, saving whole, resuming exactly.
 
-Pickled files are read with ``weights_only=True`` alone, so that a file can bring tensors and plain
-containers but never run code. ``argparse.Namespace`` is let in, because released checkpoints carry
-their arguments in one.
+Pickled files can bring tensors and plain containers but never run code (:mod:`pab.tensor_files`).
+``argparse.Namespace`` is let in, because released checkpoints carry their arguments in one.
 """
 
 from __future__ import annotations
@@ -11,12 +10,8 @@ import argparse
 import dataclasses
 import fnmatch
 import json
-import pickle
 import random
-import re
 import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +25,13 @@ from torch import Tensor, nn
 
 from pab.errors import InputError
 from pab.files import atomic_path, existing_file, sha256_of_file
+from pab.tensor_files import read_tensors, write_tensors
 
 STATE_KEYS = ("model", "module", "state_dict")  # where released checkpoints keep the weights
 WRAPPER_PREFIX = "module."  # DistributedDataParallel puts it before every name
 NAMES_SHOWN = 5  # how many tensor names an error lists
 TRAINING_STATE_VERSION = 1
-# What torch.load raises for damaged or foreign files, found by damaging files in every way.
-UNREADABLE = (
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError,
-    AttributeError, AssertionError, struct.error, zipfile.BadZipFile, OverflowError, OSError,
-)  # fmt: skip
+LET_IN = (argparse.Namespace,)  # classes a checkpoint may hold besides tensors and plain values
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -55,39 +47,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = existing_file(path, "a checkpoint")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    loaded = _read_torch(path, mmap=True)
+    loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN)
     if not isinstance(loaded, Mapping):
         raise InputError(
             path, f"expected a checkpoint (a dict of tensors), found {type(loaded).__name__}"
         )
     return dict(loaded)
-
-
-def _read_torch(path: Path, *, mmap: bool) -> Any:
-    try:
-        mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be mapped
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            # Damaged files bring guesses about pickle protocols; the error below says it in a line.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except UNREADABLE as error:
-        # torch's own text runs over many lines and advises to switch the protection off.
-        text = str(error)
-        foreign = re.search(r"GLOBAL (\S+)", text)
-        if foreign is not None:
-            raise InputError(
-                path, f"expected tensors and plain values, found the Python object {foreign[1]}",
-                todo="it was not loaded, for it could run code; save the tensors alone",
-            ) from error  # fmt: skip
-        if "TorchScript" in text:
-            raise InputError(
-                path, "expected a checkpoint, found a TorchScript archive",
-                todo="save its state dict and give that",
-            ) from error  # fmt: skip
-        raise InputError(
-            path, "expected a checkpoint written by torch.save, found a file that is none or is "
-            f"damaged ({type(error).__name__})", todo="check its size and fetch it again",
-        ) from error  # fmt: skip
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -257,7 +222,7 @@ def save_weights(
             save_file(tensors, temporary, metadata=facts)
             _sort_metadata(temporary)
     elif path.suffix in (".pth", ".pt"):
-        _save_torch(path, {"model": tensors, "metadata": facts})
+        write_tensors(path, {"model": tensors, "metadata": facts})
     else:
         raise InputError(path, "expected the ending .safetensors, .pth or .pt")
 
@@ -277,12 +242,6 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         apart[name] = tensor
     return apart
-
-
-def _save_torch(path: str | Path, value: Any) -> None:
-    # Through a handle: given a path, torch writes the (temporary) file's name into the archive.
-    with atomic_path(path) as temporary, temporary.open("wb") as handle:
-        torch.save(value, handle)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -329,7 +288,7 @@ def save_training_state(path: str | Path, state: TrainingState) -> None:
         field.name: _plain(getattr(state, field.name), field.name)
         for field in dataclasses.fields(state)
     }
-    _save_torch(path, {"training_state": TRAINING_STATE_VERSION, **fields})
+    write_tensors(path, {"training_state": TRAINING_STATE_VERSION, **fields})
 
 
 def load_training_state(path: str | Path) -> TrainingState:
@@ -338,8 +297,7 @@ def load_training_state(path: str | Path) -> TrainingState:
     Raises:
         InputError: no such file, damaged, or no training state of this version.
     """
-    path = existing_file(path, "a training state")
-    loaded = _read_torch(path, mmap=False)
+    loaded = read_tensors(path, "a training state", mmap=False, also=LET_IN)
     version = loaded.pop("training_state", None) if isinstance(loaded, dict) else None
     names = {field.name for field in dataclasses.fields(TrainingState)}
     if version != TRAINING_STATE_VERSION or loaded.keys() != names:

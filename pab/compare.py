@@ -12,13 +12,13 @@ they differ, and whether the difference is more than chance.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pab.annotations import Query, Retrieval, _read_answers, read_query_order, read_retrieval
+from pab.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
+from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.evaluate import Evaluation, evaluate_predictions
 from pab.files import write_json
@@ -112,7 +112,7 @@ def read_labels(
     if annotation is not None:
         retrieval = read_retrieval(annotation, answers=answers)
     elif answers is not None:
-        key = _read_answers(answers)
+        key = read_answers(answers)
         queries = [
             Query(query_id, "", gallery_id, normal or anomaly, _is_normal(normal, anomaly))
             for query_id, (gallery_id, normal, anomaly) in key.items()
@@ -161,7 +161,7 @@ def labelled_table(a: Evaluation, b: Evaluation) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Show where two ranked lists of the same queries differ."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pab.compare", description=main.__doc__, allow_abbrev=False
     )
     parser.add_argument("a", type=Path, metavar="A.txt")

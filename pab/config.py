@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union
 
 import yaml
 
-from pab.errors import InputError
+from pab.errors import EXIT_BAD_INPUT, InputError
 from pab.files import existing_file, write_text
 
 if TYPE_CHECKING:
@@ -31,11 +31,16 @@ T = TypeVar("T", bound="DataclassInstance")
 NONE_WORD = "none"  # on the command line: unset an optional field that the YAML file sets
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, but a wrong flag is told in one line, as every other wrong input is."""
+class CommandParser(argparse.ArgumentParser):
+    """argparse, but a wrong flag is told in one line, as every other wrong input is.
+
+    The parsers of its sub-commands are of this class too.
+    """
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        """Print one line on stderr and leave with exit code 2."""
+        words = " ".join(message.split())  # a value the user gave may run over several lines
+        self.exit(EXIT_BAD_INPUT, f"error: {words}; see {self.prog} --help\n")
 
 
 class _WrongType(Exception):
@@ -148,7 +153,7 @@ def config_from_args(
         InputError: see :func:`load_config`; whatever ``check()`` raises.
         SystemExit: argparse's own exit (code 2) for an unknown or malformed flag.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument(
         "--config", type=Path, default=None, metavar="FILE", help="YAML file; flags win over it"
     )

@@ -1,14 +1,15 @@
 """The one error a user can cause, and the way it leaves the program.
 
 Everything wrong with an input ends in :class:`InputError`. Command-line entry points run under
-:func:`run_cli`, which prints it as one line on stderr and exits with code 2; every other exception is
-a fault of this project and keeps its traceback.
+:func:`run_cli`, which prints it as one line on stderr and exits with code 2; every other exception
+is a fault of this project and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 EXIT_BAD_INPUT = 2
@@ -32,6 +33,11 @@ class InputError(Exception):
         if todo:
             text = f"{text}; {todo}"
         super().__init__(" ".join(text.split()))  # one line, whatever an item held
+
+    def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str]]:
+        """Pickled as its parts: an exception is otherwise rebuilt from its one text."""
+        again = partial(type(self), item=self.item, todo=self.todo)
+        return again, (self.where, self.problem)
 
 
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:

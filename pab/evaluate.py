@@ -12,7 +12,6 @@ defined in :mod:`pab.metrics`.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pab.annotations import Retrieval, read_query_order, read_retrieval
+from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import write_json, write_text
 from pab.metrics import (
@@ -260,7 +260,7 @@ def _list_ranking(names: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], F
 
 def main(argv: list[str] | None = None) -> None:
     """Print the metrics of a score file or of a ranked list."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pab.evaluate", description=main.__doc__, allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)

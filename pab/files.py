@@ -95,7 +95,7 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def sha256_of_lines(lines: list[str]) -> str:
-    """SHA-256 of strings, each closed by a newline: the hash that names a set of ids or captions."""
+    """SHA-256 of strings, each closed by a newline: it names a set of ids or captions."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")

@@ -6,7 +6,6 @@ quick for a million of them; whether they can be decoded is for the commands tha
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pab.annotations import read_labelled_images, read_query_order, read_retrieval, spellings
+from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import existing_folder
 from pab.images import IMAGE_ENDINGS
@@ -183,7 +183,7 @@ def _listing(folder: Path) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pab.layout", description="Look at the data folder.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -3,7 +3,7 @@
 A score file is ``torch.save`` of ``{"scores", "query_ids", "gallery_ids", "meta"}``: a float32
 matrix ``[Q, G]`` (query by gallery image, higher is better) that never travels without the ids of
 its rows and columns. Gallery ids are sorted, so that a tie goes to the smaller column everywhere.
-Files are read with ``weights_only=True``, which runs no code of theirs, and memory-mapped.
+Files are memory-mapped, and no code of theirs is run (:mod:`pab.tensor_files`).
 
 Command line::
 
@@ -14,12 +14,8 @@ Command line::
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
-import re
 import shlex
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,9 +27,11 @@ from torch import Tensor
 
 from pab import __version__
 from pab.annotations import read_id_list
+from pab.config import CommandParser
 from pab.errors import InputError, run_cli
-from pab.files import atomic_path, existing_file, sha256_of_file, write_text
+from pab.files import sha256_of_file, write_text
 from pab.ranking import rows_in_order
+from pab.tensor_files import read_tensors, write_tensors
 
 KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 _BLOCK_ELEMENTS = 1 << 22  # scores checked together: 16 MiB of float32, whatever the file's size
@@ -66,7 +64,7 @@ def save_scores(path: str | Path, score_file: ScoreFile) -> None:
     scores = score_file.scores.detach().cpu().contiguous()
     if scores.untyped_storage().nbytes() != scores.nbytes:
         scores = scores.clone()  # a slice of something larger would be saved with all of it
-    _save_tensors(
+    write_tensors(
         path,
         {
             "scores": scores,
@@ -84,8 +82,8 @@ def load_scores(path: str | Path, *, mmap: bool = True) -> ScoreFile:
         InputError: the file is missing, is no score file, or breaks a rule of :class:`ScoreFile`. A
             bare tensor is answered with the command that converts it.
     """
-    path = existing_file(path, "a score file")
-    content = _load_tensors(path, mmap=mmap)
+    path = Path(path)
+    content = read_tensors(path, "a score file", mmap=mmap)
     if isinstance(content, Tensor):
         raise InputError(
             path,
@@ -231,8 +229,8 @@ def import_scores(
     Raises:
         InputError: no bare floating-point matrix, or lists that do not fit it.
     """
-    path = existing_file(path, "a bare score tensor")
-    tensor = _load_tensors(path, mmap=True)
+    path = Path(path)
+    tensor = read_tensors(path, "a bare score tensor", mmap=True)
     if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
         found = (
             f"{tensor.dtype} {list(tensor.shape)}"
@@ -276,7 +274,7 @@ def export_bare(score_file: ScoreFile, prefix: str | Path) -> list[Path]:
     ]
     write_text(paths[1], "".join(f"{one}\n" for one in score_file.query_ids))
     write_text(paths[2], "".join(f"{one}\n" for one in score_file.gallery_ids))
-    _save_tensors(paths[0], score_file.scores.clone())
+    write_tensors(paths[0], score_file.scores.clone())
     return paths
 
 
@@ -301,38 +299,9 @@ def _first_and_last(ids: list[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
 
 
-def _save_tensors(path: str | Path, content: Any) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        torch.save(content, stream)
-
-
-def _load_tensors(path: Path, *, mmap: bool) -> Any:
-    """The content of a ``torch.save`` file of plain tensors, lists, dicts; runs no code of it."""
-    # Files of torch before 1.6 are no zip archives and cannot be mapped; they are read whole.
-    mmap = mmap and zipfile.is_zipfile(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = (
-            f"a pickle that asks for {asked[1]}, which was not run" if asked else "something else"
-        )
-        raise InputError(
-            path,
-            f"expected a torch.save file of plain tensors, lists and dicts, found {found}",
-            todo="do not use a file from an unknown source; save a matrix as a plain tensor",
-        ) from error
-    except Exception as error:  # a damaged pickle can fail in any way at all
-        raise InputError(
-            path,
-            "expected a torch.save file, found something else or a damaged file "
-            f"({type(error).__name__})",
-        ) from error
-
-
 def main(argv: list[str] | None = None) -> None:
     """Convert, show and export score files."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pab.scores", description=main.__doc__, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)

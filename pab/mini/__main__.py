@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
+from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.mini import settings
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the flags and build the splits that are asked for."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pab.mini",
         description="Draw a small PAB-shaped set of people, with captions, twins and answer keys.",
         allow_abbrev=False,

@@ -5,12 +5,12 @@ The page is for the eye: a person must be able to answer the queries from it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import atomic_path, existing_file
 
@@ -20,7 +20,7 @@ CHARACTERS_A_LINE = 47
 
 def main(argv: list[str] | None = None) -> None:
     """Draw the page for a part of the mini data."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pab.mini.contact_sheet",
         description="Pictures of the mini data with their captions, twins side by side.",
         allow_abbrev=False,

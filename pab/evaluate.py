@@ -13,7 +13,7 @@ defined in :mod:`pab.metrics`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +163,7 @@ def evaluate_predictions(
 
     Args:
         names: a list of gallery names for each query, best first.
-        retrieval: the queries, with labels.
+        retrieval: the queries, with labels; a gallery, where it has one, must hold every name.
         query_order: the query id of each line; None: the annotation's order.
         where: the list's path, for messages.
 
@@ -273,7 +273,11 @@ def main(argv: list[str] | None = None) -> None:
         help="query.json, pair.json, attr.json or a training shard",
     )
     parser.add_argument("--answers", type=Path, help="key of a name-masked set")
-    parser.add_argument("--image_folder", type=Path, help="root of the annotation's image paths")
+    parser.add_argument(
+        "--image_folder",
+        type=Path,
+        help="the gallery's folder, or the root of the annotation's image paths",
+    )
     parser.add_argument(
         "--query_order", type=Path, help="the query id of each line of --predictions, one a line"
     )
@@ -293,6 +297,10 @@ def main(argv: list[str] | None = None) -> None:
     retrieval = read_retrieval(
         args.annotation, image_folder=args.image_folder, answers=args.answers
     )
+    if retrieval.gallery is None and args.image_folder:
+        from pab.images import list_gallery  # imports Pillow, which score files do without
+
+        retrieval = replace(retrieval, gallery=list_gallery(args.image_folder))
     relevant = _labels(retrieval, args.annotation)
     ranking: Sequence[tuple[Sequence[str], FloatArray]]
     if args.score:

@@ -154,6 +154,39 @@ def test_predictions_of_a_name_masked_set(
         main(common)
 
 
+def test_names_of_no_image_are_refused_where_the_folder_is_known(
+    masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, predictions = tmp_path / "gallery", tmp_path / "p.txt"
+    folder.mkdir()
+    for name in "ABC":
+        (folder / f"{name}.jpg").touch()  # names alone are looked at
+    args = ["--predictions", str(predictions), "--annotation", str(masked[0])]
+    args += ["--answers", str(masked[1])]
+    predictions.write_text("A B\nB A\nC D\n")
+    main(args)  # without the folder nobody can tell that there is no D
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
+    with pytest.raises(InputError, match=r"p\.txt, line 3: .*found 'D', which it does not hold"):
+        main([*args, "--image_folder", str(folder), "--json", str(tmp_path / "m.json")])
+    assert not (tmp_path / "m.json").exists()
+    predictions.write_text("A B\nB A\nC B\n")
+    main([*args, "--image_folder", str(folder)])
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
+
+
+def test_scores_of_another_folder_are_refused(masked: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "gallery"
+    folder.mkdir()
+    for name in "ABD":
+        (folder / f"{name}.jpg").touch()
+    save_scores(tmp_path / "s.pt", ScoreFile(torch.eye(3), ["x", "y", "z"], ["A", "B", "C"]))
+    args = ["--score", str(tmp_path / "s.pt"), "--annotation", str(masked[0])]
+    args += ["--answers", str(masked[1])]
+    main(args)
+    with pytest.raises(InputError, match=r"s\.pt: .*missing: 'D'.*: 'C'"):
+        main([*args, "--image_folder", str(folder)])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from itertools import chain
+from itertools import chain, groupby
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,51 @@ def test_dropped_samples_change_from_epoch_to_epoch() -> None:
     for batches.epoch in range(40):
         left_out |= set(range(11)) - {*chain(*indices(batches))}
     assert left_out == set(range(11))
+
+
+# Source video of each sample: pairs that lie apart in the files, two threes, and some alone.
+VIDEOS = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 6, 6, 6, 7, 8, 8, 9, 9, 10, 10, 10, 11])
+
+
+def test_samples_of_a_video_follow_one_another() -> None:
+    for seed in range(20):
+        order = [*chain(*indices(EpochBatches(len(VIDEOS), 1, seed, videos=VIDEOS)))]
+        assert sorted(order) == list(range(len(VIDEOS))), "every sample once"
+        seen = [video for video, _ in groupby(VIDEOS[order])]
+        assert len(seen) == len(set(seen)), "no video is taken up twice"
+
+
+def test_without_videos_twins_are_apart() -> None:
+    order = [*chain(*indices(EpochBatches(len(VIDEOS), 1, seed=0)))]
+    assert len([*groupby(VIDEOS[order])]) > len(set(VIDEOS)), "the tests above would pass anyway"
+
+
+def test_videos_and_samples_in_them_are_shuffled_each_epoch() -> None:
+    batches = EpochBatches(len(VIDEOS), 4, seed=3, videos=VIDEOS)
+    of_videos, of_twins = set(), set()
+    for batches.epoch in range(8):
+        order = [*chain(*indices(batches))]
+        assert [*chain(*indices(batches))] == order, "an epoch's order is always the same"
+        of_videos.add(tuple(video for video, _ in groupby(VIDEOS[order])))
+        of_twins.add(order.index(0) < order.index(6))
+    assert len(of_videos) == 8
+    assert of_twins == {True, False}, "either twin may come first"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_one_order_of_videos(world: int) -> None:
+    def make(size: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+        return indices(EpochBatches(len(VIDEOS), size, 3, rank, world, VIDEOS))
+
+    parts = [make(8 // world, rank, world) for rank in range(world)]
+    assert [[*chain(*batch)] for batch in zip(*parts, strict=True)] == make(8)
+
+
+def test_a_run_can_start_inside_an_epoch_of_videos() -> None:
+    batches = EpochBatches(len(VIDEOS), 4, seed=3, videos=VIDEOS)
+    whole = indices(batches)
+    batches.start_batch = 2
+    assert indices(batches) == whole[2:]
 
 
 def test_sample_seed_is_private() -> None:

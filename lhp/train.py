@@ -71,7 +71,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     """Run the whole recipe.
 
     Raises:
-        InputError: bad settings, data or checkpoint, before anything is written.
+        InputError: bad settings, data or checkpoint, before anything is written; a training image
+            that cannot be read, or a loss that is not finite, when it is met.
     """
     # ---- Setup
     device = pick_device(config.device)
@@ -173,59 +174,59 @@ def train(config: TrainConfig, argv: list[str]) -> None:
                 f"the run ends within its warm-up of {config.warmup_steps} steps, at a rate of "
                 f"{rates[total_steps - 1]:.3g} instead of {config.lr:g}: lower --warmup_steps?"
             )
-        progress = log.progress(total_steps, "training", done=step)
-        for epoch in range(first_epoch, config.epochs):
-            model.train()
-            batches.epoch = epoch
-            batches.start_batch = skip_steps * config.update_freq
-            feed = checked(loader)
-            for step_in_epoch in range(skip_steps, steps_per_epoch):
-                started = time.perf_counter()
-                set_lr(optimizer, rates[step])
-                loss = torch.zeros((), device=device)
-                for _ in range(config.update_freq):
-                    batch = PairBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
-                    loss += backward(model, batch, config, device, dtype, scaler)
-                processes.average_gradients(model.parameters())
-                norm = clip_and_step(
-                    optimizer, loss=loss, step=step, max_norm=config.clip_grad, scaler=scaler
-                )
-                optimizer.zero_grad(set_to_none=True)
-                if ema is not None:
-                    ema.update(model)
-                step += 1
-                figures = {
-                    "epoch": epoch,
-                    "loss": float(loss),
-                    "lr": rates[step - 1],
-                    "grad_norm": norm,
-                    "logit_scale": float(model.logit_scale.detach().exp()),
-                    "seconds": time.perf_counter() - started,
-                }
-                log.log(step, figures)
-                progress.update(loss=figures["loss"])
-                if config.save_every_steps and step % config.save_every_steps == 0:
-                    snapshot(epoch, step_in_epoch + 1)
-                if step == config.max_steps:
-                    snapshot(epoch, step_in_epoch + 1)
-                    log.message(f"stopped after {step} steps, as --max_steps asks")
-                    return
-            skip_steps = 0
+        with log.progress(total_steps, "training", done=step) as progress:
+            for epoch in range(first_epoch, config.epochs):
+                model.train()
+                batches.epoch = epoch
+                batches.start_batch = skip_steps * config.update_freq
+                feed = checked(loader)
+                for step_in_epoch in range(skip_steps, steps_per_epoch):
+                    started = time.perf_counter()
+                    set_lr(optimizer, rates[step])
+                    loss = torch.zeros((), device=device)
+                    for _ in range(config.update_freq):
+                        batch = PairBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
+                        loss += backward(model, batch, config, device, dtype, scaler)
+                    processes.average_gradients(model.parameters())
+                    loss = processes.reduce_mean(loss)
+                    norm = take_step(optimizer, loss, step, config, scaler)
+                    optimizer.zero_grad(set_to_none=True)
+                    if ema is not None:
+                        ema.update(model)
+                    step += 1
+                    figures = {
+                        "epoch": epoch,
+                        "loss": float(loss),
+                        "lr": rates[step - 1],
+                        "grad_norm": norm,
+                        "logit_scale": float(model.logit_scale.detach().exp()),
+                        "seconds": time.perf_counter() - started,
+                    }
+                    log.log(step, figures)
+                    progress.update(loss=figures["loss"])
+                    if config.save_every_steps and step % config.save_every_steps == 0:
+                        snapshot(epoch, step_in_epoch + 1)
+                    if step == config.max_steps:
+                        snapshot(epoch, step_in_epoch + 1)
+                        log.message(f"stopped after {step} steps, as --max_steps asks")
+                        return
+                skip_steps = 0
 
-            # ---- Validate and save
-            if len(val_rows):
-                figures = validate(model, ema, tokenizer, pairs, val_rows, config, device, dtype)
-                log.log(step, {"epoch": epoch, **figures}, kind="val")
-                log.message(
-                    f"epoch {epoch}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items())
-                )
-                key = figures["R@1"] + 1e-3 * figures["mAP"]  # R@1, mAP where R@1 ties
-                if best is None or key > best:
-                    best = key
-                    save_model(output / BEST, model, ema, config, {"epoch": epoch, **figures})
-            if (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs:
-                snapshot(epoch + 1, 0)
-        progress.close()
+                # ---- Validate and save
+                if len(val_rows):
+                    figures = validate(
+                        model, ema, tokenizer, pairs, val_rows, config, device, dtype
+                    )
+                    log.log(step, {"epoch": epoch, **figures}, kind="val")
+                    log.message(
+                        f"epoch {epoch}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items())
+                    )
+                    key = figures["R@1"] + 1e-3 * figures["mAP"]  # R@1, mAP where R@1 ties
+                    if best is None or key > best:
+                        best = key
+                        save_model(output / BEST, model, ema, config, {"epoch": epoch, **figures})
+                if (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs:
+                    snapshot(epoch + 1, 0)
         save_model(output / FINAL, model, ema, config, {"epoch": config.epochs - 1})
 
 
@@ -300,6 +301,30 @@ def backward(
     loss = loss_of([encode(batch)])
     scaled(loss).backward()
     return loss.detach() / config.update_freq
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    step: int,
+    config: TrainConfig,
+    scaler: torch.amp.GradScaler,
+) -> float:
+    """One update of the weights; the norm of all gradients before it.
+
+    Raises:
+        InputError: the training diverged: its settings are at fault, not this program.
+    """
+    try:
+        return clip_and_step(
+            optimizer, loss=loss, step=step, max_norm=config.clip_grad, scaler=scaler
+        )
+    except FloatingPointError as error:
+        raise InputError(
+            "training", f"diverged at {error}",
+            todo=f"lower --lr (now {config.lr:g}), set --clip_grad (now "
+            f"{config.clip_grad or 'none'}), or take --dtype fp32 or bf16 (now {config.dtype})",
+        ) from error  # fmt: skip
 
 
 def validate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from tests.conftest import MODEL, TEST_IMAGES, save_released
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+CXX = os.environ.get("CXX", "g++")  # what torch's compiler calls on Linux
 needs_photographs = pytest.mark.skipif(
     not (SHARED / "people").is_dir(), reason=f"the photographs are not here ({SHARED})"
 )
@@ -134,6 +136,27 @@ def test_bf16_is_close(score: Scoring) -> None:
     half, _ = score("half", dtype="bf16")
     assert half.meta["dtype"] == "bf16"
     torch.testing.assert_close(half.scores, first.scores, atol=0.03, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which(CXX) is None, reason=f"compiling for the CPU needs a C++ compiler ({CXX})"
+)
+def test_compiled_equals_eager(score: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def counting(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled.append(function)
+        return true_compile(function, **options)
+
+    true_compile = torch.compile
+    first, _ = score("first")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", counting)
+        main([*score.argv("compiled", batch_size=4), "--compile"])  # the last batch holds two
+    assert len(compiled) == 1
+    other = load_scores(score.folder / "compiled.pt")
+    torch.testing.assert_close(other.scores, first.scores, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("k", [1, 3, 50])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from lhp.beit3 import Beit3Retrieval
 from lhp.train import BEST, FINAL, LAST, main
 from pab.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.config import load_config
-from pab.errors import InputError
+from pab.errors import InputError, run_cli
 from pab.run_log import read_log
 from tests.conftest import MODEL, save_released
+from tests.test_processes import run_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -128,6 +131,41 @@ def test_accumulation_counts_updates(runs: Runs) -> None:
     assert len(losses(run)) == 6, "three updates an epoch instead of six"
     # The loss of an update is the mean over its batches, each near the guess among 4.
     assert losses(run)[0] == pytest.approx(math.log(4), abs=0.5)
+
+
+def _train(argv: list[str], folder: Path) -> None:
+    main(argv)
+
+
+@pytest.mark.distributed
+def test_two_processes_train_and_log_as_one(runs: Runs, tmp_path: Path) -> None:
+    # Each process draws its own dropped paths; a small eps would make steps of rounding errors.
+    settings = {"epochs": 1, "drop_path": 0.0, "opt_eps": 1e-3}
+    alone = runs("alone", batch_size=8, **settings)
+    (tmp_path / "ranks").mkdir()
+    run_in(2, partial(_train, runs.argv("shared", batch_size=4, **settings)), tmp_path / "ranks")
+    one, two = (read_log(runs.folder / name / "log.jsonl") for name in ("alone", "shared"))
+    assert len(one) == len(two) == 3
+    for name in ("loss", "grad_norm", "logit_scale"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)
+    assert largest_difference(weights(alone), weights(runs.folder / "shared")) < 1e-5
+
+
+def test_a_diverged_run_ends_in_one_line_of_advice(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = runs.argv("diverged", lr=1e30, warmup_steps=0, num_workers=2)
+    with pytest.raises(SystemExit) as stop:
+        run_cli(main, argv)
+    assert stop.value.code == 2
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: training: diverged at step \d+: loss nan, ", last), last
+    for flag in ("--lr (now 1e+30)", "--clip_grad (now none)", "--dtype fp32 or bf16 (now fp32)"):
+        assert flag in last
+    assert any(line.startswith("training ") for line in lines), "the progress display was closed"
+    assert not (runs.folder / "diverged" / FINAL).exists()
+    step = len(losses(runs.folder / "diverged"))
+    assert f"step {step}:" in last, "every step before it was logged"
 
 
 def test_a_batch_that_does_not_divide_the_update(runs: Runs) -> None:

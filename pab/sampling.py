@@ -64,8 +64,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
             order = order[np.argsort(first[inverse], kind="stable")]
         share = self.batch_size * self.world_size
         for batch in range(self.start_batch, self.batches_per_epoch):
-            first = batch * share + self.rank * self.batch_size
-            yield [(int(i), self.epoch) for i in order[first : first + self.batch_size]]
+            start = batch * share + self.rank * self.batch_size
+            yield [(int(i), self.epoch) for i in order[start : start + self.batch_size]]
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+"""Weights of a checkpoint as one small file: `python -m pab.export_weights FILE --out FILE`.
+
+A training state or a released checkpoint holds more than weights, and holds them in float32; what
+is shared or shipped is the weights alone, in half precision where that is wanted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pab.config import CommandParser
+from pab.errors import InputError, run_cli
+
+
+def export_weights(source: Path, out: Path, dtype: str) -> None:
+    """Write the weights of ``source`` to ``out`` (``.safetensors`` or ``.pth``) in ``dtype``.
+
+    Raises:
+        InputError: no checkpoint, another ending, or a weight that the format cannot hold.
+    """
+    import torch
+
+    from pab.checkpoints import model_state, read_checkpoint, save_weights
+    from pab.devices import dtype_of
+
+    checkpoint = read_checkpoint(source)
+    wanted = dtype_of(dtype)
+    state = {}
+    for name, tensor in model_state(checkpoint, source).items():
+        state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
+        if not bool(torch.isfinite(state[name]).all()):
+            raise InputError(source, f"does not fit into {dtype}", item=f"tensor {name!r}")
+    metadata = checkpoint.get("metadata")
+    save_weights(out, state, {**(metadata if isinstance(metadata, dict) else {}), "dtype": dtype})
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and write."""
+    parser = CommandParser(
+        prog="python -m pab.export_weights", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint to read")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="number format"
+    )
+    args = parser.parse_args(argv)
+    export_weights(args.checkpoint, args.out, args.dtype)
+    print(f"{args.checkpoint} -> {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -570,12 +570,15 @@ CUT_FIRST = ("distance", "position", "weather", "facing", "landmark", "time", "b
 
 
 def article(noun: str) -> str:
-    """``noun`` with a or an before it."""
+    """``noun`` with a or an before it, unless it is "another ..."."""
+    if noun.startswith("another "):
+        return noun
     return ("an " if noun[0] in "aeioAEIO" or noun.startswith("urban") else "a ") + noun
 
 
 def _sentence(text: str) -> str:
     text = re.sub(r"\s+", " ", text).replace(" ,", ",").strip(" ,")
+    text = re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)  # fillings that begin with a vowel
     return text[0].upper() + text[1:] + "."
 
 
@@ -615,8 +618,7 @@ class Writer:
     def hair(self) -> str:
         p = self.video.person
         colour = "" if p.hair_style == "bald" else self.say(HAIR[p.hair_colour])
-        text = self.say(HAIR_STYLE[p.hair_style], colour)
-        return re.sub(r"\ba (?=[aeio])", "an ", text)
+        return self.say(HAIR_STYLE[p.hair_style], colour)
 
     def hat(self) -> str:
         p = self.video.person

@@ -39,8 +39,8 @@ class TrainConfig:
     val_seed: int = _flag(0, "seed of the choice of validation videos")
     num_workers: int = _flag(4, "loader processes; 0 loads in the training process")
 
-    twin_batches: bool = _flag(
-        False, "keep pairs of one source video in a batch, so that twins are hard negatives"
+    twin_batches_from: int | None = _flag(
+        None, "first epoch whose batches keep twins together as hard negatives; none is published"
     )
 
     # Views

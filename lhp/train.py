@@ -89,8 +89,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
     view = HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio)
     dataset = PairDataset(pairs, train_rows, view, tokenizer, config.seed)
-    videos = pairs.videos[train_rows] if config.twin_batches else None
-    batches = EpochBatches(len(dataset), config.batch_size, config.seed, rank, world, videos)
+    batches = EpochBatches(len(dataset), config.batch_size, config.seed, rank, world)
     steps_per_epoch = batches.batches_per_epoch // config.update_freq
     if steps_per_epoch == 0:
         raise InputError(
@@ -178,6 +177,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
             for epoch in range(first_epoch, config.epochs):
                 model.train()
                 batches.epoch = epoch
+                if config.twin_batches_from is not None and epoch >= config.twin_batches_from:
+                    batches.videos = pairs.videos[train_rows]
                 batches.start_batch = skip_steps * config.update_freq
                 feed = checked(loader)
                 for step_in_epoch in range(skip_steps, steps_per_epoch):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pab.devices import attention
 from pab.errors import InputError
 
 Modality: TypeAlias = Literal["A", "B"]
@@ -167,7 +168,7 @@ class Attention(nn.Module):
             proj(x, modality).view(b, n, self.heads, d // self.heads).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # each [B, H, N, C]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+        out = attention(q, k, v, key_mask)
         out = out.transpose(1, 2).reshape(b, n, d)  # [B, H, N, C] -> [B, N, D]
         return self.out_proj(self.inner_attn_ln(out, modality), modality)
 

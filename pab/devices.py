@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from pab.errors import InputError
 
@@ -70,6 +72,28 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """A loss scaler: active for float16, whose small gradients vanish; for others idle."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention in the number format that the device is fastest in.
+
+    Processors with bfloat16 units but no matrix tiles run torch's attention slower in bfloat16 than
+    in float32 (its backward pass up to three times: docs/log.md), so on a CPU it runs in float32.
+
+    Args:
+        q: [B, H, N, C].
+        k: [B, H, M, C].
+        v: [B, H, M, C].
+        key_mask: bool, broadcast to [B, H, N, M], true where a key may be seen; None sees all.
+
+    Returns:
+        [B, H, N, C] in the format of ``v``.
+    """
+    if q.device.type != "cpu" or v.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+    with torch.autocast("cpu", enabled=False):
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=key_mask)
+    return out.to(v.dtype)
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:

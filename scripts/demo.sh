@@ -16,7 +16,7 @@ if [ ! -f "$masked/answers.json" ]; then
 fi
 
 echo "Scoring 2,000 captions against 2,000 images with LHP (mini) ..."
-$python -m lhp.infer --config configs/lhp/mini_infer.yaml \
+$python -m lhp.infer --config configs/lhp/mini_infer.yaml --answers none \
     --image_folder "$masked/gallery" --annotation "$masked/query.json" \
     --save_score "$out/score_lhp.pt" --output_file "$out/predictions.txt"
 

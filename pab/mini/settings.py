@@ -46,7 +46,7 @@ COMPANION = 0.40  # probability of a dog, a child or another adult beside the pe
 HAT = 0.30
 LANDMARK = 0.85  # probability of one nameable thing in the background
 PASSERS_BY = 0.20  # probability of a small unnamed figure far behind: a distraction
-PERSON_SCALE = {"near": (0.80, 0.88), "medium": (0.69, 0.76), "far": (0.58, 0.65)}  # body height
+PERSON_SCALE = {"near": (0.74, 0.82), "medium": (0.60, 0.67), "far": (0.48, 0.54)}  # body height
 RARE_ACTION_WEIGHT = 4  # of actions tied to one scene (skiing, skating, ...), others weigh 1
 POSE_JITTER = 5.0  # standard deviation of each joint angle, degrees
 
@@ -55,7 +55,7 @@ TRAIN_LAYOUTS = range(40)  # of each scene class
 TEST_LAYOUTS = range(40, 60)  # never seen in training
 
 # --- captions --------------------------------------------------------------------------------
-MIN_WORDS, MAX_WORDS = 25, 42
+MIN_WORDS, MAX_WORDS = 25, 54
 # Chance of the first, second, ... synonym; cut to the list's length and scaled to sum 1.
 TRAIN_SYNONYMS = (0.40, 0.27, 0.18, 0.15)
 TEST_SYNONYMS = (0.28, 0.26, 0.24, 0.22)
@@ -64,17 +64,17 @@ TRAIN_PLANS = (0.25, 0.22, 0.18, 0.15, 0.10, 0.10, 0.0)
 TEST_PLANS = (0.0, 0.10, 0.15, 0.15, 0.25, 0.25, 0.10)
 # Probability that a caption leaves the attribute out.
 OMIT = {
-    "build": 0.5,
-    "hair": 0.35,
-    "lower": 0.02,
-    "item": 0.05,
-    "companion": 0.35,
-    "landmark": 0.55,
-    "time": 0.35,
-    "weather": 0.6,
-    "distance": 0.7,
-    "facing": 0.6,
-    "position": 0.8,
+    "build": 0.25,
+    "hair": 0.15,
+    "lower": 0.03,
+    "item": 0.06,
+    "companion": 0.06,
+    "landmark": 0.10,
+    "time": 0.12,
+    "weather": 0.12,
+    "distance": 0.40,
+    "facing": 0.35,
+    "position": 0.50,
 }
 
 

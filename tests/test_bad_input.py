@@ -24,6 +24,7 @@ import lhp.infer
 import lhp.train
 import pab.evaluate
 from lhp.beit3 import Beit3Retrieval
+from pab.checkpoints import read_checkpoint
 from pab.errors import run_cli
 from pab.files import write_text
 from tests.conftest import MODEL, write_lines
@@ -373,8 +374,7 @@ def test_malicious_pickle_is_not_run(
     elif way == "torch":
         torch.save(Bomb(trace), path)
     else:
-        good = torch.load(path, weights_only=False)  # our own file
-        torch.save({**good, "args": argparse.Namespace(bomb=Bomb(trace))}, path)
+        torch.save({**read_checkpoint(path), "args": argparse.Namespace(bomb=Bomb(trace))}, path)
     getattr(case, command)[name] = path
     refuse(command, str(path))
     assert not trace.exists()

@@ -89,7 +89,7 @@ def memory_of_step(model_name: str, batch_size: int, chunk: int) -> None:
 
 
 def peak_mib() -> int:
-    """Peak resident memory of this process, MiB; `getrusage` would count its parent's before exec."""
+    """Peak resident memory of this process, MiB (`getrusage` would count its parent's too)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
 

@@ -5,14 +5,11 @@ The defaults are the published recipe (the command of the release; the paper tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from pab.config import flag
 from pab.errors import InputError
-
-
-def _flag(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
@@ -20,64 +17,60 @@ class TrainConfig:
     """Fine-tuning of LHP; each field is a flag of `python -m lhp.train`."""
 
     # Model
-    model: str = _flag("beit3_large_patch16_384", "architecture, beit3_SIZE_patchP_RESOLUTION")
-    task: Literal["pab", "356"] = _flag("pab", "the task; 356 is the released code's name for pab")
-    input_size: int = _flag(384, "side of the square input, pixels")
-    drop_path: float = _flag(0.16, "stochastic depth of the last block")
-    checkpoint_activations: bool = _flag(False, "recompute blocks in the backward pass")
-    finetune: str = _flag("", "checkpoint to start from; empty starts from random weights")
-    sentencepiece_model: str = _flag("checkpoints/lhp/beit3.spm", "SentencePiece model")
-    max_text_length: int = _flag(64, "token ids of a caption at most, both ends included")
+    model: str = flag("beit3_large_patch16_384", "architecture, beit3_SIZE_patchP_RESOLUTION")
+    task: Literal["pab", "356"] = flag("pab", "the task; 356 is the released code's name for pab")
+    input_size: int = flag(384, "side of the square input, pixels")
+    drop_path: float = flag(0.16, "stochastic depth of the last block")
+    checkpoint_activations: bool = flag(False, "recompute blocks in the backward pass")
+    finetune: str = flag("", "checkpoint to start from; empty starts from random weights")
+    sentencepiece_model: str = flag("checkpoints/lhp/beit3.spm", "SentencePiece model")
+    max_text_length: int = flag(64, "token ids of a caption at most, both ends included")
 
     # Data
-    data_path: str = _flag("data/PAB", "root of the PAB data")
-    train_shards: str = _flag("annotation/train/pair_*.json", "pattern of shards under data_path")
-    cache_dir: str | None = _flag(
-        None, "where the annotation index is kept (default: in data_path)"
-    )
-    val_pairs: int = _flag(0, "pairs held out for validation, whole videos; 0 trains on all")
-    val_seed: int = _flag(0, "seed of the choice of validation videos")
-    num_workers: int = _flag(4, "loader processes; 0 loads in the training process")
+    data_path: str = flag("data/PAB", "root of the PAB data")
+    train_shards: str = flag("annotation/train/pair_*.json", "pattern of shards under data_path")
+    cache_dir: str | None = flag(None, "where the annotation index is kept (default: in data_path)")
+    val_pairs: int = flag(0, "pairs held out for validation, whole videos; 0 trains on all")
+    val_seed: int = flag(0, "seed of the choice of validation videos")
+    num_workers: int = flag(4, "loader processes; 0 loads in the training process")
 
-    twin_batches_from: int | None = _flag(
+    twin_batches_from: int | None = flag(
         None, "first epoch whose batches keep twins together as hard negatives; none is published"
     )
 
     # Views
-    local_prob: float = _flag(0.5, "share of images seen as a local crop: 0 global, 1 local only")
-    crop_scale: tuple[float, float] = _flag((0.5, 1.0), "area of the local crop, least and most")
-    crop_ratio: tuple[float, float] = _flag((3 / 4, 4 / 3), "aspect of the local crop, likewise")
+    local_prob: float = flag(0.5, "share of images seen as a local crop: 0 global, 1 local only")
+    crop_scale: tuple[float, float] = flag((0.5, 1.0), "area of the local crop, least and most")
+    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "aspect of the local crop, likewise")
 
     # Optimization
-    batch_size: int = _flag(184, "pairs a process and step")
-    update_freq: int = _flag(1, "batches whose gradients are accumulated for one update")
-    grad_cache_chunk: int = _flag(
+    batch_size: int = flag(184, "pairs a process and step")
+    update_freq: int = flag(1, "batches whose gradients are accumulated for one update")
+    grad_cache_chunk: int = flag(
         0, "encode the batch in chunks of N with the exact gradient of the whole; 0 is off"
     )
-    epochs: int = _flag(4, "passes over the data (release 4, paper 3)")
-    lr: float = _flag(1e-5, "peak learning rate")
-    min_lr: float = _flag(1e-6, "learning rate at the end")
-    warmup_steps: int = _flag(440, "steps of linear warm-up")
-    weight_decay: float = _flag(0.05, "AdamW weight decay")
-    layer_decay: float = _flag(0.85, "factor on the rate from each layer to the one below")
-    opt_betas: tuple[float, float] = _flag((0.9, 0.999), "AdamW betas")
-    opt_eps: float = _flag(1e-8, "AdamW eps")
-    clip_grad: float | None = _flag(None, "largest gradient norm; none is not clipped (published)")
-    ema_decay: float | None = _flag(None, "decay of an average of the weights; none keeps none")
-    dtype: Literal["fp32", "bf16", "fp16"] = _flag("bf16", "mixed precision; fp16 scales the loss")
+    epochs: int = flag(4, "passes over the data (release 4, paper 3)")
+    lr: float = flag(1e-5, "peak learning rate")
+    min_lr: float = flag(1e-6, "learning rate at the end")
+    warmup_steps: int = flag(440, "steps of linear warm-up")
+    weight_decay: float = flag(0.05, "AdamW weight decay")
+    layer_decay: float = flag(0.85, "factor on the rate from each layer to the one below")
+    opt_betas: tuple[float, float] = flag((0.9, 0.999), "AdamW betas")
+    opt_eps: float = flag(1e-8, "AdamW eps")
+    clip_grad: float | None = flag(None, "largest gradient norm; none is not clipped (published)")
+    ema_decay: float | None = flag(None, "decay of an average of the weights; none keeps none")
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("bf16", "mixed precision; fp16 scales the loss")
 
     # Run
-    device: Literal["auto", "cuda", "mps", "cpu"] = _flag("auto", "auto: CUDA, else MPS, else CPU")
-    seed: int = _flag(16, "seed of weights, order, views and drop path")
-    output_dir: str = _flag("output/lhp", "where checkpoints and the log go")
-    log_dir: str | None = _flag(None, "where TensorBoard's files go; none writes none")
-    save_ckpt: bool = _flag(True, "write checkpoints")
-    save_ckpt_freq: int = _flag(1, "epochs between checkpoints")
-    save_every_steps: int = _flag(
-        0, "also write the resumable checkpoint every N updates; 0 is off"
-    )
-    auto_resume: bool = _flag(True, "go on from output_dir's last checkpoint, if there is one")
-    max_steps: int = _flag(0, "stop (resumable) when N updates are done; 0 runs to the end")
+    device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
+    seed: int = flag(16, "seed of weights, order, views and drop path")
+    output_dir: str = flag("output/lhp", "where checkpoints and the log go")
+    log_dir: str | None = flag(None, "where TensorBoard's files go; none writes none")
+    save_ckpt: bool = flag(True, "write checkpoints")
+    save_ckpt_freq: int = flag(1, "epochs between checkpoints")
+    save_every_steps: int = flag(0, "also write the resumable checkpoint every N updates; 0 is off")
+    auto_resume: bool = flag(True, "go on from output_dir's last checkpoint, if there is one")
+    max_steps: int = flag(0, "stop (resumable) when N updates are done; 0 runs to the end")
 
     def check(self) -> None:
         """Refuse values that make no sense alone or together.

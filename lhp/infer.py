@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pab.config import config_from_args
+from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
-from pab.scoring import ScoringConfig, finish, flag, prepare
+from pab.scoring import ScoringConfig, finish, prepare
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class InferConfig(ScoringConfig):
     checkpoint: str = flag("checkpoints/lhp/lhp_beit3.pth", "fine-tuned weights")
     tokenizer: str = flag("checkpoints/lhp/beit3.spm", "SentencePiece model")
     max_text_length: int = flag(64, "token ids of a caption at most, both ends included")
-    compile: bool = flag(False, "compile the image half first: pays from some hundred images on")
+    compile: bool = flag(
+        False, "compile the image half first (see benchmarks/lhp_scoring.py for what it gains)"
+    )
     save_score: str = flag("sims_score/score_beit3_reproduce.pt", "score file to write")
     output_file: str = flag("predictions/score_beit3_reproduce.txt", "ranked list to write")
 

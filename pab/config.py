@@ -43,6 +43,11 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f"error: {words}; see {self.prog} --help\n")
 
 
+def flag(default: Any, help_text: str) -> Any:
+    """A config dataclass's field that becomes a command-line flag with this help."""
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
 class _WrongType(Exception):
     """A value does not fit a field's type; the message says what was expected and found."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pab import __version__
 from pab.annotations import GalleryImage, Retrieval, read_query_order, read_retrieval
+from pab.config import flag
 from pab.errors import InputError
 from pab.evaluate import evaluate
 from pab.files import sha256_of_lines
@@ -26,11 +27,6 @@ from pab.scores import ScoreFile, save_scores
 
 GALLERY = "data/PAB/name-masked_test-set/gallery"
 QUERIES = "data/PAB/name-masked_test-set/query.json"
-
-
-def flag(default: Any, help_text: str) -> Any:
-    """A dataclass field that becomes a command-line flag with this help."""
-    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ TEXT: Modality = "B"
 POSITION_OFFSET = 2  # both position tables keep the two unused leading rows of fairseq's embeddings
 LOGIT_SCALE_INIT = math.log(1 / 0.07)  # CLIP's temperature, as in the published code
 INIT_STD = 0.02  # truncated normal, as in the published code
+SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1  # of word and position vectors, own choice
 
 
 @dataclass(frozen=True)
@@ -316,6 +317,31 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=INIT_STD)
     if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def start_from_scratch(model: Beit3Retrieval) -> None:
+    """Starting weights for training without a checkpoint, in place.
+
+    The published start (normal, 0.02) is meant for the few parts a checkpoint lacks. With
+    Sub-LayerNorm it is a bad one for a whole network: the first attention's output, normed to unit
+    scale, is nearly the same for all tokens and drowns what tells them apart. So the matrices start
+    as in "Foundation Transformers" (Wang et al., arXiv 2210.06423, section 2.2 for encoders) and
+    the embeddings at a comparable scale.
+    """
+    gain = math.sqrt(math.log(2 * model.config.layers))
+    for module_name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if ".q_proj." in module_name or ".k_proj." in module_name:
+            nn.init.xavier_normal_(module.weight, gain=1 / math.sqrt(2))
+        elif module_name.startswith("beit3.encoder.layers."):  # values, output and feed-forward
+            nn.init.xavier_normal_(module.weight, gain=gain)
+        else:  # the two heads
+            nn.init.xavier_normal_(module.weight)
+    nn.init.normal_(model.beit3.text_embed.weight, std=SCRATCH_WORD_STD)
+    positions = model.beit3.encoder.embed_positions
+    for table in (positions.A, positions.B):
+        nn.init.normal_(table.weight, std=SCRATCH_POSITION_STD)
 
 
 def resize_position_table(table: Tensor, patches: int) -> Tensor:

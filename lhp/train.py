@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lhp.beit3 import Beit3Retrieval, adapt_state, model_config
+from lhp.beit3 import Beit3Retrieval, adapt_state, model_config, start_from_scratch
 from lhp.config import TrainConfig
 from lhp.data import BadSample, PairBatch, PairDataset, checked, collate
 from lhp.encode import check_text_length, encode_captions, encode_images
@@ -246,7 +246,7 @@ def open_training_set(config: TrainConfig) -> TrainingSet:
 
 
 def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
-    """The model with random weights, or with those of ``--finetune``."""
+    """The model with weights for a start from scratch, or with those of ``--finetune``."""
     sizes = model_config(config.model, input_size=config.input_size)
     if "_mini_" in config.model or "_debug_" in config.model:  # from scratch, with own vocabulary
         sizes = dataclasses.replace(
@@ -256,10 +256,11 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
         sizes, drop_path=config.drop_path, checkpoint_activations=config.checkpoint_activations
     )
     check_text_length(config.max_text_length, sizes)
-    if not config.finetune:
-        return Beit3Retrieval(sizes)
-    state = adapt_state(model_state(read_checkpoint(config.finetune), config.finetune), sizes)
     model = Beit3Retrieval(sizes)
+    if not config.finetune:
+        start_from_scratch(model)
+        return model
+    state = adapt_state(model_state(read_checkpoint(config.finetune), config.finetune), sizes)
     load_strict(model, state, config.finetune)
     if tokenizer.vocab_size > sizes.vocab_size:
         raise InputError(

@@ -17,6 +17,7 @@ from lhp.beit3 import (
     config_of_state,
     model_config,
     resize_position_table,
+    start_from_scratch,
 )
 from pab.contrastive import symmetric_infonce
 from pab.errors import InputError
@@ -197,6 +198,22 @@ def test_activation_checkpointing_changes_nothing(
     assert torch.equal(results[0][0], results[1][0])
     for one, two in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(one, two, atol=1e-7, rtol=1e-5)
+
+
+def test_a_start_from_scratch_keeps_tokens_apart(debug_model: MakeModel, ids: Tensor) -> None:
+    def likeness(model: Beit3Retrieval) -> float:  # of different tokens of one caption, [-1, 1]
+        encoder = model.beit3.encoder
+        x = torch.nn.functional.normalize(encoder(model.beit3.text_embed(ids), "B"), dim=-1)
+        apart = ~torch.eye(x.shape[1], dtype=torch.bool)
+        return float((x @ x.transpose(1, 2))[:, apart].mean())
+
+    with torch.no_grad():
+        torch.manual_seed(0)
+        started = debug_model().eval()
+        published = likeness(started)
+        start_from_scratch(started)
+        assert published > 0.9  # nearly one vector for all: what the other start is for
+        assert likeness(started) < 0.5
 
 
 def test_every_parameter_but_the_mask_token_learns(

@@ -179,10 +179,6 @@ def jump(s: Stage) -> None:
     figure.draw()
 
 
-def dance(s: Stage) -> None:
-    s.perform(Pose(-10, 8, (122, 34), (-98, 0), (8, 4), (66, 88)))
-
-
 def carry(s: Stage) -> None:
     s.make_room(0.40, 0.22)
     figure = s.figure(Pose(-5, 0, (34, 58), (38, 52), (20, 6), (-18, 10)))
@@ -210,28 +206,6 @@ def football(s: Stage) -> None:
     props.ball(
         s.c, (body.toes[0][0] + 0.10 * s.h * s.facing, body.toes[0][1] - 0.02 * s.h), 0.075 * s.h
     )
-
-
-def wave(s: Stage) -> None:
-    s.h = min(s.h, (s.ground - 0.02) / 1.12)
-    s.perform(Pose(0, 0, (-6, 10), (150, 24), (-4, 2), (6, 2)))
-
-
-def read(s: Stage) -> None:
-    figure = s.figure(Pose(2, 16, (26, 72), (36, 62), (-3, 2), (5, 2)))
-    s.wear(figure)
-    figure.back()
-    hand = figure.body.hands[0]
-    figure.front()
-    props.book(s.c, (hand[0] + 0.02 * s.h * s.facing, hand[1] - 0.04 * s.h), s.h * 1.1, s.facing)
-
-
-def telephone(s: Stage) -> None:
-    figure = s.figure(Pose(0, 6, (42, 136), (8, 14), (-4, 2), (6, 2)))
-    s.wear(figure)
-    figure.draw()
-    hand = figure.body.hands[0]
-    props.phone(s.c, (hand[0], hand[1] - 0.02 * s.h), s.h * 1.15)
 
 
 def push_cart(s: Stage) -> None:
@@ -454,18 +428,6 @@ def hit_by_ball(s: Stage) -> None:
     props.ball(s.c, at, 0.078 * s.h)
 
 
-def fight(s: Stage) -> None:
-    f = s.facing
-    s.make_room(0.50, 0.40)
-    s.second(Pose(-14, -10, (58, 100), (96, 20), (30, 10), (-22, 10)), s.x + 0.30 * s.h * f, -f)
-    s.x -= 0.10 * s.h * f
-    s.perform(Pose(16, 0, (94, 2), (40, 110), (34, 22), (-34, 8)))
-
-
-def faint(s: Stage) -> None:
-    s.perform(Pose(-34, -40, (-40, 0), (6, 8), (46, 132), (62, 138)))
-
-
 def drop_box(s: Stage) -> None:
     s.make_room(0.62, 0.30)
     figure = s.figure(
@@ -475,10 +437,6 @@ def drop_box(s: Stage) -> None:
     figure.draw()
     at = (figure.body.pelvis[0] + 0.30 * s.h * s.facing, s.ground - 0.10 * s.h)
     props.open_box(s.c, at, 0.28 * s.h, s.facing)
-
-
-def slip_backwards(s: Stage) -> None:
-    s.perform(Pose(-52, 24, (-84, 0), (96, 10), (98, 14), (62, 10), lift=0.02))
 
 
 def fall_off_skateboard(s: Stage) -> None:
@@ -670,12 +628,6 @@ NORMAL: dict[str, Action] = {
             "forest",
         ),
     ),
-    "dance": Action(
-        "Dancing",
-        dance,
-        False,
-        scenes=("living room", "park", "beach", "gym", "railway station", "ice rink", "kitchen"),
-    ),
     "carry": Action(
         "Carrying",
         carry,
@@ -706,23 +658,6 @@ NORMAL: dict[str, Action] = {
         False,
         scenes=("park", "beach", "playground", "field", "snowfield", "gym"),
     ),
-    "wave": Action("Waving", wave),
-    "read": Action(
-        "Reading",
-        read,
-        False,
-        scenes=(
-            "living room",
-            "office",
-            "park",
-            "beach",
-            "railway station",
-            "kitchen",
-            "corridor",
-            "forest",
-        ),
-    ),
-    "telephone": Action("Telephoning", telephone, False),
     "push cart": Action(
         "Pushing a cart",
         push_cart,
@@ -783,25 +718,7 @@ ANOMALY: dict[str, Action] = {
         hit_by_ball,
         scenes=("park", "beach", "playground", "field", "gym", "snowfield"),
     ),
-    "fight": Action("Fighting", fight, adult_only=True, drops_item=True),
-    "faint": Action("Fainting", faint, drops_item=True),
     "drop box": Action("Dropping a box", drop_box, False, scenes=NORMAL["carry"].scenes),
-    "slip backwards": Action(
-        "Slipping",
-        slip_backwards,
-        scenes=(
-            "kitchen",
-            "supermarket",
-            "corridor",
-            "railway station",
-            "road",
-            "snowfield",
-            "bridge",
-            "office",
-            "car park",
-        ),
-        drops_item=True,
-    ),
     "fall off skateboard": Action(
         "Falling off a skateboard", fall_off_skateboard, False, scenes=NORMAL["skateboard"].scenes
     ),

@@ -19,14 +19,14 @@ from pab.mini.videos import TRAIN, UCC, Video
 OUTDOOR_LIGHT = {
     "morning": (1.06, 1.00, 0.88),
     "noon": (1.00, 1.00, 1.00),
-    "dusk": (0.98, 0.84, 0.76),
-    "night": (0.50, 0.54, 0.76),
+    "dusk": (0.98, 0.90, 0.84),
+    "night": (0.66, 0.70, 0.86),
 }
 INDOOR_LIGHT = {
     "morning": (1.00, 1.00, 1.00),
     "noon": (1.00, 1.00, 1.00),
-    "dusk": (0.72, 0.67, 0.58),
-    "night": (0.72, 0.67, 0.58),
+    "dusk": (0.82, 0.78, 0.70),
+    "night": (0.82, 0.78, 0.70),
 }
 LAMP_LIGHT = (0.98, 0.92, 0.78)  # under a lamp at night
 LEAST_BLUR = 0.05  # pixels: less is no blur

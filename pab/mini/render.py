@@ -21,6 +21,7 @@ def render_video(seed: int, video: Video) -> list[Image.Image]:
     background = Canvas()
     high_view = video.split == UCC
     draw_background(background, video.scene, video.layout, video.time, video.weather, high_view)
+    _haze(background)
     _landmark(background, video, high_view)
     pictures = []
     for shot in video.shots:
@@ -31,6 +32,12 @@ def render_video(seed: int, video: Video) -> list[Image.Image]:
         _weather(canvas, video, rng)
         pictures.append(photograph(canvas.finished(), video, rng))
     return pictures
+
+
+def _haze(c: Canvas) -> None:
+    """Pale the scene, as distance and a lens do, so that what stands before it is told from it."""
+    veil = Image.new("RGB", c.image.size, settings.HAZE_COLOUR)
+    c.image.paste(Image.blend(c.image, veil, settings.HAZE))
 
 
 def _landmark(c: Canvas, video: Video, high_view: bool) -> None:
@@ -105,11 +112,11 @@ def _act(c: Canvas, video: Video, shot: Shot, rng: np.random.Generator) -> None:
 
 def _weather(c: Canvas, video: Video, rng: np.random.Generator) -> None:
     if video.weather == "rain":
-        for x, y, length in rng.random((70, 3)).tolist():
+        for x, y, length in rng.random((50, 3)).tolist():
             drop = 0.04 + 0.05 * length
             c.line([(x, y), (x - 0.25 * drop, y + drop)], 0.0055, (206, 222, 240))
     elif video.weather == "snow":
-        for x, y, size in rng.random((80, 3)).tolist():
+        for x, y, size in rng.random((60, 3)).tolist():
             c.circle((x, y), 0.005 + 0.006 * size, (252, 253, 255))
     elif video.weather == "fog":
         veil = Image.new("RGB", c.image.size, (214, 218, 222))

@@ -198,7 +198,7 @@ def draw_video(seed: int, split: int, index: int) -> Video:
     weather = "clear" if indoor else pick(rng, ("clear", "clear", "clear", "rain", "snow", "fog"))
     if scene == "beach" and weather == "snow":
         weather = "rain"
-    ground = {"near": 0.945, "medium": 0.885, "far": 0.81}[distance]
+    ground = {"near": 0.945, "medium": 0.92, "far": 0.895}[distance]
     return Video(
         split=split,
         index=index,
@@ -211,7 +211,7 @@ def draw_video(seed: int, split: int, index: int) -> Video:
         distance=distance,
         height=height,
         position=position,
-        x={"left": 0.31, "centre": 0.50, "right": 0.69}[position]
+        x={"left": 0.40, "centre": 0.50, "right": 0.60}[position]
         + 0.03 * float(rng.random() - 0.5),
         ground=ground + 0.02 * float(rng.random() - 0.5),
         facing=facing,

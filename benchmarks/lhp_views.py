@@ -2,7 +2,8 @@
 
 Trains the mini recipe on a shortened schedule with only global views (`--local_prob 0`), the hybrid
 (0.5) and only local views (1), three seeds each, scores the mini test set with each, and writes a
-table, whatever it says.
+table, whatever it says. Runs that are done stay in ``--work``, in a folder named by the recipe, the
+data and the schedule, so that the nine may be spread over several sittings.
 """
 
 from __future__ import annotations
@@ -10,42 +11,59 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 from pathlib import Path
 
 from lhp.infer import main as infer
 from lhp.train import main as train
 from pab.evaluate import main as evaluate
-from pab.files import write_text
+from pab.files import sha256_of_lines, write_text
 
+RECIPE, DATA = Path("configs/lhp/mini.yaml"), Path("data/mini")
 VIEWS = {"only global": 0.0, "hybrid": 0.5, "only local": 1.0}
+PARTS = ("images", "annotations")
 METRICS = ("R@1", "R@5", "R@10", "mAP")
 
 
 def one_run(prob: float, seed: int, epochs: int, folder: Path) -> dict[str, float]:
     """Metrics of one trained model on the mini test set, in percent."""
     out = folder / f"p{prob}_s{seed}"
+    if (out / "metrics.json").is_file():
+        return metrics_of(out)
     train(
-        ["--config", "configs/lhp/mini.yaml", "--output_dir", str(out), "--no_auto_resume"]
+        ["--config", str(RECIPE), "--output_dir", str(out)]
         + ["--local_prob", str(prob), "--seed", str(seed), "--epochs", str(epochs)]
         + ["--val_pairs", "0", "--save_ckpt_freq", str(epochs)]
     )
-    test, score = "data/mini/annotation/test/pair.json", str(out / "score.pt")
+    test, score = str(DATA / "annotation/test/pair.json"), str(out / "score.pt")
     infer(
         ["--config", "configs/lhp/mini_infer.yaml", "--annotation", test, "--answers", "none"]
-        + ["--image_folder", "data/mini/test", "--checkpoint", str(out / "checkpoint-final.pth")]
+        + ["--image_folder", str(DATA / "test"), "--checkpoint", str(out / "checkpoint-final.pth")]
         + ["--save_score", score, "--output_file", str(out / "list.txt")]
     )
     evaluate(["--score", score, "--annotation", test, "--json", str(out / "metrics.json")])
+    return metrics_of(out)
+
+
+def metrics_of(out: Path) -> dict[str, float]:
+    """The wanted part of what ``pab.evaluate`` wrote."""
     found = json.loads((out / "metrics.json").read_text())
     return {name: found["all"][name] for name in METRICS}
+
+
+def folder_of(work: Path, epochs: int) -> Path:
+    """Where the runs of this recipe, data and schedule are kept."""
+    splits = json.loads((DATA / "manifest.json").read_text())["splits"]
+    made = [splits[name][f"{part}_sha256"] for name in ("train", "test") for part in PARTS]
+    key = sha256_of_lines([RECIPE.read_text(), *made])
+    return work / f"{key[:12]}_{epochs}_epochs"
 
 
 def main() -> None:
     """Read the command line, train, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--work", type=Path, default=Path("output/lhp_views"))
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
     lines = [
@@ -58,16 +76,16 @@ def main() -> None:
         f"| views | {' | '.join(METRICS)} |",
         f"| --- |{' --- |' * len(METRICS)}",
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, prob in VIEWS.items():
-            runs = [one_run(prob, seed, args.epochs, Path(folder)) for seed in args.seeds]
-            cells = [
-                f"{statistics.mean(r[m] for r in runs):.2f} "
-                f"({min(r[m] for r in runs):.2f} to {max(r[m] for r in runs):.2f})"
-                for m in METRICS
-            ]
-            lines.append(f"| {name} (`--local_prob {prob:g}`) | {' | '.join(cells)} |")
-            print(lines[-1], flush=True)
+    folder = folder_of(args.work, args.epochs)
+    for name, prob in VIEWS.items():
+        runs = [one_run(prob, seed, args.epochs, folder) for seed in args.seeds]
+        cells = [
+            f"{statistics.mean(r[m] for r in runs):.2f} "
+            f"({min(r[m] for r in runs):.2f} to {max(r[m] for r in runs):.2f})"
+            for m in METRICS
+        ]
+        lines.append(f"| {name} (`--local_prob {prob:g}`) | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
     write_text(args.out, "\n".join(lines) + "\n")
 
 

@@ -339,9 +339,9 @@ def start_from_scratch(model: Beit3Retrieval) -> None:
         else:  # the two heads
             nn.init.xavier_normal_(module.weight)
     nn.init.normal_(model.beit3.text_embed.weight, std=SCRATCH_WORD_STD)
-    positions = model.beit3.encoder.embed_positions
-    for table in (positions.A, positions.B):
-        nn.init.normal_(table.weight, std=SCRATCH_POSITION_STD)
+    for half in (IMAGE, TEXT):
+        table = model.beit3.encoder.embed_positions.get_parameter(f"{half}.weight")
+        nn.init.normal_(table, std=SCRATCH_POSITION_STD)
 
 
 def resize_position_table(table: Tensor, patches: int) -> Tensor:

@@ -659,7 +659,8 @@ def write_caption(seed: int, video: Video, shot: Shot) -> str:
     rng = np.random.default_rng([seed, video.split, video.index, CAPTION_STREAM, shot.y])
     writer = Writer(video, shot, rng)
     present = _present(video)
-    told = {name for name in OPTIONAL if rng.random() >= settings.OMIT[name]} & present
+    omit = settings.TRAIN_OMIT if writer.in_training else settings.TEST_OMIT
+    told = {name for name in OPTIONAL if rng.random() >= omit[name]} & present
     plan = _weighted(rng, settings.TRAIN_PLANS if writer.in_training else settings.TEST_PLANS)
     state = rng.bit_generator.state
     missing = [name for name in OPTIONAL if name in present - told]

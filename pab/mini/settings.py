@@ -61,12 +61,12 @@ TEST_LAYOUTS = range(40, 60)  # never seen in training
 MIN_WORDS, MAX_WORDS = 25, 54
 # Chance of the first, second, ... synonym; cut to the list's length and scaled to sum 1.
 TRAIN_SYNONYMS = (0.46, 0.27, 0.15, 0.12)
-TEST_SYNONYMS = (0.34, 0.27, 0.21, 0.18)
+TEST_SYNONYMS = (0.40, 0.27, 0.18, 0.15)
 # Chance of each sentence plan: the test split prefers those that training shows rarely or never.
 TRAIN_PLANS = (0.25, 0.22, 0.18, 0.15, 0.10, 0.10, 0.0)
 TEST_PLANS = (0.0, 0.10, 0.15, 0.15, 0.25, 0.25, 0.10)
-# Probability that a caption leaves the attribute out.
-OMIT = {
+# Probability that a caption leaves the attribute out; a query tells more than a training caption.
+TRAIN_OMIT = {
     "build": 0.60,
     "hair": 0.25,
     "lower": 0.03,
@@ -78,6 +78,16 @@ OMIT = {
     "distance": 0.80,
     "facing": 0.75,
     "position": 0.80,
+}
+TEST_OMIT = TRAIN_OMIT | {
+    "build": 0.50,
+    "hair": 0.10,
+    "lower": 0.0,
+    "item": 0.0,
+    "companion": 0.0,
+    "landmark": 0.03,
+    "time": 0.04,
+    "weather": 0.04,
 }
 
 
@@ -100,8 +110,8 @@ TRAIN_CAMERA = Camera(
     contrast=(0.94, 1.06), saturation=(0.90, 1.08), quality=(80, 94),
 )  # fmt: skip
 TEST_CAMERA = Camera(
-    blur=(0.3, 0.9), noise=(3.0, 8.0), white_balance=0.035, brightness=(0.90, 1.08),
-    contrast=(0.90, 1.08), saturation=(0.82, 1.10), quality=(45, 80),
+    blur=(0.2, 0.8), noise=(2.0, 6.0), white_balance=0.03, brightness=(0.92, 1.08),
+    contrast=(0.92, 1.08), saturation=(0.86, 1.08), quality=(50, 82),
 )  # fmt: skip
 UCC_CAMERA = Camera(
     blur=(0.5, 1.0), noise=(6.0, 12.0), white_balance=0.03, brightness=(0.80, 1.05),

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Install each requirements file alone in a fresh environment and ask its commands for --help.
+#   bash scripts/check_requirements.sh            downloads about 3 GB, needs 6 GB of disk at a time
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+shared=(pab.layout pab.mini pab.mini.contact_sheet pab.evaluate pab.compare pab.scores
+    pab.export_weights ensemble.report)
+declare -A commands=(
+    [requirements_lhp.txt]="lhp.train lhp.infer lhp.train_tokenizer ${shared[*]}"
+    [requirements_uit.txt]="${shared[*]}"
+)
+python=${PYTHON:-python3.11}
+for file in "${!commands[@]}"; do
+    home=$(mktemp -d)
+    trap 'rm -rf "$home"' EXIT
+    "$python" -m venv "$home/venv"
+    "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
+    for module in ${commands[$file]}; do
+        "$home/venv/bin/python" -m "$module" --help > /dev/null
+        echo "$file: python -m $module --help"
+    done
+    rm -rf "$home"
+done

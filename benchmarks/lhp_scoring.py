@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 from machine import best_seconds, describe, product_rate
+from released_way import written_out_attention
 from torch import Tensor
 
 from lhp.beit3 import Beit3Config, Beit3Retrieval, model_config
@@ -56,14 +57,6 @@ def random_model(name: str) -> Beit3Retrieval:
             if "layer_norm.weight" in key or "layernorm.weight" in key or "_ln" in key:
                 parameter.add_(1.0)
     return model
-
-
-def written_out_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Attention as the release computes it: the table of all pairs in memory, then softmax."""
-    table = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if key_mask is not None:
-        table = table.masked_fill(~key_mask, float("-inf"))
-    return table.softmax(-1) @ v
 
 
 @torch.inference_mode()

@@ -1,0 +1,13 @@
+"""How the release computes what this network computes: the baseline of the speed measurements."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def written_out_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Attention with the table of all token pairs in memory, then softmax; shapes as in `pab`."""
+    table = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if key_mask is not None:
+        table = table.masked_fill(~key_mask, float("-inf"))
+    return table.softmax(-1) @ v

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pab.devices import attention
 from pab.errors import InputError
+from pab.layers import DropPath
 
 Modality: TypeAlias = Literal["A", "B"]
 IMAGE: Modality = "A"
@@ -185,21 +186,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.ffn_layernorm(F.gelu(self.fc1(x))))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drop the whole branch of a sample and rescale the rest."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        kept = torch.empty(len(x), 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
-        return x * kept / keep
 
 
 class Block(nn.Module):

@@ -74,7 +74,9 @@ def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """Scaled dot-product attention in the number format that the device is fastest in.
 
     Processors with bfloat16 units but no matrix tiles run torch's attention slower in bfloat16 than
@@ -84,15 +86,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -
         q: [B, H, N, C].
         k: [B, H, M, C].
         v: [B, H, M, C].
-        key_mask: bool, broadcast to [B, H, N, M], true where a key may be seen; None sees all.
+        mask: broadcast to [B, H, N, M]: bool, true where a key may be seen, or float, added to the
+            logits; None sees all.
+        dropout: probability with which a weight is dropped; the caller knows whether it trains.
 
     Returns:
         [B, H, N, C] in the format of ``v``.
     """
     if q.device.type != "cpu" or v.dtype == torch.float32:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(v.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     with torch.autocast("cpu", enabled=False):
-        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=key_mask)
+        out = F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout
+        )
     return out.to(v.dtype)
 
 

@@ -30,8 +30,9 @@ def parameter_groups(
     layer_of: Callable[[str], int] | None = None,
     n_layers: int = 0,
     layer_decay: float = 1.0,
+    lr_scale_of: Callable[[str], float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by weight decay and layer.
+    """Trainable parameters grouped by weight decay and rate.
 
     Args:
         named_parameters: a model's; those that need no gradient are left out.
@@ -41,15 +42,17 @@ def parameter_groups(
             follows them; None = one rate for all.
         n_layers: number of blocks.
         layer_decay: factor from one layer to the one below it.
+        lr_scale_of: a further factor of a parameter's rate, by its name.
 
     Returns:
         Groups with ``params``, ``names``, ``weight_decay`` and
-        ``lr_scale = layer_decay ** (n_layers + 1 - layer)``, in order of first appearance.
+        ``lr_scale = layer_decay ** (n_layers + 1 - layer)`` times ``lr_scale_of``, in order of
+        first appearance.
 
     Raises:
         ValueError: a layer outside 0 .. ``n_layers + 1``.
     """
-    groups: dict[tuple[float, int], dict[str, Any]] = {}
+    groups: dict[tuple[float, int, float], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
@@ -57,13 +60,14 @@ def parameter_groups(
         layer = n_layers + 1 if layer_of is None else layer_of(name)
         if not 0 <= layer <= n_layers + 1:
             raise ValueError(f"{name}: layer {layer} is not in 0 .. {n_layers + 1}")
+        scale = 1.0 if lr_scale_of is None else lr_scale_of(name)
         group = groups.setdefault(
-            (decay, layer),
+            (decay, layer, scale),
             {
                 "params": [],
                 "names": [],
                 "weight_decay": decay,
-                "lr_scale": layer_decay ** (n_layers + 1 - layer),
+                "lr_scale": scale * layer_decay ** (n_layers + 1 - layer),
             },
         )
         group["params"].append(parameter)

@@ -12,7 +12,6 @@ from torch import Tensor
 from lhp.beit3 import (
     POSITION_OFFSET,
     Beit3Retrieval,
-    DropPath,
     adapt_state,
     config_of_state,
     model_config,
@@ -21,6 +20,7 @@ from lhp.beit3 import (
 )
 from pab.contrastive import symmetric_infonce
 from pab.errors import InputError
+from pab.layers import DropPath
 
 MakeModel = Callable[..., Beit3Retrieval]
 

@@ -1,0 +1,174 @@
+"""UIT's towers, heads, losses and schedules at a small size, without the reference vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from pab.errors import InputError
+from uit.bert import Bert, BertConfig
+from uit.losses import (
+    NEGATIVE_FLOOR,
+    contrastive_loss,
+    masked_image_loss,
+    matching_loss,
+    negative_weights,
+)
+from uit.model import Uit, UitConfig, adapt_state
+from uit.schedules import multiplier
+from uit.swin import Swin, SwinConfig, from_windows, shifted_window_mask, to_windows
+
+SWIN = SwinConfig(
+    image_size=32, patch_size=4, embed_dim=8, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0
+)
+BERT = BertConfig(
+    vocab_size=50, width=16, layers=4, fusion_layer=2, heads=2, ffn_dim=24, positions=12,
+    image_width=SWIN.width, dropout=0.0,
+)  # fmt: skip
+
+
+def make(seed: int = 0) -> Uit:
+    torch.manual_seed(seed)
+    model = Uit(UitConfig(SWIN, BERT, embed_dim=10, proj_dropout=0.0))
+    for parameter in model.parameters():  # larger than at the start, so that inputs differ
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(3, 50, (3, 9), generator=torch.Generator().manual_seed(2))
+
+
+def test_windows_there_and_back() -> None:
+    x = torch.randn(2, 8, 8, 3)
+    windows = to_windows(x, 4)
+    assert windows.shape == (8, 16, 3)
+    assert torch.equal(windows[1, 5], x[0, 1, 5])  # second window of the first row of windows
+    assert torch.equal(from_windows(windows, 4, 8), x)
+
+
+def test_shifted_windows_see_only_true_neighbours() -> None:
+    side, window, shift = 8, 4, 2
+    place = torch.arange(side * side).view(1, side, side, 1)
+    rolled = to_windows(torch.roll(place, (-shift, -shift), dims=(1, 2)), window).squeeze(-1)
+    mask = shifted_window_mask(side, window, shift)
+    for m, tokens in enumerate(rolled.tolist()):
+        for i, a in enumerate(tokens):
+            for j, b in enumerate(tokens):
+                near = abs(a // side - b // side) < window and abs(a % side - b % side) < window
+                assert (mask[m, i, j] == 0) == near
+
+
+def test_the_mean_token_comes_first(image: Tensor) -> None:
+    tokens = make().vision_encoder(image)
+    assert tokens.shape == (3, 1 + 16, SWIN.width)
+    torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(dim=1))
+
+
+@pytest.mark.parametrize("size", [36, 40, 56])
+def test_sizes_the_windows_do_not_divide(size: int) -> None:
+    with pytest.raises(InputError, match="--input_size"):
+        Swin(dataclasses.replace(SWIN, image_size=size))
+
+
+def test_an_image_changes_the_upper_half_alone(image: Tensor, ids: Tensor) -> None:
+    bert = make().text_encoder
+    mask = torch.ones_like(ids)
+    text = bert.encode_text(ids, mask)
+    tokens = make().vision_encoder(image)
+    first = bert.fuse(text, mask, bert.image_memory(tokens))
+    second = bert.fuse(text, mask, bert.image_memory(tokens.flip(0)))
+    assert not torch.allclose(first[0], second[0], atol=1e-3)
+    torch.testing.assert_close(first[1], second[1])  # the middle image stayed in its place
+
+
+def test_padding_does_not_change_the_tokens(ids: Tensor) -> None:
+    bert: Bert = make().text_encoder
+    mask = torch.ones_like(ids)
+    mask[:, 6:] = 0
+    short = bert.encode_text(ids[:, :6], mask[:, :6])
+    torch.testing.assert_close(bert.encode_text(ids, mask)[:, :6], short, atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_blocks_hide(image: Tensor) -> None:
+    model = make()
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    changed = image.clone()
+    changed[:, :, :16, :16] += 1.0  # inside the hidden block
+    torch.testing.assert_close(model.restore(changed, hidden), model.restore(image, hidden))
+    changed[:, :, 20, 20] += 1.0
+    assert not torch.allclose(model.restore(changed, hidden), model.restore(image, hidden))
+
+
+def test_masked_image_loss_counts_hidden_pixels_only() -> None:
+    image, hidden = torch.zeros(2, 3, 4, 4), torch.zeros(4, 4)
+    hidden[:2] = 1
+    restored = torch.full_like(image, 5.0)
+    restored[:, :, :2] = 0.25
+    assert float(masked_image_loss(restored, image, hidden)) == pytest.approx(0.25, rel=1e-5)
+
+
+def test_contrastive_targets_are_shared_by_an_identity() -> None:
+    vectors = torch.eye(3)
+    identity, other = torch.tensor([7, 7, 9]), torch.tensor([7, 8, 9])
+    temperature = torch.tensor(1.0)
+    logits = vectors.log_softmax(dim=1)
+    shared = -(logits[0, :2].sum() + logits[1, :2].sum()) / 2 / 3 - logits[2, 2] / 3
+    found = contrastive_loss(vectors, vectors, identity, temperature, 0.0)
+    torch.testing.assert_close(found, shared)
+    assert found > contrastive_loss(vectors, vectors, other, temperature, 0.0)
+
+
+def test_no_negative_shares_an_identity() -> None:
+    torch.manual_seed(0)
+    image, text = torch.randn(2, 6, 4).unbind(0)
+    identity = torch.tensor([0, 0, 1, 2, 2, 2])
+    of_text, of_image = negative_weights(image, text, identity, torch.tensor(0.07))
+    same = identity[:, None] == identity[None]
+    for weights in (of_text, of_image):
+        assert bool((weights[same] == 0).all())
+        assert bool((weights[~same] >= NEGATIVE_FLOOR).all())
+    similar = (image @ text.T / 0.07).softmax(dim=1) + NEGATIVE_FLOOR
+    torch.testing.assert_close(of_image[~same], similar[~same])
+
+
+def test_a_batch_of_one_identity_is_refused() -> None:
+    vectors = torch.eye(3)
+    with pytest.raises(InputError, match="no negative pair exists"):
+        negative_weights(vectors, vectors, torch.zeros(3, dtype=torch.int64), torch.tensor(1.0))
+
+
+def test_matching_loss_knows_which_pairs_match() -> None:
+    right, wrong = torch.tensor([[-9.0, 9.0]] * 2), torch.tensor([[9.0, -9.0]] * 4)
+    assert float(matching_loss(right, wrong)) < 1e-6
+    assert float(matching_loss(wrong[:2], right.repeat(2, 1))) > 10
+
+
+def test_a_checkpoint_whose_copies_differ_is_refused() -> None:
+    state = make().state_dict()
+    words = state["text_encoder.bert.embeddings.word_embeddings.weight"]
+    name = "text_encoder.cls.predictions.decoder.weight"
+    assert adapt_state({**state, name: words.clone()}, "a.pth").keys() == state.keys()
+    with pytest.raises(InputError, match=r"decoder\.weight differs"):
+        adapt_state({**state, name: words + 1}, "a.pth")
+
+
+@pytest.mark.parametrize("kind", ["step", "linear", "cosine"])
+def test_schedules_rise_then_fall(kind: str) -> None:
+    at = multiplier(kind, 1000, 50)  # type: ignore[arg-type]
+    values = [at(step) for step in range(1000)]
+    top = values.index(max(values))
+    assert values[0] == 0
+    assert max(values) == pytest.approx(1.0)
+    assert values[: top + 1] == sorted(values[: top + 1])
+    assert values[top:] == sorted(values[top:], reverse=True)

@@ -1,0 +1,280 @@
+"""BERT split in two: UIT's text tower, its cross encoder, and the language head on top.
+
+Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
+Understanding" (arXiv 1810.04805); cross attention in the upper half as in Li et al., "Align before
+Fuse" (arXiv 2107.07651). Parameter names are those of the published checkpoints.
+
+The layers below ``fusion_layer`` read text alone; each layer from there on adds, between its
+self-attention and its feed-forward, an attention from the text to an image's tokens. The keys and
+values of an image depend on nothing else, so they are computed apart (:meth:`Bert.image_memory`)
+and serve every text the image is compared with.
+
+Deliberate difference from the published code, beyond rounding without effect: attention is
+`scaled_dot_product_attention`, and padding is masked rather than lowered by 10,000.
+
+Shape letters: `B` batch, `N` text tokens, `M` image tokens, `D` width, `H` heads, `C` head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pab.devices import attention
+
+INIT_STD = 0.02  # normal, as in the published code
+ImageMemory: TypeAlias = list[tuple[Tensor, Tensor]]  # keys and values [B, H, M, C], a fusion layer
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Sizes of one BERT; the defaults are BERT-base with the upper half reading a Swin-B.
+
+    Attributes:
+        vocab_size: rows of the word embedding.
+        width: D.
+        layers: depth, text tower and cross encoder together.
+        fusion_layer: first layer with cross attention.
+        heads: attention heads.
+        ffn_dim: inner width of the feed-forward.
+        positions: rows of the position table.
+        types: rows of the token type table; only the first is used.
+        image_width: width of the image tokens.
+        dropout: of embeddings, attention weights and branches.
+        norm_eps: eps of every LayerNorm.
+    """
+
+    vocab_size: int = 30522
+    width: int = 768
+    layers: int = 12
+    fusion_layer: int = 6
+    heads: int = 12
+    ffn_dim: int = 3072
+    positions: int = 512
+    types: int = 2
+    image_width: int = 1024
+    dropout: float = 0.1
+    norm_eps: float = 1e-12
+
+
+class Embeddings(nn.Module):
+    """Words, positions and the one token type."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        # Row 0 is [PAD]: as published, a padded position does not train it.
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.positions, config.width)
+        self.token_type_embeddings = nn.Embedding(config.types, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[B, N] -> [B, N, D]."""
+        x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
+        x = x + self.position_embeddings.weight[: ids.shape[1]]
+        return self.dropout(self.LayerNorm(x))
+
+
+class Projections(nn.Module):
+    """Queries from the text, keys and values from the text or from an image."""
+
+    def __init__(self, config: BertConfig, source_width: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(source_width, config.width)
+        self.value = nn.Linear(source_width, config.width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, H, N, C]."""
+        b, n, d = x.shape
+        return x.view(b, n, self.heads, d // self.heads).transpose(1, 2)
+
+    def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, M, source width] -> keys and values [B, H, M, C]."""
+        return self.split(self.key(source)), self.split(self.value(source))
+
+
+class BranchOutput(nn.Module):
+    """A matrix, dropout, the residual and the norm after it (BERT is post-norm)."""
+
+    def __init__(self, config: BertConfig, inner: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inner, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, branch: Tensor, x: Tensor) -> Tensor:
+        return self.LayerNorm(x + self.dropout(self.dense(branch)))
+
+
+class AttentionBlock(nn.Module):
+    """Attention of text tokens to a source, with residual and norm."""
+
+    def __init__(self, config: BertConfig, source_width: int) -> None:
+        super().__init__()
+        self.weight_dropout = config.dropout
+        self.self = Projections(config, source_width)  # the published name, cross attention too
+        self.output = BranchOutput(config, config.width)
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """x [B, N, D]; memory [B, H, M, C] twice; mask None or bool [B, 1, 1, M] -> [B, N, D]."""
+        query = self.self.split(self.self.query(x))
+        dropout = self.weight_dropout if self.training else 0.0
+        out = attention(query, *memory, mask, dropout)  # [B, H, N, C]
+        return self.output(out.transpose(1, 2).reshape(x.shape), x)
+
+
+class Intermediate(nn.Module):
+    """First matrix of the feed-forward, with exact GELU."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.ffn_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Self-attention, in the cross encoder an attention to the image, feed-forward."""
+
+    def __init__(self, config: BertConfig, fuses: bool) -> None:
+        super().__init__()
+        self.attention = AttentionBlock(config, config.width)
+        self.crossattention = AttentionBlock(config, config.image_width) if fuses else None
+        self.intermediate = Intermediate(config)
+        self.output = BranchOutput(config, config.ffn_dim)
+
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The self-attention alone: it does not depend on the image."""
+        return self.attention(x, self.attention.self.keys_and_values(x), mask)
+
+    def finish(self, x: Tensor, memory: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What follows the self-attention; ``memory`` is the image's for a fusion layer."""
+        if self.crossattention is not None:
+            assert memory is not None
+            x = self.crossattention(x, memory, None)
+        return self.output(self.intermediate(x), x)
+
+
+class Encoder(nn.Module):
+    """The layers, under the name the checkpoints use."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            Layer(config, fuses=i >= config.fusion_layer) for i in range(config.layers)
+        )
+
+
+class BertBody(nn.Module):
+    """Embeddings and layers, under the name the checkpoints use."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+
+
+class LanguageTransform(nn.Module):
+    """What the language head does before it compares with the word embeddings."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class LanguagePredictions(nn.Module):
+    """Logits over the vocabulary; the output matrix is the word embedding."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.transform = LanguageTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        """x [..., D], words [V, D] -> [..., V]."""
+        return F.linear(self.transform(x), words, self.bias)
+
+
+class LanguageHead(nn.Module):
+    """The language head, under the name the checkpoints use."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.predictions = LanguagePredictions(config)
+
+
+class Bert(nn.Module):
+    """Text tower, cross encoder and language head."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertBody(config)
+        self.cls = LanguageHead(config)
+        self.apply(_init_weights)
+
+    @property
+    def tower(self) -> list[Layer]:
+        """The layers that read text alone."""
+        return list(self.bert.encoder.layer[: self.config.fusion_layer])  # type: ignore[arg-type]
+
+    @property
+    def fusion(self) -> list[Layer]:
+        """The layers that also read an image."""
+        return list(self.bert.encoder.layer[self.config.fusion_layer :])  # type: ignore[arg-type]
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids [B, N] and mask [B, N] (1 = a token, 0 = padding) -> [B, N, D]."""
+        x, visible = self.bert.embeddings(ids), key_mask(mask)
+        for layer in self.tower:
+            x = layer.finish(layer.attend(x, visible), None)
+        return x
+
+    def image_memory(self, image: Tensor) -> ImageMemory:
+        """Image tokens [B, M, image width] -> keys and values for every fusion layer."""
+        blocks = (layer.crossattention for layer in self.fusion)
+        return [block.self.keys_and_values(image) for block in blocks if block is not None]
+
+    def fuse(self, text: Tensor, mask: Tensor, memory: ImageMemory) -> Tensor:
+        """The cross encoder on pairs.
+
+        Args:
+            text: [B, N, D], from :meth:`encode_text`.
+            mask: [B, N], 1 = a token, 0 = padding.
+            memory: of the image each text is paired with, from :meth:`image_memory`.
+
+        Returns:
+            [B, N, D].
+        """
+        visible = key_mask(mask)
+        for layer, image in zip(self.fusion, memory, strict=True):
+            text = layer.finish(layer.attend(text, visible), image)
+        return text
+
+    def word_logits(self, x: Tensor) -> Tensor:
+        """Cross-encoded tokens [..., D] -> logits over the vocabulary [..., V]."""
+        return self.cls.predictions(x, self.bert.embeddings.word_embeddings.weight)
+
+
+def key_mask(mask: Tensor) -> Tensor:
+    """Mask [B, N] (1 = a token) -> bool [B, 1, 1, N] for attention."""
+    return mask[:, None, None, :] != 0
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,88 @@
+"""UIT's losses as functions of tensors: ITC, ITM with hard negatives, MLM, MIM.
+
+Source: the method's paper (arXiv 2511.22470), section on the unified model; ITC and ITM as in
+ALBEF (arXiv 2107.07651), MIM as in SimMIM (arXiv 2111.09886).
+
+Shape letters: `B` batch, `D` width of the retrieval vectors, `V` vocabulary, `S` side of the image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pab.errors import InputError
+
+NEGATIVE_FLOOR = 1e-5  # added to the softmax similarities that negatives are drawn by
+MIM_EPS = 1e-5  # added to the number of hidden pixels, as in SimMIM
+
+
+def contrastive_loss(
+    image: Tensor, text: Tensor, identity: Tensor, temperature: Tensor, label_smoothing: float
+) -> Tensor:
+    """ITC: both directions' cross entropy, targets spread over the pairs of one identity.
+
+    Args:
+        image: unit vectors [B, D].
+        text: unit vectors [B, D].
+        identity: [B]; pairs with the same number are right for each other.
+        temperature: what similarities are divided by.
+        label_smoothing: share of the target spread over all pairs.
+    """
+    logits = image @ text.T / temperature
+    same = (identity[:, None] == identity[None]).to(logits.dtype)
+    target = same / same.sum(dim=1, keepdim=True)
+    loss = [
+        F.cross_entropy(rows, target, label_smoothing=label_smoothing)
+        for rows in (logits, logits.T)
+    ]
+    return (loss[0] + loss[1]) / 2
+
+
+def negative_weights(
+    image: Tensor, text: Tensor, identity: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How likely each image is as a text's negative and each text as an image's, both [B, B].
+
+    The softmax of the similarities plus :data:`NEGATIVE_FLOOR`, 0 for pairs of the same identity.
+
+    Raises:
+        InputError: the whole batch is of one identity, so that there is no negative.
+    """
+    same = identity[:, None] == identity[None]
+    if bool(same.all(dim=1).any()):
+        raise InputError(
+            "batch",
+            f"all {len(identity)} pairs have identity {int(identity[0])}: no negative pair exists",
+            todo="use a larger batch",
+        )
+    similarity = image @ text.T / temperature
+    of_text = (similarity.T.softmax(dim=1) + NEGATIVE_FLOOR).masked_fill(same, 0.0)
+    of_image = (similarity.softmax(dim=1) + NEGATIVE_FLOOR).masked_fill(same, 0.0)
+    return of_text, of_image
+
+
+def matching_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """ITM: cross entropy of the match logits of positive [B, 2] and negative [2 B, 2] pairs."""
+    logits = torch.cat([positive, negative])
+    match = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    match[: len(positive)] = 1
+    return F.cross_entropy(logits, match)
+
+
+def masked_language_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """MLM: mean cross entropy; logits [B, P, V], labels [B, P] with -100 where there is none."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def masked_image_loss(restored: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
+    """MIM: mean over the images of the mean distance of hidden pixels.
+
+    Args:
+        restored: [B, 3, S, S].
+        image: [B, 3, S, S], normalised.
+        hidden: [S, S], 1 where hidden; the same for all images.
+    """
+    distance = (restored - image).abs() * hidden
+    return distance.sum() / (hidden.sum() + MIM_EPS) / image.shape[1] / len(image)

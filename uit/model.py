@@ -1,0 +1,172 @@
+"""UIT, the unified image-text model: Swin and BERT with heads for ITC, ITM, MLM and MIM.
+
+Source: the method's paper (arXiv 2511.22470); parameter names are those of its released
+checkpoint. The losses are functions in `uit/losses.py`; here is what they are computed from.
+
+Shape letters: `B` batch, `N` text tokens, `M` image tokens, `C` image width, `D` text width,
+`E` width of the retrieval vectors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pab.errors import InputError
+from uit.bert import Bert, BertConfig
+from uit.swin import Swin, SwinConfig
+
+POOL_BINS = 3  # the other tokens are averaged to this many parts
+RATE_SCALE = 2.0  # of the parts :meth:`Uit.rate_scale` names, as released
+
+# What a released checkpoint holds twice: a prefix and the prefix that it repeats.
+HEAD, WORDS = "text_encoder.cls.predictions.", "text_encoder.bert.embeddings.word_embeddings."
+REPEATED = (
+    ("simmim.encoder.encoder.", "vision_encoder."),
+    (f"{HEAD}decoder.weight", f"{WORDS}weight"),
+    (f"{HEAD}decoder.bias", f"{HEAD}bias"),
+)
+UNUSED = ("text_encoder.bert.embeddings.position_ids",)  # 0, 1, 2, ...
+
+
+@dataclass(frozen=True)
+class UitConfig:
+    """Sizes of the whole model.
+
+    Attributes:
+        swin: of the image encoder.
+        bert: of the text tower and the cross encoder.
+        embed_dim: E.
+        temperature: at the start; it is learned.
+        proj_dropout: before the projections to the retrieval vectors.
+    """
+
+    swin: SwinConfig = field(default_factory=SwinConfig)
+    bert: BertConfig = field(default_factory=BertConfig)
+    embed_dim: int = 2048
+    temperature: float = 0.07
+    proj_dropout: float = 0.5
+
+
+class MaskToken(nn.Module):
+    """What stands for hidden patches, under the name the checkpoints use."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+
+
+class MaskedImageModel(nn.Module):
+    """SimMIM's parts: the mask token and a decoder from the last tokens to pixels."""
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.encoder = MaskToken(config.embed_dim)
+        stride = config.image_size // config.grids[-1]
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.width, 3 * stride**2, kernel_size=1), nn.PixelShuffle(stride)
+        )
+
+
+class Uit(nn.Module):
+    """Towers and heads."""
+
+    def __init__(self, config: UitConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, d, e = config.swin.width, config.bert.width, config.embed_dim
+        self.vision_encoder = Swin(config.swin)
+        self.text_encoder = Bert(config.bert)
+        self.temp = nn.Parameter(torch.tensor(config.temperature))
+        self.vision_proj = _projection(POOL_BINS * c, e, config.proj_dropout)
+        self.text_proj = _projection((1 + POOL_BINS) * d, e, config.proj_dropout)
+        self.itm_head = nn.Sequential(
+            nn.Linear(d, 2 * d), nn.LayerNorm(2 * d), nn.GELU(), nn.Linear(2 * d, 2)
+        )
+        self.simmim = MaskedImageModel(config.swin)
+
+    def image_vector(self, tokens: Tensor) -> Tensor:
+        """Image tokens [B, M, C], the mean token first -> unit vectors [B, E]."""
+        return F.normalize(self.vision_proj(_pool(tokens[:, 1:])).float(), dim=-1)
+
+    def text_vector(self, tokens: Tensor) -> Tensor:
+        """Text tokens [B, N, D], padding included -> unit vectors [B, E]."""
+        pooled = torch.cat([tokens[:, 0], _pool(tokens[:, 1:])], dim=1)
+        return F.normalize(self.text_proj(pooled).float(), dim=-1)
+
+    def match_logits(self, fused: Tensor) -> Tensor:
+        """Cross-encoded [CLS] [B, D] -> logits of "no match" and "match" [B, 2]."""
+        return self.itm_head(fused)
+
+    def restore(self, image: Tensor, hidden: Tensor) -> Tensor:
+        """Image with blocks hidden -> all its pixels as the decoder sees them, [B, 3, S, S].
+
+        Args:
+            image: [B, 3, S, S].
+            hidden: [P, P], 1 = hidden; P blocks a side divide the grid of patches.
+        """
+        x = self.vision_encoder.patch_embed(image)  # [B, H, W, first width]
+        repeat = x.shape[1] // len(hidden)
+        mask = hidden.repeat_interleave(repeat, 0).repeat_interleave(repeat, 1)[None, :, :, None]
+        x = x * (1 - mask) + self.simmim.encoder.mask_token * mask
+        tokens = self.vision_encoder.encode(x)  # [B, h * w, C]
+        side = self.config.swin.grids[-1]
+        return self.simmim.decoder(tokens.transpose(1, 2).reshape(len(x), -1, side, side))
+
+    # What the optimizer needs to know of the model.
+
+    @staticmethod
+    def no_weight_decay(name: str, parameter: Tensor) -> bool:
+        """True for parameters that weight decay must leave alone, by their published names.
+
+        Swin's relative position tables are among them ("bias"); batch norms, the match head's norm
+        and the temperature are not.
+        """
+        del parameter
+        exempt = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
+        return any(part in name for part in exempt)
+
+    @staticmethod
+    def rate_scale(name: str) -> float:
+        """:data:`RATE_SCALE` for the parts that learn faster, else 1.
+
+        The last two stages of Swin, the last two layers of the text tower and of the cross encoder,
+        the projections, the match head and the language head.
+        """
+        faster = (
+            r"vision_encoder\.layers\.[23]\.|text_encoder\.bert\.encoder\.layer\.(4|5|10|11)\.|"
+            r"text_encoder\.cls\.|vision_proj\.|text_proj\.|itm_head\."
+        )
+        return RATE_SCALE if re.match(faster, name) else 1.0
+
+
+def adapt_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """A released state dict without what it holds twice.
+
+    Raises:
+        InputError: a repeated tensor differs from the one it repeats.
+    """
+    kept = {name: tensor for name, tensor in state.items() if name not in UNUSED}
+    for copy, original in REPEATED:
+        for name in [name for name in kept if name.startswith(copy)]:
+            source = original + name.removeprefix(copy)
+            if source in state and not torch.equal(kept[name], state[source]):
+                raise InputError(path, f"{name} differs from {source}, which it should repeat")
+            if source in state:
+                del kept[name]
+    return kept
+
+
+def _projection(width: int, embed_dim: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(dropout), nn.Linear(width, embed_dim))
+
+
+def _pool(tokens: Tensor) -> Tensor:
+    """[B, N, D] -> [B, POOL_BINS * D]: the tokens averaged in three parts."""
+    return F.adaptive_avg_pool1d(tokens.transpose(1, 2), POOL_BINS).transpose(1, 2).flatten(1)

@@ -1,0 +1,283 @@
+"""Swin Transformer: UIT's image encoder.
+
+Source: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows"
+(arXiv 2103.14030); parameter names are those of the checkpoints published with its code (MIT).
+
+Deliberate differences from the published code, none of which changes a result beyond rounding:
+attention is `scaled_dot_product_attention` with bias and window mask added into one table, and
+tokens keep their grid shape through all stages.
+
+Shape letters: `B` batch, `H` `W` rows and columns of the token grid, `C` width of a stage,
+`S` side of a window, `N` = S * S, `M` windows of an image, `K` heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pab.devices import attention
+from pab.errors import InputError
+from pab.layers import DropPath
+
+INIT_STD = 0.02  # truncated normal, as in the published code
+MASKED = -100.0  # added to the logits of tokens that are no neighbours, as in the published code
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Sizes of one Swin; the defaults are Swin-B at 224 px.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        patch_size: side of a patch, pixels.
+        embed_dim: width of the first stage; each later stage doubles it.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        window: side of a window, tokens.
+        mlp_ratio: inner width of the feed-forward over the stage's width.
+        drop_path: stochastic depth of the last block; earlier blocks rise to it linearly from 0.
+        norm_eps: eps of every LayerNorm.
+    """
+
+    image_size: int = 224
+    patch_size: int = 4
+    embed_dim: int = 128
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    window: int = 7
+    mlp_ratio: int = 4
+    drop_path: float = 0.1
+    norm_eps: float = 1e-5
+
+    @property
+    def grids(self) -> tuple[int, ...]:
+        """Side of the token grid in each stage."""
+        first = self.image_size // self.patch_size
+        return tuple(first >> stage for stage in range(len(self.depths)))
+
+    @property
+    def width(self) -> int:
+        """Width of the last stage."""
+        return self.embed_dim << (len(self.depths) - 1)
+
+    def check(self) -> None:
+        """Refuse sizes that windows or stages do not divide.
+
+        Raises:
+            InputError: naming the size.
+        """
+        deepest = self.patch_size << (len(self.depths) - 1)
+        if self.image_size % deepest:
+            raise InputError(
+                "--input_size", f"{self.image_size} px is no multiple of {deepest} px, the last "
+                "stage's patch",
+            )  # fmt: skip
+        for side in self.grids:
+            if side > self.window and side % self.window:
+                raise InputError(
+                    "--input_size",
+                    f"{self.image_size} px gives a grid of {side} tokens, which windows of "
+                    f"{self.window} do not divide",
+                )
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Row of the bias table for every pair of tokens of a window, int64 [N, N]."""
+    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    at = torch.stack([rows.flatten(), columns.flatten()])  # [2, N]
+    apart = at[:, :, None] - at[:, None, :] + window - 1  # [2, N, N], each 0 ... 2 S - 2
+    return apart[0] * (2 * window - 1) + apart[1]
+
+
+def shifted_window_mask(side: int, window: int, shift: int) -> Tensor:
+    """What is added to a shifted window's logits, [M, N, N]: 0 for neighbours, else ``MASKED``.
+
+    After the cyclic shift a window at the border holds tokens from opposite sides of the image.
+    """
+    region = torch.zeros(side, side)
+    parts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for i, rows in enumerate(parts):
+        for j, columns in enumerate(parts):
+            region[rows, columns] = 3 * i + j
+    regions = to_windows(region[None, :, :, None], window).squeeze(-1)  # [M, N]
+    return (regions[:, None, :] != regions[:, :, None]).float() * MASKED
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """[B, H, W, C] -> [B * M, N, C]."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // window, window, w // window, window, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)
+
+
+def from_windows(windows: Tensor, window: int, side: int) -> Tensor:
+    """[B * M, N, C] -> [B, H, W, C] with H = W = ``side``."""
+    per_side, c = side // window, windows.shape[-1]
+    x = windows.view(-1, per_side, per_side, window, window, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, c)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside each window, with a learned bias for relative positions."""
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def bias(self) -> Tensor:
+        """[1, K, N, N]."""
+        n = self.window**2
+        index = self.get_buffer("relative_position_index").flatten()
+        table = self.relative_position_bias_table[index].view(n, n, self.heads)
+        return table.permute(2, 0, 1)[None]
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B * M, N, C]; mask None or [M, N, N] -> [B * M, N, C]."""
+        bm, n, c = x.shape
+        q, k, v = self.qkv(x).view(bm, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        bias = self.bias()
+        if mask is not None:
+            bias = bias + mask[:, None]  # [M, K, N, N]
+            bias = bias.repeat(bm // len(mask), 1, 1, 1)  # [B * M, K, N, N]
+        out = attention(q, k, v, bias)  # [B * M, K, N, C / K]
+        return self.proj(out.transpose(1, 2).reshape(bm, n, c))
+
+
+class Mlp(nn.Module):
+    """Two matrices with exact GELU."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm block over windows, shifted by half a window or not."""
+
+    def __init__(
+        self, config: SwinConfig, width: int, heads: int, side: int, shift: bool, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.window = min(config.window, side)
+        # A window as large as the grid sees everything: nothing to shift.
+        self.shift = config.window // 2 if shift and side > config.window else 0
+        mask = shifted_window_mask(side, self.window, self.shift) if self.shift else None
+        self.register_buffer("attn_mask", mask)
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.attn = WindowAttention(width, heads, self.window)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = Mlp(width, config.mlp_ratio * width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> the same shape."""
+        side = x.shape[1]
+        shifted = self.norm1(x)
+        if self.shift:
+            shifted = torch.roll(shifted, (-self.shift, -self.shift), dims=(1, 2))
+        mask = self.get_buffer("attn_mask") if self.shift else None
+        attended = self.attn(to_windows(shifted, self.window), mask)
+        attended = from_windows(attended, self.window, side)
+        if self.shift:
+            attended = torch.roll(attended, (self.shift, self.shift), dims=(1, 2))
+        x = x + self.drop_path(attended)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Module):
+    """Four neighbouring tokens become one of twice the width."""
+
+    def __init__(self, width: int, norm_eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width, eps=norm_eps)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B, H / 2, W / 2, 2 C]."""
+        corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+
+
+class PatchEmbed(nn.Module):
+    """Patches to tokens."""
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.embed_dim, config.patch_size, config.patch_size)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, H, W, C]."""
+        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+
+
+class Stage(nn.Module):
+    """Blocks of one width, the last stage's without merging after them."""
+
+    def __init__(self, config: SwinConfig, stage: int, drop_path: list[float]) -> None:
+        super().__init__()
+        width, side = config.embed_dim << stage, config.grids[stage]
+        self.blocks = nn.ModuleList(
+            SwinBlock(config, width, config.heads[stage], side, block % 2 == 1, rate)
+            for block, rate in enumerate(drop_path)
+        )
+        last = stage == len(config.depths) - 1
+        self.downsample = None if last else PatchMerging(width, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B, H / 2, W / 2, 2 C], or the same shape in the last stage."""
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class Swin(nn.Module):
+    """The image encoder: patch tokens of the last stage with their mean before them."""
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        total = sum(config.depths)
+        rates = [config.drop_path * i / max(total - 1, 1) for i in range(total)]
+        starts = [sum(config.depths[:stage]) for stage in range(len(config.depths))]
+        self.layers = nn.ModuleList(
+            Stage(config, stage, rates[start : start + depth])
+            for stage, (start, depth) in enumerate(zip(starts, config.depths, strict=True))
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.apply(_init_weights)
+        for module in self.modules():
+            if isinstance(module, WindowAttention):
+                nn.init.trunc_normal_(module.relative_position_bias_table, std=INIT_STD)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, 1 + tokens, C], the mean token first."""
+        tokens = self.encode(self.patch_embed(image))
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Embedded patches [B, H, W, C] of the first stage -> [B, tokens, C] of the last."""
+        for stage in self.layers:
+            x = stage(x)
+        return self.norm(x.flatten(1, 2))
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -97,10 +97,16 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(test)} test queries; {HUES}x{SATURATIONS}x{VALUES} HSV bins, seed {args.seed}"
     )
     test_thumbnails = _thumbnails(args.data, [line["image"] for line in test], args.workers)
+    fits: dict[tuple[int, bool], tuple[_Ridge, np.ndarray]] = {}
     for name, columns in bags.items():
         _, grid, balance, strength = max(results[name])
-        fit = _Ridge(_features(thumbnails, balance, grid), train_bags[:, columns])
-        predicted = fit.predict(_features(test_thumbnails, balance, grid), strength)
+        if (grid, balance) not in fits:
+            fits[grid, balance] = (
+                _Ridge(_features(thumbnails, balance, grid), train_bags),
+                _features(test_thumbnails, balance, grid),
+            )
+        fit, features = fits[grid, balance]
+        predicted = fit.predict(features, strength)[:, columns]
         print(
             f"\n{name}: {len(columns)} words, grid {grid}, colour balance {balance}, "
             f"ridge {strength}"

@@ -311,7 +311,7 @@ def start_from_scratch(model: Beit3Retrieval) -> None:
     The published start (normal, 0.02) is meant for the few parts a checkpoint lacks. With
     Sub-LayerNorm it is a bad one for a whole network: the first attention's output, normed to unit
     scale, is nearly the same for all tokens and drowns what tells them apart. So the matrices start
-    as in "Foundation Transformers" (Wang et al., arXiv 2210.06423, section 2.2 for encoders) and
+    as in "Foundation Transformers" (Wang et al., arXiv 2210.06423) and
     the embeddings at a comparable scale.
     """
     gain = math.sqrt(math.log(2 * model.config.layers))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install each requirements file alone in a fresh environment and ask its commands for --help.
-#   bash scripts/check_requirements.sh            downloads about 3 GB, needs 6 GB of disk at a time
+#   bash scripts/check_requirements.sh            each installs PyTorch anew: about 5.5 GB
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,4 +1,5 @@
-"""What the tests of LHP share: a tiny data set in PAB's layout, its tokenizer, a debug checkpoint.
+"""What several tests share: a tiny data set in PAB's layout, its tokenizer, a debug checkpoint,
+and where the reference vectors lie.
 
 Everything is made by the project's own code or drawn here from a fixed seed, so that the tests run
 without any published file.
@@ -25,6 +26,11 @@ from lhp.train_tokenizer import train_tokenizer
 from pab.errors import run_cli
 from pab.files import write_json, write_text
 
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+GOLDEN = SHARED / "golden"
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the reference vectors (../shared/golden) are not here"
+)
 MODEL = "beit3_debug_patch16_64"
 VIDEOS = 12  # two pairs each: one normal, one abnormal
 TEST_IMAGES = 10

@@ -33,11 +33,8 @@ from pab.checkpoints import (
     set_rng_state,
 )
 from pab.errors import InputError
+from tests.conftest import GOLDEN, needs_golden
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the reference vectors (../shared/golden) are not here"
-)
 CPU = torch.device("cpu")
 
 

@@ -15,7 +15,8 @@ import pytest
 from pab.files import sha256_of_file
 from pab.mini.build import MANIFEST, Plan, build
 
-MINI = Path(__file__).parents[1] / "checkpoints/mini"
+ROOT = Path(__file__).parents[1]
+MINI, BUILT = ROOT / "checkpoints/mini", ROOT / "data/mini" / MANIFEST
 FROZEN: dict[str, Any] = json.loads((MINI / "frozen.json").read_text(encoding="utf-8"))
 
 
@@ -37,3 +38,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["images_sha256", "annotations_sha256"])
 def test_the_data_are_the_published_ones(made: dict[str, Any], split: str, kind: str) -> None:
     assert made[split][kind] == FROZEN["data"][split][kind]
+
+
+@pytest.mark.skipif(not BUILT.is_file(), reason="data/mini has not been built here")
+def test_what_is_built_here_is_the_published_set() -> None:
+    splits = json.loads(BUILT.read_text())["splits"]
+    for name, recorded in (("test", "test"), ("train", "whole_train"), ("distractors",) * 2):
+        if name in splits:  # the demo builds the test split alone
+            found = {key: splits[name][key] for key in ("images_sha256", "annotations_sha256")}
+            assert found == FROZEN["data"][recorded], name

@@ -51,7 +51,7 @@ def negative_weights(
         InputError: the whole batch is of one identity, so that there is no negative.
     """
     same = identity[:, None] == identity[None]
-    if bool(same.all(dim=1).any()):
+    if bool(same.all()):
         raise InputError(
             "batch",
             f"all {len(identity)} pairs have identity {int(identity[0])}: no negative pair exists",

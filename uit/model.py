@@ -156,10 +156,10 @@ def adapt_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tens
     for copy, original in REPEATED:
         for name in [name for name in kept if name.startswith(copy)]:
             source = original + name.removeprefix(copy)
-            if source in state and not torch.equal(kept[name], state[source]):
+            if source not in state:
+                continue  # strict loading names it
+            if not torch.equal(kept.pop(name), state[source]):
                 raise InputError(path, f"{name} differs from {source}, which it should repeat")
-            if source in state:
-                del kept[name]
     return kept
 
 

@@ -339,34 +339,6 @@ def broom(c: Canvas, hand: Point, foot: Point, h: float) -> None:
     )
 
 
-def book(c: Canvas, at: Point, h: float, facing: int) -> None:
-    x, y = at
-    c.poly(
-        [
-            (x, y - 0.075 * h),
-            (x + 0.13 * h * facing, y - 0.125 * h),
-            (x + 0.13 * h * facing, y + 0.035 * h),
-            (x, y + 0.085 * h),
-        ],
-        (170, 45, 45),
-    )
-    c.poly(
-        [
-            (x - 0.10 * h * facing, y - 0.115 * h),
-            (x + 0.01 * h * facing, y - 0.075 * h),
-            (x + 0.01 * h * facing, y + 0.085 * h),
-            (x - 0.10 * h * facing, y + 0.045 * h),
-        ],
-        (250, 248, 238),
-    )
-
-
-def phone(c: Canvas, at: Point, h: float) -> None:
-    x, y = at
-    c.rounded(x - 0.032 * h, y - 0.068 * h, x + 0.032 * h, y + 0.060 * h, 0.012 * h, (18, 18, 22))
-    c.rect(x - 0.020 * h, y - 0.050 * h, x + 0.020 * h, y + 0.036 * h, (120, 200, 245))
-
-
 def car(c: Canvas, x: float, y: float, size: float, facing: int, fill: Colour) -> None:
     """A car of length ``size`` centred at ``x``, wheels on the line ``y``."""
 

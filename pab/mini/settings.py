@@ -50,11 +50,11 @@ PERSON_SCALE = {"near": (0.78, 0.82), "medium": (0.72, 0.76), "far": (0.66, 0.70
 RARE_ACTION_WEIGHT = 4  # of actions tied to one scene (skiing, skating, ...), others weigh 1
 POSE_JITTER = 3.5  # standard deviation of each joint angle, degrees
 
+# --- backgrounds -----------------------------------------------------------------------------
 HAZE = 0.62  # share of the veil's colour in the scene behind the person and the landmark
 HAZE_COLOUR = (232, 232, 228)
-
-# --- layouts of the backgrounds --------------------------------------------------------------
-TRAIN_LAYOUTS = range(40)  # of each scene class
+# Layouts of each scene class.
+TRAIN_LAYOUTS = range(40)
 TEST_LAYOUTS = range(40, 60)  # never seen in training
 
 # --- captions --------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +15,9 @@ from lhp.tokenizer import Tokenizer
 from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.contrastive import cached_backward, gathered_infonce
 from pab.optim import parameter_groups, warmup_cosine
+from tests.conftest import GOLDEN, SHARED, needs_golden
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-GOLDEN = SHARED / "golden"
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason=f"the reference vectors are not here ({GOLDEN})"
-)
+pytestmark = needs_golden
 
 
 @pytest.fixture(scope="module")

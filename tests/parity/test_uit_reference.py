@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.optim import parameter_groups
+from tests.conftest import GOLDEN, needs_golden
 from uit.bert import BertConfig, ImageMemory
 from uit.losses import (
     contrastive_loss,
@@ -24,10 +24,7 @@ from uit.model import Uit, UitConfig, adapt_state
 from uit.schedules import multiplier
 from uit.swin import SwinConfig
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason=f"the reference vectors are not here ({GOLDEN})"
-)
+pytestmark = needs_golden
 EDA_WEIGHT, MIM_WEIGHT = 0.8, 0.1356  # METHOD
 
 

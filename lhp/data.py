@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from lhp.views import HybridView
 from pab.errors import InputError
 from pab.images import load_image
 from pab.sampling import SampleKey, sample_seed
+from pab.training import BadSample
 from pab.training_set import TrainingSet
 
 
@@ -24,19 +24,6 @@ class PairBatch(NamedTuple):
     image: Tensor
     text_ids: Tensor
     padding_mask: Tensor
-
-
-class BadSample(NamedTuple):
-    """The parts of an :class:`InputError`.
-
-    A loader raises a worker's exception again with that worker's traceback as its text; an error
-    that comes out as a sample stays one line.
-    """
-
-    where: str
-    problem: str
-    item: str | None
-    todo: str | None
 
 
 Sample = tuple[Tensor, list[int]] | BadSample  # image [3, S, S] and its caption's ids
@@ -74,7 +61,7 @@ class PairDataset(Dataset[Sample]):
             pair = self.pairs[index]
             image = load_image(self.pairs.image_path(pair))
         except InputError as error:
-            return BadSample(error.where, error.problem, error.item, error.todo)
+            return BadSample.of(error)
         with sample_seed(self.seed, epoch, index):
             pixels = self.view(image)
         return pixels, self.tokenizer.encode(pair.caption)
@@ -90,15 +77,3 @@ def collate(samples: list[Sample]) -> PairBatch | BadSample:
         captions.append(sample[1])
     ids, mask = pad_batch(captions)
     return PairBatch(torch.stack(images), ids, mask)
-
-
-def checked(batches: Iterable[PairBatch | BadSample]) -> Iterator[PairBatch]:
-    """The batches of a loader.
-
-    Raises:
-        InputError: a pair's line or image cannot be read.
-    """
-    for batch in batches:
-        if isinstance(batch, BadSample):
-            raise InputError(batch.where, batch.problem, item=batch.item, todo=batch.todo)
-        yield batch

@@ -27,6 +27,7 @@ from lhp.beit3 import Beit3Retrieval
 from pab.checkpoints import read_checkpoint
 from pab.errors import run_cli
 from pab.files import write_text
+from pab.training import LAST
 from tests.conftest import MODEL, write_lines
 
 MakeModel = Callable[..., Beit3Retrieval]
@@ -458,7 +459,7 @@ def test_captions_longer_than_the_model(case: Case, refuse: Callable[..., None])
 
 def test_spoilt_checkpoint_to_resume_from(case: Case, refused: Refused) -> None:
     case.out.mkdir()
-    last = case.out / lhp.train.LAST
+    last = case.out / LAST
     last.write_bytes(b"no state")
     assert str(last) in refused(lhp.train.main, words(case.train))
     shutil.copy(case.checkpoint, last)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lhp.data import BadSample, PairBatch, PairDataset, checked, collate
+from lhp.data import PairBatch, PairDataset, collate
 from lhp.tokenizer import PAD, Tokenizer
 from lhp.views import HybridView
 from pab.errors import InputError
 from pab.images import recipe
 from pab.sampling import EpochBatches
+from pab.training import BadSample, checked
 from pab.training_set import TrainingSet
 
 PAIRS = 24

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from lhp.beit3 import Beit3Retrieval
-from lhp.train import BEST, FINAL, LAST, main
+from lhp.train import main
 from pab.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.config import load_config
 from pab.errors import InputError, run_cli
 from pab.run_log import read_log
+from pab.training import BEST, FINAL, LAST
 from tests.conftest import MODEL, save_released
 from tests.test_processes import run_in
 
@@ -205,11 +206,11 @@ def test_resuming_equals_not_stopping(runs: Runs, stop: int, settings: dict[str,
 
 
 def test_saving_inside_an_epoch(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lhp.train
+    import pab.training
 
     whole = runs("whole")
     steps: list[float] = []
-    true_step = lhp.train.clip_and_step
+    true_step = pab.training.clip_and_step
 
     def power_cut(*args: Any, **options: Any) -> float:
         if len(steps) == 5:
@@ -218,7 +219,7 @@ def test_saving_inside_an_epoch(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> 
         return steps[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(lhp.train, "clip_and_step", power_cut)
+        patch.setattr(pab.training, "clip_and_step", power_cut)
         with pytest.raises(KeyboardInterrupt):
             runs("cut", save_every_steps=2)
     assert load_training_state(runs.folder / "cut" / LAST).step == 4

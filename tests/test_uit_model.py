@@ -100,22 +100,44 @@ def test_padding_does_not_change_the_tokens(ids: Tensor) -> None:
     torch.testing.assert_close(bert.encode_text(ids, mask)[:, :6], short, atol=1e-5, rtol=1e-5)
 
 
+def restored(model: Uit, image: Tensor, hidden: Tensor) -> Tensor:
+    tower = model.vision_encoder
+    return model.restore(tower.encode(model.hide(tower.patch_embed(image), hidden)))
+
+
 def test_hidden_blocks_hide(image: Tensor) -> None:
     model = make()
     hidden = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     changed = image.clone()
     changed[:, :, :16, :16] += 1.0  # inside the hidden block
-    torch.testing.assert_close(model.restore(changed, hidden), model.restore(image, hidden))
+    torch.testing.assert_close(restored(model, changed, hidden), restored(model, image, hidden))
     changed[:, :, 20, 20] += 1.0
-    assert not torch.allclose(model.restore(changed, hidden), model.restore(image, hidden))
+    assert not torch.allclose(restored(model, changed, hidden), restored(model, image, hidden))
 
 
 def test_masked_image_loss_counts_hidden_pixels_only() -> None:
-    image, hidden = torch.zeros(2, 3, 4, 4), torch.zeros(4, 4)
-    hidden[:2] = 1
-    restored = torch.full_like(image, 5.0)
-    restored[:, :, :2] = 0.25
-    assert float(masked_image_loss(restored, image, hidden)) == pytest.approx(0.25, rel=1e-5)
+    image, found = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 5.0)
+    found[:, :, :2] = 0.25
+    hidden = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    assert float(masked_image_loss(found, image, hidden)) == pytest.approx(0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize("fusion_layer", [1, 2, 3])
+def test_pairs_share_their_work(image: Tensor, ids: Tensor, fusion_layer: int) -> None:
+    torch.manual_seed(3)
+    bert = Bert(dataclasses.replace(BERT, fusion_layer=fusion_layer)).eval()
+    mask = torch.ones_like(ids)
+    mask[:, 7:] = 0  # padding of all texts
+    mask[1, 4:] = 0
+    text = bert.encode_text(ids, mask)
+    memory = bert.image_memory(make().vision_encoder(image))
+    rows, images = torch.tensor([0, 1, 1, 2, 0]), torch.tensor([2, 0, 1, 1, 0])
+    paired = [(keys[images], values[images]) for keys, values in memory]
+    plain = bert.fuse(text[rows], mask[rows], paired)
+    at = torch.tensor([[0, 2], [0, 3], [1, 0], [0, 6], [5, 0]])
+    found = bert.fused_at(bert.fuse_pairs(text, mask, memory, rows, images), at)
+    expected = torch.stack([plain[i, at[i]] for i in range(5)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_contrastive_targets_are_shared_by_an_identity() -> None:

@@ -18,7 +18,7 @@ Shape letters: `B` batch, `N` text tokens, `M` image tokens, `D` width, `H` head
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,25 @@ from pab.devices import attention
 
 INIT_STD = 0.02  # normal, as in the published code
 ImageMemory: TypeAlias = list[tuple[Tensor, Tensor]]  # keys and values [B, H, M, C], a fusion layer
+
+
+class FusedPairs(NamedTuple):
+    """Pairs before the last layer: see :meth:`Bert.fuse_pairs`.
+
+    Attributes:
+        text: [P, N, D].
+        visible: bool [P, 1, 1, N].
+        image: the last layer's keys and values [P, H, M, C].
+    """
+
+    text: Tensor
+    visible: Tensor
+    image: tuple[Tensor, Tensor]
+
+    def part(self, rows: slice) -> FusedPairs:
+        """Some of the pairs."""
+        keys, values = self.image
+        return FusedPairs(self.text[rows], self.visible[rows], (keys[rows], values[rows]))
 
 
 @dataclass(frozen=True)
@@ -151,9 +170,19 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = BranchOutput(config, config.ffn_dim)
 
-    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The self-attention alone: it does not depend on the image."""
-        return self.attention(x, self.attention.self.keys_and_values(x), mask)
+    def attend(self, x: Tensor, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
+        """The self-attention alone: it does not depend on the image.
+
+        Args:
+            x: [B, N, D].
+            mask: None or bool [B, 1, 1, N].
+            at: [B, P], the positions that are wanted; None wants all.
+
+        Returns:
+            [B, P, D] or [B, N, D].
+        """
+        wanted = x if at is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+        return self.attention(wanted, self.attention.self.keys_and_values(x), mask)
 
     def finish(self, x: Tensor, memory: tuple[Tensor, Tensor] | None) -> Tensor:
         """What follows the self-attention; ``memory`` is the image's for a fusion layer."""
@@ -262,6 +291,36 @@ class Bert(nn.Module):
         for layer, image in zip(self.fusion, memory, strict=True):
             text = layer.finish(layer.attend(text, visible), image)
         return text
+
+    def fuse_pairs(
+        self, text: Tensor, mask: Tensor, memory: ImageMemory, rows: Tensor, images: Tensor
+    ) -> FusedPairs:
+        """The cross encoder on pairs of a text and an image, up to its last layer.
+
+        What a pair has in common with others is computed once: the self-attention of the first
+        layer a text, the keys and values an image. Padding that all texts share is left out.
+
+        Args:
+            text: T texts [T, N, D], from :meth:`encode_text`.
+            mask: [T, N], 1 = a token, 0 = padding.
+            memory: of I images, from :meth:`image_memory`.
+            rows: [P], the text of each pair.
+            images: [P], the image of each pair.
+        """
+        longest = int(mask.sum(dim=1).max())
+        text, mask = text[:, :longest], mask[:, :longest]
+        everyone, visible = key_mask(mask), key_mask(mask[rows])
+        x = text[rows]
+        for i, (layer, (keys, values)) in enumerate(zip(self.fusion[:-1], memory, strict=False)):
+            attended = layer.attend(x, visible) if i else layer.attend(text, everyone)[rows]
+            x = layer.finish(attended, (keys[images], values[images]))
+        keys, values = memory[-1]
+        return FusedPairs(x, visible, (keys[images], values[images]))
+
+    def fused_at(self, pairs: FusedPairs, at: Tensor) -> Tensor:
+        """The last layer of the cross encoder at some positions, [P, K] -> [P, K, D]."""
+        last = self.fusion[-1]
+        return last.finish(last.attend(pairs.text, pairs.visible, at), pairs.image)
 
     def word_logits(self, x: Tensor) -> Tensor:
         """Cross-encoded tokens [..., D] -> logits over the vocabulary [..., V]."""

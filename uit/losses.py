@@ -72,17 +72,23 @@ def matching_loss(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def masked_language_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """MLM: mean cross entropy; logits [B, P, V], labels [B, P] with -100 where there is none."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    """MLM: mean cross entropy; logits [B, P, V], labels [B, P] with -100 where there is none.
+
+    0 where the whole batch has no label.
+    """
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
 
 
-def masked_image_loss(restored: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
+def masked_image_loss(restored: Tensor, image: Tensor, hidden_blocks: Tensor) -> Tensor:
     """MIM: mean over the images of the mean distance of hidden pixels.
 
     Args:
         restored: [B, 3, S, S].
         image: [B, 3, S, S], normalised.
-        hidden: [S, S], 1 where hidden; the same for all images.
+        hidden_blocks: [P, P], 1 where hidden; the same for all images.
     """
+    size = image.shape[-1] // len(hidden_blocks)
+    hidden = hidden_blocks.repeat_interleave(size, 0).repeat_interleave(size, 1)  # [S, S]
     distance = (restored - image).abs() * hidden
     return distance.sum() / (hidden.sum() + MIM_EPS) / image.shape[1] / len(image)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -52,6 +52,49 @@ class UitConfig:
     embed_dim: int = 2048
     temperature: float = 0.07
     proj_dropout: float = 0.5
+
+
+MODELS = {
+    "uit_base": UitConfig(),  # the published sizes
+    "uit_mini": UitConfig(
+        SwinConfig(
+            image_size=64, embed_dim=48, depths=(2, 2, 4), heads=(2, 4, 8), window=4, drop_path=0.0
+        ),
+        BertConfig(
+            width=128, layers=6, fusion_layer=3, heads=4, ffn_dim=384, positions=64, types=1,
+            image_width=192, dropout=0.0,
+        ),
+        embed_dim=128,
+        proj_dropout=0.1,
+    ),
+    "uit_debug": UitConfig(
+        SwinConfig(image_size=32, embed_dim=8, depths=(1, 2), heads=(1, 2), window=4),
+        BertConfig(
+            width=16, layers=4, fusion_layer=2, heads=2, ffn_dim=32, positions=64, types=1,
+            image_width=16,
+        ),
+        embed_dim=16,
+    ),
+}  # fmt: skip
+
+
+def model_config(name: str, input_size: int, window: int) -> UitConfig:
+    """Sizes by name, at a resolution and with windows of one's own choice.
+
+    Args:
+        name: a key of :data:`MODELS`.
+        input_size: side of the square input, pixels.
+        window: side of Swin's attention windows, tokens.
+
+    Raises:
+        InputError: no such model, or a size that windows do not divide.
+    """
+    if name not in MODELS:
+        raise InputError("--model", f"expected one of {', '.join(MODELS)}, found {name}")
+    sizes = MODELS[name]
+    swin = replace(sizes.swin, image_size=input_size, window=window)
+    swin.check()
+    return replace(sizes, swin=swin)
 
 
 class MaskToken(nn.Module):
@@ -104,20 +147,21 @@ class Uit(nn.Module):
         """Cross-encoded [CLS] [B, D] -> logits of "no match" and "match" [B, 2]."""
         return self.itm_head(fused)
 
-    def restore(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """Image with blocks hidden -> all its pixels as the decoder sees them, [B, 3, S, S].
+    def hide(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Embedded patches [B, H, W, first width] with the mask token where blocks are hidden.
 
         Args:
-            image: [B, 3, S, S].
+            x: from ``vision_encoder.patch_embed``.
             hidden: [P, P], 1 = hidden; P blocks a side divide the grid of patches.
         """
-        x = self.vision_encoder.patch_embed(image)  # [B, H, W, first width]
         repeat = x.shape[1] // len(hidden)
         mask = hidden.repeat_interleave(repeat, 0).repeat_interleave(repeat, 1)[None, :, :, None]
-        x = x * (1 - mask) + self.simmim.encoder.mask_token * mask
-        tokens = self.vision_encoder.encode(x)  # [B, h * w, C]
+        return x * (1 - mask) + self.simmim.encoder.mask_token * mask
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """Patch tokens of the last stage [B, M, C] -> pixels as the decoder sees them, [B, 3, S, S]."""
         side = self.config.swin.grids[-1]
-        return self.simmim.decoder(tokens.transpose(1, 2).reshape(len(x), -1, side, side))
+        return self.simmim.decoder(tokens.transpose(1, 2).reshape(len(tokens), -1, side, side))
 
     # What the optimizer needs to know of the model.
 

@@ -266,14 +266,18 @@ class Swin(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, 1 + tokens, C], the mean token first."""
-        tokens = self.encode(self.patch_embed(image))
-        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        return with_mean(self.encode(self.patch_embed(image)))
 
     def encode(self, x: Tensor) -> Tensor:
         """Embedded patches [B, H, W, C] of the first stage -> [B, tokens, C] of the last."""
         for stage in self.layers:
             x = stage(x)
         return self.norm(x.flatten(1, 2))
+
+
+def with_mean(tokens: Tensor) -> Tensor:
+    """Patch tokens [B, M, C] -> [B, 1 + M, C], their mean first."""
+    return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -13,14 +13,9 @@ from torch import Tensor
 from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.optim import parameter_groups
 from tests.conftest import GOLDEN, needs_golden
-from uit.bert import BertConfig, ImageMemory
-from uit.losses import (
-    contrastive_loss,
-    masked_image_loss,
-    masked_language_loss,
-    matching_loss,
-)
+from uit.bert import BertConfig
 from uit.model import Uit, UitConfig, adapt_state
+from uit.objective import LossWeights, UitBatch, uit_losses
 from uit.schedules import multiplier
 from uit.swin import SwinConfig
 
@@ -98,42 +93,42 @@ def test_vectors(facts: dict[str, Any], vectors: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found, vectors[name], atol=1e-4, rtol=0)
 
 
-def losses(model: Uit, v: dict[str, Tensor], label_smoothing: float) -> dict[str, Tensor]:
-    """The four losses and their total, in training mode, with the stored negatives and masks."""
-    bert = model.text_encoder
-    image = model.vision_encoder(v["image"])
-    image_vector, memory = model.image_vector(image), bert.image_memory(image)
-
-    def match(text: Tensor, mask: Tensor, of: ImageMemory) -> Tensor:
-        return model.match_logits(bert.fuse(text, mask, of)[:, 0])
-
-    itc = itm = torch.zeros(())
-    for suffix, weight in (("", 1.0), ("_eda", EDA_WEIGHT)):
-        mask = v["text_atts" + suffix]
-        text = bert.encode_text(v["text_ids" + suffix], mask)
-        itc = itc + weight * contrastive_loss(
-            image_vector, model.text_vector(text), v["identity"], model.temp, label_smoothing
-        )
-        images, texts = v["itm_negative_image_idx" + suffix], v["itm_negative_text_idx" + suffix]
-        others = [(keys[images], values[images]) for keys, values in memory]
-        negative = [match(text, mask, others), match(text[texts], mask[texts], memory)]
-        itm = itm + weight * matching_loss(match(text, mask, memory), torch.cat(negative))
-    hidden_text = bert.encode_text(v["text_ids_masked"], v["text_atts"])
-    fused = bert.fuse(hidden_text, v["text_atts"], memory)
-    at = v["masked_pos"][..., None].expand(-1, -1, fused.shape[-1])
-    mlm = masked_language_loss(bert.word_logits(fused.gather(1, at)), v["masked_labels"])
-    blocks = v["mim_block_mask"].float()
-    size = v["image"].shape[-1] // len(blocks)
-    hidden = blocks.repeat_interleave(size, 0).repeat_interleave(size, 1)
-    restored = model.restore(v["image"], blocks)
-    mim = masked_image_loss(restored, v["image"], hidden) * len(restored)  # summed as released
-    total = itc + itm + mlm + MIM_WEIGHT * mim
-    return {"itc": itc, "itm": itm, "mlm": mlm, "mim_batch_sum": mim, "total": total}
+def batch_of(v: dict[str, Tensor]) -> UitBatch:
+    return UitBatch(
+        image=v["image"],
+        identity=v["identity"],
+        text_ids=torch.cat([v["text_ids"], v["text_ids_eda"]]),
+        text_mask=torch.cat([v["text_atts"], v["text_atts_eda"]]),
+        masked_ids=v["text_ids_masked"],
+        positions=v["masked_pos"],
+        labels=v["masked_labels"],
+        hidden_blocks=v["mim_block_mask"].float(),
+    )
 
 
 def test_losses_and_gradients(facts: dict[str, Any], vectors: dict[str, Tensor]) -> None:
     model = load(facts).train()
-    found = losses(model, vectors, facts["config"]["label_smooth"])
+    size = len(vectors["image"])
+    stored = iter(
+        vectors[f"itm_negative_{kind}_idx{suffix}"]
+        for suffix in ("", "_eda")
+        for kind in ("image", "text")
+    )
+    weights = LossWeights(
+        eda=EDA_WEIGHT,
+        mlm=1.0,
+        mim=MIM_WEIGHT * size,  # the release sums over the batch
+        label_smoothing=facts["config"]["label_smooth"],
+    )
+
+    def hardest(allowed: Tensor) -> Tensor:
+        negative = next(stored)
+        assert torch.equal(negative, allowed.argmax(dim=1))
+        return negative
+
+    found = uit_losses(model, batch_of(vectors), weights, hardest)
+    found["mim_batch_sum"] = found.pop("mim") * size
+    found["total"] = found.pop("loss")
     for name, loss in found.items():
         assert loss.item() == pytest.approx(float(vectors[f"loss_{name}"]), rel=1e-4), name
     found["total"].backward()

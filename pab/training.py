@@ -1,0 +1,420 @@
+"""What every fine-tuning recipe does around its model and its losses: feed, loop, save, resume.
+
+A recipe sets up its model, optimizer and data, puts them into a :class:`Run`, and calls :func:`fit`
+with two functions of its own: one that adds the gradients of an update, one that validates. A run
+that is started again with the same command goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pab import processes
+from pab.annotations import Retrieval, retrieval_of_pairs
+from pab.checkpoints import (
+    TrainingState,
+    load_strict,
+    load_training_state,
+    rng_state,
+    save_training_state,
+    save_weights,
+    set_rng_state,
+)
+from pab.config import as_plain
+from pab.errors import InputError
+from pab.images import verify_images
+from pab.metrics import evaluate_scores
+from pab.optim import Ema, clip_and_step, set_lr
+from pab.run_log import RunLog
+from pab.sampling import EpochBatches
+from pab.scores import ScoreFile
+from pab.splits import validation_split, write_split
+from pab.training_config import TrainingConfig
+from pab.training_set import TrainingSet
+
+LAST = "checkpoint-last.pth"  # everything a resumed run needs
+BEST = "checkpoint-best.pth"  # weights of the best epoch on the validation split
+FINAL = "checkpoint-final.pth"  # weights of the last epoch (the average, where one is kept)
+# Settings that may differ between a run and its continuation: they do not change the result.
+FREE_SETTINGS = frozenset((
+    "task", "num_workers", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt_freq",
+    "save_every_steps", "auto_resume", "max_steps", "checkpoint_activations",
+))  # fmt: skip
+
+Batch = TypeVar("Batch")
+
+
+# --------------------------------------------------------------------------------------- the data
+
+
+class TrainingData(NamedTuple):
+    """The training set, and which of its pairs are trained on and validated with."""
+
+    pairs: TrainingSet
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+
+
+def open_training_data(config: TrainingConfig) -> TrainingData:
+    """Open the shards and carve the validation split out.
+
+    The images of the validation split are checked; not the training images, for decoding a million
+    of them first would take hours.
+
+    Raises:
+        InputError: no data, a bad line, an unreadable validation image.
+    """
+    root = Path(config.data_path)
+    if not root.is_dir():
+        raise InputError("--data_path", f"expected the data's root folder, found no {root}")
+    shards = sorted(root.glob(config.train_shards))
+    if not shards:
+        raise InputError(
+            "--train_shards", f"no file under {root} matches {config.train_shards!r}",
+            todo="check the data with: python -m pab.layout check " + str(root),
+        )  # fmt: skip
+    pairs = TrainingSet.open(root, shards, Path(config.cache_dir) if config.cache_dir else None)
+    train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
+    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
+    return TrainingData(pairs, train_rows, val_rows)
+
+
+class BadSample(NamedTuple):
+    """The parts of an :class:`InputError`.
+
+    A loader raises a worker's exception again with that worker's traceback as its text; an error
+    that comes out as a sample stays one line.
+    """
+
+    where: str
+    problem: str
+    item: str | None
+    todo: str | None
+
+    @classmethod
+    def of(cls, error: InputError) -> BadSample:
+        """What is left of an error."""
+        return cls(error.where, error.problem, error.item, error.todo)
+
+
+def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
+    """The batches of a loader.
+
+    Raises:
+        InputError: a pair's line or image cannot be read.
+    """
+    for batch in batches:
+        if isinstance(batch, BadSample):
+            raise InputError(batch.where, batch.problem, item=batch.item, todo=batch.todo)
+        yield batch
+
+
+def training_loader(
+    dataset: Dataset[Any],
+    batches: EpochBatches,
+    collate: Callable[[list[Any]], Any],
+    config: TrainingConfig,
+    device: torch.device,
+) -> DataLoader[Any]:
+    """Loads what ``batches`` names; its draws leave the global generator alone."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+    )
+
+
+# --------------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class Run:
+    """The objects of one training run.
+
+    Attributes:
+        command: how the recipe is called, such as ``python -m lhp.train``.
+        argv: its arguments, as typed.
+        rates: learning rate of every update; ``warmup_steps`` of them are the warm-up.
+        batches_per_update: loader batches whose gradients make one update.
+        facts: written into weight files beside the figures of their epoch.
+        ema: the average of the weights, where one is kept.
+    """
+
+    config: TrainingConfig
+    command: str
+    argv: list[str]
+    device: torch.device
+    data: TrainingData
+    batches: EpochBatches
+    loader: DataLoader[Any]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    rates: Sequence[float]
+    warmup_steps: int
+    batches_per_update: int = 1
+    facts: Mapping[str, object] = field(default_factory=dict)
+    ema: Ema | None = None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has the averaged weights where an average is kept."""
+        return nullcontext() if self.ema is None else self.ema.swapped(self.model)
+
+
+def steps_per_epoch(batches: EpochBatches, batches_per_update: int = 1) -> int:
+    """Updates of one epoch.
+
+    Raises:
+        InputError: there is not one.
+    """
+    steps = batches.batches_per_epoch // batches_per_update
+    if steps == 0:
+        raise InputError(
+            "--batch_size",
+            f"{batches.batch_size} x {batches.world_size} processes x update_freq "
+            f"{batches_per_update} is more than the {batches.n} training pairs",
+        )
+    return steps
+
+
+def fit(
+    run: Run,
+    update: Callable[[Iterator[Any]], dict[str, Tensor]],
+    validate: Callable[[], dict[str, float]],
+) -> None:
+    """Train, validate after every epoch, keep the last and the best state, resume.
+
+    Args:
+        run: the objects; a run that goes on is put back into them.
+        update: takes one update's batches from a loader's iterator and adds their gradients;
+            returns the loss and other figures, of this process.
+        validate: retrieval metrics of the model as it is, in percent; called in evaluation mode,
+            where there is a validation split.
+
+    Raises:
+        InputError: a checkpoint of another run; a training image that cannot be read, or a loss
+            that is not finite, when it is met.
+    """
+    config, output = run.config, Path(run.config.output_dir)
+    steps = steps_per_epoch(run.batches, run.batches_per_update)
+    total_steps = config.epochs * steps
+    step, first_epoch, skip_steps = 0, 0, 0
+    best: float | None = None
+    resumed_at: int | None = None
+    if config.auto_resume and (output / LAST).exists():
+        state = load_training_state(output / LAST)
+        check_same_settings(config, state.config, output / LAST)
+        restore(run, state, output / LAST)
+        step, first_epoch, skip_steps = state.step, state.epoch, state.step_in_epoch
+        best, resumed_at = state.best_metric, step
+        del state
+        if 0 < config.max_steps <= step:
+            print(f"{step} steps are done, --max_steps {config.max_steps}", file=sys.stderr)
+            return
+
+    def snapshot(epoch: int, step_in_epoch: int) -> None:
+        """Write everything a resumed run needs; all processes take part, the main one writes."""
+        generators = processes.gather_objects(rng_state(run.device))
+        if processes.is_main() and config.save_ckpt:
+            state = TrainingState(
+                model=run.model.state_dict(),
+                optimizer=run.optimizer.state_dict(),
+                step=step,
+                epoch=epoch,
+                step_in_epoch=step_in_epoch,
+                rng=generators,
+                config=as_plain(config),
+                scaler=run.scaler.state_dict(),
+                ema=run.ema.state_dict() if run.ema else None,
+                best_metric=best,
+            )
+            save_training_state(output / LAST, state)
+
+    with RunLog(
+        output, config.log_dir, config, run.argv, command=run.command, resumed_at=resumed_at
+    ) as log:
+        _announce(run, log, total_steps, resumed_at)
+        with log.progress(total_steps, "training", done=step) as progress:
+            for epoch in range(first_epoch, config.epochs):
+                run.model.train()
+                feed = _epoch_feed(run, epoch, skip_steps * run.batches_per_update)
+                for step_in_epoch in range(skip_steps, steps):
+                    started = time.perf_counter()
+                    figures = _one_update(run, update, feed, step)
+                    step += 1
+                    seconds = time.perf_counter() - started
+                    log.log(step, {"epoch": epoch, **figures, "seconds": seconds})
+                    progress.update(loss=figures["loss"])
+                    if config.save_every_steps and step % config.save_every_steps == 0:
+                        snapshot(epoch, step_in_epoch + 1)
+                    if step == config.max_steps:
+                        snapshot(epoch, step_in_epoch + 1)
+                        log.message(f"stopped after {step} steps, as --max_steps asks")
+                        return
+                skip_steps = 0
+                if len(run.data.val_rows):
+                    figures = _validated(run, validate)
+                    log.log(step, {"epoch": epoch, **figures}, kind="val")
+                    log.message(
+                        f"epoch {epoch}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items())
+                    )
+                    key = figures["R@1"] + 1e-3 * figures["mAP"]  # R@1, mAP where R@1 ties
+                    if best is None or key > best:
+                        best = key
+                        save_model(run, output / BEST, {"epoch": epoch, **figures})
+                if (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs:
+                    snapshot(epoch + 1, 0)
+        save_model(run, output / FINAL, {"epoch": config.epochs - 1})
+
+
+def _announce(run: Run, log: RunLog, total_steps: int, resumed_at: int | None) -> None:
+    pairs, train_rows, val_rows = run.data
+    if processes.is_main() and run.config.val_pairs:
+        write_split(run.config.output_dir, pairs, train_rows, val_rows)
+    log.message(
+        f"{len(train_rows)} training pairs, {len(val_rows)} for validation; {total_steps} steps"
+        + (f", going on after step {resumed_at}" if resumed_at is not None else "")
+    )
+    if total_steps < run.warmup_steps:
+        log.message(
+            f"the run ends within its warm-up of {run.warmup_steps} steps, at a rate of "
+            f"{run.rates[total_steps - 1]:.3g} instead of {run.config.lr:g}: lower --warmup_steps?"
+        )
+
+
+def _epoch_feed(run: Run, epoch: int, start_batch: int) -> Iterator[Any]:
+    """The batches of an epoch from ``start_batch`` on."""
+    twins_from = run.config.twin_batches_from
+    run.batches.epoch, run.batches.start_batch = epoch, start_batch
+    if twins_from is not None and epoch >= twins_from:
+        run.batches.videos = run.data.pairs.videos[run.data.train_rows]
+    return checked(run.loader)
+
+
+def _one_update(
+    run: Run,
+    update: Callable[[Iterator[Any]], dict[str, Tensor]],
+    feed: Iterator[Any],
+    step: int,
+) -> dict[str, float]:
+    """One update of the weights; its figures, over all processes.
+
+    Raises:
+        InputError: the training diverged: its settings are at fault, not this program.
+    """
+    config = run.config
+    set_lr(run.optimizer, run.rates[step])
+    found = update(feed)
+    processes.average_gradients(run.model.parameters())
+    figures = {name: processes.reduce_mean(value.detach()) for name, value in found.items()}
+    try:
+        norm = clip_and_step(
+            run.optimizer, loss=figures["loss"], step=step, max_norm=config.clip_grad,
+            scaler=run.scaler,
+        )  # fmt: skip
+    except FloatingPointError as error:
+        raise InputError(
+            "training", f"diverged at {error}",
+            todo=f"lower --lr (now {config.lr:g}), set --clip_grad (now "
+            f"{config.clip_grad or 'none'}), or take --dtype fp32 or bf16 (now {config.dtype})",
+        ) from error  # fmt: skip
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.ema is not None:
+        run.ema.update(run.model)
+    values = {name: float(value) for name, value in figures.items()}
+    return {**values, "lr": run.rates[step], "grad_norm": norm}
+
+
+def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    run.model.eval()
+    try:
+        with run.averaged():
+            return validate()
+    finally:
+        run.model.train()
+
+
+# --------------------------------------------------------------------------- saving and resuming
+
+
+def validation_retrieval(data: TrainingData) -> Retrieval:
+    """The validation split as queries, gallery and labels."""
+    return retrieval_of_pairs((data.pairs[int(i)] for i in data.val_rows), data.pairs.root)
+
+
+def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
+    """Metrics of a labelled retrieval in percent.
+
+    Args:
+        retrieval: with a gallery and labels.
+        scores: [queries, gallery].
+    """
+    assert retrieval.gallery is not None
+    assert retrieval.relevant is not None
+    queries = [query.query_id for query in retrieval.queries]
+    gallery = [image.gallery_id for image in retrieval.gallery]
+    return evaluate_scores(ScoreFile(scores, queries, gallery, {}), retrieval.relevant).mean()
+
+
+def check_same_settings(config: TrainingConfig, saved: Mapping[str, Any], path: Path) -> None:
+    """Refuse to continue a run under other settings.
+
+    Raises:
+        InputError: naming the settings that differ.
+    """
+    now = as_plain(config)
+    differing = [
+        f"{name} (was {saved.get(name)}, now {value})"
+        for name, value in now.items()
+        if name not in FREE_SETTINGS and saved.get(name) != value
+    ]
+    if differing:
+        raise InputError(
+            path,
+            f"belongs to a run with other settings: {', '.join(differing)}",
+            todo="take those settings, another --output_dir, or --no_auto_resume to overwrite it",
+        )
+
+
+def restore(run: Run, state: TrainingState, path: Path) -> None:
+    """Put a saved state back into the run's objects and generators.
+
+    Raises:
+        InputError: it was written by another number of processes, or its tensors do not fit.
+    """
+    if len(state.rng) != processes.world_size():
+        raise InputError(
+            path,
+            f"was written by {len(state.rng)} processes, this run has {processes.world_size()}",
+            todo="start as many, or begin anew with another --output_dir",
+        )
+    load_strict(run.model, state.model, path)
+    run.optimizer.load_state_dict(state.optimizer)
+    run.scaler.load_state_dict(state.scaler)
+    if run.ema is not None and state.ema is not None:
+        run.ema.load_state_dict(state.ema)
+    set_rng_state(state.rng[processes.rank()], run.device)
+
+
+def save_model(run: Run, path: Path, figures: Mapping[str, object]) -> None:
+    """Write weights in the released form (``model``); averaged ones where an average is kept."""
+    if not (processes.is_main() and run.config.save_ckpt):
+        return
+    facts = {key: str(value) for key, value in {**run.facts, **figures}.items()}
+    with run.averaged():
+        save_weights(path, run.model.state_dict(), facts)

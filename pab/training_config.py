@@ -1,0 +1,88 @@
+"""Settings that every fine-tuning recipe shares: data, optimization, run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pab.config import flag
+from pab.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a recipe's own settings are added to; defaults of a recipe replace these."""
+
+    # Data
+    data_path: str = flag("data/PAB", "root of the PAB data")
+    train_shards: str = flag("annotation/train/pair_*.json", "pattern of shards under data_path")
+    cache_dir: str | None = flag(None, "where the annotation index is kept (default: in data_path)")
+    val_pairs: int = flag(0, "pairs held out for validation, whole videos; 0 trains on all")
+    val_seed: int = flag(0, "seed of the choice of validation videos")
+    num_workers: int = flag(4, "loader processes; 0 loads in the training process")
+    twin_batches_from: int | None = flag(
+        None, "first epoch whose batches keep twins together as hard negatives; none is published"
+    )
+
+    # Optimization
+    batch_size: int = flag(64, "pairs a process and step")
+    epochs: int = flag(1, "passes over the data")
+    lr: float = flag(1e-5, "peak learning rate")
+    weight_decay: float = flag(0.0, "AdamW weight decay")
+    opt_betas: tuple[float, float] = flag((0.9, 0.999), "AdamW betas")
+    opt_eps: float = flag(1e-8, "AdamW eps")
+    clip_grad: float | None = flag(None, "largest gradient norm; none is not clipped (published)")
+    ema_decay: float | None = flag(None, "decay of an average of the weights; none keeps none")
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("bf16", "mixed precision; fp16 scales the loss")
+
+    # Run
+    device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
+    seed: int = flag(16, "seed of weights, order, views and every other draw")
+    output_dir: str = flag("output", "where checkpoints and the log go")
+    log_dir: str | None = flag(None, "where TensorBoard's files go; none writes none")
+    save_ckpt: bool = flag(True, "write checkpoints")
+    save_ckpt_freq: int = flag(1, "epochs between checkpoints")
+    save_every_steps: int = flag(0, "also write the resumable checkpoint every N updates; 0 is off")
+    auto_resume: bool = flag(True, "go on from output_dir's last checkpoint, if there is one")
+    max_steps: int = flag(0, "stop (resumable) when N updates are done; 0 runs to the end")
+
+    def check(self) -> None:
+        """Refuse values that make no sense alone or together.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        self.check_least(1, "batch_size", "epochs", "save_ckpt_freq")
+        self.check_least(
+            0, "val_pairs", "num_workers", "weight_decay", "save_every_steps", "max_steps", "seed",
+            "val_seed",
+        )  # fmt: skip
+        if not self.lr > 0:
+            raise InputError("--lr", f"must be above 0, found {self.lr}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InputError("--ema_decay", f"must lie in (0, 1), found {self.ema_decay}")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise InputError("--clip_grad", f"must be above 0, found {self.clip_grad}")
+
+    def check_least(self, least: int, *names: str) -> None:
+        """Refuse settings below a bound.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        bound = "must not be negative" if least == 0 else f"must be at least {least}"
+        for name in names:
+            if getattr(self, name) < least:
+                raise InputError(f"--{name}", f"{bound}, found {getattr(self, name)}")
+
+    def check_share(self, *names: str, below_one: bool = False) -> None:
+        """Refuse settings outside [0, 1], or [0, 1).
+
+        Raises:
+            InputError: naming the flag.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (below_one and value == 1):
+                bound = "[0, 1)" if below_one else "[0, 1]"
+                raise InputError(f"--{name}", f"must lie in {bound}, found {value}")

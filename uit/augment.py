@@ -1,0 +1,111 @@
+"""How UIT sees a training image: flip, two of ten operations, normalised, a rectangle erased.
+
+Source: the release (METHOD). The ten operations are those of RandAugment (Cubuk et al., arXiv
+1909.13719) as the vision-language models UIT builds on use it; erasing is that of Zhong et al.
+(arXiv 1708.04896). All run on torchvision's functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pab.images import recipe
+
+LEVELS = 10
+OPERATIONS_A_VIEW = 2
+OPERATION_PROB = 0.5  # of each drawn operation
+OUTSIDE = 128  # grey, where an operation looks beyond the image
+# At the highest level:
+ROTATE = 30.0  # degrees
+SHEAR = 0.3  # pixels a pixel, from the upper left corner
+TRANSLATE = 10  # pixels
+ENHANCE = 1.8  # times the level's share, + 0.1: the factor of brightness and sharpness
+# Of the erased rectangle, as its authors have it:
+ERASED_AREA = (0.02, 0.4)  # share of the image
+ERASED_RATIO = (0.3, 1 / 0.3)  # height over width
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strength of the random view.
+
+    Attributes:
+        flip_prob: of a mirrored image.
+        level: strength of the operations, 0 to :data:`LEVELS`; None leaves them out.
+        erasing_prob: of an erased rectangle.
+    """
+
+    flip_prob: float = 0.5
+    level: int | None = 7
+    erasing_prob: float = 0.6
+
+
+def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Image]]:
+    """The ten operations by name; each takes an image and a sign, +1 or -1."""
+    share = level / LEVELS
+    factor = ENHANCE * share + 0.1
+    shear = math.degrees(math.atan(SHEAR * share))
+    offset = round(TRANSLATE * share)
+
+    def move(
+        image: Image.Image, x: int = 0, y: int = 0, shear_x: float = 0.0, shear_y: float = 0.0
+    ) -> Image.Image:
+        return F.affine(
+            image, angle=0.0, translate=[x, y], scale=1.0, shear=[shear_x, shear_y],
+            interpolation=v2.InterpolationMode.BILINEAR, fill=[OUTSIDE] * 3, center=[0.0, 0.0],
+        )  # fmt: skip
+
+    def rotate(image: Image.Image, sign: float) -> Image.Image:
+        angle, bilinear = sign * ROTATE * share, v2.InterpolationMode.BILINEAR
+        return F.rotate(image, angle, interpolation=bilinear, fill=[OUTSIDE] * 3)
+
+    return {
+        "identity": lambda image, sign: image,
+        "auto_contrast": lambda image, sign: F.autocontrast(image),
+        "equalize": lambda image, sign: F.equalize(image),
+        "brightness": lambda image, sign: F.adjust_brightness(image, factor),
+        "sharpness": lambda image, sign: F.adjust_sharpness(image, factor),
+        "shear_x": lambda image, sign: move(image, shear_x=sign * shear),
+        "shear_y": lambda image, sign: move(image, shear_y=sign * shear),
+        "translate_x": lambda image, sign: move(image, x=int(sign * offset)),
+        "translate_y": lambda image, sign: move(image, y=int(sign * offset)),
+        "rotate": rotate,
+    }
+
+
+class TrainingView:
+    """Random view of a training image, normalised for UIT.
+
+    Draws come from torch's global generator: seed it to repeat a view.
+
+    Args:
+        size: side of the result, pixels.
+        augmentation: what may happen to the image.
+    """
+
+    def __init__(self, size: int, augmentation: Augmentation) -> None:
+        bicubic = v2.InterpolationMode.BICUBIC
+        self.resize = v2.Resize((size, size), interpolation=bicubic)
+        self.flip = v2.RandomHorizontalFlip(augmentation.flip_prob)
+        self.level = augmentation.level
+        self.normalise = recipe("uit", size).transform()  # the image has this size already
+        self.erase = v2.RandomErasing(augmentation.erasing_prob, ERASED_AREA, ERASED_RATIO)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB image -> float32 [3, size, size]."""
+        image = self.flip(self.resize(image))
+        if self.level is not None:
+            every = list(operations(self.level).values())
+            for i in torch.randint(len(every), (OPERATIONS_A_VIEW,)).tolist():
+                apply, sign = torch.rand(2).tolist()
+                if apply < OPERATION_PROB:
+                    image = every[i](image, 1.0 if sign < 0.5 else -1.0)
+        return self.erase(self.normalise(image))

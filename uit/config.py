@@ -1,0 +1,112 @@
+"""Settings of UIT's fine-tuning: every number of the recipe, with its unit and origin.
+
+The defaults are the recipe as released (METHOD); `configs/uit/paper.yaml` is the paper's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pab.config import flag
+from pab.errors import InputError
+from pab.training_config import TrainingConfig
+from uit.augment import LEVELS
+from uit.masking import WordMasking
+from uit.schedules import WARMUP_STEPS, Schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingConfig):
+    """Fine-tuning of UIT; each field is a flag of `python -m uit.run`."""
+
+    # Model
+    model: Literal["uit_base", "uit_mini", "uit_debug"] = flag("uit_base", "architecture")
+    task: Literal["cmp"] = flag("cmp", "the task, as the release names it")
+    input_size: int = flag(224, "side of the square input, pixels")
+    window: int = flag(7, "side of Swin's attention windows, tokens")
+    drop_path: float = flag(0.1, "stochastic depth of Swin's last block")
+    dropout: float = flag(0.1, "of BERT's embeddings, attention weights and branches")
+    proj_dropout: float = flag(0.5, "before the projections to the retrieval vectors")
+    temperature: float = flag(0.07, "what similarities are divided by at the start; learned")
+    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
+    max_words: int = flag(56, "words of a caption that are read")
+    max_text_length: int = flag(56, "token ids of a caption, both ends and padding included")
+
+    # Where the weights start
+    checkpoint: str = flag("", "a UIT or person-search checkpoint to start from")
+    swin: str = flag("", "Swin's weights to start from, in Microsoft's or timm's names")
+    bert: str = flag("", "BERT's weights to start from (a file, or a folder that holds one)")
+
+    # Losses
+    eda_weight: float = flag(0.8, "of ITC and ITM on the augmented caption; 0 leaves it out")
+    mlm_weight: float = flag(1.0, "of masked language modelling; 0 leaves it out")
+    # Released as 0.1356 x the sum over the batch of 84 images; here the loss is a mean over images.
+    mim_weight: float = flag(0.1356 * 84, "of masked image modelling; 0 leaves it out")
+    label_smoothing: float = flag(0.2, "of ITC's targets")
+
+    # What the masked losses hide
+    mlm_share: float = flag(WordMasking.share, "word pieces of a caption that are hidden, share")
+    mlm_most: int = flag(WordMasking.most, "word pieces of a caption that are hidden, at most")
+    ngram_share: float = flag(WordMasking.ngram_share, "how often a run of words is hidden")
+    ngram_words: int = flag(WordMasking.ngram_words, "words of such a run at most")
+    mim_block: int = flag(32, "side of a hidden block, pixels")
+    mim_ratio: float = flag(0.5, "share of blocks that are hidden")
+
+    # Augmentation
+    flip_prob: float = flag(0.5, "of a mirrored image")
+    augment_level: int | None = flag(7, f"strength of image operations, 0 to {LEVELS}; none: off")
+    erasing_prob: float = flag(0.6, "of an erased rectangle")
+    eda_share: float = flag(0.1, "words that the augmented caption changes, share")
+    synonyms: bool = flag(True, "let EDA use WordNet's synonyms; without: swaps and deletions only")
+    wordnet: str | None = flag(None, "folder of WordNet's files (default: NLTK's data)")
+
+    # Optimization
+    batch_size: int = flag(84, "pairs a process and step")
+    epochs: int = flag(30, "passes over the data (release 30, paper 22)")
+    lr: float = flag(1e-4, "peak learning rate (release 1e-4, paper 1e-5)")
+    schedule: Schedule = flag("step", "course of the rate (release step, paper cosine)")
+    warmup_steps: int = flag(WARMUP_STEPS, "steps of linear warm-up (step and linear)")
+    weight_decay: float = flag(0.01, "AdamW weight decay")
+    opt_betas: tuple[float, float] = flag((0.9, 0.98), "AdamW betas")
+
+    # Run
+    k_val: int = flag(16, "candidates a query that validation re-ranks")
+    output_dir: str = flag("output/uit", "where checkpoints and the log go")
+
+    def check(self) -> None:
+        """See :class:`TrainingConfig`.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        super().check()
+        self.check_least(
+            1, "input_size", "window", "max_words", "mlm_most", "mim_block", "k_val"
+        )  # fmt: skip
+        self.check_least(2, "ngram_words", "batch_size")  # a pair alone has no negative
+        self.check_least(3, "max_text_length")
+        self.check_least(0, "warmup_steps", "eda_weight", "mlm_weight", "mim_weight")
+        self.check_share(
+            "label_smoothing", "mlm_share", "ngram_share", "flip_prob", "erasing_prob", "eda_share",
+            "mim_ratio",
+        )  # fmt: skip
+        self.check_share("drop_path", "dropout", "proj_dropout", below_one=True)
+        if not self.temperature > 0:
+            raise InputError("--temperature", f"must be above 0, found {self.temperature}")
+        if self.augment_level is not None and not 0 <= self.augment_level <= LEVELS:
+            raise InputError(
+                "--augment_level", f"must lie in 0 to {LEVELS}, found {self.augment_level}"
+            )
+        if self.mim_weight and self.input_size % self.mim_block:
+            raise InputError(
+                "--mim_block",
+                f"{self.mim_block} px does not divide --input_size {self.input_size} px",
+            )
+        if self.checkpoint and (self.swin or self.bert):
+            raise InputError(
+                "--checkpoint", "contradicts --swin and --bert: it holds both",
+                todo="give the one or the others",
+            )  # fmt: skip
+        if self.wordnet and not self.synonyms:
+            raise InputError("--wordnet", "contradicts --no_synonyms")

@@ -1,0 +1,166 @@
+"""Easy data augmentation (EDA) of captions.
+
+Source: Wei and Zou, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text
+Classification Tasks" (arXiv 1901.11196). One of four operations, drawn at random: synonyms for some
+words, synonyms inserted, words swapped, words deleted. The result is lower-case letters and blanks.
+
+Synonyms come from WordNet through NLTK. Its data is not part of the package; where it is not
+installed, that is an error, unless synonyms are turned off: then words are swapped or deleted only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from pab.errors import InputError
+
+# Function words have no synonyms that would fit ("in" is an inch to WordNet, "he" is helium).
+_FUNCTION_WORDS = """
+    a about above after again against all am an and any are as at be because been before being
+    below between both but by can could did do does doing down during each few for from further had
+    has have having he her here hers herself him himself his how i if in into is it its itself just
+    me might more most must my myself no nor not now of off on once only or other our ours out over
+    own same shall she should so some such than that the their theirs them themselves then there
+    these they this those through to too under until up very was we were what when where which while
+    who whom why will with without would you your yours"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+GET_WORDNET = (
+    "get it with: python -m nltk.downloader wordnet (needs the internet; --wordnet DIR names a "
+    "folder of WordNet's files instead), or turn synonyms off with --no_synonyms"
+)
+
+
+class Synonyms(Protocol):
+    """Where synonyms come from."""
+
+    def of(self, word: str) -> list[str]:
+        """Other words or phrases for ``word``, lower-case letters and blanks, sorted."""
+
+
+class WordNet:
+    """Synonyms of WordNet: all lemmas of all meanings of a word.
+
+    Opens its files anew in each process that uses it: loader workers must not share a position in
+    an open file.
+
+    Args:
+        folder: WordNet's dictionary files; None takes NLTK's own data.
+
+    Raises:
+        InputError: the files are not there.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._folder = folder
+        self._process: int | None = os.getpid()
+        self._reader = self._open()
+        self._known: dict[str, list[str]] = {}
+
+    def _open(self) -> Any:
+        import nltk
+        from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+        try:
+            root = str(self._folder) if self._folder else nltk.data.find("corpora/wordnet")
+            reader = WordNetCorpusReader(root, None)
+            reader.synsets("person")
+        except (LookupError, OSError) as error:
+            # NLTK's own message for missing data is a page of text.
+            reason = f": {error}" if isinstance(error, OSError) else ""
+            raise InputError(
+                self._folder or "WordNet", f"its files cannot be read{reason}", todo=GET_WORDNET
+            ) from error
+        return reader
+
+    def of(self, word: str) -> list[str]:
+        """See :class:`Synonyms`."""
+        if self._process != os.getpid():
+            self._process, self._reader = os.getpid(), self._open()
+        if word not in self._known:
+            meanings = self._reader.synsets(word)
+            lemmas = {letters(lemma) for meaning in meanings for lemma in meaning.lemma_names()}
+            self._known[word] = sorted(lemmas - {word, ""})
+        return self._known[word]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_folder": self._folder, "_process": None, "_reader": None, "_known": {}}
+
+
+def letters(text: str) -> str:
+    """Lower case, letters a to z only, everything else a blank, single blanks, none at the ends.
+
+    Apostrophes vanish, so that "man's" stays one word.
+    """
+    return " ".join(re.sub(r"[^a-z]+", " ", re.sub("['’]", "", text.lower())).split())
+
+
+def augment(caption: str, share: float, synonyms: Synonyms | None, draw: Random) -> str:
+    """The caption after one operation drawn at random.
+
+    Args:
+        caption: any text.
+        share: of the words that are replaced, inserted or swapped (at least one), and the
+            probability that a word is deleted.
+        synonyms: None leaves the two operations out that need them.
+        draw: the source of chance.
+
+    Returns:
+        Lower-case letters and blanks; the caption as it is where it holds no letter.
+    """
+    words = letters(caption).split()
+    if not words:
+        return caption
+    count = max(1, int(share * len(words)))
+    operation = draw.randrange(4 if synonyms is not None else 2)
+    if operation == 0:
+        words = _swap(words, count, draw)
+    elif operation == 1:
+        words = [word for word in words if draw.random() >= share] or [draw.choice(words)]
+    elif operation == 2:
+        assert synonyms is not None
+        words = _replace(words, count, synonyms, draw)
+    else:
+        assert synonyms is not None
+        words = _insert(words, count, synonyms, draw)
+    return " ".join(words)
+
+
+def _swap(words: list[str], count: int, draw: Random) -> list[str]:
+    words = list(words)
+    if len(words) > 1:
+        for _ in range(count):
+            i, j = draw.sample(range(len(words)), 2)
+            words[i], words[j] = words[j], words[i]
+    return words
+
+
+def _with_synonyms(
+    words: list[str], count: int, synonyms: Synonyms, draw: Random
+) -> list[tuple[str, str]]:
+    """Up to ``count`` different content words that have synonyms, each with one of them."""
+    candidates = sorted(set(words) - FUNCTION_WORDS)
+    draw.shuffle(candidates)
+    found: list[tuple[str, str]] = []
+    for word in candidates:
+        others = synonyms.of(word)
+        if others:
+            found.append((word, draw.choice(others)))
+        if len(found) == count:
+            break
+    return found
+
+
+def _replace(words: list[str], count: int, synonyms: Synonyms, draw: Random) -> list[str]:
+    new = dict(_with_synonyms(words, count, synonyms, draw))
+    return [new.get(word, word) for word in words]
+
+
+def _insert(words: list[str], count: int, synonyms: Synonyms, draw: Random) -> list[str]:
+    words = list(words)
+    for _, synonym in _with_synonyms(words, count, synonyms, draw):
+        words.insert(draw.randrange(len(words) + 1), synonym)
+    return words

@@ -1,0 +1,151 @@
+"""Where UIT's weights come from: a whole checkpoint, or Swin and BERT apart.
+
+Every key map is here: Microsoft's and timm's names of Swin, Hugging Face's names of BERT, the
+released UIT and person-search checkpoints. Loading ends strict; what may start anew is named.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
+from pab.errors import InputError
+from uit.model import Uit, adapt_state
+
+BIAS_TABLE = ".relative_position_bias_table"
+# Follow from the sizes: the model's own are right, whatever the checkpoint's window was.
+DERIVED = ("*.relative_position_index", "*.attn_mask")
+# What a person-search checkpoint may lack or have in another shape; the towers it must have.
+HEADS = (
+    "vision_proj.*", "text_proj.*", "itm_head.*", "simmim.*", "text_encoder.cls.*", "temp",
+)  # fmt: skip
+BERT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of Hugging Face's
+# Old BERT checkpoints call a norm's weight and bias so.
+OLD_NORM = {".gamma": ".weight", ".beta": ".bias"}
+BERT_UNUSED = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|.*\.position_ids$")
+
+
+def load_uit(model: Uit, path: str | Path, *, start: bool = False) -> LoadReport:
+    """Read a UIT checkpoint, its bias tables resized to the model's windows.
+
+    Args:
+        path: as released (``model`` with doubled tensors), or this project's own.
+        start: to start training from: heads that are missing or of another shape begin anew, and
+            tensors the model has no place for are left out (a person-search checkpoint).
+
+    Raises:
+        InputError: no checkpoint, or its tensors do not fit.
+    """
+    state = adapt_state(model_state(read_checkpoint(path), path), path)
+    state = resize_bias_tables(state, model)
+    if not start:
+        return load_strict(model, state, path, ignore=DERIVED)
+    own = model.state_dict()
+    reshaped = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
+    heads = tuple(pattern.removesuffix("*") for pattern in HEADS)
+    for name in [name for name in reshaped if name.startswith(heads)]:
+        del state[name]
+    return load_strict(
+        model, state, path, ignore=DERIVED, allow_missing=HEADS, allow_unexpected=("*",)
+    )
+
+
+def load_swin(model: Uit, path: str | Path) -> LoadReport:
+    """Read Swin's weights, in Microsoft's or timm's names, into the image encoder.
+
+    Raises:
+        InputError: no checkpoint, or its tensors do not fit.
+    """
+    state = model_state(read_checkpoint(path), path)
+    state = {n: t for n, t in state.items() if not n.startswith("head.")}
+    if "layers.0.downsample.reduction.weight" not in state:
+        state = {_stage_before(name): tensor for name, tensor in state.items()}  # timm's
+    prefix = "vision_encoder."
+    state = resize_bias_tables({prefix + name: t for name, t in state.items()}, model)
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return load_strict(model.vision_encoder, state, path, ignore=DERIVED)
+
+
+def load_bert(model: Uit, path: str | Path) -> LoadReport:
+    """Read BERT's weights, in Hugging Face's names, into the text tower and the cross encoder.
+
+    The cross attention has no counterpart there and stays as it began.
+
+    Args:
+        path: a file, or a folder that holds one of :data:`BERT_FILES`.
+
+    Raises:
+        InputError: no checkpoint, or its tensors do not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in BERT_FILES if (path / name).is_file()]
+        if not found:
+            raise InputError(path, f"expected BERT's weights in it ({' or '.join(BERT_FILES)})")
+        path = found[0]
+    state = model_state(read_checkpoint(path), path)
+    if not any(name.startswith("bert.") for name in state):  # a BERT without its language head
+        state = {f"bert.{name}": tensor for name, tensor in state.items()}
+    renamed = {}
+    for name, tensor in state.items():
+        if BERT_UNUSED.match(name):
+            continue
+        ending = next((old for old in OLD_NORM if name.endswith(old)), "")
+        renamed[name.removesuffix(ending) + OLD_NORM.get(ending, "")] = tensor
+    prefix = "text_encoder."
+    state = adapt_state({prefix + name: tensor for name, tensor in renamed.items()}, path)
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return load_strict(
+        model.text_encoder, state, path, allow_missing=("*.crossattention.*", "cls.*")
+    )
+
+
+def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
+    """Read whatever a recipe starts from; empty paths leave the random weights.
+
+    Says on stderr which parts begin anew.
+
+    Raises:
+        InputError: see the functions for each kind.
+    """
+    for path, load in (
+        (checkpoint, lambda m, p: load_uit(m, p, start=True)), (swin, load_swin), (bert, load_bert)
+    ):  # fmt: skip
+        if path:
+            report = load(model, path)
+            for what, names in (("begin anew", report.missing), ("left out", report.unexpected)):
+                if names:
+                    groups = sorted({".".join(name.split(".")[:2]) for name in names})
+                    print(f"{path}: {what}: {', '.join(groups)}", file=sys.stderr)
+
+
+def resize_bias_tables(state: Mapping[str, Tensor], model: Uit) -> dict[str, Tensor]:
+    """Relative position tables resized, bicubic, where the model's windows are of another size.
+
+    As Swin's authors do when they fine-tune with larger windows. Tables of other heads are left,
+    so that strict loading names them.
+    """
+    own, resized = model.state_dict(), dict(state)
+    for name, table in state.items():
+        if not name.endswith(BIAS_TABLE) or name not in own or table.ndim != 2:
+            continue
+        rows, heads = own[name].shape
+        old, new = round(len(table) ** 0.5), round(rows**0.5)
+        if old != new and old**2 == len(table) and heads == table.shape[1]:
+            square = table.float().T.reshape(1, heads, old, old)
+            larger = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
+            resized[name] = larger.reshape(heads, rows).T.contiguous().to(table.dtype)
+    return resized
+
+
+def _stage_before(name: str) -> str:
+    """timm keeps the merging of patches with the stage after it, Microsoft with the one before."""
+    return re.sub(
+        r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name
+    )

@@ -13,7 +13,7 @@ from pab.errors import InputError
 from pab.training_config import TrainingConfig
 from uit.augment import LEVELS
 from uit.masking import WordMasking
-from uit.schedules import WARMUP_STEPS, Schedule
+from uit.schedules import WARMUP_STEPS
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class TrainConfig(TrainingConfig):
     batch_size: int = flag(84, "pairs a process and step")
     epochs: int = flag(30, "passes over the data (release 30, paper 22)")
     lr: float = flag(1e-4, "peak learning rate (release 1e-4, paper 1e-5)")
-    schedule: Schedule = flag("step", "course of the rate (release step, paper cosine)")
+    schedule: Literal["step", "linear", "cosine"] = flag(
+        "step", "course of the rate (release step, paper cosine)"
+    )
     warmup_steps: int = flag(WARMUP_STEPS, "steps of linear warm-up (step and linear)")
     weight_decay: float = flag(0.01, "AdamW weight decay")
     opt_betas: tuple[float, float] = flag((0.9, 0.98), "AdamW betas")

@@ -159,7 +159,7 @@ class Uit(nn.Module):
         return x * (1 - mask) + self.simmim.encoder.mask_token * mask
 
     def restore(self, tokens: Tensor) -> Tensor:
-        """Patch tokens of the last stage [B, M, C] -> pixels as the decoder sees them, [B, 3, S, S]."""
+        """Patch tokens of the last stage [B, M, C] -> pixels, as decoded, [B, 3, S, S]."""
         side = self.config.swin.grids[-1]
         return self.simmim.decoder(tokens.transpose(1, 2).reshape(len(tokens), -1, side, side))
 

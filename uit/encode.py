@@ -1,0 +1,167 @@
+"""Images and captions to what UIT compares: image tokens and vectors, caption vectors.
+
+Shape letters: `G` images, `Q` captions, `M` image tokens (the mean token included), `C` their
+width, `E` width of the retrieval vectors.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pab.annotations import GalleryImage
+from pab.checkpoints import model_state, read_checkpoint
+from pab.devices import autocast
+from pab.errors import InputError
+from pab.images import image_loader, recipe
+from uit.model import Uit, UitConfig, model_config
+from uit.start import load_uit
+from uit.tokenizer import Tokenizer
+
+WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
+
+
+class GalleryFeatures(NamedTuple):
+    """What is kept of a gallery.
+
+    Attributes:
+        tokens: [G, M, C], memory-mapped from a file that has no name any more.
+        vectors: float32 [G, E].
+    """
+
+    tokens: Tensor
+    vectors: Tensor
+
+
+def load_model(
+    name: str, input_size: int, window: int, checkpoint: str, tokenizer: Tokenizer
+) -> Uit:
+    """A fine-tuned model, ready to score, on the CPU.
+
+    Args:
+        name: architecture, such as ``uit_base``.
+        input_size: side of the square input, pixels.
+        window: side of Swin's attention windows, tokens.
+        checkpoint: released or own weights.
+        tokenizer: must have as many pieces as the checkpoint has word vectors.
+
+    Raises:
+        InputError: unknown name, unreadable checkpoint, tensors or vocabulary that do not fit.
+    """
+    sizes = model_config(name, input_size, window)
+    state = model_state(read_checkpoint(checkpoint), checkpoint)
+    words = state.get(WORD_TABLE)
+    if words is not None and len(words) != tokenizer.vocab_size:
+        raise InputError(
+            tokenizer.path,
+            f"has {tokenizer.vocab_size} pieces, {checkpoint} {len(words)} word vectors",
+            todo="give the vocabulary the checkpoint was trained with",
+        )
+    model = Uit(with_vocabulary(sizes, tokenizer))
+    load_uit(model, checkpoint)
+    return model.eval()
+
+
+def with_vocabulary(sizes: UitConfig, tokenizer: Tokenizer) -> UitConfig:
+    """Sizes for a tokenizer's vocabulary.
+
+    Raises:
+        InputError: captions may be longer than the model has positions for.
+    """
+    if tokenizer.max_length > sizes.bert.positions:
+        raise InputError(
+            "--max_text_length",
+            f"the model has {sizes.bert.positions} text positions, found {tokenizer.max_length}",
+        )
+    return replace(sizes, bert=replace(sizes.bert, vocab_size=tokenizer.vocab_size))
+
+
+@torch.inference_mode()
+def encode_gallery(
+    model: Uit,
+    images: Sequence[GalleryImage],
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype = torch.float32,
+    cache_dir: str | Path | None = None,
+) -> GalleryFeatures:
+    """Tokens and vectors of a gallery; one batch of images is in memory at a time.
+
+    Args:
+        images: the gallery.
+        batch_size: images at a time.
+        num_workers: loader processes.
+        device: where the model is.
+        dtype: number format of matrix products.
+        cache_dtype: number format of the kept tokens.
+        cache_dir: folder of the file they are kept in, which vanishes with the process; None takes
+            the system's temporary folder.
+
+    Raises:
+        InputError: the file cannot be made.
+    """
+    swin = model.config.swin
+    shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
+    tokens = _mapped(shape, cache_dtype, cache_dir)
+    vectors = torch.empty(len(images), model.config.embed_dim)
+    loader = image_loader(
+        list(images),
+        recipe("uit", swin.image_size).transform(),
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    weights = model.vision_encoder.norm.weight.dtype
+    for pixels, positions in loader:
+        with autocast(device, dtype):
+            found = model.vision_encoder(pixels.to(device, weights))
+            vectors[positions] = model.image_vector(found).cpu()
+        tokens[positions] = found.to(cache_dtype).cpu()
+    return GalleryFeatures(tokens, vectors)
+
+
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
+    """A tensor in a file that is already removed: it lives as long as the tensor."""
+    size = 1
+    for side in shape:
+        size *= side
+    try:
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".uit-features-") as file:
+            file.truncate(size * dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            folder or tempfile.gettempdir(), f"cannot hold the gallery's features: {error}",
+            todo="name another folder with --cache_dir",
+        ) from error  # fmt: skip
+
+
+@torch.inference_mode()
+def encode_captions(
+    model: Uit,
+    tokenizer: Tokenizer,
+    rows: Sequence[list[int]],
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Vectors of captions, float32 [Q, E]; each is padded to the recipe's length, as published."""
+    vectors = torch.empty(len(rows), model.config.embed_dim)
+    for start in range(0, len(rows), batch_size):
+        ids, mask = tokenizer.pad_rows(list(rows[start : start + batch_size]), tokenizer.max_length)
+        ids, mask = ids.to(device), mask.to(device)
+        with autocast(device, dtype):
+            text = model.text_encoder.encode_text(ids, mask)
+            vectors[start : start + batch_size] = model.text_vector(text).cpu()
+    return vectors

@@ -1,0 +1,125 @@
+"""Candidates of each query, scored by the cross encoder.
+
+The scores are those of the plain way (for each query: gather its candidates, repeat the text, run
+every layer on every token), with what pairs have in common computed once: an image's keys and
+values for all queries of a group, a text's own attention in the first fusion layer for all its
+candidates, in the last layer only [CLS]. Queries of like length share a pass, so that nearly
+nothing is padding. `benchmarks/uit_rerank.py` says what each of these gains.
+
+Shape letters: `Q` queries, `G` gallery, `K` candidates a query, `M` image tokens, `C` their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pab.devices import autocast
+from pab.errors import InputError
+from pab.ranking import top_k
+from uit.model import Uit
+from uit.tokenizer import Tokenizer
+
+IMAGES_A_GROUP = 512  # whose keys and values are held at a time (2 MB each at full size, fp32)
+PAIRS_A_PASS = 128
+
+
+def choose_candidates(scores: Tensor, k: int) -> Tensor:
+    """The k best images of each query, int64 [Q, K], ties to the smaller id.
+
+    Raises:
+        InputError: k is larger than the gallery.
+    """
+    if k > scores.shape[1]:
+        raise InputError("--k_test", f"{k} candidates of a gallery of {scores.shape[1]} images")
+    return top_k(scores, k)
+
+
+def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
+    """The whole score matrix: candidates' logits, all else just below the row's smallest.
+
+    Args:
+        match: float32 [Q, K].
+        candidates: int64 [Q, K].
+        gallery: G.
+
+    Returns:
+        float32 [Q, G]; images that were no candidates have the next smaller float32 (METHOD).
+    """
+    below = torch.nextafter(match.amin(dim=1, keepdim=True), torch.tensor(-torch.inf))
+    return below.expand(-1, gallery).contiguous().scatter_(1, candidates, match)
+
+
+@torch.inference_mode()
+def match_scores(
+    model: Uit,
+    tokenizer: Tokenizer,
+    rows: Sequence[list[int]],
+    tokens: Tensor,
+    candidates: Tensor,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The match logit (index 1) of every candidate.
+
+    Args:
+        rows: ids of Q captions.
+        tokens: of the gallery, [G, M, C], may be memory-mapped.
+        candidates: int64 [Q, K], positions in the gallery.
+
+    Returns:
+        float32 [Q, K].
+    """
+    bert = model.text_encoder
+    weights = model.temp.dtype
+    scores = torch.empty(candidates.shape, dtype=torch.float32)
+    k = candidates.shape[1]
+    for group in _groups([len(row) for row in rows], candidates.numpy()):
+        used, place = np.unique(candidates[group].numpy(), return_inverse=True)
+        images = torch.from_numpy(place.reshape(len(group), k))
+        with autocast(device, dtype):
+            memory = bert.image_memory(tokens[torch.from_numpy(used)].to(device, weights))
+        queries_a_pass = max(1, PAIRS_A_PASS // k)
+        for start in range(0, len(group), queries_a_pass):
+            part = group[start : start + queries_a_pass]
+            ids, mask = (t.to(device) for t in tokenizer.pad_rows([rows[q] for q in part]))
+            of_part = images[start : start + queries_a_pass].to(device)
+            with autocast(device, dtype):
+                text = bert.encode_text(ids, mask)
+                logits = [
+                    _logits(model, text, mask, memory, columns)
+                    for columns in of_part.split(max(1, PAIRS_A_PASS // len(part)), dim=1)
+                ]
+            scores[part] = torch.cat(logits, dim=1).float().cpu()
+    return scores
+
+
+def _logits(
+    model: Uit, text: Tensor, mask: Tensor, memory: list[tuple[Tensor, Tensor]], images: Tensor
+) -> Tensor:
+    """Match logits of texts [T, N, D] with images [T, K] of the memory -> [T, K]."""
+    count, k = images.shape
+    rows = torch.arange(count, device=images.device).repeat_interleave(k)
+    pairs = model.text_encoder.fuse_pairs(text, mask, memory, rows, images.flatten())
+    first = torch.zeros(len(rows), 1, dtype=torch.int64, device=images.device)
+    fused = model.text_encoder.fused_at(pairs, first)[:, 0]
+    return model.match_logits(fused)[:, 1].view(count, k)
+
+
+def _groups(lengths: Sequence[int], candidates: np.ndarray) -> Iterator[list[int]]:
+    """Queries by length, cut where their candidates together pass :data:`IMAGES_A_GROUP`."""
+    group: list[int] = []
+    used: set[int] = set()
+    for query in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        wanted = set(candidates[query].tolist())
+        if group and len(used | wanted) > IMAGES_A_GROUP:
+            yield group
+            group, used = [], set()
+        group.append(query)
+        used |= wanted
+    if group:
+        yield group

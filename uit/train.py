@@ -1,0 +1,208 @@
+"""Fine-tune UIT: data, model, loop, in this order. Started by `python -m uit.run`.
+
+Several GPUs: the processes that `uit.run` starts through torchrun. A run that is started again with
+the same command goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pab import processes
+from pab.config import config_from_args
+from pab.devices import autocast, dtype_of, make_scaler, pick_device, seed_everything
+from pab.errors import InputError, run_cli
+from pab.optim import Ema, make_adamw, parameter_groups
+from pab.sampling import EpochBatches
+from pab.training import (
+    Run,
+    fit,
+    open_training_data,
+    retrieval_metrics,
+    steps_per_epoch,
+    training_loader,
+    validation_retrieval,
+)
+from uit.augment import Augmentation, TrainingView
+from uit.config import TrainConfig
+from uit.data import Collate, TextDraws, UitDataset
+from uit.eda import WordNet
+from uit.encode import encode_captions, encode_gallery, with_vocabulary
+from uit.masking import WordMasking
+from uit.model import Uit, model_config
+from uit.objective import LossWeights, UitBatch, uit_losses
+from uit.rerank import choose_candidates, fill, match_scores
+from uit.schedules import COSINE_WARMUP_SHARE, multiplier
+from uit.start import start_weights
+from uit.tokenizer import Tokenizer
+
+
+def train(config: TrainConfig, argv: list[str]) -> None:
+    """Run the whole recipe.
+
+    Raises:
+        InputError: bad settings, data or checkpoint, before anything is written; a training image
+            that cannot be read, or a loss that is not finite, when it is met.
+    """
+    # ---- Data
+    device = pick_device(config.device)
+    dtype = dtype_of(config.dtype)
+    autocast(device, dtype)  # refuses a format this device cannot train in
+    processes.init_processes(device)
+    rank, world = processes.rank(), processes.world_size()
+    tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
+    draws = text_draws(config)
+    data = open_training_data(config)
+    augmentation = Augmentation(config.flip_prob, config.augment_level, config.erasing_prob)
+    view = TrainingView(config.input_size, augmentation)
+    dataset = UitDataset(data.pairs, data.train_rows, view, tokenizer, draws, config.seed)
+    batches = EpochBatches(len(dataset), config.batch_size, config.seed, rank, world)
+    total_steps = config.epochs * steps_per_epoch(batches)
+    blocks = config.input_size // config.mim_block if config.mim_weight else 0
+    collate = Collate(tokenizer, config.mlm_most, blocks, config.mim_ratio)
+
+    # ---- Model and optimizer
+    seed_everything(config.seed)  # the same first weights everywhere ...
+    model = build_model(config, tokenizer).to(device)
+    seed_everything(config.seed, rank + 1)  # ... and other dropout draws in every process
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=config.weight_decay,
+        no_decay=model.no_weight_decay,
+        lr_scale_of=model.rate_scale,
+    )
+    # A run shorter than its warm-up sees the beginning of it.
+    at = multiplier(config.schedule, max(total_steps, config.warmup_steps), config.warmup_steps)
+    warmup = config.warmup_steps
+    if config.schedule == "cosine":
+        at = multiplier("cosine", total_steps)
+        warmup = int(COSINE_WARMUP_SHARE * total_steps)
+    scaler = make_scaler(device, dtype)
+    weights = LossWeights(
+        config.eda_weight, config.mlm_weight, config.mim_weight, config.label_smoothing
+    )
+
+    # ---- Loop
+    def update(feed: Iterator[UitBatch]) -> dict[str, Tensor]:
+        batch = UitBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
+        with autocast(device, dtype):
+            losses = uit_losses(model, batch, weights)
+        scaler.scale(losses["loss"]).backward()
+        return {**losses, "temperature": model.temp}
+
+    def validate() -> dict[str, float]:
+        return validation_metrics(model, tokenizer, data, config, device, dtype)
+
+    fit(
+        Run(
+            config=config,
+            command="python -m uit.run",
+            argv=argv,
+            device=device,
+            data=data,
+            batches=batches,
+            loader=training_loader(dataset, batches, collate, config, device),
+            model=model,
+            optimizer=make_adamw(groups, config.opt_betas, config.opt_eps),
+            scaler=scaler,
+            rates=[config.lr * at(step) for step in range(max(total_steps, 1))],
+            warmup_steps=warmup,
+            facts={"architecture": config.model, "input_size": config.input_size},
+            ema=Ema(model, config.ema_decay, warmup=True) if config.ema_decay is not None else None,
+        ),
+        update,
+        validate,
+    )
+
+
+def text_draws(config: TrainConfig) -> TextDraws:
+    """What is drawn for a caption.
+
+    Raises:
+        InputError: WordNet is wanted and not there.
+    """
+    masking = WordMasking(
+        config.mlm_share, config.mlm_most, config.ngram_share, config.ngram_words
+    )
+    return TextDraws(
+        eda_share=config.eda_share if config.eda_weight else None,
+        synonyms=WordNet(config.wordnet) if config.eda_weight and config.synonyms else None,
+        masking=masking if config.mlm_weight else None,
+    )
+
+
+def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Uit:
+    """The model with the weights the recipe starts from.
+
+    Raises:
+        InputError: sizes, vocabulary or checkpoint that do not fit.
+    """
+    sizes = with_vocabulary(
+        model_config(config.model, config.input_size, config.window), tokenizer
+    )
+    stride = config.input_size // sizes.swin.grids[0]
+    if config.mim_weight and config.mim_block % stride:
+        raise InputError(
+            "--mim_block", f"{config.mim_block} px is no multiple of a patch, {stride} px"
+        )
+    model = Uit(
+        replace(
+            sizes,
+            swin=replace(sizes.swin, drop_path=config.drop_path),
+            bert=replace(sizes.bert, dropout=config.dropout),
+            temperature=config.temperature,
+            proj_dropout=config.proj_dropout,
+        )
+    )
+    start_weights(model, checkpoint=config.checkpoint, swin=config.swin, bert=config.bert)
+    return model
+
+
+def validation_metrics(
+    model: Uit,
+    tokenizer: Tokenizer,
+    data: Any,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Metrics on the validation split, in percent: ITC's, and those of its re-ranked candidates."""
+    retrieval = validation_retrieval(data)
+    assert retrieval.gallery is not None
+    rows = [tokenizer.encode(query.caption) for query in retrieval.queries]
+    on: dict[str, Any] = {"device": device, "dtype": dtype}
+    features = encode_gallery(
+        model, retrieval.gallery, batch_size=config.batch_size, num_workers=config.num_workers, **on
+    )
+    texts = encode_captions(model, tokenizer, rows, batch_size=config.batch_size, **on)
+    itc = texts @ features.vectors.T
+    candidates = choose_candidates(itc, min(config.k_val, itc.shape[1]))
+    match = match_scores(model, tokenizer, rows, features.tokens, candidates, **on)
+    figures = retrieval_metrics(retrieval, fill(match, candidates, itc.shape[1]))
+    itc_figures = retrieval_metrics(retrieval, itc)
+    return {**figures, **{f"itc {name}": value for name, value in itc_figures.items()}}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and train."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, _ = config_from_args(
+        TrainConfig,
+        argv,
+        prog="python -m uit.train",
+        description="Fine-tune UIT in this process; python -m uit.run starts several.",
+    )
+    try:
+        train(config, argv)
+    finally:
+        processes.close()
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
-from pab.scoring import ScoringConfig, finish, prepare
+from pab.scoring import ScoringConfig, finish, prepare, score_file_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def infer(config: InferConfig) -> None:
     )
     captions = [query.caption for query in job.retrieval.queries]
     texts = encode_captions(model, tokenizer, captions, **options)
-    finish(
+    score_file = score_file_of(
         config,
         job,
         texts @ images.T,  # cosine similarity, [queries, gallery]
@@ -65,6 +65,7 @@ def infer(config: InferConfig) -> None:
         checkpoint=config.checkpoint,
         checkpoint_sha256=checkpoint_hash(config.checkpoint),
     )
+    finish(config, job, score_file)
 
 
 def main(argv: list[str] | None = None) -> None:

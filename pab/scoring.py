@@ -77,6 +77,16 @@ class ScoringJob:
     order: list[str]
     data_sha256: str
 
+    @property
+    def query_ids(self) -> list[str]:
+        """Ids of the queries, in the order of the matrix's rows."""
+        return [query.query_id for query in self.retrieval.queries]
+
+    @property
+    def gallery_ids(self) -> list[str]:
+        """Ids of the images, in the order of the matrix's columns."""
+        return [image.gallery_id for image in self.gallery]
+
 
 def prepare(config: ScoringConfig) -> ScoringJob:
     """Read and check everything a run needs but its model.
@@ -143,7 +153,7 @@ def _check_outputs(config: ScoringConfig) -> None:
         )  # fmt: skip
 
 
-def finish(
+def score_file_of(
     config: ScoringConfig,
     job: ScoringJob,
     scores: Tensor,
@@ -152,30 +162,28 @@ def finish(
     checkpoint: str,
     checkpoint_sha256: str,
     **more: Any,
-) -> None:
-    """Write the score file and the ranked list; print metrics where there are labels.
+) -> ScoreFile:
+    """A matrix with the job's ids, and in ``meta`` what it was made with.
 
     Args:
         config: the run's settings.
         job: its checked inputs.
-        scores: float32 [queries, gallery], rows as ``job.retrieval.queries``, columns as
-            ``job.gallery``.
-        model: name of the architecture, for the score file's ``meta``.
+        scores: float32 [queries, gallery], rows as ``job.query_ids``, columns as
+            ``job.gallery_ids``.
+        model: name of the architecture.
         checkpoint: the weights' file.
         checkpoint_sha256: its hash.
         more: anything else ``meta`` should say.
 
     Raises:
-        InputError: a score is NaN or infinite (nothing is written), or a file cannot be written.
+        InputError: a score is NaN or infinite.
     """
-    ids = [query.query_id for query in job.retrieval.queries]
-    names = [image.gallery_id for image in job.gallery]
     if not bool(torch.isfinite(scores).all()):
         bad = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
         raise InputError(
             checkpoint,
             "the model's scores are not finite",
-            item=f"query {ids[bad]!r}",
+            item=f"query {job.query_ids[bad]!r}",
             todo="check the checkpoint, or score with --dtype fp32",
         )
     meta = {
@@ -187,7 +195,16 @@ def finish(
         "project_version": __version__,
         **more,
     }
-    score_file = ScoreFile(scores.float().contiguous(), ids, names, meta)
+    return ScoreFile(scores.float().contiguous(), job.query_ids, job.gallery_ids, meta)
+
+
+def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> None:
+    """Write the score file and the ranked list; print metrics where there are labels.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    ids, names = score_file.query_ids, score_file.gallery_ids
     ranked = dict(zip(ids, ranked_names(score_file.scores, names, config.top_k), strict=True))
     if config.save_score:
         save_scores(config.save_score, score_file)

@@ -32,7 +32,7 @@ class UitSample(NamedTuple):
 
     Attributes:
         image: [3, S, S].
-        index: of the pair in the training set; its identity, for every pair has its own.
+        pair: number of the pair in the training set; its identity, for every pair has its own.
         ids, augmented, hidden: the caption's ids, those of its augmented version, and its ids with
             pieces hidden.
         chosen: positions of the hidden pieces.
@@ -40,7 +40,7 @@ class UitSample(NamedTuple):
     """
 
     image: Tensor
-    index: int
+    pair: int
     ids: list[int]
     augmented: list[int]
     hidden: list[int]
@@ -149,7 +149,7 @@ class Collate:
             blocks = hide_blocks(self.blocks, self.block_ratio, Random(rows[0].block_seed))
         return UitBatch(
             image=torch.stack([row.image for row in rows]),
-            identity=torch.tensor([row.index for row in rows]),
+            identity=torch.tensor([row.pair for row in rows]),
             text_ids=text_ids,
             text_mask=text_mask,
             masked_ids=masked_ids,

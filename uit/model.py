@@ -58,10 +58,10 @@ MODELS = {
     "uit_base": UitConfig(),  # the published sizes
     "uit_mini": UitConfig(
         SwinConfig(
-            image_size=64, embed_dim=48, depths=(2, 2, 4), heads=(2, 4, 8), window=4, drop_path=0.0
+            image_size=64, embed_dim=48, depths=(2, 2, 3), heads=(2, 4, 8), window=4, drop_path=0.0
         ),
         BertConfig(
-            width=128, layers=6, fusion_layer=3, heads=4, ffn_dim=384, positions=64, types=1,
+            width=128, layers=6, fusion_layer=3, heads=4, ffn_dim=320, positions=80, types=1,
             image_width=192, dropout=0.0,
         ),
         embed_dim=128,

@@ -127,9 +127,7 @@ def text_draws(config: TrainConfig) -> TextDraws:
     Raises:
         InputError: WordNet is wanted and not there.
     """
-    masking = WordMasking(
-        config.mlm_share, config.mlm_most, config.ngram_share, config.ngram_words
-    )
+    masking = WordMasking(config.mlm_share, config.mlm_most, config.ngram_share, config.ngram_words)
     return TextDraws(
         eda_share=config.eda_share if config.eda_weight else None,
         synonyms=WordNet(config.wordnet) if config.eda_weight and config.synonyms else None,
@@ -143,9 +141,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Uit:
     Raises:
         InputError: sizes, vocabulary or checkpoint that do not fit.
     """
-    sizes = with_vocabulary(
-        model_config(config.model, config.input_size, config.window), tokenizer
-    )
+    sizes = with_vocabulary(model_config(config.model, config.input_size, config.window), tokenizer)
     stride = config.input_size // sizes.swin.grids[0]
     if config.mim_weight and config.mim_block % stride:
         raise InputError(

@@ -40,9 +40,9 @@ def train_tokenizer(captions: Iterable[str], folder: Path, pieces: int) -> Path:
             show_progress=False,
         ),
     )  # fmt: skip
-    vocabulary = tokenizer.get_vocab()
     path = folder / VOCABULARY
-    write_text(path, "".join(f"{piece}\n" for piece in sorted(vocabulary, key=vocabulary.get)))
+    by_id = sorted((i, piece) for piece, i in tokenizer.get_vocab().items())
+    write_text(path, "".join(f"{piece}\n" for _, piece in by_id))
     return path
 
 

@@ -1,0 +1,140 @@
+"""Score a gallery with UIT: `python -m uit.infer` writes a score file and a ranked list.
+
+Each query's candidates come from a score file (`--candidates`, LHP's as published) or from UIT's
+own ITC similarity; the cross encoder scores them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pab.config import config_from_args, flag
+from pab.errors import InputError, run_cli
+from pab.scores import ScoreFile, align, load_scores, save_scores
+from pab.scoring import ScoringConfig, ScoringJob, finish, prepare, score_file_of
+
+
+@dataclass(frozen=True)
+class InferConfig(ScoringConfig):
+    """Scoring with UIT; each field is a flag of `python -m uit.infer`."""
+
+    model: Literal["uit_base", "uit_mini", "uit_debug"] = flag("uit_base", "architecture")
+    input_size: int = flag(224, "side of the square input, pixels")
+    window: int = flag(7, "side of Swin's attention windows, tokens")
+    checkpoint: str = flag("checkpoints/uit/uit.pth", "fine-tuned weights")
+    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
+    max_words: int = flag(56, "words of a caption that are read")
+    max_text_length: int = flag(56, "token ids of a caption, both ends and padding included")
+    candidates: str | None = flag(None, "score file that chooses candidates (none: UIT's own ITC)")
+    k_test: int = flag(128, "candidates a query that the cross encoder scores")
+    save_itc: str | None = flag(None, "score file of the ITC similarities to write as well")
+    cache_dtype: Literal["fp32", "bf16"] = flag("fp32", "format of the gallery's mapped features")
+    cache_dir: str | None = flag(None, "folder for those features while it runs (default: temp)")
+    save_score: str = flag("sims_score/score_uit_reproduce.pt", "score file to write")
+    output_file: str = flag("predictions/score_uit_reproduce.txt", "ranked list to write")
+
+    def check(self) -> None:
+        """See :class:`ScoringConfig`.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        super().check()
+        if self.k_test < 1:
+            raise InputError("--k_test", f"must be at least 1, found {self.k_test}")
+        if self.max_text_length < 3:
+            raise InputError(
+                "--max_text_length", f"must be 3 or more, found {self.max_text_length}"
+            )
+        if self.max_words < 1:
+            raise InputError("--max_words", f"must be at least 1, found {self.max_words}")
+        if self.save_itc and self.candidates:
+            raise InputError(
+                "--save_itc", "contradicts --candidates: ITC is not computed where a file chooses"
+            )
+        if self.save_itc and Path(self.save_itc) in (Path(self.save_score), Path(self.output_file)):
+            raise InputError("--save_itc", f"{self.save_itc} is given as another output too")
+
+
+def infer(config: InferConfig) -> None:
+    """Score each query's candidates.
+
+    Raises:
+        InputError: bad settings, data, candidates or checkpoint; nothing is written.
+    """
+    from pab.checkpoints import checkpoint_hash
+    from pab.devices import autocast, dtype_of, pick_device
+    from uit.encode import encode_captions, encode_gallery, load_model
+    from uit.rerank import choose_candidates, fill, match_scores
+    from uit.tokenizer import Tokenizer
+
+    device, dtype = pick_device(config.device), dtype_of(config.dtype)
+    autocast(device, dtype)  # refuses a format this device cannot run
+    job = prepare(config)
+    if config.k_test > len(job.gallery):
+        raise InputError(
+            "--k_test", f"{config.k_test} candidates of a gallery of {len(job.gallery)} images",
+            todo=f"take at most {len(job.gallery)}",
+        )  # fmt: skip
+    chosen = read_candidates(config.candidates, job) if config.candidates else None
+    tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
+    rows = [tokenizer.encode(query.caption) for query in job.retrieval.queries]
+    tokenizer.check_known(rows)
+    model = load_model(
+        config.model, config.input_size, config.window, config.checkpoint, tokenizer
+    ).to(device, dtype)
+    on: dict[str, Any] = {"device": device, "dtype": dtype}
+    features = encode_gallery(
+        model, job.gallery, batch_size=config.batch_size, num_workers=config.num_workers,
+        cache_dtype=dtype_of(config.cache_dtype), cache_dir=config.cache_dir, **on,
+    )  # fmt: skip
+    made = partial(
+        score_file_of,
+        config,
+        job,
+        model=config.model,
+        checkpoint=config.checkpoint,
+        checkpoint_sha256=checkpoint_hash(config.checkpoint),
+    )
+    if chosen is None:
+        texts = encode_captions(model, tokenizer, rows, batch_size=config.batch_size, **on)
+        itc = made(scores=texts @ features.vectors.T, kind="itc")
+        if config.save_itc:
+            save_scores(config.save_itc, itc)
+        chosen = itc.scores
+    candidates = choose_candidates(chosen, config.k_test)
+    match = match_scores(model, tokenizer, rows, features.tokens, candidates, **on)
+    scores = fill(match, candidates, len(job.gallery))
+    facts: dict[str, Any] = {"k_test": config.k_test, "candidates": config.candidates or "itc"}
+    finish(config, job, made(scores=scores, kind="itm", **facts))
+
+
+def read_candidates(path: str, job: ScoringJob) -> Tensor:
+    """The scores that choose candidates, rows and columns in the job's order.
+
+    Raises:
+        InputError: no score file, or its ids are not the job's.
+    """
+    ids = ScoreFile(torch.empty(0, 0), job.query_ids, job.gallery_ids)
+    return align(load_scores(path), ids, where=path, reference_name="the annotation").scores
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and score."""
+    config, _ = config_from_args(
+        InferConfig,
+        argv,
+        prog="python -m uit.infer",
+        description="Score each query's candidates with a fine-tuned UIT.",
+    )
+    infer(config)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,141 @@
+"""Start UIT's fine-tuning or evaluation: `python -m uit.run --task cmp --dist f4`.
+
+`--dist fN` takes the first N GPUs, one process each, through torchrun. All of `uit.train`'s
+settings are flags here too; `--bs` and `--epo` are the release's names of two of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from pab.config import config_from_args
+from pab.errors import InputError, run_cli
+from uit.config import TrainConfig
+from uit.infer import main as infer
+from uit.train import main as train
+
+DEFAULT_CONFIG = "configs/uit/finetune.yaml"
+DEBUG_CONFIG = "configs/uit/debug.yaml"
+TEST = "annotation/test/pair.json"  # the labelled test, under the data root
+SHORT = {"--bs": "--batch_size", "--epo": "--epochs"}
+SCORING = (
+    "model", "input_size", "window", "text_encoder", "max_words", "max_text_length", "batch_size",
+    "num_workers", "device",
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, then train or evaluate."""
+    given = _words(list(sys.argv[1:] if argv is None else argv))
+    config, own = config_from_args(
+        TrainConfig,
+        given,
+        prog="python -m uit.run",
+        description="Fine-tune UIT, or evaluate it on the labelled test.",
+        extra=_add_own_flags,
+    )
+    if own.evaluate:
+        evaluate(config, own.k_test)
+        return
+    count = _process_count(own.dist, config)
+    passed = _without_own_flags(given)
+    if count == 1:
+        train(passed)
+        return
+    visible = {} if config.device == "cpu" else {"CUDA_VISIBLE_DEVICES": _first_gpus(count)}
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run += ["--nproc_per_node", str(count), "-m", "uit.train", *passed]
+    done = subprocess.run(run, env={**os.environ, **visible}, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def evaluate(config: TrainConfig, k_test: int) -> None:
+    """Score the labelled test with ``--checkpoint``; print metrics, write both files.
+
+    Raises:
+        InputError: no checkpoint is named, or see :func:`uit.infer.infer`.
+    """
+    if not config.checkpoint:
+        raise InputError("--evaluate", "expected the weights to score", todo="give --checkpoint")
+    output = Path(config.output_dir)
+    words = [word for name in SCORING for word in (f"--{name}", str(getattr(config, name)))]
+    infer(
+        [*words, "--checkpoint", config.checkpoint, "--k_test", str(k_test)]
+        + ["--annotation", str(Path(config.data_path) / TEST)]
+        + ["--save_score", str(output / "score_test.pt")]
+        + ["--output_file", str(output / "predictions_test.txt")]
+    )
+
+
+def _words(argv: list[str]) -> list[str]:
+    """The command line with the release's short names spelt out and a config named."""
+    words = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        words.append(SHORT.get(flag, flag) + equals + value)
+    if "--debug" in words:
+        if any(word.split("=")[0] == "--config" for word in words):
+            raise InputError("--debug", f"contradicts --config: it stands for {DEBUG_CONFIG}")
+        return ["--config", DEBUG_CONFIG, *(word for word in words if word != "--debug")]
+    if not any(word.split("=")[0] == "--config" for word in words):
+        words = ["--config", DEFAULT_CONFIG, *words]
+    return words
+
+
+def _add_own_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dist", default="f1", metavar="fN", help="first N GPUs (default f1)")
+    parser.add_argument(
+        "--evaluate", action="store_true", help=f"score {TEST} with --checkpoint, do not train"
+    )
+    parser.add_argument(
+        "--k_test", type=int, default=128, metavar="N",
+        help="candidates a query that --evaluate re-ranks (default 128)",
+    )  # fmt: skip
+    parser.add_argument("--bs", metavar="N", help="short for --batch_size")
+    parser.add_argument("--epo", metavar="N", help="short for --epochs")
+    parser.add_argument("--debug", action="store_true", help=f"short for --config {DEBUG_CONFIG}")
+
+
+def _without_own_flags(words: list[str]) -> list[str]:
+    """What ``uit.train`` is to see: everything but the flags of this command."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--dist")
+    own.add_argument("--k_test")
+    return own.parse_known_args(words)[1]
+
+
+def _process_count(dist: str, config: TrainConfig) -> int:
+    """N of ``fN``.
+
+    Raises:
+        InputError: another word, or more than there are GPUs.
+    """
+    match = re.fullmatch(r"f([1-9]\d*)", dist)
+    if match is None:
+        raise InputError("--dist", f"expected f and a number of GPUs, such as f4, found {dist!r}")
+    count = int(match[1])
+    if count > 1 and config.device != "cpu" and torch.cuda.device_count() < count:
+        raise InputError(
+            "--dist", f"expected {count} GPUs, found {torch.cuda.device_count()}",
+            todo="name as many as there are",
+        )  # fmt: skip
+    return count
+
+
+def _first_gpus(count: int) -> str:
+    """The first GPUs of those that the environment shows."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    every = shown.split(",") if shown else [str(i) for i in range(count)]
+    return ",".join(every[:count])
+
+
+if __name__ == "__main__":
+    run_cli(main)

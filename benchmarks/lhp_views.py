@@ -47,7 +47,7 @@ def one_run(prob: float, seed: int, epochs: int, folder: Path) -> dict[str, floa
 def metrics_of(out: Path) -> dict[str, float]:
     """The wanted part of what ``pab.evaluate`` wrote."""
     found = json.loads((out / "metrics.json").read_text())
-    return {name: found["all"][name] for name in METRICS}
+    return {name: found["groups"]["all"][name] for name in METRICS}
 
 
 def folder_of(work: Path, epochs: int) -> Path:

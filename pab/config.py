@@ -108,7 +108,7 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type[DataclassInstanc
     """Add one flag a field; a flag that is not given leaves no attribute behind.
 
     A ``bool`` field becomes the switches ``--name`` and ``--no_name``, a tuple takes several
-    values, an optional field takes the word ``none``.
+    values (one of any length may be repeated), an optional field takes the word ``none``.
     """
     kinds = _field_types(cls)
     for field in dataclasses.fields(cls):
@@ -129,6 +129,8 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type[DataclassInstanc
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text, "dest": field.name}
         if typing.get_origin(kind) is tuple:
             kind, options["nargs"] = _tuple_of(kind)
+            if options["nargs"] == "*":
+                options["action"] = "extend"  # the flag may be repeated
         options["type"] = _flag_type(kind, optional)
         options["metavar"] = _metavar(kind)
         parser.add_argument(f"--{field.name}", **options)

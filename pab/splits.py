@@ -6,6 +6,8 @@ different sides.
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from pab.files import write_text
 from pab.training_set import TrainingSet
 
 TRAIN_IDS, VAL_IDS = "train_ids.txt", "val_ids.txt"
+VAL_PAIRS = "val_pairs.json"  # the lines themselves: an annotation that scoring commands read
 
 
 def validation_split(
@@ -65,6 +68,9 @@ def write_split(
 ) -> None:
     """Write a split as ``train_ids.txt`` and ``val_ids.txt``, one ``image_id`` a line.
 
+    The validation pairs are also written as an annotation, ``val_pairs.json``, for the scoring
+    commands (``--annotation FOLDER/val_pairs.json --image_folder DATA_ROOT``).
+
     Args:
         folder: where to.
         training_set: the pairs.
@@ -77,3 +83,8 @@ def write_split(
     image_ids = training_set.image_ids()
     for name, indices in ((TRAIN_IDS, train), (VAL_IDS, val)):
         write_text(Path(folder) / name, "".join(f"{image_ids[i]}\n" for i in indices))
+    lines = [
+        json.dumps({k: v for k, v in asdict(training_set[int(i)]).items() if v is not None})
+        for i in val
+    ]
+    write_text(Path(folder) / VAL_PAIRS, "".join(f"{line}\n" for line in lines))

@@ -59,7 +59,7 @@ class TrainConfig(TrainingConfig):
     erasing_prob: float = flag(0.6, "of an erased rectangle")
     eda_share: float = flag(0.1, "words that the augmented caption changes, share")
     synonyms: bool = flag(True, "let EDA use WordNet's synonyms; without: swaps and deletions only")
-    wordnet: str | None = flag(None, "folder of WordNet's files (default: NLTK's data)")
+    wordnet: str | None = flag(None, "folder that holds corpora/wordnet (default: NLTK's places)")
 
     # Optimization
     batch_size: int = flag(84, "pairs a process and step")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -29,8 +30,8 @@ _FUNCTION_WORDS = """
     who whom why will with without would you your yours"""
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 GET_WORDNET = (
-    "get it with: python -m nltk.downloader wordnet (needs the internet; --wordnet DIR names a "
-    "folder of WordNet's files instead), or turn synonyms off with --no_synonyms"
+    "get them with: python -m nltk.downloader wordnet (--wordnet DIR names another folder that "
+    "holds corpora/wordnet), or turn synonyms off with --no_synonyms"
 )
 
 
@@ -48,7 +49,7 @@ class WordNet:
     an open file.
 
     Args:
-        folder: WordNet's dictionary files; None takes NLTK's own data.
+        folder: of NLTK's data, holds ``corpora/wordnet``; None takes NLTK's usual places.
 
     Raises:
         InputError: the files are not there.
@@ -65,15 +66,18 @@ class WordNet:
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
         try:
-            root = str(self._folder) if self._folder else nltk.data.find("corpora/wordnet")
-            reader = WordNetCorpusReader(root, None)
+            if self._folder is not None and str(self._folder) not in nltk.data.path:
+                nltk.data.path.insert(0, str(self._folder))
+            root = nltk.data.find("corpora/wordnet")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # other languages are not wanted
+                reader = WordNetCorpusReader(root, None)
             reader.synsets("person")
         except (LookupError, OSError) as error:
             # NLTK's own message for missing data is a page of text.
-            reason = f": {error}" if isinstance(error, OSError) else ""
-            raise InputError(
-                self._folder or "WordNet", f"its files cannot be read{reason}", todo=GET_WORDNET
-            ) from error
+            reason = f"cannot be read: {error}" if isinstance(error, OSError) else "are not there"
+            where = f"{self._folder or 'NLTK data'}/corpora/wordnet"
+            raise InputError(where, f"WordNet's files {reason}", todo=GET_WORDNET) from error
         return reader
 
     def of(self, word: str) -> list[str]:

@@ -1,7 +1,7 @@
 """BERT's WordPiece tokenizer for captions.
 
 The pieces come from a `vocab.txt` as published with `bert-base-uncased`, or from one that
-`uit.train_tokenizer` made. The `tokenizers` library is used directly, without special tokens
+`uit.make_vocabulary` made. The `tokenizers` library is used directly, without special tokens
 registered: a caption that spells `[SEP]` gets the ids of its characters, not a separator.
 """
 

@@ -1,0 +1,309 @@
+"""The fusion and the search for its weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ensemble.config import FusionConfig
+from ensemble.fuse import Member, fuse, load_members, parse_member, scaled
+from ensemble.run import RunConfig
+from ensemble.run import main as run
+from ensemble.search import grid
+from ensemble.search import main as search
+from pab.config import load_config
+from pab.errors import InputError
+from pab.metrics import evaluate_scores
+from pab.ranking import top_k
+from pab.scores import ScoreFile, load_scores, save_scores
+from tests.conftest import GOLDEN, needs_golden, write_lines
+from uit.rerank import choose_candidates, fill
+
+ROOT = Path(__file__).parents[1]
+QUERIES, IMAGES = [f"i{n}#0" for n in range(12)], [f"i{n:02d}" for n in range(12)]
+
+
+def write(path: Path, scores: Tensor, queries: list[str], gallery: list[str]) -> str:
+    """A score file; columns are put in the order of sorted ids."""
+    columns = sorted(range(len(gallery)), key=gallery.__getitem__)
+    ordered = scores[:, columns].float().contiguous()
+    save_scores(path, ScoreFile(ordered, queries, [gallery[c] for c in columns], {}))
+    return str(path)
+
+
+# ------------------------------------------------------------------------------ reference vectors
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    vectors = load_file(GOLDEN / "fusion.safetensors")
+    return vectors, json.loads((GOLDEN / "fusion.json").read_text())
+
+
+@needs_golden
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "config", "weights"),
+    [
+        ("paper_0.925_0.9_0.9", "published", (0.925, 0.9, 0.9)),
+        ("equal_0.9", "released", (0.9, 0.9, 0.9)),
+    ],
+)
+def test_published_arithmetic(
+    reference: tuple[dict[str, Tensor], dict[str, Any]],
+    tmp_path: Path,
+    name: str,
+    config: str,
+    weights: tuple[float, ...],
+    shuffled: bool,
+) -> None:
+    v, facts = reference
+    candidates = choose_candidates(v["lhp"], facts["k_test"])
+    assert torch.equal(candidates.sort().values, v["candidates"].sort().values)
+    match = v["itm_logit_all_pairs"].gather(1, candidates)
+    uit = fill(match, candidates, v["lhp"].shape[1])
+    torch.testing.assert_close(scaled(uit, "uit"), v["uit_minmax"], atol=1e-6, rtol=0)
+
+    count, images = v["lhp"].shape
+    queries, gallery = [f"q{i:03d}" for i in range(count)], [f"g{i:03d}" for i in range(images)]
+    words = []
+    for member, scores in (("beit3", v["lhp"]), ("uit", uit), ("blip2", v["blip2"]),
+                           ("clip", v["clip"])):  # fmt: skip
+        rows, columns = list(range(count)), list(range(images))
+        if shuffled and member != "beit3":
+            random.Random(member).shuffle(rows)
+            random.Random(member).shuffle(columns)
+        mixed = scores[rows][:, columns]
+        path = write(tmp_path / f"{member}.pt", mixed, [queries[r] for r in rows],
+                     [gallery[c] for c in columns])  # fmt: skip
+        words += [f"--{member}_score", path]
+    out, fused = tmp_path / "out.txt", tmp_path / "fused.pt"
+    recipe = ROOT / f"configs/ensemble/{config}.yaml"
+    assert load_config(RunConfig, recipe, {}).beit3_weight == weights[0]
+    run(["--config", str(recipe), *words, "--output_file", str(out), "--save_score", str(fused)])
+    found = load_scores(fused)
+    torch.testing.assert_close(found.scores, v[f"fused_{name}"], atol=1e-6, rtol=0)
+    expected = [" ".join(gallery[i] for i in line) for line in facts["top10"][name]]
+    assert out.read_text().splitlines() == expected
+    relevant = {q: frozenset({gallery[int(g)]})
+                for q, g in zip(queries, v["ground_truth"], strict=True)}  # fmt: skip
+    mean = evaluate_scores(found, relevant).mean()
+    for metric, value in facts["metrics"][f"fused_{name}"].items():
+        short = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "mAP10": "mAP@10"}.get(metric, metric)
+        assert mean[short] == pytest.approx(value, abs=1e-4), metric
+
+
+@needs_golden
+@pytest.mark.parametrize("member", ["lhp", "blip2", "clip", "uit"])
+def test_metrics_of_members(
+    reference: tuple[dict[str, Tensor], dict[str, Any]], member: str
+) -> None:
+    v, facts = reference
+    if member == "uit":
+        match = v["itm_logit_all_pairs"].gather(1, v["candidates"])
+        scores = fill(match, v["candidates"], v["lhp"].shape[1])
+    else:
+        scores = v[member]
+    queries, gallery = [str(i) for i in range(120)], [f"{i:03d}" for i in range(150)]
+    relevant = {q: frozenset({gallery[int(g)]})
+                for q, g in zip(queries, v["ground_truth"], strict=True)}  # fmt: skip
+    mean = evaluate_scores(ScoreFile(scores, queries, gallery, {}), relevant).mean()
+    assert mean["R@1"] == pytest.approx(facts["metrics"][member]["R1"], abs=1e-4)
+    assert mean["mAP"] == pytest.approx(facts["metrics"][member]["mAP"], abs=1e-4)
+
+
+# ---------------------------------------------------------------------------------------- fusing
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    generator = torch.Generator().manual_seed(0)
+    right = torch.eye(12)
+    return {
+        name: write(
+            tmp_path / f"{name}.pt", right * strength + torch.rand(12, 12, generator=generator),
+            QUERIES, IMAGES,
+        )
+        for name, strength in (("a", 0.3), ("b", 0.5), ("c", 0.2))
+    }  # fmt: skip
+
+
+def test_order_and_meaning_of_the_weights(files: dict[str, str]) -> None:
+    a, b, c = (load_scores(files[name]).scores.double() for name in "abc")
+
+    def unit(x: Tensor) -> Tensor:
+        return (x - x.min()) / (x.max() - x.min())
+
+    config = FusionConfig(
+        uit_score=files["a"], clip_score=files["b"], member=(f"x={files['c']}:0.5",),
+        beit3_weight=0.1, clip_weight=0.75,
+    )  # fmt: skip
+    members = config.members()  # starts with UIT: its own weight has no part in it
+    assert [member.name for member in members] == ["uit", "clip", "x"]
+    expected = 0.5 * (0.75 * unit(a) + 0.25 * unit(b)) + 0.5 * unit(c)
+    found = fuse(load_members(members), members)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_one_member_alone_keeps_its_ranking(files: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    run(["--clip_score", files["a"], "--output_file", str(out), "--top_k", "3"])
+    best = top_k(load_scores(files["a"]).scores, 3)
+    assert out.read_text() == "".join(" ".join(IMAGES[i] for i in row) + "\n" for row in best)
+
+
+def test_lines_in_the_wanted_order(files: dict[str, str], tmp_path: Path) -> None:
+    plain, turned = tmp_path / "plain.txt", tmp_path / "turned.txt"
+    words = ["--beit3_score", files["a"], "--uit_score", files["b"]]
+    run([*words, "--output_file", str(plain)])
+    (tmp_path / "order.txt").write_text("\n".join(QUERIES[::-1]) + "\n")
+    order = ["--query_order", str(tmp_path / "order.txt")]
+    run([*words, *order, "--output_file", str(turned)])
+    assert turned.read_text().splitlines() == plain.read_text().splitlines()[::-1]
+
+
+@pytest.mark.parametrize("kind", ["missing", "extra", "double", "image"])
+def test_ids_that_do_not_match(files: dict[str, str], tmp_path: Path, kind: str) -> None:
+    scores = load_scores(files["b"]).scores
+    queries, gallery = list(QUERIES), list(IMAGES)
+    if kind == "missing":
+        scores, queries = scores[1:].contiguous(), queries[1:]
+    elif kind == "extra":
+        scores, queries = torch.cat([scores, scores[:1]]), [*queries, "i99#0"]
+    elif kind == "double":
+        queries[3] = queries[2]
+    else:
+        gallery[4] = "i04x"
+    path = tmp_path / "odd.pt"
+    torch.save({"scores": scores, "query_ids": queries, "gallery_ids": gallery, "meta": {}}, path)
+    named = {"missing": "i0#0", "extra": "i99#0", "double": "i2#0", "image": "i04"}[kind]
+    out = tmp_path / "out.txt"
+    with pytest.raises(InputError, match=named):
+        run(["--beit3_score", files["a"], "--uit_score", str(path), "--output_file", str(out)])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "found none"),
+        (["--uit_score", "{a}", "--clip_score", "{b}", "--clip_weight", "1.5"], "clip"),
+        (["--beit3_score", "{a}", "--member", "x={b}"], "no weight for 'x'"),
+        (["--beit3_score", "{a}", "--member", "{b}"], "NAME=FILE:WEIGHT"),
+        (["--beit3_score", "{a}", "--member", "x={b}:much"], "'much'"),
+        (["--beit3_score", "{a}", "--member", "lhp={b}:0.5"], "'lhp' twice"),
+        (["--beit3_score", "{a}", "--answers", "{b}"], "--annotation"),
+        (["--beit3_score", "{a}", "--top_k", "0"], "--top_k"),
+        (["--beit3_score", "{flat}"], "rank nothing"),
+    ],
+)
+def test_bad_input(files: dict[str, str], tmp_path: Path, words: list[str], expected: str) -> None:
+    files["flat"] = write(tmp_path / "flat.pt", torch.zeros(12, 12), QUERIES, IMAGES)
+    out = tmp_path / "out.txt"
+    with pytest.raises(InputError, match=expected):
+        run([word.format(**files) for word in words] + ["--output_file", str(out)])
+    assert not out.exists()
+
+
+def test_members_of_other_names() -> None:
+    assert parse_member("a=b.pt:0.5") == Member("a", "b.pt", 0.5)
+    assert parse_member("a=b.pt", ["x:1", "a:0.25"]) == Member("a", "b.pt", 0.25)
+    assert parse_member("a=C:/d.pt:0.5") == Member("a", "C:/d.pt", 0.5)
+
+
+# ---------------------------------------------------------------------------------------- search
+
+
+@pytest.fixture
+def annotation(tmp_path: Path) -> Path:
+    rows = [
+        {"image": f"train/{n}.jpg", "image_id": IMAGES[n], "caption": [f"number {n}"]}
+        for n in range(12)
+    ]
+    path = tmp_path / "annotation/val.json"
+    write_lines(path, rows)
+    return path
+
+
+def labelled(tmp_path: Path) -> dict[str, str]:
+    """Members whose query ids are those of the annotation."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: write(
+            tmp_path / f"{name}.pt", torch.eye(12) * 0.6 + torch.rand(12, 12, generator=generator),
+            [f"{image}#0" for image in IMAGES], IMAGES,
+        )
+        for name in ("a", "b", "c")
+    }  # fmt: skip
+
+
+def test_search_finds_the_best_of_the_grid(annotation: Path, tmp_path: Path) -> None:
+    paths = labelled(tmp_path)
+    trials, out = tmp_path / "trials.csv", tmp_path / "weights.yaml"
+    words = [
+        "--beit3_score",
+        paths["a"],
+        "--uit_score",
+        paths["b"],
+        "--member",
+        f"x={paths['c']}:1",
+    ]
+    search([*words, "--annotation", str(annotation), "--grid_step", "0.05"]
+           + ["--trials", str(trials), "--out", str(out)])  # fmt: skip
+    rows = list(csv.DictReader(trials.open()))
+    assert [row["member"] for row in rows] == ["lhp"] + ["uit"] * 21 + ["x"] * 21
+    chosen = load_config(RunConfig, out, {})
+    assert chosen.chosen_on == str(annotation)
+    assert not chosen.chosen_on_test
+    best = {}
+    for name in ("uit", "x"):
+        of_member = [row for row in rows if row["member"] == name]
+        best[name] = max(of_member, key=lambda r: (float(r["R@1"]), float(r["mAP"])))
+    assert chosen.beit3_weight == float(best["uit"]["weight"])
+    assert chosen.member_weights == (f"x:{best['x']['weight']}",)
+    # What the run makes of those weights is what the search saw.
+    fused = tmp_path / "fused.pt"
+    run(["--config", str(out), *words[:4], "--member", f"x={paths['c']}"]
+        + ["--output_file", str(tmp_path / "o.txt"), "--save_score", str(fused)])  # fmt: skip
+    relevant = {f"{image}#0": frozenset({image}) for image in IMAGES}
+    mean = evaluate_scores(load_scores(fused), relevant).mean()
+    assert mean["R@1"] == pytest.approx(float(best["x"]["R@1"]), abs=1e-3)
+    assert float(best["x"]["R@1"]) >= float(best["uit"]["R@1"]) >= float(rows[0]["R@1"])
+
+
+def test_a_test_set_is_refused(annotation: Path, tmp_path: Path) -> None:
+    paths = labelled(tmp_path)
+    path = tmp_path / "annotation/test/pair.json"
+    path.parent.mkdir()
+    annotation.rename(path)
+    words = ["--beit3_score", paths["a"], "--uit_score", paths["b"], "--annotation", str(path)]
+    words += ["--trials", str(tmp_path / "t.csv"), "--out", str(tmp_path / "w.yaml")]
+    with pytest.raises(InputError, match="--allow_test"):
+        search(words)
+    assert not (tmp_path / "w.yaml").exists()
+    search([*words, "--allow_test"])
+    assert load_config(RunConfig, tmp_path / "w.yaml", {}).chosen_on_test
+
+
+def test_test_images_are_a_test_set_under_any_name(annotation: Path, tmp_path: Path) -> None:
+    paths = labelled(tmp_path)
+    annotation.write_text(annotation.read_text().replace("train/", "test/"))
+    words = ["--beit3_score", paths["a"], "--uit_score", paths["b"]]
+    with pytest.raises(InputError, match="--allow_test"):
+        search([*words, "--annotation", str(annotation)])
+
+
+@pytest.mark.parametrize(("step", "count"), [(0.5, 3), (0.0125, 81), (0.3, 5), (1.0, 2)])
+def test_grids_reach_both_ends(step: float, count: int) -> None:
+    weights = grid(step)
+    assert len(weights) == count
+    assert weights == sorted(weights, reverse=True)
+    assert (weights[0], weights[-1]) == (1.0, 0.0)

@@ -1,0 +1,625 @@
+"""UIT's fine-tuning, scoring and starting points, end to end, at debug size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pab.checkpoints import load_training_state, model_state, read_checkpoint
+from pab.errors import InputError, run_cli
+from pab.run_log import read_log
+from pab.sampling import EpochBatches
+from pab.scores import ScoreFile, load_scores, save_scores
+from pab.training import BEST, FINAL, LAST, checked, training_loader
+from pab.training_config import TrainingConfig
+from pab.training_set import TrainingSet
+from uit.augment import LEVELS, Augmentation, TrainingView, operations
+from uit.config import TrainConfig
+from uit.data import Collate, TextDraws, UitDataset
+from uit.encode import load_model
+from uit.infer import main as infer
+from uit.make_vocabulary import make_vocabulary
+from uit.masking import NO_LABEL, WordMasking
+from uit.model import MODELS, Uit, model_config
+from uit.objective import LossWeights, UitBatch, draw_negatives, uit_losses
+from uit.rerank import choose_candidates, fill, match_scores
+from uit.run import main as run
+from uit.start import load_bert, load_swin, load_uit
+from uit.tokenizer import VOCABULARY, Tokenizer
+
+CPU = torch.device("cpu")
+LENGTH = 24
+SIZES = ["--model", "uit_debug", "--input_size", "32", "--window", "4"]
+TEXT = ["--max_words", "20", "--max_text_length", str(LENGTH)]
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    shards = sorted((tiny_data / "annotation/train").glob("*.json"))
+    lines = [line for shard in shards for line in shard.read_text().splitlines()]
+    captions = [json.loads(line)["caption"] for line in lines] + ["a jacket"]
+    make_vocabulary(captions, folder, 200)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(vocabulary: Path) -> Tokenizer:
+    return Tokenizer(vocabulary, 20, LENGTH)
+
+
+class Runs:
+    """Starts runs on the tiny data: 24 pairs, 4 updates an epoch."""
+
+    def __init__(self, data: Path, vocabulary: Path, folder: Path) -> None:
+        self.data, self.vocabulary, self.folder = data, vocabulary, folder
+
+    def argv(self, name: str, *flags: str, **settings: Any) -> list[str]:
+        given = {
+            "text_encoder": self.vocabulary, "data_path": self.data, "bs": 6, "epo": 2,
+            "output_dir": self.folder / name, "cache_dir": self.folder / "cache", "lr": 1e-3,
+            "schedule": "linear", "warmup_steps": 2, "mim_block": 8, "dtype": "fp32",
+            "num_workers": 0, "device": "cpu", "checkpoint": "",
+        } | settings  # fmt: skip
+        words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        return ["--task", "cmp", *SIZES, *TEXT, "--no_synonyms", *flags, *words]
+
+    def __call__(self, name: str, *flags: str, **settings: Any) -> Path:
+        run(self.argv(name, *flags, **settings))
+        return self.folder / name
+
+
+@pytest.fixture
+def runs(
+    tiny_data: Path, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Runs:
+    monkeypatch.chdir(Path(__file__).parents[1])  # the default recipe is read from configs/
+    return Runs(tiny_data, vocabulary, tmp_path)
+
+
+def weights(folder: Path, name: str = FINAL) -> dict[str, Tensor]:
+    return model_state(read_checkpoint(folder / name), folder / name)
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---------------------------------------------------------------------------------------- samples
+
+
+def dataset(data: Path, tokenizer: Tokenizer, tmp_path: Path) -> UitDataset:
+    pairs = TrainingSet.open(data, cache_dir=tmp_path / "cache")
+    draws = TextDraws(0.1, None, WordMasking())
+    view = TrainingView(32, Augmentation())
+    return UitDataset(pairs, np.arange(len(pairs)), view, tokenizer, draws, 16)
+
+
+def batch_of(data: UitDataset, *, workers: int = 0, size: int = 6) -> UitBatch:
+    batches = EpochBatches(len(data), size, 16)
+    config = TrainingConfig(num_workers=workers)
+    collate = Collate(data.tokenizer, 10, 4, 0.5)
+    return next(checked(training_loader(data, batches, collate, config, CPU)))
+
+
+def test_a_batch(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
+    assert batch.image.shape == (6, 3, 32, 32)
+    assert len(set(batch.identity.tolist())) == 6
+    assert batch.text_ids.shape == batch.text_mask.shape == (12, LENGTH)
+    assert batch.masked_ids.shape == (6, LENGTH)
+    assert batch.positions.shape == batch.labels.shape == (6, 10)
+    assert int(batch.hidden_blocks.sum()) == 8
+    hidden = batch.labels != NO_LABEL
+    assert hidden.any(dim=1).all()
+    for row in range(6):
+        at = batch.positions[row][hidden[row]]
+        assert torch.equal(batch.text_ids[row][at], batch.labels[row][hidden[row]])
+        rest = torch.ones(LENGTH, dtype=torch.bool)
+        rest[at] = False
+        assert torch.equal(batch.masked_ids[row][rest], batch.text_ids[row][rest])
+
+
+def test_draws_do_not_depend_on_workers(
+    tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    data = dataset(tiny_data, tokenizer, tmp_path)
+    for one, two in zip(batch_of(data), batch_of(data, workers=2), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_ten_operations() -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(40, 200, (32, 32, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    every = operations(7)
+    assert len(every) == LEVELS
+    for name, operation in every.items():
+        one, other = (np.asarray(operation(image, sign)) for sign in (1.0, -1.0))
+        assert one.shape == pixels.shape
+        assert (name == "identity") == np.array_equal(one, pixels)
+        mirrored = name.startswith(("shear", "translate", "rotate"))
+        assert mirrored == (not np.array_equal(one, other)), name
+    right = np.asarray(every["translate_x"](image, 1.0))
+    assert np.array_equal(right[:, 7:], pixels[:, :-7])
+    assert (right[:, :7] == 128).all()
+    sheared = np.asarray(every["shear_x"](image, 1.0))  # from the upper left corner
+    moved = np.abs(sheared.astype(int) - pixels).mean(axis=(1, 2))
+    assert moved[0] < 15 < moved[-1]
+
+
+def test_views_follow_the_seed() -> None:
+    from PIL import Image
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8))
+    view = TrainingView(32, Augmentation())
+
+    def seen(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return view(image)
+
+    assert torch.equal(seen(1), seen(1))
+    assert len({tuple(seen(seed).flatten()[:50].tolist()) for seed in range(20)}) > 10
+    plain = TrainingView(32, Augmentation(0.0, None, 0.0))
+    torch.manual_seed(0)
+    first = plain(image)
+    assert torch.equal(first, plain(image))
+
+
+# ----------------------------------------------------------------------------------------- losses
+
+
+def small_model(tokenizer: Tokenizer) -> Uit:
+    import dataclasses
+
+    torch.manual_seed(0)
+    sizes = model_config("uit_debug", 32, 4)
+    bert = dataclasses.replace(sizes.bert, vocab_size=tokenizer.vocab_size, dropout=0.0)
+    swin = dataclasses.replace(sizes.swin, drop_path=0.0)
+    return Uit(dataclasses.replace(sizes, bert=bert, swin=swin, proj_dropout=0.0))
+
+
+def test_every_parameter_has_a_gradient(
+    tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = small_model(tokenizer).train()
+    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
+    losses = uit_losses(model, batch, LossWeights(0.8, 1.0, 1.0, 0.2))
+    assert set(losses) == {"loss", "itc", "itm", "mlm", "mim"}
+    total = losses["itc"] + losses["itm"] + losses["mlm"] + losses["mim"]
+    torch.testing.assert_close(losses["loss"], total)
+    losses["loss"].backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert len(list(model.named_parameters())) > 80
+
+
+@pytest.mark.parametrize("off", ["eda", "mlm", "mim"])
+def test_losses_that_are_turned_off(
+    tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, off: str
+) -> None:
+    model = small_model(tokenizer).eval()
+    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
+    each = {"eda": 0.8, "mlm": 1.0, "mim": 2.0}
+
+    def best(allowed: Tensor) -> Tensor:
+        return allowed.argmax(dim=1)
+
+    whole = uit_losses(model, batch, LossWeights(**each, label_smoothing=0.2), best)
+    if off == "eda":
+        batch = batch._replace(text_ids=batch.text_ids[:6], text_mask=batch.text_mask[:6])
+    less = uit_losses(model, batch, LossWeights(**{**each, off: 0.0}, label_smoothing=0.2), best)
+    assert off not in less
+    for name in ("mlm", "mim"):
+        if name != off:
+            torch.testing.assert_close(less[name], whole[name])
+    assert (less["itc"] < whole["itc"]) == (off == "eda")
+
+
+def test_negatives_are_drawn_by_their_weights() -> None:
+    torch.manual_seed(0)
+    shares = torch.tensor([[0.0, 1.0, 3.0, 0.0], [2.0, 0.0, 0.0, 2.0]])
+    drawn = torch.stack([draw_negatives(shares) for _ in range(10_000)])
+    first, second = (Counter(column.tolist()) for column in drawn.T)
+    assert set(first) == {1, 2}
+    assert first[2] / 10_000 == pytest.approx(0.75, abs=0.02)
+    assert set(second) == {0, 3}
+    assert second[0] / 10_000 == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_batch_of_one_identity(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
+    batch = batch._replace(identity=torch.zeros_like(batch.identity))
+    with pytest.raises(InputError, match="no negative pair exists"):
+        uit_losses(small_model(tokenizer), batch, LossWeights(0.8, 1.0, 1.0, 0.2))
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+def test_the_loss_goes_down(runs: Runs) -> None:
+    folder = runs("learn", epo=30, lr=3e-3, flip_prob=0.0, augment_level="none", erasing_prob=0.0)
+    rows = read_log(folder / "log.jsonl", "train")
+    assert len(rows) == 120
+    assert {"loss", "itc", "itm", "mlm", "mim", "temperature", "lr"} <= set(rows[0])
+    for name in ("itc", "mlm", "mim"):
+        first, last = (np.mean([r[name] for r in part]) for part in (rows[:10], rows[-10:]))
+        assert last < 0.9 * first, name
+
+
+def test_same_seed_same_weights_and_exact_resuming(runs: Runs) -> None:
+    whole = weights(runs("whole"))
+    assert same(whole, weights(runs("again")))
+    assert not same(whole, weights(runs("other", seed=17)))
+    runs("cut", max_steps=3, save_every_steps=1)
+    assert load_training_state(runs.folder / "cut" / LAST).step == 3
+    assert not (runs.folder / "cut" / FINAL).exists()
+    assert same(whole, weights(runs("cut")))
+
+
+def test_validation_keeps_the_best(runs: Runs) -> None:
+    folder = runs("val", val_pairs=6, k_val=4)
+    rows = read_log(folder / "log.jsonl", "val")
+    assert len(rows) == 2
+    assert {"R@1", "mAP", "itc R@1", "itc mAP"} <= set(rows[0])
+    best = max(rows, key=lambda row: row["R@1"] + 1e-3 * row["mAP"])
+    facts = read_checkpoint(folder / BEST)
+    assert str(best["epoch"]) in json.dumps(facts.get("metadata", {}), default=str)
+    pairs = [json.loads(line) for line in (folder / "val_pairs.json").read_text().splitlines()]
+    assert [p["image_id"] for p in pairs] == (folder / "val_ids.txt").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "expected"),
+    [
+        ({"mim_block": 5}, (), "--mim_block"),
+        ({"mim_block": 2}, (), "--mim_block"),
+        ({"bs": 1}, (), "--batch_size"),
+        ({"input_size": 36}, (), "--input_size"),
+        ({"ngram_words": 1}, (), "--ngram_words"),
+        ({"mlm_share": 1.5}, (), "--mlm_share"),
+        ({"temperature": 0}, (), "--temperature"),
+        ({"augment_level": 11}, (), "--augment_level"),
+        ({"checkpoint": "a.pth", "bert": "b"}, (), "--checkpoint"),
+        ({"checkpoint": "nowhere.pth"}, (), "nowhere.pth"),
+        ({"wordnet": "x"}, (), "--wordnet"),
+        ({"dist": "4"}, (), "--dist"),
+        ({"dist": "f0"}, (), "--dist"),
+        ({"text_encoder": "nowhere"}, (), "nowhere"),
+        ({"max_text_length": 65, "max_words": 65}, (), "--max_text_length"),
+        ({}, ("--evaluate",), "--checkpoint"),
+        ({}, ("--debug", "--config", "c.yaml"), "--debug"),
+    ],
+)
+def test_settings_that_cannot_be(
+    runs: Runs, settings: dict[str, Any], flags: tuple[str, ...], expected: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        runs("bad", *flags, **settings)
+    assert expected in str(error.value)
+    assert not (runs.folder / "bad").exists()
+
+
+def test_more_gpus_than_there_are(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="expected 4 GPUs, found 2"):
+        runs("bad", dist="f4", device="auto")
+
+
+def test_torchrun_gets_the_same_settings(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    seen: list[list[str]] = []
+
+    def started(command: list[str], **_: Any) -> Any:
+        seen.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", started)
+    runs("many", dist="f3")
+    words = seen[0]
+    assert words[words.index("--nproc_per_node") + 1] == "3"
+    passed = words[words.index("uit.train") + 1 :]
+    assert "--dist" not in passed
+    assert passed[passed.index("--batch_size") + 1] == "6"
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_train(runs: Runs) -> None:
+    folder = runs("two", dist="f2", bs=3, epo=1)
+    assert len(read_log(folder / "log.jsonl", "train")) == 4
+    assert json.loads((folder / "run.json").read_text())["starts"][0]["processes"] == 2
+
+
+# ---------------------------------------------------------------------------------------- scoring
+
+
+@pytest.fixture(scope="session")
+def checkpoint(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small_model(Tokenizer(vocabulary, 20, LENGTH))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2, generator=generator)
+    path = tmp_path_factory.mktemp("uit") / "uit.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+class Scoring:
+    """Starts scoring runs on the tiny test set."""
+
+    def __init__(self, data: Path, vocabulary: Path, checkpoint: Path, folder: Path) -> None:
+        self.given: dict[str, Any] = {
+            "text_encoder": vocabulary, "checkpoint": checkpoint, "k_test": 4, "num_workers": 0,
+            "annotation": data / "annotation/test/pair.json", "device": "cpu", "batch_size": 3,
+            "save_score": folder / "s.pt", "output_file": folder / "l.txt", "cache_dir": folder,
+        }  # fmt: skip
+        self.folder = folder
+
+    def argv(self, **settings: Any) -> list[str]:
+        given = self.given | settings
+        words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        return [*SIZES, *TEXT, *words]
+
+    def __call__(self, **settings: Any) -> ScoreFile:
+        infer(self.argv(**settings))
+        return load_scores((self.given | settings)["save_score"])
+
+
+@pytest.fixture
+def scoring(tiny_data: Path, vocabulary: Path, checkpoint: Path, tmp_path: Path) -> Scoring:
+    return Scoring(tiny_data, vocabulary, checkpoint, tmp_path)
+
+
+def test_itc_chooses_and_itm_scores(scoring: Scoring, tiny_data: Path) -> None:
+    itc_file = scoring.folder / "itc.pt"
+    found = scoring(save_itc=itc_file)
+    itc = load_scores(itc_file)
+    assert found.scores.shape == itc.scores.shape == (15, 10)
+    assert (found.meta["kind"], itc.meta["kind"]) == ("itm", "itc")
+    assert (found.meta["k_test"], found.meta["candidates"]) == (4, "itc")
+    candidates = choose_candidates(itc.scores, 4)
+    mask = torch.zeros_like(itc.scores, dtype=torch.bool).scatter_(1, candidates, True)
+    for row in range(15):
+        low = found.scores[row][mask[row]].min()
+        rest = found.scores[row][~mask[row]]
+        assert (rest == torch.nextafter(low, torch.tensor(-torch.inf))).all()
+    assert sorted(p.name for p in scoring.folder.iterdir()) == ["itc.pt", "l.txt", "s.pt"]
+    # the same candidates from a file, its rows in another order
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(0)).tolist()
+    ids = [itc.query_ids[i] for i in order]
+    save_scores(itc_file, ScoreFile(itc.scores[order].contiguous(), ids, itc.gallery_ids, {}))
+    again = scoring(candidates=itc_file)
+    torch.testing.assert_close(again.scores, found.scores, atol=1e-6, rtol=0)
+    assert again.meta["candidates"] == str(itc_file)
+
+
+def plain_way(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
+              candidates: Tensor) -> Tensor:  # fmt: skip
+    """For each query: gather its candidates, repeat the text, run all layers on all tokens."""
+    bert, scores = model.text_encoder, []
+    for row, chosen in zip(rows, candidates, strict=True):
+        ids, mask = tokenizer.pad_rows([row], tokenizer.max_length)
+        text = bert.encode_text(ids, mask).expand(len(chosen), -1, -1)
+        fused = bert.fuse(text, mask.expand(len(chosen), -1), bert.image_memory(tokens[chosen]))
+        scores.append(model.match_logits(fused[:, 0])[:, 1])
+    return torch.stack(scores)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("small", [False, True])
+@torch.inference_mode()
+def test_shared_work_changes_nothing(
+    tokenizer: Tokenizer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, k: int, small: bool
+) -> None:
+    if small:  # several groups, several passes a query
+        monkeypatch.setattr("uit.rerank.IMAGES_A_GROUP", 4)
+        monkeypatch.setattr("uit.rerank.PAIRS_A_PASS", 2)
+    model = load_model("uit_debug", 32, 4, str(checkpoint), tokenizer)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(10, 17, 16, generator=generator)
+    captions = ["a man in a red coat", "a woman", "a man is falling in the park, number 3", "red"]
+    rows = [tokenizer.encode(caption) for caption in captions]
+    candidates = torch.stack([torch.randperm(10, generator=generator)[:k] for _ in rows])
+    found = match_scores(
+        model, tokenizer, rows, tokens, candidates, device=CPU, dtype=torch.float32
+    )
+    expected = plain_way(model, tokenizer, rows, tokens, candidates)
+    assert found.std() > 1e-3 or k == 1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_result_does_not_depend_on_batch_or_workers(scoring: Scoring) -> None:
+    plain = scoring()
+    other = scoring(batch_size=10, num_workers=2, save_score=scoring.folder / "o.pt")
+    torch.testing.assert_close(plain.scores, other.scores, atol=1e-5, rtol=0)
+    half = scoring(cache_dtype="bf16", save_score=scoring.folder / "h.pt")
+    torch.testing.assert_close(plain.scores, half.scores, atol=0.05, rtol=0.05)
+
+
+def test_filling() -> None:
+    match, candidates = torch.tensor([[3.0, -1.0]]), torch.tensor([[4, 1]])
+    found = fill(match, candidates, 5)[0]
+    assert found[4] == 3.0
+    assert found[1] == -1.0
+    assert (found[[0, 2, 3]] < -1.0).all()
+    assert (found[[0, 2, 3]] == np.nextafter(np.float32(-1), np.float32(-2))).all()
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run_cli(infer, words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    return error[0]
+
+
+@pytest.fixture
+def odd(scoring: Scoring, vocabulary: Path, checkpoint: Path) -> dict[str, Any]:
+    """Bad values of flags, by what the message must hold."""
+    folder = scoring.folder
+    scores = ScoreFile(torch.rand(15, 10), [f"x{i}" for i in range(15)],
+                       [f"t{i}" for i in range(10)], {})  # fmt: skip
+    save_scores(folder / "ids.pt", scores)
+    words = folder / "words"
+    shutil.copytree(vocabulary, words)
+    with (words / VOCABULARY).open("a") as file:
+        file.write("more\n")
+    empty = folder / "empty"
+    empty.mkdir()
+    other = model_state(read_checkpoint(checkpoint), checkpoint)
+    name = "text_encoder.bert.embeddings.LayerNorm.weight"
+    torch.save({"model": other | {name: torch.full_like(other[name], torch.nan)}}, folder / "n.pth")
+    torch.save({"model": {k: v for k, v in other.items() if k != name}}, folder / "m.pth")
+    return {
+        "--k_test": {"k_test": 11}, "at least 1": {"k_test": 0},
+        "'t0#0'": {"candidates": folder / "ids.pt"},
+        "no_such.pt": {"candidates": folder / "no_such.pt"},
+        "vocab.txt": {"text_encoder": empty}, "word vectors": {"text_encoder": words},
+        "NaN": {"checkpoint": folder / "n.pth"}, "1 missing": {"checkpoint": folder / "m.pth"},
+        "--save_itc": {"candidates": folder / "ids.pt", "save_itc": folder / "i.pt"},
+        "--input_size": {"input_size": 36}, "--max_words": {"max_words": 0},
+        "--model": {"model": "uit_huge"}, "--cache_dtype": {"cache_dtype": "int8"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        "--k_test", "at least 1", "'t0#0'", "no_such.pt", "vocab.txt", "word vectors", "NaN",
+        "1 missing", "--save_itc", "--input_size", "--max_words",
+    ],
+)  # fmt: skip
+def test_bad_input(
+    scoring: Scoring, odd: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in refused(scoring.argv(**odd[expected]), capsys)
+    assert not (scoring.folder / "s.pt").exists()
+    assert not (scoring.folder / "l.txt").exists()
+
+
+def test_evaluating_the_labelled_test(runs: Runs, checkpoint: Path) -> None:
+    runs("eval", "--evaluate", checkpoint=checkpoint, k_test=5)
+    found = load_scores(runs.folder / "eval/score_test.pt")
+    assert found.meta["k_test"] == 5
+    assert len((runs.folder / "eval/predictions_test.txt").read_text().splitlines()) == 15
+
+
+# -------------------------------------------------------------------------------- starting points
+
+
+def test_swin_in_both_publishers_names(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    theirs = timm.models.swin_transformer.SwinTransformer(
+        img_size=32, patch_size=4, embed_dim=8, depths=(1, 2), num_heads=(1, 2), window_size=4,
+        num_classes=3,
+    ).eval()  # fmt: skip
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = theirs.forward_features(image).flatten(1, 2)
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    microsoft = {
+        name.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc", "head"): t
+        for name, t in theirs.state_dict().items()
+    }
+    torch.save({"model": microsoft}, tmp_path / "microsoft.pth")
+    for name in ("timm", "microsoft"):
+        model = Uit(MODELS["uit_debug"]).eval()
+        load_swin(model, tmp_path / f"{name}.pth")
+        with torch.no_grad():
+            found = model.vision_encoder(image)[:, 1:]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bias_tables_for_larger_windows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    small = small_model(tokenizer)
+    torch.save({"model": small.state_dict()}, tmp_path / "small.pth")
+    sizes = model_config("uit_debug", 64, 8)
+    import dataclasses
+
+    bert = dataclasses.replace(sizes.bert, vocab_size=tokenizer.vocab_size)
+    large = Uit(dataclasses.replace(sizes, bert=bert))
+    load_uit(large, tmp_path / "small.pth")
+    name = "vision_encoder.layers.0.blocks.0.attn.relative_position_bias_table"
+    old, new = small.state_dict()[name], large.state_dict()[name]
+    assert (old.shape, new.shape) == ((49, 1), (225, 1))
+    torch.testing.assert_close(new.mean(), old.mean(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(new.view(15, 15)[7, 7], old.view(7, 7)[3, 3], atol=5e-3, rtol=0)
+
+
+def test_bert_in_hugging_faces_names(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForPreTraining
+
+    sizes = MODELS["uit_debug"].bert
+    torch.manual_seed(0)
+    theirs = BertForPreTraining(
+        BertConfig(
+            vocab_size=tokenizer.vocab_size, hidden_size=sizes.width,
+            num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
+            intermediate_size=sizes.ffn_dim, max_position_embeddings=sizes.positions,
+            type_vocab_size=sizes.types,
+        )
+    ).eval()  # fmt: skip
+    state = theirs.state_dict()
+    renamed = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    old = dict(state)
+    for new_name, old_name in renamed.items():
+        old = {name.replace(new_name, old_name): tensor for name, tensor in old.items()}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    torch.save(old, tmp_path / "old.bin")
+    ids, mask = tokenizer.pad_rows([tokenizer.encode("a man in a red coat"), tokenizer.encode("a")])
+    with torch.no_grad():
+        hidden = theirs.bert(ids, mask, output_hidden_states=True).hidden_states
+    for path in (tmp_path, tmp_path / "old.bin"):
+        model = small_model(tokenizer).eval()
+        report = load_bert(model, path)
+        assert all("crossattention" in name for name in report.missing)
+        with torch.no_grad():
+            found = model.text_encoder.encode_text(ids, mask)
+        visible = mask.bool()
+        torch.testing.assert_close(
+            found[visible], hidden[sizes.fusion_layer][visible], atol=1e-5, rtol=1e-5
+        )
+    with pytest.raises(InputError, match="expected BERT's weights"):
+        load_bert(small_model(tokenizer), tokenizer.path.parent)
+
+
+def test_a_person_search_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Towers are needed; heads may be missing or of another shape."""
+    state = small_model(tokenizer).state_dict()
+    state["vision_proj.2.weight"] = torch.zeros(7, 3)
+    state["queue"] = torch.zeros(4)
+    del state["text_proj.2.bias"]
+    torch.save({"model": state}, tmp_path / "search.pth")
+    model = small_model(tokenizer)
+    report = load_uit(model, tmp_path / "search.pth", start=True)
+    assert set(report.missing) == {"vision_proj.2.weight", "text_proj.2.bias"}
+    assert report.unexpected == ("queue",)
+    with pytest.raises(InputError, match="of another shape"):
+        load_uit(model, tmp_path / "search.pth")
+    del state["vision_encoder.norm.weight"]
+    torch.save({"model": state}, tmp_path / "no_tower.pth")
+    with pytest.raises(InputError, match=r"vision_encoder\.norm\.weight"):
+        load_uit(model, tmp_path / "no_tower.pth", start=True)
+
+
+def test_defaults_are_the_released_recipe() -> None:
+    config = TrainConfig()
+    assert (config.batch_size, config.epochs, config.lr, config.schedule) == (84, 30, 1e-4, "step")
+    assert config.mim_weight == pytest.approx(0.1356 * 84)

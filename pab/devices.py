@@ -69,6 +69,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, :func:`autocast` is off: similarities and losses keep the precision of vectors."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """A loss scaler: active for float16, whose small gradients vanish; for others idle."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -97,7 +102,7 @@ def attention(
         if mask is not None and mask.is_floating_point():
             mask = mask.to(v.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    with torch.autocast("cpu", enabled=False):
+    with full_precision(q.device):
         out = F.scaled_dot_product_attention(
             q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout
         )

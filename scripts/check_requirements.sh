@@ -5,10 +5,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 shared=(pab.layout pab.mini pab.mini.contact_sheet pab.evaluate pab.compare pab.scores
-    pab.export_weights ensemble.report)
+    pab.export_weights ensemble.run ensemble.search ensemble.report)
 declare -A commands=(
     [requirements_lhp.txt]="lhp.train lhp.infer lhp.train_tokenizer ${shared[*]}"
-    [requirements_uit.txt]="${shared[*]}"
+    [requirements_uit.txt]="uit.run uit.train uit.infer uit.make_vocabulary ${shared[*]}"
 )
 python=${PYTHON:-python3.11}
 for file in "${!commands[@]}"; do

@@ -29,9 +29,15 @@ COMMANDS = [
     "pab.mini",
     "pab.mini.contact_sheet",
     "ensemble.report",
+    "ensemble.run",
+    "ensemble.search",
     "lhp.train_tokenizer",
     "lhp.train",
     "lhp.infer",
+    "uit.make_vocabulary",
+    "uit.train",
+    "uit.run",
+    "uit.infer",
 ]
 
 

@@ -111,7 +111,7 @@ def encode_gallery(
     """
     swin = model.config.swin
     shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
-    tokens = _mapped(shape, cache_dtype, cache_dir)
+    tokens = mapped_tensor(shape, cache_dtype, cache_dir)
     vectors = torch.empty(len(images), model.config.embed_dim)
     loader = image_loader(
         list(images),
@@ -128,8 +128,15 @@ def encode_gallery(
     return GalleryFeatures(tokens, vectors)
 
 
-def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
-    """A tensor in a file that is already removed: it lives as long as the tensor."""
+def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
+    """A tensor in a file that is already removed: it lives as long as the tensor.
+
+    Args:
+        folder: of the file, made where it is missing; None takes the system's temporary folder.
+
+    Raises:
+        InputError: the file cannot be made.
+    """
     size = 1
     for side in shape:
         size *= side

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pab.devices import full_precision
 from pab.processes import all_gather_with_grad
 from uit.losses import (
     contrastive_loss,
@@ -123,18 +124,18 @@ def uit_losses(
         start = version * size
         # Each version by itself: batch norm takes its statistics from B captions, as published.
         text_vector = model.text_vector(text[start : start + size])
-        itc = itc + weight * contrastive_loss(
-            every_image, all_gather_with_grad(text_vector), every_identity, model.temp,
-            weights.label_smoothing,
-        )  # fmt: skip
-        with torch.no_grad():
+        with full_precision(image.device):
+            itc = itc + weight * contrastive_loss(
+                every_image, all_gather_with_grad(text_vector), every_identity, model.temp,
+                weights.label_smoothing,
+            )  # fmt: skip
             of_text, of_image = negative_weights(
-                image_vector, text_vector, batch.identity, model.temp
+                image_vector.detach(), text_vector.detach(), batch.identity, model.temp.detach()
             )
-            rows += [start + own, start + own]
-            images += [own, draw(of_text)]
-            rows += [start + draw(of_image)]
-            images += [own]
+        rows += [start + own, start + own]
+        images += [own, draw(of_text)]
+        rows += [start + draw(of_image)]
+        images += [own]
 
     # ---- The cross encoder, on those and on the captions with hidden pieces
     compared = 3 * size * len(share)

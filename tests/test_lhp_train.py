@@ -301,7 +301,8 @@ def test_the_average_is_what_is_validated_and_saved(runs: Runs) -> None:
 def test_without_checkpoints_only_the_record_is_left(runs: Runs) -> None:
     run = runs("none", "--no_save_ckpt", epochs=1, val_pairs=4)
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "run.json", "log.jsonl", "train_ids.txt", "val_ids.txt"
+        "config.yaml", "run.json", "log.jsonl", "train_ids.txt", "val_ids.txt",
+        "val_pairs.json",
     }  # fmt: skip
 
 

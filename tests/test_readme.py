@@ -52,7 +52,7 @@ def script_commands() -> Iterator[str]:
     for script in sorted((ROOT / "scripts").glob("*.sh")):
         for command in commands_in(script.read_text(encoding="utf-8")):
             if re.search(rf"-m ({'|'.join(OURS)})\.", command):
-                yield command
+                yield command.removesuffix('"$@"').strip()  # the caller's own flags
 
 
 def main_of(module: str) -> Callable[[list[str] | None], None]:

@@ -26,9 +26,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pab.annotations import GalleryImage, Query, Retrieval, read_retrieval
 from pab.config import CommandParser
 from pab.errors import InputError, run_cli
-from pab.evaluate import Evaluation, evaluate
+from pab.evaluate import Evaluation, evaluate, text_table
 from pab.files import write_text
 from pab.images import list_gallery, load_image
+from pab.metrics import paired_bootstrap
 from pab.ranking import rows_in_order, top_k
 
 if TYPE_CHECKING:
@@ -238,6 +239,31 @@ class _Thumbnails:
         return self._made[gallery_id]
 
 
+def comparison(members: Sequence[Member], seed: int = 0) -> str:
+    """All members' metrics over all queries as text, and what the first gains on each in R@1.
+
+    The gain is in percentage points, with its paired 95 % bootstrap interval over queries.
+    """
+    rows: list[list[str]] = []
+    main = members[0].evaluation
+    assert main is not None  # all members have the labels of the one annotation
+    for member in members:
+        evaluation = member.evaluation
+        assert evaluation is not None
+        figures, bounds = evaluation.summary(), evaluation.intervals(seed=seed)
+        if not rows:
+            rows = [["", *figures, f"R@1 of {member.name} over it"]]
+        cells = [f"{value:.2f}" for value in figures.values()]
+        cells[0] += " [{:.1f}, {:.1f}]".format(*bounds["R@1"])
+        gain = "-"
+        if member is not members[0]:
+            ours, theirs = (e.metrics.values["R@1"] for e in (main, evaluation))
+            found = paired_bootstrap(theirs, ours, seed)
+            gain = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+        rows.append([member.name, *cells, gain])
+    return text_table(rows)
+
+
 def read_members(named: Sequence[str], retrieval: Retrieval) -> list[Member]:
     """Read ``NAME=FILE`` score files, bring them into one order, and evaluate them.
 
@@ -329,6 +355,8 @@ def main(argv: list[str] | None = None) -> None:
         title=args.title,
         seed=args.seed,
     )
+    if members[0].evaluation is not None and len(members) > 1:
+        print(comparison(members, args.seed))
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -6,10 +6,10 @@ that is started again with the same command goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,19 +23,19 @@ from lhp.tokenizer import Tokenizer
 from lhp.views import HybridView
 from pab import processes
 from pab.checkpoints import load_strict, model_state, read_checkpoint
-from pab.config import config_from_args
+from pab.config import add_debug_flag, config_from_args, with_debug
 from pab.contrastive import cached_backward, gathered_infonce
-from pab.devices import autocast, dtype_of, make_scaler, pick_device, seed_everything
+from pab.devices import autocast, seed_everything
 from pab.errors import InputError, run_cli
-from pab.optim import Ema, make_adamw, parameter_groups, warmup_cosine
-from pab.sampling import EpochBatches
+from pab.optim import parameter_groups, warmup_cosine
 from pab.training import (
-    Run,
+    epoch_batches,
     fit,
+    new_run,
     open_training_data,
     retrieval_metrics,
+    start_processes,
     steps_per_epoch,
-    training_loader,
     validation_retrieval,
 )
 
@@ -50,22 +50,19 @@ def train(config: TrainConfig, argv: list[str]) -> None:
             that cannot be read, or a loss that is not finite, when it is met.
     """
     # ---- Data
-    device = pick_device(config.device)
-    dtype = dtype_of(config.dtype)
-    autocast(device, dtype)  # refuses a format this device cannot train in
-    processes.init_processes(device)
-    rank, world = processes.rank(), processes.world_size()
+    device, dtype = start_processes(config)
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     data = open_training_data(config)
     view = HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio)
     dataset = PairDataset(data.pairs, data.train_rows, view, tokenizer, config.seed)
-    batches = EpochBatches(len(dataset), config.batch_size, config.seed, rank, world)
+    batches = epoch_batches(config, len(dataset))
     total_steps = config.epochs * steps_per_epoch(batches, config.update_freq)
 
     # ---- Model and optimizer
     seed_everything(config.seed)  # the same first weights everywhere ...
     model = build_model(config, tokenizer).to(device)
-    seed_everything(config.seed, rank + 1)  # ... and other drop path draws in every process
+    # ... and other drop path draws in every process
+    seed_everything(config.seed, processes.rank() + 1)
     layers = model.config.layers
     groups = parameter_groups(
         model.named_parameters(),
@@ -77,14 +74,31 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     )
     # A run shorter than its warm-up sees the beginning of it.
     scheduled_steps = max(total_steps, config.warmup_steps)
-    scaler = make_scaler(device, dtype)
+
+    run = new_run(
+        config,
+        command="python -m lhp.train",
+        argv=argv,
+        device=device,
+        dtype=dtype,
+        data=data,
+        dataset=dataset,
+        batches=batches,
+        collate=collate,
+        model=model,
+        groups=groups,
+        rates=warmup_cosine(config.lr, config.min_lr, scheduled_steps, config.warmup_steps),
+        warmup_steps=config.warmup_steps,
+        batches_per_update=config.update_freq,
+        facts={"architecture": config.model, "input_size": config.input_size},
+    )
 
     # ---- Loop
     def update(feed: Iterator[PairBatch]) -> dict[str, Tensor]:
         loss = torch.zeros((), device=device)
         for _ in range(config.update_freq):
             batch = PairBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
-            loss += backward(model, batch, config, device, dtype, scaler)
+            loss += backward(model, batch, config, device, dtype, run.scaler)
         return {"loss": loss, "logit_scale": model.logit_scale.exp()}
 
     def validate() -> dict[str, float]:
@@ -100,23 +114,6 @@ def train(config: TrainConfig, argv: list[str]) -> None:
         texts = encode_captions(model, tokenizer, captions, **options)
         return retrieval_metrics(retrieval, texts @ images.T)
 
-    run = Run(
-        config=config,
-        command="python -m lhp.train",
-        argv=argv,
-        device=device,
-        data=data,
-        batches=batches,
-        loader=training_loader(dataset, batches, collate, config, device),
-        model=model,
-        optimizer=make_adamw(groups, config.opt_betas, config.opt_eps),
-        scaler=scaler,
-        rates=warmup_cosine(config.lr, config.min_lr, scheduled_steps, config.warmup_steps),
-        warmup_steps=config.warmup_steps,
-        batches_per_update=config.update_freq,
-        facts={"architecture": config.model, "input_size": config.input_size},
-        ema=Ema(model, config.ema_decay, warmup=True) if config.ema_decay is not None else None,
-    )
     fit(run, update, validate)
 
 
@@ -180,24 +177,15 @@ def backward(
     return loss.detach() / config.update_freq
 
 
-def _add_debug_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help=f"short for --config {DEBUG_CONFIG}")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    given = argv
-    if "--debug" in argv:
-        if any(word.split("=")[0] == "--config" for word in argv):
-            raise InputError("--debug", f"contradicts --config: it stands for {DEBUG_CONFIG}")
-        given = ["--config", DEBUG_CONFIG, *(word for word in argv if word != "--debug")]
     config, _ = config_from_args(
         TrainConfig,
-        given,
+        with_debug(argv, DEBUG_CONFIG),
         prog="python -m lhp.train",
         description="Fine-tune BEiT-3 with the local-global hybrid perspective.",
-        extra=_add_debug_flag,
+        extra=partial(add_debug_flag, path=DEBUG_CONFIG),
     )
     try:
         train(config, argv)

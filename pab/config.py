@@ -14,7 +14,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union
 
@@ -134,6 +134,29 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type[DataclassInstanc
         options["type"] = _flag_type(kind, optional)
         options["metavar"] = _metavar(kind)
         parser.add_argument(f"--{field.name}", **options)
+
+
+def add_debug_flag(parser: argparse.ArgumentParser, path: str) -> None:
+    """Add ``--debug``, which :func:`with_debug` has taken out of the words by then."""
+    parser.add_argument("--debug", action="store_true", help=f"short for --config {path}")
+
+
+def names_config(argv: Sequence[str]) -> bool:
+    """Whether a command line has ``--config``."""
+    return any(word.split("=")[0] == "--config" for word in argv)
+
+
+def with_debug(argv: Sequence[str], path: str) -> list[str]:
+    """A command line with ``--debug`` spelt out as ``--config PATH``.
+
+    Raises:
+        InputError: it also names a config of its own.
+    """
+    if "--debug" not in argv:
+        return list(argv)
+    if names_config(argv):
+        raise InputError("--debug", f"contradicts --config: it stands for {path}")
+    return ["--config", path, *(word for word in argv if word != "--debug")]
 
 
 def config_from_args(

@@ -74,6 +74,17 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False)
 
 
+def in_autocast_format(x: Tensor) -> Tensor:
+    """On a CPU under :func:`autocast`, ``x`` in its number format; elsewhere ``x`` as it is.
+
+    For a residual stream: norms and sums keep the format that comes in, so that with float32 each
+    matrix product first casts its input, a quarter of a training step there (docs/log.md).
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
+
+
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """A loss scaler: active for float16, whose small gradients vanish; for others idle."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

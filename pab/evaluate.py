@@ -98,14 +98,7 @@ class Evaluation:
                     cell += f" [{bounds[name][0]:.1f}, {bounds[name][1]:.1f}]"
                 cells.append(cell)
             rows.append(cells)
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        )
+        return text_table(rows)
 
     def to_json(self, *, intervals: bool = False, seed: int = 0) -> dict[str, Any]:
         """The figures as plain values: ``{"gallery", "groups": {GROUP: {"queries", METRIC ...}}}``.
@@ -122,6 +115,18 @@ class Evaluation:
                     name: list(bounds) for name, bounds in self.intervals(group, seed).items()
                 }
         return {"gallery": self.n_gallery, "groups": groups}
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells as aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
 
 
 def evaluate(

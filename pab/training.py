@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,10 +32,11 @@ from pab.checkpoints import (
     set_rng_state,
 )
 from pab.config import as_plain
+from pab.devices import autocast, dtype_of, make_scaler, pick_device
 from pab.errors import InputError
 from pab.images import verify_images
 from pab.metrics import evaluate_scores
-from pab.optim import Ema, clip_and_step, set_lr
+from pab.optim import Ema, clip_and_step, make_adamw, set_lr
 from pab.run_log import RunLog
 from pab.sampling import EpochBatches
 from pab.scores import ScoreFile
@@ -120,6 +121,25 @@ def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
         yield batch
 
 
+def start_processes(config: TrainingConfig) -> tuple[torch.device, torch.dtype]:
+    """The run's device and number format, with the processes of torchrun joined.
+
+    Raises:
+        InputError: a device that is not there, or a format it cannot train in.
+    """
+    device, dtype = pick_device(config.device), dtype_of(config.dtype)
+    autocast(device, dtype)  # refuses a format this device cannot train in
+    processes.init_processes(device)
+    return device, dtype
+
+
+def epoch_batches(config: TrainingConfig, pairs: int) -> EpochBatches:
+    """Which pairs this process's batches hold."""
+    return EpochBatches(
+        pairs, config.batch_size, config.seed, processes.rank(), processes.world_size()
+    )
+
+
 def training_loader(
     dataset: Dataset[Any],
     batches: EpochBatches,
@@ -144,7 +164,7 @@ def training_loader(
 
 @dataclass
 class Run:
-    """The objects of one training run.
+    """The objects of one training run; :func:`new_run` makes them.
 
     Attributes:
         command: how the recipe is called, such as ``python -m lhp.train``.
@@ -167,16 +187,61 @@ class Run:
     scaler: torch.amp.GradScaler
     rates: Sequence[float]
     warmup_steps: int
-    batches_per_update: int = 1
-    facts: Mapping[str, object] = field(default_factory=dict)
-    ema: Ema | None = None
+    batches_per_update: int
+    facts: Mapping[str, object]
+    ema: Ema | None
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model has the averaged weights where an average is kept."""
         return nullcontext() if self.ema is None else self.ema.swapped(self.model)
 
 
-def steps_per_epoch(batches: EpochBatches, batches_per_update: int = 1) -> int:
+def new_run(
+    config: TrainingConfig,
+    *,
+    command: str,
+    argv: list[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    data: TrainingData,
+    dataset: Dataset[Any],
+    batches: EpochBatches,
+    collate: Callable[[list[Any]], Any],
+    model: nn.Module,
+    groups: list[dict[str, Any]],
+    rates: Sequence[float],
+    warmup_steps: int,
+    batches_per_update: int = 1,
+    facts: Mapping[str, object],
+) -> Run:
+    """A run with its loader, optimizer, loss scaler and average as the settings ask.
+
+    Args:
+        dataset, collate: what the loader reads, and how samples become a batch.
+        groups: of the optimizer (:func:`pab.optim.parameter_groups`).
+
+    The others are as in :class:`Run`.
+    """
+    return Run(
+        config=config,
+        command=command,
+        argv=argv,
+        device=device,
+        data=data,
+        batches=batches,
+        loader=training_loader(dataset, batches, collate, config, device),
+        model=model,
+        optimizer=make_adamw(groups, config.opt_betas, config.opt_eps),
+        scaler=make_scaler(device, dtype),
+        rates=rates,
+        warmup_steps=warmup_steps,
+        batches_per_update=batches_per_update,
+        facts=facts,
+        ema=None if config.ema_decay is None else Ema(model, config.ema_decay, warmup=True),
+    )
+
+
+def steps_per_epoch(batches: EpochBatches, batches_per_update: int) -> int:
     """Updates of one epoch.
 
     Raises:
@@ -321,7 +386,8 @@ def _one_update(
     set_lr(run.optimizer, run.rates[step])
     found = update(feed)
     processes.average_gradients(run.model.parameters())
-    figures = {name: processes.reduce_mean(value.detach()) for name, value in found.items()}
+    together = torch.stack([value.detach().float() for value in found.values()])
+    figures = dict(zip(found, processes.reduce_mean(together).tolist(), strict=True))
     try:
         norm = clip_and_step(
             run.optimizer, loss=figures["loss"], step=step, max_norm=config.clip_grad,
@@ -336,8 +402,7 @@ def _one_update(
     run.optimizer.zero_grad(set_to_none=True)
     if run.ema is not None:
         run.ema.update(run.model)
-    values = {name: float(value) for name, value in figures.items()}
-    return {**values, "lr": run.rates[step], "grad_norm": norm}
+    return {**figures, "lr": run.rates[step], "grad_norm": norm}
 
 
 def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, float]:

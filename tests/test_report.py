@@ -134,7 +134,9 @@ def test_same_inputs_give_the_same_bytes(annotation: Path, score: str, tmp_path:
     assert len(_Page(first).all("article")) == 6
 
 
-def test_several_score_files(annotation: Path, score: str, tmp_path: Path) -> None:
+def test_several_score_files(
+    annotation: Path, score: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = save(tmp_path / "o.pt", torch.eye(N).flip(0))
     text = report(
         tmp_path, "--score", f"LHP={score}", "--score", f"UIT={other}", "--annotation",
@@ -143,6 +145,14 @@ def test_several_score_files(annotation: Path, score: str, tmp_path: Path) -> No
     assert "UIT: rank 2" in text  # query 0: image 13 has a 1, and image 0 leads those with a 0
     for row in ("LHP", "LHP, normal", "LHP, abnormal", "UIT", "UIT, normal", "UIT, abnormal"):
         assert f'<th scope="row">{row}</th>' in text
+    header, first, second, _ = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["R@1", "R@5"]
+    assert header.endswith("R@1 of LHP over it")
+    at_one = 100 * (N - 2) / N
+    assert first.split()[:2] == ["LHP", f"{at_one:.2f}"]
+    assert first.endswith(" -")
+    assert second.split()[:2] == ["UIT", "0.00"]
+    assert f"{at_one:+.2f} [" in second  # all of it is gain
 
 
 def test_name_masked_set_without_labels(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pab.checkpoints import load_training_state, model_state, read_checkpoint
+from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.run_log import read_log
 from pab.sampling import EpochBatches
@@ -29,7 +30,7 @@ from uit.infer import main as infer
 from uit.make_vocabulary import make_vocabulary
 from uit.masking import NO_LABEL, WordMasking
 from uit.model import MODELS, Uit, model_config
-from uit.objective import LossWeights, UitBatch, draw_negatives, uit_losses
+from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
 from uit.rerank import choose_candidates, fill, match_scores
 from uit.run import main as run
 from uit.start import load_bert, load_swin, load_uit
@@ -178,6 +179,9 @@ def test_views_follow_the_seed() -> None:
 # ----------------------------------------------------------------------------------------- losses
 
 
+WEIGHTS = LossWeights(eda=0.8, mlm=1.0, mim=1.0, label_smoothing=0.2)
+
+
 def small_model(tokenizer: Tokenizer) -> Uit:
     import dataclasses
 
@@ -193,7 +197,7 @@ def test_every_parameter_has_a_gradient(
 ) -> None:
     model = small_model(tokenizer).train()
     batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
-    losses = uit_losses(model, batch, LossWeights(0.8, 1.0, 1.0, 0.2))
+    losses = uit_losses(model, batch, WEIGHTS)
     assert set(losses) == {"loss", "itc", "itm", "mlm", "mim"}
     total = losses["itc"] + losses["itm"] + losses["mlm"] + losses["mim"]
     torch.testing.assert_close(losses["loss"], total)
@@ -224,6 +228,18 @@ def test_losses_that_are_turned_off(
     assert (less["itc"] < whole["itc"]) == (off == "eda")
 
 
+def test_bf16_losses_are_close(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = small_model(tokenizer).eval()
+    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with autocast(CPU, dtype):
+            found.append(uit_losses(model, batch, WEIGHTS, lambda allowed: allowed.argmax(dim=1)))
+    for name, exact in found[0].items():
+        assert found[1][name].dtype == torch.float32
+        torch.testing.assert_close(found[1][name], exact, rtol=0.02, atol=0.02)
+
+
 def test_negatives_are_drawn_by_their_weights() -> None:
     torch.manual_seed(0)
     shares = torch.tensor([[0.0, 1.0, 3.0, 0.0], [2.0, 0.0, 0.0, 2.0]])
@@ -235,11 +251,19 @@ def test_negatives_are_drawn_by_their_weights() -> None:
     assert second[0] / 10_000 == pytest.approx(0.5, abs=0.02)
 
 
+def test_easy_negatives_are_drawn_alike() -> None:
+    torch.manual_seed(0)
+    shares = torch.tensor([[0.0, 1.0, 1e-5, 0.0, 3.0]])
+    drawn = Counter(int(draw_any(shares)) for _ in range(10_000))
+    assert set(drawn) == {1, 2, 4}
+    assert all(count / 10_000 == pytest.approx(1 / 3, abs=0.02) for count in drawn.values())
+
+
 def test_a_batch_of_one_identity(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
     batch = batch._replace(identity=torch.zeros_like(batch.identity))
     with pytest.raises(InputError, match="no negative pair exists"):
-        uit_losses(small_model(tokenizer), batch, LossWeights(0.8, 1.0, 1.0, 0.2))
+        uit_losses(small_model(tokenizer), batch, WEIGHTS)
 
 
 # --------------------------------------------------------------------------------------- training

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from PIL import Image
@@ -48,6 +49,7 @@ class Augmentation:
     erasing_prob: float = 0.6
 
 
+@cache
 def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Image]]:
     """The ten operations by name; each takes an image and a sign, +1 or -1."""
     share = level / LEVELS

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pab.devices import attention
+from pab.devices import attention, in_autocast_format
 
 INIT_STD = 0.02  # normal, as in the published code
 ImageMemory: TypeAlias = list[tuple[Tensor, Tensor]]  # keys and values [B, H, M, C], a fusion layer
@@ -96,7 +96,7 @@ class Embeddings(nn.Module):
         """[B, N] -> [B, N, D]."""
         x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
         x = x + self.position_embeddings.weight[: ids.shape[1]]
-        return self.dropout(self.LayerNorm(x))
+        return self.dropout(in_autocast_format(self.LayerNorm(x)))
 
 
 class Projections(nn.Module):

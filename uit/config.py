@@ -44,6 +44,9 @@ class TrainConfig(TrainingConfig):
     # Released as 0.1356 x the sum over the batch of 84 images; here the loss is a mean over images.
     mim_weight: float = flag(0.1356 * 84, "of masked image modelling; 0 leaves it out")
     label_smoothing: float = flag(0.2, "of ITC's targets")
+    hard_negatives_from: int = flag(
+        0, "first epoch whose ITM negatives are drawn by similarity, earlier ones alike; 0 published"
+    )
 
     # What the masked losses hide
     mlm_share: float = flag(WordMasking.share, "word pieces of a caption that are hidden, share")
@@ -88,7 +91,9 @@ class TrainConfig(TrainingConfig):
         )  # fmt: skip
         self.check_least(2, "ngram_words", "batch_size")  # a pair alone has no negative
         self.check_least(3, "max_text_length")
-        self.check_least(0, "warmup_steps", "eda_weight", "mlm_weight", "mim_weight")
+        self.check_least(
+            0, "warmup_steps", "eda_weight", "mlm_weight", "mim_weight", "hard_negatives_from"
+        )
         self.check_share(
             "label_smoothing", "mlm_share", "ngram_share", "flip_prob", "erasing_prob", "eda_share",
             "mim_ratio",

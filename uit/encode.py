@@ -6,6 +6,7 @@ width, `E` width of the retrieval vectors.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +17,11 @@ import torch
 from torch import Tensor
 
 from pab.annotations import GalleryImage
-from pab.checkpoints import model_state, read_checkpoint
 from pab.devices import autocast
 from pab.errors import InputError
 from pab.images import image_loader, recipe
 from uit.model import Uit, UitConfig, model_config
-from uit.start import load_uit
+from uit.start import load_uit_state, uit_state
 from uit.tokenizer import Tokenizer
 
 WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
@@ -55,7 +55,7 @@ def load_model(
         InputError: unknown name, unreadable checkpoint, tensors or vocabulary that do not fit.
     """
     sizes = model_config(name, input_size, window)
-    state = model_state(read_checkpoint(checkpoint), checkpoint)
+    state = uit_state(checkpoint)
     words = state.get(WORD_TABLE)
     if words is not None and len(words) != tokenizer.vocab_size:
         raise InputError(
@@ -64,7 +64,7 @@ def load_model(
             todo="give the vocabulary the checkpoint was trained with",
         )
     model = Uit(with_vocabulary(sizes, tokenizer))
-    load_uit(model, checkpoint)
+    load_uit_state(model, state, checkpoint)
     return model.eval()
 
 
@@ -137,9 +137,7 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
     Raises:
         InputError: the file cannot be made.
     """
-    size = 1
-    for side in shape:
-        size *= side
+    size = math.prod(shape)
     try:
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)

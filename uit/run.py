@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from pab.config import config_from_args
+from pab.config import add_debug_flag, config_from_args, names_config, with_debug
 from pab.errors import InputError, run_cli
 from uit.config import TrainConfig
 from uit.infer import main as infer
@@ -81,13 +81,8 @@ def _words(argv: list[str]) -> list[str]:
     for word in argv:
         flag, equals, value = word.partition("=")
         words.append(SHORT.get(flag, flag) + equals + value)
-    if "--debug" in words:
-        if any(word.split("=")[0] == "--config" for word in words):
-            raise InputError("--debug", f"contradicts --config: it stands for {DEBUG_CONFIG}")
-        return ["--config", DEBUG_CONFIG, *(word for word in words if word != "--debug")]
-    if not any(word.split("=")[0] == "--config" for word in words):
-        words = ["--config", DEFAULT_CONFIG, *words]
-    return words
+    words = with_debug(words, DEBUG_CONFIG)
+    return words if names_config(words) else ["--config", DEFAULT_CONFIG, *words]
 
 
 def _add_own_flags(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +96,7 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--bs", metavar="N", help="short for --batch_size")
     parser.add_argument("--epo", metavar="N", help="short for --epochs")
-    parser.add_argument("--debug", action="store_true", help=f"short for --config {DEBUG_CONFIG}")
+    add_debug_flag(parser, DEBUG_CONFIG)
 
 
 def _without_own_flags(words: list[str]) -> list[str]:

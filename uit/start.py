@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
@@ -32,17 +32,36 @@ BERT_UNUSED = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|.*\.position_i
 
 
 def load_uit(model: Uit, path: str | Path, *, start: bool = False) -> LoadReport:
-    """Read a UIT checkpoint, its bias tables resized to the model's windows.
+    """Read a UIT checkpoint into a model: :func:`uit_state`, then :func:`load_uit_state`."""
+    return load_uit_state(model, uit_state(path), path, start=start)
+
+
+def uit_state(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a UIT checkpoint, each once.
 
     Args:
         path: as released (``model`` with doubled tensors), or this project's own.
+
+    Raises:
+        InputError: no checkpoint, or doubled tensors that differ.
+    """
+    return adapt_state(model_state(read_checkpoint(path), path), path)
+
+
+def load_uit_state(
+    model: Uit, state: dict[str, Tensor], path: str | Path, *, start: bool = False
+) -> LoadReport:
+    """Copy UIT's weights into a model, bias tables resized to the model's windows.
+
+    Args:
+        state: from :func:`uit_state`.
+        path: where it came from, for the error.
         start: to start training from: heads that are missing or of another shape begin anew, and
             tensors the model has no place for are left out (a person-search checkpoint).
 
     Raises:
-        InputError: no checkpoint, or its tensors do not fit.
+        InputError: its tensors do not fit.
     """
-    state = adapt_state(model_state(read_checkpoint(path), path), path)
     state = resize_bias_tables(state, model)
     if not start:
         return load_strict(model, state, path, ignore=DERIVED)
@@ -107,13 +126,15 @@ def load_bert(model: Uit, path: str | Path) -> LoadReport:
 
 
 def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
-    """Read whatever a recipe starts from; empty paths leave the random weights.
+    """Read whatever a recipe starts from; with no path, :func:`start_from_scratch`.
 
     Says on stderr which parts begin anew.
 
     Raises:
         InputError: see the functions for each kind.
     """
+    if not (checkpoint or swin or bert):
+        start_from_scratch(model)
     for path, load in (
         (checkpoint, lambda m, p: load_uit(m, p, start=True)), (swin, load_swin), (bert, load_bert)
     ):  # fmt: skip
@@ -123,6 +144,19 @@ def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
                 if names:
                     groups = sorted({".".join(name.split(".")[:2]) for name in names})
                     print(f"{path}: {what}: {', '.join(groups)}", file=sys.stderr)
+
+
+def start_from_scratch(model: Uit) -> None:
+    """Starting weights for training without a checkpoint, in place.
+
+    The published start (normal, 0.02) is meant for the few parts a checkpoint lacks and for widths
+    of 768 and more. In a small network it leaves every branch near 0 beside its residual, so that
+    the cross encoder reads next to nothing of the image; matrices start by their own width instead
+    (Glorot and Bengio, AISTATS 2010).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
 
 
 def resize_bias_tables(state: Mapping[str, Tensor], model: Uit) -> dict[str, Tensor]:

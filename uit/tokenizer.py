@@ -33,7 +33,7 @@ class Tokenizer:
     Args:
         folder: holds BERT's ``vocab.txt``.
         max_words: words of a caption that are read, split at blanks.
-        max_length: ids at most, the two ends included; also what :meth:`batch` pads to.
+        max_length: ids at most, the two ends included; what text vectors are padded to.
 
     Attributes:
         pad, unk, cls, sep, mask: ids of the special tokens.

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from pab import processes
 from pab.config import config_from_args
-from pab.devices import autocast, dtype_of, make_scaler, pick_device, seed_everything
+from pab.devices import autocast, seed_everything
 from pab.errors import InputError, run_cli
-from pab.optim import Ema, make_adamw, parameter_groups
-from pab.sampling import EpochBatches
+from pab.optim import parameter_groups
 from pab.training import (
-    Run,
+    TrainingData,
+    epoch_batches,
     fit,
+    new_run,
     open_training_data,
     retrieval_metrics,
+    start_processes,
     steps_per_epoch,
-    training_loader,
     validation_retrieval,
 )
 from uit.augment import Augmentation, TrainingView
@@ -36,7 +37,7 @@ from uit.eda import WordNet
 from uit.encode import encode_captions, encode_gallery, with_vocabulary
 from uit.masking import WordMasking
 from uit.model import Uit, model_config
-from uit.objective import LossWeights, UitBatch, uit_losses
+from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
 from uit.rerank import choose_candidates, fill, match_scores
 from uit.schedules import COSINE_WARMUP_SHARE, multiplier
 from uit.start import start_weights
@@ -51,74 +52,68 @@ def train(config: TrainConfig, argv: list[str]) -> None:
             that cannot be read, or a loss that is not finite, when it is met.
     """
     # ---- Data
-    device = pick_device(config.device)
-    dtype = dtype_of(config.dtype)
-    autocast(device, dtype)  # refuses a format this device cannot train in
-    processes.init_processes(device)
-    rank, world = processes.rank(), processes.world_size()
+    device, dtype = start_processes(config)
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     draws = text_draws(config)
     data = open_training_data(config)
     augmentation = Augmentation(config.flip_prob, config.augment_level, config.erasing_prob)
     view = TrainingView(config.input_size, augmentation)
     dataset = UitDataset(data.pairs, data.train_rows, view, tokenizer, draws, config.seed)
-    batches = EpochBatches(len(dataset), config.batch_size, config.seed, rank, world)
-    total_steps = config.epochs * steps_per_epoch(batches)
+    batches = epoch_batches(config, len(dataset))
+    total_steps = config.epochs * steps_per_epoch(batches, 1)
     blocks = config.input_size // config.mim_block if config.mim_weight else 0
     collate = Collate(tokenizer, config.mlm_most, blocks, config.mim_ratio)
 
     # ---- Model and optimizer
     seed_everything(config.seed)  # the same first weights everywhere ...
     model = build_model(config, tokenizer).to(device)
-    seed_everything(config.seed, rank + 1)  # ... and other dropout draws in every process
+    # ... and other dropout draws in every process
+    seed_everything(config.seed, processes.rank() + 1)
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=config.weight_decay,
         no_decay=model.no_weight_decay,
         lr_scale_of=model.rate_scale,
     )
-    # A run shorter than its warm-up sees the beginning of it.
-    at = multiplier(config.schedule, max(total_steps, config.warmup_steps), config.warmup_steps)
     warmup = config.warmup_steps
     if config.schedule == "cosine":
-        at = multiplier("cosine", total_steps)
         warmup = int(COSINE_WARMUP_SHARE * total_steps)
-    scaler = make_scaler(device, dtype)
+    # A run shorter than its warm-up sees the beginning of it.
+    at = multiplier(config.schedule, max(total_steps, warmup), warmup)
     weights = LossWeights(
         config.eda_weight, config.mlm_weight, config.mim_weight, config.label_smoothing
+    )
+
+    run = new_run(
+        config,
+        command="python -m uit.run",
+        argv=argv,
+        device=device,
+        dtype=dtype,
+        data=data,
+        dataset=dataset,
+        batches=batches,
+        collate=collate,
+        model=model,
+        groups=groups,
+        rates=[config.lr * at(step) for step in range(total_steps)],
+        warmup_steps=warmup,
+        facts={"architecture": config.model, "input_size": config.input_size},
     )
 
     # ---- Loop
     def update(feed: Iterator[UitBatch]) -> dict[str, Tensor]:
         batch = UitBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
+        draw = draw_negatives if batches.epoch >= config.hard_negatives_from else draw_any
         with autocast(device, dtype):
-            losses = uit_losses(model, batch, weights)
-        scaler.scale(losses["loss"]).backward()
+            losses = uit_losses(model, batch, weights, draw)
+        run.scaler.scale(losses["loss"]).backward()
         return {**losses, "temperature": model.temp}
 
     def validate() -> dict[str, float]:
         return validation_metrics(model, tokenizer, data, config, device, dtype)
 
-    fit(
-        Run(
-            config=config,
-            command="python -m uit.run",
-            argv=argv,
-            device=device,
-            data=data,
-            batches=batches,
-            loader=training_loader(dataset, batches, collate, config, device),
-            model=model,
-            optimizer=make_adamw(groups, config.opt_betas, config.opt_eps),
-            scaler=scaler,
-            rates=[config.lr * at(step) for step in range(max(total_steps, 1))],
-            warmup_steps=warmup,
-            facts={"architecture": config.model, "input_size": config.input_size},
-            ema=Ema(model, config.ema_decay, warmup=True) if config.ema_decay is not None else None,
-        ),
-        update,
-        validate,
-    )
+    fit(run, update, validate)
 
 
 def text_draws(config: TrainConfig) -> TextDraws:
@@ -163,7 +158,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Uit:
 def validation_metrics(
     model: Uit,
     tokenizer: Tokenizer,
-    data: Any,
+    data: TrainingData,
     config: TrainConfig,
     device: torch.device,
     dtype: torch.dtype,

@@ -45,7 +45,7 @@ class TrainConfig(TrainingConfig):
     mim_weight: float = flag(0.1356 * 84, "of masked image modelling; 0 leaves it out")
     label_smoothing: float = flag(0.2, "of ITC's targets")
     hard_negatives_from: int = flag(
-        0, "first epoch whose ITM negatives are drawn by similarity, earlier ones alike; 0 published"
+        0, "first epoch whose ITM negatives are drawn by similarity, not all alike (published: 0)"
     )
 
     # What the masked losses hide

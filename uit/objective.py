@@ -80,7 +80,7 @@ def draw_negatives(weights: Tensor) -> Tensor:
 
 
 def draw_any(weights: Tensor) -> Tensor:
-    """One column a row, each with a weight above 0 alike: easy negatives for a model that begins."""
+    """One column a row, all with a weight above 0 alike: easy negatives for a new model."""
     return draw_negatives((weights > 0).to(weights.dtype))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import numpy as np
 import torch
@@ -95,8 +96,9 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention in the number format that the device is fastest in.
 
-    Processors with bfloat16 units but no matrix tiles run torch's attention slower in bfloat16 than
-    in float32 (its backward pass up to three times: docs/log.md), so on a CPU it runs in float32.
+    torch's attention in bfloat16 is slower than in float32 on a CPU: its backward pass up to nine
+    times, the forward pass unless the processor has matrix tiles (docs/log.md). So it runs in
+    float32 there, but for scoring on processors with tiles.
 
     Args:
         q: [B, H, N, C].
@@ -109,7 +111,8 @@ def attention(
     Returns:
         [B, H, N, C] in the format of ``v``.
     """
-    if q.device.type != "cpu" or v.dtype == torch.float32:
+    as_it_is = q.device.type != "cpu" or v.dtype == torch.float32
+    if as_it_is or (cpu_has_bf16_tiles() and not torch.is_grad_enabled()):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(v.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -139,6 +142,12 @@ def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
     capabilities = torch.cpu.get_capabilities()
     return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
+
+
+@cache
+def cpu_has_bf16_tiles() -> bool:
+    """Whether the processor multiplies bfloat16 in matrix tiles (Intel's AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _has_mps() -> bool:

@@ -328,6 +328,22 @@ def test_bf16_units_are_recognised(
     assert devices.cpu_has_bf16() is wanted
 
 
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_attention_in_bf16_is_that_of_float32(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, grad: bool
+) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bf16_tiles", lambda: tiles)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 8) for _ in range(3))
+    bias = torch.randn(1, 3, 7, 7)
+    exact = devices.attention(q, k, v, bias)
+    with torch.set_grad_enabled(grad):
+        half = devices.attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), bias)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo to compare with")
 def test_bf16_units_agree_with_the_kernels_list() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())

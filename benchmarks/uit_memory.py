@@ -18,11 +18,11 @@ import torch
 from machine import describe
 from torch import Tensor
 
+from pab.wordpiece import Tokenizer
 from uit.encode import mapped_tensor
 from uit.make_vocabulary import make_vocabulary
 from uit.model import MODELS, Uit
 from uit.rerank import choose_candidates, fill, match_scores
-from uit.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 BLOCK = 512  # images written at a time

@@ -20,11 +20,11 @@ from torch import Tensor
 
 import uit.rerank
 from pab.devices import DTYPES, cpu_has_bf16
+from pab.wordpiece import Tokenizer
 from uit.bert import Bert, FusedPairs, ImageMemory
 from uit.make_vocabulary import make_vocabulary
 from uit.model import MODELS, Uit
 from uit.rerank import match_scores
-from uit.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 # BERT's ids of 36 real captions, ends included, run from 28 to 48, 38 on average.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from lhp.beit3 import (
 from lhp.tokenizer import Tokenizer, pad_batch
 from pab.annotations import GalleryImage
 from pab.checkpoints import load_strict, model_state, read_checkpoint
-from pab.devices import autocast
+from pab.encoding import caption_vectors, image_vectors
 from pab.errors import InputError
-from pab.images import image_loader, recipe
+from pab.images import recipe
 
 
 def load_model(
@@ -68,7 +68,6 @@ def check_text_length(max_length: int, sizes: Beit3Config) -> None:
         )
 
 
-@torch.inference_mode()
 def encode_images(
     model: Beit3Retrieval,
     images: Sequence[GalleryImage],
@@ -93,22 +92,17 @@ def encode_images(
     Returns:
         float32 [G, D] on the CPU, in the order of ``images``.
     """
-    vectors = torch.empty(len(images), model.config.embed_dim)
-    loader = image_loader(
-        list(images),
+    return image_vectors(
+        compiled_image_encoder(model) if compiled else model.encode_image,
+        images,
         recipe("beit3", model.config.img_size).transform(),
         batch_size=batch_size,
         num_workers=num_workers,
+        device=device,
+        dtype=dtype,
+        weights=model.vision_head.weight.dtype,
+        full_batches=compiled,  # one shape, one compilation
     )
-    encode = compiled_image_encoder(model) if compiled else model.encode_image
-    weights = model.vision_head.weight.dtype
-    for pixels, positions in loader:
-        rows = len(pixels)
-        if compiled and rows < batch_size:  # one shape, one compilation
-            pixels = torch.cat([pixels, pixels[-1:].expand(batch_size - rows, -1, -1, -1)])
-        with autocast(device, dtype):
-            vectors[positions] = encode(pixels.to(device, weights))[:rows].cpu()
-    return vectors
 
 
 def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
@@ -123,7 +117,6 @@ def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
     return compiled
 
 
-@torch.inference_mode()
 def encode_captions(
     model: Beit3Retrieval,
     tokenizer: Tokenizer,
@@ -142,22 +135,15 @@ def encode_captions(
         float32 [Q, D] on the CPU, in the order of ``captions``.
     """
     rows = [tokenizer.encode(caption) for caption in captions]
-    vectors = torch.empty(len(rows), model.config.embed_dim)
-    budget = batch_size * (model.config.patches + 1)
-    for positions in batches_by_length([len(row) for row in rows], budget):
+
+    def encode(positions: list[int]) -> Tensor:
         ids, mask = pad_batch([rows[i] for i in positions])
-        with autocast(device, dtype):
-            vectors[positions] = model.encode_text(ids.to(device), mask.to(device)).cpu()
-    return vectors
+        return model.encode_text(ids.to(device), mask.to(device))
 
-
-def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Positions in order of length, cut where rows x longest would pass ``token_budget``."""
-    batch: list[int] = []
-    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[position] > token_budget:
-            yield batch
-            batch = []
-        batch.append(position)
-    if batch:
-        yield batch
+    return caption_vectors(
+        encode,
+        [len(row) for row in rows],
+        token_budget=batch_size * (model.config.patches + 1),
+        device=device,
+        dtype=dtype,
+    )

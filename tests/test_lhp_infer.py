@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from lhp.beit3 import Beit3Retrieval, model_config
-from lhp.encode import batches_by_length, encode_captions
+from lhp.encode import encode_captions
 from lhp.infer import main
 from lhp.tokenizer import Tokenizer
 from pab.annotations import read_retrieval
 from pab.checkpoints import checkpoint_hash, save_weights
+from pab.encoding import batches_by_length
 from pab.images import load_image, recipe
 from pab.ranking import read_ranked_list
 from pab.scores import ScoreFile, load_scores

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pab.errors import InputError
+from pab.wordpiece import SPECIAL, VOCABULARY, Tokenizer
 from tests.conftest import GOLDEN, SHARED, needs_golden
 from uit.eda import FUNCTION_WORDS, WordNet, augment, letters
 from uit.make_vocabulary import make_vocabulary
 from uit.masking import NO_LABEL, WordMasking, hide_blocks, hide_words, labels_at
-from uit.tokenizer import SPECIAL, VOCABULARY, Tokenizer
 
 MINI = Path(__file__).parents[1] / "checkpoints/mini/bert"
 PIECES = (MINI / VOCABULARY).read_text().split("\n")

@@ -22,6 +22,7 @@ from pab.scores import ScoreFile, load_scores, save_scores
 from pab.training import BEST, FINAL, LAST, checked, training_loader
 from pab.training_config import TrainingConfig
 from pab.training_set import TrainingSet
+from pab.wordpiece import VOCABULARY, Tokenizer
 from uit.augment import LEVELS, Augmentation, TrainingView, operations
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
@@ -34,7 +35,6 @@ from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_l
 from uit.rerank import choose_candidates, fill, match_scores
 from uit.run import main as run
 from uit.start import load_bert, load_swin, load_uit
-from uit.tokenizer import VOCABULARY, Tokenizer
 
 CPU = torch.device("cpu")
 LENGTH = 24

@@ -20,11 +20,11 @@ from pab.images import load_image
 from pab.sampling import SampleKey, sample_seed
 from pab.training import BadSample
 from pab.training_set import TrainingSet
+from pab.wordpiece import Tokenizer
 from uit.augment import TrainingView
 from uit.eda import Synonyms, augment
 from uit.masking import WordMasking, hide_blocks, hide_words, labels_at
 from uit.objective import UitBatch
-from uit.tokenizer import Tokenizer
 
 
 class UitSample(NamedTuple):

@@ -20,9 +20,9 @@ from pab.annotations import GalleryImage
 from pab.devices import autocast
 from pab.errors import InputError
 from pab.images import image_loader, recipe
+from pab.wordpiece import Tokenizer
 from uit.model import Uit, UitConfig, model_config
 from uit.start import load_uit_state, uit_state
-from uit.tokenizer import Tokenizer
 
 WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
 

@@ -70,9 +70,9 @@ def infer(config: InferConfig) -> None:
     """
     from pab.checkpoints import checkpoint_hash
     from pab.devices import autocast, dtype_of, pick_device
+    from pab.wordpiece import Tokenizer
     from uit.encode import encode_captions, encode_gallery, load_model
     from uit.rerank import choose_candidates, fill, match_scores
-    from uit.tokenizer import Tokenizer
 
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot run

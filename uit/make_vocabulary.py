@@ -17,7 +17,7 @@ from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import write_text
 from pab.training_set import TrainingSet
-from uit.tokenizer import CONTINUES, SPECIAL, VOCABULARY
+from pab.wordpiece import CONTINUES, SPECIAL, VOCABULARY
 
 
 def make_vocabulary(captions: Iterable[str], folder: Path, pieces: int) -> Path:

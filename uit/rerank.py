@@ -20,8 +20,8 @@ from torch import Tensor
 from pab.devices import autocast
 from pab.errors import InputError
 from pab.ranking import top_k
+from pab.wordpiece import Tokenizer
 from uit.model import Uit
-from uit.tokenizer import Tokenizer
 
 IMAGES_A_GROUP = 512  # whose keys and values are held at a time (2 MB each at full size, fp32)
 PAIRS_A_PASS = 128

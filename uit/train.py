@@ -30,6 +30,7 @@ from pab.training import (
     steps_per_epoch,
     validation_retrieval,
 )
+from pab.wordpiece import Tokenizer
 from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
@@ -41,7 +42,6 @@ from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_l
 from uit.rerank import choose_candidates, fill, match_scores
 from uit.schedules import COSINE_WARMUP_SHARE, multiplier
 from uit.start import start_weights
-from uit.tokenizer import Tokenizer
 
 
 def train(config: TrainConfig, argv: list[str]) -> None:

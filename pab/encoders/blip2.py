@@ -1,0 +1,174 @@
+"""BLIP-2's first stage, as LAVIS's `blip2_feature_extractor` scores with it: ViT-L and Q-Former.
+
+Source: Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training with Frozen Image Encoders and
+Large Language Models" (arXiv 2301.12597); weights are LAVIS's (BSD-3-Clause). The image tower is
+OpenCLIP's transformer without its last norm and projection, the Q-Former that of transformers;
+:data:`RENAMED` maps LAVIS's names onto them.
+
+Shape letters: `B` batch, `M` image tokens, `K` query tokens, `N` text ids, `W` image width,
+`D` Q-Former's width, `E` width of the vectors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
+
+from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
+
+Pooling = Literal["first", "max"]
+
+# LAVIS's names -> this model's; the first pattern that matches is replaced.
+RENAMED = (
+    (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
+    (r"^Qformer\.bert\.embeddings\.", "embeddings."),
+    (
+        r"^Qformer\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.",
+        r"qformer.encoder.layer.\1.\2.attention.",
+    ),
+    (r"^Qformer\.bert\.encoder\.", "qformer.encoder."),
+)
+# What a LAVIS checkpoint holds beside: the language head, the match head, 0, 1, 2, ...
+UNUSED = re.compile(r"Qformer\.cls\.|itm_head\.|.*\.position_ids$")
+
+
+@dataclass(frozen=True)
+class Blip2Config:
+    """Sizes; the defaults are those of `pretrain_vitL`.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        patch_size: side of a patch, pixels.
+        image_width, image_layers, image_heads: of the image tower; CLIP's ViT-L has 24 layers, of
+            which BLIP-2 reads the 21st.
+        queries: K.
+        width, layers, heads, ffn_dim: of the Q-Former.
+        vocab_size: BERT's 30,522 pieces and one of LAVIS's own, which captions never use.
+        positions: rows of the text's position table.
+        embed_dim: E.
+        temperature: at the start of fine-tuning; learned.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    image_width: int = 1024
+    image_layers: int = 21
+    image_heads: int = 16
+    queries: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn_dim: int = 3072
+    vocab_size: int = 30523
+    positions: int = 512
+    embed_dim: int = 256
+    temperature: float = 0.07
+
+
+class Blip2(nn.Module):
+    """Image tower, Q-Former and projections."""
+
+    def __init__(self, config: Blip2Config) -> None:
+        super().__init__()
+        self.config = config
+        tower = VisionTransformer(
+            config.image_size, config.patch_size, config.image_width, config.image_layers,
+            config.image_heads, mlp_ratio=4.0, act_layer=QuickGELU,
+        )  # fmt: skip
+        tower.ln_post, tower.proj = nn.Identity(), None
+        self.visual_encoder = tower
+        self.ln_vision = nn.LayerNorm(config.image_width)
+        qformer = Blip2QFormerConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.ffn_dim,
+            max_position_embeddings=config.positions,
+            encoder_hidden_size=config.image_width,
+            cross_attention_frequency=2,
+            use_qformer_text_input=True,
+        )
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.queries, config.width))
+        nn.init.normal_(self.query_tokens, std=qformer.initializer_range)
+        self.embeddings = Blip2TextEmbeddings(qformer)
+        self.qformer = Blip2QFormerModel(qformer)
+        self.vision_proj = nn.Linear(config.width, config.embed_dim)
+        self.text_proj = nn.Linear(config.width, config.embed_dim)
+        self.temp = nn.Parameter(torch.tensor(config.temperature))
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, M, W], class token first."""
+        tower = self.visual_encoder
+        return self.ln_vision(tower.transformer(tower._embeds(pixels)))
+
+    def encode_queries(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""
+        found = self.qformer(
+            query_embeds=self.query_tokens.expand(len(pixels), -1, -1),
+            encoder_hidden_states=self.image_tokens(pixels),
+        ).last_hidden_state
+        return F.normalize(self.vision_proj(found).float(), dim=-1)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
+        found = self.qformer(
+            query_embeds=self.embeddings(input_ids=ids), query_length=0, attention_mask=mask
+        ).last_hidden_state
+        return F.normalize(self.text_proj(found[:, 0]).float(), dim=-1)
+
+
+def similarity(images: Tensor, texts: Tensor, pooling: Pooling) -> Tensor:
+    """Captions' vectors [Q, E] against images' [G, K, E] -> cosine similarities [Q, G].
+
+    Args:
+        pooling: ``first`` compares with query token 0 alone, as published by the method's authors;
+            ``max`` takes the best of the K, BLIP-2's own rule.
+    """
+    if pooling == "first":
+        return texts @ images[:, 0].T
+    best = texts @ images[:, 0].T
+    for k in range(1, images.shape[1]):  # one query token at a time: [Q, G, K] would not fit
+        torch.maximum(best, texts @ images[:, k].T, out=best)
+    return best
+
+
+def load_blip2(config: Blip2Config, path: str | Path) -> Blip2:
+    """A model with the weights of a LAVIS checkpoint, or of one of this project's own.
+
+    Raises:
+        InputError: no checkpoint, or its tensors do not fit.
+    """
+    model = Blip2(config)
+    load_weights(model, path)
+    return model.eval()
+
+
+def load_weights(model: Blip2, path: str | Path) -> LoadReport:
+    """Read a checkpoint into a model; a LAVIS checkpoint has no number of its own for `temp`."""
+    state = renamed(model_state(read_checkpoint(path), path))
+    return load_strict(model, state, path, allow_missing=("temp",))
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LAVIS's state dict under this model's names; a state dict that has them is left as it is."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if UNUSED.match(name):
+            continue
+        for pattern, replacement in RENAMED:
+            name, count = re.subn(pattern, replacement, name)
+            if count:
+                break
+        found[name] = tensor
+    return found

@@ -1,0 +1,19 @@
+"""LAVIS's caption processor, which BLIP-2 reads captions through.
+
+Source: `blip_caption` of LAVIS (BSD-3-Clause), its evaluation form without a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_WORDS = 50
+BECOME_BLANKS = re.compile(r"[.!\"()*#:;~]")
+RUNS_OF_BLANKS = re.compile(r"\s{2,}")
+
+
+def blip_caption(caption: str, max_words: int = MAX_WORDS) -> str:
+    """Lower case, some punctuation as blanks, runs of blanks as one, the first words only."""
+    text = RUNS_OF_BLANKS.sub(" ", BECOME_BLANKS.sub(" ", caption.lower()))
+    words = text.rstrip("\n").strip(" ").split(" ")
+    return " ".join(words[:max_words])

@@ -1,0 +1,36 @@
+"""What the scoring scripts of CLIP and BLIP-2 share around their encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pab.config import flag
+from pab.devices import autocast, dtype_of, pick_device
+from pab.scoring import ScoringConfig
+
+
+@dataclass(frozen=True)
+class EncoderConfig(ScoringConfig):
+    """Flags of both scripts; the published number format depends on the device."""
+
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = flag(  # type: ignore[assignment]
+        "auto", "number format of the model; auto, as published: fp16 on a GPU, else fp32"
+    )
+
+
+def device_and_dtype(config: EncoderConfig) -> tuple[torch.device, torch.dtype]:
+    """Where a script runs and in which number format.
+
+    Raises:
+        InputError: a device that is not there, or a format it cannot run.
+    """
+    device = pick_device(config.device)
+    name = config.dtype
+    if name == "auto":
+        name = "fp16" if device.type == "cuda" else "fp32"
+    dtype = dtype_of(name)
+    autocast(device, dtype)  # refuses a format this device cannot run
+    return device, dtype

@@ -1,0 +1,98 @@
+"""BLIP-2's port: LAVIS's names, poolings, captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pab.encoders.blip2 import Blip2, Blip2Config, load_blip2, renamed, similarity
+from pab.encoders.captions import blip_caption
+from pab.errors import InputError
+
+TINY = Blip2Config(
+    image_size=28, image_width=32, image_layers=2, image_heads=2, queries=4, width=32, layers=4,
+    heads=2, ffn_dim=64, vocab_size=60, positions=24, embed_dim=8,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> Blip2:
+    torch.manual_seed(0)
+    made = Blip2(TINY).eval()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def lavis_state(model: Blip2) -> dict[str, Tensor]:
+    """The model's weights under LAVIS's names, with what LAVIS's checkpoint holds beside."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name == "temp":
+            continue
+        name = name.replace("qformer.layernorm.", "Qformer.bert.embeddings.LayerNorm.")
+        name = name.replace("qformer.encoder.", "Qformer.bert.encoder.")
+        name = name.replace("attention.attention.", "attention.self.")
+        if name.startswith("embeddings."):
+            name = f"Qformer.bert.{name}"
+        state[name] = tensor
+    state["Qformer.bert.embeddings.position_ids"] = torch.arange(TINY.positions)[None]
+    state["Qformer.cls.predictions.bias"] = torch.zeros(TINY.vocab_size)
+    state["itm_head.weight"] = torch.zeros(2, TINY.width)
+    return state
+
+
+def test_lavis_names_load_strictly(model: Blip2, tmp_path: Path) -> None:
+    state = lavis_state(model)
+    assert "Qformer.bert.encoder.layer.2.crossattention.self.key.weight" in state
+    assert "Qformer.bert.encoder.layer.1.intermediate_query.dense.weight" in state
+    assert renamed(state).keys() == model.state_dict().keys() - {"temp"}
+    torch.save({"model": state}, tmp_path / "lavis.pth")
+    loaded = load_blip2(TINY, tmp_path / "lavis.pth")
+    pixels, ids = torch.randn(3, 3, 28, 28), torch.randint(0, 60, (2, 7))
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        assert torch.equal(loaded.encode_queries(pixels), model.encode_queries(pixels))
+        assert torch.equal(loaded.encode_text(ids, mask), model.encode_text(ids, mask))
+    del state["ln_vision.weight"]
+    torch.save({"model": state}, tmp_path / "short.pth")
+    with pytest.raises(InputError, match=r"1 missing: ln_vision\.weight"):
+        load_blip2(TINY, tmp_path / "short.pth")
+
+
+def test_padding_changes_no_text_vector(model: Blip2) -> None:
+    ids = torch.randint(1, 60, (2, 7))
+    longer = torch.cat([ids, torch.zeros(2, 5, dtype=torch.int64)], dim=1)
+    mask = (torch.arange(12) < 7).long().expand(2, -1)
+    with torch.inference_mode():
+        short, padded = (
+            model.encode_text(ids, torch.ones_like(ids)),
+            model.encode_text(longer, mask),
+        )
+    torch.testing.assert_close(short, padded, rtol=0, atol=1e-5)
+
+
+def test_poolings() -> None:
+    torch.manual_seed(0)
+    images, texts = torch.randn(5, 4, 8), torch.randn(3, 8)
+    every = torch.einsum("qe,gke->qgk", texts, images)
+    torch.testing.assert_close(similarity(images, texts, "first"), every[..., 0])
+    torch.testing.assert_close(similarity(images, texts, "max"), every.amax(dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A Man falls.", "a man falls"),
+        ('He said: "Stop!" (twice) #1 * ~ ; done', "he said stop twice 1 done"),
+        ("red-and-blue, isn't it?", "red-and-blue, isn't it?"),
+        ("  two  blanks\t\tand a line\n\n", "two blanks and a line"),
+        (" ".join(f"w{i}" for i in range(60)), " ".join(f"w{i}" for i in range(50))),
+    ],
+)
+def test_captions(caption: str, expected: str) -> None:
+    assert blip_caption(caption) == expected

@@ -1,0 +1,171 @@
+"""CLIP through OpenCLIP: tokens, formats of weights, activation, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from conftest import GOLDEN, needs_golden
+from open_clip.factory import _MODEL_CONFIGS, add_model_config
+from PIL import Image
+from torch import Tensor, nn
+
+from pab.checkpoints import save_weights
+from pab.encoders import clip
+from pab.errors import InputError
+
+NAME = "tiny-clip-quickgelu"
+SIZES = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
+    "text_cfg": {
+        "context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2,
+    },
+}  # fmt: skip
+CAPTIONS = ["a man falls", "a woman in a red coat walks her dog past a long row of parked cars"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """A small random model under a name OpenCLIP knows, with and without QuickGELU."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, quick in ((NAME, True), (NAME.removesuffix("-quickgelu"), False)):
+        (folder / f"{name}.json").write_text(json.dumps({**SIZES, "quick_gelu": quick}))
+        add_model_config(folder / f"{name}.json")
+    torch.manual_seed(0)
+    model = clip.build(NAME)
+    for parameter in model.parameters():  # larger than at the start, so that activations matter
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+class Archive(nn.Module):
+    """Stands for OpenAI's archive: tensors under the published names and three numbers."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            owner: nn.Module = self
+            *path, last = name.split(".")
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_buffer(last, tensor)
+        for name in clip.OPENAI_FACTS:
+            self.register_buffer(name, torch.tensor(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def save(model: nn.Module, kind: str, folder: Path) -> Path:
+    state, path = model.state_dict(), folder / f"{kind}.pt"
+    if kind == "archive":
+        torch.jit.script(Archive(state)).save(path)
+    elif kind == "openclip":
+        named = {f"module.{name}": tensor for name, tensor in state.items()}
+        torch.save({"epoch": 3, "name": "run", "state_dict": named}, path)
+    elif kind == "safetensors":
+        path = folder / "weights.safetensors"
+        save_weights(path, state, {clip.ARCHITECTURE: NAME})
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["plain", "archive", "openclip", "safetensors"])
+def test_every_format_gives_the_same_vectors(tiny: nn.Module, kind: str, tmp_path: Path) -> None:
+    encoder = clip.load_clip(NAME, str(save(tiny, kind, tmp_path)))
+    ids, pixels = encoder.tokenize(CAPTIONS), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        texts = tiny.encode_text(open_clip.tokenize(CAPTIONS), normalize=True)  # type: ignore[operator]
+        images = tiny.encode_image(pixels, normalize=True)  # type: ignore[operator]
+        torch.testing.assert_close(encoder.encode_text(ids), texts, rtol=0, atol=1e-6)
+        torch.testing.assert_close(encoder.encode_image(pixels), images, rtol=0, atol=1e-6)
+
+
+def test_lengths_end_with_the_end_token(tiny: nn.Module, tmp_path: Path) -> None:
+    encoder = clip.load_clip(NAME, str(save(tiny, "plain", tmp_path)))
+    ids = encoder.tokenize([*CAPTIONS, "word " * 200])
+    assert ids.shape == (3, 77)
+    assert encoder.lengths(ids)[0] == 5  # both ends and three words
+    assert encoder.lengths(ids)[2] == 77  # truncated, the end token kept
+    alone = encoder.encode_text(ids[:1])
+    torch.testing.assert_close(alone, encoder.encode_text(ids)[:1], rtol=0, atol=1e-6)
+
+
+def test_preprocessing_is_openclips(tiny: nn.Module, tmp_path: Path) -> None:
+    encoder = clip.load_clip(NAME, str(save(tiny, "plain", tmp_path)))
+    _, _, theirs = open_clip.create_model_and_transforms(NAME)
+    image = Image.effect_mandelbrot((90, 50), (-2, -1, 1, 1), 50).convert("RGB")
+    assert torch.equal(encoder.transform(image), theirs(image))
+
+
+def test_the_activation_makes_a_difference_and_is_kept(tiny: nn.Module, tmp_path: Path) -> None:
+    other = NAME.removesuffix("-quickgelu")
+    plain = str(save(tiny, "plain", tmp_path))
+    quick, exact = clip.load_clip(NAME, plain), clip.load_clip(other, plain)  # nothing to tell by
+    ids = quick.tokenize(CAPTIONS)
+    assert (quick.encode_text(ids) - exact.encode_text(ids)).abs().max() > 1e-3
+    with pytest.raises(InputError, match=f"take --model {NAME}"):
+        clip.load_clip(other, str(save(tiny, "archive", tmp_path)))
+    with pytest.raises(InputError, match=f"was made as {NAME}, not {other}"):
+        clip.load_clip(other, str(save(tiny, "safetensors", tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "expected"),
+    [
+        ("ViT-L-14-337-quickgelu", "openai", "nearest names are .*ViT-L-14-336-quickgelu"),
+        ("ViT-L-14-336", "openai", "take --model ViT-L-14-336-quickgelu"),
+        ("ViT-L-14-336-quickgelu", "laion", "its tags are openai"),
+        ("ViT-B-32", "none.pt", "its tags are .*laion2b_s34b_b79k"),
+    ],
+)
+def test_names_and_tags(name: str, pretrained: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        clip.load_clip(name, pretrained)
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> str:
+        raise RuntimeError("Failed to download file: no route\nsecond line")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
+    with pytest.raises(InputError) as caught:
+        clip.load_clip("ViT-L-14-336-quickgelu", "openai")
+    message = str(caught.value)
+    assert "no route" in message
+    assert "second line" not in message
+    assert "give the file with --pretrained" in message
+
+
+def test_weights_of_another_model(tiny: nn.Module, tmp_path: Path) -> None:
+    state = tiny.state_dict()
+    del state["ln_final.weight"]
+    torch.save(state, tmp_path / "short.pt")
+    with pytest.raises(InputError, match=r"1 missing: ln_final\.weight"):
+        clip.load_clip(NAME, str(tmp_path / "short.pt"))
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(InputError, match=r"text\.pt"):
+        clip.load_clip(NAME, str(tmp_path / "text.pt"))
+
+
+@needs_golden
+def test_ids_of_the_reference() -> None:
+    tokenize = clip.tokenizer("ViT-L-14-336-quickgelu")
+    entries = json.loads((GOLDEN / "tokens.json").read_text())
+    assert len(entries) > 10
+    for entry in entries:
+        assert tokenize([entry["caption"]])[0].tolist() == entry["clip_ids"]
+
+
+def test_the_tiny_names_are_registered(tiny: nn.Module) -> None:
+    assert NAME in _MODEL_CONFIGS
+    assert clip.reads_forward(tiny)

@@ -1,0 +1,186 @@
+"""Public checkpoints into `checkpoints/`, on a machine with internet: `python -m pab.fetch NAME`.
+
+Without a name it says which files there are, which are missing and where each comes from, as
+`--check` does. A download goes on where an earlier one stopped; a file's size and SHA-256 are then
+written into the table of `checkpoints/README.md`. Files behind a page that a program cannot
+download from are fetched by hand: the command says the address, the file and the place.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Literal
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from pab.config import CommandParser
+from pab.errors import InputError, run_cli
+from pab.files import sha256_of_file, write_text
+
+BLOCK = 2**20
+TIMEOUT_S = 30.0
+TABLE = "README.md"  # in the folder of checkpoints; a row a file, the size in the last column
+BEIT3 = "https://github.com/addf400/files/releases/download/beit3"
+SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
+BERT = "https://huggingface.co/bert-base-uncased"
+DRIVE_FOLDER = "https://drive.google.com/drive/u/5/folders/1M-qqoDk8oQ_AERnRgdx5NC5cFCXskLd9"
+LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint comes from.
+
+    Attributes:
+        path: under the folder of checkpoints; what the scripts' defaults name.
+        address: of the file, or of the page that leads to it.
+        kind: ``file`` can be downloaded, ``page`` is for a person with a browser.
+    """
+
+    path: str
+    address: str
+    kind: Literal["file", "page"] = "file"
+
+
+SOURCES = {
+    "beit3-large-coco": Source(
+        "lhp/beit3_large_patch16_384_coco_retrieval.pth",
+        f"{BEIT3}/beit3_large_patch16_384_coco_retrieval.pth",
+    ),
+    "beit3-spm": Source("lhp/beit3.spm", f"{BEIT3}/beit3.spm"),
+    "lhp": Source("lhp/lhp_beit3.pth", DRIVE_FOLDER, "page"),
+    "uit": Source("uit/uit.pth", DRIVE_FOLDER, "page"),
+    "person-search": Source(
+        "uit/pretrained.pth",
+        "https://drive.google.com/file/d/1KffesfZD45kOQH2E4G31Sd3rbj9djD3d/view",
+        "page",
+    ),
+    "swin-base": Source(
+        "uit/swin_base_patch4_window7_224_22k.pth", f"{SWIN}/swin_base_patch4_window7_224_22k.pth"
+    ),
+    "bert-vocabulary": Source("uit/bert-base-uncased/vocab.txt", f"{BERT}/resolve/main/vocab.txt"),
+    "bert-base": Source(
+        "uit/bert-base-uncased/model.safetensors", f"{BERT}/resolve/main/model.safetensors"
+    ),
+    "blip2-vitl": Source(
+        "blip2/blip2_pretrained_vitL.pth", f"{LAVIS}/blip2_pretrained_vitL.pth"
+    ),
+}  # fmt: skip
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """Download one file, unless it is there.
+
+    Raises:
+        InputError: unknown name, a page, or a download that fails; what came stays for the next
+            try.
+    """
+    if name not in SOURCES:
+        raise InputError("NAME", f"expected one of {', '.join(SOURCES)}, found {name!r}")
+    source = SOURCES[name]
+    target = folder / source.path
+    if target.is_file():
+        print(f"{target} is there", file=sys.stderr)
+        return target
+    by_hand = f"fetch it on a machine with a browser and put it at {target}"
+    if source.kind == "page":
+        raise InputError(
+            name, f"is behind a page that a program cannot download from: {source.address}",
+            todo=by_hand,
+        )  # fmt: skip
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    try:
+        download(source.address, part)
+    except (URLError, HTTPException, OSError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise InputError(
+            name, f"{source.address} cannot be fetched: {reason}", todo=f"try again, or {by_hand}"
+        ) from error
+    part.replace(target)
+    record(folder, source.path)
+    return target
+
+
+def download(address: str, part: Path) -> None:
+    """Add what is missing of a file to ``part``.
+
+    Raises:
+        OSError: no answer, an answer that is an error, or fewer bytes than were announced.
+    """
+    done = part.stat().st_size if part.is_file() else 0
+    request = Request(address, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        answer: HTTPResponse = urlopen(request, timeout=TIMEOUT_S)
+    except HTTPError as error:
+        if error.code == 416 and done:  # nothing is missing
+            return
+        raise
+    with answer:
+        goes_on = answer.status == 206
+        done = done if goes_on else 0
+        left = answer.headers.get("Content-Length")
+        total = done + int(left) if left else None
+        with part.open("ab" if goes_on else "wb") as file, tqdm(
+            desc=part.stem, total=total, initial=done, unit="B", unit_scale=True, mininterval=1.0
+        ) as progress:  # fmt: skip
+            while block := answer.read(BLOCK):
+                file.write(block)
+                progress.update(len(block))
+    if total is not None and part.stat().st_size != total:
+        raise OSError(f"{part.stat().st_size} of {total} bytes came")
+
+
+def record(folder: Path, path: str) -> None:
+    """Write a file's size and hash into its row of the folder's table.
+
+    Raises:
+        InputError: the table has no row for it.
+    """
+    table, file = folder / TABLE, folder / path
+    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+    rows = [i for i, line in enumerate(lines) if line.startswith(f"| `{path}` |")]
+    if not rows:
+        raise InputError(table, f"expected a row for `{path}`, found none", todo="add one")
+    cells = lines[rows[0]].rstrip().removesuffix("|").split("|")
+    cells[-1] = f" {file.stat().st_size:,} bytes, SHA-256 `{sha256_of_file(file)}` "
+    lines[rows[0]] = "|".join(cells) + "|"
+    write_text(table, "\n".join(lines) + "\n")
+
+
+def check(folder: Path) -> str:
+    """A line a file: whether it is there, and where it comes from."""
+    lines = []
+    for name, source in SOURCES.items():
+        target = folder / source.path
+        found = f"{target.stat().st_size:,} bytes" if target.is_file() else "missing"
+        how = source.address if source.kind == "file" else f"by hand from {source.address}"
+        lines.append(f"{name:17} {source.path}: {found}; {how}")
+    lines.append(
+        "CLIP's weights are fetched by scripts/clip_infer.py itself, into OpenCLIP's cache."
+    )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and fetch."""
+    parser = CommandParser(prog="python -m pab.fetch", description=__doc__, allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
+    parser.add_argument("--folder", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--check", action="store_true", help="say which files are there")
+    args = parser.parse_args(argv)
+    if args.check and args.names:
+        raise InputError("--check", "takes no names: it says it of all files")
+    if not args.names:
+        print(check(args.folder))
+    for name in args.names:
+        print(fetch(name, args.folder))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,128 @@
+"""Fetching checkpoints: resuming, recording, refusing; against a server of the test's own."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import pab.fetch
+from pab.errors import InputError
+from pab.fetch import SOURCES, Source, check, fetch, main
+
+CONTENT = bytes(range(256)) * 4096
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves :data:`CONTENT`; ``cut`` announces all of it and sends half."""
+
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        span = self.headers.get("Range")
+        self.asked.append(span)
+        start = int(span.removeprefix("bytes=").rstrip("-")) if span else 0
+        if self.path == "/none":
+            self.send_error(404)
+            return
+        if start >= len(CONTENT):
+            self.send_error(416)
+            return
+        rest = CONTENT[start:]
+        self.send_response(206 if span else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        self.wfile.write(rest[: len(rest) // 2] if self.path == "/cut" else rest)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.delenv("http_proxy", raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Server.asked.clear()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> Path:
+    made = {
+        "whole": Source("a/whole.pth", f"{address}/whole"),
+        "cut": Source("a/cut.pth", f"{address}/cut"),
+        "none": Source("a/none.pth", f"{address}/none"),
+        "page": Source("a/page.pth", f"{address}/page", "page"),
+    }
+    monkeypatch.setattr(pab.fetch, "SOURCES", made)
+    rows = [f"| `{source.path}` | role | here | MIT | not known |" for source in made.values()]
+    (tmp_path / "README.md").write_text("\n".join(["# Files", "", *rows, ""]))
+    return tmp_path
+
+
+def test_a_file_is_fetched_once_and_recorded(folder: Path) -> None:
+    assert fetch("whole", folder).read_bytes() == CONTENT
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    table = (folder / "README.md").read_text().splitlines()
+    size = f"{len(CONTENT):,} bytes, SHA-256 `{digest}`"
+    assert table[2] == f"| `a/whole.pth` | role | here | MIT | {size} |"
+    assert table[3].endswith("| not known |")
+    fetch("whole", folder)
+    assert Server.asked == [None]
+    assert f"a/whole.pth: {len(CONTENT):,} bytes" in check(folder)
+    assert "a/cut.pth: missing" in check(folder)
+
+
+def test_a_download_goes_on_where_it_stopped(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be fetched.*put it at"):
+        fetch("cut", folder)
+    part = folder / "a/cut.pth.part"
+    assert part.stat().st_size == len(CONTENT) // 2
+    assert not (folder / "a/cut.pth").exists()
+    part.rename(folder / "a/whole.pth.part")
+    assert fetch("whole", folder).read_bytes() == CONTENT
+    assert Server.asked == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_a_part_that_is_whole(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "a/whole.pth.part").write_bytes(CONTENT)
+    assert fetch("whole", folder).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("none", "404|Not Found"),
+        ("page", "behind a page .*/page; fetch it .* put it at"),
+        ("other", "expected one of whole, cut"),
+    ],
+)
+def test_what_cannot_be_fetched(folder: Path, name: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        fetch(name, folder)
+    assert not list((folder).glob("a/*.pth"))
+
+
+def test_every_source_has_its_row_and_the_scripts_default_place() -> None:
+    table = (Path(__file__).parents[1] / "checkpoints/README.md").read_text()
+    for name, source in SOURCES.items():
+        assert f"| `{source.path}` |" in table, name
+
+
+def test_without_a_name_it_says_what_there_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--folder", str(folder)])
+    out = capsys.readouterr().out
+    assert out.count("missing") == 4
+    with pytest.raises(InputError, match="takes no names"):
+        main(["whole", "--check"])

@@ -48,11 +48,19 @@ def readme_commands() -> list[str]:
 
 
 def script_commands() -> Iterator[str]:
-    """Commands that the shell scripts call by module; their variables stay as they are."""
+    """Commands that the shell scripts call by module: variables filled in, arrays left out."""
     for script in sorted((ROOT / "scripts").glob("*.sh")):
-        for command in commands_in(script.read_text(encoding="utf-8")):
-            if re.search(rf"-m ({'|'.join(OURS)})\.", command):
-                yield command.removesuffix('"$@"').strip()  # the caller's own flags
+        text = script.read_text(encoding="utf-8")
+        first: dict[str, str] = {}
+        for name, value in re.findall(r"(?<![\w$-])(\w+)=([\w./$-]+)(?=\s)", text):
+            first.setdefault(name, value)
+        for command in commands_in(text):
+            if not re.search(rf"-m ({'|'.join(OURS)})\.", command):
+                continue
+            command = re.sub(r'"\$(?:@|\{\w+\[@\]\})"', "", command)  # the caller's own flags
+            for name, value in reversed(first.items()):  # a value may name an earlier one
+                command = re.sub(rf"\${name}\b", value, command)
+            yield command.strip()
 
 
 def main_of(module: str) -> Callable[[list[str] | None], None]:

@@ -1,0 +1,133 @@
+"""Scoring speed of CLIP and BLIP-2: `python benchmarks/clip_blip2_scoring.py`.
+
+Images and captions a second of the published sizes with random weights, as the scoring scripts
+encode them, against one image and one caption at a time in eager float32 (the release's way). Also
+the least cosine similarity of bf16 vectors to the float32 ones, and the share of the processor's
+matrix-product rate that is not reached by either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from machine import best_seconds, describe, product_rate
+from torch import Tensor, nn
+
+from pab.devices import DTYPES, autocast, cpu_has_bf16
+from pab.encoders.blip2 import Blip2, Blip2Config
+from pab.encoders.clip import ClipEncoder, build, tokenizer
+from pab.encoding import batches_by_length
+
+CPU = torch.device("cpu")
+CLIP = "ViT-L-14-336-quickgelu"
+SHORTEST, LONGEST = 28, 48  # ids of a real caption, ends included
+Batch = Callable[[list[int]], Tensor]
+
+
+def clip_ways() -> tuple[nn.Module, Batch, Batch, int]:
+    """The model, its image and text encoders by positions, ids of a padded caption."""
+    model = build(CLIP).eval()
+    encoder = ClipEncoder(CLIP, model, lambda image: torch.empty(0), tokenizer(CLIP), Path())
+    size = model.visual.image_size[0]  # type: ignore[union-attr, index]
+    pixels = torch.randn(64, 3, size, size)
+    words = ["man", "street", "falls", "red", "bicycle", "road", "wet", "jacket"]
+    captions = [" ".join(words[(i + j) % 8] for j in range(26 + i % 20)) for i in range(512)]
+    ids = encoder.tokenize(captions)
+
+    def images(rows: list[int]) -> Tensor:
+        weights = model.visual.conv1.weight.dtype  # type: ignore[union-attr]
+        return encoder.encode_image(pixels[rows].to(weights))
+
+    return model, images, lambda rows: encoder.encode_text(ids[rows]), ids.shape[1]
+
+
+def blip2_ways() -> tuple[nn.Module, Batch, Batch, int]:
+    """The same of BLIP-2."""
+    config = Blip2Config()
+    model = Blip2(config).eval()
+    pixels = torch.randn(64, 3, config.image_size, config.image_size)
+    lengths = [SHORTEST + i % (LONGEST - SHORTEST) for i in range(512)]
+    rows_of = [torch.randint(1000, 30000, (n,)) for n in lengths]
+
+    def images(rows: list[int]) -> Tensor:
+        return model.encode_queries(pixels[rows].to(model.ln_vision.weight.dtype)).flatten(1)
+
+    def texts(rows: list[int]) -> Tensor:
+        longest = max(lengths[i] for i in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for at, i in enumerate(rows):
+            ids[at, : lengths[i]], mask[at, : lengths[i]] = rows_of[i], 1
+        return model.encode_text(ids, mask)
+
+    return model, images, texts, LONGEST
+
+
+@torch.inference_mode()
+def measure(name: str, args: argparse.Namespace) -> None:
+    """Print the figures of one model."""
+    torch.manual_seed(0)
+    model, images, texts, width = clip_ways() if name == "clip" else blip2_ways()
+    gallery, captions = list(range(args.images)), list(range(args.texts))
+    image_batches = [
+        gallery[i : i + args.batch_size] for i in range(0, len(gallery), args.batch_size)
+    ]
+    text_batches = list(batches_by_length([width] * len(captions), args.batch_size * width))
+    loops = {"images": gallery[: args.loop], "texts": captions[: args.loop]}
+    encode = {"images": images, "texts": texts}
+    batches = {"images": image_batches, "texts": text_batches}
+    counts = {"images": len(gallery), "texts": len(captions)}
+    exact, loop = {}, {}
+    for kind in ("images", "texts"):
+        exact[kind] = torch.cat([encode[kind](rows) for rows in batches[kind]]).float()
+        seconds = best_seconds(
+            lambda k=kind: [encode[k]([i]) for i in loops[k]],
+            args.repeats,  # type: ignore[misc]
+        )
+        loop[kind] = len(loops[kind]) / seconds
+        print(f"  {name} {kind}, one at a time, fp32: {loop[kind]:.2f} a second")
+    for dtype_name in ("fp32", "bf16"):
+        if dtype_name == "bf16" and not cpu_has_bf16():
+            print("  bf16: this processor has no bf16 units")
+            continue
+        dtype = DTYPES[dtype_name]
+        model.to(dtype)
+        ceiling = product_rate(dtype) / 1e9
+        for kind in ("images", "texts"):
+            with autocast(CPU, dtype):
+                found = torch.cat([encode[kind](rows) for rows in batches[kind]]).float()
+                seconds = best_seconds(
+                    lambda k=kind: [encode[k](rows) for rows in batches[k]],  # type: ignore[misc]
+                    args.repeats, warm_up=0,
+                )  # fmt: skip
+            rate = counts[kind] / seconds
+            width_of_one = exact[kind].shape[1] if name == "clip" else 256
+            pairs = (t.reshape(-1, width_of_one) for t in (found, exact[kind]))
+            cosine = torch.cosine_similarity(*pairs, dim=1).min()
+            print(
+                f"  {name} {kind}, {dtype_name}: {rate:.2f} a second, {rate / loop[kind]:.2f}x; "
+                f"least cosine {float(cosine):.6f}; products at {ceiling:.0f} GFLOP/s"
+            )
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--models", nargs="+", default=["clip", "blip2"])
+    parser.add_argument("--images", type=int, default=32, help="at most 64")
+    parser.add_argument("--texts", type=int, default=256, help="at most 512")
+    parser.add_argument("--loop", type=int, default=6, help="images and captions of the loop")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=2)
+    args = parser.parse_args()
+    print(describe(), json.dumps(vars(args)))
+    for name in args.models:
+        measure(name, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,19 +15,21 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from machine import describe, product_rate
 from released_way import written_out_attention
+from torch import Tensor
 
 from lhp.beit3 import Beit3Retrieval, model_config
-from lhp.config import TrainConfig
-from lhp.data import PairBatch
-from lhp.train import backward
+from lhp.train import pair_vectors
+from pab.contrastive import pair_backward
 from pab.devices import DTYPES, make_scaler, seed_everything
 from pab.optim import clip_and_step, make_adamw, parameter_groups, set_lr
+from pab.pair_data import PairBatch
 
 CPU = torch.device("cpu")
 TEXT_LENGTH = 48
@@ -63,14 +65,13 @@ def speed(args: argparse.Namespace) -> None:
     batch = make_batch(args.batch_size, model.config.img_size)
     rates = {}
     for way, kind in (("as released", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")):
-        config = TrainConfig(batch_size=args.batch_size, dtype=kind)  # type: ignore[arg-type]
         scaler = make_scaler(CPU, DTYPES[kind])
         released = patch("lhp.beit3.attention", written_out_attention)
         times = []
         with released if way == "as released" else nullcontext():
             for step in range(args.steps + 1):  # the first warms up
                 start = time.perf_counter()
-                loss = backward(model, batch, config, CPU, DTYPES[kind], scaler)
+                loss = step_gradient(model, batch, DTYPES[kind], scaler)
                 clip_and_step(optimizer, loss=loss, step=step, scaler=scaler)
                 optimizer.zero_grad(set_to_none=True)
                 times.append(time.perf_counter() - start)
@@ -81,15 +82,28 @@ def speed(args: argparse.Namespace) -> None:
         print(f"  bf16 over {base}: {rates['bf16'] / rates[base]:.2f}x")
 
 
+def step_gradient(
+    model: Beit3Retrieval,
+    batch: PairBatch,
+    dtype: torch.dtype,
+    scaler: torch.amp.GradScaler,
+    chunk: int = 0,
+) -> Tensor:
+    """One batch's gradient as `lhp.train` adds it; the loss."""
+    encode = partial(pair_vectors, model, device=CPU, dtype=dtype)
+    return pair_backward(
+        encode, batch, model.logit_scale, chunk=chunk, share=1, scaler=scaler, device=CPU
+    )
+
+
 def memory_of_step(model_name: str, batch_size: int, chunk: int) -> None:
     """One backward pass; prints peak memory in MiB and seconds. Runs in a process of its own."""
     seed_everything(0)
     model = make_model(model_name)
-    config = TrainConfig(batch_size=batch_size, grad_cache_chunk=chunk)
     batch = make_batch(batch_size, model.config.img_size)
     before = peak_mib()
     start = time.perf_counter()
-    backward(model, batch, config, CPU, torch.bfloat16, make_scaler(CPU, torch.bfloat16))
+    step_gradient(model, batch, torch.bfloat16, make_scaler(CPU, torch.bfloat16), chunk)
     seconds = time.perf_counter() - start
     print(f"{before} {peak_mib()} {seconds:.1f}")
 

@@ -17,17 +17,17 @@ from torch import Tensor
 
 from lhp.beit3 import Beit3Retrieval, adapt_state, model_config, start_from_scratch
 from lhp.config import TrainConfig
-from lhp.data import PairBatch, PairDataset, collate
 from lhp.encode import check_text_length, encode_captions, encode_images
-from lhp.tokenizer import Tokenizer
+from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
 from pab import processes
 from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.config import add_debug_flag, config_from_args, with_debug
-from pab.contrastive import cached_backward, gathered_infonce
+from pab.contrastive import pair_backward
 from pab.devices import autocast, seed_everything
 from pab.errors import InputError, run_cli
 from pab.optim import parameter_groups, warmup_cosine
+from pab.pair_data import PairBatch, PairCollate, PairDataset
 from pab.training import (
     epoch_batches,
     fit,
@@ -54,7 +54,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     data = open_training_data(config)
     view = HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio)
-    dataset = PairDataset(data.pairs, data.train_rows, view, tokenizer, config.seed)
+    dataset = PairDataset(data.pairs, data.train_rows, view, tokenizer.encode, config.seed)
     batches = epoch_batches(config, len(dataset))
     total_steps = config.epochs * steps_per_epoch(batches, config.update_freq)
 
@@ -84,7 +84,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
         data=data,
         dataset=dataset,
         batches=batches,
-        collate=collate,
+        collate=PairCollate(pad_batch),
         model=model,
         groups=groups,
         rates=warmup_cosine(config.lr, config.min_lr, scheduled_steps, config.warmup_steps),
@@ -94,11 +94,21 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     )
 
     # ---- Loop
+    encode = partial(pair_vectors, model, device=device, dtype=dtype)
+
     def update(feed: Iterator[PairBatch]) -> dict[str, Tensor]:
         loss = torch.zeros((), device=device)
         for _ in range(config.update_freq):
             batch = PairBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
-            loss += backward(model, batch, config, device, dtype, run.scaler)
+            loss += pair_backward(
+                encode,
+                batch,
+                model.logit_scale,
+                chunk=config.grad_cache_chunk,
+                share=config.update_freq,
+                scaler=run.scaler,
+                device=device,
+            )
         return {"loss": loss, "logit_scale": model.logit_scale.exp()}
 
     def validate() -> dict[str, float]:
@@ -142,39 +152,14 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
     return model
 
 
-def backward(
-    model: Beit3Retrieval,
-    batch: PairBatch,
-    config: TrainConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    scaler: torch.amp.GradScaler,
+def pair_vectors(
+    model: Beit3Retrieval, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Add one batch's gradient; its loss, as a share of the update's mean."""
-
-    def scaled(loss: Tensor) -> Tensor:
-        return scaler.scale(loss / config.update_freq)
-
-    def encode(part: PairBatch) -> Tensor:
-        with autocast(device, dtype):  # [b, 2, D]: image and text vectors side by side
-            image = model.encode_image(part.image)
-            text = model.encode_text(part.text_ids, part.padding_mask)
-        return torch.stack([image, text], dim=1)
-
-    def loss_of(parts: list[Tensor]) -> Tensor:
-        image, text = torch.cat(parts).unbind(dim=1)
-        return gathered_infonce(image, text, model.logit_scale)
-
-    if config.grad_cache_chunk:
-        size = config.grad_cache_chunk
-        parts = [
-            PairBatch(*columns) for columns in zip(*(t.split(size) for t in batch), strict=True)
-        ]
-        chunks = [lambda part=part: encode(part) for part in parts]  # type: ignore[misc]
-        return cached_backward(chunks, loss_of, device=device, scale=scaled) / config.update_freq
-    loss = loss_of([encode(batch)])
-    scaled(loss).backward()
-    return loss.detach() / config.update_freq
+    """A batch's image and text vectors side by side, [B, 2, D]."""
+    with autocast(device, dtype):
+        image = model.encode_image(pairs.image)
+        text = model.encode_text(pairs.text_ids, pairs.text_mask)
+    return torch.stack([image, text], dim=1)
 
 
 def main(argv: list[str] | None = None) -> None:

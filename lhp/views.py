@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pab.images import recipe
+from pab.images import ImageTransform, recipe
 
 VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # METHOD: the draw whose value picks the view
 
@@ -29,7 +29,7 @@ def local_threshold(local_prob: float) -> float:
 
 
 class HybridView:
-    """Random view of a training image, normalised for BEiT-3.
+    """Random view of a training image, normalised for BEiT-3 or by another model's recipe.
 
     Draws come from torch's global generator: seed it to repeat a view.
 
@@ -38,6 +38,8 @@ class HybridView:
         local_prob: probability of the local view.
         crop_scale: area of the local crop as a share of the image, least and most.
         crop_ratio: width over height of the local crop, least and most.
+        whole: the model's own preprocessing, which must leave an image of ``size`` pixels uncut;
+            None takes BEiT-3's.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class HybridView:
         local_prob: float,
         crop_scale: tuple[float, float],
         crop_ratio: tuple[float, float],
+        whole: ImageTransform | None = None,
     ) -> None:
         self.threshold = local_threshold(local_prob)
-        self.whole = recipe("beit3", size).transform()
+        self.whole = whole or recipe("beit3", size).transform()
         self.crop = v2.RandomResizedCrop(
             size, scale=crop_scale, ratio=crop_ratio, interpolation=v2.InterpolationMode.BICUBIC
         )

@@ -1,5 +1,7 @@
 """Symmetric InfoNCE, plain and with its gradient computed in chunks.
 
+Shape letters: `B` batch, `K` vectors an image (1, but for BLIP-2's query tokens), `D` their width.
+
 Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al.
 2021 (arXiv 2101.06983).
 """
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pab.pair_data import PairBatch
 from pab.processes import all_gather_with_grad
 
 
@@ -38,6 +41,23 @@ def gathered_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
     the processes afterwards (``pab.processes.average_gradients``).
     """
     return symmetric_infonce(all_gather_with_grad(image), all_gather_with_grad(text), logit_scale)
+
+
+def pooled_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """:func:`symmetric_infonce` with each image's best vector for a text, over all processes.
+
+    Args:
+        image: unit vectors [B, K, D].
+        text: unit vectors [B, D].
+        logit_scale: logarithm of the factor on the similarities, a scalar.
+    """
+    if image.shape[1] == 1:
+        return gathered_infonce(image[:, 0], text, logit_scale)
+    images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
+    best = torch.einsum("ikd,td->itk", images, texts).amax(dim=-1)
+    logits = logit_scale.exp() * best  # [B, B], images down, texts across
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 class _Replay:
@@ -109,3 +129,46 @@ def cached_backward(
             again = encode()
         again.backward(leaf.grad)
     return loss.detach()
+
+
+def pair_backward(
+    encode: Callable[[PairBatch], Tensor],
+    batch: PairBatch,
+    logit_scale: Tensor,
+    *,
+    chunk: int,
+    share: int,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+) -> Tensor:
+    """Add one batch's gradient.
+
+    Args:
+        encode: pairs -> their vectors [b, K + 1, D], the image's and then the text's.
+        batch: of this process; the loss is that of all processes' batches.
+        logit_scale: logarithm of the factor on the similarities.
+        chunk: pairs encoded at a time, with the exact gradient of the whole batch; 0: all at once.
+        share: batches an update has; the loss is divided by it.
+        scaler: of the loss.
+        device: where the encoding runs.
+
+    Returns:
+        The loss, detached, as a share of the update's mean.
+    """
+
+    def scaled(loss: Tensor) -> Tensor:
+        return scaler.scale(loss / share)
+
+    def loss_of(parts: list[Tensor]) -> Tensor:
+        vectors = torch.cat(parts)
+        return pooled_infonce(vectors[:, :-1], vectors[:, -1], logit_scale)
+
+    if chunk:
+        parts = [
+            PairBatch(*columns) for columns in zip(*(t.split(chunk) for t in batch), strict=True)
+        ]
+        chunks = [lambda part=part: encode(part) for part in parts]  # type: ignore[misc]
+        return cached_backward(chunks, loss_of, device=device, scale=scaled) / share
+    loss = loss_of([encode(batch)])
+    scaled(loss).backward()
+    return loss.detach() / share

@@ -86,3 +86,52 @@ class TrainingConfig:
             if not 0 <= value <= 1 or (below_one and value == 1):
                 bound = "[0, 1)" if below_one else "[0, 1]"
                 raise InputError(f"--{name}", f"must lie in {bound}, found {value}")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig(TrainingConfig):
+    """What recipes with local-global views and InfoNCE share; the defaults are LHP's."""
+
+    # Views
+    local_prob: float = flag(0.5, "share of images seen as a local crop: 0 global, 1 local only")
+    crop_scale: tuple[float, float] = flag((0.5, 1.0), "area of the local crop, least and most")
+    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "aspect of the local crop, likewise")
+
+    # Optimization
+    update_freq: int = flag(1, "batches whose gradients are accumulated for one update")
+    grad_cache_chunk: int = flag(
+        0, "encode the batch in chunks of N with the exact gradient of the whole; 0 is off"
+    )
+    min_lr: float = flag(1e-6, "learning rate at the end")
+    warmup_steps: int = flag(440, "steps of linear warm-up")
+    layer_decay: float = flag(0.85, "factor on the rate from each layer to the one below")
+
+    def check(self) -> None:
+        """See :class:`TrainingConfig`.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        super().check()
+        self.check_least(1, "update_freq")
+        self.check_least(0, "grad_cache_chunk", "warmup_steps", "min_lr")
+        self.check_share("local_prob")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise InputError("--crop_scale", f"must rise within (0, 1], found {self.crop_scale}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise InputError("--crop_ratio", f"must rise above 0, found {self.crop_ratio}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError("--layer_decay", f"must lie in (0, 1], found {self.layer_decay}")
+        if self.min_lr > self.lr:
+            raise InputError("--lr", f"must be above min_lr ({self.min_lr}), found {self.lr}")
+        if self.grad_cache_chunk >= self.batch_size > 1 and self.grad_cache_chunk:
+            raise InputError(
+                "--grad_cache_chunk",
+                f"{self.grad_cache_chunk} is not smaller than --batch_size {self.batch_size}",
+            )
+        if self.grad_cache_chunk and self.update_freq > 1:
+            raise InputError(
+                "--grad_cache_chunk",
+                "does not go with --update_freq above 1",
+                todo="raise --batch_size instead: chunks make its memory independent of it",
+            )

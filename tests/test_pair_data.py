@@ -11,22 +11,23 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lhp.data import PairBatch, PairDataset, collate
-from lhp.tokenizer import PAD, Tokenizer
+from lhp.tokenizer import PAD, Tokenizer, pad_batch
 from lhp.views import HybridView
 from pab.errors import InputError
 from pab.images import recipe
+from pab.pair_data import PairBatch, PairCollate, PairDataset
 from pab.sampling import EpochBatches
 from pab.training import BadSample, checked
 from pab.training_set import TrainingSet
 
 PAIRS = 24
+collate = PairCollate(pad_batch)
 
 
 def dataset(root: Path, tokenizer: Tokenizer, seed: int = 16, local_prob: float = 0.5) -> Any:
     view = HybridView(64, local_prob, (0.5, 1.0), (3 / 4, 4 / 3))
     pairs = TrainingSet.open(root)
-    return PairDataset(pairs, np.arange(len(pairs)), view, tokenizer, seed)
+    return PairDataset(pairs, np.arange(len(pairs)), view, tokenizer.encode, seed)
 
 
 def batches_of(data: PairDataset, workers: int, *, epoch: int = 0) -> list[PairBatch]:
@@ -76,7 +77,7 @@ def test_a_sample_is_the_pairs_own_image_and_caption(tiny_data: Path, tokenizer:
 
 def test_indices_choose_the_pairs(tiny_data: Path, tokenizer: Tokenizer) -> None:
     data = dataset(tiny_data, tokenizer)
-    part = PairDataset(data.pairs, np.array([7, 3]), data.view, tokenizer, 16)
+    part = PairDataset(data.pairs, np.array([7, 3]), data.view, tokenizer.encode, 16)
     assert len(part) == 2
     assert torch.equal(part[1, 0][0], data[3, 0][0]), "a view follows the pair, not its place"
 
@@ -87,7 +88,7 @@ def test_collate_pads_to_the_longest(tiny_data: Path, tokenizer: Tokenizer) -> N
     assert isinstance(batch, PairBatch)
     assert batch.image.shape == (2, 3, 8, 8)
     assert batch.text_ids.tolist() == [[0, 5, 2], [0, 2, PAD]]
-    assert batch.padding_mask.tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert batch.text_mask.tolist() == [[0, 0, 0], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,7 +1,9 @@
-"""Training samples of LHP: one view of the image, one caption's ids."""
+"""Training samples of a contrastive recipe: one view of the image, one caption's ids."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,34 +11,35 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lhp.tokenizer import Tokenizer, pad_batch
-from lhp.views import HybridView
 from pab.errors import InputError
-from pab.images import load_image
+from pab.images import ImageTransform, load_image
 from pab.sampling import SampleKey, sample_seed
 from pab.training import BadSample
 from pab.training_set import TrainingSet
 
 
 class PairBatch(NamedTuple):
-    """A batch of B pairs: images [B, 3, S, S], ids [B, N] and padding mask [B, N] (1 = padding)."""
+    """A batch of B pairs: images [B, 3, S, S], ids [B, N] and their mask [B, N].
+
+    What the mask marks is the model's own custom: BEiT-3 marks padding, BERT marks tokens.
+    """
 
     image: Tensor
     text_ids: Tensor
-    padding_mask: Tensor
+    text_mask: Tensor
 
 
 Sample = tuple[Tensor, list[int]] | BadSample  # image [3, S, S] and its caption's ids
 
 
 class PairDataset(Dataset[Sample]):
-    """Pairs of the training set, seen through the hybrid perspective.
+    """Pairs of the training set, each image seen through a random view.
 
     Args:
         pairs: the whole training set.
         indices: the pairs that are trained on.
         view: image -> tensor.
-        tokenizer: caption -> ids.
+        encode: caption -> ids.
         seed: a sample's view follows from this seed, the epoch and its index in ``pairs``.
     """
 
@@ -44,12 +47,12 @@ class PairDataset(Dataset[Sample]):
         self,
         pairs: TrainingSet,
         indices: np.ndarray,
-        view: HybridView,
-        tokenizer: Tokenizer,
+        view: ImageTransform,
+        encode: Callable[[str], list[int]],
         seed: int,
     ) -> None:
         self.pairs, self.indices, self.view = pairs, indices, view
-        self.tokenizer, self.seed = tokenizer, seed
+        self.encode, self.seed = encode, seed
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -64,16 +67,24 @@ class PairDataset(Dataset[Sample]):
             return BadSample.of(error)
         with sample_seed(self.seed, epoch, index):
             pixels = self.view(image)
-        return pixels, self.tokenizer.encode(pair.caption)
+        return pixels, self.encode(pair.caption)
 
 
-def collate(samples: list[Sample]) -> PairBatch | BadSample:
-    """Stack images, pad captions to the longest of the batch; or the first bad sample."""
-    images, captions = [], []
-    for sample in samples:
-        if isinstance(sample, BadSample):
-            return sample
-        images.append(sample[0])
-        captions.append(sample[1])
-    ids, mask = pad_batch(captions)
-    return PairBatch(torch.stack(images), ids, mask)
+@dataclass(frozen=True)
+class PairCollate:
+    """Stacks images and pads captions; or gives the first bad sample.
+
+    Attributes:
+        pad: rows of ids -> ids [B, N] and their mask [B, N].
+    """
+
+    pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]]
+
+    def __call__(self, samples: list[Sample]) -> PairBatch | BadSample:
+        images, captions = [], []
+        for sample in samples:
+            if isinstance(sample, BadSample):
+                return sample
+            images.append(sample[0])
+            captions.append(sample[1])
+        return PairBatch(torch.stack(images), *self.pad(captions))

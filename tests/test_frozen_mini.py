@@ -21,7 +21,7 @@ FROZEN: dict[str, Any] = json.loads((MINI / "frozen.json").read_text(encoding="u
 
 
 def test_shipped_files_are_the_published_ones() -> None:
-    assert {"lhp.safetensors", "lhp.spm"} <= FROZEN["files"].keys()
+    assert {"lhp.safetensors", "lhp.spm", "uit.safetensors"} <= FROZEN["files"].keys()
     for name, digest in FROZEN["files"].items():
         assert sha256_of_file(MINI / name) == digest, name
 

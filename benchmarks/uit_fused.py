@@ -78,11 +78,13 @@ def main() -> None:
             row(f"UIT over LHP's candidates, seed {seed}", judged(uit, TEST), lhp),
             row(f"LHP and UIT fused at {weight:g}, seed {seed}", judged(fused, TEST), lhp),
         ]
+    seeds = " ".join(map(str, args.seeds))
     lines = [
         "# What UIT adds to LHP on the mini data",
         "",
-        f"`python benchmarks/uit_fused.py --out {args.out}`: the shipped mini LHP, the mini UIT",
-        "of `configs/uit/mini.yaml` trained with several seeds, 32 candidates a query. Weights are",
+        f"`python benchmarks/uit_fused.py --seeds {seeds} --out {args.out}`:",
+        "the shipped mini LHP and the mini UIT of `configs/uit/mini.yaml`, trained with each of",
+        "these seeds (16 is the shipped one), 32 candidates a query. Weights are",
         "what LHP keeps, chosen on the 501 validation pairs; figures are percent on the 2,000",
         "queries of the mini test set with 95 % bootstrap intervals, gains are paired.",
         "",

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import pytest
 
 import pab.config
+import pab.search
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -103,7 +104,11 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         with pytest.raises(Understood):
             main_of(module)(argv)
 
+    def search(*_: Any) -> NoReturn:  # it hands flags on, so that its parser takes any
+        raise Understood
+
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(pab.search, "search", search)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     monkeypatch.setattr(pab.config, "load_config", load)
     return run

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import random
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 from pab.errors import InputError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -116,11 +119,29 @@ def attention(
         if mask is not None and mask.is_floating_point():
             mask = mask.to(v.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    if mask is not None and mask.requires_grad and not dropout and cpu_has_bf16_tiles():
+        # torch's fused kernels take no such mask; two products in tiles beat its way around.
+        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask).softmax(dim=-1)
+        return weights.to(v.dtype) @ v
     with full_precision(q.device):
         out = F.scaled_dot_product_attention(
             q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout
         )
     return out.to(v.dtype)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, where glibc's allocator would return it.
+
+    A training step on a CPU frees gigabytes of activations and asks for them again in the next;
+    returned pages are cleared anew each time, a fifth of a step (docs/log.md). Does nothing on
+    other systems. The peak stays what it was; what lies below it is no longer given back.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:

@@ -32,7 +32,7 @@ from pab.checkpoints import (
     set_rng_state,
 )
 from pab.config import as_plain
-from pab.devices import autocast, dtype_of, make_scaler, pick_device
+from pab.devices import autocast, dtype_of, keep_freed_memory, make_scaler, pick_device
 from pab.errors import InputError
 from pab.images import verify_images
 from pab.metrics import evaluate_scores
@@ -130,6 +130,8 @@ def start_processes(config: TrainingConfig) -> tuple[torch.device, torch.dtype]:
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot train in
     processes.init_processes(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     return device, dtype
 
 

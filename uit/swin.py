@@ -206,8 +206,10 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, H / 2, W / 2, 2 C]."""
-        corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        b, h, w, c = x.shape
+        # Of each four, first the left two, upper and lower, then the right two: as published.
+        fours = x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(fours.reshape(b, h // 2, w // 2, 4 * c)))
 
 
 class PatchEmbed(nn.Module):

@@ -60,7 +60,7 @@ def infer(config: InferConfig) -> None:
     from pab.images import recipe
     from pab.wordpiece import Tokenizer
 
-    device, dtype = device_and_dtype(config)
+    device, dtype, dtype_name = device_and_dtype(config)
     job = prepare(config)
     sizes = Blip2Config()
     tokenizer = Tokenizer(
@@ -91,7 +91,7 @@ def infer(config: InferConfig) -> None:
         dtype=dtype,
     )  # fmt: skip
     score_file = score_file_of(
-        replace(config, dtype=str(dtype).removeprefix("torch.")),  # type: ignore[arg-type]
+        replace(config, dtype=dtype_name),  # type: ignore[arg-type]
         job,
         similarity(queries.view(len(queries), -1, texts.shape[1]), texts, config.query_pooling),
         model=config.model,

@@ -38,7 +38,7 @@ def infer(config: InferConfig) -> None:
     from pab.encoders.scoring import device_and_dtype
     from pab.encoding import caption_vectors, image_vectors
 
-    device, dtype = device_and_dtype(config)
+    device, dtype, dtype_name = device_and_dtype(config)
     job = prepare(config)
     clip = load_clip(config.model, config.pretrained)
     clip.model.to(device, dtype)
@@ -55,7 +55,7 @@ def infer(config: InferConfig) -> None:
         dtype=dtype,
     )
     score_file = score_file_of(
-        replace(config, dtype=str(dtype).removeprefix("torch.")),  # type: ignore[arg-type]
+        replace(config, dtype=dtype_name),  # type: ignore[arg-type]
         job,
         texts @ images.T,  # cosine similarity, [queries, gallery]
         model=config.model,

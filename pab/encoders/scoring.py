@@ -21,16 +21,16 @@ class EncoderConfig(ScoringConfig):
     )
 
 
-def device_and_dtype(config: EncoderConfig) -> tuple[torch.device, torch.dtype]:
-    """Where a script runs and in which number format.
+def device_and_dtype(config: EncoderConfig) -> tuple[torch.device, torch.dtype, str]:
+    """Where a script runs, and in which number format, by type and by name.
 
     Raises:
         InputError: a device that is not there, or a format it cannot run.
     """
     device = pick_device(config.device)
-    name = config.dtype
+    name: str = config.dtype
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
     dtype = dtype_of(name)
     autocast(device, dtype)  # refuses a format this device cannot run
-    return device, dtype
+    return device, dtype, name

@@ -37,12 +37,21 @@ def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder
         processes.close()
 
 
+def free_port() -> int:
+    """A port below those the system hands out itself, which another connection could get first."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:  # in use
+                continue
+            return port
+    raise AssertionError("no free port among a hundred")
+
+
 def run_in(world: int, work: Callable[[Path], Any], folder: Path) -> list[Any]:
     """What ``work`` returns in each of ``world`` processes, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.spawn(_entry, (world, port, work, folder), nprocs=world, join=False)
+    context = mp.spawn(_entry, (world, free_port(), work, folder), nprocs=world, join=False)
     assert context is not None
     end = time.monotonic() + WAIT
     while not context.join(timeout=1.0):  # true once all have ended; raises what one of them raised

@@ -2,8 +2,8 @@
 
 Images and captions a second of the published sizes with random weights, as the scoring scripts
 encode them, against one image and one caption at a time in eager float32 (the release's way). Also
-the least cosine similarity of bf16 vectors to the float32 ones, and the share of the processor's
-matrix-product rate that is not reached by either.
+the least cosine similarity of batched vectors to the float32 ones, and the processor's
+matrix-product rate.
 """
 
 from __future__ import annotations

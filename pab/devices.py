@@ -99,9 +99,9 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention in the number format that the device is fastest in.
 
-    torch's attention in bfloat16 is slower than in float32 on a CPU: its backward pass up to nine
-    times, the forward pass unless the processor has matrix tiles (docs/log.md). So it runs in
-    float32 there, but for scoring on processors with tiles.
+    On a CPU torch's attention in bfloat16 is slower than in float32 when gradients are needed: its
+    backward pass takes up to nine times as long (docs/log.md). So it runs in float32 there, but for
+    scoring on processors with matrix tiles, whose forward pass is the faster one.
 
     Args:
         q: [B, H, N, C].
@@ -135,7 +135,7 @@ def keep_freed_memory() -> None:
 
     A training step on a CPU frees gigabytes of activations and asks for them again in the next;
     returned pages are cleared anew each time, a fifth of a step (docs/log.md). Does nothing on
-    other systems. The peak stays what it was; what lies below it is no longer given back.
+    other systems. What the process once held it no longer gives back.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -25,6 +25,8 @@ DEFAULT_WEIGHTS = {
     "pretrain": "Salesforce/blip2-itm-vit-g",
 }
 
+CAPTION_IDS = 64  # ids a caption of the processor's 50 words may have: what a batch makes room for
+
 
 @dataclass(frozen=True)
 class InferConfig(EncoderConfig):
@@ -87,7 +89,7 @@ def infer(config: InferConfig) -> None:
         return model.encode_text(ids.to(device), mask.to(device))
 
     texts = caption_vectors(
-        encode, [len(row) for row in rows], token_budget=config.batch_size * 64, device=device,
+        encode, [len(row) for row in rows], token_budget=config.batch_size * CAPTION_IDS, device=device,
         dtype=dtype,
     )  # fmt: skip
     score_file = score_file_of(

@@ -89,9 +89,12 @@ def infer(config: InferConfig) -> None:
         return model.encode_text(ids.to(device), mask.to(device))
 
     texts = caption_vectors(
-        encode, [len(row) for row in rows], token_budget=config.batch_size * CAPTION_IDS, device=device,
+        encode,
+        [len(row) for row in rows],
+        token_budget=config.batch_size * CAPTION_IDS,
+        device=device,
         dtype=dtype,
-    )  # fmt: skip
+    )
     score_file = score_file_of(
         replace(config, dtype=dtype_name),  # type: ignore[arg-type]
         job,

@@ -1,14 +1,14 @@
-"""Fine-tune LHP: `python -m lhp.train`. Data, model, loop, in this order.
+"""Fine-tune LHP: `python -m lhp.train`.
 
-The recipe is the published one (see `lhp/config.py`); on several GPUs run it under torchrun. A run
-that is started again with the same command goes on from its last checkpoint.
+The recipe is the published one (settings in `lhp/config.py`, its steps in `pab/pair_training.py`);
+on several GPUs run it under torchrun. A run that is started again with the same command goes on
+from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -21,23 +21,13 @@ from lhp.encode import check_text_length, encode_captions, encode_images
 from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
 from pab import processes
+from pab.annotations import Retrieval
 from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.config import add_debug_flag, config_from_args, with_debug
-from pab.contrastive import pair_backward
-from pab.devices import autocast, seed_everything
+from pab.devices import autocast
 from pab.errors import InputError, run_cli
-from pab.optim import parameter_groups, warmup_cosine
-from pab.pair_data import PairBatch, PairCollate, PairDataset
-from pab.training import (
-    epoch_batches,
-    fit,
-    new_run,
-    open_training_data,
-    retrieval_metrics,
-    start_processes,
-    steps_per_epoch,
-    validation_retrieval,
-)
+from pab.pair_data import PairBatch
+from pab.pair_training import PairModel, train_pairs
 
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
 
@@ -49,70 +39,20 @@ def train(config: TrainConfig, argv: list[str]) -> None:
         InputError: bad settings, data or checkpoint, before anything is written; a training image
             that cannot be read, or a loss that is not finite, when it is met.
     """
-    # ---- Data
-    device, dtype = start_processes(config)
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
-    data = open_training_data(config)
-    view = HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio)
-    dataset = PairDataset(data.pairs, data.train_rows, view, tokenizer.encode, config.seed)
-    batches = epoch_batches(config, len(dataset))
-    total_steps = config.epochs * steps_per_epoch(batches, config.update_freq)
+    train_pairs(
+        config, argv, command="python -m lhp.train", build=partial(pair_model, config, tokenizer)
+    )
 
-    # ---- Model and optimizer
-    seed_everything(config.seed)  # the same first weights everywhere ...
+
+def pair_model(
+    config: TrainConfig, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
+) -> PairModel:
+    """The model with what the recipe has to know of it."""
     model = build_model(config, tokenizer).to(device)
-    # ... and other drop path draws in every process
-    seed_everything(config.seed, processes.rank() + 1)
     layers = model.config.layers
-    groups = parameter_groups(
-        model.named_parameters(),
-        weight_decay=config.weight_decay,
-        no_decay=model.no_weight_decay,
-        layer_of=lambda name: model.layer_of(name, layers),
-        n_layers=layers,
-        layer_decay=config.layer_decay,
-    )
-    # A run shorter than its warm-up sees the beginning of it.
-    scheduled_steps = max(total_steps, config.warmup_steps)
 
-    run = new_run(
-        config,
-        command="python -m lhp.train",
-        argv=argv,
-        device=device,
-        dtype=dtype,
-        data=data,
-        dataset=dataset,
-        batches=batches,
-        collate=PairCollate(pad_batch),
-        model=model,
-        groups=groups,
-        rates=warmup_cosine(config.lr, config.min_lr, scheduled_steps, config.warmup_steps),
-        warmup_steps=config.warmup_steps,
-        batches_per_update=config.update_freq,
-        facts={"architecture": config.model, "input_size": config.input_size},
-    )
-
-    # ---- Loop
-    encode = partial(pair_vectors, model, device=device, dtype=dtype)
-
-    def update(feed: Iterator[PairBatch]) -> dict[str, Tensor]:
-        loss = torch.zeros((), device=device)
-        for _ in range(config.update_freq):
-            batch = PairBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
-            loss += pair_backward(
-                encode,
-                batch,
-                model.logit_scale,
-                chunk=config.grad_cache_chunk,
-                share=config.update_freq,
-                scaler=run.scaler,
-                device=device,
-            )
-        return {"loss": loss, "logit_scale": model.logit_scale.exp()}
-
-    def validate() -> dict[str, float]:
-        retrieval = validation_retrieval(data)
+    def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None
         options: dict[str, Any] = {
             "batch_size": config.batch_size,
@@ -121,10 +61,21 @@ def train(config: TrainConfig, argv: list[str]) -> None:
         }
         images = encode_images(model, retrieval.gallery, num_workers=config.num_workers, **options)
         captions = [query.caption for query in retrieval.queries]
-        texts = encode_captions(model, tokenizer, captions, **options)
-        return retrieval_metrics(retrieval, texts @ images.T)
+        return encode_captions(model, tokenizer, captions, **options) @ images.T
 
-    fit(run, update, validate)
+    return PairModel(
+        module=model,
+        view=HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio),
+        encode_ids=tokenizer.encode,
+        pad=pad_batch,
+        vectors=partial(pair_vectors, model, device=device, dtype=dtype),
+        logit_scale=lambda: model.logit_scale,
+        score=score,
+        layers=layers,
+        layer_of=lambda name: model.layer_of(name, layers),
+        no_decay=model.no_weight_decay,
+        facts={"architecture": config.model, "input_size": config.input_size},
+    )
 
 
 def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:

@@ -175,6 +175,7 @@ class Run:
         batches_per_update: loader batches whose gradients make one update.
         facts: written into weight files beside the figures of their epoch.
         ema: the average of the weights, where one is kept.
+        released: the model's weights as weight files hold them.
     """
 
     config: TrainingConfig
@@ -192,10 +193,17 @@ class Run:
     batches_per_update: int
     facts: Mapping[str, object]
     ema: Ema | None
+    released: Callable[[nn.Module], Mapping[str, Tensor]]
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model has the averaged weights where an average is kept."""
         return nullcontext() if self.ema is None else self.ema.swapped(self.model)
+
+
+def weights_as_they_are(model: nn.Module) -> Mapping[str, Tensor]:
+    """A model's weights under its own names."""
+    state: Mapping[str, Tensor] = model.state_dict()
+    return state
 
 
 def new_run(
@@ -215,6 +223,7 @@ def new_run(
     warmup_steps: int,
     batches_per_update: int = 1,
     facts: Mapping[str, object],
+    released: Callable[[nn.Module], Mapping[str, Tensor]] = weights_as_they_are,
 ) -> Run:
     """A run with its loader, optimizer, loss scaler and average as the settings ask.
 
@@ -240,6 +249,7 @@ def new_run(
         batches_per_update=batches_per_update,
         facts=facts,
         ema=None if config.ema_decay is None else Ema(model, config.ema_decay, warmup=True),
+        released=released,
     )
 
 
@@ -484,4 +494,4 @@ def save_model(run: Run, path: Path, figures: Mapping[str, object]) -> None:
         return
     facts = {key: str(value) for key, value in {**run.facts, **figures}.items()}
     with run.averaged():
-        save_weights(path, run.model.state_dict(), facts)
+        save_weights(path, run.released(run.model), facts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
@@ -17,26 +17,22 @@ from pab.encoders.scoring import EncoderConfig
 from pab.errors import run_cli
 from pab.scoring import finish, prepare, score_file_of
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 DEFAULT_WEIGHTS = {
     "pretrain_vitL": "checkpoints/blip2/blip2_pretrained_vitL.pth",
     "pretrain": "Salesforce/blip2-itm-vit-g",
+    "mini": "checkpoints/mini/blip2.safetensors",
 }
-
-CAPTION_IDS = 64  # ids a caption of the processor's 50 words may have: what a batch makes room for
 
 
 @dataclass(frozen=True)
 class InferConfig(EncoderConfig):
     """Scoring with BLIP-2; each field is a flag of `python scripts/blip2_infer.py`."""
 
-    model: Literal["pretrain_vitL", "pretrain"] = flag(
-        "pretrain_vitL", "ViT-L as published, or ViT-g"
+    model: Literal["pretrain_vitL", "pretrain", "mini"] = flag(
+        "pretrain_vitL", "ViT-L as published, ViT-g, or the demo's small model"
     )
     pretrained: str | None = flag(
-        None, "ViT-L: a LAVIS checkpoint; ViT-g: a folder or a hub id "
+        None, "ViT-L: a LAVIS checkpoint or a fine-tuned one; ViT-g: a folder or a hub id "
         f"(default: {', '.join(DEFAULT_WEIGHTS.values())})"
     )  # fmt: skip
     text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
@@ -54,54 +50,38 @@ def infer(config: InferConfig) -> None:
         InputError: bad settings, data or weights; nothing is written.
     """
     from pab.checkpoints import checkpoint_hash
-    from pab.encoders.blip2 import Blip2Config, load_blip2, similarity
+    from pab.encoders.blip2 import MODELS, Blip2Config, load_blip2
     from pab.encoders.blip2_vit_g import load_vit_g
-    from pab.encoders.captions import blip_caption
     from pab.encoders.scoring import device_and_dtype
-    from pab.encoding import caption_vectors, image_vectors
+    from pab.encoders.similarity import Compute, blip2_scores
     from pab.images import recipe
     from pab.wordpiece import Tokenizer
 
     device, dtype, dtype_name = device_and_dtype(config)
     job = prepare(config)
-    sizes = Blip2Config()
+    sizes = MODELS.get(config.model, Blip2Config())
     tokenizer = Tokenizer(
         config.text_encoder, max_words=sizes.positions, max_length=sizes.positions
     )
-    rows = [tokenizer.encode(blip_caption(query.caption)) for query in job.retrieval.queries]
-    tokenizer.check_known(rows)
     source = config.pretrained or DEFAULT_WEIGHTS[config.model]
-    vit_l = config.model == "pretrain_vitL"
-    model = (load_blip2(sizes, source) if vit_l else load_vit_g(source)).to(device, dtype)
-    queries = image_vectors(
-        lambda pixels: model.encode_queries(pixels).flatten(1),
-        job.gallery,
+    own = config.model in MODELS
+    model = (load_blip2(sizes, source) if own else load_vit_g(source)).to(device, dtype)
+    scores = blip2_scores(
+        model,
+        tokenizer,
         recipe("blip2", sizes.image_size).transform(),
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        device=device,
-        dtype=dtype,
-        weights=dtype,
-    )
-
-    def encode(positions: list[int]) -> Tensor:
-        ids, mask = tokenizer.pad_rows([rows[i] for i in positions])
-        return model.encode_text(ids.to(device), mask.to(device))
-
-    texts = caption_vectors(
-        encode,
-        [len(row) for row in rows],
-        token_budget=config.batch_size * CAPTION_IDS,
-        device=device,
-        dtype=dtype,
+        job.retrieval.queries,
+        job.gallery,
+        config.query_pooling,
+        Compute(device, dtype, dtype, config.batch_size, config.num_workers),
     )
     score_file = score_file_of(
         replace(config, dtype=dtype_name),  # type: ignore[arg-type]
         job,
-        similarity(queries.view(len(queries), -1, texts.shape[1]), texts, config.query_pooling),
+        scores,
         model=config.model,
         checkpoint=source,
-        checkpoint_sha256=checkpoint_hash(source) if vit_l else "",
+        checkpoint_sha256=checkpoint_hash(source) if own else "",
         query_pooling=config.query_pooling,
     )
     finish(config, job, score_file)

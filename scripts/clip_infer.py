@@ -21,8 +21,10 @@ from pab.scoring import finish, prepare, score_file_of
 class InferConfig(EncoderConfig):
     """Scoring with CLIP; each field is a flag of `python scripts/clip_infer.py`."""
 
-    model: str = flag("ViT-L-14-336-quickgelu", "architecture, any name of OpenCLIP")
-    pretrained: str = flag("openai", "a tag of OpenCLIP for it, or a file of weights")
+    model: str = flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
+    pretrained: str | None = flag(
+        None, "a tag of OpenCLIP for it, or a file (default: openai; a folder's own weights)"
+    )
     save_score: str = flag("sims_score/score_clip_reproduce.pt", "score file to write")
     output_file: str = flag("predictions/score_clip_reproduce.txt", "ranked list to write")
 
@@ -36,30 +38,19 @@ def infer(config: InferConfig) -> None:
     from pab.checkpoints import checkpoint_hash
     from pab.encoders.clip import load_clip
     from pab.encoders.scoring import device_and_dtype
-    from pab.encoding import caption_vectors, image_vectors
+    from pab.encoders.similarity import Compute, clip_scores
 
     device, dtype, dtype_name = device_and_dtype(config)
     job = prepare(config)
     clip = load_clip(config.model, config.pretrained)
     clip.model.to(device, dtype)
-    images = image_vectors(
-        clip.encode_image, job.gallery, clip.transform, batch_size=config.batch_size,
-        num_workers=config.num_workers, device=device, dtype=dtype, weights=dtype,
-    )  # fmt: skip
-    ids = clip.tokenize([query.caption for query in job.retrieval.queries])
-    texts = caption_vectors(
-        lambda positions: clip.encode_text(ids[positions].to(device)),
-        clip.lengths(ids),
-        token_budget=config.batch_size * ids.shape[1],
-        device=device,
-        dtype=dtype,
-    )
+    compute = Compute(device, dtype, dtype, config.batch_size, config.num_workers)
     score_file = score_file_of(
         replace(config, dtype=dtype_name),  # type: ignore[arg-type]
         job,
-        texts @ images.T,  # cosine similarity, [queries, gallery]
+        clip_scores(clip, job.retrieval.queries, job.gallery, compute),
         model=config.model,
-        checkpoint=config.pretrained,
+        checkpoint=config.pretrained or str(clip.weights_file),
         checkpoint_sha256=checkpoint_hash(clip.weights_file),
     )
     finish(config, job, score_file)

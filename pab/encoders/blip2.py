@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
@@ -25,6 +25,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 
 from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
+from pab.encoders.layers import layer_in_tower
 
 Pooling = Literal["first", "max"]
 
@@ -38,6 +39,8 @@ RENAMED = (
     ),
     (r"^Qformer\.bert\.encoder\.", "qformer.encoder."),
 )
+TEMPERATURES = (0.001, 0.5)  # bounds of the learned temperature, as in BLIP
+SCRATCH_EMBEDDING_STD = 0.1
 # What a LAVIS checkpoint holds beside: the language head, the match head, 0, 1, 2, ...
 UNUSED = re.compile(r"Qformer\.cls\.|itm_head\.|.*\.position_ids$")
 
@@ -73,6 +76,25 @@ class Blip2Config:
     positions: int = 512
     embed_dim: int = 256
     temperature: float = 0.07
+
+
+MODELS = {
+    "pretrain_vitL": Blip2Config(),
+    "mini": Blip2Config(
+        image_size=64, patch_size=8, image_width=160, image_layers=4, image_heads=5, queries=8,
+        width=128, layers=3, heads=4, ffn_dim=512, vocab_size=692, positions=80, embed_dim=128,
+    ),
+}  # fmt: skip
+
+
+class ImageTextModel(Protocol):
+    """What scoring needs: this module's :class:`Blip2`, or ViT-g's wrapper."""
+
+    def encode_queries(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
 
 
 class Blip2(nn.Module):
@@ -126,6 +148,39 @@ class Blip2(nn.Module):
             query_embeds=self.embeddings(input_ids=ids), query_length=0, attention_mask=mask
         ).last_hidden_state
         return F.normalize(self.text_proj(found[:, 0]).float(), dim=-1)
+
+    def logit_scale(self) -> Tensor:
+        """Logarithm of the factor on similarities in the loss, the temperature kept in bounds."""
+        return -self.temp.clamp(*TEMPERATURES).log()
+
+    def layer_of(self, name: str) -> int:
+        """A parameter's layer by its name, 0 to :attr:`layers` + 1; tower below Q-Former."""
+        below, above = self.config.image_layers, self.config.layers
+        if name.startswith("visual_encoder."):
+            return layer_in_tower(name, below)
+        if name.startswith("qformer.encoder."):
+            return below + layer_in_tower(name, above)
+        return self.layers + 1 if name.startswith(("vision_proj", "text_proj", "temp")) else below
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the image tower and the Q-Former together."""
+        return self.config.image_layers + self.config.layers
+
+
+def start_from_scratch(model: Blip2) -> None:
+    """Starting weights for training without a checkpoint, in place.
+
+    The libraries' own starts (normal, 0.02) suit widths of 768 and more; in a small network they
+    leave every branch near 0 beside its residual. Matrices start by their own width instead
+    (Glorot and Bengio, AISTATS 2010), and the embeddings at a comparable scale.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=SCRATCH_EMBEDDING_STD)
+    nn.init.normal_(model.query_tokens, std=SCRATCH_EMBEDDING_STD)
 
 
 def similarity(images: Tensor, texts: Tensor, pooling: Pooling) -> Tensor:

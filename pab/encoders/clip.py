@@ -1,5 +1,9 @@
 """CLIP and every other architecture of OpenCLIP, with its own tokenizer and preprocessing.
 
+A model is named as OpenCLIP does: by an architecture (``ViT-L-14-336-quickgelu``), or as
+``local-dir:FOLDER``, a folder with OpenCLIP's own configuration, tokenizer and weights: the hub's
+models, downloaded by hand, and the mini model are such folders.
+
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
 (arXiv 2103.00020); the models are those of OpenCLIP, MIT licence.
 
@@ -12,6 +16,7 @@ Shape letters: `B` batch, `N` text ids, `D` width of the vectors, `S` side of th
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import warnings
 import zipfile
@@ -32,10 +37,15 @@ from torch.nn import functional as F
 
 from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.errors import InputError
+from pab.files import existing_file, existing_folder
 from pab.images import ImageTransform
 
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
 ARCHITECTURE = "architecture"  # key of a checkpoint's metadata: the name it was made with
+PUBLISHED_TAG = "openai"
+FOLDER = "local-dir:"  # OpenCLIP's word for a model that a folder describes
+FOLDER_CONFIG = "open_clip_config.json"
+FOLDER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 NAMES_SHOWN = 5
 
 
@@ -72,13 +82,15 @@ class ClipEncoder:
         return (ids.argmax(dim=1) + 1).tolist()
 
 
-def load_clip(name: str, pretrained: str) -> ClipEncoder:
+def load_clip(name: str, pretrained: str | None = None) -> ClipEncoder:
     """A model by name, with weights by tag or from a local file.
 
     Args:
-        name: an OpenCLIP architecture, such as ``ViT-L-14-336-quickgelu``.
+        name: an OpenCLIP architecture, such as ``ViT-L-14-336-quickgelu``, or
+            ``local-dir:FOLDER``.
         pretrained: a tag of OpenCLIP for it, such as ``openai``, or a file: OpenAI's archive, a
-            plain state dict, or an OpenCLIP checkpoint.
+            plain state dict, or an OpenCLIP checkpoint. None is ``openai``, or a folder's own
+            weights.
 
     Raises:
         InputError: unknown name or tag, weights that cannot be fetched or do not fit, or a
@@ -89,18 +101,43 @@ def load_clip(name: str, pretrained: str) -> ClipEncoder:
     model = build(name)
     state = clip_state(path, name, config)
     load_strict(model, fitted(model, state), path)
+    return encoder_of(name, model.eval(), preprocess, path)
+
+
+def new_clip(name: str) -> ClipEncoder:
+    """A model with OpenCLIP's random weights for a start from scratch.
+
+    Raises:
+        InputError: unknown name, or a tokenizer that cannot be fetched.
+    """
+    architecture(name)
+    return encoder_of(name, build(name), folder_preprocessing(name), Path())
+
+
+def encoder_of(
+    name: str, model: nn.Module, preprocess: dict[str, Any], weights_file: Path
+) -> ClipEncoder:
+    """A model with its tokenizer and preprocessing.
+
+    Args:
+        preprocess: settings that replace those the model carries.
+    """
     settings = PreprocessCfg(**{**open_clip.get_model_preprocess_cfg(model), **preprocess})
-    return ClipEncoder(
-        name, model.eval(), image_transform_v2(settings, is_train=False), tokenizer(name), path
-    )
+    transform = image_transform_v2(settings, is_train=False)
+    return ClipEncoder(name, model, transform, tokenizer(name), weights_file)
 
 
 def architecture(name: str) -> dict[str, Any]:
     """OpenCLIP's configuration of a model.
 
     Raises:
-        InputError: no such model; the nearest names are suggested.
+        InputError: no such model; the nearest names are suggested. Or no such folder.
     """
+    if name.startswith(FOLDER):
+        found = folder_config(name).get("model_cfg")
+        if not isinstance(found, dict):
+            raise InputError(name.removeprefix(FOLDER), f"its {FOLDER_CONFIG} has no model_cfg")
+        return found
     config = get_model_config(name)
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), NAMES_SHOWN, cutoff=0.3)
@@ -111,6 +148,36 @@ def architecture(name: str) -> dict[str, Any]:
     return dict(config)
 
 
+def folder_config(name: str) -> dict[str, Any]:
+    """What a folder's configuration says.
+
+    Raises:
+        InputError: no folder, no configuration in it, or no JSON object.
+    """
+    path = existing_file(
+        existing_folder(name.removeprefix(FOLDER), "the folder of an OpenCLIP model")
+        / FOLDER_CONFIG,
+        "OpenCLIP's configuration of a model",
+    )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(path, f"expected JSON, found: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise InputError(path, f"expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def folder_preprocessing(name: str) -> dict[str, Any]:
+    """Preprocessing that a folder asks for; nothing for an architecture of OpenCLIP's."""
+    return dict(folder_config(name).get("preprocess_cfg", {})) if name.startswith(FOLDER) else {}
+
+
+def label(name: str) -> str:
+    """What checkpoints call a model: its architecture's name, or its folder's without the path."""
+    return Path(name.removeprefix(FOLDER)).name if name.startswith(FOLDER) else name
+
+
 def build(name: str) -> nn.Module:
     """A model without its weights, of which OpenCLIP would warn.
 
@@ -119,20 +186,25 @@ def build(name: str) -> nn.Module:
     """
     try:
         with only_errors_logged():
-            return open_clip.create_model(name, pretrained=None, pretrained_text=False)
-    except (OSError, RuntimeError) as error:
+            return open_clip.create_model(name, load_weights=False, pretrained_text=False)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(
             "--model", f"{name} cannot be built: {first_line(error)}",
             todo="run where the model hub can be reached, or take another architecture",
         ) from error  # fmt: skip
 
 
-def find_weights(name: str, pretrained: str, config: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The weights' file, and what their tag says of preprocessing.
+def find_weights(
+    name: str, pretrained: str | None, config: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """The weights' file, and what their tag or folder says of preprocessing.
 
     Raises:
         InputError: no such tag or file, a tag of another activation, or no way to fetch it.
     """
+    if name.startswith(FOLDER):
+        return folder_weights(name, pretrained), folder_preprocessing(name)
+    pretrained = pretrained or PUBLISHED_TAG
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not open_clip.is_pretrained_cfg(name, pretrained):
         if Path(pretrained).is_file():
@@ -162,6 +234,24 @@ def find_weights(name: str, pretrained: str, config: dict[str, Any]) -> tuple[Pa
     return path, {key: value for key, value in tag.items() if key in keys}
 
 
+def folder_weights(name: str, pretrained: str | None) -> Path:
+    """The given file, or the weights in a model's folder.
+
+    Raises:
+        InputError: there are none.
+    """
+    if pretrained is not None:
+        return existing_file(pretrained, "weights of the model")
+    folder = Path(name.removeprefix(FOLDER))
+    for file in FOLDER_WEIGHTS:
+        if (folder / file).is_file():
+            return folder / file
+    raise InputError(
+        folder, f"holds no weights ({' or '.join(FOLDER_WEIGHTS)})",
+        todo="name their file with --pretrained",
+    )  # fmt: skip
+
+
 def clip_state(path: Path, name: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """The weights in a file of any of the three formats.
 
@@ -179,8 +269,10 @@ def clip_state(path: Path, name: str, config: dict[str, Any]) -> dict[str, Tenso
     checkpoint = read_checkpoint(path)
     metadata = checkpoint.get("metadata")
     made_as = metadata.get(ARCHITECTURE) if isinstance(metadata, dict) else None
-    if made_as not in (None, name):
-        raise InputError(path, f"was made as {made_as}, not {name}", todo=f"take --model {made_as}")
+    if made_as not in (None, label(name)):
+        raise InputError(
+            path, f"was made as {made_as}, not {label(name)}", todo=f"take --model {made_as}"
+        )
     return model_state(checkpoint, path)
 
 

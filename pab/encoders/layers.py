@@ -1,0 +1,59 @@
+"""Which layer of a tower a parameter belongs to, by its name, and which take no weight decay.
+
+For layer-wise decay of the learning rate, as in BEiT (arXiv 2106.08254). Names are those of
+OpenCLIP, timm and transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+BLOCK = re.compile(r"\.(?:resblocks|blocks|layers?|stages)\.(\d+)\.")
+BEFORE_BLOCKS = re.compile(r"embed|class_token|cls_token|conv1|ln_pre|norm_pre|patch")
+EMBEDDINGS = re.compile(r"embed|query_tokens|class_token|cls_token")
+
+
+def layer_in_tower(name: str, blocks: int) -> int:
+    """0 before a tower's blocks, 1 to ``blocks`` in them, ``blocks`` + 1 behind them."""
+    found = BLOCK.search(name)
+    if found:
+        return int(found[1]) + 1
+    return 0 if BEFORE_BLOCKS.search(name) else blocks + 1
+
+
+def blocks_of(names: Iterable[str]) -> int:
+    """How many blocks a tower with these parameters has."""
+    return max((int(found[1]) + 1 for name in names if (found := BLOCK.search(name))), default=0)
+
+
+def two_tower_layers(
+    names: Iterable[str], is_image: Callable[[str], bool]
+) -> tuple[int, Callable[[str], int]]:
+    """Layers of a model with two towers, which may differ in depth: their tops are level.
+
+    Args:
+        names: of all parameters.
+        is_image: whether a parameter belongs to the image tower.
+
+    Returns:
+        Blocks of the deeper tower, and a parameter's layer, 0 to blocks + 1.
+    """
+    names = list(names)
+    depth = {
+        kind: blocks_of(name for name in names if is_image(name) == kind) for kind in (True, False)
+    }
+    deepest = max(depth.values())
+
+    def layer_of(name: str) -> int:
+        blocks = depth[is_image(name)]
+        return deepest - blocks + layer_in_tower(name, blocks)
+
+    return deepest, layer_of
+
+
+def no_weight_decay(name: str, parameter: Tensor) -> bool:
+    """Biases, norms, temperatures and embeddings take no weight decay."""
+    return parameter.ndim < 2 or bool(EMBEDDINGS.search(name))

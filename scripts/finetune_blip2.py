@@ -1,0 +1,162 @@
+"""Fine-tune BLIP-2's first stage on PAB: `python scripts/finetune_blip2.py`.
+
+LAVIS's `pretrain_vitL` with LHP's views and its recipe (`pab/pair_training.py`); `--freeze image`
+is BLIP-2's own way, `--lora_rank 16` trains low-rank updates alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
+
+import torch
+from torch import Tensor, nn
+
+from lhp.views import HybridView
+from pab import processes
+from pab.annotations import Retrieval
+from pab.config import config_from_args, flag
+from pab.devices import autocast
+from pab.encoders.blip2 import MODELS, Blip2, Pooling, load_weights, start_from_scratch
+from pab.encoders.captions import blip_caption
+from pab.encoders.layers import no_weight_decay
+from pab.encoders.similarity import Compute, blip2_scores
+from pab.encoders.tuning import (
+    SCRATCH,
+    FinetuneConfig,
+    freeze,
+    merged_state,
+    own_name,
+    with_lora,
+)
+from pab.errors import InputError, run_cli
+from pab.images import recipe
+from pab.pair_data import PairBatch
+from pab.pair_training import PairModel, train_pairs
+from pab.wordpiece import Tokenizer
+
+
+@dataclass(frozen=True)
+class TrainConfig(FinetuneConfig):
+    """Fine-tuning of BLIP-2; each field is a flag of `python scripts/finetune_blip2.py`."""
+
+    model: Literal["pretrain_vitL", "mini"] = flag("pretrain_vitL", "ViT-L, or the demo's model")
+    pretrained: str = flag("checkpoints/blip2/blip2_pretrained_vitL.pth", "weights, or random")
+    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
+    query_pooling: Literal["first", "max"] = flag(
+        "first", "image's query tokens in the loss: the first alone (as is scored) or the best one"
+    )
+    output_dir: str = flag("output/blip2", "where checkpoints and the log go")
+
+    def check(self) -> None:
+        """See :class:`FinetuneConfig`.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        super().check()
+        if self.freeze == "text":
+            raise InputError(
+                "--freeze", "BLIP-2's Q-Former reads captions and images: text alone cannot freeze"
+            )
+
+
+def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
+    """The model with what the recipe has to know of it."""
+    sizes = MODELS[config.model]
+    tokenizer = Tokenizer(
+        config.text_encoder, max_words=sizes.positions, max_length=sizes.positions
+    )
+    if tokenizer.vocab_size > sizes.vocab_size:
+        raise InputError(
+            config.text_encoder,
+            f"has {tokenizer.vocab_size} pieces, the model's word table only {sizes.vocab_size}",
+        )
+    model = Blip2(sizes)
+    if config.pretrained == SCRATCH:
+        start_from_scratch(model)
+    else:
+        load_weights(model, config.pretrained)
+    model.to(device)
+    if config.checkpoint_activations:
+        model.visual_encoder.set_grad_checkpointing(True)
+        model.qformer.gradient_checkpointing_enable()
+    if config.freeze == "image":
+        freeze([model.visual_encoder, model.ln_vision])
+    module: nn.Module = model
+    if config.lora_rank:
+        module = with_lora(model, config.lora_rank, config.lora_alpha, also=[model.temp])
+    transform = recipe("blip2", sizes.image_size).transform()
+
+    def score(retrieval: Retrieval) -> Tensor:
+        assert retrieval.gallery is not None
+        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
+        return blip2_scores(
+            model, tokenizer, transform, retrieval.queries, retrieval.gallery,
+            config.query_pooling, compute,
+        )  # fmt: skip
+
+    return PairModel(
+        module=module,
+        view=HybridView(
+            sizes.image_size, config.local_prob, config.crop_scale, config.crop_ratio,
+            whole=transform,
+        ),
+        encode_ids=lambda caption: tokenizer.encode(blip_caption(caption)),
+        pad=tokenizer.pad_rows,
+        vectors=partial(
+            pair_vectors, model, pooling=config.query_pooling, device=device, dtype=dtype
+        ),
+        logit_scale=model.logit_scale,
+        score=score,
+        layers=model.layers,
+        layer_of=lambda name: model.layer_of(own_name(name)),
+        no_decay=no_weight_decay,
+        facts={
+            "architecture": config.model,
+            "query_pooling": config.query_pooling,
+            "lora_rank": config.lora_rank,
+        },
+        released=merged_state,
+    )  # fmt: skip
+
+
+def pair_vectors(
+    model: Blip2, pairs: PairBatch, *, pooling: Pooling, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Each image's query vectors and its caption's, [B, K + 1, D]; K is 1 with ``first``."""
+    with autocast(device, dtype):
+        images = model.encode_queries(pairs.image)
+        texts = model.encode_text(pairs.text_ids, pairs.text_mask)
+    if pooling == "first":
+        images = images[:, :1]
+    return torch.cat([images, texts[:, None]], dim=1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and train."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, _ = config_from_args(
+        TrainConfig,
+        argv,
+        prog="python scripts/finetune_blip2.py",
+        description="Fine-tune BLIP-2 with the local-global hybrid perspective.",
+    )
+    try:
+        train_pairs(
+            config,
+            argv,
+            command="python scripts/finetune_blip2.py",
+            build=partial(pair_model, config),
+        )
+    finally:
+        processes.close()
+
+
+if __name__ == "__main__":
+    run_cli(main)

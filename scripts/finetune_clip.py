@@ -1,0 +1,154 @@
+"""Fine-tune CLIP on PAB: `python scripts/finetune_clip.py`.
+
+Any OpenCLIP model by `--model` and `--pretrained`, with LHP's views and its recipe
+(`pab/pair_training.py`); `--lora_rank 16` for a large tower, `--freeze image` to keep one as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
+
+import torch
+from torch import Tensor, nn
+
+from lhp.views import HybridView
+from pab import processes
+from pab.annotations import Retrieval
+from pab.config import config_from_args, flag
+from pab.devices import autocast
+from pab.encoders.clip import ARCHITECTURE, ClipEncoder, label, load_clip, new_clip
+from pab.encoders.layers import no_weight_decay, two_tower_layers
+from pab.encoders.similarity import Compute, clip_scores
+from pab.encoders.tuning import (
+    SCRATCH,
+    FinetuneConfig,
+    freeze,
+    merged_state,
+    own_name,
+    with_lora,
+)
+from pab.errors import InputError, run_cli
+from pab.pair_data import PairBatch
+from pab.pair_training import PairModel, train_pairs
+
+LARGEST_SCALE = math.log(100)  # CLIP's bound on the factor's logarithm
+
+
+@dataclass(frozen=True)
+class TrainConfig(FinetuneConfig):
+    """Fine-tuning of CLIP; each field is a flag of `python scripts/finetune_clip.py`."""
+
+    model: str = flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
+    pretrained: str | None = flag(
+        None, "a tag, a file of weights, or random (default: openai; a folder's own)"
+    )
+    output_dir: str = flag("output/clip", "where checkpoints and the log go")
+
+
+def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
+    """The model with what the recipe has to know of it."""
+    scratch = config.pretrained == SCRATCH
+    clip = new_clip(config.model) if scratch else load_clip(config.model, config.pretrained)
+    model = clip.model.to(device)
+    if config.checkpoint_activations:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    scale = model.get_parameter("logit_scale")
+    unused = [p for n, p in model.named_parameters() if n == "logit_bias"]  # a constant of SigLIP's
+    freeze([*unused, *towers(model)[config.freeze]])
+    layers, layer_of = two_tower_layers(
+        (name for name, _ in model.named_parameters()), lambda name: name.startswith("visual.")
+    )
+    module: nn.Module = model
+    if config.lora_rank:
+        module = with_lora(model, config.lora_rank, config.lora_alpha, also=[scale])
+
+    def score(retrieval: Retrieval) -> Tensor:
+        assert retrieval.gallery is not None
+        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
+        return clip_scores(clip, retrieval.queries, retrieval.gallery, compute)
+
+    return PairModel(
+        module=module,
+        view=HybridView(
+            image_side(clip), config.local_prob, config.crop_scale, config.crop_ratio,
+            whole=clip.transform,
+        ),
+        encode_ids=lambda caption: clip.tokenize([caption])[0].tolist(),
+        pad=rows_and_mask,
+        vectors=partial(pair_vectors, clip, device=device, dtype=dtype),
+        logit_scale=lambda: scale.clamp(max=LARGEST_SCALE),
+        score=score,
+        layers=layers,
+        layer_of=lambda name: layer_of(own_name(name)),
+        no_decay=no_weight_decay,
+        facts={ARCHITECTURE: label(config.model), "lora_rank": config.lora_rank},
+        released=merged_state,
+    )  # fmt: skip
+
+
+def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:
+    """What each choice of ``--freeze`` keeps as it is."""
+    children = [child for name, child in model.named_children() if name != "visual"]
+    alone = [p for name, p in model.named_parameters(recurse=False) if "logit" not in name]
+    return {
+        "none": [],
+        "image": [model.get_submodule("visual")],
+        "text": [*children, *alone],
+    }
+
+
+def image_side(clip: ClipEncoder) -> int:
+    """Side of the model's square input, pixels.
+
+    Raises:
+        InputError: its input is not square.
+    """
+    size = clip.model.visual.image_size  # type: ignore[union-attr]
+    sides = (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[arg-type]
+    if sides[0] != sides[1]:
+        raise InputError("--model", f"expected a square input, {clip.name} has {sides}")
+    return int(sides[0])
+
+
+def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of one length as ids [B, N] and a mask of ones: the tokenizer has padded them."""
+    ids = torch.tensor(rows)
+    return ids, torch.ones_like(ids)
+
+
+def pair_vectors(
+    clip: ClipEncoder, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """A batch's image and text vectors side by side, [B, 2, D]."""
+    with autocast(device, dtype):
+        return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and train."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, _ = config_from_args(
+        TrainConfig,
+        argv,
+        prog="python scripts/finetune_clip.py",
+        description="Fine-tune CLIP with the local-global hybrid perspective.",
+    )
+    try:
+        train_pairs(
+            config,
+            argv,
+            command="python scripts/finetune_clip.py",
+            build=partial(pair_model, config),
+        )
+    finally:
+        processes.close()
+
+
+if __name__ == "__main__":
+    run_cli(main)

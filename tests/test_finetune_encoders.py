@@ -1,0 +1,313 @@
+"""Fine-tuning CLIP and BLIP-2 on the tiny data: what is trained, what is kept, what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pab.checkpoints import model_state, read_checkpoint
+from pab.encoders.blip2 import MODELS, Blip2, load_blip2
+from pab.encoders.clip import ARCHITECTURE, load_clip
+from pab.encoders.layers import two_tower_layers
+from pab.encoders.train_clip_tokenizer import train_clip_tokenizer
+from pab.encoders.tuning import own_name
+from pab.optim import parameter_groups
+from pab.pair_training import PairModel
+from pab.run_log import read_log
+from pab.scores import load_scores
+from pab.training import FINAL
+from pab.training_config import ContrastiveConfig
+from scripts import blip2_infer, clip_infer, finetune_blip2, finetune_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+MAINS = {"clip": finetune_clip.main, "blip2": finetune_blip2.main}
+SIZES = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {
+        "context_length": 40, "vocab_size": 300, "width": 32, "heads": 2, "layers": 2,
+        "hf_tokenizer_name": "here",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny CLIP as OpenCLIP describes a model by a folder."""
+    folder = tmp_path_factory.mktemp("clips") / "tiny-clip"
+    captions = [
+        json.loads(line)["caption"]
+        for shard in (tiny_data / "annotation/train").glob("*.json")
+        for line in shard.read_text().splitlines()
+    ]
+    made = train_clip_tokenizer(captions, 300)
+    made.save_pretrained(folder)
+    text = {**SIZES["text_cfg"], "vocab_size": len(made)}  # type: ignore[dict-item]
+    config = {"model_cfg": {**SIZES, "text_cfg": text}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+class Runs:
+    """Starts short runs on 24 pairs."""
+
+    def __init__(self, data: Path, clip_folder: str, folder: Path) -> None:
+        self.data, self.folder = data, folder
+        self.own: dict[str, dict[str, Any]] = {
+            "clip": {"model": clip_folder},
+            "blip2": {"model": "mini", "text_encoder": ROOT / "checkpoints/mini/bert"},
+        }
+
+    def argv(self, kind: str, name: str, *flags: str, **settings: Any) -> list[str]:
+        given = {
+            "pretrained": "random", "data_path": self.data, "batch_size": 8, "epochs": 2,
+            "output_dir": self.folder / name, "lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 2,
+            "num_workers": 0, "dtype": "fp32", "device": "cpu", "layer_decay": 1.0,
+            "cache_dir": self.folder / "cache", **self.own[kind],
+        } | settings  # fmt: skip
+        return [*flags, *(word for k, v in given.items() for word in (f"--{k}", str(v)))]
+
+    def __call__(self, kind: str, name: str, *flags: str, **settings: Any) -> Path:
+        MAINS[kind](self.argv(kind, name, *flags, **settings))
+        return self.folder / name
+
+
+@pytest.fixture
+def runs(tiny_data: Path, clip_folder: str, tmp_path: Path) -> Runs:
+    return Runs(tiny_data, clip_folder, tmp_path)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return model_state(read_checkpoint(folder / FINAL), folder / FINAL)
+
+
+def changed(one: dict[str, Tensor], two: dict[str, Tensor]) -> set[str]:
+    assert one.keys() == two.keys()
+    return {name for name in one if not torch.equal(one[name], two[name])}
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_log(folder / "log.jsonl", "train")]
+
+
+def built(runs: Runs, kind: str, **settings: Any) -> tuple[ContrastiveConfig, PairModel]:
+    """The recipe's model as a run would have it."""
+    module = {"clip": finetune_clip, "blip2": finetune_blip2}[kind]
+    names = {"pretrained": "random", **runs.own[kind], **settings}
+    config = module.TrainConfig(
+        **{k: str(v) if k == "text_encoder" else v for k, v in names.items()}
+    )
+    torch.manual_seed(0)
+    return config, module.pair_model(config, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_the_loss_goes_down(runs: Runs, kind: str) -> None:
+    found = losses(runs(kind, "learn", epochs=30, batch_size=12, lr=2e-3, local_prob=0.0))
+    assert sum(found[-4:]) / 4 < 0.7 * found[0]
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_every_trained_parameter_has_a_gradient(runs: Runs, kind: str, rank: int) -> None:
+    from pab.contrastive import pooled_infonce
+    from pab.pair_data import PairBatch
+
+    _, model = built(runs, kind, lora_rank=rank)
+    model.module.train()
+    side = 32 if kind == "clip" else 64
+    captions = ["A woman in a red coat is walking.", "A man falls.", "A man in the park, number 3."]
+    pairs = PairBatch(
+        torch.randn(3, 3, side, side), *model.pad([model.encode_ids(c) for c in captions])
+    )
+    vectors = model.vectors(pairs)
+    assert vectors.shape[:2] == (3, 2)
+    pooled_infonce(vectors[:, :-1], vectors[:, -1], model.logit_scale()).backward()
+    trained = {n: p for n, p in model.module.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    if rank:
+        others = {own_name(n) for n in trained if "lora_" not in n}
+        assert others == {"logit_scale" if kind == "clip" else "temp"}
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_low_rank_updates_are_merged_into_what_is_written(runs: Runs, kind: str) -> None:
+    start = runs(kind, "start", epochs=1)
+    tuned = runs(
+        kind, "tuned", lora_rank=2, lr=1e-2, pretrained=start / FINAL, val_pairs=4, epochs=1
+    )
+    moved = changed(weights(start), weights(tuned))
+    assert moved, "the updates are in the weights"
+    scale = {"logit_scale", "temp"}
+    assert all(".resblocks." in n or ".layer." in n for n in moved - scale), sorted(moved)
+    assert any("in_proj_weight" in name for name in moved)
+    for name in moved - scale:
+        update = weights(tuned)[name] - weights(start)[name]
+        assert torch.linalg.matrix_rank(update, atol=1e-5) <= (6 if "in_proj" in name else 2)
+    (val,) = read_log(tuned / "log.jsonl", "val")
+    assert 0 <= val["R@1"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower"), [("clip", "image"), ("clip", "text"), ("blip2", "image")]
+)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_frozen_tower_keeps_its_weights(runs: Runs, kind: str, tower: str, rank: int) -> None:
+    start = runs(kind, "start", epochs=1)
+    tuned = runs(kind, "tuned", freeze=tower, lora_rank=rank, pretrained=start / FINAL, epochs=1)
+    moved = changed(weights(start), weights(tuned))
+    image = {name for name in weights(start) if name.startswith(("visual", "ln_vision"))}
+    assert moved
+    assert not moved & image if tower == "image" else moved <= image | {"logit_scale"}
+
+
+def test_a_frozen_module_stays_in_evaluation_mode(runs: Runs) -> None:
+    _, model = built(runs, "clip", freeze="image")
+    model.module.train()
+    assert not any(m.training for m in model.module.get_submodule("visual").modules())
+    assert model.module.get_submodule("transformer").training
+
+
+def test_chunks_give_the_whole_batchs_loss(runs: Runs) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "freeze": "image", "lr": 1e-4}
+    whole = losses(runs("clip", "whole", **settings))
+    chunked = losses(runs("clip", "chunked", grad_cache_chunk=3, **settings))
+    assert chunked == pytest.approx(whole, abs=1e-4)
+
+
+def test_activation_checkpointing_changes_no_clip_weight(runs: Runs) -> None:
+    plain = weights(runs("clip", "plain", epochs=1))
+    saved = weights(runs("clip", "saved", "--checkpoint_activations", epochs=1))
+    assert max(float((plain[n] - saved[n]).abs().max()) for n in plain) < 1e-5
+
+
+def test_written_clip_weights_are_scored_by_name_alone(
+    runs: Runs, clip_folder: str, tmp_path: Path
+) -> None:
+    tuned = runs("clip", "tuned", epochs=1)
+    assert read_checkpoint(tuned / FINAL)["metadata"][ARCHITECTURE] == "tiny-clip"
+    scores = score(
+        clip_infer.main, runs.data, tmp_path, model=clip_folder, pretrained=tuned / FINAL
+    )
+    clip = load_clip(clip_folder, str(tuned / FINAL))
+    ids = clip.tokenize(["A man falls."])
+    assert scores.shape == (10, 10)
+    assert clip.encode_text(ids).shape == (1, 16)
+
+
+@pytest.mark.parametrize("pooling", ["first", "max"])
+def test_written_blip2_weights_are_scored(runs: Runs, pooling: str, tmp_path: Path) -> None:
+    tuned = runs("blip2", "tuned", query_pooling=pooling, epochs=1)
+    scores = score(
+        blip2_infer.main, runs.data, tmp_path, query_pooling=pooling, pretrained=tuned / FINAL,
+        **runs.own["blip2"],
+    )  # fmt: skip
+    assert scores.shape == (10, 10)
+    assert isinstance(load_blip2(MODELS["mini"], tuned / FINAL), Blip2)
+
+
+def score(main: Callable[[list[str]], None], data: Path, out: Path, **settings: Any) -> Tensor:
+    masked = data / "name-masked_test-set"
+    given = {
+        "image_folder": masked / "gallery", "annotation": masked / "query.json",
+        "save_score": out / "scores.pt", "output_file": out / "list.txt", "num_workers": 0,
+        "device": "cpu", **settings,
+    }  # fmt: skip
+    main([word for k, v in given.items() for word in (f"--{k}", str(v))])
+    return load_scores(out / "scores.pt").scores
+
+
+# ------------------------------------------------------------------------------------------ layers
+
+
+def test_layers_of_two_towers_are_level_at_the_top() -> None:
+    names = [
+        "positional_embedding", "token_embedding.weight", "transformer.resblocks.0.ln_1.weight",
+        "transformer.resblocks.1.mlp.c_fc.weight", "ln_final.weight", "logit_scale",
+        "visual.class_embedding", "visual.conv1.weight", "visual.ln_pre.weight",
+        "visual.transformer.resblocks.0.attn.in_proj_weight",
+        "visual.transformer.resblocks.3.attn.in_proj_weight", "visual.ln_post.weight",
+        "visual.proj",
+    ]  # fmt: skip
+    layers, layer_of = two_tower_layers(names, lambda name: name.startswith("visual."))
+    assert layers == 4
+    assert [layer_of(name) for name in names] == [2, 2, 3, 4, 5, 5, 0, 0, 0, 1, 4, 5, 5]
+
+
+def test_blip2_has_its_tower_below_its_qformer(runs: Runs) -> None:
+    _, model = built(runs, "blip2")
+    layer = model.layer_of
+    assert model.layers == 7
+    assert layer("visual_encoder.conv1.weight") == layer("visual_encoder.class_embedding") == 0
+    assert layer("visual_encoder.transformer.resblocks.3.ln_1.weight") == 4
+    assert layer("query_tokens") == layer("embeddings.word_embeddings.weight") == 4
+    assert layer("qformer.encoder.layer.0.attention.attention.query.weight") == 5
+    assert layer("qformer.encoder.layer.2.output.dense.weight") == 7
+    assert layer("temp") == layer("text_proj.weight") == 8
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_rates_decay_downward_and_embeddings_keep_their_size(runs: Runs, kind: str) -> None:
+    _, model = built(runs, kind)
+    groups = parameter_groups(
+        model.module.named_parameters(), weight_decay=0.1, no_decay=model.no_decay,
+        layer_of=model.layer_of, n_layers=model.layers, layer_decay=0.5,
+    )  # fmt: skip
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    decays = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    visual = "visual" if kind == "clip" else "visual_encoder"
+    assert scales[f"{visual}.conv1.weight"] < scales[f"{visual}.transformer.resblocks.1.ln_1.bias"]
+    assert min(scales.values()) == 0.5 ** (model.layers + 1)
+    assert max(scales.values()) == 1.0
+    for name, decay in decays.items():
+        plain = name.endswith("bias") or "embed" in name or name in ("logit_scale", "query_tokens")
+        assert decay == 0.0 or not plain, name
+    assert decays[f"{visual}.transformer.resblocks.0.mlp.c_fc.weight"] == 0.1
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("clip", {"model": "ViT-B-33"}, "nearest names are .*ViT-B-32"),
+        ("clip", {"model": "local-dir:nowhere"}, "nowhere"),
+        ("clip", {"pretrained": "none.pt"}, "none.pt"),
+        ("clip", {"lora_rank": -1}, "--lora_rank"),
+        ("clip", {"lora_alpha": 0}, "--lora_alpha"),
+        ("clip", {"data_path": "nowhere"}, "nowhere"),
+        ("blip2", {"freeze": "text"}, "--freeze"),
+        ("blip2", {"pretrained": "none.pth"}, "none.pth"),
+        ("blip2", {"text_encoder": "nowhere"}, "nowhere"),
+    ],
+)
+def test_refused(
+    runs: Runs, kind: str, settings: dict[str, Any], expected: str, refused: Callable[..., str]
+) -> None:
+    import re
+
+    said = refused(MAINS[kind], runs.argv(kind, "bad", **settings))
+    assert re.search(expected, said), said
+    assert not (runs.folder / "bad").exists()
+
+
+def test_a_folder_without_its_parts(clip_folder: str, tmp_path: Path) -> None:
+    from pab.errors import InputError
+
+    with pytest.raises(InputError, match="holds no weights"):
+        load_clip(clip_folder)
+    (tmp_path / "open_clip_config.json").write_text("[1]")
+    with pytest.raises(InputError, match="expected a JSON object"):
+        load_clip(f"local-dir:{tmp_path}")
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(InputError, match="no model_cfg"):
+        load_clip(f"local-dir:{tmp_path}")

@@ -52,8 +52,9 @@ def infer(config: InferConfig) -> None:
     from pab.checkpoints import checkpoint_hash
     from pab.encoders.blip2 import MODELS, Blip2Config, load_blip2
     from pab.encoders.blip2_vit_g import load_vit_g
+    from pab.encoders.compute import Compute
     from pab.encoders.scoring import device_and_dtype
-    from pab.encoders.similarity import Compute, blip2_scores
+    from pab.encoders.similarity import blip2_scores
     from pab.images import recipe
     from pab.wordpiece import Tokenizer
 

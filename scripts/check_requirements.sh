@@ -8,7 +8,9 @@ shared=(pab.layout pab.mini pab.mini.contact_sheet pab.evaluate pab.compare pab.
     pab.export_weights ensemble.run ensemble.search ensemble.report)
 declare -A commands=(
     [requirements_lhp.txt]="lhp.train lhp.infer lhp.train_tokenizer ${shared[*]}"
-    [requirements_uit.txt]="uit.run uit.train uit.infer uit.make_vocabulary ${shared[*]}"
+    [requirements_uit.txt]="uit.run uit.train uit.infer uit.make_vocabulary ${shared[*]}
+        pab.fetch pab.encoders.train_clip_tokenizer scripts/clip_infer.py scripts/blip2_infer.py
+        scripts/finetune_clip.py scripts/finetune_blip2.py"
 )
 python=${PYTHON:-python3.11}
 for file in "${!commands[@]}"; do
@@ -16,9 +18,10 @@ for file in "${!commands[@]}"; do
     trap 'rm -rf "$home"' EXIT
     "$python" -m venv "$home/venv"
     "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
-    for module in ${commands[$file]}; do
-        "$home/venv/bin/python" -m "$module" --help > /dev/null
-        echo "$file: python -m $module --help"
+    for command in ${commands[$file]}; do
+        case $command in *.py) words=("$command") ;; *) words=(-m "$command") ;; esac
+        "$home/venv/bin/python" "${words[@]}" --help > /dev/null
+        echo "$file: python ${words[*]} --help"
     done
     rm -rf "$home"
 done

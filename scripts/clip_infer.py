@@ -37,8 +37,9 @@ def infer(config: InferConfig) -> None:
     """
     from pab.checkpoints import checkpoint_hash
     from pab.encoders.clip import load_clip
+    from pab.encoders.compute import Compute
     from pab.encoders.scoring import device_and_dtype
-    from pab.encoders.similarity import Compute, clip_scores
+    from pab.encoders.similarity import clip_scores
 
     device, dtype, dtype_name = device_and_dtype(config)
     job = prepare(config)

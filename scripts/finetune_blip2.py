@@ -22,10 +22,12 @@ from pab import processes
 from pab.annotations import Retrieval
 from pab.config import config_from_args, flag
 from pab.devices import autocast
-from pab.encoders.blip2 import MODELS, Blip2, Pooling, load_weights, start_from_scratch
+from pab.encoders.blip2 import MODELS, Blip2, load_weights, start_from_scratch
 from pab.encoders.captions import blip_caption
-from pab.encoders.layers import no_weight_decay
-from pab.encoders.similarity import Compute, blip2_scores
+from pab.encoders.compute import Compute
+from pab.encoders.layer_numbers import no_weight_decay
+from pab.encoders.pooling import Pooling
+from pab.encoders.similarity import blip2_scores
 from pab.encoders.tuning import (
     SCRATCH,
     FinetuneConfig,

@@ -23,8 +23,9 @@ from pab.annotations import Retrieval
 from pab.config import config_from_args, flag
 from pab.devices import autocast
 from pab.encoders.clip import ARCHITECTURE, ClipEncoder, label, load_clip, new_clip
-from pab.encoders.layers import no_weight_decay, two_tower_layers
-from pab.encoders.similarity import Compute, clip_scores
+from pab.encoders.compute import Compute
+from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
+from pab.encoders.similarity import clip_scores
 from pab.encoders.tuning import (
     SCRATCH,
     FinetuneConfig,

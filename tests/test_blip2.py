@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.encoders.blip2 import Blip2, Blip2Config, load_blip2, renamed, similarity
+from pab.encoders.blip2 import Blip2, Blip2Config, load_blip2, renamed
 from pab.encoders.captions import blip_caption
+from pab.encoders.pooling import pooled_similarity
 from pab.errors import InputError
 
 TINY = Blip2Config(
@@ -80,8 +81,8 @@ def test_poolings() -> None:
     torch.manual_seed(0)
     images, texts = torch.randn(5, 4, 8), torch.randn(3, 8)
     every = torch.einsum("qe,gke->qgk", texts, images)
-    torch.testing.assert_close(similarity(images, texts, "first"), every[..., 0])
-    torch.testing.assert_close(similarity(images, texts, "max"), every.amax(dim=-1))
+    torch.testing.assert_close(pooled_similarity(images, texts, "first"), every[..., 0])
+    torch.testing.assert_close(pooled_similarity(images, texts, "max"), every.amax(dim=-1))
 
 
 @pytest.mark.parametrize(

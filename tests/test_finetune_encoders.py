@@ -14,7 +14,7 @@ from torch import Tensor
 from pab.checkpoints import model_state, read_checkpoint
 from pab.encoders.blip2 import MODELS, Blip2, load_blip2
 from pab.encoders.clip import ARCHITECTURE, load_clip
-from pab.encoders.layers import two_tower_layers
+from pab.encoders.layer_numbers import two_tower_layers
 from pab.encoders.train_clip_tokenizer import train_clip_tokenizer
 from pab.encoders.tuning import own_name
 from pab.optim import parameter_groups

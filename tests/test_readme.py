@@ -56,7 +56,7 @@ def script_commands() -> Iterator[str]:
         for name, value in re.findall(r"(?<![\w$-])(\w+)=([\w./$-]+)(?=\s)", text):
             first.setdefault(name, value)
         for command in commands_in(text):
-            if not re.search(rf"-m ({'|'.join(OURS)})\.", command):
+            if not re.search(rf"-m ({'|'.join(OURS)})\.|scripts/\w+\.py", command):
                 continue
             command = re.sub(r'"\$(?:@|\{\w+\[@\]\})"', "", command)  # the caller's own flags
             for name, value in reversed(first.items()):  # a value may name an earlier one
@@ -94,8 +94,11 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         match = STARTS.search(command)
         assert match is not None, command
         if match[1] is None:
-            script = shlex.split(match[2], comments=True)[0]
+            script, *argv = shlex.split(match[2], comments=True)
             assert (ROOT / script).is_file(), f"there is no {script}"
+            if script.endswith(".py"):
+                with pytest.raises(Understood):
+                    main_of(f"scripts.{Path(script).stem}")(argv)
             return
         module, *argv = shlex.split(match[1], comments=True)
         if module.split(".")[0] not in OURS:
@@ -141,6 +144,7 @@ def test_script_command(command: str, understood: Callable[[str], None]) -> None
         "python -m pab.evaluate --annotation FILE",
         "python -m lhp.nothing",
         "bash scripts/none.sh",
+        "python scripts/clip_infer.py --no_such_flag 1",
     ],
 )
 def test_wrong_commands_would_be_noticed(command: str, understood: Callable[[str], None]) -> None:
@@ -155,7 +159,7 @@ def test_config(path: Path, understood: Callable[[str], None]) -> None:
     """The first comment names the command that uses the file, and the two go together."""
     name = path.relative_to(ROOT).as_posix()
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    match = re.match(r"# (?:.*\()?(python -m [^()]*)\)?", first)
+    match = re.match(r"# (?:.*\()?(python (?:-m|scripts/) ?[^()]*)\)?", first)
     assert match is not None, f"{name}: the first line names no command: {first}"
     command = match[1].strip()
     assert name in command or (path.stem == "debug" and "--debug" in command), first

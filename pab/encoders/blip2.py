@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
@@ -25,9 +25,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 
 from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
-from pab.encoders.layers import layer_in_tower
-
-Pooling = Literal["first", "max"]
+from pab.encoders.layer_numbers import layer_in_tower
 
 # LAVIS's names -> this model's; the first pattern that matches is replaced.
 RENAMED = (
@@ -181,21 +179,6 @@ def start_from_scratch(model: Blip2) -> None:
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=SCRATCH_EMBEDDING_STD)
     nn.init.normal_(model.query_tokens, std=SCRATCH_EMBEDDING_STD)
-
-
-def similarity(images: Tensor, texts: Tensor, pooling: Pooling) -> Tensor:
-    """Captions' vectors [Q, E] against images' [G, K, E] -> cosine similarities [Q, G].
-
-    Args:
-        pooling: ``first`` compares with query token 0 alone, as published by the method's authors;
-            ``max`` takes the best of the K, BLIP-2's own rule.
-    """
-    if pooling == "first":
-        return texts @ images[:, 0].T
-    best = texts @ images[:, 0].T
-    for k in range(1, images.shape[1]):  # one query token at a time: [Q, G, K] would not fit
-        torch.maximum(best, texts @ images[:, k].T, out=best)
-    return best
 
 
 def load_blip2(config: Blip2Config, path: str | Path) -> Blip2:

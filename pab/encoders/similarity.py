@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pab.annotations import GalleryImage, Query
-from pab.encoders.blip2 import ImageTextModel, Pooling, similarity
+from pab.encoders.blip2 import ImageTextModel
 from pab.encoders.captions import blip_caption
 from pab.encoders.clip import ClipEncoder
-from pab.encoding import caption_vectors, image_vectors
+from pab.encoders.compute import Compute
+from pab.encoders.pooling import Pooling, pooled_similarity
 from pab.images import ImageTransform
 from pab.wordpiece import Tokenizer
 
 CAPTION_IDS = 64  # ids a caption of the processor's 50 words may have: what a batch makes room for
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how a model runs.
-
-    Attributes:
-        device: where it is.
-        dtype: number format of matrix products.
-        weights: number format of its weights.
-        batch_size: images (or captions) at a time.
-        num_workers: loader processes.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    weights: torch.dtype
-    batch_size: int
-    num_workers: int
-
-    def images(
-        self,
-        encode: Callable[[Tensor], Tensor],
-        gallery: Sequence[GalleryImage],
-        transform: ImageTransform,
-    ) -> Tensor:
-        """Vectors of a gallery (:func:`pab.encoding.image_vectors`)."""
-        return image_vectors(
-            encode, gallery, transform, batch_size=self.batch_size, num_workers=self.num_workers,
-            device=self.device, dtype=self.dtype, weights=self.weights,
-        )  # fmt: skip
-
-    def captions(
-        self, encode: Callable[[list[int]], Tensor], lengths: Sequence[int], longest: int
-    ) -> Tensor:
-        """Vectors of captions (:func:`pab.encoding.caption_vectors`)."""
-        return caption_vectors(
-            encode, lengths, token_budget=self.batch_size * longest, device=self.device,
-            dtype=self.dtype,
-        )  # fmt: skip
 
 
 def clip_scores(
@@ -86,7 +45,7 @@ def blip2_scores(
 
     Args:
         transform: the model's preprocessing.
-        pooling: see :func:`pab.encoders.blip2.similarity`.
+        pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
 
     Raises:
         InputError: a vocabulary that does not know the captions' words.
@@ -102,4 +61,4 @@ def blip2_scores(
         return model.encode_text(ids.to(compute.device), mask.to(compute.device))
 
     texts = compute.captions(encode, [len(row) for row in rows], longest=CAPTION_IDS)
-    return similarity(found.view(len(found), -1, texts.shape[1]), texts, pooling)
+    return pooled_similarity(found.view(len(found), -1, texts.shape[1]), texts, pooling)

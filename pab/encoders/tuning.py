@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from pab.config import flag
-from pab.encoders.layers import BLOCK
+from pab.encoders.layer_numbers import BLOCK
 from pab.training_config import ContrastiveConfig
 
 IN_PROJECTION = "in_proj_weight"  # of torch's attention: queries, keys, values in one matrix

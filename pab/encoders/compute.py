@@ -1,0 +1,53 @@
+"""Where and how an encoder runs, and its vectors of a gallery and of captions there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pab.annotations import GalleryImage
+from pab.encoding import caption_vectors, image_vectors
+from pab.images import ImageTransform
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a model runs.
+
+    Attributes:
+        device: where it is.
+        dtype: number format of matrix products.
+        weights: number format of its weights.
+        batch_size: images (or captions) at a time.
+        num_workers: loader processes.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    weights: torch.dtype
+    batch_size: int
+    num_workers: int
+
+    def images(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        gallery: Sequence[GalleryImage],
+        transform: ImageTransform,
+    ) -> Tensor:
+        """Vectors of a gallery (:func:`pab.encoding.image_vectors`)."""
+        return image_vectors(
+            encode, gallery, transform, batch_size=self.batch_size, num_workers=self.num_workers,
+            device=self.device, dtype=self.dtype, weights=self.weights,
+        )  # fmt: skip
+
+    def captions(
+        self, encode: Callable[[list[int]], Tensor], lengths: Sequence[int], longest: int
+    ) -> Tensor:
+        """Vectors of captions (:func:`pab.encoding.caption_vectors`)."""
+        return caption_vectors(
+            encode, lengths, token_budget=self.batch_size * longest, device=self.device,
+            dtype=self.dtype,
+        )  # fmt: skip

@@ -1,6 +1,7 @@
 """Score a gallery with BLIP-2, zero-shot: `python scripts/blip2_infer.py`.
 
-LAVIS's `pretrain_vitL` as published, or ViT-g (`--model pretrain`). No LAVIS is needed.
+LAVIS's `pretrain_vitL` as published, or ViT-g (`--model pretrain`). No LAVIS is needed;
+`--backend lavis` runs LAVIS itself, in the environment of `scripts/setup_lavis.sh`.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
 from pab.config import config_from_args, flag
 from pab.encoders.scoring import EncoderConfig
-from pab.errors import run_cli
-from pab.scoring import finish, prepare, score_file_of
+from pab.errors import InputError, run_cli
+from pab.scoring import ScoringJob, finish, prepare, score_file_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 DEFAULT_WEIGHTS = {
     "pretrain_vitL": "checkpoints/blip2/blip2_pretrained_vitL.pth",
@@ -35,12 +40,28 @@ class InferConfig(EncoderConfig):
         None, "ViT-L: a LAVIS checkpoint or a fine-tuned one; ViT-g: a folder or a hub id "
         f"(default: {', '.join(DEFAULT_WEIGHTS.values())})"
     )  # fmt: skip
+    image_weights: str = flag(
+        "checkpoints/blip2/clip_vit_L.pth", "the image tower, where --pretrained holds none"
+    )
+    backend: Literal["port", "lavis"] = flag("port", "this project's model, or LAVIS's own")
     text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
     query_pooling: Literal["first", "max"] = flag(
         "first", "image's query tokens: the first alone (published) or the best one"
     )
     save_score: str = flag("sims_score/score_blip2_reproduce.pt", "score file to write")
     output_file: str = flag("predictions/score_blip2_reproduce.txt", "ranked list to write")
+
+    def check(self) -> None:
+        """See :class:`EncoderConfig`.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        super().check()
+        if self.backend == "lavis" and self.model == "mini":
+            raise InputError("--backend", "LAVIS does not know the mini model")
+        if self.backend == "lavis" and self.dtype != "auto":
+            raise InputError("--dtype", "LAVIS chooses its own number format: leave it at auto")
 
 
 def infer(config: InferConfig) -> None:
@@ -50,25 +71,51 @@ def infer(config: InferConfig) -> None:
         InputError: bad settings, data or weights; nothing is written.
     """
     from pab.checkpoints import checkpoint_hash
-    from pab.encoders.blip2 import MODELS, Blip2Config, load_blip2
-    from pab.encoders.blip2_vit_g import load_vit_g
-    from pab.encoders.compute import Compute
     from pab.encoders.scoring import device_and_dtype
+
+    device, dtype, dtype_name = device_and_dtype(config)
+    job = prepare(config)
+    if config.backend == "lavis":
+        scores, source = by_lavis(config, job, device)
+        dtype_name = "fp16" if device.type == "cuda" else "fp32"
+    else:
+        scores, source = by_port(config, job, device, dtype)
+    score_file = score_file_of(
+        replace(config, dtype=dtype_name),  # type: ignore[arg-type]
+        job,
+        scores,
+        model=config.model,
+        checkpoint=source,
+        checkpoint_sha256=checkpoint_hash(source) if Path(source).is_file() else "",
+        query_pooling=config.query_pooling,
+        backend=config.backend,
+    )
+    finish(config, job, score_file)
+
+
+def by_port(
+    config: InferConfig, job: ScoringJob, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, str]:
+    """Similarities by this project's models, and where the weights came from."""
+    from pab.encoders.blip2 import MODELS, Blip2, Blip2Config, load_blip2
+    from pab.encoders.blip2_vit_g import Blip2VitG, load_vit_g
+    from pab.encoders.compute import Compute
     from pab.encoders.similarity import blip2_scores
     from pab.images import recipe
     from pab.wordpiece import Tokenizer
 
-    device, dtype, dtype_name = device_and_dtype(config)
-    job = prepare(config)
     sizes = MODELS.get(config.model, Blip2Config())
     tokenizer = Tokenizer(
         config.text_encoder, max_words=sizes.positions, max_length=sizes.positions
     )
     source = config.pretrained or DEFAULT_WEIGHTS[config.model]
-    own = config.model in MODELS
-    model = (load_blip2(sizes, source) if own else load_vit_g(source)).to(device, dtype)
+    model: Blip2 | Blip2VitG
+    if config.model in MODELS:
+        model = load_blip2(sizes, source, config.image_weights)
+    else:
+        model = load_vit_g(source)
     scores = blip2_scores(
-        model,
+        model.to(device, dtype),
         tokenizer,
         recipe("blip2", sizes.image_size).transform(),
         job.retrieval.queries,
@@ -76,16 +123,27 @@ def infer(config: InferConfig) -> None:
         config.query_pooling,
         Compute(device, dtype, dtype, config.batch_size, config.num_workers),
     )
-    score_file = score_file_of(
-        replace(config, dtype=dtype_name),  # type: ignore[arg-type]
-        job,
-        scores,
-        model=config.model,
-        checkpoint=source,
-        checkpoint_sha256=checkpoint_hash(source) if own else "",
-        query_pooling=config.query_pooling,
+    return scores, source
+
+
+def by_lavis(config: InferConfig, job: ScoringJob, device: torch.device) -> tuple[Tensor, str]:
+    """The same by LAVIS itself, which chooses its own number format."""
+    import torch
+
+    from pab.encoders.blip2_lavis import lavis_scores, load_lavis
+    from pab.encoders.compute import Compute
+
+    model, transform, process = load_lavis(config.model, config.pretrained)
+    scores = lavis_scores(
+        model.to(device),
+        transform,
+        process,
+        job.retrieval.queries,
+        job.gallery,
+        config.query_pooling,
+        Compute(device, torch.float32, torch.float32, config.batch_size, config.num_workers),
     )
-    finish(config, job, score_file)
+    return scores, config.pretrained or f"LAVIS's {config.model}"
 
 
 def main(argv: list[str] | None = None) -> None:

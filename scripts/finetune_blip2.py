@@ -49,6 +49,9 @@ class TrainConfig(FinetuneConfig):
 
     model: Literal["pretrain_vitL", "mini"] = flag("pretrain_vitL", "ViT-L, or the demo's model")
     pretrained: str = flag("checkpoints/blip2/blip2_pretrained_vitL.pth", "weights, or random")
+    image_weights: str = flag(
+        "checkpoints/blip2/clip_vit_L.pth", "the image tower, where --pretrained holds none"
+    )
     text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
     query_pooling: Literal["first", "max"] = flag(
         "first", "image's query tokens in the loss: the first alone (as is scored) or the best one"
@@ -83,7 +86,7 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
     if config.pretrained == SCRATCH:
         start_from_scratch(model)
     else:
-        load_weights(model, config.pretrained)
+        load_weights(model, config.pretrained, config.image_weights)
     model.to(device)
     if config.checkpoint_activations:
         model.visual_encoder.set_grad_checkpointing(True)

@@ -65,6 +65,26 @@ def test_lavis_names_load_strictly(model: Blip2, tmp_path: Path) -> None:
         load_blip2(TINY, tmp_path / "short.pth")
 
 
+def test_a_checkpoint_without_its_frozen_tower(model: Blip2, tmp_path: Path) -> None:
+    state = lavis_state(model)
+    tower = {n.removeprefix("visual_encoder."): t for n, t in state.items() if "visual_enc" in n}
+    beyond = {"transformer.resblocks.21.ln_1.weight": torch.ones(32), "proj": torch.ones(32, 8)}
+    torch.save({"model": {n: t for n, t in state.items() if "visual_enc" not in n}}, tmp_path / "q")
+    torch.save({**tower, **beyond}, tmp_path / "tower.pth")
+    loaded = load_blip2(TINY, tmp_path / "q", tmp_path / "tower.pth")
+    pixels = torch.randn(2, 3, 28, 28)
+    with torch.inference_mode():
+        assert torch.equal(loaded.encode_queries(pixels), model.encode_queries(pixels))
+    with pytest.raises(InputError, match=r"missing: visual_encoder\.class_embedding"):
+        load_blip2(TINY, tmp_path / "q")
+    with pytest.raises(InputError, match="no_tower"):
+        load_blip2(TINY, tmp_path / "q", tmp_path / "no_tower.pth")
+    del tower["conv1.weight"]
+    torch.save(tower, tmp_path / "short.pth")
+    with pytest.raises(InputError, match=r"short.*1 missing: conv1\.weight"):
+        load_blip2(TINY, tmp_path / "q", tmp_path / "short.pth")
+
+
 def test_padding_changes_no_text_vector(model: Blip2) -> None:
     ids = torch.randint(1, 60, (2, 7))
     longer = torch.cat([ids, torch.zeros(2, 5, dtype=torch.int64)], dim=1)

@@ -19,7 +19,9 @@ MAY_IMPORT = {
     "scripts": {"pab", "lhp", "uit", "ensemble"},
 }
 OURS = {*ROOMS, "tests", "benchmarks"}
-MODEL_LIBRARIES = {"torchvision", "timm", "transformers", "open_clip", "sentencepiece", "lavis"}
+MODEL_LIBRARIES = {
+    "torchvision", "timm", "transformers", "open_clip", "sentencepiece", "lavis", "peft",
+}  # fmt: skip
 # Where pab may use them: preprocessing, and the wrappers of CLIP and BLIP-2.
 LIBRARY_USERS = ("pab/images.py", "pab/encoders/")
 # What the ensemble, the evaluation and other people's tools build on.

@@ -37,6 +37,9 @@ RENAMED = (
     ),
     (r"^Qformer\.bert\.encoder\.", "qformer.encoder."),
 )
+TOWER = "visual_encoder."
+# CLIP's own image tower goes on behind the blocks that BLIP-2 reads.
+BEYOND_THE_TOWER = ("transformer.resblocks.2[1-3].*", "ln_post.*", "proj")
 TEMPERATURES = (0.001, 0.5)  # bounds of the learned temperature, as in BLIP
 SCRATCH_EMBEDDING_STD = 0.1
 # What a LAVIS checkpoint holds beside: the language head, the match head, 0, 1, 2, ...
@@ -181,20 +184,33 @@ def start_from_scratch(model: Blip2) -> None:
     nn.init.normal_(model.query_tokens, std=SCRATCH_EMBEDDING_STD)
 
 
-def load_blip2(config: Blip2Config, path: str | Path) -> Blip2:
+def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path = "") -> Blip2:
     """A model with the weights of a LAVIS checkpoint, or of one of this project's own.
+
+    Args:
+        config: its sizes.
+        path: the checkpoint.
+        image_weights: the image tower, where the checkpoint holds none.
 
     Raises:
         InputError: no checkpoint, or its tensors do not fit.
     """
     model = Blip2(config)
-    load_weights(model, path)
+    load_weights(model, path, image_weights)
     return model.eval()
 
 
-def load_weights(model: Blip2, path: str | Path) -> LoadReport:
-    """Read a checkpoint into a model; a LAVIS checkpoint has no number of its own for `temp`."""
+def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "") -> LoadReport:
+    """Read a checkpoint into a model; a LAVIS checkpoint need have no number for ``temp``.
+
+    LAVIS saves what it trained: where the image tower was frozen, its weights are in a file of
+    their own (`clip_vit_L.pth`, all 24 blocks of CLIP's), which is read then.
+    """
     state = renamed(model_state(read_checkpoint(path), path))
+    if image_weights and not any(name.startswith(TOWER) for name in state):
+        tower = model_state(read_checkpoint(image_weights), image_weights)
+        load_strict(model.visual_encoder, tower, image_weights, allow_unexpected=BEYOND_THE_TOWER)
+        return load_strict(model, state, path, allow_missing=("temp",), ignore=(f"{TOWER}*",))
     return load_strict(model, state, path, allow_missing=("temp",))
 
 

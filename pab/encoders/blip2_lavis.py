@@ -1,0 +1,91 @@
+"""BLIP-2 by LAVIS itself, in the environment that `scripts/setup_lavis.sh` makes.
+
+The port (:mod:`pab.encoders.blip2`) gives the same vectors without LAVIS; this backend is there to
+check that on the released weights. Nothing here is imported in the project's own environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pab.annotations import GalleryImage, Query
+from pab.encoders.compute import Compute
+from pab.encoders.pooling import Pooling, pooled_similarity
+from pab.errors import InputError
+from pab.images import ImageTransform
+
+EXTRACTOR = "blip2_feature_extractor"
+CAPTION_WORDS = 50  # of LAVIS's processor: what a batch of captions makes room for
+
+
+def load_lavis(
+    model_type: str, pretrained: str | None
+) -> tuple[Any, ImageTransform, Callable[[str], str]]:
+    """LAVIS's model in float32 on the CPU, its image processor and its caption processor.
+
+    Args:
+        model_type: LAVIS's name, such as ``pretrain_vitL``.
+        pretrained: file of the weights; None is LAVIS's own address.
+
+    Raises:
+        InputError: no LAVIS in this environment, or files of its own that cannot be fetched.
+    """
+    try:
+        from lavis.common.registry import registry
+        from lavis.models import load_preprocess
+        from omegaconf import OmegaConf
+    except ImportError as error:
+        raise InputError(
+            "--backend", f"LAVIS is not installed in this environment ({error})",
+            todo="bash scripts/setup_lavis.sh, then .venv-lavis/bin/python scripts/blip2_infer.py "
+            "--backend lavis; or leave --backend out: the port gives the same vectors",
+        ) from error  # fmt: skip
+    kind = registry.get_model_class(EXTRACTOR)
+    settings = OmegaConf.load(kind.default_config_path(model_type))
+    if pretrained is not None:
+        settings.model.pretrained = pretrained
+    try:
+        model = kind.from_config(settings.model)
+    except (OSError, RuntimeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            "--backend", f"LAVIS cannot build {model_type}: {line[:160]}",
+            todo="without internet, put bert-base-uncased/ into the working folder, and "
+            "clip_vit_L.pth and the weights into $TORCH_HOME/hub/checkpoints",
+        ) from error  # fmt: skip
+    image, text = load_preprocess(settings.preprocess)
+    return model.float().eval(), image["eval"], text["eval"]
+
+
+def lavis_scores(
+    model: Any,
+    transform: ImageTransform,
+    process: Callable[[str], str],
+    queries: Sequence[Query],
+    gallery: Sequence[GalleryImage],
+    pooling: Pooling,
+    compute: Compute,
+) -> Tensor:
+    """Cosine similarities float32 [queries, gallery].
+
+    Args:
+        model: LAVIS's feature extractor on the compute's device.
+        transform, process: its image and caption processors.
+    """
+    captions = [process(query.caption) for query in queries]
+
+    def images(pixels: Tensor) -> Tensor:
+        found: Tensor = model.extract_features({"image": pixels}, mode="image").image_embeds_proj
+        return found.flatten(1)
+
+    def texts(positions: list[int]) -> Tensor:
+        batch = {"text_input": [captions[i] for i in positions]}
+        found: Tensor = model.extract_features(batch, mode="text").text_embeds_proj
+        return found[:, 0]
+
+    seen = compute.images(images, gallery, transform)
+    read = compute.captions(texts, [len(c.split()) for c in captions], longest=CAPTION_WORDS)
+    return pooled_similarity(seen.view(len(seen), -1, read.shape[1]), read, pooling)

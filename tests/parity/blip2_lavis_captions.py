@@ -1,0 +1,7 @@
+"""Captions of the LAVIS vector, as they are before LAVIS's processor."""
+
+CAPTIONS = (
+    "A man in a red coat falls off his bicycle, in the street.",
+    "Woman: (young), walking her dog! On the left...",
+    "  ".join(f"street {i}" for i in range(40)),
+)

@@ -70,6 +70,7 @@ SOURCES = {
     "blip2-vitl": Source(
         "blip2/blip2_pretrained_vitL.pth", f"{LAVIS}/blip2_pretrained_vitL.pth"
     ),
+    "blip2-clip-vitl": Source("blip2/clip_vit_L.pth", f"{LAVIS}/clip_vit_L.pth"),
 }  # fmt: skip
 
 

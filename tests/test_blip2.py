@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from pab.encoders.blip2 import Blip2, Blip2Config, load_blip2, renamed
 from pab.encoders.captions import blip_caption
 from pab.encoders.pooling import pooled_similarity
 from pab.errors import InputError
+from scripts import blip2_infer
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = Blip2Config(
     image_size=28, image_width=32, image_layers=2, image_heads=2, queries=4, width=32, layers=4,
     heads=2, ffn_dim=64, vocab_size=60, positions=24, embed_dim=8,
@@ -117,3 +121,24 @@ def test_poolings() -> None:
 )
 def test_captions(caption: str, expected: str) -> None:
     assert blip_caption(caption) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--backend", "lavis"], r"LAVIS is not installed .*bash scripts/setup_lavis\.sh"),
+        (["--backend", "lavis", "--model", "mini"], "does not know the mini model"),
+        (["--backend", "lavis", "--dtype", "bf16"], "leave it at auto"),
+        (["--pretrained", "nothing.pth"], r"nothing\.pth"),
+        (["--model", "pretrain_vitG"], "pretrain_vitG"),
+    ],
+)
+def test_refused(
+    tiny_data: Path, flags: list[str], expected: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    masked = tiny_data / "name-masked_test-set"
+    bert = ["--text_encoder", str(ROOT / "checkpoints/mini/bert"), "--device", "cpu"]
+    data = ["--image_folder", str(masked / "gallery"), "--annotation", str(masked / "query.json")]
+    outputs = ["--save_score", str(tmp_path / "s.pt"), "--output_file", str(tmp_path / "l.txt")]
+    assert re.search(expected, refused(blip2_infer.main, [*data, *bert, *outputs, *flags]))
+    assert list(tmp_path.iterdir()) == []

@@ -7,21 +7,27 @@ many of them may be spread over several sittings.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from lhp.infer import main as lhp_infer
 from pab.annotations import Retrieval, read_retrieval
 from pab.evaluate import Evaluation, evaluate
-from pab.files import sha256_of_lines
+from pab.files import sha256_of_lines, write_text
+from pab.metrics import paired_bootstrap
 from pab.scores import load_scores
+from pab.splits import write_split
+from pab.training import BEST, FINAL, open_training_data
+from pab.training_config import TrainingConfig
 from uit.infer import main as uit_infer
 from uit.run import main as uit_train
 
 DATA = Path("data/mini")
 UIT_RECIPE = Path("configs/uit/mini.yaml")
 PARTS = ("images", "annotations")
-BEST, FINAL = "checkpoint-best.pth", "checkpoint-final.pth"
+METRICS = ("R@1", "R@5", "R@10", "mAP")
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,14 @@ class LabelledSet:
 
 
 TEST = LabelledSet("test", DATA / "annotation/test/attr.json")  # says which are twins
+
+
+def validation_set(folder: Path, pairs: int = 500) -> LabelledSet:
+    """The pairs that every mini recipe holds out (its `val_pairs` and seed)."""
+    data = open_training_data(TrainingConfig(data_path=str(DATA), val_pairs=pairs))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_split(folder, *data)
+    return LabelledSet("val", folder / "val_pairs.json")
 
 
 def keyed_folder(work: Path, *texts: str) -> Path:
@@ -91,3 +105,39 @@ def score_uit(
 def judged(score: Path, labelled: LabelledSet) -> Evaluation:
     """Metrics of a score file, a query at a time."""
     return evaluate(load_scores(score), labelled.retrieval(), where=score)
+
+
+def run_script(name: str, *flags: str) -> None:
+    """A script of this project, as its users call it."""
+    subprocess.run([sys.executable, f"scripts/{name}.py", *flags], check=True)
+
+
+def score_encoder(kind: str, labelled: LabelledSet, out: Path, *flags: str) -> Path:
+    """Score file of the mini CLIP (``clip``) or BLIP-2 (``blip2``), the shipped one by default."""
+    path = out / f"{labelled.name}_{kind}.pt"
+    if not path.is_file():
+        outputs = ("--save_score", str(path), "--output_file", str(path.with_suffix(".txt")))
+        config = ("--config", f"configs/{kind}/mini_infer.yaml")
+        run_script(f"{kind}_infer", *config, *labelled.flags(), *outputs, *flags)
+    return path
+
+
+def table_row(name: str, found: Evaluation, before: Evaluation | None) -> str:
+    """A line of a table: metrics with their intervals, and the paired gain in R@1."""
+    figures, bounds = found.summary(), found.intervals()
+    cells = [f"{figures[m]:.2f} ({bounds[m][0]:.1f} to {bounds[m][1]:.1f})" for m in METRICS]
+    gain = "-"
+    if before is not None:
+        ours = paired_bootstrap(before.metrics.values["R@1"], found.metrics.values["R@1"])
+        gain = f"{ours.mean:+.2f} ({ours.low:+.2f} to {ours.high:+.2f})"
+    line = f"| {name} | {' | '.join(cells)} | {gain} |"
+    print(line, flush=True)
+    return line
+
+
+def write_table(
+    path: Path, title: str, text: list[str], columns: list[str], rows: list[str]
+) -> None:
+    """A page with one table."""
+    head = f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"
+    write_text(path, "\n".join([f"# {title}", "", *text, "", *head, *rows]) + "\n")

@@ -11,16 +11,22 @@ import argparse
 from pathlib import Path
 
 import yaml
-from mini_runs import TEST, UIT_RECIPE, LabelledSet, judged, keyed_folder, score_lhp, score_uit
-from mini_runs import train_uit as train
+from mini_runs import (
+    METRICS,
+    TEST,
+    UIT_RECIPE,
+    LabelledSet,
+    judged,
+    keyed_folder,
+    score_lhp,
+    score_uit,
+    table_row,
+    train_uit,
+    write_table,
+)
 
 from ensemble.run import main as fuse
 from ensemble.search import main as search
-from pab.evaluate import Evaluation
-from pab.files import write_text
-from pab.metrics import paired_bootstrap
-
-METRICS = ("R@1", "R@5", "R@10", "mAP")
 
 
 def fused_scores(lhp: Path, uit: Path, weights: Path, out: Path) -> Path:
@@ -30,19 +36,6 @@ def fused_scores(lhp: Path, uit: Path, weights: Path, out: Path) -> Path:
         + ["--save_score", str(out), "--output_file", str(out.with_suffix(".txt"))]
     )
     return out
-
-
-def row(name: str, found: Evaluation, before: Evaluation | None) -> str:
-    """A line of the table: R@1 with its interval, further metrics, the gain over LHP."""
-    figures, bounds = found.summary(), found.intervals()
-    cells = [f"{figures[m]:.2f} ({bounds[m][0]:.1f} to {bounds[m][1]:.1f})" for m in METRICS]
-    gain = "-"
-    if before is not None:
-        ours = paired_bootstrap(before.metrics.values["R@1"], found.metrics.values["R@1"])
-        gain = f"{ours.mean:+.2f} ({ours.low:+.2f} to {ours.high:+.2f})"
-    line = f"| {name} | {' | '.join(cells)} | {gain} |"
-    print(line, flush=True)
-    return line
 
 
 def main() -> None:
@@ -55,10 +48,10 @@ def main() -> None:
     folder = keyed_folder(args.work, UIT_RECIPE.read_text())
     lhp_test = score_lhp(TEST, folder)
     lhp = judged(lhp_test, TEST)
-    rows = [row("LHP", lhp, None)]
+    rows = [table_row("LHP", lhp, None)]
     for seed in args.seeds:
         out = folder / f"s{seed}"
-        checkpoint = train(out, "--seed", str(seed))
+        checkpoint = train_uit(out, "--seed", str(seed))
         validation = LabelledSet("val", out / "val_pairs.json")
         lhp_val = score_lhp(validation, folder)
         weights = out / "weights.yaml"
@@ -74,25 +67,20 @@ def main() -> None:
         uit, _ = score_uit(checkpoint, TEST, out, lhp_test)
         fused = fused_scores(lhp_test, uit, weights, out / "fused.pt")
         rows += [
-            row(f"UIT's ITC, seed {seed}", judged(itc, TEST), lhp),
-            row(f"UIT over LHP's candidates, seed {seed}", judged(uit, TEST), lhp),
-            row(f"LHP and UIT fused at {weight:g}, seed {seed}", judged(fused, TEST), lhp),
+            table_row(f"UIT's ITC, seed {seed}", judged(itc, TEST), lhp),
+            table_row(f"UIT over LHP's candidates, seed {seed}", judged(uit, TEST), lhp),
+            table_row(f"LHP and UIT fused at {weight:g}, seed {seed}", judged(fused, TEST), lhp),
         ]
     seeds = " ".join(map(str, args.seeds))
-    lines = [
-        "# What UIT adds to LHP on the mini data",
-        "",
+    text = [
         f"`python benchmarks/uit_fused.py --seeds {seeds} --out {args.out}`:",
         "the shipped mini LHP and the mini UIT of `configs/uit/mini.yaml`, trained with each of",
         "these seeds (16 is the shipped one), 32 candidates a query. Weights are",
         "what LHP keeps, chosen on the 501 validation pairs; figures are percent on the 2,000",
         "queries of the mini test set with 95 % bootstrap intervals, gains are paired.",
-        "",
-        f"| what | {' | '.join(METRICS)} | R@1 over LHP |",
-        f"| --- |{' --- |' * (len(METRICS) + 1)}",
-        *rows,
     ]
-    write_text(args.out, "\n".join(lines) + "\n")
+    columns = ["what", *METRICS, "R@1 over LHP"]
+    write_table(args.out, "What UIT adds to LHP on the mini data", text, columns, rows)
 
 
 if __name__ == "__main__":

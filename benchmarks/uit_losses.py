@@ -11,9 +11,16 @@ import argparse
 import statistics
 from pathlib import Path
 
-from mini_runs import TEST, UIT_RECIPE, judged, keyed_folder, score_lhp, score_uit, train_uit
-
-from pab.files import write_text
+from mini_runs import (
+    TEST,
+    UIT_RECIPE,
+    judged,
+    keyed_folder,
+    score_lhp,
+    score_uit,
+    train_uit,
+    write_table,
+)
 
 VARIANTS = {
     "all losses": (),
@@ -64,21 +71,16 @@ def main() -> None:
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
-    lines = [
-        "# UIT's losses on the mini data",
-        "",
-        f"`python benchmarks/uit_losses.py --out {args.out} --epochs {args.epochs}`: the recipe of",
-        f"`configs/uit/mini.yaml` shortened to {args.epochs} epochs (twin batches from epoch",
-        f"{args.twin_batches_from}), one loss left out at a time, seeds "
+    text = [
+        f"`python benchmarks/uit_losses.py --out {args.out} --epochs {args.epochs} "
+        f"--twin_batches_from {args.twin_batches_from}`:",
+        f"the recipe of `configs/uit/mini.yaml` shortened to {args.epochs} epochs (twin batches",
+        f"from epoch {args.twin_batches_from}), one loss left out at a time, seeds "
         f"{', '.join(map(str, args.seeds))}; percent on",
         "the 2,000 queries of the mini test set: the mean, and each seed. Re-ranked: the match",
         "score over the 32 candidates of the shipped LHP.",
-        "",
-        f"| losses | {' | '.join(COLUMNS)} |",
-        f"| --- |{' --- |' * len(COLUMNS)}",
-        *rows,
     ]
-    write_text(args.out, "\n".join(lines) + "\n")
+    write_table(args.out, "UIT's losses on the mini data", text, ["losses", *COLUMNS], rows)
 
 
 if __name__ == "__main__":

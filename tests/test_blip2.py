@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import Blip2Config as HubBlip2Config
+from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
 
 from pab.encoders.blip2 import Blip2, Blip2Config, load_blip2, renamed
+from pab.encoders.blip2_vit_g import load_vit_g
 from pab.encoders.captions import blip_caption
 from pab.encoders.pooling import pooled_similarity
 from pab.errors import InputError
@@ -142,3 +145,58 @@ def test_refused(
     outputs = ["--save_score", str(tmp_path / "s.pt"), "--output_file", str(tmp_path / "l.txt")]
     assert re.search(expected, refused(blip2_infer.main, [*data, *bert, *outputs, *flags]))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def vit_g(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blip2ForImageTextRetrieval, Path]:
+    """A small random model in the form the hub's ViT-g has, and the folder it is saved in."""
+    qformer = Blip2QFormerConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=24, encoder_hidden_size=24,
+        use_qformer_text_input=True,
+    )  # fmt: skip
+    vision = Blip2VisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    config = HubBlip2Config(
+        vision_config=vision.to_dict(), qformer_config=qformer.to_dict(), num_query_tokens=4,
+        image_text_hidden_size=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Blip2ForImageTextRetrieval(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("vit_g")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@torch.inference_mode()
+def test_vit_g_gives_what_transformers_gives(
+    vit_g: tuple[Blip2ForImageTextRetrieval, Path],
+) -> None:
+    theirs, folder = vit_g
+    ours = load_vit_g(str(folder))
+    pixels, ids = torch.randn(3, 3, 28, 28), torch.randint(1, 60, (2, 7))
+    mask = (torch.arange(7) < torch.tensor([[7], [5]])).long()
+    images, texts = ours.encode_queries(pixels), ours.encode_text(ids, mask)
+    expected = theirs(pixel_values=pixels, input_ids=ids, attention_mask=mask)
+    torch.testing.assert_close(images, expected.image_embeds, rtol=0, atol=1e-6)
+    torch.testing.assert_close(texts, expected.text_embeds, rtol=0, atol=1e-6)
+    best = pooled_similarity(images, texts, "max")
+    torch.testing.assert_close(best, expected.logits_per_text, rtol=0, atol=1e-6)
+    assert (images[0, 0] - images[0, 1]).abs().max() > 0.01
+
+
+def test_vit_g_of_another_kind(
+    vit_g: tuple[Blip2ForImageTextRetrieval, Path], tmp_path: Path
+) -> None:
+    theirs, _ = vit_g
+    state = {n: t for n, t in theirs.state_dict().items() if not n.startswith("text_projection")}
+    theirs.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(InputError, match=r"lacks 2 tensors .*text_projection"):
+        load_vit_g(str(tmp_path))
+    with pytest.raises(InputError, match="cannot be read as a BLIP-2"):
+        load_vit_g(str(tmp_path / "nowhere"))

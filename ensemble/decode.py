@@ -1,0 +1,172 @@
+"""Decoding: from a fused matrix to a ranking that knows of the other queries.
+
+The test sets are one-to-one: every query has one image and every image at most one query, so that
+an image which is first for two queries is wrong for one of them.
+
+============== ====================== ==========================================================
+querybank      per query              QB-Norm (Bogolin et al., CVPR 2022, arXiv 2112.12777): images
+                                      that attract a bank of other captions count less
+dual_softmax   joint over all queries Cheng et al. 2021, arXiv 2109.04290
+sinkhorn       joint over all queries Cuturi, NeurIPS 2013, arXiv 1306.0895
+assignment     joint over all queries largest total of a matching, with a price for staying out
+============== ====================== ==========================================================
+
+A joint decoding looks at all queries of the set at once, which some leaderboards forbid; the score
+file's ``meta`` says which it was. Prices and factors are chosen on other data.
+
+Shape letters: `Q` queries, `G` gallery images, `N` captions of the bank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
+
+from pab.errors import InputError
+from pab.ranking import top_k
+
+Decoding = Literal["none", "querybank", "dual_softmax", "sinkhorn", "assignment"]
+JOINT = frozenset(("dual_softmax", "sinkhorn", "assignment"))
+
+
+def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
+    """QB-Norm with the dynamic inverted softmax.
+
+    An image that is the first of some caption of the bank is a hub. A query whose first image is a
+    hub has its scores divided by what each image gives the bank; other queries stay as they are.
+
+    Args:
+        scores: [Q, G].
+        bank: scores of other captions, training captions say, by the same models on the same
+            images and scale [N, G].
+        factor: on scores before they are exponentiated.
+
+    Returns:
+        float32 [Q, G], to be compared within a row. Logarithms where the inverted softmax acts.
+    """
+    if bank.shape[1] != scores.shape[1]:
+        raise ValueError(f"the bank has {bank.shape[1]} images, the scores {scores.shape[1]}")
+    hubs = torch.zeros(scores.shape[1], dtype=torch.bool)
+    hubs[top_k(bank, 1)[:, 0]] = True
+    attraction = torch.logsumexp(factor * bank.double(), dim=0)  # [G]
+    acts = hubs[top_k(scores, 1)[:, 0]]  # [Q]
+    result = scores.clone()
+    result[acts] = (factor * scores[acts].double() - attraction).float()
+    return result
+
+
+def dual_softmax(scores: Tensor, factor: float) -> Tensor:
+    """Each score times the softmax of its column: how much of the image's interest the query has.
+
+    Args:
+        scores: [Q, G], not negative.
+        factor: on scores in the softmax.
+
+    Returns:
+        float32 [Q, G].
+    """
+    return scores * torch.softmax(factor * scores, dim=0)
+
+
+def sinkhorn(scores: Tensor, factor: float, steps: int) -> Tensor:
+    """The entropic transport plan in which every query has one share and no image more than one.
+
+    Where images outnumber queries, a further row takes up what they do not give; where queries do,
+    an image gives Q / G.
+
+    Args:
+        scores: [Q, G].
+        factor: on scores; the larger, the closer to a one-to-one assignment.
+        steps: pairs of normalisations, rows and columns.
+
+    Returns:
+        Logarithms of the plan, float32 [Q, G].
+    """
+    n_queries, n_gallery = scores.shape
+    logits = factor * scores
+    shares = math.log(max(1.0, n_queries / n_gallery))  # log of what a column gives
+    spare = n_gallery - n_queries
+    row = torch.zeros(n_queries, 1)
+    column = torch.zeros(1, n_gallery)
+    slack = 0.0  # logarithm of the further row's potential
+    for _ in range(steps):
+        row = -torch.logsumexp(logits + column, dim=1, keepdim=True)
+        total = torch.logsumexp(logits + row, dim=0, keepdim=True)
+        if spare > 0:
+            slack = math.log(spare) - float(torch.logsumexp(column, dim=1))
+            total = torch.logaddexp(total, torch.full_like(total, slack))
+        column = shares - total
+    return logits + row + column
+
+
+def assignment(scores: Tensor, query_ids: Sequence[str], slack: float | None) -> Tensor:
+    """The one-to-one assignment of largest total score.
+
+    A query may also stay out of it and keep its own first choice, which others may have too, at a
+    price: it then counts its best score less ``slack``. So no query gives up more than ``slack``.
+    Images may stay without a query.
+
+    Args:
+        scores: [Q, G].
+        query_ids: of the rows; equal solutions are told apart by them, not by the rows' order.
+        slack: the price; None = every query takes part.
+
+    Returns:
+        int64 [Q], each query's image; for a query that stays out, its own first choice.
+
+    Raises:
+        InputError: without a price, more queries than images.
+    """
+    n_queries, n_gallery = scores.shape
+    if slack is None and n_queries > n_gallery:
+        raise InputError(
+            "--decode", f"{n_queries} queries cannot each have one of {n_gallery} images",
+            todo="give a price for staying out with --decode_slack",
+        )  # fmt: skip
+    order = sorted(range(n_queries), key=query_ids.__getitem__)
+    # The others can take at most Q - 1 of a query's images, so its Q best are enough.
+    width = min(n_gallery, n_queries)
+    columns = top_k(scores, width)[order].numpy()  # [Q, width], best first
+    values = scores[order].gather(1, torch.from_numpy(columns)).double().numpy()
+    given_up = values[:, :1] - values
+    wanted = np.ones_like(given_up, dtype=bool) if slack is None else given_up <= slack
+    rows, places = np.nonzero(wanted)
+    costs = given_up[rows, places]
+    ends = columns[rows, places]
+    if slack is not None:  # a column of its own for each query
+        own = np.arange(n_queries)
+        rows = np.concatenate([rows, own])
+        ends = np.concatenate([ends, n_gallery + own])
+        costs = np.concatenate([costs, np.full(n_queries, slack)])
+    # The matching minimises, and takes an entry of 0 for none: every cost is moved up by 1.
+    graph = csr_array((costs + 1.0, (rows, ends)), shape=(n_queries, n_gallery + n_queries))
+    matched_rows, matched = min_weight_full_bipartite_matching(graph)
+    found = np.empty(n_queries, dtype=np.int64)
+    found[matched_rows] = matched
+    stays_out = found >= n_gallery
+    found[stays_out] = columns[stays_out, 0]
+    result = torch.empty(n_queries, dtype=torch.int64)
+    result[order] = torch.from_numpy(found)
+    return result
+
+
+def with_first_places(scores: Tensor, columns: Tensor) -> Tensor:
+    """The scores with the given image of each query ahead of its others, float32 [Q, G].
+
+    Args:
+        scores: [Q, G].
+        columns: int64 [Q].
+    """
+    result = scores.clone()
+    best = scores.amax(dim=1)
+    ahead = torch.nextafter(best, torch.full_like(best, torch.inf))
+    moved = columns != top_k(scores, 1)[:, 0]  # the others are first already
+    result[moved, columns[moved]] = ahead[moved]
+    return result

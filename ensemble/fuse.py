@@ -1,23 +1,31 @@
-"""The published fusion: one score matrix after the other, each scaled to [0, 1] by its own range.
+"""Fusing members: one score matrix after the other, each first brought onto one scale.
 
-`S <- w S + (1 - w) T`, with `S` the scaled matrix of the first member and `T` that of the next.
-Everything is aligned by id before anything is added.
+The published way is iterative: `S <- w S + (1 - w) T`, with `S` the first member's matrix and `T`
+the next one's, each scaled to [0, 1] by its own bounds. Everything is aligned by id before anything
+is added, and fused a block of rows at a time, so that members stay on disk.
+
+Shape letters: `Q` queries, `q` rows of a block, `G` gallery images.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ensemble.scaling import Scaling, scaled_block
 from pab.errors import InputError
-from pab.scores import ScoreFile, align, load_scores
+from pab.ranking import rows_in_order
+from pab.scores import ScoreFile
 
-ROWS_A_BLOCK = 256  # rows of a memory-mapped matrix read at a time
+Rule = Literal["iterative", "sum", "reciprocal_rank"]
+BLOCK_ELEMENTS = 1 << 19  # scores of a block: 2 MiB, so that a block's steps stay in the cache
+RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
+SUM_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,9 @@ class Member:
 
     Attributes:
         name: how tables call it.
-        path: the score file.
-        weight: what `S` keeps when this member comes in, 0 to 1; of no use for the first member.
+        path: the score file, or a ranked list (.txt).
+        weight: 0 to 1. Iterative: what `S` keeps when this member comes in (of no use for the first
+            member). Sum: its own share.
     """
 
     name: str
@@ -59,12 +68,11 @@ def parse_member(text: str, weights: Sequence[str] = ()) -> Member:
     return Member(name, path, value)
 
 
-def load_members(members: Sequence[Member]) -> list[ScoreFile]:
-    """The members' score files, rows and columns in the order of the first.
+def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
+    """Refuse members that cannot be fused.
 
     Raises:
-        InputError: no member, a name twice, a weight outside [0, 1], a file that is none, or ids
-            that are not exactly the first one's.
+        InputError: no member, a name twice, a weight outside [0, 1], or shares that do not add up.
     """
     if not members:
         raise InputError("ensemble", "expected score files to fuse, found none")
@@ -76,42 +84,139 @@ def load_members(members: Sequence[Member]) -> list[ScoreFile]:
             raise InputError(
                 f"weight of {member.name}", f"must lie in [0, 1], found {member.weight}"
             )
-    files = [load_scores(member.path) for member in members]
-    first = Path(members[0].path)
-    return files[:1] + [
-        align(file, files[0], where=member.path, reference_name=str(first))
-        for file, member in zip(files[1:], members[1:], strict=True)
-    ]
+    total = sum(member.weight for member in members)
+    if rule == "sum" and abs(total - 1.0) > SUM_TOLERANCE:
+        raise InputError("--shares", f"must add up to 1, found {total:g}")
 
 
-def scaled(scores: Tensor, where: str) -> Tensor:
-    """A matrix [Q, G] scaled to [0, 1] by its own least and largest entry, float32.
+def shares_of(keeps: Sequence[float]) -> list[float]:
+    """The share of each member in the fused sum.
+
+    Args:
+        keeps: what `S` keeps when the second, third, ... member comes in.
+
+    Returns:
+        One share a member, adding up to 1.
+    """
+    shares = [1.0]
+    for keep in keeps:
+        shares = [share * keep for share in shares] + [1.0 - keep]
+    return shares
+
+
+def keeps_of(shares: Sequence[float]) -> list[float]:
+    """The inverse of :func:`shares_of`; where nothing has come in yet, `S` keeps nothing."""
+    keeps, before = [], shares[0]
+    for share in shares[1:]:
+        total = before + share
+        keeps.append(before / total if total > 0 else 1.0)
+        before = total
+    return keeps
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Members brought into one order of queries, fused block by block.
+
+    Attributes:
+        members: in the order of the fusion.
+        files: their score files; galleries are equal.
+        rows: for each file, the rows in the wanted order; None where they are in it.
+        query_ids: the wanted order.
+        scaling, rule: how scores are brought onto one scale and added.
+        rank_k: of the reciprocal rank rule.
+    """
+
+    members: Sequence[Member]
+    files: Sequence[ScoreFile]
+    rows: Sequence[Tensor | None]
+    query_ids: list[str]
+    scaling: Scaling = "minmax"
+    rule: Rule = "iterative"
+    rank_k: int = RECIPROCAL_RANK_K
+
+    @property
+    def gallery_ids(self) -> list[str]:
+        """Of the columns."""
+        return self.files[0].gallery_ids
+
+    def member_block(self, number: int, start: int, stop: int) -> Tensor:
+        """Rows of one member on the common scale, float32 [q, G]."""
+        file, order = self.files[number], self.rows[number]
+        block = file.scores[start:stop] if order is None else file.scores[order[start:stop]]
+        if self.rule == "reciprocal_rank":
+            places = scaled_block(block, "rank", file.bounds, "")  # 1 down to 0
+            ranks = 1.0 + (1.0 - places) * (block.shape[1] - 1)
+            return 1.0 / (self.rank_k + ranks)
+        return scaled_block(block, self.scaling, file.bounds, self.members[number].path)
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
+        fused = self.member_block(0, start, stop)
+        if self.rule == "sum":
+            fused = self.members[0].weight * fused
+        for number, member in enumerate(self.members[1:], start=1):
+            other = self.member_block(number, start, stop)
+            if self.rule == "iterative":
+                fused = blend(fused, other, member.weight)
+            elif self.rule == "sum":
+                fused += other.mul_(member.weight)
+            else:
+                fused += other
+        return fused
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The fused matrix from its first row to its last, float32 [q, G] each."""
+        rows = max(1, BLOCK_ELEMENTS // len(self.gallery_ids))
+        for start in range(0, len(self.query_ids), rows):
+            yield self.block(start, min(start + rows, len(self.query_ids)))
+
+    def matrix(self) -> Tensor:
+        """The whole fused matrix, float32 [Q, G]."""
+        result = torch.empty(len(self.query_ids), len(self.gallery_ids))
+        start = 0
+        for block in self.blocks():
+            result[start : start + len(block)] = block
+            start += len(block)
+        return result
+
+
+def aligned(
+    members: Sequence[Member],
+    files: Sequence[ScoreFile],
+    query_ids: Sequence[str] | None = None,
+    **how: object,
+) -> Fusion:
+    """A fusion of members whose rows may come in any order.
+
+    Args:
+        members: checked (:func:`check_members`).
+        files: theirs.
+        query_ids: wanted order; None is that of the first member.
+        how: ``scaling``, ``rule`` and ``rank_k`` of :class:`Fusion`.
 
     Raises:
-        InputError: all entries are equal.
+        InputError: ids that are not exactly the first member's, naming them.
     """
-    result = torch.empty(scores.shape, dtype=torch.float32)
-    low, high = float(scores.min()), float(scores.max())
-    if low == high:
-        raise InputError(where, f"all its scores are {low:g}: they rank nothing")
-    for start in range(0, len(scores), ROWS_A_BLOCK):
-        rows = slice(start, start + ROWS_A_BLOCK)
-        result[rows] = (scores[rows] - low) / (high - low)
-    return result
+    first = files[0]
+    wanted = list(first.query_ids if query_ids is None else query_ids)
+    rows: list[Tensor | None] = []
+    for member, file in zip(members, files, strict=True):
+        for kind in ("gallery_ids", "query_ids"):
+            if getattr(file, kind) != getattr(first, kind):
+                rows_in_order(
+                    getattr(file, kind),
+                    getattr(first, kind),
+                    where=f"{member.path}, {kind}",
+                    order_name=members[0].path,
+                )
+        if file.query_ids == wanted:
+            rows.append(None)
+        else:
+            rows.append(torch.tensor(rows_in_order(file.query_ids, wanted, where=member.path)))
+    return Fusion(members, files, rows, wanted, **how)  # type: ignore[arg-type]
 
 
 def blend(fused: Tensor, member: Tensor, weight: float) -> Tensor:
-    """One step of the fusion: what `S` keeps is ``weight``; both scaled, [Q, G]."""
+    """One step of the fusion: what `S` keeps is ``weight``; both scaled, [q, G]."""
     return weight * fused + (1.0 - weight) * member
-
-
-def fuse(files: Sequence[ScoreFile], members: Sequence[Member]) -> Tensor:
-    """The fused matrix of aligned score files, float32 [Q, G].
-
-    Raises:
-        InputError: a member's scores are all equal.
-    """
-    fused = scaled(files[0].scores, members[0].path)
-    for file, member in zip(files[1:], members[1:], strict=True):
-        fused = blend(fused, scaled(file.scores, member.path), member.weight)
-    return fused

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ensemble.config import FusionConfig
-from ensemble.fuse import fuse, load_members
+from ensemble.decode import (
+    JOINT,
+    assignment,
+    dual_softmax,
+    querybank,
+    sinkhorn,
+    with_first_places,
+)
+from ensemble.fuse import Fusion, Member, aligned, check_members
+from ensemble.members import load_members
 from pab import __version__
 from pab.annotations import Retrieval, read_query_order, read_retrieval
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
 from pab.evaluate import evaluate
 from pab.files import sha256_of_file
-from pab.ranking import order_queries, ranked_names, write_ranked_list
-from pab.scores import ScoreFile, reorder, save_scores
+from pab.images import list_gallery
+from pab.ranking import order_queries, ranked_names, rows_in_order, write_ranked_list
+from pab.scores import ScoreFile, load_scores, save_scores
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class RunConfig(FusionConfig):
         Raises:
             InputError: naming the flag.
         """
+        super().check()
         if self.top_k < 1:
             raise InputError("--top_k", f"must be at least 1, found {self.top_k}")
         if self.answers and not self.annotation:
@@ -48,48 +63,118 @@ class RunConfig(FusionConfig):
 
 
 def run(config: RunConfig) -> None:
-    """Fuse, rank, write; print metrics where there are labels.
+    """Fuse, decode, rank, write; print metrics where there are labels.
 
     Raises:
         InputError: members or ids that do not fit together; nothing is written.
     """
     members = config.members()
-    files = load_members(members)
+    check_members(members, config.fusion)
     retrieval: Retrieval | None = None
-    query_ids = files[0].query_ids
     if config.annotation:
         retrieval = read_retrieval(
             config.annotation, image_folder=config.image_folder, answers=config.answers
         )
-        query_ids = [query.query_id for query in retrieval.queries]
-    files = [reorder(f, query_ids, where=m.path) for f, m in zip(files, members, strict=True)]
     wanted = read_query_order(config.query_order) if config.query_order else None
-    order = order_queries(query_ids, wanted, where=config.query_order or "--query_order")
-    meta = {
+    asked = [query.query_id for query in retrieval.queries] if retrieval else None
+    files = load_members(members, wanted or asked, known_gallery(retrieval, config.image_folder))
+    fusion = aligned(
+        members, files, asked, scaling=config.scaling, rule=config.fusion, rank_k=config.rank_k
+    )
+    order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
+    whole: ScoreFile | None = None  # where something needs more than a few rows at a time
+    if config.decode != "none" or config.save_score or (retrieval and retrieval.relevant):
+        scores = decoded(config, fusion)
+        whole = ScoreFile(scores, fusion.query_ids, fusion.gallery_ids, meta_of(config, members))
+        names = ranked_names(scores, fusion.gallery_ids, config.top_k)
+    else:
+        names = [
+            line
+            for block in fusion.blocks()
+            for line in ranked_names(block, fusion.gallery_ids, config.top_k)
+        ]
+    lines = dict(zip(fusion.query_ids, names, strict=True))
+    if config.save_score and whole is not None:
+        save_scores(config.save_score, whole)
+    write_ranked_list(config.output_file, [lines[query_id] for query_id in order])
+    print(f"{described(config, members)}: {len(order)} queries -> {config.output_file}",
+          file=sys.stderr)  # fmt: skip
+    if whole is not None and retrieval is not None and retrieval.relevant is not None:
+        print(evaluate(whole, retrieval).table())
+
+
+def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:
+    """Ids of the images that ranked lists may name, where anything says them."""
+    if retrieval is not None and retrieval.gallery is not None:
+        return [image.gallery_id for image in retrieval.gallery]
+    return [image.gallery_id for image in list_gallery(folder)] if folder else None
+
+
+def decoded(config: FusionConfig, fusion: Fusion) -> Tensor:
+    """The fused matrix as its rows are to be ranked, float32 [Q, G].
+
+    Raises:
+        InputError: a bank of another gallery, or an assignment that cannot be.
+    """
+    scores = fusion.matrix()
+    match config.decode:
+        case "none":
+            return scores
+        case "querybank":
+            assert config.decode_bank is not None
+            bank = load_scores(config.decode_bank)
+            if bank.gallery_ids != fusion.gallery_ids:
+                rows_in_order(bank.gallery_ids, fusion.gallery_ids, where=config.decode_bank)
+            return querybank(scores, bank.scores, config.decode_factor)
+        case "dual_softmax":
+            return dual_softmax(scores, config.decode_factor)
+        case "sinkhorn":
+            return sinkhorn(scores, config.decode_factor, config.sinkhorn_steps)
+        case "assignment":
+            columns = assignment(scores, fusion.query_ids, config.decode_slack)
+            return with_first_places(scores, columns)
+
+
+def meta_of(config: FusionConfig, members: Sequence[Member]) -> dict[str, Any]:
+    """What a fused score file says of itself."""
+    settings: dict[str, dict[str, Any]] = {
+        "none": {},
+        "querybank": {"factor": config.decode_factor, "bank": config.decode_bank},
+        "dual_softmax": {"factor": config.decode_factor},
+        "sinkhorn": {"factor": config.decode_factor, "steps": config.sinkhorn_steps},
+        "assignment": {"slack": config.decode_slack},
+    }
+    return {
         "model": "ensemble",
         "members": [
             {"name": m.name, "file": m.path, "weight": m.weight, "sha256": sha256_of_file(m.path)}
             for m in members
         ],
-        "per_query": True,
+        "fusion": config.fusion,
+        "scaling": config.scaling,
+        "decode": {"method": config.decode, **settings[config.decode]},
+        "per_query": config.decode not in JOINT,
         "chosen_on": config.chosen_on,
         "chosen_on_test": config.chosen_on_test,
         "project_version": __version__,
     }
-    fused = ScoreFile(fuse(files, members), query_ids, files[0].gallery_ids, meta)
-    lines = dict(
-        zip(query_ids, ranked_names(fused.scores, fused.gallery_ids, config.top_k), strict=True)
-    )
-    if config.save_score:
-        save_scores(config.save_score, fused)
-    write_ranked_list(config.output_file, [lines[query_id] for query_id in order])
-    steps = " -> ".join(
-        member.name if i == 0 else f"{member.name} (keep {member.weight:g})"
-        for i, member in enumerate(members)
-    )
-    print(f"{steps}: {len(query_ids)} queries -> {config.output_file}", file=sys.stderr)
-    if retrieval is not None and retrieval.relevant is not None:
-        print(evaluate(fused, retrieval).table())
+
+
+def described(config: FusionConfig, members: Sequence[Member]) -> str:
+    """The fusion in one line, with whether it looked at all queries at once."""
+    if config.fusion == "iterative":
+        steps = " -> ".join(
+            member.name if i == 0 else f"{member.name} (keep {member.weight:g})"
+            for i, member in enumerate(members)
+        )
+    elif config.fusion == "sum":
+        steps = " + ".join(f"{member.weight:g} {member.name}" for member in members)
+    else:
+        steps = f"reciprocal ranks of {', '.join(member.name for member in members)}"
+    if config.decode == "none":
+        return f"{steps}, per query"
+    kind = "joint over all queries" if config.decode in JOINT else "per query"
+    return f"{steps}, decoded by {config.decode} ({kind})"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,13 +18,14 @@ import yaml
 from torch import Tensor
 
 from ensemble.config import FusionConfig
-from ensemble.fuse import Member, blend, load_members, scaled
+from ensemble.fuse import Fusion, aligned, blend, check_members
+from ensemble.members import load_members
 from pab.annotations import Retrieval, read_retrieval
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
 from pab.files import write_text
 from pab.metrics import Difference, Metrics, evaluate_scores, paired_bootstrap
-from pab.scores import ScoreFile, reorder
+from pab.scores import ScoreFile
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
 TEST_FOLDERS = frozenset(("test", "ucc", "name-masked_test-set"))  # of PAB's layout
@@ -51,6 +52,7 @@ class SearchConfig(FusionConfig):
         Raises:
             InputError: naming the flag.
         """
+        super().check()
         if not self.annotation:
             raise InputError("--annotation", "expected a labelled validation split, found none")
         if not 0 < self.grid_step <= 1:
@@ -90,33 +92,30 @@ def grid(step: float) -> list[float]:
 
 
 def search(
-    files: Sequence[ScoreFile],
-    members: Sequence[Member],
-    relevant: dict[str, frozenset[str]],
-    weights: Sequence[float],
+    fusion: Fusion, relevant: dict[str, frozenset[str]], weights: Sequence[float]
 ) -> tuple[list[Step], list[Trial]]:
     """Each member's weight in turn.
 
     Args:
-        files: aligned score files of the members.
-        members: their names; their own weights are not looked at.
+        fusion: the members; their own weights are not looked at.
         relevant: query id -> ids of the right images.
         weights: to try, in the order that breaks ties of R@1 and mAP.
 
     Returns:
         A step for each member after the first, and every trial.
     """
-    ids = files[0].query_ids, files[0].gallery_ids
+    ids, count = (fusion.query_ids, fusion.gallery_ids), len(fusion.query_ids)
 
     def judged(scores: Tensor) -> Metrics:
         return evaluate_scores(ScoreFile(scores, *ids), relevant)
 
-    fused = scaled(files[0].scores, members[0].path)
+    members = fusion.members
+    fused = fusion.member_block(0, 0, count)
     best = judged(fused)
     steps: list[Step] = []
     trials = [Trial(members[0].name, 1.0, best.mean())]
-    for file, member in zip(files[1:], members[1:], strict=True):
-        other, before = scaled(file.scores, member.path), best
+    for number, member in enumerate(members[1:], start=1):
+        other, before = fusion.member_block(number, 0, count), best
         found: tuple[tuple[float, float], float, Metrics] | None = None
         for weight in weights:
             metrics = judged(blend(fused, other, weight))
@@ -172,11 +171,9 @@ def run(config: SearchConfig) -> None:
             todo="score the validation split (see docs/ensemble.md), or say --allow_test",
         )  # fmt: skip
     query_ids = [query.query_id for query in retrieval.queries]
-    files = [
-        reorder(file, query_ids, where=member.path)
-        for file, member in zip(load_members(members), members, strict=True)
-    ]
-    steps, trials = search(files, members, retrieval.relevant, grid(config.grid_step))
+    check_members(members)
+    fusion = aligned(members, load_members(members, query_ids), query_ids, scaling=config.scaling)
+    steps, trials = search(fusion, retrieval.relevant, grid(config.grid_step))
     chosen: dict[str, object] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
     others = []
     for step in steps:

@@ -15,10 +15,12 @@ Command line::
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,15 @@ class ScoreFile:
     query_ids: list[str]
     gallery_ids: list[str]
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest score; NaN if there is one. Reads the matrix once."""
+        rows = max(1, _BLOCK_ELEMENTS // self.scores.shape[1])
+        found = [torch.aminmax(block) for block in self.scores.split(rows)]
+        low = torch.stack([pair.min for pair in found]).min()
+        high = torch.stack([pair.max for pair in found]).max()
+        return float(low), float(high)
 
 
 def save_scores(path: str | Path, score_file: ScoreFile) -> None:
@@ -159,6 +170,8 @@ def _check_ids(where: str | Path, name: str, ids: Any) -> None:
 
 
 def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
+    if all(map(math.isfinite, score_file.bounds)):
+        return
     rows = max(1, _BLOCK_ELEMENTS // score_file.scores.shape[1])
     for start in range(0, len(score_file.query_ids), rows):
         finite = torch.isfinite(score_file.scores[start : start + rows])
@@ -285,7 +298,7 @@ def describe(path: str | Path, score_file: ScoreFile) -> str:
         f"file      {path}",
         f"scores    {scores.shape[0]} queries x {scores.shape[1]} images, float32, "
         f"{scores.nbytes / 2**20:.1f} MiB",
-        f"range     {scores.min().item():.6g} to {scores.max().item():.6g}, "
+        f"range     {score_file.bounds[0]:.6g} to {score_file.bounds[1]:.6g}, "
         f"mean {scores.mean(dtype=torch.float64).item():.6g}",
         f"queries   {_first_and_last(score_file.query_ids)}",
         f"gallery   {_first_and_last(score_file.gallery_ids)}",

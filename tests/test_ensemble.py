@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ensemble.config import FusionConfig
-from ensemble.fuse import Member, fuse, load_members, parse_member, scaled
+from ensemble.fuse import Member, aligned, keeps_of, parse_member, shares_of
+from ensemble.members import load_members
 from ensemble.run import RunConfig
 from ensemble.run import main as run
+from ensemble.scaling import scaled_block
 from ensemble.search import grid
 from ensemble.search import main as search
 from pab.config import load_config
@@ -70,7 +72,8 @@ def test_published_arithmetic(
     assert torch.equal(candidates.sort().values, v["candidates"].sort().values)
     match = v["itm_logit_all_pairs"].gather(1, candidates)
     uit = fill(match, candidates, v["lhp"].shape[1])
-    torch.testing.assert_close(scaled(uit, "uit"), v["uit_minmax"], atol=1e-6, rtol=0)
+    scaled = scaled_block(uit, "minmax", ScoreFile(uit, [], []).bounds, "uit")
+    torch.testing.assert_close(scaled, v["uit_minmax"], atol=1e-6, rtol=0)
 
     count, images = v["lhp"].shape
     queries, gallery = [f"q{i:03d}" for i in range(count)], [f"g{i:03d}" for i in range(images)]
@@ -149,7 +152,7 @@ def test_order_and_meaning_of_the_weights(files: dict[str, str]) -> None:
     members = config.members()  # starts with UIT: its own weight has no part in it
     assert [member.name for member in members] == ["uit", "clip", "x"]
     expected = 0.5 * (0.75 * unit(a) + 0.25 * unit(b)) + 0.5 * unit(c)
-    found = fuse(load_members(members), members)
+    found = aligned(members, load_members(members)).matrix()
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
 
 
@@ -307,3 +310,186 @@ def test_grids_reach_both_ends(step: float, count: int) -> None:
     assert len(weights) == count
     assert weights == sorted(weights, reverse=True)
     assert (weights[0], weights[-1]) == (1.0, 0.0)
+
+
+# ------------------------------------------------------------------- other scales, rules, lists
+
+
+def fused(tmp_path: Path, *words: str, name: str = "fused") -> ScoreFile:
+    """What `ensemble.run` makes of these words."""
+    out = tmp_path / f"{name}.pt"
+    run([*words, "--save_score", str(out), "--output_file", str(tmp_path / f"{name}.txt")])
+    return load_scores(out)
+
+
+def unit(x: Tensor) -> Tensor:
+    return (x - x.min()) / (x.max() - x.min())
+
+
+@pytest.mark.parametrize("scaling", ["minmax_query", "zscore", "rank"])
+def test_scales_by_row(files: dict[str, str], tmp_path: Path, scaling: str) -> None:
+    a, b = (load_scores(files[name]).scores for name in "ab")
+    words = ["--beit3_score", files["a"], "--uit_score", files["b"], "--beit3_weight", "0.5"]
+    found = fused(tmp_path, *words, "--scaling", scaling).scores
+    for row in range(12):
+        if scaling == "minmax_query":
+            expected = 0.5 * unit(a[row]) + 0.5 * unit(b[row])
+        elif scaling == "zscore":
+            expected = sum(0.5 * (x - x.mean()) / x.std(correction=0) for x in (a[row], b[row]))  # type: ignore[assignment]
+        else:
+            places = [sorted(x.tolist(), reverse=True) for x in (a[row], b[row])]
+            expected = torch.tensor([
+                0.5 * (1 - places[0].index(x) / 11) + 0.5 * (1 - places[1].index(y) / 11)
+                for x, y in zip(a[row].tolist(), b[row].tolist(), strict=True)
+            ])  # fmt: skip
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
+
+
+def test_one_sum_is_the_iterative_fusion_with_its_shares(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    words = ["--beit3_score", files["a"], "--uit_score", files["b"], "--clip_score", files["c"]]
+    keeps = ["--beit3_weight", "0.8", "--clip_weight", "0.5"]
+    shares = shares_of([0.8, 0.5])
+    assert shares == pytest.approx([0.4, 0.1, 0.5])
+    assert keeps_of(shares) == pytest.approx([0.8, 0.5])
+    given = [f"{name}:{s}" for name, s in zip(("lhp", "uit", "clip"), shares, strict=True)]
+    one = fused(tmp_path, *words, *keeps, name="one").scores
+    two = fused(tmp_path, *words, "--fusion", "sum", "--shares", *given, name="two").scores
+    torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+
+
+def test_shares_of_nothing_first() -> None:
+    assert keeps_of([0.0, 0.0, 1.0]) == [1.0, 0.0]
+    assert shares_of(keeps_of([0.0, 0.25, 0.75])) == pytest.approx([0.0, 0.25, 0.75])
+
+
+def test_reciprocal_ranks(files: dict[str, str], tmp_path: Path) -> None:
+    words = ["--beit3_score", files["a"], "--uit_score", files["b"], "--fusion", "reciprocal_rank"]
+    found = fused(tmp_path, *words, "--rank_k", "10").scores
+    expected = sum(
+        1 / (10 + 1 + load_scores(files[name]).scores.argsort(1, descending=True).argsort(1))
+        for name in "ab"
+    )
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)  # type: ignore[arg-type]
+
+
+def test_ranked_lists_beside_score_files(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["--beit3_score", files["b"], "--output_file", str(tmp_path / "b.txt"), "--top_k", "4"])
+    order = tmp_path / "order.txt"
+    order.write_text("\n".join(QUERIES) + "\n")
+    words = ["--beit3_score", files["a"], "--uit_score", str(tmp_path / "b.txt")]
+    capsys.readouterr()
+    found = fused(tmp_path, *words, "--query_order", str(order)).scores
+    assert "place r of a line counts 1 / r" in capsys.readouterr().err
+    best = top_k(load_scores(files["b"]).scores, 4)
+    listed = torch.zeros(12, 12).scatter_(1, best, (1 / torch.arange(1.0, 5.0)).expand(12, -1))
+    expected = 0.925 * unit(load_scores(files["a"]).scores) + 0.075 * listed
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+    # Lines and rows in another order: the same answer.
+    mixed = list(range(12))
+    random.Random(0).shuffle(mixed)
+    lines = (tmp_path / "b.txt").read_text().splitlines()
+    (tmp_path / "b.txt").write_text("".join(lines[i] + "\n" for i in mixed))
+    order.write_text("".join(QUERIES[i] + "\n" for i in mixed))
+    again = fused(tmp_path, *words, "--query_order", str(order), name="again")
+    assert torch.equal(again.scores, found)
+    text = (tmp_path / "fused.txt").read_text().splitlines()
+    assert (tmp_path / "again.txt").read_text().splitlines() == [text[i] for i in mixed]
+
+
+def test_lists_alone_go_by_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x y\nz x\n")
+    (tmp_path / "b.txt").write_text("y x\nz y\n")
+    words = ["--beit3_score", str(tmp_path / "a.txt"), "--clip_score", str(tmp_path / "b.txt")]
+    found = fused(tmp_path, *words, "--top_k", "3", "--clip_weight", "0.4")
+    assert found.query_ids == ["line 1", "line 2"]
+    assert found.gallery_ids == ["x", "y", "z"]
+    assert (tmp_path / "fused.txt").read_text() == "y x z\nz y x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (["i00 i01"] * 11, "a line for each of 12 queries, found 11"),
+        (["i00 i01"] * 11 + ["i00 i77"], r"'i77' is not in the gallery .*line 12|line 12.*'i77'"),
+        (["i00 i01"] * 11 + ["i00 i00"], "'i00' twice"),
+    ],
+)
+def test_lists_that_do_not_fit(
+    files: dict[str, str], tmp_path: Path, text: list[str], expected: str
+) -> None:
+    path, order = tmp_path / "list.txt", tmp_path / "order.txt"
+    path.write_text("\n".join(text) + "\n")
+    order.write_text("\n".join(QUERIES) + "\n")
+    words = ["--beit3_score", files["a"], "--uit_score", str(path)]
+    with pytest.raises(InputError, match=expected):
+        fused(tmp_path, *words, "--query_order", str(order))
+
+
+def test_a_list_without_an_order_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("i00 i01\n" * 12)
+    with pytest.raises(InputError, match="--query_order"):
+        fused(tmp_path, "--beit3_score", files["a"], "--uit_score", str(path))
+
+
+@pytest.mark.parametrize(
+    ("words", "joint"),
+    [
+        (["dual_softmax"], True),
+        (["sinkhorn", "--sinkhorn_steps", "20"], True),
+        (["assignment"], True),
+        (["assignment", "--decode_slack", "0.05"], True),
+        (["querybank", "--decode_bank", "{c}"], False),
+    ],
+)
+def test_decodings_say_what_they_are(
+    files: dict[str, str],
+    tmp_path: Path,
+    words: list[str],
+    joint: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--beit3_score", files["a"], "--uit_score", files["b"], "--beit3_weight", "0.5"]
+    found = fused(tmp_path, *given, "--decode", *(word.format(**files) for word in words))
+    said = capsys.readouterr().err
+    assert ("joint over all queries" in said) is joint
+    assert found.meta["per_query"] is not joint
+    assert found.meta["decode"]["method"] == words[0]
+    lines = [line.split() for line in (tmp_path / "fused.txt").read_text().splitlines()]
+    assert [[IMAGES[i] for i in row] for row in top_k(found.scores, 10)] == lines
+    if words == ["assignment"]:
+        assert len({line[0] for line in lines}) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--decode", "querybank"], "--decode_bank"),
+        (["--decode_bank", "{b}"], "--decode_bank"),
+        (["--decode_slack", "-1"], "--decode_slack"),
+        (["--decode_factor", "0"], "--decode_factor"),
+        (["--sinkhorn_steps", "0"], "--sinkhorn_steps"),
+        (["--rank_k", "-1"], "--rank_k"),
+        (["--shares", "lhp:1"], "--shares"),
+        (["--fusion", "sum"], "every member, found none of lhp"),
+        (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.6"], "add up to 1, found 1.1"),
+        (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.5", "x:0"], "one of no member, x"),
+        (["--fusion", "sum", "--shares", "lhp:much", "uit:0.5"], "'much'"),
+        (["--scaling", "zscore", "--clip_score", "{row}"], "a query's scores are all equal"),
+    ],
+)
+def test_more_bad_input(
+    files: dict[str, str], tmp_path: Path, words: list[str], expected: str
+) -> None:
+    flat_row = torch.rand(12, 12)
+    flat_row[3] = 0.5
+    files["row"] = write(tmp_path / "row.pt", flat_row, QUERIES, IMAGES)
+    given = ["--beit3_score", files["a"], "--uit_score", files["b"]]
+    with pytest.raises(InputError, match=expected):
+        fused(tmp_path, *given, *(word.format(**files) for word in words))
+    assert not (tmp_path / "fused.txt").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ensemble.decode import (
 )
 from ensemble.fuse import Fusion, Member, aligned, check_members
 from ensemble.members import load_members
+from ensemble.protocol import ANSWER_NAMES, check_answer, gallery_of, load_protocol
 from pab import __version__
 from pab.annotations import Retrieval, read_query_order, read_retrieval
 from pab.config import config_from_args, flag
@@ -45,6 +46,10 @@ class RunConfig(FusionConfig):
         None, "root of the annotation's image paths, where it lies in no annotation folder"
     )
     query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
+    protocol: str | None = flag(
+        None, "pab, www25, track4 or ucc: fixes files, order and metrics, and checks the answer"
+    )
+    data_root: str | None = flag(None, "where the protocol's data lie (default: its own place)")
 
     def check(self) -> None:
         """Refuse values that make no sense alone or together.
@@ -55,11 +60,19 @@ class RunConfig(FusionConfig):
         super().check()
         if self.top_k < 1:
             raise InputError("--top_k", f"must be at least 1, found {self.top_k}")
-        if self.answers and not self.annotation:
+        if self.answers and not (self.annotation or self.protocol):
             raise InputError("--answers", "expected the queries it is the key of",
                              todo="give --annotation")  # fmt: skip
         if self.save_score and Path(self.save_score) == Path(self.output_file):
             raise InputError("--save_score", f"{self.save_score} is given as --output_file too")
+        if self.protocol is None and self.data_root is not None:
+            raise InputError("--data_root", "goes with --protocol")
+        fixed = ("annotation", "image_folder", "query_order") if self.protocol else ()
+        for name in fixed:
+            if getattr(self, name) is not None:
+                raise InputError(f"--{name}", f"is fixed by --protocol {self.protocol}")
+        if self.protocol and self.top_k != ANSWER_NAMES:
+            raise InputError("--top_k", f"is fixed by --protocol: {ANSWER_NAMES}")
 
 
 def run(config: RunConfig) -> None:
@@ -68,6 +81,9 @@ def run(config: RunConfig) -> None:
     Raises:
         InputError: members or ids that do not fit together; nothing is written.
     """
+    protocol = load_protocol(config.protocol) if config.protocol else None
+    if protocol is not None:
+        config = replace(config, **protocol.files(config.data_root), protocol=None)
     members = config.members()
     check_members(members, config.fusion)
     retrieval: Retrieval | None = None
@@ -94,13 +110,17 @@ def run(config: RunConfig) -> None:
             for line in ranked_names(block, fusion.gallery_ids, config.top_k)
         ]
     lines = dict(zip(fusion.query_ids, names, strict=True))
+    answer = [lines[query_id] for query_id in order]
+    if protocol is not None and retrieval is not None:
+        gallery = gallery_of(retrieval, config.image_folder)
+        check_answer(answer, len(retrieval.queries), gallery, config.output_file)
     if config.save_score and whole is not None:
         save_scores(config.save_score, whole)
-    write_ranked_list(config.output_file, [lines[query_id] for query_id in order])
+    write_ranked_list(config.output_file, answer)
     print(f"{described(config, members)}: {len(order)} queries -> {config.output_file}",
           file=sys.stderr)  # fmt: skip
     if whole is not None and retrieval is not None and retrieval.relevant is not None:
-        print(evaluate(whole, retrieval).table())
+        print(evaluate(whole, retrieval).table(only=protocol.metrics if protocol else None))
 
 
 def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:

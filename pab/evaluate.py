@@ -84,9 +84,17 @@ class Evaluation:
             return np.empty(0)
         return self.twin[chosen & ~np.isnan(self.twin)]
 
-    def table(self, *, intervals: bool = False, seed: int = 0) -> str:
-        """The figures as lines of text: a row a group, a column a metric, in percent."""
-        names = list(self.summary())
+    def table(
+        self, *, intervals: bool = False, seed: int = 0, only: Sequence[str] | None = None
+    ) -> str:
+        """The figures as lines of text: a row a group, a column a metric, in percent.
+
+        Args:
+            intervals: add 95 % bootstrap intervals.
+            seed: of the bootstrap.
+            only: names of the metrics; None is all.
+        """
+        names = [name for name in self.summary() if only is None or name in only]
         rows = [["queries", "n", *names]]
         for group, chosen in self.groups.items():
             figures = self.summary(group)

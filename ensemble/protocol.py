@@ -1,0 +1,125 @@
+"""Evaluation protocols: which files, which order of lines, which metrics, what an answer must be.
+
+A protocol is a YAML file of `configs/protocols/`. `python -m ensemble.protocol NAME FILE` checks an
+answer file by itself, before it is submitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pab.annotations import Retrieval, read_query_order, read_retrieval
+from pab.config import CommandParser, flag, load_config
+from pab.errors import InputError, run_cli
+from pab.images import list_gallery
+from pab.ranking import order_queries, read_ranked_list
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs/protocols"
+ANSWER_NAMES = 10  # names a line of every protocol's answer
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a protocol fixes; paths are below the data root."""
+
+    data_root: str = flag("", "where its data lie")
+    annotation: str = flag("", "queries, and labels where it has them")
+    image_folder: str | None = flag(None, "gallery of a name-masked set")
+    query_order: str | None = flag(None, "file of query ids: order of the answer's lines")
+    metrics: tuple[str, ...] = flag((), "what is reported")
+
+    def files(self, data_root: str | None) -> dict[str, Any]:
+        """Its files as settings of `ensemble.run`.
+
+        Args:
+            data_root: in the place of its own.
+        """
+        root = Path(data_root or self.data_root)
+        named = {
+            "annotation": self.annotation,
+            "image_folder": self.image_folder,
+            "query_order": self.query_order,
+        }
+        return {key: str(root / place) for key, place in named.items() if place is not None}
+
+
+def names() -> list[str]:
+    """The protocols there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_protocol(name: str) -> Protocol:
+    """A protocol by name.
+
+    Raises:
+        InputError: there is none of that name; those that are, are named.
+    """
+    if name not in names():
+        raise InputError("--protocol", f"expected one of {', '.join(names())}, found {name!r}")
+    return load_config(Protocol, FOLDER / f"{name}.yaml", {})
+
+
+def check_answer(
+    lines: Sequence[Sequence[str]],
+    query_count: int,
+    gallery_ids: Sequence[str],
+    where: str | Path,
+) -> None:
+    """Hold an answer to the protocol: a line a query, ten distinct names of the gallery.
+
+    Args:
+        lines: names, best first; distinct within a line (as :func:`read_ranked_list` gives them).
+        query_count: of the protocol's annotation.
+        gallery_ids: of the protocol's gallery.
+        where: the answer's file, for errors.
+
+    Raises:
+        InputError: naming the line.
+    """
+    if len(lines) != query_count:
+        raise InputError(where, f"expected {query_count} lines, one a query, found {len(lines)}")
+    wanted = min(ANSWER_NAMES, len(gallery_ids))
+    if len(lines[0]) != wanted:
+        raise InputError(where, f"expected {wanted} names a line, found {len(lines[0])}")
+    known = set(gallery_ids)
+    for number, line in enumerate(lines, start=1):
+        unknown = next((name for name in line if name not in known), None)
+        if unknown is not None:
+            raise InputError(
+                where, f"the name {unknown!r} is not in the gallery", item=f"line {number}"
+            )
+
+
+def gallery_of(retrieval: Retrieval, image_folder: str | None) -> list[str]:
+    """Ids of the images of a protocol's gallery."""
+    gallery = retrieval.gallery
+    if gallery is None:
+        assert image_folder is not None  # a name-masked protocol names its folder
+        gallery = list_gallery(image_folder)
+    return [image.gallery_id for image in gallery]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check an answer file against a protocol."""
+    parser = CommandParser(
+        prog="python -m ensemble.protocol", description=main.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("protocol", help=", ".join(names()))
+    parser.add_argument("file", type=Path, help="the answer file")
+    parser.add_argument("--data_root", help="where the data lie (default: the protocol's)")
+    args = parser.parse_args(argv)
+    files = load_protocol(args.protocol).files(args.data_root)
+    retrieval = read_retrieval(files["annotation"], image_folder=files.get("image_folder"))
+    ids = [query.query_id for query in retrieval.queries]
+    if "query_order" in files:
+        ids = order_queries(ids, read_query_order(files["query_order"]), where=files["query_order"])
+    gallery = gallery_of(retrieval, files.get("image_folder"))
+    check_answer(read_ranked_list(args.file), len(ids), gallery, args.file)
+    print(f"{args.file}: {len(ids)} lines of distinct known names, as {args.protocol} asks")
+
+
+if __name__ == "__main__":
+    run_cli(main)

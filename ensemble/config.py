@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ensemble.decode import DecodeSettings
 from ensemble.fuse import RECIPROCAL_RANK_K, Member, parse_member
 from pab.config import flag
 from pab.errors import InputError
@@ -74,6 +75,13 @@ class FusionConfig:
                 "goes with --decode querybank, and that with it",
                 todo="score training captions on the same gallery, and fuse them as these are",
             )
+
+    def decoding(self) -> DecodeSettings:
+        """How the fused matrix is decoded."""
+        return DecodeSettings(
+            self.decode, self.decode_factor, self.decode_slack, self.decode_bank,
+            self.sinkhorn_steps,
+        )  # fmt: skip
 
     def members(self) -> list[Member]:
         """The members that are given, in the order of the fusion.

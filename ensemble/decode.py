@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,10 +31,70 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from pab.errors import InputError
-from pab.ranking import top_k
+from pab.ranking import rows_in_order, top_k
+from pab.scores import load_scores
 
 Decoding = Literal["none", "querybank", "dual_softmax", "sinkhorn", "assignment"]
 JOINT = frozenset(("dual_softmax", "sinkhorn", "assignment"))
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """Which decoding, with which numbers; fields as the flags of `python -m ensemble.run`."""
+
+    method: Decoding = "none"
+    factor: float = 20.0
+    slack: float | None = None
+    bank: str | None = None
+    steps: int = 50
+
+    @property
+    def joint(self) -> bool:
+        """Whether it looks at all queries at once."""
+        return self.method in JOINT
+
+    def facts(self) -> dict[str, Any]:
+        """The method, and the numbers that it uses."""
+        used: dict[Decoding, dict[str, Any]] = {
+            "none": {},
+            "querybank": {"factor": self.factor, "bank": self.bank},
+            "dual_softmax": {"factor": self.factor},
+            "sinkhorn": {"factor": self.factor, "steps": self.steps},
+            "assignment": {"slack": self.slack},
+        }
+        return {"method": self.method, **used[self.method]}
+
+
+def decode(
+    scores: Tensor, query_ids: Sequence[str], gallery_ids: Sequence[str], settings: DecodeSettings
+) -> Tensor:
+    """A fused matrix as its rows are to be ranked, float32 [Q, G].
+
+    Args:
+        scores: [Q, G].
+        query_ids: of the rows.
+        gallery_ids: of the columns, sorted.
+        settings: which decoding.
+
+    Raises:
+        InputError: a bank of another gallery, or an assignment that cannot be.
+    """
+    match settings.method:
+        case "none":
+            return scores
+        case "querybank":
+            assert settings.bank is not None
+            bank = load_scores(settings.bank)
+            rows_in_order(
+                bank.gallery_ids, gallery_ids, where=settings.bank, order_name="the members"
+            )
+            return querybank(scores, bank.scores, settings.factor)
+        case "dual_softmax":
+            return dual_softmax(scores, settings.factor)
+        case "sinkhorn":
+            return sinkhorn(scores, settings.factor, settings.steps)
+        case "assignment":
+            return with_first_places(scores, assignment(scores, query_ids, settings.slack))
 
 
 def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:

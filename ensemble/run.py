@@ -8,18 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ensemble.config import FusionConfig
-from ensemble.decode import (
-    JOINT,
-    assignment,
-    dual_softmax,
-    querybank,
-    sinkhorn,
-    with_first_places,
-)
-from ensemble.fuse import Fusion, Member, aligned, check_members
+from ensemble.decode import decode
+from ensemble.fuse import Member, aligned, check_members
 from ensemble.members import load_members
 from ensemble.protocol import ANSWER_NAMES, check_answer, gallery_of, load_protocol
 from pab import __version__
@@ -29,8 +20,8 @@ from pab.errors import InputError, run_cli
 from pab.evaluate import evaluate
 from pab.files import sha256_of_file
 from pab.images import list_gallery
-from pab.ranking import order_queries, ranked_names, rows_in_order, write_ranked_list
-from pab.scores import ScoreFile, load_scores, save_scores
+from pab.ranking import order_queries, ranked_names, write_ranked_list
+from pab.scores import ScoreFile, save_scores
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ def run(config: RunConfig) -> None:
     order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
     whole: ScoreFile | None = None  # where something needs more than a few rows at a time
     if config.decode != "none" or config.save_score or (retrieval and retrieval.relevant):
-        scores = decoded(config, fusion)
+        scores = decode(fusion.matrix(), fusion.query_ids, fusion.gallery_ids, config.decoding())
         whole = ScoreFile(scores, fusion.query_ids, fusion.gallery_ids, meta_of(config, members))
         names = ranked_names(scores, fusion.gallery_ids, config.top_k)
     else:
@@ -130,40 +121,8 @@ def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] 
     return [image.gallery_id for image in list_gallery(folder)] if folder else None
 
 
-def decoded(config: FusionConfig, fusion: Fusion) -> Tensor:
-    """The fused matrix as its rows are to be ranked, float32 [Q, G].
-
-    Raises:
-        InputError: a bank of another gallery, or an assignment that cannot be.
-    """
-    scores = fusion.matrix()
-    match config.decode:
-        case "none":
-            return scores
-        case "querybank":
-            assert config.decode_bank is not None
-            bank = load_scores(config.decode_bank)
-            if bank.gallery_ids != fusion.gallery_ids:
-                rows_in_order(bank.gallery_ids, fusion.gallery_ids, where=config.decode_bank)
-            return querybank(scores, bank.scores, config.decode_factor)
-        case "dual_softmax":
-            return dual_softmax(scores, config.decode_factor)
-        case "sinkhorn":
-            return sinkhorn(scores, config.decode_factor, config.sinkhorn_steps)
-        case "assignment":
-            columns = assignment(scores, fusion.query_ids, config.decode_slack)
-            return with_first_places(scores, columns)
-
-
 def meta_of(config: FusionConfig, members: Sequence[Member]) -> dict[str, Any]:
     """What a fused score file says of itself."""
-    settings: dict[str, dict[str, Any]] = {
-        "none": {},
-        "querybank": {"factor": config.decode_factor, "bank": config.decode_bank},
-        "dual_softmax": {"factor": config.decode_factor},
-        "sinkhorn": {"factor": config.decode_factor, "steps": config.sinkhorn_steps},
-        "assignment": {"slack": config.decode_slack},
-    }
     return {
         "model": "ensemble",
         "members": [
@@ -172,8 +131,8 @@ def meta_of(config: FusionConfig, members: Sequence[Member]) -> dict[str, Any]:
         ],
         "fusion": config.fusion,
         "scaling": config.scaling,
-        "decode": {"method": config.decode, **settings[config.decode]},
-        "per_query": config.decode not in JOINT,
+        "decode": config.decoding().facts(),
+        "per_query": not config.decoding().joint,
         "chosen_on": config.chosen_on,
         "chosen_on_test": config.chosen_on_test,
         "project_version": __version__,
@@ -193,7 +152,7 @@ def described(config: FusionConfig, members: Sequence[Member]) -> str:
         steps = f"reciprocal ranks of {', '.join(member.name for member in members)}"
     if config.decode == "none":
         return f"{steps}, per query"
-    kind = "joint over all queries" if config.decode in JOINT else "per query"
+    kind = "joint over all queries" if config.decoding().joint else "per query"
     return f"{steps}, decoded by {config.decode} ({kind})"
 
 

@@ -1,34 +1,36 @@
 """Choose the fusion's weights on labelled validation scores: `python -m ensemble.search`.
 
-Algorithm 2 of the paper (arXiv 2511.22470): the members come in one after the other, and each
-weight is the best of a grid in [0, 1] by R@1, by mAP where R@1 ties, with the earlier weights kept.
+`--method steps` is Algorithm 2 of the paper (arXiv 2511.22470): the members come in one after the
+other, and each weight is the best of a grid in [0, 1] by R@1, by mAP where R@1 ties, with the
+earlier weights kept; `--order greedy` also chooses who comes next. `--method simplex` tries all
+shares at once. Either way the result is written as the published fusion's weights.
 Weights chosen on a test set are worth nothing there, so a test annotation is refused.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import yaml
-from torch import Tensor
 
 from ensemble.config import FusionConfig
-from ensemble.fuse import Fusion, aligned, blend, check_members
+from ensemble.decode import decode
+from ensemble.fuse import Fusion, aligned, check_members, keeps_of
 from ensemble.members import load_members
+from ensemble.trials import Found, Judge, by_steps, grid, on_simplex, write_trials
 from pab.annotations import Retrieval, read_retrieval
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
 from pab.files import write_text
-from pab.metrics import Difference, Metrics, evaluate_scores, paired_bootstrap
-from pab.scores import ScoreFile
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
 TEST_FOLDERS = frozenset(("test", "ucc", "name-masked_test-set"))  # of PAB's layout
+SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,19 @@ class SearchConfig(FusionConfig):
         None, "root of the annotation's image paths, where it lies in no annotation folder"
     )
     answers: str | None = flag(None, "key of a name-masked set")
-    grid_step: float = flag(0.0125, "distance of the weights tried in [0, 1]")
+    method: Literal["steps", "simplex"] = flag(
+        "steps", "one weight after the other (Algorithm 2), or all shares at once"
+    )
+    order: Literal["given", "greedy"] = flag("given", "steps: who comes in next, and who is first")
+    grid_step: float = flag(0.0125, "distance of the weights tried in [0, 1] (simplex: 0.05 or so)")
+    folds: int = flag(5, "parts of a cross-validated estimate of the result; 0 makes none")
+    decode_grid: tuple[float, ...] = flag(
+        (), "with --decode: slacks or factors to choose from (default: a list of usual ones)"
+    )
     trials: str = flag("output/ensemble/trials.csv", "every trial")
     out: str = flag("output/ensemble/weights.yaml", "the weights, as ensemble.run --config reads")
     allow_test: bool = flag(False, "accept a test set; the written weights say so")
-    seed: int = flag(0, "of the bootstrap")
+    seed: int = flag(0, "of the bootstrap and the folds")
 
     def check(self) -> None:
         """Refuse values that make no sense.
@@ -57,78 +67,39 @@ class SearchConfig(FusionConfig):
             raise InputError("--annotation", "expected a labelled validation split, found none")
         if not 0 < self.grid_step <= 1:
             raise InputError("--grid_step", f"must lie in (0, 1], found {self.grid_step}")
+        if self.folds < 0 or self.folds == 1:
+            raise InputError("--folds", f"must be 0 or at least 2, found {self.folds}")
+        if self.fusion != "iterative":
+            raise InputError(
+                "--fusion", "the search writes weights of the published, iterative fusion",
+                todo="leave it out: --method simplex searches the shares of one sum",
+            )  # fmt: skip
+        if self.decode_grid and self.decode == "none":
+            raise InputError("--decode_grid", "goes with --decode")
+        if self.method == "simplex" and self.order != "given":
+            raise InputError("--order", "has no meaning for --method simplex")
         if self.chosen_on or self.chosen_on_test:
             raise InputError("--chosen_on", "is written by the search, not given to it")
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One weight tried: the member that came in, what `S` kept, metrics in percent."""
-
-    member: str
-    weight: float
-    metrics: dict[str, float]
+def search(config: SearchConfig, fusion: Fusion, judge: Judge) -> Found:
+    """The best weights by the queries that the judge counts."""
+    if config.method == "simplex":
+        return on_simplex(fusion, judge, config.grid_step)
+    return by_steps(fusion, judge, grid(config.grid_step), greedy=config.order == "greedy")
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a member added at its best weight, on the queries searched on."""
-
-    member: str
-    weight: float
-    before: Metrics
-    after: Metrics
-
-    def gain(self, seed: int) -> Difference:
-        """Difference in R@1, percentage points, with its paired bootstrap interval."""
-        return paired_bootstrap(self.before.values["R@1"], self.after.values["R@1"], seed)
-
-
-def grid(step: float) -> list[float]:
-    """Weights from 1 down to 0; 0 is among them whatever the step."""
-    count = int(round(1.0 / step, 9))
-    weights = [round(1.0 - i * step, 9) for i in range(count + 1)]
-    return weights if weights[-1] == 0.0 else [*weights, 0.0]
-
-
-def search(
-    fusion: Fusion, relevant: dict[str, frozenset[str]], weights: Sequence[float]
-) -> tuple[list[Step], list[Trial]]:
-    """Each member's weight in turn.
-
-    Args:
-        fusion: the members; their own weights are not looked at.
-        relevant: query id -> ids of the right images.
-        weights: to try, in the order that breaks ties of R@1 and mAP.
-
-    Returns:
-        A step for each member after the first, and every trial.
-    """
-    ids, count = (fusion.query_ids, fusion.gallery_ids), len(fusion.query_ids)
-
-    def judged(scores: Tensor) -> Metrics:
-        return evaluate_scores(ScoreFile(scores, *ids), relevant)
-
-    members = fusion.members
-    fused = fusion.member_block(0, 0, count)
-    best = judged(fused)
-    steps: list[Step] = []
-    trials = [Trial(members[0].name, 1.0, best.mean())]
-    for number, member in enumerate(members[1:], start=1):
-        other, before = fusion.member_block(number, 0, count), best
-        found: tuple[tuple[float, float], float, Metrics] | None = None
-        for weight in weights:
-            metrics = judged(blend(fused, other, weight))
-            mean = metrics.mean()
-            trials.append(Trial(member.name, weight, mean))
-            key = (mean["R@1"], mean["mAP"])
-            if found is None or key > found[0]:
-                found = key, weight, metrics
-        assert found is not None
-        _, weight, best = found
-        steps.append(Step(member.name, weight, before, best))
-        fused = blend(fused, other, weight)
-    return steps, trials
+def held_out(config: SearchConfig, fusion: Fusion, judge: Judge) -> dict[str, float]:
+    """R@1 and mAP in percent of weights chosen on the other folds, over all queries once."""
+    count = len(fusion.query_ids)
+    fold_of = np.random.default_rng(config.seed).permutation(count) % config.folds
+    values = {name: np.zeros(count) for name in ("R@1", "mAP")}
+    for fold in range(config.folds):
+        inside = fold_of == fold
+        found = search(config, fusion, judge.counting(~inside))
+        for name, kept in values.items():
+            kept[inside] = found.metrics.values[name][inside]
+    return {name: float(kept.mean()) for name, kept in values.items()}
 
 
 def is_test_set(retrieval: Retrieval, annotation: str | Path) -> bool:
@@ -137,16 +108,27 @@ def is_test_set(retrieval: Retrieval, annotation: str | Path) -> bool:
     return any(TEST_FOLDERS & set(path.parts[-4:]) for path in paths)
 
 
-def write_trials(path: str | Path, trials: Sequence[Trial]) -> None:
-    """Every trial as CSV."""
-    text = io.StringIO()
-    names = list(trials[0].metrics)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["member", "weight", *names])
-    for trial in trials:
-        figures = [f"{trial.metrics[name]:.4f}" for name in names]
-        writer.writerow([trial.member, f"{trial.weight:g}", *figures])
-    write_text(path, text.getvalue())
+def choose_decoding(
+    config: SearchConfig, found: Found, fusion: Fusion, judge: Judge
+) -> dict[str, Any]:
+    """The best slack or factor of the chosen decoding, as settings; prints what it gives."""
+    is_slack = config.decode == "assignment"
+    name = "decode_slack" if is_slack else "decode_factor"
+    values = config.decode_grid or (SLACKS if is_slack else FACTORS)
+    best: tuple[tuple[float, float], float, str] | None = None
+    for value in values:
+        trial = replace(config, **{name: value})  # type: ignore[arg-type]
+        scores = decode(found.scores, fusion.query_ids, fusion.gallery_ids, trial.decoding())
+        metrics = judge(scores)
+        gain = judge.difference(found.metrics, metrics, config.seed)
+        line = (
+            f"decoded by {config.decode}, {name} {value:g}: {judge.figures(metrics)}; gain {gain}"
+        )
+        if best is None or judge.key(metrics) > best[0]:
+            best = judge.key(metrics), value, line
+    assert best is not None
+    print(best[2])
+    return {"decode": config.decode, name: best[1]}
 
 
 def run(config: SearchConfig) -> None:
@@ -173,27 +155,33 @@ def run(config: SearchConfig) -> None:
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
     fusion = aligned(members, load_members(members, query_ids), query_ids, scaling=config.scaling)
-    steps, trials = search(fusion, retrieval.relevant, grid(config.grid_step))
-    chosen: dict[str, object] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
+    judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
+    found = search(config, fusion, judge)
+    print(found.described(judge, config.seed))
+    if config.folds:
+        estimate = held_out(config, fusion, judge)
+        inside = found.metrics.mean()
+        print(
+            f"weights chosen on the other folds ({config.folds}): R@1 {estimate['R@1']:.2f}, mAP "
+            f"{estimate['mAP']:.2f}; the search overfits by {inside['R@1'] - estimate['R@1']:+.2f} "
+            "points of R@1"
+        )
+    chosen: dict[str, Any] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
+    if config.scaling != "minmax":
+        chosen["scaling"] = config.scaling
     others = []
-    for step in steps:
-        if step.member in WEIGHT_FLAGS:
-            chosen[WEIGHT_FLAGS[step.member]] = step.weight
+    for member, keep in zip(members[1:], keeps_of(found.shares), strict=True):
+        keep = round(keep, 9)  # the grid's own numbers, not their rounding
+        if member.name in WEIGHT_FLAGS:
+            chosen[WEIGHT_FLAGS[member.name]] = keep
         else:
-            others.append(f"{step.member}:{step.weight:g}")
+            others.append(f"{member.name}:{keep:.9g}")
     if others:
         chosen["member_weights"] = others
-    print(
-        f"{members[0].name}: R@1 {trials[0].metrics['R@1']:.2f}, mAP {trials[0].metrics['mAP']:.2f}"
-    )
-    for step in steps:
-        gain, mean = step.gain(config.seed), step.after.mean()
-        print(
-            f"+ {step.member}, keep {step.weight:g}: R@1 {mean['R@1']:.2f}, mAP {mean['mAP']:.2f}; "
-            f"gain in R@1 {gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-        )
+    if config.decode != "none":
+        chosen |= choose_decoding(config, found, fusion, judge)
     header = f"# Weights chosen by: python -m ensemble.search, {len(query_ids)} queries\n"
-    write_trials(config.trials, trials)
+    write_trials(config.trials, found.trials)
     write_text(config.out, header + yaml.safe_dump(chosen, sort_keys=False))
     print(f"weights: {config.out}   trials: {config.trials}", file=sys.stderr)
 

@@ -19,8 +19,8 @@ from ensemble.members import load_members
 from ensemble.run import RunConfig
 from ensemble.run import main as run
 from ensemble.scaling import scaled_block
-from ensemble.search import grid
 from ensemble.search import main as search
+from ensemble.trials import grid
 from pab.config import load_config
 from pab.errors import InputError
 from pab.metrics import evaluate_scores
@@ -493,3 +493,93 @@ def test_more_bad_input(
     with pytest.raises(InputError, match=expected):
         fused(tmp_path, *given, *(word.format(**files) for word in words))
     assert not (tmp_path / "fused.txt").exists()
+
+
+# ------------------------------------------------------------------------- other ways to search
+
+
+def searched(
+    annotation: Path, tmp_path: Path, *flags: str
+) -> tuple[RunConfig, list[dict[str, str]]]:
+    """The written weights and the trials of a search over three members."""
+    paths = labelled(tmp_path)
+    trials, out = tmp_path / "trials.csv", tmp_path / "weights.yaml"
+    words = ["--beit3_score", paths["a"], "--uit_score", paths["b"], "--clip_score", paths["c"]]
+    search([*words, "--annotation", str(annotation), "--trials", str(trials), "--out", str(out)]
+           + list(flags))  # fmt: skip
+    return load_config(RunConfig, out, {}), list(csv.DictReader(trials.open()))
+
+
+def figures(tmp_path: Path, config: RunConfig) -> dict[str, float]:
+    """Metrics of what `ensemble.run` makes of written weights."""
+    words = [f"--{name}" for name in ("beit3_score", "uit_score", "clip_score")]
+    given = [w for n, f in zip(words, "abc", strict=True) for w in (n, str(tmp_path / f"{f}.pt"))]
+    found = fused(tmp_path, *given, "--config", str(tmp_path / "weights.yaml"))
+    assert config.chosen_on is not None
+    relevant = {f"{image}#0": frozenset({image}) for image in IMAGES}
+    return evaluate_scores(found, relevant).mean()
+
+
+def test_greedy_order_starts_with_the_best(annotation: Path, tmp_path: Path) -> None:
+    config, rows = searched(annotation, tmp_path, "--order", "greedy", "--grid_step", "0.1")
+    assert [row["member"] for row in rows[:3]] == ["lhp", "uit", "clip"]
+    assert len(rows) == 3 + 2 * 11 + 11
+    best = max(rows, key=lambda row: (float(row["R@1"]), float(row["mAP"])))
+    mean = figures(tmp_path, config)
+    assert mean["R@1"] == pytest.approx(float(best["R@1"]), abs=1e-3)
+    assert mean["mAP"] == pytest.approx(float(best["mAP"]), abs=1e-3)
+
+
+def test_the_simplex_holds_every_share(annotation: Path, tmp_path: Path) -> None:
+    config, rows = searched(annotation, tmp_path, "--method", "simplex", "--grid_step", "0.1")
+    assert len(rows) == 66  # of three members in tenths
+    assert rows[0]["member"] == "lhp:1 uit:0 clip:0"
+    best = max(rows, key=lambda row: (float(row["R@1"]), float(row["mAP"])))
+    mean = figures(tmp_path, config)
+    assert mean["R@1"] == pytest.approx(float(best["R@1"]), abs=1e-3)
+    with pytest.raises(InputError, match="are 501501 trials"):
+        searched(annotation, tmp_path, "--method", "simplex", "--grid_step", "0.001")
+
+
+def test_folds_tell_what_the_search_overfits(
+    annotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched(annotation, tmp_path, "--folds", "4", "--grid_step", "0.1")
+    said = capsys.readouterr().out
+    assert "weights chosen on the other folds (4): R@1 " in said
+    inside = float(said.split("+ clip")[1].split("R@1 ")[1].split(",")[0])
+    outside = float(said.split("folds (4): R@1 ")[1].split(",")[0])
+    assert f"overfits by {inside - outside:+.2f}" in said
+    assert outside <= inside + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("decode", "name"), [("assignment", "decode_slack"), ("sinkhorn", "decode_factor")]
+)
+def test_the_number_of_a_decoding_is_chosen_too(
+    annotation: Path, tmp_path: Path, decode: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--decode", decode, "--decode_grid", "0.01", "0.3", "--grid_step", "0.1"]
+    config, _ = searched(annotation, tmp_path, *flags, "--folds", "0")
+    assert config.decode == decode
+    assert getattr(config, name) in (0.01, 0.3)
+    assert f"decoded by {decode}, {name} {getattr(config, name):g}" in capsys.readouterr().out
+    assert figures(tmp_path, config)["R@1"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--folds", "1"], "--folds"),
+        (["--decode_grid", "0.1"], "--decode_grid"),
+        (["--method", "simplex", "--order", "greedy"], "--order"),
+        (["--fusion", "reciprocal_rank"], "--fusion"),
+        (["--chosen_on", "x"], "--chosen_on"),
+    ],
+)
+def test_searches_that_make_no_sense(
+    annotation: Path, tmp_path: Path, flags: list[str], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        searched(annotation, tmp_path, *flags)
+    assert not (tmp_path / "weights.yaml").exists()

@@ -38,7 +38,7 @@ def scaled_block(
         low, high = bounds
         if low == high:
             raise InputError(where, f"all its scores are {low:g}: they rank nothing")
-        return (block - low) / (high - low)
+        return (block - low).div_(high - low)
     if scaling == "rank":
         order = block.argsort(dim=1, descending=True, stable=True)
         places = torch.arange(block.shape[1], dtype=torch.float32).expand_as(block)

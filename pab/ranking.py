@@ -54,15 +54,16 @@ def _top_k_block(block: Tensor, k: int) -> Tensor:
     """:func:`top_k` of a few rows ``[q, G]``, with ``k <= G``."""
     import torch
 
-    values, columns = torch.topk(block, k, dim=1, sorted=False)
-    # topk promises nothing about ties: order the chosen columns by id, then stably by score.
-    columns, by_column = columns.sort(dim=1)
-    order = values.gather(1, by_column).argsort(dim=1, descending=True, stable=True)
+    more = min(k + 1, block.shape[1])
+    values, columns = torch.topk(block, more, dim=1)
+    # topk promises nothing about which of several columns equal to the k-th score it chose: where
+    # the next score is that one too, the row is done again, whole.
+    cut_tie = values[:, k - 1] == values[:, -1] if more > k else None
+    # Nor about the order of equal scores: order the columns by id, then stably by score.
+    columns, by_column = columns[:, :k].sort(dim=1)
+    order = values[:, :k].gather(1, by_column).argsort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
-    # Nor about which of several columns equal to the k-th score it chose: redo such rows whole.
-    last = values.amin(dim=1, keepdim=True)
-    cut_tie = (block == last).sum(dim=1) > (values == last).sum(dim=1)
-    if cut_tie.any():
+    if cut_tie is not None and cut_tie.any():
         columns[cut_tie] = block[cut_tie].argsort(dim=1, descending=True, stable=True)[:, :k]
     return columns
 

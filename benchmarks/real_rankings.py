@@ -1,0 +1,76 @@
+"""Double claims in real rankings: `python benchmarks/real_rankings.py LHP.txt BLIP2.txt CLIP.txt`.
+
+Ranked lists of one query set, the first one the leader's: how many distinct first images each has,
+whether a one-to-one assignment exists inside the first's names, and what fusing the lists (through
+reciprocal rank, the published weights) and decoding the fused scores changes. No labels are needed,
+so this is a report and no success: what is fewer is double claims, not errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from ensemble.decode import DecodeSettings, decode
+from ensemble.fuse import Member, aligned
+from ensemble.members import load_members
+from pab.ranking import top_k
+
+NAMES = ("LHP", "BLIP-2", "CLIP")
+KEEPS = (1.0, 0.9, 0.9)
+WAYS = {
+    "no decoding": DecodeSettings(),
+    "dual_softmax, factor 20": DecodeSettings("dual_softmax", factor=20.0),
+    "sinkhorn, factor 20": DecodeSettings("sinkhorn", factor=20.0),
+    "assignment, slack 0.1": DecodeSettings("assignment", slack=0.1),
+    "assignment, slack 0.5": DecodeSettings("assignment", slack=0.5),
+    "assignment, all take part": DecodeSettings("assignment"),
+}
+
+
+def largest_matching(scores: torch.Tensor) -> int:
+    """How many queries can have an image of their own among those their list names."""
+    graph = csr_array((scores > 0).numpy())
+    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
+
+
+def row(name: str, first: Sequence[int], before: Sequence[int] | None) -> str:
+    """A line of the table: distinct first images, queries with a shared one, changed ones."""
+    found = np.asarray(first)
+    counts = np.bincount(found)
+    shared = int((counts[found] > 1).sum())
+    changed = "-" if before is None else str(int((found != np.asarray(before)).sum()))
+    return f"| {name} | {len(set(first))} | {shared} | {changed} |"
+
+
+def main() -> None:
+    """Read the command line, fuse, decode, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("lists", nargs=3, type=Path, help="LHP's, BLIP-2's and CLIP's ranked list")
+    args = parser.parse_args()
+    members = [Member(n, str(p), k) for n, p, k in zip(NAMES, args.lists, KEEPS, strict=True)]
+    fusion = aligned(members, load_members(members))
+    count = len(fusion.query_ids)
+    print(f"{count} queries, {len(fusion.gallery_ids)} images named by any list")
+    inside = largest_matching(fusion.files[0].scores)
+    print(f"inside the names of {NAMES[0]}'s list, {inside} queries can have an image of their own")
+    print("| ranking | distinct first images | queries that share theirs | changed first places |")
+    print("| --- | --- | --- | --- |")
+    for name, file in zip(NAMES, fusion.files, strict=True):
+        print(row(f"{name} alone", top_k(file.scores, 1)[:, 0].tolist(), None))
+    scores = fusion.matrix()
+    plain = top_k(scores, 1)[:, 0].tolist()
+    for name, settings in WAYS.items():
+        found = decode(scores, fusion.query_ids, fusion.gallery_ids, settings)
+        first = top_k(found, 1)[:, 0].tolist()
+        print(row(f"fused, {name}", first, None if name == "no decoding" else plain))
+
+
+if __name__ == "__main__":
+    main()

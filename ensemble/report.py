@@ -2,64 +2,47 @@
 
 The file holds everything it shows (thumbnails as base64 JPEG, style and script inline) and asks the
 network for nothing. The first ``--score`` is the main one, whose ten best images are shown; further
-ones add their rows to the metrics and the rank they gave the right image.
+ones add their rows to the metrics, curves and tables. ``--steps`` names them in the order of a
+fusion, whose won and lost queries are then shown; ``--trials`` adds the search's weight sweep.
 
 Command line::
 
     python -m ensemble.report --score NAME=FILE [--score NAME=FILE ...] --annotation FILE \\
-        [--answers FILE] [--image_folder DIR] --out report.html
+        [--answers FILE] [--image_folder DIR] [--steps NAME NAME ...] [--trials FILE] --out FILE
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ensemble.pictures import Picture, Thumbnails
+from ensemble.report_members import Member, ranks_of_members
+from ensemble.report_parts import (
+    by_action,
+    collisions,
+    recall_curve,
+    weight_sweep,
+)
+from ensemble.report_steps import steps_shown
 from pab.annotations import GalleryImage, Query, Retrieval, read_retrieval
 from pab.config import CommandParser
 from pab.errors import InputError, run_cli
-from pab.evaluate import Evaluation, evaluate, text_table
+from pab.evaluate import evaluate, text_table
 from pab.files import write_text
-from pab.images import list_gallery, load_image
+from pab.images import list_gallery
 from pab.metrics import paired_bootstrap
 from pab.ranking import rows_in_order, top_k
 
-if TYPE_CHECKING:
-    from pab.scores import ScoreFile
-
 TOP_IMAGES = 10
-THUMBNAIL_PX = 128  # longer side
-JPEG_QUALITY = 70
 FAILURE_SHARE = 0.6  # of the queries shown, as long as there are so many failures
 TITLE = "Text-based person anomaly retrieval"
-
-
-@dataclass(frozen=True)
-class Member:
-    """One score file of the report: its name, its scores, its evaluation if there are labels."""
-
-    name: str
-    scores: ScoreFile
-    evaluation: Evaluation | None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One gallery image at its place in a query's ranking; ``mark`` is right, twin or empty."""
-
-    name: str
-    rank: int
-    score: float
-    mark: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +75,8 @@ def write_report(
     n_queries: int = 40,
     title: str = TITLE,
     seed: int = 0,
+    steps: Sequence[str] = (),
+    trials: Path | None = None,
 ) -> None:
     """Write the report.
 
@@ -103,16 +88,18 @@ def write_report(
         n_queries: how many queries to show.
         title: of the page.
         seed: of the sample of successes and of the bootstrap.
+        steps: names of members in the order of a fusion, whose changes are shown.
+        trials: what the search tried, for its weight sweep.
 
     Raises:
-        InputError: an image that is shown is missing or unreadable.
+        InputError: an image that is shown is missing or unreadable; trials that are none.
     """
     main = members[0]
     queries = {query.query_id: query for query in retrieval.queries}
     kinds = [_kind(queries[query_id]) for query_id in main.scores.query_ids]
     ranks = None if main.evaluation is None else main.evaluation.metrics.best_rank.tolist()
     rows = choose_queries(ranks, kinds, n_queries, seed)
-    thumbnails = _Thumbnails(gallery)
+    thumbnails = Thumbnails(gallery)
     strips = [_strip(row, members, retrieval, queries, thumbnails) for row in rows]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -125,6 +112,17 @@ def write_report(
         title=title,
         main=main,
         metrics=None if ranks is None else _metrics_table(members, seed),
+        curve=None if ranks is None else recall_curve(ranks_of_members(members)),
+        sweep=None if trials is None else weight_sweep(trials),
+        steps=steps_shown(members, steps, retrieval, queries, thumbnails, seed),
+        collisions=[
+            (m.name, *collisions(m.scores), m.scores.meta.get("per_query") is False)
+            for m in members
+        ],
+        actions=by_action(
+            [queries[one] for one in main.scores.query_ids], ranks_of_members(members)
+        ),
+        names=[member.name for member in members],
         strips=strips,
         failures=None if ranks is None else sum(rank > 1 for rank in ranks),
         n_gallery=len(main.scores.gallery_ids),
@@ -193,7 +191,7 @@ def _strip(
     members: Sequence[Member],
     retrieval: Retrieval,
     queries: dict[str, Query],
-    thumbnails: _Thumbnails,
+    thumbnails: Thumbnails,
 ) -> Strip:
     main = members[0]
     scores = main.scores.scores[row]  # [G]
@@ -219,24 +217,6 @@ def _strip(
         if member.evaluation is not None
     ]
     return Strip(query, _kind(query), rank, others, pictures, below)
-
-
-class _Thumbnails:
-    """Gallery id -> data URL of its thumbnail, made when first asked for."""
-
-    def __init__(self, gallery: Sequence[GalleryImage]) -> None:
-        self._paths = {image.gallery_id: image.path for image in gallery}
-        self._made: dict[str, str] = {}
-
-    def __getitem__(self, gallery_id: str) -> str:
-        if gallery_id not in self._made:
-            image = load_image(self._paths[gallery_id])
-            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            stream = io.BytesIO()
-            image.save(stream, "JPEG", quality=JPEG_QUALITY, optimize=True)
-            code = base64.b64encode(stream.getvalue()).decode("ascii")
-            self._made[gallery_id] = f"data:image/jpeg;base64,{code}"
-        return self._made[gallery_id]
 
 
 def comparison(members: Sequence[Member], seed: int = 0) -> str:
@@ -295,6 +275,24 @@ def read_members(named: Sequence[str], retrieval: Retrieval) -> list[Member]:
     return members
 
 
+def check_steps(steps: Sequence[str], members: Sequence[Member]) -> None:
+    """Refuse steps that are no fusion of the given files.
+
+    Raises:
+        InputError: a name that no ``--score`` has, one step alone, or no labels.
+    """
+    known = [member.name for member in members]
+    unknown = next((name for name in steps if name not in known), None)
+    if unknown is not None:
+        raise InputError(
+            "--steps", f"expected names of --score ({', '.join(known)}), found {unknown!r}"
+        )
+    if len(steps) == 1:
+        raise InputError("--steps", f"expected two names or more, found {steps[0]!r} alone")
+    if steps and members[0].evaluation is None:
+        raise InputError("--steps", "cannot be judged without labels", todo="give --answers")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write a self-contained HTML report of one or more score files."""
     parser = CommandParser(
@@ -319,6 +317,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="the HTML file to write")
     parser.add_argument("--queries", type=int, default=40, help="queries to show (default: 40)")
+    parser.add_argument(
+        "--steps", nargs="+", default=[], metavar="NAME",
+        help="names given with --score, in the order of the fusion: shows what each step changed",
+    )  # fmt: skip
+    parser.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
     parser.add_argument("--title", default=TITLE, help="title of the page")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the sample and of the bootstrap (default: 0)"
@@ -339,6 +342,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         gallery = list_gallery(args.image_folder)
     members = read_members(args.score, retrieval)
+    check_steps(args.steps, members)
     names = [image.gallery_id for image in gallery]
     rows_in_order(
         members[0].scores.gallery_ids,
@@ -354,6 +358,8 @@ def main(argv: list[str] | None = None) -> None:
         n_queries=args.queries,
         title=args.title,
         seed=args.seed,
+        steps=args.steps,
+        trials=args.trials,
     )
     if members[0].evaluation is not None and len(members) > 1:
         print(comparison(members, args.seed))

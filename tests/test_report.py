@@ -7,12 +7,14 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from ensemble.charts import Series, line_chart, round_steps
 from ensemble.report import choose_queries, main
 from pab.errors import InputError
 from pab.scores import ScoreFile, save_scores
@@ -167,7 +169,8 @@ def test_name_masked_set_without_labels(tmp_path: Path) -> None:
     text = report(tmp_path, *args, "--image_folder", str(tmp_path / "gallery"))
     page = _Page(text)
     assert [image["title"] for image in page.all("img")] == ["B", "C", "A"]
-    assert not page.all("table")
+    assert len(page.all("table")) == 1, "double claims need no labels"
+    assert not page.all("svg")
     assert not page.all("button")
     with pytest.raises(InputError, match="give their folder with --image_folder"):
         report(tmp_path, *args)
@@ -213,3 +216,78 @@ def test_choice_fills_up_from_what_there_is() -> None:
     assert len(set(one_failure)) == 3
     assert choose_queries([1], [""], 40) == [0]
     assert len(choose_queries(None, ["normal"] * 50, 8)) == 8
+
+
+# ------------------------------------------------------ curves, steps, double claims, actions
+
+
+def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -> None:
+    better = torch.eye(N) + torch.arange(N) * 1e-3
+    better[5, 4] = 2.0  # loses query 5 to its twin, wins queries 0 and 1
+    other = save(tmp_path / "b.pt", better)
+    trials = tmp_path / "trials.csv"
+    rows = [f"uit,{w},{r},{r}" for w, r in ((1.0, 50.0), (0.5, 80.0), (0.0, 70.0))]
+    trials.write_text("member,weight,R@1,mAP\nlhp,1,50,50\n" + "\n".join(rows) + "\n")
+    text = report(
+        tmp_path, "--score", f"after={other}", "--score", f"before={score}", "--annotation",
+        str(annotation), "--steps", "before", "after", "--trials", str(trials),
+    )  # fmt: skip
+    page = _Page(text)
+    assert "before to after: 2 first places won, 1 lost" in text
+    assert len(page.all("svg")) == 2
+    assert len(page.all("polyline")) == 3, "two recall curves and one weight sweep"
+    (ring,) = page.all("circle")
+    x_of_half = float(page.all("polyline")[2]["points"].split()[1].split(",")[0])  # type: ignore[union-attr]
+    assert float(ring["cx"] or 0) == x_of_half
+    assert [c for c in (attrs.get("class") for attrs in page.all("li")) if c == "named"] != []
+    # After: query 5 takes query 4's image. Before: query 0 takes query 13's, query 1 query 0's.
+    table = text.split("<h2>Double claims</h2>")[1].split("</table>")[0]
+    cells = re.findall(r">(\d+)<", table)
+    assert cells == ["13", "2", "13", "2"]
+    actions = text.split("<h2>R@1 by action</h2>")[1].split("</table>")[0]
+    assert re.findall(r'scope="row">(\w+)<', actions) == ["Falling", "Walking"]
+
+
+def test_names_of_lines_do_not_cover_each_other() -> None:
+    series = [Series(f"s{i}", (1, 2), (0, 50 + 0.01 * i)) for i in range(6)]
+    chart = line_chart("t", series, "x", "y")
+    places = sorted(line.name_y for line in chart.lines)
+    assert all(b - a >= 14.9 for a, b in pairwise(places))
+    assert places[-1] <= chart.bottom
+    assert chart.y_ticks[0].text == "0"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 100, [0, 25, 50, 75, 100]),
+        (61.2, 84.9, [60, 70, 80, 90]),
+        (3, 3, [3]),
+    ],
+)
+def test_round_steps(low: float, high: float, expected: list[float]) -> None:
+    found = round_steps(low, high)
+    assert found[0] <= low
+    assert found[-1] >= high
+    assert found[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--steps", "A", "nobody"], "found 'nobody'"),
+        (["--steps", "A"], "'A' alone"),
+        (["--trials", "{none}"], "none.csv"),
+        (["--trials", "{odd}"], "expected the columns"),
+        (["--trials", "{flat}"], "no member with several weights"),
+    ],
+)
+def test_steps_and_trials_that_are_none(
+    annotation: Path, score: str, tmp_path: Path, flags: list[str], expected: str
+) -> None:
+    paths = {name: str(tmp_path / f"{name}.csv") for name in ("none", "odd", "flat")}
+    Path(paths["odd"]).write_text("member,weight,R@1,mAP\nuit,much,1,1\n")
+    Path(paths["flat"]).write_text("member,weight,R@1,mAP\nlhp,1,50,50\n")
+    given = [flag.format(**paths) for flag in flags]
+    with pytest.raises(InputError, match=expected):
+        report(tmp_path, "--score", f"A={score}", "--annotation", str(annotation), *given)

@@ -1,0 +1,144 @@
+"""Line charts as numbers a page's template can draw as inline SVG: no library, no network.
+
+All positions are in the drawing's own units; the template writes text, so that it is escaped there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 46, 130, 12, 40  # margins; the right one holds the lines' names
+TICKS = 5
+NAME_GAP = 15  # least distance of two lines' names
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line: x rising, y in data units; ``mark`` is the place of a point to be ringed."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    mark: int | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series as drawn: SVG points, where its name stands, its ringed point."""
+
+    name: str
+    points: str
+    name_y: float
+    end_y: float
+    mark: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label on an axis and its position."""
+
+    text: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Everything a template needs to draw lines."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: list[Line]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def round_steps(low: float, high: float, count: int = TICKS) -> list[float]:
+    """Round numbers from at most ``low`` to at least ``high``, about ``count`` of them."""
+    spread = high - low or 1.0
+    rough = spread / max(1, count - 1)
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    x_ticks: Sequence[float] | None = None,
+    log_x: bool = False,
+) -> Chart:
+    """Lay lines out.
+
+    Args:
+        title: of the chart, for readers who do not see it.
+        series: at least one, each with at least one point.
+        x_label, y_label: of the axes.
+        x_ticks: where the x axis is labelled; None finds round numbers.
+        log_x: logarithmic x axis; all x are above 0.
+    """
+    xs = [x for one in series for x in one.x]
+    ys = [y for one in series for y in one.y]
+    y_steps = round_steps(min(ys), max(ys))
+    x_steps = list(x_ticks) if x_ticks is not None else round_steps(min(xs), max(xs))
+    low_x, high_x = min(*xs, *x_steps), max(*xs, *x_steps)
+    low_y, high_y = y_steps[0], y_steps[-1]
+
+    def place_x(x: float) -> float:
+        a, b, c = (math.log(v) if log_x else v for v in (low_x, high_x, x))
+        share = (c - a) / (b - a) if b > a else 0.5
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+    def place_y(y: float) -> float:
+        share = (y - low_y) / (high_y - low_y) if high_y > low_y else 0.5
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+    lines = []
+    for one in series:
+        points = [(place_x(x), place_y(y)) for x, y in zip(one.x, one.y, strict=True)]
+        lines.append(
+            Line(
+                one.name,
+                " ".join(f"{x:g},{y:g}" for x, y in points),
+                points[-1][1],
+                points[-1][1],
+                None if one.mark is None else points[one.mark],
+            )
+        )
+    return Chart(
+        title,
+        x_label,
+        y_label,
+        _names_apart(lines),
+        [Tick(f"{x:g}", place_x(x)) for x in x_steps],
+        [Tick(f"{y:g}", place_y(y)) for y in y_steps],
+    )
+
+
+def _names_apart(lines: Sequence[Line]) -> list[Line]:
+    """The lines with their names moved so that none covers another."""
+    order = sorted(range(len(lines)), key=lambda i: lines[i].end_y)
+    wanted = {i: lines[i].end_y for i in order}
+    below = -math.inf
+    for i in order:  # push down, ...
+        wanted[i] = below = max(wanted[i], below + NAME_GAP)
+    above: float = HEIGHT - BOTTOM + NAME_GAP
+    for i in reversed(order):  # ... and back up where that left the drawing
+        wanted[i] = above = min(wanted[i], above - NAME_GAP)
+    return [
+        Line(line.name, line.points, round(wanted[i], 1), line.end_y, line.mark)
+        for i, line in enumerate(lines)
+    ]

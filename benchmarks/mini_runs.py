@@ -32,15 +32,19 @@ METRICS = ("R@1", "R@5", "R@10", "mAP")
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Queries with labels: a name for files, the annotation and the root of its image paths."""
+    """Queries with labels: a name for files, the annotation and the root of its image paths.
+
+    A name-masked set's root is its gallery, and ``answers`` its key.
+    """
 
     name: str
     annotation: Path
     root: Path = DATA
+    answers: Path | None = None
 
     def retrieval(self) -> Retrieval:
         """Queries, labels, gallery."""
-        return read_retrieval(self.annotation, image_folder=self.root)
+        return read_retrieval(self.annotation, image_folder=self.root, answers=self.answers)
 
     def flags(self) -> list[str]:
         """For scoring commands whose config names another set."""

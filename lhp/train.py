@@ -8,7 +8,6 @@ from its last checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from functools import partial
 from typing import Any
 
@@ -20,14 +19,13 @@ from lhp.config import TrainConfig
 from lhp.encode import check_text_length, encode_captions, encode_images
 from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
-from pab import processes
 from pab.annotations import Retrieval
 from pab.checkpoints import load_strict, model_state, read_checkpoint
-from pab.config import add_debug_flag, config_from_args, with_debug
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.pair_data import PairBatch
 from pab.pair_training import PairModel, train_pairs
+from pab.training_command import training_command
 
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
 
@@ -115,18 +113,14 @@ def pair_vectors(
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    config, _ = config_from_args(
+    training_command(
         TrainConfig,
-        with_debug(argv, DEBUG_CONFIG),
+        train,
+        argv,
         prog="python -m lhp.train",
         description="Fine-tune BEiT-3 with the local-global hybrid perspective.",
-        extra=partial(add_debug_flag, path=DEBUG_CONFIG),
+        debug_config=DEBUG_CONFIG,
     )
-    try:
-        train(config, argv)
-    finally:
-        processes.close()
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lhp.views import HybridView
-from pab import processes
 from pab.annotations import Retrieval
-from pab.config import config_from_args, flag
+from pab.config import flag
 from pab.devices import autocast
 from pab.encoders.blip2 import MODELS, Blip2, load_weights, start_from_scratch
 from pab.encoders.captions import blip_caption
@@ -40,7 +39,10 @@ from pab.errors import InputError, run_cli
 from pab.images import recipe
 from pab.pair_data import PairBatch
 from pab.pair_training import PairModel, train_pairs
+from pab.training_command import training_command
 from pab.wordpiece import Tokenizer
+
+PROG = "python scripts/finetune_blip2.py"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,17 @@ class TrainConfig(FinetuneConfig):
             raise InputError(
                 "--freeze", "BLIP-2's Q-Former reads captions and images: text alone cannot freeze"
             )
+
+
+def train(config: TrainConfig, argv: list[str]) -> None:
+    """Run the whole recipe.
+
+    Raises:
+        InputError: see :func:`pab.pair_training.train_pairs`.
+    """
+    train_pairs(
+        config, argv, command="python scripts/finetune_blip2.py", build=partial(pair_model, config)
+    )
 
 
 def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
@@ -145,22 +158,13 @@ def pair_vectors(
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    config, _ = config_from_args(
+    training_command(
         TrainConfig,
+        train,
         argv,
-        prog="python scripts/finetune_blip2.py",
+        prog=PROG,
         description="Fine-tune BLIP-2 with the local-global hybrid perspective.",
     )
-    try:
-        train_pairs(
-            config,
-            argv,
-            command="python scripts/finetune_blip2.py",
-            build=partial(pair_model, config),
-        )
-    finally:
-        processes.close()
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lhp.views import HybridView
-from pab import processes
 from pab.annotations import Retrieval
-from pab.config import config_from_args, flag
+from pab.config import flag
 from pab.devices import autocast
 from pab.encoders.clip import ARCHITECTURE, ClipEncoder, label, load_clip, new_clip
 from pab.encoders.compute import Compute
@@ -37,8 +36,11 @@ from pab.encoders.tuning import (
 from pab.errors import InputError, run_cli
 from pab.pair_data import PairBatch
 from pab.pair_training import PairModel, train_pairs
+from pab.training_command import training_command
 
 LARGEST_SCALE = math.log(100)  # CLIP's bound on the factor's logarithm
+
+PROG = "python scripts/finetune_clip.py"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ class TrainConfig(FinetuneConfig):
         None, "a tag, a file of weights, or random (default: openai; a folder's own)"
     )
     output_dir: str = flag("output/clip", "where checkpoints and the log go")
+
+
+def train(config: TrainConfig, argv: list[str]) -> None:
+    """Run the whole recipe.
+
+    Raises:
+        InputError: see :func:`pab.pair_training.train_pairs`.
+    """
+    train_pairs(
+        config, argv, command="python scripts/finetune_clip.py", build=partial(pair_model, config)
+    )
 
 
 def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
@@ -133,22 +146,13 @@ def pair_vectors(
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    config, _ = config_from_args(
+    training_command(
         TrainConfig,
+        train,
         argv,
-        prog="python scripts/finetune_clip.py",
+        prog=PROG,
         description="Fine-tune CLIP with the local-global hybrid perspective.",
     )
-    try:
-        train_pairs(
-            config,
-            argv,
-            command="python scripts/finetune_clip.py",
-            build=partial(pair_model, config),
-        )
-    finally:
-        processes.close()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the same command goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pab import processes
-from pab.config import config_from_args
 from pab.devices import autocast, seed_everything
 from pab.errors import InputError, run_cli
 from pab.optim import parameter_groups
@@ -30,6 +28,7 @@ from pab.training import (
     steps_per_epoch,
     validation_retrieval,
 )
+from pab.training_command import training_command
 from pab.wordpiece import Tokenizer
 from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
@@ -182,17 +181,13 @@ def validation_metrics(
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    config, _ = config_from_args(
+    training_command(
         TrainConfig,
+        train,
         argv,
         prog="python -m uit.train",
         description="Fine-tune UIT in this process; python -m uit.run starts several.",
     )
-    try:
-        train(config, argv)
-    finally:
-        processes.close()
 
 
 if __name__ == "__main__":

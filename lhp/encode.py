@@ -20,6 +20,7 @@ from pab.annotations import GalleryImage
 from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.encoding import caption_vectors, image_vectors
 from pab.errors import InputError
+from pab.feature_cache import FeatureCache
 from pab.images import recipe
 
 
@@ -77,6 +78,7 @@ def encode_images(
     device: torch.device,
     dtype: torch.dtype,
     compiled: bool = False,
+    cache: FeatureCache | None = None,
 ) -> Tensor:
     """Vectors of a gallery; holds one batch of images at a time (and the loader's prefetched ones).
 
@@ -88,6 +90,7 @@ def encode_images(
         device: where the model is.
         dtype: number format of matrix products.
         compiled: compile the image half first (:func:`compiled_image_encoder`).
+        cache: of this model's vectors.
 
     Returns:
         float32 [G, D] on the CPU, in the order of ``images``.
@@ -102,6 +105,7 @@ def encode_images(
         dtype=dtype,
         weights=model.vision_head.weight.dtype,
         full_batches=compiled,  # one shape, one compilation
+        cache=cache,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
-from pab.scoring import ScoringConfig, finish, prepare, score_file_of
+from pab.scoring import ScoringConfig, features_of, finish, prepare, score_file_of
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,19 @@ def infer(config: InferConfig) -> None:
     model = load_model(config.model, config.input_size, config.checkpoint, tokenizer)
     model = model.to(device, dtype)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "dtype": dtype}
-    images = encode_images(
-        model, job.gallery, num_workers=config.num_workers, compiled=config.compile, **options
-    )
+    sha256 = checkpoint_hash(config.checkpoint)
+    with features_of(
+        config, device=device, dtype=config.dtype, model=config.model, checkpoint=sha256,
+        input_size=model.config.img_size,
+    ) as cache:  # fmt: skip
+        images = encode_images(
+            model,
+            job.gallery,
+            num_workers=config.num_workers,
+            compiled=config.compile,
+            cache=cache,
+            **options,
+        )
     captions = [query.caption for query in job.retrieval.queries]
     texts = encode_captions(model, tokenizer, captions, **options)
     score_file = score_file_of(
@@ -63,7 +73,7 @@ def infer(config: InferConfig) -> None:
         texts @ images.T,  # cosine similarity, [queries, gallery]
         model=config.model,
         checkpoint=config.checkpoint,
-        checkpoint_sha256=checkpoint_hash(config.checkpoint),
+        checkpoint_sha256=sha256,
     )
     finish(config, job, score_file)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pab.annotations import GalleryImage
 from pab.devices import autocast
+from pab.feature_cache import FeatureCache, digests_of
 from pab.images import ImageTransform, image_loader
 
 Encode = Callable[[Tensor], Tensor]  # a batch on the model's device -> unit vectors [B, D]
@@ -29,6 +30,7 @@ def image_vectors(
     dtype: torch.dtype,
     weights: torch.dtype,
     full_batches: bool = False,
+    cache: FeatureCache | None = None,
 ) -> Tensor:
     """Vectors of a gallery; holds one batch of images at a time (and the loader's prefetched ones).
 
@@ -43,13 +45,24 @@ def image_vectors(
         weights: number format of the model's weights, in which it takes its pixels.
         full_batches: repeat the last image until the last batch is as large as the others, for an
             encoder compiled for one shape.
+        cache: of this encoder's vectors; only images that are not in it are encoded.
 
     Returns:
         float32 [G, D] on the CPU, in the order of ``images``.
     """
-    loader = image_loader(list(images), transform, batch_size, num_workers)
+    digests: list[bytes] = []
+    known: list[int] = []
+    new = list(range(len(images)))
+    if cache is not None:
+        digests = digests_of([image.path for image in images], num_workers)
+        known, new = cache.found(digests)
     vectors: Tensor | None = None
-    for pixels, positions in loader:
+    if cache is not None and known:
+        kept = cache.vectors([digests[i] for i in known])
+        vectors = torch.empty(len(images), kept.shape[1])
+        vectors[known] = kept
+    loader = image_loader([images[i] for i in new], transform, batch_size, num_workers)
+    for pixels, positions in loader if new else ():
         rows = len(pixels)
         if full_batches and rows < batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(batch_size - rows, -1, -1, -1)])
@@ -57,7 +70,10 @@ def image_vectors(
             found = encode(pixels.to(device, weights))[:rows].float().cpu()
         if vectors is None:
             vectors = torch.empty(len(images), found.shape[1])
-        vectors[positions] = found
+        places = [new[position] for position in positions]
+        vectors[places] = found
+        if cache is not None:
+            cache.keep([digests[place] for place in places], found)
     assert vectors is not None  # a gallery has images
     return vectors
 

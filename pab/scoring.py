@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from pab.annotations import GalleryImage, Retrieval, read_query_order, read_retr
 from pab.config import flag
 from pab.errors import InputError
 from pab.evaluate import evaluate
+from pab.feature_cache import FeatureCache, made_by
 from pab.files import sha256_of_lines
 from pab.images import list_gallery, verify_images
 from pab.ranking import order_queries, ranked_names, write_ranked_list
@@ -46,6 +49,9 @@ class ScoringConfig:
     num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")
     device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
     dtype: Literal["fp32", "bf16", "fp16"] = flag("fp32", "number format of the model")
+
+    feature_cache: bool = flag(True, "keep images' vectors on disk for later runs")
+    feature_cache_dir: str = flag("output/features", "folder of the kept vectors")
 
     def check(self) -> None:
         """Refuse values that make no sense.
@@ -151,6 +157,30 @@ def _check_outputs(config: ScoringConfig) -> None:
             "--save_score", f"{config.save_score} is given as --output_file too",
             todo="give two different files",
         )  # fmt: skip
+
+
+@contextmanager
+def features_of(
+    config: ScoringConfig, *, device: torch.device, dtype: str, **facts: object
+) -> Iterator[FeatureCache | None]:
+    """The kept vectors of this run's image encoder; None where the settings turn them off.
+
+    Args:
+        config: the run's settings.
+        device: a GPU's vectors are rounded in other ways than a CPU's.
+        dtype: number format of the model.
+        facts: what else the vectors depend on: weights' hash, preprocessing.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    if not config.feature_cache:
+        yield None
+        return
+    known = {name: str(value) for name, value in facts.items()}
+    known |= {"device": device.type, "dtype": dtype, **made_by()}
+    with FeatureCache(config.feature_cache_dir, known) as cache:
+        yield cache
 
 
 def score_file_of(

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own f
 from pab.config import config_from_args, flag
 from pab.encoders.scoring import EncoderConfig
 from pab.errors import InputError, run_cli
-from pab.scoring import ScoringJob, finish, prepare, score_file_of
+from pab.scoring import ScoringJob, features_of, finish, prepare, score_file_of
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def infer(config: InferConfig) -> None:
         scores, source = by_lavis(config, job, device)
         dtype_name = "fp16" if device.type == "cuda" else "fp32"
     else:
-        scores, source = by_port(config, job, device, dtype)
+        scores, source = by_port(config, job, device, dtype, dtype_name)
     score_file = score_file_of(
         replace(config, dtype=dtype_name),  # type: ignore[arg-type]
         job,
@@ -94,9 +94,10 @@ def infer(config: InferConfig) -> None:
 
 
 def by_port(
-    config: InferConfig, job: ScoringJob, device: torch.device, dtype: torch.dtype
+    config: InferConfig, job: ScoringJob, device: torch.device, dtype: torch.dtype, dtype_name: str
 ) -> tuple[Tensor, str]:
     """Similarities by this project's models, and where the weights came from."""
+    from pab.checkpoints import checkpoint_hash
     from pab.encoders.blip2 import MODELS, Blip2, Blip2Config, load_blip2
     from pab.encoders.blip2_vit_g import Blip2VitG, load_vit_g
     from pab.encoders.compute import Compute
@@ -114,15 +115,21 @@ def by_port(
         model = load_blip2(sizes, source, config.image_weights)
     else:
         model = load_vit_g(source)
-    scores = blip2_scores(
-        model.to(device, dtype),
-        tokenizer,
-        recipe("blip2", sizes.image_size).transform(),
-        job.retrieval.queries,
-        job.gallery,
-        config.query_pooling,
-        Compute(device, dtype, dtype, config.batch_size, config.num_workers),
-    )
+    files = [Path(file) for file in (source, config.image_weights) if Path(file).is_file()]
+    kept = config if files else replace(config, feature_cache=False)  # a hub's id has no hash
+    with features_of(
+        kept, device=device, dtype=dtype_name, model=config.model,
+        checkpoint=" ".join(checkpoint_hash(file) for file in files),
+    ) as cache:  # fmt: skip
+        scores = blip2_scores(
+            model.to(device, dtype),
+            tokenizer,
+            recipe("blip2", sizes.image_size).transform(),
+            job.retrieval.queries,
+            job.gallery,
+            config.query_pooling,
+            Compute(device, dtype, dtype, config.batch_size, config.num_workers, cache),
+        )
     return scores, source
 
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own f
 from pab.config import config_from_args, flag
 from pab.encoders.scoring import EncoderConfig
 from pab.errors import run_cli
-from pab.scoring import finish, prepare, score_file_of
+from pab.scoring import features_of, finish, prepare, score_file_of
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,20 @@ def infer(config: InferConfig) -> None:
     job = prepare(config)
     clip = load_clip(config.model, config.pretrained)
     clip.model.to(device, dtype)
-    compute = Compute(device, dtype, dtype, config.batch_size, config.num_workers)
+    sha256 = checkpoint_hash(clip.weights_file)
+    with features_of(
+        config, device=device, dtype=dtype_name, model=config.model, checkpoint=sha256,
+        preprocessing=clip.transform,
+    ) as cache:  # fmt: skip
+        compute = Compute(device, dtype, dtype, config.batch_size, config.num_workers, cache)
+        scores = clip_scores(clip, job.retrieval.queries, job.gallery, compute)
     score_file = score_file_of(
         replace(config, dtype=dtype_name),  # type: ignore[arg-type]
         job,
-        clip_scores(clip, job.retrieval.queries, job.gallery, compute),
+        scores,
         model=config.model,
         checkpoint=config.pretrained or str(clip.weights_file),
-        checkpoint_sha256=checkpoint_hash(clip.weights_file),
+        checkpoint_sha256=sha256,
     )
     finish(config, job, score_file)
 

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
+import pab.scoring
 from lhp.beit3 import Beit3Retrieval, model_config
 from lhp.tokenizer import Tokenizer
 from lhp.train_tokenizer import train_tokenizer
 from pab.errors import run_cli
+from pab.feature_cache import FeatureCache
 from pab.files import write_json, write_text
+from pab.scoring import ScoringConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = SHARED / "golden"
@@ -46,6 +49,17 @@ ACTIONS = {True: "walking", False: "falling"}
 def _one_thread() -> None:
     """Sums of a matrix product depend on the number of threads: one, on every machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _feature_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test finds the vectors that another one, or a user, has kept."""
+    default = str(ScoringConfig().feature_cache_dir)
+
+    def elsewhere(folder: str | Path, facts: Mapping[str, str]) -> FeatureCache:
+        return FeatureCache(tmp_path / "features" if str(folder) == default else folder, facts)
+
+    monkeypatch.setattr(pab.scoring, "FeatureCache", elsewhere)
 
 
 def draw(path: Path, number: int, normal: bool) -> str:

@@ -120,8 +120,17 @@ def test_gallery_order_is_by_name_whatever_the_disk_says(
     first, ranked = score("first")
     true_scandir = os.scandir
 
-    def backwards(path: Any) -> Any:
-        return sorted(true_scandir(path), key=lambda entry: entry.name, reverse=True)
+    class Backwards(list[os.DirEntry[str]]):
+        """A folder's entries from the last name to the first, closed like the true ones."""
+
+        def __enter__(self) -> Backwards:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def backwards(path: Any = ".") -> Backwards:
+        return Backwards(sorted(true_scandir(path), key=lambda entry: entry.name, reverse=True))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", backwards)

@@ -12,6 +12,7 @@ from pab.search import main
 
 ROOT = Path(__file__).parents[1]
 MINI = ["--config", str(ROOT / "configs/lhp/mini_infer.yaml"), "--answers", "none"]
+MINI += ["--no_feature_cache"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pab.annotations import GalleryImage
 from pab.encoding import caption_vectors, image_vectors
+from pab.feature_cache import FeatureCache
 from pab.images import ImageTransform
 
 
@@ -23,6 +24,7 @@ class Compute:
         weights: number format of its weights.
         batch_size: images (or captions) at a time.
         num_workers: loader processes.
+        cache: of the images' vectors, where they are kept.
     """
 
     device: torch.device
@@ -30,6 +32,7 @@ class Compute:
     weights: torch.dtype
     batch_size: int
     num_workers: int
+    cache: FeatureCache | None = None
 
     def images(
         self,
@@ -41,6 +44,7 @@ class Compute:
         return image_vectors(
             encode, gallery, transform, batch_size=self.batch_size, num_workers=self.num_workers,
             device=self.device, dtype=self.dtype, weights=self.weights,
+            cache=self.cache,
         )  # fmt: skip
 
     def captions(

@@ -1,0 +1,182 @@
+"""Vectors of images kept on disk between runs, by what the images hold.
+
+A cache belongs to one encoder: weights, preprocessing, number format. In it an image is known by
+the SHA-256 of its file, so that renamed images are found again and changed ones are not. A run that
+is cut off loses the batch it was at; a run with a larger gallery encodes only what is new.
+
+A cache is a folder of parts, one a process and run that encoded anything: ``N.sha256`` holds 32
+bytes an image, ``N.float32`` its vector. A vector is written before its hash, so what a killed run
+left behind is read up to the last whole pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pab.errors import InputError
+from pab.files import sha256_of_file, write_text
+
+FORMAT = 1  # of the files; part of the key, so that another format is another cache
+DIGEST_BYTES = 32
+CODE = ("pab", "lhp")
+LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm")
+HASHES, VECTORS, FACTS = ".sha256", ".float32", "encoder.json"
+
+
+class FeatureCache:
+    """The vectors of one encoder; use it as a context manager.
+
+    Args:
+        folder: of all caches.
+        facts: what the vectors depend on beside the image: weights' hash, preprocessing, format.
+
+    Raises:
+        InputError: the folder cannot be made or read.
+    """
+
+    def __init__(self, folder: str | Path, facts: Mapping[str, str]) -> None:
+        text = json.dumps({"format": FORMAT, **facts}, sort_keys=True, indent=1)
+        self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._rows: dict[bytes, tuple[np.ndarray, int]] = {}
+        self._part: tuple[BinaryIO, BinaryIO] | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                self.folder, f"the feature cache cannot be made: {error.strerror or error}",
+                todo="name another folder with --feature_cache_dir, or say --no_feature_cache",
+            ) from error  # fmt: skip
+        if not (self.folder / FACTS).is_file():
+            write_text(self.folder / FACTS, text + "\n")
+        for hashes in sorted(self.folder.glob(f"*{HASHES}")):
+            self._read_part(hashes)
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._part or ():
+            handle.close()
+        self._part = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _read_part(self, hashes: Path) -> None:
+        """Take up a part's whole pairs; its vectors stay on disk."""
+        digests = hashes.read_bytes()
+        vectors = hashes.with_suffix(VECTORS)
+        width = self._width_of(hashes)
+        if width is None or not vectors.is_file():
+            return
+        count = min(len(digests) // DIGEST_BYTES, vectors.stat().st_size // (4 * width))
+        if count == 0:
+            return
+        matrix = np.memmap(vectors, np.float32, "r", shape=(count, width))
+        for row in range(count):
+            digest = digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]
+            self._rows.setdefault(digest, (matrix, row))
+
+    @staticmethod
+    def _width_of(hashes: Path) -> int | None:
+        """Numbers of a part's vectors, which its name tells."""
+        words = hashes.stem.rpartition("x")
+        return int(words[2]) if words[2].isdigit() else None
+
+    def found(self, digests: Sequence[bytes]) -> tuple[list[int], list[int]]:
+        """Positions of images whose vectors are here, and of those that are to be encoded."""
+        known = [i for i, digest in enumerate(digests) if digest in self._rows]
+        new = [i for i, digest in enumerate(digests) if digest not in self._rows]
+        return known, new
+
+    def vectors(self, digests: Sequence[bytes]) -> Tensor:
+        """Kept vectors, float32 [n, D], n at least 1."""
+        rows = [self._rows[digest] for digest in digests]
+        return torch.from_numpy(np.stack([matrix[row] for matrix, row in rows]))
+
+    def keep(self, digests: Sequence[bytes], vectors: Tensor) -> None:
+        """Write vectors behind those that are there.
+
+        Args:
+            digests: of the images.
+            vectors: float32 [n, D] on the CPU.
+
+        Raises:
+            InputError: the disk is full, or the folder cannot be written.
+        """
+        matrix = vectors.contiguous().numpy()
+        try:
+            if self._part is None:
+                self._part = self._open_part(matrix.shape[1])
+            for handle, data in zip(self._part, (matrix.tobytes(), b"".join(digests)), strict=True):
+                handle.write(data)
+                handle.flush()
+        except OSError as error:
+            raise InputError(
+                self.folder, f"vectors cannot be kept: {error.strerror or error}",
+                todo="make room, or say --no_feature_cache",
+            ) from error  # fmt: skip
+        for row, digest in enumerate(digests):
+            self._rows.setdefault(digest, (matrix, row))
+
+    def _open_part(self, width: int) -> tuple[BinaryIO, BinaryIO]:
+        """A new pair of files, of a name that no other process has."""
+        number = 0
+        while True:
+            stem = self.folder / f"{number}_{os.getpid()}x{width}"
+            try:
+                hashes = stem.with_suffix(HASHES).open("xb")
+            except FileExistsError:
+                number += 1
+                continue
+            return stem.with_suffix(VECTORS).open("wb"), hashes
+
+
+def made_by() -> dict[str, str]:
+    """What computes the vectors: this project's code, by its hash, and the libraries' versions.
+
+    A cache outlives a mended bug otherwise.
+    """
+    root = Path(__file__).resolve().parents[1]
+    code = hashlib.sha256()
+    for room in CODE:
+        for path in sorted((root / room).rglob("*.py")):
+            code.update(path.read_bytes())
+    found = {"code": code.hexdigest()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an environment for another model
+            found[name] = "none"
+    return found
+
+
+def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes]:
+    """SHA-256 of image files, read by several threads.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+
+    def digest(path: Path) -> bytes:
+        return bytes.fromhex(sha256_of_file(path))
+
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        return list(pool.map(digest, paths))

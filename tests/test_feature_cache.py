@@ -1,0 +1,140 @@
+"""Kept vectors: what is encoded again and what is not, torn files, other encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pab.encoding import image_vectors
+from pab.errors import InputError
+from pab.feature_cache import HASHES, VECTORS, FeatureCache, digests_of, made_by
+from pab.images import list_gallery, recipe
+from tests.conftest import draw
+
+CPU = torch.device("cpu")
+FACTS = {"checkpoint": "abc", "dtype": "fp32"}
+
+
+class Encoder:
+    """Counts the images it is shown."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        self.seen += len(pixels)
+        return pixels.mean(dim=(2, 3)) + torch.tensor([0.0, 1.0, 2.0])
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Path:
+    for number in range(7):
+        draw(tmp_path / f"g/p{number}.png", number, normal=True)
+    return tmp_path / "g"
+
+
+def vectors(folder: Path, caches: Path | None, facts: dict[str, str] = FACTS) -> tuple[Tensor, int]:
+    """Vectors of a folder's images, and how many were encoded for them."""
+    encoder = Encoder()
+
+    def run(cache: FeatureCache | None) -> Tensor:
+        return image_vectors(
+            encoder, list_gallery(folder), recipe("clip", 8).transform(), batch_size=3,
+            num_workers=0, device=CPU, dtype=torch.float32, weights=torch.float32, cache=cache,
+        )  # fmt: skip
+
+    if caches is None:
+        return run(None), encoder.seen
+    with FeatureCache(caches, facts) as cache:
+        return run(cache), encoder.seen
+
+
+def test_a_second_run_encodes_nothing(gallery: Path, tmp_path: Path) -> None:
+    plain, _ = vectors(gallery, None)
+    first, encoded = vectors(gallery, tmp_path / "c")
+    assert encoded == 7
+    again, encoded = vectors(gallery, tmp_path / "c")
+    assert encoded == 0
+    assert torch.equal(first, plain)
+    assert torch.equal(again, plain)
+
+
+def test_only_what_is_new_or_changed_is_encoded(gallery: Path, tmp_path: Path) -> None:
+    vectors(gallery, tmp_path / "c")
+    draw(gallery / "p3.png", 9, normal=False)  # changed
+    (gallery / "p0.png").rename(gallery / "z.png")  # renamed: known by its content
+    draw(gallery / "p99.png", 11, normal=True)  # new
+    found, encoded = vectors(gallery, tmp_path / "c")
+    assert encoded == 2
+    plain, _ = vectors(gallery, None)
+    assert torch.equal(found, plain)
+    assert vectors(gallery, tmp_path / "c")[1] == 0, "of both parts"
+
+
+def test_another_encoder_has_its_own(gallery: Path, tmp_path: Path) -> None:
+    vectors(gallery, tmp_path / "c")
+    assert vectors(gallery, tmp_path / "c", {**FACTS, "dtype": "bf16"})[1] == 7
+    assert vectors(gallery, tmp_path / "c", {**FACTS, "checkpoint": "abd"})[1] == 7
+    assert vectors(gallery, tmp_path / "c")[1] == 0
+
+
+@pytest.mark.parametrize("ending", [HASHES, VECTORS])
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_killed_runs_last_pair_is_left_out(
+    gallery: Path, tmp_path: Path, ending: str, cut: int
+) -> None:
+    plain, _ = vectors(gallery, tmp_path / "c")
+    (part,) = (tmp_path / "c").rglob(f"*{ending}")
+    part.write_bytes(part.read_bytes()[:-cut])
+    found, encoded = vectors(gallery, tmp_path / "c")
+    assert torch.equal(found, plain)
+    assert (
+        encoded == {(HASHES, 1): 1, (HASHES, 40): 2, (VECTORS, 1): 1, (VECTORS, 40): 4}[ending, cut]
+    )
+    assert vectors(gallery, tmp_path / "c")[1] == 0
+
+
+def test_what_a_run_had_when_it_ended_is_kept(gallery: Path, tmp_path: Path) -> None:
+    digests = digests_of(sorted(gallery.iterdir()), 2)
+
+    def killed() -> None:
+        with FeatureCache(tmp_path / "c", FACTS) as cache:
+            cache.keep(digests[:2], torch.rand(2, 3))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
+    with FeatureCache(tmp_path / "c", FACTS) as cache:
+        assert len(cache) == 2
+        known, new = cache.found(digests)
+    assert (known, new) == ([0, 1], [2, 3, 4, 5, 6])
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--no_feature_cache"):
+        FeatureCache(tmp_path / "file/c", FACTS)
+
+
+def test_a_full_disk_is_said(
+    gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(tmp_path / "c", FACTS)
+
+    def full(width: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_open_part", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        cache.keep([b"x" * 32], torch.rand(1, 3))
+
+
+def test_other_code_or_libraries_make_another_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = made_by()
+    assert before == made_by()
+    assert "torch" in before
+    monkeypatch.setattr("pab.feature_cache.version", lambda name: "0.0")
+    assert made_by() != before

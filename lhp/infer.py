@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pab import processes
 from pab.config import config_from_args, flag
+from pab.devices import pick_device
 from pab.errors import InputError, run_cli
 from pab.scoring import ScoringConfig, features_of, finish, prepare, score_file_of
 
@@ -86,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m lhp.infer",
         description="Score a gallery against captions with a fine-tuned BEiT-3.",
     )
-    infer(config)
+    with processes.joined(pick_device(config.device)):
+        infer(config)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Images and captions to unit vectors with any encoder: batches, workers, devices, order.
 
+Several processes (torchrun) share the work, and all of them get all vectors.
+
 Shape letters: `G` gallery, `Q` captions, `N` ids of a caption, `D` width of the vectors.
 """
 
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pab import processes
 from pab.annotations import GalleryImage
 from pab.devices import autocast
 from pab.feature_cache import FeatureCache, digests_of
@@ -50,32 +53,29 @@ def image_vectors(
     Returns:
         float32 [G, D] on the CPU, in the order of ``images``.
     """
-    digests: list[bytes] = []
+    mine = list(processes.share_of(len(images)))
+    digests: dict[int, bytes] = {}
     known: list[int] = []
-    new = list(range(len(images)))
+    new = mine
     if cache is not None:
-        digests = digests_of([image.path for image in images], num_workers)
-        known, new = cache.found(digests)
-    vectors: Tensor | None = None
-    if cache is not None and known:
-        kept = cache.vectors([digests[i] for i in known])
-        vectors = torch.empty(len(images), kept.shape[1])
-        vectors[known] = kept
+        found = digests_of([images[i].path for i in mine], num_workers)
+        digests = dict(zip(mine, found, strict=True))
+        known, new = cache.split(digests)
+    parts = [cache.vectors([digests[i] for i in known])] if cache is not None and known else []
+    order = list(known)
     loader = image_loader([images[i] for i in new], transform, batch_size, num_workers)
     for pixels, positions in loader if new else ():
         rows = len(pixels)
         if full_batches and rows < batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(batch_size - rows, -1, -1, -1)])
         with autocast(device, dtype):
-            found = encode(pixels.to(device, weights))[:rows].float().cpu()
-        if vectors is None:
-            vectors = torch.empty(len(images), found.shape[1])
+            vectors = encode(pixels.to(device, weights))[:rows].float().cpu()
         places = [new[position] for position in positions]
-        vectors[places] = found
         if cache is not None:
-            cache.keep([digests[place] for place in places], found)
-    assert vectors is not None  # a gallery has images
-    return vectors
+            cache.keep([digests[place] for place in places], vectors)
+        parts.append(vectors)
+        order += places
+    return processes.assemble(order, torch.cat(parts) if parts else None, len(images), device)
 
 
 @torch.inference_mode()
@@ -99,15 +99,14 @@ def caption_vectors(
     Returns:
         float32 [Q, D] on the CPU, in the order of ``lengths``.
     """
-    vectors: Tensor | None = None
-    for positions in batches_by_length(lengths, token_budget):
+    batches = list(batches_by_length(lengths, token_budget))
+    parts: list[Tensor] = []
+    order: list[int] = []
+    for number in processes.share_of(len(batches)):
         with autocast(device, dtype):
-            found = encode(positions).float().cpu()
-        if vectors is None:
-            vectors = torch.empty(len(lengths), found.shape[1])
-        vectors[positions] = found
-    assert vectors is not None  # an annotation has queries
-    return vectors
+            parts.append(encode(batches[number]).float().cpu())
+        order += batches[number]
+    return processes.assemble(order, torch.cat(parts) if parts else None, len(lengths), device)
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

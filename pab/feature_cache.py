@@ -100,10 +100,10 @@ class FeatureCache:
         words = hashes.stem.rpartition("x")
         return int(words[2]) if words[2].isdigit() else None
 
-    def found(self, digests: Sequence[bytes]) -> tuple[list[int], list[int]]:
+    def split(self, digests: Mapping[int, bytes]) -> tuple[list[int], list[int]]:
         """Positions of images whose vectors are here, and of those that are to be encoded."""
-        known = [i for i, digest in enumerate(digests) if digest in self._rows]
-        new = [i for i, digest in enumerate(digests) if digest not in self._rows]
+        known = [i for i, digest in digests.items() if digest in self._rows]
+        new = [i for i, digest in digests.items() if digest not in self._rows]
         return known, new
 
     def vectors(self, digests: Sequence[bytes]) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +55,16 @@ def close() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Inside, the processes that torchrun started are a group; alone: nothing."""
+    init_processes(device)
+    try:
+        yield
+    finally:
+        close()
 
 
 def rank() -> int:
@@ -190,6 +201,41 @@ def gather_by_id(ids: list[int], rows: Tensor, total: int | None = None) -> Tens
         )
     order = torch.tensor([position[item] for item in range(count)], dtype=torch.long)
     return torch.cat(parts)[order.to(rows.device)]
+
+
+def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.device) -> Tensor:
+    """Rows of all processes on every process, in the order of their ids.
+
+    Args:
+        ids: of this process's rows; over all processes 0 to ``total`` - 1, each once.
+        rows: [B, D] on the CPU; None where this process has none.
+        total: how many ids there are.
+        device: of the group, where rows are exchanged.
+
+    Returns:
+        [total, D] on the CPU.
+
+    Raises:
+        ValueError: an id is missing, or there twice.
+    """
+    all_ids = gather_objects(list(ids))
+    if sorted(one for part in all_ids for one in part) != list(range(total)):
+        raise ValueError(f"expected the ids 0 to {total - 1}, each once, found {all_ids}")
+    widths = gather_objects(0 if rows is None else rows.shape[1])
+    if rows is None:
+        rows = torch.empty(0, max(widths))
+    result = torch.empty(total, max(widths), dtype=rows.dtype)
+    if world_size() == 1:
+        result[ids] = rows
+        return result
+    padded = rows.new_zeros(max(map(len, all_ids)), max(widths))  # one shape for all
+    padded[: len(rows)] = rows
+    padded = padded.to(device)
+    gathered = [torch.empty_like(padded) for _ in all_ids]
+    dist.all_gather(gathered, padded)
+    for part, found in zip(all_ids, gathered, strict=True):
+        result[part] = found[: len(part)].cpu()
+    return result
 
 
 def _gather_rows(rows: Tensor, counts: list[int]) -> list[Tensor] | None:

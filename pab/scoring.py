@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pab import __version__
+from pab import __version__, processes
 from pab.annotations import GalleryImage, Retrieval, read_query_order, read_retrieval
 from pab.config import flag
 from pab.errors import InputError
@@ -231,9 +231,13 @@ def score_file_of(
 def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> None:
     """Write the score file and the ranked list; print metrics where there are labels.
 
+    Of several processes the main one does it.
+
     Raises:
         InputError: a file cannot be written.
     """
+    if not processes.is_main():
+        return
     ids, names = score_file.query_ids, score_file.gallery_ids
     ranked = dict(zip(ids, ranked_names(score_file.scores, names, config.top_k), strict=True))
     if config.save_score:

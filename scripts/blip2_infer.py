@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
+from pab import processes
 from pab.config import config_from_args, flag
+from pab.devices import pick_device
 from pab.encoders.scoring import EncoderConfig
 from pab.errors import InputError, run_cli
 from pab.scoring import ScoringJob, features_of, finish, prepare, score_file_of
@@ -161,7 +163,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="python scripts/blip2_infer.py",
         description="Score a gallery against captions with BLIP-2, zero-shot.",
     )
-    infer(config)
+    with processes.joined(pick_device(config.device)):
+        infer(config)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
+from pab import processes
 from pab.config import config_from_args, flag
+from pab.devices import pick_device
 from pab.encoders.scoring import EncoderConfig
 from pab.errors import run_cli
 from pab.scoring import features_of, finish, prepare, score_file_of
@@ -71,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="python scripts/clip_infer.py",
         description="Score a gallery against captions with CLIP, zero-shot.",
     )
-    infer(config)
+    with processes.joined(pick_device(config.device)):
+        infer(config)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_what_a_run_had_when_it_ended_is_kept(gallery: Path, tmp_path: Path) -> 
         killed()
     with FeatureCache(tmp_path / "c", FACTS) as cache:
         assert len(cache) == 2
-        known, new = cache.found(digests)
+        known, new = cache.split(dict(enumerate(digests)))
     assert (known, new) == ([0, 1], [2, 3, 4, 5, 6])
 
 

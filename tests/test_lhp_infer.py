@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pab.images import load_image, recipe
 from pab.ranking import read_ranked_list
 from pab.scores import ScoreFile, load_scores
 from tests.conftest import MODEL, TEST_IMAGES, save_released
+from tests.test_processes import run_in
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -139,6 +141,28 @@ def test_gallery_order_is_by_name_whatever_the_disk_says(
     assert other.gallery_ids == first.gallery_ids
     assert torch.equal(other.scores, first.scores)
     assert other_ranked == ranked
+
+
+def _score(argv: list[str], folder: Path) -> None:
+    main(argv)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_write_the_same_file(score: Scoring, tmp_path: Path, world: int) -> None:
+    alone, ranked = score("alone", feature_cache_dir=tmp_path / "f1")
+    (tmp_path / "ranks").mkdir()
+    for name, batch_size in (("shared", 4), ("again", 3)):  # again: nothing is left to encode
+        argv = score.argv(name, feature_cache_dir=tmp_path / "f2", batch_size=batch_size)
+        run_in(world, partial(_score, argv), tmp_path / "ranks")
+        found = load_scores(score.folder / f"{name}.pt")
+        assert found.query_ids == alone.query_ids
+        assert found.gallery_ids == alone.gallery_ids
+        torch.testing.assert_close(found.scores, alone.scores, atol=1e-6, rtol=0)
+        assert read_ranked_list(score.folder / f"{name}.txt") == ranked
+    hashes = [path for path in (tmp_path / "f2").rglob("*.sha256") if path.stat().st_size]
+    assert len(hashes) == world, "each process kept what it encoded, once"
+    assert sum(path.stat().st_size for path in hashes) == 32 * TEST_IMAGES
 
 
 def test_bf16_is_close(score: Scoring) -> None:

@@ -357,3 +357,24 @@ def test_attention_in_bf16_is_that_of_float32(
 def test_bf16_units_agree_with_the_kernels_list() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())
     assert devices.cpu_has_bf16() == bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def test_assemble_puts_rows_in_the_order_of_their_ids() -> None:
+    rows = torch.arange(6.0).reshape(3, 2)
+    found = processes.assemble([2, 0, 1], rows, 3, torch.device("cpu"))
+    assert found.tolist() == [[2.0, 3.0], [4.0, 5.0], [0.0, 1.0]]
+    for ids in ([0, 1, 1], [0, 1, 3], [0, 1]):
+        with pytest.raises(ValueError, match="each once"):
+            processes.assemble(ids, rows[: len(ids)], 3, torch.device("cpu"))
+
+
+def _assemble(folder: Path) -> torch.Tensor:
+    ids = list(processes.share_of(2))  # of three processes, the last has none
+    rows = torch.tensor([[float(i), 1.0] for i in ids]) if ids else None
+    return processes.assemble(ids, rows, 2, torch.device("cpu"))
+
+
+@pytest.mark.distributed
+def test_every_process_gets_the_rows_of_all(tmp_path: Path) -> None:
+    for found in run_in(3, _assemble, tmp_path):
+        assert found.tolist() == [[0.0, 1.0], [1.0, 1.0]]

@@ -14,6 +14,7 @@ Legend: ``B`` rows a process holds, ``W`` processes, ``D`` width.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -167,60 +168,32 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def gather_by_id(ids: list[int], rows: Tensor, total: int | None = None) -> Tensor | None:
-    """Rows of all processes on the main one, in the order of their ids.
-
-    Args:
-        ids: one id a row, counted from 0; over all processes they must be 0, 1, 2, ... without a
-            gap. An id that comes twice (samplers that pad do that) is kept once, from the first
-            process that has it.
-        rows: ``[B, ...]``, on the device of the group; B may differ between processes and be 0.
-        total: how many ids there must be; None = one more than the largest.
-
-    Returns:
-        ``[total, ...]`` on the main process, None on the others.
-
-    Raises:
-        ValueError: as many ids as rows are needed; an id is missing or too large.
-    """
-    if len(ids) != rows.shape[0]:
-        raise ValueError(f"{len(ids)} ids for {rows.shape[0]} rows")
-    all_ids = gather_objects(list(ids))
-    parts = _gather_rows(rows, [len(part) for part in all_ids])
-    if parts is None:
-        return None
-    position: dict[int, int] = {}
-    for index, item in enumerate(item for part in all_ids for item in part):
-        position.setdefault(item, index)
-    count = max(position, default=-1) + 1 if total is None else total
-    missing = [item for item in range(count) if item not in position]
-    beyond = [item for item in position if not 0 <= item < count]
-    if missing or beyond:
-        raise ValueError(
-            f"expected the ids 0 to {count - 1}; missing {missing[:5]}, beyond {beyond[:5]}"
-        )
-    order = torch.tensor([position[item] for item in range(count)], dtype=torch.long)
-    return torch.cat(parts)[order.to(rows.device)]
-
-
 def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.device) -> Tensor:
     """Rows of all processes on every process, in the order of their ids.
 
     Args:
         ids: of this process's rows; over all processes 0 to ``total`` - 1, each once.
-        rows: [B, D] on the CPU; None where this process has none.
+        rows: float32 [B, D] on the CPU; None where this process has none.
         total: how many ids there are.
         device: of the group, where rows are exchanged.
 
     Returns:
-        [total, D] on the CPU.
+        float32 [total, D] on the CPU.
 
     Raises:
         ValueError: an id is missing, or there twice.
     """
+    if rows is not None and len(ids) != len(rows):
+        raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
     all_ids = gather_objects(list(ids))
-    if sorted(one for part in all_ids for one in part) != list(range(total)):
-        raise ValueError(f"expected the ids 0 to {total - 1}, each once, found {all_ids}")
+    seen = Counter(one for part in all_ids for one in part)
+    missing = [one for one in range(total) if one not in seen]
+    odd = [one for one, count in seen.items() if count > 1 or not 0 <= one < total]
+    if missing or odd:
+        raise ValueError(
+            f"expected the ids 0 to {total - 1}, each once; missing {missing[:5]}, "
+            f"double or foreign {odd[:5]}"
+        )
     widths = gather_objects(0 if rows is None else rows.shape[1])
     if rows is None:
         rows = torch.empty(0, max(widths))
@@ -236,20 +209,6 @@ def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.devi
     for part, found in zip(all_ids, gathered, strict=True):
         result[part] = found[: len(part)].cpu()
     return result
-
-
-def _gather_rows(rows: Tensor, counts: list[int]) -> list[Tensor] | None:
-    """Every process's rows on the main one, in rank order; None elsewhere."""
-    if world_size() == 1:
-        return [rows]
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])  # collectives need one shape for all
-    padded[: rows.shape[0]] = rows.detach()
-    if not is_main():
-        dist.gather(padded, None, dst=0)
-        return None
-    gathered = [torch.empty_like(padded) for _ in counts]
-    dist.gather(padded, gathered, dst=0)
-    return [part[:count] for part, count in zip(gathered, counts, strict=True)]
 
 
 def gather_objects(value: T) -> list[T]:

@@ -167,14 +167,13 @@ def everything_else(folder: Path) -> dict[str, Any]:
     }
     # Uneven shares; rows say their own id
     ids = list(processes.share_of(7))
-    rows = torch.tensor([[float(i), -float(i)] for i in ids]).reshape(-1, 2)
-    result["uneven"] = processes.gather_by_id(ids, rows, total=7)
-    # A sampler that pads: id 0 comes again in the last process
-    padded = ids + [0] * (3 - len(ids))
-    result["padded"] = processes.gather_by_id(padded, torch.tensor(padded, dtype=torch.bfloat16))
-    # One process has nothing, and the ids are in no order
+    rows = torch.tensor([[float(i), -float(i)] for i in ids])
+    result["uneven"] = processes.assemble(ids, rows, 7, CPU)
+    # One process has everything, and the ids are in no order
     some = [3, 1, 0, 2] if rank == 1 else []
-    result["one"] = processes.gather_by_id(some, torch.tensor(some, dtype=torch.long))
+    result["one"] = processes.assemble(
+        some, torch.tensor(some).float()[:, None] if some else None, 4, CPU
+    )
     # A gradient in one process only
     parameter = nn.Parameter(torch.ones(2))
     if rank == 0:
@@ -182,9 +181,9 @@ def everything_else(folder: Path) -> dict[str, Any]:
     processes.average_gradients([parameter])
     result["partial"] = parameter.grad
     processes.barrier()
-    # A lost row is an error on the main process, where the rows arrive
+    # A lost row is an error
     try:
-        processes.gather_by_id([rank + 1], torch.ones(1))
+        processes.assemble([rank + 1], torch.ones(1, 1), 3, CPU)
         result["lost"] = ""
     except ValueError as error:
         result["lost"] = str(error)
@@ -194,20 +193,16 @@ def everything_else(folder: Path) -> dict[str, Any]:
 @pytest.mark.distributed
 def test_three_processes_gather_without_loss_or_doubling(tmp_path: Path) -> None:
     results = run_in(3, everything_else, tmp_path)
-    main = results[0]
     wanted = torch.tensor([[float(i), -float(i)] for i in range(7)])
-    assert torch.equal(main["uneven"], wanted)
-    assert torch.equal(main["padded"], torch.arange(7, dtype=torch.bfloat16))
-    assert torch.equal(main["one"], torch.arange(4))
-    assert "missing [0]" in main["lost"]
     for rank, result in enumerate(results):
         assert (result["rank"], result["world"], result["main"]) == (rank, 3, rank == 0)
         assert result["broadcast"] == {"from": 0}
         assert result["objects"] == ["r0", "r1", "r2"]
         assert torch.equal(result["mean"], torch.ones(2))
         assert torch.equal(result["partial"], torch.tensor([1.0, 2.0]))
-        if rank:
-            assert (result["uneven"], result["padded"], result["one"]) == (None, None, None)
+        assert torch.equal(result["uneven"], wanted)
+        assert torch.equal(result["one"][:, 0], torch.arange(4.0))
+        assert "missing [0], double or foreign [3]" in result["lost"]
     assert sorted(i for result in results for i in result["share"]) == list(range(7))
 
 
@@ -228,28 +223,19 @@ def test_alone_everything_is_its_own() -> None:
     processes.close()
 
 
-def test_alone_rows_are_ordered_by_id() -> None:
-    gathered = processes.gather_by_id([2, 0, 1, 0], torch.tensor([20, 0, 10, 99]))
-    assert gathered is not None
-    assert gathered.tolist() == [0, 10, 20]
-    empty = processes.gather_by_id([], torch.ones(0, 4), total=0)
-    assert empty is not None
-    assert empty.shape == (0, 4)
-
-
 @pytest.mark.parametrize(
     ("ids", "total", "words"),
     [
-        ([0, 2], None, r"missing \[1\]"),
-        ([0, 1], 3, r"expected the ids 0 to 2; missing \[2\]"),
-        ([0, 5], 1, r"beyond \[5\]"),
-        ([-1, 0], None, r"beyond \[-1\]"),
-        ([0], None, "1 ids for 2 rows"),
+        ([0, 2], 2, r"missing \[1\], double or foreign \[2\]"),
+        ([0, 1], 3, r"expected the ids 0 to 2, each once; missing \[2\]"),
+        ([0, 0], 1, r"double or foreign \[0\]"),
+        ([-1, 0], 1, r"double or foreign \[-1\]"),
+        ([0], 1, "1 ids for 2 rows"),
     ],
 )
-def test_lost_and_foreign_ids_are_errors(ids: list[int], total: int | None, words: str) -> None:
+def test_lost_and_foreign_ids_are_errors(ids: list[int], total: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        processes.gather_by_id(ids, torch.ones(2), total)
+        processes.assemble(ids, torch.ones(2, 1), total, CPU)
 
 
 def test_half_a_torchrun_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,22 +345,7 @@ def test_bf16_units_agree_with_the_kernels_list() -> None:
     assert devices.cpu_has_bf16() == bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def test_assemble_puts_rows_in_the_order_of_their_ids() -> None:
+def test_alone_rows_are_put_in_the_order_of_their_ids() -> None:
     rows = torch.arange(6.0).reshape(3, 2)
-    found = processes.assemble([2, 0, 1], rows, 3, torch.device("cpu"))
+    found = processes.assemble([2, 0, 1], rows, 3, CPU)
     assert found.tolist() == [[2.0, 3.0], [4.0, 5.0], [0.0, 1.0]]
-    for ids in ([0, 1, 1], [0, 1, 3], [0, 1]):
-        with pytest.raises(ValueError, match="each once"):
-            processes.assemble(ids, rows[: len(ids)], 3, torch.device("cpu"))
-
-
-def _assemble(folder: Path) -> torch.Tensor:
-    ids = list(processes.share_of(2))  # of three processes, the last has none
-    rows = torch.tensor([[float(i), 1.0] for i in ids]) if ids else None
-    return processes.assemble(ids, rows, 2, torch.device("cpu"))
-
-
-@pytest.mark.distributed
-def test_every_process_gets_the_rows_of_all(tmp_path: Path) -> None:
-    for found in run_in(3, _assemble, tmp_path):
-        assert found.tolist() == [[0.0, 1.0], [1.0, 1.0]]

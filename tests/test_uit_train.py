@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pab.training import BEST, FINAL, LAST, checked, training_loader
 from pab.training_config import TrainingConfig
 from pab.training_set import TrainingSet
 from pab.wordpiece import VOCABULARY, Tokenizer
+from tests.test_processes import run_in
 from uit.augment import LEVELS, Augmentation, TrainingView, operations
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
@@ -647,3 +649,22 @@ def test_defaults_are_the_released_recipe() -> None:
     config = TrainConfig()
     assert (config.batch_size, config.epochs, config.lr, config.schedule) == (84, 30, 1e-4, "step")
     assert config.mim_weight == pytest.approx(0.1356 * 84)
+
+
+def _infer(argv: list[str], folder: Path) -> None:
+    infer(argv)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_score_as_one(scoring: Scoring, tmp_path: Path, world: int) -> None:
+    plain = scoring(save_itc=scoring.folder / "itc.pt")
+    (tmp_path / "ranks").mkdir()
+    outputs = {"save_score": scoring.folder / "o.pt", "save_itc": scoring.folder / "o_itc.pt"}
+    run_in(world, partial(_infer, scoring.argv(**outputs)), tmp_path / "ranks")
+    for name, other in (("itc.pt", "o_itc.pt"), ("s.pt", "o.pt")):
+        one, two = load_scores(scoring.folder / name), load_scores(scoring.folder / other)
+        assert (one.query_ids, one.gallery_ids) == (two.query_ids, two.gallery_ids)
+        torch.testing.assert_close(two.scores, one.scores, atol=1e-6, rtol=0)
+    assert plain.meta == {**load_scores(outputs["save_score"]).meta}
+    assert not list(scoring.folder.glob(".uit-features-*"))

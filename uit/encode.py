@@ -7,6 +7,7 @@ width, `E` width of the retrieval vectors.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pab import processes
 from pab.annotations import GalleryImage
 from pab.devices import autocast
 from pab.errors import InputError
@@ -96,6 +98,8 @@ def encode_gallery(
 ) -> GalleryFeatures:
     """Tokens and vectors of a gallery; one batch of images is in memory at a time.
 
+    Several processes share the images; all get everything.
+
     Args:
         images: the gallery.
         batch_size: images at a time.
@@ -112,24 +116,28 @@ def encode_gallery(
     swin = model.config.swin
     shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
     tokens = mapped_tensor(shape, cache_dtype, cache_dir)
-    vectors = torch.empty(len(images), model.config.embed_dim)
+    mine = list(processes.share_of(len(images)))
+    vectors = torch.empty(len(mine), model.config.embed_dim)
     loader = image_loader(
-        list(images),
+        [images[i] for i in mine],
         recipe("uit", swin.image_size).transform(),
         batch_size=batch_size,
         num_workers=num_workers,
     )
     weights = model.vision_encoder.norm.weight.dtype
-    for pixels, positions in loader:
+    for pixels, positions in loader if mine else ():
         with autocast(device, dtype):
             found = model.vision_encoder(pixels.to(device, weights))
             vectors[positions] = model.image_vector(found).cpu()
-        tokens[positions] = found.to(cache_dtype).cpu()
-    return GalleryFeatures(tokens, vectors)
+        tokens[[mine[position] for position in positions]] = found.to(cache_dtype).cpu()
+    # Which also waits until every process has written its tokens.
+    return GalleryFeatures(tokens, processes.assemble(mine, vectors, len(images), device))
 
 
 def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
     """A tensor in a file that is already removed: it lives as long as the tensor.
+
+    The processes of a group, which have to be on one machine, all get the same memory.
 
     Args:
         folder: of the file, made where it is missing; None takes the system's temporary folder.
@@ -138,17 +146,27 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
         InputError: the file cannot be made.
     """
     size = math.prod(shape)
+    name: str | None = None
     try:
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".uit-features-") as file:
-            file.truncate(size * dtype.itemsize)
-            return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
+        if processes.is_main():
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=folder, prefix=".uit-features-")
+            os.truncate(handle, size * dtype.itemsize)
+            os.close(handle)
+        name = processes.broadcast_object(name)
+        assert name is not None
+        tensor = torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
+        processes.barrier()  # before the main process takes the name away
     except (OSError, RuntimeError) as error:
         raise InputError(
             folder or tempfile.gettempdir(), f"cannot hold the gallery's features: {error}",
             todo="name another folder with --cache_dir",
         ) from error  # fmt: skip
+    finally:
+        if name is not None and processes.is_main():
+            Path(name).unlink(missing_ok=True)
+    return tensor
 
 
 @torch.inference_mode()

@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pab import processes
 from pab.config import config_from_args, flag
+from pab.devices import pick_device
 from pab.errors import InputError, run_cli
 from pab.scores import ScoreFile, align, load_scores, save_scores
 from pab.scoring import ScoringConfig, ScoringJob, finish, prepare, score_file_of
@@ -69,7 +71,7 @@ def infer(config: InferConfig) -> None:
         InputError: bad settings, data, candidates or checkpoint; nothing is written.
     """
     from pab.checkpoints import checkpoint_hash
-    from pab.devices import autocast, dtype_of, pick_device
+    from pab.devices import autocast, dtype_of
     from pab.wordpiece import Tokenizer
     from uit.encode import encode_captions, encode_gallery, load_model
     from uit.rerank import choose_candidates, fill, match_scores
@@ -105,7 +107,7 @@ def infer(config: InferConfig) -> None:
     if chosen is None:
         texts = encode_captions(model, tokenizer, rows, batch_size=config.batch_size, **on)
         itc = made(scores=texts @ features.vectors.T, kind="itc")
-        if config.save_itc:
+        if config.save_itc and processes.is_main():
             save_scores(config.save_itc, itc)
         chosen = itc.scores
     candidates = choose_candidates(chosen, config.k_test)
@@ -133,7 +135,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m uit.infer",
         description="Score each query's candidates with a fine-tuned UIT.",
     )
-    infer(config)
+    with processes.joined(pick_device(config.device)):
+        infer(config)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pab import processes
 from pab.devices import autocast
 from pab.errors import InputError
 from pab.ranking import top_k
@@ -64,7 +65,7 @@ def match_scores(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The match logit (index 1) of every candidate.
+    """The match logit (index 1) of every candidate; several processes share the queries.
 
     Args:
         rows: ids of Q captions.
@@ -76,9 +77,11 @@ def match_scores(
     """
     bert = model.text_encoder
     weights = model.temp.dtype
-    scores = torch.empty(candidates.shape, dtype=torch.float32)
+    found: list[Tensor] = []
+    order: list[int] = []
     k = candidates.shape[1]
-    for group in _groups([len(row) for row in rows], candidates.numpy()):
+    groups = list(_groups([len(row) for row in rows], candidates.numpy()))
+    for group in (groups[number] for number in processes.share_of(len(groups))):
         used, place = np.unique(candidates[group].numpy(), return_inverse=True)
         images = torch.from_numpy(place.reshape(len(group), k))
         with autocast(device, dtype):
@@ -94,8 +97,9 @@ def match_scores(
                     _logits(model, text, mask, memory, columns)
                     for columns in of_part.split(max(1, PAIRS_A_PASS // len(part)), dim=1)
                 ]
-            scores[part] = torch.cat(logits, dim=1).float().cpu()
-    return scores
+            found.append(torch.cat(logits, dim=1).float().cpu())
+            order += part
+    return processes.assemble(order, torch.cat(found) if found else None, len(rows), device)
 
 
 def _logits(

@@ -1,0 +1,57 @@
+"""A result beside the published one: `python -m ensemble.published STEP --score FILE ...`.
+
+What `scripts/reproduce.sh` prints after each of its steps. The figures are the paper's (arXiv
+2511.22470), on PAB's 1,978 test queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pab.annotations import read_retrieval
+from pab.config import CommandParser
+from pab.errors import run_cli
+from pab.evaluate import evaluate, text_table
+
+QUERIES = 1978
+METRICS = ("R@1", "R@5", "R@10")
+PUBLISHED = {
+    "lhp_0.1M": (85.39, 99.49, 99.95),
+    "lhp": (87.11, 99.65, 99.85),
+    "lhp+uit": (88.37, 99.70, 99.85),
+    "lhp+uit+blip2": (88.88, 99.75, 99.90),
+    "lhp+uit+blip2+clip": (89.23, 99.70, 99.85),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a score file's metrics on the labelled test set beside the published ones."""
+    from pab.scores import load_scores
+
+    parser = CommandParser(
+        prog="python -m ensemble.published", description=main.__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("step", choices=PUBLISHED, help="what the score file stands for")
+    parser.add_argument("--score", type=Path, required=True, help="score file")
+    parser.add_argument("--annotation", type=Path, required=True, help="labelled test set")
+    parser.add_argument("--image_folder", type=Path, help="as for pab.evaluate")
+    parser.add_argument("--answers", type=Path, help="as for pab.evaluate")
+    args = parser.parse_args(argv)
+    retrieval = read_retrieval(
+        args.annotation, image_folder=args.image_folder, answers=args.answers
+    )
+    found = evaluate(load_scores(args.score), retrieval, where=args.score)
+    figures, bounds = found.summary(), found.intervals()
+    rows = [["", *METRICS]]
+    rows.append(["published", *(f"{value:.2f}" for value in PUBLISHED[args.step])])
+    rows.append(["obtained", *(f"{figures[name]:.2f}" for name in METRICS)])
+    rows.append(["95 % interval", *("{:.1f} to {:.1f}".format(*bounds[name]) for name in METRICS)])
+    print(f"{args.step}\n{text_table(rows)}")
+    if len(retrieval.queries) != QUERIES:
+        print(f"(published on {QUERIES} queries of PAB, obtained on {len(retrieval.queries)})")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# The paper on a GPU, step by step, each published number beside the one obtained.
+#   bash scripts/reproduce.sh                  score the released checkpoints, fuse, compare
+#   bash scripts/reproduce.sh --train          fine-tune LHP and UIT first (days; GPUS=4 uses four)
+#   DATA=data/mini OUT=output/try bash scripts/reproduce.sh --mini    the same steps on the mini data
+# Expected hours: docs/reproduce.md. A step whose score file is there is not run again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+train=false mini=false
+for word in "$@"; do
+    case $word in
+        --train) train=true ;;
+        --mini) mini=true ;;
+        *) echo "error: $word: expected --train or --mini" >&2; exit 2 ;;
+    esac
+done
+if $train && $mini; then
+    echo "error: --train: the mini models are shipped; train them with the commands of their configs" >&2
+    exit 2
+fi
+data=${DATA:-data/PAB} out=${OUT:-output/reproduce}
+python=.venv/bin/python
+test=$data/annotation/test/pair.json
+lhp=(--checkpoint checkpoints/lhp/lhp_beit3.pth) uit=(--config configs/uit/infer.yaml)
+blip2=() clip=() weights=(--config configs/ensemble/published.yaml)
+if $mini; then
+    lhp=(--config configs/lhp/mini_infer.yaml) uit=(--config configs/uit/mini_infer.yaml)
+    blip2=(--config configs/blip2/mini_infer.yaml) clip=(--config configs/clip/mini_infer.yaml)
+    weights=(--config configs/ensemble/mini.yaml)
+fi
+labelled=(--annotation "$test" --image_folder "$data" --answers none)
+
+if ! $mini; then
+    $python -m pab.layout check "$data"
+fi
+if $train; then
+    bash scripts/finetune_lhp.sh --data_path "$data" --output_dir "$out/lhp"
+    $python -m uit.run --task cmp --dist "f${GPUS:-1}" --data_path "$data" --output_dir "$out/uit"
+    lhp=(--checkpoint "$out/lhp/checkpoint-final.pth")
+    uit+=(--checkpoint "$out/uit/checkpoint-final.pth")
+fi
+
+score() {  # name, command ...
+    local name=$1
+    shift
+    if [ ! -f "$out/score_$name.pt" ]; then
+        "$@" "${labelled[@]}" --save_score "$out/score_$name.pt" --output_file "$out/predictions_$name.txt"
+    fi
+}
+score lhp $python -m lhp.infer "${lhp[@]}"
+score uit $python -m uit.infer "${uit[@]}" --candidates "$out/score_lhp.pt"
+score blip2 $python scripts/blip2_infer.py "${blip2[@]}"
+score clip $python scripts/clip_infer.py "${clip[@]}"
+
+members=(--beit3_score "$out/score_lhp.pt")
+step=lhp
+compare() {  # step
+    step=$1
+    echo
+    $python -m ensemble.run "${weights[@]}" --uit_score none --blip2_score none --clip_score none \
+        "${members[@]}" --save_score "$out/fused.pt" --output_file "$out/predictions.txt"
+    $python -m ensemble.published "$step" --score "$out/fused.pt" --annotation "$test" --image_folder "$data"
+}
+compare lhp
+members+=(--uit_score "$out/score_uit.pt") && compare lhp+uit
+members+=(--blip2_score "$out/score_blip2.pt") && compare lhp+uit+blip2
+members+=(--clip_score "$out/score_clip.pt") && compare lhp+uit+blip2+clip

@@ -525,7 +525,7 @@ def odd(scoring: Scoring, vocabulary: Path, checkpoint: Path) -> dict[str, Any]:
     "expected",
     [
         "--k_test", "at least 1", "'t0#0'", "no_such.pt", "vocab.txt", "word vectors", "NaN",
-        "1 missing", "--save_itc", "--input_size", "--max_words",
+        "1 missing", "--save_itc", "--input_size", "--max_words", "--model", "--cache_dtype",
     ],
 )  # fmt: skip
 def test_bad_input(

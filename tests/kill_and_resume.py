@@ -1,0 +1,110 @@
+"""Kill a training run at random moments and let it go on: `python -m tests.kill_and_resume`.
+
+For each recipe: one run that is left alone, and one that is killed (SIGKILL) again and again, also
+while it writes a checkpoint (it writes one after every step), and started anew with the same
+command. In the end both must have the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from lhp.train_tokenizer import train_tokenizer
+from pab.checkpoints import model_state, read_checkpoint
+from pab.training import FINAL, LAST
+from pab.training_set import TrainingSet
+from tests.conftest import MODEL, make_data
+from uit.make_vocabulary import make_vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = {
+    "batch_size": 4, "epochs": 12, "num_workers": 0, "device": "cpu", "dtype": "fp32",
+    "save_every_steps": 1, "val_pairs": 4, "lr": 1e-3,
+}  # fmt: skip
+
+
+def command(recipe: str, data: Path, out: Path) -> list[str]:
+    """A small run of a recipe."""
+    captions = [pair.caption for pair in TrainingSet.open(data)]
+    if recipe == "lhp":
+        if not (data / "t.spm").is_file():
+            train_tokenizer(captions, data / "t.spm", 64)
+        own = {"model": MODEL, "input_size": 64, "sentencepiece_model": data / "t.spm",
+               "drop_path": 0.2, "min_lr": 1e-4, "warmup_steps": 2, "ema_decay": 0.9}  # fmt: skip
+        module = "lhp.train"
+    else:
+        if not (data / "words").is_dir():
+            make_vocabulary(captions, data / "words", 100)
+        own = {"model": "uit_debug", "input_size": 32, "window": 4, "text_encoder": data / "words",
+               "max_text_length": 24, "max_words": 20, "mim_block": 16,
+               "k_val": 3}  # fmt: skip
+        module = "uit.train"
+    settings = {**SHARED, **own, "data_path": data, "output_dir": out}
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    if recipe == "uit":
+        flags.append("--no_synonyms")
+    return [sys.executable, "-m", module, *flags]
+
+
+def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random.Random) -> int:
+    """Run to the end in spite of kills; how many hit a run that had begun to train."""
+    hits = 0
+    for _ in range(kills):
+        process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+        started = time.monotonic()
+        while not (out / LAST).exists() and process.poll() is None:
+            time.sleep(0.02)  # the first time, wait until there is something to lose
+        if hits:
+            time.sleep(draw.uniform(2.0, 9.0))  # loading, resuming, training, writing
+        else:
+            time.sleep(draw.uniform(0.0, 2.0))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            hits += 1
+        process.wait()
+        print(f"  killed after {time.monotonic() - started:.1f} s", flush=True)
+    subprocess.run(words, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
+    return hits
+
+
+def main() -> None:
+    """Read the command line, kill, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--recipes", nargs="+", default=["lhp", "uit"], choices=["lhp", "uit"])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    draw = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "data"
+        make_data(data)
+        for recipe in args.recipes:
+            alone, killed = Path(name) / f"{recipe}_alone", Path(name) / f"{recipe}_killed"
+            subprocess.run(
+                command(recipe, data, alone), cwd=ROOT, stderr=subprocess.DEVNULL, check=True
+            )
+            print(f"{recipe}:", flush=True)
+            words = command(recipe, data, killed)
+            hits = killed_again_and_again(words, killed, args.kills, draw)
+            one, two = (model_state(read_checkpoint(p / FINAL), p) for p in (alone, killed))
+            differing = [key for key in one if not torch.equal(one[key], two[key])]
+            left = [path.name for path in killed.iterdir() if path.suffix == ".tmp"]
+            print(
+                f"{recipe}: {hits} of {args.kills} kills hit; {len(differing)} of {len(one)} tensors "
+                f"differ; torn files: {left or 'none'}"
+            )
+            if differing or one.keys() != two.keys():
+                sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -99,8 +99,8 @@ def main() -> None:
             differing = [key for key in one if not torch.equal(one[key], two[key])]
             left = [path.name for path in killed.iterdir() if path.suffix == ".tmp"]
             print(
-                f"{recipe}: {hits} of {args.kills} kills hit; {len(differing)} of {len(one)} tensors "
-                f"differ; torn files: {left or 'none'}"
+                f"{recipe}: {hits} of {args.kills} kills hit; {len(differing)} of {len(one)} "
+                f"tensors differ; torn files: {left or 'none'}"
             )
             if differing or one.keys() != two.keys():
                 sys.exit(1)

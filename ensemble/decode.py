@@ -26,8 +26,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from pab.errors import InputError
@@ -185,6 +183,10 @@ def assignment(scores: Tensor, query_ids: Sequence[str], slack: float | None) ->
     Raises:
         InputError: without a price, more queries than images.
     """
+    # Imported here: who only fuses need not pay its time and memory.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     n_queries, n_gallery = scores.shape
     if slack is None and n_queries > n_gallery:
         raise InputError(

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ensemble.scaling import Scaling, scaled_block
 from pab.errors import InputError
-from pab.ranking import rows_in_order
+from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
 BLOCK_ELEMENTS = 1 << 19  # scores of a block: 2 MiB, so that a block's steps stay in the cache
+SPARE_CANDIDATES = 22  # beyond the k best that are wanted
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 SUM_TOLERANCE = 1e-6
 
@@ -140,10 +141,18 @@ class Fusion:
         """Of the columns."""
         return self.files[0].gallery_ids
 
+    def _own_block(self, number: int, start: int, stop: int) -> Tensor:
+        """Rows of one member's own scores, float32 [q, G]; not to be changed."""
+        scores, order = self.files[number].scores, self.rows[number]
+        return scores[start:stop] if order is None else scores[order[start:stop]]
+
     def member_block(self, number: int, start: int, stop: int) -> Tensor:
         """Rows of one member on the common scale, float32 [q, G]."""
-        file, order = self.files[number], self.rows[number]
-        block = file.scores[start:stop] if order is None else file.scores[order[start:stop]]
+        return self._scaled(number, self._own_block(number, start, stop))
+
+    def _scaled(self, number: int, block: Tensor) -> Tensor:
+        """Scores of one member, of whole rows but for ``minmax``, on the common scale."""
+        file = self.files[number]
         if self.rule == "reciprocal_rank":
             places = scaled_block(block, "rank", file.bounds, "")  # 1 down to 0
             ranks = 1.0 + (1.0 - places) * (block.shape[1] - 1)
@@ -152,11 +161,17 @@ class Fusion:
 
     def block(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
-        fused = self.member_block(0, start, stop)
+        return self._fused(
+            [self._own_block(number, start, stop) for number in range(len(self.files))]
+        )
+
+    def _fused(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The members' own scores fused; see :meth:`_scaled` for what the blocks may be."""
+        fused = self._scaled(0, blocks[0])
         if self.rule == "sum":
             fused = self.members[0].weight * fused
         for number, member in enumerate(self.members[1:], start=1):
-            other = self.member_block(number, start, stop)
+            other = self._scaled(number, blocks[number])
             if self.rule == "iterative":
                 fused = blend_(fused, other, member.weight)
             elif self.rule == "sum":
@@ -170,6 +185,51 @@ class Fusion:
         rows = max(1, BLOCK_ELEMENTS // len(self.gallery_ids))
         for start in range(0, len(self.query_ids), rows):
             yield self.block(start, min(start + rows, len(self.query_ids)))
+
+    def best_columns(self, k: int) -> Tensor:
+        """The k best columns of every row, best first, ties to the smaller one: int64 [Q, k].
+
+        The published fusion is first taken as one weighted sum of the members' own scores, which
+        reads each of them once; the candidates that this leaves are then scored by the published
+        arithmetic. A row where rounding could hide a further candidate is fused whole.
+        """
+        if self.rule != "iterative" or self.scaling != "minmax":
+            return torch.cat([top_k(block, k) for block in self.blocks()])
+        shares = shares_of([member.weight for member in self.members[1:]])
+        factors, shift, scale = [], 0.0, 0.0
+        for share, file, member in zip(shares, self.files, self.members, strict=True):
+            low, high = file.bounds
+            scaled_block(torch.tensor([[low]]), "minmax", file.bounds, member.path)  # may refuse
+            factors.append(share / (high - low))
+            shift -= factors[-1] * low
+            scale += factors[-1] * max(abs(low), abs(high))
+        count, width = len(self.query_ids), len(self.gallery_ids)
+        rounding = (scale + abs(shift) + 1.0) * (len(self.files) + 4) * torch.finfo().eps
+        rows = max(1, BLOCK_ELEMENTS // width)
+        found = [
+            self._best_of(start, min(start + rows, count), k, factors, shift + rounding)
+            for start in range(0, count, rows)
+        ]
+        return torch.cat(found)
+
+    def _best_of(
+        self, start: int, stop: int, k: int, factors: Sequence[float], margin: float
+    ) -> Tensor:
+        """:meth:`best_columns` of a block; ``margin`` brings its sums above any true score."""
+        blocks = [self._own_block(number, start, stop) for number in range(len(self.files))]
+        sums = blocks[0] * factors[0]
+        for block, factor in zip(blocks[1:], factors[1:], strict=True):
+            sums.add_(block, alpha=factor)
+        values, columns = torch.topk(sums, min(k + SPARE_CANDIDATES, sums.shape[1]))
+        columns = columns.sort(dim=1).values  # so that a stable sort gives ties to the smaller
+        fused = self._fused([block.gather(1, columns) for block in blocks])
+        order = fused.argsort(dim=1, descending=True, stable=True)[:, :k]
+        best = columns.gather(1, order)
+        if columns.shape[1] < sums.shape[1]:
+            last = fused.gather(1, order[:, -1:])[:, 0]
+            for row in (last <= values[:, -1] + margin).nonzero()[:, 0].tolist():
+                best[row] = top_k(self.block(start + row, start + row + 1), k)[0]
+        return best
 
     def matrix(self) -> Tensor:
         """The whole fused matrix, float32 [Q, G]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -38,7 +39,11 @@ def load_members(
             lines, a wrong number of lines, or a name that is not in the gallery.
     """
     lists = {m.path: read_ranked_list(m.path) for m in members if is_list(m.path)}
-    files = {m.path: load_scores(m.path) for m in members if not is_list(m.path)}
+    paths = [member.path for member in members if not is_list(member.path)]
+    with ThreadPoolExecutor(
+        2
+    ) as pool:  # one file's ids are read while another's scores are checked
+        files = dict(zip(paths, pool.map(load_scores, paths), strict=True))
     if lists:
         known = next(iter(files.values()), None)
         if known is not None:

@@ -95,11 +95,8 @@ def run(config: RunConfig) -> None:
         whole = ScoreFile(scores, fusion.query_ids, fusion.gallery_ids, meta_of(config, members))
         names = ranked_names(scores, fusion.gallery_ids, config.top_k)
     else:
-        names = [
-            line
-            for block in fusion.blocks()
-            for line in ranked_names(block, fusion.gallery_ids, config.top_k)
-        ]
+        columns = fusion.best_columns(config.top_k)
+        names = [[fusion.gallery_ids[i] for i in row] for row in columns.tolist()]
     lines = dict(zip(fusion.query_ids, names, strict=True))
     answer = [lines[query_id] for query_id in order]
     if protocol is not None and retrieval is not None:

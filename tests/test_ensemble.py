@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -583,3 +585,39 @@ def test_searches_that_make_no_sense(
     with pytest.raises(InputError, match=expected):
         searched(annotation, tmp_path, *flags)
     assert not (tmp_path / "weights.yaml").exists()
+
+
+# ------------------------------------------------------------------------------- the best columns
+
+
+@given(st.data())
+@settings(max_examples=80, deadline=None)
+def test_the_best_columns_are_those_of_the_whole_matrix(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 4), "members")
+    queries, images = data.draw(st.integers(1, 5), "Q"), data.draw(st.integers(2, 70), "G")
+    k = data.draw(st.integers(1, 12), "k")
+    levels = data.draw(st.sampled_from([2, 5, 1000]), "levels")  # few levels: full of ties
+    offset = data.draw(st.sampled_from([0.0, -3.0, 1e4]), "offset")  # large: sums lose digits
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000), "seed"))
+    files, members = [], []
+    for number in range(count):
+        scores = torch.randint(0, levels, (queries, images), generator=generator) / levels + offset
+        scores[0, 0], scores[-1, -1] = offset - 1.0, offset + 2.0  # no constant matrix
+        ids = [f"q{i}" for i in range(queries)], [f"g{i:02d}" for i in range(images)]
+        files.append(ScoreFile(scores, *ids))
+        members.append(Member(f"m{number}", "", data.draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]))))
+    fusion = aligned(members, files)
+    assert torch.equal(fusion.best_columns(k), top_k(fusion.matrix(), k))
+
+
+@pytest.mark.parametrize("scaling", ["minmax", "rank"])
+def test_best_columns_of_rows_in_another_order(scaling: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = [f"q{i}" for i in range(9)], [f"g{i:03d}" for i in range(200)]
+    one, two = torch.rand(9, 200, generator=generator), torch.rand(9, 200, generator=generator)
+    order = torch.randperm(9, generator=generator).tolist()
+    files = [ScoreFile(one, *ids), ScoreFile(two[order], [ids[0][i] for i in order], ids[1])]
+    members = [Member("a", "", 1.0), Member("b", "", 0.6)]
+    fusion = aligned(members, files, scaling=scaling)
+    plain = aligned(members, [files[0], ScoreFile(two, *ids)], scaling=scaling)
+    assert torch.equal(fusion.best_columns(10), top_k(plain.matrix(), 10))

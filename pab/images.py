@@ -1,7 +1,7 @@
 """Image files: listing a gallery, finding every unreadable image, the named preprocessing recipes.
 
-An image is opened with Pillow and converted to RGB, nothing more. In particular a photo's EXIF
-orientation is not applied: the published pipelines do not apply it, and scores would differ.
+An image is opened with Pillow and converted to RGB (16 bits to 8), nothing more. In particular a
+photo's EXIF orientation is not applied: the published pipelines do not, and scores would differ.
 torch and torchvision are imported only where tensors are made.
 """
 
@@ -184,9 +184,18 @@ def load_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            return image.convert("RGB")
+            return _as_rgb(image)
     except _DECODING_ERRORS as error:
         raise InputError(path, f"expected an image, found {_reason(path, error)}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """RGB of an opened image; Pillow's own conversion would cut 16 bits off at 255."""
+    if image.mode.startswith("I;16"):
+        import numpy as np
+
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def verify_images(paths: list[Path], num_workers: int = 0) -> None:

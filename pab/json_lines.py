@@ -16,6 +16,23 @@ from pab.errors import InputError
 from pab.files import existing_file
 
 
+class _Twice(ValueError):
+    """A field that stands twice in one object; the message is its name."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields; json's own would keep the last of a field that stands there twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in fields if names.count(name) > 1)
+        raise _Twice(twice)
+    return fields
+
+
+_LINE = json.JSONDecoder(object_pairs_hook=_each_once)  # made once: json.loads would make it anew
+
+
 def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """Number from 1, byte offset and bytes of every line of a file that is not blank."""
     offset = 0
@@ -52,7 +69,9 @@ def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
     """One line as a JSON object; not UTF-8, not JSON and not an object are errors."""
     text = decoded(raw, path, item).rstrip()  # else what ends too early is found on a next line
     try:
-        value = json.loads(text)
+        value = _LINE.decode(text)
+    except _Twice as error:
+        raise _found_twice(error, path, item) from error
     except (ValueError, RecursionError) as error:  # a JSONDecodeError, or a number beyond limits
         problem = f"expected one JSON object a line, found broken JSON{_reason(error)}"
         raise InputError(path, problem, item=item) from error
@@ -64,14 +83,6 @@ def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
 def json_document(path: Path, what: str) -> dict[str, Any]:
     """A whole file as one JSON object in which no key stands twice."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in fields if names.count(name) > 1)
-            raise InputError(path, f"expected every key once, found {shortened(twice)} twice")
-        return fields
-
     existing_file(path, what)
     try:
         raw = path.read_bytes()
@@ -79,7 +90,9 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
         raise InputError(path, f"cannot be read: {error.strerror or error}") from error
     text = decoded(raw, path, "the whole file")
     try:
-        value = json.loads(text, object_pairs_hook=unique)
+        value = _LINE.decode(text)
+    except _Twice as error:
+        raise _found_twice(error, path, None) from error
     except (ValueError, RecursionError) as error:
         line = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else None
         problem = f"expected {what}, found broken JSON{_reason(error)}"
@@ -87,6 +100,11 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
     if type(value) is not dict:
         raise InputError(path, f"expected {what}, found {kind(value)}")
     return value
+
+
+def _found_twice(error: _Twice, path: Path, item: str | None) -> InputError:
+    name = shortened(str(error))
+    return InputError(path, f"expected every key once, found {name} twice", item=item)
 
 
 def _reason(error: Exception) -> str:

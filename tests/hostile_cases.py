@@ -1,0 +1,259 @@
+"""Odd and hostile inputs: how each is made, and what has to come of it.
+
+An image's case gives the RGB picture it stands for (``right``), or a part of the one line that
+refuses it (``refused``), or is left alone (``ignored``: no image of the gallery). Other cases are
+right or refused. `test_hostile.py` runs them and holds `docs/reliability.md` to them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+SIZE = (40, 30)
+
+
+def picture(size: tuple[int, int] = SIZE) -> Image.Image:
+    """Colours that tell channels and directions apart."""
+    across, down = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    blue = np.full_like(across, 90.0)
+    return Image.fromarray(np.stack([across, down, blue], axis=2).astype(np.uint8))
+
+
+def coded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """An image file's bytes."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def as_rgb(data: bytes) -> Image.Image:
+    """What a file shows."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+@dataclass(frozen=True)
+class ImageCase:
+    """A file of the gallery: its name, its bytes, the picture it stands for or the refusal."""
+
+    what: str
+    name: str
+    data: bytes | None
+    right: Image.Image | None = None
+    refused: str = ""
+    ignored: bool = False
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """One chunk of a PNG."""
+    whole = kind + body
+    return len(body).to_bytes(4, "big") + whole + zlib.crc32(whole).to_bytes(4, "big")
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of a few kilobytes that unpacks to side x side pixels."""
+    header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    rows = zlib.compress(bytes((side // 8 + 1) * 64), 9)
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def image_cases() -> list[ImageCase]:
+    """Sixteen bits, alpha, animation, damage, disguise."""
+    base = picture()
+    jpeg, png = coded(base, "JPEG", quality=95), coded(base, "PNG")
+    deep = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(np.uint16)
+    shades = Image.fromarray((deep // 257).astype(np.uint8))
+    half = Image.new("RGBA", SIZE, (200, 40, 40, 128))
+    exif = Image.Exif()
+    exif[274] = 6  # turn right when shown: not applied, as in the published pipelines
+    frames = [base, base.transpose(Image.Transpose.ROTATE_180)]
+    made: list[tuple[str, str, bytes, Image.Image]] = [
+        ("CMYK JPEG", "odd.jpg", b := coded(base.convert("CMYK"), "JPEG"), as_rgb(b)),
+        ("grey JPEG", "odd.jpg", b := coded(base.convert("L"), "JPEG"), as_rgb(b)),
+        ("progressive JPEG", "odd.jpg", b := coded(base, "JPEG", progressive=True), as_rgb(b)),
+        ("16-bit grey PNG", "odd.png", coded(Image.fromarray(deep), "PNG"), shades.convert("RGB")),
+        ("palette PNG", "odd.png", b := coded(base.quantize(16), "PNG"), as_rgb(b)),
+        ("palette PNG, transparent", "odd.png",
+         b := coded(base.quantize(16), "PNG", transparency=3), as_rgb(b)),
+        ("PNG with alpha", "odd.png", coded(half, "PNG"), Image.new("RGB", SIZE, (200, 40, 40))),
+        ("grey PNG with alpha", "odd.png", b := coded(base.convert("LA"), "PNG"), as_rgb(b)),
+        ("one-bit PNG", "odd.png", b := coded(base.convert("1"), "PNG"), as_rgb(b)),
+        ("EXIF says rotated", "odd.jpg", coded(base, "JPEG", quality=95, exif=exif), as_rgb(jpeg)),
+        ("animated PNG", "odd.png",
+         coded(base, "PNG", save_all=True, append_images=frames[1:]), base),
+        ("animated WebP", "odd.webp",
+         coded(base, "WEBP", save_all=True, append_images=frames[1:], lossless=True), base),
+        ("lossless WebP", "odd.webp", coded(base, "WEBP", lossless=True), base),
+        ("BMP", "odd.bmp", coded(base, "BMP"), base),
+        ("one pixel", "odd.png", coded(picture((1, 1)), "PNG"), picture((1, 1))),
+        ("20,000 x 20 pixels", "odd.png", coded(picture((20000, 20)), "PNG"), picture((20000, 20))),
+        ("20 x 20,000 pixels", "odd.png", coded(picture((20, 20000)), "PNG"), picture((20, 20000))),
+        ("JPEG called .png", "odd.png", jpeg, as_rgb(jpeg)),
+        ("PNG called .JPG, in capitals", "odd.JPG", png, base),
+        ("bytes behind the end of a JPEG", "odd.jpg", jpeg + b"\0" * 999, as_rgb(jpeg)),
+    ]  # fmt: skip
+    cases = [ImageCase(what, name, data, right=right) for what, name, data, right in made]
+    cases += [
+        ImageCase("half of a JPEG", "odd.jpg", jpeg[: len(jpeg) // 2], refused="odd.jpg"),
+        ImageCase("half of a PNG", "odd.png", png[: len(png) // 2], refused="odd.png"),
+        ImageCase("decompression bomb, 40,000 x 40,000", "odd.png", bomb(40000), refused="odd.png"),
+        ImageCase("TIFF called .jpg", "odd.jpg", coded(base, "TIFF"), refused="odd.jpg"),
+        ImageCase("SVG called .png", "odd.png", b"<svg xmlns='x'/>", refused="odd.png"),
+        ImageCase("no bytes", "odd.png", b"", refused="an empty file"),
+        ImageCase("text", "odd.jpg", b"no image\n", refused="odd.jpg"),
+        ImageCase("a folder called odd.jpg", "odd.jpg", None, refused="a directory"),
+        ImageCase("GIF", "odd.gif", coded(base, "GIF"), ignored=True),
+        ImageCase("hidden file", ".odd.jpg", jpeg, ignored=True),
+        ImageCase("name with a blank", "odd one.png", png, refused="'odd one'"),
+        ImageCase("name with a line break", "odd\none.png", png, refused="odd"),
+        ImageCase("name in Greek", "γάτα.png", png, right=base),
+        ImageCase("name of an emoji", "🚲.png", png, right=base),
+        ImageCase("name with two dots", "a.b.png", png, right=base),
+        ImageCase("name with a dash first", "-odd.png", png, right=base),
+        ImageCase("name of 200 letters", "x" * 200 + ".png", png, right=base),
+        ImageCase("name that another has but for the ending", "G00.png", png, refused="'G00"),
+    ]
+    return cases
+
+
+@dataclass(frozen=True)
+class TextCase:
+    """The content of a text file: right, or refused with these words."""
+
+    what: str
+    data: bytes
+    refused: str = ""
+
+
+def query(caption: Any, **more: Any) -> bytes:
+    """A query's line."""
+    return (json.dumps({"query_index": "q1", "caption": caption, **more}) + "\n").encode()
+
+
+def caption_cases() -> list[TextCase]:
+    """What may stand in a caption, and how an annotation may be broken."""
+    good = query("a man falls")
+    return [
+        TextCase("emoji", query("a man 🚲 falls 🤕")),
+        TextCase("control characters", query("a\x00man\x07falls\x1b[31m")),
+        TextCase("10,000 words", query("word " * 10_000)),
+        TextCase("one word of 100,000 letters", query("x" * 100_000)),
+        TextCase("right to left", query("رجل يسقط من دراجته")),
+        TextCase("nothing but points", query("...")),
+        TextCase("words of the tokenizer's own", query("<s> [SEP] </s> <pad> <unk>")),
+        TextCase("accents apart from their letters", query("un cafe\u0301")),
+        TextCase("blanks of no width", query("a\u200bman\u200b falls")),
+        TextCase("markup", query("<script>alert(1)</script>")),
+        TextCase("line ends of Windows", good.replace(b"\n", b"\r\n")),
+        TextCase("no line end at the last line", good.rstrip(b"\n")),
+        TextCase("empty caption", query(""), "caption"),
+        TextCase("caption of blanks", query("  \t "), "caption"),
+        TextCase("caption null", query(None), "caption"),
+        TextCase("caption a number", query(7), "caption"),
+        TextCase(
+            "half a surrogate pair", b'{"query_index": "q1", "caption": "a \\ud800"}\n', "caption"
+        ),
+        TextCase("the same id twice", good + good, "q1"),
+        TextCase("unknown field", query("a", colour="red"), "colour"),
+        TextCase("no id", b'{"caption": "a man"}\n', "line 1"),
+        TextCase("a list", b'["a man"]\n', "line 1"),
+        TextCase(
+            "a field twice", b'{"query_index": "q1", "caption": "a", "caption": "b"}\n', "caption"
+        ),
+        TextCase("NaN", b'{"query_index": NaN, "caption": "a"}\n', "line 1"),
+        TextCase("a comma too many", b'{"query_index": "q1", "caption": "a",}\n', "line 1"),
+        TextCase("100,000 brackets", b"[" * 100_000 + b"\n", "line 1"),
+        TextCase("other bytes than UTF-8", b"\xff\xfe\x00a\n", "UTF-8"),
+        TextCase("zip", b"PK\x03\x04" + bytes(40), "line 1"),
+        TextCase("empty file", b"", "empty"),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScoreCase:
+    """The content of a score file, as an object or as bytes: right, or refused."""
+
+    what: str
+    content: Any
+    refused: str = ""
+
+
+class Code:
+    """Would run a command when unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return (print, ("code of a score file ran",))
+
+
+def score_cases(good: dict[str, Any]) -> list[ScoreCase]:
+    """Score files of four queries and three images.
+
+    Args:
+        good: what a right one holds.
+    """
+    scores: torch.Tensor = good["scores"]
+
+    def spoilt(row: int, column: int, value: float) -> torch.Tensor:
+        other = scores.clone()
+        other[row, column] = value
+        return other
+
+    def with_(**changes: Any) -> dict[str, Any]:
+        return {**good, **changes}
+
+    stream = io.BytesIO()
+    torch.save(good, stream)
+    return [
+        ScoreCase("a right one", good),
+        ScoreCase("values of 1e30", with_(scores=scores * 1e30)),
+        ScoreCase("code in it", with_(meta={"x": Code()}), "x.pt"),
+        ScoreCase("a bare tensor", scores, "pab.scores import"),
+        ScoreCase("float64", with_(scores=scores.double()), "float32"),
+        ScoreCase("NaN", with_(scores=spoilt(1, 2, float("nan"))), "finite"),
+        ScoreCase("infinity", with_(scores=spoilt(1, 2, float("inf"))), "finite"),
+        ScoreCase("all alike", with_(scores=torch.zeros_like(scores)), "rank nothing"),
+        ScoreCase("an id too few", with_(query_ids=good["query_ids"][1:]), "query_ids"),
+        ScoreCase("an id twice", with_(gallery_ids=["a", "a", "c"]), "'a' twice"),
+        ScoreCase("ids not sorted", with_(gallery_ids=["c", "b", "a"]), "sorted"),
+        ScoreCase("a line break in an id", with_(gallery_ids=["a", "b\n", "c"]), "gallery_ids"),
+        ScoreCase("a further key", {**good, "x": 1}, "keys"),
+        ScoreCase("sparse", with_(scores=scores.to_sparse()), "x.pt"),
+        ScoreCase("half of a file", stream.getvalue()[:600], "x.pt"),
+        ScoreCase("text", b"no scores\n", "x.pt"),
+        ScoreCase("empty", b"", "x.pt"),
+    ]
+
+
+def list_cases() -> list[TextCase]:
+    """Ranked lists of three queries and three images."""
+    return [
+        TextCase("line ends of Windows", b"a b c\r\nb a c\r\nc a b\r\n"),
+        TextCase("tabs", b"a\tb c\nb a\tc\nc b a\n"),
+        TextCase("no line end at the last line", b"a b c\nb a c\nc a b"),
+        TextCase("empty", b"", "empty"),
+        TextCase("an empty line", b"a b c\n\n", "line 2"),
+        TextCase("a name twice", b"a b a\nb a c\n", "'a' twice"),
+        TextCase("lines of unequal length", b"a b c\nb a\n", "line 2"),
+        TextCase("a line too many", b"a b c\n" * 4, "expected 3 lines"),
+        TextCase("other bytes than UTF-8", b"\xff\xfe a\n", "UTF-8"),
+    ]
+
+
+def write(folder: Path, name: str, data: bytes | None) -> Path:
+    """Make a case's file; None makes a folder."""
+    path = folder / name
+    if data is None:
+        path.mkdir()
+    else:
+        path.write_bytes(data)
+    return path

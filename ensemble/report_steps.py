@@ -13,7 +13,7 @@ from ensemble.report_parts import Change, change
 from pab.annotations import Query, Retrieval
 from pab.ranking import top_k
 
-STEP_EXAMPLES = 4  # queries shown of those a step won, and of those it lost
+STEP_EXAMPLES = 3  # queries shown of those a step won, and of those it lost
 
 
 @dataclass(frozen=True)

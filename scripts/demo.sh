@@ -37,7 +37,7 @@ echo
 $python -m ensemble.report --score "fused=$out/score_fused.pt" \
     --score "LHP=$out/score_lhp.pt" --score "UIT=$out/score_uit.pt" \
     --annotation "$masked/query.json" --answers "$masked/answers.json" \
-    --image_folder "$masked/gallery" \
+    --image_folder "$masked/gallery" --steps LHP fused \
     --title "LHP, UIT and their fusion on the mini test set" --out "$out/report.html"
 
 echo "Ranked list: $out/predictions.txt    Report: $out/report.html"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,7 +112,8 @@ def without_half(whole: Decodable, folder: Path) -> Decodable:
 def best_settings(decoding: str, sets: list[Decodable]) -> DecodeSettings:
     """The number with the best R@1, by mAP@10 where that ties, averaged over validation sets."""
     if decoding == "assignment":
-        tried = [DecodeSettings("assignment", slack=slack) for slack in (*SLACKS, None)]
+        slacks = [None if math.isinf(slack) else slack for slack in SLACKS]
+        tried = [DecodeSettings("assignment", slack=slack) for slack in slacks]
     else:
         tried = [DecodeSettings(decoding, factor=factor) for factor in FACTORS]  # type: ignore[arg-type]
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ensemble.decode import DecodeSettings
-from ensemble.fuse import RECIPROCAL_RANK_K, Member, parse_member
+from ensemble.fuse import (
+    RECIPROCAL_RANK_K,
+    Member,
+    named_numbers,
+    parse_member,
+    without_weight,
+)
 from pab.config import flag
 from pab.errors import InputError
 
@@ -65,8 +72,14 @@ class FusionConfig:
             raise InputError("--shares", f"does not go with --fusion {self.fusion}")
         if not self.decode_factor > 0:
             raise InputError("--decode_factor", f"must be above 0, found {self.decode_factor}")
-        if self.decode_slack is not None and self.decode_slack < 0:
-            raise InputError("--decode_slack", f"must not be negative, found {self.decode_slack}")
+        if self.decode_slack is not None and not 0 <= self.decode_slack < math.inf:
+            raise InputError("--decode_slack", f"must be 0 or more, found {self.decode_slack}")
+        if self.decode_slack is not None and self.decode != "assignment":
+            raise InputError("--decode_slack", f"does not go with --decode {self.decode}")
+        if self.decode == "dual_softmax" and self.scaling == "zscore":
+            raise InputError(
+                "--scaling", "zscore has negative scores, which dual_softmax would turn round"
+            )
         if self.sinkhorn_steps < 1:
             raise InputError("--sinkhorn_steps", f"must be at least 1, found {self.sinkhorn_steps}")
         if (self.decode == "querybank") != (self.decode_bank is not None):
@@ -96,14 +109,16 @@ class FusionConfig:
             ("clip", self.clip_score, self.clip_weight),
         )
         found = [Member(name, path, weight) for name, path, weight in published if path]
+        weights = named_numbers("--member_weights", self.member_weights)
         if self.fusion == "iterative":
-            return found + [parse_member(text, self.member_weights) for text in self.member]
-        # Weights of the published rule mean nothing in the others.
-        names = [*self.member_weights, *(f"{text.split('=')[0]}:1" for text in self.member)]
-        found += [parse_member(text, names) for text in self.member]
+            return found + [parse_member(text, weights) for text in self.member]
+        # Weights of the published rule mean nothing in the others: none need be given.
+        for text in self.member:
+            weights.setdefault(text.partition("=")[0], 1.0)
+        found += [parse_member(without_weight(text), weights) for text in self.member]
         if self.fusion == "reciprocal_rank":
             return found
-        shares = dict(text.rpartition(":")[::2] for text in self.shares)
+        shares = named_numbers("--shares", self.shares)
         missing = [member.name for member in found if member.name not in shares]
         extra = sorted(shares.keys() - {member.name for member in found})
         if missing or extra:
@@ -112,11 +127,4 @@ class FusionConfig:
                 f"expected NAME:SHARE of every member, found "
                 f"{'none of ' + missing[0] if missing else 'one of no member, ' + extra[0]}",
             )
-        return [replace(member, weight=_number(shares[member.name])) for member in found]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise InputError("--shares", f"expected a number, found {text!r}") from error
+        return [replace(member, weight=shares[member.name]) for member in found]

@@ -33,6 +33,7 @@ from pab.ranking import rows_in_order, top_k
 from pab.scores import load_scores
 
 Decoding = Literal["none", "querybank", "dual_softmax", "sinkhorn", "assignment"]
+ROWS_A_BLOCK = 128
 JOINT = frozenset(("dual_softmax", "sinkhorn", "assignment"))
 
 
@@ -104,7 +105,8 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     Args:
         scores: [Q, G].
         bank: scores of other captions, training captions say, by the same models on the same
-            images and scale [N, G].
+            images [N, G]. A fused bank has been scaled by its own bounds, so that its scale is that
+            of the scores as nearly as its extremes are theirs.
         factor: on scores before they are exponentiated.
 
     Returns:
@@ -114,10 +116,14 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
         raise ValueError(f"the bank has {bank.shape[1]} images, the scores {scores.shape[1]}")
     hubs = torch.zeros(scores.shape[1], dtype=torch.bool)
     hubs[top_k(bank, 1)[:, 0]] = True
-    attraction = torch.logsumexp(factor * bank.double(), dim=0)  # [G]
+    attraction = torch.full((scores.shape[1],), -torch.inf, dtype=torch.float64)  # [G]
+    for rows in bank.split(ROWS_A_BLOCK):
+        found = torch.logsumexp(factor * rows.double(), dim=0)
+        attraction = torch.logaddexp(attraction, found)
     acts = hubs[top_k(scores, 1)[:, 0]]  # [Q]
     result = scores.clone()
-    result[acts] = (factor * scores[acts].double() - attraction).float()
+    for part in acts.nonzero()[:, 0].split(ROWS_A_BLOCK):
+        result[part] = (factor * scores[part].double() - attraction).float()
     return result
 
 
@@ -129,9 +135,12 @@ def dual_softmax(scores: Tensor, factor: float) -> Tensor:
         factor: on scores in the softmax.
 
     Returns:
+        Logarithms of the products (which themselves would often be too small for float32),
         float32 [Q, G].
     """
-    return scores * torch.softmax(factor * scores, dim=0)
+    smallest = torch.finfo(scores.dtype).tiny
+    logits = factor * scores
+    return scores.clamp_min(smallest).log() + logits - torch.logsumexp(logits, dim=0)
 
 
 def sinkhorn(scores: Tensor, factor: float, steps: int) -> Tensor:

@@ -10,14 +10,14 @@ Shape letters: `Q` queries, `q` rows of a block, `G` gallery images.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ensemble.scaling import Scaling, scaled_block
+from ensemble.scaling import Scaling, mean_places, scaled_block
 from pab.errors import InputError
 from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile
@@ -27,6 +27,7 @@ BLOCK_ELEMENTS = 1 << 19  # scores of a block: 2 MiB, so that a block's steps st
 SPARE_CANDIDATES = 22  # beyond the k best that are wanted
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 SUM_TOLERANCE = 1e-6
+RANKED_LIST = "ranked list"  # `model` in the meta of a member that was one: 0 is "not named"
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,55 @@ class Member:
     weight: float
 
 
-def parse_member(text: str, weights: Sequence[str] = ()) -> Member:
-    """``NAME=FILE:WEIGHT``, or ``NAME=FILE`` where ``weights`` (``NAME:WEIGHT``) has the name.
+def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
+    """``NAME:NUMBER`` entries of a flag.
 
     Raises:
-        InputError: another form, or no weight.
+        InputError: an entry without a colon or a number, or a name twice.
     """
-    match = re.fullmatch(r"([^=]+)=(.+?)(?::([^:/\\]+))?", text)
+    found: dict[str, float] = {}
+    for text in texts:
+        name, colon, number = text.rpartition(":")
+        if not colon or not name:
+            raise InputError(flag, f"expected NAME:NUMBER, found {text!r}")
+        if name in found:
+            raise InputError(flag, f"expected every name once, found {name!r} twice")
+        try:
+            found[name] = float(number)
+        except ValueError as error:
+            raise InputError(flag, f"expected a number for {name!r}, found {number!r}") from error
+    return found
+
+
+MEMBER = re.compile(r"([^=]+)=(.+?)(?::([^:/\\]+))?")
+
+
+def without_weight(text: str) -> str:
+    """A ``--member`` as ``NAME=FILE``; of another form, as it is."""
+    match = MEMBER.fullmatch(text)
+    return text if match is None else f"{match[1]}={match[2]}"
+
+
+def parse_member(text: str, weights: Mapping[str, float] | None = None) -> Member:
+    """``NAME=FILE:WEIGHT``, or ``NAME=FILE`` where ``weights`` has the name.
+
+    Raises:
+        InputError: another form, no weight, or two.
+    """
+    match = MEMBER.fullmatch(text)
     if match is None:
         raise InputError("--member", f"expected NAME=FILE:WEIGHT, found {text!r}")
     name, path, weight = match.groups()
+    weights = weights or {}
     if weight is None:
-        known = dict(one.rsplit(":", 1) for one in weights if ":" in one)
-        if name not in known:
+        if name not in weights:
             raise InputError("--member", f"expected NAME=FILE:WEIGHT, found no weight for {name!r}")
-        weight = known[name]
-    try:
-        value = float(weight)
-    except ValueError as error:
+        return Member(name, path, weights[name])
+    if name in weights:
         raise InputError(
-            "--member", f"expected a number as the weight of {name!r}, found {weight!r}"
-        ) from error
-    return Member(name, path, value)
+            "--member", f"the weight of {name!r} is given here and by --member_weights"
+        )
+    return Member(name, path, named_numbers("--member", [f"{name}:{weight}"])[name])
 
 
 def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
@@ -154,9 +182,8 @@ class Fusion:
         """Scores of one member, of whole rows but for ``minmax``, on the common scale."""
         file = self.files[number]
         if self.rule == "reciprocal_rank":
-            places = scaled_block(block, "rank", file.bounds, "")  # 1 down to 0
-            ranks = 1.0 + (1.0 - places) * (block.shape[1] - 1)
-            return 1.0 / (self.rank_k + ranks)
+            worth = 1.0 / (self.rank_k + 1.0 + mean_places(block))
+            return worth * (block > 0) if file.meta.get("model") == RANKED_LIST else worth
         return scaled_block(block, self.scaling, file.bounds, self.members[number].path)
 
     def block(self, start: int, stop: int) -> Tensor:

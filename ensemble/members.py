@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ensemble.fuse import Member
+from ensemble.fuse import RANKED_LIST, Member
+from pab.annotations import Retrieval
 from pab.errors import InputError
+from pab.images import list_gallery
 from pab.ranking import read_ranked_list
 from pab.scores import ScoreFile, load_scores
 
@@ -64,7 +66,10 @@ def load_members(
         assert line_order is not None
         assert gallery_ids is not None
         files[path] = scores_of_list(path, names, line_order, gallery_ids)
-        print(f"{path}: a ranked list; place r of a line counts 1 / r", file=sys.stderr)
+        print(
+            f"{path}: a ranked list, through reciprocal rank; what it does not name counts nothing",
+            file=sys.stderr,
+        )
     return [files[member.path] for member in members]
 
 
@@ -103,4 +108,11 @@ def scores_of_list(
     scores = torch.zeros(len(names), len(gallery_ids))
     worth = 1.0 / torch.arange(1, len(columns[0]) + 1, dtype=torch.float32)
     scores.scatter_(1, torch.tensor(columns), worth.expand(len(columns), -1))
-    return ScoreFile(scores, list(query_ids), list(gallery_ids), {"model": "ranked list"})
+    return ScoreFile(scores, list(query_ids), list(gallery_ids), {"model": RANKED_LIST})
+
+
+def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:
+    """Ids of the images that ranked lists may name, where anything says them."""
+    if retrieval is not None and retrieval.gallery is not None:
+        return [image.gallery_id for image in retrieval.gallery]
+    return [image.gallery_id for image in list_gallery(folder)] if folder else None

@@ -6,6 +6,7 @@ Shape letters: `Q` queries.
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,16 +70,18 @@ def weight_sweep(path: str | Path) -> Chart:
     """
     path = existing_file(path, "the trials of ensemble.search")
     found: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
-    with path.open(encoding="utf-8", newline="") as handle:
-        for row in csv.DictReader(handle):
-            try:
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            for row in csv.DictReader(handle):
                 if row["weight"]:  # a later try of the same weight is the one that counted
-                    weight = float(row["weight"])
-                    found[row["member"]][weight] = float(row["R@1"]), float(row["mAP"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(
-                    path, "expected the columns member, weight, R@1 and mAP of ensemble.search"
-                ) from error
+                    figures = [float(row[name]) for name in ("weight", "R@1", "mAP")]
+                    if not all(map(math.isfinite, figures)):
+                        raise ValueError("a number that is not finite")
+                    found[row["member"]][figures[0]] = figures[1], figures[2]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # ValueError: not UTF-8 either
+        raise InputError(
+            path, "expected the columns member, weight, R@1 and mAP of ensemble.search"
+        ) from error
     series = []
     for member, tried in found.items():
         if len(tried) < 2:

@@ -11,16 +11,21 @@ from typing import Any
 from ensemble.config import FusionConfig
 from ensemble.decode import decode
 from ensemble.fuse import Member, aligned, check_members
-from ensemble.members import load_members
+from ensemble.members import known_gallery, load_members
 from ensemble.protocol import ANSWER_NAMES, check_answer, gallery_of, load_protocol
 from pab import __version__
 from pab.annotations import Retrieval, read_query_order, read_retrieval
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
-from pab.evaluate import evaluate
+from pab.evaluate import Evaluation, evaluate
 from pab.files import sha256_of_file
-from pab.images import list_gallery
-from pab.ranking import order_queries, ranked_names, write_ranked_list
+from pab.ranking import (
+    check_names,
+    order_queries,
+    ranked_names,
+    rows_in_order,
+    write_ranked_list,
+)
 from pab.scores import ScoreFile, save_scores
 
 
@@ -89,37 +94,50 @@ def run(config: RunConfig) -> None:
         members, files, asked, scaling=config.scaling, rule=config.fusion, rank_k=config.rank_k
     )
     order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
+    if protocol is not None and retrieval is not None:
+        gallery = sorted(gallery_of(retrieval, config.image_folder))
+        rows_in_order(
+            fusion.gallery_ids, gallery, where=members[0].path, order_name="the protocol's gallery"
+        )
     whole: ScoreFile | None = None  # where something needs more than a few rows at a time
+    evaluation: Evaluation | None = None
     if config.decode != "none" or config.save_score or (retrieval and retrieval.relevant):
         scores = decode(fusion.matrix(), fusion.query_ids, fusion.gallery_ids, config.decoding())
-        whole = ScoreFile(scores, fusion.query_ids, fusion.gallery_ids, meta_of(config, members))
+        meta = meta_of(config, members, files)
+        whole = ScoreFile(scores, fusion.query_ids, fusion.gallery_ids, meta)
         names = ranked_names(scores, fusion.gallery_ids, config.top_k)
+        if retrieval is not None and retrieval.relevant is not None:
+            evaluation = evaluate(whole, retrieval, where=members[0].path)
     else:
         columns = fusion.best_columns(config.top_k)
         names = [[fusion.gallery_ids[i] for i in row] for row in columns.tolist()]
     lines = dict(zip(fusion.query_ids, names, strict=True))
     answer = [lines[query_id] for query_id in order]
-    if protocol is not None and retrieval is not None:
-        gallery = gallery_of(retrieval, config.image_folder)
-        check_answer(answer, len(retrieval.queries), gallery, config.output_file)
+    # Everything is checked before anything is written.
+    check_names(config.output_file, answer)
+    if protocol is not None:
+        check_answer(answer, len(order), fusion.gallery_ids, config.output_file)
     if config.save_score and whole is not None:
         save_scores(config.save_score, whole)
     write_ranked_list(config.output_file, answer)
-    print(f"{described(config, members)}: {len(order)} queries -> {config.output_file}",
+    kind = "per query" if per_query(config, files) else "joint over all queries"
+    print(f"{described(config, members)} ({kind}): {len(order)} queries -> {config.output_file}",
           file=sys.stderr)  # fmt: skip
-    if whole is not None and retrieval is not None and retrieval.relevant is not None:
-        print(evaluate(whole, retrieval).table(only=protocol.metrics if protocol else None))
+    if evaluation is not None:
+        print(evaluation.table(only=protocol.metrics if protocol else None))
 
 
-def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:
-    """Ids of the images that ranked lists may name, where anything says them."""
-    if retrieval is not None and retrieval.gallery is not None:
-        return [image.gallery_id for image in retrieval.gallery]
-    return [image.gallery_id for image in list_gallery(folder)] if folder else None
+def per_query(config: FusionConfig, files: Sequence[ScoreFile]) -> bool:
+    """Whether no query's ranking looked at another query, here or in what made the members."""
+    made = all(file.meta.get("per_query", True) for file in files)
+    return made and not config.decoding().joint
 
 
-def meta_of(config: FusionConfig, members: Sequence[Member]) -> dict[str, Any]:
+def meta_of(
+    config: FusionConfig, members: Sequence[Member], files: Sequence[ScoreFile]
+) -> dict[str, Any]:
     """What a fused score file says of itself."""
+    on_test = any(file.meta.get("chosen_on_test", False) for file in files)
     return {
         "model": "ensemble",
         "members": [
@@ -129,15 +147,15 @@ def meta_of(config: FusionConfig, members: Sequence[Member]) -> dict[str, Any]:
         "fusion": config.fusion,
         "scaling": config.scaling,
         "decode": config.decoding().facts(),
-        "per_query": not config.decoding().joint,
+        "per_query": per_query(config, files),
         "chosen_on": config.chosen_on,
-        "chosen_on_test": config.chosen_on_test,
+        "chosen_on_test": config.chosen_on_test or on_test,
         "project_version": __version__,
     }
 
 
 def described(config: FusionConfig, members: Sequence[Member]) -> str:
-    """The fusion in one line, with whether it looked at all queries at once."""
+    """The fusion in one line."""
     if config.fusion == "iterative":
         steps = " -> ".join(
             member.name if i == 0 else f"{member.name} (keep {member.weight:g})"
@@ -147,10 +165,7 @@ def described(config: FusionConfig, members: Sequence[Member]) -> str:
         steps = " + ".join(f"{member.weight:g} {member.name}" for member in members)
     else:
         steps = f"reciprocal ranks of {', '.join(member.name for member in members)}"
-    if config.decode == "none":
-        return f"{steps}, per query"
-    kind = "joint over all queries" if config.decoding().joint else "per query"
-    return f"{steps}, decoded by {config.decode} ({kind})"
+    return steps if config.decode == "none" else f"{steps}, decoded by {config.decode}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ def scaled_block(
         block: scores [q, G].
         scaling: ``minmax`` by the whole matrix's bounds (published), ``minmax_query`` by each row's
             own, ``zscore`` by each row's mean and standard deviation, ``rank`` from 1 for the first
-            place down to 0 for the last, ties to the smaller column.
+            place down to 0 for the last; equal scores share the mean of their places.
         bounds: least and largest score of the whole matrix.
         where: the member's file, for the error.
 
@@ -40,10 +40,7 @@ def scaled_block(
             raise InputError(where, f"all its scores are {low:g}: they rank nothing")
         return (block - low).div_(high - low)
     if scaling == "rank":
-        order = block.argsort(dim=1, descending=True, stable=True)
-        places = torch.arange(block.shape[1], dtype=torch.float32).expand_as(block)
-        ranks = torch.empty_like(block).scatter_(1, order, places)
-        return 1.0 - ranks / max(1, block.shape[1] - 1)
+        return 1.0 - mean_places(block) / max(1, block.shape[1] - 1)
     if scaling == "minmax_query":
         low_high = torch.aminmax(block, dim=1, keepdim=True)
         shift, spread = low_high.min, low_high.max - low_high.min
@@ -55,3 +52,26 @@ def scaled_block(
             todo="take --scaling minmax, as published",
         )  # fmt: skip
     return (block - shift) / spread
+
+
+def mean_places(block: Tensor) -> Tensor:
+    """Each score's place in its row, 0 for the best; equal scores share the mean of theirs.
+
+    Else images that a member does not tell apart would be told apart by their names.
+
+    Args:
+        block: scores [q, G].
+
+    Returns:
+        float32 [q, G].
+    """
+    values, order = block.sort(dim=1, descending=True)
+    count = block.shape[1]
+    numbers = torch.arange(count).expand_as(order)
+    begins = torch.ones_like(values, dtype=torch.bool)
+    begins[:, 1:] = values[:, 1:] != values[:, :-1]
+    first = torch.where(begins, numbers, 0).cummax(dim=1).values
+    ends = torch.ones_like(begins)
+    ends[:, :-1] = begins[:, 1:]
+    last = torch.where(ends, numbers, count).flip(1).cummin(dim=1).values.flip(1)
+    return torch.empty_like(block).scatter_(1, order, (first + last).float() / 2)

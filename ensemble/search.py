@@ -9,6 +9,7 @@ Weights chosen on a test set are worth nothing there, so a test annotation is re
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import yaml
 from ensemble.config import FusionConfig
 from ensemble.decode import decode
 from ensemble.fuse import Fusion, aligned, check_members, keeps_of
-from ensemble.members import load_members
+from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, by_steps, grid, on_simplex, write_trials
 from pab.annotations import Retrieval, read_retrieval
 from pab.config import config_from_args, flag
@@ -29,7 +30,7 @@ from pab.files import write_text
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
 TEST_FOLDERS = frozenset(("test", "ucc", "name-masked_test-set"))  # of PAB's layout
-SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: every query takes part
 FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 
 
@@ -76,6 +77,11 @@ class SearchConfig(FusionConfig):
             )  # fmt: skip
         if self.decode_grid and self.decode == "none":
             raise InputError("--decode_grid", "goes with --decode")
+        if self.decode_slack is not None:
+            raise InputError("--decode_slack", "is what is searched for: give --decode_grid")
+        for value in self.decode_grid:
+            if not value >= 0 or (value == 0 and self.decode != "assignment"):
+                raise InputError("--decode_grid", f"cannot be {value:g} for {self.decode}")
         if self.method == "simplex" and self.order != "given":
             raise InputError("--order", "has no meaning for --method simplex")
         if self.chosen_on or self.chosen_on_test:
@@ -102,9 +108,15 @@ def held_out(config: SearchConfig, fusion: Fusion, judge: Judge) -> dict[str, fl
     return {name: float(kept.mean()) for name, kept in values.items()}
 
 
-def is_test_set(retrieval: Retrieval, annotation: str | Path) -> bool:
-    """Whether an annotation belongs to one of PAB's test sets, by the folders of its files."""
-    paths = [Path(annotation), *(image.path for image in (retrieval.gallery or []))]
+def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
+    """Whether queries belong to one of PAB's test sets, by the folders of their files.
+
+    Args:
+        retrieval: whose images are looked at.
+        files: the annotation, its key, its folder of images.
+    """
+    paths = [Path(file) for file in files if file]
+    paths += [image.path for image in (retrieval.gallery or [])]
     return any(TEST_FOLDERS & set(path.parts[-4:]) for path in paths)
 
 
@@ -117,8 +129,12 @@ def choose_decoding(
     values = config.decode_grid or (SLACKS if is_slack else FACTORS)
     best: tuple[tuple[float, float], float, str] | None = None
     for value in values:
-        trial = replace(config, **{name: value})  # type: ignore[arg-type]
-        scores = decode(found.scores, fusion.query_ids, fusion.gallery_ids, trial.decoding())
+        settings = config.decoding()
+        if is_slack:
+            settings = replace(settings, slack=None if math.isinf(value) else value)
+        else:
+            settings = replace(settings, factor=value)
+        scores = decode(found.scores, fusion.query_ids, fusion.gallery_ids, settings)
         metrics = judge(scores)
         gain = judge.difference(found.metrics, metrics, config.seed)
         line = (
@@ -128,7 +144,13 @@ def choose_decoding(
             best = judge.key(metrics), value, line
     assert best is not None
     print(best[2])
-    return {"decode": config.decode, name: best[1]}
+    chosen: dict[str, Any] = {"decode": config.decode}
+    chosen[name] = None if math.isinf(best[1]) else best[1]
+    if config.decode == "sinkhorn":
+        chosen["sinkhorn_steps"] = config.sinkhorn_steps
+    if config.decode == "querybank":
+        chosen["decode_bank"] = config.decode_bank
+    return chosen
 
 
 def run(config: SearchConfig) -> None:
@@ -146,7 +168,7 @@ def run(config: SearchConfig) -> None:
     )
     if retrieval.relevant is None:
         raise InputError(config.annotation, "expected labels to choose weights by, found none")
-    on_test = is_test_set(retrieval, config.annotation)
+    on_test = is_test_set(retrieval, config.annotation, config.answers, config.image_folder)
     if on_test and not config.allow_test:
         raise InputError(
             config.annotation, "is a test set: weights are chosen on validation data",
@@ -154,7 +176,9 @@ def run(config: SearchConfig) -> None:
         )  # fmt: skip
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
-    fusion = aligned(members, load_members(members, query_ids), query_ids, scaling=config.scaling)
+    gallery = known_gallery(retrieval, config.image_folder)
+    files = load_members(members, query_ids, gallery)
+    fusion = aligned(members, files, query_ids, scaling=config.scaling)
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
     found = search(config, fusion, judge)
     print(found.described(judge, config.seed))
@@ -170,8 +194,9 @@ def run(config: SearchConfig) -> None:
     if config.scaling != "minmax":
         chosen["scaling"] = config.scaling
     others = []
-    for member, keep in zip(members[1:], keeps_of(found.shares), strict=True):
-        keep = round(keep, 9)  # the grid's own numbers, not their rounding
+    in_order = config.method == "steps" and config.order == "given"
+    keeps = [step.weight for step in found.steps] if in_order else keeps_of(found.shares)
+    for member, keep in zip(members[1:], keeps, strict=True):
         if member.name in WEIGHT_FLAGS:
             chosen[WEIGHT_FLAGS[member.name]] = keep
         else:

@@ -155,11 +155,11 @@ def _some(ids: list[str]) -> str:
     return named if len(ids) <= _NAMED_IDS else f"{named} and {len(ids) - _NAMED_IDS} more"
 
 
-def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
-    """Write one line a query: its gallery names, best first, one space between. Atomic.
+def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
+    """Refuse names that a ranked list cannot carry.
 
     Raises:
-        InputError: a name is empty or holds a blank, which the format cannot carry.
+        InputError: a name is empty or holds a blank.
     """
     for number, line in enumerate(names, start=1):
         for name in line:
@@ -171,6 +171,15 @@ def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
                     item=f"line {number}",
                     todo="rename that image",
                 )
+
+
+def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
+    """Write one line a query: its gallery names, best first, one space between. Atomic.
+
+    Raises:
+        InputError: a name is empty or holds a blank, which the format cannot carry.
+    """
+    check_names(path, names)
     write_text(path, "".join(" ".join(line) + "\n" for line in names))
 
 

@@ -20,7 +20,7 @@ from ensemble.fuse import Member, aligned, keeps_of, parse_member, shares_of
 from ensemble.members import load_members
 from ensemble.run import RunConfig
 from ensemble.run import main as run
-from ensemble.scaling import scaled_block
+from ensemble.scaling import mean_places, scaled_block
 from ensemble.search import main as search
 from ensemble.trials import grid
 from pab.config import load_config
@@ -220,7 +220,7 @@ def test_bad_input(files: dict[str, str], tmp_path: Path, words: list[str], expe
 
 def test_members_of_other_names() -> None:
     assert parse_member("a=b.pt:0.5") == Member("a", "b.pt", 0.5)
-    assert parse_member("a=b.pt", ["x:1", "a:0.25"]) == Member("a", "b.pt", 0.25)
+    assert parse_member("a=b.pt", {"x": 1.0, "a": 0.25}) == Member("a", "b.pt", 0.25)
     assert parse_member("a=C:/d.pt:0.5") == Member("a", "C:/d.pt", 0.5)
 
 
@@ -385,7 +385,7 @@ def test_ranked_lists_beside_score_files(
     words = ["--beit3_score", files["a"], "--uit_score", str(tmp_path / "b.txt")]
     capsys.readouterr()
     found = fused(tmp_path, *words, "--query_order", str(order)).scores
-    assert "place r of a line counts 1 / r" in capsys.readouterr().err
+    assert "what it does not name counts nothing" in capsys.readouterr().err
     best = top_k(load_scores(files["b"]).scores, 4)
     listed = torch.zeros(12, 12).scatter_(1, best, (1 / torch.arange(1.0, 5.0)).expand(12, -1))
     expected = 0.925 * unit(load_scores(files["a"]).scores) + 0.075 * listed
@@ -411,6 +411,46 @@ def test_lists_alone_go_by_their_lines(tmp_path: Path) -> None:
     assert found.query_ids == ["line 1", "line 2"]
     assert found.gallery_ids == ["x", "y", "z"]
     assert (tmp_path / "fused.txt").read_text() == "y x z\nz y x\n"
+
+
+def test_equal_scores_share_a_place(tmp_path: Path) -> None:
+    scores = torch.tensor([[0.5, 0.9, 0.5, 0.1, 0.5], [0.3, 0.2, 0.1, 0.0, -1.0]])
+    assert mean_places(scores).tolist() == [[2, 0, 2, 4, 2], [0, 1, 2, 3, 4]]
+    # What neither list names is behind what one of them has first, whatever its name.
+    (tmp_path / "a.txt").write_text("z y\n")
+    (tmp_path / "b.txt").write_text("y x\n")
+    (tmp_path / "g").mkdir()
+    for name in ("a", "b", "c", "x", "y", "z"):
+        (tmp_path / f"g/{name}.jpg").touch()
+    words = ["--beit3_score", str(tmp_path / "a.txt"), "--clip_score", str(tmp_path / "b.txt")]
+    words += ["--image_folder", str(tmp_path / "g"), "--fusion", "reciprocal_rank"]
+    found = fused(tmp_path, *words, "--top_k", "4", "--rank_k", "1")
+    assert (tmp_path / "fused.txt").read_text() == "y z x a\n"
+    assert found.scores[0].tolist() == pytest.approx([0, 0, 0, 1 / 3, 1 / 3 + 1 / 2, 1 / 2])
+
+
+def test_what_members_were_is_not_forgotten(files: dict[str, str], tmp_path: Path) -> None:
+    given = ["--beit3_score", files["a"], "--uit_score", files["b"]]
+    joint = fused(tmp_path, *given, "--decode", "assignment", "--chosen_on_test", name="joint")
+    assert (joint.meta["per_query"], joint.meta["chosen_on_test"]) == (False, True)
+    again = fused(tmp_path, "--beit3_score", str(tmp_path / "joint.pt"), "--clip_score", files["c"])
+    assert (again.meta["per_query"], again.meta["chosen_on_test"]) == (False, True)
+
+
+def test_nothing_is_written_before_the_last_check(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.pt", torch.rand(2, 3), ["q1", "q2"], ["a", "b", "two words"])
+    words = ["--output_file", str(tmp_path / "o.txt"), "--save_score", str(tmp_path / "o.pt")]
+    with pytest.raises(InputError, match="two words"):
+        run(["--beit3_score", one, *words])
+    two = write(tmp_path / "two.pt", torch.rand(2, 3), ["q1", "q2"], ["a", "b", "c"])
+    write_lines(tmp_path / "q.json", [{"query_index": q, "caption": "x"} for q in ("q1", "q2")])
+    key = {q: {"gallery": "elsewhere", "normal": "walking"} for q in ("q1", "q2")}
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    labels = ["--annotation", str(tmp_path / "q.json"), "--answers", str(tmp_path / "key.json")]
+    with pytest.raises(InputError, match=r"two\.pt.*elsewhere"):
+        run(["--beit3_score", two, *words, *labels])
+    assert not (tmp_path / "o.txt").exists()
+    assert not (tmp_path / "o.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -483,6 +523,12 @@ def test_decodings_say_what_they_are(
         (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.5", "x:0"], "one of no member, x"),
         (["--fusion", "sum", "--shares", "lhp:much", "uit:0.5"], "'much'"),
         (["--scaling", "zscore", "--clip_score", "{row}"], "a query's scores are all equal"),
+        (["--scaling", "zscore", "--decode", "dual_softmax"], "--scaling: zscore"),
+        (["--decode_slack", "0.1"], "--decode_slack: does not go with --decode none"),
+        (["--fusion", "sum", "--shares", "lhp:1", "lhp:0.5", "uit:0.5"], "found 'lhp' twice"),
+        (["--fusion", "sum", "--shares", "lhp", "uit:0.5"], "expected NAME:NUMBER, found 'lhp'"),
+        (["--member", "x={c}:0.5", "--member_weights", "x:0.7"], "given here and by"),
+        (["--member", "x={c}", "--member_weights", "x:0.7", "x:0.6"], "found 'x' twice"),
     ],
 )
 def test_more_bad_input(
@@ -555,6 +601,43 @@ def test_folds_tell_what_the_search_overfits(
     assert outside <= inside + 1e-6
 
 
+def test_a_later_keep_of_nothing_forgets_no_weight(annotation: Path, tmp_path: Path) -> None:
+    paths = labelled(tmp_path)
+    perfect = torch.eye(12)
+    write(tmp_path / "c.pt", perfect, [f"{image}#0" for image in IMAGES], IMAGES)
+    words = ["--beit3_score", paths["a"], "--uit_score", paths["b"], "--clip_score", paths["c"]]
+    flags = ["--grid_step", "0.5", "--trials", str(tmp_path / "t.csv"), "--folds", "0"]
+    search([*words, "--annotation", str(annotation), *flags, "--out", str(tmp_path / "w.yaml")])
+    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    uit = [row for row in rows if row["member"] == "uit"]
+    best = max(uit, key=lambda row: (float(row["R@1"]), float(row["mAP"])))
+    assert load_config(RunConfig, tmp_path / "w.yaml", {}).beit3_weight == float(best["weight"])
+
+
+def test_a_search_over_lists_alone(annotation: Path, tmp_path: Path) -> None:
+    for name, shift in (("a", 0), ("b", 1)):
+        lines = [f"{IMAGES[(n + shift * (n % 2)) % 12]} {IMAGES[(n + 5) % 12]}" for n in range(12)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines[:11] + ["i00 i01"]) + "\n")
+    words = ["--beit3_score", str(tmp_path / "a.txt"), "--uit_score", str(tmp_path / "b.txt")]
+    (tmp_path / "train").mkdir()
+    out = ["--trials", str(tmp_path / "t.csv"), "--out", str(tmp_path / "w.yaml"), "--folds", "0"]
+    search([*words, "--annotation", str(annotation), *out])  # no list names i11
+    assert (tmp_path / "w.yaml").exists()
+
+
+def test_a_copied_test_set_is_one_by_its_key(annotation: Path, tmp_path: Path) -> None:
+    paths = labelled(tmp_path)
+    query, key = tmp_path / "val.json", tmp_path / "name-masked_test-set/answers.json"
+    ids = [f"{image}#0" for image in IMAGES]
+    write_lines(query, [{"query_index": one, "caption": "x"} for one in ids])
+    key.parent.mkdir()
+    found = {one: {"gallery": one[:3], "normal": "walking"} for one in ids}
+    key.write_text(json.dumps(found))
+    words = ["--beit3_score", paths["a"], "--uit_score", paths["b"], "--annotation", str(query)]
+    with pytest.raises(InputError, match="--allow_test"):
+        search([*words, "--answers", str(key)])
+
+
 @pytest.mark.parametrize(
     ("decode", "name"), [("assignment", "decode_slack"), ("sinkhorn", "decode_factor")]
 )
@@ -562,11 +645,13 @@ def test_the_number_of_a_decoding_is_chosen_too(
     annotation: Path, tmp_path: Path, decode: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--decode", decode, "--decode_grid", "0.01", "0.3", "--grid_step", "0.1"]
-    config, _ = searched(annotation, tmp_path, *flags, "--folds", "0")
+    config, _ = searched(annotation, tmp_path, *flags, "--folds", "0", "--sinkhorn_steps", "7")
     assert config.decode == decode
     assert getattr(config, name) in (0.01, 0.3)
-    assert f"decoded by {decode}, {name} {getattr(config, name):g}" in capsys.readouterr().out
-    assert figures(tmp_path, config)["R@1"] > 0
+    said = capsys.readouterr().out.split(f"decoded by {decode}, {name} {getattr(config, name):g}: ")
+    assert config.sinkhorn_steps == (7 if decode == "sinkhorn" else 50)
+    mean = figures(tmp_path, config)
+    assert said[1].startswith(f"R@1 {mean['R@1']:.2f}, mAP {mean['mAP']:.2f}")
 
 
 @pytest.mark.parametrize(
@@ -574,6 +659,9 @@ def test_the_number_of_a_decoding_is_chosen_too(
     [
         (["--folds", "1"], "--folds"),
         (["--decode_grid", "0.1"], "--decode_grid"),
+        (["--decode", "assignment", "--decode_grid", "-0.5"], "cannot be -0.5 for assignment"),
+        (["--decode", "sinkhorn", "--decode_grid", "0"], "cannot be 0 for sinkhorn"),
+        (["--decode", "assignment", "--decode_slack", "0.1"], "give --decode_grid"),
         (["--method", "simplex", "--order", "greedy"], "--order"),
         (["--fusion", "reciprocal_rank"], "--fusion"),
         (["--chosen_on", "x"], "--chosen_on"),

@@ -12,7 +12,7 @@ from ensemble import protocol
 from ensemble.run import main as run
 from pab.annotations import read_retrieval
 from pab.ranking import read_ranked_list
-from pab.scores import ScoreFile, save_scores
+from pab.scores import ScoreFile, load_scores, save_scores
 
 
 def scores_for(root: Path, out: Path, name: str) -> str:
@@ -74,6 +74,19 @@ def test_contradictions(
     out = ["--output_file", str(tmp_path / "answer.txt")]
     assert expected in refused(run, words + out + [f.format(root=tiny_data) for f in flags])
     assert not (tmp_path / "answer.txt").exists()
+
+
+def test_a_part_of_the_gallery_is_no_answer(
+    tiny_data: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    whole = load_scores(scores_for(tiny_data, tmp_path / "s.pt", "track4"))
+    part = ScoreFile(whole.scores[:, 1:].contiguous(), whole.query_ids, whole.gallery_ids[1:])
+    save_scores(tmp_path / "part.pt", part)
+    out = tmp_path / "answer.txt"
+    words = ["--beit3_score", str(tmp_path / "part.pt"), "--protocol", "track4"]
+    words += ["--data_root", str(tiny_data), "--output_file", str(out)]
+    assert "the protocol's gallery" in refused(run, words)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -280,12 +280,18 @@ def test_round_steps(low: float, high: float, expected: list[float]) -> None:
         (["--trials", "{none}"], "none.csv"),
         (["--trials", "{odd}"], "expected the columns"),
         (["--trials", "{flat}"], "no member with several weights"),
+        (["--trials", "{bytes}"], "expected the columns"),
+        (["--trials", "{nan}"], "expected the columns"),
     ],
 )
 def test_steps_and_trials_that_are_none(
     annotation: Path, score: str, tmp_path: Path, flags: list[str], expected: str
 ) -> None:
-    paths = {name: str(tmp_path / f"{name}.csv") for name in ("none", "odd", "flat")}
+    paths = {
+        name: str(tmp_path / f"{name}.csv") for name in ("none", "odd", "flat", "bytes", "nan")
+    }
+    Path(paths["bytes"]).write_bytes(bytes(range(256)))
+    Path(paths["nan"]).write_text("member,weight,R@1,mAP\nuit,0.5,nan,1\n")
     Path(paths["odd"]).write_text("member,weight,R@1,mAP\nuit,much,1,1\n")
     Path(paths["flat"]).write_text("member,weight,R@1,mAP\nlhp,1,50,50\n")
     given = [flag.format(**paths) for flag in flags]

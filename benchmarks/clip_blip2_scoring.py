@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pab.devices import DTYPES, autocast, cpu_has_bf16
 from pab.encoders.blip2 import Blip2, Blip2Config
-from pab.encoders.clip import ClipEncoder, build, tokenizer
+from pab.encoders.clip import ClipEncoder, Tokenize, build
 from pab.encoding import batches_by_length
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ Batch = Callable[[list[int]], Tensor]
 def clip_ways() -> tuple[nn.Module, Batch, Batch, int]:
     """The model, its image and text encoders by positions, ids of a padded caption."""
     model = build(CLIP).eval()
-    encoder = ClipEncoder(CLIP, model, lambda image: torch.empty(0), tokenizer(CLIP), Path())
+    encoder = ClipEncoder(CLIP, model, lambda image: torch.empty(0), Tokenize(CLIP), Path())
     size = model.visual.image_size[0]  # type: ignore[union-attr, index]
     pixels = torch.randn(64, 3, size, size)
     words = ["man", "street", "falls", "red", "bicycle", "road", "wet", "jacket"]

@@ -38,8 +38,8 @@ class HybridView:
         local_prob: probability of the local view.
         crop_scale: area of the local crop as a share of the image, least and most.
         crop_ratio: width over height of the local crop, least and most.
-        whole: the model's own preprocessing, which must leave an image of ``size`` pixels uncut;
-            None takes BEiT-3's.
+        whole: the model's own preprocessing, which is the global view (CLIP's cuts the centre out)
+            and must leave an image of ``size`` pixels uncut; None takes BEiT-3's.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ from pab.files import sha256_of_file, write_text
 
 FORMAT = 1  # of the files; part of the key, so that another format is another cache
 DIGEST_BYTES = 32
-CODE = ("pab", "lhp")
+CODE = ("pab", "lhp", "scripts")
 LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm")
 HASHES, VECTORS, FACTS = ".sha256", ".float32", "encoder.json"
 
@@ -61,7 +61,13 @@ class FeatureCache:
         if not (self.folder / FACTS).is_file():
             write_text(self.folder / FACTS, text + "\n")
         for hashes in sorted(self.folder.glob(f"*{HASHES}")):
-            self._read_part(hashes)
+            try:
+                self._read_part(hashes)
+            except OSError as error:
+                raise InputError(
+                    hashes, f"kept vectors cannot be read: {error.strerror or error}",
+                    todo=f"remove {self.folder}, or say --no_feature_cache",
+                ) from error  # fmt: skip
 
     def __enter__(self) -> FeatureCache:
         return self
@@ -176,7 +182,10 @@ def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes]:
     """
 
     def digest(path: Path) -> bytes:
-        return bytes.fromhex(sha256_of_file(path))
+        try:
+            return bytes.fromhex(sha256_of_file(path))
+        except OSError as error:
+            raise InputError(path, f"cannot be read: {error.strerror or error}") from error
 
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
         return list(pool.map(digest, paths))

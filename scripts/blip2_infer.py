@@ -100,7 +100,7 @@ def by_port(
 ) -> tuple[Tensor, str]:
     """Similarities by this project's models, and where the weights came from."""
     from pab.checkpoints import checkpoint_hash
-    from pab.encoders.blip2 import MODELS, Blip2, Blip2Config, load_blip2
+    from pab.encoders.blip2 import MODELS, Blip2, Blip2Config, check_vocabulary, load_blip2
     from pab.encoders.blip2_vit_g import Blip2VitG, load_vit_g
     from pab.encoders.compute import Compute
     from pab.encoders.similarity import blip2_scores
@@ -111,22 +111,25 @@ def by_port(
     tokenizer = Tokenizer(
         config.text_encoder, max_words=sizes.positions, max_length=sizes.positions
     )
+    check_vocabulary(tokenizer, sizes)
     source = config.pretrained or DEFAULT_WEIGHTS[config.model]
     model: Blip2 | Blip2VitG
     if config.model in MODELS:
         model = load_blip2(sizes, source, config.image_weights)
     else:
         model = load_vit_g(source)
+    transform = recipe("blip2", sizes.image_size)
     files = [Path(file) for file in (source, config.image_weights) if Path(file).is_file()]
-    kept = config if files else replace(config, feature_cache=False)  # a hub's id has no hash
+    # A folder's or a hub id's weights have no hash here.
+    kept = config if config.model in MODELS else replace(config, feature_cache=False)
     with features_of(
-        kept, device=device, dtype=dtype_name, model=config.model,
+        kept, device=device, dtype=dtype_name, model=config.model, preprocessing=transform,
         checkpoint=" ".join(checkpoint_hash(file) for file in files),
     ) as cache:  # fmt: skip
         scores = blip2_scores(
             model.to(device, dtype),
             tokenizer,
-            recipe("blip2", sizes.image_size).transform(),
+            transform.transform(),
             job.retrieval.queries,
             job.gallery,
             config.query_pooling,

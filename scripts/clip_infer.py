@@ -5,6 +5,7 @@ OpenAI's ViT-L/14@336px as published, or any OpenCLIP model by `--model` and `--
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,9 @@ class InferConfig(EncoderConfig):
     pretrained: str | None = flag(
         None, "a tag of OpenCLIP for it, or a file (default: openai; a folder's own weights)"
     )
+    preprocess_as: str | None = flag(
+        None, "tag whose preprocessing a file of weights had; asked for where nothing tells"
+    )
     save_score: str = flag("sims_score/score_clip_reproduce.pt", "score file to write")
     output_file: str = flag("predictions/score_clip_reproduce.txt", "ranked list to write")
 
@@ -39,18 +43,20 @@ def infer(config: InferConfig) -> None:
     """
     from pab.checkpoints import checkpoint_hash
     from pab.encoders.clip import load_clip
+    from pab.encoders.clip_names import architecture
     from pab.encoders.compute import Compute
     from pab.encoders.scoring import device_and_dtype
     from pab.encoders.similarity import clip_scores
 
     device, dtype, dtype_name = device_and_dtype(config)
     job = prepare(config)
-    clip = load_clip(config.model, config.pretrained)
+    clip = load_clip(config.model, config.pretrained, config.preprocess_as)
     clip.model.to(device, dtype)
     sha256 = checkpoint_hash(clip.weights_file)
     with features_of(
         config, device=device, dtype=dtype_name, model=config.model, checkpoint=sha256,
         preprocessing=clip.transform,
+        architecture=json.dumps(architecture(config.model), sort_keys=True),
     ) as cache:  # fmt: skip
         compute = Compute(device, dtype, dtype, config.batch_size, config.num_workers, cache)
         scores = clip_scores(clip, job.retrieval.queries, job.gallery, compute)

@@ -21,8 +21,8 @@ from lhp.views import HybridView
 from pab.annotations import Retrieval
 from pab.config import flag
 from pab.devices import autocast
-from pab.encoders.blip2 import MODELS, Blip2, load_weights, start_from_scratch
-from pab.encoders.captions import blip_caption
+from pab.encoders.blip2 import MODELS, Blip2, check_vocabulary, load_weights, start_from_scratch
+from pab.encoders.captions import CaptionIds
 from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
@@ -90,11 +90,7 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
     tokenizer = Tokenizer(
         config.text_encoder, max_words=sizes.positions, max_length=sizes.positions
     )
-    if tokenizer.vocab_size > sizes.vocab_size:
-        raise InputError(
-            config.text_encoder,
-            f"has {tokenizer.vocab_size} pieces, the model's word table only {sizes.vocab_size}",
-        )
+    check_vocabulary(tokenizer, sizes)
     model = Blip2(sizes)
     if config.pretrained == SCRATCH:
         start_from_scratch(model)
@@ -125,7 +121,7 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
             sizes.image_size, config.local_prob, config.crop_scale, config.crop_ratio,
             whole=transform,
         ),
-        encode_ids=lambda caption: tokenizer.encode(blip_caption(caption)),
+        encode_ids=CaptionIds(tokenizer),
         pad=tokenizer.pad_rows,
         vectors=partial(
             pair_vectors, model, pooling=config.query_pooling, device=device, dtype=dtype

@@ -21,7 +21,9 @@ from lhp.views import HybridView
 from pab.annotations import Retrieval
 from pab.config import flag
 from pab.devices import autocast
-from pab.encoders.clip import ARCHITECTURE, ClipEncoder, label, load_clip, new_clip
+from pab.encoders.clip import ClipEncoder, load_clip, new_clip
+from pab.encoders.clip_names import label
+from pab.encoders.clip_weights import ARCHITECTURE, PREPROCESSING
 from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
 from pab.encoders.similarity import clip_scores
@@ -51,6 +53,9 @@ class TrainConfig(FinetuneConfig):
     pretrained: str | None = flag(
         None, "a tag, a file of weights, or random (default: openai; a folder's own)"
     )
+    preprocess_as: str | None = flag(
+        None, "tag whose preprocessing a file of weights had; asked for where nothing tells"
+    )
     output_dir: str = flag("output/clip", "where checkpoints and the log go")
 
 
@@ -68,7 +73,11 @@ def train(config: TrainConfig, argv: list[str]) -> None:
 def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
     """The model with what the recipe has to know of it."""
     scratch = config.pretrained == SCRATCH
-    clip = new_clip(config.model) if scratch else load_clip(config.model, config.pretrained)
+    clip = (
+        new_clip(config.model)
+        if scratch
+        else load_clip(config.model, config.pretrained, config.preprocess_as)
+    )
     model = clip.model.to(device)
     if config.checkpoint_activations:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -93,17 +102,32 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
             image_side(clip), config.local_prob, config.crop_scale, config.crop_ratio,
             whole=clip.transform,
         ),
-        encode_ids=lambda caption: clip.tokenize([caption])[0].tolist(),
+        encode_ids=clip.tokenize.ids_of,
         pad=rows_and_mask,
         vectors=partial(pair_vectors, clip, device=device, dtype=dtype),
-        logit_scale=lambda: scale.clamp(max=LARGEST_SCALE),
+        logit_scale=partial(bounded, scale),
         score=score,
         layers=layers,
         layer_of=lambda name: layer_of(own_name(name)),
         no_decay=no_weight_decay,
-        facts={ARCHITECTURE: label(config.model), "lora_rank": config.lora_rank},
+        facts={
+            ARCHITECTURE: label(config.model),
+            PREPROCESSING: clip.preprocessing,
+            "lora_rank": config.lora_rank,
+        },
         released=merged_state,
     )  # fmt: skip
+
+
+def bounded(scale: nn.Parameter) -> Tensor:
+    """The factor's logarithm, brought back below its bound where a step has passed it.
+
+    In place, as in CLIP: a clamp within the graph would have no gradient above the bound, and
+    weights that start at it would never leave it again.
+    """
+    with torch.no_grad():
+        scale.clamp_(max=LARGEST_SCALE)
+    return scale
 
 
 def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:

@@ -20,6 +20,9 @@ if $train && $mini; then
     exit 2
 fi
 data=${DATA:-data/PAB} out=${OUT:-output/reproduce}
+if $train; then
+    out=${OUT:-output/reproduce_trained} # never the released models' scores under a new name
+fi
 python=.venv/bin/python
 test=$data/annotation/test/pair.json
 lhp=(--checkpoint checkpoints/lhp/lhp_beit3.pth) uit=(--config configs/uit/infer.yaml)
@@ -35,7 +38,11 @@ if ! $mini; then
     $python -m pab.layout check "$data"
 fi
 if $train; then
-    bash scripts/finetune_lhp.sh --data_path "$data" --output_dir "$out/lhp"
+    if [ $((184 % ${GPUS:-1})) -ne 0 ]; then
+        echo "error: GPUS: the published 184 pairs a step do not divide by ${GPUS:-1}" >&2
+        exit 2
+    fi
+    bash scripts/finetune_lhp.sh --batch_size $((184 / ${GPUS:-1})) --data_path "$data" --output_dir "$out/lhp"
     $python -m uit.run --task cmp --dist "f${GPUS:-1}" --data_path "$data" --output_dir "$out/uit"
     lhp=(--checkpoint "$out/lhp/checkpoint-final.pth")
     uit+=(--checkpoint "$out/uit/checkpoint-final.pth")

@@ -132,7 +132,8 @@ def test_captions(caption: str, expected: str) -> None:
         (["--backend", "lavis"], r"LAVIS is not installed .*bash scripts/setup_lavis\.sh"),
         (["--backend", "lavis", "--model", "mini"], "does not know the mini model"),
         (["--backend", "lavis", "--dtype", "bf16"], "leave it at auto"),
-        (["--pretrained", "nothing.pth"], r"nothing\.pth"),
+        (["--model", "mini", "--pretrained", "nothing.pth"], r"nothing\.pth"),
+        (["--model", "pretrain_vitL"], r"692 pieces, the model's word table 30523 rows"),
         (["--model", "pretrain_vitG"], "pretrain_vitG"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import open_clip
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pab.checkpoints import save_weights
-from pab.encoders import clip
+from pab.encoders import clip, clip_weights
 from pab.errors import InputError
 
 NAME = "tiny-clip-quickgelu"
@@ -57,7 +58,7 @@ class Archive(nn.Module):
                     owner.add_module(part, nn.Module())
                 owner = owner.get_submodule(part)
             owner.register_buffer(last, tensor)
-        for name in clip.OPENAI_FACTS:
+        for name in clip_weights.OPENAI_FACTS:
             self.register_buffer(name, torch.tensor(32))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def save(model: nn.Module, kind: str, folder: Path) -> Path:
         torch.save({"epoch": 3, "name": "run", "state_dict": named}, path)
     elif kind == "safetensors":
         path = folder / "weights.safetensors"
-        save_weights(path, state, {clip.ARCHITECTURE: NAME})
+        save_weights(path, state, {clip_weights.ARCHITECTURE: NAME})
     else:
         torch.save(state, path)
     return path
@@ -133,6 +134,37 @@ def test_names_and_tags(name: str, pretrained: str, expected: str) -> None:
         clip.load_clip(name, pretrained)
 
 
+def test_a_file_is_prepared_as_its_tags_are(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    assert clip_weights.way_of_the_tags("ViT-B-16-SigLIP", path)["resize_mode"] == "squash"
+    assert clip_weights.way_of_the_tags("ViT-B-16-SigLIP", path)["mean"][0] == 0.5
+    assert clip_weights.way_of_the_tags("ViT-L-14-336-quickgelu", path)["mean"][0] < 0.49
+    with pytest.raises(InputError, match=r"tags of ViT-L-14 differ .*--preprocess_as: .*laion2b"):
+        clip_weights.way_of_the_tags("ViT-L-14", path)
+    with pytest.raises(InputError, match=r"'nobody' is no tag of ViT-L-14"):
+        clip_weights.tag_of("ViT-L-14", "nobody", "--preprocess_as")
+
+
+def test_a_file_that_says_how_its_images_were_prepared(tiny: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    way = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    facts = {clip_weights.ARCHITECTURE: NAME, clip_weights.PREPROCESSING: json.dumps(way)}
+    save_weights(path, tiny.state_dict(), facts)
+    encoder = clip.load_clip(NAME, str(path))
+    image = Image.new("RGB", (90, 50), (255, 0, 255))
+    assert encoder.transform(image)[:, 0, 0].tolist() == [1.0, -1.0, 1.0]
+    assert json.loads(encoder.preprocessing)["resize_mode"] == "squash"
+    again = clip.load_clip(NAME, str(save(tiny, "plain", tmp_path)))
+    assert json.loads(again.preprocessing)["resize_mode"] == "shortest"
+
+
+def test_a_tokenizer_travels_by_name() -> None:
+    tokenize = clip.Tokenize("ViT-B-32")
+    again = pickle.loads(pickle.dumps(tokenize))  # noqa: S301, its own
+    assert torch.equal(again(CAPTIONS), tokenize(CAPTIONS))
+    assert len(pickle.dumps(tokenize)) < 200
+
+
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> str:
         raise RuntimeError("Failed to download file: no route\nsecond line")
@@ -159,7 +191,7 @@ def test_weights_of_another_model(tiny: nn.Module, tmp_path: Path) -> None:
 
 @needs_golden
 def test_ids_of_the_reference() -> None:
-    tokenize = clip.tokenizer("ViT-L-14-336-quickgelu")
+    tokenize = clip.Tokenize("ViT-L-14-336-quickgelu")
     entries = json.loads((GOLDEN / "tokens.json").read_text())
     assert len(entries) > 10
     for entry in entries:

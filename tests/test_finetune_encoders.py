@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pab.checkpoints import model_state, read_checkpoint
 from pab.encoders.blip2 import MODELS, Blip2, load_blip2
-from pab.encoders.clip import ARCHITECTURE, load_clip
+from pab.encoders.clip import load_clip, new_clip
+from pab.encoders.clip_weights import ARCHITECTURE
 from pab.encoders.layer_numbers import two_tower_layers
 from pab.encoders.train_clip_tokenizer import train_clip_tokenizer
 from pab.encoders.tuning import own_name
 from pab.optim import parameter_groups
+from pab.pair_data import PairDataset
 from pab.pair_training import PairModel
 from pab.run_log import read_log
 from pab.scores import load_scores
 from pab.training import FINAL
 from pab.training_config import ContrastiveConfig
+from pab.training_set import TrainingSet
 from scripts import blip2_infer, clip_infer, finetune_blip2, finetune_clip
+from uit.make_vocabulary import make_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -189,6 +195,40 @@ def test_activation_checkpointing_changes_no_clip_weight(runs: Runs) -> None:
     assert max(float((plain[n] - saved[n]).abs().max()) for n in plain) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_low_rank_updates_with_activation_checkpointing(runs: Runs, kind: str) -> None:
+    plain = losses(runs(kind, "plain", lora_rank=2, epochs=1))
+    saved = losses(runs(kind, "saved", "--checkpoint_activations", lora_rank=2, epochs=1))
+    assert saved == pytest.approx(plain, abs=1e-4)
+
+
+def test_a_temperature_at_its_bound_can_leave_it() -> None:
+    scale = torch.nn.Parameter(torch.tensor(7.0))
+    finetune_clip.bounded(scale).backward()
+    assert float(scale.detach()) == pytest.approx(finetune_clip.LARGEST_SCALE)
+    assert scale.grad == 1.0
+    model = Blip2(MODELS["mini"])
+    with torch.no_grad():
+        model.temp.fill_(0.0001)
+    model.logit_scale().backward()
+    assert float(model.temp.detach()) == pytest.approx(0.001)
+    assert model.temp.grad is not None
+    assert model.temp.grad < 0
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_a_loaders_process_can_be_sent_the_samples(
+    runs: Runs, kind: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    _, model = built(runs, kind)
+    pairs = TrainingSet.open(tiny_data, cache_dir=tmp_path / "cache")
+    data = PairDataset(pairs, np.arange(len(pairs)), model.view, model.encode_ids, 16)
+    again = pickle.loads(pickle.dumps(data))  # noqa: S301, its own
+    (pixels, ids), (pixels_again, ids_again) = data[2, 0], again[2, 0]
+    assert torch.equal(pixels, pixels_again)  # type: ignore[arg-type]
+    assert ids == ids_again
+
+
 def test_written_clip_weights_are_scored_by_name_alone(
     runs: Runs, clip_folder: str, tmp_path: Path
 ) -> None:
@@ -288,6 +328,7 @@ def test_rates_decay_downward_and_embeddings_keep_their_size(runs: Runs, kind: s
         ("blip2", {"freeze": "text"}, "--freeze"),
         ("blip2", {"pretrained": "none.pth"}, "none.pth"),
         ("blip2", {"text_encoder": "nowhere"}, "nowhere"),
+        ("blip2", {"text_encoder": "{other}"}, "word table 692 rows"),
     ],
 )
 def test_refused(
@@ -295,6 +336,9 @@ def test_refused(
 ) -> None:
     import re
 
+    other = runs.folder / "words"
+    make_vocabulary(["a man in a red coat"], other, 60)
+    settings = {key: str(value).format(other=other) for key, value in settings.items()}
     said = refused(MAINS[kind], runs.argv(kind, "bad", **settings))
     assert re.search(expected, said), said
     assert not (runs.folder / "bad").exists()
@@ -311,3 +355,6 @@ def test_a_folder_without_its_parts(clip_folder: str, tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(InputError, match="no model_cfg"):
         load_clip(f"local-dir:{tmp_path}")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}, "preprocess_cfg": null}')
+    with pytest.raises(InputError, match="cannot be built"):
+        new_clip(f"local-dir:{tmp_path}")

@@ -152,7 +152,11 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
             if folder is not None:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=folder, prefix=".uit-features-")
-            os.truncate(handle, size * dtype.itemsize)
+            # Reserved, not just named: a disk that fills up later would end the process unheard.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size * dtype.itemsize)
+            else:
+                os.truncate(handle, size * dtype.itemsize)
             os.close(handle)
         name = processes.broadcast_object(name)
         assert name is not None

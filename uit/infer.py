@@ -110,7 +110,8 @@ def infer(config: InferConfig) -> None:
         if config.save_itc and processes.is_main():
             save_scores(config.save_itc, itc)
         chosen = itc.scores
-    candidates = choose_candidates(chosen, config.k_test)
+    # The main process's choice: GPUs of different kinds round differently.
+    candidates = processes.broadcast_object(choose_candidates(chosen, config.k_test))
     match = match_scores(model, tokenizer, rows, features.tokens, candidates, **on)
     scores = fill(match, candidates, len(job.gallery))
     facts: dict[str, Any] = {"k_test": config.k_test, "candidates": config.candidates or "itc"}

@@ -26,6 +26,8 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2T
 
 from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
 from pab.encoders.layer_numbers import layer_in_tower
+from pab.errors import InputError
+from pab.wordpiece import Tokenizer
 
 # LAVIS's names -> this model's; the first pattern that matches is replaced.
 RENAMED = (
@@ -151,8 +153,13 @@ class Blip2(nn.Module):
         return F.normalize(self.text_proj(found[:, 0]).float(), dim=-1)
 
     def logit_scale(self) -> Tensor:
-        """Logarithm of the factor on similarities in the loss, the temperature kept in bounds."""
-        return -self.temp.clamp(*TEMPERATURES).log()
+        """Logarithm of the factor on similarities in the loss, the temperature kept in bounds.
+
+        In place: a clamp within the graph would have no gradient outside.
+        """
+        with torch.no_grad():
+            self.temp.clamp_(*TEMPERATURES)
+        return -self.temp.log()
 
     def layer_of(self, name: str) -> int:
         """A parameter's layer by its name, 0 to :attr:`layers` + 1; tower below Q-Former."""
@@ -212,6 +219,22 @@ def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "")
         load_strict(model.visual_encoder, tower, image_weights, allow_unexpected=BEYOND_THE_TOWER)
         return load_strict(model, state, path, allow_missing=("temp",), ignore=(f"{TOWER}*",))
     return load_strict(model, state, path, allow_missing=("temp",))
+
+
+def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
+    """Refuse a vocabulary that is not the word table's.
+
+    LAVIS's table has one row more than BERT's vocabulary, for a piece that captions never use.
+
+    Raises:
+        InputError: another number of pieces.
+    """
+    if tokenizer.vocab_size not in (sizes.vocab_size, sizes.vocab_size - 1):
+        raise InputError(
+            tokenizer.path,
+            f"has {tokenizer.vocab_size} pieces, the model's word table {sizes.vocab_size} rows",
+            todo="give the vocabulary the model was trained with",
+        )
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

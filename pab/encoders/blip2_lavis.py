@@ -6,18 +6,23 @@ check that on the released weights. Nothing here is imported in the project's ow
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from pab.annotations import GalleryImage, Query
+from pab.checkpoints import model_state, read_checkpoint
 from pab.encoders.compute import Compute
 from pab.encoders.pooling import Pooling, pooled_similarity
 from pab.errors import InputError
 from pab.images import ImageTransform
 
 EXTRACTOR = "blip2_feature_extractor"
+# What a LAVIS checkpoint need not hold: the frozen tower, and 0, 1, 2, ...
+OF_OTHER_FILES = re.compile(r"visual_encoder\.|.*\.position_ids$")
 CAPTION_WORDS = 50  # of LAVIS's processor: what a batch of captions makes room for
 
 
@@ -43,21 +48,44 @@ def load_lavis(
             todo="bash scripts/setup_lavis.sh, then .venv-lavis/bin/python scripts/blip2_infer.py "
             "--backend lavis; or leave --backend out: the port gives the same vectors",
         ) from error  # fmt: skip
+    given = None if pretrained is None else lavis_names(pretrained)
     kind = registry.get_model_class(EXTRACTOR)
     settings = OmegaConf.load(kind.default_config_path(model_type))
     if pretrained is not None:
         settings.model.pretrained = pretrained
     try:
         model = kind.from_config(settings.model)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             "--backend", f"LAVIS cannot build {model_type}: {line[:160]}",
             todo="without internet, put bert-base-uncased/ into the working folder, and "
             "clip_vit_L.pth and the weights into $TORCH_HOME/hub/checkpoints",
         ) from error  # fmt: skip
+    if given is not None:  # LAVIS loads whatever fits and says nothing of the rest
+        missing = [n for n in model.state_dict() if n not in given and not OF_OTHER_FILES.match(n)]
+        if missing:
+            raise InputError(
+                str(pretrained), f"lacks {len(missing)} tensors of the model, such as {missing[0]}"
+            )
     image, text = load_preprocess(settings.preprocess)
     return model.float().eval(), image["eval"], text["eval"]
+
+
+def lavis_names(path: str) -> set[str]:
+    """Names of a LAVIS checkpoint's tensors.
+
+    Raises:
+        InputError: no checkpoint, or none of LAVIS's.
+    """
+    checkpoint = read_checkpoint(path)
+    names = set(model_state(checkpoint, path))
+    if "model" not in checkpoint or not any(name.startswith("Qformer.") for name in names):
+        raise InputError(
+            path, "expected a checkpoint of LAVIS, found none of its names",
+            todo="weights of this project's own are scored without --backend lavis",
+        )  # fmt: skip
+    return names
 
 
 def lavis_scores(

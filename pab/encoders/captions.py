@@ -6,6 +6,9 @@ Source: `blip_caption` of LAVIS (BSD-3-Clause), its evaluation form without a pr
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+
+from pab.wordpiece import Tokenizer
 
 MAX_WORDS = 50
 BECOME_BLANKS = re.compile(r"[.!\"()*#:;~]")
@@ -17,3 +20,14 @@ def blip_caption(caption: str, max_words: int = MAX_WORDS) -> str:
     text = RUNS_OF_BLANKS.sub(" ", BECOME_BLANKS.sub(" ", caption.lower()))
     words = text.rstrip("\n").strip(" ").split(" ")
     return " ".join(words[:max_words])
+
+
+@dataclass(frozen=True)
+class CaptionIds:
+    """Caption -> ids, by LAVIS's processor and BERT's vocabulary."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, caption: str) -> list[int]:
+        """Ids of one caption, ends included."""
+        return self.tokenizer.encode(blip_caption(caption))

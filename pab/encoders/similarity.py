@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pab.annotations import GalleryImage, Query
 from pab.encoders.blip2 import ImageTextModel
-from pab.encoders.captions import blip_caption
+from pab.encoders.captions import CaptionIds
 from pab.encoders.clip import ClipEncoder
 from pab.encoders.compute import Compute
 from pab.encoders.pooling import Pooling, pooled_similarity
@@ -50,7 +50,8 @@ def blip2_scores(
     Raises:
         InputError: a vocabulary that does not know the captions' words.
     """
-    rows = [tokenizer.encode(blip_caption(query.caption)) for query in queries]
+    encode_ids = CaptionIds(tokenizer)
+    rows = [encode_ids(query.caption) for query in queries]
     tokenizer.check_known(rows)
     found = compute.images(
         lambda pixels: model.encode_queries(pixels).flatten(1), gallery, transform

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole published inference: LHP, BLIP-2 and CLIP score, then UIT and the fusion.
+# The published inference: LHP, BLIP-2 and CLIP score, then UIT over LHP's candidates and the fusion.
 #   bash scripts/infer_all.sh     every path as the README says; arguments go to the last step
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -38,12 +38,12 @@ if ! $mini; then
     $python -m pab.layout check "$data"
 fi
 if $train; then
-    if [ $((184 % ${GPUS:-1})) -ne 0 ]; then
-        echo "error: GPUS: the published 184 pairs a step do not divide by ${GPUS:-1}" >&2
+    if [ $((184 % ${GPUS:-1})) -ne 0 ] || [ $((84 % ${GPUS:-1})) -ne 0 ]; then
+        echo "error: GPUS: the published 184 and 84 pairs a step do not divide by ${GPUS:-1}" >&2
         exit 2
     fi
     bash scripts/finetune_lhp.sh --batch_size $((184 / ${GPUS:-1})) --data_path "$data" --output_dir "$out/lhp"
-    $python -m uit.run --task cmp --dist "f${GPUS:-1}" --data_path "$data" --output_dir "$out/uit"
+    $python -m uit.run --task cmp --dist "f${GPUS:-1}" --bs $((84 / ${GPUS:-1})) --data_path "$data" --output_dir "$out/uit"
     lhp=(--checkpoint "$out/lhp/checkpoint-final.pth")
     uit+=(--checkpoint "$out/uit/checkpoint-final.pth")
 fi

@@ -88,7 +88,7 @@ def image_cases() -> list[ImageCase]:
         ("PNG with alpha", "odd.png", coded(half, "PNG"), Image.new("RGB", SIZE, (200, 40, 40))),
         ("grey PNG with alpha", "odd.png", b := coded(base.convert("LA"), "PNG"), as_rgb(b)),
         ("one-bit PNG", "odd.png", b := coded(base.convert("1"), "PNG"), as_rgb(b)),
-        ("EXIF says rotated", "odd.jpg", coded(base, "JPEG", quality=95, exif=exif), as_rgb(jpeg)),
+        ("EXIF rotation, not applied (as published)", "odd.jpg", coded(base, "JPEG", quality=95, exif=exif), as_rgb(jpeg)),
         ("animated PNG", "odd.png",
          coded(base, "PNG", save_all=True, append_images=frames[1:]), base),
         ("animated WebP", "odd.webp",

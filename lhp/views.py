@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from pab.images import ImageTransform, recipe
 
-VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # METHOD: the draw whose value picks the view
+VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # the draw whose value picks the view
 
 
 def local_threshold(local_prob: float) -> float:

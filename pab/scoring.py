@@ -34,7 +34,7 @@ QUERIES = "data/PAB/name-masked_test-set/query.json"
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """Flags that all scoring commands share (CONTRACT: "Scoring")."""
+    """Flags that all scoring commands share."""
 
     image_folder: str | None = flag(
         None, f"folder of the gallery's images (name-masked sets: default {GALLERY})"

@@ -36,7 +36,7 @@ class InferConfig(EncoderConfig):
     """Scoring with BLIP-2; each field is a flag of `python scripts/blip2_infer.py`."""
 
     model: Literal["pretrain_vitL", "pretrain", "mini"] = flag(
-        "pretrain_vitL", "ViT-L as published, ViT-g, or the demo's small model"
+        "pretrain_vitL", "ViT-L as published, ViT-g, or the small model of configs/blip2/mini.yaml"
     )
     pretrained: str | None = flag(
         None, "ViT-L: a LAVIS checkpoint or a fine-tuned one; ViT-g: a folder or a hub id "

@@ -49,7 +49,7 @@ PROG = "python scripts/finetune_blip2.py"
 class TrainConfig(FinetuneConfig):
     """Fine-tuning of BLIP-2; each field is a flag of `python scripts/finetune_blip2.py`."""
 
-    model: Literal["pretrain_vitL", "mini"] = flag("pretrain_vitL", "ViT-L, or the demo's model")
+    model: Literal["pretrain_vitL", "mini"] = flag("pretrain_vitL", "ViT-L, or a small model")
     pretrained: str = flag("checkpoints/blip2/blip2_pretrained_vitL.pth", "weights, or random")
     image_weights: str = flag(
         "checkpoints/blip2/clip_vit_L.pth", "the image tower, where --pretrained holds none"

@@ -20,6 +20,7 @@ if $train && $mini; then
     exit 2
 fi
 data=${DATA:-data/PAB} out=${OUT:-output/reproduce}
+gpus=${GPUS:-1} lhp_batch=184 uit_batch=84
 if $train; then
     out=${OUT:-output/reproduce_trained} # never the released models' scores under a new name
 fi
@@ -38,12 +39,13 @@ if ! $mini; then
     $python -m pab.layout check "$data"
 fi
 if $train; then
-    if [ $((184 % ${GPUS:-1})) -ne 0 ] || [ $((84 % ${GPUS:-1})) -ne 0 ]; then
-        echo "error: GPUS: the published 184 and 84 pairs a step do not divide by ${GPUS:-1}" >&2
+    if [ $((lhp_batch % gpus)) -ne 0 ] || [ $((uit_batch % gpus)) -ne 0 ]; then
+        echo "error: GPUS: the published 184 and 84 pairs a step do not divide by $gpus" >&2
         exit 2
     fi
-    bash scripts/finetune_lhp.sh --batch_size $((184 / ${GPUS:-1})) --data_path "$data" --output_dir "$out/lhp"
-    $python -m uit.run --task cmp --dist "f${GPUS:-1}" --bs $((84 / ${GPUS:-1})) --data_path "$data" --output_dir "$out/uit"
+    lhp_batch=$((lhp_batch / gpus)) uit_batch=$((uit_batch / gpus))
+    bash scripts/finetune_lhp.sh --batch_size "$lhp_batch" --data_path "$data" --output_dir "$out/lhp"
+    $python -m uit.run --task cmp --dist "f$gpus" --bs "$uit_batch" --data_path "$data" --output_dir "$out/uit"
     lhp=(--checkpoint "$out/lhp/checkpoint-final.pth")
     uit+=(--checkpoint "$out/uit/checkpoint-final.pth")
 fi

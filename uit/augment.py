@@ -1,6 +1,6 @@
 """How UIT sees a training image: flip, two of ten operations, normalised, a rectangle erased.
 
-Source: the release (METHOD). The ten operations are those of RandAugment (Cubuk et al., arXiv
+Source: the release. The ten operations are those of RandAugment (Cubuk et al., arXiv
 1909.13719) as the vision-language models UIT builds on use it; erasing is that of Zhong et al.
 (arXiv 1708.04896). All run on torchvision's functions.
 """

@@ -1,6 +1,6 @@
 """Settings of UIT's fine-tuning: every number of the recipe, with its unit and origin.
 
-The defaults are the recipe as released (METHOD); `configs/uit/paper.yaml` is the paper's.
+The defaults are the recipe as released; `configs/uit/paper.yaml` is the paper's.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Source: the method's paper (arXiv 2511.22470). MLM as in BERT with whole words and, as in X-VLM
 (arXiv 2111.08276), short runs of words; MIM as in SimMIM (arXiv 2111.09886).
 
-Deliberate difference from the release (METHOD): only real word pieces are hidden, never an end or
+Deliberate difference from the release: only real word pieces are hidden, never an end or
 padding, and a word that would pass the cap is left out whole.
 """
 

@@ -1,6 +1,6 @@
 """UIT's learning-rate schedules as multipliers of the rate, one number a step.
 
-Source: the release of the method (METHOD: `step` as released, `cosine` as in the paper).
+Source: the release of the method (`step` as released, `cosine` as in the paper).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from uit.schedules import multiplier
 from uit.swin import SwinConfig
 
 pytestmark = needs_golden
-EDA_WEIGHT, MIM_WEIGHT = 0.8, 0.1356  # METHOD
+EDA_WEIGHT, MIM_WEIGHT = 0.8, 0.1356  # as released
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from uit.run import main as uit_train
 DATA = Path("data/mini")
 UIT_RECIPE = Path("configs/uit/mini.yaml")
 PARTS = ("images", "annotations")
-METRICS = ("R@1", "R@5", "R@10", "mAP")
+METRICS = ("R@1", "R@5", "R@10", "mAP", "over twin")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
         gallery: G.
 
     Returns:
-        float32 [Q, G]; images that were no candidates have the next smaller float32, so that they tie with none.
+        float32 [Q, G]; images that were no candidates have the next smaller float32, so that they
+        tie with no candidate.
     """
     below = torch.nextafter(match.amin(dim=1, keepdim=True), torch.tensor(-torch.inf))
     return below.expand(-1, gallery).contiguous().scatter_(1, candidates, match)

@@ -60,10 +60,15 @@ def close() -> None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Inside, the processes that torchrun started are a group; alone: nothing."""
+    """Inside, the processes that torchrun started are a group; alone: nothing.
+
+    They leave together: one that tears its connections down while another still writes files may
+    be aborted by the library. One that fails does not wait.
+    """
     init_processes(device)
     try:
         yield
+        barrier()
     finally:
         close()
 

@@ -43,5 +43,6 @@ def training_command(
     )
     try:
         train(config, argv)
+        processes.barrier()  # leave together, as in processes.joined
     finally:
         processes.close()

@@ -27,7 +27,7 @@ from uit.make_vocabulary import make_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = {
-    "batch_size": 4, "epochs": 12, "num_workers": 0, "device": "cpu", "dtype": "fp32",
+    "batch_size": 4, "epochs": 60, "num_workers": 0, "device": "cpu", "dtype": "fp32",
     "save_every_steps": 1, "val_pairs": 4, "lr": 1e-3,
 }  # fmt: skip
 
@@ -64,14 +64,14 @@ def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random
         while not (out / LAST).exists() and process.poll() is None:
             time.sleep(0.02)  # the first time, wait until there is something to lose
         if hits:
-            time.sleep(draw.uniform(2.0, 9.0))  # loading, resuming, training, writing
+            time.sleep(draw.uniform(2.5, 6.5))  # loading, resuming, training, writing
         else:
             time.sleep(draw.uniform(0.0, 2.0))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             hits += 1
+            print(f"  killed after {time.monotonic() - started:.1f} s", flush=True)
         process.wait()
-        print(f"  killed after {time.monotonic() - started:.1f} s", flush=True)
     subprocess.run(words, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
     return hits
 

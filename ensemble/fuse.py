@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -177,6 +178,12 @@ class Fusion:
     def member_block(self, number: int, start: int, stop: int) -> Tensor:
         """Rows of one member on the common scale, float32 [q, G]."""
         return self._scaled(number, self._own_block(number, start, stop))
+
+    @cached_property
+    def scaled_members(self) -> list[Tensor]:
+        """Every member's whole matrix on the common scale, float32 [Q, G]; not to be changed."""
+        count = len(self.query_ids)
+        return [self.member_block(number, 0, count) for number in range(len(self.members))]
 
     def _scaled(self, number: int, block: Tensor) -> Tensor:
         """Scores of one member, of whole rows but for ``minmax``, on the common scale."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pab.annotations import Retrieval, read_query_order, read_retrieval
+from ensemble.members import known_gallery
+from pab.annotations import read_query_order, read_retrieval
 from pab.config import CommandParser, flag, load_config
 from pab.errors import InputError, run_cli
-from pab.images import list_gallery
 from pab.ranking import order_queries, read_ranked_list
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/protocols"
@@ -93,15 +93,6 @@ def check_answer(
             )
 
 
-def gallery_of(retrieval: Retrieval, image_folder: str | None) -> list[str]:
-    """Ids of the images of a protocol's gallery."""
-    gallery = retrieval.gallery
-    if gallery is None:
-        assert image_folder is not None  # a name-masked protocol names its folder
-        gallery = list_gallery(image_folder)
-    return [image.gallery_id for image in gallery]
-
-
 def main(argv: list[str] | None = None) -> None:
     """Check an answer file against a protocol."""
     parser = CommandParser(
@@ -116,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     ids = [query.query_id for query in retrieval.queries]
     if "query_order" in files:
         ids = order_queries(ids, read_query_order(files["query_order"]), where=files["query_order"])
-    gallery = gallery_of(retrieval, files.get("image_folder"))
+    gallery = known_gallery(retrieval, files.get("image_folder")) or []
     check_answer(read_ranked_list(args.file), len(ids), gallery, args.file)
     print(f"{args.file}: {len(ids)} lines of distinct known names, as {args.protocol} asks")
 

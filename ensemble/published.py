@@ -6,7 +6,6 @@ What `scripts/reproduce.sh` prints after each of its steps. The figures are the 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from pab.annotations import read_retrieval
@@ -30,9 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     from pab.scores import load_scores
 
     parser = CommandParser(
-        prog="python -m ensemble.published", description=main.__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m ensemble.published", description=main.__doc__, allow_abbrev=False
+    )
     parser.add_argument("step", choices=PUBLISHED, help="what the score file stands for")
     parser.add_argument("--score", type=Path, required=True, help="score file")
     parser.add_argument("--annotation", type=Path, required=True, help="labelled test set")

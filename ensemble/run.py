@@ -12,7 +12,7 @@ from ensemble.config import FusionConfig
 from ensemble.decode import decode
 from ensemble.fuse import Member, aligned, check_members
 from ensemble.members import known_gallery, load_members
-from ensemble.protocol import ANSWER_NAMES, check_answer, gallery_of, load_protocol
+from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
 from pab import __version__
 from pab.annotations import Retrieval, read_query_order, read_retrieval
 from pab.config import config_from_args, flag
@@ -95,7 +95,7 @@ def run(config: RunConfig) -> None:
     )
     order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
     if protocol is not None and retrieval is not None:
-        gallery = sorted(gallery_of(retrieval, config.image_folder))
+        gallery = sorted(known_gallery(retrieval, config.image_folder) or [])
         rows_in_order(
             fusion.gallery_ids, gallery, where=members[0].path, order_name="the protocol's gallery"
         )
@@ -103,7 +103,7 @@ def run(config: RunConfig) -> None:
     evaluation: Evaluation | None = None
     if config.decode != "none" or config.save_score or (retrieval and retrieval.relevant):
         scores = decode(fusion.matrix(), fusion.query_ids, fusion.gallery_ids, config.decoding())
-        meta = meta_of(config, members, files)
+        meta = meta_of(config, members, files) if config.save_score else {}  # hashes every file
         whole = ScoreFile(scores, fusion.query_ids, fusion.gallery_ids, meta)
         names = ranked_names(scores, fusion.gallery_ids, config.top_k)
         if retrieval is not None and retrieval.relevant is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from ensemble.config import FusionConfig
 from ensemble.decode import decode
 from ensemble.fuse import Fusion, aligned, check_members, keeps_of
 from ensemble.members import known_gallery, load_members
-from ensemble.trials import Found, Judge, by_steps, grid, on_simplex, write_trials
+from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
 from pab.annotations import Retrieval, read_retrieval
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
@@ -88,21 +89,24 @@ class SearchConfig(FusionConfig):
             raise InputError("--chosen_on", "is written by the search, not given to it")
 
 
-def search(config: SearchConfig, fusion: Fusion, judge: Judge) -> Found:
-    """The best weights by the queries that the judge counts."""
+def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
+    """What finds the best weights by the queries that a judge counts."""
     if config.method == "simplex":
-        return on_simplex(fusion, judge, config.grid_step)
-    return by_steps(fusion, judge, grid(config.grid_step), greedy=config.order == "greedy")
+        return Simplex.tried(fusion, judge, config.grid_step).best
+    weights = grid(config.grid_step)
+    return lambda judge: by_steps(fusion, judge, weights, greedy=config.order == "greedy")
 
 
-def held_out(config: SearchConfig, fusion: Fusion, judge: Judge) -> dict[str, float]:
+def held_out(
+    config: SearchConfig, search: Callable[[Judge], Found], judge: Judge
+) -> dict[str, float]:
     """R@1 and mAP in percent of weights chosen on the other folds, over all queries once."""
-    count = len(fusion.query_ids)
+    count = len(judge.query_ids)
     fold_of = np.random.default_rng(config.seed).permutation(count) % config.folds
     values = {name: np.zeros(count) for name in ("R@1", "mAP")}
     for fold in range(config.folds):
         inside = fold_of == fold
-        found = search(config, fusion, judge.counting(~inside))
+        found = search(judge.counting(~inside))
         for name, kept in values.items():
             kept[inside] = found.metrics.values[name][inside]
     return {name: float(kept.mean()) for name, kept in values.items()}
@@ -180,10 +184,11 @@ def run(config: SearchConfig) -> None:
     files = load_members(members, query_ids, gallery)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
-    found = search(config, fusion, judge)
+    search = searcher(config, fusion, judge)
+    found = search(judge)
     print(found.described(judge, config.seed))
     if config.folds:
-        estimate = held_out(config, fusion, judge)
+        estimate = held_out(config, search, judge)
         inside = found.metrics.mean()
         print(
             f"weights chosen on the other folds ({config.folds}): R@1 {estimate['R@1']:.2f}, mAP "

@@ -141,8 +141,7 @@ def by_steps(
         greedy: start with the best member, and let the one come in next that gives most; else the
             members come in as they are given.
     """
-    count, members = len(fusion.query_ids), fusion.members
-    scaled = [fusion.member_block(number, 0, count) for number in range(len(members))]
+    members, scaled = fusion.members, fusion.scaled_members
     alone = [judge(scores) for scores in (scaled if greedy else scaled[:1])]
     start = max(range(len(alone)), key=lambda n: judge.key(alone[n]))
     trials = [Trial(members[n].name, 1.0, found.mean()) for n, found in enumerate(alone)]
@@ -171,43 +170,67 @@ def by_steps(
     return Found(shares, fused, best, (members[start].name, alone[start]), steps, trials)
 
 
-def on_simplex(fusion: Fusion, judge: Judge, step: float) -> Found:
-    """All shares at once, from a grid on the simplex.
+@dataclass(frozen=True)
+class Simplex:
+    """Every point of a grid on the simplex, tried once; any queries may then choose among them.
 
-    Args:
+    Attributes:
         fusion: the members; their own weights are not looked at.
-        judge: of trials.
-        step: distance of neighbouring shares; 1 / step is rounded to a whole number.
-
-    Raises:
-        InputError: more trials than anybody waits for.
+        points: shares and metrics of every query.
+        first: metrics of the first member alone.
     """
-    count, members = len(fusion.query_ids), fusion.members
-    parts = max(1, round(1.0 / step))
-    needed = math.comb(parts + len(members) - 1, len(members) - 1)
-    if needed > MOST_SIMPLEX_TRIALS:
-        raise InputError(
-            "--grid_step", f"{len(members)} members in steps of {step:g} are {needed} trials",
-            todo="take a larger step, such as 0.05",
-        )  # fmt: skip
-    scaled = [fusion.member_block(number, 0, count) for number in range(len(members))]
-    trials: list[Trial] = []
-    best: tuple[tuple[float, float], list[float], Tensor, Metrics] | None = None
-    for whole in compositions(parts, len(members)):
-        shares = [part / parts for part in whole]
-        scores = shares[0] * scaled[0]
-        for share, other in zip(shares[1:], scaled[1:], strict=True):
-            if share:
-                scores = scores + share * other
-        metrics = judge(scores)
-        name = " ".join(f"{m.name}:{s:g}" for m, s in zip(members, shares, strict=True))
-        trials.append(Trial(name, None, metrics.mean()))
-        key = judge.key(metrics)
-        if best is None or key > best[0]:
-            best = key, shares, scores, metrics
-    assert best is not None
-    _, shares, scores, metrics = best
-    return Found(shares, scores, metrics, (members[0].name, judge(scaled[0])), [], trials)
+
+    fusion: Fusion
+    points: list[tuple[list[float], Metrics]]
+    first: Metrics
+
+    @classmethod
+    def tried(cls, fusion: Fusion, judge: Judge, step: float) -> Simplex:
+        """Try all shares of the grid.
+
+        Args:
+            fusion: the members.
+            judge: of trials.
+            step: distance of neighbouring shares; 1 / step is rounded to a whole number.
+
+        Raises:
+            InputError: more trials than anybody waits for.
+        """
+        count, parts = len(fusion.members), max(1, round(1.0 / step))
+        needed = math.comb(parts + count - 1, count - 1)
+        if needed > MOST_SIMPLEX_TRIALS:
+            raise InputError(
+                "--grid_step", f"{count} members in steps of {step:g} are {needed} trials",
+                todo="take a larger step, such as 0.05",
+            )  # fmt: skip
+        points = []
+        for whole in compositions(parts, count):
+            shares = [part / parts for part in whole]
+            points.append((shares, judge(shared_sum(fusion, shares))))
+        return cls(fusion, points, points[0][1])
+
+    def best(self, judge: Judge) -> Found:
+        """The point that is best by the queries the judge counts; of equal ones the first."""
+        names = [member.name for member in self.fusion.members]
+        trials = [
+            Trial(
+                " ".join(f"{n}:{s:g}" for n, s in zip(names, shares, strict=True)), None, m.mean()
+            )
+            for shares, m in self.points
+        ]
+        shares, metrics = max(self.points, key=lambda point: judge.key(point[1]))
+        scores = shared_sum(self.fusion, shares)
+        return Found(shares, scores, metrics, (names[0], self.first), [], trials)
+
+
+def shared_sum(fusion: Fusion, shares: Sequence[float]) -> Tensor:
+    """The members' scaled matrices by their shares, [Q, G]."""
+    scaled = fusion.scaled_members
+    scores = shares[0] * scaled[0]
+    for share, other in zip(shares[1:], scaled[1:], strict=True):
+        if share:
+            scores = scores + share * other
+    return scores
 
 
 def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:

@@ -16,9 +16,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -35,7 +35,7 @@ LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers"
 HASHES, VECTORS, FACTS = ".sha256", ".float32", "encoder.json"
 
 
-class FeatureCache:
+class FeatureCache(AbstractContextManager["FeatureCache"]):
     """The vectors of one encoder; use it as a context manager.
 
     Args:
@@ -69,15 +69,7 @@ class FeatureCache:
                     todo=f"remove {self.folder}, or say --no_feature_cache",
                 ) from error  # fmt: skip
 
-    def __enter__(self) -> FeatureCache:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._part or ():
             handle.close()
         self._part = None

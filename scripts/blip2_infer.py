@@ -72,23 +72,22 @@ def infer(config: InferConfig) -> None:
     Raises:
         InputError: bad settings, data or weights; nothing is written.
     """
-    from pab.checkpoints import checkpoint_hash
     from pab.encoders.scoring import device_and_dtype
 
     device, dtype, dtype_name = device_and_dtype(config)
     job = prepare(config)
     if config.backend == "lavis":
-        scores, source = by_lavis(config, job, device)
+        scores, source, sha256 = by_lavis(config, job, device)
         dtype_name = "fp16" if device.type == "cuda" else "fp32"
     else:
-        scores, source = by_port(config, job, device, dtype, dtype_name)
+        scores, source, sha256 = by_port(config, job, device, dtype, dtype_name)
     score_file = score_file_of(
         replace(config, dtype=dtype_name),  # type: ignore[arg-type]
         job,
         scores,
         model=config.model,
         checkpoint=source,
-        checkpoint_sha256=checkpoint_hash(source) if Path(source).is_file() else "",
+        checkpoint_sha256=sha256,
         query_pooling=config.query_pooling,
         backend=config.backend,
     )
@@ -97,8 +96,8 @@ def infer(config: InferConfig) -> None:
 
 def by_port(
     config: InferConfig, job: ScoringJob, device: torch.device, dtype: torch.dtype, dtype_name: str
-) -> tuple[Tensor, str]:
-    """Similarities by this project's models, and where the weights came from."""
+) -> tuple[Tensor, str, str]:
+    """Similarities by this project's models, where the weights came from, and their hash."""
     from pab.checkpoints import checkpoint_hash
     from pab.encoders.blip2 import MODELS, Blip2, Blip2Config, check_vocabulary, load_blip2
     from pab.encoders.blip2_vit_g import Blip2VitG, load_vit_g
@@ -119,12 +118,16 @@ def by_port(
     else:
         model = load_vit_g(source)
     transform = recipe("blip2", sizes.image_size)
-    files = [Path(file) for file in (source, config.image_weights) if Path(file).is_file()]
-    # A folder's or a hub id's weights have no hash here.
-    kept = config if config.model in MODELS else replace(config, feature_cache=False)
+    sha256 = checkpoint_hash(source) if Path(source).is_file() else ""
+    tower = ""
+    kept = config
+    if config.model not in MODELS:  # a folder's or a hub id's weights have no hash here
+        kept = replace(config, feature_cache=False)
+    elif config.feature_cache and Path(config.image_weights).is_file():
+        tower = checkpoint_hash(config.image_weights)
     with features_of(
         kept, device=device, dtype=dtype_name, model=config.model, preprocessing=transform,
-        checkpoint=" ".join(checkpoint_hash(file) for file in files),
+        checkpoint=sha256, image_weights=tower,
     ) as cache:  # fmt: skip
         scores = blip2_scores(
             model.to(device, dtype),
@@ -135,13 +138,14 @@ def by_port(
             config.query_pooling,
             Compute(device, dtype, dtype, config.batch_size, config.num_workers, cache),
         )
-    return scores, source
+    return scores, source, sha256
 
 
-def by_lavis(config: InferConfig, job: ScoringJob, device: torch.device) -> tuple[Tensor, str]:
+def by_lavis(config: InferConfig, job: ScoringJob, device: torch.device) -> tuple[Tensor, str, str]:
     """The same by LAVIS itself, which chooses its own number format."""
     import torch
 
+    from pab.checkpoints import checkpoint_hash
     from pab.encoders.blip2_lavis import lavis_scores, load_lavis
     from pab.encoders.compute import Compute
 
@@ -155,7 +159,9 @@ def by_lavis(config: InferConfig, job: ScoringJob, device: torch.device) -> tupl
         config.query_pooling,
         Compute(device, torch.float32, torch.float32, config.batch_size, config.num_workers),
     )
-    return scores, config.pretrained or f"LAVIS's {config.model}"
+    if config.pretrained is None:
+        return scores, f"LAVIS's {config.model}", ""
+    return scores, config.pretrained, checkpoint_hash(config.pretrained)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lhp.views import HybridView
 from pab.annotations import Retrieval
@@ -30,10 +30,9 @@ from pab.encoders.similarity import blip2_scores
 from pab.encoders.tuning import (
     SCRATCH,
     FinetuneConfig,
-    freeze,
+    adapted,
     merged_state,
     own_name,
-    with_lora,
 )
 from pab.errors import InputError, run_cli
 from pab.images import recipe
@@ -100,11 +99,9 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
     if config.checkpoint_activations:
         model.visual_encoder.set_grad_checkpointing(True)
         model.qformer.gradient_checkpointing_enable()
-    if config.freeze == "image":
-        freeze([model.visual_encoder, model.ln_vision])
-    module: nn.Module = model
-    if config.lora_rank:
-        module = with_lora(model, config.lora_rank, config.lora_alpha, also=[model.temp])
+    tower = [model.visual_encoder, model.ln_vision]
+    frozen = tower if config.freeze == "image" else []
+    module = adapted(model, config, frozen=frozen, temperature=model.temp)
     transform = recipe("blip2", sizes.image_size).transform()
 
     def score(retrieval: Retrieval) -> Tensor:

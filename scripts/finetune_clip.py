@@ -30,10 +30,9 @@ from pab.encoders.similarity import clip_scores
 from pab.encoders.tuning import (
     SCRATCH,
     FinetuneConfig,
-    freeze,
+    adapted,
     merged_state,
     own_name,
-    with_lora,
 )
 from pab.errors import InputError, run_cli
 from pab.pair_data import PairBatch
@@ -83,13 +82,11 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     scale = model.get_parameter("logit_scale")
     unused = [p for n, p in model.named_parameters() if n == "logit_bias"]  # a constant of SigLIP's
-    freeze([*unused, *towers(model)[config.freeze]])
     layers, layer_of = two_tower_layers(
         (name for name, _ in model.named_parameters()), lambda name: name.startswith("visual.")
     )
-    module: nn.Module = model
-    if config.lora_rank:
-        module = with_lora(model, config.lora_rank, config.lora_alpha, also=[scale])
+    frozen = [*unused, *towers(model)[config.freeze]]
+    module = adapted(model, config, frozen=frozen, temperature=scale)
 
     def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None

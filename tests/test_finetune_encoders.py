@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pab.training import FINAL
 from pab.training_config import ContrastiveConfig
 from pab.training_set import TrainingSet
 from scripts import blip2_infer, clip_infer, finetune_blip2, finetune_clip
+from tests.test_processes import run_in
 from uit.make_vocabulary import make_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,15 +256,36 @@ def test_written_blip2_weights_are_scored(runs: Runs, pooling: str, tmp_path: Pa
     assert isinstance(load_blip2(MODELS["mini"], tuned / FINAL), Blip2)
 
 
+def _score(kind: str, argv: list[str], folder: Path) -> None:
+    {"clip": clip_infer, "blip2": blip2_infer}[kind].main(argv)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_two_processes_score_as_one(runs: Runs, kind: str, tmp_path: Path) -> None:
+    tuned = runs(kind, "tuned", epochs=1)
+    main = {"clip": clip_infer, "blip2": blip2_infer}[kind].main
+    given = {**runs.own[kind], "pretrained": tuned / FINAL, "feature_cache_dir": tmp_path / "f"}
+    alone = score(main, runs.data, tmp_path, **given)
+    (tmp_path / "ranks").mkdir()
+    words = score_argv(runs.data, tmp_path, **given, save_score=tmp_path / "two.pt")
+    run_in(2, partial(_score, kind, [*words, "--no_feature_cache"]), tmp_path / "ranks")
+    torch.testing.assert_close(load_scores(tmp_path / "two.pt").scores, alone, atol=1e-6, rtol=0)
+
+
 def score(main: Callable[[list[str]], None], data: Path, out: Path, **settings: Any) -> Tensor:
+    main(score_argv(data, out, **settings))
+    return load_scores(out / "scores.pt").scores
+
+
+def score_argv(data: Path, out: Path, **settings: Any) -> list[str]:
     masked = data / "name-masked_test-set"
     given = {
         "image_folder": masked / "gallery", "annotation": masked / "query.json",
         "save_score": out / "scores.pt", "output_file": out / "list.txt", "num_workers": 0,
         "device": "cpu", **settings,
     }  # fmt: skip
-    main([word for k, v in given.items() for word in (f"--{k}", str(v))])
-    return load_scores(out / "scores.pt").scores
+    return [word for k, v in given.items() for word in (f"--{k}", str(v))]
 
 
 # ------------------------------------------------------------------------------------------ layers

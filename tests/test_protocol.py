@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ensemble import protocol
+from ensemble.members import known_gallery
 from ensemble.run import main as run
 from pab.annotations import read_retrieval
 from pab.ranking import read_ranked_list
@@ -20,7 +21,7 @@ def scores_for(root: Path, out: Path, name: str) -> str:
     files = protocol.load_protocol(name).files(str(root))
     retrieval = read_retrieval(files["annotation"], image_folder=files.get("image_folder"))
     queries = [query.query_id for query in retrieval.queries]
-    gallery = sorted(protocol.gallery_of(retrieval, files.get("image_folder")))
+    gallery = sorted(known_gallery(retrieval, files.get("image_folder")) or [])
     scores = torch.rand(len(queries), len(gallery), generator=torch.Generator().manual_seed(0))
     save_scores(out, ScoreFile(scores, queries, gallery, {}))
     return str(out)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pab.annotations import GalleryImage, Query
-from pab.encoders.blip2 import ImageTextModel
 from pab.encoders.captions import CaptionIds
-from pab.encoders.clip import ClipEncoder
 from pab.encoders.compute import Compute
 from pab.encoders.pooling import Pooling, pooled_similarity
 from pab.images import ImageTransform
 from pab.wordpiece import Tokenizer
 
 CAPTION_IDS = 64  # ids a caption of the processor's 50 words may have: what a batch makes room for
+
+if TYPE_CHECKING:  # one model's library need not be there, or loaded, for the other
+    from pab.encoders.blip2 import ImageTextModel
+    from pab.encoders.clip import ClipEncoder
 
 
 def clip_scores(

@@ -111,6 +111,29 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
     return wrapped
 
 
+def adapted(
+    model: nn.Module,
+    config: FinetuneConfig,
+    *,
+    frozen: Iterable[nn.Module | nn.Parameter],
+    temperature: nn.Parameter,
+) -> nn.Module:
+    """The model as the settings train it: parts frozen, low-rank updates added.
+
+    Args:
+        model: changed in place; its own methods go on working.
+        frozen: what keeps its weights.
+        temperature: trained whatever else is.
+
+    Returns:
+        What holds all its parameters: the model, or the library's wrapper around it.
+    """
+    freeze(frozen)
+    if not config.lora_rank:
+        return model
+    return with_lora(model, config.lora_rank, config.lora_alpha, also=[temperature])
+
+
 def merged_state(model: nn.Module) -> Mapping[str, Tensor]:
     """A model's weights under its own names, low-rank updates added to what they update."""
     if isinstance(model, PeftModel):

@@ -22,10 +22,13 @@ from ensemble.scaling import Scaling, mean_places, scaled_block
 from pab.errors import InputError
 from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile
+from pab.tensor_files import release_pages
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
 BLOCK_ELEMENTS = 1 << 19  # scores of a block: 2 MiB, so that a block's steps stay in the cache
+BLOCKS_KEPT = 32  # whose pages stay in memory before they are given back
 SPARE_CANDIDATES = 22  # beyond the k best that are wanted
+STRETCH = 64  # columns whose maximum is taken first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 SUM_TOLERANCE = 1e-6
 RANKED_LIST = "ranked list"  # `model` in the meta of a member that was one: 0 is "not named"
@@ -214,11 +217,19 @@ class Fusion:
                 fused += other
         return fused
 
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """Rows of one block after the other; memory of files is given back behind them."""
+        rows = max(1, BLOCK_ELEMENTS // len(self.gallery_ids))
+        for number, start in enumerate(range(0, len(self.query_ids), rows), start=1):
+            yield start, min(start + rows, len(self.query_ids))
+            if number % BLOCKS_KEPT == 0:
+                for file in self.files:
+                    release_pages(file.scores)
+
     def blocks(self) -> Iterator[Tensor]:
         """The fused matrix from its first row to its last, float32 [q, G] each."""
-        rows = max(1, BLOCK_ELEMENTS // len(self.gallery_ids))
-        for start in range(0, len(self.query_ids), rows):
-            yield self.block(start, min(start + rows, len(self.query_ids)))
+        for start, stop in self._spans():
+            yield self.block(start, stop)
 
     def best_columns(self, k: int) -> Tensor:
         """The k best columns of every row, best first, ties to the smaller one: int64 [Q, k].
@@ -237,14 +248,9 @@ class Fusion:
             factors.append(share / (high - low))
             shift -= factors[-1] * low
             scale += factors[-1] * max(abs(low), abs(high))
-        count, width = len(self.query_ids), len(self.gallery_ids)
         rounding = (scale + abs(shift) + 1.0) * (len(self.files) + 4) * torch.finfo().eps
-        rows = max(1, BLOCK_ELEMENTS // width)
-        found = [
-            self._best_of(start, min(start + rows, count), k, factors, shift + rounding)
-            for start in range(0, count, rows)
-        ]
-        return torch.cat(found)
+        margin = shift + rounding
+        return torch.cat([self._best_of(*span, k, factors, margin) for span in self._spans()])
 
     def _best_of(
         self, start: int, stop: int, k: int, factors: Sequence[float], margin: float
@@ -254,7 +260,7 @@ class Fusion:
         sums = blocks[0] * factors[0]
         for block, factor in zip(blocks[1:], factors[1:], strict=True):
             sums.add_(block, alpha=factor)
-        values, columns = torch.topk(sums, min(k + SPARE_CANDIDATES, sums.shape[1]))
+        values, columns = best_candidates(sums, min(k + SPARE_CANDIDATES, sums.shape[1]))
         columns = columns.sort(dim=1).values  # so that a stable sort gives ties to the smaller
         fused = self._fused([block.gather(1, columns) for block in blocks])
         order = fused.argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -319,3 +325,25 @@ def blend_(fused: Tensor, member: Tensor, weight: float) -> Tensor:
 def blend(fused: Tensor, member: Tensor, weight: float) -> Tensor:
     """One step of the fusion: what `S` keeps is ``weight``; both scaled, [q, G]."""
     return weight * fused + (1.0 - weight) * member
+
+
+def best_candidates(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``torch.topk`` of long rows: the best stand in the stretches that have the best maxima.
+
+    Args:
+        block: scores [q, G].
+        count: how many, at most ``G``.
+
+    Returns:
+        Values and columns [q, count], best first; which of equal values are among them is open.
+    """
+    whole = block.shape[1] // STRETCH * STRETCH
+    if whole < 2 * count * STRETCH:
+        return torch.topk(block, count)
+    stretches = block[:, :whole].unflatten(1, (-1, STRETCH))
+    chosen = stretches.amax(dim=2).topk(count, sorted=False).indices
+    columns = (chosen[:, :, None] * STRETCH + torch.arange(STRETCH)).flatten(1)
+    rest = torch.arange(whole, block.shape[1]).expand(len(block), -1)
+    columns = torch.cat([columns, rest], dim=1)
+    values, places = block.gather(1, columns).topk(count)
+    return values, columns.gather(1, places)

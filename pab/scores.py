@@ -14,6 +14,7 @@ Command line::
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shlex
@@ -33,7 +34,7 @@ from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import sha256_of_file, write_text
 from pab.ranking import rows_in_order
-from pab.tensor_files import read_tensors, write_tensors
+from pab.tensor_files import read_tensors, release_pages, write_tensors
 
 KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 _BLOCK_ELEMENTS = 1 << 22  # scores checked together: 16 MiB of float32, whatever the file's size
@@ -111,6 +112,7 @@ def load_scores(path: str | Path, *, mmap: bool = True) -> ScoreFile:
         raise InputError(path, f"expected a dict of {', '.join(KEYS)}, found {found}")
     score_file = ScoreFile(**content)
     check_scores(score_file, path)
+    release_pages(score_file.scores)  # the check has read all of it
     return score_file
 
 
@@ -141,11 +143,12 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
                 f"expected one id for each of {size} in scores, found {len(ids)}",
                 item=name,
             )
-    for before, after in zip(score_file.gallery_ids, score_file.gallery_ids[1:], strict=False):
-        if before > after:
-            raise InputError(
-                where, f"expected sorted ids, found {before!r} before {after!r}", item="gallery_ids"
-            )
+    ids = score_file.gallery_ids
+    if ids != sorted(ids):
+        before, after = next(pair for pair in itertools.pairwise(ids) if pair[0] > pair[1])
+        raise InputError(
+            where, f"expected sorted ids, found {before!r} before {after!r}", item="gallery_ids"
+        )
     meta = score_file.meta
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
         raise InputError(where, "expected a dict with names as keys", item="meta")
@@ -153,20 +156,21 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
 
 
 def _check_ids(where: str | Path, name: str, ids: Any) -> None:
-    if not isinstance(ids, list) or any(not isinstance(one, str) for one in ids):
+    if not isinstance(ids, list) or not set(map(type, ids)) <= {str}:
         raise InputError(where, "expected a list of strings", item=name)
     if not ids:
         raise InputError(where, "expected at least one id, found none", item=name)
-    for one in ids:
-        if one.splitlines() != [one] or one != one.strip():  # the id lists are one id a line
-            raise InputError(
-                where,
-                f"expected ids of one line without blanks at their ends, found {one!r}",
-                item=name,
-            )
-    twice = [one for one, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise InputError(where, f"expected distinct ids, found {twice[0]!r} twice", item=name)
+    if "\n".join(ids).splitlines() != ids or list(map(str.strip, ids)) != ids or "" in ids:
+        # The id lists are one id a line.
+        one = next(one for one in ids if one.splitlines() != [one] or one != one.strip())
+        raise InputError(
+            where,
+            f"expected ids of one line without blanks at their ends, found {one!r}",
+            item=name,
+        )
+    if len(set(ids)) != len(ids):
+        twice = next(one for one, count in Counter(ids).items() if count > 1)
+        raise InputError(where, f"expected distinct ids, found {twice!r} twice", item=name)
 
 
 def _check_finite(score_file: ScoreFile, where: str | Path) -> None:

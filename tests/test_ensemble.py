@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ensemble.config import FusionConfig
-from ensemble.fuse import Member, aligned, keeps_of, parse_member, shares_of
+from ensemble.fuse import Member, aligned, best_candidates, keeps_of, parse_member, shares_of
 from ensemble.members import load_members
 from ensemble.run import RunConfig
 from ensemble.run import main as run
@@ -709,3 +709,14 @@ def test_best_columns_of_rows_in_another_order(scaling: Any) -> None:
     fusion = aligned(members, files, scaling=scaling)
     plain = aligned(members, [files[0], ScoreFile(two, *ids)], scaling=scaling)
     assert torch.equal(fusion.best_columns(10), top_k(plain.matrix(), 10))
+
+
+@given(st.integers(1, 5), st.integers(5, 1500), st.sampled_from([2, 30, 100_000]), st.integers())
+@settings(max_examples=60, deadline=None)
+def test_candidates_are_the_best(count: int, images: int, levels: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed % 10_000)
+    block = torch.randint(0, levels, (3, images), generator=generator).float()
+    values, columns = best_candidates(block, count)
+    assert torch.equal(values, block.topk(count).values)
+    assert torch.equal(block.gather(1, columns), values)
+    assert all(len(set(row)) == count for row in columns.tolist())

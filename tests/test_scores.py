@@ -16,6 +16,7 @@ import torch
 
 from pab.errors import InputError
 from pab.scores import ScoreFile, align, load_scores, main, reorder, save_scores
+from pab.tensor_files import read_tensors, release_pages, write_tensors
 
 
 @pytest.fixture
@@ -54,6 +55,33 @@ def test_format_is_the_published_contract(scores: ScoreFile, tmp_path: Path) -> 
     content = torch.load(tmp_path / "s.pt", weights_only=True, mmap=True)
     assert list(content) == ["scores", "query_ids", "gallery_ids", "meta"]
     assert content["scores"].dtype == torch.float32
+
+
+def test_equal_contents_give_equal_bytes(scores: ScoreFile, tmp_path: Path) -> None:
+    one = "".join(["q", "1"])  # equal to an id, not the same object
+    save_scores(tmp_path / "a.pt", replace(scores, meta={"q1": one, "again": one}))
+    save_scores(tmp_path / "b.pt", replace(scores, meta={"q1": "q1", "again": "".join("q1")}))
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are not listed here")
+def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+    matrix = torch.rand(512, 1024, generator=torch.Generator().manual_seed(0))
+    write_tensors(tmp_path / "m.pt", matrix)
+    mapped = read_tensors(tmp_path / "m.pt", "a matrix", mmap=True)
+    assert torch.equal(mapped, matrix)
+    before = resident("m.pt")
+    release_pages(mapped)
+    assert before >= matrix.nbytes > 100 * resident("m.pt")
+    assert torch.equal(mapped, matrix)
+    release_pages(matrix)  # in memory: kept
+    assert torch.equal(mapped, matrix)
+
+
+def resident(name: str) -> int:
+    """Bytes of a mapped file that are in memory."""
+    mappings = Path("/proc/self/smaps").read_text().split(name)[1:]
+    return sum(int(one.split("Rss:")[1].split()[0]) * 1024 for one in mappings)
 
 
 def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:

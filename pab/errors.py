@@ -40,13 +40,24 @@ class InputError(Exception):
         return again, (self.where, self.problem)
 
 
+class LostProcessError(RuntimeError):
+    """Another of the processes that work together has ended; this one cannot go on."""
+
+
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
-    """Run a command-line ``main``; bad input becomes one line on stderr and exit code 2."""
+    """Run a command-line ``main``; bad input becomes one line on stderr and exit code 2.
+
+    So does a process that ended while others wait for it, with exit code 1: what was wrong is said
+    by that process itself.
+    """
     try:
         main(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except LostProcessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         sys.stderr.close()
         sys.exit(1)

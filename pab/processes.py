@@ -14,6 +14,7 @@ Legend: ``B`` rows a process holds, ``W`` processes, ``D`` width.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,9 +24,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pab.errors import InputError
+from pab.errors import InputError, LostProcessError
 
 T = TypeVar("T")
+
+# How gloo, which has no error class of its own, says that a process is gone.
+_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|\[.*gloo/transport.*\]", re.S)
 
 BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients exchanged at once: 32 MiB in float32
 
@@ -62,13 +66,33 @@ def close() -> None:
 def joined(device: torch.device) -> Iterator[None]:
     """Inside, the processes that torchrun started are a group; alone: nothing.
 
-    They leave together: one that tears its connections down while another still writes files may
-    be aborted by the library. One that fails does not wait.
+    See :func:`leaving_together`.
     """
     init_processes(device)
+    with leaving_together():
+        yield
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Inside, a group may be joined; it is left at the end, whatever happens.
+
+    The processes leave together: one that tears its connections down while another still writes
+    files may be aborted by the library. One that fails does not wait, and ends the others.
+
+    Raises:
+        LostProcessError: another process has ended.
+    """
     try:
         yield
         barrier()
+    except RuntimeError as error:
+        if world_size() > 1 and (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise LostProcessError(
+                f"process {rank()} of {world_size()}: another process has ended, and this one "
+                "cannot go on without it; see that one's own message"
+            ) from error
+        raise
     finally:
         close()
 

@@ -41,8 +41,5 @@ def training_command(
         description=description,
         extra=None if debug_config is None else partial(add_debug_flag, path=debug_config),
     )
-    try:
+    with processes.leaving_together():
         train(config, argv)
-        processes.barrier()  # leave together, as in processes.joined
-    finally:
-        processes.close()

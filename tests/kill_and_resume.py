@@ -19,15 +19,16 @@ from pathlib import Path
 import torch
 
 from lhp.train_tokenizer import train_tokenizer
-from pab.checkpoints import model_state, read_checkpoint
+from pab.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.training import FINAL, LAST
 from pab.training_set import TrainingSet
 from tests.conftest import MODEL, make_data
 from uit.make_vocabulary import make_vocabulary
 
+LATEST = 0.6  # seconds of training after which a kill comes at the latest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = {
-    "batch_size": 4, "epochs": 60, "num_workers": 0, "device": "cpu", "dtype": "fp32",
+    "batch_size": 4, "epochs": 80, "num_workers": 0, "device": "cpu", "dtype": "fp32",
     "save_every_steps": 1, "val_pairs": 4, "lr": 1e-3,
 }  # fmt: skip
 
@@ -56,24 +57,40 @@ def command(recipe: str, data: Path, out: Path) -> list[str]:
 
 
 def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random.Random) -> int:
-    """Run to the end in spite of kills; how many hit a run that had begun to train."""
-    hits = 0
+    """Run to the end in spite of kills, each while it trains; how many hit a write.
+
+    A kill comes when the run has written its first checkpoint since it was started, and a random
+    moment later. One that hits a write leaves the unfinished file behind.
+    """
+    writes = 0
     for _ in range(kills):
+        before = written_at(out / LAST)
         process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
         started = time.monotonic()
-        while not (out / LAST).exists() and process.poll() is None:
-            time.sleep(0.02)  # the first time, wait until there is something to lose
-        if hits:
-            time.sleep(draw.uniform(2.5, 6.5))  # loading, resuming, training, writing
-        else:
-            time.sleep(draw.uniform(0.0, 2.0))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            hits += 1
-            print(f"  killed after {time.monotonic() - started:.1f} s", flush=True)
+        while written_at(out / LAST) == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, LATEST))
+        if process.poll() is not None:
+            sys.exit(f"the run ended by itself, with {process.returncode}: make it longer")
+        process.send_signal(signal.SIGKILL)
         process.wait()
+        torn = [path for path in out.iterdir() if path.name.startswith(".")]
+        writes += bool(torn)
+        for path in torn:
+            path.unlink()  # so that the next kill's can be told from it
+        step = load_training_state(out / LAST).step
+        print(
+            f"  killed after {time.monotonic() - started:.1f} s, last whole checkpoint: step {step}"
+            f"{', while it wrote the next' if torn else ''}",
+            flush=True,
+        )
     subprocess.run(words, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
-    return hits
+    return writes
+
+
+def written_at(path: Path) -> int | None:
+    """When a file was written, nanoseconds; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def main() -> None:
@@ -94,13 +111,13 @@ def main() -> None:
             )
             print(f"{recipe}:", flush=True)
             words = command(recipe, data, killed)
-            hits = killed_again_and_again(words, killed, args.kills, draw)
+            writes = killed_again_and_again(words, killed, args.kills, draw)
             one, two = (model_state(read_checkpoint(p / FINAL), p) for p in (alone, killed))
             differing = [key for key in one if not torch.equal(one[key], two[key])]
-            left = [path.name for path in killed.iterdir() if path.suffix == ".tmp"]
             print(
-                f"{recipe}: {hits} of {args.kills} kills hit; {len(differing)} of {len(one)} "
-                f"tensors differ; torn files: {left or 'none'}"
+                f"{recipe}: {args.kills} kills, {writes} of them while it wrote; "
+                f"{len(differing)} of {len(one)} tensors differ",
+                flush=True,
             )
             if differing or one.keys() != two.keys():
                 sys.exit(1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +207,42 @@ def test_three_processes_gather_without_loss_or_doubling(tmp_path: Path) -> None
         assert torch.equal(result["one"][:, 0], torch.arange(4.0))
         assert "missing [0], double or foreign [3]" in result["lost"]
     assert sorted(i for result in results for i in result["share"]) == list(range(7))
+
+
+DIES = """
+import os, signal, sys, torch
+from pab import processes
+from pab.errors import run_cli
+
+def main(argv):
+    with processes.joined(torch.device("cpu")):
+        for step in range(100_000):
+            processes.reduce_mean(torch.ones(1000))
+            if step == 50 and processes.rank() == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+run_cli(main)
+"""
+
+
+@pytest.mark.distributed
+def test_a_process_that_dies_ends_the_others() -> None:
+    started = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIES],
+            env={**os.environ, **started, "RANK": str(number), "GLOO_SOCKET_IFNAME": "lo"},
+            cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(3)
+    ]  # fmt: skip
+    ends = [(child.communicate(timeout=WAIT)[1], child.returncode) for child in children]
+    assert ends[1][1] == -signal.SIGKILL
+    for number in (0, 2):
+        message, code = ends[number]
+        assert code == 1
+        assert f"error: process {number} of 3: another process has ended" in message
+        assert "Traceback" not in message
 
 
 # One process alone

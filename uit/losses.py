@@ -71,13 +71,26 @@ def matching_loss(positive: Tensor, negative: Tensor) -> Tensor:
     return F.cross_entropy(logits, match)
 
 
-def masked_language_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """MLM: mean cross entropy; logits [B, P, V], labels [B, P] with -100 where there is none.
+def masked_language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
+    """MLM: mean cross entropy.
 
-    0 where the whole batch has no label.
+    Args:
+        logits: [B, P, V].
+        labels: [B, P], -100 where there is none.
+        count: of labels, where it is not this batch's: its mean over the processes makes the mean
+            of their losses the one over all their labels.
+
+    Returns:
+        A scalar; 0 where the whole batch has no label.
     """
     total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-    return total / (labels >= 0).sum().clamp(min=1)
+    count = labels_in(labels) if count is None else count
+    return total / torch.where(count > 0, count, 1)
+
+
+def labels_in(labels: Tensor) -> Tensor:
+    """How many labels there are, a scalar."""
+    return (labels >= 0).sum()
 
 
 def masked_image_loss(restored: Tensor, image: Tensor, hidden_blocks: Tensor) -> Tensor:

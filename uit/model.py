@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pab import processes
 from pab.errors import InputError
 from uit.bert import Bert, BertConfig
 from uit.swin import Swin, SwinConfig
@@ -45,6 +46,7 @@ class UitConfig:
         embed_dim: E.
         temperature: at the start; it is learned.
         proj_dropout: before the projections to the retrieval vectors.
+        sync_batch_norm: their statistics are taken from the batches of all processes.
     """
 
     swin: SwinConfig = field(default_factory=SwinConfig)
@@ -52,6 +54,7 @@ class UitConfig:
     embed_dim: int = 2048
     temperature: float = 0.07
     proj_dropout: float = 0.5
+    sync_batch_norm: bool = False
 
 
 MODELS = {
@@ -123,12 +126,12 @@ class Uit(nn.Module):
     def __init__(self, config: UitConfig) -> None:
         super().__init__()
         self.config = config
-        c, d, e = config.swin.width, config.bert.width, config.embed_dim
+        c, d = config.swin.width, config.bert.width
         self.vision_encoder = Swin(config.swin)
         self.text_encoder = Bert(config.bert)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
-        self.vision_proj = _projection(POOL_BINS * c, e, config.proj_dropout)
-        self.text_proj = _projection((1 + POOL_BINS) * d, e, config.proj_dropout)
+        self.vision_proj = _projection(POOL_BINS * c, config)
+        self.text_proj = _projection((1 + POOL_BINS) * d, config)
         self.itm_head = nn.Sequential(
             nn.Linear(d, 2 * d), nn.LayerNorm(2 * d), nn.GELU(), nn.Linear(2 * d, 2)
         )
@@ -207,8 +210,24 @@ def adapt_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tens
     return kept
 
 
-def _projection(width: int, embed_dim: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(dropout), nn.Linear(width, embed_dim))
+class BatchNormOfAll(nn.BatchNorm1d):
+    """Batch norm whose statistics come from the rows of all processes, CPU or GPU.
+
+    torch's own SyncBatchNorm runs on GPUs alone; rows here are single vectors, cheap to exchange.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, D] -> [B, D]; every process has the same number of rows."""
+        if not self.training:
+            return super().forward(rows)
+        start = processes.rank() * len(rows)
+        return super().forward(processes.all_gather_with_grad(rows))[start : start + len(rows)]
+
+
+def _projection(width: int, config: UitConfig) -> nn.Sequential:
+    norm = BatchNormOfAll if config.sync_batch_norm else nn.BatchNorm1d
+    projection = nn.Linear(width, config.embed_dim)
+    return nn.Sequential(norm(width), nn.Dropout(config.proj_dropout), projection)
 
 
 def _pool(tokens: Tensor) -> Tensor:

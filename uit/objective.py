@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pab.devices import full_precision
-from pab.processes import all_gather_with_grad
+from pab.processes import all_gather_with_grad, reduce_mean
 from uit.losses import (
     contrastive_loss,
+    labels_in,
     masked_image_loss,
     masked_language_loss,
     matching_loss,
@@ -91,8 +92,8 @@ def uit_losses(
 
     Args:
         model: in training mode its dropout and batch statistics are in the result.
-        batch: of this process; ITC compares with the batches of all processes, negatives are drawn
-            from this one, as in the release.
+        batch: of this process; ITC compares with the batches of all processes, MLM is the mean over
+            the hidden pieces of all, negatives are drawn from this one, as in the release.
         weights: of the total. A loss whose weight is 0 is not computed.
         draw: picks negatives; for each version of the caption it is called for texts' negative
             images and then for images' negative texts.
@@ -156,7 +157,11 @@ def uit_losses(
     total = itc + itm
     if weights.mlm:
         fused = bert.fused_at(pairs.part(slice(compared, None)), batch.positions)
-        losses["mlm"] = masked_language_loss(bert.word_logits(fused).float(), batch.labels)
+        losses["mlm"] = masked_language_loss(
+            bert.word_logits(fused).float(),
+            batch.labels,
+            reduce_mean(labels_in(batch.labels).float()),
+        )
         total = total + weights.mlm * losses["mlm"]
     if weights.mim:
         restored = model.restore(tokens[size:]).float()

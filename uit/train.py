@@ -148,6 +148,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Uit:
             bert=replace(sizes.bert, dropout=config.dropout),
             temperature=config.temperature,
             proj_dropout=config.proj_dropout,
+            sync_batch_norm=config.sync_batch_norm,
         )
     )
     start_weights(model, checkpoint=config.checkpoint, swin=config.swin, bert=config.bert)

@@ -1,0 +1,111 @@
+"""UIT trained by several processes: ITC, MLM and MIM are those of one process on the whole batch.
+
+ITM is left out of the gradient: its negatives are drawn within a process, as in the release.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pab import processes
+from tests.test_processes import run_in
+from uit.masking import NO_LABEL
+from uit.model import MODELS, Uit
+from uit.objective import LossWeights, UitBatch, uit_losses
+
+PAIRS, STEPS, LENGTH, WORDS = 8, 3, 12, 50
+NAMES = ("itc", "mlm", "mim")
+
+
+def model_of(sync_batch_norm: bool) -> Uit:
+    """The debug model without anything random."""
+    sizes = MODELS["uit_debug"]
+    torch.manual_seed(0)
+    return Uit(
+        replace(
+            sizes,
+            swin=replace(sizes.swin, drop_path=0.0),
+            bert=replace(sizes.bert, vocab_size=WORDS, dropout=0.0),
+            proj_dropout=0.0,
+            sync_batch_norm=sync_batch_norm,
+        )
+    )
+
+
+def batch(step: int) -> UitBatch:
+    """Eight pairs, most hidden pieces in the first: a mean of means would show."""
+    generator = torch.Generator().manual_seed(step)
+    size = MODELS["uit_debug"].swin.image_size
+    labels = torch.full((PAIRS, 4), NO_LABEL)
+    for row in range(PAIRS):
+        count = max(0, 4 - row)
+        labels[row, :count] = torch.randint(WORDS, (count,), generator=generator)
+    return UitBatch(
+        image=torch.randn(PAIRS, 3, size, size, generator=generator),
+        identity=torch.tensor([0, 1, 2, 3, 4, 0, 5, 6]),
+        text_ids=torch.randint(1, WORDS, (2 * PAIRS, LENGTH), generator=generator),
+        text_mask=torch.ones(2 * PAIRS, LENGTH, dtype=torch.int64),
+        masked_ids=torch.randint(1, WORDS, (PAIRS, LENGTH), generator=generator),
+        positions=torch.arange(1, 5).expand(PAIRS, -1).contiguous(),
+        labels=labels,
+        hidden_blocks=torch.eye(4),
+    )
+
+
+def own_share(whole: UitBatch) -> UitBatch:
+    """This process's rows."""
+    count = PAIRS // processes.world_size()
+    rows = torch.arange(processes.rank() * count, (processes.rank() + 1) * count)
+    both = torch.cat([rows, PAIRS + rows])
+    parts = {
+        name: getattr(whole, name)[both if name.startswith("text_") else rows]
+        for name in UitBatch._fields
+        if name != "hidden_blocks"
+    }
+    return UitBatch(**parts, hidden_blocks=whole.hidden_blocks)
+
+
+def curve(folder: Path, sync_batch_norm: bool = True) -> dict[str, Tensor]:
+    """Each loss at every step, and the weights after the last."""
+    model = model_of(sync_batch_norm).train()
+    # A small eps would make steps of a gradient's rounding.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-2)
+    seen: dict[str, list[Tensor]] = {name: [] for name in NAMES}
+    for step in range(STEPS):
+        losses = uit_losses(model, own_share(batch(step)), LossWeights(0.8, 1.0, 1.0, 0.1))
+        optimizer.zero_grad()
+        (losses["loss"] - losses["itm"]).backward()
+        processes.average_gradients(model.parameters())
+        optimizer.step()
+        for name in NAMES:
+            seen[name].append(processes.reduce_mean(losses[name]))
+    return {name: torch.stack(values) for name, values in seen.items()} | model.state_dict()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 4])
+def test_itc_mlm_and_mim_do_not_depend_on_the_number_of_processes(
+    tmp_path: Path, world: int
+) -> None:
+    alone = curve(tmp_path)
+    assert len({round(float(value), 3) for value in alone["mlm"]}) == STEPS, "nothing is learnt"
+    for shared in run_in(world, curve, tmp_path):
+        assert shared.keys() == alone.keys()
+        for name, wanted in alone.items():
+            torch.testing.assert_close(
+                shared[name], wanted, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+@pytest.mark.distributed
+def test_without_synchronised_statistics_itc_differs(tmp_path: Path) -> None:
+    own = partial(curve, sync_batch_norm=False)
+    alone, shared = own(tmp_path), run_in(2, own, tmp_path)[0]
+    torch.testing.assert_close(shared["mlm"][0], alone["mlm"][0], rtol=1e-4, atol=1e-5)
+    assert abs(float(shared["itc"][0] - alone["itc"][0])) > 1e-3, "the test above tests nothing"

@@ -1,0 +1,231 @@
+"""Whatever stands in a file, a reader gives back what keeps its rules, or one line of error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from pab.annotations import read_answers, read_id_list, read_retrieval
+from pab.errors import InputError
+from pab.ranking import read_ranked_list, write_ranked_list
+from pab.scores import ScoreFile, check_scores, load_scores, save_scores
+from pab.training_set import TrainingSet
+from tests.conftest import write_lines
+
+often = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example writes its own file
+)
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+PATHS = st.sampled_from(["../x.jpg", "/x.jpg", "C:\\x.jpg", "a/./b.jpg", "a\x00.jpg", "", "a//b"])
+TROUBLE = [b"\x00", b"\xff\xfe", b"\n\n", b"\r", b'"', b"{", b"NaN", b"1e999", b"\xed\xa0\x80"]
+INSERTED = st.binary(max_size=6) | st.sampled_from(TROUBLE)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+    """A file's bytes with a few stretches cut out, put in or replaced."""
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(content)))
+        stop = min(len(content), start + draw(st.integers(0, 12)))
+        content = content[:start] + draw(INSERTED) + content[stop:]
+    return content
+
+
+@st.composite
+def changed(draw: st.DrawFn, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of JSON with some fields taken away, replaced by any value, or taken from elsewhere."""
+    rows = [dict(row) for row in rows]
+    for _ in range(draw(st.integers(1, 3))):
+        row = draw(st.sampled_from(rows))
+        name = draw(st.sampled_from(sorted(row)) | st.text(max_size=6)) if row else "image"
+        other = draw(st.sampled_from(rows)).get(name)
+        if draw(st.booleans()):
+            row[name] = draw(VALUES | PATHS | st.just(other))
+        else:
+            row.pop(name, None)
+    return rows
+
+
+def one_line_or(read: Callable[[], Any]) -> Any:
+    """What a reader gives back; None where it refuses, which it does in one line."""
+    try:
+        found = read()
+    except InputError as error:
+        message = str(error)
+    else:
+        event("read")
+        return found
+    event("refused")
+    assert len(message.splitlines()) == 1
+    return None
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------ annotations
+
+
+def check_retrieval(path: Path, root: Path) -> None:
+    found = one_line_or(lambda: read_retrieval(path, image_folder=root))
+    if found is None:
+        return
+    ids = [query.query_id for query in found.queries]
+    assert len(set(ids)) == len(ids) > 0
+    assert all(query.caption.strip() for query in found.queries)
+    if found.gallery is not None:
+        names = [image.gallery_id for image in found.gallery]
+        assert names == sorted(set(names))
+        for image in found.gallery:
+            assert image.path.resolve().is_relative_to(root.resolve())
+        assert all(found.relevant[one] <= set(names) for one in ids)
+    for text in ids:
+        text.encode()  # no lone surrogates: they could not be written
+
+
+LABELLED, MASKED = "annotation/test/pair.json", "name-masked_test-set/query.json"
+
+
+@pytest.mark.parametrize("name", [LABELLED, MASKED])
+@often
+@given(data=st.data())
+def test_damaged_annotations(tiny_data: Path, tmp_path: Path, name: str, data: Any) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(data.draw(damaged((tiny_data / name).read_bytes())))
+    check_retrieval(path, tiny_data)
+
+
+@pytest.mark.parametrize("name", [LABELLED, MASKED])
+@often
+@given(data=st.data())
+def test_odd_values_in_annotations(tiny_data: Path, tmp_path: Path, name: str, data: Any) -> None:
+    path = tmp_path / "a.json"
+    write_lines(path, data.draw(changed(rows_of(tiny_data / name))))
+    check_retrieval(path, tiny_data)
+
+
+@often
+@given(data=st.data())
+def test_odd_values_in_training_shards(tiny_data: Path, tmp_path: Path, data: Any) -> None:
+    path = tmp_path / "pair_0.json"
+    write_lines(path, data.draw(changed(rows_of(tiny_data / "annotation/train/pair_0.json"))))
+    found = one_line_or(
+        lambda: list(TrainingSet.open(tiny_data, [path], cache_dir=tmp_path / "cache"))
+    )
+    for pair in found or []:
+        assert (tiny_data / pair.image).resolve().is_relative_to(tiny_data.resolve())
+        assert pair.caption.strip()
+        assert pair.image_id.strip()
+
+
+@often
+@given(data=st.data())
+def test_odd_values_in_answer_keys(tiny_data: Path, tmp_path: Path, data: Any) -> None:
+    key = json.loads((tiny_data / "name-masked_test-set/answers.json").read_text())
+    names = sorted(key)
+    rows = data.draw(changed([key[name] for name in names]))
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps(dict(zip(names, rows, strict=True))))
+    for gallery, *_ in (one_line_or(lambda: read_answers(path)) or {}).values():
+        assert gallery.strip()
+
+
+# ---------------------------------------------------------------------------- score files and lists
+
+SCORES = ScoreFile(
+    torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
+    ["q2", "q1", "q3"], ["a", "b", "c", "d"], {"model": "test", "nested": {"epochs": [1, 2]}},
+)  # fmt: skip
+
+
+@often
+@given(data=st.data(), mmap=st.booleans())
+def test_damaged_score_files(tmp_path: Path, data: Any, mmap: bool) -> None:
+    path = tmp_path / "s.pt"
+    save_scores(path, SCORES)
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    found = one_line_or(lambda: load_scores(path, mmap=mmap))
+    if found is not None:
+        check_scores(found, path)
+        assert found.scores.shape == (len(found.query_ids), len(found.gallery_ids))
+
+
+@often
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "scores": st.sampled_from([
+                torch.ones(2, 2), torch.ones(2), torch.ones(0, 2), torch.ones(2, 2).double(),
+                torch.eye(2).to_sparse(), torch.full((2, 2), float("nan")), torch.ones(2, 2) > 0,
+            ]) | VALUES,
+            "query_ids": st.lists(st.text(max_size=3), max_size=3) | VALUES,
+            "gallery_ids": st.lists(st.sampled_from(["a", "b", "", " b", "b\n"]), max_size=3),
+            "meta": st.dictionaries(st.text(max_size=3), VALUES, max_size=2) | VALUES,
+        },
+    )
+)  # fmt: skip
+def test_odd_contents_of_score_files(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = tmp_path / "s.pt"
+    complete = {"scores": torch.ones(2, 2), "query_ids": ["p", "q"], "gallery_ids": ["a", "b"]}
+    torch.save({**complete, "meta": {}, **content}, path)
+    found = one_line_or(lambda: load_scores(path))
+    if found is not None:
+        assert len(set(found.query_ids)) == len(found.query_ids) == len(found.scores)
+        assert found.gallery_ids == sorted(set(found.gallery_ids))
+
+
+NAMES = st.text(min_size=1, max_size=6).filter(lambda name: name.split() == [name])
+
+
+@often
+@given(names=st.integers(1, 4).flatmap(
+    lambda k: st.lists(st.lists(NAMES, min_size=k, max_size=k, unique=True), min_size=1, max_size=4)
+))  # fmt: skip
+def test_ranked_lists_come_back(tmp_path: Path, names: list[list[str]]) -> None:
+    path = tmp_path / "l.txt"
+    if one_line_or(lambda: write_ranked_list(path, names) or True):
+        assert read_ranked_list(path) == names
+
+
+@often
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
+)
+def test_any_bytes_as_a_ranked_list(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "l.txt"
+    path.write_bytes(content)
+    found = one_line_or(lambda: read_ranked_list(path))
+    if found is not None:
+        assert len({len(line) for line in found}) == 1
+        assert all(len(set(line)) == len(line) for line in found)
+
+
+@often
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
+)
+def test_any_bytes_as_a_list_of_ids(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_bytes(content)
+    found = one_line_or(lambda: read_id_list(path))
+    if found is not None:
+        assert len(set(found)) == len(found) > 0
+        assert all(one == one.strip() for one in found)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pab import processes
 from pab.annotations import GalleryImage
 from pab.devices import autocast
-from pab.feature_cache import FeatureCache, digests_of
+from pab.feature_cache import FeatureCache
 from pab.images import ImageTransform, image_loader
 
 Encode = Callable[[Tensor], Tensor]  # a batch on the model's device -> unit vectors [B, D]
@@ -58,9 +58,7 @@ def image_vectors(
     known: list[int] = []
     new = mine
     if cache is not None:
-        found = digests_of([images[i].path for i in mine], num_workers)
-        digests = dict(zip(mine, found, strict=True))
-        known, new = cache.split(digests)
+        digests, known, new = cache.of_images(images, mine, num_workers)
     parts = [cache.vectors([digests[i] for i in known])] if cache is not None and known else []
     order = list(known)
     loader = image_loader([images[i] for i in new], transform, batch_size, num_workers)

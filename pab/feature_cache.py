@@ -1,4 +1,4 @@
-"""Vectors of images kept on disk between runs, by what the images hold.
+"""Vectors (or tokens) of images kept on disk between runs, by what the images hold.
 
 A cache belongs to one encoder: weights, preprocessing, number format. In it an image is known by
 the SHA-256 of its file, so that renamed images are found again and changed ones are not. A run that
@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pab.annotations import GalleryImage
 from pab.errors import InputError
 from pab.files import sha256_of_file, write_text
 
 FORMAT = 1  # of the files; part of the key, so that another format is another cache
 DIGEST_BYTES = 32
-CODE = ("pab", "lhp", "scripts")
+CODE = ("pab", "lhp", "uit", "scripts")
 LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm")
 HASHES, VECTORS, FACTS = ".sha256", ".float32", "encoder.json"
 
@@ -49,7 +50,8 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def __init__(self, folder: str | Path, facts: Mapping[str, str]) -> None:
         text = json.dumps({"format": FORMAT, **facts}, sort_keys=True, indent=1)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._rows: dict[bytes, tuple[np.ndarray, int]] = {}
+        self._rows: dict[bytes, tuple[Path, int]] = {}  # a part's vectors, and the row there
+        self._matrices: dict[Path, np.memmap] = {}
         self._part: tuple[BinaryIO, BinaryIO] | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,16 +89,24 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         count = min(len(digests) // DIGEST_BYTES, vectors.stat().st_size // (4 * width))
         if count == 0:
             return
-        matrix = np.memmap(vectors, np.float32, "r", shape=(count, width))
         for row in range(count):
             digest = digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]
-            self._rows.setdefault(digest, (matrix, row))
+            self._rows.setdefault(digest, (vectors, row))
 
     @staticmethod
-    def _width_of(hashes: Path) -> int | None:
+    def _width_of(part: Path) -> int | None:
         """Numbers of a part's vectors, which its name tells."""
-        words = hashes.stem.rpartition("x")
+        words = part.stem.rpartition("x")
         return int(words[2]) if words[2].isdigit() else None
+
+    def _matrix(self, vectors: Path, row: int) -> np.memmap:
+        """A part's vectors, which stay on disk, mapped anew when it has grown beyond ``row``."""
+        if vectors not in self._matrices or row >= len(self._matrices[vectors]):
+            width = self._width_of(vectors)
+            assert width is not None, "it was read or written under its width"
+            count = vectors.stat().st_size // (4 * width)
+            self._matrices[vectors] = np.memmap(vectors, np.float32, "r", shape=(count, width))
+        return self._matrices[vectors]
 
     def split(self, digests: Mapping[int, bytes]) -> tuple[list[int], list[int]]:
         """Positions of images whose vectors are here, and of those that are to be encoded."""
@@ -107,7 +117,27 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def vectors(self, digests: Sequence[bytes]) -> Tensor:
         """Kept vectors, float32 [n, D], n at least 1."""
         rows = [self._rows[digest] for digest in digests]
-        return torch.from_numpy(np.stack([matrix[row] for matrix, row in rows]))
+        return torch.from_numpy(np.stack([self._matrix(part, row)[row] for part, row in rows]))
+
+    def of_images(
+        self, images: Sequence[GalleryImage], positions: Sequence[int], num_workers: int
+    ) -> tuple[dict[int, bytes], list[int], list[int]]:
+        """What this cache knows of some of a gallery's images.
+
+        Args:
+            images: the gallery.
+            positions: of those that are asked for.
+            num_workers: threads that read the files.
+
+        Returns:
+            The hash at each position, positions whose vectors are here, and those to be encoded.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        found = digests_of([images[i].path for i in positions], num_workers)
+        digests = dict(zip(positions, found, strict=True))
+        return digests, *self.split(digests)
 
     def keep(self, digests: Sequence[bytes], vectors: Tensor) -> None:
         """Write vectors behind those that are there.
@@ -123,6 +153,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         try:
             if self._part is None:
                 self._part = self._open_part(matrix.shape[1])
+            first = self._part[0].tell() // matrix[0].nbytes
             for handle, data in zip(self._part, (matrix.tobytes(), b"".join(digests)), strict=True):
                 handle.write(data)
                 handle.flush()
@@ -131,8 +162,8 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
                 self.folder, f"vectors cannot be kept: {error.strerror or error}",
                 todo="make room, or say --no_feature_cache",
             ) from error  # fmt: skip
-        for row, digest in enumerate(digests):
-            self._rows.setdefault(digest, (matrix, row))
+        for row, digest in enumerate(digests, start=first):
+            self._rows.setdefault(digest, (Path(self._part[0].name), row))
 
     def _open_part(self, width: int) -> tuple[BinaryIO, BinaryIO]:
         """A new pair of files, of a name that no other process has."""

@@ -138,3 +138,14 @@ def test_other_code_or_libraries_make_another_cache(monkeypatch: pytest.MonkeyPa
     assert "torch" in before
     monkeypatch.setattr("pab.feature_cache.version", lambda name: "0.0")
     assert made_by() != before
+
+
+def test_vectors_are_read_back_while_more_are_written(tmp_path: Path) -> None:
+    rows = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    digests = [bytes([number]) * 32 for number in range(6)]
+    with FeatureCache(tmp_path, FACTS) as cache:
+        for start in (0, 2, 4):
+            cache.keep(digests[start : start + 2], rows[start : start + 2])
+            assert torch.equal(cache.vectors(digests[: start + 2]), rows[: start + 2])
+    with FeatureCache(tmp_path, FACTS) as cache:
+        assert torch.equal(cache.vectors(digests[::-1]), rows.flip(0))

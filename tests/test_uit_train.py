@@ -390,6 +390,7 @@ class Scoring:
             "text_encoder": vocabulary, "checkpoint": checkpoint, "k_test": 4, "num_workers": 0,
             "annotation": data / "annotation/test/pair.json", "device": "cpu", "batch_size": 3,
             "save_score": folder / "s.pt", "output_file": folder / "l.txt", "cache_dir": folder,
+            "feature_cache_dir": folder / "features",
         }  # fmt: skip
         self.folder = folder
 
@@ -651,6 +652,27 @@ def test_defaults_are_the_released_recipe() -> None:
     assert config.mim_weight == pytest.approx(0.1356 * 84)
 
 
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
+def test_kept_tokens_are_not_encoded_again(
+    scoring: Scoring, monkeypatch: pytest.MonkeyPatch, cache_dtype: str
+) -> None:
+    seen: list[int] = []
+    plain = Uit.image_vector
+
+    def counted(self: Uit, tokens: Tensor) -> Tensor:
+        seen.append(len(tokens))
+        return plain(self, tokens)
+
+    monkeypatch.setattr(Uit, "image_vector", counted)
+    settings = {"cache_dtype": cache_dtype, "save_itc": scoring.folder / "itc.pt"}
+    first, itc = scoring(**settings), load_scores(scoring.folder / "itc.pt")
+    assert sum(seen) == len(first.gallery_ids)
+    again = scoring(**settings)
+    assert sum(seen) == len(first.gallery_ids), "nothing was encoded again"
+    assert torch.equal(again.scores, first.scores)
+    assert torch.equal(load_scores(scoring.folder / "itc.pt").scores, itc.scores)
+
+
 def _infer(argv: list[str], folder: Path) -> None:
     infer(argv)
 
@@ -660,7 +682,10 @@ def _infer(argv: list[str], folder: Path) -> None:
 def test_several_processes_score_as_one(scoring: Scoring, tmp_path: Path, world: int) -> None:
     plain = scoring(save_itc=scoring.folder / "itc.pt")
     (tmp_path / "ranks").mkdir()
-    outputs = {"save_score": scoring.folder / "o.pt", "save_itc": scoring.folder / "o_itc.pt"}
+    outputs = {
+        "save_score": scoring.folder / "o.pt", "save_itc": scoring.folder / "o_itc.pt",
+        "feature_cache_dir": scoring.folder / "others",
+    }  # fmt: skip
     run_in(world, partial(_infer, scoring.argv(**outputs)), tmp_path / "ranks")
     for name, other in (("itc.pt", "o_itc.pt"), ("s.pt", "o.pt")):
         one, two = load_scores(scoring.folder / name), load_scores(scoring.folder / other)

@@ -21,6 +21,7 @@ from pab import processes
 from pab.annotations import GalleryImage
 from pab.devices import autocast
 from pab.errors import InputError
+from pab.feature_cache import FeatureCache
 from pab.images import image_loader, recipe
 from pab.wordpiece import Tokenizer
 from uit.model import Uit, UitConfig, model_config
@@ -95,6 +96,7 @@ def encode_gallery(
     dtype: torch.dtype,
     cache_dtype: torch.dtype = torch.float32,
     cache_dir: str | Path | None = None,
+    cache: FeatureCache | None = None,
 ) -> GalleryFeatures:
     """Tokens and vectors of a gallery; one batch of images is in memory at a time.
 
@@ -109,6 +111,7 @@ def encode_gallery(
         cache_dtype: number format of the kept tokens.
         cache_dir: folder of the file they are kept in, which vanishes with the process; None takes
             the system's temporary folder.
+        cache: of this model's vectors and tokens; only images that are not in it are encoded.
 
     Raises:
         InputError: the file cannot be made.
@@ -117,19 +120,36 @@ def encode_gallery(
     shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
     tokens = mapped_tensor(shape, cache_dtype, cache_dir)
     mine = list(processes.share_of(len(images)))
-    vectors = torch.empty(len(mine), model.config.embed_dim)
+    width = model.config.embed_dim
+    vectors = torch.empty(len(mine), width)
+    row_of = {position: row for row, position in enumerate(mine)}
+    digests: dict[int, bytes] = {}
+    known: list[int] = []
+    new = mine
+    if cache is not None:
+        digests, known, new = cache.of_images(images, mine, num_workers)
+        for start in range(0, len(known), batch_size):
+            places = known[start : start + batch_size]
+            kept = cache.vectors([digests[place] for place in places])
+            vectors[[row_of[place] for place in places]] = kept[:, :width]
+            tokens[places] = kept[:, width:].view(-1, *shape[1:]).to(cache_dtype)
     loader = image_loader(
-        [images[i] for i in mine],
+        [images[i] for i in new],
         recipe("uit", swin.image_size).transform(),
         batch_size=batch_size,
         num_workers=num_workers,
     )
     weights = model.vision_encoder.norm.weight.dtype
-    for pixels, positions in loader if mine else ():
+    for pixels, positions in loader if new else ():
         with autocast(device, dtype):
             found = model.vision_encoder(pixels.to(device, weights))
-            vectors[positions] = model.image_vector(found).cpu()
-        tokens[[mine[position] for position in positions]] = found.to(cache_dtype).cpu()
+            vector = model.image_vector(found).float().cpu()
+        places = [new[position] for position in positions]
+        vectors[[row_of[place] for place in places]] = vector
+        tokens[places] = found.to(cache_dtype).cpu()
+        if cache is not None:
+            both = torch.cat([vector, found.float().cpu().flatten(1)], dim=1)
+            cache.keep([digests[place] for place in places], both)
     # Which also waits until every process has written its tokens.
     return GalleryFeatures(tokens, processes.assemble(mine, vectors, len(images), device))
 

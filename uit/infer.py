@@ -19,7 +19,14 @@ from pab.config import config_from_args, flag
 from pab.devices import pick_device
 from pab.errors import InputError, run_cli
 from pab.scores import ScoreFile, align, load_scores, save_scores
-from pab.scoring import ScoringConfig, ScoringJob, finish, prepare, score_file_of
+from pab.scoring import (
+    ScoringConfig,
+    ScoringJob,
+    features_of,
+    finish,
+    prepare,
+    score_file_of,
+)
 
 
 @dataclass(frozen=True)
@@ -92,17 +99,22 @@ def infer(config: InferConfig) -> None:
         config.model, config.input_size, config.window, config.checkpoint, tokenizer
     ).to(device, dtype)
     on: dict[str, Any] = {"device": device, "dtype": dtype}
-    features = encode_gallery(
-        model, job.gallery, batch_size=config.batch_size, num_workers=config.num_workers,
-        cache_dtype=dtype_of(config.cache_dtype), cache_dir=config.cache_dir, **on,
-    )  # fmt: skip
+    weights_sha256 = checkpoint_hash(config.checkpoint)
+    sizes = f"{config.model}, {config.input_size} px, windows of {config.window}"
+    with features_of(
+        config, device=device, dtype=config.dtype, weights=weights_sha256, model=sizes
+    ) as cache:
+        features = encode_gallery(
+            model, job.gallery, batch_size=config.batch_size, num_workers=config.num_workers,
+            cache_dtype=dtype_of(config.cache_dtype), cache_dir=config.cache_dir, cache=cache, **on,
+        )  # fmt: skip
     made = partial(
         score_file_of,
         config,
         job,
         model=config.model,
         checkpoint=config.checkpoint,
-        checkpoint_sha256=checkpoint_hash(config.checkpoint),
+        checkpoint_sha256=weights_sha256,
     )
     if chosen is None:
         texts = encode_captions(model, tokenizer, rows, batch_size=config.batch_size, **on)

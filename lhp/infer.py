@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pab import processes
-from pab.config import config_from_args, flag
+from pab.config import flag
 from pab.devices import pick_device
 from pab.errors import InputError, run_cli
-from pab.scoring import ScoringConfig, features_of, finish, prepare, score_file_of
+from pab.scoring import (
+    ScoringConfig,
+    features_of,
+    finish,
+    prepare,
+    score_file_of,
+    scoring_command,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def infer(config: InferConfig) -> None:
     from lhp.encode import encode_captions, encode_images, load_model
     from lhp.tokenizer import Tokenizer
     from pab.checkpoints import checkpoint_hash
-    from pab.devices import autocast, dtype_of, pick_device
+    from pab.devices import autocast, dtype_of
 
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot run
@@ -82,14 +88,13 @@ def infer(config: InferConfig) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and score."""
-    config, _ = config_from_args(
+    scoring_command(
         InferConfig,
+        infer,
         argv,
         prog="python -m lhp.infer",
         description="Score a gallery against captions with a fine-tuned BEiT-3.",
     )
-    with processes.joined(pick_device(config.device)):
-        infer(config)
 
 
 if __name__ == "__main__":

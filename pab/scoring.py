@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from pab import __version__, processes
 from pab.annotations import GalleryImage, Retrieval, read_query_order, read_retrieval
-from pab.config import flag
+from pab.config import config_from_args, flag
+from pab.devices import pick_device
 from pab.errors import InputError
 from pab.evaluate import evaluate
 from pab.feature_cache import FeatureCache, made_by
@@ -64,6 +65,9 @@ class ScoringConfig:
                 raise InputError(f"--{name}", f"must be at least 1, found {getattr(self, name)}")
         if self.num_workers < 0:
             raise InputError("--num_workers", f"must not be negative, found {self.num_workers}")
+
+
+Config = TypeVar("Config", bound=ScoringConfig)
 
 
 @dataclass(frozen=True)
@@ -248,3 +252,25 @@ def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> Non
     print(f"{len(ids)} queries x {len(names)} images -> {', '.join(written)}", file=sys.stderr)
     if job.retrieval.relevant is not None:
         print(evaluate(score_file, job.retrieval).table())
+
+
+def scoring_command(
+    cls: type[Config],
+    score: Callable[[Config], None],
+    argv: list[str] | None,
+    *,
+    prog: str,
+    description: str,
+) -> None:
+    """Read a scoring command's line and run it, as one of several processes where there are any.
+
+    Args:
+        cls: the command's settings.
+        score: runs it with them.
+        argv: arguments without the program's name; None = ``sys.argv[1:]``.
+        prog: name of the command, as the user types it.
+        description: one sentence for ``--help``.
+    """
+    config, _ = config_from_args(cls, argv, prog=prog, description=description)
+    with processes.joined(pick_device(config.device)):
+        score(config)

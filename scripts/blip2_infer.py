@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
-from pab import processes
-from pab.config import config_from_args, flag
-from pab.devices import pick_device
+from pab.config import flag
 from pab.encoders.scoring import EncoderConfig
 from pab.errors import InputError, run_cli
-from pab.scoring import ScoringJob, features_of, finish, prepare, score_file_of
+from pab.scoring import (
+    ScoringJob,
+    features_of,
+    finish,
+    prepare,
+    score_file_of,
+    scoring_command,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -166,14 +171,13 @@ def by_lavis(config: InferConfig, job: ScoringJob, device: torch.device) -> tupl
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and score."""
-    config, _ = config_from_args(
+    scoring_command(
         InferConfig,
+        infer,
         argv,
         prog="python scripts/blip2_infer.py",
         description="Score a gallery against captions with BLIP-2, zero-shot.",
     )
-    with processes.joined(pick_device(config.device)):
-        infer(config)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
-from pab import processes
-from pab.config import config_from_args, flag
-from pab.devices import pick_device
+from pab.config import flag
 from pab.encoders.scoring import EncoderConfig
 from pab.errors import run_cli
-from pab.scoring import features_of, finish, prepare, score_file_of
+from pab.scoring import features_of, finish, prepare, score_file_of, scoring_command
 
 
 @dataclass(frozen=True)
@@ -73,14 +71,13 @@ def infer(config: InferConfig) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and score."""
-    config, _ = config_from_args(
+    scoring_command(
         InferConfig,
+        infer,
         argv,
         prog="python scripts/clip_infer.py",
         description="Score a gallery against captions with CLIP, zero-shot.",
     )
-    with processes.joined(pick_device(config.device)):
-        infer(config)
 
 
 if __name__ == "__main__":

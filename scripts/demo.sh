@@ -15,29 +15,47 @@ if [ ! -f "$masked/answers.json" ]; then
     $python -m pab.mini --out "$data" --splits test
 fi
 
-echo "1 of 3: LHP scores 2,000 captions against 2,000 images ..."
+echo "1 of 5: LHP scores 2,000 captions against 2,000 images ..."
 $python -m lhp.infer --config configs/lhp/mini_infer.yaml --answers none \
     --image_folder "$masked/gallery" --annotation "$masked/query.json" \
     --save_score "$out/score_lhp.pt" --output_file "$out/predictions_lhp.txt"
 
-echo "2 of 3: UIT's cross encoder scores LHP's 32 best images of each caption ..."
+echo "2 of 5: UIT's cross encoder scores LHP's 32 best images of each caption ..."
 $python -m uit.infer --config configs/uit/mini_infer.yaml --answers none \
     --image_folder "$masked/gallery" --annotation "$masked/query.json" \
     --candidates "$out/score_lhp.pt" \
     --save_score "$out/score_uit.pt" --output_file "$out/predictions_uit.txt"
 
-echo "3 of 3: fusing the two ..."
-$python -m ensemble.run --config configs/ensemble/mini.yaml \
-    --beit3_score "$out/score_lhp.pt" --uit_score "$out/score_uit.pt" \
-    --save_score "$out/score_fused.pt" --output_file "$out/predictions.txt"
+echo "3 of 5: BLIP-2 scores all pairs ..."
+$python scripts/blip2_infer.py --config configs/blip2/mini_infer.yaml --answers none \
+    --image_folder "$masked/gallery" --annotation "$masked/query.json" \
+    --save_score "$out/score_blip2.pt" --output_file "$out/predictions_blip2.txt"
+
+echo "4 of 5: CLIP scores all pairs ..."
+$python scripts/clip_infer.py --config configs/clip/mini_infer.yaml --answers none \
+    --image_folder "$masked/gallery" --annotation "$masked/query.json" \
+    --save_score "$out/score_clip.pt" --output_file "$out/predictions_clip.txt"
+
+echo "5 of 5: fusing the four, one after the other ..."
+fuse() { # FILE of scores, FILE of the ranked list, members' flags
+    $python -m ensemble.run --config configs/ensemble/mini.yaml --save_score "$1" --output_file "$2" "${@:3}"
+}
+members=(--beit3_score "$out/score_lhp.pt" --uit_score "$out/score_uit.pt")
+fuse "$out/score_with_uit.pt" "$out/predictions_with_uit.txt" "${members[@]}"
+members+=(--blip2_score "$out/score_blip2.pt")
+fuse "$out/score_with_blip2.pt" "$out/predictions_with_blip2.txt" "${members[@]}"
+members+=(--clip_score "$out/score_clip.pt")
+fuse "$out/score_fused.pt" "$out/predictions.txt" "${members[@]}"
 
 $python -m pab.evaluate --score "$out/score_fused.pt" --annotation "$masked/query.json" \
     --answers "$masked/answers.json" --intervals --json "$out/metrics.json"
 echo
-$python -m ensemble.report --score "fused=$out/score_fused.pt" \
+$python -m ensemble.report --score "+ CLIP=$out/score_fused.pt" \
     --score "LHP=$out/score_lhp.pt" --score "UIT=$out/score_uit.pt" \
+    --score "BLIP-2=$out/score_blip2.pt" --score "CLIP=$out/score_clip.pt" \
+    --score "+ UIT=$out/score_with_uit.pt" --score "+ BLIP-2=$out/score_with_blip2.pt" \
     --annotation "$masked/query.json" --answers "$masked/answers.json" \
-    --image_folder "$masked/gallery" --steps LHP fused \
-    --title "LHP, UIT and their fusion on the mini test set" --out "$out/report.html"
+    --image_folder "$masked/gallery" --steps LHP "+ UIT" "+ BLIP-2" "+ CLIP" \
+    --title "LHP, UIT, BLIP-2, CLIP and their fusion on the mini test set" --out "$out/report.html"
 
 echo "Ranked list: $out/predictions.txt    Report: $out/report.html"

@@ -25,7 +25,7 @@ from pab.training_set import TrainingSet
 from tests.conftest import MODEL, make_data
 from uit.make_vocabulary import make_vocabulary
 
-LATEST = 0.6  # seconds of training after which a kill comes at the latest
+LATEST = 1.5  # seconds of training after which a kill comes at the latest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = {
     "batch_size": 4, "epochs": 80, "num_workers": 0, "device": "cpu", "dtype": "fp32",

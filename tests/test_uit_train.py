@@ -334,6 +334,12 @@ def test_settings_that_cannot_be(
     assert not (runs.folder / "bad").exists()
 
 
+@pytest.mark.usefixtures("runs")
+def test_evaluation_does_not_score_what_training_starts_from() -> None:
+    with pytest.raises(InputError, match="expected the weights to score"):
+        run(["--evaluate"])  # the default recipe names the weights it starts from
+
+
 def test_more_gpus_than_there_are(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="expected 4 GPUs, found 2"):

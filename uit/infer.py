@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pab import processes
-from pab.config import config_from_args, flag
+from pab.config import flag
 from pab.devices import pick_device
 from pab.errors import InputError, run_cli
 from pab.scores import ScoreFile, align, load_scores, save_scores
@@ -26,6 +26,7 @@ from pab.scoring import (
     finish,
     prepare,
     score_file_of,
+    scoring_command,
 )
 
 
@@ -142,14 +143,13 @@ def read_candidates(path: str, job: ScoringJob) -> Tensor:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and score."""
-    config, _ = config_from_args(
+    scoring_command(
         InferConfig,
+        infer,
         argv,
         prog="python -m uit.infer",
         description="Score each query's candidates with a fine-tuned UIT.",
     )
-    with processes.joined(pick_device(config.device)):
-        infer(config)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ def main(argv: list[str] | None = None) -> None:
         extra=_add_own_flags,
     )
     if own.evaluate:
+        named = any(word.partition("=")[0] == "--checkpoint" for word in given)
+        if not named or not config.checkpoint:  # the config's own is what training starts from
+            raise InputError(
+                "--evaluate", "expected the weights to score", todo="give --checkpoint"
+            )
         evaluate(config, own.k_test)
         return
     count = _process_count(own.dist, config)
@@ -61,10 +66,8 @@ def evaluate(config: TrainConfig, k_test: int) -> None:
     """Score the labelled test with ``--checkpoint``; print metrics, write both files.
 
     Raises:
-        InputError: no checkpoint is named, or see :func:`uit.infer.infer`.
+        InputError: see :func:`uit.infer.infer`.
     """
-    if not config.checkpoint:
-        raise InputError("--evaluate", "expected the weights to score", todo="give --checkpoint")
     output = Path(config.output_dir)
     words = [word for name in SCORING for word in (f"--{name}", str(getattr(config, name)))]
     infer(

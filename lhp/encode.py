@@ -129,11 +129,13 @@ def encode_captions(
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
+    cache: FeatureCache | None = None,
 ) -> Tensor:
     """Vectors of captions. Captions of like length share a batch, so that little is padding.
 
     Args:
         batch_size: images a batch; a text batch holds as many tokens as such an image batch.
+        cache: of this model's vectors.
 
     Returns:
         float32 [Q, D] on the CPU, in the order of ``captions``.
@@ -146,8 +148,9 @@ def encode_captions(
 
     return caption_vectors(
         encode,
-        [len(row) for row in rows],
+        rows,
         token_budget=batch_size * (model.config.patches + 1),
         device=device,
         dtype=dtype,
+        cache=cache,
     )

@@ -73,8 +73,8 @@ def infer(config: InferConfig) -> None:
             cache=cache,
             **options,
         )
-    captions = [query.caption for query in job.retrieval.queries]
-    texts = encode_captions(model, tokenizer, captions, **options)
+        captions = [query.caption for query in job.retrieval.queries]
+        texts = encode_captions(model, tokenizer, captions, cache=cache, **options)
     score_file = score_file_of(
         config,
         job,

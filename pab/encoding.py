@@ -15,7 +15,7 @@ from torch import Tensor
 from pab import processes
 from pab.annotations import GalleryImage
 from pab.devices import autocast
-from pab.feature_cache import FeatureCache
+from pab.feature_cache import FeatureCache, caption_digest
 from pab.images import ImageTransform, image_loader
 
 Encode = Callable[[Tensor], Tensor]  # a batch on the model's device -> unit vectors [B, D]
@@ -79,32 +79,43 @@ def image_vectors(
 @torch.inference_mode()
 def caption_vectors(
     encode: Callable[[list[int]], Tensor],
-    lengths: Sequence[int],
+    rows: Sequence[Sequence[int | str]],
     *,
     token_budget: int,
     device: torch.device,
     dtype: torch.dtype,
+    cache: FeatureCache | None = None,
 ) -> Tensor:
     """Vectors of captions. Captions of like length share a batch, so that little is padding.
 
     Args:
         encode: positions of captions -> [B, D].
-        lengths: ids of each caption.
+        rows: ids (or words) of each caption; what its vector depends on.
         token_budget: ids a batch, padding included.
         device: where the model is.
         dtype: as in :func:`image_vectors`.
+        cache: of this encoder's vectors; only captions that are not in it are encoded.
 
     Returns:
-        float32 [Q, D] on the CPU, in the order of ``lengths``.
+        float32 [Q, D] on the CPU, in the order of ``rows``.
     """
-    batches = list(batches_by_length(lengths, token_budget))
-    parts: list[Tensor] = []
+    new = list(processes.share_of(len(rows)))
+    digests: dict[int, bytes] = {}
     order: list[int] = []
-    for number in processes.share_of(len(batches)):
+    parts: list[Tensor] = []
+    if cache is not None:
+        digests = {position: caption_digest(rows[position]) for position in new}
+        order, new = cache.split(digests)
+        parts = [cache.vectors([digests[i] for i in order])] if order else []
+    for batch in batches_by_length([len(rows[position]) for position in new], token_budget):
+        places = [new[position] for position in batch]
         with autocast(device, dtype):
-            parts.append(encode(batches[number]).float().cpu())
-        order += batches[number]
-    return processes.assemble(order, torch.cat(parts) if parts else None, len(lengths), device)
+            vectors = encode(places).float().cpu()
+        if cache is not None:
+            cache.keep([digests[place] for place in places], vectors)
+        parts.append(vectors)
+        order += places
+    return processes.assemble(order, torch.cat(parts) if parts else None, len(rows), device)
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

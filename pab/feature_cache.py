@@ -1,12 +1,13 @@
-"""Vectors (or tokens) of images kept on disk between runs, by what the images hold.
+"""Vectors of images and captions kept on disk between runs, by what they hold.
 
 A cache belongs to one encoder: weights, preprocessing, number format. In it an image is known by
-the SHA-256 of its file, so that renamed images are found again and changed ones are not. A run that
-is cut off loses the batch it was at; a run with a larger gallery encodes only what is new.
+the SHA-256 of its file, so that renamed images are found again and changed ones are not, and a
+caption by that of its token ids. A run that is cut off loses the batch it was at; a run with a
+larger gallery or new queries encodes only what is new.
 
-A cache is a folder of parts, one a process and run that encoded anything: ``N.sha256`` holds 32
-bytes an image, ``N.float32`` its vector. A vector is written before its hash, so what a killed run
-left behind is read up to the last whole pair.
+A cache is a folder of parts, one a process, width and run that encoded anything: ``N.sha256`` holds
+32 bytes an item, ``N.float32`` its vector (UIT: with the image's tokens behind it). A vector is
+written before its hash, so what a killed run left behind is read up to the last whole pair.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._rows: dict[bytes, tuple[Path, int]] = {}  # a part's vectors, and the row there
         self._matrices: dict[Path, np.memmap] = {}
-        self._part: tuple[BinaryIO, BinaryIO] | None = None
+        self._parts: dict[int, tuple[BinaryIO, BinaryIO]] = {}  # this run's own, by width
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -72,9 +73,10 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
                 ) from error  # fmt: skip
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._part or ():
-            handle.close()
-        self._part = None
+        for part in self._parts.values():
+            for handle in part:
+                handle.close()
+        self._parts.clear()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -109,7 +111,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         return self._matrices[vectors]
 
     def split(self, digests: Mapping[int, bytes]) -> tuple[list[int], list[int]]:
-        """Positions of images whose vectors are here, and of those that are to be encoded."""
+        """Positions whose vectors are here, and those that are to be encoded."""
         known = [i for i, digest in digests.items() if digest in self._rows]
         new = [i for i, digest in digests.items() if digest not in self._rows]
         return known, new
@@ -143,7 +145,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         """Write vectors behind those that are there.
 
         Args:
-            digests: of the images.
+            digests: of the images or captions.
             vectors: float32 [n, D] on the CPU.
 
         Raises:
@@ -151,10 +153,12 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         """
         matrix = vectors.contiguous().numpy()
         try:
-            if self._part is None:
-                self._part = self._open_part(matrix.shape[1])
-            first = self._part[0].tell() // matrix[0].nbytes
-            for handle, data in zip(self._part, (matrix.tobytes(), b"".join(digests)), strict=True):
+            width = matrix.shape[1]
+            if width not in self._parts:
+                self._parts[width] = self._open_part(width)
+            part = self._parts[width]
+            first = part[0].tell() // matrix[0].nbytes
+            for handle, data in zip(part, (matrix.tobytes(), b"".join(digests)), strict=True):
                 handle.write(data)
                 handle.flush()
         except OSError as error:
@@ -163,7 +167,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
                 todo="make room, or say --no_feature_cache",
             ) from error  # fmt: skip
         for row, digest in enumerate(digests, start=first):
-            self._rows.setdefault(digest, (Path(self._part[0].name), row))
+            self._rows.setdefault(digest, (Path(part[0].name), row))
 
     def _open_part(self, width: int) -> tuple[BinaryIO, BinaryIO]:
         """A new pair of files, of a name that no other process has."""
@@ -195,6 +199,11 @@ def made_by() -> dict[str, str]:
         except PackageNotFoundError:  # an environment for another model
             found[name] = "none"
     return found
+
+
+def caption_digest(ids: Sequence[int | str]) -> bytes:
+    """What a caption is known by: SHA-256 of its token ids, kept apart from files' bytes."""
+    return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()
 
 
 def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes]:

@@ -51,7 +51,7 @@ class ScoringConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
     dtype: Literal["fp32", "bf16", "fp16"] = flag("fp32", "number format of the model")
 
-    feature_cache: bool = flag(True, "keep images' vectors on disk for later runs")
+    feature_cache: bool = flag(True, "keep vectors on disk for later runs")
     feature_cache_dir: str = flag("output/features", "folder of the kept vectors")
 
     def check(self) -> None:

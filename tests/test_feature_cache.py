@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.encoding import image_vectors
+from pab.encoding import caption_vectors, image_vectors
 from pab.errors import InputError
 from pab.feature_cache import HASHES, VECTORS, FeatureCache, digests_of, made_by
 from pab.images import list_gallery, recipe
@@ -149,3 +149,32 @@ def test_vectors_are_read_back_while_more_are_written(tmp_path: Path) -> None:
             assert torch.equal(cache.vectors(digests[: start + 2]), rows[: start + 2])
     with FeatureCache(tmp_path, FACTS) as cache:
         assert torch.equal(cache.vectors(digests[::-1]), rows.flip(0))
+
+
+CAPTIONS = [[1, 5, 6, 2], [1, 7, 2], [1, 56, 2], [1, 2]]
+
+
+def texts(rows: list[list[int]], caches: Path) -> tuple[Tensor, list[int]]:
+    """Vectors of captions, and the positions that were encoded for them."""
+    seen: list[int] = []
+
+    def encode(positions: list[int]) -> Tensor:
+        seen.extend(positions)
+        return torch.tensor([[float(sum(rows[i])), float(len(rows[i]))] for i in positions])
+
+    with FeatureCache(caches, FACTS) as cache:
+        on = {"device": CPU, "dtype": torch.float32}
+        found = caption_vectors(encode, rows, token_budget=6, cache=cache, **on)  # type: ignore[arg-type]
+    return found, sorted(seen)
+
+
+def test_captions_are_known_by_their_ids(gallery: Path, tmp_path: Path) -> None:
+    vectors(gallery, tmp_path / "c")  # vectors of another width lie beside them
+    first, encoded = texts(CAPTIONS, tmp_path / "c")
+    assert encoded == [0, 1, 2, 3]
+    grown = [[1, 56, 2, 2], *CAPTIONS[::-1]]
+    again, encoded = texts(grown, tmp_path / "c")
+    assert encoded == [0]
+    assert torch.equal(again[1:], first.flip(0))
+    assert again[0].tolist() == [61.0, 4.0]
+    assert vectors(gallery, tmp_path / "c")[1] == 0

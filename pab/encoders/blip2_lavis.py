@@ -115,5 +115,5 @@ def lavis_scores(
         return found[:, 0]
 
     seen = compute.images(images, gallery, transform)
-    read = compute.captions(texts, [len(c.split()) for c in captions], longest=CAPTION_WORDS)
+    read = compute.captions(texts, [caption.split() for caption in captions], longest=CAPTION_WORDS)
     return pooled_similarity(seen.view(len(seen), -1, read.shape[1]), read, pooling)

@@ -24,7 +24,7 @@ class Compute:
         weights: number format of its weights.
         batch_size: images (or captions) at a time.
         num_workers: loader processes.
-        cache: of the images' vectors, where they are kept.
+        cache: of the vectors, where they are kept.
     """
 
     device: torch.device
@@ -48,10 +48,13 @@ class Compute:
         )  # fmt: skip
 
     def captions(
-        self, encode: Callable[[list[int]], Tensor], lengths: Sequence[int], longest: int
+        self,
+        encode: Callable[[list[int]], Tensor],
+        rows: Sequence[Sequence[int | str]],
+        longest: int,
     ) -> Tensor:
         """Vectors of captions (:func:`pab.encoding.caption_vectors`)."""
         return caption_vectors(
-            encode, lengths, token_budget=self.batch_size * longest, device=self.device,
-            dtype=self.dtype,
+            encode, rows, token_budget=self.batch_size * longest, device=self.device,
+            dtype=self.dtype, cache=self.cache,
         )  # fmt: skip

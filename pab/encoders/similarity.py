@@ -29,7 +29,7 @@ def clip_scores(
     images = compute.images(clip.encode_image, gallery, clip.transform)
     texts = compute.captions(
         lambda positions: clip.encode_text(ids[positions].to(compute.device)),
-        clip.lengths(ids),
+        [row[:length].tolist() for row, length in zip(ids, clip.lengths(ids), strict=True)],
         longest=ids.shape[1],
     )
     return texts @ images.T
@@ -64,5 +64,5 @@ def blip2_scores(
         ids, mask = tokenizer.pad_rows([rows[i] for i in positions])
         return model.encode_text(ids.to(compute.device), mask.to(compute.device))
 
-    texts = compute.captions(encode, [len(row) for row in rows], longest=CAPTION_IDS)
+    texts = compute.captions(encode, rows, longest=CAPTION_IDS)
     return pooled_similarity(found.view(len(found), -1, texts.shape[1]), texts, pooling)

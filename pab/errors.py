@@ -41,14 +41,13 @@ class InputError(Exception):
 
 
 class LostProcessError(RuntimeError):
-    """Another of the processes that work together has ended; this one cannot go on."""
+    """The connection to another of the processes that work together is lost."""
 
 
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
     """Run a command-line ``main``; bad input becomes one line on stderr and exit code 2.
 
-    So does a process that ended while others wait for it, with exit code 1: what was wrong is said
-    by that process itself.
+    So does the loss of another process, with exit code 1: what was wrong is said by that one.
     """
     try:
         main(argv)

@@ -29,7 +29,7 @@ from pab.errors import InputError, LostProcessError
 T = TypeVar("T")
 
 # How gloo, which has no error class of its own, says that a process is gone.
-_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|\[.*gloo/transport.*\]", re.S)
+_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients exchanged at once: 32 MiB in float32
 
@@ -81,16 +81,17 @@ def leaving_together() -> Iterator[None]:
     files may be aborted by the library. One that fails does not wait, and ends the others.
 
     Raises:
-        LostProcessError: another process has ended.
+        LostProcessError: the connection to another process is lost, mostly because it has ended.
     """
     try:
         yield
         barrier()
     except RuntimeError as error:
         if world_size() > 1 and (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            reason = str(error).strip().partition("\n")[0]
             raise LostProcessError(
-                f"process {rank()} of {world_size()}: another process has ended, and this one "
-                "cannot go on without it; see that one's own message"
+                f"process {rank()} of {world_size()} has lost another one ({reason}); one that has "
+                "ended says why itself"
             ) from error
         raise
     finally:
@@ -256,6 +257,15 @@ def broadcast_object(value: T) -> T:
     box = [value if is_main() else None]
     dist.broadcast_object_list(box, src=0)
     received: Any = box[0]
+    return received
+
+
+def broadcast(value: Tensor) -> Tensor:
+    """The main process's tensor, on every process, which all hold one of its shape."""
+    if world_size() == 1 or value.numel() == 0:
+        return value
+    received = value.clone()
+    dist.broadcast(received, src=0)
     return received
 
 

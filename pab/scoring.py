@@ -167,7 +167,7 @@ def _check_outputs(config: ScoringConfig) -> None:
 def features_of(
     config: ScoringConfig, *, device: torch.device, dtype: str, **facts: object
 ) -> Iterator[FeatureCache | None]:
-    """The kept vectors of this run's image encoder; None where the settings turn them off.
+    """The kept vectors of this run's encoder; None where the settings turn them off.
 
     Args:
         config: the run's settings.

@@ -87,10 +87,9 @@ def release_pages(tensor: Tensor) -> None:
             if inode != "0":  # of a file: anything else would be emptied
                 start = -(-start // memory_map.PAGESIZE) * memory_map.PAGESIZE
                 length = ctypes.c_size_t(max(0, stop - start))
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.madvise(ctypes.c_void_p(start), length, memory_map.MADV_DONTNEED) != 0:
-                    code = ctypes.get_errno()
-                    raise OSError(code, "madvise")
+                # Advice: where the system cannot follow it (locked pages), they stay.
+                libc = ctypes.CDLL(None)
+                libc.madvise(ctypes.c_void_p(start), length, memory_map.MADV_DONTNEED)
             return
 
 

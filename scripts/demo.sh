@@ -37,15 +37,18 @@ $python scripts/clip_infer.py --config configs/clip/mini_infer.yaml --answers no
     --save_score "$out/score_clip.pt" --output_file "$out/predictions_clip.txt"
 
 echo "5 of 5: fusing the four, one after the other ..."
-fuse() { # FILE of scores, FILE of the ranked list, members' flags
-    $python -m ensemble.run --config configs/ensemble/mini.yaml --save_score "$1" --output_file "$2" "${@:3}"
+fuse() { # name of the score file, name of the ranked list, members' flags
+    local scores=$out/$1 list=$out/$2
+    shift 2
+    $python -m ensemble.run --config configs/ensemble/mini.yaml \
+        --save_score "$scores" --output_file "$list" "$@"
 }
 members=(--beit3_score "$out/score_lhp.pt" --uit_score "$out/score_uit.pt")
-fuse "$out/score_with_uit.pt" "$out/predictions_with_uit.txt" "${members[@]}"
+fuse score_with_uit.pt predictions_with_uit.txt "${members[@]}"
 members+=(--blip2_score "$out/score_blip2.pt")
-fuse "$out/score_with_blip2.pt" "$out/predictions_with_blip2.txt" "${members[@]}"
+fuse score_with_blip2.pt predictions_with_blip2.txt "${members[@]}"
 members+=(--clip_score "$out/score_clip.pt")
-fuse "$out/score_fused.pt" "$out/predictions.txt" "${members[@]}"
+fuse score_fused.pt predictions.txt "${members[@]}"
 
 $python -m pab.evaluate --score "$out/score_fused.pt" --annotation "$masked/query.json" \
     --answers "$masked/answers.json" --intervals --json "$out/metrics.json"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 import pab.scoring
@@ -28,6 +29,9 @@ from pab.errors import run_cli
 from pab.feature_cache import FeatureCache
 from pab.files import write_json, write_text
 from pab.scoring import ScoringConfig
+
+settings.register_profile("repeatable", derandomize=True)  # a failure is one for everybody
+settings.load_profile("repeatable")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = SHARED / "golden"

@@ -62,7 +62,7 @@ def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random
     A kill comes when the run has written its first checkpoint since it was started, and a random
     moment later. One that hits a write leaves the unfinished file behind.
     """
-    writes = 0
+    writes, known = 0, set[str]()
     for _ in range(kills):
         before = written_at(out / LAST)
         process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -74,10 +74,9 @@ def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random
             sys.exit(f"the run ended by itself, with {process.returncode}: make it longer")
         process.send_signal(signal.SIGKILL)
         process.wait()
-        torn = [path for path in out.iterdir() if path.name.startswith(".")]
+        torn = {path.name for path in out.iterdir() if path.name.startswith(".")} - known
+        known |= torn
         writes += bool(torn)
-        for path in torn:
-            path.unlink()  # so that the next kill's can be told from it
         step = load_training_state(out / LAST).step
         print(
             f"  killed after {time.monotonic() - started:.1f} s, last whole checkpoint: step {step}"

@@ -236,12 +236,16 @@ def test_a_process_that_dies_ends_the_others() -> None:
         )
         for number in range(3)
     ]  # fmt: skip
-    ends = [(child.communicate(timeout=WAIT)[1], child.returncode) for child in children]
+    try:
+        ends = [(child.communicate(timeout=WAIT)[1], child.returncode) for child in children]
+    finally:
+        for child in children:
+            child.kill()
     assert ends[1][1] == -signal.SIGKILL
     for number in (0, 2):
         message, code = ends[number]
         assert code == 1
-        assert f"error: process {number} of 3: another process has ended" in message
+        assert f"error: process {number} of 3 has lost another one (" in message
         assert "Traceback" not in message
 
 

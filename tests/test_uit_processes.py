@@ -68,7 +68,8 @@ def own_share(whole: UitBatch) -> UitBatch:
         for name in UitBatch._fields
         if name != "hidden_blocks"
     }
-    return UitBatch(**parts, hidden_blocks=whole.hidden_blocks)
+    # What a process drew itself; all have to hide what the first one drew.
+    return UitBatch(**parts, hidden_blocks=whole.hidden_blocks.roll(processes.rank(), dims=0))
 
 
 def curve(folder: Path, sync_batch_norm: bool = True) -> dict[str, Tensor]:
@@ -94,7 +95,9 @@ def test_itc_mlm_and_mim_do_not_depend_on_the_number_of_processes(
     tmp_path: Path, world: int
 ) -> None:
     alone = curve(tmp_path)
-    assert len({round(float(value), 3) for value in alone["mlm"]}) == STEPS, "nothing is learnt"
+    fresh = model_of(sync_batch_norm=True).state_dict()
+    moved = [name for name in fresh if not torch.allclose(fresh[name], alone[name], atol=1e-3)]
+    assert len(moved) > len(fresh) / 2, "weights that stay are equal anyway"
     for shared in run_in(world, curve, tmp_path):
         assert shared.keys() == alone.keys()
         for name, wanted in alone.items():

@@ -28,7 +28,7 @@ class TrainConfig(TrainingConfig):
     drop_path: float = flag(0.1, "stochastic depth of Swin's last block")
     dropout: float = flag(0.1, "of BERT's embeddings, attention weights and branches")
     proj_dropout: float = flag(0.5, "before the projections to the retrieval vectors")
-    sync_batch_norm: bool = flag(False, "statistics from all processes' batches (release: own)")
+    sync_batch_norm: bool = flag(False, "its statistics from all processes, not each its own")
     temperature: float = flag(0.07, "what similarities are divided by at the start; learned")
     text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
     max_words: int = flag(56, "words of a caption that are read")

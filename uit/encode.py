@@ -178,11 +178,14 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
             else:
                 os.truncate(handle, size * dtype.itemsize)
             os.close(handle)
-        name = processes.broadcast_object(name)
-        assert name is not None
-        tensor = torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
+        shared_name = processes.broadcast_object(name)
+        assert shared_name is not None
+        try:
+            tensor = torch.from_file(shared_name, shared=True, size=size, dtype=dtype).view(shape)
+        except RuntimeError as error:  # how torch says that the file cannot be mapped
+            raise OSError(str(error)) from error
         processes.barrier()  # before the main process takes the name away
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise InputError(
             folder or tempfile.gettempdir(), f"cannot hold the gallery's features: {error}",
             todo="name another folder with --cache_dir",

@@ -43,6 +43,9 @@ class InferConfig(ScoringConfig):
     max_text_length: int = flag(56, "token ids of a caption, both ends and padding included")
     candidates: str | None = flag(None, "score file that chooses candidates (none: UIT's own ITC)")
     k_test: int = flag(128, "candidates a query that the cross encoder scores")
+    feature_cache: bool = flag(
+        False, "keep images' tokens and vectors on disk for later runs (0.2 MB an image)"
+    )
     save_itc: str | None = flag(None, "score file of the ITC similarities to write as well")
     cache_dtype: Literal["fp32", "bf16"] = flag("fp32", "format of the gallery's mapped features")
     cache_dir: str | None = flag(None, "folder for those features while it runs (default: temp)")

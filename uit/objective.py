@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pab.devices import full_precision
-from pab.processes import all_gather_with_grad, reduce_mean
+from pab.processes import all_gather_with_grad, broadcast, reduce_mean
 from uit.losses import (
     contrastive_loss,
     labels_in,
@@ -93,7 +93,8 @@ def uit_losses(
     Args:
         model: in training mode its dropout and batch statistics are in the result.
         batch: of this process; ITC compares with the batches of all processes, MLM is the mean over
-            the hidden pieces of all, negatives are drawn from this one, as in the release.
+            the hidden pieces of all, MIM hides the main process's blocks, negatives are drawn from
+            this one, as in the release.
         weights: of the total. A loss whose weight is 0 is not computed.
         draw: picks negatives; for each version of the caption it is called for texts' negative
             images and then for images' negative texts.
@@ -105,11 +106,12 @@ def uit_losses(
         InputError: the whole batch is of one identity.
     """
     size, bert = len(batch.image), model.text_encoder
+    hidden_blocks = broadcast(batch.hidden_blocks)  # as if the batches were one: the first's
 
     # ---- Towers: images as they are and with blocks hidden, captions in all versions
     patches = model.vision_encoder.patch_embed(batch.image)
     if weights.mim:
-        patches = torch.cat([patches, model.hide(patches, batch.hidden_blocks)])
+        patches = torch.cat([patches, model.hide(patches, hidden_blocks)])
     tokens = model.vision_encoder.encode(patches)  # [B or 2 B, M, C]
     image = with_mean(tokens[:size])
     image_vector, memory = model.image_vector(image), bert.image_memory(image)
@@ -165,6 +167,6 @@ def uit_losses(
         total = total + weights.mlm * losses["mlm"]
     if weights.mim:
         restored = model.restore(tokens[size:]).float()
-        losses["mim"] = masked_image_loss(restored, batch.image, batch.hidden_blocks)
+        losses["mim"] = masked_image_loss(restored, batch.image, hidden_blocks)
         total = total + weights.mim * losses["mim"]
     return {"loss": total, **losses}

@@ -37,10 +37,10 @@ $python scripts/clip_infer.py --config configs/clip/mini_infer.yaml --answers no
     --save_score "$out/score_clip.pt" --output_file "$out/predictions_clip.txt"
 
 echo "5 of 5: fusing the four, one after the other ..."
-fuse() { # name of the score file, name of the ranked list, members' flags
+fuse() { # name of the score file, name of the ranked list, flags of the members: the last ones count
     local scores=$out/$1 list=$out/$2
     shift 2
-    $python -m ensemble.run --config configs/ensemble/mini.yaml \
+    $python -m ensemble.run --config configs/ensemble/mini.yaml --blip2_score none --clip_score none \
         --save_score "$scores" --output_file "$list" "$@"
 }
 members=(--beit3_score "$out/score_lhp.pt" --uit_score "$out/score_uit.pt")

@@ -53,12 +53,12 @@ fuse score_fused.pt predictions.txt "${members[@]}"
 $python -m pab.evaluate --score "$out/score_fused.pt" --annotation "$masked/query.json" \
     --answers "$masked/answers.json" --intervals --json "$out/metrics.json"
 echo
-$python -m ensemble.report --score "+ CLIP=$out/score_fused.pt" \
+$python -m ensemble.report --score "fused=$out/score_fused.pt" \
     --score "LHP=$out/score_lhp.pt" --score "UIT=$out/score_uit.pt" \
     --score "BLIP-2=$out/score_blip2.pt" --score "CLIP=$out/score_clip.pt" \
     --score "+ UIT=$out/score_with_uit.pt" --score "+ BLIP-2=$out/score_with_blip2.pt" \
     --annotation "$masked/query.json" --answers "$masked/answers.json" \
-    --image_folder "$masked/gallery" --steps LHP "+ UIT" "+ BLIP-2" "+ CLIP" \
+    --image_folder "$masked/gallery" --steps LHP "+ UIT" "+ BLIP-2" fused \
     --title "LHP, UIT, BLIP-2, CLIP and their fusion on the mini test set" --out "$out/report.html"
 
 echo "Ranked list: $out/predictions.txt    Report: $out/report.html"

@@ -15,12 +15,12 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lhp.views import HybridView
 from pab.annotations import Retrieval
 from pab.config import flag
-from pab.devices import autocast
+from pab.devices import autocast, library_attention
 from pab.encoders.blip2 import MODELS, Blip2, check_vocabulary, load_weights, start_from_scratch
 from pab.encoders.captions import CaptionIds
 from pab.encoders.compute import Compute
@@ -57,6 +57,7 @@ class TrainConfig(FinetuneConfig):
     query_pooling: Literal["first", "max"] = flag(
         "first", "image's query tokens in the loss: the first alone (as is scored) or the best one"
     )
+    dropout: float = flag(0.1, "of the Q-Former, as BERT's")
     output_dir: str = flag("output/blip2", "where checkpoints and the log go")
 
     def check(self) -> None:
@@ -66,6 +67,7 @@ class TrainConfig(FinetuneConfig):
             InputError: naming the flag.
         """
         super().check()
+        self.check_share("dropout", below_one=True)
         if self.freeze == "text":
             raise InputError(
                 "--freeze", "BLIP-2's Q-Former reads captions and images: text alone cannot freeze"
@@ -95,6 +97,9 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
         start_from_scratch(model)
     else:
         load_weights(model, config.pretrained, config.image_weights)
+    for layer in model.qformer.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = config.dropout
     model.to(device)
     if config.checkpoint_activations:
         model.visual_encoder.set_grad_checkpointing(True)
@@ -141,7 +146,7 @@ def pair_vectors(
     model: Blip2, pairs: PairBatch, *, pooling: Pooling, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Each image's query vectors and its caption's, [B, K + 1, D]; K is 1 with ``first``."""
-    with autocast(device, dtype):
+    with autocast(device, dtype), library_attention(device, dtype):
         images = model.encode_queries(pairs.image)
         texts = model.encode_text(pairs.text_ids, pairs.text_mask)
     if pooling == "first":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.checkpoints import model_state, read_checkpoint
 from pab.encoders.blip2 import MODELS, Blip2, load_blip2
@@ -381,3 +381,17 @@ def test_a_folder_without_its_parts(clip_folder: str, tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}, "preprocess_cfg": null}')
     with pytest.raises(InputError, match="cannot be built"):
         new_clip(f"local-dir:{tmp_path}")
+
+
+def test_the_q_formers_dropout_is_the_settings(runs: Runs) -> None:
+    for given, wanted in (({}, 0.1), ({"dropout": 0.0}, 0.0)):
+        _, pairs = built(runs, "blip2", **given)
+        layers = [layer for layer in pairs.module.modules() if isinstance(layer, nn.Dropout)]
+        assert {layer.p for layer in layers} == {wanted}
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_bf16_learns_what_float32_does(runs: Runs, kind: str) -> None:
+    given = {"epochs": 1, **({"dropout": 0.0} if kind == "blip2" else {})}
+    exact, half = (runs(kind, name, dtype=name, **given) for name in ("fp32", "bf16"))
+    assert losses(half) == pytest.approx(losses(exact), rel=2e-2)

@@ -382,6 +382,22 @@ def test_attention_in_bf16_is_that_of_float32(
     torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "plain"),
+    [("cpu", torch.bfloat16, True), ("cpu", torch.float32, False), ("meta", torch.bfloat16, False)],
+)
+def test_library_attention_leaves_the_fused_pass_on_a_cpu_in_bf16(
+    device: str, dtype: torch.dtype, plain: bool
+) -> None:
+    fused = torch.backends.cuda.flash_sdp_enabled  # the CPU's as well
+    with devices.library_attention(torch.device(device), dtype):
+        assert fused() is not plain
+        q = torch.randn(2, 3, 7, 8, requires_grad=True)
+        out = nn.functional.scaled_dot_product_attention(*(q.to(dtype),) * 3)
+        torch.testing.assert_close(out.float(), devices.attention(q, q, q), rtol=0.05, atol=0.05)
+    assert fused()
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo to compare with")
 def test_bf16_units_agree_with_the_kernels_list() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())

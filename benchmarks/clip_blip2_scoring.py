@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from machine import best_seconds, describe, product_rate
 from torch import Tensor, nn
 
-from pab.devices import DTYPES, autocast, cpu_has_bf16
+from pab.devices import DTYPES, autocast, cpu_has_bf16, keep_freed_memory
 from pab.encoders.blip2 import Blip2, Blip2Config
 from pab.encoders.clip import ClipEncoder, Tokenize, build
 from pab.encoding import batches_by_length
@@ -125,8 +126,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     print(describe(), json.dumps(vars(args)))
+    keep_freed_memory()  # as the scoring scripts do
     for name in args.models:
         measure(name, args)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"  peak RSS {peak:.0f} MiB")
 
 
 if __name__ == "__main__":

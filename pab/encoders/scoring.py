@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from pab.config import flag
-from pab.devices import autocast, dtype_of, pick_device
+from pab.devices import autocast, dtype_of, keep_freed_memory, pick_device
 from pab.scoring import ScoringConfig
 
 
@@ -33,4 +33,6 @@ def device_and_dtype(config: EncoderConfig) -> tuple[torch.device, torch.dtype, 
         name = "fp16" if device.type == "cuda" else "fp32"
     dtype = dtype_of(name)
     autocast(device, dtype)  # refuses a format this device cannot run
+    if device.type == "cpu":
+        keep_freed_memory()  # a batch's activations are hundreds of megabytes
     return device, dtype, name

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32, help="at most 64")
     parser.add_argument("--texts", type=int, default=256, help="at most 512")
     parser.add_argument("--loop", type=int, default=6, help="images and captions of the loop")
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     print(describe(), json.dumps(vars(args)))

@@ -141,9 +141,9 @@ def add_debug_flag(parser: argparse.ArgumentParser, path: str) -> None:
     parser.add_argument("--debug", action="store_true", help=f"short for --config {path}")
 
 
-def names_config(argv: Sequence[str]) -> bool:
-    """Whether a command line has ``--config``."""
-    return any(word.split("=")[0] == "--config" for word in argv)
+def names_flag(argv: Sequence[str], name: str) -> bool:
+    """Whether a command line has a flag, such as ``--config``."""
+    return any(word.split("=")[0] == name for word in argv)
 
 
 def with_debug(argv: Sequence[str], path: str) -> list[str]:
@@ -154,7 +154,7 @@ def with_debug(argv: Sequence[str], path: str) -> list[str]:
     """
     if "--debug" not in argv:
         return list(argv)
-    if names_config(argv):
+    if names_flag(argv, "--config"):
         raise InputError("--debug", f"contradicts --config: it stands for {path}")
     return ["--config", path, *(word for word in argv if word != "--debug")]
 

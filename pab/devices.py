@@ -131,7 +131,7 @@ def attention(
     return out.to(v.dtype)
 
 
-def library_attention(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+def sdpa_for_training(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Inside, the attention of a library's model trains fast too (:func:`attention` is our own's).
 
     torch's fused backward pass in bfloat16 on a CPU takes 41 % of a mini CLIP's step; the plain

@@ -21,6 +21,21 @@ from pab.images import ImageTransform, image_loader
 Encode = Callable[[Tensor], Tensor]  # a batch on the model's device -> unit vectors [B, D]
 
 
+def loaded(
+    images: Sequence[GalleryImage],
+    positions: Sequence[int],
+    transform: ImageTransform,
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Some of a gallery's images: pixels [B, 3, S, S] and their positions, a batch at a time."""
+    if not positions:
+        return
+    some = [images[position] for position in positions]
+    for pixels, places in image_loader(some, transform, batch_size, num_workers):
+        yield pixels, [positions[place] for place in places]
+
+
 @torch.inference_mode()
 def image_vectors(
     encode: Encode,
@@ -61,14 +76,12 @@ def image_vectors(
         digests, known, new = cache.of_images(images, mine, num_workers)
     parts = [cache.vectors([digests[i] for i in known])] if cache is not None and known else []
     order = list(known)
-    loader = image_loader([images[i] for i in new], transform, batch_size, num_workers)
-    for pixels, positions in loader if new else ():
+    for pixels, places in loaded(images, new, transform, batch_size, num_workers):
         rows = len(pixels)
         if full_batches and rows < batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(batch_size - rows, -1, -1, -1)])
         with autocast(device, dtype):
             vectors = encode(pixels.to(device, weights))[:rows].float().cpu()
-        places = [new[position] for position in positions]
         if cache is not None:
             cache.keep([digests[place] for place in places], vectors)
         parts.append(vectors)

@@ -9,6 +9,7 @@ python=.venv/bin/python
 data=data/mini
 masked=$data/name-masked_test-set
 out=output/demo
+test=(--answers none --image_folder "$masked/gallery" --annotation "$masked/query.json")
 
 if [ ! -f "$masked/answers.json" ]; then
     echo "Building the mini test set in $data ..."
@@ -16,24 +17,20 @@ if [ ! -f "$masked/answers.json" ]; then
 fi
 
 echo "1 of 5: LHP scores 2,000 captions against 2,000 images ..."
-$python -m lhp.infer --config configs/lhp/mini_infer.yaml --answers none \
-    --image_folder "$masked/gallery" --annotation "$masked/query.json" \
+$python -m lhp.infer --config configs/lhp/mini_infer.yaml "${test[@]}" \
     --save_score "$out/score_lhp.pt" --output_file "$out/predictions_lhp.txt"
 
 echo "2 of 5: UIT's cross encoder scores LHP's 32 best images of each caption ..."
-$python -m uit.infer --config configs/uit/mini_infer.yaml --answers none \
-    --image_folder "$masked/gallery" --annotation "$masked/query.json" \
+$python -m uit.infer --config configs/uit/mini_infer.yaml "${test[@]}" \
     --candidates "$out/score_lhp.pt" \
     --save_score "$out/score_uit.pt" --output_file "$out/predictions_uit.txt"
 
 echo "3 of 5: BLIP-2 scores all pairs ..."
-$python scripts/blip2_infer.py --config configs/blip2/mini_infer.yaml --answers none \
-    --image_folder "$masked/gallery" --annotation "$masked/query.json" \
+$python scripts/blip2_infer.py --config configs/blip2/mini_infer.yaml "${test[@]}" \
     --save_score "$out/score_blip2.pt" --output_file "$out/predictions_blip2.txt"
 
 echo "4 of 5: CLIP scores all pairs ..."
-$python scripts/clip_infer.py --config configs/clip/mini_infer.yaml --answers none \
-    --image_folder "$masked/gallery" --annotation "$masked/query.json" \
+$python scripts/clip_infer.py --config configs/clip/mini_infer.yaml "${test[@]}" \
     --save_score "$out/score_clip.pt" --output_file "$out/predictions_clip.txt"
 
 echo "5 of 5: fusing the four, one after the other ..."

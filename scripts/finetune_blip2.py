@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lhp.views import HybridView
 from pab.annotations import Retrieval
 from pab.config import flag
-from pab.devices import autocast, library_attention
+from pab.devices import autocast, sdpa_for_training
 from pab.encoders.blip2 import MODELS, Blip2, check_vocabulary, load_weights, start_from_scratch
 from pab.encoders.captions import CaptionIds
 from pab.encoders.compute import Compute
@@ -146,7 +146,7 @@ def pair_vectors(
     model: Blip2, pairs: PairBatch, *, pooling: Pooling, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Each image's query vectors and its caption's, [B, K + 1, D]; K is 1 with ``first``."""
-    with autocast(device, dtype), library_attention(device, dtype):
+    with autocast(device, dtype), sdpa_for_training(device, dtype):
         images = model.encode_queries(pairs.image)
         texts = model.encode_text(pairs.text_ids, pairs.text_mask)
     if pooling == "first":

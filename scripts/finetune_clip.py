@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lhp.views import HybridView
 from pab.annotations import Retrieval
 from pab.config import flag
-from pab.devices import autocast, library_attention
+from pab.devices import autocast, sdpa_for_training
 from pab.encoders.clip import ClipEncoder, load_clip, new_clip
 from pab.encoders.clip_names import label
 from pab.encoders.clip_weights import ARCHITECTURE, PREPROCESSING
@@ -161,7 +161,7 @@ def pair_vectors(
     clip: ClipEncoder, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """A batch's image and text vectors side by side, [B, 2, D]."""
-    with autocast(device, dtype), library_attention(device, dtype):
+    with autocast(device, dtype), sdpa_for_training(device, dtype):
         return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)
 
 

@@ -386,11 +386,11 @@ def test_attention_in_bf16_is_that_of_float32(
     ("device", "dtype", "plain"),
     [("cpu", torch.bfloat16, True), ("cpu", torch.float32, False), ("meta", torch.bfloat16, False)],
 )
-def test_library_attention_leaves_the_fused_pass_on_a_cpu_in_bf16(
+def test_training_leaves_the_fused_pass_on_a_cpu_in_bf16(
     device: str, dtype: torch.dtype, plain: bool
 ) -> None:
     fused = torch.backends.cuda.flash_sdp_enabled  # the CPU's as well
-    with devices.library_attention(torch.device(device), dtype):
+    with devices.sdpa_for_training(torch.device(device), dtype):
         assert fused() is not plain
         q = torch.randn(2, 3, 7, 8, requires_grad=True)
         out = nn.functional.scaled_dot_product_attention(*(q.to(dtype),) * 3)

@@ -62,6 +62,9 @@ def changed(draw: st.DrawFn, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     return rows
 
 
+ANY_BYTES = st.binary(max_size=60) | st.text(max_size=60).map(str.encode)
+
+
 def read_or_refused(read: Callable[[], Any]) -> Any:
     """What a reader gives back; None where it refuses. Any other exception fails the test."""
     try:
@@ -203,9 +206,7 @@ def test_ranked_lists_come_back(tmp_path: Path, names: list[list[str]]) -> None:
 
 
 @often
-@given(
-    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
-)
+@given(ANY_BYTES)
 def test_any_bytes_as_a_ranked_list(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "l.txt"
     path.write_bytes(content)
@@ -216,9 +217,7 @@ def test_any_bytes_as_a_ranked_list(tmp_path: Path, content: bytes) -> None:
 
 
 @often
-@given(
-    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
-)
+@given(ANY_BYTES)
 def test_any_bytes_as_a_list_of_ids(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ids.txt"
     path.write_bytes(content)

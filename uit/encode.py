@@ -20,9 +20,10 @@ from torch import Tensor
 from pab import processes
 from pab.annotations import GalleryImage
 from pab.devices import autocast
+from pab.encoding import loaded
 from pab.errors import InputError
 from pab.feature_cache import FeatureCache
-from pab.images import image_loader, recipe
+from pab.images import recipe
 from pab.wordpiece import Tokenizer
 from uit.model import Uit, UitConfig, model_config
 from uit.start import load_uit_state, uit_state
@@ -133,18 +134,12 @@ def encode_gallery(
             kept = cache.vectors([digests[place] for place in places])
             vectors[[row_of[place] for place in places]] = kept[:, :width]
             tokens[places] = kept[:, width:].view(-1, *shape[1:]).to(cache_dtype)
-    loader = image_loader(
-        [images[i] for i in new],
-        recipe("uit", swin.image_size).transform(),
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
+    transform = recipe("uit", swin.image_size).transform()
     weights = model.vision_encoder.norm.weight.dtype
-    for pixels, positions in loader if new else ():
+    for pixels, places in loaded(images, new, transform, batch_size, num_workers):
         with autocast(device, dtype):
             found = model.vision_encoder(pixels.to(device, weights))
             vector = model.image_vector(found).float().cpu()
-        places = [new[position] for position in positions]
         vectors[[row_of[place] for place in places]] = vector
         tokens[places] = found.to(cache_dtype).cpu()
         if cache is not None:

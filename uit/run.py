@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from pab.config import add_debug_flag, config_from_args, names_config, with_debug
+from pab.config import add_debug_flag, config_from_args, names_flag, with_debug
 from pab.errors import InputError, run_cli
 from uit.config import TrainConfig
 from uit.infer import main as infer
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         extra=_add_own_flags,
     )
     if own.evaluate:
-        named = any(word.partition("=")[0] == "--checkpoint" for word in given)
-        if not named or not config.checkpoint:  # the config's own is what training starts from
+        # The config's own is what training starts from.
+        if not config.checkpoint or not names_flag(given, "--checkpoint"):
             raise InputError(
                 "--evaluate", "expected the weights to score", todo="give --checkpoint"
             )
@@ -85,7 +85,7 @@ def _words(argv: list[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         words.append(SHORT.get(flag, flag) + equals + value)
     words = with_debug(words, DEBUG_CONFIG)
-    return words if names_config(words) else ["--config", DEFAULT_CONFIG, *words]
+    return words if names_flag(words, "--config") else ["--config", DEFAULT_CONFIG, *words]
 
 
 def _add_own_flags(parser: argparse.ArgumentParser) -> None:

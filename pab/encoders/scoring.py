@@ -24,6 +24,8 @@ class EncoderConfig(ScoringConfig):
 def device_and_dtype(config: EncoderConfig) -> tuple[torch.device, torch.dtype, str]:
     """Where a script runs, and in which number format, by type and by name.
 
+    On a CPU the process keeps the memory it frees from now on.
+
     Raises:
         InputError: a device that is not there, or a format it cannot run.
     """
@@ -34,5 +36,5 @@ def device_and_dtype(config: EncoderConfig) -> tuple[torch.device, torch.dtype, 
     dtype = dtype_of(name)
     autocast(device, dtype)  # refuses a format this device cannot run
     if device.type == "cpu":
-        keep_freed_memory()  # a batch's activations are hundreds of megabytes
+        keep_freed_memory()  # a batch frees hundreds of megabytes, and asks for them again
     return device, dtype, name

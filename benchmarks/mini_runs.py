@@ -19,8 +19,9 @@ from pab.files import sha256_of_lines, write_text
 from pab.metrics import paired_bootstrap
 from pab.scores import load_scores
 from pab.splits import write_split
-from pab.training import BEST, FINAL, open_training_data
+from pab.training import BEST, FINAL
 from pab.training_config import TrainingConfig
+from pab.training_data import open_training_data
 from uit.infer import main as uit_infer
 from uit.run import main as uit_train
 

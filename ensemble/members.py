@@ -18,7 +18,7 @@ from pab.annotations import Retrieval
 from pab.errors import InputError
 from pab.images import list_gallery
 from pab.ranking import read_ranked_list
-from pab.scores import ScoreFile, load_scores
+from pab.scores import ScoreFile, load_scores, tell_other_data
 
 LIST_ENDING = ".txt"
 
@@ -46,6 +46,8 @@ def load_members(
         2
     ) as pool:  # one file's ids are read while another's scores are checked
         files = dict(zip(paths, pool.map(load_scores, paths), strict=True))
+    for first in list(files)[:1]:
+        tell_other_data(first, files[first].meta, files)
     if lists:
         known = next(iter(files.values()), None)
         if known is not None:

@@ -30,7 +30,9 @@ from pab.errors import InputError, run_cli
 from pab.files import write_text
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
-TEST_FOLDERS = frozenset(("test", "ucc", "name-masked_test-set"))  # of PAB's layout
+MASKED_SET = "name-masked_test-set"  # of PAB's layout, as are the next two
+TEST_ANNOTATIONS = ("annotation", "test")
+TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
 SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: every query takes part
 FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 
@@ -119,9 +121,12 @@ def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
         retrieval: whose images are looked at.
         files: the annotation, its key, its folder of images.
     """
-    paths = [Path(file) for file in files if file]
-    paths += [image.path for image in (retrieval.gallery or [])]
-    return any(TEST_FOLDERS & set(path.parts[-4:]) for path in paths)
+    for file in files:
+        parts = Path(file).resolve().parts if file else ()
+        if MASKED_SET in parts[-3:] or parts[-3:-1] == TEST_ANNOTATIONS:
+            return True
+    images = (image.path.absolute() for image in retrieval.gallery or [])
+    return any(TEST_IMAGES & set(path.parts[-4:]) for path in images)
 
 
 def choose_decoding(

@@ -7,7 +7,7 @@ from typing import Any
 
 from pab.config import flag
 from pab.devices import pick_device
-from pab.errors import InputError, run_cli
+from pab.errors import run_cli
 from pab.scoring import (
     ScoringConfig,
     features_of,
@@ -30,16 +30,13 @@ class InferConfig(ScoringConfig):
     compile: bool = flag(
         False, "compile the image half first (see benchmarks/lhp_scoring.py for what it gains)"
     )
-    save_score: str = flag("sims_score/score_beit3_reproduce.pt", "score file to write")
-    output_file: str = flag("predictions/score_beit3_reproduce.txt", "ranked list to write")
+    save_score: str | None = flag("sims_score/score_beit3_reproduce.pt", "score file to write")
+    output_file: str | None = flag("predictions/score_beit3_reproduce.txt", "ranked list to write")
 
     def check(self) -> None:
         """See :class:`ScoringConfig`; also refuses a caption length that holds no word."""
         super().check()
-        if self.max_text_length < 3:
-            raise InputError(
-                "--max_text_length", f"must be 3 or more, found {self.max_text_length}"
-            )
+        self.check_least(3, "max_text_length")
 
 
 def infer(config: InferConfig) -> None:

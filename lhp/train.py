@@ -87,17 +87,17 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
         sizes, drop_path=config.drop_path, checkpoint_activations=config.checkpoint_activations
     )
     check_text_length(config.max_text_length, sizes)
+    if tokenizer.vocab_size > sizes.vocab_size:
+        raise InputError(
+            config.sentencepiece_model,
+            f"has {tokenizer.vocab_size} ids, the model's word table only {sizes.vocab_size}",
+        )
     model = Beit3Retrieval(sizes)
     if not config.finetune:
         start_from_scratch(model)
         return model
     state = adapt_state(model_state(read_checkpoint(config.finetune), config.finetune), sizes)
     load_strict(model, state, config.finetune)
-    if tokenizer.vocab_size > sizes.vocab_size:
-        raise InputError(
-            config.sentencepiece_model,
-            f"has {tokenizer.vocab_size} ids, the model's word table only {sizes.vocab_size}",
-        )
     return model
 
 

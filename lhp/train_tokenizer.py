@@ -11,14 +11,16 @@ from pathlib import Path
 
 import sentencepiece
 
-from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import atomic_path
-from pab.training_set import TrainingSet
+from pab.vocabulary_command import vocabulary_command
 
 
-def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> None:
+def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
     """Write a byte-pair SentencePiece model; the same captions give the same bytes.
+
+    Returns:
+        Its number of pieces, ``vocab_size``.
 
     Raises:
         InputError: the captions do not hold that many pieces.
@@ -44,20 +46,15 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> None:
         ) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.getvalue())
+    return vocab_size
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    parser = CommandParser(
-        prog="python -m lhp.train_tokenizer", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--data_path", type=Path, required=True, help="root of PAB-shaped data")
-    parser.add_argument("--out", type=Path, required=True, help="model file to write (.spm)")
-    parser.add_argument("--vocab_size", type=int, default=2000, help="pieces (default 2000)")
-    args = parser.parse_args(argv)
-    pairs = TrainingSet.open(args.data_path)
-    train_tokenizer([pair.caption for pair in pairs], args.out, args.vocab_size)
-    print(f"{args.vocab_size} pieces from {len(pairs)} captions -> {args.out}")
+    vocabulary_command(
+        train_tokenizer, argv, prog="python -m lhp.train_tokenizer", description=__doc__,
+        out="model file to write (.spm)", pieces=2000,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

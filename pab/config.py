@@ -48,6 +48,33 @@ def flag(default: Any, help_text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
+class Bounded:
+    """What configs check their fields with."""
+
+    def check_least(self, least: int, *names: str) -> None:
+        """Refuse settings below a bound.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        bound = "must not be negative" if least == 0 else f"must be at least {least}"
+        for name in names:
+            if getattr(self, name) < least:
+                raise InputError(f"--{name}", f"{bound}, found {getattr(self, name)}")
+
+    def check_share(self, *names: str, below_one: bool = False) -> None:
+        """Refuse settings outside [0, 1], or [0, 1).
+
+        Raises:
+            InputError: naming the flag.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (below_one and value == 1):
+                bound = "[0, 1)" if below_one else "[0, 1]"
+                raise InputError(f"--{name}", f"must lie in {bound}, found {value}")
+
+
 class _WrongType(Exception):
     """A value does not fit a field's type; the message says what was expected and found."""
 

@@ -29,9 +29,7 @@ def symmetric_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tenso
     Returns:
         A scalar.
     """
-    logits = logit_scale.exp() * image @ text.T  # [B, B]
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return _both_ways(logit_scale.exp() * image @ text.T)
 
 
 def gathered_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -55,7 +53,11 @@ def pooled_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
         return gathered_infonce(image[:, 0], text, logit_scale)
     images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
     best = torch.einsum("ikd,td->itk", images, texts).amax(dim=-1)
-    logits = logit_scale.exp() * best  # [B, B], images down, texts across
+    return _both_ways(logit_scale.exp() * best)
+
+
+def _both_ways(logits: Tensor) -> Tensor:
+    """Cross entropy of [B, B], images down and texts across, whose diagonal is right."""
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pab.errors import InputError
 
@@ -34,7 +33,7 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if name == "cuda":
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_rank = local_rank_of_torchrun()
         if local_rank >= torch.cuda.device_count() or not torch.cuda.is_available():
             raise InputError(
                 "--device", f"expected CUDA GPU {local_rank}, found {torch.cuda.device_count()} "
@@ -48,6 +47,18 @@ def pick_device(name: str) -> torch.device:
             )
         return torch.device("mps")
     raise InputError("--device", f"expected auto, cuda, mps or cpu, found '{name}'")
+
+
+def local_rank_of_torchrun() -> int:
+    """``LOCAL_RANK``, 0 where it is not set.
+
+    Raises:
+        InputError: it is no number.
+    """
+    found = os.environ.get("LOCAL_RANK", "0")
+    if not found.isdigit():
+        raise InputError("LOCAL_RANK", f"expected a number, found {found!r}")
+    return int(found)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -124,23 +135,13 @@ def attention(
         # torch's fused kernels take no such mask; two products in tiles beat its way around.
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask).softmax(dim=-1)
         return weights.to(v.dtype) @ v
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
     with full_precision(q.device):
         out = F.scaled_dot_product_attention(
             q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout
         )
     return out.to(v.dtype)
-
-
-def sdpa_for_training(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Inside, the attention of a library's model trains fast too (:func:`attention` is our own's).
-
-    torch's fused backward pass in bfloat16 on a CPU takes 41 % of a mini CLIP's step; the plain
-    products it can do instead make the step 1.5 times as fast (docs/log.md).
-    """
-    if device.type != "cpu" or dtype == torch.float32:
-        return nullcontext()
-    plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return plain
 
 
 def keep_freed_memory() -> None:

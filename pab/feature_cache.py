@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO
@@ -75,7 +75,8 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def __exit__(self, *_: object) -> None:
         for part in self._parts.values():
             for handle in part:
-                handle.close()
+                with suppress(OSError):  # what could not be written has been told already
+                    handle.close()
         self._parts.clear()
 
     def __len__(self) -> int:

@@ -104,7 +104,8 @@ def fetch(name: str, folder: Path) -> Path:
             name, f"{source.address} cannot be fetched: {reason}", todo=f"try again, or {by_hand}"
         ) from error
     part.replace(target)
-    record(folder, source.path)
+    if (folder / TABLE).is_file():  # a folder of the user's own has no table
+        record(folder, source.path)
     return target
 
 

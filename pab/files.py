@@ -26,6 +26,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise InputError(path, "expected a file to write, found a directory")
+    if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+        raise InputError(path, "expected a file to write, found something else")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

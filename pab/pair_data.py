@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from pab.errors import InputError
 from pab.images import ImageTransform, load_image
 from pab.sampling import SampleKey, sample_seed
-from pab.training import BadSample
+from pab.training_data import BadSample
 from pab.training_set import TrainingSet
 
 

@@ -12,25 +12,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pab import processes
 from pab.annotations import Retrieval
 from pab.contrastive import pair_backward
-from pab.devices import seed_everything
 from pab.images import ImageTransform
 from pab.optim import parameter_groups, warmup_cosine
 from pab.pair_data import PairBatch, PairCollate, PairDataset
 from pab.training import (
-    epoch_batches,
     fit,
     new_run,
-    open_training_data,
     retrieval_metrics,
+    same_start,
     start_processes,
     steps_per_epoch,
-    validation_retrieval,
     weights_as_they_are,
 )
 from pab.training_config import ContrastiveConfig
+from pab.training_data import epoch_batches, open_training_data, validation_retrieval
 
 
 @dataclass(frozen=True)
@@ -95,10 +92,7 @@ def train_pairs(
     total_steps = config.epochs * steps_per_epoch(batches, config.update_freq)
 
     # ---- Model and optimizer
-    seed_everything(config.seed)  # the same first weights everywhere ...
-    model = build(device, dtype)
-    # ... and other drop path draws in every process
-    seed_everything(config.seed, processes.rank() + 1)
+    model = same_start(config.seed, lambda: build(device, dtype))
     dataset = PairDataset(data.pairs, data.train_rows, model.view, model.encode_ids, config.seed)
     groups = parameter_groups(
         model.module.named_parameters(),

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.errors import InputError, LostProcessError
 
@@ -43,10 +43,12 @@ def init_processes(device: torch.device) -> None:
     found = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
     if not found or dist.is_initialized():
         return
-    for name in ("RANK", "WORLD_SIZE"):
-        if not os.environ.get(name, "").isdigit():
+    expected = {"RANK": "a number", "WORLD_SIZE": "a number", "MASTER_PORT": "a number"}
+    for name, what in (expected | {"MASTER_ADDR": "an address"}).items():
+        value = os.environ.get(name, "")
+        if not (value.isdigit() if what == "a number" else value):
             raise InputError(
-                name, f"expected a number, found {os.environ.get(name)!r}",
+                name, f"expected {what}, found {os.environ.get(name)!r}",
                 todo="start several processes with torchrun, or unset RANK and WORLD_SIZE",
             )  # fmt: skip
     if device.type == "cuda":
@@ -78,7 +80,9 @@ def leaving_together() -> Iterator[None]:
     """Inside, a group may be joined; it is left at the end, whatever happens.
 
     The processes leave together: one that tears its connections down while another still writes
-    files may be aborted by the library. One that fails does not wait, and ends the others.
+    files may be aborted by the library. One that fails does not wait, and ends the others: gloo's
+    connections close with it; NCCL, whose orderly end waits for all, is left to torchrun, which
+    stops the other processes once one has ended.
 
     Raises:
         LostProcessError: the connection to another process is lost, mostly because it has ended.
@@ -86,6 +90,7 @@ def leaving_together() -> Iterator[None]:
     try:
         yield
         barrier()
+        close()
     except RuntimeError as error:
         if world_size() > 1 and (isinstance(error, dist.DistError) or _LOST.search(str(error))):
             reason = str(error).strip().partition("\n")[0]
@@ -95,7 +100,8 @@ def leaving_together() -> Iterator[None]:
             ) from error
         raise
     finally:
-        close()
+        if dist.is_initialized() and dist.get_backend() != "nccl":
+            close()
 
 
 def rank() -> int:
@@ -267,6 +273,17 @@ def broadcast(value: Tensor) -> Tensor:
     received = value.clone()
     dist.broadcast(received, src=0)
     return received
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's batch statistics (buffers of reals), in place.
+
+    Each process gathers its own while it trains; what is validated and written is the main one's.
+    """
+    if world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.broadcast(buffer, src=0)
 
 
 def reduce_mean(value: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ class RunLog:
         command: the command itself, such as ``python -m lhp.train``.
         resumed_at: optimizer steps done in the state the run resumes from; lines of later steps
             are removed, since those are about to be done again. None = a new run: old lines go.
+        validates_again: that state is one before validation; its figures at that step go too.
 
     Raises:
         InputError: the folder cannot be written, or a log line cannot be read back.
@@ -61,6 +63,7 @@ class RunLog:
         *,
         command: str = "",
         resumed_at: int | None = None,
+        validates_again: bool = False,
     ) -> None:
         self._active = processes.is_main()
         self._lines: TextIO | None = None
@@ -70,7 +73,7 @@ class RunLog:
         output_dir = Path(output_dir)
         save_resolved(output_dir / "config.yaml", config)
         start = {
-            "command": " ".join([command, *argv]).strip(),
+            "command": f"{command} {shlex.join(argv)}".strip(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": getattr(config, "seed", None),
             "resumed_at": resumed_at,
@@ -82,7 +85,7 @@ class RunLog:
         earlier = _earlier_starts(record) if resumed_at is not None else []
         write_json(record, {"starts": [*earlier, start]})
         path = output_dir / "log.jsonl"
-        write_text(path, "".join(_kept_lines(path, resumed_at)))
+        write_text(path, "".join(_kept_lines(path, resumed_at, validates_again)))
         self._lines = path.open("a", encoding="utf-8", newline="\n")
         if log_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -265,18 +268,20 @@ def _earlier_starts(path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _kept_lines(path: Path, resumed_at: int | None) -> list[str]:
+def _kept_lines(path: Path, resumed_at: int | None, validates_again: bool) -> list[str]:
     """Log lines of steps up to ``resumed_at``; a last line cut short by a kill is dropped."""
     if resumed_at is None or not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    return [
-        line
-        for number, line in enumerate(lines, 1)
-        if _parsed(path, number, line)["step"] <= resumed_at
-    ]
+    kept = []
+    for number, line in enumerate(lines, 1):
+        row = _parsed(path, number, line)
+        repeated = validates_again and (row["step"], row.get("kind")) == (resumed_at, "val")
+        if row["step"] <= resumed_at and not repeated:
+            kept.append(line)
+    return kept
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -73,5 +73,6 @@ def sample_seed(*key: int) -> Iterator[None]:
     """Seed torch's global CPU generator from ``key`` inside the block; restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         state = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0] >> np.uint64(1)))
+        # torch.manual_seed would seed GPUs as well, which fork_rng here does not restore.
+        torch.default_generator.manual_seed(int(state[0] >> np.uint64(1)))
         yield

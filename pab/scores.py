@@ -18,8 +18,9 @@ import itertools
 import json
 import math
 import shlex
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -280,15 +281,39 @@ def import_scores(
     )
 
 
+def tell_other_data(one: str, meta: Mapping[str, Any], files: Mapping[str, ScoreFile]) -> None:
+    """Print a warning for score files of the same ids but other captions, names or order of them.
+
+    Args:
+        one: the file (or annotation) that the others are compared with.
+        meta: what it says of itself.
+        files: the others, by path. What does not say its ``data_sha256`` is not compared.
+    """
+    known = meta.get("data_sha256")
+    for path, file in files.items():
+        other = file.meta.get("data_sha256")
+        if known and other and other != known:
+            print(
+                f"warning: {path} was made from other data than {one}: captions, names or their "
+                "order differ (data_sha256)",
+                file=sys.stderr,
+            )
+
+
+def bare_paths(prefix: str | Path) -> list[Path]:
+    """The files of a bare export: the tensor, query ids, gallery ids."""
+    prefix = Path(prefix)
+    return [
+        prefix.with_name(prefix.name + ending) for ending in (".pt", ".queries.txt", ".gallery.txt")
+    ]
+
+
 def export_bare(score_file: ScoreFile, prefix: str | Path) -> list[Path]:
     """Write ``PREFIX.pt`` (the bare tensor), ``PREFIX.queries.txt`` and ``PREFIX.gallery.txt``.
 
     :func:`import_scores` reads the three back.
     """
-    prefix = Path(prefix)
-    paths = [
-        prefix.with_name(prefix.name + ending) for ending in (".pt", ".queries.txt", ".gallery.txt")
-    ]
+    paths = bare_paths(prefix)
     write_text(paths[1], "".join(f"{one}\n" for one in score_file.query_ids))
     write_text(paths[2], "".join(f"{one}\n" for one in score_file.gallery_ids))
     write_tensors(paths[0], score_file.scores.clone())
@@ -355,6 +380,8 @@ def main(argv: list[str] | None = None) -> None:
         print(describe(args.file, load_scores(args.file)))
     else:
         prefix = args.out or args.file.with_name(f"{args.file.stem}_bare")
+        if args.file.resolve() in {path.resolve() for path in bare_paths(prefix)}:
+            raise InputError("--out", f"{prefix} would overwrite {args.file} itself")
         for path in export_bare(load_scores(args.file), prefix):
             print(path)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pab import __version__, processes
 from pab.annotations import GalleryImage, Retrieval, read_query_order, read_retrieval
-from pab.config import config_from_args, flag
+from pab.config import Bounded, config_from_args, flag
 from pab.devices import pick_device
 from pab.errors import InputError
 from pab.evaluate import evaluate
@@ -34,7 +34,7 @@ QUERIES = "data/PAB/name-masked_test-set/query.json"
 
 
 @dataclass(frozen=True)
-class ScoringConfig:
+class ScoringConfig(Bounded):
     """Flags that all scoring commands share."""
 
     image_folder: str | None = flag(
@@ -43,8 +43,8 @@ class ScoringConfig:
     annotation: str = flag(QUERIES, "query.json, pair.json, attr.json or a training shard")
     answers: str | None = flag(None, "key of a name-masked set; prints metrics")
     query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
-    save_score: str = flag("", "score file to write")
-    output_file: str = flag("", "ranked list to write")
+    save_score: str | None = flag(None, "score file to write")
+    output_file: str | None = flag(None, "ranked list to write")
     top_k: int = flag(10, "names a line of the ranked list")
     batch_size: int = flag(32, "images (or captions) encoded at a time")
     num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")
@@ -60,11 +60,8 @@ class ScoringConfig:
         Raises:
             InputError: naming the flag.
         """
-        for name in ("top_k", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}", f"must be at least 1, found {getattr(self, name)}")
-        if self.num_workers < 0:
-            raise InputError("--num_workers", f"must not be negative, found {self.num_workers}")
+        self.check_least(1, "top_k", "batch_size")
+        self.check_least(0, "num_workers")
 
 
 Config = TypeVar("Config", bound=ScoringConfig)
@@ -151,12 +148,17 @@ def _check_outputs(config: ScoringConfig) -> None:
             continue
         if Path(value).is_dir():
             raise InputError(f"--{name}", f"{value} is a directory")
+        if Path(value).exists() and not Path(value).is_file():
+            raise InputError(
+                f"--{name}", f"{value} is no file", todo=f"--{name} none writes nothing"
+            )  # fmt: skip
         folder = next(above for above in Path(value).absolute().parents if above.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise InputError(
                 f"--{name}", f"{value} cannot be written: {folder} is no folder that can be written"
             )
-    if config.save_score and Path(config.save_score) == Path(config.output_file):
+    files = [Path(value) for value in outputs.values() if value]
+    if len(files) == 2 and files[0] == files[1]:
         raise InputError(
             "--save_score", f"{config.save_score} is given as --output_file too",
             todo="give two different files",

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pab import processes
-from pab.annotations import Retrieval, retrieval_of_pairs
+from pab.annotations import Retrieval
 from pab.checkpoints import (
     TrainingState,
     load_strict,
@@ -32,17 +31,23 @@ from pab.checkpoints import (
     set_rng_state,
 )
 from pab.config import as_plain
-from pab.devices import autocast, dtype_of, keep_freed_memory, make_scaler, pick_device
+from pab.devices import (
+    autocast,
+    dtype_of,
+    keep_freed_memory,
+    make_scaler,
+    pick_device,
+    seed_everything,
+)
 from pab.errors import InputError
-from pab.images import verify_images
 from pab.metrics import evaluate_scores
 from pab.optim import Ema, clip_and_step, make_adamw, set_lr
 from pab.run_log import RunLog
 from pab.sampling import EpochBatches
 from pab.scores import ScoreFile
-from pab.splits import validation_split, write_split
+from pab.splits import write_split
 from pab.training_config import TrainingConfig
-from pab.training_set import TrainingSet
+from pab.training_data import TrainingData, checked, training_loader
 
 LAST = "checkpoint-last.pth"  # everything a resumed run needs
 BEST = "checkpoint-best.pth"  # weights of the best epoch on the validation split
@@ -53,72 +58,7 @@ FREE_SETTINGS = frozenset((
     "save_every_steps", "auto_resume", "max_steps", "checkpoint_activations",
 ))  # fmt: skip
 
-Batch = TypeVar("Batch")
-
-
-# --------------------------------------------------------------------------------------- the data
-
-
-class TrainingData(NamedTuple):
-    """The training set, and which of its pairs are trained on and validated with."""
-
-    pairs: TrainingSet
-    train_rows: np.ndarray
-    val_rows: np.ndarray
-
-
-def open_training_data(config: TrainingConfig) -> TrainingData:
-    """Open the shards and carve the validation split out.
-
-    The images of the validation split are checked; not the training images, for decoding a million
-    of them first would take hours.
-
-    Raises:
-        InputError: no data, a bad line, an unreadable validation image.
-    """
-    root = Path(config.data_path)
-    if not root.is_dir():
-        raise InputError("--data_path", f"expected the data's root folder, found no {root}")
-    shards = sorted(root.glob(config.train_shards))
-    if not shards:
-        raise InputError(
-            "--train_shards", f"no file under {root} matches {config.train_shards!r}",
-            todo="check the data with: python -m pab.layout check " + str(root),
-        )  # fmt: skip
-    pairs = TrainingSet.open(root, shards, Path(config.cache_dir) if config.cache_dir else None)
-    train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
-    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
-    return TrainingData(pairs, train_rows, val_rows)
-
-
-class BadSample(NamedTuple):
-    """The parts of an :class:`InputError`.
-
-    A loader raises a worker's exception again with that worker's traceback as its text; an error
-    that comes out as a sample stays one line.
-    """
-
-    where: str
-    problem: str
-    item: str | None
-    todo: str | None
-
-    @classmethod
-    def of(cls, error: InputError) -> BadSample:
-        """What is left of an error."""
-        return cls(error.where, error.problem, error.item, error.todo)
-
-
-def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
-    """The batches of a loader.
-
-    Raises:
-        InputError: a pair's line or image cannot be read.
-    """
-    for batch in batches:
-        if isinstance(batch, BadSample):
-            raise InputError(batch.where, batch.problem, item=batch.item, todo=batch.todo)
-        yield batch
+Start = TypeVar("Start")
 
 
 def start_processes(config: TrainingConfig) -> tuple[torch.device, torch.dtype]:
@@ -133,35 +73,6 @@ def start_processes(config: TrainingConfig) -> tuple[torch.device, torch.dtype]:
     if device.type == "cpu":
         keep_freed_memory()
     return device, dtype
-
-
-def epoch_batches(config: TrainingConfig, pairs: int) -> EpochBatches:
-    """Which pairs this process's batches hold."""
-    return EpochBatches(
-        pairs, config.batch_size, config.seed, processes.rank(), processes.world_size()
-    )
-
-
-def training_loader(
-    dataset: Dataset[Any],
-    batches: EpochBatches,
-    collate: Callable[[list[Any]], Any],
-    config: TrainingConfig,
-    device: torch.device,
-) -> DataLoader[Any]:
-    """Loads what ``batches`` names; its draws leave the global generator alone."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        collate_fn=collate,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),
-    )
-
-
-# --------------------------------------------------------------------------------------- the run
 
 
 @dataclass
@@ -198,6 +109,17 @@ class Run:
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model has the averaged weights where an average is kept."""
         return nullcontext() if self.ema is None else self.ema.swapped(self.model)
+
+
+def same_start(seed: int, build: Callable[[], Start]) -> Start:
+    """What ``build`` makes, with the same first weights in every process.
+
+    What is drawn afterwards (dropout, drop path) differs between processes.
+    """
+    seed_everything(seed)
+    made = build()
+    seed_everything(seed, processes.rank() + 1)
+    return made
 
 
 def weights_as_they_are(model: nn.Module) -> Mapping[str, Tensor]:
@@ -288,6 +210,7 @@ def fit(
             that is not finite, when it is met.
     """
     config, output = run.config, Path(run.config.output_dir)
+    settings = settings_of(run)
     steps = steps_per_epoch(run.batches, run.batches_per_update)
     total_steps = config.epochs * steps
     step, first_epoch, skip_steps = 0, 0, 0
@@ -295,7 +218,7 @@ def fit(
     resumed_at: int | None = None
     if config.auto_resume and (output / LAST).exists():
         state = load_training_state(output / LAST)
-        check_same_settings(config, state.config, output / LAST)
+        check_same_settings(settings, state.config, output / LAST)
         restore(run, state, output / LAST)
         step, first_epoch, skip_steps = state.step, state.epoch, state.step_in_epoch
         best, resumed_at = state.best_metric, step
@@ -315,7 +238,7 @@ def fit(
                 epoch=epoch,
                 step_in_epoch=step_in_epoch,
                 rng=generators,
-                config=as_plain(config),
+                config=settings,
                 scaler=run.scaler.state_dict(),
                 ema=run.ema.state_dict() if run.ema else None,
                 best_metric=best,
@@ -323,8 +246,17 @@ def fit(
             save_training_state(output / LAST, state)
 
     with RunLog(
-        output, config.log_dir, config, run.argv, command=run.command, resumed_at=resumed_at
+        output,
+        config.log_dir,
+        config,
+        run.argv,
+        command=run.command,
+        resumed_at=resumed_at,
+        validates_again=skip_steps == steps,
     ) as log:
+        if resumed_at is None and processes.is_main() and config.save_ckpt:
+            for name in (LAST, BEST, FINAL):  # another run's: this one may end without its own
+                (output / name).unlink(missing_ok=True)
         _announce(run, log, total_steps, resumed_at)
         with log.progress(total_steps, "training", done=step) as progress:
             for epoch in range(first_epoch, config.epochs):
@@ -344,7 +276,10 @@ def fit(
                         log.message(f"stopped after {step} steps, as --max_steps asks")
                         return
                 skip_steps = 0
+                saves = (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs
                 if len(run.data.val_rows):
+                    if saves:
+                        snapshot(epoch, steps)  # what ends in validation begins there again
                     figures = _validated(run, validate)
                     log.log(step, {"epoch": epoch, **figures}, kind="val")
                     log.message(
@@ -354,7 +289,7 @@ def fit(
                     if best is None or key > best:
                         best = key
                         save_model(run, output / BEST, {"epoch": epoch, **figures})
-                if (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs:
+                if saves:
                     snapshot(epoch + 1, 0)
         save_model(run, output / FINAL, {"epoch": config.epochs - 1})
 
@@ -419,6 +354,7 @@ def _one_update(
 
 def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
     run.model.eval()
+    processes.share_buffers(run.model)
     try:
         with run.averaged():
             return validate()
@@ -427,11 +363,6 @@ def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, 
 
 
 # --------------------------------------------------------------------------- saving and resuming
-
-
-def validation_retrieval(data: TrainingData) -> Retrieval:
-    """The validation split as queries, gallery and labels."""
-    return retrieval_of_pairs((data.pairs[int(i)] for i in data.val_rows), data.pairs.root)
 
 
 def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
@@ -448,13 +379,20 @@ def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
     return evaluate_scores(ScoreFile(scores, queries, gallery, {}), retrieval.relevant).mean()
 
 
-def check_same_settings(config: TrainingConfig, saved: Mapping[str, Any], path: Path) -> None:
-    """Refuse to continue a run under other settings.
+def settings_of(run: Run) -> dict[str, Any]:
+    """What a run's continuation has to share: its settings, and the pairs it draws from."""
+    pairs = run.data.pairs
+    return {
+        **as_plain(run.config), "training pairs": f"{len(pairs)}, {pairs.fingerprint()[:12]}"
+    }  # fmt: skip
+
+
+def check_same_settings(now: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    """Refuse to continue a run under other settings or on other data.
 
     Raises:
         InputError: naming the settings that differ.
     """
-    now = as_plain(config)
     differing = [
         f"{name} (was {saved.get(name)}, now {value})"
         for name, value in now.items()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pab.config import flag
+from pab.config import Bounded, flag
 from pab.errors import InputError
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Bounded):
     """What a recipe's own settings are added to; defaults of a recipe replace these."""
 
     # Data
@@ -63,29 +63,6 @@ class TrainingConfig:
             raise InputError("--ema_decay", f"must lie in (0, 1), found {self.ema_decay}")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise InputError("--clip_grad", f"must be above 0, found {self.clip_grad}")
-
-    def check_least(self, least: int, *names: str) -> None:
-        """Refuse settings below a bound.
-
-        Raises:
-            InputError: naming the flag.
-        """
-        bound = "must not be negative" if least == 0 else f"must be at least {least}"
-        for name in names:
-            if getattr(self, name) < least:
-                raise InputError(f"--{name}", f"{bound}, found {getattr(self, name)}")
-
-    def check_share(self, *names: str, below_one: bool = False) -> None:
-        """Refuse settings outside [0, 1], or [0, 1).
-
-        Raises:
-            InputError: naming the flag.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (below_one and value == 1):
-                bound = "[0, 1)" if below_one else "[0, 1]"
-                raise InputError(f"--{name}", f"must lie in {bound}, found {value}")
 
 
 @dataclass(frozen=True)

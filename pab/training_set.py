@@ -152,6 +152,17 @@ class TrainingSet(Sequence[TrainPair]):
         every = (self._index / "image_ids.txt").read_text(encoding="utf-8").split("\n")
         return every if self._selection is None else [every[i] for i in self._selection]
 
+    def fingerprint(self) -> str:
+        """SHA-256, 64 hex digits, over what the index says of every pair: its line, id and video.
+
+        Other shards, or lines of other length or order, have another one.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(self._lines).tobytes())
+        digest.update((self._index / "image_ids.txt").read_bytes())
+        if self._selection is not None:
+            digest.update(self._selection.tobytes())
+        return digest.hexdigest()
+
     def indices_of(self, image_ids: Sequence[str]) -> np.ndarray:
         """Indices of pairs by ``image_id``, int64, in the order asked for.
 

@@ -55,8 +55,8 @@ class InferConfig(EncoderConfig):
     query_pooling: Literal["first", "max"] = flag(
         "first", "image's query tokens: the first alone (published) or the best one"
     )
-    save_score: str = flag("sims_score/score_blip2_reproduce.pt", "score file to write")
-    output_file: str = flag("predictions/score_blip2_reproduce.txt", "ranked list to write")
+    save_score: str | None = flag("sims_score/score_blip2_reproduce.pt", "score file to write")
+    output_file: str | None = flag("predictions/score_blip2_reproduce.txt", "ranked list to write")
 
     def check(self) -> None:
         """See :class:`EncoderConfig`.

@@ -29,8 +29,8 @@ class InferConfig(EncoderConfig):
     preprocess_as: str | None = flag(
         None, "tag whose preprocessing a file of weights had; asked for where nothing tells"
     )
-    save_score: str = flag("sims_score/score_clip_reproduce.pt", "score file to write")
-    output_file: str = flag("predictions/score_clip_reproduce.txt", "ranked list to write")
+    save_score: str | None = flag("sims_score/score_clip_reproduce.pt", "score file to write")
+    output_file: str | None = flag("predictions/score_clip_reproduce.txt", "ranked list to write")
 
 
 def infer(config: InferConfig) -> None:

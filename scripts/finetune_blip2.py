@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lhp.views import HybridView
 from pab.annotations import Retrieval
 from pab.config import flag
-from pab.devices import autocast, sdpa_for_training
+from pab.devices import autocast
 from pab.encoders.blip2 import MODELS, Blip2, check_vocabulary, load_weights, start_from_scratch
 from pab.encoders.captions import CaptionIds
 from pab.encoders.compute import Compute
@@ -80,9 +80,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     Raises:
         InputError: see :func:`pab.pair_training.train_pairs`.
     """
-    train_pairs(
-        config, argv, command="python scripts/finetune_blip2.py", build=partial(pair_model, config)
-    )
+    train_pairs(config, argv, command=PROG, build=partial(pair_model, config))
 
 
 def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
@@ -146,7 +144,7 @@ def pair_vectors(
     model: Blip2, pairs: PairBatch, *, pooling: Pooling, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Each image's query vectors and its caption's, [B, K + 1, D]; K is 1 with ``first``."""
-    with autocast(device, dtype), sdpa_for_training(device, dtype):
+    with autocast(device, dtype):
         images = model.encode_queries(pairs.image)
         texts = model.encode_text(pairs.text_ids, pairs.text_mask)
     if pooling == "first":

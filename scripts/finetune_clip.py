@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lhp.views import HybridView
 from pab.annotations import Retrieval
 from pab.config import flag
-from pab.devices import autocast, sdpa_for_training
+from pab.devices import autocast
 from pab.encoders.clip import ClipEncoder, load_clip, new_clip
 from pab.encoders.clip_names import label
 from pab.encoders.clip_weights import ARCHITECTURE, PREPROCESSING
@@ -64,9 +64,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     Raises:
         InputError: see :func:`pab.pair_training.train_pairs`.
     """
-    train_pairs(
-        config, argv, command="python scripts/finetune_clip.py", build=partial(pair_model, config)
-    )
+    train_pairs(config, argv, command=PROG, build=partial(pair_model, config))
 
 
 def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
@@ -161,7 +159,7 @@ def pair_vectors(
     clip: ClipEncoder, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """A batch's image and text vectors side by side, [B, 2, D]."""
-    with autocast(device, dtype), sdpa_for_training(device, dtype):
+    with autocast(device, dtype):
         return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)
 
 

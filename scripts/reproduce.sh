@@ -2,7 +2,8 @@
 # The paper on a GPU, step by step, each published number beside the one obtained.
 #   bash scripts/reproduce.sh                  score the released checkpoints, fuse, compare
 #   bash scripts/reproduce.sh --train          fine-tune LHP and UIT first (days; GPUS=4 uses four)
-#   DATA=data/mini OUT=output/try bash scripts/reproduce.sh --mini    the same steps on the mini data
+#   bash scripts/reproduce.sh --mini           the same steps with the mini models on the mini data
+# DATA and OUT name other folders of data and of results.
 # Expected hours: docs/reproduce.md. A step whose score file is there is not run again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,11 +20,15 @@ if $train && $mini; then
     echo "error: --train: the mini models are shipped; train them with the commands of their configs" >&2
     exit 2
 fi
-data=${DATA:-data/PAB} out=${OUT:-output/reproduce}
+data=data/PAB out=output/reproduce
 gpus=${GPUS:-1} lhp_batch=184 uit_batch=84
+# Each way has a folder of its own: never one model's scores under another's name.
 if $train; then
-    out=${OUT:-output/reproduce_trained} # never the released models' scores under a new name
+    out=output/reproduce_trained
+elif $mini; then
+    data=data/mini out=output/reproduce_mini
 fi
+data=${DATA:-$data} out=${OUT:-$out}
 python=.venv/bin/python
 test=$data/annotation/test/pair.json
 lhp=(--checkpoint checkpoints/lhp/lhp_beit3.pth) uit=(--config configs/uit/infer.yaml)
@@ -44,7 +49,8 @@ if $train; then
         exit 2
     fi
     lhp_batch=$((lhp_batch / gpus)) uit_batch=$((uit_batch / gpus))
-    bash scripts/finetune_lhp.sh --batch_size "$lhp_batch" --data_path "$data" --output_dir "$out/lhp"
+    bash scripts/finetune_lhp.sh --batch_size "$lhp_batch" --data_path "$data" \
+        --output_dir "$out/lhp" --log_dir "$out/lhp/log"
     $python -m uit.run --task cmp --dist "f$gpus" --bs "$uit_batch" --data_path "$data" --output_dir "$out/uit"
     lhp=(--checkpoint "$out/lhp/checkpoint-final.pth")
     uit+=(--checkpoint "$out/uit/checkpoint-final.pth")

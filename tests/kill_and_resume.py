@@ -27,6 +27,8 @@ from uit.make_vocabulary import make_vocabulary
 
 LATEST = 1.5  # seconds of training after which a kill comes at the latest
 ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / "checkpoints/mini"
+RECIPES = ("lhp", "uit", "clip", "blip2")
 SHARED = {
     "batch_size": 4, "epochs": 80, "num_workers": 0, "device": "cpu", "dtype": "fp32",
     "save_every_steps": 1, "val_pairs": 4, "lr": 1e-3,
@@ -34,26 +36,32 @@ SHARED = {
 
 
 def command(recipe: str, data: Path, out: Path) -> list[str]:
-    """A small run of a recipe."""
+    """A small run of a recipe; what it needs beside the pairs is made when it is missing."""
     captions = [pair.caption for pair in TrainingSet.open(data)]
-    if recipe == "lhp":
-        if not (data / "t.spm").is_file():
-            train_tokenizer(captions, data / "t.spm", 64)
-        own = {"model": MODEL, "input_size": 64, "sentencepiece_model": data / "t.spm",
-               "drop_path": 0.2, "min_lr": 1e-4, "warmup_steps": 2, "ema_decay": 0.9}  # fmt: skip
-        module = "lhp.train"
-    else:
-        if not (data / "words").is_dir():
-            make_vocabulary(captions, data / "words", 100)
-        own = {"model": "uit_debug", "input_size": 32, "window": 4, "text_encoder": data / "words",
-               "max_text_length": 24, "max_words": 20, "mim_block": 16,
-               "k_val": 3}  # fmt: skip
-        module = "uit.train"
+    if not (data / "t.spm").is_file():
+        train_tokenizer(captions, data / "t.spm", 64)
+        make_vocabulary(captions, data / "words", 100)
+    program, own = {
+        "lhp": (["-m", "lhp.train"], {
+            "model": MODEL, "input_size": 64, "sentencepiece_model": data / "t.spm",
+            "drop_path": 0.2, "min_lr": 1e-4, "warmup_steps": 2, "ema_decay": 0.9,
+        }),
+        "uit": (["-m", "uit.train", "--no_synonyms"], {
+            "model": "uit_debug", "input_size": 32, "window": 4, "text_encoder": data / "words",
+            "max_text_length": 24, "max_words": 20, "mim_block": 16, "k_val": 3,
+        }),
+        "clip": (["scripts/finetune_clip.py"], {
+            "model": f"local-dir:{MINI / 'clip'}", "pretrained": "random", "epochs": 40,
+        }),
+        "blip2": (["scripts/finetune_blip2.py"], {
+            "model": "mini", "pretrained": "random", "text_encoder": MINI / "bert", "epochs": 40,
+        }),
+    }[recipe]  # fmt: skip
     settings = {**SHARED, **own, "data_path": data, "output_dir": out}
-    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    if recipe == "uit":
-        flags.append("--no_synonyms")
-    return [sys.executable, "-m", module, *flags]
+    return [
+        sys.executable, *program,
+        *(word for key, value in settings.items() for word in (f"--{key}", str(value))),
+    ]  # fmt: skip
 
 
 def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random.Random) -> int:
@@ -95,7 +103,7 @@ def written_at(path: Path) -> int | None:
 def main() -> None:
     """Read the command line, kill, compare."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--recipes", nargs="+", default=["lhp", "uit"], choices=["lhp", "uit"])
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

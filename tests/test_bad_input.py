@@ -25,8 +25,8 @@ import lhp.train
 import pab.evaluate
 from lhp.beit3 import Beit3Retrieval
 from pab.checkpoints import read_checkpoint
-from pab.errors import run_cli
-from pab.files import write_text
+from pab.errors import InputError, run_cli
+from pab.files import atomic_path, write_text
 from pab.training import LAST
 from tests.conftest import MODEL, write_lines
 
@@ -149,6 +149,17 @@ def test_outputs_that_cannot_be_written(name: str, case: Case, refuse: Callable[
     refuse("infer", f"--{name}", "is a directory")
     case.infer[name] = case.query / "below" / "a_file"
     refuse("infer", f"--{name}", str(case.query))
+
+
+@pytest.mark.parametrize("name", ["save_score", "output_file"])
+def test_outputs_that_are_no_files(name: str, case: Case, refuse: Callable[..., None]) -> None:
+    pipe = case.data / "pipe"
+    os.mkfifo(pipe)
+    case.infer[name] = pipe
+    refuse("infer", f"--{name}", "none writes nothing")
+    with pytest.raises(InputError, match="found something else"), atomic_path(pipe):
+        pass
+    assert pipe.is_fifo()
 
 
 def test_training_into_a_file(case: Case, refuse: Callable[..., None]) -> None:

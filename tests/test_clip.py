@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -15,11 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pab.checkpoints import save_weights
-from pab.encoders import clip, clip_weights
+from pab.encoders import clip, clip_blocks, clip_weights
 from pab.errors import InputError
 
 NAME = "tiny-clip-quickgelu"
-SIZES = {
+SIZES: dict[str, Any] = {
     "embed_dim": 16,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
@@ -38,8 +39,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
         (folder / f"{name}.json").write_text(json.dumps({**SIZES, "quick_gelu": quick}))
         add_model_config(folder / f"{name}.json")
     torch.manual_seed(0)
-    model = clip.build(NAME)
-    for parameter in model.parameters():  # larger than at the start, so that activations matter
+    return with_large_weights(open_clip.create_model(NAME, load_weights=False))
+
+
+def with_large_weights(model: nn.Module) -> nn.Module:
+    """OpenCLIP's own model with weights larger than at the start, so that everything matters."""
+    for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -89,6 +94,50 @@ def test_every_format_gives_the_same_vectors(tiny: nn.Module, kind: str, tmp_pat
         images = tiny.encode_image(pixels, normalize=True)  # type: ignore[operator]
         torch.testing.assert_close(encoder.encode_text(ids), texts, rtol=0, atol=1e-6)
         torch.testing.assert_close(encoder.encode_image(pixels), images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("visual", "text", "pruned"),
+    [
+        ({}, {}, True),
+        ({"pool_type": "avg"}, {"no_causal_mask": True, "pool_type": "last"}, False),
+        ({"attentional_pool": True, "attn_pooler_heads": 2}, {"embed_cls": True}, False),
+        ({"output_tokens": True}, {"output_tokens": True, "embed_cls": True}, False),
+        ({"block_type": "custom", "qk_norm": True}, {}, False),
+        ({"ls_init_value": 0.5}, {"ls_init_value": 0.5}, True),
+    ],
+)
+def test_fused_blocks_compute_what_openclips_do(
+    visual: dict[str, Any], text: dict[str, Any], pruned: bool
+) -> None:
+    sizes = {**SIZES, "vision_cfg": {**SIZES["vision_cfg"], **visual}}
+    sizes["text_cfg"] = {**SIZES["text_cfg"], **text}
+    kind = open_clip.CustomTextCLIP if text else open_clip.CLIP
+    torch.manual_seed(1)
+    theirs = with_large_weights(kind(**sizes))
+    ours = kind(**sizes).eval()
+    clip_blocks.use_fused_blocks(ours)
+    clip_blocks.read_class_token_only(ours)
+    assert isinstance(ours.visual.transformer.resblocks[-1], clip_blocks.ClassTokenBlock) == pruned
+    ours.load_state_dict(theirs.state_dict())
+    pixels, ids = torch.randn(3, 3, 32, 32), torch.randint(1, 49000, (3, 77))
+    ids[0, 9], ids[1, 3], ids[2, 70] = 49407, 49407, 49407
+    ids[0, 10:], ids[1, 4:], ids[2, 71:] = 0, 0, 0
+    for inputs, name in ((pixels, "encode_image"), (ids, "encode_text")):
+        found, expected = getattr(ours, name)(inputs), getattr(theirs, name)(inputs)
+        if isinstance(expected, tuple):
+            found, expected = found[0], expected[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        with torch.inference_mode():  # where QuickGELU works in place
+            scored = getattr(ours, name)(inputs)
+        scored = scored[0] if isinstance(scored, tuple) else scored
+        torch.testing.assert_close(scored, expected, rtol=1e-4, atol=1e-4)
+        gradients = []
+        for model, out in ((ours, found), (theirs, expected)):
+            out.square().mean().backward()
+            gradients.append({n: p.grad for n, p in model.named_parameters()})
+        for parameter, gradient in gradients[1].items():
+            torch.testing.assert_close(gradients[0][parameter], gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_lengths_end_with_the_end_token(tiny: nn.Module, tmp_path: Path) -> None:
@@ -196,6 +245,26 @@ def test_ids_of_the_reference() -> None:
     assert len(entries) > 10
     for entry in entries:
         assert tokenize([entry["caption"]])[0].tolist() == entry["clip_ids"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "heads", "expected"),
+    [
+        ("{}", 2, "the tokenizer of .* cannot be had: .*make its files anew"),
+        ('{"version": "1.', 2, "the tokenizer of .* cannot be had: .*make its files anew"),
+        (None, 3, "cannot be built: .*divisible"),
+    ],
+)
+def test_a_folder_that_is_damaged(
+    tmp_path: Path, tokenizer: str | None, heads: int, expected: str
+) -> None:
+    text = {**SIZES["text_cfg"], "heads": heads, "hf_tokenizer_name": "here"}
+    config = {"model_cfg": {**SIZES, "text_cfg": text}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    if tokenizer is not None:
+        (tmp_path / "tokenizer.json").write_text(tokenizer)
+    with pytest.raises(InputError, match=expected):
+        clip.new_clip(f"local-dir:{tmp_path}")
 
 
 def test_the_tiny_names_are_registered(tiny: nn.Module) -> None:

@@ -298,6 +298,50 @@ def test_a_test_set_is_refused(annotation: Path, tmp_path: Path) -> None:
     assert load_config(RunConfig, tmp_path / "w.yaml", {}).chosen_on_test
 
 
+def test_a_test_set_is_one_however_its_path_is_spelt(
+    annotation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = labelled(tmp_path)
+    folder = tmp_path / "annotation/test"
+    folder.mkdir()
+    annotation.rename(folder / "pair.json")
+    words = ["--beit3_score", str(Path(paths["a"]).absolute())]
+    words += ["--uit_score", str(Path(paths["b"]).absolute()), "--image_folder", str(tmp_path)]
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="--allow_test"):
+        search([*words, "--annotation", "pair.json"])
+
+
+def test_a_validation_split_in_a_folder_called_test(annotation: Path, tmp_path: Path) -> None:
+    paths = labelled(tmp_path)
+    path = tmp_path / "output/test/lhp/val_pairs.json"
+    path.parent.mkdir(parents=True)
+    annotation.rename(path)
+    words = ["--beit3_score", paths["a"], "--uit_score", paths["b"], "--annotation", str(path)]
+    words += ["--image_folder", str(tmp_path), "--out", str(tmp_path / "w.yaml")]
+    search([*words, "--trials", str(tmp_path / "t.csv")])
+    assert not load_config(RunConfig, tmp_path / "w.yaml", {}).chosen_on_test
+
+
+def test_members_of_other_captions_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, told in (("a", "1"), ("b", "2"), ("c", "1")):
+        scores = torch.rand(2, 3, generator=torch.Generator().manual_seed(len(name)))
+        save_scores(
+            tmp_path / f"{name}.pt",
+            ScoreFile(scores, ["q1", "q2"], ["x", "y", "z"], {"data_sha256": told}),
+        )
+    words = [f"--{m}_score={tmp_path / n}.pt" for m, n in zip(("beit3", "uit"), "ab", strict=True)]
+    run([*words, "--output_file", str(tmp_path / "o.txt"), "--top_k", "2"])
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warned) == 1
+    assert "b.pt was made from other data than" in warned[0]
+    words[1] = f"--uit_score={tmp_path / 'c'}.pt"
+    run([*words, "--output_file", str(tmp_path / "o.txt"), "--top_k", "2"])
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_test_images_are_a_test_set_under_any_name(annotation: Path, tmp_path: Path) -> None:
     paths = labelled(tmp_path)
     annotation.write_text(annotation.read_text().replace("train/", "test/"))

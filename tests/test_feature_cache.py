@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -130,6 +131,22 @@ def test_a_full_disk_is_said(
     monkeypatch.setattr(cache, "_open_part", full)
     with pytest.raises(InputError, match="No space left on device"):
         cache.keep([b"x" * 32], torch.rand(1, 3))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_fills_while_it_is_written_to_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(width: int) -> tuple[BinaryIO, BinaryIO]:
+        return Path("/dev/full").open("wb"), Path("/dev/full").open("wb")
+
+    def fill() -> None:
+        with FeatureCache(tmp_path / "c", FACTS) as cache:
+            monkeypatch.setattr(cache, "_open_part", full)
+            cache.keep([b"x" * 32], torch.rand(1, 3))
+
+    with pytest.raises(InputError, match="No space left on device"):
+        fill()
 
 
 def test_other_code_or_libraries_make_another_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> Pat
     return tmp_path
 
 
+def test_a_folder_without_a_table_is_no_failure(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    assert fetch("whole", elsewhere).read_bytes() == CONTENT
+    assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == ["whole.pth"]
+
+
 def test_a_file_is_fetched_once_and_recorded(folder: Path) -> None:
     assert fetch("whole", folder).read_bytes() == CONTENT
     digest = hashlib.sha256(CONTENT).hexdigest()

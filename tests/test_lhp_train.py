@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -258,6 +259,62 @@ def test_no_auto_resume_starts_anew(runs: Runs) -> None:
     run = runs("again", "--no_auto_resume", epochs=1)
     assert len(losses(run)) == 6
     assert_same_weights(weights(run), weights(runs("fresh", epochs=1)))
+
+
+def test_a_fresh_start_leaves_nothing_of_the_run_before(runs: Runs) -> None:
+    old = runs("again", val_pairs=4)
+    assert {LAST, BEST, FINAL} <= {path.name for path in old.iterdir()}
+    with pytest.raises(SystemExit):
+        run_cli(main, runs.argv("again", "--no_auto_resume", lr=1e30, warmup_steps=0))
+    assert not {LAST, BEST, FINAL} & {path.name for path in old.iterdir()}
+
+
+def test_other_data_are_refused_on_resume(runs: Runs, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(runs.data, data)
+    runs.data = data
+    run = runs("first", max_steps=1)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    shard = max((data / "annotation/train").glob("pair_*.json"))
+    shard.write_text("".join(shard.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match=r"other settings: training pairs \(was 24, "):
+        runs("first")
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("pattern", ["", "/pair_*.json"])
+def test_a_pattern_of_shards_that_is_none(runs: Runs, pattern: str) -> None:
+    with pytest.raises(InputError, match="--train_shards: expected a pattern under"):
+        main([*runs.argv("none"), "--train_shards", pattern])
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_what_ends_in_validation_begins_there_again(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, logged: bool
+) -> None:
+    import pab.pair_training
+    import pab.training
+
+    whole = runs("whole", val_pairs=4)
+
+    def power_cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if logged:  # the power goes between validation and the checkpoint behind it
+            patch.setattr(pab.training, "save_model", power_cut)
+        else:
+            patch.setattr(pab.pair_training, "retrieval_metrics", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            runs("cut", val_pairs=4)
+    state = load_training_state(runs.folder / "cut" / LAST)
+    assert (state.epoch, state.step) == (0, state.step_in_epoch)
+    cut = runs("cut", val_pairs=4)
+    assert losses(whole) == losses(cut), "no step was taken twice"
+    seen = [(row["step"], row["R@1"]) for row in read_log(cut / "log.jsonl", "val")]
+    assert seen == [(row["step"], row["R@1"]) for row in read_log(whole / "log.jsonl", "val")]
+    assert_same_weights(weights(whole), weights(cut))
+    assert_same_weights(weights(whole, BEST), weights(cut, BEST))
 
 
 def test_synonyms_of_the_task_resume_one_another(runs: Runs) -> None:

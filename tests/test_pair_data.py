@@ -17,7 +17,7 @@ from pab.errors import InputError
 from pab.images import recipe
 from pab.pair_data import PairBatch, PairCollate, PairDataset
 from pab.sampling import EpochBatches
-from pab.training import BadSample, checked
+from pab.training_data import BadSample, checked
 from pab.training_set import TrainingSet
 
 PAIRS = 24

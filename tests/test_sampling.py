@@ -121,6 +121,17 @@ def test_sample_seed_is_private() -> None:
     assert not any(torch.equal(first, other) for other in others)
 
 
+def test_sample_seed_leaves_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeded(_: int) -> None:
+        raise AssertionError("a GPU's generator was seeded and would not be restored")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    with pytest.raises(AssertionError, match="a GPU's generator"):
+        torch.manual_seed(1)
+    with sample_seed(16, 0, 5):
+        torch.rand(1)
+
+
 def test_sample_seed_after_an_error() -> None:
     torch.manual_seed(2)
     expected = torch.rand(1)

@@ -209,6 +209,16 @@ def test_align(scores: ScoreFile) -> None:
         align(replace(scores, gallery_ids=["a", "b", "c", "e"]), scores)
 
 
+def test_an_export_does_not_overwrite_what_it_exports(tmp_path: Path) -> None:
+    path = tmp_path / "s.pt"
+    save_scores(path, ScoreFile(torch.eye(2), ["q1", "q2"], ["a", "b"], {"model": "x"}))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="would overwrite"):
+        main(["export", str(path), "--bare", "--out", str(tmp_path / "s")])
+    assert path.read_bytes() == before
+    assert {found.name for found in tmp_path.iterdir()} == {"s.pt"}
+
+
 def test_import_sorts_the_gallery_and_export_undoes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -14,14 +17,24 @@ import pytest
 import torch
 from torch import Tensor
 
+import uit.rerank
+import uit.train
+from pab.annotations import Retrieval
 from pab.checkpoints import load_training_state, model_state, read_checkpoint
+from pab.config import load_config
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.run_log import read_log
 from pab.sampling import EpochBatches
 from pab.scores import ScoreFile, load_scores, save_scores
-from pab.training import BEST, FINAL, LAST, checked, training_loader
+from pab.training import BEST, FINAL, LAST
 from pab.training_config import TrainingConfig
+from pab.training_data import (
+    checked,
+    open_training_data,
+    training_loader,
+    validation_retrieval,
+)
 from pab.training_set import TrainingSet
 from pab.wordpiece import VOCABULARY, Tokenizer
 from tests.conftest import draw
@@ -29,7 +42,7 @@ from tests.test_processes import run_in
 from uit.augment import LEVELS, Augmentation, TrainingView, operations
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
-from uit.encode import load_model
+from uit.encode import encode_captions, encode_gallery, load_model
 from uit.infer import main as infer
 from uit.make_vocabulary import make_vocabulary
 from uit.masking import NO_LABEL, WordMasking
@@ -38,6 +51,7 @@ from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_l
 from uit.rerank import choose_candidates, fill, match_scores
 from uit.run import main as run
 from uit.start import load_bert, load_swin, load_uit
+from uit.train import build_model
 
 CPU = torch.device("cpu")
 LENGTH = 24
@@ -348,15 +362,8 @@ def test_more_gpus_than_there_are(runs: Runs, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_torchrun_gets_the_same_settings(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-
     seen: list[list[str]] = []
-
-    def started(command: list[str], **_: Any) -> Any:
-        seen.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(os, "execve", lambda path, words, environment: seen.append(words))
     runs("many", dist="f3")
     words = seen[0]
     assert words[words.index("--nproc_per_node") + 1] == "3"
@@ -383,10 +390,70 @@ def test_two_processes_begin_as_one(runs: Runs, tmp_path: Path) -> None:
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
 
+def _run_and_keep_scores(argv: list[str], folder: Path) -> dict[str, Tensor]:
+    """Train; the scores that validation looked at."""
+    kept: list[Tensor] = []
+    metrics = uit.train.retrieval_metrics
+
+    def keep(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
+        kept.append(scores.clone())
+        return metrics(retrieval, scores)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uit.rerank, "IMAGES_A_GROUP", 2)
+        patch.setattr(uit.train, "retrieval_metrics", keep)
+        run(argv)
+    return dict(zip(("match", "itc"), kept, strict=True))
+
+
+@pytest.mark.distributed
+def test_two_processes_validate_what_is_written(runs: Runs, tmp_path: Path) -> None:
+    # Each has batch statistics of its own; its share of the gallery must not be seen through them.
+    settings = {"val_pairs": 8, "epo": 1, "lr": 1e-2, "k_val": 3}
+    (tmp_path / "ranks").mkdir()
+    argv = runs.argv("two", bs=2, **settings)
+    validated = run_in(2, partial(_run_and_keep_scores, argv), tmp_path / "ranks")
+    config = load_config(TrainConfig, runs.folder / "two/config.yaml", {})
+    tokenizer = Tokenizer(runs.vocabulary, 20, LENGTH)
+    model = build_model(config, tokenizer).eval()
+    load_uit(model, runs.folder / "two" / FINAL)
+    retrieval = validation_retrieval(open_training_data(config))
+    assert retrieval.gallery is not None
+    rows = [tokenizer.encode(query.caption) for query in retrieval.queries]
+    on: dict[str, Any] = {"device": CPU, "dtype": torch.float32, "batch_size": 4}
+    features = encode_gallery(model, retrieval.gallery, num_workers=0, **on)
+    itc = encode_captions(model, tokenizer, rows, **on) @ features.vectors.T
+    for found in validated:
+        torch.testing.assert_close(found["itc"], itc, rtol=0, atol=1e-5)
+    assert torch.equal(validated[0]["match"], validated[1]["match"])
+
+
+def test_no_data_end_in_one_line_before_processes_start(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_cli(run, runs.argv("none", dist="f2", data_path=runs.folder / "nowhere"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_diverged_run_ends_in_one_line_of_advice(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_cli(run, runs.argv("diverged", lr=1e30, warmup_steps=0))
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: training: diverged at step" in last
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_train(runs: Runs) -> None:
-    folder = runs("two", dist="f2", bs=3, epo=1)
+    folder = runs.folder / "two"
+    subprocess.run(
+        [sys.executable, "-m", "uit.run", *runs.argv("two", dist="f2", bs=3, epo=1)], check=True
+    )
     assert len(read_log(folder / "log.jsonl", "train")) == 4
     assert json.loads((folder / "run.json").read_text())["starts"][0]["processes"] == 2
 

@@ -18,7 +18,7 @@ from pab import processes
 from pab.config import flag
 from pab.devices import pick_device
 from pab.errors import InputError, run_cli
-from pab.scores import ScoreFile, align, load_scores, save_scores
+from pab.scores import ScoreFile, align, load_scores, save_scores, tell_other_data
 from pab.scoring import (
     ScoringConfig,
     ScoringJob,
@@ -49,8 +49,8 @@ class InferConfig(ScoringConfig):
     save_itc: str | None = flag(None, "score file of the ITC similarities to write as well")
     cache_dtype: Literal["fp32", "bf16"] = flag("fp32", "format of the gallery's mapped features")
     cache_dir: str | None = flag(None, "folder for those features while it runs (default: temp)")
-    save_score: str = flag("sims_score/score_uit_reproduce.pt", "score file to write")
-    output_file: str = flag("predictions/score_uit_reproduce.txt", "ranked list to write")
+    save_score: str | None = flag("sims_score/score_uit_reproduce.pt", "score file to write")
+    output_file: str | None = flag("predictions/score_uit_reproduce.txt", "ranked list to write")
 
     def check(self) -> None:
         """See :class:`ScoringConfig`.
@@ -59,19 +59,14 @@ class InferConfig(ScoringConfig):
             InputError: naming the flag.
         """
         super().check()
-        if self.k_test < 1:
-            raise InputError("--k_test", f"must be at least 1, found {self.k_test}")
-        if self.max_text_length < 3:
-            raise InputError(
-                "--max_text_length", f"must be 3 or more, found {self.max_text_length}"
-            )
-        if self.max_words < 1:
-            raise InputError("--max_words", f"must be at least 1, found {self.max_words}")
+        self.check_least(1, "k_test", "max_words")
+        self.check_least(3, "max_text_length")
         if self.save_itc and self.candidates:
             raise InputError(
                 "--save_itc", "contradicts --candidates: ITC is not computed where a file chooses"
             )
-        if self.save_itc and Path(self.save_itc) in (Path(self.save_score), Path(self.output_file)):
+        others = [Path(other) for other in (self.save_score, self.output_file) if other]
+        if self.save_itc and Path(self.save_itc) in others:
             raise InputError("--save_itc", f"{self.save_itc} is given as another output too")
 
 
@@ -126,8 +121,7 @@ def infer(config: InferConfig) -> None:
         if config.save_itc and processes.is_main():
             save_scores(config.save_itc, itc)
         chosen = itc.scores
-    # The main process's choice: GPUs of different kinds round differently.
-    candidates = processes.broadcast_object(choose_candidates(chosen, config.k_test))
+    candidates = choose_candidates(chosen, config.k_test)
     match = match_scores(model, tokenizer, rows, features.tokens, candidates, **on)
     scores = fill(match, candidates, len(job.gallery))
     facts: dict[str, Any] = {"k_test": config.k_test, "candidates": config.candidates or "itc"}
@@ -141,7 +135,9 @@ def read_candidates(path: str, job: ScoringJob) -> Tensor:
         InputError: no score file, or its ids are not the job's.
     """
     ids = ScoreFile(torch.empty(0, 0), job.query_ids, job.gallery_ids)
-    return align(load_scores(path), ids, where=path, reference_name="the annotation").scores
+    file = load_scores(path)
+    tell_other_data("the annotation", {"data_sha256": job.data_sha256}, {path: file})
+    return align(file, ids, where=path, reference_name="the annotation").scores
 
 
 def main(argv: list[str] | None = None) -> None:

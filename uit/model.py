@@ -183,8 +183,9 @@ class Uit(nn.Module):
     def rate_scale(name: str) -> float:
         """:data:`RATE_SCALE` for the parts that learn faster, else 1.
 
-        The last two stages of Swin, the last two layers of the text tower and of the cross encoder,
-        the projections, the match head and the language head.
+        By their published names: the last two stages of Swin's four, the last two of the text
+        tower's six layers and of the cross encoder's six, the projections, the match head and the
+        language head. A smaller model has only some of those names.
         """
         faster = (
             r"vision_encoder\.layers\.[23]\.|text_encoder\.bert\.encoder\.layer\.(4|5|10|11)\.|"

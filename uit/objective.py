@@ -76,13 +76,17 @@ Draw = Callable[[Tensor], Tensor]
 
 
 def draw_negatives(weights: Tensor) -> Tensor:
-    """One column a row, in proportion to the weights (rows with any weight above 0)."""
-    return torch.multinomial(weights, 1).squeeze(1)
+    """One column a row, in proportion to the weights (rows with any weight above 0).
+
+    Weights that are no numbers, of a model that has diverged, count alike: multinomial would end
+    the process before its loss, no number either, is seen and told.
+    """
+    return torch.multinomial(torch.where(weights.isfinite(), weights, 1.0), 1).squeeze(1)
 
 
 def draw_any(weights: Tensor) -> Tensor:
     """One column a row, all with a weight above 0 alike: easy negatives for a new model."""
-    return draw_negatives((weights > 0).to(weights.dtype))
+    return draw_negatives(torch.where(weights > 0, 1.0, weights))
 
 
 def uit_losses(

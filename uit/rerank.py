@@ -31,12 +31,14 @@ PAIRS_A_PASS = 128
 def choose_candidates(scores: Tensor, k: int) -> Tensor:
     """The k best images of each query, int64 [Q, K], ties to the smaller id.
 
+    Several processes all get the main one's choice: GPUs of different kinds round differently.
+
     Raises:
         InputError: k is larger than the gallery.
     """
     if k > scores.shape[1]:
         raise InputError("--k_test", f"{k} candidates of a gallery of {scores.shape[1]} images")
-    return top_k(scores, k)
+    return processes.broadcast_object(top_k(scores, k))
 
 
 def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:

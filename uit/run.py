@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,9 +16,13 @@ import torch
 
 from pab.config import add_debug_flag, config_from_args, names_flag, with_debug
 from pab.errors import InputError, run_cli
+from pab.files import existing_file
+from pab.training_data import training_shards
+from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
 from uit.infer import main as infer
 from uit.train import main as train
+from uit.train import text_draws
 
 DEFAULT_CONFIG = "configs/uit/finetune.yaml"
 DEBUG_CONFIG = "configs/uit/debug.yaml"
@@ -57,9 +60,23 @@ def main(argv: list[str] | None = None) -> None:
     visible = {} if config.device == "cpu" else {"CUDA_VISIBLE_DEVICES": _first_gpus(count)}
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     run += ["--nproc_per_node", str(count), "-m", "uit.train", *passed]
-    done = subprocess.run(run, env={**os.environ, **visible}, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    check_inputs(config)
+    sys.stdout.flush()
+    os.execve(run[0], run, {**os.environ, **visible})  # signals then reach torchrun itself
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Find here what would end all processes at once, and with torchrun's long report.
+
+    Raises:
+        InputError: data, vocabulary or weights are not there.
+    """
+    training_shards(config)
+    Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
+    text_draws(config)
+    for path in (config.checkpoint, config.swin, config.bert):
+        if path:
+            existing_file(path, "weights to start from")
 
 
 def evaluate(config: TrainConfig, k_test: int) -> None:

@@ -13,22 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pab import processes
-from pab.devices import autocast, seed_everything
+from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.optim import parameter_groups
 from pab.training import (
-    TrainingData,
-    epoch_batches,
     fit,
     new_run,
-    open_training_data,
     retrieval_metrics,
+    same_start,
     start_processes,
     steps_per_epoch,
-    validation_retrieval,
 )
 from pab.training_command import training_command
+from pab.training_data import (
+    TrainingData,
+    epoch_batches,
+    open_training_data,
+    validation_retrieval,
+)
 from pab.wordpiece import Tokenizer
 from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
@@ -64,10 +66,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     collate = Collate(tokenizer, config.mlm_most, blocks, config.mim_ratio)
 
     # ---- Model and optimizer
-    seed_everything(config.seed)  # the same first weights everywhere ...
-    model = build_model(config, tokenizer).to(device)
-    # ... and other dropout draws in every process
-    seed_everything(config.seed, processes.rank() + 1)
+    model = same_start(config.seed, lambda: build_model(config, tokenizer)).to(device)
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=config.weight_decay,
@@ -85,7 +84,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
 
     run = new_run(
         config,
-        command="python -m uit.run",
+        command="python -m uit.train",
         argv=argv,
         device=device,
         dtype=dtype,

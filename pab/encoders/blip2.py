@@ -25,6 +25,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 
 from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
+from pab.encoders.clip_blocks import use_fused_blocks
 from pab.encoders.layer_numbers import layer_in_tower
 from pab.errors import InputError
 from pab.wordpiece import Tokenizer
@@ -111,6 +112,7 @@ class Blip2(nn.Module):
             config.image_heads, mlp_ratio=4.0, act_layer=QuickGELU,
         )  # fmt: skip
         tower.ln_post, tower.proj = nn.Identity(), None
+        use_fused_blocks(tower)
         self.visual_encoder = tower
         self.ln_vision = nn.LayerNorm(config.image_width)
         qformer = Blip2QFormerConfig(

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pab.checkpoints import load_strict
+from pab.encoders.clip_blocks import read_class_token_only, use_fused_blocks
 from pab.encoders.clip_names import (
+    FOLDER,
     architecture,
     first_line,
     folder_preprocessing,
@@ -135,12 +137,15 @@ def build(name: str) -> nn.Module:
     """
     try:
         with only_errors_logged():
-            return open_clip.create_model(name, load_weights=False, pretrained_text=False)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise InputError(
             "--model", f"{name} cannot be built: {first_line(error)}",
             todo="run where the model hub can be reached, or take another architecture",
         ) from error  # fmt: skip
+    use_fused_blocks(model)
+    read_class_token_only(model)
+    return model
 
 
 class Tokenize:
@@ -150,7 +155,7 @@ class Tokenize:
         name: OpenCLIP's.
 
     Raises:
-        InputError: its vocabulary lies on a hub that cannot be reached.
+        InputError: its vocabulary lies on a hub that cannot be reached, or is damaged.
     """
 
     def __init__(self, name: str) -> None:
@@ -158,10 +163,11 @@ class Tokenize:
         try:
             with only_errors_logged():
                 self._tokenizer = open_clip.get_tokenizer(name)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # the library names no errors of a damaged file
             raise InputError(
-                "--model", f"the tokenizer of {name} cannot be fetched: {first_line(error)}",
-                todo="run once where the model hub can be reached",
+                "--model", f"the tokenizer of {name} cannot be had: {first_line(error)}",
+                todo="make its files anew" if name.startswith(FOLDER)
+                else "run once where the model hub can be reached",
             ) from error  # fmt: skip
 
     def __call__(self, captions: Sequence[str]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -17,9 +18,9 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from pab.config import CommandParser
 from pab.errors import InputError, run_cli
-from pab.training_set import TrainingSet
+from pab.files import write_text
+from pab.vocabulary_command import vocabulary_command
 
 START, END = "<start_of_text>", "<end_of_text>"
 BYTES = 256
@@ -55,19 +56,22 @@ def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrained
     )
 
 
+def write_clip_tokenizer(captions: Iterable[str], folder: Path, vocab_size: int) -> int:
+    """Write the files of :func:`train_clip_tokenizer` into a folder; returns how many pieces."""
+    made = train_clip_tokenizer(captions, vocab_size)
+    with TemporaryDirectory() as temporary:
+        for name in made.save_pretrained(temporary):
+            file = Path(name)
+            write_text(folder / file.name, file.read_text(encoding="utf-8"))
+    return len(made)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    parser = CommandParser(
-        prog="python -m pab.encoders.train_clip_tokenizer", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--data_path", type=Path, required=True, help="root of PAB-shaped data")
-    parser.add_argument("--out", type=Path, required=True, help="the model's folder")
-    parser.add_argument("--vocab_size", type=int, default=1500, help="pieces (default 1500)")
-    args = parser.parse_args(argv)
-    pairs = TrainingSet.open(args.data_path)
-    made = train_clip_tokenizer((pair.caption for pair in pairs), args.vocab_size)
-    made.save_pretrained(args.out)
-    print(f"{len(made)} pieces from {len(pairs)} captions -> {args.out}")
+    vocabulary_command(
+        write_clip_tokenizer, argv, prog="python -m pab.encoders.train_clip_tokenizer",
+        description=__doc__, out="the model's folder", pieces=1500,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

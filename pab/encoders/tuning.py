@@ -83,7 +83,7 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
     linear = [
         name
         for name, module in model.named_modules()
-        # exactly nn.Linear: torch's attention never calls its own output projection's forward
+        # exactly nn.Linear: an attention's output projection, which torch's own never calls, is not
         if type(module) is nn.Linear and BLOCK.search(name) and f"{name}.weight" not in frozen
     ]
     projections = [

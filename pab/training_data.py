@@ -1,0 +1,132 @@
+"""What every fine-tuning recipe reads: training pairs, the validation split, batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pab import processes
+from pab.annotations import Retrieval, retrieval_of_pairs
+from pab.errors import InputError
+from pab.images import verify_images
+from pab.sampling import EpochBatches
+from pab.splits import validation_split
+from pab.training_config import TrainingConfig
+from pab.training_set import TrainingSet
+
+Batch = TypeVar("Batch")
+
+
+class TrainingData(NamedTuple):
+    """The training set, and which of its pairs are trained on and validated with."""
+
+    pairs: TrainingSet
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+
+
+def open_training_data(config: TrainingConfig) -> TrainingData:
+    """Open the shards and carve the validation split out.
+
+    The images of the validation split are checked; not the training images, for decoding a million
+    of them first would take hours.
+
+    Raises:
+        InputError: no data, a bad line, an unreadable validation image.
+    """
+    root = Path(config.data_path)
+    pairs = TrainingSet.open(
+        root, training_shards(config), Path(config.cache_dir) if config.cache_dir else None
+    )
+    train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
+    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
+    return TrainingData(pairs, train_rows, val_rows)
+
+
+def training_shards(config: TrainingConfig) -> list[Path]:
+    """The annotation files that the settings name.
+
+    Raises:
+        InputError: no data root, or no such file under it.
+    """
+    root = Path(config.data_path)
+    if not root.is_dir():
+        raise InputError("--data_path", f"expected the data's root folder, found no {root}")
+    try:
+        shards = sorted(root.glob(config.train_shards))
+    except (ValueError, NotImplementedError) as error:  # empty, or an absolute path
+        raise InputError(
+            "--train_shards", f"expected a pattern under {root}, found {config.train_shards!r}"
+        ) from error
+    if not shards:
+        raise InputError(
+            "--train_shards", f"no file under {root} matches {config.train_shards!r}",
+            todo="check the data with: python -m pab.layout check " + str(root),
+        )  # fmt: skip
+    return shards
+
+
+class BadSample(NamedTuple):
+    """The parts of an :class:`InputError`.
+
+    A loader raises a worker's exception again with that worker's traceback as its text; an error
+    that comes out as a sample stays one line.
+    """
+
+    where: str
+    problem: str
+    item: str | None
+    todo: str | None
+
+    @classmethod
+    def of(cls, error: InputError) -> BadSample:
+        """What is left of an error."""
+        return cls(error.where, error.problem, error.item, error.todo)
+
+
+def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
+    """The batches of a loader.
+
+    Raises:
+        InputError: a pair's line or image cannot be read.
+    """
+    for batch in batches:
+        if isinstance(batch, BadSample):
+            raise InputError(batch.where, batch.problem, item=batch.item, todo=batch.todo)
+        yield batch
+
+
+def validation_retrieval(data: TrainingData) -> Retrieval:
+    """The validation split as queries, gallery and labels."""
+    return retrieval_of_pairs((data.pairs[int(i)] for i in data.val_rows), data.pairs.root)
+
+
+def epoch_batches(config: TrainingConfig, pairs: int) -> EpochBatches:
+    """Which pairs this process's batches hold."""
+    return EpochBatches(
+        pairs, config.batch_size, config.seed, processes.rank(), processes.world_size()
+    )
+
+
+def training_loader(
+    dataset: Dataset[Any],
+    batches: EpochBatches,
+    collate: Callable[[list[Any]], Any],
+    config: TrainingConfig,
+    device: torch.device,
+) -> DataLoader[Any]:
+    """Loads what ``batches`` names; its draws leave the global generator alone."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+    )

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from pab.errors import InputError
-from pab.images import ImageTransform, load_image
-from pab.sampling import SampleKey, sample_seed
-from pab.training_data import BadSample
+from pab.annotations import TrainPair
+from pab.images import ImageTransform
+from pab.training_data import BadSample, TrainingSamples
 from pab.training_set import TrainingSet
 
 
@@ -32,15 +31,13 @@ class PairBatch(NamedTuple):
 Sample = tuple[Tensor, list[int]] | BadSample  # image [3, S, S] and its caption's ids
 
 
-class PairDataset(Dataset[Sample]):
-    """Pairs of the training set, each image seen through a random view.
+class PairDataset(TrainingSamples):
+    """Pairs of the training set, each image seen through a random view: :data:`Sample`.
 
     Args:
-        pairs: the whole training set.
-        indices: the pairs that are trained on.
+        pairs, indices, seed: see :class:`pab.training_data.TrainingSamples`.
         view: image -> tensor.
         encode: caption -> ids.
-        seed: a sample's view follows from this seed, the epoch and its index in ``pairs``.
     """
 
     def __init__(
@@ -51,23 +48,12 @@ class PairDataset(Dataset[Sample]):
         encode: Callable[[str], list[int]],
         seed: int,
     ) -> None:
-        self.pairs, self.indices, self.view = pairs, indices, view
-        self.encode, self.seed = encode, seed
+        super().__init__(pairs, indices, seed)
+        self.view, self.encode = view, encode
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        position, epoch = key
-        index = int(self.indices[position])
-        try:
-            pair = self.pairs[index]
-            image = load_image(self.pairs.image_path(pair))
-        except InputError as error:
-            return BadSample.of(error)
-        with sample_seed(self.seed, epoch, index):
-            pixels = self.view(image)
-        return pixels, self.encode(pair.caption)
+    def sample(self, index: int, pair: TrainPair, image: Image.Image) -> Sample:
+        """See :class:`pab.training_data.TrainingSamples`."""
+        return self.view(image), self.encode(pair.caption)
 
 
 @dataclass(frozen=True)

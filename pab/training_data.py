@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from pab import processes
-from pab.annotations import Retrieval, retrieval_of_pairs
+from pab.annotations import Retrieval, TrainPair, retrieval_of_pairs
 from pab.errors import InputError
-from pab.images import verify_images
-from pab.sampling import EpochBatches
+from pab.images import load_image, verify_images
+from pab.sampling import EpochBatches, SampleKey, sample_seed
 from pab.splits import validation_split
 from pab.training_config import TrainingConfig
 from pab.training_set import TrainingSet
@@ -87,6 +88,38 @@ class BadSample(NamedTuple):
     def of(cls, error: InputError) -> BadSample:
         """What is left of an error."""
         return cls(error.where, error.problem, error.item, error.todo)
+
+
+class TrainingSamples(Dataset[Any]):
+    """Training pairs as samples: a recipe says in :meth:`sample` what it draws of a pair.
+
+    Args:
+        pairs: the whole training set.
+        indices: the pairs that are trained on.
+        seed: a sample's draws follow from this seed, the epoch and its index in ``pairs``.
+    """
+
+    def __init__(self, pairs: TrainingSet, indices: np.ndarray, seed: int) -> None:
+        self.pairs, self.indices, self.seed = pairs, indices, seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: SampleKey) -> Any:
+        """A sample by its position among those trained on and the epoch, or a bad one."""
+        position, epoch = key
+        index = int(self.indices[position])
+        try:
+            pair = self.pairs[index]
+            image = load_image(self.pairs.image_path(pair))
+        except InputError as error:
+            return BadSample.of(error)
+        with sample_seed(self.seed, epoch, index):
+            return self.sample(index, pair, image)
+
+    def sample(self, index: int, pair: TrainPair, image: Image.Image) -> Any:
+        """What the recipe needs of one pair; torch's generator is the sample's own."""
+        raise NotImplementedError
 
 
 def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:

@@ -12,13 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from pab.errors import InputError
-from pab.images import load_image
-from pab.sampling import SampleKey, sample_seed
-from pab.training_data import BadSample
+from pab.annotations import TrainPair
+from pab.training_data import BadSample, TrainingSamples
 from pab.training_set import TrainingSet
 from pab.wordpiece import Tokenizer
 from uit.augment import TrainingView
@@ -63,16 +61,14 @@ class TextDraws:
     masking: WordMasking | None
 
 
-class UitDataset(Dataset["UitSample | BadSample"]):
+class UitDataset(TrainingSamples):
     """Pairs of the training set with everything UIT's losses draw.
 
     Args:
-        pairs: the whole training set.
-        indices: the pairs that are trained on.
+        pairs, indices, seed: see :class:`pab.training_data.TrainingSamples`.
         view: image -> tensor.
         tokenizer: caption -> ids.
         draws: what is drawn for a caption.
-        seed: a sample's draws follow from this seed, the epoch and its index in ``pairs``.
     """
 
     def __init__(
@@ -84,23 +80,13 @@ class UitDataset(Dataset["UitSample | BadSample"]):
         draws: TextDraws,
         seed: int,
     ) -> None:
-        self.pairs, self.indices, self.view = pairs, indices, view
-        self.tokenizer, self.draws, self.seed = tokenizer, draws, seed
+        super().__init__(pairs, indices, seed)
+        self.view, self.tokenizer, self.draws = view, tokenizer, draws
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, key: SampleKey) -> UitSample | BadSample:
-        position, epoch = key
-        index = int(self.indices[position])
-        try:
-            pair = self.pairs[index]
-            image = load_image(self.pairs.image_path(pair))
-        except InputError as error:
-            return BadSample.of(error)
-        with sample_seed(self.seed, epoch, index):
-            pixels = self.view(image)
-            draw = Random(int(torch.randint(2**62, ())))
+    def sample(self, index: int, pair: TrainPair, image: Image.Image) -> UitSample:
+        """See :class:`pab.training_data.TrainingSamples`."""
+        pixels = self.view(image)
+        draw = Random(int(torch.randint(2**62, ())))
         ids, draws = self.tokenizer.encode(pair.caption), self.draws
         augmented: list[int] = []
         if draws.eda_share is not None:

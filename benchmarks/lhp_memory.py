@@ -124,7 +124,7 @@ def score(root: Path, gallery: Path, batch_size: int, num_workers: int) -> Held:
         "--tokenizer", root / "words.spm", "--image_folder", gallery,
         "--annotation", root / "query.json", "--save_score", root / f"{gallery.name}.pt",
         "--output_file", root / f"{gallery.name}.txt", "--batch_size", batch_size,
-        "--num_workers", num_workers, "--device", "cpu",
+        "--num_workers", num_workers, "--device", "cpu", "--no_feature_cache",
     ]  # fmt: skip
     argv = [str(word) for word in command]
     held = Held()

@@ -24,7 +24,7 @@ from torch import Tensor
 from lhp.beit3 import Beit3Config, Beit3Retrieval, model_config
 from lhp.encode import compiled_image_encoder
 from lhp.tokenizer import BOS, EOS, PAD, pad_batch
-from pab.devices import DTYPES, cpu_has_bf16
+from pab.devices import DTYPES, cpu_has_bf16, keep_freed_memory
 from pab.encoding import batches_by_length
 
 # Lengths of real captions in BEiT-3's ids, ends included: the published test's run from about 25
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     args = parser.parse_args()
     print(describe())
+    keep_freed_memory(torch.device("cpu"))  # as `lhp.infer` does
     for name in args.model:
         measure(name, args)
 

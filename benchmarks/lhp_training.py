@@ -68,7 +68,7 @@ def speed(args: argparse.Namespace) -> None:
         scaler = make_scaler(CPU, DTYPES[kind])
         released = patch("lhp.beit3.attention", written_out_attention)
         if way == "fp32":  # as `lhp.train` starts
-            keep_freed_memory()
+            keep_freed_memory(CPU)
         times = []
         with released if way == "as released" else nullcontext():
             for step in range(args.steps + 1):  # the first warms up

@@ -128,7 +128,7 @@ def main() -> None:
             print("  bf16: this processor has no bf16 units")
             continue
         if way == "shared fp32":  # as `uit.train` starts
-            keep_freed_memory()
+            keep_freed_memory(CPU)
         times = []
         for step in range(args.steps + 1):  # the first warms up
             start = time.perf_counter()

@@ -48,10 +48,11 @@ def infer(config: InferConfig) -> None:
     from lhp.encode import encode_captions, encode_images, load_model
     from lhp.tokenizer import Tokenizer
     from pab.checkpoints import checkpoint_hash
-    from pab.devices import autocast, dtype_of
+    from pab.devices import autocast, dtype_of, keep_freed_memory
 
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot run
+    keep_freed_memory(device)
     job = prepare(config)
     tokenizer = Tokenizer(config.tokenizer, config.max_text_length)
     model = load_model(config.model, config.input_size, config.checkpoint, tokenizer)

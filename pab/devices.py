@@ -7,7 +7,6 @@ import os
 import platform
 import random
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 
 import numpy as np
 import torch
@@ -17,6 +16,8 @@ from torch.nn import functional as F
 from pab.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+# Asked once: torch.compile reads a constant, and would warn of a cached function.
+HAS_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -144,14 +145,14 @@ def attention(
     return out.to(v.dtype)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(device: torch.device) -> None:
     """Let this process keep the memory it frees, where glibc's allocator would return it.
 
-    A training step on a CPU frees gigabytes of activations and asks for them again in the next;
-    returned pages are cleared anew each time, a fifth of a step (docs/log.md). Does nothing on
-    other systems. What the process once held it no longer gives back.
+    A batch on a CPU frees hundreds of megabytes of activations, and the next one asks for them
+    again; returned pages are cleared anew each time, a fifth of a training step (docs/log.md). Does
+    nothing for other devices and systems. What the process once held it no longer gives back.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(M_MMAP_MAX, 0)
@@ -179,10 +180,9 @@ def cpu_has_bf16() -> bool:
     return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
 
 
-@cache
 def cpu_has_bf16_tiles() -> bool:
     """Whether the processor multiplies bfloat16 in matrix tiles (Intel's AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return HAS_TILES
 
 
 def _has_mps() -> bool:

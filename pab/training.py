@@ -70,8 +70,7 @@ def start_processes(config: TrainingConfig) -> tuple[torch.device, torch.dtype]:
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot train in
     processes.init_processes(device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     return device, dtype
 
 

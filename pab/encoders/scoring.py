@@ -35,6 +35,5 @@ def device_and_dtype(config: EncoderConfig) -> tuple[torch.device, torch.dtype, 
         name = "fp16" if device.type == "cuda" else "fp32"
     dtype = dtype_of(name)
     autocast(device, dtype)  # refuses a format this device cannot run
-    if device.type == "cpu":
-        keep_freed_memory()  # a batch frees hundreds of megabytes, and asks for them again
+    keep_freed_memory(device)
     return device, dtype, name

@@ -46,8 +46,7 @@ def load_members(
         2
     ) as pool:  # one file's ids are read while another's scores are checked
         files = dict(zip(paths, pool.map(load_scores, paths), strict=True))
-    for first in list(files)[:1]:
-        tell_other_data(first, files[first].meta, files)
+    tell_other_data({path: file.meta for path, file in files.items()})
     if lists:
         known = next(iter(files.values()), None)
         if known is not None:

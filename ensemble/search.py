@@ -121,9 +121,9 @@ def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
         retrieval: whose images are looked at.
         files: the annotation, its key, its folder of images.
     """
-    for file in files:
-        parts = Path(file).resolve().parts if file else ()
-        if MASKED_SET in parts[-3:] or parts[-3:-1] == TEST_ANNOTATIONS:
+    given = [Path(file) for file in files if file]
+    for path in [*(path.absolute() for path in given), *(path.resolve() for path in given)]:
+        if MASKED_SET in path.parts[-3:] or path.parts[-3:-1] == TEST_ANNOTATIONS:
             return True
     images = (image.path.absolute() for image in retrieval.gallery or [])
     return any(TEST_IMAGES & set(path.parts[-4:]) for path in images)

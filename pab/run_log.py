@@ -48,7 +48,8 @@ class RunLog:
         command: the command itself, such as ``python -m lhp.train``.
         resumed_at: optimizer steps done in the state the run resumes from; lines of later steps
             are removed, since those are about to be done again. None = a new run: old lines go.
-        validates_again: that state is one before validation; its figures at that step go too.
+        validates_again: that state is one before validation; its figures at that step go too
+            (TensorBoard keeps them beside the new ones).
 
     Raises:
         InputError: the folder cannot be written, or a log line cannot be read back.

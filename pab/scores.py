@@ -281,20 +281,18 @@ def import_scores(
     )
 
 
-def tell_other_data(one: str, meta: Mapping[str, Any], files: Mapping[str, ScoreFile]) -> None:
+def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a warning for score files of the same ids but other captions, names or order of them.
 
     Args:
-        one: the file (or annotation) that the others are compared with.
-        meta: what it says of itself.
-        files: the others, by path. What does not say its ``data_sha256`` is not compared.
+        metas: what each file says of itself, by path. One without ``data_sha256`` is not compared.
     """
-    known = meta.get("data_sha256")
-    for path, file in files.items():
-        other = file.meta.get("data_sha256")
-        if known and other and other != known:
+    told = {path: meta["data_sha256"] for path, meta in metas.items() if meta.get("data_sha256")}
+    first = next(iter(told), None)
+    for path, sha256 in told.items():
+        if first is not None and sha256 != told[first]:
             print(
-                f"warning: {path} was made from other data than {one}: captions, names or their "
+                f"warning: {path} was made from other data than {first}: captions, names or their "
                 "order differ (data_sha256)",
                 file=sys.stderr,
             )

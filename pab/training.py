@@ -52,6 +52,7 @@ from pab.training_data import TrainingData, checked, training_loader
 LAST = "checkpoint-last.pth"  # everything a resumed run needs
 BEST = "checkpoint-best.pth"  # weights of the best epoch on the validation split
 FINAL = "checkpoint-final.pth"  # weights of the last epoch (the average, where one is kept)
+PAIRS = "training pairs"  # what a state says of them among its settings
 # Settings that may differ between a run and its continuation: they do not change the result.
 FREE_SETTINGS = frozenset((
     "task", "num_workers", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt_freq",
@@ -254,8 +255,7 @@ def fit(
         validates_again=skip_steps == steps,
     ) as log:
         if resumed_at is None and processes.is_main() and config.save_ckpt:
-            for name in (LAST, BEST, FINAL):  # another run's: this one may end without its own
-                (output / name).unlink(missing_ok=True)
+            (output / LAST).unlink(missing_ok=True)  # another run's, which would be gone on with
         _announce(run, log, total_steps, resumed_at)
         with log.progress(total_steps, "training", done=step) as progress:
             for epoch in range(first_epoch, config.epochs):
@@ -277,7 +277,8 @@ def fit(
                 skip_steps = 0
                 saves = (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs
                 if len(run.data.val_rows):
-                    if saves:
+                    written = config.save_every_steps and step % config.save_every_steps == 0
+                    if saves and not written:
                         snapshot(epoch, steps)  # what ends in validation begins there again
                     figures = _validated(run, validate)
                     log.log(step, {"epoch": epoch, **figures}, kind="val")
@@ -353,9 +354,9 @@ def _one_update(
 
 def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
     run.model.eval()
-    processes.share_buffers(run.model)
     try:
         with run.averaged():
+            processes.share_buffers(run.model)  # the average's, where one is kept
             return validate()
     finally:
         run.model.train()
@@ -381,9 +382,7 @@ def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
 def settings_of(run: Run) -> dict[str, Any]:
     """What a run's continuation has to share: its settings, and the pairs it draws from."""
     pairs = run.data.pairs
-    return {
-        **as_plain(run.config), "training pairs": f"{len(pairs)}, {pairs.fingerprint()[:12]}"
-    }  # fmt: skip
+    return {**as_plain(run.config), PAIRS: f"{len(pairs)}, {pairs.fingerprint()[:12]}"}
 
 
 def check_same_settings(now: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
@@ -392,10 +391,11 @@ def check_same_settings(now: Mapping[str, Any], saved: Mapping[str, Any], path: 
     Raises:
         InputError: naming the settings that differ.
     """
+    unknown = FREE_SETTINGS | ({PAIRS} - saved.keys())  # states of earlier versions have no pairs
     differing = [
         f"{name} (was {saved.get(name)}, now {value})"
         for name, value in now.items()
-        if name not in FREE_SETTINGS and saved.get(name) != value
+        if name not in unknown and saved.get(name) != value
     ]
     if differing:
         raise InputError(

@@ -1,13 +1,13 @@
 # Reads the command line of the release's last command; sourced by iterative_ensemble.sh and infer_all.sh.
-# Sets config, output_dir, output_file, the members' score files, and the arrays uit (flags of
-# uit.infer), fusion (of ensemble.run) and data (of both, and of every scoring command).
+# Sets config, output_dir, output_file, the members' score files and which of them were given, and
+# the arrays uit (flags of uit.infer), fusion (of ensemble.run) and data (of every scoring command too).
 
 config=configs/uit/infer.yaml task=cmp output_dir=output output_file=reproduce.txt
 beit3_score=sims_score/score_beit3_reproduce.pt
 blip2_score=sims_score/score_blip2_reproduce.pt
 clip_score=sims_score/score_clip_reproduce.pt
 uit=() fusion=() data=()
-answers=false annotation=false
+answers=false annotation=false given=""
 while [ $# -gt 0 ]; do
     flag=${1%%=*}
     if [ "$flag" != "$1" ]; then
@@ -25,9 +25,9 @@ while [ $# -gt 0 ]; do
         --task) task=$value ;;
         --output_dir) output_dir=$value ;;
         --output_file) output_file=$value ;;
-        --beit3_score) beit3_score=$value ;;
-        --blip2_score) blip2_score=$value ;;
-        --clip_score) clip_score=$value ;;
+        --beit3_score) beit3_score=$value given+=" lhp" ;;
+        --blip2_score) blip2_score=$value given+=" blip2" ;;
+        --clip_score) clip_score=$value given+=" clip" ;;
         --beit3_weight | --blip2_weight | --clip_weight | --member | --save_score | --top_k)
             fusion+=("$flag" "$value") ;;
         --annotation | --answers | --query_order | --image_folder)

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # The published inference: LHP, BLIP-2 and CLIP score, then UIT over LHP's candidates and the fusion.
-#   bash scripts/infer_all.sh     every path as the README says; arguments are those of
-# iterative_ensemble.sh, of which --annotation, --answers, --query_order and --image_folder go to every step.
+#   bash scripts/infer_all.sh     every path as the README says
+# Arguments are those of iterative_ensemble.sh. --annotation, --answers, --query_order and
+# --image_folder go to every step; a member whose score file is given (or "none") is not scored.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 words=("$@")
 source scripts/ensemble_flags.sh # takes the words off the line
 
 python=.venv/bin/python
-$python -m lhp.infer "${data[@]}" --save_score "$beit3_score"
-if [ "$blip2_score" != none ]; then
-    $python scripts/blip2_infer.py "${data[@]}" --save_score "$blip2_score"
+if [[ $given != *lhp* ]]; then
+    $python -m lhp.infer "${data[@]}"
 fi
-if [ "$clip_score" != none ]; then
-    $python scripts/clip_infer.py "${data[@]}" --save_score "$clip_score"
+if [[ $given != *blip2* ]]; then
+    $python scripts/blip2_infer.py "${data[@]}"
+fi
+if [[ $given != *clip* ]]; then
+    $python scripts/clip_infer.py "${data[@]}"
 fi
 bash scripts/iterative_ensemble.sh "${words[@]}"

@@ -310,6 +310,10 @@ def test_a_test_set_is_one_however_its_path_is_spelt(
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match="--allow_test"):
         search([*words, "--annotation", "pair.json"])
+    (folder / "pair.json").rename(tmp_path / "a1b2.json")
+    (folder / "pair.json").symlink_to(tmp_path / "a1b2.json")
+    with pytest.raises(InputError, match="--allow_test"):
+        search([*words, "--annotation", str(folder / "pair.json")])
 
 
 def test_a_validation_split_in_a_folder_called_test(annotation: Path, tmp_path: Path) -> None:
@@ -326,18 +330,19 @@ def test_a_validation_split_in_a_folder_called_test(annotation: Path, tmp_path: 
 def test_members_of_other_captions_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, told in (("a", "1"), ("b", "2"), ("c", "1")):
+    for name, told in (("bare", None), ("a", "1"), ("b", "2"), ("c", "1")):
         scores = torch.rand(2, 3, generator=torch.Generator().manual_seed(len(name)))
         save_scores(
             tmp_path / f"{name}.pt",
             ScoreFile(scores, ["q1", "q2"], ["x", "y", "z"], {"data_sha256": told}),
         )
-    words = [f"--{m}_score={tmp_path / n}.pt" for m, n in zip(("beit3", "uit"), "ab", strict=True)]
+    names = {"beit3": "bare", "uit": "a", "clip": "b"}  # one that says nothing comes first
+    words = [f"--{member}_score={tmp_path / name}.pt" for member, name in names.items()]
     run([*words, "--output_file", str(tmp_path / "o.txt"), "--top_k", "2"])
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warned) == 1
     assert "b.pt was made from other data than" in warned[0]
-    words[1] = f"--uit_score={tmp_path / 'c'}.pt"
+    words[2] = f"--clip_score={tmp_path / 'c'}.pt"
     run([*words, "--output_file", str(tmp_path / "o.txt"), "--top_k", "2"])
     assert "warning" not in capsys.readouterr().err
 

@@ -40,3 +40,21 @@ def test_a_missing_member_is_told_before_uit_scores(tmp_path: Path) -> None:
     assert (
         done.stderr == f"error: {tmp_path / 'no.pt'}: expected a score file, found no such file\n"
     )
+
+
+def test_a_member_whose_scores_are_given_is_not_scored(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("infer_all.sh", "ensemble_flags.sh"):
+        (tmp_path / "scripts" / name).write_bytes((SCRIPTS / name).read_bytes())
+    (tmp_path / "scripts/iterative_ensemble.sh").write_text('echo "then $*"\n')
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    words = ["--clip_score", "mine.pt", "--blip2_score", "none", "--answers", "key.json"]
+    done = subprocess.run(
+        ["bash", tmp_path / "scripts/infer_all.sh", *words],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    data = "--answers key.json --annotation data/PAB/name-masked_test-set/query.json"
+    assert done.stdout.splitlines() == [f"-m lhp.infer {data}", f"then {' '.join(words)}"]

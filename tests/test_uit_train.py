@@ -407,9 +407,12 @@ def _run_and_keep_scores(argv: list[str], folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.distributed
-def test_two_processes_validate_what_is_written(runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema", [{}, {"ema_decay": 0.5}])
+def test_two_processes_validate_what_is_written(
+    runs: Runs, tmp_path: Path, ema: dict[str, Any]
+) -> None:
     # Each has batch statistics of its own; its share of the gallery must not be seen through them.
-    settings = {"val_pairs": 8, "epo": 1, "lr": 1e-2, "k_val": 3}
+    settings = {"val_pairs": 8, "epo": 1, "lr": 1e-2, "k_val": 3, **ema}
     (tmp_path / "ranks").mkdir()
     argv = runs.argv("two", bs=2, **settings)
     validated = run_in(2, partial(_run_and_keep_scores, argv), tmp_path / "ranks")

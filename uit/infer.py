@@ -136,7 +136,8 @@ def read_candidates(path: str, job: ScoringJob) -> Tensor:
     """
     ids = ScoreFile(torch.empty(0, 0), job.query_ids, job.gallery_ids)
     file = load_scores(path)
-    tell_other_data("the annotation", {"data_sha256": job.data_sha256}, {path: file})
+    if processes.is_main():
+        tell_other_data({"the annotation": {"data_sha256": job.data_sha256}, path: file.meta})
     return align(file, ids, where=path, reference_name="the annotation").scores
 
 

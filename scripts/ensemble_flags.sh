@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
             fusion+=("$flag" "$value") ;;
         --annotation | --answers | --query_order | --image_folder)
             data+=("$flag" "$value")
-            if [ "$flag" = --answers ]; then answers=true; fi
+            if [ "$flag" = --answers ] && [ "$value" != none ]; then answers=true; fi
             if [ "$flag" = --annotation ]; then annotation=true; fi ;;
         --checkpoint | --model | --input_size | --window | --text_encoder | --max_words | \
             --max_text_length | --k_test | --cache_dtype | --cache_dir | --batch_size | \

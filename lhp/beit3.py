@@ -10,8 +10,8 @@ and a text pass only B. Sub-LayerNorm puts one extra norm before the attention's
 and one before the feed-forward's second matrix.
 
 Deliberate differences from the published code, none of which changes a result beyond rounding:
-attention is `scaled_dot_product_attention`, and padding is masked and cut off rather than also
-multiplied by zero.
+attention is `scaled_dot_product_attention`, padding is masked and cut off rather than also
+multiplied by zero, and the last block computes the one token that is read.
 
 Shape letters: `B` batch, `N` tokens, `D` width, `H` heads, `C` head width (D / H).
 """
@@ -37,6 +37,7 @@ IMAGE: Modality = "A"
 TEXT: Modality = "B"
 
 POSITION_OFFSET = 2  # both position tables keep the two unused leading rows of fairseq's embeddings
+READ = 1  # of the last block's tokens, those that retrieval reads: the first, as published
 LOGIT_SCALE_INIT = math.log(1 / 0.07)  # CLIP's temperature, as in the published code
 INIT_STD = 0.02  # truncated normal, as in the published code
 SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1  # of word and position vectors, own choice
@@ -163,15 +164,20 @@ class Attention(nn.Module):
         self.out_proj = _linears(width, width)
         self.inner_attn_ln = _norms(width, config.norm_eps)
 
-    def forward(self, x: Tensor, modality: Modality, key_mask: Tensor | None) -> Tensor:
-        """x [B, N, D]; key_mask None or bool [B, 1, 1, N], true where a key may be seen."""
-        b, n, d = x.shape
+    def forward(
+        self, x: Tensor, modality: Modality, key_mask: Tensor | None, read: int | None = None
+    ) -> Tensor:
+        """x [B, N, D] -> [B, M, D]: of its first M = ``read`` tokens, or of all.
+
+        key_mask is None or bool [B, 1, 1, N], true where a key may be seen.
+        """
+        d = x.shape[-1]
         q, k, v = (
-            proj(x, modality).view(b, n, self.heads, d // self.heads).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # each [B, H, N, C]
+            proj(tokens, modality).unflatten(-1, (self.heads, d // self.heads)).transpose(1, 2)
+            for proj, tokens in ((self.q_proj, x[:, :read]), (self.k_proj, x), (self.v_proj, x))
+        )  # [B, H, M, C], twice [B, H, N, C]
         out = attention(q, k, v, key_mask)
-        out = out.transpose(1, 2).reshape(b, n, d)  # [B, H, N, C] -> [B, N, D]
+        out = out.transpose(1, 2).flatten(2)  # [B, H, M, C] -> [B, M, D]
         return self.out_proj(self.inner_attn_ln(out, modality), modality)
 
 
@@ -199,9 +205,12 @@ class Block(nn.Module):
         self.final_layer_norm = _norms(config.embed_dim, config.norm_eps)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, modality: Modality, key_mask: Tensor | None) -> Tensor:
-        attended = self.self_attn(self.self_attn_layer_norm(x, modality), modality, key_mask)
-        x = x + self.drop_path(attended)
+    def forward(
+        self, x: Tensor, modality: Modality, key_mask: Tensor | None, read: int | None = None
+    ) -> Tensor:
+        """As :class:`Attention`."""
+        normed = self.self_attn_layer_norm(x, modality)
+        x = x[:, :read] + self.drop_path(self.self_attn(normed, modality, key_mask, read))
         return x + self.drop_path(self.ffn(self.final_layer_norm(x, modality), modality))
 
 
@@ -220,15 +229,25 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
         self.layer_norm = _norms(width, config.norm_eps)
 
-    def forward(self, x: Tensor, modality: Modality, key_mask: Tensor | None = None) -> Tensor:
-        """x [B, N, D] token embeddings without positions -> [B, N, D]."""
+    def forward(
+        self,
+        x: Tensor,
+        modality: Modality,
+        key_mask: Tensor | None = None,
+        read: int | None = None,
+    ) -> Tensor:
+        """x [B, N, D] token embeddings without positions -> [B, M, D], as :class:`Attention`.
+
+        What the last block makes of tokens that are not read is not computed.
+        """
         positions = torch.arange(POSITION_OFFSET, POSITION_OFFSET + x.shape[1], device=x.device)
         x = x + self.embed_positions(positions, modality)
-        for block in self.layers:
+        for number, block in enumerate(self.layers, start=1):
+            wanted = read if number == len(self.layers) else None
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, modality, key_mask, use_reentrant=False)
+                x = checkpoint(block, x, modality, key_mask, wanted, use_reentrant=False)
             else:
-                x = block(x, modality, key_mask)
+                x = block(x, modality, key_mask, wanted)
         return self.layer_norm(x, modality)
 
 
@@ -258,7 +277,7 @@ class Beit3Retrieval(nn.Module):
 
     def encode_image(self, image: Tensor) -> Tensor:
         """[B, 3, S, S] -> unit vectors [B, D]."""
-        x = self.beit3.encoder(self.beit3.vision_embed(image), IMAGE)
+        x = self.beit3.encoder(self.beit3.vision_embed(image), IMAGE, read=READ)
         return F.normalize(self.vision_head(x[:, 0]).float(), dim=-1)
 
     def encode_text(self, ids: Tensor, padding_mask: Tensor) -> Tensor:
@@ -269,7 +288,7 @@ class Beit3Retrieval(nn.Module):
         used = int((padding_mask == 0).sum(dim=1).max())
         ids, visible = ids[:, :used], padding_mask[:, :used] == 0
         key_mask = None if bool(visible.all()) else visible[:, None, None, :]  # [B, 1, 1, N]
-        x = self.beit3.encoder(self.beit3.text_embed(ids), TEXT, key_mask)
+        x = self.beit3.encoder(self.beit3.text_embed(ids), TEXT, key_mask, READ)
         return F.normalize(self.language_head(x[:, 0]).float(), dim=-1)
 
     # What the optimizer needs to know of the model.

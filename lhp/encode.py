@@ -112,8 +112,8 @@ def encode_images(
 def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
     """``model.encode_image`` compiled for one batch shape with its weights frozen.
 
-    Needs a C++ compiler on a CPU. On two cores it made the base model 6 % faster in fp32 and no
-    faster in bf16 (`benchmarks/lhp_scoring.py`); on a GPU it was not measured.
+    Needs a C++ compiler on a CPU. On two cores it made the base model 2 to 12 % faster in fp32,
+    and no faster in bf16 (`benchmarks/lhp_scoring.py`); on a GPU it was not measured.
     """
     compiled: Callable[[Tensor], Tensor] = torch.compile(
         model.encode_image, dynamic=False, options={"freezing": True}

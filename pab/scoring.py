@@ -250,8 +250,8 @@ def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> Non
         save_scores(config.save_score, score_file)
     if config.output_file:
         write_ranked_list(config.output_file, [ranked[query_id] for query_id in job.order])
-    written = [f for f in (config.save_score, config.output_file) if f]
-    print(f"{len(ids)} queries x {len(names)} images -> {', '.join(written)}", file=sys.stderr)
+    written = ", ".join(f for f in (config.save_score, config.output_file) if f) or "no file"
+    print(f"{len(ids)} queries x {len(names)} images -> {written}", file=sys.stderr)
     if job.retrieval.relevant is not None:
         print(evaluate(score_file, job.retrieval).table())
 

@@ -122,7 +122,7 @@ def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
         files: the annotation, its key, its folder of images.
     """
     given = [Path(file) for file in files if file]
-    for path in [*(path.absolute() for path in given), *(path.resolve() for path in given)]:
+    for path in (*map(Path.absolute, given), *map(Path.resolve, given)):  # as called, as it lies
         if MASKED_SET in path.parts[-3:] or path.parts[-3:-1] == TEST_ANNOTATIONS:
             return True
     images = (image.path.absolute() for image in retrieval.gallery or [])

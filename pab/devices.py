@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from pab.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
-# Asked once: torch.compile reads a constant, and would warn of a cached function.
+# Whether the processor multiplies bfloat16 in matrix tiles (Intel's AMX). A constant, for
+# torch.compile would warn of a cached function.
 HAS_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -128,11 +129,11 @@ def attention(
         [B, H, N, C] in the format of ``v``.
     """
     as_it_is = q.device.type != "cpu" or v.dtype == torch.float32
-    if as_it_is or (cpu_has_bf16_tiles() and not torch.is_grad_enabled()):
+    if as_it_is or (HAS_TILES and not torch.is_grad_enabled()):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(v.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    if mask is not None and mask.requires_grad and not dropout and cpu_has_bf16_tiles():
+    if mask is not None and mask.requires_grad and not dropout and HAS_TILES:
         # torch's fused kernels take no such mask; two products in tiles beat its way around.
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask).softmax(dim=-1)
         return weights.to(v.dtype) @ v
@@ -178,11 +179,6 @@ def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
     capabilities = torch.cpu.get_capabilities()
     return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
-
-
-def cpu_has_bf16_tiles() -> bool:
-    """Whether the processor multiplies bfloat16 in matrix tiles (Intel's AMX)."""
-    return HAS_TILES
 
 
 def _has_mps() -> bool:

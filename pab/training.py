@@ -227,8 +227,12 @@ def fit(
             print(f"{step} steps are done, --max_steps {config.max_steps}", file=sys.stderr)
             return
 
+    saved_at = resumed_at  # step of the last state
+
     def snapshot(epoch: int, step_in_epoch: int) -> None:
         """Write everything a resumed run needs; all processes take part, the main one writes."""
+        nonlocal saved_at
+        saved_at = step
         generators = processes.gather_objects(rng_state(run.device))
         if processes.is_main() and config.save_ckpt:
             state = TrainingState(
@@ -277,8 +281,7 @@ def fit(
                 skip_steps = 0
                 saves = (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs
                 if len(run.data.val_rows):
-                    written = config.save_every_steps and step % config.save_every_steps == 0
-                    if saves and not written:
+                    if saves and saved_at != step:
                         snapshot(epoch, steps)  # what ends in validation begins there again
                     figures = _validated(run, validate)
                     log.log(step, {"epoch": epoch, **figures}, kind="val")

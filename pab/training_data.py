@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -60,7 +61,7 @@ def training_shards(config: TrainingConfig) -> list[Path]:
         raise InputError("--data_path", f"expected the data's root folder, found no {root}")
     try:
         shards = sorted(root.glob(config.train_shards))
-    except (ValueError, NotImplementedError) as error:  # empty, or an absolute path
+    except (ValueError, NotImplementedError) as error:  # pathlib's, of absolute ones
         raise InputError(
             "--train_shards", f"expected a pattern under {root}, found {config.train_shards!r}"
         ) from error
@@ -90,7 +91,7 @@ class BadSample(NamedTuple):
         return cls(error.where, error.problem, error.item, error.todo)
 
 
-class TrainingSamples(Dataset[Any]):
+class TrainingSamples(Dataset[Any], ABC):
     """Training pairs as samples: a recipe says in :meth:`sample` what it draws of a pair.
 
     Args:
@@ -117,9 +118,9 @@ class TrainingSamples(Dataset[Any]):
         with sample_seed(self.seed, epoch, index):
             return self.sample(index, pair, image)
 
+    @abstractmethod
     def sample(self, index: int, pair: TrainPair, image: Image.Image) -> Any:
         """What the recipe needs of one pair; torch's generator is the sample's own."""
-        raise NotImplementedError
 
 
 def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:

@@ -403,7 +403,7 @@ def test_bf16_units_are_recognised(
 def test_attention_in_bf16_is_that_of_float32(
     monkeypatch: pytest.MonkeyPatch, tiles: bool, grad: bool
 ) -> None:
-    monkeypatch.setattr(devices, "cpu_has_bf16_tiles", lambda: tiles)
+    monkeypatch.setattr(devices, "HAS_TILES", tiles)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 8) for _ in range(3))
     bias = torch.randn(1, 3, 7, 7)

@@ -21,6 +21,7 @@ from pab.training_data import training_shards
 from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
 from uit.infer import main as infer
+from uit.start import bert_file
 from uit.train import main as train
 from uit.train import text_draws
 
@@ -74,7 +75,7 @@ def check_inputs(config: TrainConfig) -> None:
     training_shards(config)
     Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     text_draws(config)
-    for path in (config.checkpoint, config.swin, config.bert):
+    for path in (config.checkpoint, config.swin, config.bert and bert_file(config.bert)):
         if path:
             existing_file(path, "weights to start from")
 

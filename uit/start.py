@@ -91,23 +91,36 @@ def load_swin(model: Uit, path: str | Path) -> LoadReport:
     return load_strict(model.vision_encoder, state, path, ignore=DERIVED)
 
 
+def bert_file(path: str | Path) -> Path:
+    """The file of BERT's weights that a path means.
+
+    Args:
+        path: the file, or a folder that holds one of :data:`BERT_FILES`.
+
+    Raises:
+        InputError: a folder that holds none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [path / name for name in BERT_FILES if (path / name).is_file()]
+    if not found:
+        raise InputError(path, f"expected BERT's weights in it ({' or '.join(BERT_FILES)})")
+    return found[0]
+
+
 def load_bert(model: Uit, path: str | Path) -> LoadReport:
     """Read BERT's weights, in Hugging Face's names, into the text tower and the cross encoder.
 
     The cross attention has no counterpart there and stays as it began.
 
     Args:
-        path: a file, or a folder that holds one of :data:`BERT_FILES`.
+        path: see :func:`bert_file`.
 
     Raises:
         InputError: no checkpoint, or its tensors do not fit.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in BERT_FILES if (path / name).is_file()]
-        if not found:
-            raise InputError(path, f"expected BERT's weights in it ({' or '.join(BERT_FILES)})")
-        path = found[0]
+    path = bert_file(path)
     state = model_state(read_checkpoint(path), path)
     if not any(name.startswith("bert.") for name in state):  # a BERT without its language head
         state = {f"bert.{name}": tensor for name, tensor in state.items()}

@@ -28,6 +28,7 @@ from lhp.train_tokenizer import train_tokenizer
 from pab.errors import run_cli
 from pab.feature_cache import FeatureCache
 from pab.files import write_json, write_text
+from pab.notices import forget_notices
 from pab.scoring import ScoringConfig
 
 settings.register_profile("repeatable", derandomize=True)  # a failure is one for everybody
@@ -53,6 +54,12 @@ ACTIONS = {True: "walking", False: "falling"}
 def _one_thread() -> None:
     """Sums of a matrix product depend on the number of threads: one, on every machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _notices_anew() -> None:
+    """Notices are printed once per process; every test sees its own."""
+    forget_notices()
 
 
 @pytest.fixture(autouse=True)

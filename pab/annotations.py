@@ -51,6 +51,7 @@ from pab.records import (
     GalleryImage,
     LabelledImage,
     Query,
+    Relevance,
     Retrieval,
     TrainPair,
     is_normal,
@@ -373,9 +374,7 @@ def read_labelled_images(path: str | Path) -> Iterator[LabelledImage]:
     path = existing_file(path, "a labelled annotation file")
     once = _Once("image_id")
 
-    def image_of(
-        fields: dict[str, Any], path: Path, item: str, notes: FieldNotes
-    ) -> LabelledImage:
+    def image_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> LabelledImage:
         checked = _pair_fields(fields, path, item, notes)
         normal, anomaly = checked.get("normal"), checked.get("anomaly")
         image = LabelledImage(
@@ -463,7 +462,7 @@ def _labelled(
     locate = _Locator(source, image_folder, images)
     gallery = [GalleryImage(image.image_id, locate(image)) for image in images]
     gallery.sort(key=lambda image: image.gallery_id)
-    relevance = "same_caption" if same_caption_counts else "image_id"
+    relevance: Relevance = "same_caption" if same_caption_counts else "image_id"
     return Retrieval(queries, gallery, relevant, twins, relevance)
 
 

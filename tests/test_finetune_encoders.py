@@ -134,7 +134,9 @@ def test_every_trained_parameter_has_a_gradient(runs: Runs, kind: str, rank: int
     side = 32 if kind == "clip" else 64
     captions = ["A woman in a red coat is walking.", "A man falls.", "A man in the park, number 3."]
     pairs = PairBatch(
-        torch.randn(3, 3, side, side), *model.pad([model.encode_ids(c) for c in captions])
+        torch.randn(3, 3, side, side),
+        *model.pad([model.encode_ids(c) for c in captions]),
+        torch.arange(3),
     )
     vectors = model.vectors(pairs)
     assert vectors.shape[:2] == (3, 2)

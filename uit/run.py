@@ -17,7 +17,7 @@ import torch
 from pab.config import add_debug_flag, config_from_args, names_flag, with_debug
 from pab.errors import InputError, run_cli
 from pab.files import existing_file
-from pab.training_data import training_shards
+from pab.training_data import training_sources
 from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
 from uit.infer import main as infer
@@ -72,7 +72,7 @@ def check_inputs(config: TrainConfig) -> None:
     Raises:
         InputError: data, vocabulary or weights are not there.
     """
-    training_shards(config)
+    training_sources(config)
     Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     text_draws(config)
     for path in (config.checkpoint, config.swin, config.bert and bert_file(config.bert)):

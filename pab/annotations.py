@@ -55,6 +55,7 @@ from pab.records import (
     Retrieval,
     TrainPair,
     is_normal,
+    video_of,
 )
 from pab.tables import TableColumns, captioned_images, is_own_data
 
@@ -329,7 +330,7 @@ def _pair_fields(
         if not fields.keys() <= _PAIR_FIELDS:
             notes.ignore_unknown(fields, _PAIR_FIELDS)
         source = checked.get("source_id")
-        if source is not None and not source.rpartition("_")[2].isdecimal():
+        if source is not None and video_of(source) == source:
             notes.whole_sources += 1
     return checked
 
@@ -590,7 +591,7 @@ def _holds_queries(path: Path) -> bool:
         if fields and not fields.keys() & _RECORD_FIELDS:
             return _is_caption_map(path)
     if empty:
-        raise InputError(path, "expected JSON objects, found an empty file without queries")
+        raise InputError(path, "expected JSON objects, found no queries: the file is empty")
     return False
 
 

@@ -47,7 +47,7 @@ class FieldNotes:
             found.append(f"optional fields are treated as absent: {_listed(self.absent)}")
         if self.whole_sources:
             found.append(
-                f"source_id is not VIDEO_NUMBER on {self.whole_sources} lines: all of it names "
+                f"source_id is not VIDEO_NUMBER ({_lines(self.whole_sources)}): all of it names "
                 "the video"
             )
         return found

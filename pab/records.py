@@ -41,14 +41,8 @@ class TrainPair:
 
     @property
     def source_video(self) -> str | None:
-        """The x of ``source_id`` ``x_y``; all of a ``source_id`` of another form; None if absent.
-
-        A wider group is the safe side: pairs of one video never end up on both sides of a split.
-        """
-        if self.source_id is None:
-            return None
-        video, _, number = self.source_id.rpartition("_")
-        return video if video and number.isdecimal() else self.source_id
+        """The source video by ``source_id``; None if absent. See :func:`video_of`."""
+        return None if self.source_id is None else video_of(self.source_id)
 
     @property
     def captioned_image(self) -> tuple[str, str] | None:
@@ -111,6 +105,15 @@ class LabelledImage:
     twin_id: str | None = None
     action: str | None = None
     is_normal: bool | None = None
+
+
+def video_of(source_id: str) -> str:
+    """The x of ``x_y``; all of a ``source_id`` of another form.
+
+    So ``17`` and ``17_0`` share a video: pairs that may belong together stay on one side of a split.
+    """
+    video, _, number = source_id.rpartition("_")
+    return video if video and number.isdecimal() else source_id
 
 
 def is_normal(normal: str | None, anomaly: str | None) -> bool | None:

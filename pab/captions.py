@@ -27,7 +27,7 @@ def has_visible(caption: str) -> bool:
     if found and found.start() < 2 * FEWEST_WORDS and "&" not in caption and "\x1b" not in caption:
         return True
     head = " ".join(caption.split()[:FEWEST_WORDS])
-    return _shows(head) and _shows(_cleaned_for_clip(head))
+    return _shows(head) and _shows(_cleaned_for_clip(caption))
 
 
 def _shows(text: str) -> bool:

@@ -22,15 +22,22 @@ def notice(where: str | Path, text: str) -> None:
         where: the file, flag or setting that the assumption is about.
         text: what was assumed or left out, in one clause.
     """
-    from pab import processes  # imports torch, which --help should not wait for
-
     for record in _records:
         record.append((str(where), text))
     line = " ".join(f"note: {where}: {text}".split())
-    if line in _said or not processes.is_main():
+    if line in _said or not _is_main():
         return
     _said.add(line)
     print(line, file=sys.stderr)
+
+
+def _is_main() -> bool:
+    """Whether this process prints notices; one that has not imported torch works alone."""
+    if "torch" not in sys.modules:
+        return True
+    from pab import processes
+
+    return processes.is_main()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ Prints seconds and memory, and removes the folder. Linux only (``/proc``).
 
 ``--odd_share`` makes that share of the lines odd: half of them have another form (numbers as ids,
 unknown fields, empty optional fields), half are bad, of eight kinds. Every third shard begins with
-a byte-order mark. Their counts must be found, and the first opening must take less than 100 s.
+a byte-order mark. Their counts must be found, and the first opening must take less than 100 s of the processor, which
+other work on the machine does not change much.
 
     python benchmarks/training_set_memory.py [--pairs 1013605] [--odd_share 0.001] [--folder /tmp]
 """
@@ -160,11 +161,11 @@ def check_counts(root: Path, odd: OddLines) -> None:
         assert f"{count} x {kind}" in message, message
 
 
-def open_once(root: Path) -> tuple[float, int, dict[str, int]]:
-    """Open in this process: seconds, number of pairs, memory."""
-    start = time.perf_counter()
+def open_once(root: Path) -> tuple[float, float, int, dict[str, int]]:
+    """Open in this process: seconds, CPU seconds, number of pairs, memory."""
+    start, worked = time.perf_counter(), time.process_time()
     pairs = TrainingSet.open(root, skip_bad_lines=True)
-    return time.perf_counter() - start, len(pairs), memory()
+    return time.perf_counter() - start, time.process_time() - worked, len(pairs), memory()
 
 
 class _Captions:
@@ -227,15 +228,18 @@ def main(argv: list[str] | None = None) -> None:
         bad = odd.faults.total()
         took = []
         for what in ("first open (checks every line)", "second open"):
-            seconds, count, held = in_fresh_process(open_once, root)
+            seconds, worked, count, held = in_fresh_process(open_once, root)
             assert count == args.pairs - bad, f"{bad} bad lines, {count} pairs"
             show(what, seconds, held)
-            took.append(seconds)
+            took.append((seconds, worked))
         if odd.share:
             check_counts(root, odd)
-            ratio = took[0] / LIMIT
-            print(f"first open: {took[0]:.1f} s of {LIMIT:.0f} s allowed, ratio {ratio:.2f}")
-            assert ratio < 1, "the first opening takes too long"
+            seconds, worked = took[0]
+            print(
+                f"first open: {seconds:.1f} s, {worked:.1f} s of the processor, of {LIMIT:.0f} s "
+                f"allowed: ratio {worked / LIMIT:.2f}"
+            )
+            assert worked < LIMIT, "the first opening takes too long"
         seconds, count, (before, after, *workers) = in_fresh_process(read_through_loader, root)
         show("opened, torch imported", 0.0, before)
         show(f"read {count:,} pairs, {WORKERS} workers", seconds, after)

@@ -30,6 +30,7 @@ from pab.errors import InputError
 from pab.fields import (
     FieldNotes,
     caption_text,
+    is_text,
     one_caption,
     optional_id,
     optional_text,
@@ -80,9 +81,18 @@ __all__ = [
 
 Record = TypeVar("Record")
 
-_OPTIONAL_TEXTS = ("hard_i", "hard_c", "source_caption", "normal", "anomaly", "scene")
-_OPTIONAL_IDS = ("hard_i_id", "source_id")
-_PAIR_FIELDS = frozenset(("image", "caption", "image_id", *_OPTIONAL_TEXTS, *_OPTIONAL_IDS))
+# Optional fields, and how one is read that is not a text.
+_OPTIONAL = {
+    "hard_i": optional_text,
+    "hard_c": optional_text,
+    "hard_i_id": optional_id,
+    "source_id": optional_id,
+    "source_caption": optional_text,
+    "normal": optional_text,
+    "anomaly": optional_text,
+    "scene": optional_text,
+}
+_PAIR_FIELDS = frozenset(("image", "caption", "image_id", *_OPTIONAL))
 _QUERY_FIELDS = frozenset(("query_index", "caption"))
 _RECORD_FIELDS = _PAIR_FIELDS | _QUERY_FIELDS
 _ANSWER_FIELDS = frozenset(("gallery", "normal", "anomaly"))
@@ -316,12 +326,10 @@ def _pair_fields(
         "image": _relative_path(image, "image", path, item),
         "image_id": required_id(fields, "image_id", path, item),
     }
-    for name in _OPTIONAL_TEXTS:
+    for name, read in _OPTIONAL.items():
         if name in fields:
-            checked[name] = optional_text(fields, name, notes)
-    for name in _OPTIONAL_IDS:
-        if name in fields:
-            checked[name] = optional_id(fields, name, notes)
+            value = fields[name]
+            checked[name] = value if is_text(value) else read(fields, name, notes)
     if checked.get("hard_i") is not None:
         _relative_path(checked["hard_i"], "hard_i", path, item, below="train")
     if checked.get("normal") is not None and checked.get("anomaly") is not None:

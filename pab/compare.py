@@ -205,6 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         report += "\n" + labelled_table(*evaluations)
         for name, evaluation in zip(("a", "b"), evaluations, strict=True):
             figures[name] = evaluation.to_json()["groups"]
+        figures["relevance"] = retrieval.relevance
         assert retrieval.relevant is not None  # evaluate_predictions has refused it otherwise
         right = [", ".join(sorted(retrieval.relevant[query_id])) for query_id in order]
     if comparison.differing and args.show:

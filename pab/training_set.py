@@ -451,6 +451,7 @@ class _Checked:
         self.shards: list[_Shard] = []
         self.notes = FieldNotes()
         self.columns = {name: array("q") for name in _LINE.names or ()}
+        self._append = [column.append for column in self.columns.values()]
         self.numbers = array("q")
         self.first_seen: dict[str, int] = {}
         self._videos: dict[object, int] = {}
@@ -485,8 +486,8 @@ class _Checked:
         self._next_video = max(self._next_video, video + 1)
         identity = index if image is None else self._images.setdefault(image, index)
         row = (offset, len(raw), len(self.shards) - 1, video, identity)
-        for column, value in zip(self.columns.values(), row, strict=True):
-            column.append(value)
+        for append, value in zip(self._append, row, strict=True):
+            append(value)
         self.numbers.append(number)
 
     def table(self) -> np.ndarray:

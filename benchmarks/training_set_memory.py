@@ -6,8 +6,8 @@ Prints seconds and memory, and removes the folder. Linux only (``/proc``).
 
 ``--odd_share`` makes that share of the lines odd: half of them have another form (numbers as ids,
 unknown fields, empty optional fields), half are bad, of eight kinds. Every third shard begins with
-a byte-order mark. Their counts must be found, and the first opening must take less than 100 s of the processor, which
-other work on the machine does not change much.
+a byte-order mark. Their counts must be found, and the first opening must take less than 100 s of
+the processor, which other work on the machine does not change much.
 
     python benchmarks/training_set_memory.py [--pairs 1013605] [--odd_share 0.001] [--folder /tmp]
 """

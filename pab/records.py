@@ -110,7 +110,7 @@ class LabelledImage:
 def video_of(source_id: str) -> str:
     """The x of ``x_y``; all of a ``source_id`` of another form.
 
-    So ``17`` and ``17_0`` share a video: pairs that may belong together stay on one side of a split.
+    So ``17`` and ``17_0`` share a video: what may belong together stays on one side of a split.
     """
     video, _, number = source_id.rpartition("_")
     return video if video and number.isdecimal() else source_id

@@ -99,7 +99,7 @@ def captioned_images(
     if path.is_dir():
         rows, base = _folder_rows(path, bad), path
     else:
-        base = _base_of(path, root, columns)
+        base = table_base(path, root, columns)
         rows = _table_rows(path, columns, bad)
     for row in rows:
         try:
@@ -114,6 +114,21 @@ def captioned_images(
             row.item, image, image.removesuffix(Path(image).suffix), counts[image], caption
         )
         counts[image] += 1
+
+
+def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
+    """The folder that a table's relative paths start from: the table's own, or the data root.
+
+    Raises:
+        InputError: see :func:`captioned_images`.
+    """
+    if path.parent.resolve() == root.resolve():
+        return root
+    for row in islice(_table_rows(path, columns, BadLines()), _PROBED):
+        for folder in (path.parent, root):
+            if row.image.strip() and "\0" not in row.image and (folder / row.image).exists():
+                return folder
+    return root
 
 
 def folder_state(folder: Path) -> str:
@@ -206,17 +221,6 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
     if chosen != columns.separator:
         notice(path, f"columns are separated by {SEPARATORS[chosen]}, as the header shows")
     return chosen, names
-
-
-def _base_of(path: Path, root: Path, columns: TableColumns) -> Path:
-    """The folder that a table's relative paths start from."""
-    if path.parent.resolve() == root.resolve():
-        return root
-    for row in islice(_table_rows(path, columns, BadLines()), _PROBED):
-        for folder in (path.parent, root):
-            if row.image.strip() and "\0" not in row.image and (folder / row.image).exists():
-                return folder
-    return root
 
 
 def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> str:

@@ -41,6 +41,7 @@ from pab.tables import (
     is_captioned_folder,
     is_own_data,
     is_table,
+    table_base,
 )
 
 INDEX_FORMAT = 2  # raise it when the index or the checks behind it change
@@ -130,7 +131,7 @@ class TrainingSet(Sequence[TrainPair]):
         paths = find_shards(root) if shards is None else sorted(map(Path, shards), key=_shard_order)
         if not paths:
             raise InputError(root, "expected training shards, found none")
-        states = [_shard_state(path) for path in paths]
+        states = [_shard_state(path, root, columns) for path in paths]
         folder = Path(cache_dir) if cache_dir is not None else root / ".cache"
         index = folder / f"training_set-{_key(states, root, columns)}"
         if not index.is_dir():
@@ -312,11 +313,15 @@ def _shard_order(path: Path) -> tuple[int, str]:
     return (int(number.group(1)) if number else -1, str(path))
 
 
-def _shard_state(path: Path) -> _Shard:
+def _shard_state(path: Path, root: Path, columns: TableColumns) -> _Shard:
     if is_captioned_folder(path):
-        return _Shard(str(path.resolve()), folder_state(path))
-    path = existing_file(path, "a training shard").resolve()
-    return _Shard(str(path), _state_of(path.stat()))
+        return _Shard(str(path.absolute()), folder_state(path))
+    existing_file(path, "a training shard")
+    state = _state_of(path.stat())
+    if is_table(path):  # not resolved, as its paths may start from its folder
+        base = table_base(path, root, columns)
+        return _Shard(str(path.absolute()), f"{state}, paths from {base.absolute()}")
+    return _Shard(str(path.resolve()), state)
 
 
 def _state_of(found: os.stat_result) -> str:

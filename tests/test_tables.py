@@ -230,6 +230,27 @@ def test_folders_that_are_none(tiny_data: Path, tmp_path: Path) -> None:
         read_retrieval(tiny_data / "test")
 
 
+def test_a_link_to_a_folder_or_table_is_what_it_leads_to(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    expected = found_in(folder)
+    assert found_in(tmp_path / "link") == expected
+    assert len(read_retrieval(tmp_path / "link").queries) == 3
+    (folder / "pairs.csv").write_text("filepath,title\n0.jpg,a man\n")
+    assert found_in(tmp_path / "link/pairs.csv") == [("0.jpg", "0#0", "a man")]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/pairs.csv").symlink_to(folder / "pairs.csv")
+    assert found_in(tmp_path / "other/pairs.csv") == [("0.jpg", "0#0", "a man")]
+
+
+def test_paths_start_anew_when_the_images_appear_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "lists/pairs.csv"
+    path.parent.mkdir()
+    path.write_text("filepath,title\n0.jpg,a man\n")
+    assert found_in(path, tmp_path) == [("0.jpg", "0#0", "a man")]
+    draw(tmp_path / "lists/0.jpg", 0, True)
+    assert found_in(path, tmp_path) == [("lists/0.jpg", "lists/0#0", "a man")]
+
+
 def test_links_back_to_a_folder_above_do_not_matter(folder: Path) -> None:
     (folder / "in/up").symlink_to(folder)
     assert len(found_in(folder)) == 3

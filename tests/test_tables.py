@@ -382,3 +382,30 @@ def test_rules_and_columns_are_flags_of_the_commands(
     assert figures["groups"]["all"]["R@1"] == 100
     assert "--csv_image_key" in refused(evaluate, words)
     assert "one character" in refused(evaluate, [*words, "--csv_separator", "ab"])
+
+
+def test_the_rule_of_relevance_is_named_in_what_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    from ensemble.run import main as fuse
+    from pab.compare import main as compare
+    from pab.scores import ScoreFile, load_scores, save_scores
+    from uit.run import main as run
+
+    table = tmp_path / "pairs.csv"
+    table.write_text("filepath,title\na.jpg,same\nb.jpg,same\n")
+    scores = ScoreFile(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), ["a#0", "b#0"], ["a", "b"])
+    save_scores(tmp_path / "s.pt", scores)
+    words = ["--beit3_score", str(tmp_path / "s.pt"), "--annotation", str(table), "--top_k", "2"]
+    words += ["--output_file", str(tmp_path / "list.txt"), "--save_score", str(tmp_path / "f.pt")]
+    for flags, rule, first in (
+        ([], "image_id", "50.00"), (["--same_caption_counts"], "same_caption", "100.00"),
+    ):  # fmt: skip
+        capsys.readouterr()
+        fuse([*words, *flags])
+        assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "2", first]
+        assert load_scores(tmp_path / "f.pt").meta["relevance"] == rule
+        lists = [str(tmp_path / "list.txt")] * 2
+        compare([*lists, "--annotation", str(table), "--json", str(tmp_path / "c.json"), *flags])
+        assert json.loads((tmp_path / "c.json").read_text())["relevance"] == rule
+    assert "goes with --evaluate" in refused(run, ["--same_caption_counts", "--device", "cpu"])

@@ -37,7 +37,8 @@ TEXT_LENGTH = 48
 def make_batch(size: int, pixels: int) -> PairBatch:
     """Random images and ids."""
     ids = torch.randint(4, 64000, (size, TEXT_LENGTH))
-    return PairBatch(torch.randn(size, 3, pixels, pixels), ids, torch.zeros_like(ids))
+    images = torch.randn(size, 3, pixels, pixels)
+    return PairBatch(images, ids, torch.zeros_like(ids), torch.arange(size))
 
 
 def make_model(name: str) -> Beit3Retrieval:

@@ -12,6 +12,7 @@ from pab.annotations import read_retrieval
 from pab.config import CommandParser
 from pab.errors import run_cli
 from pab.evaluate import evaluate, text_table
+from pab.label_config import add_label_flags, label_config
 
 QUERIES = 1978
 METRICS = ("R@1", "R@5", "R@10")
@@ -36,9 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--annotation", type=Path, required=True, help="labelled test set")
     parser.add_argument("--image_folder", type=Path, help="as for pab.evaluate")
     parser.add_argument("--answers", type=Path, help="as for pab.evaluate")
+    add_label_flags(parser)
     args = parser.parse_args(argv)
     retrieval = read_retrieval(
-        args.annotation, image_folder=args.image_folder, answers=args.answers
+        args.annotation,
+        image_folder=args.image_folder,
+        answers=args.answers,
+        **label_config(args).reading(),
     )
     found = evaluate(load_scores(args.score), retrieval, where=args.score)
     figures, bounds = found.summary(), found.intervals()

@@ -37,6 +37,7 @@ from pab.errors import InputError, run_cli
 from pab.evaluate import evaluate, text_table
 from pab.files import write_text
 from pab.images import list_gallery
+from pab.label_config import add_label_flags, label_config
 from pab.metrics import paired_bootstrap
 from pab.ranking import rows_in_order, top_k
 
@@ -326,11 +327,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the sample and of the bootstrap (default: 0)"
     )
+    add_label_flags(parser)
     args = parser.parse_args(argv)
     if args.queries < 1:
         raise InputError("--queries", f"expected at least 1, found {args.queries}")
     retrieval = read_retrieval(
-        args.annotation, image_folder=args.image_folder, answers=args.answers
+        args.annotation,
+        image_folder=args.image_folder,
+        answers=args.answers,
+        **label_config(args).reading(),
     )
     gallery = retrieval.gallery
     if gallery is None:

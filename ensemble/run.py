@@ -19,6 +19,7 @@ from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
 from pab.evaluate import Evaluation, evaluate
 from pab.files import sha256_of_file
+from pab.label_config import LabelConfig
 from pab.ranking import (
     check_names,
     order_queries,
@@ -30,7 +31,7 @@ from pab.scores import ScoreFile, save_scores
 
 
 @dataclass(frozen=True)
-class RunConfig(FusionConfig):
+class RunConfig(FusionConfig, LabelConfig):
     """What to fuse and what to write; each field is a flag of `python -m ensemble.run`."""
 
     output_file: str = flag("reproduce.txt", "ranked list to write")
@@ -85,7 +86,10 @@ def run(config: RunConfig) -> None:
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(
-            config.annotation, image_folder=config.image_folder, answers=config.answers
+            config.annotation,
+            image_folder=config.image_folder,
+            answers=config.answers,
+            **config.reading(),
         )
     wanted = read_query_order(config.query_order) if config.query_order else None
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
@@ -104,6 +108,8 @@ def run(config: RunConfig) -> None:
     if config.decode != "none" or config.save_score or (retrieval and retrieval.relevant):
         scores = decode(fusion.matrix(), fusion.query_ids, fusion.gallery_ids, config.decoding())
         meta = meta_of(config, members, files) if config.save_score else {}  # hashes every file
+        if retrieval is not None and retrieval.relevant is not None:
+            meta["relevance"] = retrieval.relevance
         whole = ScoreFile(scores, fusion.query_ids, fusion.gallery_ids, meta)
         names = ranked_names(scores, fusion.gallery_ids, config.top_k)
         if retrieval is not None and retrieval.relevant is not None:

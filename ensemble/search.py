@@ -28,6 +28,7 @@ from pab.annotations import Retrieval, read_retrieval
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
 from pab.files import write_text
+from pab.label_config import LabelConfig
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
 MASKED_SET = "name-masked_test-set"  # of PAB's layout, as are the next two
@@ -38,7 +39,7 @@ FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 
 
 @dataclass(frozen=True)
-class SearchConfig(FusionConfig):
+class SearchConfig(FusionConfig, LabelConfig):
     """Members and labels; each field is a flag of `python -m ensemble.search`."""
 
     annotation: str = flag("", "labelled annotation of the validation split")
@@ -173,7 +174,10 @@ def run(config: SearchConfig) -> None:
     if len(members) < 2:
         raise InputError("ensemble", f"expected two members or more, found {len(members)}")
     retrieval = read_retrieval(
-        config.annotation, image_folder=config.image_folder, answers=config.answers
+        config.annotation,
+        image_folder=config.image_folder,
+        answers=config.answers,
+        **config.reading(),
     )
     if retrieval.relevant is None:
         raise InputError(config.annotation, "expected labels to choose weights by, found none")

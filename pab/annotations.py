@@ -1,143 +1,102 @@
-"""Annotation files of PAB: typed records, and readers that name every bad line.
+"""Readers of PAB's annotation files.
 
-Every annotation file holds JSON lines, whatever its ending. Three kinds of line exist:
+Three kinds of JSON object exist:
 
 ======================  ==========================================================================
 training pair           ``image``, ``caption`` (a text), ``image_id``; optional fields below
-labelled test image     the same with ``caption`` a list of texts
+labelled test image     the same with ``caption`` a list of texts, or one text
 name-masked query       ``query_index``, ``caption``
 ======================  ==========================================================================
 
 The optional fields are ``hard_i``, ``hard_c``, ``hard_i_id`` (the twin: the same source video's
 pair of the other kind), ``source_id`` (``x_y``: x the source video), ``source_caption``,
-``normal`` or ``anomaly`` (the action) and ``scene``; ``null`` means absent. Any other field is an
-error.
-
-Field meanings: Yang et al., "Beyond Walking: A Large-Scale Image-Text Benchmark for Text-based
-Person Anomaly Search", arXiv 2411.17776.
+``normal`` or ``anomaly`` (the action) and ``scene``. One that is empty, null or of another type
+counts as absent. Unknown fields are ignored. Both are counted and said in one line. Ids may be
+whole numbers. A file holds JSON lines, a JSON array, or queries as one object ``{id: caption}``;
+see :mod:`pab.json_lines`. Tables and folders of captioned images are read by :mod:`pab.tables`.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
+from pab.bad_lines import BadLines
 from pab.errors import InputError
+from pab.fields import (
+    FieldNotes,
+    caption_text,
+    is_text,
+    one_caption,
+    optional_id,
+    optional_text,
+    required_id,
+    required_text,
+)
 from pab.files import existing_file, existing_folder
 from pab.json_lines import (
-    bad_text,
-    check_known,
     decoded,
-    identifier,
-    is_text,
+    entries,
     json_document,
+    json_object,
     kind,
     lines,
-    objects,
-    optional_text,
-    required_text,
     shortened,
 )
-
-_REQUIRED = ("image", "caption", "image_id")
-_OPTIONAL = (
-    "hard_i",
-    "hard_c",
-    "hard_i_id",
-    "source_id",
-    "source_caption",
-    "normal",
-    "anomaly",
-    "scene",
+from pab.notices import notice
+from pab.records import (
+    GalleryImage,
+    LabelledImage,
+    Query,
+    Relevance,
+    Retrieval,
+    TrainPair,
+    is_normal,
+    video_of,
 )
-_PAIR_FIELDS = frozenset((*_REQUIRED, *_OPTIONAL))
+from pab.tables import TableColumns, captioned_images, is_own_data
+
+__all__ = [
+    "GalleryImage",
+    "LabelledImage",
+    "Query",
+    "Retrieval",
+    "TrainPair",
+    "data_root",
+    "image_file",
+    "read_answers",
+    "read_id_list",
+    "read_labelled_images",
+    "read_query_order",
+    "read_retrieval",
+    "read_train_pairs",
+    "retrieval_of_pairs",
+    "spellings",
+    "train_pair",
+]
+
+Record = TypeVar("Record")
+
+# Optional fields, and how one is read that is not a text.
+_OPTIONAL = {
+    "hard_i": optional_text,
+    "hard_c": optional_text,
+    "hard_i_id": optional_id,
+    "source_id": optional_id,
+    "source_caption": optional_text,
+    "normal": optional_text,
+    "anomaly": optional_text,
+    "scene": optional_text,
+}
+_PAIR_FIELDS = frozenset(("image", "caption", "image_id", *_OPTIONAL))
 _QUERY_FIELDS = frozenset(("query_index", "caption"))
+_RECORD_FIELDS = _PAIR_FIELDS | _QUERY_FIELDS
 _ANSWER_FIELDS = frozenset(("gallery", "normal", "anomaly"))
 _SPELLINGS = ("wentwrong", "wentrong")  # releases of PAB disagree on this folder's name
-
-
-@dataclass(frozen=True, slots=True)
-class TrainPair:
-    """One training pair. ``image`` is relative to the data root, ``hard_i`` to its ``train/``."""
-
-    image: str
-    caption: str
-    image_id: str
-    hard_i: str | None = None
-    hard_c: str | None = None
-    hard_i_id: str | None = None
-    source_id: str | None = None
-    source_caption: str | None = None
-    normal: str | None = None
-    anomaly: str | None = None
-    scene: str | None = None
-
-    @property
-    def action(self) -> str | None:
-        """What the person does, normal or not; None where the line does not say."""
-        return self.normal if self.normal is not None else self.anomaly
-
-    @property
-    def is_normal(self) -> bool | None:
-        """Whether the action is normal; None where the line does not say."""
-        return _is_normal(self.normal, self.anomaly)
-
-    @property
-    def source_video(self) -> str | None:
-        """The x of ``source_id`` ``x_y``; None for a pair that names no source."""
-        return None if self.source_id is None else self.source_id.rpartition("_")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One caption to search with. ``image_id`` is None where the right image is not known."""
-
-    query_id: str
-    caption: str
-    image_id: str | None = None
-    action: str | None = None
-    is_normal: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GalleryImage:
-    """One image to be found: its id and its file."""
-
-    gallery_id: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Queries, gallery and labels of one annotation file.
-
-    Attributes:
-        queries: in file order; ids are unique.
-        gallery: sorted by id; None for name-masked queries, whose gallery is an image folder.
-        relevant: query id -> ids of the right images; None where there are no labels.
-        twins: query id -> id of the twin of its image, where that twin is in the gallery.
-    """
-
-    queries: list[Query]
-    gallery: list[GalleryImage] | None
-    relevant: dict[str, frozenset[str]] | None
-    twins: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledImage:
-    """One line of a labelled file; ``image`` is relative to the data root."""
-
-    image: str
-    image_id: str
-    captions: tuple[str, ...]
-    twin_id: str | None
-    action: str | None
-    is_normal: bool | None
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -148,82 +107,126 @@ def read_retrieval(
     *,
     image_folder: str | Path | None = None,
     answers: str | Path | None = None,
+    same_caption_counts: bool = False,
+    columns: TableColumns | None = None,
 ) -> Retrieval:
-    """Read an annotation file of any kind as a retrieval task.
+    """Read an annotation of any kind as a retrieval task.
 
-    The first line's fields tell the kind: ``query_index`` makes it a name-masked query file,
-    anything else a labelled one (``pair.json``, ``attr.json``, ``ucc.json`` or a training shard).
-    In a labelled file gallery ids are ``image_id``, query ids ``IMAGE_ID#n`` for the n-th caption
-    from 0, and a caption is relevant to its own image and to every image whose line lists exactly
-    that caption.
+    The fields tell the kind: ``query_index`` makes it a name-masked query file, ``image`` and
+    ``image_id`` a labelled one (``pair.json``, ``attr.json``, ``ucc.json`` or a training shard).
+    A table or a folder of captioned images is a labelled set too. In a labelled set gallery ids
+    are ``image_id``, and query ids ``IMAGE_ID#n`` for the n-th caption from 0. A caption is
+    relevant to its own image.
 
     Args:
-        annotation: the file.
+        annotation: the file, or a folder of images with a ``.txt`` beside each.
         image_folder: where the images of a labelled file are. Without it they are looked for under
             the data root, the parent of the ``annotation`` folder that holds the file. With it,
             leading folders of the image paths are dropped one at a time until the file is found;
             the first image that is found decides how many, for all. Not used for name-masked
-            queries.
+            queries. A table's image paths start from its own folder, or from this one.
         answers: the key of a name-masked file, ``{QUERY_ID: {"gallery": NAME, "normal": ACTION}}``,
-            with ``anomaly`` in the place of ``normal`` where it is one.
+            with ``anomaly`` in the place of ``normal`` for abnormal ones.
+        same_caption_counts: a caption is relevant to every image whose line lists exactly that
+            caption.
+        columns: names of a table's columns; default OpenCLIP's.
 
     Whether image files exist is not checked, so that a score file can be evaluated without them.
 
     Raises:
-        InputError: a missing or unreadable file, a bad line (named), no queries, duplicate ids, an
-            image path that leaves its folder, answers for unknown queries or queries without an
-            answer.
+        InputError: a missing or unreadable file, bad lines (all counted, the first twenty named),
+            no queries, an image path that leaves its folder, answers for unknown queries or
+            queries without an answer.
     """
-    path = existing_file(annotation, "an annotation file")
-    first = next(objects(path), None)
-    if first is None:
-        raise InputError(path, "expected one JSON object a line, found no queries")
-    if "query_index" in first[1]:
-        queries = list(_queries(path))
-        if answers is None:
-            return Retrieval(queries, None, None, {})
-        return _with_answers(queries, Path(answers), path)
+    path = Path(annotation)
+    own = is_own_data(path)
+    if not own:
+        path = existing_file(annotation, "an annotation file")
+        if _holds_queries(path):
+            queries = list(_queries(path))
+            if answers is None:
+                return Retrieval(queries, None, None, {})
+            return _with_answers(queries, Path(answers), path)
     if answers is not None:
         raise InputError(
             answers,
             f"an answer key is for name-masked queries, but {path} carries its own labels",
             todo="leave the answer key out",
         )
-    return _labelled(list(read_labelled_images(path)), path, image_folder)
+    if own:
+        root = Path(image_folder) if image_folder else path if path.is_dir() else path.parent
+        images = _images_of_own_data(path, root, columns or TableColumns())
+        return _labelled(images, path, root, same_caption_counts)
+    images = list(read_labelled_images(path))
+    return _labelled(images, path, image_folder, same_caption_counts)
 
 
-def retrieval_of_pairs(pairs: Iterable[TrainPair], root: str | Path) -> Retrieval:
+def retrieval_of_pairs(
+    pairs: Iterable[TrainPair], root: str | Path, *, same_caption_counts: bool = False
+) -> Retrieval:
     """Training pairs (a validation split, say) as a retrieval task; ids as in a labelled file.
 
     Args:
         pairs: the pairs; their ``image_id`` must be unique.
         root: the data root that ``image`` is relative to.
+        same_caption_counts: see :func:`read_retrieval`.
 
     Raises:
         InputError: no pairs, a duplicate ``image_id``, an image path that leaves the root.
     """
-    images = [
-        LabelledImage(p.image, p.image_id, (p.caption,), p.hard_i_id, p.action, p.is_normal)
-        for p in pairs
-    ]
+    images = labelled_images_of(pairs)
     if not images:
         raise InputError(root, "expected training pairs to search in, found none")
-    return _labelled(images, Path(root), root)
+    seen: set[str] = set()
+    for image in images:
+        if image.image_id in seen:
+            raise InputError(
+                root,
+                f"expected every image_id once, found {image.image_id!r} in two pairs",
+                item=f"image_id {image.image_id!r}",
+            )
+        seen.add(image.image_id)
+    return _labelled(images, Path(root), root, same_caption_counts)
+
+
+def labelled_images_of(pairs: Iterable[TrainPair]) -> list[LabelledImage]:
+    """Training pairs as labelled images, in order; captions of one image are joined.
+
+    See :attr:`pab.records.TrainPair.captioned_image`.
+    """
+    images: dict[object, LabelledImage] = {}
+    for number, pair in enumerate(pairs):
+        key = pair.captioned_image
+        if key is not None and key in images:
+            found = images[key]
+            images[key] = replace(found, captions=(*found.captions, pair.caption))
+            continue
+        images[number if key is None else key] = LabelledImage(
+            pair.image,
+            pair.image_id if key is None else key[0],
+            (pair.caption,),
+            pair.hard_i_id,
+            pair.action,
+            pair.is_normal,
+        )
+    return list(images.values())
 
 
 def read_train_pairs(path: str | Path) -> Iterator[TrainPair]:
-    """Stream the pairs of one training shard (``pair_N.json`` or ``attr_N.json``).
+    """Stream the usable pairs of one training shard, then raise for the bad lines.
 
     Raises:
-        InputError: the file is missing or unreadable, or a line is bad (named).
+        InputError: the file is missing or unreadable, or lines are bad (all counted, the first
+            twenty named).
     """
     path = existing_file(path, "a training annotation file")
-    for number, fields in objects(path):
-        yield train_pair(fields, path, f"line {number}")
+    yield from _records(path, train_pair)
 
 
-def read_id_list(path: str | Path, what: str = "a list of ids, one a line") -> list[str]:
-    """Read unique ids, one a line, in file order. Blank lines are skipped.
+def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
+    """Read unique ids, one per line, in file order.
+
+    Blank lines, a byte-order mark and line ends of Windows are skipped.
 
     Raises:
         InputError: the file is missing, unreadable, not UTF-8, empty, or repeats an id.
@@ -245,65 +248,99 @@ def read_id_list(path: str | Path, what: str = "a list of ids, one a line") -> l
 
 
 def read_query_order(path: str | Path) -> list[str]:
-    """Read a query order file (Track 4's ``query_index.txt``): one query id a line.
+    """Read a query order file (Track 4's ``query_index.txt``): one query id per line.
 
     Raises:
         InputError: as :func:`read_id_list`.
     """
-    return read_id_list(path, "a query order file, one query id a line")
+    return read_id_list(path, "a query order file, one query id per line")
+
+
+def _records(
+    path: Path, record_of: Callable[[dict[str, Any], Path, str, FieldNotes], Record]
+) -> Iterator[Record]:
+    """The records of a file's usable lines; then notices, and one error for the bad lines.
+
+    Args:
+        path: the file.
+        record_of: fields, file, ``"line 17"`` and notes -> record; raises for a bad line.
+    """
+    bad, notes = BadLines(), FieldNotes()
+    for number, _, raw in entries(path):
+        item = f"line {number}"
+        try:
+            record = record_of(json_object(raw, path, item), path, item, notes)
+        except InputError as error:
+            bad.add(error)
+            continue
+        yield record
+    for text in notes.texts():
+        notice(path, text)
+    bad.check(path)
+
+
+class _Once:
+    """Refuses an id that an earlier line has."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.first_seen: dict[str, str] = {}
+
+    def __call__(self, value: str, path: Path, item: str) -> None:
+        before = self.first_seen.setdefault(value, item)
+        if before is not item:
+            raise InputError(
+                path, f"expected every {self.what} once, found {value!r} already on {before}",
+                item=item,
+            )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ training pairs
 
 
-def train_pair(fields: dict[str, Any], path: Path, item: str) -> TrainPair:
+def train_pair(
+    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes | None = None
+) -> TrainPair:
     """Check the fields of one training line and make a record of them.
 
     Args:
         fields: the line's JSON object.
         path: the file, for the error.
         item: what to call the line in the error (``"line 17"``).
+        notes: counts what is ignored or assumed; None counts nothing.
 
     Raises:
-        InputError: a field is missing, unknown, of the wrong type or empty, an image path leaves
-            the root, ``source_id`` is not ``x_y``, or the line is both normal and an anomaly.
+        InputError: a required field is missing, of the wrong type or empty, the caption shows
+            nothing, an image path leaves the root, or the line is both normal and an anomaly.
     """
-    check_known(fields, _PAIR_FIELDS, (*_REQUIRED, *_OPTIONAL), path, item)
-    caption = required_text(fields, "caption", path, item)
-    return TrainPair(caption=caption, **_pair_fields(fields, path, item))
+    caption = one_caption(fields, path, item)
+    return TrainPair(caption=caption, **_pair_fields(fields, path, item, notes))
 
 
-def _pair_fields(fields: dict[str, Any], path: Path, item: str) -> dict[str, Any]:
+def _pair_fields(
+    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes | None
+) -> dict[str, Any]:
     """The checked fields of a pair, all but the caption."""
     image = required_text(fields, "image", path, item)
-    image_id = required_text(fields, "image_id", path, item)
     checked: dict[str, Any] = {
         "image": _relative_path(image, "image", path, item),
-        "image_id": identifier(image_id, "image_id", path, item),
+        "image_id": required_id(fields, "image_id", path, item),
     }
-    for name in _OPTIONAL:
+    for name, read in _OPTIONAL.items():
         if name in fields:
-            checked[name] = optional_text(fields, name, path, item)
+            value = fields[name]
+            checked[name] = value if is_text(value) else read(fields, name, notes)
     if checked.get("hard_i") is not None:
         _relative_path(checked["hard_i"], "hard_i", path, item, below="train")
-    source = checked.get("source_id")
-    if source is not None:
-        video, _, number = source.rpartition("_")
-        if not video or not number.isdecimal():
-            raise InputError(
-                path,
-                f"field 'source_id': expected VIDEO_NUMBER ('1_0'), found {shortened(source)}",
-                item=item,
-            )
     if checked.get("normal") is not None and checked.get("anomaly") is not None:
         raise InputError(path, "expected field 'normal' or field 'anomaly', found both", item=item)
+    if notes is not None:
+        if not fields.keys() <= _PAIR_FIELDS:
+            notes.ignore_unknown(fields, _PAIR_FIELDS)
+        source = checked.get("source_id")
+        if source is not None and video_of(source) == source:
+            notes.whole_sources += 1
     return checked
-
-
-def _is_normal(normal: str | None, anomaly: str | None) -> bool | None:
-    if normal is not None:
-        return True
-    return None if anomaly is None else False
 
 
 def _relative_path(value: str, name: str, path: Path, item: str, below: str = "") -> str:
@@ -337,57 +374,84 @@ def _relative_path(value: str, name: str, path: Path, item: str, below: str = ""
 
 
 def read_labelled_images(path: str | Path) -> Iterator[LabelledImage]:
-    """Stream the lines of a labelled file or a training shard.
+    """Stream the usable lines of a labelled file or a training shard, then raise for the bad ones.
 
     Raises:
-        InputError: the file is missing or unreadable, or a line is bad (named). Repeated ids are
-            not looked for: that takes the whole file.
+        InputError: the file is missing or unreadable, or lines are bad (all counted, the first
+            twenty named); a repeated ``image_id`` is bad.
     """
     path = existing_file(path, "a labelled annotation file")
-    for number, fields in objects(path):
-        item = f"line {number}"
-        check_known(fields, _PAIR_FIELDS, (*_REQUIRED, *_OPTIONAL), path, item)
-        checked = _pair_fields(fields, path, item)
+    once = _Once("image_id")
+
+    def image_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> LabelledImage:
+        checked = _pair_fields(fields, path, item, notes)
         normal, anomaly = checked.get("normal"), checked.get("anomaly")
-        yield LabelledImage(
+        image = LabelledImage(
             image=checked["image"],
             image_id=checked["image_id"],
             captions=_captions(fields, path, item),
             twin_id=checked.get("hard_i_id"),
             action=normal if normal is not None else anomaly,
-            is_normal=_is_normal(normal, anomaly),
+            is_normal=is_normal(normal, anomaly),
         )
+        once(image.image_id, path, item)
+        return image
+
+    yield from _records(path, image_of)
 
 
 def _captions(fields: dict[str, Any], path: Path, item: str) -> tuple[str, ...]:
-    """The captions of a labelled line: a list of texts, or the one text of a training line."""
+    """The captions of a labelled line: a list of texts, or one text."""
     value = fields.get("caption")
     if type(value) is not list:
-        return (required_text(fields, "caption", path, item),)
+        return (one_caption(fields, path, item),)
     if not value:
         raise InputError(
             path, "field 'caption': expected at least one caption, found an empty list", item=item
         )
-    for number, caption in enumerate(value, start=1):
-        if not is_text(caption):
-            name = f"caption, entry {number}"
-            raise bad_text(caption, name, "a text that is not empty", path, item)
-    return tuple(value)
+    return tuple(
+        caption_text(caption, f"caption, entry {number}", path, item)
+        for number, caption in enumerate(value, start=1)
+    )
+
+
+def _images_of_own_data(path: Path, root: Path, columns: TableColumns) -> list[LabelledImage]:
+    """The images of a table or folder; captions of one image are joined."""
+    bad = BadLines()
+    images: dict[str, LabelledImage] = {}
+    for found in captioned_images(path, root, columns, bad):
+        before = images.get(found.image_id)
+        if before is None:
+            images[found.image_id] = LabelledImage(found.image, found.image_id, (found.caption,))
+        elif before.image == found.image:
+            captions = (*before.captions, found.caption)
+            images[found.image_id] = replace(before, captions=captions)
+        else:
+            bad.add(
+                InputError(
+                    path,
+                    "expected images that differ in more than their ending, found "
+                    f"{before.image!r} and {found.image!r}",
+                    item=found.item,
+                )
+            )
+    bad.check(path)
+    if not images:
+        raise InputError(path, "expected captioned images, found no queries")
+    return list(images.values())
 
 
 def _labelled(
-    images: list[LabelledImage], source: Path, image_folder: str | Path | None
+    images: list[LabelledImage],
+    source: Path,
+    image_folder: str | Path | None,
+    same_caption_counts: bool,
 ) -> Retrieval:
-    seen: set[str] = set()
+    if not images:
+        raise InputError(source, "expected labelled images, found no queries")
+    known = {image.image_id for image in images}
     with_caption: dict[str, list[str]] = defaultdict(list)
     for image in images:
-        if image.image_id in seen:
-            raise InputError(
-                source,
-                "expected every image_id once, found it on two lines",
-                item=f"image_id {image.image_id!r}",
-            )
-        seen.add(image.image_id)
         for caption in image.captions:
             with_caption[caption].append(image.image_id)
 
@@ -398,15 +462,17 @@ def _labelled(
         for number, caption in enumerate(image.captions):
             query_id = f"{image.image_id}#{number}"
             queries.append(Query(query_id, caption, image.image_id, image.action, image.is_normal))
-            relevant[query_id] = frozenset(with_caption[caption])
-            # A twin that shares the caption is a right answer, so there is nothing to tell apart.
-            if image.twin_id in seen and image.twin_id not in relevant[query_id]:
+            listed = with_caption[caption]
+            relevant[query_id] = frozenset(listed if same_caption_counts else (image.image_id,))
+            # A twin that shares the caption cannot be told apart by it.
+            if image.twin_id in known and image.twin_id not in listed:
                 twins[query_id] = image.twin_id  # type: ignore[assignment]
 
     locate = _Locator(source, image_folder, images)
     gallery = [GalleryImage(image.image_id, locate(image)) for image in images]
     gallery.sort(key=lambda image: image.gallery_id)
-    return Retrieval(queries, gallery, relevant, twins)
+    relevance: Relevance = "same_caption" if same_caption_counts else "image_id"
+    return Retrieval(queries, gallery, relevant, twins, relevance)
 
 
 def data_root(annotation: str | Path) -> Path:
@@ -515,22 +581,61 @@ class _Locator:
 # ------------------------------------------------------------------------------------ name-masked
 
 
+def _holds_queries(path: Path) -> bool:
+    """Whether a file holds name-masked queries: the first object that tells decides.
+
+    Raises:
+        InputError: there is nothing in the file.
+    """
+    empty = True
+    for number, _, raw in entries(path):
+        empty = False
+        try:
+            fields = json_object(raw, path, f"line {number}")
+        except InputError:  # found again, and reported, when the lines are read
+            continue
+        if "query_index" in fields or "image" in fields or "image_id" in fields:
+            return "query_index" in fields
+        if fields and not fields.keys() & _RECORD_FIELDS:
+            return _is_caption_map(path)
+    if empty:
+        raise InputError(path, "expected JSON objects, found no queries: the file is empty")
+    return False
+
+
+def _is_caption_map(path: Path) -> bool:
+    """Whether a file is one object ``{id: caption}``."""
+    found = entries(path)
+    _, _, raw = next(found)
+    if next(found, None) is not None:
+        return False
+    fields = json_object(raw, path, "line 1")
+    return bool(fields) and not fields.keys() & _RECORD_FIELDS
+
+
 def _queries(path: Path) -> Iterator[Query]:
-    first_seen: dict[str, int] = {}
-    for number, fields in objects(path):
-        item = f"line {number}"
-        check_known(fields, _QUERY_FIELDS, ("query_index", "caption"), path, item)
-        query_id = required_text(fields, "query_index", path, item)
-        identifier(query_id, "query_index", path, item)
-        if query_id in first_seen:
-            raise InputError(
-                path,
-                f"expected every query id once, found {query_id!r} already "
-                f"on line {first_seen[query_id]}",
-                item=item,
-            )
-        first_seen[query_id] = number
-        yield Query(query_id, required_text(fields, "caption", path, item))
+    once = _Once("query id")
+
+    def query_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> Query:
+        query_id = required_id(fields, "query_index", path, item)
+        caption = one_caption(fields, path, item)
+        once(query_id, path, item)
+        notes.ignore_unknown(fields, _QUERY_FIELDS)
+        return Query(query_id, caption)
+
+    if not _is_caption_map(path):
+        yield from _records(path, query_of)
+        return
+    captions = json_document(path, "one JSON object of captions by query id")
+    notice(path, f"is read as one object {{query id: caption}} of {len(captions)} queries")
+    bad, notes = BadLines(), FieldNotes()
+    for query_id, caption in captions.items():
+        item = f"query {shortened(query_id)}"
+        try:
+            yield query_of({"query_index": query_id, "caption": caption}, path, item, notes)
+        except InputError as error:
+            bad.add(error)
+    bad.check(path)
 
 
 def _with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retrieval:
@@ -554,7 +659,7 @@ def _with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retr
     for query in queries:
         gallery_id, normal, anomaly = key[query.query_id]
         action = normal if normal is not None else anomaly
-        normality = _is_normal(normal, anomaly)
+        normality = is_normal(normal, anomaly)
         answered.append(Query(query.query_id, query.caption, gallery_id, action, normality))
     relevant = {query.query_id: frozenset((str(query.image_id),)) for query in answered}
     return Retrieval(answered, None, relevant, {})
@@ -564,20 +669,33 @@ def read_answers(path: str | Path) -> dict[str, tuple[str, str | None, str | Non
     """Read an answer key: query id -> (gallery id, normal action, abnormal action).
 
     Raises:
-        InputError: the file is missing or no JSON object, or an answer is bad (named).
+        InputError: the file is missing or no JSON object, or answers are bad (all counted, the
+            first twenty named).
     """
     path = Path(path)
     key = json_document(path, "an answer key, one JSON object by query id")
     answers = {}
+    bad, notes = BadLines(), FieldNotes()
     for query_id, fields in key.items():
         item = f"query {shortened(query_id)}"
-        if type(fields) is not dict:
-            raise InputError(path, f"expected an object, found {kind(fields)}", item=item)
-        check_known(fields, _ANSWER_FIELDS, ("gallery", "normal", "anomaly"), path, item)
-        gallery = required_text(fields, "gallery", path, item)
-        normal = optional_text(fields, "normal", path, item)
-        anomaly = optional_text(fields, "anomaly", path, item)
-        if normal is not None and anomaly is not None:
-            raise InputError(path, "expected 'normal' or 'anomaly', found both", item=item)
-        answers[query_id] = (gallery, normal, anomaly)
+        try:
+            answers[query_id] = _answer(fields, path, item, notes)
+        except InputError as error:
+            bad.add(error)
+    for text in notes.texts():
+        notice(path, text)
+    bad.check(path)
     return answers
+
+
+def _answer(
+    fields: object, path: Path, item: str, notes: FieldNotes
+) -> tuple[str, str | None, str | None]:
+    if type(fields) is not dict:
+        raise InputError(path, f"expected an object, found {kind(fields)}", item=item)
+    gallery = required_id(fields, "gallery", path, item)
+    normal, anomaly = (optional_text(fields, name, notes) for name in ("normal", "anomaly"))
+    if normal is not None and anomaly is not None:
+        raise InputError(path, "expected 'normal' or 'anomaly', found both", item=item)
+    notes.ignore_unknown(fields, _ANSWER_FIELDS)
+    return gallery, normal, anomaly

@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pab.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
 from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.evaluate import Evaluation, evaluate_predictions
 from pab.files import write_json
+from pab.label_config import add_label_flags, label_config
 from pab.metrics import paired_bootstrap
 from pab.ranking import read_ranked_list
 
@@ -103,14 +105,14 @@ def _double_claims(names: Sequence[Sequence[str]]) -> int:
 
 
 def read_labels(
-    answers: Path | None, annotation: Path | None, query_order: Path | None
+    answers: Path | None, annotation: Path | None, query_order: Path | None, **reading: Any
 ) -> tuple[Retrieval, list[str]] | None:
     """The labels of the lists' queries and the query id of each line; None if no labels were given.
 
     Without an annotation the lines are in the order of the answer key.
     """
     if annotation is not None:
-        retrieval = read_retrieval(annotation, answers=answers)
+        retrieval = read_retrieval(annotation, answers=answers, **reading)
     elif answers is not None:
         key = read_answers(answers)
         queries = [
@@ -179,6 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--show", type=int, default=20, help="differing lines to print (default: 20)"
     )
+    add_label_flags(parser)
     args = parser.parse_args(argv)
     if args.show < 0:
         raise InputError("--show", f"expected 0 or more, found {args.show}")
@@ -190,7 +193,8 @@ def main(argv: list[str] | None = None) -> None:
     comparison = compare(a, b)
     report = comparison.table()
     figures = asdict(comparison)
-    labels = read_labels(args.answers, args.annotation, args.query_order)
+    reading = label_config(args).reading()
+    labels = read_labels(args.answers, args.annotation, args.query_order, **reading)
     right: list[str] = []
     if labels is not None:
         retrieval, order = labels
@@ -201,6 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         report += "\n" + labelled_table(*evaluations)
         for name, evaluation in zip(("a", "b"), evaluations, strict=True):
             figures[name] = evaluation.to_json()["groups"]
+        figures["relevance"] = retrieval.relevance
         assert retrieval.relevant is not None  # evaluate_predictions has refused it otherwise
         right = [", ".join(sorted(retrieval.relevant[query_id])) for query_id in order]
     if comparison.differing and args.show:

@@ -18,46 +18,62 @@ from pab.pair_data import PairBatch
 from pab.processes import all_gather_with_grad
 
 
-def symmetric_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+def symmetric_infonce(
+    image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
+) -> Tensor:
     """Mean of the image-to-text and text-to-image cross entropies.
 
     Args:
         image: unit vectors [B, D]; row i belongs to row i of ``text``.
         text: unit vectors [B, D].
         logit_scale: logarithm of the factor on the similarities, a scalar.
+        identity: [B]; rows with the same number are no negatives of each other. None: all differ.
 
     Returns:
         A scalar.
     """
-    return _both_ways(logit_scale.exp() * image @ text.T)
+    return _both_ways(logit_scale.exp() * image @ text.T, identity)
 
 
-def gathered_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+def gathered_infonce(
+    image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
+) -> Tensor:
     """The same over the batch of all processes; gradients as if one process held it.
 
     Every process computes the whole loss, and its parameters' gradients have to be averaged over
     the processes afterwards (``pab.processes.average_gradients``).
     """
-    return symmetric_infonce(all_gather_with_grad(image), all_gather_with_grad(text), logit_scale)
+    images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
+    return symmetric_infonce(images, texts, logit_scale, _gathered(identity))
 
 
-def pooled_infonce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+def pooled_infonce(
+    image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
+) -> Tensor:
     """:func:`symmetric_infonce` with each image's best vector for a text, over all processes.
 
     Args:
         image: unit vectors [B, K, D].
         text: unit vectors [B, D].
         logit_scale: logarithm of the factor on the similarities, a scalar.
+        identity: see :func:`symmetric_infonce`.
     """
     if image.shape[1] == 1:
-        return gathered_infonce(image[:, 0], text, logit_scale)
+        return gathered_infonce(image[:, 0], text, logit_scale, identity)
     images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
     best = torch.einsum("ikd,td->itk", images, texts).amax(dim=-1)
-    return _both_ways(logit_scale.exp() * best)
+    return _both_ways(logit_scale.exp() * best, _gathered(identity))
 
 
-def _both_ways(logits: Tensor) -> Tensor:
+def _gathered(identity: Tensor | None) -> Tensor | None:
+    return None if identity is None else all_gather_with_grad(identity)
+
+
+def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
     """Cross entropy of [B, B], images down and texts across, whose diagonal is right."""
+    if identity is not None:
+        same = identity[:, None] == identity[None]
+        logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -163,7 +179,7 @@ def pair_backward(
 
     def loss_of(parts: list[Tensor]) -> Tensor:
         vectors = torch.cat(parts)
-        return pooled_infonce(vectors[:, :-1], vectors[:, -1], logit_scale)
+        return pooled_infonce(vectors[:, :-1], vectors[:, -1], logit_scale, batch.identity)
 
     if chunk:
         parts = [

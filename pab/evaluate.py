@@ -24,6 +24,7 @@ from pab.annotations import Retrieval, read_query_order, read_retrieval
 from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import write_json, write_text
+from pab.label_config import add_label_flags, label_config
 from pab.metrics import (
     FloatArray,
     Metrics,
@@ -33,6 +34,7 @@ from pab.metrics import (
     twin_preference,
 )
 from pab.ranking import order_queries, read_ranked_list, rows_in_order, top_k
+from pab.records import Relevance
 
 if TYPE_CHECKING:
     from pab.scores import ScoreFile
@@ -50,12 +52,14 @@ class Evaluation:
         groups: ``"all"``, and ``"normal"`` and ``"abnormal"`` where labelled -> mask ``[Q]``.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
         n_gallery: images ranked for a query; None for ranked lists.
+        relevance: rule of what is right; see :class:`pab.records.Retrieval`.
     """
 
     metrics: Metrics
     groups: dict[str, NDArray[np.bool_]]
     twin: FloatArray | None
     n_gallery: int | None
+    relevance: Relevance = "image_id"
 
     def summary(self, group: str = "all") -> dict[str, float]:
         """Metric name -> percent over a group; ``"over twin"`` last, if a query has a twin."""
@@ -122,7 +126,7 @@ class Evaluation:
                 groups[group]["intervals_95"] = {
                     name: list(bounds) for name, bounds in self.intervals(group, seed).items()
                 }
-        return {"gallery": self.n_gallery, "groups": groups}
+        return {"gallery": self.n_gallery, "relevance": self.relevance, "groups": groups}
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -162,7 +166,8 @@ def evaluate(
     metrics = evaluate_scores(score_file, relevant, where=where)
     twin = twin_preference(score_file, metrics, retrieval.twins, where=where)
     groups = _groups(retrieval, score_file.query_ids)
-    return Evaluation(metrics, groups, twin, len(score_file.gallery_ids))
+    n_gallery = len(score_file.gallery_ids)
+    return Evaluation(metrics, groups, twin, n_gallery, retrieval.relevance)
 
 
 def evaluate_predictions(
@@ -198,7 +203,7 @@ def evaluate_predictions(
                         item=f"line {number}",
                     )
     metrics = evaluate_lists(names, query_ids, relevant, where=where)
-    return Evaluation(metrics, _groups(retrieval, query_ids), None, None)
+    return Evaluation(metrics, _groups(retrieval, query_ids), None, None, retrieval.relevance)
 
 
 def _labels(retrieval: Retrieval, where: str | Path = "annotation") -> dict[str, frozenset[str]]:
@@ -300,6 +305,7 @@ def main(argv: list[str] | None = None) -> None:
         "--intervals", action="store_true", help="with 95%% bootstrap intervals over queries"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add_label_flags(parser)
     args = parser.parse_args(argv)
     if args.query_order and args.score:
         raise InputError(
@@ -308,7 +314,10 @@ def main(argv: list[str] | None = None) -> None:
             todo="use --query_order with --predictions only",
         )
     retrieval = read_retrieval(
-        args.annotation, image_folder=args.image_folder, answers=args.answers
+        args.annotation,
+        image_folder=args.image_folder,
+        answers=args.answers,
+        **label_config(args).reading(),
     )
     if retrieval.gallery is None and args.image_folder:
         from pab.images import list_gallery  # imports Pillow, which score files do without

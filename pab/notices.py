@@ -7,11 +7,12 @@ text is printed once per process, and only by the main process.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pab import processes
-
 _said: set[str] = set()
+_records: list[list[tuple[str, str]]] = []
 
 
 def notice(where: str | Path, text: str) -> None:
@@ -21,11 +22,33 @@ def notice(where: str | Path, text: str) -> None:
         where: the file, flag or setting that the assumption is about.
         text: what was assumed or left out, in one clause.
     """
+    for record in _records:
+        record.append((str(where), text))
     line = " ".join(f"note: {where}: {text}".split())
-    if line in _said or not processes.is_main():
+    if line in _said or not _is_main():
         return
     _said.add(line)
     print(line, file=sys.stderr)
+
+
+def _is_main() -> bool:
+    """Whether this process prints notices; one that has not imported torch works alone."""
+    if "torch" not in sys.modules:
+        return True
+    from pab import processes
+
+    return processes.is_main()
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[str, str]]]:
+    """Collect the places and texts of all notices of the block, printed or not."""
+    record: list[tuple[str, str]] = []
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records.remove(record)
 
 
 def forget_notices() -> None:

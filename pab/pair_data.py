@@ -18,17 +18,23 @@ from pab.training_set import TrainingSet
 
 
 class PairBatch(NamedTuple):
-    """A batch of B pairs: images [B, 3, S, S], ids [B, N] and their mask [B, N].
+    """A batch of B pairs.
 
-    What the mask marks is the model's own custom: BEiT-3 marks padding, BERT marks tokens.
+    Attributes:
+        image: [B, 3, S, S].
+        text_ids: [B, N].
+        text_mask: [B, N]; BEiT-3 marks padding, BERT marks tokens.
+        identity: [B]; pairs with the same number are no negatives of each other.
     """
 
     image: Tensor
     text_ids: Tensor
     text_mask: Tensor
+    identity: Tensor
 
 
-Sample = tuple[Tensor, list[int]] | BadSample  # image [3, S, S] and its caption's ids
+# Image [3, S, S], its caption's ids, its identity.
+Sample = tuple[Tensor, list[int], int] | BadSample
 
 
 class PairDataset(TrainingSamples):
@@ -53,7 +59,7 @@ class PairDataset(TrainingSamples):
 
     def sample(self, index: int, pair: TrainPair, image: Image.Image) -> Sample:
         """See :class:`pab.training_data.TrainingSamples`."""
-        return self.view(image), self.encode(pair.caption)
+        return self.view(image), self.encode(pair.caption), self.pairs.identity(index)
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,11 @@ class PairCollate:
     pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]]
 
     def __call__(self, samples: list[Sample]) -> PairBatch | BadSample:
-        images, captions = [], []
+        images, captions, identities = [], [], []
         for sample in samples:
             if isinstance(sample, BadSample):
                 return sample
             images.append(sample[0])
             captions.append(sample[1])
-        return PairBatch(torch.stack(images), *self.pad(captions))
+            identities.append(sample[2])
+        return PairBatch(torch.stack(images), *self.pad(captions), torch.tensor(identities))

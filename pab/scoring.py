@@ -26,6 +26,7 @@ from pab.evaluate import evaluate
 from pab.feature_cache import FeatureCache, made_by
 from pab.files import sha256_of_lines
 from pab.images import list_gallery, verify_images
+from pab.label_config import LabelConfig
 from pab.ranking import order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 
@@ -34,13 +35,15 @@ QUERIES = "data/PAB/name-masked_test-set/query.json"
 
 
 @dataclass(frozen=True)
-class ScoringConfig(Bounded):
-    """Flags that all scoring commands share."""
+class ScoringConfig(LabelConfig, Bounded):
+    """Settings shared by all scoring commands."""
 
     image_folder: str | None = flag(
         None, f"folder of the gallery's images (name-masked sets: default {GALLERY})"
     )
-    annotation: str = flag(QUERIES, "query.json, pair.json, attr.json or a training shard")
+    annotation: str = flag(
+        QUERIES, "query.json, pair.json, attr.json, a training shard, or a table or folder"
+    )
     answers: str | None = flag(None, "key of a name-masked set; prints metrics")
     query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
     save_score: str | None = flag(None, "score file to write")
@@ -60,6 +63,7 @@ class ScoringConfig(Bounded):
         Raises:
             InputError: naming the flag.
         """
+        self.columns()
         self.check_least(1, "top_k", "batch_size")
         self.check_least(0, "num_workers")
 
@@ -107,6 +111,7 @@ def prepare(config: ScoringConfig) -> ScoringJob:
         Path(config.annotation),
         image_folder=folder,
         answers=Path(config.answers) if config.answers else None,
+        **config.reading(),
     )
     gallery = retrieval.gallery
     if gallery is None:
@@ -228,6 +233,7 @@ def score_file_of(
         "checkpoint_sha256": checkpoint_sha256,
         "dtype": config.dtype,
         "data_sha256": job.data_sha256,
+        **({} if job.retrieval.relevant is None else {"relevance": job.retrieval.relevance}),
         "project_version": __version__,
         **more,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,10 +67,11 @@ def validation_split(
 def write_split(
     folder: str | Path, training_set: TrainingSet, train: np.ndarray, val: np.ndarray
 ) -> None:
-    """Write a split as ``train_ids.txt`` and ``val_ids.txt``, one ``image_id`` a line.
+    """Write a split as ``train_ids.txt`` and ``val_ids.txt``, one ``image_id`` per line.
 
     The validation pairs are also written as an annotation, ``val_pairs.json``, for the scoring
-    commands (``--annotation FOLDER/val_pairs.json --image_folder DATA_ROOT``).
+    commands (``--annotation FOLDER/val_pairs.json --image_folder DATA_ROOT``). Captions of one
+    image (:attr:`pab.records.TrainPair.captioned_image`) stand on one line.
 
     Args:
         folder: where to.
@@ -83,8 +85,14 @@ def write_split(
     image_ids = training_set.image_ids()
     for name, indices in ((TRAIN_IDS, train), (VAL_IDS, val)):
         write_text(Path(folder) / name, "".join(f"{image_ids[i]}\n" for i in indices))
-    lines = [
-        json.dumps({k: v for k, v in asdict(training_set[int(i)]).items() if v is not None})
-        for i in val
-    ]
-    write_text(Path(folder) / VAL_PAIRS, "".join(f"{line}\n" for line in lines))
+    lines: dict[object, dict[str, Any]] = {}
+    for number, index in enumerate(val):
+        pair = training_set[int(index)]
+        fields = {key: value for key, value in asdict(pair).items() if value is not None}
+        image = pair.captioned_image
+        if image is not None:
+            before = lines.get(image, {"caption": []})
+            fields |= {"image_id": image[0], "caption": [*before["caption"], pair.caption]}
+        lines[number if image is None else image] = fields
+    text = "".join(f"{json.dumps(line)}\n" for line in lines.values())
+    write_text(Path(folder) / VAL_PAIRS, text)

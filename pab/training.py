@@ -301,6 +301,8 @@ def _announce(run: Run, log: RunLog, total_steps: int, resumed_at: int | None) -
     pairs, train_rows, val_rows = run.data
     if processes.is_main() and run.config.val_pairs:
         write_split(run.config.output_dir, pairs, train_rows, val_rows)
+    if processes.is_main():
+        pairs.write_skipped(run.config.output_dir)
     log.message(
         f"{len(train_rows)} training pairs, {len(val_rows)} for validation; {total_steps} steps"
         + (f", going on after step {resumed_at}" if resumed_at is not None else "")

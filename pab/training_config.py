@@ -7,16 +7,20 @@ from typing import Literal
 
 from pab.config import Bounded, flag
 from pab.errors import InputError
+from pab.label_config import TableConfig
 
 
 @dataclass(frozen=True)
-class TrainingConfig(Bounded):
-    """What a recipe's own settings are added to; defaults of a recipe replace these."""
+class TrainingConfig(TableConfig, Bounded):
+    """Base of every recipe's settings; defaults of a recipe replace these."""
 
     # Data
-    data_path: str = flag("data/PAB", "root of the PAB data")
+    data_path: str = flag("data/PAB", "root of the PAB data; or a table or folder of captions")
     train_shards: str = flag("annotation/train/pair_*.json", "pattern of shards under data_path")
     cache_dir: str | None = flag(None, "where the annotation index is kept (default: in data_path)")
+    skip_bad_lines: bool = flag(
+        False, "leave bad lines out, and list them in skipped.txt of output_dir"
+    )
     val_pairs: int = flag(0, "pairs held out for validation, whole videos; 0 trains on all")
     val_seed: int = flag(0, "seed of the choice of validation videos")
     num_workers: int = flag(4, "loader processes; 0 loads in the training process")
@@ -57,6 +61,7 @@ class TrainingConfig(Bounded):
             0, "val_pairs", "num_workers", "weight_decay", "save_every_steps", "max_steps", "seed",
             "val_seed",
         )  # fmt: skip
+        self.columns()
         if not self.lr > 0:
             raise InputError("--lr", f"must be above 0, found {self.lr}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

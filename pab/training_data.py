@@ -18,6 +18,7 @@ from pab.errors import InputError
 from pab.images import load_image, verify_images
 from pab.sampling import EpochBatches, SampleKey, sample_seed
 from pab.splits import validation_split
+from pab.tables import is_own_data
 from pab.training_config import TrainingConfig
 from pab.training_set import TrainingSet
 
@@ -33,21 +34,33 @@ class TrainingData(NamedTuple):
 
 
 def open_training_data(config: TrainingConfig) -> TrainingData:
-    """Open the shards and carve the validation split out.
+    """Open the shards, the table or the folder, and carve the validation split out.
 
     The images of the validation split are checked; not the training images, for decoding a million
     of them first would take hours.
 
     Raises:
-        InputError: no data, a bad line, an unreadable validation image.
+        InputError: no data, bad lines, an unreadable validation image.
     """
-    root = Path(config.data_path)
     pairs = TrainingSet.open(
-        root, training_shards(config), Path(config.cache_dir) if config.cache_dir else None
+        Path(config.data_path),
+        training_sources(config),
+        Path(config.cache_dir) if config.cache_dir else None,
+        skip_bad_lines=config.skip_bad_lines,
+        columns=config.columns(),
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
     verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
     return TrainingData(pairs, train_rows, val_rows)
+
+
+def training_sources(config: TrainingConfig) -> list[Path] | None:
+    """The annotation files that the settings name; None if ``data_path`` itself holds the pairs.
+
+    Raises:
+        InputError: as :func:`training_shards`.
+    """
+    return None if is_own_data(config.data_path) else training_shards(config)
 
 
 def training_shards(config: TrainingConfig) -> list[Path]:

@@ -76,9 +76,11 @@ def test_figures_by_hand(
     annotation: Path, score: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "m.json"
-    main(["--score", str(score), "--annotation", str(annotation), "--json", str(out)])
+    common = ["--score", str(score), "--annotation", str(annotation), "--json", str(out)]
+    main([*common, "--same_caption_counts"])
     figures = json.loads(out.read_text())
     assert figures["gallery"] == 4
+    assert figures["relevance"] == "same_caption"
     total, normal, abnormal = (figures["groups"][g] for g in ("all", "normal", "abnormal"))
     assert (total["queries"], normal["queries"], abnormal["queries"]) == (5, 4, 1)
     assert total["R@1"] == pytest.approx(100 * 2 / 5)
@@ -98,13 +100,21 @@ def test_figures_by_hand(
         ["abnormal", "1", "0.00"],
     ]
 
+    main(common)  # the published rule: i3, which shares a caption with i2, ranks i2 first
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "5", "20.00"]
+    figures = json.loads(out.read_text())
+    assert figures["relevance"] == "image_id"
+    assert figures["groups"]["all"]["mAP"] == pytest.approx(60)
+    assert figures["groups"]["all"]["queries_with_twin"] == 3
+
 
 def test_intervals(
     annotation: Path, score: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "m.json"
     main(
-        ["--score", str(score), "--annotation", str(annotation), "--intervals", "--json", str(out)]
+        ["--score", str(score), "--annotation", str(annotation), "--intervals"]
+        + ["--json", str(out), "--same_caption_counts"]
     )
     total = json.loads(out.read_text())["groups"]["all"]
     low, high = total["intervals_95"]["R@1"]
@@ -115,7 +125,8 @@ def test_intervals(
 def test_trec_files_keep_the_order_where_scores_tie(
     annotation: Path, score: Path, tmp_path: Path
 ) -> None:
-    main(["--score", str(score), "--annotation", str(annotation), "--trec", str(tmp_path / "t")])
+    common = ["--score", str(score), "--annotation", str(annotation)]
+    main([*common, "--same_caption_counts", "--trec", str(tmp_path / "t")])
     run: dict[str, list[tuple[str, np.float32]]] = {}
     for line in (tmp_path / "t.run").read_text().splitlines():
         query, q0, name, rank, value, _ = line.split()

@@ -134,7 +134,9 @@ def test_every_trained_parameter_has_a_gradient(runs: Runs, kind: str, rank: int
     side = 32 if kind == "clip" else 64
     captions = ["A woman in a red coat is walking.", "A man falls.", "A man in the park, number 3."]
     pairs = PairBatch(
-        torch.randn(3, 3, side, side), *model.pad([model.encode_ids(c) for c in captions])
+        torch.randn(3, 3, side, side),
+        *model.pad([model.encode_ids(c) for c in captions]),
+        torch.arange(3),
     )
     vectors = model.vectors(pairs)
     assert vectors.shape[:2] == (3, 2)
@@ -395,3 +397,32 @@ def test_bf16_learns_what_float32_does(runs: Runs, kind: str) -> None:
     given = {"epochs": 1, **({"dropout": 0.0} if kind == "blip2" else {})}
     exact, half = (runs(kind, name, dtype=name, **given) for name in ("fp32", "bf16"))
     assert losses(half) == pytest.approx(losses(exact), rel=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+def test_a_table_trains_and_scores(
+    runs: Runs, kind: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "pairs.csv"
+    rows = [
+        f'{tiny_data}/{pair.image},"{pair.caption}"'
+        for pair in TrainingSet.open(tiny_data, cache_dir=tmp_path / "cache")
+    ]
+    again = rows[0].replace(',"', ',"Again: ')  # a second caption of one image
+    table.write_text("\n".join(["filepath,title", *rows, again]) + "\n")
+    shards = {"data_path": tiny_data, "train_shards": "pairs.csv"}
+    (tiny_data / "pairs.csv").write_text(table.read_text())
+    try:
+        out = runs(kind, "table", epochs=1, val_pairs=4, **shards)
+        capsys.readouterr()
+        main = {"clip": clip_infer.main, "blip2": blip2_infer.main}[kind]
+        own = {k: v for k, v in runs.own[kind].items() if k != "input_size"}
+        main([
+            *(word for k, v in own.items() for word in (f"--{k}", str(v))),
+            "--pretrained", str(out / FINAL), "--annotation", str(tiny_data / "pairs.csv"),
+            "--num_workers", "0", "--device", "cpu", "--save_score", "none",
+            "--output_file", "none",
+        ])  # fmt: skip
+    finally:
+        (tiny_data / "pairs.csv").unlink()
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["all", "25"]

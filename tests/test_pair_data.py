@@ -70,9 +70,10 @@ def test_a_sample_is_the_pairs_own_image_and_caption(tiny_data: Path, tokenizer:
     from PIL import Image
 
     for index, pair in enumerate(data.pairs):
-        pixels, ids = data[index, 0]
+        pixels, ids, identity = data[index, 0]
         assert torch.equal(pixels, transform(Image.open(tiny_data / pair.image).convert("RGB")))
         assert ids == tokenizer.encode(pair.caption)
+        assert identity == index, "every pair of PAB is its own identity"
 
 
 def test_indices_choose_the_pairs(tiny_data: Path, tokenizer: Tokenizer) -> None:
@@ -84,11 +85,12 @@ def test_indices_choose_the_pairs(tiny_data: Path, tokenizer: Tokenizer) -> None
 
 def test_collate_pads_to_the_longest(tiny_data: Path, tokenizer: Tokenizer) -> None:
     image = torch.zeros(3, 8, 8)
-    batch = collate([(image, [0, 5, 2]), (image + 1, [0, 2])])
+    batch = collate([(image, [0, 5, 2], 4), (image + 1, [0, 2], 9)])
     assert isinstance(batch, PairBatch)
     assert batch.image.shape == (2, 3, 8, 8)
     assert batch.text_ids.tolist() == [[0, 5, 2], [0, 2, PAD]]
     assert batch.text_mask.tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert batch.identity.tolist() == [4, 9]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -111,6 +113,6 @@ def test_a_missing_image_is_named(data_copy: Path, tokenizer: Tokenizer) -> None
 def test_bad_samples_cross_processes_whole() -> None:
     bad = BadSample("a.jpg", "expected an image", "line 3", "replace it")
     assert pickle.loads(pickle.dumps(bad)) == bad  # noqa: S301 - our own bytes
-    assert collate([(torch.zeros(3, 8, 8), [0, 2]), bad]) == bad
+    assert collate([(torch.zeros(3, 8, 8), [0, 2], 0), bad]) == bad
     with pytest.raises(InputError, match=r"a\.jpg, line 3: expected an image; replace it"):
         next(checked([bad]))

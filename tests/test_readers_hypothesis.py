@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,15 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from pab.annotations import read_answers, read_id_list, read_retrieval
+from pab.annotations import (
+    Query,
+    TrainPair,
+    read_answers,
+    read_id_list,
+    read_retrieval,
+    read_train_pairs,
+)
+from pab.captions import has_visible
 from pab.errors import InputError
 from pab.ranking import read_ranked_list, write_ranked_list
 from pab.scores import ScoreFile, check_scores, load_scores, save_scores
@@ -133,6 +143,167 @@ def test_odd_values_in_training_shards(tiny_data: Path, tmp_path: Path, data: An
         assert (tiny_data / pair.image).resolve().is_relative_to(tiny_data.resolve())
         assert pair.caption.strip()
         assert pair.image_id.strip()
+
+
+def rows_and_forms(draw: st.DrawFn, row: Callable[[int], dict[str, Any]]) -> Any:
+    """Rows, and the bytes of a file that says the same in one of the forms that are read."""
+    rows = [row(number) for number in range(draw(st.integers(1, 6)))]
+    written = []
+    for one in rows:
+        line = {name: draw(OTHER_FORMS)(name, value) for name, value in one.items()}
+        line |= draw(st.dictionaries(st.sampled_from(UNKNOWN), VALUES, max_size=2))
+        absent = [name for name in OPTIONAL if name not in line]
+        line |= draw(st.dictionaries(st.sampled_from(absent), USELESS)) if absent else {}
+        names = draw(st.permutations(sorted(line)))
+        written.append({name: line[name] for name in names})
+    ascii_only, end = draw(st.booleans()), draw(st.sampled_from(["\n", "\r\n", "\n\n", "\n \r\n"]))
+    indent = draw(st.sampled_from([None, 0, 1]))
+    texts = [json.dumps(line, ensure_ascii=ascii_only) for line in written]
+    spread = [json.dumps(line, ensure_ascii=ascii_only, indent=2) for line in written]
+    text = draw(
+        st.sampled_from(
+            [
+                end.join(texts),
+                end.join(texts) + end,
+                end.join(spread),
+                "\n[" + ",".join(spread) + "]",
+            ]
+            + [json.dumps(written, ensure_ascii=ascii_only, indent=indent)]
+        )
+    )
+    encodings = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+    return rows, text.encode(draw(encodings))
+
+
+UNKNOWN = ["camera", "quality", "change", "weather"]
+OPTIONAL = ["hard_c", "hard_i_id", "source_caption", "normal", "scene"]
+USELESS = st.sampled_from([None, "", "  ", [], {}, True, ["a"]])
+
+
+def same(_: str, value: Any) -> Any:
+    return value
+
+
+def number_id(name: str, value: Any) -> Any:
+    """An id as a number, if it is one's text."""
+    if name.endswith(("_id", "_index")) and str(value).isdecimal() and str(int(value)) == value:
+        return int(value)
+    return value
+
+
+def float_id(name: str, value: Any) -> Any:
+    found = number_id(name, value)
+    return float(found) if type(found) is int else found
+
+
+def listed_caption(name: str, value: Any) -> Any:
+    return [value] if name == "caption" and type(value) is str else value
+
+
+OTHER_FORMS = st.sampled_from([same, same, number_id, float_id, listed_caption])
+
+
+@often
+@given(data=st.data())
+def test_every_mixture_of_forms_gives_the_same_training_pairs(
+    tiny_data: Path, tmp_path: Path, data: Any
+) -> None:
+    def row(number: int) -> dict[str, Any]:
+        fields = {"image": f"train/{number}.jpg", "caption": f"é {number}", "image_id": str(number)}
+        return fields | {"source_id": f"{number // 2}_{number % 2}", "hard_i_id": str(number + 1)}
+
+    rows, content = rows_and_forms(data.draw, row)
+    path = tmp_path / "pair_0.json"
+    path.write_bytes(content)
+    found = TrainingSet.open(tiny_data, [path], cache_dir=tmp_path / "cache")
+    assert list(found) == [TrainPair(**row) for row in rows]
+    assert list(read_train_pairs(path)) == list(found)
+    assert found.videos.tolist() == [number // 2 for number in range(len(rows))]
+
+
+@often
+@given(data=st.data())
+def test_every_mixture_of_forms_gives_the_same_queries(tmp_path: Path, data: Any) -> None:
+    rows, content = rows_and_forms(
+        data.draw, lambda number: {"query_index": f"{number}", "caption": f"é {number}"}
+    )
+    path = tmp_path / "query.json"
+    path.write_bytes(content)
+    assert read_retrieval(path).queries == [Query(r["query_index"], r["caption"]) for r in rows]
+
+
+FAULTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "cut short": lambda row: json.dumps(row).encode()[:-4],
+    "no caption": lambda row: json.dumps({**row, "caption": "\u200b"}).encode(),
+    "no id": lambda row: json.dumps({k: v for k, v in row.items() if k != "image_id"}).encode(),
+    "half an id": lambda row: json.dumps({**row, "image_id": 0.5}).encode(),
+    "two captions": lambda row: json.dumps({**row, "caption": ["a", "b"]}).encode(),
+    "outside": lambda row: json.dumps({**row, "image": "../x.jpg"}).encode(),
+    "a field twice": lambda row: json.dumps(row).encode()[:-1] + b', "image": "b.jpg"}',
+    "another encoding": lambda row: (
+        json.dumps({**row, "caption": "?"}).encode().replace(b"?", b"\xe9")
+    ),
+    "not an object": lambda row: json.dumps([row]).encode(),
+}
+
+
+@often
+@given(data=st.data())
+def test_a_mutated_line_is_found_with_its_number(
+    tiny_data: Path, tmp_path: Path, data: Any
+) -> None:
+    rows = rows_of(tiny_data / "annotation/train/pair_0.json")
+    wrong = data.draw(st.sets(st.integers(1, len(rows)), min_size=1, max_size=4))
+    # A list on the first line makes the file an array; a broken one is told by the second.
+    kinds = {n: data.draw(st.sampled_from(sorted(FAULTS))) for n in wrong}
+    kinds = {
+        n: "no id" if n == 1 and kind == "not an object" else kind for n, kind in kinds.items()
+    }
+    written = [
+        FAULTS[kinds[n]](row) if n in wrong else json.dumps(row).encode()
+        for n, row in enumerate(rows, start=1)
+    ]
+    mark, end = data.draw(st.sampled_from([(b"", b"\n"), (b"\xef\xbb\xbf", b"\r\n")]))
+    path = tmp_path / "pair_0.json"
+    path.write_bytes(mark + end.join(written))
+    with pytest.raises(InputError) as caught:
+        TrainingSet.open(tiny_data, [path], cache_dir=tmp_path / "cache")
+    named = [int(n) for n in re.findall(r"pair_0\.json, line (\d+): ", str(caught.value))]
+    assert named == sorted(wrong)
+    left = TrainingSet.open(tiny_data, [path], tmp_path / "cache", skip_bad_lines=True)
+    kept = [row["image_id"] for n, row in enumerate(rows, start=1) if n not in wrong]
+    assert left.image_ids() == kept
+    with pytest.raises(InputError):
+        list(read_train_pairs(path))
+
+
+@often
+@given(
+    captions=st.lists(st.text(max_size=15).filter(has_visible), min_size=1, max_size=5),
+    separator=st.sampled_from("\t,;"),
+    end=st.sampled_from(["\n", "\r\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_tables_come_back(
+    tmp_path: Path, captions: list[str], separator: str, end: str, encoding: str
+) -> None:
+    path = tmp_path / "pairs.csv"
+    with path.open("w", encoding=encoding, newline="") as handle:
+        rows = csv.writer(handle, delimiter=separator, lineterminator=end, quoting=csv.QUOTE_ALL)
+        rows.writerow(["filepath", "title"])
+        rows.writerows((f"{number}.jpg", text) for number, text in enumerate(captions))
+    found = TrainingSet.open(path, cache_dir=tmp_path / "cache")
+    assert [pair.caption for pair in found] == captions
+
+
+@often
+@given(data=st.data())
+def test_damaged_tables(tmp_path: Path, data: Any) -> None:
+    path = tmp_path / "pairs.csv"
+    good = b'filepath,title\na.jpg,"a man, who falls"\nb.jpg,a woman\n'
+    path.write_bytes(data.draw(damaged(good)))
+    for read in (read_retrieval, lambda p: list(TrainingSet.open(p, cache_dir=tmp_path / "cache"))):
+        read_or_refused(lambda read=read: read(path))
 
 
 @often

@@ -14,9 +14,11 @@ import pytest
 from torch.utils.data import DataLoader
 
 import pab.training_set
-from pab.annotations import read_train_pairs
+from pab.annotations import read_retrieval, read_train_pairs, retrieval_of_pairs
 from pab.errors import InputError
-from pab.training_set import TrainingSet, find_shards
+from pab.notices import forget_notices
+from pab.splits import write_split
+from pab.training_set import SKIPPED, TrainingSet, find_shards
 
 
 def pair(shard: int, k: int, **more: Any) -> dict[str, Any]:
@@ -108,7 +110,9 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(
     TrainingSet.open(root)
     checks = []
     check = pab.training_set._check_lines
-    monkeypatch.setattr(pab.training_set, "_check_lines", lambda s: checks.append(s) or check(s))
+    monkeypatch.setattr(
+        pab.training_set, "_check_lines", lambda *args: checks.append(args) or check(*args)
+    )
     TrainingSet.open(root)
     assert not checks
     write_shard(root, 2, *(pair(2, k, caption="new") for k in range(5)))
@@ -175,17 +179,124 @@ def test_a_damaged_index_is_named(root: Path, damage: bytes) -> None:
         (pair(2, 9, caption=""), "pair_2.json, line 5: field 'caption': .*an empty text"),
         (pair(2, 9, caption=3), "pair_2.json, line 5: field 'caption': .*the number 3"),
         (pair(2, 9, image="../../x"), "pair_2.json, line 5: field 'image': .*leaves it"),
-        (pair(2, 9, extra=1), "pair_2.json, line 5: unknown field 'extra'"),
+        (pair(2, 9, caption="\u200b"), "pair_2.json, line 5: .*a visible character"),
         (pair(0, 1), "pair_2.json, line 5: .*'0_1' already in pair_0.json, line 2"),
     ],
 )
-def test_bad_lines_are_named_and_leave_no_index(
+def test_bad_lines_are_named_at_every_opening(
     root: Path, bad: dict[str, Any], message: str
 ) -> None:
     write_shard(root, 2, *(pair(2, k) for k in range(4)), bad)
-    with pytest.raises(InputError, match=message):
+    for _ in range(2):
+        with pytest.raises(InputError, match=message + ".*; mend them, or leave them out with"):
+            TrainingSet.open(root)
+
+
+def test_bad_lines_are_left_out_if_asked(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = TrainingSet.open(root)
+    expected = ids(whole)
+    whole.write_skipped(tmp_path)
+    assert not (tmp_path / SKIPPED).exists()
+    bad = [pair(2, 9, caption=""), pair(2, 8, image="/x.jpg"), pair(0, 1), pair(2, 7, caption=" ")]
+    write_shard(root, 2, *(pair(2, k) for k in range(4)), *bad)
+    path = root / "annotation/train/pair_2.json"
+    path.write_bytes(path.read_bytes() + b"{\n")
+    with pytest.raises(InputError, match=r"found 5 bad ones \(2 x field 'caption': .*line 9: "):
         TrainingSet.open(root)
+    for _ in range(2):
+        forget_notices()
+        capsys.readouterr()
+        pairs = TrainingSet.open(root, skip_bad_lines=True)
+        assert pairs.skipped == 5
+        assert ids(pairs) == expected
+        said = capsys.readouterr().err
+        assert "5 bad lines are left out: 2 x field 'caption': expected a text" in said
+        assert "checking and indexing" not in said
+    pairs.write_skipped(tmp_path / "out")
+    listed = (tmp_path / "out" / SKIPPED).read_text().splitlines()
+    assert [line.partition("pair_2.json, ")[2].partition(":")[0] for line in listed] == [
+        f"line {n}" for n in range(5, 10)
+    ]
+    assert pairs.fingerprint() == whole.fingerprint()
+    write_shard(root, 2, *(pair(2, k) for k in range(3)), pair(2, 3, caption=""))
+    fewer = TrainingSet.open(root, skip_bad_lines=True)
+    assert len(fewer) == 11
+    assert fewer.fingerprint() != whole.fingerprint()
+
+
+def test_a_set_of_bad_lines_only_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, *(pair(0, k, caption="") for k in range(3)))
+    with pytest.raises(InputError, match=r"pair_0.json: .*found none: 3 bad lines \(3 x field"):
+        TrainingSet.open(tmp_path, skip_bad_lines=True)
+
+
+def test_what_was_ignored_is_said_at_every_opening(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shard(root, 2, *(pair(2, k, camera="c", scene="", hard_i_id=k) for k in range(4)))
+    for _ in range(2):
+        forget_notices()
+        pairs = TrainingSet.open(root)
+        said = capsys.readouterr().err
+        assert "unknown fields are ignored: camera (4 lines)" in said
+        assert "treated as absent: scene empty (4 lines)" in said
+    assert [pairs[n].hard_i_id for n in range(4, 8)] == ["0", "1", "2", "3"]
+
+
+FORMS = {
+    "byte-order mark": lambda rows: b"\xef\xbb\xbf" + json_lines(rows).encode(),
+    "UTF-16": lambda rows: json_lines(rows).encode("utf-16"),
+    "array": lambda rows: json.dumps(rows, ensure_ascii=False).encode(),
+    "array, one per line": lambda rows: json.dumps(rows, indent=0).encode(),
+    "array, spread out, marked": lambda rows: (
+        b"\xef\xbb\xbf" + json.dumps(rows, indent=2, ensure_ascii=False).encode()
+    ),
+    "objects over several lines": lambda rows: "\r\n".join(
+        json.dumps(row, indent=2, ensure_ascii=False) for row in rows
+    ).encode(),
+}
+
+
+def json_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_pairs(root: Path, form: str) -> None:
+    expected = list(TrainingSet.open(root))
+    path = root / "annotation/train/pair_2.json"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    path.write_bytes(FORMS[form](rows))
+    pairs = TrainingSet.open(root)
+    assert list(pairs) == expected
+    copies = [p.name for p in pairs._index.glob("shard_*")]
+    assert copies == (["shard_1.json"] if form == "UTF-16" else []), "read where it lies"
+
+
+def test_a_broken_array_is_named_by_its_own_file(root: Path) -> None:
+    path = root / "annotation/train/pair_2.json"
+    path.write_bytes('[{"image": "a.jpg"},\n{]'.encode("utf-16"))
+    with pytest.raises(InputError, match=r"train/pair_2\.json, line 2: .*broken JSON"):
+        TrainingSet.open(root, skip_bad_lines=True)
     assert list((root / ".cache").iterdir()) == []
+
+
+def test_captions_of_one_image_share_its_identity(tmp_path: Path) -> None:
+    one, other = {"image": "a.jpg", "caption": "x"}, {"image": "b.jpg", "caption": "y"}
+    rows = [{**one, "image_id": "a#0"}, {**other, "image_id": "b#0"}, {**one, "image_id": "a#1"}]
+    rows += [{**other, "image_id": "a#2"}, {**one, "image_id": "a"}]
+    write_shard(tmp_path, 0, *rows)
+    pairs = TrainingSet.open(tmp_path)
+    assert [pairs.identity(n) for n in range(5)] == [0, 1, 0, 3, 4]
+    assert pairs.videos.tolist() == [0, 1, 0, 2, 3]
+    assert pairs.subset(np.array([2, 4])).identity(0) == 0
+    write_split(tmp_path / "out", pairs, np.array([1, 3, 4]), np.array([0, 2]))
+    found = read_retrieval(tmp_path / "out/val_pairs.json", image_folder=tmp_path)
+    assert [query.query_id for query in found.queries] == ["a#0", "a#1"]
+    assert found.relevant == {"a#0": frozenset({"a"}), "a#1": frozenset({"a"})}
+    assert found == retrieval_of_pairs([pairs[0], pairs[2]], tmp_path)
 
 
 def test_broken_json_on_line_17(tmp_path: Path) -> None:

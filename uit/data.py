@@ -30,7 +30,7 @@ class UitSample(NamedTuple):
 
     Attributes:
         image: [3, S, S].
-        pair: number of the pair in the training set; its identity, for every pair has its own.
+        identity: see :meth:`pab.training_set.TrainingSet.identity`.
         ids, augmented, hidden: the caption's ids, those of its augmented version, and its ids with
             pieces hidden.
         chosen: positions of the hidden pieces.
@@ -38,7 +38,7 @@ class UitSample(NamedTuple):
     """
 
     image: Tensor
-    pair: int
+    identity: int
     ids: list[int]
     augmented: list[int]
     hidden: list[int]
@@ -96,7 +96,8 @@ class UitDataset(TrainingSamples):
         chosen: list[int] = []
         if draws.masking is not None:
             hidden, chosen = hide_words(ids, self.tokenizer, draws.masking, draw)
-        return UitSample(pixels, index, ids, augmented, hidden, chosen, draw.getrandbits(32))
+        identity = self.pairs.identity(index)
+        return UitSample(pixels, identity, ids, augmented, hidden, chosen, draw.getrandbits(32))
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Collate:
             blocks = hide_blocks(self.blocks, self.block_ratio, Random(rows[0].block_seed))
         return UitBatch(
             image=torch.stack([row.image for row in rows]),
-            identity=torch.tensor([row.pair for row in rows]),
+            identity=torch.tensor([row.identity for row in rows]),
             text_ids=text_ids,
             text_mask=text_mask,
             masked_ids=masked_ids,

@@ -17,7 +17,7 @@ import torch
 from pab.config import add_debug_flag, config_from_args, names_flag, with_debug
 from pab.errors import InputError, run_cli
 from pab.files import existing_file
-from pab.training_data import training_shards
+from pab.training_data import training_sources
 from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
 from uit.infer import main as infer
@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(
                 "--evaluate", "expected the weights to score", todo="give --checkpoint"
             )
-        evaluate(config, own.k_test)
+        evaluate(config, own.k_test, same_caption_counts=own.same_caption_counts)
         return
+    if own.same_caption_counts:
+        raise InputError("--same_caption_counts", "goes with --evaluate")
     count = _process_count(own.dist, config)
     passed = _without_own_flags(given)
     if count == 1:
@@ -72,7 +74,7 @@ def check_inputs(config: TrainConfig) -> None:
     Raises:
         InputError: data, vocabulary or weights are not there.
     """
-    training_shards(config)
+    training_sources(config)
     Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     text_draws(config)
     for path in (config.checkpoint, config.swin, config.bert and bert_file(config.bert)):
@@ -80,7 +82,7 @@ def check_inputs(config: TrainConfig) -> None:
             existing_file(path, "weights to start from")
 
 
-def evaluate(config: TrainConfig, k_test: int) -> None:
+def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = False) -> None:
     """Score the labelled test with ``--checkpoint``; print metrics, write both files.
 
     Raises:
@@ -91,6 +93,7 @@ def evaluate(config: TrainConfig, k_test: int) -> None:
     infer(
         [*words, "--checkpoint", config.checkpoint, "--k_test", str(k_test)]
         + ["--annotation", str(Path(config.data_path) / TEST)]
+        + ["--same_caption_counts"] * same_caption_counts
         + ["--save_score", str(output / "score_test.pt")]
         + ["--output_file", str(output / "predictions_test.txt")]
     )
@@ -114,6 +117,10 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--k_test", type=int, default=128, metavar="N",
         help="candidates a query that --evaluate re-ranks (default 128)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--same_caption_counts", action="store_true",
+        help="with --evaluate: count every image whose line lists the same caption as right",
     )  # fmt: skip
     parser.add_argument("--bs", metavar="N", help="short for --batch_size")
     parser.add_argument("--epo", metavar="N", help="short for --epochs")

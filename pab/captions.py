@@ -1,0 +1,44 @@
+"""Check that a caption shows something to every text encoder.
+
+BERT's normaliser drops controls, format characters, private code points and combining marks;
+SentencePiece's drops most of them. OpenCLIP's cleaning decodes HTML entities and repairs broken
+encodings. A caption that any of them empties is bad for every model, so that all models always
+score the same captions.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+FEWEST_WORDS = 50  # words that BLIP-2's published processor reads, the fewest of all models
+# Invisible, though Unicode calls them letters or symbols: Hangul fillers, Braille blank, and the
+# mark that stands for a blank in SentencePiece.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u2581\ufffd")
+_DROPPED = frozenset(("Cc", "Cf", "Co", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"))
+_ORDINARY = re.compile("[0-9A-Za-z]")
+
+
+def has_visible(caption: str) -> bool:
+    """Whether every tokenizer finds at least one piece in the caption's first 50 words."""
+    found = _ORDINARY.search(caption)
+    # Fifty words are at least 99 characters long, so this character is in one of them.
+    if found and found.start() < 2 * FEWEST_WORDS and "&" not in caption and "\x1b" not in caption:
+        return True
+    head = " ".join(caption.split()[:FEWEST_WORDS])
+    return _shows(head) and _shows(_cleaned_for_clip(caption))
+
+
+def _shows(text: str) -> bool:
+    return any(
+        character not in _BLANK and unicodedata.category(character) not in _DROPPED
+        for character in text
+    )
+
+
+def _cleaned_for_clip(text: str) -> str:
+    """The text as OpenCLIP's tokenizer sees it."""
+    import ftfy  # comes with open_clip
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))

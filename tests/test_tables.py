@@ -1,0 +1,411 @@
+"""Tables and folders of captioned images: the same pairs as JSON lines, and every bad row named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pab.annotations import read_retrieval
+from pab.contrastive import symmetric_infonce
+from pab.errors import InputError
+from pab.notices import forget_notices
+from pab.tables import TableColumns, is_captioned_folder
+from pab.training_set import SKIPPED, TrainingSet
+from tests.conftest import MODEL, draw
+
+ROWS = [("a/0.jpg", "a man falls"), ("a/1.jpg", 'he said "stop", then fell'), ("a/0.jpg", "again")]
+PAIRS = [
+    ("a/0.jpg", "a/0#0", "a man falls"),
+    ("a/1.jpg", "a/1#0", 'he said "stop", then fell'),
+    ("a/0.jpg", "a/0#1", "again"),
+]
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def table_text(separator: str = ",", header: tuple[str, str] = ("filepath", "title")) -> str:
+    rows = [header, *((image, quoted(caption)) for image, caption in ROWS)]
+    return "".join(separator.join(row) + "\n" for row in rows)
+
+
+def write_images(root: Path) -> None:
+    for image, _ in ROWS:
+        draw(root / image, len(image), True)
+
+
+def found_in(path: Path, root: Path | None = None, **options: object) -> list[tuple[str, ...]]:
+    pairs = TrainingSet.open(root or path, [path] if root else None, **options)  # type: ignore[arg-type]
+    return [(pair.image, pair.image_id, pair.caption) for pair in pairs]
+
+
+TABLES = {
+    "tabs": table_text("\t").encode(),
+    "commas": table_text().encode(),
+    "semicolons": table_text(";").encode(),
+    "byte-order mark": b"\xef\xbb\xbf" + table_text().encode(),
+    "UTF-16, as spreadsheets save it": table_text("\t").encode("utf-16"),
+    "line ends of Windows": table_text().replace("\n", "\r\n").encode(),
+    "blank lines": table_text().replace("\n", "\n\n").encode(),
+    "further columns": table_text()
+    .replace("title\n", "title,split\n")
+    .replace('"\n', '",train\n')
+    .encode(),
+    "blanks in the header": table_text().replace("filepath,title", "filepath, title").encode(),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_form_of_a_table(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(TABLES[name])
+    assert found_in(path) == PAIRS
+    found = read_retrieval(path)
+    assert [(q.query_id, q.caption) for q in found.queries] == [
+        ("a/0#0", "a man falls"), ("a/0#1", "again"), ("a/1#0", PAIRS[1][2]),
+    ]  # fmt: skip
+    assert found.relevant == {
+        "a/0#0": frozenset({"a/0"}), "a/0#1": frozenset({"a/0"}), "a/1#0": frozenset({"a/1"}),
+    }  # fmt: skip
+    assert found.gallery is not None
+    assert [image.path for image in found.gallery] == [tmp_path / "a/0.jpg", tmp_path / "a/1.jpg"]
+
+
+def test_what_was_assumed_of_a_table_is_said_at_every_opening(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text(table_text())
+    for _ in range(2):
+        forget_notices()
+        TrainingSet.open(path)
+        assert "pairs.csv: columns are separated by commas" in capsys.readouterr().err
+    TrainingSet.open(path, columns=TableColumns(separator=","))
+    forget_notices()
+    TrainingSet.open(path, columns=TableColumns(separator=","))
+    assert capsys.readouterr().err.count("columns are separated") == 0
+
+
+def test_names_of_columns(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text(table_text("\t", ("image", "text")))
+    assert found_in(path, columns=TableColumns("image", "text")) == PAIRS
+    with pytest.raises(
+        InputError, match=r"line 1: expected columns 'filepath' and 'title', .*csv_"
+    ):
+        TrainingSet.open(path)
+    path.write_text("filepath\ttitle\ttitle\na.jpg\tb\tc\n")
+    with pytest.raises(InputError, match="expected every column once, found 'title' twice"):
+        TrainingSet.open(path)
+    path.write_text("")
+    with pytest.raises(InputError, match="expected a header line"):
+        read_retrieval(path)
+
+
+@pytest.mark.parametrize("place", [".", "lists"])
+def test_where_image_paths_start_from(tmp_path: Path, place: str) -> None:
+    """The table's folder or the data root, or they are absolute and inside the root."""
+    write_images(tmp_path)
+    (tmp_path / place).mkdir(exist_ok=True)
+    path = tmp_path / place / "pairs.csv"
+    path.write_text(table_text())
+    assert found_in(path, tmp_path) == PAIRS
+    path.write_text(table_text().replace("a/", f"{tmp_path}/a/"))
+    assert found_in(path, tmp_path) == PAIRS
+    if place == "lists":
+        path.write_text(table_text().replace("a/", "../a/"))
+        assert found_in(path, tmp_path) == PAIRS
+        found = read_retrieval(path, image_folder=tmp_path)
+        assert {query.image_id for query in found.queries} == {"a/0", "a/1"}
+        with pytest.raises(InputError, match=r"found 3 bad ones .*a path that leaves it"):
+            read_retrieval(path)
+
+
+BAD_ROWS = {
+    "no caption": ("a.jpg,\n", "line 3: field 'caption': .*an empty text"),
+    "no image": (",a man\n", "line 3: field 'image': .*an empty text"),
+    "nothing visible": ("a.jpg,\u200b\n", "line 3: field 'caption': .*a visible character"),
+    "too many columns": ("a.jpg,a man, who falls\n", "line 3: expected 2 columns, found 3"),
+    "too few columns": ("a.jpg\n", "line 3: expected 2 columns, found 1"),
+    "leaves the folder": ("../a.jpg,a man\n", "line 3: field 'image': .*leaves it"),
+    "absolute": ("/etc/a.jpg,a man\n", "line 3: field 'image': .*leaves it"),
+    "backslashes": ("a\\b.jpg,a man\n", "line 3: field 'image': .*backslashes"),
+    "text behind a quote": ('a.jpg,"a" man\n', "line 3: expected a row of quoted fields"),
+    "a quote that stays open": ('a.jpg,"a man\nb.jpg,x\nc.jpg,y\n', "lines 3 to 6: expected a row"),
+    "other bytes than UTF-8": ("a.jpg,caf\udce9\n", "line 3: expected UTF-8 text, found byte 0xe9"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_are_named(tmp_path: Path, name: str) -> None:
+    text, message = BAD_ROWS[name]
+    path = tmp_path / "pairs.csv"
+    whole = f"filepath,title\nz.jpg,fine\n{text}"
+    if "open" not in name:
+        whole += "y.jpg,fine too\n"
+    else:
+        whole += "d.jpg,z\n"
+    path.write_bytes(whole.encode("utf-8", "surrogateescape"))
+    for read in (read_retrieval, TrainingSet.open):
+        with pytest.raises(InputError, match=rf"pairs.csv, {message}"):
+            read(path)
+    pairs = TrainingSet.open(path, skip_bad_lines=True)
+    assert pairs.skipped == 1
+    assert pairs[0].caption == "fine"
+    assert len(pairs) == (1 if "open" in name else 2)
+    pairs.write_skipped(tmp_path)
+    assert len((tmp_path / SKIPPED).read_text().splitlines()) == 1
+
+
+def test_the_same_name_with_two_endings_is_refused_for_scoring(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("filepath,title\na.jpg,x\na.png,y\n")
+    with pytest.raises(InputError, match=r"line 3: .*more than their ending, found 'a.jpg' and"):
+        read_retrieval(path)
+    assert [pair.image for pair in TrainingSet.open(path, skip_bad_lines=True)] == ["a.jpg"]
+
+
+def test_a_changed_table_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text(table_text())
+    assert found_in(path) == PAIRS
+    path.write_text(table_text() + "b.jpg,new\n")
+    assert found_in(path)[3:] == [("b.jpg", "b#0", "new")]
+
+
+# ---------------------------------------------------------------------------------------- folders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for name in ("0", "in/1", "in/2"):
+        draw(root / f"{name}.jpg", len(name), True)
+        (root / f"{name}.txt").write_text(f"a man {name}\n")
+    return root
+
+
+def test_a_folder_of_images_with_texts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "in/1.txt").write_bytes("\ufeffa man \r\n\r\n who falls\r\n".encode())
+    (folder / "README.txt").write_text("not a caption")
+    expected = [
+        ("0.jpg", "0#0", "a man 0"),
+        ("in/1.jpg", "in/1#0", "a man who falls"),
+        ("in/2.jpg", "in/2#0", "a man in/2"),
+    ]
+    assert found_in(folder) == expected
+    found = read_retrieval(folder)
+    assert [query.query_id for query in found.queries] == ["0#0", "in/1#0", "in/2#0"]
+    assert found.gallery is not None
+    assert all(image.path.is_file() for image in found.gallery)
+    said = capsys.readouterr().err
+    assert "1 text files have no image beside them and are ignored" in said
+    assert "1 text files of several lines are read as one caption each" in said
+    (folder / "0.txt").write_text("a woman 0")
+    assert found_in(folder)[0][2] == "a woman 0"
+
+
+def test_an_image_without_its_text_is_named(folder: Path) -> None:
+    (folder / "in/1.txt").unlink()
+    (folder / "in/2.txt").write_text(" \n")
+    for read in (read_retrieval, TrainingSet.open):
+        with pytest.raises(
+            InputError, match=r"found 2 bad ones .*image 'in/1.jpg': expected a text"
+        ):
+            read(folder)
+    assert found_in(folder, skip_bad_lines=True) == [("0.jpg", "0#0", "a man 0")]
+
+
+def test_folders_that_are_none(tiny_data: Path, tmp_path: Path) -> None:
+    assert not is_captioned_folder(tiny_data)
+    assert not is_captioned_folder(tmp_path / "missing")
+    assert not is_captioned_folder(tiny_data / "test")
+    with pytest.raises(InputError, match="found a directory"):
+        read_retrieval(tiny_data / "test")
+
+
+def test_a_link_to_a_folder_or_table_is_what_it_leads_to(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    expected = found_in(folder)
+    assert found_in(tmp_path / "link") == expected
+    assert len(read_retrieval(tmp_path / "link").queries) == 3
+    (folder / "pairs.csv").write_text("filepath,title\n0.jpg,a man\n")
+    assert found_in(tmp_path / "link/pairs.csv") == [("0.jpg", "0#0", "a man")]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/pairs.csv").symlink_to(folder / "pairs.csv")
+    assert found_in(tmp_path / "other/pairs.csv") == [("0.jpg", "0#0", "a man")]
+
+
+def test_paths_start_anew_when_the_images_appear_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "lists/pairs.csv"
+    path.parent.mkdir()
+    path.write_text("filepath,title\n0.jpg,a man\n")
+    assert found_in(path, tmp_path) == [("0.jpg", "0#0", "a man")]
+    draw(tmp_path / "lists/0.jpg", 0, True)
+    assert found_in(path, tmp_path) == [("lists/0.jpg", "lists/0#0", "a man")]
+
+
+def test_links_back_to_a_folder_above_do_not_matter(folder: Path) -> None:
+    (folder / "in/up").symlink_to(folder)
+    assert len(found_in(folder)) == 3
+
+
+# --------------------------------------------------------------------------------- from end to end
+
+
+def infonce_by_hand(image: Tensor, text: Tensor, scale: Tensor, identity: list[int]) -> Tensor:
+    """The mean of each row's own loss over the columns that are its negatives, and itself."""
+    logits = scale.exp() * image @ text.T
+    losses = []
+    for rows in (logits, logits.T):
+        for i, row in enumerate(rows):
+            kept = [j for j in range(len(row)) if j == i or identity[j] != identity[i]]
+            losses.append(row[kept].logsumexp(0) - row[i])
+    return torch.stack(losses).mean()
+
+
+def test_captions_of_one_image_are_no_negatives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=generator), dim=-1)
+    image, text = vectors.requires_grad_()
+    scale, identity = torch.tensor(2.0), [0, 1, 0, 3, 1]
+    loss = symmetric_infonce(image, text, scale, torch.tensor(identity))
+    by_hand = infonce_by_hand(image, text, scale, identity)
+    assert loss.item() == pytest.approx(by_hand.item())
+    (gradient,) = torch.autograd.grad(loss, vectors)
+    assert bool(gradient.isfinite().all())
+    plain = symmetric_infonce(image, text, scale)
+    assert loss.item() < plain.item()
+    assert torch.equal(symmetric_infonce(image, text, scale, torch.arange(5)), plain)
+
+
+@pytest.fixture
+def own_table(tiny_data: Path, tmp_path: Path) -> Path:
+    """The tiny training pairs as a table; every third image has a second caption."""
+    root = tmp_path / "own"
+    lines = ["filepath,title"]
+    for shard in sorted((tiny_data / "annotation/train").glob("*.json")):
+        for number, line in enumerate(shard.read_text().splitlines()):
+            row = json.loads(line)
+            image = root / "photos" / row["image"].replace("/", "_")
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes((tiny_data / row["image"]).read_bytes())
+            lines.append(f"photos/{image.name},{quoted(row['caption'])}")
+            if number % 3 == 0:
+                lines.append(f"photos/{image.name},{quoted('Again: ' + row['caption'])}")
+            image.with_suffix(".txt").write_text(row["caption"])
+    path = root / "pairs.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("form", ["table", "folder"])
+def test_lhp_trains_validates_and_scores(
+    own_table: Path, form: str, tokenizer_file: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from lhp.infer import main as infer
+    from lhp.train import main as train
+    from pab.run_log import read_log
+
+    data = own_table if form == "table" else own_table.parent / "photos"
+    if form == "table":
+        data.write_text(data.read_text() + "photos/none.jpg,\u200b\n")
+    out = tmp_path / "out"
+    train([
+        "--model", MODEL, "--input_size", "64", "--data_path", str(data), "--batch_size", "8",
+        "--sentencepiece_model", str(tokenizer_file), "--output_dir", str(out), "--epochs", "1",
+        "--val_pairs", "6", "--num_workers", "0", "--dtype", "fp32", "--device", "cpu",
+        "--warmup_steps", "1", "--cache_dir", str(tmp_path / "cache"), "--skip_bad_lines",
+    ])  # fmt: skip
+    assert (out / SKIPPED).exists() == (form == "table")
+    (figures,) = read_log(out / "log.jsonl", "val")
+    assert 0 <= figures["R@1"] <= 100
+    capsys.readouterr()
+    infer([
+        "--model", MODEL, "--checkpoint", str(out / "checkpoint-final.pth"),
+        "--tokenizer", str(tokenizer_file), "--annotation", str(out / "val_pairs.json"),
+        "--image_folder", str(data.parent if form == "table" else data), "--num_workers", "0",
+        "--device", "cpu", "--save_score", "none", "--output_file", "none", "--input_size", "64",
+    ])  # fmt: skip
+    printed = capsys.readouterr().out.splitlines()[1].split()
+    assert printed[2] == f"{figures['R@1']:.2f}", "scoring the split gives what validation gave"
+
+
+def test_uit_trains_and_evaluates(
+    own_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from uit.infer import main as infer
+    from uit.make_vocabulary import make_vocabulary
+    from uit.run import main as run
+
+    monkeypatch.chdir(Path(__file__).parents[1])
+    captions = [pair.caption for pair in TrainingSet.open(own_table)]
+    make_vocabulary(captions, tmp_path / "bert", 200)
+    sizes = ["--model", "uit_debug", "--input_size", "32", "--window", "4", "--device", "cpu"]
+    sizes += ["--text_encoder", str(tmp_path / "bert"), "--num_workers", "0"]
+    sizes += ["--max_words", "20", "--max_text_length", "24"]
+    run([
+        *sizes, "--data_path", str(own_table), "--output_dir", str(tmp_path / "out"), "--bs", "6",
+        "--epo", "1", "--val_pairs", "6", "--schedule", "linear", "--warmup_steps", "1",
+        "--mim_block", "8", "--dtype", "fp32", "--checkpoint", "", "--no_synonyms",
+    ])  # fmt: skip
+    capsys.readouterr()
+    infer([
+        *sizes, "--checkpoint", str(tmp_path / "out/checkpoint-final.pth"), "--k_test", "5",
+        "--annotation", str(own_table), "--save_score", str(tmp_path / "s.pt"),
+        "--output_file", str(tmp_path / "list.txt"),
+    ])  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["all", "32"]
+
+
+def test_rules_and_columns_are_flags_of_the_commands(
+    own_table: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    from pab.evaluate import main as evaluate
+
+    own_table.write_text(own_table.read_text().replace("filepath,title", "image,text"))
+    found = read_retrieval(own_table, columns=TableColumns("image", "text", ","))
+    (tmp_path / "list.txt").write_text("".join(f"{q.image_id}\n" for q in found.queries))
+    words = ["--predictions", str(tmp_path / "list.txt"), "--annotation", str(own_table)]
+    named = ["--csv_image_key", "image", "--csv_caption_key", "text", "--csv_separator", ","]
+    evaluate([*words, *named, "--json", str(tmp_path / "m.json"), "--same_caption_counts"])
+    figures = json.loads((tmp_path / "m.json").read_text())
+    assert figures["relevance"] == "same_caption"
+    assert figures["groups"]["all"]["R@1"] == 100
+    assert "--csv_image_key" in refused(evaluate, words)
+    assert "one character" in refused(evaluate, [*words, "--csv_separator", "ab"])
+
+
+def test_the_rule_of_relevance_is_named_in_what_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    from ensemble.run import main as fuse
+    from pab.compare import main as compare
+    from pab.scores import ScoreFile, load_scores, save_scores
+    from uit.run import main as run
+
+    table = tmp_path / "pairs.csv"
+    table.write_text("filepath,title\na.jpg,same\nb.jpg,same\n")
+    scores = ScoreFile(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), ["a#0", "b#0"], ["a", "b"])
+    save_scores(tmp_path / "s.pt", scores)
+    words = ["--beit3_score", str(tmp_path / "s.pt"), "--annotation", str(table), "--top_k", "2"]
+    words += ["--output_file", str(tmp_path / "list.txt"), "--save_score", str(tmp_path / "f.pt")]
+    for flags, rule, first in (
+        ([], "image_id", "50.00"), (["--same_caption_counts"], "same_caption", "100.00"),
+    ):  # fmt: skip
+        capsys.readouterr()
+        fuse([*words, *flags])
+        assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "2", first]
+        assert load_scores(tmp_path / "f.pt").meta["relevance"] == rule
+        lists = [str(tmp_path / "list.txt")] * 2
+        compare([*lists, "--annotation", str(table), "--json", str(tmp_path / "c.json"), *flags])
+        assert json.loads((tmp_path / "c.json").read_text())["relevance"] == rule
+    assert "goes with --evaluate" in refused(run, ["--same_caption_counts", "--device", "cpu"])

@@ -142,7 +142,7 @@ def read_retrieval(
     own = is_own_data(path)
     if not own:
         path = existing_file(annotation, "an annotation file")
-        if _holds_queries(path):
+        if _holds_queries(path, otherwise=answers is not None):
             queries = list(_queries(path))
             if answers is None:
                 return Retrieval(queries, None, None, {})
@@ -581,8 +581,12 @@ class _Locator:
 # ------------------------------------------------------------------------------------ name-masked
 
 
-def _holds_queries(path: Path) -> bool:
+def _holds_queries(path: Path, *, otherwise: bool) -> bool:
     """Whether a file holds name-masked queries: the first object that tells decides.
+
+    Args:
+        path: the file.
+        otherwise: the answer if no object tells, as where none can be read.
 
     Raises:
         InputError: there is nothing in the file.
@@ -600,7 +604,7 @@ def _holds_queries(path: Path) -> bool:
             return _is_caption_map(path)
     if empty:
         raise InputError(path, "expected JSON objects, found no queries: the file is empty")
-    return False
+    return otherwise
 
 
 def _is_caption_map(path: Path) -> bool:

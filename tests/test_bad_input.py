@@ -287,11 +287,22 @@ BAD_ANNOTATIONS: dict[str, tuple[Callable[[Case, Path], None], tuple[str, ...]]]
     "blank caption": (edit_line(lambda row: row.update(caption=" \n")), ("line 3", "empty text")),
     "number": (edit_line(lambda row: row.update(caption=7)), ("line 3", "the number 7")),
     "null": (edit_line(lambda row: row.update(caption=None)), ("line 3", "null")),
-    "unknown field": (edit_line(lambda row: row.update(colour="red")), ("line 3", "'colour'")),
-    "a list": (lambda case, path: write_text(path, "[1, 2]\n"), ("line 1", "a list")),
+    "two captions": (
+        edit_line(lambda row: row.update(caption=["a", "b"])),
+        ("line 3", "a list of 2"),
+    ),
+    "nothing visible": (
+        edit_line(lambda row: row.update(caption="\u200b")),
+        ("line 3", "a visible character"),
+    ),
+    "a list of numbers": (
+        lambda case, path: write_text(path, "[1, 2]\n"),
+        ("2 bad ones", "line 1", "the number 1"),
+    ),
     "no lines": (lambda case, path: write_text(path, ""), (".json",)),
     "blank lines": (lambda case, path: write_text(path, "\n \n"), (".json",)),
-    "no text": (lambda case, path: rewrite(b"\xff\xfe\x00{")(path), ("line 1", "UTF-8")),
+    "no text": (lambda case, path: rewrite(b"\xff\x00{")(path), ("line 1", "UTF-8")),
+    "half of UTF-16": (lambda case, path: rewrite(b"\xff\xfe{")(path), ("UTF-8", "UTF-16")),
 }
 
 

@@ -19,15 +19,15 @@ Person Anomaly Search", arXiv 2411.17776.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pab.errors import InputError
-from pab.files import existing_file, existing_folder
+from pab.files import existing_file
+from pab.image_paths import Locator, checked_path
 from pab.json_lines import (
     bad_text,
     check_known,
@@ -57,7 +57,6 @@ _OPTIONAL = (
 _PAIR_FIELDS = frozenset((*_REQUIRED, *_OPTIONAL))
 _QUERY_FIELDS = frozenset(("query_index", "caption"))
 _ANSWER_FIELDS = frozenset(("gallery", "normal", "anomaly"))
-_SPELLINGS = ("wentwrong", "wentrong")  # releases of PAB disagree on this folder's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,8 @@ def read_retrieval(
             f"an answer key is for name-masked queries, but {path} carries its own labels",
             todo="leave the answer key out",
         )
-    return _labelled(list(read_labelled_images(path)), path, image_folder)
+    root = None if image_folder is None else Path(image_folder)
+    return _labelled(list(read_labelled_images(path, root)), path, image_folder)
 
 
 def retrieval_of_pairs(pairs: Iterable[TrainPair], root: str | Path) -> Retrieval:
@@ -256,13 +256,16 @@ def read_query_order(path: str | Path) -> list[str]:
 # ------------------------------------------------------------------------------ training pairs
 
 
-def train_pair(fields: dict[str, Any], path: Path, item: str) -> TrainPair:
+def train_pair(
+    fields: dict[str, Any], path: Path, item: str, root: Path | None = None
+) -> TrainPair:
     """Check the fields of one training line and make a record of them.
 
     Args:
         fields: the line's JSON object.
         path: the file, for the error.
         item: what to call the line in the error (``"line 17"``).
+        root: the data root; None takes the parent of the ``annotation`` folder around the file.
 
     Raises:
         InputError: a field is missing, unknown, of the wrong type or empty, an image path leaves
@@ -270,22 +273,26 @@ def train_pair(fields: dict[str, Any], path: Path, item: str) -> TrainPair:
     """
     check_known(fields, _PAIR_FIELDS, (*_REQUIRED, *_OPTIONAL), path, item)
     caption = required_text(fields, "caption", path, item)
-    return TrainPair(caption=caption, **_pair_fields(fields, path, item))
+    return TrainPair(caption=caption, **_pair_fields(fields, path, item, root))
 
 
-def _pair_fields(fields: dict[str, Any], path: Path, item: str) -> dict[str, Any]:
+def _pair_fields(
+    fields: dict[str, Any], path: Path, item: str, root: Path | None
+) -> dict[str, Any]:
     """The checked fields of a pair, all but the caption."""
     image = required_text(fields, "image", path, item)
     image_id = required_text(fields, "image_id", path, item)
     checked: dict[str, Any] = {
-        "image": _relative_path(image, "image", path, item),
+        "image": checked_path(image, "image", path, item, root=root),
         "image_id": identifier(image_id, "image_id", path, item),
     }
     for name in _OPTIONAL:
         if name in fields:
             checked[name] = optional_text(fields, name, path, item)
     if checked.get("hard_i") is not None:
-        _relative_path(checked["hard_i"], "hard_i", path, item, below="train")
+        checked["hard_i"] = checked_path(
+            checked["hard_i"], "hard_i", path, item, below="train", root=root
+        )
     source = checked.get("source_id")
     if source is not None:
         video, _, number = source.rpartition("_")
@@ -306,38 +313,15 @@ def _is_normal(normal: str | None, anomaly: str | None) -> bool | None:
     return None if anomaly is None else False
 
 
-def _relative_path(value: str, name: str, path: Path, item: str, below: str = "") -> str:
-    """An image path must be relative and stay inside the data root; ``below`` is a folder of it."""
-    if ".." not in value and value[0] != "/" and "\\" not in value and "\0" not in value:
-        return value
-    found = None
-    if value[0] == "/":
-        found = "an absolute path"
-    elif "\\" in value:
-        found = "a path with backslashes"
-    elif "\0" in value:
-        found = "a path with a NUL character"
-    else:
-        depth = len(PurePosixPath(below).parts)
-        for part in PurePosixPath(value).parts:
-            depth += -1 if part == ".." else 1
-            if depth < 0:
-                found = "a path that leaves it"
-                break
-    if found is None:
-        return value
-    raise InputError(
-        path,
-        f"field {name!r}: expected a path inside the data root, found {found}: {shortened(value)}",
-        item=item,
-    )
-
-
 # ------------------------------------------------------------------------ labelled annotations
 
 
-def read_labelled_images(path: str | Path) -> Iterator[LabelledImage]:
+def read_labelled_images(path: str | Path, root: Path | None = None) -> Iterator[LabelledImage]:
     """Stream the lines of a labelled file or a training shard.
+
+    Args:
+        path: the file.
+        root: the data root; None takes the parent of the ``annotation`` folder around the file.
 
     Raises:
         InputError: the file is missing or unreadable, or a line is bad (named). Repeated ids are
@@ -347,7 +331,7 @@ def read_labelled_images(path: str | Path) -> Iterator[LabelledImage]:
     for number, fields in objects(path):
         item = f"line {number}"
         check_known(fields, _PAIR_FIELDS, (*_REQUIRED, *_OPTIONAL), path, item)
-        checked = _pair_fields(fields, path, item)
+        checked = _pair_fields(fields, path, item, root)
         normal, anomaly = checked.get("normal"), checked.get("anomaly")
         yield LabelledImage(
             image=checked["image"],
@@ -403,113 +387,10 @@ def _labelled(
             if image.twin_id in seen and image.twin_id not in relevant[query_id]:
                 twins[query_id] = image.twin_id  # type: ignore[assignment]
 
-    locate = _Locator(source, image_folder, images)
-    gallery = [GalleryImage(image.image_id, locate(image)) for image in images]
+    locate = Locator(source, image_folder, [image.image for image in images])
+    gallery = [GalleryImage(image.image_id, locate(image.image)) for image in images]
     gallery.sort(key=lambda image: image.gallery_id)
     return Retrieval(queries, gallery, relevant, twins)
-
-
-def data_root(annotation: str | Path) -> Path:
-    """The folder that image paths of an annotation file are relative to.
-
-    It is the parent of the innermost folder called ``annotation`` that holds the file.
-
-    Raises:
-        InputError: no folder above the file is called ``annotation``.
-    """
-    for folder in Path(annotation).absolute().parents:
-        if folder.name == "annotation":
-            return folder.parent
-    raise InputError(
-        annotation,
-        "expected a file under ROOT/annotation/, found no folder of that name above it",
-        todo="say where the images are with --image_folder",
-    )
-
-
-def spellings(image: str) -> tuple[str, ...]:
-    """An image path as written, and with ``wentwrong`` spelt the other way if it is in there."""
-    for spelling, other in (_SPELLINGS, _SPELLINGS[::-1]):
-        if f"/{spelling}/" in f"/{image}":
-            return image, f"/{image}".replace(f"/{spelling}/", f"/{other}/")[1:]
-    return (image,)
-
-
-def image_file(root: str | Path, image: str) -> Path:
-    """The file of an image path relative to ``root``, under either spelling of ``wentwrong``.
-
-    ``..`` is resolved before links are followed, so a path that was found safe stays safe. Where
-    neither spelling exists, the path as written is returned, and opening it tells what is missing.
-    """
-    written, *others = (Path(root, path) for path in spellings(os.path.normpath(image)))
-    for other in others:
-        if not written.exists() and other.exists():
-            return other
-    return written
-
-
-class _Locator:
-    """Finds the files of a labelled file's images; see :func:`read_retrieval` for the rule."""
-
-    def __init__(
-        self, source: Path, image_folder: str | Path | None, images: list[LabelledImage]
-    ) -> None:
-        self.source = source
-        self.drop = 0
-        if image_folder is None:
-            self.root = data_root(source)
-        else:
-            self.root = existing_folder(image_folder, "the folder of the images")
-            self.drop = self._leading_folders_to_drop(images)
-        self.real_folders: dict[Path, Path] = {}
-        self.used: dict[Path, str] = {}
-
-    def _leading_folders_to_drop(self, images: list[LabelledImage]) -> int:
-        for image in images:
-            parts = PurePosixPath(os.path.normpath(image.image)).parts
-            for drop in range(len(parts)):
-                if image_file(self.root, "/".join(parts[drop:])).exists():
-                    return drop
-        return 0
-
-    def __call__(self, image: LabelledImage) -> Path:
-        name = image.image
-        if self.drop:
-            parts = PurePosixPath(os.path.normpath(name)).parts
-            name = "/".join(parts[min(self.drop, len(parts) - 1) :])
-        path = image_file(self.root, name)
-        if self.drop and self.used.setdefault(path, image.image) != image.image:
-            raise InputError(
-                self.source,
-                f"images {self.used[path]!r} and {image.image!r} would both be {path}",
-                todo="give the folder that the image paths start from",
-            )
-        self._check_inside(path, image)
-        return path
-
-    def _check_inside(self, path: Path, image: LabelledImage) -> None:
-        """Refuse a link that leads out of the data.
-
-        The root and the folders directly in it may be links: so data is put on another disk.
-        """
-        home = self._real(self.root)
-        real = path.resolve() if path.is_symlink() else self._real(path.parent) / path.name
-        if real.is_relative_to(home):
-            return
-        parts = path.relative_to(self.root).parts
-        if len(parts) > 1 and real.is_relative_to(self._real(self.root / parts[0])):
-            return
-        raise InputError(
-            self.source,
-            f"expected an image inside {self.root}, found a link that leads to {real}",
-            item=f"image {image.image!r}",
-            todo="put the image there, or give its folder as the image folder",
-        )
-
-    def _real(self, folder: Path) -> Path:
-        if folder not in self.real_folders:
-            self.real_folders[folder] = folder.resolve()
-        return self.real_folders[folder]
 
 
 # ------------------------------------------------------------------------------------ name-masked

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pab.annotations import read_labelled_images, read_query_order, read_retrieval, spellings
+from pab.annotations import read_labelled_images, read_query_order, read_retrieval
 from pab.config import CommandParser
 from pab.errors import InputError, run_cli
 from pab.files import existing_folder
-from pab.images import IMAGE_ENDINGS
+from pab.image_paths import IMAGE_ENDINGS, spellings
 from pab.training_set import find_shards
 
 # What PAB publishes: training shards, and lines of its parts.

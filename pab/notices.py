@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pab import processes
-
 _said: set[str] = set()
 
 
@@ -21,6 +19,8 @@ def notice(where: str | Path, text: str) -> None:
         where: the file, flag or setting that the assumption is about.
         text: what was assumed or left out, in one clause.
     """
+    from pab import processes  # imports torch, which --help should not wait for
+
     line = " ".join(f"note: {where}: {text}".split())
     if line in _said or not processes.is_main():
         return

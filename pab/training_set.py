@@ -24,9 +24,10 @@ from typing import Any, BinaryIO, overload
 
 import numpy as np
 
-from pab.annotations import TrainPair, image_file, train_pair
+from pab.annotations import TrainPair, train_pair
 from pab.errors import InputError
 from pab.files import existing_file, existing_folder
+from pab.image_paths import ImageFinder
 from pab.json_lines import json_object, lines
 
 INDEX_FORMAT = 1  # raise it when the index or the checks behind it change
@@ -58,6 +59,7 @@ class TrainingSet(Sequence[TrainPair]):
         self.root, self.cache_dir = root, index.parent
         self._index, self._shards, self._selection = index, shards, selection
         self._lines = _load_lines(index)
+        self._finder = ImageFinder(root)
         self._handles: dict[int, BinaryIO] = {}
 
     @classmethod
@@ -91,7 +93,7 @@ class TrainingSet(Sequence[TrainPair]):
         folder = Path(cache_dir) if cache_dir is not None else root / ".cache"
         index = folder / f"training_set-{_key(states)}"
         if not index.is_dir():
-            _write_index(index, states)
+            _write_index(index, states, root)
         return cls(root, index, states)
 
     # ------------------------------------------------------------------------------ a sequence
@@ -121,7 +123,7 @@ class TrainingSet(Sequence[TrainPair]):
         if len(raw) != length:
             raise _changed(path)
         item = f"the line at byte {offset}"
-        return train_pair(json_object(raw, path, item), path, item)
+        return train_pair(json_object(raw, path, item), path, item, self.root)
 
     def subset(self, indices: np.ndarray) -> TrainingSet:
         """The pairs at some indices, in that order; costs no more than the index array.
@@ -184,11 +186,11 @@ class TrainingSet(Sequence[TrainPair]):
 
     def image_path(self, pair: TrainPair) -> Path:
         """The file of a pair's image."""
-        return image_file(self.root, pair.image)
+        return self._finder.find(pair.image)
 
     def twin_path(self, pair: TrainPair) -> Path | None:
         """The file of the twin's image; None where the pair names none."""
-        return None if pair.hard_i is None else image_file(self.root, f"train/{pair.hard_i}")
+        return None if pair.hard_i is None else self._finder.find(f"train/{pair.hard_i}")
 
     # --------------------------------------------------------------------------------- processes
 
@@ -238,7 +240,7 @@ def _shard_order(path: Path) -> tuple[int, str]:
 
 
 def _shard_state(path: Path) -> _Shard:
-    path = existing_file(path, "a training shard").resolve()
+    path = existing_file(path, "a training shard").absolute()
     state = path.stat()
     return _Shard(str(path), state.st_size, state.st_mtime_ns)
 
@@ -265,7 +267,7 @@ def _load_lines(index: Path) -> np.ndarray:
     return table
 
 
-def _write_index(index: Path, shards: list[_Shard]) -> None:
+def _write_index(index: Path, shards: list[_Shard], root: Path) -> None:
     """Check every line of the shards and write the index folder, whole or not at all."""
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +282,7 @@ def _write_index(index: Path, shards: list[_Shard]) -> None:
         ) from error
     print(f"checking and indexing {len(shards)} training shards", file=sys.stderr)
     try:
-        table, image_ids = _check_lines(shards)
+        table, image_ids = _check_lines(shards, root)
         np.save(temporary / "lines.npy", table, allow_pickle=False)
         (temporary / "image_ids.txt").write_text("\n".join(image_ids), encoding="utf-8")
         shape = {"pairs": len(table), "shards": [asdict(shard) for shard in shards]}
@@ -301,7 +303,7 @@ def _write_index(index: Path, shards: list[_Shard]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_lines(shards: list[_Shard]) -> tuple[np.ndarray, list[str]]:
+def _check_lines(shards: list[_Shard], root: Path) -> tuple[np.ndarray, list[str]]:
     """Check all lines. Returns the table of lines [N] and the N image ids."""
     offsets, lengths, homes, videos = array("q"), array("i"), array("i"), array("i")
     first_seen: dict[str, int] = {}
@@ -311,7 +313,7 @@ def _check_lines(shards: list[_Shard]) -> tuple[np.ndarray, list[str]]:
         path = Path(state.path)
         for number, offset, raw in lines(path):
             item = f"line {number}"
-            pair = train_pair(json_object(raw, path, item), path, item)
+            pair = train_pair(json_object(raw, path, item), path, item, root)
             index = first_seen.setdefault(pair.image_id, len(offsets))
             if index != len(offsets):
                 before = Path(shards[homes[index]].path)

@@ -108,7 +108,7 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(
     TrainingSet.open(root)
     checks = []
     check = pab.training_set._check_lines
-    monkeypatch.setattr(pab.training_set, "_check_lines", lambda s: checks.append(s) or check(s))
+    monkeypatch.setattr(pab.training_set, "_check_lines", lambda *a: checks.append(a) or check(*a))
     TrainingSet.open(root)
     assert not checks
     write_shard(root, 2, *(pair(2, k, caption="new") for k in range(5)))

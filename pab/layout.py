@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pab.annotations import read_labelled_images, read_query_order, read_retrieval
 from pab.config import CommandParser
+from pab.data_tree import find_shards
 from pab.errors import InputError, run_cli
 from pab.files import existing_folder
 from pab.image_paths import IMAGE_ENDINGS, spellings
-from pab.training_set import find_shards
 
 # What PAB publishes: training shards, and lines of its parts.
 PAB_SHARDS, PAB_TRAIN, PAB_TEST, PAB_UCC = 75, 1_013_605, 1_978, 5_320
@@ -118,7 +118,7 @@ def _shards(root: Path, name: str, folder: str) -> Part:
     """A folder of training shards, which may be fewer than PAB has."""
     if not (root / folder).is_dir():
         return Part(name, folder, PAB_TRAIN, missing=(f"{folder}/: {PAB_SHARDS} shards",))
-    shards = find_shards(root, folder)
+    shards = find_shards(root, [folder])
     place = f"{folder}/{shards[0].name.partition('_')[0]}_*.json ({len(shards)})"
     return _count(root, name, place, shards, PAB_TRAIN)
 

@@ -15,7 +15,10 @@ class TrainingConfig(Bounded):
 
     # Data
     data_path: str = flag("data/PAB", "root of the PAB data")
-    train_shards: str = flag("annotation/train/pair_*.json", "pattern of shards under data_path")
+    train_shards: tuple[str, ...] | None = flag(
+        None,
+        "shards to train on: patterns under data_path, or numbers such as 3 or 0..7 (default: all)",
+    )
     cache_dir: str | None = flag(None, "where the annotation index is kept (default: in data_path)")
     val_pairs: int = flag(0, "pairs held out for validation, whole videos; 0 trains on all")
     val_seed: int = flag(0, "seed of the choice of validation videos")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -25,8 +24,9 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 
 from pab.annotations import TrainPair, train_pair
+from pab.data_tree import find_shards, shard_order
 from pab.errors import InputError
-from pab.files import existing_file, existing_folder
+from pab.files import existing_file, existing_folder, write_text
 from pab.image_paths import ImageFinder
 from pab.json_lines import json_object, lines
 
@@ -77,8 +77,8 @@ class TrainingSet(Sequence[TrainPair]):
 
         Args:
             root: the data root, the folder that holds ``annotation/`` and ``train/``.
-            shards: annotation files; without them ``annotation/train/pair_N.json``, or, in releases
-                that name them so, ``annotation/train/attr_N.json``. Read in order of N.
+            shards: annotation files; None takes those of :func:`pab.data_tree.find_shards`. Read
+                in order of the number in their names.
             cache_dir: folder for the index; without it ``ROOT/.cache``.
 
         Raises:
@@ -86,7 +86,7 @@ class TrainingSet(Sequence[TrainPair]):
                 that cannot be written.
         """
         root = existing_folder(root, "the data root")
-        paths = find_shards(root) if shards is None else sorted(map(Path, shards), key=_shard_order)
+        paths = find_shards(root) if shards is None else sorted(map(Path, shards), key=shard_order)
         if not paths:
             raise InputError(root, "expected training shards, found none")
         states = [_shard_state(path) for path in paths]
@@ -154,6 +154,29 @@ class TrainingSet(Sequence[TrainPair]):
         every = (self._index / "image_ids.txt").read_text(encoding="utf-8").split("\n")
         return every if self._selection is None else [every[i] for i in self._selection]
 
+    def images(self) -> list[str]:
+        """``image`` of every pair, in order.
+
+        The first call reads every line; the list is kept in the index for later runs.
+        """
+        kept = self._index / "images.txt"
+        if kept.is_file():
+            every = kept.read_text(encoding="utf-8").split("\0")
+        else:
+            whole = TrainingSet(self.root, self._index, self._shards)
+            every = [pair.image for pair in whole]
+            if os.access(self._index, os.W_OK):  # others may share an index that they cannot write
+                write_text(kept, "\0".join(every))
+        return every if self._selection is None else [every[i] for i in self._selection]
+
+    def missing_images(self) -> list[str]:
+        """``image`` of the pairs whose file is not there, in order; lists each folder once.
+
+        Raises:
+            InputError: several files fit one image.
+        """
+        return self._finder.absent(self.images())
+
     def fingerprint(self) -> str:
         """SHA-256, 64 hex digits, over what the index says of every pair: its line, id and video.
 
@@ -213,30 +236,6 @@ class TrainingSet(Sequence[TrainPair]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lines = _load_lines(self._index)
-
-
-def find_shards(root: Path, folder: str = "annotation/train") -> list[Path]:
-    """``pair_N.json`` of a folder under the data root, or else ``attr_N.json``, in order of N.
-
-    Raises:
-        InputError: there are none.
-    """
-    parent = existing_folder(root / folder, "the folder of training shards")
-    for name in ("pair", "attr"):
-        found = [p for p in parent.iterdir() if re.fullmatch(rf"{name}_\d+\.json", p.name)]
-        if found:
-            return sorted(found, key=_shard_order)
-    raise InputError(
-        parent,
-        "expected training shards pair_0.json, pair_1.json, ..., found none",
-        todo="see data/README.md for what to download",
-    )
-
-
-def _shard_order(path: Path) -> tuple[int, str]:
-    """Numeric, so that pair_2 comes before pair_10."""
-    number = re.search(r"(\d+)\D*$", path.name)
-    return (int(number.group(1)) if number else -1, str(path))
 
 
 def _shard_state(path: Path) -> _Shard:

@@ -27,7 +27,7 @@ from pab.annotations import TrainPair, train_pair
 from pab.data_tree import find_shards, shard_order
 from pab.errors import InputError
 from pab.files import existing_file, existing_folder, write_text
-from pab.image_paths import ImageFinder
+from pab.image_paths import ImageFinder, checked_path
 from pab.json_lines import json_object, lines
 
 INDEX_FORMAT = 1  # raise it when the index or the checks behind it change
@@ -163,11 +163,20 @@ class TrainingSet(Sequence[TrainPair]):
         if kept.is_file():
             every = kept.read_text(encoding="utf-8").split("\0")
         else:
-            whole = TrainingSet(self.root, self._index, self._shards)
-            every = [pair.image for pair in whole]
+            every = [self._image_at(*line) for line in self._lines.tolist()]
             if os.access(self._index, os.W_OK):  # others may share an index that they cannot write
                 write_text(kept, "\0".join(every))
         return every if self._selection is None else [every[i] for i in self._selection]
+
+    def _image_at(self, offset: int, length: int, shard: int, video: int) -> str:
+        """``image`` of one line of the index; a pair's other fields are not looked at."""
+        path = Path(self._shards[shard].path)
+        item = f"the line at byte {offset}"
+        raw = os.pread(self._handle(shard).fileno(), length, offset)
+        if len(raw) != length:
+            raise _changed(path)
+        image = json_object(raw, path, item)["image"]
+        return checked_path(image, "image", path, item, root=self.root)
 
     def missing_images(self) -> list[str]:
         """``image`` of the pairs whose file is not there, in order; lists each folder once.

@@ -133,28 +133,29 @@ def _text(path: Path) -> Found:
         raise _unknown(path, "a file that is no text") from error
     if "\0" in head:
         raise _unknown(path, "a file that is no text")
+    if {"[PAD]", "[UNK]"} <= set(head.split("\n", 1000)):
+        command = f"python -m uit.infer --text_encoder {quoted(path.absolute().parent)}"
+        return Found("BERT's vocabulary", (), (command,))
     if head[:1] in ("{", "["):
         return _json(path, head, encoding)
     if path.suffix.lower() in (".csv", ".tsv"):
         return _table(path, head)
     if path.suffix.lower() in (".yaml", ".yml"):
         first = head.splitlines()[0]
-        command = (first[1:].strip(),) if first.startswith("# ") else ()
-        return Found("a config; its first comment is the command that uses it", (), command)
+        commands = (first[1:].strip(),) if first.startswith("# ") else ()
+        return Found("a config; its first comment is the command that uses it", (), commands)
     return _lines(path, head)
 
 
 def _lines(path: Path, head: str) -> Found:
-    """A TREC run, a vocabulary, a list of ids, or a ranked list."""
+    """A TREC run, a list of ids, or a ranked list."""
     lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         raise _unknown(path, "blank lines")
     if _TREC.fullmatch(lines[0].strip()):
         return describe_scores(path, "trec")
-    if {"[PAD]", "[UNK]"} <= {line.strip() for line in lines[:1000]}:
-        command = f"python -m uit.infer --text_encoder {quoted(path.absolute().parent)}"
-        return Found("BERT's vocabulary", (), (command,))
-    lengths = {len(line.split()) for line in lines[:-1] or lines}
+    whole = lines[:-1] if path.stat().st_size > _HEAD else lines  # the last may be cut off
+    lengths = {len(line.split()) for line in whole}
     if lengths == {1}:
         ids = read_id_list(path)
         command = f"python -m ensemble.run --query_order {quoted(path)} ..."
@@ -163,7 +164,7 @@ def _lines(path: Path, head: str) -> Found:
             (f"{len(ids):,} ids, {ids[0]} ... {ids[-1]}",),
             (command,),
         )
-    if len(lengths) == 1 and all(len(set(line.split())) == len(line.split()) for line in lines):
+    if len(lengths) == 1 and all(len(set(line.split())) == len(line.split()) for line in whole):
         return describe_scores(path, "list")
     raise _unknown(path, f"text that begins {lines[0][:40]!r}")
 

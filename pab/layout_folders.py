@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
 
+from pab.data_tree import shard_number
 from pab.errors import InputError
-from pab.image_paths import file_names, is_image_name
+from pab.image_paths import file_names, is_image_name, part_of
 from pab.layout_found import Found, count, quoted
 from pab.layout_parts import masked_part, query_file
 from pab.layout_weights import explain_weight_folder
@@ -38,6 +40,9 @@ def explain_folder(folder: Path) -> Found:
     weights = explain_weight_folder(folder)
     if weights is not None:
         return weights
+    shards = [path for path in folder.iterdir() if re.fullmatch(r"imgs_\d+", path.name)]
+    if shards:
+        return _image_shards(folder, [shard_number(path) for path in shards])
     tars = [name for name in names if name.endswith(".tar")]
     if tars:
         return _tars(folder, tars)
@@ -70,6 +75,18 @@ def _masked(folder: Path) -> Found:
             todo="put both there",
         )  # fmt: skip
     return Found("a name-masked set (as of the challenge, or of Track 4)", facts, part.commands)
+
+
+def _image_shards(folder: Path, numbers: list[int]) -> Found:
+    """A part of the download, or ``train/`` itself: images without their annotations."""
+    parts = sorted({part_of(number) for number in numbers})
+    facts = (
+        f"{count(len(numbers), 'folder')} imgs_N, N from {min(numbers)} to {max(numbers)}",
+        f"of the download's part {', '.join(map(str, parts))}: the data root holds them as train/ "
+        "or Part K/, beside annotation/",
+    )
+    command = f"python -m pab.layout check {quoted(folder.absolute().parent)}"
+    return Found("images of PAB's training shards", facts, (command,))
 
 
 def _tars(folder: Path, names: list[str]) -> Found:

@@ -103,6 +103,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         ["a folder of OpenCLIP weights"],
         "python scripts/clip_infer.py --model local-dir:{path}",
     ),
+    "Part 2": (
+        lambda path: [picture(path / f"imgs_{n}/goal/0.jpg") for n in (8, 15)] and None,
+        ["images of PAB's training shards", "2 folders imgs_N, N from 8 to 15", "part 2: "],
+        "python -m pab.layout check {folder}",
+    ),
     "tables": (
         lambda path: write_text(path / "a.csv", "filepath,title\n"),
         ["1 .csv files: check one of them"],
@@ -119,7 +124,7 @@ def test_folders(tmp_path: Path, name: str) -> None:
     text = explain(path)
     for fact in facts:
         assert fact in text
-    assert f"  {command.format(path=shlex.quote(str(path)))}" in text.splitlines()
+    assert f"  {command.format(path=shlex.quote(str(path)), folder=tmp_path)}" in text.splitlines()
     linked = tmp_path / "link"
     linked.symlink_to(path)
     assert explain(linked).splitlines()[0].replace(str(linked), str(path)) == text.splitlines()[0]

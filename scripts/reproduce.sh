@@ -101,37 +101,38 @@ fuse() {  # member flags ...
     $python -m ensemble.run "${weights[@]}" --uit_score none --blip2_score none --clip_score none \
         "$@" --save_score "$out/fused$set.pt" --output_file "$out/predictions$set.txt"
 }
-fuse_all() {  # flags of the labels ...: fuse one member after the other, and compare each step
+fuse_all() {  # fuse one member after the other; compare each step where there are ${labels[@]}
     local step=lhp members=(--beit3_score "$out/score_lhp$set.pt") name
     for name in lhp uit blip2 clip; do
         if [ $name != lhp ]; then
             step=$step+$name members+=("--${name}_score" "$out/score_$name$set.pt")
         fi
-        if [ $# -gt 0 ]; then
+        if [ ${#labels[@]} -gt 0 ]; then
             echo
             fuse "${members[@]}"
-            $python -m ensemble.published "$step" --score "$out/fused$set.pt" "$@"
+            $python -m ensemble.published "$step" --score "$out/fused$set.pt" --annotation "$annotation" "${labels[@]}"
         fi
     done
-    [ $# -gt 0 ] || fuse "${members[@]}"
+    [ ${#labels[@]} -gt 0 ] || fuse "${members[@]}"
 }
 
 if [ -n "$test" ]; then
     echo
     echo "labelled test: $test"
-    set='' data_flags=(--annotation "$test" --image_folder "$data" --answers none)
+    set='' annotation=$test labels=(--image_folder "$data")
+    data_flags=(--annotation "$test" --image_folder "$data" --answers none)
     score_all
-    fuse_all --annotation "$test" --image_folder "$data"
+    fuse_all
 fi
 if [ -n "$queries" ]; then
     echo
     echo "name-masked set: $queries"
-    set=_masked data_flags=(--annotation "$queries" --image_folder "$masked/gallery" --answers "${answers:-none}")
+    set=_masked annotation=$queries labels=()
+    [ -z "$answers" ] || labels=(--answers "$answers")
+    data_flags=(--annotation "$queries" --image_folder "$masked/gallery" --answers "${answers:-none}")
     score_all
-    if [ -n "$answers" ]; then
-        fuse_all --annotation "$queries" --answers "$answers"
-    else
-        fuse_all
+    fuse_all
+    if [ -z "$answers" ]; then
         echo "no figures: the name-masked set has no labels, and no key was given with --answers"
     fi
     echo "ranked list: $out/predictions_masked.txt"

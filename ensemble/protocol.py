@@ -14,10 +14,12 @@ from typing import Any
 from ensemble.members import known_gallery
 from pab.annotations import read_query_order, read_retrieval
 from pab.config import CommandParser, flag, load_config
+from pab.data_tree import labelled_test
 from pab.errors import InputError, run_cli
 from pab.ranking import order_queries, read_ranked_list
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/protocols"
+LABELLED_TEST = "annotation/test/pair.json"  # attr.json where this is not there
 ANSWER_NAMES = 10  # names a line of every protocol's answer
 
 
@@ -43,7 +45,10 @@ class Protocol:
             "image_folder": self.image_folder,
             "query_order": self.query_order,
         }
-        return {key: str(root / place) for key, place in named.items() if place is not None}
+        files = {key: str(root / place) for key, place in named.items() if place is not None}
+        if self.annotation == LABELLED_TEST:
+            files["annotation"] = str(labelled_test(root))
+        return files
 
 
 def names() -> list[str]:

@@ -1,6 +1,6 @@
-"""A result beside the published one: `python -m ensemble.published STEP --score FILE ...`.
+"""Print a result beside the published one: `python -m ensemble.published STEP --score FILE ...`.
 
-What `scripts/reproduce.sh` prints after each of its steps. The figures are the paper's (arXiv
+`scripts/reproduce.sh` calls it after each of its steps. The figures are the paper's (arXiv
 2511.22470), on PAB's 1,978 test queries.
 """
 
@@ -17,6 +17,8 @@ from pab.label_config import add_label_flags, label_config
 QUERIES = 1978
 METRICS = ("R@1", "R@5", "R@10")
 PUBLISHED = {
+    "lhp_0.1M_global": (85.24, 99.44, 99.95),  # --local_prob 0
+    "lhp_0.1M_local": (85.39, 99.44, 99.90),  # --local_prob 1
     "lhp_0.1M": (85.39, 99.49, 99.95),
     "lhp": (87.11, 99.65, 99.85),
     "lhp+uit": (88.37, 99.70, 99.85),

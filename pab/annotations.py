@@ -18,11 +18,10 @@ see :mod:`pab.json_lines`. Tables and folders of captioned images are read by :m
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pab.bad_lines import BadLines
@@ -37,7 +36,8 @@ from pab.fields import (
     required_id,
     required_text,
 )
-from pab.files import existing_file, existing_folder
+from pab.files import existing_file
+from pab.image_paths import Locator, checked_path
 from pab.json_lines import (
     decoded,
     entries,
@@ -66,8 +66,6 @@ __all__ = [
     "Query",
     "Retrieval",
     "TrainPair",
-    "data_root",
-    "image_file",
     "read_answers",
     "read_id_list",
     "read_labelled_images",
@@ -75,7 +73,6 @@ __all__ = [
     "read_retrieval",
     "read_train_pairs",
     "retrieval_of_pairs",
-    "spellings",
     "train_pair",
 ]
 
@@ -96,7 +93,6 @@ _PAIR_FIELDS = frozenset(("image", "caption", "image_id", *_OPTIONAL))
 _QUERY_FIELDS = frozenset(("query_index", "caption"))
 _RECORD_FIELDS = _PAIR_FIELDS | _QUERY_FIELDS
 _ANSWER_FIELDS = frozenset(("gallery", "normal", "anomaly"))
-_SPELLINGS = ("wentwrong", "wentrong")  # releases of PAB disagree on this folder's name
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -157,7 +153,8 @@ def read_retrieval(
         root = Path(image_folder) if image_folder else path if path.is_dir() else path.parent
         images = _images_of_own_data(path, root, columns or TableColumns())
         return _labelled(images, path, root, same_caption_counts)
-    images = list(read_labelled_images(path))
+    folder = None if image_folder is None else Path(image_folder)
+    images = list(read_labelled_images(path, folder))
     return _labelled(images, path, image_folder, same_caption_counts)
 
 
@@ -299,7 +296,11 @@ class _Once:
 
 
 def train_pair(
-    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes | None = None
+    fields: dict[str, Any],
+    path: Path,
+    item: str,
+    notes: FieldNotes | None = None,
+    root: Path | None = None,
 ) -> TrainPair:
     """Check the fields of one training line and make a record of them.
 
@@ -308,22 +309,23 @@ def train_pair(
         path: the file, for the error.
         item: what to call the line in the error (``"line 17"``).
         notes: counts what is ignored or assumed; None counts nothing.
+        root: the data root; None takes the parent of the ``annotation`` folder around the file.
 
     Raises:
         InputError: a required field is missing, of the wrong type or empty, the caption shows
             nothing, an image path leaves the root, or the line is both normal and an anomaly.
     """
     caption = one_caption(fields, path, item)
-    return TrainPair(caption=caption, **_pair_fields(fields, path, item, notes))
+    return TrainPair(caption=caption, **_pair_fields(fields, path, item, notes, root))
 
 
 def _pair_fields(
-    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes | None
+    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes | None, root: Path | None
 ) -> dict[str, Any]:
     """The checked fields of a pair, all but the caption."""
     image = required_text(fields, "image", path, item)
     checked: dict[str, Any] = {
-        "image": _relative_path(image, "image", path, item),
+        "image": checked_path(image, "image", path, item, root=root),
         "image_id": required_id(fields, "image_id", path, item),
     }
     for name, read in _OPTIONAL.items():
@@ -331,7 +333,9 @@ def _pair_fields(
             value = fields[name]
             checked[name] = value if is_text(value) else read(fields, name, notes)
     if checked.get("hard_i") is not None:
-        _relative_path(checked["hard_i"], "hard_i", path, item, below="train")
+        checked["hard_i"] = checked_path(
+            checked["hard_i"], "hard_i", path, item, below="train", root=root
+        )
     if checked.get("normal") is not None and checked.get("anomaly") is not None:
         raise InputError(path, "expected field 'normal' or field 'anomaly', found both", item=item)
     if notes is not None:
@@ -343,38 +347,15 @@ def _pair_fields(
     return checked
 
 
-def _relative_path(value: str, name: str, path: Path, item: str, below: str = "") -> str:
-    """An image path must be relative and stay inside the data root; ``below`` is a folder of it."""
-    if ".." not in value and value[0] != "/" and "\\" not in value and "\0" not in value:
-        return value
-    found = None
-    if value[0] == "/":
-        found = "an absolute path"
-    elif "\\" in value:
-        found = "a path with backslashes"
-    elif "\0" in value:
-        found = "a path with a NUL character"
-    else:
-        depth = len(PurePosixPath(below).parts)
-        for part in PurePosixPath(value).parts:
-            depth += -1 if part == ".." else 1
-            if depth < 0:
-                found = "a path that leaves it"
-                break
-    if found is None:
-        return value
-    raise InputError(
-        path,
-        f"field {name!r}: expected a path inside the data root, found {found}: {shortened(value)}",
-        item=item,
-    )
-
-
 # ------------------------------------------------------------------------ labelled annotations
 
 
-def read_labelled_images(path: str | Path) -> Iterator[LabelledImage]:
+def read_labelled_images(path: str | Path, root: Path | None = None) -> Iterator[LabelledImage]:
     """Stream the usable lines of a labelled file or a training shard, then raise for the bad ones.
+
+    Args:
+        path: the file.
+        root: the data root; None takes the parent of the ``annotation`` folder around the file.
 
     Raises:
         InputError: the file is missing or unreadable, or lines are bad (all counted, the first
@@ -384,7 +365,7 @@ def read_labelled_images(path: str | Path) -> Iterator[LabelledImage]:
     once = _Once("image_id")
 
     def image_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> LabelledImage:
-        checked = _pair_fields(fields, path, item, notes)
+        checked = _pair_fields(fields, path, item, notes, root)
         normal, anomaly = checked.get("normal"), checked.get("anomaly")
         image = LabelledImage(
             image=checked["image"],
@@ -468,114 +449,11 @@ def _labelled(
             if image.twin_id in known and image.twin_id not in listed:
                 twins[query_id] = image.twin_id  # type: ignore[assignment]
 
-    locate = _Locator(source, image_folder, images)
-    gallery = [GalleryImage(image.image_id, locate(image)) for image in images]
+    locate = Locator(source, image_folder, [image.image for image in images])
+    gallery = [GalleryImage(image.image_id, locate(image.image)) for image in images]
     gallery.sort(key=lambda image: image.gallery_id)
     relevance: Relevance = "same_caption" if same_caption_counts else "image_id"
     return Retrieval(queries, gallery, relevant, twins, relevance)
-
-
-def data_root(annotation: str | Path) -> Path:
-    """The folder that image paths of an annotation file are relative to.
-
-    It is the parent of the innermost folder called ``annotation`` that holds the file.
-
-    Raises:
-        InputError: no folder above the file is called ``annotation``.
-    """
-    for folder in Path(annotation).absolute().parents:
-        if folder.name == "annotation":
-            return folder.parent
-    raise InputError(
-        annotation,
-        "expected a file under ROOT/annotation/, found no folder of that name above it",
-        todo="say where the images are with --image_folder",
-    )
-
-
-def spellings(image: str) -> tuple[str, ...]:
-    """An image path as written, and with ``wentwrong`` spelt the other way if it is in there."""
-    for spelling, other in (_SPELLINGS, _SPELLINGS[::-1]):
-        if f"/{spelling}/" in f"/{image}":
-            return image, f"/{image}".replace(f"/{spelling}/", f"/{other}/")[1:]
-    return (image,)
-
-
-def image_file(root: str | Path, image: str) -> Path:
-    """The file of an image path relative to ``root``, under either spelling of ``wentwrong``.
-
-    ``..`` is resolved before links are followed, so a path that was found safe stays safe. Where
-    neither spelling exists, the path as written is returned, and opening it tells what is missing.
-    """
-    written, *others = (Path(root, path) for path in spellings(os.path.normpath(image)))
-    for other in others:
-        if not written.exists() and other.exists():
-            return other
-    return written
-
-
-class _Locator:
-    """Finds the files of a labelled file's images; see :func:`read_retrieval` for the rule."""
-
-    def __init__(
-        self, source: Path, image_folder: str | Path | None, images: list[LabelledImage]
-    ) -> None:
-        self.source = source
-        self.drop = 0
-        if image_folder is None:
-            self.root = data_root(source)
-        else:
-            self.root = existing_folder(image_folder, "the folder of the images")
-            self.drop = self._leading_folders_to_drop(images)
-        self.real_folders: dict[Path, Path] = {}
-        self.used: dict[Path, str] = {}
-
-    def _leading_folders_to_drop(self, images: list[LabelledImage]) -> int:
-        for image in images:
-            parts = PurePosixPath(os.path.normpath(image.image)).parts
-            for drop in range(len(parts)):
-                if image_file(self.root, "/".join(parts[drop:])).exists():
-                    return drop
-        return 0
-
-    def __call__(self, image: LabelledImage) -> Path:
-        name = image.image
-        if self.drop:
-            parts = PurePosixPath(os.path.normpath(name)).parts
-            name = "/".join(parts[min(self.drop, len(parts) - 1) :])
-        path = image_file(self.root, name)
-        if self.drop and self.used.setdefault(path, image.image) != image.image:
-            raise InputError(
-                self.source,
-                f"images {self.used[path]!r} and {image.image!r} would both be {path}",
-                todo="give the folder that the image paths start from",
-            )
-        self._check_inside(path, image)
-        return path
-
-    def _check_inside(self, path: Path, image: LabelledImage) -> None:
-        """Refuse a link that leads out of the data.
-
-        The root and the folders directly in it may be links: so data is put on another disk.
-        """
-        home = self._real(self.root)
-        real = path.resolve() if path.is_symlink() else self._real(path.parent) / path.name
-        if real.is_relative_to(home):
-            return
-        parts = path.relative_to(self.root).parts
-        if len(parts) > 1 and real.is_relative_to(self._real(self.root / parts[0])):
-            return
-        raise InputError(
-            self.source,
-            f"expected an image inside {self.root}, found a link that leads to {real}",
-            item=f"image {image.image!r}",
-            todo="put the image there, or give its folder as the image folder",
-        )
-
-    def _real(self, folder: Path) -> Path:
-        if folder not in self.real_folders:
-            self.real_folders[folder] = folder.resolve()
-        return self.real_folders[folder]
 
 
 # ------------------------------------------------------------------------------------ name-masked

@@ -1,7 +1,8 @@
 """Configs: flat frozen dataclasses, filled from a YAML file, then from flags.
 
 A field's type says what it takes: ``str``, ``int``, ``float``, ``bool``, ``Path``,
-``Literal[...]``, ``tuple[X, X]`` or ``tuple[X, ...]``, and any of these ``| None``. Its help text
+``Literal[...]``, ``tuple[X, X]`` or ``tuple[X, ...]``, and any of these ``| None``. For a
+``tuple[str, ...]`` a lone value is a tuple of one, and whole numbers are text. A field's help text
 stands in ``field(metadata={"help": ...})``. A config that has a ``check()`` method raises from it
 what single fields cannot see: settings that contradict one another.
 """
@@ -305,7 +306,7 @@ def _tuple_of(kind: Any) -> tuple[Any, int | str]:
 def _convert(value: Any, kind: Any) -> Any:
     """``value`` as ``kind``, without guessing: 3 is a float, "3" is no int, True is no int."""
     kind, optional = _without_none(kind)
-    if value is None:
+    if value is None or (value == [None] and optional):  # [None]: the word none for a tuple's flag
         if optional:
             return None
         raise _WrongType(f"expected {_describe(kind)}, found nothing")
@@ -339,6 +340,9 @@ def _convert_choice(value: Any, kind: Any) -> Any:
 
 def _convert_tuple(value: Any, kind: Any) -> tuple[Any, ...]:
     element, count = _tuple_of(kind)
+    if count == "*" and element is str:
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        value = [str(text) if type(text) is int else text for text in texts]
     if not isinstance(value, (list, tuple)) or (count != "*" and len(value) != count):
         raise _WrongType(f"expected {_describe(kind)}, found {_found(value)}")
     return tuple(_convert(part, element) for part in value)

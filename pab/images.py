@@ -21,13 +21,13 @@ from PIL import Image
 from pab.annotations import GalleryImage
 from pab.errors import InputError
 from pab.files import existing_folder
+from pab.image_paths import IMAGE_ENDINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ImageTransform = Callable[[Image.Image], "Tensor"]
 
-IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # a file is never handed to Pillow's other decoders
 _NAMED_BAD_IMAGES = 20  # how many one error message names
 
@@ -131,7 +131,8 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
     """The images of a folder, sorted by id; the id is the file name without its ending.
 
     Files are images by their ending (jpg, jpeg, png, webp, bmp, in any case). Hidden files and
-    files with other endings are left alone; subfolders are not entered.
+    files with other endings are ignored; subfolders are not entered. The folder and its files may
+    be links.
 
     Raises:
         InputError: the folder is missing or holds no image, two files differ only in their ending,
@@ -241,7 +242,7 @@ def _reason(path: str | Path, error: Exception) -> str:
     if path.is_dir():
         return "a directory"
     if not path.exists():
-        return "no such file"
+        return "a link to a file that is not there" if path.is_symlink() else "no such file"
     if path.stat().st_size == 0:
         return "an empty file"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -6,7 +6,6 @@ loaded), encodes, and hands its matrix to :func:`finish`.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from pab.feature_cache import FeatureCache, made_by
 from pab.files import sha256_of_lines
 from pab.images import list_gallery, verify_images
 from pab.label_config import LabelConfig
+from pab.preflight import check_output_file, check_output_folder
 from pab.ranking import order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 
@@ -147,22 +147,12 @@ def prepare(config: ScoringConfig) -> ScoringJob:
 
 def _check_outputs(config: ScoringConfig) -> None:
     """Refuse, before any work, outputs that could not be written or would overwrite one another."""
-    outputs = {name: getattr(config, name) for name in ("save_score", "output_file")}
-    for name, value in outputs.items():
-        if not value:
-            continue
-        if Path(value).is_dir():
-            raise InputError(f"--{name}", f"{value} is a directory")
-        if Path(value).exists() and not Path(value).is_file():
-            raise InputError(
-                f"--{name}", f"{value} is no file", todo=f"--{name} none writes nothing"
-            )  # fmt: skip
-        folder = next(above for above in Path(value).absolute().parents if above.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(
-                f"--{name}", f"{value} cannot be written: {folder} is no folder that can be written"
-            )
-    files = [Path(value) for value in outputs.values() if value]
+    for name in ("save_score", "output_file"):
+        if getattr(config, name):
+            check_output_file(f"--{name}", getattr(config, name))
+    if config.feature_cache:
+        check_output_folder("--feature_cache_dir", config.feature_cache_dir)
+    files = [Path(value) for value in (config.save_score, config.output_file) if value]
     if len(files) == 2 and files[0] == files[1]:
         raise InputError(
             "--save_score", f"{config.save_score} is given as --output_file too",

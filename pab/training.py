@@ -42,6 +42,7 @@ from pab.devices import (
 from pab.errors import InputError
 from pab.metrics import evaluate_scores
 from pab.optim import Ema, clip_and_step, make_adamw, set_lr
+from pab.preflight import check_room
 from pab.run_log import RunLog
 from pab.sampling import EpochBatches
 from pab.scores import ScoreFile
@@ -154,7 +155,11 @@ def new_run(
         groups: of the optimizer (:func:`pab.optim.parameter_groups`).
 
     The others are as in :class:`Run`.
+
+    Raises:
+        InputError: the disk has no room for the checkpoints.
     """
+    check_room(config, model)
     return Run(
         config=config,
         command=command,

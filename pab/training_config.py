@@ -16,7 +16,10 @@ class TrainingConfig(TableConfig, Bounded):
 
     # Data
     data_path: str = flag("data/PAB", "root of the PAB data; or a table or folder of captions")
-    train_shards: str = flag("annotation/train/pair_*.json", "pattern of shards under data_path")
+    train_shards: tuple[str, ...] | None = flag(
+        None,
+        "shards to train on: patterns under data_path, or numbers such as 3 or 0..7 (default: all)",
+    )
     cache_dir: str | None = flag(None, "where the annotation index is kept (default: in data_path)")
     skip_bad_lines: bool = flag(
         False, "leave bad lines out, and list them in skipped.txt of output_dir"

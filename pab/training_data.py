@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,8 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from pab import processes
 from pab.annotations import Retrieval, TrainPair, retrieval_of_pairs
+from pab.data_tree import find_shards, shard_number
 from pab.errors import InputError
 from pab.images import load_image, verify_images
+from pab.preflight import check_run_folders, on_main
 from pab.sampling import EpochBatches, SampleKey, sample_seed
 from pab.splits import validation_split
 from pab.tables import is_own_data
@@ -23,6 +27,9 @@ from pab.training_config import TrainingConfig
 from pab.training_set import TrainingSet
 
 Batch = TypeVar("Batch")
+
+_NUMBERS = re.compile(r"(\d+)(?:\.\.(\d+))?")  # "3" or "0..7"
+_NAMED_IMAGES = 20  # how many one error message names
 
 
 class TrainingData(NamedTuple):
@@ -34,14 +41,16 @@ class TrainingData(NamedTuple):
 
 
 def open_training_data(config: TrainingConfig) -> TrainingData:
-    """Open the shards, the table or the folder, and carve the validation split out.
+    """Open the training pairs, carve the validation split out, and check what the run will need.
 
-    The images of the validation split are checked; not the training images, for decoding a million
-    of them first would take hours.
+    Every training image must be there; only the validation images are decoded, because decoding
+    a million images would take hours.
 
     Raises:
-        InputError: no data, bad lines, an unreadable validation image.
+        InputError: an output folder that cannot be written, no data, bad lines, a missing
+            training image, an unreadable validation image.
     """
+    check_run_folders(config)
     pairs = TrainingSet.open(
         Path(config.data_path),
         training_sources(config),
@@ -50,6 +59,7 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
         columns=config.columns(),
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
+    on_main(partial(check_images_are_there, pairs))
     verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
     return TrainingData(pairs, train_rows, val_rows)
 
@@ -63,6 +73,25 @@ def training_sources(config: TrainingConfig) -> list[Path] | None:
     return None if is_own_data(config.data_path) else training_shards(config)
 
 
+def check_images_are_there(pairs: TrainingSet) -> None:
+    """Look for the image file of every pair, listing each folder once.
+
+    Raises:
+        InputError: some are missing; its one line names up to twenty and counts all.
+    """
+    missing = pairs.missing_images()
+    if not missing:
+        return
+    shown = "; ".join(missing[:_NAMED_IMAGES])
+    if len(missing) > _NAMED_IMAGES:
+        shown += f"; and {len(missing) - _NAMED_IMAGES:,} more"
+    raise InputError(
+        pairs.root,
+        f"{len(missing):,} of {len(pairs):,} training images are not there: {shown}",
+        todo="download them, or name the shards whose images are there with --train_shards",
+    )
+
+
 def training_shards(config: TrainingConfig) -> list[Path]:
     """The annotation files that the settings name.
 
@@ -72,18 +101,40 @@ def training_shards(config: TrainingConfig) -> list[Path]:
     root = Path(config.data_path)
     if not root.is_dir():
         raise InputError("--data_path", f"expected the data's root folder, found no {root}")
+    if config.train_shards is None:
+        return find_shards(root)
+    if not config.train_shards:
+        raise InputError("--train_shards", "expected patterns or numbers of shards, found none")
+    named = (path for entry in config.train_shards for path in _shards_of(root, entry))
+    return list(dict.fromkeys(named))  # a shard that two patterns name is read once
+
+
+def _shards_of(root: Path, entry: str) -> list[Path]:
+    """The shards that one entry of ``--train_shards`` names: a number, a range or a pattern."""
+    numbers = _NUMBERS.fullmatch(entry)
+    if numbers is not None:
+        wanted = range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
+        shards = {shard_number(path): path for path in find_shards(root)}
+        missing = [str(number) for number in wanted if number not in shards]
+        if missing or not wanted:
+            raise InputError(
+                "--train_shards",
+                f"{entry!r} names shards that {root} does not hold: {', '.join(missing) or 'none'}",
+                todo=f"it has {len(shards)}, numbered {min(shards)} to {max(shards)}",
+            )
+        return [shards[number] for number in wanted]
     try:
-        shards = sorted(root.glob(config.train_shards))
-    except (ValueError, NotImplementedError) as error:  # pathlib's, of absolute ones
+        found = sorted(root.glob(entry))
+    except (ValueError, NotImplementedError) as error:  # pathlib's, of empty and absolute ones
         raise InputError(
-            "--train_shards", f"expected a pattern under {root}, found {config.train_shards!r}"
+            "--train_shards", f"expected a pattern under {root}, found {entry!r}"
         ) from error
-    if not shards:
+    if not found:
         raise InputError(
-            "--train_shards", f"no file under {root} matches {config.train_shards!r}",
+            "--train_shards", f"no file under {root} matches {entry!r}",
             todo="check the data with: python -m pab.layout check " + str(root),
         )  # fmt: skip
-    return shards
+    return found
 
 
 class BadSample(NamedTuple):

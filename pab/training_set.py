@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -23,15 +22,17 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO, TextIO, overload
 
 import numpy as np
 
-from pab.annotations import TrainPair, image_file, train_pair
+from pab.annotations import TrainPair, train_pair
 from pab.bad_lines import BadLines
+from pab.data_tree import find_shards, shard_order
 from pab.errors import InputError
 from pab.fields import FieldNotes
 from pab.files import existing_file, existing_folder, write_text
+from pab.image_paths import ImageFinder
 from pab.json_lines import entries, json_object, utf8_bytes, wide_encoding
 from pab.notices import notice, recorded
 from pab.tables import (
@@ -44,7 +45,7 @@ from pab.tables import (
     table_base,
 )
 
-INDEX_FORMAT = 2  # raise it when the index or the checks behind it change
+INDEX_FORMAT = 3  # raise it when the index or the checks behind it change
 SKIPPED = "skipped.txt"  # the bad lines of a set, one per line
 _LINE = np.dtype(
     [
@@ -92,6 +93,7 @@ class TrainingSet(Sequence[TrainPair]):
         self.root, self.cache_dir, self.skipped = root, index.parent, skipped
         self._index, self._shards, self._selection = index, shards, selection
         self._lines = _load_lines(index)
+        self._finder = ImageFinder(root)
         self._handles: dict[int, BinaryIO] = {}
 
     @classmethod
@@ -113,9 +115,8 @@ class TrainingSet(Sequence[TrainPair]):
         Args:
             root: the data root, the folder that holds ``annotation/`` and ``train/``; or a table
                 or a folder of captioned images, which is then the only shard.
-            shards: annotation files, tables or folders of captioned images; without them
-                ``annotation/train/pair_N.json``, or, in releases that name them so,
-                ``annotation/train/attr_N.json``. Read in order of N.
+            shards: annotation files, tables or folders of captioned images; None takes those of
+                :func:`pab.data_tree.find_shards`. Read in order of the number in their names.
             cache_dir: folder for the index; without it ``ROOT/.cache``.
             skip_bad_lines: leave bad lines out and say how many; :meth:`write_skipped` lists them.
             columns: names of a table's columns; default OpenCLIP's.
@@ -128,7 +129,7 @@ class TrainingSet(Sequence[TrainPair]):
         if shards is None and is_own_data(root):
             shards, root = [root], root if root.is_dir() else root.parent
         root = existing_folder(root, "the data root")
-        paths = find_shards(root) if shards is None else sorted(map(Path, shards), key=_shard_order)
+        paths = find_shards(root) if shards is None else sorted(map(Path, shards), key=shard_order)
         if not paths:
             raise InputError(root, "expected training shards, found none")
         states = [_shard_state(path, root, columns) for path in paths]
@@ -179,7 +180,7 @@ class TrainingSet(Sequence[TrainPair]):
         if len(raw) != length:
             raise _changed(path)
         item = f"the line at byte {offset}"
-        return train_pair(json_object(raw, path, item), path, item)
+        return train_pair(json_object(raw, path, item), path, item, root=self.root)
 
     def subset(self, indices: np.ndarray) -> TrainingSet:
         """The pairs at some indices, in that order; costs no more than the index array.
@@ -219,6 +220,19 @@ class TrainingSet(Sequence[TrainPair]):
         every = (self._index / "image_ids.txt").read_text(encoding="utf-8").split("\n")
         return every if self._selection is None else [every[i] for i in self._selection]
 
+    def images(self) -> list[str]:
+        """``image`` of every pair, in order."""
+        every = (self._index / "images.txt").read_text(encoding="utf-8").split("\0")[:-1]
+        return every if self._selection is None else [every[i] for i in self._selection]
+
+    def missing_images(self) -> list[str]:
+        """``image`` of the pairs whose file is not there, in order; lists each folder once.
+
+        Raises:
+            InputError: several files fit one image.
+        """
+        return self._finder.absent(self.images())
+
     def fingerprint(self) -> str:
         """SHA-256, 64 hex digits, over what the index says of every pair: its line, id and video.
 
@@ -251,11 +265,11 @@ class TrainingSet(Sequence[TrainPair]):
 
     def image_path(self, pair: TrainPair) -> Path:
         """The file of a pair's image."""
-        return image_file(self.root, pair.image)
+        return self._finder.find(pair.image)
 
     def twin_path(self, pair: TrainPair) -> Path | None:
         """The file of the twin's image; None where the pair names none."""
-        return None if pair.hard_i is None else image_file(self.root, f"train/{pair.hard_i}")
+        return None if pair.hard_i is None else self._finder.find(f"train/{pair.hard_i}")
 
     def write_skipped(self, folder: str | Path) -> None:
         """List the bad lines that are left out in ``skipped.txt`` of a folder, if there are any.
@@ -289,30 +303,6 @@ class TrainingSet(Sequence[TrainPair]):
         self._lines = _load_lines(self._index)
 
 
-def find_shards(root: Path, folder: str = "annotation/train") -> list[Path]:
-    """``pair_N.json`` of a folder under the data root, or else ``attr_N.json``, in order of N.
-
-    Raises:
-        InputError: there are none.
-    """
-    parent = existing_folder(root / folder, "the folder of training shards")
-    for name in ("pair", "attr"):
-        found = [p for p in parent.iterdir() if re.fullmatch(rf"{name}_\d+\.json", p.name)]
-        if found:
-            return sorted(found, key=_shard_order)
-    raise InputError(
-        parent,
-        "expected training shards pair_0.json, pair_1.json, ..., found none",
-        todo="see data/README.md for what to download",
-    )
-
-
-def _shard_order(path: Path) -> tuple[int, str]:
-    """Numeric, so that pair_2 comes before pair_10."""
-    number = re.search(r"(\d+)\D*$", path.name)
-    return (int(number.group(1)) if number else -1, str(path))
-
-
 def _shard_state(path: Path, root: Path, columns: TableColumns) -> _Shard:
     if is_captioned_folder(path):
         return _Shard(str(path.absolute()), folder_state(path))
@@ -321,7 +311,7 @@ def _shard_state(path: Path, root: Path, columns: TableColumns) -> _Shard:
     if is_table(path):  # not resolved, as its paths may start from its folder
         base = table_base(path, root, columns)
         return _Shard(str(path.absolute()), f"{state}, paths from {base.absolute()}")
-    return _Shard(str(path.resolve()), state)
+    return _Shard(str(path.absolute()), state)
 
 
 def _state_of(found: os.stat_result) -> str:
@@ -387,10 +377,11 @@ def _write_index(index: Path, shards: list[_Shard], root: Path, columns: TableCo
     try:
         with (
             (temporary / SKIPPED).open("w", encoding="utf-8", errors="backslashreplace") as listed,
+            (temporary / "images.txt").open("w", encoding="utf-8") as images,
             recorded() as notices,
         ):
             bad = BadLines(lambda text: listed.write(f"{text}\n"))
-            found = _check_lines(shards, temporary, root, columns, bad)
+            found = _check_lines(shards, temporary, root, columns, bad, images)
             for text in found.notes.texts():
                 notice(shards[0].path if len(shards) == 1 else root, text)
         np.save(temporary / "lines.npy", found.table(), allow_pickle=False)
@@ -444,6 +435,10 @@ def _readable(
 class _Checked:
     """The index under way.
 
+    Args:
+        root: the data root.
+        images: takes ``image`` of each pair, closed by a NUL.
+
     Attributes:
         shards: what has been read.
         notes: what was ignored or assumed.
@@ -452,7 +447,8 @@ class _Checked:
         first_seen: ``image_id`` -> index of its pair.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path, images: TextIO) -> None:
+        self._root, self._image_list = root, images
         self.shards: list[_Shard] = []
         self.notes = FieldNotes()
         self.columns = {name: array("q") for name in _LINE.names or ()}
@@ -470,7 +466,7 @@ class _Checked:
             InputError: the line is bad, or repeats an ``image_id``.
         """
         item = f"line {number}"
-        pair = train_pair(json_object(raw, path, item), path, item, self.notes)
+        pair = train_pair(json_object(raw, path, item), path, item, self.notes, self._root)
         index = len(self.numbers)
         before = self.first_seen.setdefault(pair.image_id, index)
         if before != index:
@@ -493,6 +489,7 @@ class _Checked:
         row = (offset, len(raw), len(self.shards) - 1, video, identity)
         for append, value in zip(self._append, row, strict=True):
             append(value)
+        self._image_list.write(f"{pair.image}\0")
         self.numbers.append(number)
 
     def table(self) -> np.ndarray:
@@ -512,10 +509,15 @@ def _entries(path: Path, source: _Shard, folder: Path) -> Iterator[tuple[int, in
 
 
 def _check_lines(
-    shards: list[_Shard], folder: Path, root: Path, columns: TableColumns, bad: BadLines
+    shards: list[_Shard],
+    folder: Path,
+    root: Path,
+    columns: TableColumns,
+    bad: BadLines,
+    images: TextIO,
 ) -> _Checked:
     """Check all lines; ``bad`` collects those that cannot be used, ``folder`` takes the copies."""
-    checked = _Checked()
+    checked = _Checked(root, images)
     for number, shard in enumerate(shards):
         path, known_bad, empty = Path(shard.path), bad.total, True
         source = _readable(number, shard, folder, root, columns, bad)

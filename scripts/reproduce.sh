@@ -3,21 +3,32 @@
 #   bash scripts/reproduce.sh                  score the released checkpoints, fuse, compare
 #   bash scripts/reproduce.sh --train          fine-tune LHP and UIT first (days; GPUS=4 uses four)
 #   bash scripts/reproduce.sh --mini           the same steps with the mini models on the mini data
+#   bash scripts/reproduce.sh --answers FILE   also compare on the name-masked set, with its key
+# Scored are the labelled test and the name-masked set, whichever of them is there.
 # DATA and OUT name other folders of data and of results.
 # Expected hours: docs/reproduce.md. A step whose score file is there is not run again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-train=false mini=false
-for word in "$@"; do
-    case $word in
+train=false mini=false answers=
+while [ $# -gt 0 ]; do
+    case $1 in
         --train) train=true ;;
         --mini) mini=true ;;
-        *) echo "error: $word: expected --train or --mini" >&2; exit 2 ;;
+        --answers)
+            [ $# -gt 1 ] || { echo "error: --answers: expected a file after it" >&2; exit 2; }
+            answers=$2
+            shift ;;
+        *) echo "error: $1: expected --train, --mini or --answers FILE" >&2; exit 2 ;;
     esac
+    shift
 done
 if $train && $mini; then
     echo "error: --train: the mini models are shipped; train them with the commands of their configs" >&2
+    exit 2
+fi
+if [ -n "$answers" ] && [ ! -f "$answers" ]; then
+    echo "error: --answers: $answers: expected the key of the name-masked set, found no such file" >&2
     exit 2
 fi
 data=data/PAB out=output/reproduce
@@ -30,7 +41,6 @@ elif $mini; then
 fi
 data=${DATA:-$data} out=${OUT:-$out}
 python=.venv/bin/python
-test=$data/annotation/test/pair.json
 lhp=(--checkpoint checkpoints/lhp/lhp_beit3.pth) uit=(--config configs/uit/infer.yaml)
 blip2=() clip=() weights=(--config configs/ensemble/published.yaml)
 if $mini; then
@@ -38,10 +48,27 @@ if $mini; then
     blip2=(--config configs/blip2/mini_infer.yaml) clip=(--config configs/clip/mini_infer.yaml)
     weights=(--config configs/ensemble/mini.yaml)
 fi
-labelled=(--annotation "$test" --image_folder "$data" --answers none)
 
-if ! $mini; then
-    $python -m pab.layout check "$data"
+first_of() {  # file ...: the first that is there, or nothing
+    local file
+    for file in "$@"; do
+        if [ -f "$file" ]; then
+            echo "$file"
+            return
+        fi
+    done
+}
+test=$(first_of "$data"/annotation/test/{pair,attr}.json)
+masked=$data/name-masked_test-set
+queries=$(first_of "$masked"/{query,query_text}.json)
+[ -d "$masked/gallery" ] || queries=
+answers=${answers:-$(first_of "$masked/answers.json")}
+
+$python -m pab.layout check "$data"
+if [ -z "$test$queries" ]; then
+    echo "error: $data: expected annotation/test/pair.json, or name-masked_test-set/ with its" \
+        "query.json and gallery/, found neither" >&2
+    exit 2
 fi
 if $train; then
     if [ $((lhp_batch % gpus)) -ne 0 ] || [ $((uit_batch % gpus)) -ne 0 ]; then
@@ -56,28 +83,57 @@ if $train; then
     uit+=(--checkpoint "$out/uit/checkpoint-final.pth")
 fi
 
-score() {  # name, command ...
+score() {  # name, command ...; files of the set $set, data flags of ${data_flags[@]}
     local name=$1
     shift
-    if [ ! -f "$out/score_$name.pt" ]; then
-        "$@" "${labelled[@]}" --save_score "$out/score_$name.pt" --output_file "$out/predictions_$name.txt"
+    if [ ! -f "$out/score_$name$set.pt" ]; then
+        "$@" "${data_flags[@]}" --save_score "$out/score_$name$set.pt" \
+            --output_file "$out/predictions_$name$set.txt"
     fi
 }
-score lhp $python -m lhp.infer "${lhp[@]}"
-score uit $python -m uit.infer "${uit[@]}" --candidates "$out/score_lhp.pt"
-score blip2 $python scripts/blip2_infer.py "${blip2[@]}"
-score clip $python scripts/clip_infer.py "${clip[@]}"
-
-members=(--beit3_score "$out/score_lhp.pt")
-step=lhp
-compare() {  # step
-    step=$1
-    echo
-    $python -m ensemble.run "${weights[@]}" --uit_score none --blip2_score none --clip_score none \
-        "${members[@]}" --save_score "$out/fused.pt" --output_file "$out/predictions.txt"
-    $python -m ensemble.published "$step" --score "$out/fused.pt" --annotation "$test" --image_folder "$data"
+score_all() {
+    score lhp $python -m lhp.infer "${lhp[@]}"
+    score uit $python -m uit.infer "${uit[@]}" --candidates "$out/score_lhp$set.pt"
+    score blip2 $python scripts/blip2_infer.py "${blip2[@]}"
+    score clip $python scripts/clip_infer.py "${clip[@]}"
 }
-compare lhp
-members+=(--uit_score "$out/score_uit.pt") && compare lhp+uit
-members+=(--blip2_score "$out/score_blip2.pt") && compare lhp+uit+blip2
-members+=(--clip_score "$out/score_clip.pt") && compare lhp+uit+blip2+clip
+fuse() {  # member flags ...
+    $python -m ensemble.run "${weights[@]}" --uit_score none --blip2_score none --clip_score none \
+        "$@" --save_score "$out/fused$set.pt" --output_file "$out/predictions$set.txt"
+}
+fuse_all() {  # fuse one member after the other; compare each step where there are ${labels[@]}
+    local step=lhp members=(--beit3_score "$out/score_lhp$set.pt") name
+    for name in lhp uit blip2 clip; do
+        if [ $name != lhp ]; then
+            step=$step+$name members+=("--${name}_score" "$out/score_$name$set.pt")
+        fi
+        if [ ${#labels[@]} -gt 0 ]; then
+            echo
+            fuse "${members[@]}"
+            $python -m ensemble.published "$step" --score "$out/fused$set.pt" --annotation "$annotation" "${labels[@]}"
+        fi
+    done
+    [ ${#labels[@]} -gt 0 ] || fuse "${members[@]}"
+}
+
+if [ -n "$test" ]; then
+    echo
+    echo "labelled test: $test"
+    set='' annotation=$test labels=(--image_folder "$data")
+    data_flags=(--annotation "$test" --image_folder "$data" --answers none)
+    score_all
+    fuse_all
+fi
+if [ -n "$queries" ]; then
+    echo
+    echo "name-masked set: $queries"
+    set=_masked annotation=$queries labels=()
+    [ -z "$answers" ] || labels=(--answers "$answers")
+    data_flags=(--annotation "$queries" --image_folder "$masked/gallery" --answers "${answers:-none}")
+    score_all
+    fuse_all
+    if [ -z "$answers" ]; then
+        echo "no figures: the name-masked set has no labels, and no key was given with --answers"
+    fi
+    echo "ranked list: $out/predictions_masked.txt"
+fi

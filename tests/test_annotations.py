@@ -12,7 +12,6 @@ import pytest
 from pab.annotations import (
     Query,
     TrainPair,
-    image_file,
     read_query_order,
     read_retrieval,
     read_train_pairs,
@@ -207,32 +206,6 @@ def test_two_images_on_one_file_are_refused(root: Path) -> None:
         read_retrieval(labelled(root, image(0, "a"), other), image_folder=root / "flat")
 
 
-@pytest.mark.parametrize(
-    ("written", "there"), [("wentwrong", "wentrong"), ("wentrong", "wentwrong")]
-)
-def test_both_spellings_of_wentwrong(root: Path, written: str, there: str) -> None:
-    name = f"train/imgs_0/{written}/0.jpg"
-    assert image_file(root, name) == root / name  # neither is there: the path as written
-    place = root / "train" / "imgs_0" / there
-    place.mkdir(parents=True)
-    (place / "0.jpg").touch()
-    assert image_file(root, name) == place / "0.jpg"
-    found = read_retrieval(labelled(root, {**PAIR, "image": name}))
-    assert found.gallery is not None
-    assert found.gallery[0].path == place / "0.jpg"
-
-
-def test_links_may_move_whole_folders_but_not_lead_out(root: Path, tmp_path_factory: Any) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (elsewhere / "0.jpg").touch()
-    (root / "ucc").symlink_to(elsewhere)
-    moved = {"image": "ucc/0.jpg", "image_id": "u", "caption": "a"}
-    assert len(read_retrieval(labelled(root, moved)).queries) == 1
-    (root / "test" / "0.jpg").symlink_to(elsewhere / "0.jpg")
-    with pytest.raises(InputError, match=r"image 'test/0.jpg': .*a link that leads to"):
-        read_retrieval(labelled(root, image(0, "a")))
-
-
 def test_dots_are_resolved_before_links(root: Path, tmp_path_factory: Any) -> None:
     """``link/../x`` is ``x`` of the root, not a neighbour of the link's target."""
     (root / "link").symlink_to(tmp_path_factory.mktemp("elsewhere"))
@@ -280,10 +253,11 @@ BAD_PAIRS = {
     "id on two lines": ({**PAIR, "image_id": "a\nb"}, "field 'image_id': .*one line"),
     "id with blanks around": ({**PAIR, "image_id": " a"}, "field 'image_id': .*without blanks"),
     "both kinds": ({**PAIR, "normal": "a", "anomaly": "b"}, "'normal' or .*'anomaly', found both"),
-    "absolute": ({**PAIR, "image": "/etc/passwd"}, "field 'image': .*an absolute path"),
+    "absolute": ({**PAIR, "image": "/etc/passwd"}, "field 'image': .*an absolute path outside it"),
     "leaves the root": ({**PAIR, "image": "train/../../x.jpg"}, "field 'image': .*leaves it"),
     "twin leaves the root": ({**PAIR, "hard_i": "../../x.jpg"}, "field 'hard_i': .*leaves it"),
-    "backslashes": ({**PAIR, "image": "train\\0.jpg"}, "field 'image': .*backslashes"),
+    "a drive": ({**PAIR, "image": "C:\\0.jpg"}, "field 'image': .*an absolute path outside it"),
+    "backslashes": ({**PAIR, "image": "a\\..\\..\\0.jpg"}, "field 'image': .*leaves it"),
     "nul": ({**PAIR, "image": "a\0.jpg"}, "field 'image': .*NUL"),
     "a list": ([PAIR], "expected a JSON object, found a list"),
     "a text": ("pair", "expected a JSON object, found the text 'pair'"),

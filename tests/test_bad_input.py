@@ -217,7 +217,7 @@ def test_bad_image_of_an_annotated_set(kind: str, case: Case, refuse: Callable[.
     refuse("infer", "test/4.jpg")
 
 
-@pytest.mark.parametrize("kind", BAD_IMAGES)
+@pytest.mark.parametrize("kind", sorted(BAD_IMAGES.keys() - {"gone"}))
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_training_image(
     kind: str, workers: int, case: Case, capsys: pytest.CaptureFixture[str]
@@ -243,7 +243,8 @@ def test_bad_validation_images_are_found_before_training(
     for image in (case.data / "train").rglob("*.jpg"):
         BAD_IMAGES[kind](image)
     case.train["val_pairs"] = 4
-    refuse("train", "4 of 4 images: cannot be read")
+    missing = "24 of 24 training images are not there"
+    refuse("train", missing if kind == "gone" else "4 of 4 images: cannot be read")
 
 
 def test_empty_gallery(case: Case, refuse: Callable[..., None]) -> None:
@@ -334,13 +335,12 @@ def test_image_path_that_leaves_the_root(
     refuse(command, "pair_0.json", "line 3", "inside the data root")
 
 
-def test_link_that_leaves_the_root(case: Case, refuse: Callable[..., None]) -> None:
-    outside = case.data.parent / "outside.jpg"
-    (case.data / "test/4.jpg").rename(outside)
-    (case.data / "test/4.jpg").symlink_to(outside)
+def test_link_to_nothing(case: Case, refuse: Callable[..., None]) -> None:
+    (case.data / "test/4.jpg").unlink()
+    (case.data / "test/4.jpg").symlink_to(case.data.parent / "gone.jpg")
     case.infer["annotation"] = case.data / "annotation/test/pair.json"
     case.infer["image_folder"] = case.data
-    refuse("infer", "test/4.jpg", "link")
+    refuse("infer", "test/4.jpg", "a link to a file that is not there")
 
 
 @pytest.mark.parametrize("command", ["infer", "evaluate"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,97 @@ def test_a_member_whose_scores_are_given_is_not_scored(tmp_path: Path) -> None:
     )  # fmt: skip
     data = "--answers key.json --annotation data/PAB/name-masked_test-set/query.json"
     assert done.stdout.splitlines() == [f"-m lhp.infer {data}", f"then {' '.join(words)}"]
+
+
+@pytest.fixture
+def reproduce(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs reproduce.sh with a Python that notes its arguments and makes the score files."""
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts/reproduce.sh"
+    script.write_bytes((SCRIPTS / "reproduce.sh").read_bytes())
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/bin/sh\necho "ran $*"\nwhile [ $# -gt 1 ]; do\n'
+        'if [ "$1" = --save_score ]; then mkdir -p "$(dirname "$2")"; touch "$2"; fi; shift\ndone\n'
+    )
+    python.chmod(0o755)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", script, *words], capture_output=True, text=True, check=False,
+            env={**os.environ, "DATA": "data", "OUT": "out"},
+        )  # fmt: skip
+
+    return run
+
+
+def make_sets(root: Path, *files: str) -> None:
+    for file in files:
+        (root / "data" / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / "data" / file).touch()
+
+
+LABELLED = "annotation/test/attr.json"
+MASKED = ("name-masked_test-set/query.json", "name-masked_test-set/gallery/A.jpg")
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("masked", ["", "no key", "key in its folder", "key given"])
+def test_each_test_set_that_is_there_is_scored(
+    reproduce: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path,
+    labelled: bool, masked: str,
+) -> None:  # fmt: skip
+    make_sets(tmp_path, "other", *([LABELLED] if labelled else []), *(MASKED if masked else []))
+    words: tuple[str, ...] = ()
+    key = "data/name-masked_test-set/answers.json"
+    if masked == "key in its folder":
+        make_sets(tmp_path, "name-masked_test-set/answers.json")
+    elif masked == "key given":
+        make_sets(tmp_path, "mine.json")
+        words, key = ("--answers", "data/mine.json"), "data/mine.json"
+    done = reproduce(*words)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "ran -m pab.layout check data"
+    if not labelled and not masked:
+        assert done.returncode == 2
+        assert "expected annotation/test/pair.json, or name-masked_test-set/" in done.stderr
+        return
+    assert (done.returncode, done.stderr) == (0, "")
+    published = [line for line in lines if "ensemble.published" in line]
+    steps = ["lhp", "lhp+uit", "lhp+uit+blip2", "lhp+uit+blip2+clip"]
+    assert [line.split()[3] for line in published] == steps * (labelled + (masked[:3] == "key"))
+    assert sum("lhp.infer" in line for line in lines) == labelled + bool(masked)
+    if labelled:
+        assert any(
+            f"--annotation data/{LABELLED} --image_folder data" in line for line in published
+        )
+        assert (tmp_path / "out/score_uit.pt").is_file()
+    if masked:
+        answers = key if masked != "no key" else "none"
+        scored = [line for line in lines if "gallery" in line]
+        assert len(scored) == 4
+        assert all(f"--answers {answers} --save_score" in line for line in scored)
+        assert any("score_clip_masked.pt" in line for line in lines if "ensemble.run" in line)
+        assert ("no figures: the name-masked set has no labels" in done.stdout) == (
+            masked == "no key"
+        )
+    again = reproduce(*words)
+    assert "infer" not in again.stdout, "a step whose score file is there is not run again"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--typo"], "--typo: expected --train, --mini or --answers FILE"),
+        (["--answers"], "--answers: expected a file after it"),
+        (["--answers", "no.json"], "--answers: no.json: expected the key"),
+        (["--train", "--mini"], "--train: the mini models are shipped"),
+    ],
+)
+def test_reproduce_refuses_a_wrong_line(
+    reproduce: Callable[..., subprocess.CompletedProcess[str]], words: list[str], expected: str
+) -> None:
+    done = reproduce(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {expected}")

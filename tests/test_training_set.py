@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 
 import pab.training_set
 from pab.annotations import read_retrieval, read_train_pairs, retrieval_of_pairs
+from pab.data_tree import find_shards
 from pab.errors import InputError
 from pab.notices import forget_notices
 from pab.splits import write_split
-from pab.training_set import SKIPPED, TrainingSet, find_shards
+from pab.training_set import SKIPPED, TrainingSet
 
 
 def pair(shard: int, k: int, **more: Any) -> dict[str, Any]:
@@ -317,14 +318,17 @@ def test_shards_that_are_not_there(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         TrainingSet.open(root / "missing")
     (tmp_path / "bare" / "annotation" / "train").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"expected training shards pair_0.json"):
+    with pytest.raises(InputError, match=r"expected training shards pair_N.json"):
         TrainingSet.open(tmp_path / "bare")
 
 
-def test_shards_named_attr_serve_where_there_are_no_others(root: Path) -> None:
+def test_shards_named_attr_serve_where_there_are_fewer_others(root: Path) -> None:
     folder = root / "annotation" / "train"
     for path in folder.iterdir():
         path.rename(folder / path.name.replace("pair", "attr"))
     assert len(TrainingSet.open(root)) == 12
     write_shard(root, 0, pair(0, 0))
-    assert len(TrainingSet.open(root)) == 1
+    assert len(TrainingSet.open(root)) == 12
+    for shard in (2, 10):
+        write_shard(root, shard, pair(shard, 0))
+    assert len(TrainingSet.open(root)) == 3

@@ -625,7 +625,7 @@ def odd(scoring: Scoring, vocabulary: Path, checkpoint: Path) -> dict[str, Any]:
     torch.save({"model": other | {name: torch.full_like(other[name], torch.nan)}}, folder / "n.pth")
     torch.save({"model": {k: v for k, v in other.items() if k != name}}, folder / "m.pth")
     return {
-        "--k_test": {"k_test": 11}, "at least 1": {"k_test": 0},
+        "at least 1": {"k_test": 0},
         "'t0#0'": {"candidates": folder / "ids.pt"},
         "no_such.pt": {"candidates": folder / "no_such.pt"},
         "vocab.txt": {"text_encoder": empty}, "word vectors": {"text_encoder": words},
@@ -639,7 +639,7 @@ def odd(scoring: Scoring, vocabulary: Path, checkpoint: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "expected",
     [
-        "--k_test", "at least 1", "'t0#0'", "no_such.pt", "vocab.txt", "word vectors", "NaN",
+        "at least 1", "'t0#0'", "no_such.pt", "vocab.txt", "word vectors", "NaN",
         "1 missing", "--save_itc", "--input_size", "--max_words", "--model", "--cache_dtype",
     ],
 )  # fmt: skip
@@ -656,6 +656,25 @@ def test_evaluating_the_labelled_test(runs: Runs, checkpoint: Path) -> None:
     found = load_scores(runs.folder / "eval/score_test.pt")
     assert found.meta["k_test"] == 5
     assert len((runs.folder / "eval/predictions_test.txt").read_text().splitlines()) == 15
+
+
+def test_a_k_above_the_gallery_means_all_of_it(
+    runs: Runs, checkpoint: Path, data_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs("all", "--evaluate", checkpoint=checkpoint, k_test=10)
+    runs.data = data_copy
+    pair = data_copy / "annotation/test/pair.json"
+    pair.rename(pair.with_name("attr.json"))
+    capsys.readouterr()
+    runs("more", "--evaluate", checkpoint=checkpoint, k_test=99)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert said == [
+        f"note: {pair}: not there; read attr.json, which holds the same lines",
+        "note: --k_test: 99 is more than the gallery's 10 images: all are candidates",
+    ]
+    one, two = (load_scores(runs.folder / f"{name}/score_test.pt") for name in ("all", "more"))
+    assert torch.equal(one.scores, two.scores)
+    assert (one.meta["k_test"], two.meta["k_test"]) == (10, 99)
 
 
 # -------------------------------------------------------------------------------- starting points

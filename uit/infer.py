@@ -18,6 +18,7 @@ from pab import processes
 from pab.config import flag
 from pab.devices import pick_device
 from pab.errors import InputError, run_cli
+from pab.preflight import check_output_file, check_output_folder
 from pab.scores import ScoreFile, align, load_scores, save_scores, tell_other_data
 from pab.scoring import (
     ScoringConfig,
@@ -42,7 +43,7 @@ class InferConfig(ScoringConfig):
     max_words: int = flag(56, "words of a caption that are read")
     max_text_length: int = flag(56, "token ids of a caption, both ends and padding included")
     candidates: str | None = flag(None, "score file that chooses candidates (none: UIT's own ITC)")
-    k_test: int = flag(128, "candidates a query that the cross encoder scores")
+    k_test: int = flag(128, "candidates per query that the cross encoder scores")
     feature_cache: bool = flag(
         False, "keep images' tokens and vectors on disk for later runs (0.2 MB an image)"
     )
@@ -84,12 +85,11 @@ def infer(config: InferConfig) -> None:
 
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot run
+    if config.save_itc:
+        check_output_file("--save_itc", config.save_itc)
+    if config.cache_dir:
+        check_output_folder("--cache_dir", config.cache_dir)
     job = prepare(config)
-    if config.k_test > len(job.gallery):
-        raise InputError(
-            "--k_test", f"{config.k_test} candidates of a gallery of {len(job.gallery)} images",
-            todo=f"take at most {len(job.gallery)}",
-        )  # fmt: skip
     chosen = read_candidates(config.candidates, job) if config.candidates else None
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     rows = [tokenizer.encode(query.caption) for query in job.retrieval.queries]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pab import processes
 from pab.devices import autocast
-from pab.errors import InputError
+from pab.notices import notice
 from pab.ranking import top_k
 from pab.wordpiece import Tokenizer
 from uit.model import Uit
@@ -28,17 +28,21 @@ IMAGES_A_GROUP = 512  # whose keys and values are held at a time (2 MB each at f
 PAIRS_A_PASS = 128
 
 
-def choose_candidates(scores: Tensor, k: int) -> Tensor:
+def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
     """The k best images of each query, int64 [Q, K], ties to the smaller id.
 
-    Several processes all get the main one's choice: GPUs of different kinds round differently.
+    A k larger than the gallery means all of it; a notice says so. Several processes all get the
+    main one's choice: GPUs of different kinds round differently.
 
-    Raises:
-        InputError: k is larger than the gallery.
+    Args:
+        scores: [Q, G].
+        k: candidates per query.
+        flag: the setting that k comes from, for the notice.
     """
-    if k > scores.shape[1]:
-        raise InputError("--k_test", f"{k} candidates of a gallery of {scores.shape[1]} images")
-    return processes.broadcast_object(top_k(scores, k))
+    gallery = scores.shape[1]
+    if k > gallery:
+        notice(flag, f"{k} is more than the gallery's {gallery} images: all are candidates")
+    return processes.broadcast_object(top_k(scores, min(k, gallery)))
 
 
 def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:

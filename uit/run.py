@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 from pab.config import add_debug_flag, config_from_args, names_flag, with_debug
+from pab.data_tree import labelled_test
 from pab.errors import InputError, run_cli
 from pab.files import existing_file
+from pab.preflight import check_run_folders
 from pab.training_data import training_sources
 from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
@@ -27,7 +29,6 @@ from uit.train import text_draws
 
 DEFAULT_CONFIG = "configs/uit/finetune.yaml"
 DEBUG_CONFIG = "configs/uit/debug.yaml"
-TEST = "annotation/test/pair.json"  # the labelled test, under the data root
 SHORT = {"--bs": "--batch_size", "--epo": "--epochs"}
 SCORING = (
     "model", "input_size", "window", "text_encoder", "max_words", "max_text_length", "batch_size",
@@ -72,8 +73,9 @@ def check_inputs(config: TrainConfig) -> None:
     """Find here what would end all processes at once, and with torchrun's long report.
 
     Raises:
-        InputError: data, vocabulary or weights are not there.
+        InputError: data, vocabulary or weights are not there, or a folder cannot be written.
     """
+    check_run_folders(config)
     training_sources(config)
     Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     text_draws(config)
@@ -92,7 +94,7 @@ def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = Fa
     words = [word for name in SCORING for word in (f"--{name}", str(getattr(config, name)))]
     infer(
         [*words, "--checkpoint", config.checkpoint, "--k_test", str(k_test)]
-        + ["--annotation", str(Path(config.data_path) / TEST)]
+        + ["--annotation", str(labelled_test(config.data_path))]
         + ["--same_caption_counts"] * same_caption_counts
         + ["--save_score", str(output / "score_test.pt")]
         + ["--output_file", str(output / "predictions_test.txt")]
@@ -112,7 +114,9 @@ def _words(argv: list[str]) -> list[str]:
 def _add_own_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dist", default="f1", metavar="fN", help="first N GPUs (default f1)")
     parser.add_argument(
-        "--evaluate", action="store_true", help=f"score {TEST} with --checkpoint, do not train"
+        "--evaluate",
+        action="store_true",
+        help="score the labelled test of data_path with --checkpoint, do not train",
     )
     parser.add_argument(
         "--k_test", type=int, default=128, metavar="N",

@@ -6,6 +6,8 @@ the same command goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.optim import parameter_groups
+from pab.preflight import check_free_space
 from pab.training import (
     fit,
     new_run,
@@ -99,6 +102,13 @@ def train(config: TrainConfig, argv: list[str]) -> None:
         facts={"architecture": config.model, "input_size": config.input_size},
     )
 
+    images = 1 + model.config.swin.grids[-1] ** 2, model.config.swin.width
+    check_free_space(
+        "TMPDIR", tempfile.gettempdir(), 4 * len(data.val_rows) * math.prod(images),
+        "the features of the validation images",
+        todo="make room, or name another folder for temporary files with TMPDIR",
+    )  # fmt: skip
+
     # ---- Loop
     def update(feed: Iterator[UitBatch]) -> dict[str, Tensor]:
         batch = UitBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
@@ -172,7 +182,7 @@ def validation_metrics(
     )
     texts = encode_captions(model, tokenizer, rows, batch_size=config.batch_size, **on)
     itc = texts @ features.vectors.T
-    candidates = choose_candidates(itc, min(config.k_val, itc.shape[1]))
+    candidates = choose_candidates(itc, config.k_val, "--k_val")
     match = match_scores(model, tokenizer, rows, features.tokens, candidates, **on)
     figures = retrieval_metrics(retrieval, fill(match, candidates, itc.shape[1]))
     itc_figures = retrieval_metrics(retrieval, itc)

@@ -1,0 +1,148 @@
+"""Checks made before the first step of a run: what it will need at its end.
+
+An output that cannot be written, a missing package or a full disk ends a run here, not after hours.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from pab import processes
+from pab.errors import InputError
+from pab.training_config import TrainingConfig
+
+_MOMENTS = 2  # tensors that AdamW keeps per trained parameter
+
+
+def on_main(check: Callable[[], None]) -> None:
+    """Run a check in the main process only; all processes raise what it finds.
+
+    Raises:
+        InputError: the check's.
+    """
+    fault: InputError | None = None
+    if processes.is_main():
+        try:
+            check()
+        except InputError as error:
+            fault = error
+    fault = processes.broadcast_object(fault)
+    if fault is not None:
+        raise fault
+
+
+def check_output_file(flag: str, path: str | Path) -> None:
+    """Refuse a file that could not be written; nothing is made.
+
+    Args:
+        flag: the setting that names it, for the error.
+        path: the file.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(flag, f"{path} is a directory")
+    if path.exists() and not path.is_file():
+        raise InputError(flag, f"{path} is no file", todo=f"{flag} none writes nothing")
+    _check_writable(flag, path, path.absolute().parent)
+
+
+def check_output_folder(flag: str, path: str | Path) -> None:
+    """Refuse a folder in which no file could be made; nothing is made.
+
+    Args:
+        flag: the setting that names it, for the error.
+        path: the folder, which need not exist.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    _check_writable(flag, Path(path), Path(path).absolute())
+
+
+def _check_writable(flag: str, path: Path, folder: Path) -> None:
+    above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(
+            flag, f"{path} cannot be written: {above} is no folder that can be written"
+        )
+
+
+def check_run_folders(config: TrainingConfig) -> None:
+    """Check where a training run writes, and that TensorBoard is installed if it is asked for.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    check_output_folder("--output_dir", config.output_dir)
+    if config.log_dir is None:
+        return
+    check_output_folder("--log_dir", config.log_dir)
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "--log_dir",
+            f"needs TensorBoard, which cannot be imported: {error}",
+            todo="pip install tensorboard, or --log_dir none",
+        ) from error
+
+
+def check_room(config: TrainingConfig, model: nn.Module) -> None:
+    """Check that the disk of the output folder has room for the run's checkpoints.
+
+    Counted are the training state (weights, AdamW's two moments, the average if one is kept) and
+    the best and final weights, and once more the state: a file is written beside its predecessor.
+    Checkpoints that are already there count as room, for they are replaced.
+
+    Args:
+        config: the run's settings.
+        model: the model that is trained.
+
+    Raises:
+        InputError: naming the flag, the room needed and found.
+    """
+    if not config.save_ckpt:
+        return
+    copies = 1 if config.ema_decay is None else 2
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    state = copies * weights + _MOMENTS * trained
+    files = 2 if config.val_pairs else 1  # the best and the final weights
+    needed = 2 * state + files * weights
+    kept = sum(path.stat().st_size for path in Path(config.output_dir).glob("checkpoint-*.pth"))
+    check_free_space(
+        "--output_dir", config.output_dir, needed - kept, "the checkpoints",
+        todo="make room, name a folder on another disk, or write none with --no_save_ckpt",
+    )  # fmt: skip
+
+
+def check_free_space(flag: str, path: str | Path, needed: int, what: str, *, todo: str) -> None:
+    """Refuse a folder whose disk has less free space than needed.
+
+    Args:
+        flag: the setting that names the folder, for the error.
+        path: the folder, which need not exist.
+        needed: bytes.
+        what: what needs them.
+        todo: what the user can do.
+
+    Raises:
+        InputError: naming the flag, the room needed and found.
+    """
+    folder = Path(path).absolute()
+    disk = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(disk).free
+    if free < needed:
+        raise InputError(
+            flag,
+            f"expected {needed / 1e9:.2f} GB for {what} at {path}, found {free / 1e9:.2f} GB free",
+            todo=todo,
+        )

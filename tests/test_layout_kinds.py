@@ -1,0 +1,381 @@
+"""The layout check on every kind of path: what it says, which command it names."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pab.errors import InputError
+from pab.files import write_text
+from pab.layout import explain, main
+from pab.layout_weights import known_model
+from pab.scores import ScoreFile, save_scores
+from tests.conftest import write_lines
+from tests.release import make_release
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = ROOT / "tests/data"
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6)).save(path)
+
+
+def captioned(folder: Path) -> None:
+    for n in range(3):
+        picture(folder / f"a/{n}.jpg")
+    for n in range(2):
+        write_text(folder / f"a/{n}.txt", "A man walks.")
+
+
+def photographs(folder: Path) -> None:
+    picture(folder / "one.jpg")
+    picture(folder / "trip/two words.png")
+    (folder / "trip/IMG_1.HEIC").touch()
+    (folder / ".hidden.jpg").touch()
+
+
+def track4(folder: Path) -> None:
+    picture(folder / "gallery/A.jpg")
+    rows = [{"query_index": q, "caption": "a man"} for q in ("1", "0")]
+    write_lines(folder / "query.json", rows)
+    write_text(folder / "query_index.txt", "0\n1\n")
+
+
+def bert(folder: Path) -> None:
+    write_text(folder / "config.json", json.dumps({"model_type": "bert"}))
+    write_text(folder / "vocab.txt", "[PAD]\n[UNK]\nman\n")
+    (folder / "model.safetensors").touch()
+
+
+def webdataset(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("000.tar", "001.tar"):
+        with tarfile.open(folder / name, "w") as archive:
+            for member in ("0.jpg", "0.txt", "1.jpg", "1.txt"):
+                archive.addfile(tarfile.TarInfo(member), io.BytesIO())
+
+
+# Name of the path -> how it is made, what is said of it, and its command.
+FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+    "captioned": (
+        captioned,
+        ["images with captions", "3 images", "2 captions", "no caption: 1, the first a/2.jpg"],
+        "python -m lhp.train --config configs/lhp/finetune.yaml --data_path {path}",
+    ),
+    "photo s": (
+        photographs,
+        ["a folder of photographs", "3 images", "2 of them in 1 nested folder"],
+        'python -m pab.search --model clip --image_folder {path} --recursive --query "TEXT"',
+    ),
+    "track": (
+        track4,
+        ["a name-masked set", "2 queries, 1 image in gallery/"],
+        "python -m lhp.infer --annotation {path}/query.json --image_folder {path}/gallery "
+        "--query_order {path}/query_index.txt",
+    ),
+    "words": (
+        bert,
+        ["a folder of BERT", "vocab.txt: there"],
+        "python -m uit.run --task cmp --checkpoint '' --swin SWIN --bert {path}",
+    ),
+    "tars": (
+        webdataset,
+        ["2 WebDataset tars", "000.tar holds 2 .jpg, 2 .txt"],
+        "python -m pab.layout check {path}/unpacked",
+    ),
+    "clip": (
+        lambda path: shutil.copytree(ROOT / "checkpoints/mini/clip", path) and None,
+        ["a folder of OpenCLIP weights"],
+        "python scripts/clip_infer.py --model local-dir:{path}",
+    ),
+    "Part 2": (
+        lambda path: [picture(path / f"imgs_{n}/goal/0.jpg") for n in (8, 15)] and None,
+        ["images of PAB's training shards", "2 folders imgs_N, N from 8 to 15", "part 2: "],
+        "python -m pab.layout check {folder}",
+    ),
+    "tables": (
+        lambda path: write_text(path / "a.csv", "filepath,title\n"),
+        ["1 .csv files: check one of them"],
+        "python -m pab.layout check {path}/a.csv",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders(tmp_path: Path, name: str) -> None:
+    make, facts, command = FOLDERS[name]
+    path = tmp_path / name
+    make(path)
+    text = explain(path)
+    for fact in facts:
+        assert fact in text
+    assert f"  {command.format(path=shlex.quote(str(path)), folder=tmp_path)}" in text.splitlines()
+    linked = tmp_path / "link"
+    linked.symlink_to(path)
+    assert explain(linked).splitlines()[0].replace(str(linked), str(path)) == text.splitlines()[0]
+
+
+def score_file(path: Path) -> None:
+    save_scores(path, ScoreFile(torch.rand(2, 3), ["a", "b"], ["X", "Y", "Z"], {"model": "m"}))
+
+
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("answer.txt", "A B\n")
+
+
+def tensors(*names: str) -> Callable[[Path], None]:
+    return lambda path: torch.save({"model": {name: torch.ones(2) for name in names}}, path)
+
+
+PAIR = {"image": "test/0.jpg", "caption": ["a", "b"], "image_id": "0", "normal": "Walking"}
+FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
+    "s.pt": (
+        score_file,
+        ["a score file", "2 queries x 3 images", 'model: "m"'],
+        "python -m ensemble.run --member NAME={path}:WEIGHT ...",
+    ),
+    "m.pt": (
+        lambda path: torch.save(torch.rand(2, 3), path),
+        ["without ids", "2 rows (queries) x 3 columns (images)"],
+        "python -m pab.scores import {path} --queries FILE --gallery FILE "
+        "--out {folder}/m_with_ids.pt",
+    ),
+    "d.pt": (
+        lambda path: torch.save({"sims": torch.rand(2, 3).half()}, path),
+        ["without ids"],
+        "python -m pab.scores import {path} --queries FILE --gallery FILE "
+        "--out {folder}/d_with_ids.pt",
+    ),
+    "list.txt": (
+        lambda path: write_text(path, "A B C\nA C B\n"),
+        ["a ranked list", "2 lines, 3 names per line, 1 distinct first name"],
+        "python -m pab.evaluate --predictions {path} --annotation FILE",
+    ),
+    "query_index.txt": (
+        lambda path: write_text(path, "q1\nq0\n"),
+        ["a list of ids", "2 ids, q1 ... q0"],
+        "python -m ensemble.run --query_order {path} ...",
+    ),
+    "vocab.txt": (
+        lambda path: write_text(path, "[PAD]\n[UNK]\nman\n"),
+        ["BERT's vocabulary"],
+        "python -m uit.infer --text_encoder {folder}",
+    ),
+    "query.json": (
+        lambda path: write_lines(path, [{"query_index": "q", "caption": "a"}]),
+        ["queries of a name-masked set", "1 queries, q ... q"],
+        "python -m lhp.infer --annotation {path} --image_folder FOLDER",
+    ),
+    "pair.json": (
+        lambda path: write_lines(path, [PAIR]),
+        ["annotated images", "1 image, 2 captions", "1 normal, 0 abnormal"],
+        "python -m lhp.infer --annotation {path} --image_folder FOLDER",
+    ),
+    "key.json": (
+        lambda path: write_text(path, json.dumps({"q": {"gallery": "A", "anomaly": "Falling"}})),
+        ["the answer key", "1 answer", "0 normal"],
+        "python -m pab.evaluate --predictions LIST.txt --annotation QUERIES --answers {path}",
+    ),
+    "a.csv": (
+        lambda path: write_text(path, 'filepath,title\n0.jpg,"a, b"\n1.jpg,c\n'),
+        ["a table of images and captions", "2 rows", "columns: filepath, title"],
+        "python -m lhp.infer --annotation {path} --image_folder {folder}",
+    ),
+    "b.tsv": (
+        lambda path: write_text(path, "path\ttext\n0.jpg\ta\n"),
+        ["columns: path, text"],
+        "python -m lhp.infer --annotation {path} --image_folder FOLDER --csv_image_key COLUMN "
+        "--csv_caption_key COLUMN",
+    ),
+    "x.jpg": (
+        picture,
+        ["an image", "JPEG, 8 x 6 pixels"],
+        'python -m pab.search --model clip --image_folder {folder} --query "TEXT"',
+    ),
+    "answer.zip": (
+        zipped,
+        ["a zipped answer"],
+        "python -m pab.evaluate --predictions {path} --annotation FILE",
+    ),
+    "c.yaml": (
+        lambda path: write_text(path, "# python -m lhp.train --config c.yaml\nlr: 1.0\n"),
+        ["a config"],
+        "python -m lhp.train --config c.yaml",
+    ),
+    "beit3.pth": (
+        tensors("module.beit3.encoder.x", "module.vision_head.weight"),
+        ["BEiT-3 for retrieval (LHP)", "2 tensors, 4 weights"],
+        "python -m lhp.infer --checkpoint {path}",
+    ),
+    "uit.pth": (
+        tensors("text_encoder.x", "vision_encoder.x"),
+        ["a checkpoint of UIT"],
+        "python -m uit.infer --checkpoint {path} --candidates SCORES.pt",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files(tmp_path: Path, name: str) -> None:
+    make, facts, command = FILES[name]
+    path = tmp_path / name
+    make(path)
+    text = explain(path)
+    for fact in facts:
+        assert fact in text
+    assert f"  {command.format(path=path, folder=tmp_path)}" in text.splitlines()
+
+
+# What the check calls the files of other tools, and whether their import asks for ids.
+FORMS = {
+    "bare.npy": ("a NumPy matrix", True), "bare.pt": ("a matrix of scores without ids", True),
+    "dict_half.pt": ("a matrix of scores without ids", True),
+    "with_ids.npz": ("a NumPy archive of scores", False),
+    "table.csv": ("a table of scores", False), "run.trec": ("a TREC run", False),
+    "ranx_run.json": ("a run in ranx's JSON form", False),
+    "rankings.jsonl": ("rankings, one JSON object per query", False),
+    "reranked.json": ("reranked images with their scores", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_scores_of_other_tools(name: str) -> None:
+    what, asks = FORMS[name]
+    text = explain(CASES / "scores" / name)
+    assert what in text
+    assert ("--queries FILE --gallery FILE" in text) == asks
+    assert "python -m pab.scores import" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "model"),
+    [
+        (["model.module.beit3.x", "model.module.language_head.weight"], "beit3"),
+        (["beit3.x"], "beit3 without heads"),
+        (["_orig_mod.text_encoder.a", "_orig_mod.vision_encoder.b"], "uit"),
+        (["Qformer.bert.x", "visual_encoder.y"], "blip2"),
+        (["visual.proj", "token_embedding.weight"], "clip"),
+        (["vision_model.x", "text_model.y"], "transformers clip"),
+        (["layers.0.blocks.0.attn"], "swin"),
+        (["bert.embeddings.x"], "bert"),
+        (["encoder.layer.0.attention.x"], "bert"),
+        (["fc.weight"], None),
+    ],
+)
+def test_models_are_told_by_their_tensors(names: list[str], model: str | None) -> None:
+    assert known_model(names) == model
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("lhp", "BEiT-3 for retrieval"), ("uit", "of UIT"), ("blip2", "of BLIP-2")],
+)
+def test_shipped_checkpoints(name: str, what: str) -> None:
+    text = explain(ROOT / f"checkpoints/mini/{name}.safetensors")
+    assert what in text.splitlines()[0]
+    assert "  architecture: " in text
+
+
+UNKNOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "empty.json": (lambda path: path.touch(), "an empty file"),
+    "blank.txt": (lambda path: path.write_text("\n \n"), "found"),
+    "bytes.bin.x": (lambda path: path.write_bytes(bytes(range(256))), "a file that is no text"),
+    "notes.md": (lambda path: path.write_text("# Notes\n\nToday it rained.\n"), "text that begins"),
+    "odd.json": (lambda path: path.write_text("[1, 2]"), "JSON of another form"),
+    "broken.json": (lambda path: path.write_text('{"a": '), "broken JSON"),
+    "other.safetensors": (
+        lambda path: save_file({"fc.weight": torch.ones(2)}, path), "tensors of no model"
+    ),
+    "damaged.jpg": (lambda path: path.write_text("x"), "expected an image"),
+    "damaged.zip": (lambda path: path.write_text("x"), "cannot be read"),
+    "folder": (lambda path: path.mkdir(), "0 files of other kinds and 0 folders"),
+    "pipe": (os.mkfifo, "a device or pipe"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_nothing_can_be_made_of(
+    tmp_path: Path, name: str, refused: Callable[..., str]
+) -> None:
+    make, found = UNKNOWN[name]
+    make(tmp_path / name)
+    line = refused(main, ["check", str(tmp_path / name)])
+    assert str(tmp_path / name) in line
+    assert found in line
+
+
+def test_a_bad_line_is_named(tmp_path: Path) -> None:
+    write_lines(tmp_path / "pair.json", [PAIR, {**PAIR, "image_id": "1", "caption": []}])
+    with pytest.raises(InputError, match=r"pair.json, line 2: field 'caption'"):
+        explain(tmp_path / "pair.json")
+
+
+# ------------------------------------------------------------------------------------ data roots
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    make_release(tmp_path / "PAB", shards=3)
+    return tmp_path / "PAB"
+
+
+def test_a_release_names_its_commands(release: Path) -> None:
+    text = explain(release)
+    assert "annotation/train/attr_*.json (3)" in text
+    assert "annotation/test/attr.json" in text
+    assert "test actions" not in text
+    assert "annotation/source_caption.json (captions of the source videos)" in text
+    assert "pose/ (pose images: train)" in text
+    for command in (
+        f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {release}",
+        f"python -m uit.run --task cmp --data_path {release}",
+        f"python -m lhp.infer --annotation {release}/annotation/test/attr.json "
+        f"--image_folder {release}",
+        f"python -m lhp.infer --annotation {release}/annotation/test/ucc.json "
+        f"--image_folder {release}",
+        f"DATA={release} bash scripts/reproduce.sh",
+    ):
+        assert f"  {command}" in text.splitlines()
+    assert explain(release / "annotation") == text
+    shard = release / "annotation/train/attr_1.json"
+    assert "--train_shards annotation/train/attr_1.json" in explain(shard)
+    assert "captions of the source videos" in explain(release / "annotation/source_caption.json")
+
+
+def test_trees_that_hold_one_part(release: Path, tiny_data: Path, tmp_path: Path) -> None:
+    test, train, masked = tmp_path / "test", tmp_path / "train", tmp_path / "masked"
+    shutil.copytree(release / "annotation/test", test / "annotation/test")
+    shutil.copytree(release / "test", test / "test")
+    (test / "annotation/train").mkdir()
+    text = explain(test)
+    assert "12 of 12" in text
+    assert "annotation/train/: 75 shards" in text
+    assert "lhp.train" not in text
+    assert "reproduce.sh" in text
+    shutil.copytree(tiny_data / "train", train / "Part 1/train")
+    shutil.copytree(tiny_data / "annotation/train", train / "annotation/train")
+    text = explain(train)
+    assert "24 of 24" in text
+    assert "lhp.train" in text
+    assert "reproduce.sh" not in text
+    shutil.copytree(tiny_data / "name-masked_test-set", masked / "name-masked_test-set")
+    text = explain(masked)
+    assert "--query_order" in text
+    assert "--answers" in text
+    assert "reproduce.sh" in text

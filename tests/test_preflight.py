@@ -1,0 +1,218 @@
+"""What a run will need at its end is checked before its first step, by every recipe."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lhp.train
+import pab.preflight
+import pab.training_data
+import uit.train
+from lhp.infer import main as lhp_infer
+from pab.errors import InputError
+from pab.preflight import check_free_space, check_output_folder
+from pab.training_set import TrainingSet
+from tests.conftest import MODEL
+from tests.test_uit_train import SIZES, TEXT, vocabulary  # noqa: F401 - a fixture
+from uit.infer import main as uit_infer
+
+Usage = namedtuple("Usage", "total used free")
+
+
+class Recipe:
+    """The command line of a recipe on data of its own."""
+
+    def __init__(self, main: Callable[..., None], words: list[str], data: Path, out: Path) -> None:
+        self.main, self.words, self.data, self.out = main, words, data, out
+
+    def argv(self, *flags: str, **settings: Any) -> list[str]:
+        given = {
+            "data_path": self.data, "output_dir": self.out, "batch_size": 4, "epochs": 1,
+            "max_steps": 1, "num_workers": 0, "dtype": "fp32", "device": "cpu",
+            "cache_dir": self.data / "cache",
+        } | settings  # fmt: skip
+        return [
+            *self.words,
+            *flags,
+            *(word for k, v in given.items() for word in (f"--{k}", str(v))),
+        ]
+
+    def __call__(self, *flags: str, **settings: Any) -> None:
+        self.main(self.argv(*flags, **settings))
+
+
+@pytest.fixture(params=["lhp", "uit"])
+def recipe(
+    request: pytest.FixtureRequest, data_copy: Path, tokenizer_file: Path, vocabulary: Path,  # noqa: F811
+    tmp_path: Path,
+) -> Recipe:  # fmt: skip
+    words = {
+        "lhp": ["--model", MODEL, "--input_size", "64", "--sentencepiece_model"]
+        + [str(tokenizer_file), "--warmup_steps", "2"],
+        "uit": [*SIZES, *TEXT, "--no_synonyms", "--text_encoder", str(vocabulary)]
+        + ["--mim_block", "8"],
+    }[request.param]
+    main = {"lhp": lhp.train.main, "uit": uit.train.main}[request.param]
+    return Recipe(main, words, data_copy, tmp_path / "out")
+
+
+@pytest.fixture
+def fails_early(
+    recipe: Recipe, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Runs the recipe, which must refuse before it loads a training batch or writes a file."""
+
+    def no_step(*_: object) -> object:
+        raise AssertionError("the first step was reached")
+
+    monkeypatch.setattr(pab.training_data, "load_image", no_step)
+
+    def run(**settings: Any) -> str:
+        line = refused(recipe.main, recipe.argv(**settings))
+        assert not recipe.out.is_dir() or list(recipe.out.iterdir()) == []
+        return line
+
+    return run
+
+
+def test_the_good_case_is_good(recipe: Recipe) -> None:
+    recipe(val_pairs=4, log_dir=recipe.out / "log")
+    assert (recipe.out / "run.json").is_file()
+
+
+@pytest.mark.parametrize("flag", ["output_dir", "log_dir"])
+def test_a_folder_that_cannot_be_written(
+    recipe: Recipe, fails_early: Callable[..., str], flag: str
+) -> None:
+    (recipe.data / "file").touch()
+    line = fails_early(**{flag: recipe.data / "file/below"})
+    assert f"--{flag}: " in line
+    assert "no folder that can be written" in line
+
+
+def test_tensorboard_is_not_installed(
+    recipe: Recipe, fails_early: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = fails_early(log_dir=recipe.out / "log")
+    assert "--log_dir: needs TensorBoard" in line
+    assert "--log_dir none" in line
+
+
+def test_a_disk_without_room_for_the_checkpoints(
+    recipe: Recipe, fails_early: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 100, 1000))
+    line = fails_early()
+    assert "--output_dir: expected " in line
+    assert "GB for the checkpoints" in line
+    assert "--no_save_ckpt" in line
+
+
+def test_room_is_not_asked_for_twice(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoints that are there will be replaced."""
+    asked: list[int] = []
+
+    def note(flag: str, path: object, needed: int, *_: object, **__: object) -> None:
+        asked.append(needed)
+
+    monkeypatch.setattr(pab.preflight, "check_free_space", note)
+    recipe()
+    state = (recipe.out / "checkpoint-last.pth").stat().st_size
+    recipe(max_steps=2)
+    recipe(max_steps=2, save_every_steps=1)
+    assert asked[0] > 0
+    assert asked[1] == asked[0] - state
+    recipe("--no_save_ckpt", output_dir=recipe.out / "none")
+    assert len(asked) == 3
+
+
+def test_missing_training_images_are_counted(
+    recipe: Recipe, fails_early: Callable[..., str]
+) -> None:
+    shutil.rmtree(recipe.data / "train/imgs_1")
+    (recipe.data / "train/imgs_0/goal/2.jpg").unlink()
+    line = fails_early()
+    assert "13 of 24 training images are not there: train/imgs_0/goal/2.jpg; train/imgs_1/" in line
+    assert "--train_shards" in line
+    line = fails_early(train_shards="1")
+    assert "12 of 12 training images" in line
+
+
+def test_a_long_list_of_missing_images_is_cut(
+    recipe: Recipe, fails_early: Callable[..., str]
+) -> None:
+    shutil.rmtree(recipe.data / "train")
+    line = fails_early()
+    assert "24 of 24 training images" in line
+    assert line.count(".jpg; ") == 20
+    assert "and 4 more; download them" in line
+
+
+def test_validation_images_are_decoded(recipe: Recipe, fails_early: Callable[..., str]) -> None:
+    for image in (recipe.data / "train").rglob("*.jpg"):
+        image.write_bytes(b"no image")
+    assert "4 of 4 images: cannot be read" in fails_early(val_pairs=4)
+
+
+def test_validation_features_need_room(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UIT's validation keeps its images' tokens in a temporary file."""
+    free = {True: 10**9, False: 100}
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: Usage(0, 0, free[Path(path) != Path("/tmp")])
+    )
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp")
+    if recipe.main is lhp.train.main:
+        recipe(val_pairs=4)
+        return
+    with pytest.raises(InputError, match=r"TMPDIR: expected .* the features of the validation"):
+        recipe(val_pairs=4)
+
+
+@pytest.mark.parametrize(
+    "broken", ["save_score", "output_file", "feature_cache_dir", "save_itc", "cache_dir"]
+)
+@pytest.mark.parametrize("main", [lhp_infer, uit_infer])
+def test_scoring_checks_its_outputs_before_the_images(
+    main: Callable[..., None], broken: str, data_copy: Path, refused: Callable[..., str]
+) -> None:
+    """The images are damaged too: the output is what is told first."""
+    if main is lhp_infer and broken in ("save_itc", "cache_dir"):
+        pytest.skip("not a flag of LHP")
+    masked = data_copy / "name-masked_test-set"
+    for image in (masked / "gallery").iterdir():
+        image.write_bytes(b"")
+    (data_copy / "file").touch()
+    words = ["--annotation", str(masked / "query.json"), "--image_folder", str(masked / "gallery")]
+    words += [f"--{broken}", str(data_copy / "file/below/x.pt"), "--device", "cpu"]
+    if broken == "feature_cache_dir":
+        words.append("--feature_cache")
+    assert f"--{broken}: " in refused(main, words)
+
+
+def test_images_are_listed_once_and_kept(data_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = TrainingSet.open(data_copy)
+    images = [pair.image for pair in pairs]
+    assert pairs.images() == images
+    assert pairs.missing_images() == []
+    monkeypatch.setattr(TrainingSet, "__getitem__", lambda *_: pytest.fail("a line was read"))
+    again = TrainingSet.open(data_copy)
+    assert again.images() == images
+    assert again.subset(np.array([7, 2])).images() == [images[7], images[2]]
+
+
+def test_folders_that_need_not_exist(tmp_path: Path) -> None:
+    check_output_folder("--x", tmp_path / "a/b/c")
+    assert list(tmp_path.iterdir()) == []
+    check_free_space("--x", tmp_path / "a/b", 1, "it", todo="")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"--x: .*no folder that can be written"):
+        check_output_folder("--x", tmp_path / "link/a")

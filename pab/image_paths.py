@@ -63,15 +63,12 @@ def checked_path(
     """
     if ".." not in value and value[0] != "/" and "\\" not in value and "\0" not in value:
         return value
-    text = value
-    if "\\" in text:
-        text = text.replace("\\", "/")
-        notice(path, "backslashes in image paths are read as '/'")
+    text = with_slashes(value, path)
     found = None
     if "\0" in text:
         found = "a path with a NUL character"
     elif text[0] == "/" or _DRIVE.match(text):
-        inside = _inside(text, root if root is not None else _root_above(path))
+        inside = inside_root(text, root if root is not None else _root_above(path))
         if inside is not None:
             notice(path, "absolute image paths inside the data root are read relative to it")
             return posixpath.relpath(f"/{inside}", f"/{below}")
@@ -96,8 +93,19 @@ def _leaves(text: str, below: str) -> bool:
     return False
 
 
-def _inside(text: str, root: Path | None) -> str | None:
-    """The part of an absolute path below the root; None if it is not below it."""
+def with_slashes(value: str, path: Path) -> str:
+    """An image path of the file ``path`` with ``/`` in the place of backslashes."""
+    if "\\" not in value:
+        return value
+    notice(path, "backslashes in image paths are read as '/'")
+    return value.replace("\\", "/")
+
+
+def inside_root(text: str, root: Path | None) -> str | None:
+    """The part of an absolute path below the root; None if it is not below it.
+
+    The root counts as given and with its links followed; links of ``text`` are not followed.
+    """
     if root is None:
         return None
     normal = "/" + posixpath.normpath(text).lstrip("/")

@@ -176,7 +176,7 @@ def _table(path: Path, head: str) -> Found:
     for separator in separators:
         columns = next(csv.reader(io.StringIO(first), delimiter=separator))
         if IMAGE_KEY in columns and CAPTION_KEY in columns:
-            return _caption_table(path, columns, separator)
+            return _caption_table(path, columns)
         if rest and len(columns) > 2 and _are_numbers(rest[0].split(separator)[1:]):
             return describe_scores(path, "table")
     columns = next(csv.reader(io.StringIO(first), delimiter=(separators or [","])[0]))
@@ -190,17 +190,20 @@ def _table(path: Path, head: str) -> Found:
     )
 
 
-def _caption_table(path: Path, columns: list[str], separator: str) -> Found:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = sum(1 for _ in csv.DictReader(file, delimiter=separator))
-    facts = [count(rows, "row"), f"columns: {', '.join(columns)}"]
+def _caption_table(path: Path, columns: list[str]) -> Found:
+    found = read_retrieval(path)
+    assert found.gallery is not None
+    facts = (
+        f"{count(len(found.gallery), 'image')}, {count(len(found.queries), 'caption')}",
+        f"columns: {', '.join(columns)}",
+    )
     place = quoted(path.absolute().parent)
     commands = (
         f"python -m lhp.infer --annotation {quoted(path)} --image_folder {place}",
         f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place} "
         f"--train_shards {quoted(Path(path.name))}",
     )
-    return Found("a table of images and captions (OpenCLIP's form)", tuple(facts), commands)
+    return Found("a table of images and captions (OpenCLIP's form)", facts, commands)
 
 
 def _are_numbers(cells: list[str]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from pab.bad_lines import BadLines
 from pab.errors import InputError
 from pab.fields import caption_text, required_text
+from pab.image_paths import inside_root, with_slashes
 from pab.json_lines import decoded, shortened, text_of, utf8_bytes
 from pab.notices import notice
 
@@ -126,7 +128,8 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
         return root
     for row in islice(_table_rows(path, columns, BadLines()), _PROBED):
         for folder in (path.parent, root):
-            if row.image.strip() and "\0" not in row.image and (folder / row.image).exists():
+            name = row.image.replace("\\", "/")
+            if name.strip() and "\0" not in name and (folder / name).exists():
                 return folder
     return root
 
@@ -225,16 +228,12 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
 
 def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> str:
     """An image's path relative to the data root, with ``/`` between its parts."""
-    found = None
-    if "\0" in written:
-        found = "a path with a NUL character"
-    elif "\\" in written:
-        found = "a path with backslashes"
-    else:
-        home = os.path.abspath(root)  # noqa: PTH100 - links are not followed
-        place = os.path.normpath(os.path.join(os.path.abspath(base), written))  # noqa: PTH100,PTH118
-        if place.startswith(home.rstrip("/") + "/"):
-            return place[len(home.rstrip("/")) + 1 :]
+    found = "a path with a NUL character"
+    if "\0" not in written:
+        place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path))
+        inside = inside_root(place, root)
+        if inside is not None:
+            return inside
         found = "a path that leaves it"
     raise InputError(
         path,

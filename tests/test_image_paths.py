@@ -229,3 +229,18 @@ def test_linked_shards_are_named_as_they_are_given(tmp_path: Path) -> None:
     shard.symlink_to(tmp_path / "blob")
     with pytest.raises(InputError, match=r"pair_0.json, line 1: .*leaves it"):
         TrainingSet.open(tmp_path / "root")
+
+
+def test_paths_of_a_table_follow_the_same_rule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "real").mkdir()
+    root = tmp_path / "link"
+    root.symlink_to(tmp_path / "real")
+    table = root / "pairs.csv"
+    names = ["a\\0.jpg", f"{root}/a/1.jpg", f"{tmp_path}/real/a/2.jpg", "a/../a/3.jpg"]
+    table.write_text("filepath,title\n" + "".join(f"{name},a man\n" for name in names))
+    found = read_retrieval(table)
+    assert found.gallery is not None
+    assert [image.gallery_id for image in found.gallery] == ["a/0", "a/1", "a/2", "a/3"]
+    assert f"note: {table}: backslashes in image paths are read as '/'" in notes(capsys)

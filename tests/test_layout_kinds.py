@@ -194,7 +194,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "a.csv": (
         lambda path: write_text(path, 'filepath,title\n0.jpg,"a, b"\n1.jpg,c\n'),
-        ["a table of images and captions", "2 rows", "columns: filepath, title"],
+        ["a table of images and captions", "2 images, 2 captions", "columns: filepath, title"],
         "python -m lhp.infer --annotation {path} --image_folder {folder}",
     ),
     "b.tsv": (

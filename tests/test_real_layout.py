@@ -19,16 +19,13 @@ from uit.run import main as uit_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARDS, TEST_IMAGES = 75, 12
-NUMERIC_IDS = False
-EXTRA_FIELDS = False
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("release") / "PAB"
     make_release(
-        root, shards=SHARDS, test_images=TEST_IMAGES, numeric_ids=NUMERIC_IDS,
-        extra_fields=EXTRA_FIELDS,
+        root, shards=SHARDS, test_images=TEST_IMAGES, numeric_ids=True, extra_fields=True
     )  # fmt: skip
     return root
 

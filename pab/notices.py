@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pab import processes
-
 _said: set[str] = set()
 
 
@@ -22,10 +20,19 @@ def notice(where: str | Path, text: str) -> None:
         text: what was assumed or left out, in one clause.
     """
     line = " ".join(f"note: {where}: {text}".split())
-    if line in _said or not processes.is_main():
+    if line in _said or not _is_main():
         return
     _said.add(line)
     print(line, file=sys.stderr)
+
+
+def _is_main() -> bool:
+    """Whether this is the main process, found without importing torch for work on lists alone."""
+    if "torch" not in sys.modules:
+        return True  # nothing has joined a group of processes
+    from pab import processes
+
+    return processes.is_main()
 
 
 def forget_notices() -> None:

@@ -5,10 +5,13 @@ matrix ``[Q, G]`` (query by gallery image, higher is better) that never travels 
 its rows and columns. Gallery ids are sorted, so that a tie goes to the smaller column everywhere.
 Files are memory-mapped, and no code of theirs is run (:mod:`pab.tensor_files`).
 
+Files of other tools are read through :mod:`pab.score_forms`, which lists the forms.
+
 Command line::
 
-    python -m pab.scores import FILE --queries FILE --gallery FILE --out FILE
+    python -m pab.scores import FILE [--queries FILE] [--gallery FILE|FOLDER] --out FILE.pt
     python -m pab.scores show FILE
+    python -m pab.scores export FILE --format FORMAT [--top_k N] --out FILE
     python -m pab.scores export FILE --bare [--out PREFIX]
 """
 
@@ -30,14 +33,18 @@ import torch
 from torch import Tensor
 
 from pab import __version__
-from pab.annotations import read_id_list
+from pab.annotations import read_id_list, read_retrieval
 from pab.config import CommandParser
 from pab.errors import InputError, run_cli
-from pab.files import sha256_of_file, write_text
+from pab.files import existing_file, sha256_of_file
+from pab.names import plain_names, respelt
+from pab.notices import notice
 from pab.ranking import rows_in_order
-from pab.tensor_files import read_tensors, release_pages, write_tensors
+from pab.score_contents import Listing, Matrix
+from pab.score_forms import KEYS, read_form
+from pab.tensor_files import release_pages, write_tensors
 
-KEYS = ("scores", "query_ids", "gallery_ids", "meta")
+RECIPROCAL_RANKS = "reciprocal ranks"  # meta["scores_are"] of a form that has an order alone
 _BLOCK_ELEMENTS = 1 << 22  # scores checked together: 16 MiB of float32, whatever the file's size
 
 
@@ -50,6 +57,9 @@ class ScoreFile:
         query_ids: ``Q`` distinct ids, in row order.
         gallery_ids: ``G`` distinct ids, sorted.
         meta: model, checkpoint hash, dtype, data hash, project version, and what a model adds.
+            Where the scores come from a form that lists only some images per query, ``listed`` is
+            the number of images listed, by query id; the other images have one float32 less than
+            the query's smallest listed score.
     """
 
     scores: Tensor
@@ -65,6 +75,16 @@ class ScoreFile:
         low = torch.stack([pair.min for pair in found]).min()
         high = torch.stack([pair.max for pair in found]).max()
         return float(low), float(high)
+
+    @property
+    def listed(self) -> dict[str, int] | None:
+        """Number of images listed per query id; None if all images have scores of their own."""
+        return self.meta.get("listed")
+
+    def listed_counts(self) -> Tensor:
+        """Images listed per row, int64 ``[Q]``; ``G`` where all have scores of their own."""
+        listed, n_gallery = self.listed or {}, len(self.gallery_ids)
+        return torch.tensor([listed.get(query_id, n_gallery) for query_id in self.query_ids])
 
 
 def save_scores(path: str | Path, score_file: ScoreFile) -> None:
@@ -88,33 +108,283 @@ def save_scores(path: str | Path, score_file: ScoreFile) -> None:
     )
 
 
-def load_scores(path: str | Path, *, mmap: bool = True) -> ScoreFile:
-    """Read and check a score file; with ``mmap`` its matrix stays on disk until it is used.
+def load_scores(
+    path: str | Path,
+    *,
+    query_ids: Sequence[str] | None = None,
+    gallery_ids: Sequence[str] | None = None,
+    mmap: bool = True,
+) -> ScoreFile:
+    """Read and check scores in any form that :mod:`pab.score_forms` knows.
+
+    Ids inside the file win. Columns are sorted by gallery id, whatever their order in the file.
+
+    Args:
+        path: the file.
+        query_ids: ids of the rows, in their order, for files without; for a ranked list, the query
+            of each line.
+        gallery_ids: ids of the columns, in their order, for files without. For a form that lists
+            only some images per query, the whole gallery; None: the images that it lists.
+        mmap: leave the matrix of a score file on disk until it is used.
 
     Raises:
-        InputError: the file is missing, is no score file, or breaks a rule of :class:`ScoreFile`. A
-            bare tensor is answered with the command that converts it.
+        InputError: the file is missing or damaged, its form is not known, it has no ids and none
+            are given, or it breaks a rule of :class:`ScoreFile`. A file without ids is answered
+            with the command that converts it.
     """
     path = Path(path)
-    content = read_tensors(path, "a score file", mmap=mmap)
-    if isinstance(content, Tensor):
+    found = read_form(path, mmap=mmap)
+    score_file = score_file_of(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
+    check_scores(score_file, path)
+    if score_file.scores.is_contiguous():
+        release_pages(score_file.scores)  # the check has read all of it
+    return score_file
+
+
+def score_file_of(
+    found: Matrix | Listing,
+    path: str | Path,
+    *,
+    query_ids: Sequence[str] | None = None,
+    gallery_ids: Sequence[str] | None = None,
+    keep_endings: bool = True,
+) -> ScoreFile:
+    """Make a score file of what :func:`pab.score_forms.read_form` found; see :func:`load_scores`.
+
+    Args:
+        found: content of the file.
+        path: the file, for notices and errors.
+        query_ids: as in :func:`load_scores`.
+        gallery_ids: as in :func:`load_scores`.
+        keep_endings: whether a score file of this project keeps the image endings of its names.
+
+    Raises:
+        InputError: ids that are missing or do not fit, or scores that are NaN or infinite.
+    """
+    for remark in found.remarks:
+        notice(path, remark)
+    if isinstance(found, Listing):
+        return _of_listing(found, path, query_ids, gallery_ids)
+    _check_ids_are_known(found, path, query_ids, gallery_ids)
+    rows = _sized(found, path, 0, found.query_ids, query_ids)
+    names = _sized(found, path, 1, found.gallery_ids, gallery_ids)
+    for key, ids in (("query_ids", rows), ("gallery_ids", names)):
+        _check_ids(path, key, ids)
+    if found.gallery_ids is not None:
+        names = _spelt(names, path, gallery_ids, keep=found.own and keep_endings)
+    if query_ids is not None and found.query_ids is not None:
+        spelt = respelt(rows, query_ids, path, known_name="the given queries", endings=False)
+        rows = [spelt[one] for one in rows]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    if found.own and order != list(range(len(names))):
+        notice(path, "its gallery ids are not sorted; columns are aligned by id")
+    meta = dict(found.meta) if found.own else {"model": "imported", "form": found.form}
+    scores = _float32_columns(found.scores, order)
+    return _without_minus_infinity(ScoreFile(scores, rows, [names[i] for i in order], meta), path)
+
+
+def _check_ids_are_known(
+    found: Matrix,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+) -> None:
+    """Refuse a matrix whose rows or columns have no ids, neither inside nor given."""
+    missing = [
+        flag
+        for flag, ids in (
+            ("--queries FILE", found.query_ids or query_ids),
+            ("--gallery FILE", found.gallery_ids or gallery_ids),
+        )
+        if ids is None
+    ]
+    if missing:
         raise InputError(
             path,
-            f"expected a score file with ids, found a bare tensor {list(content.shape)}",
-            todo="convert it with: python -m pab.scores import "
-            f"{shlex.quote(str(path))} --queries FILE --gallery FILE --out FILE",
+            f"expected scores with ids, found {found.form} {list(found.scores.shape)} without "
+            f"{'any' if len(missing) == 2 else 'all'}",
+            todo=f"give {' and '.join(missing)}, or convert it with: python -m pab.scores import "
+            f"{shlex.quote(str(path))} {' '.join(missing)} --out FILE",
         )
-    if not isinstance(content, dict) or set(content) != set(KEYS):
-        found = (
-            f"keys {', '.join(sorted(map(str, content)))[:200] or '(none)'}"
-            if isinstance(content, dict)
-            else f"a {type(content).__name__}"
+
+
+def _sized(
+    found: Matrix, path: str | Path, axis: int, own: list[str] | None, given: Sequence[str] | None
+) -> list[str]:
+    """The ids of an axis of the matrix: its own, or the given ones.
+
+    Raises:
+        InputError: their number is not that of the rows or columns.
+    """
+    ids = list(own if own is not None else given or [])
+    shape = list(found.scores.shape)
+    if len(ids) == shape[axis]:
+        return ids
+    name = ("query_ids", "gallery_ids")[axis]
+    if own is not None:
+        problem = f"expected one id for each of {shape[axis]} in scores, found {len(ids)}"
+        raise InputError(path, problem, item=name)
+    kind, flag = (("rows", "--queries"), ("columns", "--gallery"))[axis]
+    todo = None
+    if len(ids) == shape[1 - axis]:
+        todo = "the matrix is [gallery, queries]: transpose it (scores.T) and save it again"
+    raise InputError(
+        path,
+        f"expected {shape[axis]} ids for the {shape[axis]} {kind} of {found.form}, found "
+        f"{len(ids)} ({flag})",
+        todo=todo,
+    )
+
+
+def _spelt(
+    names: list[str], path: str | Path, known: Sequence[str] | None, *, keep: bool = False
+) -> list[str]:
+    """Names in the spelling of the known gallery, or without their image ending.
+
+    Raises:
+        InputError: two names differ only in their ending, or in their Unicode form.
+    """
+    if known is not None:
+        spelt = respelt(names, known, path)
+        names = [spelt[name] for name in names]
+    if keep:
+        return names
+    known_names = set(known or ())
+    plain = dict(zip(names, plain_names(names, path), strict=True))
+    return [name if name in known_names else plain[name] for name in names]
+
+
+def _float32_columns(scores: Tensor, order: list[int]) -> Tensor:
+    """Columns of a matrix in an order, as float32 [Q, G]; a copy only if something changes."""
+    in_order = order == list(range(len(order)))
+    if in_order and scores.dtype == torch.float32:
+        return scores
+    columns = torch.tensor(order)
+    result = torch.empty(scores.shape, dtype=torch.float32)
+    rows = max(1, _BLOCK_ELEMENTS // scores.shape[1])
+    for number, start in enumerate(range(0, scores.shape[0], rows), start=1):
+        block = scores[start : start + rows]
+        result[start : start + rows] = block if in_order else block.index_select(1, columns)
+        if number % 16 == 0 and scores.is_contiguous():
+            release_pages(scores)  # a mapped file need not be in memory beside its copy
+    return result
+
+
+def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFile:
+    """Take -inf as "not listed", the one meaning that it has; a matrix without any is kept."""
+    low, _ = score_file.bounds
+    if low != -math.inf:
+        return score_file
+    is_listed = score_file.scores != -math.inf
+    counts = is_listed.sum(dim=1)
+    kept = counts > 0
+    notice(
+        path,
+        f"{int((~is_listed).sum())} scores are -inf: those images count as not listed"
+        + (f", and {int((~kept).sum())} queries without any are left out" if not kept.all() else ""),
+    )
+    if not kept.any():
+        raise InputError(path, "expected finite scores, found -inf alone")
+    scores, is_listed, counts = score_file.scores[kept], is_listed[kept], counts[kept]
+    least = scores.masked_fill(~is_listed, math.inf).amin(dim=1, keepdim=True)
+    filled = torch.where(is_listed, scores, one_less(least))
+    ids = [one for one, keep in zip(score_file.query_ids, kept.tolist(), strict=True) if keep]
+    meta = {**score_file.meta, "listed": dict(zip(ids, counts.tolist(), strict=True))}
+    return ScoreFile(filled, ids, score_file.gallery_ids, meta)
+
+
+def one_less(scores: Tensor) -> Tensor:
+    """The next smaller float32 of each score."""
+    return torch.nextafter(scores, torch.tensor(-math.inf))
+
+
+def _of_listing(
+    found: Listing,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+) -> ScoreFile:
+    """Scores of a form that lists images: listed ones as given, or 1 / r at the r-th place."""
+    rows = _query_ids_of(found, path, query_ids)
+    items = [
+        f"line {number}" if found.query_ids is None else f"query {query_id!r}"
+        for number, query_id in enumerate(rows, start=1)
+    ]
+    distinct = list(dict.fromkeys(name for listed in found.names for name in listed))
+    spelt = dict(zip(distinct, _spelt(distinct, path, gallery_ids), strict=True))
+    gallery = sorted(gallery_ids if gallery_ids is not None else set(spelt.values()))
+    _check_ids(path, "query_ids", rows)
+    _check_ids(path, "gallery_ids", gallery)
+    column_of = {name: column for column, name in enumerate(gallery)}
+    scores = torch.empty(len(rows), len(gallery))
+    listed_images: dict[str, int] = {}
+    left_out = 0
+    for row, (query_id, names) in enumerate(zip(rows, found.names, strict=True)):
+        unknown = next((name for name in names if spelt[name] not in column_of), None)
+        if unknown is not None:
+            raise InputError(
+                path, f"the name {unknown!r} is not in the gallery", item=items[row]
+            )
+        columns = torch.tensor([column_of[spelt[name]] for name in names])
+        if found.scores is None:
+            values = 1.0 / torch.arange(1, len(names) + 1, dtype=torch.float32)
+        else:
+            values = _finite(found.scores[row], names, path, items[row])
+            scored = values != -math.inf
+            left_out += int((~scored).sum())
+            columns, values = columns[scored], values[scored]
+        if len(values):
+            scores[row] = one_less(values.min())
+            scores[row, columns] = values
+            listed_images[query_id] = len(values)
+    if left_out:
+        notice(path, f"{left_out} scores are -inf: those images count as not listed")
+    if len(listed_images) < len(rows):
+        scores = scores[[row for row, query_id in enumerate(rows) if query_id in listed_images]]
+        notice(path, f"{len(rows) - len(listed_images)} queries list no image and are left out")
+    if not listed_images:
+        raise InputError(path, "expected ranked images per query, found none")
+    meta: dict[str, Any] = {"model": "imported", "form": found.form, "listed": listed_images}
+    if found.scores is None:
+        meta["scores_are"] = RECIPROCAL_RANKS
+    return ScoreFile(scores, list(listed_images), gallery, meta)
+
+
+def _query_ids_of(
+    found: Listing, path: str | Path, query_ids: Sequence[str] | None
+) -> list[str]:
+    if found.query_ids is not None:
+        if query_ids is None:
+            return found.query_ids
+        spelt = respelt(
+            found.query_ids, query_ids, path, known_name="the given queries", endings=False
         )
-        raise InputError(path, f"expected a dict of {', '.join(KEYS)}, found {found}")
-    score_file = ScoreFile(**content)
-    check_scores(score_file, path)
-    release_pages(score_file.scores)  # the check has read all of it
-    return score_file
+        return [spelt[one] for one in found.query_ids]
+    if query_ids is None:
+        raise InputError(
+            path,
+            f"expected scores with query ids, found {found.form}, which does not say which query "
+            "a line is for",
+            todo="give the order of its lines: --queries FILE (one id per line), or convert it "
+            f"with: python -m pab.scores import {shlex.quote(str(path))} --queries FILE --out FILE",
+        )
+    if len(query_ids) != len(found.names):
+        raise InputError(
+            path,
+            f"expected a line for each of {len(query_ids)} queries, found {len(found.names)}",
+        )
+    return list(query_ids)
+
+
+def _finite(values: list[float], names: list[str], path: str | Path, item: str) -> Tensor:
+    """Scores of one query as float32; NaN and +inf are refused, and what float32 cannot hold."""
+    result = torch.tensor(values, dtype=torch.float64).float()
+    for value, name, given in zip(result.tolist(), names, values, strict=True):
+        if math.isnan(value) or value == math.inf or (value == -math.inf and given != value):
+            raise InputError(
+                path, f"expected finite scores, found {given} for image {name!r}", item=item
+            )
+    return result
 
 
 def check_scores(score_file: ScoreFile, where: str | Path) -> None:

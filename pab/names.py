@@ -1,0 +1,118 @@
+"""Spellings of image names: with or without an image ending, in either Unicode form.
+
+Two spellings of one name are matched, and a notice says so. Two names that differ in nothing else
+are never merged.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pab.errors import InputError
+from pab.notices import notice
+
+# Endings that image names carry in the files of other tools. pab.images says which are opened.
+NAME_ENDINGS = frozenset(
+    (
+        ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+        ".heic", ".heif", ".avif", ".mpo",
+    )
+)  # fmt: skip
+
+
+def without_ending(name: str) -> str:
+    """Remove an image ending: ``"a.b.JPG"`` becomes ``"a.b"``, ``"a.b"`` stays."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if stem and dot + ending.lower() in NAME_ENDINGS else name
+
+
+def plain_names(names: Sequence[str], where: str | Path) -> list[str]:
+    """Remove the image ending of every name.
+
+    Args:
+        names: distinct names.
+        where: their file, for the error.
+
+    Raises:
+        InputError: two names differ only in their ending.
+    """
+    plain = [without_ending(name) for name in names]
+    if len(set(plain)) < len(plain):
+        stem = next(one for one, count in Counter(plain).items() if count > 1)
+        twice = [name for name, one in zip(names, plain, strict=True) if one == stem]
+        raise InputError(
+            where,
+            f"expected image names that differ in more than the ending, found {twice[0]!r} and "
+            f"{twice[1]!r}",
+            todo="rename one of the two images",
+        )
+    return plain
+
+
+def respelt(
+    names: Iterable[str],
+    known: Iterable[str],
+    where: str | Path,
+    *,
+    known_name: str = "the gallery",
+    endings: bool = True,
+) -> dict[str, str]:
+    """Map names onto the spelling of known names.
+
+    A name that is known as it stands keeps its spelling. Any other takes the spelling of the one
+    known name that equals it in Unicode form NFC and, with ``endings``, without the image ending.
+    A name that is not known at all stays as it is: whoever compares the names reports it.
+
+    Args:
+        names: names of one file.
+        known: the names to match.
+        where: the file, for the notice and the error.
+        known_name: where the known names come from, for the notice.
+        endings: whether image endings are ignored. False for query ids.
+
+    Returns:
+        Name -> spelling.
+
+    Raises:
+        InputError: two names of the file would be one.
+    """
+    wanted = list(dict.fromkeys(names))
+    known = set(known)
+    found = {name: name for name in wanted}
+    unknown = [name for name in wanted if name not in known]
+    if not unknown:
+        return found
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", without_ending(name) if endings else name)
+
+    spellings: dict[str, list[str]] = {}
+    for name in known:
+        spellings.setdefault(plain(name), []).append(name)
+    changed = {
+        name: spellings[plain(name)][0]
+        for name in unknown
+        if len(spellings.get(plain(name), ())) == 1
+    }
+    if not changed:
+        return found
+    found |= changed
+    counts = Counter(found.values())
+    for name, spelling in changed.items():
+        if counts[spelling] > 1:
+            other = next(one for one in wanted if one != name and found[one] == spelling)
+            raise InputError(
+                where,
+                f"expected distinct names, found {other!r} and {name!r}, which both mean "
+                f"{spelling!r} of {known_name}",
+            )
+    name, spelling = next(iter(changed.items()))
+    notice(
+        where,
+        f"{len(changed)} names are matched to {known_name} in another spelling (image ending or "
+        f"Unicode form), such as {ascii(name)} to {ascii(spelling)}",
+    )
+    return found

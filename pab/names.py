@@ -113,6 +113,6 @@ def respelt(
     notice(
         where,
         f"{len(changed)} names are matched to {known_name} in another spelling (image ending or "
-        f"Unicode form), such as {ascii(name)} to {ascii(spelling)}",
+        f"Unicode form), such as {name!a} to {spelling!a}",
     )
     return found

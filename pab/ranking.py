@@ -132,7 +132,7 @@ def rows_in_order(
         ("ids there twice", [i for i, n in Counter(ids).items() if n > 1]),
         (f"ids twice in {order_name}", [i for i, n in Counter(order).items() if n > 1]),
     ]
-    found = [f"{what}: {_some(faulty)}" for what, faulty in faults if faulty]
+    found = [f"{what}: {some(faulty)}" for what, faulty in faults if faulty]
     if found:
         raise InputError(
             where, f"expected exactly the ids of {order_name}, found {'; '.join(found)}"
@@ -157,7 +157,8 @@ def order_queries(
     return list(order)
 
 
-def _some(ids: list[str]) -> str:
+def some(ids: Sequence[str]) -> str:
+    """Name the first ids for a message, and count the rest."""
     named = ", ".join(repr(i) for i in ids[:_NAMED_IDS])
     return named if len(ids) <= _NAMED_IDS else f"{named} and {len(ids) - _NAMED_IDS} more"
 

@@ -203,7 +203,7 @@ def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -
     for keys in (QUERY_ID_KEYS, GALLERY_ID_KEYS):
         key = next((key for key in keys if key in content), None)
         ids.append(None if key is None else _ids(content[key], path, key))
-        used |= {key} if key is not None else set()
+        used.add(key)
     scores = content[matrices[0]]
     meta = content.get("meta")
     if isinstance(meta, dict) and all(isinstance(key, str) for key in meta):
@@ -211,9 +211,13 @@ def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -
     else:
         meta = {}
     rest = [_ignored(content, used)] if set(content) - used else []
-    form = without if ids == [None, None] else with_ids
     return Matrix(
-        form, matrix_of(scores, path, str(matrices[0])), *ids, meta=meta, remarks=tuple(rest)
+        without if ids == [None, None] else with_ids,
+        matrix_of(scores, path, str(matrices[0])),
+        query_ids=ids[0],
+        gallery_ids=ids[1],
+        meta=meta,
+        remarks=tuple(rest),
     )
 
 

@@ -18,6 +18,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _number(text: str) -> float | None:
 def _other_order(listed: Sequence[tuple[int, float]]) -> bool:
     """Whether (rank, score) pairs give a smaller rank to a smaller score."""
     scores = [score for _, score in sorted(listed, key=lambda pair: pair[0])]
-    return any(a < b for a, b in zip(scores, scores[1:], strict=False))
+    return any(a < b for a, b in pairwise(scores))
 
 
 def json_run(text: str, path: Path) -> Listing:
@@ -290,9 +291,7 @@ def _scored(form: str, found: dict[str, dict[str, float]], remarks: list[str]) -
 
 def _ordered(form: str, found: dict[str, list[str]], remarks: list[str]) -> Listing:
     full = {query: listed for query, listed in found.items() if listed}
-    return Listing(
-        form, list(full.values()), list(full), None, (*remarks, *_without_images(found))
-    )
+    return Listing(form, list(full.values()), list(full), None, (*remarks, *_without_images(found)))
 
 
 def _without_images(found: dict[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ Command line::
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import math
@@ -41,7 +42,7 @@ from pab.names import plain_names, respelt
 from pab.notices import notice
 from pab.ranking import rows_in_order
 from pab.score_contents import Listing, Matrix
-from pab.score_forms import KEYS, read_form
+from pab.score_forms import read_form
 from pab.tensor_files import release_pages, write_tensors
 
 RECIPROCAL_RANKS = "reciprocal ranks"  # meta["scores_are"] of a form that has an order alone
@@ -80,6 +81,11 @@ class ScoreFile:
     def listed(self) -> dict[str, int] | None:
         """Number of images listed per query id; None if all images have scores of their own."""
         return self.meta.get("listed")
+
+    @property
+    def is_order_alone(self) -> bool:
+        """Whether the scores are 1 / r at the r-th place of a form that has an order alone."""
+        return self.meta.get("scores_are") == RECIPROCAL_RANKS
 
     def listed_counts(self) -> Tensor:
         """Images listed per row, int64 ``[Q]``; ``G`` where all have scores of their own."""
@@ -180,7 +186,8 @@ def score_file_of(
         notice(path, "its gallery ids are not sorted; columns are aligned by id")
     meta = dict(found.meta) if found.own else {"model": "imported", "form": found.form}
     scores = _float32_columns(found.scores, order)
-    return _without_minus_infinity(ScoreFile(scores, rows, [names[i] for i in order], meta), path)
+    score_file = ScoreFile(scores, rows, [names[i] for i in order], meta)
+    return score_file if found.own else _without_minus_infinity(score_file, path)
 
 
 def _check_ids_are_known(
@@ -281,7 +288,9 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
     notice(
         path,
         f"{int((~is_listed).sum())} scores are -inf: those images count as not listed"
-        + (f", and {int((~kept).sum())} queries without any are left out" if not kept.all() else ""),
+        + (
+            f", and {int((~kept).sum())} queries without any are left out" if not kept.all() else ""
+        ),
     )
     if not kept.any():
         raise InputError(path, "expected finite scores, found -inf alone")
@@ -322,9 +331,7 @@ def _of_listing(
     for row, (query_id, names) in enumerate(zip(rows, found.names, strict=True)):
         unknown = next((name for name in names if spelt[name] not in column_of), None)
         if unknown is not None:
-            raise InputError(
-                path, f"the name {unknown!r} is not in the gallery", item=items[row]
-            )
+            raise InputError(path, f"the name {unknown!r} is not in the gallery", item=items[row])
         columns = torch.tensor([column_of[spelt[name]] for name in names])
         if found.scores is None:
             values = 1.0 / torch.arange(1, len(names) + 1, dtype=torch.float32)
@@ -350,9 +357,7 @@ def _of_listing(
     return ScoreFile(scores, list(listed_images), gallery, meta)
 
 
-def _query_ids_of(
-    found: Listing, path: str | Path, query_ids: Sequence[str] | None
-) -> list[str]:
+def _query_ids_of(found: Listing, path: str | Path, query_ids: Sequence[str] | None) -> list[str]:
     if found.query_ids is not None:
         if query_ids is None:
             return found.query_ids
@@ -423,6 +428,7 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
     meta = score_file.meta
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
         raise InputError(where, "expected a dict with names as keys", item="meta")
+    _check_listed(score_file, where)
     _check_finite(score_file, where)
 
 
@@ -442,6 +448,20 @@ def _check_ids(where: str | Path, name: str, ids: Any) -> None:
     if len(set(ids)) != len(ids):
         twice = next(one for one, count in Counter(ids).items() if count > 1)
         raise InputError(where, f"expected distinct ids, found {twice!r} twice", item=name)
+
+
+def _check_listed(score_file: ScoreFile, where: str | Path) -> None:
+    listed = score_file.meta.get("listed")
+    if listed is None:
+        return
+    n_gallery = len(score_file.gallery_ids)
+    fits = isinstance(listed, dict) and listed.keys() == set(score_file.query_ids)
+    if not fits or any(type(n) is not int or not 1 <= n <= n_gallery for n in listed.values()):
+        raise InputError(
+            where,
+            f"expected a number of images from 1 to {n_gallery} for every query id",
+            item="meta, 'listed'",
+        )
 
 
 def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
@@ -485,11 +505,19 @@ def align(
 ) -> ScoreFile:
     """``score_file`` with the rows in ``reference``'s order, so that the matrices can be added.
 
-    Columns need no moving: equal sets of sorted ids are in equal order.
+    Ids in another spelling (image ending, Unicode form) are matched first. Columns need no moving
+    then: equal sets of sorted ids are in equal order.
 
     Raises:
         InputError: the two do not hold exactly the same query ids and gallery ids.
     """
+    score_file = respell(
+        score_file,
+        reference.query_ids,
+        reference.gallery_ids,
+        where=where,
+        known_name=reference_name,
+    )
     if score_file.gallery_ids != reference.gallery_ids:
         rows_in_order(
             score_file.gallery_ids,
@@ -507,47 +535,132 @@ def align(
     return reorder(score_file, reference.query_ids, where=where)
 
 
-def import_scores(
-    path: str | Path, *, query_list: str | Path, gallery_list: str | Path
+def respell(
+    score_file: ScoreFile,
+    query_ids: Sequence[str],
+    gallery_ids: Sequence[str],
+    *,
+    where: str | Path,
+    known_name: str = "the gallery",
 ) -> ScoreFile:
-    """Make a score file of a bare matrix and its two id lists.
-
-    The lists are in the matrix's row and column order; columns are then sorted by gallery id.
+    """The same scores with ids in the spelling of known ids (:func:`pab.names.respelt`).
 
     Raises:
-        InputError: no bare floating-point matrix, or lists that do not fit it.
+        InputError: two ids of the file would be one.
+    """
+    queries = respelt(score_file.query_ids, query_ids, where, known_name=known_name, endings=False)
+    images = respelt(score_file.gallery_ids, gallery_ids, where, known_name=known_name)
+    if all(before == after for spelt in (queries, images) for before, after in spelt.items()):
+        return score_file
+    names = [images[one] for one in score_file.gallery_ids]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    meta = score_file.meta
+    if score_file.listed is not None:
+        meta = {**meta, "listed": {queries[one]: n for one, n in score_file.listed.items()}}
+    return ScoreFile(
+        _float32_columns(score_file.scores, order),
+        [queries[one] for one in score_file.query_ids],
+        [names[column] for column in order],
+        meta,
+    )
+
+
+def read_query_ids(path: str | Path) -> list[str]:
+    """Read query ids in the order of the rows: one per line, or those of an annotation file.
+
+    Raises:
+        InputError: a file of neither kind, or an id twice.
+    """
+    path = existing_file(path, "a list of query ids, one per line")
+    if _is_json(path):
+        return [query.query_id for query in read_retrieval(path).queries]
+    return _id_list(path, "query ids")
+
+
+def read_gallery_ids(path: str | Path) -> list[str]:
+    """Read gallery ids in the order of the columns: one per line, or the images of a folder.
+
+    A folder's images are taken in the sorted order of their whole file names, which is that of
+    ``sorted(os.listdir(folder))``: there ``a-1.jpg`` comes before ``a.jpg``.
+
+    Raises:
+        InputError: neither, an id twice, or two that differ only in the image ending.
+    """
+    if Path(path).is_dir():
+        from pab.images import list_gallery  # imports Pillow, which score files do without
+
+        images = sorted(list_gallery(path), key=lambda image: image.path.name)
+        notice(path, f"its {len(images)} images are taken in the sorted order of their file names")
+        return [image.gallery_id for image in images]
+    path = existing_file(path, "a list of gallery ids, one per line, or a folder of images")
+    if _is_json(path):
+        raise InputError(
+            path, "expected gallery ids, one per line, or a folder of images, found JSON"
+        )
+    return plain_names(_id_list(path, "gallery ids"), path)
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return handle.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+
+
+def _id_list(path: Path, what: str) -> list[str]:
+    ids = read_id_list(path, f"a list of {what}, one per line")
+    return [ids[0].removeprefix("\ufeff"), *ids[1:]]
+
+
+def import_scores(
+    path: str | Path,
+    *,
+    query_list: str | Path | None = None,
+    gallery_list: str | Path | None = None,
+) -> ScoreFile:
+    """Make a score file of scores in any form; image names lose their endings.
+
+    Args:
+        path: the scores; ids inside the file win.
+        query_list: query ids in the order of the rows (:func:`read_query_ids`), for files without.
+        gallery_list: gallery ids in the order of the columns (:func:`read_gallery_ids`), for files
+            without; the whole gallery, for a form that lists only some images per query.
+
+    Raises:
+        InputError: a file that cannot be read, ids that are missing or do not fit.
     """
     path = Path(path)
-    tensor = read_tensors(path, "a bare score tensor", mmap=True)
-    if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
-        found = (
-            f"{tensor.dtype} {list(tensor.shape)}"
-            if isinstance(tensor, Tensor)
-            else f"a {type(tensor).__name__}"
-        )
-        raise InputError(path, f"expected a bare floating-point matrix, found {found}")
-    query_ids = read_id_list(query_list, "a list of query ids, one a line")
-    gallery_ids = read_id_list(gallery_list, "a list of gallery ids, one a line")
-    for listed, ids, size, kind in (
-        (query_list, query_ids, tensor.shape[0], "rows"),
-        (gallery_list, gallery_ids, tensor.shape[1], "columns"),
+    found = read_form(path)
+    query_ids = read_query_ids(query_list) if query_list is not None else None
+    gallery_ids = read_gallery_ids(gallery_list) if gallery_list is not None else None
+    score_file = score_file_of(
+        found, path, query_ids=query_ids, gallery_ids=gallery_ids, keep_endings=False
+    )
+    own_gallery = isinstance(found, Matrix) and found.gallery_ids is not None
+    for own, given, ids, flag in (
+        (found.query_ids is not None, query_ids, score_file.query_ids, "--queries"),
+        (own_gallery, gallery_ids, score_file.gallery_ids, "--gallery"),
     ):
-        if len(ids) != size:
-            raise InputError(
-                listed, f"expected {size} ids for the {size} {kind} of {path}, found {len(ids)}"
-            )
-    by_id = sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__)
-    return ScoreFile(
-        scores=tensor[:, by_id].to(torch.float32),
-        query_ids=query_ids,
-        gallery_ids=[gallery_ids[column] for column in by_id],
-        meta={
-            "model": "imported",
-            "imported_file": path.name,
-            "imported_sha256": sha256_of_file(path),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "project_version": __version__,
-        },
+        if own and given is not None and set(given) != set(ids):
+            missing = [one for one in given if one not in set(ids)]
+            text = f"; it lacks {len(missing)}, such as {missing[0]!r}" if missing else ""
+            notice(path, f"its own ids are used, which are not those of {flag}{text}")
+    if isinstance(found, Listing) and gallery_ids is None:
+        notice(path, only_named(len(score_file.gallery_ids)))
+    dtype = str(found.scores.dtype) if isinstance(found, Matrix) else "text"
+    meta = {
+        **score_file.meta,
+        "imported_file": path.name,
+        "imported_sha256": sha256_of_file(path),
+        "dtype": dtype.removeprefix("torch."),
+        "project_version": __version__,
+    }
+    return replace(score_file, meta=meta)
+
+
+def only_named(count: int) -> str:
+    """The notice for a listing whose gallery is not known."""
+    return (
+        f"its gallery is taken to be the {count} images that it names; --gallery FILE or FOLDER "
+        "gives the whole one"
     )
 
 
@@ -568,89 +681,154 @@ def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def bare_paths(prefix: str | Path) -> list[Path]:
-    """The files of a bare export: the tensor, query ids, gallery ids."""
-    prefix = Path(prefix)
-    return [
-        prefix.with_name(prefix.name + ending) for ending in (".pt", ".queries.txt", ".gallery.txt")
-    ]
+def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | None) -> str:
+    """Describe a file of scores, as lines of text.
 
-
-def export_bare(score_file: ScoreFile, prefix: str | Path) -> list[Path]:
-    """Write ``PREFIX.pt`` (the bare tensor), ``PREFIX.queries.txt`` and ``PREFIX.gallery.txt``.
-
-    :func:`import_scores` reads the three back.
+    Args:
+        path: the file.
+        found: its content, in the form it has.
+        score_file: the same as a score file; None if its rows or columns have no ids.
     """
-    paths = bare_paths(prefix)
-    write_text(paths[1], "".join(f"{one}\n" for one in score_file.query_ids))
-    write_text(paths[2], "".join(f"{one}\n" for one in score_file.gallery_ids))
-    write_tensors(paths[0], score_file.scores.clone())
-    return paths
-
-
-def describe(path: str | Path, score_file: ScoreFile) -> str:
-    """What a score file holds, as lines of text."""
+    lines = [f"file      {path}", f"form      {found.form}"]
+    if score_file is None:
+        if isinstance(found, Matrix):
+            rows, columns = found.scores.shape
+            lines += [
+                f"scores    {rows} rows x {columns} columns, "
+                f"{str(found.scores.dtype).removeprefix('torch.')}",
+                *_range_lines(ScoreFile(found.scores, [], [])),
+            ]
+        else:
+            lines.append(f"lists     {len(found.names)} lines of {_listed_text(_counts(found))}")
+        rest = "--queries FILE" + (" --gallery FILE" if isinstance(found, Matrix) else "")
+        lines.append(
+            f"ids       none for its rows{' and columns' * isinstance(found, Matrix)}; add them "
+            f"with: python -m pab.scores import {shlex.quote(str(path))} {rest} --out FILE"
+        )
+        return "\n".join(lines)
     scores = score_file.scores
-    lines = [
-        f"file      {path}",
+    lines += [
         f"scores    {scores.shape[0]} queries x {scores.shape[1]} images, float32, "
         f"{scores.nbytes / 2**20:.1f} MiB",
-        f"range     {score_file.bounds[0]:.6g} to {score_file.bounds[1]:.6g}, "
-        f"mean {scores.mean(dtype=torch.float64).item():.6g}",
+        *_range_lines(score_file),
         f"queries   {_first_and_last(score_file.query_ids)}",
         f"gallery   {_first_and_last(score_file.gallery_ids)}",
-        "meta",
-        *(f"  {key}: {json.dumps(value, default=str)}" for key, value in score_file.meta.items()),
+    ]
+    if score_file.listed is not None:
+        lines.append(f"listed    {_listed_text(list(score_file.listed.values()))} per query")
+    lines.append("meta")
+    lines += [
+        f"  {key}: {json.dumps(value, default=str)}"
+        for key, value in score_file.meta.items()
+        if key != "listed"
     ]
     return "\n".join(lines)
+
+
+def _range_lines(score_file: ScoreFile) -> list[str]:
+    low, high = score_file.bounds
+    mean = score_file.scores.mean(dtype=torch.float64).item()
+    return [f"range     {low:.6g} to {high:.6g}, mean {mean:.6g}"]
+
+
+def _counts(found: Listing) -> list[int]:
+    return [len(names) for names in found.names]
+
+
+def _listed_text(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low} images" if low == high else f"{low} to {high} images"
 
 
 def _first_and_last(ids: list[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
 
 
+def show(path: str | Path) -> str:
+    """Describe a file of scores in any form, with or without ids.
+
+    Raises:
+        InputError: a file that cannot be read, or scores that are NaN or infinite.
+    """
+    path = Path(path)
+    found = read_form(path)
+    with_ids = found.query_ids is not None and (
+        isinstance(found, Listing) or found.gallery_ids is not None
+    )
+    if not with_ids:
+        for remark in found.remarks:
+            notice(path, remark)
+        return describe(path, found, None)
+    score_file = score_file_of(found, path)
+    check_scores(score_file, path)
+    return describe(path, found, score_file)
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Convert, show and export score files."""
+    """Convert, show and export scores in all forms."""
+    from pab import score_export
+
     parser = CommandParser(
         prog="python -m pab.scores", description=main.__doc__, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
-        "import", help="make a score file of a bare tensor", allow_abbrev=False
+        "import", help="make a score file of scores in any form", allow_abbrev=False
     )
     command.add_argument(
-        "file", type=Path, help="the bare tensor [queries, gallery], as torch.save"
+        "file", type=Path, help="tensor, array, table, run or ranked list; the content tells which"
     )
-    command.add_argument("--queries", type=Path, required=True, help="query ids, one a line")
-    command.add_argument("--gallery", type=Path, required=True, help="gallery ids, one a line")
+    command.add_argument(
+        "--queries",
+        type=Path,
+        help="for files without: query ids of the rows, one per line, or query.json",
+    )
+    command.add_argument(
+        "--gallery",
+        type=Path,
+        help="for files without: image names of the columns, one per line, or the gallery's folder "
+        "(sorted names); for runs and lists: the whole gallery",
+    )
     command.add_argument("--out", type=Path, required=True, help="the score file to write")
-    command = commands.add_parser("show", help="print what a score file holds", allow_abbrev=False)
+    command = commands.add_parser("show", help="explain a file of scores", allow_abbrev=False)
     command.add_argument("file", type=Path)
     command = commands.add_parser(
-        "export", help="write the bare tensor and its id lists", allow_abbrev=False
+        "export", help="write a score file in the form of another tool", allow_abbrev=False
     )
-    command.add_argument("file", type=Path)
+    command.add_argument("file", type=Path, help="scores with ids, in any form")
+    form = command.add_mutually_exclusive_group(required=True)
+    form.add_argument("--format", choices=score_export.FORMATS, help="form to write")
+    form.add_argument(
+        "--bare", action="store_true", help="a plain tensor without ids, and two id lists"
+    )
     command.add_argument(
-        "--bare", action="store_true", required=True, help="a plain tensor without ids"
+        "--top_k",
+        type=int,
+        help="trec, ranx, rankings: images per query "
+        f"(default: {score_export.DEFAULT_TOP_K} at most)",
     )
     command.add_argument(
         "--out",
         type=Path,
-        metavar="PREFIX",
-        help="writes PREFIX.pt, PREFIX.queries.txt, PREFIX.gallery.txt (default: FILE_bare)",
+        help="the file to write; --bare: PREFIX of PREFIX.pt, PREFIX.queries.txt, "
+        "PREFIX.gallery.txt (default: FILE_bare)",
     )
     args = parser.parse_args(argv)
     if args.command == "import":
         score_file = import_scores(args.file, query_list=args.queries, gallery_list=args.gallery)
         save_scores(args.out, score_file)
-        print(describe(args.out, score_file))
+        own = Matrix("a score file", score_file.scores)
+        print(describe(args.out, own, score_file))
     elif args.command == "show":
-        print(describe(args.file, load_scores(args.file)))
+        print(show(args.file))
     else:
-        prefix = args.out or args.file.with_name(f"{args.file.stem}_bare")
-        if args.file.resolve() in {path.resolve() for path in bare_paths(prefix)}:
-            raise InputError("--out", f"{prefix} would overwrite {args.file} itself")
-        for path in export_bare(load_scores(args.file), prefix):
+        if args.out is None and not args.bare:
+            raise InputError("--out", "expected the file to write")
+        out = args.out or args.file.with_name(f"{args.file.stem}_bare")
+        chosen = "prefix" if args.bare else args.format
+        if args.file.resolve() in {path.resolve() for path in score_export.paths(chosen, out)}:
+            raise InputError("--out", f"{out} would overwrite {args.file} itself")
+        for path in score_export.export(load_scores(args.file), chosen, out, top_k=args.top_k):
             print(path)
 
 

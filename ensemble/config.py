@@ -26,11 +26,18 @@ class FusionConfig:
     `blip2_weight` when BLIP-2 does, `clip_weight` when CLIP does.
     """
 
-    beit3_score: str | None = flag(None, "LHP's score file, or its ranked list (.txt)")
-    uit_score: str | None = flag(None, "UIT's score file, or its ranked list")
-    blip2_score: str | None = flag(None, "BLIP-2's score file, or its ranked list")
-    clip_score: str | None = flag(None, "CLIP's score file, or its ranked list")
+    beit3_score: str | None = flag(None, "LHP's scores, in any form (docs/scoring.md)")
+    uit_score: str | None = flag(None, "UIT's scores, in any form")
+    blip2_score: str | None = flag(None, "BLIP-2's scores, in any form")
+    clip_score: str | None = flag(None, "CLIP's scores, in any form")
     member: tuple[str, ...] = flag((), "another member, NAME=FILE:WEIGHT; may be repeated")
+    queries: str | None = flag(
+        None, "query ids of the rows, one per line or query.json, for members without ids"
+    )
+    gallery: str | None = flag(
+        None,
+        "image names of the columns, one per line or the gallery's folder, for members without ids",
+    )
     beit3_weight: float = flag(0.925, "what the fused scores keep when UIT comes in")
     blip2_weight: float = flag(0.9, "what they keep when BLIP-2 comes in")
     clip_weight: float = flag(0.9, "what they keep when CLIP comes in")

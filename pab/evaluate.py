@@ -383,7 +383,7 @@ def main(argv: list[str] | None = None) -> None:
         ranked_ids = evaluation.metrics.query_ids
         ranking = _list_ranking(found.names, top_k)
     else:
-        from pab.scores import check_scores, read_gallery_ids, read_query_ids, score_file_of
+        from pab.scores import read_gallery_ids, read_query_ids, score_file_of
 
         score_file = score_file_of(
             found,
@@ -391,7 +391,6 @@ def main(argv: list[str] | None = None) -> None:
             query_ids=read_query_ids(args.queries) if args.queries else None,
             gallery_ids=read_gallery_ids(args.gallery) if args.gallery else None,
         )
-        check_scores(score_file, path)
         evaluation = evaluate(score_file, retrieval, where=path)
         ranked_ids = score_file.query_ids
         ranking = ranking_of(score_file, top_k) if args.trec else []

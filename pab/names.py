@@ -52,6 +52,19 @@ def plain_names(names: Sequence[str], where: str | Path) -> list[str]:
     return plain
 
 
+def one_spelling(names: Iterable[str]) -> list[str]:
+    """Distinct names without endings, sorted: of several spellings of a name the first is kept."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(_plain(name), without_ending(name))
+    return sorted(found.values())
+
+
+def _plain(name: str, *, endings: bool = True) -> str:
+    """What all spellings of a name share: Unicode form NFC, and no image ending."""
+    return unicodedata.normalize("NFC", without_ending(name) if endings else name)
+
+
 def respelt(
     names: Iterable[str],
     known: Iterable[str],
@@ -86,17 +99,14 @@ def respelt(
     if not unknown:
         return found
 
-    def plain(name: str) -> str:
-        return unicodedata.normalize("NFC", without_ending(name) if endings else name)
-
     spellings: dict[str, list[str]] = {}
     for name in known:
-        spellings.setdefault(plain(name), []).append(name)
-    changed = {
-        name: spellings[plain(name)][0]
-        for name in unknown
-        if len(spellings.get(plain(name), ())) == 1
-    }
+        spellings.setdefault(_plain(name, endings=endings), []).append(name)
+    changed = {}
+    for name in unknown:
+        match spellings.get(_plain(name, endings=endings)):
+            case [only]:
+                changed[name] = only
     if not changed:
         return found
     found |= changed

@@ -138,13 +138,8 @@ def load_scores(
             are given, or it breaks a rule of :class:`ScoreFile`. A file without ids is answered
             with the command that converts it.
     """
-    path = Path(path)
     found = read_form(path, mmap=mmap)
-    score_file = score_file_of(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
-    check_scores(score_file, path)
-    if score_file.scores.is_contiguous():
-        release_pages(score_file.scores)  # the check has read all of it
-    return score_file
+    return score_file_of(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
 
 
 def score_file_of(
@@ -155,7 +150,7 @@ def score_file_of(
     gallery_ids: Sequence[str] | None = None,
     keep_endings: bool = True,
 ) -> ScoreFile:
-    """Make a score file of what :func:`pab.score_forms.read_form` found; see :func:`load_scores`.
+    """Make a checked score file of what :func:`read_form` found; see :func:`load_scores`.
 
     Args:
         found: content of the file.
@@ -170,7 +165,23 @@ def score_file_of(
     for remark in found.remarks:
         notice(path, remark)
     if isinstance(found, Listing):
-        return _of_listing(found, path, query_ids, gallery_ids)
+        score_file = _of_listing(found, path, query_ids, gallery_ids)
+    else:
+        score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings)
+    check_scores(score_file, path)
+    if score_file.scores.is_contiguous():
+        release_pages(score_file.scores)  # the check has read all of it
+    return score_file
+
+
+def _of_matrix(
+    found: Matrix,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+    keep_endings: bool,
+) -> ScoreFile:
+    """A matrix with its ids, columns sorted, as float32."""
     _check_ids_are_known(found, path, query_ids, gallery_ids)
     rows = _sized(found, path, 0, found.query_ids, query_ids)
     names = _sized(found, path, 1, found.gallery_ids, gallery_ids)
@@ -645,6 +656,8 @@ def import_scores(
             notice(path, f"its own ids are used, which are not those of {flag}{text}")
     if isinstance(found, Listing) and gallery_ids is None:
         notice(path, only_named(len(score_file.gallery_ids)))
+    if score_file.listed and min(score_file.listed.values()) < len(score_file.gallery_ids):
+        notice(path, listed_in_part(score_file))
     dtype = str(found.scores.dtype) if isinstance(found, Matrix) else "text"
     meta = {
         **score_file.meta,
@@ -661,6 +674,15 @@ def only_named(count: int) -> str:
     return (
         f"its gallery is taken to be the {count} images that it names; --gallery FILE or FOLDER "
         "gives the whole one"
+    )
+
+
+def listed_in_part(score_file: ScoreFile) -> str:
+    """The notice for scores that list only some images per query."""
+    counts = list((score_file.listed or {}).values())
+    return (
+        f"lists {_listed_text(counts)} of {len(score_file.gallery_ids)} per query; the others "
+        "score just below the listed ones"
     )
 
 
@@ -759,9 +781,7 @@ def show(path: str | Path) -> str:
         for remark in found.remarks:
             notice(path, remark)
         return describe(path, found, None)
-    score_file = score_file_of(found, path)
-    check_scores(score_file, path)
-    return describe(path, found, score_file)
+    return describe(path, found, score_file_of(found, path))
 
 
 def main(argv: list[str] | None = None) -> None:

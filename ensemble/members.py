@@ -29,8 +29,9 @@ from pab.scores import (
     read_gallery_ids,
     read_query_ids,
     respell,
-    score_file_of,
     tell_other_data,
+    to_score_file,
+    with_all_images,
 )
 
 
@@ -66,7 +67,7 @@ def load_members(
         found = read_form(path)
         if isinstance(found, Listing):
             return found
-        return score_file_of(found, path, query_ids=rows, gallery_ids=columns)
+        return to_score_file(found, path, query_ids=rows, gallery_ids=columns)
 
     paths = list(dict.fromkeys(member.path for member in members))
     with ThreadPoolExecutor(2) as pool:  # one file's ids are read while another's are checked
@@ -82,7 +83,7 @@ def load_members(
     if lines is None:
         lines = _line_numbers(contents)
     for path, listing in listings.items():
-        files[path] = score_file_of(
+        files[path] = to_score_file(
             listing,
             path,
             query_ids=lines if listing.query_ids is None else line_order,
@@ -144,7 +145,7 @@ def _as_member(
             "missing ones as misses)",
         )
     listed = file.listed
-    file = _with_all_images(file, gallery_ids)
+    file = with_all_images(file, gallery_ids)
     if not file.is_order_alone:
         if min(listed.values()) < len(gallery_ids):
             notice(path, listed_in_part(file))
@@ -153,29 +154,6 @@ def _as_member(
     least = 1.0 / file.listed_counts().float()
     scores = torch.where(file.scores >= least[:, None], file.scores, 0.0)
     return ScoreFile(scores, file.query_ids, file.gallery_ids, {**file.meta, "model": RANKED_LIST})
-
-
-def _with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
-    """Scores of some images, widened to the whole gallery.
-
-    Images beyond the file's own are not listed for any query.
-    """
-    wanted = sorted(gallery_ids)
-    if file.gallery_ids == wanted:
-        return file
-    column_of = {name: column for column, name in enumerate(wanted)}
-    unknown = [name for name in file.gallery_ids if name not in column_of]
-    if unknown:
-        return file  # the fusion names them
-    columns = torch.tensor([column_of[name] for name in file.gallery_ids])
-    counts = file.listed_counts()
-    least = file.scores.amin(dim=1)  # the score of images not listed, or the smallest listed one
-    below = torch.where(
-        counts < len(file.gallery_ids), least, torch.nextafter(least, torch.tensor(-torch.inf))
-    )
-    scores = below[:, None].repeat(1, len(wanted))
-    scores[:, columns] = file.scores
-    return ScoreFile(scores, file.query_ids, wanted, file.meta)
 
 
 def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:

@@ -383,9 +383,9 @@ def main(argv: list[str] | None = None) -> None:
         ranked_ids = evaluation.metrics.query_ids
         ranking = _list_ranking(found.names, top_k)
     else:
-        from pab.scores import read_gallery_ids, read_query_ids, score_file_of
+        from pab.scores import read_gallery_ids, read_query_ids, to_score_file
 
-        score_file = score_file_of(
+        score_file = to_score_file(
             found,
             path,
             query_ids=read_query_ids(args.queries) if args.queries else None,

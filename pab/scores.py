@@ -139,10 +139,10 @@ def load_scores(
             with the command that converts it.
     """
     found = read_form(path, mmap=mmap)
-    return score_file_of(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
+    return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
 
 
-def score_file_of(
+def to_score_file(
     found: Matrix | Listing,
     path: str | Path,
     *,
@@ -576,6 +576,28 @@ def respell(
     )
 
 
+def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
+    """Widen the scores of a form that lists only some images to the whole gallery.
+
+    Images beyond the file's own are not listed for any query. A file with an image that is not in
+    the gallery is returned as it is: whoever compares the ids names it.
+    """
+    wanted = sorted(gallery_ids)
+    if file.gallery_ids == wanted:
+        return file
+    column_of = {name: column for column, name in enumerate(wanted)}
+    unknown = [name for name in file.gallery_ids if name not in column_of]
+    if unknown:
+        return file
+    columns = torch.tensor([column_of[name] for name in file.gallery_ids])
+    counts = file.listed_counts()
+    least = file.scores.amin(dim=1)  # the score of images not listed, or the smallest listed one
+    below = torch.where(counts < len(file.gallery_ids), least, one_less(least))
+    scores = below[:, None].repeat(1, len(wanted))
+    scores[:, columns] = file.scores
+    return ScoreFile(scores, file.query_ids, wanted, file.meta)
+
+
 def read_query_ids(path: str | Path) -> list[str]:
     """Read query ids in the order of the rows: one per line, or those of an annotation file.
 
@@ -642,7 +664,7 @@ def import_scores(
     found = read_form(path)
     query_ids = read_query_ids(query_list) if query_list is not None else None
     gallery_ids = read_gallery_ids(gallery_list) if gallery_list is not None else None
-    score_file = score_file_of(
+    score_file = to_score_file(
         found, path, query_ids=query_ids, gallery_ids=gallery_ids, keep_endings=False
     )
     own_gallery = isinstance(found, Matrix) and found.gallery_ids is not None
@@ -781,7 +803,7 @@ def show(path: str | Path) -> str:
         for remark in found.remarks:
             notice(path, remark)
         return describe(path, found, None)
-    return describe(path, found, score_file_of(found, path))
+    return describe(path, found, to_score_file(found, path))
 
 
 def main(argv: list[str] | None = None) -> None:

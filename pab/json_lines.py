@@ -88,7 +88,7 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror or error}") from error
-    text = decoded(raw, path, "the whole file")
+    text = decoded(raw, path, "the whole file").removeprefix("\ufeff")
     try:
         value = _LINE.decode(text)
     except _Twice as error:

@@ -182,9 +182,7 @@ def _of_matrix(
     keep_endings: bool,
 ) -> ScoreFile:
     """A matrix with its ids, columns sorted, as float32."""
-    _check_ids_are_known(found, path, query_ids, gallery_ids)
-    rows = _sized(found, path, 0, found.query_ids, query_ids)
-    names = _sized(found, path, 1, found.gallery_ids, gallery_ids)
+    rows, names = _ids_of(found, path, query_ids, gallery_ids)
     for key, ids in (("query_ids", rows), ("gallery_ids", names)):
         _check_ids(path, key, ids)
     if found.gallery_ids is not None:
@@ -201,57 +199,50 @@ def _of_matrix(
     return score_file if found.own else _without_minus_infinity(score_file, path)
 
 
-def _check_ids_are_known(
+def _ids_of(
     found: Matrix,
     path: str | Path,
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
-) -> None:
-    """Refuse a matrix whose rows or columns have no ids, neither inside nor given."""
-    missing = [
-        flag
-        for flag, ids in (
-            ("--queries FILE", found.query_ids or query_ids),
-            ("--gallery FILE", found.gallery_ids or gallery_ids),
-        )
-        if ids is None
-    ]
+) -> tuple[list[str], list[str]]:
+    """The ids of a matrix's rows and columns: its own, or the given ones.
+
+    Raises:
+        InputError: there are none, or their number is not that of the rows or columns.
+    """
+    axes = (
+        ("query_ids", "rows", "--queries", found.query_ids, query_ids),
+        ("gallery_ids", "columns", "--gallery", found.gallery_ids, gallery_ids),
+    )
+    shape = list(found.scores.shape)
+    missing = [f"{flag} FILE" for _, _, flag, own, given in axes if own is None and given is None]
     if missing:
         raise InputError(
             path,
-            f"expected scores with ids, found {found.form} {list(found.scores.shape)} without "
+            f"expected scores with ids, found {found.form} {shape} without "
             f"{'any' if len(missing) == 2 else 'all'}",
             todo=f"give {' and '.join(missing)}, or convert it with: python -m pab.scores import "
             f"{shlex.quote(str(path))} {' '.join(missing)} --out FILE",
         )
-
-
-def _sized(
-    found: Matrix, path: str | Path, axis: int, own: list[str] | None, given: Sequence[str] | None
-) -> list[str]:
-    """The ids of an axis of the matrix: its own, or the given ones.
-
-    Raises:
-        InputError: their number is not that of the rows or columns.
-    """
-    ids = list(own if own is not None else given or [])
-    shape = list(found.scores.shape)
-    if len(ids) == shape[axis]:
-        return ids
-    name = ("query_ids", "gallery_ids")[axis]
-    if own is not None:
-        problem = f"expected one id for each of {shape[axis]} in scores, found {len(ids)}"
-        raise InputError(path, problem, item=name)
-    kind, flag = (("rows", "--queries"), ("columns", "--gallery"))[axis]
-    todo = None
-    if len(ids) == shape[1 - axis]:
-        todo = "the matrix is [gallery, queries]: transpose it (scores.T) and save it again"
-    raise InputError(
-        path,
-        f"expected {shape[axis]} ids for the {shape[axis]} {kind} of {found.form}, found "
-        f"{len(ids)} ({flag})",
-        todo=todo,
-    )
+    ids = [list(own if own is not None else given or []) for *_, own, given in axes]
+    sizes = [len(one) for one in ids]
+    if sizes == shape[::-1] != shape:
+        raise InputError(
+            path,
+            f"expected a matrix {sizes} of {sizes[0]} queries and {sizes[1]} images, found {shape}",
+            todo="it is [gallery, queries]: transpose it (scores.T) and save it again",
+        )
+    for (name, kind, flag, own, _), size, wanted in zip(axes, sizes, shape, strict=True):
+        if size == wanted:
+            continue
+        if own is not None:
+            problem = f"expected one id for each of {wanted} in scores, found {size}"
+            raise InputError(path, problem, item=name)
+        raise InputError(
+            path, f"expected {wanted} ids for the {wanted} {kind} of {found.form}, found {size}",
+            item=flag,
+        )  # fmt: skip
+    return ids[0], ids[1]
 
 
 def _spelt(

@@ -287,15 +287,11 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
     is_listed = score_file.scores != -math.inf
     counts = is_listed.sum(dim=1)
     kept = counts > 0
-    notice(
-        path,
-        f"{int((~is_listed).sum())} scores are -inf: those images count as not listed"
-        + (
-            f", and {int((~kept).sum())} queries without any are left out" if not kept.all() else ""
-        ),
-    )
     if not kept.any():
         raise InputError(path, "expected finite scores, found -inf alone")
+    notice(path, f"{int((~is_listed).sum())} scores are -inf: those images count as not listed")
+    if not kept.all():
+        notice(path, f"{int((~kept).sum())} queries list no image and are left out")
     scores, is_listed, counts = score_file.scores[kept], is_listed[kept], counts[kept]
     least = scores.masked_fill(~is_listed, math.inf).amin(dim=1, keepdim=True)
     filled = torch.where(is_listed, scores, one_less(least))
@@ -316,6 +312,8 @@ def _of_listing(
     gallery_ids: Sequence[str] | None,
 ) -> ScoreFile:
     """Scores of a form that lists images: listed ones as given, or 1 / r at the r-th place."""
+    if not found.names:
+        raise InputError(path, "expected ranked images per query, found none")
     rows = _query_ids_of(found, path, query_ids)
     items = [
         f"line {number}" if found.query_ids is None else f"query {query_id!r}"

@@ -9,6 +9,7 @@ from pab.errors import InputError
 from pab.files import existing_file
 from pab.notices import notice
 
+MARK = "\ufeff"  # the byte-order mark; programs that join files leave more than one
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -47,9 +48,9 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
             pass  # bytes that happen to begin so; the error below names the first of them
         else:
             notice(path, "read as UTF-16, which its byte-order mark names")
-            return text
+            return text.lstrip(MARK)
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8").lstrip(MARK)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise InputError(

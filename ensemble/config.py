@@ -26,18 +26,11 @@ class FusionConfig:
     `blip2_weight` when BLIP-2 does, `clip_weight` when CLIP does.
     """
 
-    beit3_score: str | None = flag(None, "LHP's scores, in any form (docs/scoring.md)")
-    uit_score: str | None = flag(None, "UIT's scores, in any form")
-    blip2_score: str | None = flag(None, "BLIP-2's scores, in any form")
-    clip_score: str | None = flag(None, "CLIP's scores, in any form")
+    beit3_score: str | None = flag(None, "LHP's score file, or its ranked list (.txt)")
+    uit_score: str | None = flag(None, "UIT's score file, or its ranked list")
+    blip2_score: str | None = flag(None, "BLIP-2's score file, or its ranked list")
+    clip_score: str | None = flag(None, "CLIP's score file, or its ranked list")
     member: tuple[str, ...] = flag((), "another member, NAME=FILE:WEIGHT; may be repeated")
-    queries: str | None = flag(
-        None, "query ids of the rows, one per line or query.json, for members without ids"
-    )
-    gallery: str | None = flag(
-        None,
-        "image names of the columns, one per line or the gallery's folder, for members without ids",
-    )
     beit3_weight: float = flag(0.925, "what the fused scores keep when UIT comes in")
     blip2_weight: float = flag(0.9, "what they keep when BLIP-2 comes in")
     clip_weight: float = flag(0.9, "what they keep when CLIP comes in")
@@ -66,6 +59,12 @@ class FusionConfig:
     sinkhorn_steps: int = flag(50, "pairs of normalisations of sinkhorn")
     chosen_on: str | None = flag(None, "where the weights were chosen (written by the search)")
     chosen_on_test: bool = flag(False, "they were chosen on a test set (written by the search)")
+    queries: str | None = flag(
+        None, "for members without ids: query ids of the rows, one per line, or query.json"
+    )
+    gallery: str | None = flag(
+        None, "for members without ids: image names of the columns, or the gallery's folder"
+    )
 
     def check(self) -> None:
         """Refuse values that make no sense alone or together.

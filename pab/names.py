@@ -1,7 +1,7 @@
 """Spellings of image names: with or without an image ending, in either Unicode form.
 
-Two spellings of one name are matched, and a notice says so. Two names that differ in nothing else
-are never merged.
+Two spellings of one name are matched; a notice says so where the Unicode form differs. Two names of
+one file that differ in nothing else are never merged.
 """
 
 from __future__ import annotations
@@ -119,10 +119,16 @@ def respelt(
                 f"expected distinct names, found {other!r} and {name!r}, which both mean "
                 f"{spelling!r} of {known_name}",
             )
-    name, spelling = next(iter(changed.items()))
-    notice(
-        where,
-        f"{len(changed)} names are matched to {known_name} in another spelling (image ending or "
-        f"Unicode form), such as {name!a} to {spelling!a}",
-    )
+    other_form = [
+        (name, spelling)
+        for name, spelling in changed.items()
+        if without_ending(name) != without_ending(spelling)
+    ]
+    if other_form:
+        name, spelling = other_form[0]
+        notice(
+            where,
+            f"{len(other_form)} names are matched to {known_name} in another Unicode form, such as "
+            f"{name!a} to {spelling!a}",
+        )
     return found

@@ -324,7 +324,7 @@ def test_spellings_of_one_name_match(
         main([*words, *labels])
         said = capsys.readouterr()
         assert said.out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
-        assert said.err.count("in another spelling") == 1
+        assert said.err.count("in another Unicode form") == 1
 
 
 def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> None:

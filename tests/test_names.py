@@ -36,9 +36,11 @@ def test_a_known_name_keeps_its_spelling(capsys: pytest.CaptureFixture[str]) -> 
     assert respelt(["a", "b.png", "z"], ["a.jpg", "b"], "f") == {
         "a": "a.jpg", "b.png": "b", "z": "z",
     }  # fmt: skip
+    assert capsys.readouterr().err == ""
+    respelt(["Cafe\u0301.jpg", "b.png"], ["Caf\u00e9", "b"], "f")
     assert capsys.readouterr().err == (
-        "note: f: 2 names are matched to the gallery in another spelling (image ending or Unicode "
-        "form), such as 'a' to 'a.jpg'\n"
+        "note: f: 1 names are matched to the gallery in another Unicode form, such as "
+        "'Cafe\\u0301.jpg' to 'Caf\\xe9'\n"
     )
 
 

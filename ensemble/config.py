@@ -59,6 +59,12 @@ class FusionConfig:
     sinkhorn_steps: int = flag(50, "pairs of normalisations of sinkhorn")
     chosen_on: str | None = flag(None, "where the weights were chosen (written by the search)")
     chosen_on_test: bool = flag(False, "they were chosen on a test set (written by the search)")
+    queries: str | None = flag(
+        None, "for members without ids: query ids of the rows, one per line, or query.json"
+    )
+    gallery: str | None = flag(
+        None, "for members without ids: image names of the columns, or the gallery's folder"
+    )
 
     def check(self) -> None:
         """Refuse values that make no sense alone or together.

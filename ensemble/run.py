@@ -34,7 +34,9 @@ from pab.scores import ScoreFile, save_scores
 class RunConfig(FusionConfig, LabelConfig):
     """What to fuse and what to write; each field is a flag of `python -m ensemble.run`."""
 
-    output_file: str = flag("reproduce.txt", "ranked list to write")
+    output_file: str = flag(
+        "reproduce.txt", "ranked list to write; answer.zip: a zip that holds answer.txt"
+    )
     save_score: str | None = flag(None, "score file of the fused matrix to write")
     top_k: int = flag(10, "names a line of the ranked list")
     annotation: str | None = flag(None, "labelled annotation, or query.json with --answers")
@@ -93,7 +95,13 @@ def run(config: RunConfig) -> None:
         )
     wanted = read_query_order(config.query_order) if config.query_order else None
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
-    files = load_members(members, wanted or asked, known_gallery(retrieval, config.image_folder))
+    files = load_members(
+        members,
+        wanted or asked,
+        known_gallery(retrieval, config.image_folder),
+        queries=config.queries,
+        gallery=config.gallery,
+    )
     fusion = aligned(
         members, files, asked, scaling=config.scaling, rule=config.fusion, rank_k=config.rank_k
     )

@@ -190,7 +190,9 @@ def run(config: SearchConfig) -> None:
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
     gallery = known_gallery(retrieval, config.image_folder)
-    files = load_members(members, query_ids, gallery)
+    files = load_members(
+        members, query_ids, gallery, queries=config.queries, gallery=config.gallery
+    )
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
     search = searcher(config, fusion, judge)

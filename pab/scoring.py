@@ -47,7 +47,9 @@ class ScoringConfig(LabelConfig, Bounded):
     answers: str | None = flag(None, "key of a name-masked set; prints metrics")
     query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
     save_score: str | None = flag(None, "score file to write")
-    output_file: str | None = flag(None, "ranked list to write")
+    output_file: str | None = flag(
+        None, "ranked list to write; answer.zip: a zip that holds answer.txt"
+    )
     top_k: int = flag(10, "names a line of the ranked list")
     batch_size: int = flag(32, "images (or captions) encoded at a time")
     num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")

@@ -27,7 +27,14 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def read_tensors(path: str | Path, what: str, *, mmap: bool, also: Sequence[type] = ()) -> Any:
+def read_tensors(
+    path: str | Path,
+    what: str,
+    *,
+    mmap: bool,
+    also: Sequence[Any] = (),
+    todo: str = "check its size and fetch it again",
+) -> Any:
     """The tensors, plain values and containers of a file, on the CPU.
 
     Args:
@@ -35,6 +42,7 @@ def read_tensors(path: str | Path, what: str, *, mmap: bool, also: Sequence[type
         what: what the file should be (``"a checkpoint"``), for the error.
         mmap: leave tensors on disk until they are used, where the file's format allows it.
         also: classes that may stand in the file besides; none of them may do anything when made.
+        todo: the remedy for a damaged file.
 
     Raises:
         InputError: no such file, none of ``torch.save``, damaged, or holding other objects.
@@ -63,7 +71,7 @@ def read_tensors(path: str | Path, what: str, *, mmap: bool, also: Sequence[type
             ) from error  # fmt: skip
         raise InputError(
             path, f"expected {what} written by torch.save, found a file that is none or is "
-            f"damaged ({type(error).__name__})", todo="check its size and fetch it again",
+            f"damaged ({type(error).__name__})", todo=todo,
         ) from error  # fmt: skip
 
 

@@ -24,8 +24,10 @@ from pab.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.config import load_config
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
+from pab.ranking import ranked_names, write_ranked_list
 from pab.run_log import read_log
 from pab.sampling import EpochBatches
+from pab.score_export import export
 from pab.scores import ScoreFile, load_scores, save_scores
 from pab.training import BEST, FINAL, LAST
 from pab.training_config import TrainingConfig
@@ -544,6 +546,28 @@ def test_itc_chooses_and_itm_scores(scoring: Scoring, tiny_data: Path) -> None:
     again = scoring(candidates=itc_file)
     torch.testing.assert_close(again.scores, found.scores, atol=1e-6, rtol=0)
     assert again.meta["candidates"] == str(itc_file)
+
+
+def test_lists_choose_candidates(
+    scoring: Scoring, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    itc_file = scoring.folder / "itc.pt"
+    found = scoring(save_itc=itc_file)
+    lines = scoring.folder / "itc.txt"
+    itc = load_scores(itc_file)
+    write_ranked_list(lines, ranked_names(itc.scores, itc.gallery_ids, 4))
+    export(itc, "rankings", scoring.folder / "itc.jsonl", top_k=4)
+    for path in (lines, scoring.folder / "itc.jsonl"):
+        again = scoring(candidates=path)
+        torch.testing.assert_close(again.scores, found.scores, atol=1e-6, rtol=0)
+    bare = scoring.folder / "bare.pt"
+    torch.save(itc.scores, bare)
+    capsys.readouterr()
+    for path, k, message in (
+        (lines, 5, "found 4; give --k_test 4, or a file that lists more"),
+        (bare, 4, "python -m pab.scores import"),
+    ):
+        assert message in refused(scoring.argv(candidates=path, k_test=k), capsys)
 
 
 def plain_way(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,

@@ -19,7 +19,17 @@ from pab.config import flag
 from pab.devices import pick_device
 from pab.errors import InputError, run_cli
 from pab.preflight import check_output_file, check_output_folder
-from pab.scores import ScoreFile, align, load_scores, save_scores, tell_other_data
+from pab.score_contents import Listing
+from pab.score_forms import read_form
+from pab.scores import (
+    ScoreFile,
+    align,
+    respell,
+    save_scores,
+    tell_other_data,
+    to_score_file,
+    with_all_images,
+)
 from pab.scoring import (
     ScoringConfig,
     ScoringJob,
@@ -42,7 +52,9 @@ class InferConfig(ScoringConfig):
     text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
     max_words: int = flag(56, "words of a caption that are read")
     max_text_length: int = flag(56, "token ids of a caption, both ends and padding included")
-    candidates: str | None = flag(None, "score file that chooses candidates (none: UIT's own ITC)")
+    candidates: str | None = flag(
+        None, "scores or ranked list that choose candidates, in any form (none: UIT's own ITC)"
+    )
     k_test: int = flag(128, "candidates per query that the cross encoder scores")
     feature_cache: bool = flag(
         False, "keep images' tokens and vectors on disk for later runs (0.2 MB an image)"
@@ -90,7 +102,9 @@ def infer(config: InferConfig) -> None:
     if config.cache_dir:
         check_output_folder("--cache_dir", config.cache_dir)
     job = prepare(config)
-    chosen = read_candidates(config.candidates, job) if config.candidates else None
+    chosen = None
+    if config.candidates:
+        chosen = read_candidates(config.candidates, job, config.k_test)
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     rows = [tokenizer.encode(query.caption) for query in job.retrieval.queries]
     tokenizer.check_known(rows)
@@ -128,16 +142,43 @@ def infer(config: InferConfig) -> None:
     finish(config, job, made(scores=scores, kind="itm", **facts))
 
 
-def read_candidates(path: str, job: ScoringJob) -> Tensor:
+def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
     """The scores that choose candidates, rows and columns in the job's order.
 
+    Scores and lists in every form are taken; the lines of a ranked list are in the order of this
+    run's own ranked list.
+
+    Args:
+        path: the file.
+        job: whose queries and images it must hold.
+        k: candidates per query.
+
     Raises:
-        InputError: no score file, or its ids are not the job's.
+        InputError: no scores, other ids than the job's, or fewer than ``k`` images listed.
     """
-    ids = ScoreFile(torch.empty(0, 0), job.query_ids, job.gallery_ids)
-    file = load_scores(path)
+    found = read_form(path)
+    lists = isinstance(found, Listing)
+    file = to_score_file(
+        found,
+        path,
+        query_ids=job.order if lists else None,
+        gallery_ids=job.gallery_ids if lists else None,
+    )
     if processes.is_main():
         tell_other_data({"the annotation": {"data_sha256": job.data_sha256}, path: file.meta})
+    if file.listed is not None:
+        few = min(file.listed, key=file.listed.__getitem__)
+        if file.listed[few] < min(k, len(job.gallery_ids)):
+            raise InputError(
+                path,
+                f"expected at least {k} images for every query (--k_test), found "
+                f"{file.listed[few]}",
+                item=f"query {few!r}",
+                todo=f"give --k_test {file.listed[few]}, or a file that lists more",
+            )
+        file = respell(file, job.query_ids, job.gallery_ids, where=path)
+        file = with_all_images(file, job.gallery_ids)
+    ids = ScoreFile(torch.empty(0, 0), job.query_ids, job.gallery_ids)
     return align(file, ids, where=path, reference_name="the annotation").scores
 
 

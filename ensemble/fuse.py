@@ -81,8 +81,15 @@ def without_weight(text: str) -> str:
     return text if match is None else f"{match[1]}={match[2]}"
 
 
-def parse_member(text: str, weights: Mapping[str, float] | None = None) -> Member:
-    """``NAME=FILE:WEIGHT``, or ``NAME=FILE`` where ``weights`` has the name.
+def parse_member(
+    text: str, weights: Mapping[str, float] | None = None, default: float | None = None
+) -> Member:
+    """Read ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` of a member that has its weight elsewhere.
+
+    Args:
+        text: of the flag.
+        weights: by name, of members without a weight of their own.
+        default: weight of a member that has none; None if it needs one.
 
     Raises:
         InputError: another form, no weight, or two.
@@ -93,9 +100,10 @@ def parse_member(text: str, weights: Mapping[str, float] | None = None) -> Membe
     name, path, weight = match.groups()
     weights = weights or {}
     if weight is None:
-        if name not in weights:
+        found = weights.get(name, default)
+        if found is None:
             raise InputError("--member", f"expected NAME=FILE:WEIGHT, found no weight for {name!r}")
-        return Member(name, path, weights[name])
+        return Member(name, path, found)
     if name in weights:
         raise InputError(
             "--member", f"the weight of {name!r} is given here and by --member_weights"
@@ -230,16 +238,8 @@ class Fusion:
 
     @cached_property
     def listed(self) -> list[Tensor]:
-        """For each member, how many images of each query have scores of their own: int64 [Q].
-
-        The others share one score below these, so they stand at later places.
-        """
-        counts = []
-        for file in self.files:
-            known = file.meta.get("listed") or {}
-            whole = len(self.gallery_ids)
-            counts.append(torch.tensor([known.get(query, whole) for query in self.query_ids]))
-        return counts
+        """For each member, :func:`listed_counts`."""
+        return [listed_counts(file, self.query_ids) for file in self.files]
 
     def block(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
@@ -367,8 +367,17 @@ def aligned(
     return fusion
 
 
+def listed_counts(file: ScoreFile, query_ids: Sequence[str]) -> Tensor:
+    """Return how many images of each query have scores of their own, int64 [Q].
+
+    The others share one score below these, so they stand at later places.
+    """
+    known, whole = file.meta.get("listed") or {}, len(file.gallery_ids)
+    return torch.tensor([known.get(query_id, whole) for query_id in query_ids])
+
+
 def check_same_ids(file: ScoreFile, first: ScoreFile, path: str, first_path: str) -> None:
-    """Refuse a score file that does not hold exactly the ids of the first one, in any order of rows.
+    """Refuse a score file that does not hold exactly the ids of the first one.
 
     Raises:
         InputError: naming the file and the ids.

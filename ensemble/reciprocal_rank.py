@@ -4,8 +4,8 @@ An image that stands at place r of a member's ranking (from 1) gets 1 / (k + r) 
 Clarke and Buettcher, SIGIR 2009). Equal scores of a member share the mean of their places, so
 places are whole or half numbers, and every part of a sum is 2 / n for a whole number n.
 
-The sums are first taken with 62 binary digits, as whole numbers. Sums that lie within rounding of each
-other are then compared as fractions.
+The sums are first taken as whole numbers of 62 bits. Sums that lie within rounding of each other
+are then compared as fractions.
 
 Shape letters: `M` members, `q` rows of a block, `C` images of a row.
 """

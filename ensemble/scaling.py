@@ -21,7 +21,6 @@ Scaling = Literal["minmax", "minmax_query", "zscore", "rank"]
 _FIRST = 16  # scores of a row that are compared before all of them are
 
 
-
 def scaled_block(
     block: Tensor, scaling: Scaling, bounds: tuple[float, float], where: str
 ) -> Tensor:

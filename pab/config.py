@@ -339,6 +339,8 @@ def _convert_choice(value: Any, kind: Any) -> Any:
 
 def _convert_tuple(value: Any, kind: Any) -> tuple[Any, ...]:
     element, count = _tuple_of(kind)
+    if count == "*" and isinstance(value, (str, int, float)):
+        value = [value]  # YAML: one value where a list may stand
     if not isinstance(value, (list, tuple)) or (count != "*" and len(value) != count):
         raise _WrongType(f"expected {_describe(kind)}, found {_found(value)}")
     return tuple(_convert(part, element) for part in value)

@@ -571,7 +571,6 @@ def test_decodings_say_what_they_are(
         (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.6"], "add up to 1, found 1.1"),
         (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.5", "x:0"], "one of no member, x"),
         (["--fusion", "sum", "--shares", "lhp:much", "uit:0.5"], "'much'"),
-        (["--scaling", "zscore", "--clip_score", "{row}"], "a query's scores are all equal"),
         (["--scaling", "zscore", "--decode", "dual_softmax"], "--scaling: zscore"),
         (["--decode_slack", "0.1"], "--decode_slack: does not go with --decode none"),
         (["--fusion", "sum", "--shares", "lhp:1", "lhp:0.5", "uit:0.5"], "found 'lhp' twice"),
@@ -583,9 +582,6 @@ def test_decodings_say_what_they_are(
 def test_more_bad_input(
     files: dict[str, str], tmp_path: Path, words: list[str], expected: str
 ) -> None:
-    flat_row = torch.rand(12, 12)
-    flat_row[3] = 0.5
-    files["row"] = write(tmp_path / "row.pt", flat_row, QUERIES, IMAGES)
     given = ["--beit3_score", files["a"], "--uit_score", files["b"]]
     with pytest.raises(InputError, match=expected):
         fused(tmp_path, *given, *(word.format(**files) for word in words))
@@ -695,7 +691,7 @@ def test_the_number_of_a_decoding_is_chosen_too(
 ) -> None:
     flags = ["--decode", decode, "--decode_grid", "0.01", "0.3", "--grid_step", "0.1"]
     config, _ = searched(annotation, tmp_path, *flags, "--folds", "0", "--sinkhorn_steps", "7")
-    assert config.decode == decode
+    assert config.decode == (decode,)
     assert getattr(config, name) in (0.01, 0.3)
     said = capsys.readouterr().out.split(f"decoded by {decode}, {name} {getattr(config, name):g}: ")
     assert config.sinkhorn_steps == (7 if decode == "sinkhorn" else 50)

@@ -116,6 +116,8 @@ class FusionConfig:
         methods = [method for method in self.decode if method != "none"]
         if methods and len(methods) < len(self.decode):
             raise InputError("--decode", f"none goes alone, found it beside {methods[0]}")
+        if self.decode and not methods:
+            return  # switched off: what a config file says of decodings is not used
         used = " ".join(methods) or "none"
         if "assignment" not in methods:
             for name, is_set in (

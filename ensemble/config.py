@@ -1,4 +1,4 @@
-"""Settings of the fusion: which members, how they are scaled and added, how the sum is decoded."""
+"""Settings of the fusion: members, scaling, rule, and the decodings of the fused matrix."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LARGEST_FACTOR = 1e6  # float32 scores hold no finer differences than a factor o
 class FusionConfig:
     """Members in the published order; each field is a flag of `python -m ensemble.run`.
 
-    `S` starts with the first member given. `beit3_weight` is what `S` keeps when UIT comes in,
-    `blip2_weight` when BLIP-2 does, `clip_weight` when CLIP does.
+    The running sum starts with the first member given. `beit3_weight` is the weight that it keeps
+    when UIT is added, `blip2_weight` when BLIP-2 is, `clip_weight` when CLIP is.
     """
 
     finds_weights: ClassVar[bool] = False  # whether the command finds the weights itself
@@ -35,10 +35,13 @@ class FusionConfig:
     uit_score: str | None = flag(None, "UIT's score file, or its ranked list")
     blip2_score: str | None = flag(None, "BLIP-2's score file, or its ranked list")
     clip_score: str | None = flag(None, "CLIP's score file, or its ranked list")
-    member: tuple[str, ...] = flag((), "another member, NAME=FILE:WEIGHT; may be repeated")
-    beit3_weight: float = flag(0.925, "what the fused scores keep when UIT comes in")
-    blip2_weight: float = flag(0.9, "what they keep when BLIP-2 comes in")
-    clip_weight: float = flag(0.9, "what they keep when CLIP comes in")
+    member: tuple[str, ...] = flag(
+        (),
+        "another member, NAME=FILE:WEIGHT (the weight kept by the sum before it); may be repeated",
+    )
+    beit3_weight: float = flag(0.925, "weight kept by the running sum when UIT is added")
+    blip2_weight: float = flag(0.9, "weight kept by the running sum when BLIP-2 is added")
+    clip_weight: float = flag(0.9, "weight kept by the running sum when CLIP is added")
     member_weights: tuple[str, ...] = flag((), "NAME:WEIGHT of members given as NAME=FILE")
     scaling: Literal["minmax", "minmax_query", "zscore", "rank"] = flag(
         "minmax", "scale of members: by the matrix's bounds (published), or row by row"

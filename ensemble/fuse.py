@@ -1,8 +1,9 @@
-"""Fusing members: one score matrix after the other, each first brought onto one scale.
+"""Fusion of members: score matrices are brought onto one scale and added.
 
-The published way is iterative: `S <- w S + (1 - w) T`, with `S` the first member's matrix and `T`
-the next one's, each scaled to [0, 1] by its own bounds. Everything is aligned by id before anything
-is added, and fused a block of rows at a time, so that members stay on disk.
+The published rule is iterative: `S <- w S + (1 - w) T`, with `S` the running sum, which starts with
+the first member's matrix, and `T` the next member's. Each is scaled to [0, 1] by its own bounds.
+Rows and columns are aligned by id first. Blocks of rows are fused one at a time, so that members
+stay on disk. A row whose scores are all equal ranks nothing and contributes 0.
 
 Shape letters: `Q` queries, `q` rows of a block, `G` gallery images.
 """
@@ -41,10 +42,10 @@ class Member:
     """One model's score file and its part in the fusion.
 
     Attributes:
-        name: how tables call it.
+        name: as tables show it.
         path: the score file, or a ranked list (.txt).
-        weight: 0 to 1. Iterative: what `S` keeps when this member comes in (of no use for the first
-            member). Sum: its own share.
+        weight: 0 to 1. Iterative: the weight that the running sum keeps when this member is added
+            (not used for the first one). Sum: the member's own share.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Member:
 
 
 def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
-    """``NAME:NUMBER`` entries of a flag.
+    """Read the ``NAME:NUMBER`` entries of a flag.
 
     Raises:
         InputError: an entry without a colon or a number, or a name twice.
@@ -76,7 +77,7 @@ MEMBER = re.compile(r"([^=]+)=(.+?)(?::([^:/\\]+))?")
 
 
 def without_weight(text: str) -> str:
-    """A ``--member`` as ``NAME=FILE``; of another form, as it is."""
+    """Return a ``--member`` as ``NAME=FILE``; a text of another form stays as it is."""
     match = MEMBER.fullmatch(text)
     return text if match is None else f"{match[1]}={match[2]}"
 
@@ -133,13 +134,13 @@ def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
 
 
 def shares_of(keeps: Sequence[float]) -> list[float]:
-    """The share of each member in the fused sum.
+    """Return the share of each member in the fused sum.
 
     Args:
-        keeps: what `S` keeps when the second, third, ... member comes in.
+        keeps: weight kept by the running sum when the second, third, ... member is added.
 
     Returns:
-        One share a member, adding up to 1.
+        One share per member, adding up to 1.
     """
     shares = [1.0]
     for keep in keeps:
@@ -148,7 +149,7 @@ def shares_of(keeps: Sequence[float]) -> list[float]:
 
 
 def keeps_of(shares: Sequence[float]) -> list[float]:
-    """The inverse of :func:`shares_of`; where nothing has come in yet, `S` keeps nothing."""
+    """Return the kept weights for given shares, the inverse of :func:`shares_of`."""
     keeps, before = [], shares[0]
     for share in shares[1:]:
         total = before + share

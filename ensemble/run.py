@@ -149,6 +149,8 @@ def run(config: RunConfig) -> None:
         config = replace(config, **protocol.files(config.data_root), protocol=None)
     members, reranker = config.members(), config.reranker()
     check_members(members, config.fusion)
+    inputs = [*members, *([reranker] if reranker else [])]
+    check_outputs(config, inputs)
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(
@@ -159,11 +161,7 @@ def run(config: RunConfig) -> None:
         raise InputError("--ladder", "expected labels, found none", todo="give --answers FILE")
     wanted = read_query_order(config.query_order) if config.query_order else None
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
-    files = load_members(
-        [*members, *([reranker] if reranker else [])],
-        wanted or asked,
-        known_gallery(retrieval, config.image_folder),
-    )
+    files = load_members(inputs, wanted or asked, known_gallery(retrieval, config.image_folder))
     fusion = aligned(
         members,
         files[: len(members)],
@@ -217,6 +215,21 @@ def run(config: RunConfig) -> None:
         print(evaluation.table(only=protocol.metrics if protocol else None))
     if rungs:
         print(f"\n{ladder_table(rungs)}")
+
+
+def check_outputs(config: RunConfig, inputs: Sequence[Member]) -> None:
+    """Refuse to write over a file that is fused.
+
+    Raises:
+        InputError: naming the flag and the file.
+    """
+    for name in ("output_file", "save_score"):
+        path = getattr(config, name)
+        for member in inputs:
+            if path is not None and Path(path).resolve() == Path(member.path).resolve():
+                raise InputError(
+                    f"--{name}", f"{path} is the file of {member.name}: it would be overwritten"
+                )
 
 
 def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: Fusion) -> Reranking:

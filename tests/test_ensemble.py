@@ -674,6 +674,16 @@ def test_weights_that_have_no_part_need_not_be_given(
     assert "no --member has the name 'z': not used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--output_file", "--save_score"])
+def test_no_output_replaces_an_input(files: dict[str, str], tmp_path: Path, flag: str) -> None:
+    before = Path(files["a"]).read_bytes()
+    (tmp_path / "link.pt").symlink_to(files["a"])
+    for path in (files["a"], str(tmp_path / "link.pt")):
+        with pytest.raises(InputError, match="is the file of lhp: it would be overwritten"):
+            run(["--beit3_score", files["a"], "--clip_score", files["b"], flag, path])
+    assert Path(files["a"]).read_bytes() == before
+
+
 def test_sinkhorn_says_if_it_has_not_converged(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -733,6 +743,13 @@ def test_what_the_search_writes_runs_as_it_stands(
     mean = evaluate_scores(found, relevant).mean()
     told = re.findall(r"R@1 (\d+\.\d\d), mAP (\d+\.\d\d)", said)[-1]
     assert told == (f"{mean['R@1']:.2f}", f"{mean['mAP']:.2f}")
+
+
+def test_a_grid_that_does_not_divide_one_is_told(
+    annotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched(annotation, tmp_path, "--method", "simplex", "--grid_step", "0.3", "--folds", "0")
+    assert "--grid_step: 0.3 does not divide 1: shares in steps of 1/3" in capsys.readouterr().err
 
 
 def test_a_list_in_a_search_on_ranks(annotation: Path, tmp_path: Path) -> None:

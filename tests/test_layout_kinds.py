@@ -152,13 +152,13 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "m.pt": (
         lambda path: torch.save(torch.rand(2, 3), path),
-        ["without ids", "2 rows (queries) x 3 columns (images)"],
+        ["a bare tensor", "2 rows x 3 columns"],
         "python -m pab.scores import {path} --queries FILE --gallery FILE "
         "--out {folder}/m_with_ids.pt",
     ),
     "d.pt": (
         lambda path: torch.save({"sims": torch.rand(2, 3).half()}, path),
-        ["without ids"],
+        ["a dict with a matrix"],
         "python -m pab.scores import {path} --queries FILE --gallery FILE "
         "--out {folder}/d_with_ids.pt",
     ),

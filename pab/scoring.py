@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,7 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     Raises:
         InputError: the first fault found; unreadable images are listed together.
     """
-    _check_outputs(config)
+    check_outputs({"save_score": config.save_score, "output_file": config.output_file})
     folder = Path(config.image_folder) if config.image_folder else None
     retrieval = read_retrieval(
         Path(config.annotation),
@@ -140,9 +140,16 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     return ScoringJob(retrieval, gallery, order, data_sha256)
 
 
-def _check_outputs(config: ScoringConfig) -> None:
-    """Refuse, before any work, outputs that could not be written or would overwrite one another."""
-    outputs = {name: getattr(config, name) for name in ("save_score", "output_file")}
+def check_outputs(outputs: Mapping[str, str | Path | None]) -> None:
+    """Refuse, before any work, outputs that could not be written or would overwrite one another.
+
+    Args:
+        outputs: flag without its dashes -> file to write; None writes nothing.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    seen: dict[Path, str] = {}
     for name, value in outputs.items():
         if not value:
             continue
@@ -150,19 +157,18 @@ def _check_outputs(config: ScoringConfig) -> None:
             raise InputError(f"--{name}", f"{value} is a directory")
         if Path(value).exists() and not Path(value).is_file():
             raise InputError(
-                f"--{name}", f"{value} is no file", todo=f"--{name} none writes nothing"
+                f"--{name}", f"{value} is no file", todo="name a file, or leave it out"
             )  # fmt: skip
         folder = next(above for above in Path(value).absolute().parents if above.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise InputError(
                 f"--{name}", f"{value} cannot be written: {folder} is no folder that can be written"
             )
-    files = [Path(value) for value in outputs.values() if value]
-    if len(files) == 2 and files[0] == files[1]:
-        raise InputError(
-            "--save_score", f"{config.save_score} is given as --output_file too",
-            todo="give two different files",
-        )  # fmt: skip
+        other = seen.setdefault(Path(value).absolute(), name)
+        if other != name:
+            raise InputError(
+                f"--{other}", f"{value} is given as --{name} too", todo="give two different files"
+            )
 
 
 @contextmanager
@@ -214,14 +220,7 @@ def score_file_of(
     Raises:
         InputError: a score is NaN or infinite.
     """
-    if not bool(torch.isfinite(scores).all()):
-        bad = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
-        raise InputError(
-            checkpoint,
-            "the model's scores are not finite",
-            item=f"query {job.query_ids[bad]!r}",
-            todo="check the checkpoint, or score with --dtype fp32",
-        )
+    check_finite(scores, checkpoint, job.query_ids)
     meta = {
         "model": model,
         "checkpoint": checkpoint,
@@ -232,6 +231,28 @@ def score_file_of(
         **more,
     }
     return ScoreFile(scores.float().contiguous(), job.query_ids, job.gallery_ids, meta)
+
+
+def check_finite(scores: Tensor, checkpoint: str, queries: Sequence[str]) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Args:
+        scores: [queries, gallery].
+        checkpoint: where the weights came from, for the message.
+        queries: what to call each row.
+
+    Raises:
+        InputError: a score is NaN or infinite.
+    """
+    if bool(torch.isfinite(scores).all()):
+        return
+    bad = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
+    raise InputError(
+        checkpoint,
+        "the model's scores are not finite",
+        item=f"query {queries[bad]!r}",
+        todo="check the checkpoint, or score with --dtype fp32",
+    )
 
 
 def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> None:

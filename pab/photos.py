@@ -34,8 +34,8 @@ PHOTO_ENDINGS = frozenset(
         *(".bmp", ".dib", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif"),
     )
 )
-# Pillow's names of the decoders that a photograph may be handed to.
-PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")
+# Pillow's names of the decoders that a photograph may be handed to; JPEG's also opens MPO.
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")
 FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF"
 
 MAX_PIXELS = 1 << 28  # 268 megapixels: 1 GiB decoded, and room for the 200-megapixel cameras
@@ -237,7 +237,7 @@ def load_photo(
         raise
     except Exception as error:  # ten decoders, of which none names what it raises
         words = reason(path, error, FORMAT_NAMES)
-        raise InputError(path, f"expected an image, found {words}") from error
+        raise InputError(path, f"cannot be read: {words}") from error
 
 
 def _opened(path: str | Path) -> Image.Image:

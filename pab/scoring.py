@@ -140,11 +140,14 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     return ScoringJob(retrieval, gallery, order, data_sha256)
 
 
-def check_outputs(outputs: Mapping[str, str | Path | None]) -> None:
+def check_outputs(
+    outputs: Mapping[str, str | Path | None], *, omit: str = "--{} none writes nothing"
+) -> None:
     """Refuse, before any work, outputs that could not be written or would overwrite one another.
 
     Args:
         outputs: flag without its dashes -> file to write; None writes nothing.
+        omit: how to write no file, with the flag's name in the braces.
 
     Raises:
         InputError: naming the flag.
@@ -153,22 +156,26 @@ def check_outputs(outputs: Mapping[str, str | Path | None]) -> None:
     for name, value in outputs.items():
         if not value:
             continue
-        if Path(value).is_dir():
-            raise InputError(f"--{name}", f"{value} is a directory")
-        if Path(value).exists() and not Path(value).is_file():
-            raise InputError(
-                f"--{name}", f"{value} is no file", todo="name a file, or leave it out"
-            )  # fmt: skip
-        folder = next(above for above in Path(value).absolute().parents if above.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(
-                f"--{name}", f"{value} cannot be written: {folder} is no folder that can be written"
-            )
+        problem = cannot_be_written(Path(value))
+        if problem is not None:
+            raise InputError(f"--{name}", f"{value} {problem}", todo=omit.format(name))
         other = seen.setdefault(Path(value).absolute(), name)
         if other != name:
             raise InputError(
                 f"--{other}", f"{value} is given as --{name} too", todo="give two different files"
             )
+
+
+def cannot_be_written(path: Path) -> str | None:
+    """Why a file cannot be written, as the end of a sentence about it; None if it can."""
+    if path.is_dir():
+        return "is a directory"
+    if path.exists() and not path.is_file():
+        return "is no file"
+    folder = next(above for above in path.absolute().parents if above.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return f"cannot be written: {folder} is no folder that can be written"
+    return None
 
 
 @contextmanager

@@ -268,7 +268,9 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """Decode an opened image, reduce it, and turn it as its orientation says."""
+    container = _container_orientation(image)  # pillow-heif forgets it when it decodes
     image.load()
+    turn = UPRIGHT.get(_exif_orientation(image) if container is None else container)
     scale = _range_of(image)
     factor = max(min(image.size) // MIN_SIDE, 1)
     if factor == 1:
@@ -279,20 +281,29 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         for top in range(0, image.height, rows):
             band = image.crop((0, top, image.width, min(top + rows, image.height)))
             result.paste(_as_rgb(band, scale).reduce(factor), (0, top // factor))
-    turn = UPRIGHT.get(_orientation(image))
     return result if turn is None else result.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 if there is none or it cannot be read.
+def _container_orientation(image: Image.Image) -> int | None:
+    """EXIF orientation that is still to be applied to a HEIC; None for other formats.
 
-    pillow-heif applies a HEIC's rotation itself and reports 1.
+    The container's own rotation is applied by the decoder, and EXIF then only repeats it. Some
+    writers leave it out of the container: there EXIF alone tells.
     """
+    if image.format != "HEIF":
+        return None
+    primary = image._heif_file[image.tell()]._c_image  # type: ignore[attr-defined]
+    if any(kind in ("irot", "imir") for kind, *_ in primary.transformations):
+        return 1
+    return image.info.get("original_orientation") or 1
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of a decoded image, 1 to 8; 1 if there is none or it cannot be read."""
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - damaged metadata does not make the pixels unreadable
         return 1
-    return value if isinstance(value, int) else 1
 
 
 def _range_of(image: Image.Image) -> tuple[float, float] | None:

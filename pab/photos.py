@@ -42,7 +42,7 @@ MAX_PIXELS = 1 << 28  # 268 megapixels: 1 GiB decoded, and room for the 200-mega
 MIN_SIDE = 1024  # px; a reduced photograph keeps this short side, twice the largest model input
 ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger ones are decoded one at a time over all processes
 MAX_RATIO = 100  # of the sides; a model that resizes the short side makes the long one this long
-BAND_ROWS = 64  # rows of the reduced photograph that are converted together
+BAND_ROWS = 16  # rows of the reduced photograph that are converted together
 _NAMED = 5  # items of each kind that one message names
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -57,7 +57,6 @@ UPRIGHT = {
 }
 
 pillow_heif.register_heif_opener()  # benchmarks name their own formats and are not affected
-_opening = threading.Lock()
 
 
 # ---------------------------------------------------------------------------------------- listing
@@ -221,9 +220,9 @@ def load_photo(
             :data:`MAX_RATIO` allows, or cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_limit:
             warnings.simplefilter("ignore")  # of odd metadata: the pixels are what counts
-            with _opened(path) as image:
+            with Image.open(path, formats=PHOTO_FORMATS) as image:
                 _check_size(path, image)
                 width, height = image.size
                 side = min(width, height)
@@ -240,14 +239,31 @@ def load_photo(
         raise InputError(path, f"cannot be read: {words}") from error
 
 
-def _opened(path: str | Path) -> Image.Image:
-    """Open an image of any size; Pillow's own limit is a global of the whole process."""
-    with _opening:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(path, formats=PHOTO_FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+class _NoLimit(AbstractContextManager[None]):
+    """Lift Pillow's own limit of pixels, a global of the process, while photographs are decoded.
+
+    :func:`_check_size` takes its place. Threads may decode at the same time: the first to enter
+    lifts the limit, the last to leave restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_no_limit = _NoLimit()
 
 
 def _check_size(path: str | Path, image: Image.Image) -> None:

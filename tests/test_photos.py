@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -173,8 +172,8 @@ def test_large_photographs_are_reduced(tmp_path: Path, name: str, mode: str) -> 
         assert_upright(found, found.size)
     # The last, partial tiles are there: the corners have their colours.
     expected = picture.convert(mode).convert("RGB")
-    corner = expected.transpose(Image.Transpose.ROTATE_180).getpixel((0, 0))
-    assert np.abs(np.subtract(found.getpixel((0, 0)), corner)).max() < 30  # type: ignore[arg-type]
+    corner = np.asarray(expected.transpose(Image.Transpose.ROTATE_180))[:40, :40].mean((0, 1))
+    assert np.abs(np.asarray(found)[:20, :20].mean((0, 1)) - corner).max() < 10
 
 
 # ------------------------------------------------------------------------------------------ sizes
@@ -183,10 +182,12 @@ def test_large_photographs_are_reduced(tmp_path: Path, name: str, mode: str) -> 
 def peak_mib(path: Path) -> float:
     """Memory that decoding a file takes beyond decoding a small one, MiB."""
     code = (
-        "import resource, sys; from pab.photos import load_photo\n"
-        "load_photo(sys.argv[1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import re, sys; from pathlib import Path; from pab.photos import load_photo\n"
+        "def peak():\n"
+        "    return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "load_photo(sys.argv[1]); before = peak()\n"
         "image = load_photo(sys.argv[2]); assert min(image.size) >= 1024, image.size\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(peak() - before)"
     )
     small = save(path.parent / "a.png", quarters())
     done = subprocess.run(
@@ -197,15 +198,14 @@ def peak_mib(path: Path) -> float:
     return int(done.stdout) / 1024
 
 
-@pytest.mark.skipif(resource.getpagesize() != 4096, reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
 @pytest.mark.parametrize(
-    ("name", "mode", "most"),
-    [("big.png", "L", 300), ("big.png", "RGB", 900), ("big.jpg", "RGB", 300)],
+    ("name", "least", "most"), [("big.png", 180, 260), ("big.tiff", 180, 260), ("big.jpg", 0, 40)]
 )
-def test_200_megapixels(tmp_path: Path, name: str, mode: str, most: float) -> None:
-    """Of a PNG one decoded copy is held, 1 or 4 bytes per pixel; of a JPEG a reduced one."""
-    Image.new(mode, (16_320, 12_240)).save(tmp_path / name)
-    assert peak_mib(tmp_path / name) < most
+def test_200_megapixels(tmp_path: Path, name: str, least: float, most: float) -> None:
+    """Decoded once, here with 1 byte per pixel; a JPEG is reduced while it is decoded."""
+    Image.new("L", (16_320, 12_240)).save(tmp_path / name)
+    assert least < peak_mib(tmp_path / name) < most
 
 
 def test_the_limits_of_size(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path, name: str) 
         except InputError as error:
             refusals.append(str(error))
     assert refusals
-    assert all(refusal.startswith(f"{path}: cannot be read: ") for refusal in refusals)
+    assert all(refusal.startswith(f"{path}: ") for refusal in refusals)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.HEIC", "a.tiff", "a.gif", "a.avif", "a.bmp"])

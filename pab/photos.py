@@ -229,9 +229,10 @@ def load_photo(
                 if image.format in ("JPEG", "MPO") and side > MIN_SIDE:
                     scale = MIN_SIDE / side
                     image.draft(None, (round(width * scale), round(height * scale)))
-                alone = image.width * image.height > ONE_AT_A_TIME
-                with large if alone and large is not None else nullcontext():
+                if image.width * image.height <= ONE_AT_A_TIME:
                     return _upright_rgb(image)
+                with large or nullcontext():
+                    return _large(image)
     except InputError:
         raise
     except Exception as error:  # ten decoders, of which none names what it raises
@@ -280,6 +281,16 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
             f"expected sides of a ratio of at most {MAX_RATIO}, "
             f"found {image.width} x {image.height}",
         )
+
+
+def _large(image: Image.Image) -> Image.Image:
+    """:func:`_upright_rgb`, with the memory of the whole image returned before another's turn."""
+    from pab.devices import return_freed_memory
+
+    result = _upright_rgb(image)
+    image.close()
+    return_freed_memory()
+    return result
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pillow_heif
 import pytest
 import torch
@@ -22,7 +23,7 @@ import pab.photos
 from pab.annotations import GalleryImage
 from pab.encoder import Encoder, OpenEncoder
 from pab.errors import InputError
-from pab.photos import list_photos
+from pab.photos import list_photos, load_photo
 from pab.search.__main__ import TOP_K, main
 from pab.search.engine import search
 from pab.search.members import MEMBERS, load_module, read_member
@@ -450,3 +451,6 @@ def test_photographs_as_people_have_them(folder: Path, capsys: pytest.CaptureFix
     assert {"IMG 0001 (1).jpg", f"Screenshot 2026-01-02 at 9.41.00{NARROW}AM.png"} < scores.keys()
     assert {"g.HEIC", "nested/sub/e.jpg", "same.jpg", "same.png"} < scores.keys()
     assert scores["exif6.jpg"] == pytest.approx(scores["upright.jpg"], abs=0.02)  # one picture
+    turned, upright = (load_photo(CASES / f"{name}.jpg") for name in ("exif6", "upright"))
+    assert turned.size == upright.size
+    assert np.abs(np.subtract(turned, upright, dtype=np.int16)).mean() < 8  # compressed twice

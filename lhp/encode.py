@@ -21,7 +21,7 @@ from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.encoding import caption_vectors, image_vectors
 from pab.errors import InputError
 from pab.feature_cache import FeatureCache
-from pab.images import recipe
+from pab.images import ImageReader, recipe
 
 
 def load_model(
@@ -79,6 +79,7 @@ def encode_images(
     dtype: torch.dtype,
     compiled: bool = False,
     cache: FeatureCache | None = None,
+    reader: ImageReader | None = None,
 ) -> Tensor:
     """Vectors of a gallery; holds one batch of images at a time (and the loader's prefetched ones).
 
@@ -91,6 +92,7 @@ def encode_images(
         dtype: number format of matrix products.
         compiled: compile the image half first (:func:`compiled_image_encoder`).
         cache: of this model's vectors.
+        reader: see :func:`pab.encoding.image_vectors`.
 
     Returns:
         float32 [G, D] on the CPU, in the order of ``images``.
@@ -106,6 +108,7 @@ def encode_images(
         weights=model.vision_head.weight.dtype,
         full_batches=compiled,  # one shape, one compilation
         cache=cache,
+        reader=reader,
     )
 
 

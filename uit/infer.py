@@ -18,7 +18,7 @@ from pab import processes
 from pab.config import flag
 from pab.devices import pick_device
 from pab.errors import InputError, run_cli
-from pab.preflight import check_output_file, check_output_folder
+from pab.outputs import check_output_folder, check_outputs
 from pab.score_contents import Listing
 from pab.score_forms import read_form
 from pab.scores import (
@@ -97,8 +97,7 @@ def infer(config: InferConfig) -> None:
 
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot run
-    if config.save_itc:
-        check_output_file("--save_itc", config.save_itc)
+    check_outputs({"save_itc": config.save_itc})
     if config.cache_dir:
         check_output_folder("--cache_dir", config.cache_dir)
     job = prepare(config)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.optim import parameter_groups
-from pab.preflight import check_free_space
+from pab.outputs import check_free_space
 from pab.training import (
     fit,
     new_run,

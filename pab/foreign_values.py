@@ -71,7 +71,8 @@ class PlainArray(np.ndarray[Any, Any]):
             raise ForeignValueError("a NumPy array in an unknown form")
         _, shape, dtype, fortran, raw = state
         checked = _plain_array(raw, dtype, shape, "F" if fortran else "C")
-        super().__setstate__((1, checked.shape, checked.dtype, False, checked.tobytes()))
+        state = (1, checked.shape, checked.dtype, False, checked.tobytes())
+        super().__setstate__(state)
 
 
 def _plain_array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:

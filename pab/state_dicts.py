@@ -64,6 +64,17 @@ def model_state(
     if has_adapters(state):
         notice(path, "LoRA adapters are merged into the weights")
         state = merged(state, alpha_of(checkpoint), path)
+    return fit_names(state, fits, path)
+
+
+def fit_names(
+    state: Mapping[str, Tensor], fits: Collection[str], path: str | Path
+) -> dict[str, Tensor]:
+    """Remove wrappers' prefixes from the names of a state dict; see :func:`model_state`.
+
+    Raises:
+        InputError: two tensors would have one name.
+    """
     return _renamed(state, unwrapped(list(state), fits), path)
 
 

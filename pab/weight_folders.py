@@ -74,9 +74,7 @@ def weights_of_folder(path: str | Path, family: Family) -> Path:
     """
     folder = weight_folder(path)
     if folder.family not in (family, Family.WEIGHTS):
-        raise InputError(
-            path, f"expected {family.value} in it, found {folder.family.value}"
-        )
+        raise InputError(path, f"expected {family.value} in it, found {folder.family.value}")
     return only_weights(folder)
 
 
@@ -99,9 +97,10 @@ def only_weights(folder: WeightFolder) -> Path:
 
 def _weights(path: Path) -> Iterator[Path]:
     for file in path.iterdir():
-        if file.is_file() and not file.name.startswith((*NO_WEIGHTS, ".")):
-            if file_kind(file).kind in (Kind.TORCH, Kind.SAFETENSORS):
-                yield file
+        if not file.is_file() or file.name.startswith((*NO_WEIGHTS, ".")):
+            continue
+        if file_kind(file).kind in (Kind.TORCH, Kind.SAFETENSORS):
+            yield file
 
 
 def _by_usual_name(file: Path) -> tuple[int, str]:

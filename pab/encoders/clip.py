@@ -93,10 +93,8 @@ def load_clip(
         InputError: unknown name or tag, weights that cannot be fetched or do not fit, or a
             tokenizer that cannot be fetched.
     """
-    config = architecture(name)
+    weights = read_weights(name, pretrained, architecture(name), preprocess_as)
     model = build(name)
-    names = model.state_dict().keys()
-    weights = read_weights(name, pretrained, config, preprocess_as, names)
     load_strict(model, fitted(model, weights.state, weights.path), weights.path)
     return encoder_of(name, model.eval(), weights.preprocess, weights.path)
 

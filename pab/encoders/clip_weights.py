@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from pab.checkpoints import read_checkpoint
-from pab.encoders.clip_identity import ARCHITECTURE as ARCHITECTURE
 from pab.encoders.clip_identity import check_made_as
 from pab.encoders.clip_names import FOLDER, first_line, folder_preprocessing, only_errors_logged
 from pab.encoders.clip_positions import resized_positions
 from pab.errors import InputError
 from pab.file_kinds import Kind, file_kind
 from pab.files import existing_file
-from pab.state_dicts import model_state
+from pab.state_dicts import fit_names, model_state
 from pab.weight_folders import only_weights, weight_folder
 
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
@@ -64,7 +62,6 @@ def read_weights(
         config: the model's configuration.
         preprocess_as: tag whose preprocessing a file of weights was trained with; None where the
             file or the architecture's tags tell.
-        fits: names of the model's tensors, which tell wrappers' prefixes from real names.
 
     Raises:
         InputError: no such tag or file, weights of another activation or name, no way to fetch
@@ -74,7 +71,7 @@ def read_weights(
         path, tag = folder_weights(name, pretrained), None
     else:
         path, tag = tagged_or_file(name, pretrained or PUBLISHED_TAG, config)
-    state, metadata = clip_state(path, name, config, fits)
+    state, metadata = clip_state(path, name, config)
     if tag is not None:
         return ClipWeights(path, state, prepared(tag))
     if preprocess_as is not None:
@@ -173,7 +170,7 @@ def folder_weights(name: str, pretrained: str | None) -> Path:
 
 
 def clip_state(
-    path: Path, name: str, config: dict[str, Any], fits: Collection[str] = ()
+    path: Path, name: str, config: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the weights in a file of any of the three formats, and the metadata it carries.
 
@@ -192,7 +189,7 @@ def clip_state(
     metadata = checkpoint.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     check_made_as(metadata, name, config, path)
-    return model_state(checkpoint, path, fits), metadata
+    return model_state(checkpoint, path), metadata
 
 
 def is_torchscript(path: Path) -> bool:
@@ -218,9 +215,7 @@ def torchscript_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def fitted(
-    model: nn.Module, state: dict[str, Tensor], path: str | Path
-) -> dict[str, Tensor]:
+def fitted(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     """Put weights under OpenCLIP's names for this model, position tables in its sizes.
 
     Args:
@@ -228,11 +223,11 @@ def fitted(
         state: under other publishers' names, or OpenCLIP's older ones.
         path: their file, for notices.
     """
-    state = dict(convert_state_dict(model, state))
+    own = model.state_dict()
+    state = dict(convert_state_dict(model, fit_names(state, own.keys(), path)))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     state.pop("text.transformer.embeddings.position_ids", None)  # 0, 1, 2, ...
-    own = model.state_dict()
     for scalar in ("logit_scale", "logit_bias"):
         if scalar in state and scalar in own:
             state[scalar] = state[scalar].reshape(own[scalar].shape)

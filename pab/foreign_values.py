@@ -116,6 +116,11 @@ def _default_dict(factory: object = None, *pairs: object) -> dict[Any, Any]:
     return dict(*pairs)  # type: ignore[call-overload, no-any-return]
 
 
+def _no_bytes() -> bytes:
+    """Stand-in for ``bytes``, which pickles call to write an empty value."""
+    return b""
+
+
 def _posix_path(*parts: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
@@ -159,6 +164,7 @@ def _stand_ins() -> dict[str, Callable[..., Any] | type]:
         for name in FACTORIES
         if name != "set"  # torch's own reading builds sets with it
     }
+    found |= {f"{module}.bytes": _no_bytes for module in ("builtins", "__builtin__")}
     found |= {f"numpy.{name}": _name_of_type(name) for name in NUMPY_TYPES}
     return found
 

@@ -24,7 +24,7 @@ from pab.foreign_values import STAND_INS, ForeignValueError
 
 # What torch.load raises for damaged or foreign files, found by damaging files in every way.
 _UNREADABLE = (
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError,
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, struct.error, zipfile.BadZipFile, OverflowError, OSError,
 )  # fmt: skip
 

@@ -51,9 +51,8 @@ class ClipWeights:
 
 
 def read_weights(
-    name: str, pretrained: str | None, config: dict[str, Any], preprocess_as: str | None,
-    fits: Collection[str] = (),
-) -> ClipWeights:  # fmt: skip
+    name: str, pretrained: str | None, config: dict[str, Any], preprocess_as: str | None
+) -> ClipWeights:
     """Read the weights of a model and the preprocessing of its images.
 
     Args:

@@ -56,11 +56,18 @@ def read_tensors(
     others = [kind for kind in also if f"{kind.__module__}.{kind.__qualname__}" not in STAND_INS]
     allowed = [*((made, name) for name, made in STAND_INS.items()), *others]
     try:
-        mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be mapped
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        with (
+            torch.serialization.safe_globals(allowed),
+            warnings.catch_warnings(),
+            path.open("rb") as handle,
+        ):
             # Damaged files bring guesses about pickle protocols; the error below says it in a line.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            # Files of torch before 1.6 cannot be mapped. A mapped file is given by its path, which
+            # torch would read as safetensors by its ending alone.
+            if mmap and zipfile.is_zipfile(path) and path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(handle, map_location="cpu", weights_only=True)
     except ForeignValueError as error:
         raise InputError(
             path, f"expected {what} of tensors and plain values, found {error}", todo=SAVE_ALONE
@@ -79,7 +86,7 @@ def read_tensors(
             raise InputError(
                 path, f"expected {what} in torch.save's own pickle protocol, found another one or "
                 "a damaged file",
-                todo=todo or "save it again without pickle_protocol",
+                todo="if it is whole, save it again without pickle_protocol",
             ) from error  # fmt: skip
         raise InputError(
             path, f"expected {what} written by torch.save, found "

@@ -51,7 +51,7 @@ def test_what_stands_beside_weights(tmp_path: Path, old: bool) -> None:
         "metrics": held,
         "args": argparse.Namespace(lr=np.float32(1e-5), out=Path("a/b"), size=torch.Size([2])),
         "more": types.SimpleNamespace(dtype=torch.float16, kind=np.dtype("f4"), other=np.int64),
-        "when": [datetime.datetime(2025, 1, 21, 12), datetime.timedelta(3), datetime.timezone.utc],
+        "when": [datetime.datetime(2025, 1, 21, 12), datetime.timedelta(3), datetime.UTC],
         "seen": {1, 2},
         "text": np.array(["ab", "c"]),
         "big": np.array([[1, 2], [3, 4]], ">i4").T,
@@ -187,6 +187,5 @@ def test_random_damage_never_escapes(tmp_path: Path) -> None:
 
 
 def test_another_pickle_protocol_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="pickle protocol.*save it again without pickle_protocol|"
-                       "pickle protocol.*copy or download"):  # fmt: skip
+    with pytest.raises(InputError, match=r"own pickle protocol.*save it again without pickle_pro"):
         read(tmp_path, {"w": torch.ones(1)}, pickle_protocol=pickle.HIGHEST_PROTOCOL)

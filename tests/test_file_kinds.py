@@ -117,7 +117,7 @@ def test_damage_gets_advice_only_where_it_helps(
 ) -> None:
     path = tmp_path / "damaged.pth"
     path.write_bytes(damage(torch_bytes()))
-    with pytest.raises(InputError, match="copy or download it again from where it came"):
+    with pytest.raises(InputError, match=r"copy or download it again from where it came"):
         read_checkpoint(path)
     with pytest.raises(InputError) as caught:
         read_tensors(path, "a score file", mmap=False)

@@ -139,10 +139,10 @@ def test_containers_in_one_another() -> None:
     assert same(model_state({"state_dict": {"model": {"module": state}}}, "f"), state)
     ring: dict[str, Any] = {}
     ring["model"] = ring
-    with pytest.raises(InputError, match="f, entry 'model': expected a tensor, found dict"):
+    with pytest.raises(InputError, match=r"f, entry 'model': expected a tensor, found dict"):
         model_state(ring, "f")
     ring["w"] = torch.ones(1)
-    with pytest.raises(InputError, match="more than 8 dicts in one another"):
+    with pytest.raises(InputError, match=r"more than 8 dicts in one another"):
         model_state(ring, "f")
 
 
@@ -160,9 +160,9 @@ def test_numbers_of_numpy_become_tensors() -> None:
     assert found["one"].shape == ()
     assert found["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert found["count"].item() == 7
-    with pytest.raises(InputError, match="f, entry 'name': expected a tensor, found ndarray"):
+    with pytest.raises(InputError, match=r"f, entry 'name': expected a tensor, found ndarray"):
         model_state({"name": np.array(["a"])}, "f")
-    with pytest.raises(InputError, match="f, entry 'lr': expected a tensor, found float"):
+    with pytest.raises(InputError, match=r"f, entry 'lr': expected a tensor, found float"):
         model_state({"model": {"w": torch.ones(1), "lr": 0.1}}, "f")
 
 

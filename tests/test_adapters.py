@@ -22,7 +22,7 @@ from pab.errors import InputError
 from pab.export_weights import main
 from pab.state_dicts import model_state
 from pab.training import FINAL, LAST
-from tests.test_finetune_encoders import Runs, clip_folder, runs  # noqa: F401, fixtures
+from tests.test_finetune_encoders import Runs, clip_folder  # noqa: F401, a fixture
 
 ALPHA = 6
 SIZES: dict[str, Any] = {
@@ -157,7 +157,13 @@ def test_what_cannot_be_merged_is_refused_and_never_exported(
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
-def test_the_last_state_of_a_run_scores_as_its_final_weights(runs: Runs, kind: str) -> None:
+def test_the_last_state_of_a_run_scores_as_its_final_weights(
+    tiny_data: Path,
+    clip_folder: str,
+    tmp_path: Path,
+    kind: str,  # noqa: F811
+) -> None:
+    runs = Runs(tiny_data, clip_folder, tmp_path)
     tuned = runs(kind, "tuned", lora_rank=2, lr=1e-2, epochs=1)
     scores = []
     for name in (LAST, FINAL):

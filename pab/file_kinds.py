@@ -105,6 +105,8 @@ def _zip_kind(path: Path) -> FileKind:
         return FileKind(Kind.TORCHSCRIPT, Kind.TORCHSCRIPT.value)
     if "data.pkl" in parts:
         return FileKind(Kind.TORCH, Kind.TORCH.value)
+    if all(name.endswith(".npy") for name in parts) and parts:
+        return FileKind(Kind.OTHER, "NumPy arrays (.npz)")
     shown = ", ".join(names[:3])
     return FileKind(Kind.OTHER, f"a zip archive of other files ({shown})", "unpack it")
 

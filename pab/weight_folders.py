@@ -32,7 +32,7 @@ class Family(enum.Enum):
 
     OPENCLIP = "an OpenCLIP model"
     TRANSFORMERS_CLIP = "a CLIP model of transformers"
-    BERT = "BERT's weights of transformers"
+    BERT = "BERT's weights"
     BLIP2 = "a BLIP-2 model of transformers"
     VOCABULARY = "a vocabulary without weights"
     WEIGHTS = "weights without a configuration"
@@ -47,7 +47,8 @@ class WeightFolder:
     Attributes:
         path: of the folder.
         family: the model.
-        weights: files of ``torch.save`` or safetensors, those with usual names first.
+        weights: files of ``torch.save`` or safetensors, and those with usual names whatever they
+            hold (reading them names the damage); these come first.
     """
 
     path: Path
@@ -99,7 +100,8 @@ def _weights(path: Path) -> Iterator[Path]:
     for file in path.iterdir():
         if not file.is_file() or file.name.startswith((*NO_WEIGHTS, ".")):
             continue
-        if file_kind(file).kind in (Kind.TORCH, Kind.SAFETENSORS):
+        kinds = (Kind.TORCH, Kind.SAFETENSORS)
+        if file.name in USUAL_NAMES or file_kind(file).kind in kinds:
             yield file
 
 

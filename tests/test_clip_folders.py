@@ -138,7 +138,7 @@ def test_other_folders_are_named(tmp_path: Path, folder: Path) -> None:
         clip.load_clip(f"local-dir:{other}")
     for kind, words in (
         ({"model_type": "clip"}, "a CLIP model of transformers"),
-        ({"architectures": ["BertForMaskedLM"]}, "BERT's weights of transformers"),
+        ({"architectures": ["BertForMaskedLM"]}, "BERT's weights"),
         ({"model_type": "blip-2"}, "a BLIP-2 model of transformers"),
         ({"model_type": "llama"}, "another model of transformers"),
     ):
@@ -164,6 +164,13 @@ def test_several_files_of_weights(folder: Path) -> None:
         clip.load_clip(f"local-dir:{folder}")
     (folder / "open_clip_config.json").unlink()
     assert weight_folder(folder).family is Family.WEIGHTS
+
+
+def test_a_damaged_file_with_its_usual_name_is_named(folder: Path) -> None:
+    file = folder / "open_clip_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100_000])
+    with pytest.raises(InputError, match=r"open_clip_model\.safetensors: .*found 100000 of the"):
+        clip.load_clip(f"local-dir:{folder}")
 
 
 def test_a_folder_with_one_blip2_checkpoint(tmp_path: Path) -> None:

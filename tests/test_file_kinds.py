@@ -52,6 +52,12 @@ def numpy_bytes() -> bytes:
     return buffer.getvalue()
 
 
+def arrays_bytes() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, scores=np.ones(3), ids=np.ones(2))
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("name", ENDINGS)
 @pytest.mark.parametrize(
     "content", [torch_bytes(), torch_bytes(old=True), save(STATE)], ids=["zip", "old", "safe"]
@@ -91,6 +97,7 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</
         (save(STATE)[:40], r"found 40 of the \d+ bytes of a safetensors file"),
         (bytes(9000), "found zero bytes, as an interrupted copy leaves them; copy or download"),
         (gzip.compress(torch_bytes()), "found a gzip archive; unpack it"),
+        (arrays_bytes(), r"found NumPy arrays \(\.npz\)$"),
         (numpy_bytes(), r"found a NumPy array \(\.npy\)$"),
         (script_bytes(), "found a TorchScript archive; save its tensors and give those"),
         (b"GGUF" + bytes(100), "found a GGUF file"),

@@ -62,8 +62,8 @@ def model_state(
         state[name] = tensor
     state = _renamed(state, (_without_always(name) for name in state), path)
     if has_adapters(state):
-        notice(path, "LoRA adapters are merged into the weights")
         state = merged(state, alpha_of(checkpoint), path)
+        notice(path, "LoRA adapters are merged into the weights")
     return fit_names(state, fits, path)
 
 

@@ -22,8 +22,9 @@ from pab.errors import InputError
 from pab.export_weights import main
 from pab.state_dicts import model_state
 from pab.training import FINAL, LAST
-from tests.test_finetune_encoders import Runs, clip_folder  # noqa: F401, a fixture
+from tests import test_finetune_encoders as encoders
 
+clip_folder = encoders.clip_folder  # a fixture
 ALPHA = 6
 SIZES: dict[str, Any] = {
     "embed_dim": 16, "quick_gelu": True,
@@ -161,9 +162,9 @@ def test_the_last_state_of_a_run_scores_as_its_final_weights(
     tiny_data: Path,
     clip_folder: str,
     tmp_path: Path,
-    kind: str,  # noqa: F811
+    kind: str,
 ) -> None:
-    runs = Runs(tiny_data, clip_folder, tmp_path)
+    runs = encoders.Runs(tiny_data, clip_folder, tmp_path)
     tuned = runs(kind, "tuned", lora_rank=2, lr=1e-2, epochs=1)
     scores = []
     for name in (LAST, FINAL):

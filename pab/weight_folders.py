@@ -86,7 +86,7 @@ def only_weights(folder: WeightFolder) -> Path:
         InputError: none, or several without a usual name.
     """
     if not folder.weights:
-        raise InputError(folder.path, "expected a file of weights in it, found none")
+        raise InputError(folder.path, "holds no weights", todo="name their file instead of it")
     if len(folder.weights) > 1 and folder.weights[0].name not in USUAL_NAMES:
         names = ", ".join(file.name for file in folder.weights[:3])
         raise InputError(

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from lhp.beit3 import (
+    OTHER_HEADS,
     POSITION_OFFSET,
     Beit3Config,
     Beit3Retrieval,
     adapt_state,
     config_of_state,
     model_config,
+    tensor_names,
 )
 from lhp.tokenizer import Tokenizer, pad_batch
 from pab.annotations import GalleryImage
@@ -32,7 +34,8 @@ def load_model(
     Args:
         name: architecture, such as ``beit3_large_patch16_384``.
         input_size: another resolution than the name's, pixels.
-        checkpoint: released or own weights; positions are resized to the resolution.
+        checkpoint: released or own weights; positions are resized to the resolution, heads of
+            other tasks are left out.
         tokenizer: must not have more ids than the checkpoint has word vectors.
 
     Raises:
@@ -40,7 +43,7 @@ def load_model(
             vocabulary.
     """
     sizes = model_config(name, input_size=input_size)
-    state = model_state(read_checkpoint(checkpoint), checkpoint)
+    state = model_state(read_checkpoint(checkpoint), checkpoint, tensor_names(sizes))
     sizes = config_of_state(state, sizes)
     if tokenizer.vocab_size > sizes.vocab_size:
         raise InputError(
@@ -52,7 +55,9 @@ def load_model(
     with torch.device("meta"):  # no random weights: each of them is about to be read
         model = Beit3Retrieval(sizes)
     model = model.to_empty(device="cpu")
-    load_strict(model, adapt_state(state, sizes), checkpoint)
+    state = adapt_state(state, sizes, checkpoint)
+    report = load_strict(model, state, checkpoint, allow_unexpected=OTHER_HEADS)
+    report.tell(checkpoint)
     return model.eval()
 
 

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lhp.beit3 import Beit3Retrieval, adapt_state, model_config, start_from_scratch
+from lhp.beit3 import (
+    OTHER_HEADS,
+    RETRIEVAL_HEADS,
+    Beit3Retrieval,
+    adapt_state,
+    model_config,
+    start_from_scratch,
+)
 from lhp.config import TrainConfig
 from lhp.encode import check_text_length, encode_captions, encode_images
 from lhp.tokenizer import Tokenizer, pad_batch
@@ -77,7 +84,13 @@ def pair_model(
 
 
 def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
-    """The model with weights for a start from scratch, or with those of ``--finetune``."""
+    """Build the model with weights for a start from scratch, or with those of ``--finetune``.
+
+    Retrieval heads that ``--finetune`` lacks begin anew; heads of other tasks are left out.
+
+    Raises:
+        InputError: sizes, vocabulary or checkpoint that do not fit.
+    """
     sizes = model_config(config.model, input_size=config.input_size)
     if "_mini_" in config.model or "_debug_" in config.model:  # from scratch, with own vocabulary
         sizes = dataclasses.replace(
@@ -96,8 +109,13 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
     if not config.finetune:
         start_from_scratch(model)
         return model
-    state = adapt_state(model_state(read_checkpoint(config.finetune), config.finetune), sizes)
-    load_strict(model, state, config.finetune)
+    start = config.finetune
+    state = model_state(read_checkpoint(start), start, model.state_dict().keys())
+    report = load_strict(
+        model, adapt_state(state, sizes, start), start,
+        allow_missing=RETRIEVAL_HEADS, allow_unexpected=OTHER_HEADS,
+    )  # fmt: skip
+    report.tell(start)
     return model
 
 

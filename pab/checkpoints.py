@@ -24,30 +24,43 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pab.errors import InputError
+from pab.file_kinds import Kind, file_kind
 from pab.files import atomic_path, existing_file, sha256_of_file
-from pab.tensor_files import read_tensors, write_tensors
+from pab.notices import notice
+from pab.state_dicts import model_state as model_state
+from pab.tensor_files import other_kind, read_tensors, write_tensors
 
-STATE_KEYS = ("model", "module", "state_dict")  # where released checkpoints keep the weights
-WRAPPER_PREFIX = "module."  # DistributedDataParallel puts it before every name
 NAMES_SHOWN = 5  # how many tensor names an error lists
 TRAINING_STATE_VERSION = 1
 LET_IN = (argparse.Namespace,)  # classes a checkpoint may hold besides tensors and plain values
+SAFETENSORS = ".safetensors"
+COPY_AGAIN = "copy or download it again from where it came"  # the remedy for a damaged checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; large tensors stay on disk until they are used.
 
+    The content tells the format, not the name.
+
     Args:
-        path: ``.safetensors`` (gives ``{"model": tensors, "metadata": {str: str}}``), or what
-            ``torch.save`` wrote, under any other ending.
+        path: a safetensors file (gives ``{"model": tensors, "metadata": {str: str}}``), or what
+            ``torch.save`` wrote.
 
     Raises:
         InputError: no such file, no checkpoint, damaged, or holding Python objects.
     """
     path = existing_file(path, "a checkpoint")
-    if path.suffix == ".safetensors":
+    found = file_kind(path)
+    named_safetensors = path.suffix == SAFETENSORS
+    if found.kind is Kind.SAFETENSORS:
+        if path.suffix and not named_safetensors:
+            notice(path, f"a safetensors file with the ending {path.suffix}, read as one")
         return _read_safetensors(path)
-    loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN)
+    if named_safetensors and found.kind is not Kind.TORCH:
+        raise other_kind(path, "a safetensors file", found, COPY_AGAIN)
+    if named_safetensors:
+        notice(path, f"a file of torch.save with the ending {SAFETENSORS}, read as one")
+    loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN, todo=COPY_AGAIN)
     if not isinstance(loaded, Mapping):
         raise InputError(
             path, f"expected a checkpoint (a dict of tensors), found {type(loaded).__name__}"
@@ -62,45 +75,28 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             return {"model": tensors, "metadata": handle.metadata() or {}}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            path, f"expected a safetensors file, found none or a damaged one ({error})",
-            todo="check its size and fetch it again",
-        ) from error  # fmt: skip
-
-
-def model_state(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The weights inside a checkpoint: under ``model``, ``module`` or ``state_dict``, or itself.
-
-    The ``module.`` that DistributedDataParallel puts before every name is taken off.
-
-    Raises:
-        InputError: there are none, or an entry is no tensor.
-    """
-    found: Mapping[str, Any] = checkpoint
-    for key in STATE_KEYS:
-        if isinstance(checkpoint.get(key), Mapping):
-            found = checkpoint[key]
-            break
-    if not found:
-        raise InputError(path, "expected a model's weights, found an empty dict")
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InputError(
-                path, f"expected a tensor, found {type(value).__name__}", item=f"entry {name!r}",
-                todo=f"weights are looked for under {', '.join(STATE_KEYS)}, then at the top",
-            )  # fmt: skip
-    if all(name.startswith(WRAPPER_PREFIX) for name in found):
-        return {name.removeprefix(WRAPPER_PREFIX): value for name, value in found.items()}
-    return dict(found)
+            path, f"expected a safetensors file, found a damaged one ({error})", todo=COPY_AGAIN
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a loading did, by tensor name; all but ``loaded`` were allowed by the caller."""
+    """Result of a loading, by tensor name; all but ``loaded`` were allowed by the caller."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]  # in the model, not in the checkpoint: the model keeps its own
     unexpected: tuple[str, ...]  # in the checkpoint, not in the model: left out
     ignored: tuple[str, ...]  # left out of the comparison, on either side
+
+    def tell(self, path: str | Path) -> None:
+        """Print one notice each about parts that begin anew and parts that are left out."""
+        for what, names in (("begin anew", self.missing), ("left out", self.unexpected)):
+            if names:
+                groups = sorted({".".join(name.split(".")[:2]) for name in names})
+                more = f" and {len(groups) - NAMES_SHOWN} more" if len(groups) > NAMES_SHOWN else ""
+                notice(
+                    path, f"{what}: {len(names)} tensors ({', '.join(groups[:NAMES_SHOWN])}{more})"
+                )
 
 
 def load_strict(
@@ -217,7 +213,7 @@ def save_weights(
     path = Path(path)
     facts = {str(key): str(value) for key, value in sorted((metadata or {}).items())}
     tensors = _apart(state)
-    if path.suffix == ".safetensors":
+    if path.suffix == SAFETENSORS:
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=facts)
             _sort_metadata(temporary)

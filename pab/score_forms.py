@@ -41,21 +41,6 @@ _TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 _HEAD = 1 << 16  # bytes that tell the form of a text
 
 
-def _numpy_globals() -> list[Any]:
-    """Classes and functions that a pickled NumPy array of numbers or texts needs.
-
-    Arrays of Python objects are not among them.
-    """
-    reconstruct = np.empty(0).__reduce__()[0]
-    scalar = np.float32(0).__reduce__()[0]
-    found: list[Any] = [np.ndarray, np.dtype]
-    for function, name in ((reconstruct, "_reconstruct"), (scalar, "scalar")):
-        # Both places: files that NumPy 1 wrote are read by NumPy 2.
-        found += [(function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
-    kinds = [*map(np.dtype, "efdgbhilqBHILQ?"), np.dtype("U1"), np.dtype("S1")]
-    return found + sorted({type(kind) for kind in kinds}, key=lambda cls: cls.__name__)
-
-
 def read_form(path: str | Path, *, mmap: bool = True) -> Matrix | Listing:
     """Read a file of scores, whatever its form.
 
@@ -153,7 +138,7 @@ def _torch_form(path: Path, mmap: bool) -> Matrix:
 
     from pab.tensor_files import read_tensors
 
-    content = read_tensors(path, "a score file", mmap=mmap, also=_numpy_globals(), todo=REMEDY)
+    content = read_tensors(path, "a score file", mmap=mmap, todo=REMEDY)
     if isinstance(content, Tensor | np.ndarray):
         return Matrix("a bare tensor", matrix_of(content, path, "tensor"))
     if not isinstance(content, Mapping):

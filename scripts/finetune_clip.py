@@ -6,6 +6,7 @@ Any OpenCLIP model by `--model` and `--pretrained`, with LHP's views and its rec
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from pab.annotations import Retrieval
 from pab.config import flag
 from pab.devices import autocast
 from pab.encoders.clip import ClipEncoder, load_clip, new_clip
-from pab.encoders.clip_names import label
-from pab.encoders.clip_weights import ARCHITECTURE, PREPROCESSING
+from pab.encoders.clip_identity import ARCHITECTURE, CONFIGURATION
+from pab.encoders.clip_names import architecture, label
+from pab.encoders.clip_weights import PREPROCESSING
 from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
 from pab.encoders.similarity import clip_scores
@@ -107,6 +109,7 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
         no_decay=no_weight_decay,
         facts={
             ARCHITECTURE: label(config.model),
+            CONFIGURATION: json.dumps(architecture(config.model), sort_keys=True),
             PREPROCESSING: clip.preprocessing,
             "lora_rank": config.lora_rank,
         },

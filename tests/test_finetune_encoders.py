@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pab.checkpoints import model_state, read_checkpoint
 from pab.encoders.blip2 import MODELS, Blip2, load_blip2
 from pab.encoders.clip import load_clip, new_clip
-from pab.encoders.clip_weights import ARCHITECTURE
+from pab.encoders.clip_identity import ARCHITECTURE
 from pab.encoders.layer_numbers import two_tower_layers
 from pab.encoders.train_clip_tokenizer import train_clip_tokenizer
 from pab.encoders.tuning import own_name

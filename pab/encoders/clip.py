@@ -95,7 +95,7 @@ def load_clip(
     """
     weights = read_weights(name, pretrained, architecture(name), preprocess_as)
     model = build(name)
-    load_strict(model, fitted(model, weights.state), weights.path)
+    load_strict(model, fitted(model, weights.state, weights.path), weights.path)
     return encoder_of(name, model.eval(), weights.preprocess, weights.path)
 
 

@@ -35,6 +35,9 @@ class FusionConfig:
     blip2_weight: float = flag(0.9, "what they keep when BLIP-2 comes in")
     clip_weight: float = flag(0.9, "what they keep when CLIP comes in")
     member_weights: tuple[str, ...] = flag((), "NAME:WEIGHT of members given as NAME=FILE")
+    uit_k: int | None = flag(
+        None, "candidates per query that UIT's scores must be made with; none: not compared"
+    )
     scaling: Literal["minmax", "minmax_query", "zscore", "rank"] = flag(
         "minmax", "scale of members: by the matrix's bounds (published), or row by row"
     )
@@ -66,6 +69,8 @@ class FusionConfig:
         Raises:
             InputError: naming the flag.
         """
+        if self.uit_k is not None and self.uit_k < 1:
+            raise InputError("--uit_k", f"must be at least 1, found {self.uit_k}")
         if self.rank_k < 0:
             raise InputError("--rank_k", f"must not be negative, found {self.rank_k}")
         if self.shares and self.fusion != "sum":

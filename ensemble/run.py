@@ -13,6 +13,7 @@ from ensemble.decode import decode
 from ensemble.fuse import Member, aligned, check_members
 from ensemble.members import known_gallery, load_members
 from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
+from ensemble.uit_candidates import check_candidates
 from pab import __version__
 from pab.annotations import Retrieval, read_query_order, read_retrieval
 from pab.config import config_from_args, flag
@@ -90,6 +91,7 @@ def run(config: RunConfig) -> None:
     wanted = read_query_order(config.query_order) if config.query_order else None
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
     files = load_members(members, wanted or asked, known_gallery(retrieval, config.image_folder))
+    check_candidates(members, files, config.uit_k)
     fusion = aligned(
         members, files, asked, scaling=config.scaling, rule=config.fusion, rank_k=config.rank_k
     )

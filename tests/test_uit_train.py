@@ -653,9 +653,9 @@ def test_bad_input(
 
 def test_evaluating_the_labelled_test(runs: Runs, checkpoint: Path) -> None:
     runs("eval", "--evaluate", checkpoint=checkpoint, k_test=5)
-    found = load_scores(runs.folder / "eval/score_test.pt")
+    found = load_scores(runs.folder / "eval/score_test_k5.pt")
     assert found.meta["k_test"] == 5
-    assert len((runs.folder / "eval/predictions_test.txt").read_text().splitlines()) == 15
+    assert len((runs.folder / "eval/predictions_test_k5.txt").read_text().splitlines()) == 15
 
 
 # -------------------------------------------------------------------------------- starting points

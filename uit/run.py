@@ -20,6 +20,7 @@ from pab.files import existing_file
 from pab.training_data import training_shards
 from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
+from uit.infer import PUBLISHED_K, name_part
 from uit.infer import main as infer
 from uit.start import bert_file
 from uit.train import main as train
@@ -86,13 +87,13 @@ def evaluate(config: TrainConfig, k_test: int) -> None:
     Raises:
         InputError: see :func:`uit.infer.infer`.
     """
-    output = Path(config.output_dir)
+    output, k = Path(config.output_dir), name_part(k_test)
     words = [word for name in SCORING for word in (f"--{name}", str(getattr(config, name)))]
     infer(
         [*words, "--checkpoint", config.checkpoint, "--k_test", str(k_test)]
         + ["--annotation", str(Path(config.data_path) / TEST)]
-        + ["--save_score", str(output / "score_test.pt")]
-        + ["--output_file", str(output / "predictions_test.txt")]
+        + ["--save_score", str(output / f"score_test{k}.pt")]
+        + ["--output_file", str(output / f"predictions_test{k}.txt")]
     )
 
 
@@ -112,8 +113,8 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
         "--evaluate", action="store_true", help=f"score {TEST} with --checkpoint, do not train"
     )
     parser.add_argument(
-        "--k_test", type=int, default=128, metavar="N",
-        help="candidates a query that --evaluate re-ranks (default 128)",
+        "--k_test", type=int, default=PUBLISHED_K, metavar="N",
+        help=f"candidates per query that --evaluate re-ranks (default {PUBLISHED_K})",
     )  # fmt: skip
     parser.add_argument("--bs", metavar="N", help="short for --batch_size")
     parser.add_argument("--epo", metavar="N", help="short for --epochs")

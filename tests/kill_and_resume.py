@@ -20,7 +20,8 @@ import torch
 
 from lhp.train_tokenizer import train_tokenizer
 from pab.checkpoints import load_training_state, model_state, read_checkpoint
-from pab.training import FINAL, LAST
+from pab.resume import LAST
+from pab.training import FINAL
 from pab.training_set import TrainingSet
 from tests.conftest import MODEL, make_data
 from uit.make_vocabulary import make_vocabulary

@@ -24,10 +24,11 @@ from pab.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.config import load_config
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
+from pab.resume import LAST
 from pab.run_log import read_log
 from pab.sampling import EpochBatches
 from pab.scores import ScoreFile, load_scores, save_scores
-from pab.training import BEST, FINAL, LAST
+from pab.training import BEST, FINAL
 from pab.training_config import TrainingConfig
 from pab.training_data import (
     checked,
@@ -464,10 +465,10 @@ def test_a_diverged_run_ends_in_one_line_of_advice(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        run_cli(run, runs.argv("diverged", lr=1e30, warmup_steps=0))
+        run_cli(run, runs.argv("diverged", lr=1e30, warmup_steps=0, epo=8))
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "error: training: diverged at step" in last
+    assert "error: training: 20 steps in a row were skipped, the last at step" in last
 
 
 @pytest.mark.distributed

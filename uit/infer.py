@@ -88,13 +88,11 @@ class InferConfig(ScoringConfig):
         Scores of another number of candidates than the published one never replace those.
         """
         k = name_part(self.k_test)
-        chosen = {"save_score": self.save_score, "output_file": self.output_file}
-        default = {"save_score": SCORES, "output_file": LIST}
-        spelled = {
-            name: default[name].format(k=k) if value == AUTO else value
-            for name, value in chosen.items()
-        }
-        return replace(self, **spelled)
+        return replace(
+            self,
+            save_score=SCORES.format(k=k) if self.save_score == AUTO else self.save_score,
+            output_file=LIST.format(k=k) if self.output_file == AUTO else self.output_file,
+        )
 
 
 def infer(config: InferConfig) -> None:

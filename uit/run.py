@@ -17,6 +17,7 @@ import torch
 from pab.config import add_debug_flag, config_from_args, names_flag, with_debug
 from pab.errors import InputError, run_cli
 from pab.files import existing_file
+from pab.resume import LAST
 from pab.training_data import training_shards
 from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
@@ -68,14 +69,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Find here what would end all processes at once, and with torchrun's long report.
+    """Refuse here what would end all processes at once, with torchrun's long report.
 
     Raises:
-        InputError: data, vocabulary or weights are not there.
+        InputError: data or vocabulary are not there, or, for a new run, start weights.
     """
     training_shards(config)
     Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     text_draws(config)
+    if config.auto_resume and (Path(config.output_dir) / LAST).exists():
+        return  # a resumed run does not need the weights it started from
     for path in (config.checkpoint, config.swin, config.bert and bert_file(config.bert)):
         if path:
             existing_file(path, "weights to start from")

@@ -100,13 +100,16 @@ def bert_file(path: str | Path) -> Path:
     Raises:
         InputError: a folder that holds none.
     """
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    found = [path / name for name in BERT_FILES if (path / name).is_file()]
-    if not found:
+    found = bert_path(path)
+    if found.is_dir():
         raise InputError(path, f"expected BERT's weights in it ({' or '.join(BERT_FILES)})")
-    return found[0]
+    return found
+
+
+def bert_path(path: str | Path) -> Path:
+    """The file that :func:`bert_file` gives, or the path itself if no such file is there."""
+    path = Path(path)
+    return next((path / name for name in BERT_FILES if (path / name).is_file()), path)
 
 
 def load_bert(model: Uit, path: str | Path) -> LoadReport:

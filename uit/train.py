@@ -1,7 +1,7 @@
 """Fine-tune UIT: data, model, loop, in this order. Started by `python -m uit.run`.
 
 Several GPUs: the processes that `uit.run` starts through torchrun. A run that is started again with
-the same command goes on from its last checkpoint.
+the same command resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.optim import parameter_groups
+from pab.resume import ContentHash, find_resume_point, identify, named_files
 from pab.training import (
     fit,
     new_run,
@@ -42,7 +43,7 @@ from uit.model import Uit, model_config
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
 from uit.rerank import choose_candidates, fill, match_scores
 from uit.schedules import COSINE_WARMUP_SHARE, multiplier
-from uit.start import start_weights
+from uit.start import bert_path, start_weights
 
 
 def train(config: TrainConfig, argv: list[str]) -> None:
@@ -50,7 +51,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
 
     Raises:
         InputError: bad settings, data or checkpoint, before anything is written; a training image
-            that cannot be read, or a loss that is not finite, when it is met.
+            that cannot be read, or too many steps in a row that are not finite, during training.
     """
     # ---- Data
     device, dtype = start_processes(config)
@@ -66,7 +67,11 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     collate = Collate(tokenizer, config.mlm_most, blocks, config.mim_ratio)
 
     # ---- Model and optimizer
-    model = same_start(config.seed, lambda: build_model(config, tokenizer)).to(device)
+    identity = identify(config, data.pairs, content_of(config, tokenizer, draws))
+    resume = find_resume_point(config, identity)
+    model = same_start(
+        config.seed, lambda: build_model(config, tokenizer, start=resume is None)
+    ).to(device)
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=config.weight_decay,
@@ -97,6 +102,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
         rates=[config.lr * at(step) for step in range(total_steps)],
         warmup_steps=warmup,
         facts={"architecture": config.model, "input_size": config.input_size},
+        identity=identity,
+        resume=resume,
     )
 
     # ---- Loop
@@ -128,8 +135,25 @@ def text_draws(config: TrainConfig) -> TextDraws:
     )
 
 
-def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Uit:
-    """The model with the weights the recipe starts from.
+def content_of(
+    config: TrainConfig, tokenizer: Tokenizer, draws: TextDraws
+) -> dict[str, ContentHash]:
+    """Hashes of the files that the settings name: start weights, vocabulary, WordNet."""
+    files = named_files(
+        checkpoint=config.checkpoint,
+        swin=config.swin,
+        bert=config.bert and bert_path(config.bert),
+        text_encoder=tokenizer.path,
+    )
+    if isinstance(draws.synonyms, WordNet):
+        files["wordnet"] = draws.synonyms.fingerprint
+    return files
+
+
+def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True) -> Uit:
+    """The model with the weights that the recipe starts from.
+
+    ``start=False`` leaves torch's own, for a checkpoint to replace.
 
     Raises:
         InputError: sizes, vocabulary or checkpoint that do not fit.
@@ -150,7 +174,8 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Uit:
             sync_batch_norm=config.sync_batch_norm,
         )
     )
-    start_weights(model, checkpoint=config.checkpoint, swin=config.swin, bert=config.bert)
+    if start:
+        start_weights(model, checkpoint=config.checkpoint, swin=config.swin, bert=config.bert)
     return model
 
 

@@ -307,6 +307,73 @@ def test_same_seed_same_weights_and_exact_resuming(runs: Runs) -> None:
     assert same(whole, weights(runs("cut")))
 
 
+def test_a_skipped_step_leaves_batch_statistics_too(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"ema_decay": 0.9, "epo": 1}
+    before = load_training_state(runs("run", max_steps=2, **settings) / LAST)
+    true_losses = uit.train.uit_losses
+
+    def of_a_bad_image(model: Uit, batch: UitBatch, *others: Any) -> dict[str, Tensor]:
+        return true_losses(model, batch._replace(image=batch.image * torch.nan), *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uit.train, "uit_losses", of_a_bad_image)
+        folder = runs("run", max_steps=3, **settings)
+    after = load_training_state(folder / LAST)
+    assert (after.step, after.skipped["total"]) == (3, 1)
+    assert any(name.endswith("running_mean") for name in after.model)
+    assert same(before.model, after.model)
+    assert before.ema is not None
+    assert after.ema is not None
+    for kind in ("shadow", "buffers"):
+        assert same(before.ema[kind], after.ema[kind])
+    runs("run", **settings)
+    assert all(bool(value.isfinite().all()) for value in weights(folder).values())
+
+
+def test_epochs_are_kept_and_scored(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs("run", epo=3, keep_checkpoints=2, ema_decay=0.5, lr=5e-3)
+    assert sorted(path.name for path in folder.glob("checkpoint-?.pth")) == [
+        "checkpoint-1.pth", "checkpoint-2.pth"
+    ]  # fmt: skip
+
+    def scored(name: str) -> Tensor:
+        runs("eval", "--evaluate", checkpoint=folder / name, k_test=5)
+        return load_scores(runs.folder / "eval/score_test_k5.pt").scores
+
+    final = scored(FINAL)
+    assert torch.equal(scored("checkpoint-2.pth"), final)
+    capsys.readouterr()
+    assert torch.equal(scored(LAST), final)
+    said = "a training state; its averaged weights (--ema_decay) are used"
+    assert f"note: {folder / LAST}: {said}" in capsys.readouterr().err
+    assert not torch.equal(scored("checkpoint-1.pth"), final)
+
+
+def test_a_resumed_run_compares_files_by_content(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = runs("start", epo=1) / FINAL
+    whole = weights(runs("whole", checkpoint=start))
+    runs("cut", checkpoint=start, max_steps=3)
+    words = runs.folder / "words"
+    shutil.copytree(runs.vocabulary, words)
+    with monkeypatch.context() as patch:  # start weights are neither there nor asked for
+        patch.setattr(os, "execve", lambda *_: None)
+        runs("cut", dist="f2", checkpoint="gone.pth", text_encoder=words)
+        with pytest.raises(InputError, match=r"gone\.pth: expected weights"):
+            runs("new", dist="f2", checkpoint="gone.pth", text_encoder=words)
+    with (words / VOCABULARY).open("a") as file:
+        file.write("more\n")
+    with pytest.raises(InputError, match=r"text_encoder \(was SHA-256 "):
+        runs("cut", checkpoint="gone.pth", text_encoder=words)
+    shutil.copy(runs.vocabulary / VOCABULARY, words / VOCABULARY)
+    assert same(whole, weights(runs("cut", checkpoint="gone.pth", text_encoder=words)))
+    with pytest.raises(InputError, match=r"checkpoint \(was .*, now \)"):
+        runs("cut")
+
+
 def test_validation_keeps_the_best(runs: Runs) -> None:
     folder = runs("val", val_pairs=6, k_val=4)
     rows = read_log(folder / "log.jsonl", "val")

@@ -215,19 +215,24 @@ def find_resume_point(config: TrainingConfig, identity: RunIdentity) -> ResumePo
         InputError: the file is damaged, or belongs to another run. With ``newest_good``: none of
             the files can be read.
     """
-    if not config.auto_resume:
-        return None
     return processes.on_main(partial(_find, config, identity))
 
 
-def _find(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
+def resumable_files(config: TrainingConfig) -> list[Path]:
+    """Files that a run may resume from, in order of preference; none for a new run."""
+    if not config.auto_resume:
+        return []
     output = Path(config.output_dir)
     if config.resume_from == "last":
-        if not (output / LAST).exists():
-            return None
-        return _compared(_read_last(output / LAST), identity)
-    newest_first = [output / name for name in (LAST, PREVIOUS) if (output / name).exists()]
-    newest_first += [path for _, path in reversed(epoch_files(output))]
+        return [output / LAST] if (output / LAST).exists() else []
+    states = [output / name for name in (LAST, PREVIOUS) if (output / name).exists()]
+    return states + [path for _, path in reversed(epoch_files(output))]
+
+
+def _find(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
+    newest_first = resumable_files(config)
+    if config.resume_from == "last":
+        return _compared(_read_last(newest_first[0]), identity) if newest_first else None
     for path in newest_first:
         try:
             point = _read_point(path)
@@ -237,7 +242,7 @@ def _find(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
         return _compared(point, identity)
     if newest_first:
         raise InputError(
-            output, f"none of its {len(newest_first)} checkpoints can be resumed from",
+            config.output_dir, f"none of its {len(newest_first)} checkpoints can be resumed from",
             todo="--no_auto_resume starts over",
         )  # fmt: skip
     return None

@@ -17,7 +17,7 @@ import torch
 from pab.config import add_debug_flag, config_from_args, names_flag, with_debug
 from pab.errors import InputError, run_cli
 from pab.files import existing_file
-from pab.resume import LAST
+from pab.resume import resumable_files
 from pab.training_data import training_shards
 from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
@@ -77,7 +77,7 @@ def check_inputs(config: TrainConfig) -> None:
     training_shards(config)
     Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     text_draws(config)
-    if config.auto_resume and (Path(config.output_dir) / LAST).exists():
+    if resumable_files(config):
         return  # a resumed run does not need the weights it started from
     for path in (config.checkpoint, config.swin, config.bert and bert_file(config.bert)):
         if path:

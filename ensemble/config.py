@@ -43,6 +43,9 @@ class FusionConfig:
     blip2_weight: float = flag(0.9, "weight kept by the running sum when BLIP-2 is added")
     clip_weight: float = flag(0.9, "weight kept by the running sum when CLIP is added")
     member_weights: tuple[str, ...] = flag((), "NAME:WEIGHT of members given as NAME=FILE")
+    uit_k: int | None = flag(
+        None, "candidates per query that UIT's scores must be made with; none: not compared"
+    )
     scaling: Literal["minmax", "minmax_query", "zscore", "rank"] = flag(
         "minmax", "scale of members: by the matrix's bounds (published), or row by row"
     )
@@ -92,6 +95,8 @@ class FusionConfig:
         """
         if not 0 <= self.rank_k <= MOST_RANK_K:
             raise InputError("--rank_k", f"must lie in [0, {MOST_RANK_K}], found {self.rank_k}")
+        if self.uit_k is not None and self.uit_k < 1:
+            raise InputError("--uit_k", f"must be at least 1, found {self.uit_k}")
         if self.shares and self.fusion != "sum":
             raise InputError("--shares", f"does not go with --fusion {self.fusion}")
         if self.fusion == "reciprocal_rank" and self.scaling != "minmax":

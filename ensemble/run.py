@@ -28,6 +28,7 @@ from ensemble.ladder import ladder_table
 from ensemble.members import known_gallery, load_members
 from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
 from ensemble.rerank_prior import Reranking
+from ensemble.uit_candidates import check_candidates
 from pab import __version__
 from pab.annotations import Retrieval, read_query_order, read_retrieval
 from pab.config import config_from_args, flag
@@ -174,6 +175,7 @@ def run(config: RunConfig) -> None:
         queries=config.queries,
         gallery=config.gallery,
     )
+    check_candidates(members, files[: len(members)], config.uit_k)
     fusion = aligned(
         members,
         files[: len(members)],

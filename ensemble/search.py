@@ -25,6 +25,7 @@ from ensemble.decode import DecodeSettings
 from ensemble.fuse import Fusion, Member, aligned, check_members, keeps_of, without_weight
 from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
+from ensemble.uit_candidates import check_candidates
 from pab.annotations import Retrieval, read_retrieval
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
@@ -248,6 +249,7 @@ def run(config: SearchConfig) -> None:
     files = load_members(
         members, query_ids, gallery, queries=config.queries, gallery=config.gallery
     )
+    check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
     search = searcher(config, fusion, judge)

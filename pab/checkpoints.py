@@ -31,7 +31,11 @@ from pab.state_dicts import model_state as model_state
 from pab.tensor_files import other_kind, read_tensors, write_tensors
 
 NAMES_SHOWN = 5  # how many tensor names an error lists
-TRAINING_STATE_VERSION = 1
+# 2: a state also holds skipped steps, facts of its weight files and hashes of the run's files.
+TRAINING_STATE_VERSION = 2
+READABLE_STATE_VERSIONS = (1, TRAINING_STATE_VERSION)
+STATE_MARK = "training_state"  # key of a training state's version
+SINCE_VERSION_2 = {"skipped", "facts", "content"}  # fields of a state
 LET_IN = (argparse.Namespace,)  # classes a checkpoint may hold besides tensors and plain values
 SAFETENSORS = ".safetensors"
 COPY_AGAIN = "copy or download it again from where it came"  # the remedy for a damaged checkpoint
@@ -65,7 +69,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(
             path, f"expected a checkpoint (a dict of tensors), found {type(loaded).__name__}"
         )
-    return dict(loaded)
+    return weights_of_state(loaded, path) if STATE_MARK in loaded else dict(loaded)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -256,9 +260,9 @@ def _sort_metadata(path: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything a training run needs to go on as if it had never stopped.
+    """State of a training run, from which it resumes exactly.
 
-    Tensors and plain containers only; ``rng`` has one :func:`rng_state` a process, by rank.
+    Holds tensors and plain containers only. ``rng`` has one :func:`rng_state` per process, by rank.
     """
 
     model: dict[str, Tensor]
@@ -271,6 +275,11 @@ class TrainingState:
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     ema: dict[str, Any] | None = None
     best_metric: float | None = None
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # steps: total, in_row
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)  # of its weight files
+    content: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # setting -> hash of its files
 
 
 def save_training_state(path: str | Path, state: TrainingState) -> None:
@@ -284,25 +293,61 @@ def save_training_state(path: str | Path, state: TrainingState) -> None:
         field.name: _plain(getattr(state, field.name), field.name)
         for field in dataclasses.fields(state)
     }
-    write_tensors(path, {"training_state": TRAINING_STATE_VERSION, **fields})
+    write_tensors(path, {STATE_MARK: TRAINING_STATE_VERSION, **fields})
 
 
-def load_training_state(path: str | Path) -> TrainingState:
-    """Read a training state back, onto the CPU and into memory (not mapped: it will be written to).
+def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingState:
+    """Read a training state, of this version or an earlier one, onto the CPU.
+
+    Args:
+        path: the file.
+        mmap: leave tensors on disk until they are used; for a caller that does not write to them.
 
     Raises:
-        InputError: no such file, damaged, or no training state of this version.
+        InputError: no such file, damaged, or no training state of a known version.
     """
-    loaded = read_tensors(path, "a training state", mmap=False, also=LET_IN)
-    version = loaded.pop("training_state", None) if isinstance(loaded, dict) else None
+    loaded = read_tensors(path, "a training state", mmap=mmap, also=LET_IN)
+    version = loaded.pop(STATE_MARK, None) if isinstance(loaded, dict) else None
     names = {field.name for field in dataclasses.fields(TrainingState)}
-    if version != TRAINING_STATE_VERSION or loaded.keys() != names:
+    if version == 1:
+        names -= SINCE_VERSION_2
+    if version not in READABLE_STATE_VERSIONS or loaded.keys() != names:
         raise InputError(
-            path, f"expected a training state of version {TRAINING_STATE_VERSION}, found "
+            path, f"expected a training state of version 1 to {TRAINING_STATE_VERSION}, found "
             + ("another file" if version is None else f"version {version}"),
             todo="weights alone start a run with --finetune; they cannot resume one",
         )  # fmt: skip
     return TrainingState(**loaded)
+
+
+def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Weights inside a training state: what the run's ``checkpoint-final.pth`` would hold now.
+
+    Args:
+        loaded: a training state as it is in its file.
+        path: the file, for the notice.
+
+    Returns:
+        ``{"model": ..., "metadata": ..., "config": ...}``: the averaged weights if the run keeps an
+        average, else its own; facts of its weight files; its settings.
+
+    Raises:
+        InputError: the file has no weights.
+    """
+    weights, average = loaded.get("model"), loaded.get("ema")
+    if not isinstance(weights, Mapping):
+        raise InputError(path, "expected a training state, found one without weights")
+    kind = "its weights"
+    if isinstance(average, Mapping):
+        averaged = {**average["shadow"], **average["buffers"]}
+        weights = {name: averaged.get(name, tensor) for name, tensor in weights.items()}
+        kind = "its averaged weights (--ema_decay)"
+    notice(path, f"a training state; {kind} are used")
+    return {
+        "model": dict(weights),
+        "metadata": dict(loaded.get("facts") or {}),
+        "config": dict(loaded.get("config") or {}),
+    }
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -5,34 +5,15 @@ An output that cannot be written, a missing package or a full disk ends a run he
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
-from pab import processes
 from pab.errors import InputError
 from pab.outputs import check_free_space, check_output_folder
 from pab.training_config import TrainingConfig
 
 _MOMENTS = 2  # tensors that AdamW keeps per trained parameter
-
-
-def on_main(check: Callable[[], None]) -> None:
-    """Run a check in the main process only; all processes raise what it finds.
-
-    Raises:
-        InputError: the check's.
-    """
-    fault: InputError | None = None
-    if processes.is_main():
-        try:
-            check()
-        except InputError as error:
-            fault = error
-    fault = processes.broadcast_object(fault)
-    if fault is not None:
-        raise fault
 
 
 def check_run_folders(config: TrainingConfig) -> None:

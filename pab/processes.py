@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -264,6 +264,25 @@ def broadcast_object(value: T) -> T:
     dist.broadcast_object_list(box, src=0)
     received: Any = box[0]
     return received
+
+
+def on_main(make: Callable[[], T]) -> T:
+    """Call a function in the main process; give its result to every process.
+
+    Raises:
+        InputError: the main process's own, in every process.
+    """
+    result: T | None = None
+    error: InputError | None = None
+    if is_main():
+        try:
+            result = make()
+        except InputError as raised:
+            error = raised
+    shared, error = broadcast_object((result, error))
+    if error is not None:
+        raise error
+    return cast(T, shared)
 
 
 def broadcast(value: Tensor) -> Tensor:

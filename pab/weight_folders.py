@@ -96,6 +96,19 @@ def only_weights(folder: WeightFolder) -> Path:
     return folder.weights[0]
 
 
+def weights_or_path(path: str | Path) -> Path:
+    """The file of weights in a folder; the path itself if it is no folder, or holds none.
+
+    Raises:
+        InputError: several files without a usual name.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    folder = weight_folder(path)
+    return only_weights(folder) if folder.weights else path
+
+
 def _weights(path: Path) -> Iterator[Path]:
     for file in path.iterdir():
         if not file.is_file() or file.name.startswith((*NO_WEIGHTS, ".")):

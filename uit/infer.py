@@ -6,7 +6,7 @@ own ITC similarity; the cross encoder scores them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,16 @@ from pab.scoring import (
     scoring_command,
 )
 
+PUBLISHED_K = 10  # candidates per query in the release's only scoring configuration
+# Default outputs; k is empty for the published number of candidates, _kN for another.
+SCORES, LIST = "sims_score/score_uit{k}_reproduce.pt", "predictions/score_uit{k}_reproduce.txt"
+AUTO = "auto"
+
+
+def name_part(k: int) -> str:
+    """Part of a default file name that tells scores of another number of candidates apart."""
+    return "" if k == PUBLISHED_K else f"_k{k}"
+
 
 @dataclass(frozen=True)
 class InferConfig(ScoringConfig):
@@ -55,15 +65,17 @@ class InferConfig(ScoringConfig):
     candidates: str | None = flag(
         None, "scores or ranked list that choose candidates, in any form (none: UIT's own ITC)"
     )
-    k_test: int = flag(128, "candidates per query that the cross encoder scores")
+    k_test: int = flag(PUBLISHED_K, "candidates per query that the cross encoder scores")
     feature_cache: bool = flag(
         False, "keep images' tokens and vectors on disk for later runs (0.2 MB an image)"
     )
     save_itc: str | None = flag(None, "score file of the ITC similarities to write as well")
     cache_dtype: Literal["fp32", "bf16"] = flag("fp32", "format of the gallery's mapped features")
     cache_dir: str | None = flag(None, "folder for those features while it runs (default: temp)")
-    save_score: str | None = flag("sims_score/score_uit_reproduce.pt", "score file to write")
-    output_file: str | None = flag("predictions/score_uit_reproduce.txt", "ranked list to write")
+    save_score: str | None = flag(
+        AUTO, f"score file to write; auto: {SCORES.format(k='')}, with _kN after uit for another N"
+    )
+    output_file: str | None = flag(AUTO, f"ranked list to write; auto: {LIST.format(k='')}")
 
     def check(self) -> None:
         """See :class:`ScoringConfig`.
@@ -78,9 +90,22 @@ class InferConfig(ScoringConfig):
             raise InputError(
                 "--save_itc", "contradicts --candidates: ITC is not computed where a file chooses"
             )
-        others = [Path(other) for other in (self.save_score, self.output_file) if other]
+        outputs = self.with_outputs()
+        others = [Path(other) for other in (outputs.save_score, outputs.output_file) if other]
         if self.save_itc and Path(self.save_itc) in others:
             raise InputError("--save_itc", f"{self.save_itc} is given as another output too")
+
+    def with_outputs(self) -> InferConfig:
+        """The same settings with both default outputs spelled out.
+
+        Scores of another number of candidates than the published one never replace those.
+        """
+        k = name_part(self.k_test)
+        return replace(
+            self,
+            save_score=SCORES.format(k=k) if self.save_score == AUTO else self.save_score,
+            output_file=LIST.format(k=k) if self.output_file == AUTO else self.output_file,
+        )
 
 
 def infer(config: InferConfig) -> None:
@@ -95,6 +120,7 @@ def infer(config: InferConfig) -> None:
     from uit.encode import encode_captions, encode_gallery, load_model
     from uit.rerank import choose_candidates, fill, match_scores
 
+    config = config.with_outputs()
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot run
     check_outputs({"save_itc": config.save_itc})

@@ -128,6 +128,11 @@ def tag_of(name: str, tag: str, flag: str) -> dict[str, Any]:
     return dict(open_clip.get_pretrained_cfg(name, tag))
 
 
+def is_tag(name: str, pretrained: str | None) -> bool:
+    """Whether ``--pretrained`` names one of a model's tags rather than a file."""
+    return bool(open_clip.is_pretrained_cfg(name, pretrained or PUBLISHED_TAG))
+
+
 def prepared(settings: dict[str, Any]) -> dict[str, Any]:
     """What settings say of preprocessing, the rest by OpenCLIP's default."""
     whole = merge_preprocess_dict(PreprocessCfg(), settings)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the group as a default argument. If torch imports it after the group is joined
+# (with torch._dynamo), the group and gloo's threads outlive `close`, and a thread that drops a
+# tensor while the interpreter exits aborts it: "terminate called without an active exception".
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from pab.errors import InputError, LostProcessError
@@ -35,7 +41,7 @@ BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients exchanged at once: 32 MiB in floa
 
 
 def init_processes(device: torch.device) -> None:
-    """Join the group torchrun started (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``); alone: nothing.
+    """Join the group that torchrun started (``RANK``, ``WORLD_SIZE``); alone: nothing.
 
     Raises:
         InputError: torchrun's variables are there in part, or are no numbers.
@@ -66,7 +72,7 @@ def close() -> None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Inside, the processes that torchrun started are a group; alone: nothing.
+    """Join the group of torchrun's processes inside the block; alone: nothing.
 
     See :func:`leaving_together`.
     """
@@ -77,12 +83,11 @@ def joined(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def leaving_together() -> Iterator[None]:
-    """Inside, a group may be joined; it is left at the end, whatever happens.
+    """Leave the group at the end of the block, whatever happens.
 
-    The processes leave together: one that tears its connections down while another still writes
-    files may be aborted by the library. One that fails does not wait, and ends the others: gloo's
-    connections close with it; NCCL, whose orderly end waits for all, is left to torchrun, which
-    stops the other processes once one has ended.
+    The processes wait for one another, so that none reports success if the one that writes fails.
+    A process that fails does not wait, and ends the others: gloo's connections close with it. NCCL,
+    whose orderly end waits for all, is left to torchrun, which stops the other processes.
 
     Raises:
         LostProcessError: the connection to another process is lost, mostly because it has ended.
@@ -91,17 +96,22 @@ def leaving_together() -> Iterator[None]:
         yield
         barrier()
         close()
-    except RuntimeError as error:
-        if world_size() > 1 and (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+    except BaseException as error:
+        number, count = rank(), world_size()
+        if dist.is_initialized() and dist.get_backend() != "nccl":
+            # The frames of a failed exchange keep the group alive as well; see the imports.
+            traceback.clear_frames(error.__traceback__)
+            close()
+        lost = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and _LOST.search(str(error))
+        )
+        if count > 1 and lost:
             reason = str(error).strip().partition("\n")[0]
             raise LostProcessError(
-                f"process {rank()} of {world_size()} has lost another one ({reason}); one that has "
+                f"process {number} of {count} has lost another one ({reason}); one that has "
                 "ended says why itself"
             ) from error
         raise
-    finally:
-        if dist.is_initialized() and dist.get_backend() != "nccl":
-            close()
 
 
 def rank() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from pab import devices, processes
-from pab.errors import InputError
+from pab.errors import InputError, LostProcessError
 
 CPU = torch.device("cpu")
 WAIT = 120.0  # seconds a test's processes may take, far more than they need
@@ -33,11 +35,16 @@ def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
     )  # fmt: skip
     torch.set_num_threads(1)
-    processes.init_processes(CPU)
-    try:
+    with processes.joined(CPU):
+        group = reference_to_group()
         torch.save(work(folder), folder / f"{rank}.pt")
-    finally:
-        processes.close()
+    assert group() is None, "something keeps the group, and gloo's threads, until the process exits"
+
+
+def reference_to_group() -> weakref.ReferenceType[dist.ProcessGroup]:
+    """Weak reference to the group that the processes have joined."""
+    assert dist.group.WORLD is not None
+    return weakref.ref(dist.group.WORLD)
 
 
 def free_port() -> int:
@@ -279,6 +286,38 @@ def test_a_process_that_dies_ends_the_others() -> None:
         assert code == 1
         assert f"error: process {number} of 3 has lost another one (" in message
         assert "Traceback" not in message
+
+
+def import_late(folder: Path) -> dict[str, Any]:
+    """Import inside the group a module that torch itself imports late."""
+    importlib.import_module("torch._dynamo")
+    return {"module": "torch.distributed.nn.functional" in sys.modules}
+
+
+@pytest.mark.distributed
+def test_modules_imported_late_do_not_keep_the_group(tmp_path: Path) -> None:
+    assert run_in(2, import_late, tmp_path) == [{"module": True}] * 2
+
+
+def lose_the_other(folder: Path) -> dict[str, Any]:
+    """Fail in process 1 while process 0 waits; each holds its error, as an exiting program does."""
+    group = reference_to_group()
+    try:
+        with processes.joined(CPU):
+            if processes.rank() == 1:
+                raise InputError("query.json", "expected a caption")
+            processes.gather_objects("waits")
+        raise AssertionError("the loss was not noticed")
+    except (InputError, LostProcessError) as error:
+        return {"error": type(error).__name__, "left": group() is None}
+
+
+@pytest.mark.distributed
+def test_an_error_does_not_keep_the_group(tmp_path: Path) -> None:
+    assert run_in(2, lose_the_other, tmp_path) == [
+        {"error": "LostProcessError", "left": True},
+        {"error": "InputError", "left": True},
+    ]
 
 
 # One process alone

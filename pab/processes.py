@@ -37,6 +37,8 @@ T = TypeVar("T")
 # How gloo, which has no error class of its own, says that a process is gone.
 _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
+_START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
+
 BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients exchanged at once: 32 MiB in float32
 
 
@@ -44,24 +46,47 @@ def init_processes(device: torch.device) -> None:
     """Join the group that torchrun started (``RANK``, ``WORLD_SIZE``); alone: nothing.
 
     Raises:
-        InputError: torchrun's variables are there in part, or are no numbers.
+        InputError: one of torchrun's variables is missing or out of range, or the group cannot be
+            joined (port in use, no such network interface).
     """
-    found = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
-    if not found or dist.is_initialized():
+    started = "RANK" in os.environ or "WORLD_SIZE" in os.environ
+    if not started or dist.is_initialized():
         return
-    expected = {"RANK": "a number", "WORLD_SIZE": "a number", "MASTER_PORT": "a number"}
-    for name, what in (expected | {"MASTER_ADDR": "an address"}).items():
-        value = os.environ.get(name, "")
-        if not (value.isdigit() if what == "a number" else value):
-            raise InputError(
-                name, f"expected {what}, found {os.environ.get(name)!r}",
-                todo="start several processes with torchrun, or unset RANK and WORLD_SIZE",
-            )  # fmt: skip
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    world = _number_in_environment("WORLD_SIZE", 1)
+    number = _number_in_environment("RANK", 0, world - 1)
+    port = _number_in_environment("MASTER_PORT", 1, 65_535)
+    address = os.environ.get("MASTER_ADDR")
+    if not address:
+        raise InputError("MASTER_ADDR", f"expected an address, found {address!r}", todo=_START)
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{address}:{port}", f"process {number} of {world} cannot join the others: {reason}",
+            todo="torchrun --standalone chooses a free port",
+        ) from error  # fmt: skip
+
+
+def _number_in_environment(name: str, least: int, most: int | None = None) -> int:
+    """Read one of torchrun's variables.
+
+    Raises:
+        InputError: it is not set, or no number from ``least`` to ``most``.
+    """
+    text = os.environ.get(name, "")
+    number = int(text) if text.isascii() and text.isdigit() else None
+    if number is None or number < least or (most is not None and number > most):
+        end = "" if most is None else f" to {most}"
+        raise InputError(
+            name, f"expected a number from {least}{end}, found {os.environ.get(name)!r}",
+            todo=_START,
+        )  # fmt: skip
+    return number
 
 
 def close() -> None:

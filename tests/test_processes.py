@@ -26,7 +26,9 @@ from pab import devices, processes
 from pab.errors import InputError, LostProcessError
 
 CPU = torch.device("cpu")
-WAIT = 120.0  # seconds a test's processes may take, far more than they need
+# Seconds until processes count as hanging. Where several programs share each core, four imports of
+# torch alone have taken more than 120.
+WAIT = 600.0
 
 
 def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder: Path) -> None:
@@ -355,11 +357,45 @@ def test_lost_and_foreign_ids_are_errors(ids: list[int], total: int, words: str)
 def test_half_a_torchrun_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(InputError, match="WORLD_SIZE: expected a number, found None"):
+    with pytest.raises(InputError, match="WORLD_SIZE: expected a number from 1, found None"):
         processes.init_processes(CPU)
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(InputError, match="found 'two'"):
         processes.init_processes(CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RANK", "2", "a number from 0 to 1"),
+        ("RANK", "-1", "a number from 0 to 1"),
+        ("WORLD_SIZE", "0", "a number from 1"),
+        ("WORLD_SIZE", "²", "a number from 1"),
+        ("MASTER_PORT", "0", "a number from 1 to 65535"),
+        ("MASTER_PORT", "65536", "a number from 1 to 65535"),
+    ],
+)
+def test_numbers_that_torchrun_never_sets_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for known, usual in (given | {name: value}).items():
+        monkeypatch.setenv(known, usual)
+    with pytest.raises(InputError, match=f"{name}: expected {expected}, found '{value}'"):
+        processes.init_processes(CPU)
+
+
+def test_a_port_in_use_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        given = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=rf"127.0.0.1:{port}: process 0 of 1 .*EADDRINUSE"):
+            processes.init_processes(CPU)
+    assert not dist.is_initialized()
 
 
 # Devices

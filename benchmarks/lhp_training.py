@@ -71,10 +71,10 @@ def speed(args: argparse.Namespace) -> None:
             keep_freed_memory(CPU)
         times = []
         with released if way == "as released" else nullcontext():
-            for step in range(args.steps + 1):  # the first warms up
+            for _ in range(args.steps + 1):  # the first warms up
                 start = time.perf_counter()
                 loss = step_gradient(model, batch, DTYPES[kind], scaler)
-                clip_and_step(optimizer, loss=loss, step=step, scaler=scaler)
+                clip_and_step(optimizer, loss=loss, scaler=scaler)
                 optimizer.zero_grad(set_to_none=True)
                 times.append(time.perf_counter() - start)
         rates[way] = args.batch_size / min(times[1:])

@@ -75,8 +75,9 @@ def main() -> None:
     for count in range(2, len(order) + 1):
         name, out = order[count - 1], folder / f"fused_{count}.pt"
         keep = chosen[WEIGHT_FLAGS[name]]
+        left_out = [word for n in order[count:] for word in (f"--{FLAGS[n]}_score", "none")]
         fuse(
-            ["--config", str(weights), *given({n: members[n] for n in order[:count]})]
+            ["--config", str(weights), *given({n: members[n] for n in order[:count]}), *left_out]
             + ["--save_score", str(out), "--output_file", str(out.with_suffix(".txt"))]
         )
         found = judged(out, TEST)

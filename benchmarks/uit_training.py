@@ -130,7 +130,7 @@ def main() -> None:
         if way == "shared fp32":  # as `uit.train` starts
             keep_freed_memory(CPU)
         times = []
-        for step in range(args.steps + 1):  # the first warms up
+        for _ in range(args.steps + 1):  # the first warms up
             start = time.perf_counter()
             with autocast(CPU, DTYPES[kind]):
                 if way.startswith("plain"):
@@ -138,7 +138,7 @@ def main() -> None:
                 else:
                     loss = uit_losses(model, batch, WEIGHTS, hardest)["loss"]
             loss.backward()
-            clip_and_step(optimizer, loss=loss, step=step)
+            clip_and_step(optimizer, loss=loss)
             optimizer.zero_grad(set_to_none=True)
             times.append(time.perf_counter() - start)
         rates[way] = args.batch_size / min(times[1:])

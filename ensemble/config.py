@@ -1,12 +1,11 @@
-"""Settings of the fusion: which members, how they are scaled and added, how the sum is decoded."""
+"""Settings of the fusion: members, scaling, rule, and the decodings of the fused matrix."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ensemble.decode import DecodeSettings
+from ensemble.decode import LOGARITHMS, DecodeSettings, Decoding
 from ensemble.fuse import (
     RECIPROCAL_RANK_K,
     Member,
@@ -14,27 +13,39 @@ from ensemble.fuse import (
     parse_member,
     without_weight,
 )
+from ensemble.reciprocal_rank import MOST_RANK_K
 from pab.config import flag
 from pab.errors import InputError
+from pab.notices import notice
+
+LARGEST_FACTOR = 1e6  # float32 scores hold no finer differences than a factor of this size shows
 
 
 @dataclass(frozen=True)
 class FusionConfig:
     """Members in the published order; each field is a flag of `python -m ensemble.run`.
 
-    `S` starts with the first member given. `beit3_weight` is what `S` keeps when UIT comes in,
-    `blip2_weight` when BLIP-2 does, `clip_weight` when CLIP does.
+    The running sum starts with the first member given. `beit3_weight` is the weight that it keeps
+    when UIT is added, `blip2_weight` when BLIP-2 is, `clip_weight` when CLIP is.
     """
 
-    beit3_score: str | None = flag(None, "LHP's score file, or its ranked list (.txt)")
-    uit_score: str | None = flag(None, "UIT's score file, or its ranked list")
-    blip2_score: str | None = flag(None, "BLIP-2's score file, or its ranked list")
-    clip_score: str | None = flag(None, "CLIP's score file, or its ranked list")
-    member: tuple[str, ...] = flag((), "another member, NAME=FILE:WEIGHT; may be repeated")
-    beit3_weight: float = flag(0.925, "what the fused scores keep when UIT comes in")
-    blip2_weight: float = flag(0.9, "what they keep when BLIP-2 comes in")
-    clip_weight: float = flag(0.9, "what they keep when CLIP comes in")
+    finds_weights: ClassVar[bool] = False  # whether the command finds the weights itself
+
+    beit3_score: str | None = flag(None, "LHP's scores, in any form (docs/scoring.md)")
+    uit_score: str | None = flag(None, "UIT's scores, in any form")
+    blip2_score: str | None = flag(None, "BLIP-2's scores, in any form")
+    clip_score: str | None = flag(None, "CLIP's scores, in any form")
+    member: tuple[str, ...] = flag(
+        (),
+        "another member, NAME=FILE:WEIGHT (the weight kept by the sum before it); may be repeated",
+    )
+    beit3_weight: float = flag(0.925, "weight kept by the running sum when UIT is added")
+    blip2_weight: float = flag(0.9, "weight kept by the running sum when BLIP-2 is added")
+    clip_weight: float = flag(0.9, "weight kept by the running sum when CLIP is added")
     member_weights: tuple[str, ...] = flag((), "NAME:WEIGHT of members given as NAME=FILE")
+    uit_k: int | None = flag(
+        None, "candidates per query that UIT's scores must be made with; none: not compared"
+    )
     scaling: Literal["minmax", "minmax_query", "zscore", "rank"] = flag(
         "minmax", "scale of members: by the matrix's bounds (published), or row by row"
     )
@@ -46,12 +57,22 @@ class FusionConfig:
         (), "--fusion sum: NAME:SHARE of every member (lhp, uit, blip2, clip, ...), adding up to 1"
     )
     rank_k: int = flag(RECIPROCAL_RANK_K, "k of --fusion reciprocal_rank")
-    decode: Literal["none", "querybank", "dual_softmax", "sinkhorn", "assignment"] = flag(
-        "none", "none and querybank rank each query alone; the others all queries jointly"
-    )
+    decode: tuple[Decoding, ...] = flag(
+        (), "none, querybank (per query), dual_softmax, sinkhorn, margin, assignment (joint); "
+        "several are applied in the order given"
+    )  # fmt: skip
     decode_factor: float = flag(20.0, "factor on scores in querybank, dual_softmax and sinkhorn")
     decode_slack: float | None = flag(
         None, "assignment: price of keeping one's own first choice; none: every query takes part"
+    )
+    decode_top: int | None = flag(
+        None, "assignment: only the first so many images of a query are looked at"
+    )
+    decode_scope: Literal["all", "collisions"] = flag(
+        "all", "assignment: over all queries, or only where images are first for several queries"
+    )
+    decode_tau: float = flag(
+        0.5, "margin: a query gives its first image up if its margin is smaller by more than this"
     )
     decode_bank: str | None = flag(
         None, "querybank: score file of other captions on the gallery, fused as these are"
@@ -59,6 +80,12 @@ class FusionConfig:
     sinkhorn_steps: int = flag(50, "pairs of normalisations of sinkhorn")
     chosen_on: str | None = flag(None, "where the weights were chosen (written by the search)")
     chosen_on_test: bool = flag(False, "they were chosen on a test set (written by the search)")
+    queries: str | None = flag(
+        None, "for members without ids: query ids of the rows, one per line, or query.json"
+    )
+    gallery: str | None = flag(
+        None, "for members without ids: image names of the columns, or the gallery's folder"
+    )
 
     def check(self) -> None:
         """Refuse values that make no sense alone or together.
@@ -66,38 +93,101 @@ class FusionConfig:
         Raises:
             InputError: naming the flag.
         """
-        if self.rank_k < 0:
-            raise InputError("--rank_k", f"must not be negative, found {self.rank_k}")
+        if not 0 <= self.rank_k <= MOST_RANK_K:
+            raise InputError("--rank_k", f"must lie in [0, {MOST_RANK_K}], found {self.rank_k}")
+        if self.uit_k is not None and self.uit_k < 1:
+            raise InputError("--uit_k", f"must be at least 1, found {self.uit_k}")
         if self.shares and self.fusion != "sum":
             raise InputError("--shares", f"does not go with --fusion {self.fusion}")
-        if not self.decode_factor > 0:
-            raise InputError("--decode_factor", f"must be above 0, found {self.decode_factor}")
-        if self.decode_slack is not None and not 0 <= self.decode_slack < math.inf:
-            raise InputError("--decode_slack", f"must be 0 or more, found {self.decode_slack}")
-        if self.decode_slack is not None and self.decode != "assignment":
-            raise InputError("--decode_slack", f"does not go with --decode {self.decode}")
-        if self.decode == "dual_softmax" and self.scaling == "zscore":
+        if self.fusion == "reciprocal_rank" and self.scaling != "minmax":
+            notice("--scaling", "has no part in --fusion reciprocal_rank")
+        self._check_numbers()
+        self._check_decodings()
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers of decodings that are out of bounds."""
+        if not 0 < self.decode_factor <= LARGEST_FACTOR:
             raise InputError(
-                "--scaling", "zscore has negative scores, which dual_softmax would turn round"
+                "--decode_factor",
+                f"must be above 0 and at most {LARGEST_FACTOR:g}, found {self.decode_factor:g}",
             )
+        if self.decode_slack is not None and not 0 <= self.decode_slack <= LARGEST_FACTOR:
+            raise InputError(
+                "--decode_slack",
+                f"must lie in [0, {LARGEST_FACTOR:g}], found {self.decode_slack:g}",
+            )
+        if not 0 <= self.decode_tau <= LARGEST_FACTOR:
+            raise InputError(
+                "--decode_tau", f"must lie in [0, {LARGEST_FACTOR:g}], found {self.decode_tau:g}"
+            )
+        if self.decode_top is not None and self.decode_top < 1:
+            raise InputError("--decode_top", f"must be at least 1, found {self.decode_top}")
         if self.sinkhorn_steps < 1:
             raise InputError("--sinkhorn_steps", f"must be at least 1, found {self.sinkhorn_steps}")
-        if (self.decode == "querybank") != (self.decode_bank is not None):
+
+    def _check_decodings(self) -> None:
+        """Refuse decodings that contradict one another or other settings."""
+        methods = [method for method in self.decode if method != "none"]
+        if methods and len(methods) < len(self.decode):
+            raise InputError("--decode", f"none goes alone, found it beside {methods[0]}")
+        if self.decode and not methods:
+            return  # switched off: what a config file says of decodings is not used
+        used = " ".join(methods) or "none"
+        if "assignment" not in methods:
+            for name, is_set in (
+                ("decode_slack", self.decode_slack is not None),
+                ("decode_top", self.decode_top is not None),
+                ("decode_scope", self.decode_scope != "all"),
+            ):
+                if is_set:
+                    raise InputError(f"--{name}", f"does not go with --decode {used}")
+        searched = self.finds_weights  # and then the slack too
+        if self.decode_top is not None and self.decode_slack is None and not searched:
+            raise InputError(
+                "--decode_top", "goes with --decode_slack",
+                todo="give the price of keeping an image that another query has",
+            )  # fmt: skip
+        if self.decode_scope == "collisions" and self.decode_top is None:
+            raise InputError(
+                "--decode_scope", "collisions goes with --decode_top and --decode_slack",
+                todo="give both, such as 2 and 1.0",
+            )  # fmt: skip
+        if (methods.count("querybank") > 0) != (self.decode_bank is not None):
             raise InputError(
                 "--decode_bank",
                 "goes with --decode querybank, and that with it",
                 todo="score training captions on the same gallery, and fuse them as these are",
             )
+        if "dual_softmax" not in methods:
+            return
+        if self.scaling == "zscore" and self.fusion != "reciprocal_rank":
+            raise InputError(
+                "--scaling", "zscore has negative scores, which dual_softmax would turn round"
+            )
+        last = len(methods) - 1 - methods[::-1].index("dual_softmax")
+        earlier = LOGARITHMS.intersection(methods[:last])
+        if earlier:
+            raise InputError(
+                "--decode",
+                f"dual_softmax cannot follow {sorted(earlier)[0]}, whose scores are logarithms",
+            )
 
-    def decoding(self) -> DecodeSettings:
-        """How the fused matrix is decoded."""
-        return DecodeSettings(
-            self.decode, self.decode_factor, self.decode_slack, self.decode_bank,
-            self.sinkhorn_steps,
-        )  # fmt: skip
+    def decodings(self) -> list[DecodeSettings]:
+        """Return how the fused matrix is decoded, in the order of application."""
+        return [
+            DecodeSettings(
+                method, self.decode_factor, self.decode_slack, self.decode_bank,
+                self.sinkhorn_steps, self.decode_tau, self.decode_top, self.decode_scope,
+            )
+            for method in self.decode
+            if method != "none"
+        ]  # fmt: skip
 
     def members(self) -> list[Member]:
-        """The members that are given, in the order of the fusion.
+        """Return the members that are given, in the order of the fusion.
+
+        A member whose weight has no part in the fusion needs none: the first one, and every one of
+        the rules ``sum`` (which has shares) and ``reciprocal_rank``.
 
         Raises:
             InputError: a ``--member`` of another form, or a share that is missing.
@@ -111,11 +201,17 @@ class FusionConfig:
         found = [Member(name, path, weight) for name, path, weight in published if path]
         weights = named_numbers("--member_weights", self.member_weights)
         if self.fusion == "iterative":
-            return found + [parse_member(text, weights) for text in self.member]
-        # Weights of the published rule mean nothing in the others: none need be given.
-        for text in self.member:
-            weights.setdefault(text.partition("=")[0], 1.0)
-        found += [parse_member(without_weight(text), weights) for text in self.member]
+            for number, text in enumerate(self.member):
+                first = not found and number == 0
+                default = 1.0 if first or self.finds_weights else None
+                found.append(parse_member(text, weights, default))
+            unknown = sorted(weights.keys() - {member.name for member in found})
+            if unknown:
+                notice("--member_weights", f"no --member has the name {unknown[0]!r}: not used")
+            return found
+        if weights or any(text != without_weight(text) for text in self.member):
+            notice("--member", f"weights have no part in --fusion {self.fusion}")
+        found += [parse_member(without_weight(text), default=1.0) for text in self.member]
         if self.fusion == "reciprocal_rank":
             return found
         shares = named_numbers("--shares", self.shares)

@@ -8,11 +8,15 @@ querybank      per query              QB-Norm (Bogolin et al., CVPR 2022, arXiv 
                                       that attract a bank of other captions count less
 dual_softmax   joint over all queries Cheng et al. 2021, arXiv 2109.04290
 sinkhorn       joint over all queries Cuturi, NeurIPS 2013, arXiv 1306.0895
+margin         joint over all queries arbitration of duplicate first places (HFUT-LMC, WWW 2025)
 assignment     joint over all queries largest total of a matching, with a price for staying out
 ============== ====================== ==========================================================
 
 A joint decoding looks at all queries of the set at once, which some leaderboards forbid; the score
 file's ``meta`` says which it was. Prices and factors are chosen on other data.
+
+``margin`` and ``assignment`` change first places only. Their margins and utilities come from a
+reranker's scores if there are any, otherwise from the scores that they are given.
 
 Shape letters: `Q` queries, `G` gallery images, `N` captions of the bank.
 """
@@ -24,17 +28,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble.arbitration import PASSES, arbitrate
+from ensemble.component_assignment import component_assignment
+from ensemble.matching import STAYS_OUT, priced_matching
+from ensemble.rerank_prior import Evidence
 from pab.errors import InputError
 from pab.ranking import rows_in_order, top_k
 from pab.scores import load_scores
 
-Decoding = Literal["none", "querybank", "dual_softmax", "sinkhorn", "assignment"]
+Decoding = Literal["none", "querybank", "dual_softmax", "sinkhorn", "margin", "assignment"]
+Scope = Literal["all", "collisions"]
 ROWS_A_BLOCK = 128
-JOINT = frozenset(("dual_softmax", "sinkhorn", "assignment"))
+JOINT = frozenset(("dual_softmax", "sinkhorn", "margin", "assignment"))
+LOGARITHMS = frozenset(("querybank", "dual_softmax", "sinkhorn"))  # what these give
+CONVERGED = 1e-3  # largest error of a row or column sum of sinkhorn's plan
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,9 @@ class DecodeSettings:
     slack: float | None = None
     bank: str | None = None
     steps: int = 50
+    tau: float = 0.5
+    top: int | None = None
+    scope: Scope = "all"
 
     @property
     def joint(self) -> bool:
@@ -53,30 +66,36 @@ class DecodeSettings:
         return self.method in JOINT
 
     def facts(self) -> dict[str, Any]:
-        """The method, and the numbers that it uses."""
+        """Return the method and the numbers that it uses."""
         used: dict[Decoding, dict[str, Any]] = {
             "none": {},
             "querybank": {"factor": self.factor, "bank": self.bank},
             "dual_softmax": {"factor": self.factor},
             "sinkhorn": {"factor": self.factor, "steps": self.steps},
-            "assignment": {"slack": self.slack},
+            "margin": {"tau": self.tau, "passes": PASSES},
+            "assignment": {"slack": self.slack, "top": self.top, "scope": self.scope},
         }
         return {"method": self.method, **used[self.method]}
 
 
 def decode(
-    scores: Tensor, query_ids: Sequence[str], gallery_ids: Sequence[str], settings: DecodeSettings
+    scores: Tensor,
+    query_ids: Sequence[str],
+    gallery_ids: Sequence[str],
+    settings: DecodeSettings,
+    evidence: Evidence | None = None,
 ) -> Tensor:
-    """A fused matrix as its rows are to be ranked, float32 [Q, G].
+    """Return a matrix that ranks as the decoding does, float32 [Q, G].
 
     Args:
         scores: [Q, G].
         query_ids: of the rows.
         gallery_ids: of the columns, sorted.
         settings: which decoding.
+        evidence: for margins and utilities; None for ``scores`` themselves.
 
     Raises:
-        InputError: a bank of another gallery, or an assignment that cannot be.
+        InputError: a bank of another gallery, an assignment that cannot be, or an overflow.
     """
     match settings.method:
         case "none":
@@ -87,13 +106,45 @@ def decode(
             rows_in_order(
                 bank.gallery_ids, gallery_ids, where=settings.bank, order_name="the members"
             )
-            return querybank(scores, bank.scores, settings.factor)
+            return _finite(querybank(scores, bank.scores, settings.factor), settings)
         case "dual_softmax":
-            return dual_softmax(scores, settings.factor)
+            return _finite(dual_softmax(scores, settings.factor), settings)
         case "sinkhorn":
-            return sinkhorn(scores, settings.factor, settings.steps)
+            return _finite(sinkhorn(scores, settings.factor, settings.steps), settings)
+        case "margin":
+            evidence = Evidence(scores) if evidence is None else evidence
+            columns = top_k(scores, PASSES + 1)
+            first = arbitrate(columns, evidence.margins(), query_ids, settings.tau)
+            return with_first_places(scores, first)
         case "assignment":
-            return with_first_places(scores, assignment(scores, query_ids, settings.slack))
+            return with_first_places(scores, _assigned(scores, query_ids, settings, evidence))
+
+
+def _assigned(
+    scores: Tensor, query_ids: Sequence[str], settings: DecodeSettings, evidence: Evidence | None
+) -> Tensor:
+    """Return each query's image by the chosen kind of assignment, int64 [Q]."""
+    if settings.scope == "all":
+        return assignment(scores, query_ids, settings.slack, settings.top, evidence)
+    assert settings.slack is not None
+    columns = top_k(scores, settings.top or scores.shape[1])
+    worth = (evidence or Evidence(scores)).of(columns)
+    return component_assignment(columns, worth, query_ids, settings.slack)
+
+
+def _finite(scores: Tensor, settings: DecodeSettings) -> Tensor:
+    """Return the scores if all are finite.
+
+    Raises:
+        InputError: the factor is too large for the scores.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError(
+            f"--decode {settings.method}",
+            f"its scores overflow at --decode_factor {settings.factor:g}",
+            todo="take a smaller factor",
+        )
+    return scores
 
 
 def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
@@ -174,17 +225,42 @@ def sinkhorn(scores: Tensor, factor: float, steps: int) -> Tensor:
     return logits + row + column
 
 
-def assignment(scores: Tensor, query_ids: Sequence[str], slack: float | None) -> Tensor:
-    """The one-to-one assignment of largest total score.
+def sinkhorn_errors(plan: Tensor) -> tuple[float, float]:
+    """Return how far the sums of a transport plan are from what they should be.
+
+    Args:
+        plan: logarithms, as :func:`sinkhorn` gives them [Q, G].
+
+    Returns:
+        The largest distance of a row's sum from 1. The largest excess of a column's sum over 1, or
+        if queries outnumber images its largest distance from Q / G.
+    """
+    n_queries, n_gallery = plan.shape
+    rows = torch.logsumexp(plan, dim=1).exp() - 1.0
+    columns = torch.logsumexp(plan, dim=0).exp() - max(1.0, n_queries / n_gallery)
+    excess = columns.clamp_min(0.0) if n_gallery > n_queries else columns.abs()
+    return float(rows.abs().max()), float(excess.max())
+
+
+def assignment(
+    scores: Tensor,
+    query_ids: Sequence[str],
+    slack: float | None,
+    top: int | None = None,
+    evidence: Evidence | None = None,
+) -> Tensor:
+    """Return the one-to-one assignment of largest total score.
 
     A query may also stay out of it and keep its own first choice, which others may have too, at a
-    price: it then counts its best score less ``slack``. So no query gives up more than ``slack``.
-    Images may stay without a query.
+    price: it then counts its first choice's score less ``slack``. So no query gives up more than
+    ``slack``. Images may stay without a query.
 
     Args:
         scores: [Q, G].
         query_ids: of the rows; equal solutions are told apart by them, not by the rows' order.
         slack: the price; None = every query takes part.
+        top: only the first so many images of a query are looked at; None for all.
+        evidence: what is added up; None for ``scores`` themselves.
 
     Returns:
         int64 [Q], each query's image; for a query that stays out, its own first choice.
@@ -192,10 +268,6 @@ def assignment(scores: Tensor, query_ids: Sequence[str], slack: float | None) ->
     Raises:
         InputError: without a price, more queries than images.
     """
-    # Imported here: who only fuses need not pay its time and memory.
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-
     n_queries, n_gallery = scores.shape
     if slack is None and n_queries > n_gallery:
         raise InputError(
@@ -203,34 +275,25 @@ def assignment(scores: Tensor, query_ids: Sequence[str], slack: float | None) ->
             todo="give a price for staying out with --decode_slack",
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)
-    # The others can take at most Q - 1 of a query's images, so its Q best are enough.
-    width = min(n_gallery, n_queries)
-    columns = top_k(scores, width)[order].numpy()  # [Q, width], best first
-    values = scores[order].gather(1, torch.from_numpy(columns)).double().numpy()
-    given_up = values[:, :1] - values
-    wanted = np.ones_like(given_up, dtype=bool) if slack is None else given_up <= slack
-    rows, places = np.nonzero(wanted)
-    costs = given_up[rows, places]
-    ends = columns[rows, places]
-    if slack is not None:  # a column of its own for each query
-        own = np.arange(n_queries)
-        rows = np.concatenate([rows, own])
-        ends = np.concatenate([ends, n_gallery + own])
-        costs = np.concatenate([costs, np.full(n_queries, slack)])
-    # The matching minimises, and takes an entry of 0 for none: every cost is moved up by 1.
-    graph = csr_array((costs + 1.0, (rows, ends)), shape=(n_queries, n_gallery + n_queries))
-    matched_rows, matched = min_weight_full_bipartite_matching(graph)
-    found = np.empty(n_queries, dtype=np.int64)
-    found[matched_rows] = matched
-    stays_out = found >= n_gallery
-    found[stays_out] = columns[stays_out, 0]
+    # The others can take at most Q - 1 of a query's images, so its Q best are enough; one more if
+    # the first place is no longer the best.
+    width = min(n_gallery, n_queries + (evidence is not None), top or n_gallery)
+    columns = top_k(scores, width)  # [Q, width], best first
+    values = (evidence or Evidence(scores)).of(columns)[order]
+    columns = columns[order]
+    given_up = (values[:, :1] - values).numpy()
+    matched = priced_matching(columns.numpy(), given_up, n_gallery, slack, limit=slack)
+    found = torch.from_numpy(matched)
+    found = torch.where(found == STAYS_OUT, columns[:, 0], found)
     result = torch.empty(n_queries, dtype=torch.int64)
-    result[order] = torch.from_numpy(found)
+    result[order] = found
     return result
 
 
 def with_first_places(scores: Tensor, columns: Tensor) -> Tensor:
-    """The scores with the given image of each query ahead of its others, float32 [Q, G].
+    """Return the scores with the given image of each query ahead of its others, float32 [Q, G].
+
+    The image gets the next float32 above the best score; all others keep their scores and order.
 
     Args:
         scores: [Q, G].

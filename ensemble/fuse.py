@@ -1,8 +1,9 @@
-"""Fusing members: one score matrix after the other, each first brought onto one scale.
+"""Fusion of members: score matrices are brought onto one scale and added.
 
-The published way is iterative: `S <- w S + (1 - w) T`, with `S` the first member's matrix and `T`
-the next one's, each scaled to [0, 1] by its own bounds. Everything is aligned by id before anything
-is added, and fused a block of rows at a time, so that members stay on disk.
+The published rule is iterative: `S <- w S + (1 - w) T`, with `S` the running sum, which starts with
+the first member's matrix, and `T` the next member's. Each is scaled to [0, 1] by its own bounds.
+Rows and columns are aligned by id first. Blocks of rows are fused one at a time, so that members
+stay on disk. A row whose scores are all equal ranks nothing and contributes 0.
 
 Shape letters: `Q` queries, `q` rows of a block, `G` gallery images.
 """
@@ -18,8 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ensemble.scaling import Scaling, mean_places, scaled_block
+from ensemble.reciprocal_rank import exact_scores, halves
+from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
 from pab.errors import InputError
+from pab.notices import notice
 from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile
 from pab.tensor_files import release_pages
@@ -39,10 +42,10 @@ class Member:
     """One model's score file and its part in the fusion.
 
     Attributes:
-        name: how tables call it.
+        name: as tables show it.
         path: the score file, or a ranked list (.txt).
-        weight: 0 to 1. Iterative: what `S` keeps when this member comes in (of no use for the first
-            member). Sum: its own share.
+        weight: 0 to 1. Iterative: the weight that the running sum keeps when this member is added
+            (not used for the first one). Sum: the member's own share.
     """
 
     name: str
@@ -51,7 +54,7 @@ class Member:
 
 
 def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
-    """``NAME:NUMBER`` entries of a flag.
+    """Read the ``NAME:NUMBER`` entries of a flag.
 
     Raises:
         InputError: an entry without a colon or a number, or a name twice.
@@ -74,13 +77,20 @@ MEMBER = re.compile(r"([^=]+)=(.+?)(?::([^:/\\]+))?")
 
 
 def without_weight(text: str) -> str:
-    """A ``--member`` as ``NAME=FILE``; of another form, as it is."""
+    """Return a ``--member`` as ``NAME=FILE``; a text of another form stays as it is."""
     match = MEMBER.fullmatch(text)
     return text if match is None else f"{match[1]}={match[2]}"
 
 
-def parse_member(text: str, weights: Mapping[str, float] | None = None) -> Member:
-    """``NAME=FILE:WEIGHT``, or ``NAME=FILE`` where ``weights`` has the name.
+def parse_member(
+    text: str, weights: Mapping[str, float] | None = None, default: float | None = None
+) -> Member:
+    """Read ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` of a member that has its weight elsewhere.
+
+    Args:
+        text: of the flag.
+        weights: by name, of members without a weight of their own.
+        default: weight of a member that has none; None if it needs one.
 
     Raises:
         InputError: another form, no weight, or two.
@@ -91,9 +101,10 @@ def parse_member(text: str, weights: Mapping[str, float] | None = None) -> Membe
     name, path, weight = match.groups()
     weights = weights or {}
     if weight is None:
-        if name not in weights:
+        found = weights.get(name, default)
+        if found is None:
             raise InputError("--member", f"expected NAME=FILE:WEIGHT, found no weight for {name!r}")
-        return Member(name, path, weights[name])
+        return Member(name, path, found)
     if name in weights:
         raise InputError(
             "--member", f"the weight of {name!r} is given here and by --member_weights"
@@ -123,13 +134,13 @@ def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
 
 
 def shares_of(keeps: Sequence[float]) -> list[float]:
-    """The share of each member in the fused sum.
+    """Return the share of each member in the fused sum.
 
     Args:
-        keeps: what `S` keeps when the second, third, ... member comes in.
+        keeps: weight kept by the running sum when the second, third, ... member is added.
 
     Returns:
-        One share a member, adding up to 1.
+        One share per member, adding up to 1.
     """
     shares = [1.0]
     for keep in keeps:
@@ -138,7 +149,7 @@ def shares_of(keeps: Sequence[float]) -> list[float]:
 
 
 def keeps_of(shares: Sequence[float]) -> list[float]:
-    """The inverse of :func:`shares_of`; where nothing has come in yet, `S` keeps nothing."""
+    """Return the kept weights for given shares, the inverse of :func:`shares_of`."""
     keeps, before = [], shares[0]
     for share in shares[1:]:
         total = before + share
@@ -180,7 +191,7 @@ class Fusion:
 
     def member_block(self, number: int, start: int, stop: int) -> Tensor:
         """Rows of one member on the common scale, float32 [q, G]."""
-        return self._scaled(number, self._own_block(number, start, stop))
+        return self._scaled(number, self._own_block(number, start, stop), start)
 
     @cached_property
     def scaled_members(self) -> list[Tensor]:
@@ -188,33 +199,68 @@ class Fusion:
         count = len(self.query_ids)
         return [self.member_block(number, 0, count) for number in range(len(self.members))]
 
-    def _scaled(self, number: int, block: Tensor) -> Tensor:
-        """Scores of one member, of whole rows but for ``minmax``, on the common scale."""
-        file = self.files[number]
-        if self.rule == "reciprocal_rank":
-            worth = 1.0 / (self.rank_k + 1.0 + mean_places(block))
-            return worth * (block > 0) if file.meta.get("model") == RANKED_LIST else worth
-        return scaled_block(block, self.scaling, file.bounds, self.members[number].path)
+    @cached_property
+    def flat(self) -> list[Tensor]:
+        """For each member, the queries for which all images have the same score: bool [Q].
+
+        Such a row ranks nothing, so it contributes 0 to every image, whatever the scaling.
+        """
+        count = len(self.query_ids)
+        return [flat_rows(self._own_block(number, 0, count)) for number in range(len(self.files))]
+
+    def _scaled(self, number: int, block: Tensor, start: int) -> Tensor:
+        """Return scores of one member on the common scale, float32 [q, C].
+
+        Args:
+            number: of the member.
+            block: its own scores, rows from ``start``; all columns, or for ``minmax`` any.
+            start: the first row.
+        """
+        bounds, where = self.files[number].bounds, self.members[number].path
+        scaled = scaled_block(block, self.scaling, bounds, where)
+        flat = self.flat[number][start : start + len(block)]
+        return scaled.masked_fill_(flat[:, None], 0.0) if bool(flat.any()) else scaled
+
+    def _parts(self, number: int, block: Tensor, start: int) -> Tensor:
+        """Return n of what 2 / n one member gives by reciprocal rank; 0 for nothing: int64 [q, G].
+
+        Args:
+            number: of the member.
+            block: its own scores, whole rows from ``start``.
+            start: the first row.
+        """
+        file, places = self.files[number], mean_places(block)
+        if file.meta.get("model") == RANKED_LIST:
+            counts = block > 0
+        else:
+            counts = places < self.listed[number][start : start + len(block), None]
+        counts &= ~self.flat[number][start : start + len(block), None]
+        return halves(places, self.rank_k) * counts
+
+    @cached_property
+    def listed(self) -> list[Tensor]:
+        """For each member, :func:`listed_counts`."""
+        return [listed_counts(file, self.query_ids) for file in self.files]
 
     def block(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
-        return self._fused(
-            [self._own_block(number, start, stop) for number in range(len(self.files))]
-        )
+        blocks = [self._own_block(number, start, stop) for number in range(len(self.files))]
+        return self._fused(blocks, start)
 
-    def _fused(self, blocks: Sequence[Tensor]) -> Tensor:
-        """The members' own scores fused; see :meth:`_scaled` for what the blocks may be."""
-        fused = self._scaled(0, blocks[0])
+    def _fused(self, blocks: Sequence[Tensor], start: int) -> Tensor:
+        """Fuse the members' own scores; see :meth:`_scaled` for what the blocks may be."""
+        if self.rule == "reciprocal_rank":
+            parts = [self._parts(number, block, start) for number, block in enumerate(blocks)]
+            return exact_scores(torch.stack(parts))
+        fused = self._scaled(0, blocks[0], start)
         if self.rule == "sum":
             fused = self.members[0].weight * fused
         for number, member in enumerate(self.members[1:], start=1):
-            other = self._scaled(number, blocks[number])
+            other = self._scaled(number, blocks[number], start)
             if self.rule == "iterative":
                 fused = blend_(fused, other, member.weight)
-            elif self.rule == "sum":
-                fused += other.mul_(member.weight)
             else:
-                fused += other
+                fused += other.mul_(member.weight)
         return fused
 
     def _spans(self) -> Iterator[tuple[int, int]]:
@@ -262,7 +308,7 @@ class Fusion:
             sums.add_(block, alpha=factor)
         values, columns = best_candidates(sums, min(k + SPARE_CANDIDATES, sums.shape[1]))
         columns = columns.sort(dim=1).values  # so that a stable sort gives ties to the smaller
-        fused = self._fused([block.gather(1, columns) for block in blocks])
+        fused = self._fused([block.gather(1, columns) for block in blocks], start)
         order = fused.argsort(dim=1, descending=True, stable=True)[:, :k]
         best = columns.gather(1, order)
         if columns.shape[1] < sums.shape[1]:
@@ -296,25 +342,66 @@ def aligned(
         how: ``scaling``, ``rule`` and ``rank_k`` of :class:`Fusion`.
 
     Raises:
-        InputError: ids that are not exactly the first member's, naming them.
+        InputError: ids that are not exactly the first member's, naming them, or a member whose
+            scores rank nothing for any query.
     """
     first = files[0]
     wanted = list(first.query_ids if query_ids is None else query_ids)
     rows: list[Tensor | None] = []
     for member, file in zip(members, files, strict=True):
-        for kind in ("gallery_ids", "query_ids"):
-            if getattr(file, kind) != getattr(first, kind):
-                rows_in_order(
-                    getattr(file, kind),
-                    getattr(first, kind),
-                    where=f"{member.path}, {kind}",
-                    order_name=members[0].path,
-                )
-        if file.query_ids == wanted:
-            rows.append(None)
-        else:
-            rows.append(torch.tensor(rows_in_order(file.query_ids, wanted, where=member.path)))
-    return Fusion(members, files, rows, wanted, **how)  # type: ignore[arg-type]
+        check_same_ids(file, first, member.path, members[0].path)
+        rows.append(row_order(file, wanted, member.path))
+    fusion = Fusion(members, files, rows, wanted, **how)  # type: ignore[arg-type]
+    for member, flat in zip(members, fusion.flat, strict=True):
+        count = int(flat.sum())
+        if count == len(wanted):
+            raise InputError(
+                member.path, "all images have the same score for every query: they rank nothing"
+            )
+        if count:
+            queries = "1 query has" if count == 1 else f"{count} queries have"
+            notice(
+                member.path,
+                f"{queries} the same score for all images: nothing is added for "
+                f"{'it' if count == 1 else 'them'}",
+            )
+    return fusion
+
+
+def listed_counts(file: ScoreFile, query_ids: Sequence[str]) -> Tensor:
+    """Return how many images of each query have scores of their own, int64 [Q].
+
+    The others share one score below these, so they stand at later places.
+    """
+    known, whole = file.meta.get("listed") or {}, len(file.gallery_ids)
+    return torch.tensor([known.get(query_id, whole) for query_id in query_ids])
+
+
+def check_same_ids(file: ScoreFile, first: ScoreFile, path: str, first_path: str) -> None:
+    """Refuse a score file that does not hold exactly the ids of the first one.
+
+    Raises:
+        InputError: naming the file and the ids.
+    """
+    for kind in ("gallery_ids", "query_ids"):
+        if getattr(file, kind) != getattr(first, kind):
+            rows_in_order(
+                getattr(file, kind),
+                getattr(first, kind),
+                where=f"{path}, {kind}",
+                order_name=first_path,
+            )
+
+
+def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | None:
+    """Return the rows that bring a score file into an order of queries, int64 [Q]; None as it is.
+
+    Raises:
+        InputError: other queries than the file's.
+    """
+    if file.query_ids == list(query_ids):
+        return None
+    return torch.tensor(rows_in_order(file.query_ids, query_ids, where=path))
 
 
 def blend_(fused: Tensor, member: Tensor, weight: float) -> Tensor:

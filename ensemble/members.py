@@ -1,12 +1,12 @@
-"""Reading the members of a fusion: score files, and ranked lists through reciprocal rank.
+"""Reading the members of a fusion: scores in any form, and ranked lists through reciprocal rank.
 
-A ranked list has no ids: line N belongs to query N. So the order of its lines has to be said, and
-what it does not name counts nothing.
+A form with an order alone (a ranked list, rankings without scores) scores 1 / r at its r-th image;
+what it does not name counts nothing. A ranked list has no ids: line N belongs to query N, so the
+order of its lines has to be said.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,99 +17,143 @@ from ensemble.fuse import RANKED_LIST, Member
 from pab.annotations import Retrieval
 from pab.errors import InputError
 from pab.images import list_gallery
-from pab.ranking import read_ranked_list
-from pab.scores import ScoreFile, load_scores, tell_other_data
-
-LIST_ENDING = ".txt"
+from pab.names import one_spelling
+from pab.notices import notice
+from pab.ranking import some
+from pab.score_contents import Listing
+from pab.score_forms import read_form
+from pab.scores import (
+    ScoreFile,
+    listed_in_part,
+    only_named,
+    read_gallery_ids,
+    read_query_ids,
+    respell,
+    tell_other_data,
+    to_score_file,
+    with_all_images,
+)
 
 
 def load_members(
     members: Sequence[Member],
     line_order: Sequence[str] | None = None,
     gallery_ids: Sequence[str] | None = None,
+    *,
+    queries: str | Path | None = None,
+    gallery: str | Path | None = None,
 ) -> list[ScoreFile]:
-    """The members' scores; matrices of score files stay on disk.
+    """Load the members' scores; matrices of score files stay on disk.
+
+    Ids in another spelling than the first member's are matched.
 
     Args:
         members: in the order of the fusion.
-        line_order: query ids in the order of ranked lists' lines. None: unknown; lists alone then
-            go by line numbers.
-        gallery_ids: where no member is a score file; None: the images that a list names.
+        line_order: query ids in the order of ranked lists' lines. None: unknown; ranked lists alone
+            then go by line numbers.
+        gallery_ids: the gallery, where no member holds the whole of it; None: the images that the
+            members name.
+        queries: file of query ids for members without: rows of matrices, lines of ranked lists.
+        gallery: file of gallery ids, or the gallery's folder, for members without.
 
     Raises:
-        InputError: a file that cannot be read, a list beside score files without the order of its
-            lines, a wrong number of lines, or a name that is not in the gallery.
+        InputError: a file that cannot be read, ids that are missing or do not fit, a run that lacks
+            queries, or a ranked list beside other members without the order of its lines.
     """
-    lists = {m.path: read_ranked_list(m.path) for m in members if is_list(m.path)}
-    paths = [member.path for member in members if not is_list(member.path)]
-    with ThreadPoolExecutor(
-        2
-    ) as pool:  # one file's ids are read while another's scores are checked
-        files = dict(zip(paths, pool.map(load_scores, paths), strict=True))
+    rows = read_query_ids(queries) if queries else None
+    columns = read_gallery_ids(gallery) if gallery else None
+
+    def read(path: str) -> ScoreFile | Listing:
+        found = read_form(path)
+        if isinstance(found, Listing):
+            return found
+        return to_score_file(found, path, query_ids=rows, gallery_ids=columns)
+
+    paths = list(dict.fromkeys(member.path for member in members))
+    with ThreadPoolExecutor(2) as pool:  # one file's ids are read while another's are checked
+        contents = dict(zip(paths, pool.map(read, paths), strict=True))
+    listings = {path: found for path, found in contents.items() if isinstance(found, Listing)}
+    files = {path: found for path, found in contents.items() if isinstance(found, ScoreFile)}
     tell_other_data({path: file.meta for path, file in files.items()})
-    if lists:
-        known = next(iter(files.values()), None)
-        if known is not None:
-            gallery_ids = known.gallery_ids
-            if line_order is None:
-                raise InputError(
-                    next(iter(lists)), "a ranked list does not say which query a line is for",
-                    todo="give the order of its lines: --query_order FILE, or --annotation FILE",
-                )  # fmt: skip
-        elif gallery_ids is None:
-            gallery_ids = sorted(
-                {name for names in lists.values() for line in names for name in line}
-            )
-        if line_order is None:
-            count = len(next(iter(lists.values())))
-            line_order = [f"line {number:0{len(str(count))}d}" for number in range(1, count + 1)]
-    for path, names in lists.items():
-        assert line_order is not None
-        assert gallery_ids is not None
-        files[path] = scores_of_list(path, names, line_order, gallery_ids)
-        print(
-            f"{path}: a ranked list, through reciprocal rank; what it does not name counts nothing",
-            file=sys.stderr,
+    whole = next((file for file in files.values() if file.listed is None), None)
+    images = whole.gallery_ids if whole is not None else columns or gallery_ids
+    if images is None:
+        images = _named_by(files, listings)
+    lines = rows if rows is not None else line_order
+    if lines is None:
+        lines = _line_numbers(contents)
+    for path, listing in listings.items():
+        files[path] = to_score_file(
+            listing,
+            path,
+            query_ids=lines if listing.query_ids is None else line_order,
+            gallery_ids=images,
         )
-    return [files[member.path] for member in members]
+    first = whole if whole is not None else files[paths[0]]
+    asked = first.query_ids if line_order is None else line_order
+    return [_as_member(files[member.path], member.path, asked, images) for member in members]
 
 
-def is_list(path: str) -> bool:
-    """Whether a member is a ranked list, by its ending."""
-    return Path(path).suffix == LIST_ENDING
+def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list[str]:
+    """The gallery of members that all list only some images: those that they name."""
+    names = [name for file in files.values() for name in file.gallery_ids]
+    names += [name for found in listings.values() for listed in found.names for name in listed]
+    gallery_ids = one_spelling(names)
+    notice(next(iter([*listings, *files])), only_named(len(gallery_ids)))
+    return gallery_ids
 
 
-def scores_of_list(
-    path: str, names: Sequence[Sequence[str]], query_ids: Sequence[str], gallery_ids: Sequence[str]
-) -> ScoreFile:
-    """A ranked list as scores: 1 / r at the r-th name of a line, 0 elsewhere.
-
-    Args:
-        path: of the list, for errors.
-        names: its lines.
-        query_ids: one a line.
-        gallery_ids: sorted.
+def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
+    """Ids for the lines of ranked lists; None if there is no ranked list.
 
     Raises:
-        InputError: another number of lines, or a name that is not in the gallery.
+        InputError: another member has query ids.
     """
-    if len(names) != len(query_ids):
+    bare = [path for path, found in contents.items() if found.query_ids is None]
+    if not bare:
+        return None
+    if len(bare) < len(contents):
         raise InputError(
-            path, f"expected a line for each of {len(query_ids)} queries, found {len(names)}"
+            bare[0], "a ranked list does not say which query a line is for",
+            todo="give the order of its lines: --query_order FILE, --annotation FILE or "
+            "--queries FILE",
+        )  # fmt: skip
+    found = contents[bare[0]]
+    assert isinstance(found, Listing)
+    count = len(found.names)
+    return [f"line {number:0{len(str(count))}d}" for number in range(1, count + 1)]
+
+
+def _as_member(
+    file: ScoreFile, path: str, query_ids: Sequence[str], gallery_ids: Sequence[str]
+) -> ScoreFile:
+    """A member's scores as the fusion takes them: ids in one spelling, the whole gallery.
+
+    Raises:
+        InputError: a run lacks queries.
+    """
+    file = respell(file, query_ids, gallery_ids, where=path, known_name="the other members")
+    if file.listed is None:
+        return file
+    missing = [query_id for query_id in query_ids if query_id not in file.listed]
+    if missing:
+        raise InputError(
+            path,
+            f"expected all {len(query_ids)} queries, found none of the {len(missing)}: "
+            f"{some(missing)}",
+            todo="complete it: a fusion needs every query of every member (pab.evaluate counts "
+            "missing ones as misses)",
         )
-    column_of = {name: column for column, name in enumerate(gallery_ids)}
-    columns = []
-    for number, line in enumerate(names, start=1):
-        unknown = next((name for name in line if name not in column_of), None)
-        if unknown is not None:
-            raise InputError(
-                path, f"the name {unknown!r} is not in the gallery", item=f"line {number}"
-            )
-        columns.append([column_of[name] for name in line])
-    scores = torch.zeros(len(names), len(gallery_ids))
-    worth = 1.0 / torch.arange(1, len(columns[0]) + 1, dtype=torch.float32)
-    scores.scatter_(1, torch.tensor(columns), worth.expand(len(columns), -1))
-    return ScoreFile(scores, list(query_ids), list(gallery_ids), {"model": RANKED_LIST})
+    listed = file.listed
+    file = with_all_images(file, gallery_ids)
+    if not file.is_order_alone:
+        if min(listed.values()) < len(gallery_ids):
+            notice(path, listed_in_part(file))
+        return file
+    notice(path, "a ranked list, through reciprocal rank; what it does not name counts nothing")
+    least = 1.0 / file.listed_counts().float()
+    scores = torch.where(file.scores >= least[:, None], file.scores, 0.0)
+    return ScoreFile(scores, file.query_ids, file.gallery_ids, {**file.meta, "model": RANKED_LIST})
 
 
 def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pab.annotations import GalleryImage
 from pab.images import load_image
+from pab.thumbnails import data_url
 
 THUMBNAIL_PX = 128  # longer side
 JPEG_QUALITY = 70
@@ -35,9 +34,5 @@ class Thumbnails:
     def __getitem__(self, gallery_id: str) -> str:
         if gallery_id not in self._made:
             image = load_image(self._paths[gallery_id])
-            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            stream = io.BytesIO()
-            image.save(stream, "JPEG", quality=JPEG_QUALITY, optimize=True)
-            code = base64.b64encode(stream.getvalue()).decode("ascii")
-            self._made[gallery_id] = f"data:image/jpeg;base64,{code}"
+            self._made[gallery_id] = data_url(image, THUMBNAIL_PX, JPEG_QUALITY)
         return self._made[gallery_id]

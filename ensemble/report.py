@@ -25,6 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ensemble.pictures import Picture, Thumbnails
 from ensemble.report_members import Member, ranks_of_members
 from ensemble.report_parts import (
+    LEAST_OF_AN_ACTION,
     by_action,
     collisions,
     recall_curve,
@@ -123,6 +124,7 @@ def write_report(
         actions=by_action(
             [queries[one] for one in main.scores.query_ids], ranks_of_members(members)
         ),
+        least=LEAST_OF_AN_ACTION,
         names=[member.name for member in members],
         strips=strips,
         failures=None if ranks is None else sum(rank > 1 for rank in ranks),

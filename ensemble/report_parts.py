@@ -71,7 +71,7 @@ def weight_sweep(path: str | Path) -> Chart:
     path = existing_file(path, "the trials of ensemble.search")
     found: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
             for row in csv.DictReader(handle):
                 if row["weight"]:  # a later try of the same weight is the one that counted
                     figures = [float(row[name]) for name in ("weight", "R@1", "mAP")]

@@ -1,4 +1,8 @@
-"""Fuse score files into a ranked list: `python -m ensemble.run`, with the published arithmetic."""
+"""Fuse score files into a ranked list: `python -m ensemble.run`.
+
+The defaults are the published arithmetic. A reranker and decodings may follow the fusion, in stages
+that `--ladder` judges one by one.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ensemble.config import FusionConfig
-from ensemble.decode import decode
-from ensemble.fuse import Member, aligned, check_members
+from ensemble.chain import stages
+from ensemble.config import LARGEST_FACTOR, FusionConfig
+from ensemble.fuse import (
+    RANKED_LIST,
+    Fusion,
+    Member,
+    aligned,
+    check_members,
+    check_same_ids,
+    listed_counts,
+    row_order,
+)
+from ensemble.ladder import ladder_table
 from ensemble.members import known_gallery, load_members
 from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
+from ensemble.rerank_prior import Reranking
+from ensemble.uit_candidates import check_candidates
 from pab import __version__
 from pab.annotations import Retrieval, read_query_order, read_retrieval
 from pab.config import config_from_args, flag
@@ -20,6 +36,7 @@ from pab.errors import InputError, run_cli
 from pab.evaluate import Evaluation, evaluate
 from pab.files import sha256_of_file
 from pab.label_config import LabelConfig
+from pab.metrics import Metrics, evaluate_scores
 from pab.ranking import (
     check_names,
     order_queries,
@@ -34,7 +51,9 @@ from pab.scores import ScoreFile, save_scores
 class RunConfig(FusionConfig, LabelConfig):
     """What to fuse and what to write; each field is a flag of `python -m ensemble.run`."""
 
-    output_file: str = flag("reproduce.txt", "ranked list to write")
+    output_file: str = flag(
+        "reproduce.txt", "ranked list to write; answer.zip: a zip that holds answer.txt"
+    )
     save_score: str | None = flag(None, "score file of the fused matrix to write")
     top_k: int = flag(10, "names a line of the ranked list")
     annotation: str | None = flag(None, "labelled annotation, or query.json with --answers")
@@ -47,6 +66,16 @@ class RunConfig(FusionConfig, LabelConfig):
         None, "pab, www25, track4 or ucc: fixes files, order and metrics, and checks the answer"
     )
     data_root: str | None = flag(None, "where the protocol's data lie (default: its own place)")
+    rerank: tuple[str, ...] = flag(
+        (), "reranker's scores, NAME=FILE: reorders the first images of each query"
+    )
+    rerank_depth: int = flag(20, "images per query that the reranker reorders")
+    rerank_prior: float = flag(
+        0.5, "what each place further down in the fused order costs, in the reranker's unit"
+    )
+    ladder: bool = flag(
+        False, "print R@1, mAP@10 and the paired interval after every stage; needs labels"
+    )
 
     def check(self) -> None:
         """Refuse values that make no sense alone or together.
@@ -70,10 +99,51 @@ class RunConfig(FusionConfig, LabelConfig):
                 raise InputError(f"--{name}", f"is fixed by --protocol {self.protocol}")
         if self.protocol and self.top_k != ANSWER_NAMES:
             raise InputError("--top_k", f"is fixed by --protocol: {ANSWER_NAMES}")
+        if self.ladder and not (self.annotation or self.protocol):
+            raise InputError("--ladder", "expected labels", todo="give --annotation")
+        self._check_rerank()
+
+    def _check_rerank(self) -> None:
+        """Refuse settings of the reranker that make no sense alone or with the decodings."""
+        if self.rerank_depth < 1:
+            raise InputError("--rerank_depth", f"must be at least 1, found {self.rerank_depth}")
+        if not 0 <= self.rerank_prior <= LARGEST_FACTOR:
+            raise InputError(
+                "--rerank_prior",
+                f"must lie in [0, {LARGEST_FACTOR:g}], found {self.rerank_prior:g}",
+            )
+        if not self.rerank:
+            return
+        if len(self.rerank) > 1:
+            raise InputError(
+                "--rerank", f"expected one reranker, found {len(self.rerank)}",
+                todo="fuse their score files first: ensemble.run --fusion sum --save_score FILE",
+            )  # fmt: skip
+        top = self.decode_top
+        if "assignment" in self.decode and (top is None or top > self.rerank_depth):
+            raise InputError(
+                "--decode_top", "an assignment after --rerank adds up reranker scores, which only "
+                f"the first {self.rerank_depth} images of a query (--rerank_depth) have; found "
+                f"{top}",
+                todo=f"give --decode_top of at most {self.rerank_depth}, and --decode_slack",
+            )  # fmt: skip
+
+    def reranker(self) -> Member | None:
+        """Return the reranker's name and file; None if there is none.
+
+        Raises:
+            InputError: not ``NAME=FILE``.
+        """
+        if not self.rerank:
+            return None
+        name, sign, path = self.rerank[0].partition("=")
+        if not (name and sign and path):
+            raise InputError("--rerank", f"expected NAME=FILE, found {self.rerank[0]!r}")
+        return Member(name, path, 1.0)
 
 
 def run(config: RunConfig) -> None:
-    """Fuse, decode, rank, write; print metrics where there are labels.
+    """Fuse, rerank, decode, rank, write; print metrics where there are labels.
 
     Raises:
         InputError: members or ids that do not fit together; nothing is written.
@@ -81,8 +151,10 @@ def run(config: RunConfig) -> None:
     protocol = load_protocol(config.protocol) if config.protocol else None
     if protocol is not None:
         config = replace(config, **protocol.files(config.data_root), protocol=None)
-    members = config.members()
+    members, reranker = config.members(), config.reranker()
     check_members(members, config.fusion)
+    inputs = [*members, *([reranker] if reranker else [])]
+    check_outputs(config, inputs)
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(
@@ -91,12 +163,28 @@ def run(config: RunConfig) -> None:
             answers=config.answers,
             **config.reading(),
         )
+    labelled = retrieval is not None and retrieval.relevant is not None
+    if config.ladder and not labelled:
+        raise InputError("--ladder", "expected labels, found none", todo="give --answers FILE")
     wanted = read_query_order(config.query_order) if config.query_order else None
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
-    files = load_members(members, wanted or asked, known_gallery(retrieval, config.image_folder))
-    fusion = aligned(
-        members, files, asked, scaling=config.scaling, rule=config.fusion, rank_k=config.rank_k
+    files = load_members(
+        inputs,
+        wanted or asked,
+        known_gallery(retrieval, config.image_folder),
+        queries=config.queries,
+        gallery=config.gallery,
     )
+    check_candidates(members, files[: len(members)], config.uit_k)
+    fusion = aligned(
+        members,
+        files[: len(members)],
+        asked,
+        scaling=config.scaling,
+        rule=config.fusion,
+        rank_k=config.rank_k,
+    )
+    reranking = reranking_of(config, reranker, files[-1], fusion) if reranker else None
     order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
     if protocol is not None and retrieval is not None:
         gallery = sorted(known_gallery(retrieval, config.image_folder) or [])
@@ -105,14 +193,25 @@ def run(config: RunConfig) -> None:
         )
     whole: ScoreFile | None = None  # where something needs more than a few rows at a time
     evaluation: Evaluation | None = None
-    if config.decode != "none" or config.save_score or (retrieval and retrieval.relevant):
-        scores = decode(fusion.matrix(), fusion.query_ids, fusion.gallery_ids, config.decoding())
-        meta = meta_of(config, members, files) if config.save_score else {}  # hashes every file
-        if retrieval is not None and retrieval.relevant is not None:
-            meta["relevance"] = retrieval.relevance
-        whole = ScoreFile(scores, fusion.query_ids, fusion.gallery_ids, meta)
-        names = ranked_names(scores, fusion.gallery_ids, config.top_k)
-        if retrieval is not None and retrieval.relevant is not None:
+    rungs: list[tuple[str, Metrics]] = []
+    if config.decodings() or reranking or config.save_score or labelled:
+        facts: list[dict[str, Any]] = []
+        for stage in stages(
+            fusion.matrix(), fusion.query_ids, fusion.gallery_ids, reranking, config.decodings()
+        ):
+            facts += [stage.facts] if stage.facts else []
+            whole = ScoreFile(stage.scores, fusion.query_ids, fusion.gallery_ids)
+            if config.ladder and retrieval is not None and retrieval.relevant is not None:
+                found = evaluate_scores(whole, retrieval.relevant, where=members[0].path)
+                rungs.append((stage.name, found))
+        assert whole is not None
+        if config.save_score:  # hashes every file
+            meta = meta_of(config, members, reranker, files, facts)
+            if retrieval is not None and labelled:
+                meta["relevance"] = retrieval.relevance
+            whole = replace(whole, meta=meta)
+        names = ranked_names(whole.scores, fusion.gallery_ids, config.top_k)
+        if retrieval is not None and labelled:
             evaluation = evaluate(whole, retrieval, where=members[0].path)
     else:
         columns = fusion.best_columns(config.top_k)
@@ -131,19 +230,85 @@ def run(config: RunConfig) -> None:
           file=sys.stderr)  # fmt: skip
     if evaluation is not None:
         print(evaluation.table(only=protocol.metrics if protocol else None))
+    if rungs:
+        print(f"\n{ladder_table(rungs)}")
+
+
+def check_outputs(config: RunConfig, inputs: Sequence[Member]) -> None:
+    """Refuse to write over a file that is fused.
+
+    Raises:
+        InputError: naming the flag and the file.
+    """
+    for name in ("output_file", "save_score"):
+        path = getattr(config, name)
+        for member in inputs:
+            if path is not None and Path(path).resolve() == Path(member.path).resolve():
+                raise InputError(
+                    f"--{name}", f"{path} is the file of {member.name}: it would be overwritten"
+                )
+
+
+def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: Fusion) -> Reranking:
+    """Return the reranker's scores with the rows and columns of the fusion.
+
+    Raises:
+        InputError: a ranked list, or ids that are not those of the members.
+    """
+    if file.meta.get("model") == RANKED_LIST:
+        raise InputError(
+            reranker.path, "expected a reranker's scores, found a ranked list without scores",
+            todo="give its score file, or its JSON lines with scores",
+        )  # fmt: skip
+    first = fusion.files[0]
+    check_same_ids(file, first, reranker.path, fusion.members[0].path)
+    rows = row_order(file, fusion.query_ids, reranker.path)
+    return Reranking(
+        name=reranker.name,
+        path=reranker.path,
+        scores=file.scores if rows is None else file.scores[rows],
+        listed=listed_counts(file, fusion.query_ids),
+        depth=config.rerank_depth,
+        prior=config.rerank_prior,
+    )
 
 
 def per_query(config: FusionConfig, files: Sequence[ScoreFile]) -> bool:
     """Whether no query's ranking looked at another query, here or in what made the members."""
     made = all(file.meta.get("per_query", True) for file in files)
-    return made and not config.decoding().joint
+    return made and not any(settings.joint for settings in config.decodings())
 
 
 def meta_of(
-    config: FusionConfig, members: Sequence[Member], files: Sequence[ScoreFile]
+    config: RunConfig,
+    members: Sequence[Member],
+    reranker: Member | None,
+    files: Sequence[ScoreFile],
+    decoded: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """What a fused score file says of itself."""
+    """Return what a fused score file says of itself.
+
+    Args:
+        config: of the run.
+        members, reranker: what was fused.
+        files: of all of them.
+        decoded: facts of each decoding.
+    """
     on_test = any(file.meta.get("chosen_on_test", False) for file in files)
+    reranked = (
+        {}
+        if reranker is None
+        else {
+            "rerank": {
+                "name": reranker.name,
+                "file": reranker.path,
+                "sha256": sha256_of_file(reranker.path),
+                "depth": config.rerank_depth,
+                "prior": config.rerank_prior,
+            }
+        }
+    )
+    one = decoded[0] if decoded else {"method": "none"}
     return {
         "model": "ensemble",
         "members": [
@@ -152,7 +317,8 @@ def meta_of(
         ],
         "fusion": config.fusion,
         "scaling": config.scaling,
-        "decode": config.decoding().facts(),
+        **reranked,
+        "decode": one if len(decoded) < 2 else list(decoded),
         "per_query": per_query(config, files),
         "chosen_on": config.chosen_on,
         "chosen_on_test": config.chosen_on_test or on_test,
@@ -160,8 +326,8 @@ def meta_of(
     }
 
 
-def described(config: FusionConfig, members: Sequence[Member]) -> str:
-    """The fusion in one line."""
+def described(config: RunConfig, members: Sequence[Member]) -> str:
+    """Describe the fusion and its stages in one line."""
     if config.fusion == "iterative":
         steps = " -> ".join(
             member.name if i == 0 else f"{member.name} (keep {member.weight:g})"
@@ -171,7 +337,11 @@ def described(config: FusionConfig, members: Sequence[Member]) -> str:
         steps = " + ".join(f"{member.weight:g} {member.name}" for member in members)
     else:
         steps = f"reciprocal ranks of {', '.join(member.name for member in members)}"
-    return steps if config.decode == "none" else f"{steps}, decoded by {config.decode}"
+    reranker = config.reranker()
+    if reranker is not None:
+        steps += f", first {config.rerank_depth} reranked by {reranker.name}"
+    methods = [settings.method for settings in config.decodings()]
+    return f"{steps}, decoded by {', then '.join(methods)}" if methods else steps
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,29 +11,40 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import yaml
 
-from ensemble.config import FusionConfig
-from ensemble.decode import decode
-from ensemble.fuse import Fusion, aligned, check_members, keeps_of
+from ensemble.chain import decoded
+from ensemble.config import LARGEST_FACTOR, FusionConfig
+from ensemble.decode import DecodeSettings
+from ensemble.fuse import Fusion, Member, aligned, check_members, keeps_of, without_weight
 from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
+from ensemble.uit_candidates import check_candidates
 from pab.annotations import Retrieval, read_retrieval
 from pab.config import config_from_args, flag
 from pab.errors import InputError, run_cli
 from pab.files import write_text
 from pab.label_config import LabelConfig
+from pab.metrics import Metrics
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
+SCORE_FLAGS = {
+    "lhp": "beit3_score",
+    "uit": "uit_score",
+    "blip2": "blip2_score",
+    "clip": "clip_score",
+}
 MASKED_SET = "name-masked_test-set"  # of PAB's layout, as are the next two
 TEST_ANNOTATIONS = ("annotation", "test")
 TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
+NUMBERS = {"assignment": "decode_slack", "margin": "decode_tau"}  # of others, the factor
+TAUS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: every query takes part
 FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 
@@ -41,6 +52,8 @@ FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 @dataclass(frozen=True)
 class SearchConfig(FusionConfig, LabelConfig):
     """Members and labels; each field is a flag of `python -m ensemble.search`."""
+
+    finds_weights: ClassVar[bool] = True  # so that no member needs one
 
     annotation: str = flag("", "labelled annotation of the validation split")
     image_folder: str | None = flag(
@@ -54,7 +67,7 @@ class SearchConfig(FusionConfig, LabelConfig):
     grid_step: float = flag(0.0125, "distance of the weights tried in [0, 1] (simplex: 0.05 or so)")
     folds: int = flag(5, "parts of a cross-validated estimate of the result; 0 makes none")
     decode_grid: tuple[float, ...] = flag(
-        (), "with --decode: slacks or factors to choose from (default: a list of usual ones)"
+        (), "with --decode: slacks, factors or taus to choose from (default: a list of usual ones)"
     )
     trials: str = flag("output/ensemble/trials.csv", "every trial")
     out: str = flag("output/ensemble/weights.yaml", "the weights, as ensemble.run --config reads")
@@ -79,13 +92,19 @@ class SearchConfig(FusionConfig, LabelConfig):
                 "--fusion", "the search writes weights of the published, iterative fusion",
                 todo="leave it out: --method simplex searches the shares of one sum",
             )  # fmt: skip
-        if self.decode_grid and self.decode == "none":
+        if len(self.decode) > 1:
+            raise InputError(
+                "--decode", f"the search chooses one decoding's number, found {len(self.decode)}",
+                todo="search with one, and give the others to ensemble.run",
+            )  # fmt: skip
+        if self.decode_grid and not self.decodings():
             raise InputError("--decode_grid", "goes with --decode")
         if self.decode_slack is not None:
             raise InputError("--decode_slack", "is what is searched for: give --decode_grid")
         for value in self.decode_grid:
-            if not value >= 0 or (value == 0 and self.decode != "assignment"):
-                raise InputError("--decode_grid", f"cannot be {value:g} for {self.decode}")
+            least = 0 if self.decode[0] in ("assignment", "margin") else math.nextafter(0, 1)
+            if not least <= value <= LARGEST_FACTOR:
+                raise InputError("--decode_grid", f"cannot be {value:g} for {self.decode[0]}")
         if self.method == "simplex" and self.order != "given":
             raise InputError("--order", "has no meaning for --method simplex")
         if self.chosen_on or self.chosen_on_test:
@@ -133,33 +152,70 @@ def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
 def choose_decoding(
     config: SearchConfig, found: Found, fusion: Fusion, judge: Judge
 ) -> dict[str, Any]:
-    """The best slack or factor of the chosen decoding, as settings; prints what it gives."""
-    is_slack = config.decode == "assignment"
-    name = "decode_slack" if is_slack else "decode_factor"
-    values = config.decode_grid or (SLACKS if is_slack else FACTORS)
-    best: tuple[tuple[float, float], float, str] | None = None
-    for value in values:
-        settings = config.decoding()
-        if is_slack:
-            settings = replace(settings, slack=None if math.isinf(value) else value)
-        else:
-            settings = replace(settings, factor=value)
-        scores = decode(found.scores, fusion.query_ids, fusion.gallery_ids, settings)
+    """Return the best number of the chosen decoding, as settings; print what it gives."""
+    (wanted,) = config.decodings()
+    name = NUMBERS.get(wanted.method, "decode_factor")
+    usual = {"decode_slack": SLACKS, "decode_tau": TAUS, "decode_factor": FACTORS}[name]
+    best: tuple[tuple[float, float], float, Metrics] | None = None
+    for value in config.decode_grid or usual:
+        if wanted.top is not None and math.isinf(value):
+            continue  # not every query can have one of its first images
+        settings = with_number(wanted, value)
+        scores, _ = decoded(found.scores, fusion.query_ids, fusion.gallery_ids, settings)
         metrics = judge(scores)
-        gain = judge.difference(found.metrics, metrics, config.seed)
-        line = (
-            f"decoded by {config.decode}, {name} {value:g}: {judge.figures(metrics)}; gain {gain}"
-        )
         if best is None or judge.key(metrics) > best[0]:
-            best = judge.key(metrics), value, line
+            best = judge.key(metrics), value, metrics
     assert best is not None
-    print(best[2])
-    chosen: dict[str, Any] = {"decode": config.decode}
-    chosen[name] = None if math.isinf(best[1]) else best[1]
-    if config.decode == "sinkhorn":
+    _, value, metrics = best
+    gain = judge.difference(found.metrics, metrics, config.seed)
+    print(f"decoded by {wanted.method}, {name} {value:g}: {judge.figures(metrics)}; gain {gain}")
+    chosen: dict[str, Any] = {"decode": wanted.method, name: None if math.isinf(value) else value}
+    if wanted.method == "sinkhorn":
         chosen["sinkhorn_steps"] = config.sinkhorn_steps
-    if config.decode == "querybank":
+    if wanted.method == "querybank":
         chosen["decode_bank"] = config.decode_bank
+    if wanted.top is not None:
+        chosen |= {"decode_top": wanted.top, "decode_scope": wanted.scope}
+    return chosen
+
+
+def with_number(settings: DecodeSettings, value: float) -> DecodeSettings:
+    """Return the decoding with another slack, tau or factor; an infinite slack is none."""
+    if settings.method == "assignment":
+        return replace(settings, slack=None if math.isinf(value) else value)
+    if settings.method == "margin":
+        return replace(settings, tau=value)
+    return replace(settings, factor=value)
+
+
+def chosen_members(
+    config: SearchConfig, members: Sequence[Member], keeps: Sequence[float]
+) -> dict[str, Any]:
+    """Return the members' files and weights, as settings of `ensemble.run`.
+
+    Args:
+        config: whose files are written down.
+        members: in the order of the fusion.
+        keeps: weight of each member but the first.
+    """
+    chosen: dict[str, Any] = {}
+    for score in SCORE_FLAGS.values():
+        if getattr(config, score):
+            chosen[score] = getattr(config, score)
+    for name in ("queries", "gallery"):  # ids of members without
+        if getattr(config, name):
+            chosen[name] = getattr(config, name)
+    if config.member:
+        chosen["member"] = [without_weight(text) for text in config.member]
+    by_flag = {name for name, score in SCORE_FLAGS.items() if getattr(config, score)}
+    others = []
+    for member, keep in zip(members[1:], keeps, strict=True):
+        if member.name in by_flag:
+            chosen[WEIGHT_FLAGS[member.name]] = keep
+        else:  # given by --member, also if it has the name of a published one
+            others.append(f"{member.name}:{keep:.9g}")
+    if others:
+        chosen["member_weights"] = others
     return chosen
 
 
@@ -190,7 +246,10 @@ def run(config: SearchConfig) -> None:
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
     gallery = known_gallery(retrieval, config.image_folder)
-    files = load_members(members, query_ids, gallery)
+    files = load_members(
+        members, query_ids, gallery, queries=config.queries, gallery=config.gallery
+    )
+    check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
     search = searcher(config, fusion, judge)
@@ -205,19 +264,13 @@ def run(config: SearchConfig) -> None:
             "points of R@1"
         )
     chosen: dict[str, Any] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
-    if config.scaling != "minmax":
-        chosen["scaling"] = config.scaling
-    others = []
     in_order = config.method == "steps" and config.order == "given"
     keeps = [step.weight for step in found.steps] if in_order else keeps_of(found.shares)
-    for member, keep in zip(members[1:], keeps, strict=True):
-        if member.name in WEIGHT_FLAGS:
-            chosen[WEIGHT_FLAGS[member.name]] = keep
-        else:
-            others.append(f"{member.name}:{keep:.9g}")
-    if others:
-        chosen["member_weights"] = others
-    if config.decode != "none":
+    shares = ", ".join(f"{m.name} {s:.4g}" for m, s in zip(members, found.shares, strict=True))
+    print(f"shares of the sum: {shares}")
+    chosen["scaling"] = config.scaling
+    chosen |= chosen_members(config, members, keeps)
+    if config.decodings():
         chosen |= choose_decoding(config, found, fusion, judge)
     header = f"# Weights chosen by: python -m ensemble.search, {len(query_ids)} queries\n"
     write_trials(config.trials, found.trials)

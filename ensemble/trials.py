@@ -20,9 +20,11 @@ from ensemble.fuse import Fusion, blend, shares_of
 from pab.errors import InputError
 from pab.files import write_text
 from pab.metrics import Difference, Metrics, evaluate_scores, paired_bootstrap
+from pab.notices import notice
 from pab.scores import ScoreFile
 
 MOST_SIMPLEX_TRIALS = 20_000
+GRID_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,8 @@ class Simplex:
             InputError: more trials than anybody waits for.
         """
         count, parts = len(fusion.members), max(1, round(1.0 / step))
+        if abs(parts * step - 1.0) > GRID_TOLERANCE:
+            notice("--grid_step", f"{step:g} does not divide 1: shares in steps of 1/{parts}")
         needed = math.comb(parts + count - 1, count - 1)
         if needed > MOST_SIMPLEX_TRIALS:
             raise InputError(

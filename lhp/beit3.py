@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -31,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from pab.devices import attention
 from pab.errors import InputError
 from pab.layers import DropPath
+from pab.notices import notice
 
 Modality: TypeAlias = Literal["A", "B"]
 IMAGE: Modality = "A"
@@ -40,6 +42,13 @@ POSITION_OFFSET = 2  # both position tables keep the two unused leading rows of 
 READ = 1  # of the last block's tokens, those that retrieval reads: the first, as published
 LOGIT_SCALE_INIT = math.log(1 / 0.07)  # CLIP's temperature, as in the published code
 INIT_STD = 0.02  # truncated normal, as in the published code
+# Heads that fine-tuning makes anew if a checkpoint lacks them, as a pre-trained one does.
+RETRIEVAL_HEADS = ("language_head.*", "vision_head.*", "logit_scale")
+# Heads of the other tasks that BEiT-3's release is fine-tuned for (VQA, NLVR2, classification,
+# captioning) and of its pre-training; retrieval has no use for them.
+OTHER_HEADS = (
+    "head.*", "pooler.*", "fc_norm.*", "mlm_head.*", "mim_head.*", "itm_head.*", "lm_head.*",
+)  # fmt: skip
 SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1  # of word and position vectors, own choice
 
 
@@ -373,8 +382,14 @@ def resize_position_table(table: Tensor, patches: int) -> Tensor:
     return torch.cat([extra, grid.to(table.dtype)])
 
 
-def adapt_state(state: dict[str, Tensor], config: Beit3Config) -> dict[str, Tensor]:
-    """A published state dict made to fit ``config``: only the image positions may need resizing."""
+def adapt_state(
+    state: dict[str, Tensor], config: Beit3Config, path: str | Path
+) -> dict[str, Tensor]:
+    """Resize the image positions of a published state dict to ``config``'s resolution.
+
+    Args:
+        path: where it came from, for the notice.
+    """
     name = "beit3.encoder.embed_positions.A.weight"
     table = state.get(name)
     if table is None or table.ndim != 2 or len(table) < POSITION_OFFSET + 2:
@@ -382,7 +397,18 @@ def adapt_state(state: dict[str, Tensor], config: Beit3Config) -> dict[str, Tens
     side = math.isqrt(len(table) - POSITION_OFFSET - 1)
     if side * side != len(table) - POSITION_OFFSET - 1:
         return state
+    if side * side != config.patches:
+        notice(
+            path, f"image positions are resized from {side} x {side} patches to "
+            f"{config.img_size // config.patch_size} x {config.img_size // config.patch_size}",
+        )  # fmt: skip
     return state | {name: resize_position_table(table, config.patches)}
+
+
+def tensor_names(config: Beit3Config) -> frozenset[str]:
+    """Names of a model's tensors; they follow from its depth alone."""
+    with torch.device("meta"):
+        return frozenset(Beit3Retrieval(config).state_dict())
 
 
 def config_of_state(state: dict[str, Tensor], config: Beit3Config) -> Beit3Config:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from lhp.beit3 import (
+    OTHER_HEADS,
     POSITION_OFFSET,
     Beit3Config,
     Beit3Retrieval,
     adapt_state,
     config_of_state,
     model_config,
+    tensor_names,
 )
 from lhp.tokenizer import Tokenizer, pad_batch
 from pab.annotations import GalleryImage
@@ -21,7 +23,7 @@ from pab.checkpoints import load_strict, model_state, read_checkpoint
 from pab.encoding import caption_vectors, image_vectors
 from pab.errors import InputError
 from pab.feature_cache import FeatureCache
-from pab.images import recipe
+from pab.images import ImageReader, recipe
 
 
 def load_model(
@@ -32,7 +34,8 @@ def load_model(
     Args:
         name: architecture, such as ``beit3_large_patch16_384``.
         input_size: another resolution than the name's, pixels.
-        checkpoint: released or own weights; positions are resized to the resolution.
+        checkpoint: released or own weights; positions are resized to the resolution, heads of
+            other tasks are left out.
         tokenizer: must not have more ids than the checkpoint has word vectors.
 
     Raises:
@@ -40,7 +43,7 @@ def load_model(
             vocabulary.
     """
     sizes = model_config(name, input_size=input_size)
-    state = model_state(read_checkpoint(checkpoint), checkpoint)
+    state = model_state(read_checkpoint(checkpoint), checkpoint, tensor_names(sizes))
     sizes = config_of_state(state, sizes)
     if tokenizer.vocab_size > sizes.vocab_size:
         raise InputError(
@@ -52,7 +55,9 @@ def load_model(
     with torch.device("meta"):  # no random weights: each of them is about to be read
         model = Beit3Retrieval(sizes)
     model = model.to_empty(device="cpu")
-    load_strict(model, adapt_state(state, sizes), checkpoint)
+    state = adapt_state(state, sizes, checkpoint)
+    report = load_strict(model, state, checkpoint, allow_unexpected=OTHER_HEADS)
+    report.tell(checkpoint)
     return model.eval()
 
 
@@ -79,6 +84,7 @@ def encode_images(
     dtype: torch.dtype,
     compiled: bool = False,
     cache: FeatureCache | None = None,
+    reader: ImageReader | None = None,
 ) -> Tensor:
     """Vectors of a gallery; holds one batch of images at a time (and the loader's prefetched ones).
 
@@ -91,6 +97,7 @@ def encode_images(
         dtype: number format of matrix products.
         compiled: compile the image half first (:func:`compiled_image_encoder`).
         cache: of this model's vectors.
+        reader: see :func:`pab.encoding.image_vectors`.
 
     Returns:
         float32 [G, D] on the CPU, in the order of ``images``.
@@ -106,6 +113,7 @@ def encode_images(
         weights=model.vision_head.weight.dtype,
         full_batches=compiled,  # one shape, one compilation
         cache=cache,
+        reader=reader,
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from pab.config import flag
 from pab.devices import pick_device
+from pab.encoder import Encoder, OpenEncoder
 from pab.errors import run_cli
 from pab.scoring import (
     ScoringConfig,
@@ -16,6 +20,9 @@ from pab.scoring import (
     score_file_of,
     scoring_command,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -45,43 +52,66 @@ def infer(config: InferConfig) -> None:
     Raises:
         InputError: bad settings, data or checkpoint; nothing is written.
     """
+    device_and_dtype(config)  # refuses what cannot run before the data is read
+    job = prepare(config)
+    with open_encoder(config) as opened:
+        scores = opened.encoder.scores([q.caption for q in job.retrieval.queries], job.gallery)
+    score_file = score_file_of(
+        config,
+        job,
+        scores,
+        model=config.model,
+        checkpoint=config.checkpoint,
+        checkpoint_sha256=opened.checkpoint_sha256,
+    )
+    finish(config, job, score_file)
+
+
+def device_and_dtype(config: InferConfig) -> tuple[torch.device, torch.dtype]:
+    """Where the model runs, and in which number format.
+
+    Raises:
+        InputError: a device that is not there, or a format it cannot run.
+    """
+    from pab.devices import autocast, dtype_of
+
+    device, dtype = pick_device(config.device), dtype_of(config.dtype)
+    autocast(device, dtype)
+    return device, dtype
+
+
+@contextmanager
+def open_encoder(config: InferConfig) -> Iterator[OpenEncoder]:
+    """Load the model and open its cache; settings of the data and the outputs are not used.
+
+    Raises:
+        InputError: bad settings, tokenizer or checkpoint.
+    """
     from lhp.encode import encode_captions, encode_images, load_model
     from lhp.tokenizer import Tokenizer
     from pab.checkpoints import checkpoint_hash
-    from pab.devices import autocast, dtype_of, keep_freed_memory
+    from pab.devices import keep_freed_memory
 
-    device, dtype = pick_device(config.device), dtype_of(config.dtype)
-    autocast(device, dtype)  # refuses a format this device cannot run
+    device, dtype = device_and_dtype(config)
     keep_freed_memory(device)
-    job = prepare(config)
     tokenizer = Tokenizer(config.tokenizer, config.max_text_length)
     model = load_model(config.model, config.input_size, config.checkpoint, tokenizer)
     model = model.to(device, dtype)
-    options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "dtype": dtype}
     sha256 = checkpoint_hash(config.checkpoint)
     with features_of(
         config, device=device, dtype=config.dtype, model=config.model, checkpoint=sha256,
         input_size=model.config.img_size,
     ) as cache:  # fmt: skip
-        images = encode_images(
-            model,
-            job.gallery,
-            num_workers=config.num_workers,
-            compiled=config.compile,
-            cache=cache,
-            **options,
+        options: dict[str, Any] = {
+            "batch_size": config.batch_size, "device": device, "dtype": dtype, "cache": cache,
+        }  # fmt: skip
+        images = partial(
+            encode_images, model, num_workers=config.num_workers, compiled=config.compile, **options
         )
-        captions = [query.caption for query in job.retrieval.queries]
-        texts = encode_captions(model, tokenizer, captions, cache=cache, **options)
-    score_file = score_file_of(
-        config,
-        job,
-        texts @ images.T,  # cosine similarity, [queries, gallery]
-        model=config.model,
-        checkpoint=config.checkpoint,
-        checkpoint_sha256=sha256,
-    )
-    finish(config, job, score_file)
+        texts = partial(encode_captions, model, tokenizer, **options)
+        yield OpenEncoder(
+            Encoder(images, texts), config.model, config.checkpoint, sha256, config.dtype
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

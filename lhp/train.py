@@ -1,20 +1,28 @@
 """Fine-tune LHP: `python -m lhp.train`.
 
 The recipe is the published one (settings in `lhp/config.py`, its steps in `pab/pair_training.py`);
-on several GPUs run it under torchrun. A run that is started again with the same command goes on
+on several GPUs run it under torchrun. A run that is started again with the same command resumes
 from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lhp.beit3 import Beit3Retrieval, adapt_state, model_config, start_from_scratch
+from lhp.beit3 import (
+    OTHER_HEADS,
+    RETRIEVAL_HEADS,
+    Beit3Retrieval,
+    adapt_state,
+    model_config,
+    start_from_scratch,
+)
 from lhp.config import TrainConfig
 from lhp.encode import check_text_length, encode_captions, encode_images
 from lhp.tokenizer import Tokenizer, pad_batch
@@ -25,6 +33,7 @@ from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.pair_data import PairBatch
 from pab.pair_training import PairModel, train_pairs
+from pab.resume import named_files
 from pab.training_command import training_command
 
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
@@ -35,19 +44,27 @@ def train(config: TrainConfig, argv: list[str]) -> None:
 
     Raises:
         InputError: bad settings, data or checkpoint, before anything is written; a training image
-            that cannot be read, or a loss that is not finite, when it is met.
+            that cannot be read, or too many steps in a row that are not finite, during training.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     train_pairs(
-        config, argv, command="python -m lhp.train", build=partial(pair_model, config, tokenizer)
+        config,
+        argv,
+        command="python -m lhp.train",
+        files=named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model),
+        build=partial(pair_model, config, tokenizer),
     )
 
 
 def pair_model(
-    config: TrainConfig, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    dtype: torch.dtype,
+    resumed: Mapping[str, str] | None,
 ) -> PairModel:
-    """The model with what the recipe has to know of it."""
-    model = build_model(config, tokenizer).to(device)
+    """The model with what the recipe has to know of it; ``resumed`` means no start weights."""
+    model = build_model(config, tokenizer, start=resumed is None).to(device)
     layers = model.config.layers
 
     def score(retrieval: Retrieval) -> Tensor:
@@ -76,8 +93,15 @@ def pair_model(
     )
 
 
-def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
-    """The model with weights for a start from scratch, or with those of ``--finetune``."""
+def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True) -> Beit3Retrieval:
+    """Build the model with weights for a start from scratch, or with those of ``--finetune``.
+
+    Retrieval heads that ``--finetune`` lacks begin anew; heads of other tasks are left out.
+    ``start=False`` leaves torch's own weights, for a checkpoint to replace.
+
+    Raises:
+        InputError: sizes, vocabulary or checkpoint that do not fit.
+    """
     sizes = model_config(config.model, input_size=config.input_size)
     if "_mini_" in config.model or "_debug_" in config.model:  # from scratch, with own vocabulary
         sizes = dataclasses.replace(
@@ -93,11 +117,18 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Beit3Retrieval:
             f"has {tokenizer.vocab_size} ids, the model's word table only {sizes.vocab_size}",
         )
     model = Beit3Retrieval(sizes)
+    if not start:
+        return model
     if not config.finetune:
         start_from_scratch(model)
         return model
-    state = adapt_state(model_state(read_checkpoint(config.finetune), config.finetune), sizes)
-    load_strict(model, state, config.finetune)
+    path = config.finetune
+    state = model_state(read_checkpoint(path), path, model.state_dict().keys())
+    report = load_strict(
+        model, adapt_state(state, sizes, path), path,
+        allow_missing=RETRIEVAL_HEADS, allow_unexpected=OTHER_HEADS,
+    )  # fmt: skip
+    report.tell(path)
     return model
 
 

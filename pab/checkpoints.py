@@ -24,35 +24,52 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pab.errors import InputError
+from pab.file_kinds import Kind, file_kind
 from pab.files import atomic_path, existing_file, sha256_of_file
-from pab.tensor_files import read_tensors, write_tensors
+from pab.notices import notice
+from pab.state_dicts import model_state as model_state
+from pab.tensor_files import other_kind, read_tensors, write_tensors
 
-STATE_KEYS = ("model", "module", "state_dict")  # where released checkpoints keep the weights
-WRAPPER_PREFIX = "module."  # DistributedDataParallel puts it before every name
 NAMES_SHOWN = 5  # how many tensor names an error lists
-TRAINING_STATE_VERSION = 1
+# 2: a state also holds skipped steps, facts of its weight files and hashes of the run's files.
+TRAINING_STATE_VERSION = 2
+READABLE_STATE_VERSIONS = (1, TRAINING_STATE_VERSION)
+STATE_MARK = "training_state"  # key of a training state's version
+SINCE_VERSION_2 = {"skipped", "facts", "content"}  # fields of a state
 LET_IN = (argparse.Namespace,)  # classes a checkpoint may hold besides tensors and plain values
+SAFETENSORS = ".safetensors"
+COPY_AGAIN = "copy or download it again from where it came"  # the remedy for a damaged checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; large tensors stay on disk until they are used.
 
+    The content tells the format, not the name.
+
     Args:
-        path: ``.safetensors`` (gives ``{"model": tensors, "metadata": {str: str}}``), or what
-            ``torch.save`` wrote, under any other ending.
+        path: a safetensors file (gives ``{"model": tensors, "metadata": {str: str}}``), or what
+            ``torch.save`` wrote.
 
     Raises:
         InputError: no such file, no checkpoint, damaged, or holding Python objects.
     """
     path = existing_file(path, "a checkpoint")
-    if path.suffix == ".safetensors":
+    found = file_kind(path)
+    named_safetensors = path.suffix == SAFETENSORS
+    if found.kind is Kind.SAFETENSORS:
+        if path.suffix and not named_safetensors:
+            notice(path, f"a safetensors file with the ending {path.suffix}, read as one")
         return _read_safetensors(path)
-    loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN)
+    if named_safetensors and found.kind is not Kind.TORCH:
+        raise other_kind(path, "a safetensors file", found, COPY_AGAIN)
+    if named_safetensors:
+        notice(path, f"a file of torch.save with the ending {SAFETENSORS}, read as one")
+    loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN, todo=COPY_AGAIN)
     if not isinstance(loaded, Mapping):
         raise InputError(
             path, f"expected a checkpoint (a dict of tensors), found {type(loaded).__name__}"
         )
-    return dict(loaded)
+    return weights_of_state(loaded, path) if STATE_MARK in loaded else dict(loaded)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -62,45 +79,28 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             return {"model": tensors, "metadata": handle.metadata() or {}}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            path, f"expected a safetensors file, found none or a damaged one ({error})",
-            todo="check its size and fetch it again",
-        ) from error  # fmt: skip
-
-
-def model_state(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The weights inside a checkpoint: under ``model``, ``module`` or ``state_dict``, or itself.
-
-    The ``module.`` that DistributedDataParallel puts before every name is taken off.
-
-    Raises:
-        InputError: there are none, or an entry is no tensor.
-    """
-    found: Mapping[str, Any] = checkpoint
-    for key in STATE_KEYS:
-        if isinstance(checkpoint.get(key), Mapping):
-            found = checkpoint[key]
-            break
-    if not found:
-        raise InputError(path, "expected a model's weights, found an empty dict")
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InputError(
-                path, f"expected a tensor, found {type(value).__name__}", item=f"entry {name!r}",
-                todo=f"weights are looked for under {', '.join(STATE_KEYS)}, then at the top",
-            )  # fmt: skip
-    if all(name.startswith(WRAPPER_PREFIX) for name in found):
-        return {name.removeprefix(WRAPPER_PREFIX): value for name, value in found.items()}
-    return dict(found)
+            path, f"expected a safetensors file, found a damaged one ({error})", todo=COPY_AGAIN
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a loading did, by tensor name; all but ``loaded`` were allowed by the caller."""
+    """Result of a loading, by tensor name; all but ``loaded`` were allowed by the caller."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]  # in the model, not in the checkpoint: the model keeps its own
     unexpected: tuple[str, ...]  # in the checkpoint, not in the model: left out
     ignored: tuple[str, ...]  # left out of the comparison, on either side
+
+    def tell(self, path: str | Path) -> None:
+        """Print one notice each about parts that begin anew and parts that are left out."""
+        for what, names in (("begin anew", self.missing), ("left out", self.unexpected)):
+            if names:
+                groups = sorted({".".join(name.split(".")[:2]) for name in names})
+                more = f" and {len(groups) - NAMES_SHOWN} more" if len(groups) > NAMES_SHOWN else ""
+                notice(
+                    path, f"{what}: {len(names)} tensors ({', '.join(groups[:NAMES_SHOWN])}{more})"
+                )
 
 
 def load_strict(
@@ -217,7 +217,7 @@ def save_weights(
     path = Path(path)
     facts = {str(key): str(value) for key, value in sorted((metadata or {}).items())}
     tensors = _apart(state)
-    if path.suffix == ".safetensors":
+    if path.suffix == SAFETENSORS:
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=facts)
             _sort_metadata(temporary)
@@ -260,9 +260,9 @@ def _sort_metadata(path: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything a training run needs to go on as if it had never stopped.
+    """State of a training run, from which it resumes exactly.
 
-    Tensors and plain containers only; ``rng`` has one :func:`rng_state` a process, by rank.
+    Holds tensors and plain containers only. ``rng`` has one :func:`rng_state` per process, by rank.
     """
 
     model: dict[str, Tensor]
@@ -275,6 +275,11 @@ class TrainingState:
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     ema: dict[str, Any] | None = None
     best_metric: float | None = None
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # steps: total, in_row
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)  # of its weight files
+    content: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # setting -> hash of its files
 
 
 def save_training_state(path: str | Path, state: TrainingState) -> None:
@@ -288,25 +293,61 @@ def save_training_state(path: str | Path, state: TrainingState) -> None:
         field.name: _plain(getattr(state, field.name), field.name)
         for field in dataclasses.fields(state)
     }
-    write_tensors(path, {"training_state": TRAINING_STATE_VERSION, **fields})
+    write_tensors(path, {STATE_MARK: TRAINING_STATE_VERSION, **fields})
 
 
-def load_training_state(path: str | Path) -> TrainingState:
-    """Read a training state back, onto the CPU and into memory (not mapped: it will be written to).
+def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingState:
+    """Read a training state, of this version or an earlier one, onto the CPU.
+
+    Args:
+        path: the file.
+        mmap: leave tensors on disk until they are used; for a caller that does not write to them.
 
     Raises:
-        InputError: no such file, damaged, or no training state of this version.
+        InputError: no such file, damaged, or no training state of a known version.
     """
-    loaded = read_tensors(path, "a training state", mmap=False, also=LET_IN)
-    version = loaded.pop("training_state", None) if isinstance(loaded, dict) else None
+    loaded = read_tensors(path, "a training state", mmap=mmap, also=LET_IN)
+    version = loaded.pop(STATE_MARK, None) if isinstance(loaded, dict) else None
     names = {field.name for field in dataclasses.fields(TrainingState)}
-    if version != TRAINING_STATE_VERSION or loaded.keys() != names:
+    if version == 1:
+        names -= SINCE_VERSION_2
+    if version not in READABLE_STATE_VERSIONS or loaded.keys() != names:
         raise InputError(
-            path, f"expected a training state of version {TRAINING_STATE_VERSION}, found "
+            path, f"expected a training state of version 1 to {TRAINING_STATE_VERSION}, found "
             + ("another file" if version is None else f"version {version}"),
             todo="weights alone start a run with --finetune; they cannot resume one",
         )  # fmt: skip
     return TrainingState(**loaded)
+
+
+def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Weights inside a training state: what the run's ``checkpoint-final.pth`` would hold now.
+
+    Args:
+        loaded: a training state as it is in its file.
+        path: the file, for the notice.
+
+    Returns:
+        ``{"model": ..., "metadata": ..., "config": ...}``: the averaged weights if the run keeps an
+        average, else its own; facts of its weight files; its settings.
+
+    Raises:
+        InputError: the file has no weights.
+    """
+    weights, average = loaded.get("model"), loaded.get("ema")
+    if not isinstance(weights, Mapping):
+        raise InputError(path, "expected a training state, found one without weights")
+    kind = "its weights"
+    if isinstance(average, Mapping):
+        averaged = {**average["shadow"], **average["buffers"]}
+        weights = {name: averaged.get(name, tensor) for name, tensor in weights.items()}
+        kind = "its averaged weights (--ema_decay)"
+    notice(path, f"a training state; {kind} are used")
+    return {
+        "model": dict(weights),
+        "metadata": dict(loaded.get("facts") or {}),
+        "config": dict(loaded.get("config") or {}),
+    }
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -340,11 +340,12 @@ def _convert_choice(value: Any, kind: Any) -> Any:
 
 def _convert_tuple(value: Any, kind: Any) -> tuple[Any, ...]:
     element, count = _tuple_of(kind)
-    if count == "*" and element is str:
-        texts = value if isinstance(value, (list, tuple)) else [value]
-        value = [str(text) if type(text) is int else text for text in texts]
+    if count == "*" and isinstance(value, (str, int, float)):
+        value = [value]  # YAML: one value where a list may stand
     if not isinstance(value, (list, tuple)) or (count != "*" and len(value) != count):
         raise _WrongType(f"expected {_describe(kind)}, found {_found(value)}")
+    if element is str:
+        value = [str(part) if type(part) is int else part for part in value]  # YAML: 3 for "3"
     return tuple(_convert(part, element) for part in value)
 
 

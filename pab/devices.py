@@ -160,6 +160,15 @@ def keep_freed_memory(device: torch.device) -> None:
     mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def return_freed_memory() -> None:
+    """Return the memory this process has freed, even after :func:`keep_freed_memory`.
+
+    For a process that has held far more than it will need again. Does nothing outside glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def seed_everything(seed: int, rank: int = 0) -> None:
     """Seed Python's, NumPy's and torch's generators (all devices) with ``seed + rank``."""
     random.seed(seed + rank)

@@ -16,7 +16,7 @@ from pab import processes
 from pab.annotations import GalleryImage
 from pab.devices import autocast
 from pab.feature_cache import FeatureCache, caption_digest
-from pab.images import ImageTransform, image_loader
+from pab.images import ImageReader, ImageTransform, image_loader
 
 Encode = Callable[[Tensor], Tensor]  # a batch on the model's device -> unit vectors [B, D]
 
@@ -27,12 +27,13 @@ def loaded(
     transform: ImageTransform,
     batch_size: int,
     num_workers: int,
+    reader: ImageReader | None = None,
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Some of a gallery's images: pixels [B, 3, S, S] and their positions, a batch at a time."""
     if not positions:
         return
     some = [images[position] for position in positions]
-    for pixels, places in image_loader(some, transform, batch_size, num_workers):
+    for pixels, places in image_loader(some, transform, batch_size, num_workers, reader=reader):
         yield pixels, [positions[place] for place in places]
 
 
@@ -49,6 +50,7 @@ def image_vectors(
     weights: torch.dtype,
     full_batches: bool = False,
     cache: FeatureCache | None = None,
+    reader: ImageReader | None = None,
 ) -> Tensor:
     """Vectors of a gallery; holds one batch of images at a time (and the loader's prefetched ones).
 
@@ -64,19 +66,22 @@ def image_vectors(
         full_batches: repeat the last image until the last batch is as large as the others, for an
             encoder compiled for one shape.
         cache: of this encoder's vectors; only images that are not in it are encoded.
+        reader: decodes the files; None reads a benchmark's images.
 
     Returns:
-        float32 [G, D] on the CPU, in the order of ``images``.
+        float32 [G, D] on the CPU, in the order of ``images``. The row of an image that the reader
+        collects as unreadable is zero.
     """
+    reader = reader or ImageReader()
     mine = list(processes.share_of(len(images)))
     digests: dict[int, bytes] = {}
     known: list[int] = []
     new = mine
     if cache is not None:
-        digests, known, new = cache.of_images(images, mine, num_workers)
+        digests, known, new = cache.of_images(images, mine, num_workers, reader)
     parts = [cache.vectors([digests[i] for i in known])] if cache is not None and known else []
     order = list(known)
-    for pixels, places in loaded(images, new, transform, batch_size, num_workers):
+    for pixels, places in loaded(images, new, transform, batch_size, num_workers, reader):
         rows = len(pixels)
         if full_batches and rows < batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(batch_size - rows, -1, -1, -1)])
@@ -86,6 +91,10 @@ def image_vectors(
             cache.keep([digests[place] for place in places], vectors)
         parts.append(vectors)
         order += places
+    failed = [i for i in mine if images[i].gallery_id in (reader.unreadable or {})]
+    if failed:
+        parts.append(torch.zeros(len(failed), parts[0].shape[1] if parts else 0))
+        order += failed
     return processes.assemble(order, torch.cat(parts) if parts else None, len(images), device)
 
 

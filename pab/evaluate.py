@@ -1,10 +1,11 @@
-"""How well a score file or a ranked list retrieves, in total and for normal and abnormal queries.
+"""Evaluation of scores and ranked lists, in total and for normal and abnormal queries.
 
 Command line::
 
     python -m pab.evaluate --score FILE --annotation FILE [--answers FILE]
     python -m pab.evaluate --predictions FILE.txt --annotation FILE [--query_order FILE]
 
+Both flags take every form of :mod:`pab.score_forms`; the content tells a ranked list from scores.
 ``--json FILE`` writes the figures for machines, ``--trec PREFIX`` writes ``PREFIX.run`` and
 ``PREFIX.qrels`` for other tools, ``--intervals`` adds 95 % bootstrap intervals. The metrics are
 defined in :mod:`pab.metrics`.
@@ -33,19 +34,24 @@ from pab.metrics import (
     evaluate_scores,
     twin_preference,
 )
-from pab.ranking import order_queries, read_ranked_list, rows_in_order, top_k
+from pab.names import respelt
+from pab.notices import notice
+from pab.ranking import order_queries, rows_in_order, some
 from pab.records import Relevance
+from pab.score_contents import Listing
+from pab.score_export import DEFAULT_TOP_K, Ranking, check_words, ranking_of, trec_lines
+from pab.score_forms import read_form
 
 if TYPE_CHECKING:
     from pab.scores import ScoreFile
 
 TWIN = "over twin"  # share of the queries with a twin that rank the right image above it
-TREC_DEPTH = 1000  # places a query in a TREC run, that format's custom
+SHORT_LIST = 10  # places that R@10 and mAP@10 look at
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a ranking scored, query by query.
+    """Metrics of a ranking, query by query.
 
     Attributes:
         metrics: per-query values, ``Q`` queries.
@@ -146,6 +152,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a score file against the labels of an annotation.
 
+    Scores of a form that lists only some images per query (``score_file.listed``) may lack queries
+    and images: a right image that is not listed counts as not found, and a query that is not there
+    as a miss. Ids in another spelling are matched.
+
     Args:
         score_file: scores ``[Q, G]``.
         retrieval: the same queries, with labels; the rows may be in another order.
@@ -154,20 +164,48 @@ def evaluate(
     Raises:
         InputError: no labels, or ids of queries or images that do not match.
     """
+    from pab.scores import respell
+
     relevant = _labels(retrieval)
     query_ids = [query.query_id for query in retrieval.queries]
+    score_file = respell(score_file, query_ids, _known_images(retrieval, relevant), where=where)
+    is_complete = score_file.listed is None
+    missing: list[str] = []
+    if not is_complete:
+        there = set(score_file.query_ids)
+        missing = [query_id for query_id in query_ids if query_id not in there]
+        query_ids = [query_id for query_id in query_ids if query_id in there]
     rows_in_order(score_file.query_ids, query_ids, where=where, order_name="the annotation")
     if retrieval.gallery is not None:
         gallery_ids = sorted(image.gallery_id for image in retrieval.gallery)
-        if gallery_ids != score_file.gallery_ids:
+        unknown = sorted(set(score_file.gallery_ids) - set(gallery_ids))
+        if is_complete and gallery_ids != score_file.gallery_ids:
             rows_in_order(
                 score_file.gallery_ids, gallery_ids, where=where, order_name="the gallery"
             )
+        elif unknown:
+            raise InputError(where, f"expected images of the gallery, found {some(unknown)}")
     metrics = evaluate_scores(score_file, relevant, where=where)
     twin = twin_preference(score_file, metrics, retrieval.twins, where=where)
-    groups = _groups(retrieval, score_file.query_ids)
-    n_gallery = len(score_file.gallery_ids)
+    if missing:
+        notice(
+            where,
+            f"{len(missing)} of {len(missing) + len(query_ids)} queries are missing, and count as "
+            f"misses: {some(missing)}",
+        )
+        metrics = metrics.with_misses(missing)
+        missed_twins = [0.0 if query_id in retrieval.twins else np.nan for query_id in missing]
+        twin = np.concatenate([twin, missed_twins])
+    groups = _groups(retrieval, metrics.query_ids)
+    n_gallery = len(score_file.gallery_ids if retrieval.gallery is None else retrieval.gallery)
     return Evaluation(metrics, groups, twin, n_gallery, retrieval.relevance)
+
+
+def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) -> list[str]:
+    """The images whose spelling is known: the gallery, or else the right answers."""
+    if retrieval.gallery is not None:
+        return [image.gallery_id for image in retrieval.gallery]
+    return sorted(frozenset().union(*relevant.values()))
 
 
 def evaluate_predictions(
@@ -191,7 +229,12 @@ def evaluate_predictions(
     relevant = _labels(retrieval)
     query_ids = order_queries([query.query_id for query in retrieval.queries], query_order)
     if len(names) != len(query_ids):
-        raise InputError(where, f"expected {len(query_ids)} lines, one a query, found {len(names)}")
+        raise InputError(
+            where, f"expected {len(query_ids)} lines, one per query, found {len(names)}"
+        )
+    listed = {name for line in names for name in line}
+    spelt = respelt(listed, _known_images(retrieval, relevant), where)
+    names = [[spelt[name] for name in line] for line in names]
     if retrieval.gallery is not None:
         known = {image.gallery_id for image in retrieval.gallery}
         for number, line in enumerate(names, start=1):
@@ -202,7 +245,15 @@ def evaluate_predictions(
                         f"expected names of the gallery, found {name!r}, which it does not hold",
                         item=f"line {number}",
                     )
-    metrics = evaluate_lists(names, query_ids, relevant, where=where)
+    n_gallery = None if retrieval.gallery is None else len(retrieval.gallery)
+    shortest = min(map(len, names))
+    if shortest < SHORT_LIST and shortest != n_gallery:
+        notice(
+            where,
+            f"names {shortest} images per query; a right image beyond them counts as not found, in "
+            f"R@{SHORT_LIST} and mAP@{SHORT_LIST} too",
+        )
+    metrics = evaluate_lists(names, query_ids, relevant, n_gallery=n_gallery, where=where)
     return Evaluation(metrics, _groups(retrieval, query_ids), None, None, retrieval.relevance)
 
 
@@ -230,60 +281,46 @@ def _groups(retrieval: Retrieval, query_ids: Sequence[str]) -> dict[str, NDArray
 def write_trec(
     prefix: str | Path,
     query_ids: Sequence[str],
-    ranking: Sequence[tuple[Sequence[str], FloatArray]],
+    ranking: Sequence[Ranking],
     relevant: Mapping[str, frozenset[str]],
 ) -> None:
-    """Write ``PREFIX.run`` (up to 1,000 places a query) and ``PREFIX.qrels`` in TREC's format.
+    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC's format.
 
-    Other tools sort by score and break ties by rules of their own. A score that is not below
-    the one before it is therefore written as the next smaller float32: the order is the same.
+    The run keeps the order of images with equal scores (:func:`pab.score_export.trec_lines`).
 
     Args:
         prefix: of the two files' names.
         query_ids: ``Q`` ids.
         ranking: for each query the gallery names, best first, and their scores.
-        relevant: query id -> the gallery ids that are right.
+        relevant: query id -> the gallery ids that are right; more queries than ranked ones are
+            those that the ranking lacks.
 
     Raises:
         InputError: an id holds a blank, which the format cannot carry.
     """
-    run: list[str] = []
+    run = "".join(trec_lines(f"{prefix}.run", query_ids, ranking))
     qrels: list[str] = []
-    for query_id, (names, scores) in zip(query_ids, ranking, strict=True):
-        right = sorted(relevant[query_id])
-        for one in (query_id, *names, *right):
-            if one.split() != [one]:
-                raise InputError(f"{prefix}.run", f"expected ids without blanks, found {one!r}")
-        below = np.float32(np.inf)
-        for rank, (name, score) in enumerate(zip(names, scores, strict=True), start=1):
-            below = min(np.float32(score), np.nextafter(below, np.float32(-np.inf)))
-            run.append(f"{query_id} Q0 {name} {rank} {below:.9g} pab\n")
-        qrels.extend(f"{query_id} 0 {name} 1\n" for name in right)
-    write_text(f"{prefix}.run", "".join(run))
+    for query_id, images in relevant.items():
+        check_words(f"{prefix}.qrels", (query_id, *images))
+        qrels.extend(f"{query_id} 0 {name} 1\n" for name in sorted(images))
+    write_text(f"{prefix}.run", run)
     write_text(f"{prefix}.qrels", "".join(qrels))
 
 
-def _score_ranking(score_file: ScoreFile) -> list[tuple[list[str], FloatArray]]:
-    ranking = []
-    best = top_k(score_file.scores, TREC_DEPTH)
-    values = score_file.scores.gather(1, best).double().numpy()
-    for row, columns in enumerate(best.tolist()):
-        ranking.append(([score_file.gallery_ids[column] for column in columns], values[row]))
-    return ranking
-
-
-def _list_ranking(names: Sequence[Sequence[str]]) -> list[tuple[Sequence[str], FloatArray]]:
-    return [(line, np.arange(len(line), 0, -1, dtype=np.float64)) for line in names]
+def _list_ranking(names: Sequence[Sequence[str]], top_k: int) -> list[Ranking]:
+    return [(line[:top_k], np.arange(len(line), 0, -1, dtype=np.float32)[:top_k]) for line in names]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the metrics of a score file or of a ranked list."""
+    """Print the metrics of scores or of a ranked list, in any form."""
     parser = CommandParser(
         prog="python -m pab.evaluate", description=main.__doc__, allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--score", type=Path, help="score file (.pt)")
-    source.add_argument("--predictions", type=Path, help="ranked list (.txt)")
+    source.add_argument("--score", type=Path, help="score file (.pt), or scores in any other form")
+    source.add_argument(
+        "--predictions", type=Path, help="ranked list (.txt, answer.zip), or in any other form"
+    )
     parser.add_argument(
         "--annotation",
         type=Path,
@@ -297,22 +334,32 @@ def main(argv: list[str] | None = None) -> None:
         help="the gallery's folder, or the root of the annotation's image paths",
     )
     parser.add_argument(
-        "--query_order", type=Path, help="the query id of each line of --predictions, one a line"
+        "--query_order", type=Path, help="the query id of each line of a ranked list, one per line"
+    )
+    parser.add_argument(
+        "--queries", type=Path, help="query ids of the rows, for scores without ids"
+    )
+    parser.add_argument(
+        "--gallery",
+        type=Path,
+        help="image names of the columns, or the gallery's folder, for scores without ids",
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--trec", metavar="PREFIX", help="also write PREFIX.run and PREFIX.qrels")
+    parser.add_argument(
+        "--top_k",
+        type=int,
+        help=f"images per query in PREFIX.run (default: {DEFAULT_TOP_K} at most)",
+    )
     parser.add_argument(
         "--intervals", action="store_true", help="with 95%% bootstrap intervals over queries"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     add_label_flags(parser)
     args = parser.parse_args(argv)
-    if args.query_order and args.score:
-        raise InputError(
-            "--query_order",
-            "a score file carries its query ids",
-            todo="use --query_order with --predictions only",
-        )
+    path = args.score or args.predictions
+    if args.top_k is not None and (not args.trec or args.top_k < 1):
+        raise InputError("--top_k", f"goes with --trec, from 1 up; found {args.top_k}")
     retrieval = read_retrieval(
         args.annotation,
         image_folder=args.image_folder,
@@ -324,30 +371,42 @@ def main(argv: list[str] | None = None) -> None:
 
         retrieval = replace(retrieval, gallery=list_gallery(args.image_folder))
     relevant = _labels(retrieval, args.annotation)
-    ranking: Sequence[tuple[Sequence[str], FloatArray]]
-    if args.score:
-        from pab.scores import load_scores  # imports torch, which --help should not wait for
-
-        score_file = load_scores(args.score)
-        evaluation = evaluate(score_file, retrieval, where=args.score)
-        ranking = _score_ranking(score_file) if args.trec else []
-    else:
-        names = read_ranked_list(args.predictions)
-        order = None
-        if args.query_order:
-            query_ids = [query.query_id for query in retrieval.queries]
-            listed = read_query_order(args.query_order)
-            order = order_queries(query_ids, listed, where=args.query_order)
-        evaluation = evaluate_predictions(
-            names, retrieval, query_order=order, where=args.predictions
+    found = read_form(path)
+    is_list = isinstance(found, Listing) and found.query_ids is None
+    if args.query_order and not is_list:
+        raise InputError(
+            "--query_order",
+            "a score file carries its query ids",
+            todo="use --query_order with ranked lists, and --queries with scores without ids",
         )
-        ranking = _list_ranking(names)
+    top_k = args.top_k or DEFAULT_TOP_K
+    ranking: Sequence[Ranking]
+    if isinstance(found, Listing) and is_list:
+        order_file = args.query_order or args.queries
+        order = None
+        if order_file:
+            query_ids = [query.query_id for query in retrieval.queries]
+            order = order_queries(query_ids, read_query_order(order_file), where=order_file)
+        evaluation = evaluate_predictions(found.names, retrieval, query_order=order, where=path)
+        ranked_ids = evaluation.metrics.query_ids
+        ranking = _list_ranking(found.names, top_k)
+    else:
+        from pab.scores import read_gallery_ids, read_query_ids, to_score_file
+
+        score_file = to_score_file(
+            found,
+            path,
+            query_ids=read_query_ids(args.queries) if args.queries else None,
+            gallery_ids=read_gallery_ids(args.gallery) if args.gallery else None,
+        )
+        evaluation = evaluate(score_file, retrieval, where=path)
+        ranked_ids = score_file.query_ids
+        ranking = ranking_of(score_file, top_k) if args.trec else []
     if args.trec:
-        write_trec(args.trec, evaluation.metrics.query_ids, ranking, relevant)
+        write_trec(args.trec, ranked_ids, ranking, relevant)
     if args.json:
         figures = evaluation.to_json(intervals=args.intervals, seed=args.seed)
-        source_file = str(args.score or args.predictions)
-        write_json(args.json, {"file": source_file, "annotation": str(args.annotation), **figures})
+        write_json(args.json, {"file": str(path), "annotation": str(args.annotation), **figures})
     print(evaluation.table(intervals=args.intervals, seed=args.seed))
 
 

@@ -1,7 +1,7 @@
-"""Weights of a checkpoint as one small file: `python -m pab.export_weights FILE --out FILE`.
+"""Write a checkpoint's weights alone to a file: `python -m pab.export_weights FILE --out FILE`.
 
-A training state or a released checkpoint holds more than weights, and holds them in float32; what
-is shared or shipped is the weights alone, in half precision where that is wanted.
+A training state or a released checkpoint holds more than weights, in float32. The exported file
+holds the weights under the model's own names, adapters merged, in half precision on request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     """Write the weights of ``source`` to ``out`` (``.safetensors`` or ``.pth``) in ``dtype``.
 
     Raises:
-        InputError: no checkpoint, another ending, or a weight that the format cannot hold.
+        InputError: no checkpoint, another ending, adapters that cannot be merged, or a weight that
+            is not finite, in the file or in the format.
     """
     import torch
 
@@ -29,7 +30,10 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     for name, tensor in model_state(checkpoint, source).items():
         state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
         if not bool(torch.isfinite(state[name]).all()):
-            raise InputError(source, f"does not fit into {dtype}", item=f"tensor {name!r}")
+            problem = f"does not fit into {dtype}"
+            if not bool(torch.isfinite(tensor).all()):
+                problem = "expected finite weights, found NaN or infinity"
+            raise InputError(source, problem, item=f"tensor {name!r}")
     metadata = checkpoint.get("metadata")
     save_weights(out, state, {**(metadata if isinstance(metadata, dict) else {}), "dtype": dtype})
 

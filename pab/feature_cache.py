@@ -29,6 +29,7 @@ from torch import Tensor
 from pab.annotations import GalleryImage
 from pab.errors import InputError
 from pab.files import sha256_of_file, write_text
+from pab.images import ImageReader
 
 FORMAT = 1  # of the files; part of the key, so that another format is another cache
 DIGEST_BYTES = 32
@@ -123,7 +124,11 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         return torch.from_numpy(np.stack([self._matrix(part, row)[row] for part, row in rows]))
 
     def of_images(
-        self, images: Sequence[GalleryImage], positions: Sequence[int], num_workers: int
+        self,
+        images: Sequence[GalleryImage],
+        positions: Sequence[int],
+        num_workers: int,
+        reader: ImageReader | None = None,
     ) -> tuple[dict[int, bytes], list[int], list[int]]:
         """What this cache knows of some of a gallery's images.
 
@@ -131,15 +136,25 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             images: the gallery.
             positions: of those that are asked for.
             num_workers: threads that read the files.
+            reader: decodes the files; None reads a benchmark's images.
 
         Returns:
             The hash at each position, positions whose vectors are here, and those to be encoded.
+            Images that the reader collects as unreadable are in none of them.
 
         Raises:
             InputError: a file cannot be read.
         """
+        reader = reader or ImageReader()
+        digests = {}
         found = digests_of([images[i].path for i in positions], num_workers)
-        digests = dict(zip(positions, found, strict=True))
+        for position, digest in zip(positions, found, strict=True):
+            if not isinstance(digest, InputError):
+                digests[position] = _under_key(digest, reader.cache_key)
+            elif reader.unreadable is None:
+                raise digest
+            else:
+                reader.unreadable[images[position].gallery_id] = digest
         return digests, *self.split(digests)
 
     def keep(self, digests: Sequence[bytes], vectors: Tensor) -> None:
@@ -207,18 +222,19 @@ def caption_digest(ids: Sequence[int | str]) -> bytes:
     return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()
 
 
-def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes]:
-    """SHA-256 of image files, read by several threads.
+def _under_key(digest: bytes, key: str) -> bytes:
+    """The hash under which an image is cached; the file's own for a benchmark's images."""
+    return hashlib.sha256(f"{key} ".encode() + digest).digest() if key else digest
 
-    Raises:
-        InputError: a file cannot be read.
-    """
 
-    def digest(path: Path) -> bytes:
+def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes | InputError]:
+    """SHA-256 of each file, or the error of one that cannot be read; read by several threads."""
+
+    def digest(path: Path) -> bytes | InputError:
         try:
             return bytes.fromhex(sha256_of_file(path))
         except OSError as error:
-            raise InputError(path, f"cannot be read: {error.strerror or error}") from error
+            return InputError(path, f"cannot be read: {error.strerror or error}")
 
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
         return list(pool.map(digest, paths))

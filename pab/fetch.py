@@ -1,9 +1,9 @@
-"""Public checkpoints into `checkpoints/`, on a machine with internet: `python -m pab.fetch NAME`.
+"""Fetch public checkpoints into `checkpoints/`, with internet: `python -m pab.fetch NAME`.
 
-Without a name it says which files there are, which are missing and where each comes from, as
-`--check` does. A download goes on where an earlier one stopped; a file's size and SHA-256 are then
-written into the table of `checkpoints/README.md`. Files behind a page that a program cannot
-download from are fetched by hand: the command says the address, the file and the place.
+Without a name it lists the files, as `--check` does: which are there, which are missing or no
+weights, and where each comes from. A download resumes where an earlier one stopped. Size and
+SHA-256 of a file are then written into the table of `checkpoints/README.md`. Files behind a page
+that a program cannot download from are fetched by hand: the command names address, file and place.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from tqdm import tqdm
 
 from pab.config import CommandParser
 from pab.errors import InputError, run_cli
+from pab.file_kinds import Kind, file_kind
 from pab.files import sha256_of_file, write_text
 
 BLOCK = 2**20
 TIMEOUT_S = 30.0
+WEIGHTS = (".pth", ".safetensors")  # endings of files that must hold weights
+NO_WEIGHTS = (Kind.CUT, Kind.EMPTY, Kind.OTHER)
 TABLE = "README.md"  # in the folder of checkpoints; a row a file, the size in the last column
 BEIT3 = "https://github.com/addf400/files/releases/download/beit3"
 SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
@@ -78,8 +81,8 @@ def fetch(name: str, folder: Path) -> Path:
     """Download one file, unless it is there.
 
     Raises:
-        InputError: unknown name, a page, or a download that fails; what came stays for the next
-            try.
+        InputError: unknown name, a page, a download that fails (its bytes stay for the next try),
+            or one that gives another file, such as a web page (it is removed).
     """
     if name not in SOURCES:
         raise InputError("NAME", f"expected one of {', '.join(SOURCES)}, found {name!r}")
@@ -103,6 +106,10 @@ def fetch(name: str, folder: Path) -> Path:
         raise InputError(
             name, f"{source.address} cannot be fetched: {reason}", todo=f"try again, or {by_hand}"
         ) from error
+    other = not_weights(part, target.suffix)
+    if other:
+        part.unlink()
+        raise InputError(name, f"{source.address} gave {other}", todo=by_hand)
     part.replace(target)
     if (folder / TABLE).is_file():  # a folder of the user's own has no table
         record(folder, source.path)
@@ -155,12 +162,21 @@ def record(folder: Path, path: str) -> None:
     write_text(table, "\n".join(lines) + "\n")
 
 
+def not_weights(file: Path, ending: str) -> str:
+    """Name what a file is instead of weights; empty if it may be weights or need not be."""
+    found = file_kind(file)
+    return found.text if ending in WEIGHTS and found.kind in NO_WEIGHTS else ""
+
+
 def check(folder: Path) -> str:
-    """A line a file: whether it is there, and where it comes from."""
+    """List each file in one line: whether it is there, and where it comes from."""
     lines = []
     for name, source in SOURCES.items():
         target = folder / source.path
-        found = f"{target.stat().st_size:,} bytes" if target.is_file() else "missing"
+        found = "missing"
+        if target.is_file():
+            other = not_weights(target, target.suffix)
+            found = f"{target.stat().st_size:,} bytes" + (f", but {other}" if other else "")
         how = source.address if source.kind == "file" else f"by hand from {source.address}"
         lines.append(f"{name:17} {source.path}: {found}; {how}")
     lines.append(

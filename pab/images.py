@@ -1,7 +1,8 @@
 """Image files: listing a gallery, finding every unreadable image, the named preprocessing recipes.
 
-An image is opened with Pillow and converted to RGB (16 bits to 8), nothing more. In particular a
-photo's EXIF orientation is not applied: the published pipelines do not, and scores would differ.
+A benchmark's image is opened with Pillow and converted to RGB (16 bits to 8), nothing more. In
+particular EXIF orientation is not applied: the published pipelines do not, and scores would differ.
+Photo search decodes files in its own way (:mod:`pab.photos`), through an :class:`ImageReader`.
 torch and torchvision are imported only where tensors are made.
 """
 
@@ -187,7 +188,24 @@ def load_image(path: str | Path) -> Image.Image:
         with Image.open(path, formats=_FORMATS) as image:
             return _as_rgb(image)
     except _DECODING_ERRORS as error:
-        raise InputError(path, f"expected an image, found {_reason(path, error)}") from error
+        raise InputError(path, f"expected an image, found {reason(path, error)}") from error
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """How image files are decoded, and what happens to a file that cannot be.
+
+    Attributes:
+        load: file -> RGB image; raises :class:`InputError`.
+        cache_key: part of the name under which vectors are cached. Readers that decode a file to
+            different pixels have different keys.
+        unreadable: gallery id -> error, filled while images are loaded. None raises the first
+            error.
+    """
+
+    load: Callable[[Path], Image.Image] = load_image
+    cache_key: str = ""
+    unreadable: dict[str, InputError] | None = None
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -233,11 +251,18 @@ def _problem_of(path: Path) -> str | None:
             image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
             image.convert("RGB")
     except _DECODING_ERRORS as error:
-        return f"{path} ({_reason(path, error)})"
+        return f"{path} ({reason(path, error)})"
     return None
 
 
-def _reason(path: str | Path, error: Exception) -> str:
+def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP or BMP") -> str:
+    """Say in one clause why a file cannot be decoded.
+
+    Args:
+        path: the file.
+        error: what the decoder raised.
+        formats: names of the formats that were tried.
+    """
     path = Path(path)
     if path.is_dir():
         return "a directory"
@@ -246,7 +271,7 @@ def _reason(path: str | Path, error: Exception) -> str:
     if path.stat().st_size == 0:
         return "an empty file"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP or BMP image"
+        return f"not a {formats} image"
     return str(error) or type(error).__name__
 
 
@@ -254,44 +279,48 @@ def _reason(path: str | Path, error: Exception) -> str:
 
 
 class _Images:
-    """Map-style dataset: position -> (pixels, position), or the words of an error.
+    """Map-style dataset: position -> (pixels, position), or (error, position).
 
-    An exception that crosses from a loader's process comes out rewritten, so errors travel as text.
+    An exception raised in a loader's process comes out rewritten, so errors travel as values.
     """
 
-    def __init__(self, images: list[GalleryImage], transform: ImageTransform) -> None:
-        self.images, self.transform = images, transform
+    def __init__(
+        self,
+        images: list[GalleryImage],
+        transform: ImageTransform,
+        load: Callable[[Path], Image.Image],
+    ) -> None:
+        self.images, self.transform, self.load = images, transform, load
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int] | tuple[str, str]:
+    def __getitem__(self, position: int) -> tuple[Tensor | InputError, int]:
         try:
-            image = load_image(self.images[position].path)
+            image = self.load(self.images[position].path)
         except InputError as error:
-            return error.where, error.problem
+            return error, position
         return self.transform(image), position
 
 
 def _collate(
-    samples: list[tuple[Tensor, int] | tuple[str, str]],
-) -> tuple[Tensor, list[int]] | tuple[str, str]:
+    samples: list[tuple[Tensor | InputError, int]],
+) -> tuple[Tensor, list[int], dict[int, InputError]]:
+    """Pixels [B, 3, H, W] of the readable images, their positions, and the others' errors."""
     import torch
 
-    pixels, positions = [], []
-    for sample in samples:
-        if isinstance(sample[0], str):
-            return sample[0], str(sample[1])
-        pixels.append(sample[0])
-        positions.append(int(sample[1]))
-    return torch.stack(pixels), positions
+    read = [(pixels, i) for pixels, i in samples if not isinstance(pixels, InputError)]
+    failed = {i: error for error, i in samples if isinstance(error, InputError)}
+    pixels = torch.stack([one for one, _ in read]) if read else torch.empty(0)
+    return pixels, [i for _, i in read], failed
 
 
 class ImageLoader:
     """Batches of a gallery in its order, decoded ahead by worker processes.
 
     Iterating yields ``(pixels, positions)``: float32 [B, 3, H, W] and the B positions in the list
-    of images. ``len`` is the number of batches.
+    of images, without those that the reader collects as unreadable. ``len`` is the number of
+    batches.
     """
 
     def __init__(
@@ -301,11 +330,13 @@ class ImageLoader:
         batch_size: int,
         num_workers: int,
         pin_memory: bool,
+        reader: ImageReader,
     ) -> None:
         from torch.utils.data import DataLoader
 
+        self._images, self._unreadable = images, reader.unreadable
         self._loader: DataLoader = DataLoader(
-            _Images(images, transform),  # type: ignore[arg-type]
+            _Images(images, transform, reader.load),  # type: ignore[arg-type]
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=_collate,
@@ -316,10 +347,13 @@ class ImageLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[int]]]:
-        for pixels, positions in self._loader:
-            if isinstance(pixels, str):
-                raise InputError(pixels, str(positions))
-            yield pixels, positions
+        for pixels, positions, failed in self._loader:
+            for position, error in failed.items():
+                if self._unreadable is None:
+                    raise error
+                self._unreadable[self._images[position].gallery_id] = error
+            if positions:
+                yield pixels, positions
 
 
 def image_loader(
@@ -329,6 +363,7 @@ def image_loader(
     num_workers: int = 0,
     *,
     pin_memory: bool = False,
+    reader: ImageReader | None = None,
 ) -> ImageLoader:
     """Load images batch by batch, in the order given; see :class:`ImageLoader`.
 
@@ -338,10 +373,13 @@ def image_loader(
         batch_size: images a batch; the last may be smaller.
         num_workers: loader processes; 0 loads in this one.
         pin_memory: page-lock the batches, for fast copies to a CUDA device.
+        reader: decodes the files; None reads a benchmark's images.
 
     Raises:
-        InputError: on iteration, if an image has become unreadable.
+        InputError: on iteration, if an image is unreadable and the reader does not collect errors.
     """
     if isinstance(transform, ImageRecipe):
         transform = transform.transform()
-    return ImageLoader(images, transform, batch_size, num_workers, pin_memory)
+    return ImageLoader(
+        images, transform, batch_size, num_workers, pin_memory, reader or ImageReader()
+    )

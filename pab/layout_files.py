@@ -17,7 +17,7 @@ from pab.errors import InputError
 from pab.image_paths import data_root
 from pab.layout_folders import is_photo_name
 from pab.layout_found import Found, count, quoted
-from pab.layout_scores import describe_scores, matrix_of
+from pab.layout_scores import describe_scores, holds_scores
 from pab.layout_weights import explain_checkpoint
 
 TENSOR_ENDINGS = frozenset((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
@@ -36,7 +36,7 @@ def explain_file(path: Path) -> Found:
     if ending in TENSOR_ENDINGS:
         return _tensors(path)
     if ending in (".npy", ".npz", ".parquet"):
-        return describe_scores(path, ending[1:])
+        return describe_scores(path)
     if is_photo_name(path.name):
         return _picture(path)
     if ending in (".zip", ".tar"):
@@ -65,8 +65,8 @@ def _tensors(path: Path) -> Found:
             command = f"python scripts/clip_infer.py --model NAME --pretrained {quoted(path)}"
             return Found("a TorchScript archive, as OpenAI's CLIP is published", (), (command,))
         content = read_tensors(path, "scores or weights", mmap=True, also=LET_IN)
-        if matrix_of(content) is not None:
-            return describe_scores(path, "pt", content)
+        if holds_scores(content):
+            return describe_scores(path)
         if not isinstance(content, dict):
             raise _unknown(path, f"a file of torch.save that holds a {type(content).__name__}")
     found = explain_checkpoint(path, read_checkpoint(path))
@@ -153,7 +153,7 @@ def _lines(path: Path, head: str) -> Found:
     if not lines:
         raise _unknown(path, "blank lines")
     if _TREC.fullmatch(lines[0].strip()):
-        return describe_scores(path, "trec")
+        return describe_scores(path)
     whole = lines[:-1] if path.stat().st_size > _HEAD else lines  # the last may be cut off
     lengths = {len(line.split()) for line in whole}
     if lengths == {1}:
@@ -165,7 +165,7 @@ def _lines(path: Path, head: str) -> Found:
             (command,),
         )
     if len(lengths) == 1 and all(len(set(line.split())) == len(line.split()) for line in whole):
-        return describe_scores(path, "list")
+        return describe_scores(path)
     raise _unknown(path, f"text that begins {lines[0][:40]!r}")
 
 
@@ -178,7 +178,7 @@ def _table(path: Path, head: str) -> Found:
         if IMAGE_KEY in columns and CAPTION_KEY in columns:
             return _caption_table(path, columns)
         if rest and len(columns) > 2 and _are_numbers(rest[0].split(separator)[1:]):
-            return describe_scores(path, "table")
+            return describe_scores(path)
     columns = next(csv.reader(io.StringIO(first), delimiter=(separators or [","])[0]))
     return Found(
         "a table of other columns than a caption table's",
@@ -223,7 +223,7 @@ def _json(path: Path, head: str, encoding: str) -> Found:
         return Found("captions of the source videos, which no command reads")
     if isinstance(first, dict):
         if "query_index" in first and ("topk_gallery" in first or "reranked" in first):
-            return describe_scores(path, "reranked" if "reranked" in first else "rankings")
+            return describe_scores(path)
         if "query_index" in first:
             return _queries(path)
         if "image" in first or "image_id" in first:
@@ -233,7 +233,7 @@ def _json(path: Path, head: str, encoding: str) -> Found:
             if all("gallery" in value for value in values):
                 return _answers(path)
             if all(type(score) in (int, float) for value in values for score in value.values()):
-                return describe_scores(path, "ranx")
+                return describe_scores(path)
         if values and all(isinstance(value, str) for value in values):
             return _queries(path)
     raise _unknown(path, "JSON of another form")

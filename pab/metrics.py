@@ -14,6 +14,10 @@ right images at ranks ``r_1 < ... < r_n``, ``n = |R|``:
 * twin preference: 100 if the best right image ranks above the query's twin (the same person and
   scene with the action of the other kind), else 0; defined for queries that have a twin.
 
+A right image that a list or a run does not name counts as not found: it adds nothing to mAP, and
+mINP is 0 for its query. A query that a run lacks counts as a miss in every metric, as trec_eval and
+ir-measures count it.
+
 The figure for a set of queries is the mean over them. Intervals are percentile bootstrap intervals
 (Efron and Tibshirani, 1993): queries are drawn with replacement, and the 2.5th and 97.5th
 percentile of the resampled means are given.
@@ -43,12 +47,13 @@ IntArray = NDArray[np.int64]
 RECALL_AT = (1, 5, 10)
 MAP_DEPTH = 10
 RESAMPLES = 10_000
+_NOT_FOUND = np.iinfo(np.int64).max  # rank of a right image that a list does not name
 _BLOCK_ELEMENTS = 1 << 22  # drawn query numbers held together
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What every single query scored.
+    """Values of every single query.
 
     Attributes:
         query_ids: ``Q`` ids, the order of all arrays.
@@ -65,6 +70,15 @@ class Metrics:
         rows = slice(None) if chosen is None else chosen
         return {name: float(values[rows].mean()) for name, values in self.values.items()}
 
+    def with_misses(self, query_ids: Sequence[str]) -> Metrics:
+        """The same with further queries, which score 0 in every metric."""
+        more = len(query_ids)
+        return Metrics(
+            [*self.query_ids, *query_ids],
+            {name: np.pad(values, (0, more)) for name, values in self.values.items()},
+            np.pad(self.best_rank, (0, more)),
+        )
+
 
 def evaluate_scores(
     score_file: ScoreFile,
@@ -80,26 +94,48 @@ def evaluate_scores(
         where: the score file's path, for messages.
 
     Raises:
-        InputError: a query has no right image, or one that the gallery does not hold.
+        InputError: a query has no right image, or one that the gallery does not hold. Scores of a
+            form that lists only some images need not hold it: it is not found then.
     """
-    import torch
-
-    column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
-    rows, columns = [], []
-    for row, query_id in enumerate(score_file.query_ids):
-        for gallery_id in _right_images(query_id, relevant, where):
-            rows.append(row)
-            columns.append(_column(column_of, gallery_id, query_id, where))
-    pair_row = torch.tensor(rows)
-    ranks = ranks_of(score_file.scores, pair_row, torch.tensor(columns)).numpy()
+    pairs = [
+        (row, gallery_id)
+        for row, query_id in enumerate(score_file.query_ids)
+        for gallery_id in _right_images(query_id, relevant, where)
+    ]
+    rows = np.array([row for row, _ in pairs], dtype=np.int64)
+    ranks = _ranks(score_file, pairs, where)
+    found = ranks < _NOT_FOUND
     return _metrics(
         score_file.query_ids,
         np.bincount(rows, minlength=len(score_file.query_ids)),
-        pair_row.numpy(),
-        ranks,
-        depth=len(score_file.gallery_ids),
+        rows[found],
+        ranks[found],
         complete=True,
     )
+
+
+def _ranks(score_file: ScoreFile, pairs: Sequence[tuple[int, str]], where: str | Path) -> IntArray:
+    """Ranks ``[P]`` of (row, gallery id) pairs; ``_NOT_FOUND`` for an image that is not listed."""
+    import torch
+
+    column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
+    ranks = np.full(len(pairs), _NOT_FOUND)
+    known = np.array([gallery_id in column_of for _, gallery_id in pairs], dtype=bool)
+    if score_file.listed is None and not known.all():
+        row, gallery_id = pairs[int(np.argmin(known))]
+        raise InputError(
+            where,
+            f"expected its image {gallery_id!r} in the scored gallery, found no such id",
+            item=f"query {score_file.query_ids[row]!r}",
+            todo="give the annotation that belongs to the score file",
+        )
+    there = [pair for pair, is_known in zip(pairs, known, strict=True) if is_known]
+    rows = torch.tensor([row for row, _ in there], dtype=torch.long)
+    columns = torch.tensor([column_of[gallery_id] for _, gallery_id in there], dtype=torch.long)
+    places = ranks_of(score_file.scores, rows, columns)
+    is_listed = places <= score_file.listed_counts()[rows]
+    ranks[known] = np.where(is_listed.numpy(), places.numpy(), _NOT_FOUND)
+    return ranks
 
 
 def evaluate_lists(
@@ -107,14 +143,16 @@ def evaluate_lists(
     query_ids: Sequence[str],
     relevant: Mapping[str, frozenset[str]],
     *,
+    n_gallery: int | None = None,
     where: str | Path = "ranked list",
 ) -> Metrics:
-    """What ranked lists can tell: ``R@K`` up to their length, ``mAP@10`` if they have ten places.
+    """Metrics of ranked lists: ``R@K`` and ``mAP@10``; all of them if the lists rank all images.
 
     Args:
-        names: ``Q`` lists of equal length, best first.
+        names: ``Q`` lists, best first.
         query_ids: the query of each list.
         relevant: query id -> the gallery ids that are right.
+        n_gallery: number of images in the gallery; None if it is not known.
         where: the list's path, for messages.
 
     Raises:
@@ -134,8 +172,7 @@ def evaluate_lists(
         n_right,
         np.array(rows, dtype=np.int64),
         np.array(ranks, dtype=np.int64),
-        depth=len(names[0]),
-        complete=False,
+        complete=n_gallery is not None and all(len(line) >= n_gallery for line in names),
     )
 
 
@@ -150,36 +187,22 @@ def _right_images(
     return sorted(right)
 
 
-def _column(column_of: dict[str, int], gallery_id: str, query_id: str, where: str | Path) -> int:
-    column = column_of.get(gallery_id)
-    if column is None:
-        raise InputError(
-            where,
-            f"expected its image {gallery_id!r} in the scored gallery, found no such id",
-            item=f"query {query_id!r}",
-            todo="give the annotation that belongs to the score file",
-        )
-    return column
-
-
 def _metrics(
     query_ids: list[str],
     n_right: IntArray,
     rows: IntArray,
     ranks: IntArray,
     *,
-    depth: int,
     complete: bool,
 ) -> Metrics:
-    """Metrics from the ranks of right images.
+    """Metrics from the ranks of the right images that were found.
 
     Args:
         query_ids: ``Q`` ids.
         n_right: ``[Q]``, right images of each query, found or not.
         rows: ``[P]``, the query of each right image found.
         ranks: ``[P]``, its rank.
-        depth: length of the ranking that was looked at.
-        complete: whether that was the whole gallery, so that every right image was found.
+        complete: whether the ranking can tell more than the first ten places.
     """
     n_queries = len(query_ids)
     order = np.lexsort((ranks, rows))
@@ -192,21 +215,18 @@ def _metrics(
 
     worst = np.zeros(n_queries, dtype=np.int64)
     np.maximum.at(worst, rows, ranks)
-    unfound = np.iinfo(np.int64).max
-    best = np.full(n_queries, unfound)
+    best = np.full(n_queries, _NOT_FOUND)
     np.minimum.at(best, rows, ranks)
 
-    values: dict[str, FloatArray] = {
-        f"R@{k}": np.where(best <= k, 100.0, 0.0) for k in RECALL_AT if complete or k <= depth
-    }
+    values: dict[str, FloatArray] = {f"R@{k}": np.where(best <= k, 100.0, 0.0) for k in RECALL_AT}
     if complete:
         values["mAP"] = 100.0 * per_query(precision) / n_right
-    if complete or depth >= MAP_DEPTH:
-        at_ten = per_query(precision * (ranks <= MAP_DEPTH))
-        values[f"mAP@{MAP_DEPTH}"] = 100.0 * at_ten / np.minimum(n_right, MAP_DEPTH)
+    at_ten = per_query(precision * (ranks <= MAP_DEPTH))
+    values[f"mAP@{MAP_DEPTH}"] = 100.0 * at_ten / np.minimum(n_right, MAP_DEPTH)
     if complete:
-        values["mINP"] = 100.0 * n_right / worst
-    return Metrics(query_ids, values, np.where(best == unfound, 0, best))
+        all_found = np.bincount(rows, minlength=n_queries) == n_right
+        values["mINP"] = np.where(all_found, 100.0 * n_right / np.maximum(worst, 1), 0.0)
+    return Metrics(query_ids, values, np.where(best == _NOT_FOUND, 0, best))
 
 
 def twin_preference(
@@ -230,19 +250,17 @@ def twin_preference(
     Raises:
         InputError: a twin that the gallery does not hold.
     """
-    import torch
-
-    column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
     pairs = [
-        (row, _column(column_of, twins[query_id], query_id, where))
+        (row, twins[query_id])
         for row, query_id in enumerate(score_file.query_ids)
         if query_id in twins
     ]
     preference = np.full(len(score_file.query_ids), np.nan)
     if pairs:
-        rows, columns = torch.tensor(pairs).T
-        twin_rank = ranks_of(score_file.scores, rows, columns).numpy()
-        preference[rows.numpy()] = 100.0 * (metrics.best_rank[rows.numpy()] < twin_rank)
+        rows = np.array([row for row, _ in pairs])
+        best = metrics.best_rank[rows]
+        is_above = (best > 0) & (best < _ranks(score_file, pairs, where))
+        preference[rows] = 100.0 * is_above
     return preference
 
 

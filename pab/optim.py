@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,19 @@ from torch import Tensor, nn
 
 from pab.errors import InputError
 
-# GradScaler halves its scale at every overflow; one this small means that no scale will help.
-SMALLEST_LOSS_SCALE = 2.0**-10
-WORST_GRADIENTS = 3  # how many a stopped run names
+WORST_GRADIENTS = 3  # how many the report of a skipped step names
+
+
+class StepOutcome(NamedTuple):
+    """Result of :func:`clip_and_step`.
+
+    Attributes:
+        norm: of all gradients together, unscaled and before clipping.
+        problem: why the step was skipped, in one clause; empty if it was taken.
+    """
+
+    norm: float
+    problem: str = ""
 
 
 def parameter_groups(
@@ -122,28 +132,21 @@ def clip_and_step(
     optimizer: torch.optim.Optimizer,
     *,
     loss: Tensor | float,
-    step: int,
     max_norm: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
-) -> float:
-    """Clip the gradients if asked to, and take one step; backward has been done by the caller.
+) -> StepOutcome:
+    """Clip the gradients if asked to, and take one step. The caller has run backward.
 
-    With an active loss scaler (float16), overflowing gradients skip the step and shrink the scale;
-    without one, they end the run. Either way nothing that is not finite reaches the weights.
+    The step is skipped if the loss or a gradient is not finite, in every number format: weights
+    and optimizer state stay as they are. An active loss scaler (float16) then halves its scale.
 
     Args:
         optimizer: over groups that carry ``names``.
-        loss: the unscaled loss of this step.
-        step: number of this step, for the error.
+        loss: unscaled loss of this step, a scalar.
         max_norm: largest norm of all gradients together; None = no clipping.
-        scaler: what scaled the loss before backward; None = nothing did.
-
-    Returns:
-        The norm of all gradients before clipping (unscaled; not finite if the step was skipped).
+        scaler: scaler of the loss before backward; None = the loss was not scaled.
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite, and no loss scale can help; names
-            the step and the worst gradients. The weights are untouched.
         RuntimeError: no parameter has a gradient.
     """
     scaling = scaler is not None and scaler.is_enabled()
@@ -156,21 +159,20 @@ def clip_and_step(
     loss_value = float(loss.detach() if isinstance(loss, Tensor) else loss)
     norm_value = float(norm)
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-    helpless = not scaling or (scaler is not None and scaler.get_scale() < SMALLEST_LOSS_SCALE)
-    if not finite and helpless:
-        raise FloatingPointError(
-            f"step {step}: loss {loss_value:g}, gradient norm {norm_value:g}; "
-            f"worst gradients: {_worst_gradients(optimizer)}"
-        )
+    problem = "" if finite else (
+        f"loss {loss_value:g}, gradient norm {norm_value:g}, "
+        f"worst gradients: {_worst_gradients(optimizer)}"
+    )  # fmt: skip
     if max_norm is not None and finite:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     if scaling and scaler is not None:
-        scaler.step(optimizer)
+        if finite:
+            scaler.step(optimizer)
         scaler.update()
-    else:
+    elif finite:
         optimizer.step()
-    return norm_value
+    return StepOutcome(norm_value, problem)
 
 
 def _named_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -17,6 +17,7 @@ from pab.contrastive import pair_backward
 from pab.images import ImageTransform
 from pab.optim import parameter_groups, warmup_cosine
 from pab.pair_data import PairBatch, PairCollate, PairDataset
+from pab.resume import ContentHash, find_resume_point, identify
 from pab.training import (
     fit,
     new_run,
@@ -70,7 +71,8 @@ def train_pairs(
     argv: list[str],
     *,
     command: str,
-    build: Callable[[torch.device, torch.dtype], PairModel],
+    files: Mapping[str, ContentHash],
+    build: Callable[[torch.device, torch.dtype, Mapping[str, str] | None], PairModel],
 ) -> None:
     """Run the whole recipe.
 
@@ -78,21 +80,27 @@ def train_pairs(
         config: the settings.
         argv: the command line, as typed.
         command: how the recipe is called, such as ``python -m lhp.train``.
+        files: setting -> hash of the files that it names: start weights, tokenizer.
         build: the model on a device, multiplying in a number format; called when the data are
-            there and the generators are seeded.
+            there and the generators are seeded. For a run that resumes it gets the facts of the
+            checkpoint and needs no start weights: they are about to be replaced.
 
     Raises:
         InputError: bad settings, data or checkpoint, before anything is written; a training image
-            that cannot be read, or a loss that is not finite, when it is met.
+            that cannot be read, or too many steps in a row that are not finite, during training.
     """
     # ---- Data
     device, dtype = start_processes(config)
     data = open_training_data(config)
     batches = epoch_batches(config, len(data.train_rows))
     total_steps = config.epochs * steps_per_epoch(batches, config.update_freq)
+    identity = identify(config, data.pairs, files)
+    resume = find_resume_point(config, identity)
 
     # ---- Model and optimizer
-    model = same_start(config.seed, lambda: build(device, dtype))
+    model = same_start(
+        config.seed, lambda: build(device, dtype, None if resume is None else resume.facts)
+    )
     dataset = PairDataset(data.pairs, data.train_rows, model.view, model.encode_ids, config.seed)
     groups = parameter_groups(
         model.module.named_parameters(),
@@ -122,6 +130,8 @@ def train_pairs(
         batches_per_update=config.update_freq,
         facts=model.facts,
         released=model.released,
+        identity=identity,
+        resume=resume,
     )
 
     # ---- Loop

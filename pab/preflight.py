@@ -5,74 +5,15 @@ An output that cannot be written, a missing package or a full disk ends a run he
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
-from pab import processes
 from pab.errors import InputError
+from pab.outputs import check_free_space, check_output_folder
 from pab.training_config import TrainingConfig
 
 _MOMENTS = 2  # tensors that AdamW keeps per trained parameter
-
-
-def on_main(check: Callable[[], None]) -> None:
-    """Run a check in the main process only; all processes raise what it finds.
-
-    Raises:
-        InputError: the check's.
-    """
-    fault: InputError | None = None
-    if processes.is_main():
-        try:
-            check()
-        except InputError as error:
-            fault = error
-    fault = processes.broadcast_object(fault)
-    if fault is not None:
-        raise fault
-
-
-def check_output_file(flag: str, path: str | Path) -> None:
-    """Refuse a file that could not be written; nothing is made.
-
-    Args:
-        flag: the setting that names it, for the error.
-        path: the file.
-
-    Raises:
-        InputError: naming the flag.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(flag, f"{path} is a directory")
-    if path.exists() and not path.is_file():
-        raise InputError(flag, f"{path} is no file", todo=f"{flag} none writes nothing")
-    _check_writable(flag, path, path.absolute().parent)
-
-
-def check_output_folder(flag: str, path: str | Path) -> None:
-    """Refuse a folder in which no file could be made; nothing is made.
-
-    Args:
-        flag: the setting that names it, for the error.
-        path: the folder, which need not exist.
-
-    Raises:
-        InputError: naming the flag.
-    """
-    _check_writable(flag, Path(path), Path(path).absolute())
-
-
-def _check_writable(flag: str, path: Path, folder: Path) -> None:
-    above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(
-            flag, f"{path} cannot be written: {above} is no folder that can be written"
-        )
 
 
 def check_run_folders(config: TrainingConfig) -> None:
@@ -122,27 +63,3 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
         "--output_dir", config.output_dir, needed - kept, "the checkpoints",
         todo="make room, name a folder on another disk, or write none with --no_save_ckpt",
     )  # fmt: skip
-
-
-def check_free_space(flag: str, path: str | Path, needed: int, what: str, *, todo: str) -> None:
-    """Refuse a folder whose disk has less free space than needed.
-
-    Args:
-        flag: the setting that names the folder, for the error.
-        path: the folder, which need not exist.
-        needed: bytes.
-        what: what needs them.
-        todo: what the user can do.
-
-    Raises:
-        InputError: naming the flag, the room needed and found.
-    """
-    folder = Path(path).absolute()
-    disk = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(disk).free
-    if free < needed:
-        raise InputError(
-            flag,
-            f"expected {needed / 1e9:.2f} GB for {what} at {path}, found {free / 1e9:.2f} GB free",
-            todo=todo,
-        )

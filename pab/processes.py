@@ -15,13 +15,19 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the group as a default argument. If torch imports it after the group is joined
+# (with torch._dynamo), the group and gloo's threads outlive `close`, and a thread that drops a
+# tensor while the interpreter exits aborts it: "terminate called without an active exception".
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from pab.errors import InputError, LostProcessError
@@ -31,31 +37,56 @@ T = TypeVar("T")
 # How gloo, which has no error class of its own, says that a process is gone.
 _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
+_START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
+
 BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients exchanged at once: 32 MiB in float32
 
 
 def init_processes(device: torch.device) -> None:
-    """Join the group torchrun started (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``); alone: nothing.
+    """Join the group that torchrun started (``RANK``, ``WORLD_SIZE``); alone: nothing.
 
     Raises:
-        InputError: torchrun's variables are there in part, or are no numbers.
+        InputError: one of torchrun's variables is missing or out of range, or the group cannot be
+            joined (port in use, no such network interface).
     """
-    found = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
-    if not found or dist.is_initialized():
+    started = "RANK" in os.environ or "WORLD_SIZE" in os.environ
+    if not started or dist.is_initialized():
         return
-    expected = {"RANK": "a number", "WORLD_SIZE": "a number", "MASTER_PORT": "a number"}
-    for name, what in (expected | {"MASTER_ADDR": "an address"}).items():
-        value = os.environ.get(name, "")
-        if not (value.isdigit() if what == "a number" else value):
-            raise InputError(
-                name, f"expected {what}, found {os.environ.get(name)!r}",
-                todo="start several processes with torchrun, or unset RANK and WORLD_SIZE",
-            )  # fmt: skip
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    world = _number_in_environment("WORLD_SIZE", 1)
+    number = _number_in_environment("RANK", 0, world - 1)
+    port = _number_in_environment("MASTER_PORT", 1, 65_535)
+    address = os.environ.get("MASTER_ADDR")
+    if not address:
+        raise InputError("MASTER_ADDR", f"expected an address, found {address!r}", todo=_START)
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{address}:{port}", f"process {number} of {world} cannot join the others: {reason}",
+            todo="torchrun --standalone chooses a free port",
+        ) from error  # fmt: skip
+
+
+def _number_in_environment(name: str, least: int, most: int | None = None) -> int:
+    """Read one of torchrun's variables.
+
+    Raises:
+        InputError: it is not set, or no number from ``least`` to ``most``.
+    """
+    text = os.environ.get(name, "")
+    number = int(text) if text.isascii() and text.isdigit() else None
+    if number is None or number < least or (most is not None and number > most):
+        end = "" if most is None else f" to {most}"
+        raise InputError(
+            name, f"expected a number from {least}{end}, found {os.environ.get(name)!r}",
+            todo=_START,
+        )  # fmt: skip
+    return number
 
 
 def close() -> None:
@@ -66,7 +97,7 @@ def close() -> None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Inside, the processes that torchrun started are a group; alone: nothing.
+    """Join the group of torchrun's processes inside the block; alone: nothing.
 
     See :func:`leaving_together`.
     """
@@ -77,12 +108,11 @@ def joined(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def leaving_together() -> Iterator[None]:
-    """Inside, a group may be joined; it is left at the end, whatever happens.
+    """Leave the group at the end of the block, whatever happens.
 
-    The processes leave together: one that tears its connections down while another still writes
-    files may be aborted by the library. One that fails does not wait, and ends the others: gloo's
-    connections close with it; NCCL, whose orderly end waits for all, is left to torchrun, which
-    stops the other processes once one has ended.
+    The processes wait for one another, so that none reports success if the one that writes fails.
+    A process that fails does not wait, and ends the others: gloo's connections close with it. NCCL,
+    whose orderly end waits for all, is left to torchrun, which stops the other processes.
 
     Raises:
         LostProcessError: the connection to another process is lost, mostly because it has ended.
@@ -91,17 +121,22 @@ def leaving_together() -> Iterator[None]:
         yield
         barrier()
         close()
-    except RuntimeError as error:
-        if world_size() > 1 and (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+    except BaseException as error:
+        number, count = rank(), world_size()
+        if dist.is_initialized() and dist.get_backend() != "nccl":
+            # The frames of a failed exchange keep the group alive as well; see the imports.
+            traceback.clear_frames(error.__traceback__)
+            close()
+        lost = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and _LOST.search(str(error))
+        )
+        if count > 1 and lost:
             reason = str(error).strip().partition("\n")[0]
             raise LostProcessError(
-                f"process {rank()} of {world_size()} has lost another one ({reason}); one that has "
+                f"process {number} of {count} has lost another one ({reason}); one that has "
                 "ended says why itself"
             ) from error
         raise
-    finally:
-        if dist.is_initialized() and dist.get_backend() != "nccl":
-            close()
 
 
 def rank() -> int:
@@ -264,6 +299,25 @@ def broadcast_object(value: T) -> T:
     dist.broadcast_object_list(box, src=0)
     received: Any = box[0]
     return received
+
+
+def on_main(make: Callable[[], T]) -> T:
+    """Call a function in the main process; give its result to every process.
+
+    Raises:
+        InputError: the main process's own, in every process.
+    """
+    result: T | None = None
+    error: InputError | None = None
+    if is_main():
+        try:
+            result = make()
+        except InputError as raised:
+            error = raised
+    shared, error = broadcast_object((result, error))
+    if error is not None:
+        raise error
+    return cast(T, shared)
 
 
 def broadcast(value: Tensor) -> Tensor:

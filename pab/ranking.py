@@ -10,19 +10,26 @@ Shape letters: ``Q`` queries, ``G`` gallery images, ``P`` (query, image) pairs.
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pab.errors import InputError
-from pab.files import existing_file, write_text
+from pab.files import atomic_path, existing_file, write_text
+from pab.notices import notice
+from pab.text_files import read_text, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 22  # scores looked at together: 16 MiB of float32, whatever the gallery size
 _NAMED_IDS = 5  # ids a mismatch message names of each kind
+ANSWER = "answer.txt"  # the ranked list inside an answer.zip (AI City Challenge, Track 4)
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the first that the format knows: equal lists give equal bytes
+_A_RANKED_LIST = "a ranked list (one line of gallery names per query)"
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -125,7 +132,7 @@ def rows_in_order(
         ("ids there twice", [i for i, n in Counter(ids).items() if n > 1]),
         (f"ids twice in {order_name}", [i for i, n in Counter(order).items() if n > 1]),
     ]
-    found = [f"{what}: {_some(faulty)}" for what, faulty in faults if faulty]
+    found = [f"{what}: {some(faulty)}" for what, faulty in faults if faulty]
     if found:
         raise InputError(
             where, f"expected exactly the ids of {order_name}, found {'; '.join(found)}"
@@ -150,7 +157,8 @@ def order_queries(
     return list(order)
 
 
-def _some(ids: list[str]) -> str:
+def some(ids: Sequence[str]) -> str:
+    """Name the first ids for a message, and count the rest."""
     named = ", ".join(repr(i) for i in ids[:_NAMED_IDS])
     return named if len(ids) <= _NAMED_IDS else f"{named} and {len(ids) - _NAMED_IDS} more"
 
@@ -174,49 +182,112 @@ def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
 
 
 def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
-    """Write one line a query: its gallery names, best first, one space between. Atomic.
+    """Write one line per query: its gallery names, best first, one space between. Atomic.
+
+    A path that ends in ``.zip`` becomes an archive that holds the list as ``answer.txt``. Equal
+    lists give equal bytes.
 
     Raises:
         InputError: a name is empty or holds a blank, which the format cannot carry.
     """
     check_names(path, names)
-    write_text(path, "".join(" ".join(line) + "\n" for line in names))
+    text = "".join(" ".join(line) + "\n" for line in names)
+    if Path(path).suffix.lower() != ".zip":
+        write_text(path, text)
+        return
+    entry = zipfile.ZipInfo(ANSWER, _ZIP_TIME)
+    entry.create_system = 3  # Unix, on every system
+    entry.external_attr = 0o644 << 16
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr(entry, text, zipfile.ZIP_DEFLATED)
+
+
+def is_list_archive(path: str | Path) -> bool:
+    """Whether a zip file holds a ranked list: ``answer.txt``, or one text file alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _list_member(archive) is not None
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _list_member(archive: zipfile.ZipFile) -> str | None:
+    texts = [
+        name
+        for name in archive.namelist()
+        if name.lower().endswith(".txt") and not name.startswith("__MACOSX/")
+    ]
+    answers = [name for name in texts if name.rpartition("/")[2] == ANSWER]
+    return (answers or texts)[0] if 1 in (len(answers), len(texts)) else None
+
+
+def _archived_text(path: Path) -> str:
+    """The text of the ranked list that a zip file holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = _list_member(archive)
+            if member is None:
+                raise InputError(
+                    path, f"expected a zip file with {ANSWER}, found one without",
+                    todo="give the ranked list (.txt), not the score file (.pt)",
+                )  # fmt: skip
+            raw = archive.read(member)
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        raise InputError(path, f"expected a zip file with {ANSWER}: {error}") from error
+    if member != ANSWER:
+        notice(path, f"read its {member!r} as {ANSWER}")
+    return text_of(raw, path)
 
 
 def read_ranked_list(path: str | Path) -> list[list[str]]:
     """Read a ranked list: a list of gallery names for each line.
 
+    A zip file is read through: its ``answer.txt``, or its only text file. A byte-order mark and
+    line ends of Windows are no part of a name.
+
     Raises:
-        InputError: no such file, not UTF-8, no lines, an empty line, a name twice in a line, or
-            lines of unequal length.
+        InputError: no such file, not UTF-8, no lines, an empty line, a name twice in a line, lines
+            of unequal length, or a file of another form (JSON, a TREC run).
     """
-    path = existing_file(path, "a ranked list (one line of gallery names a query)")
+    path = existing_file(path, _A_RANKED_LIST)
+    if zipfile.is_zipfile(path):
+        text = _archived_text(path)
+    else:
+        text = read_text(
+            path, _A_RANKED_LIST, todo="give the ranked list (.txt), not the score file (.pt)"
+        )
     names: list[list[str]] = []
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                item = f"line {number}"
-                found = line.split()
-                if not found:
-                    raise InputError(path, "expected gallery names, found an empty line", item=item)
-                if names and len(found) != len(names[0]):
-                    raise InputError(
-                        path,
-                        f"expected {len(names[0])} names as in line 1, found {len(found)}",
-                        item=item,
-                    )
-                if len(set(found)) < len(found):
-                    twice = next(name for name, n in Counter(found).items() if n > 1)
-                    raise InputError(
-                        path, f"expected distinct names, found {twice!r} twice", item=item
-                    )
-                names.append(found)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            path,
-            "expected UTF-8 text, found other bytes",
-            todo="give the ranked list (.txt), not the score file (.pt)",
-        ) from error
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        item = f"line {number}"
+        found = line.split()
+        if not found:
+            raise InputError(path, "expected gallery names, found an empty line", item=item)
+        if not names:
+            _check_is_list(path, found)
+        if names and len(found) != len(names[0]):
+            raise InputError(
+                path,
+                f"expected {len(names[0])} names as in line 1, found {len(found)}",
+                item=item,
+            )
+        if len(set(found)) < len(found):
+            twice = next(name for name, n in Counter(found).items() if n > 1)
+            raise InputError(path, f"expected distinct names, found {twice!r} twice", item=item)
+        names.append(found)
     if not names:
-        raise InputError(path, "expected a line a query, found an empty file")
+        raise InputError(path, "expected a line per query, found an empty file")
     return names
+
+
+def _check_is_list(path: Path, first: Sequence[str]) -> None:
+    """Refuse a file of another form, whose words would be taken for names."""
+    other = None
+    if first[0].startswith(('{"', "[{")) or first[0] in ("{", "["):
+        other = "JSON"
+    elif len(first) == 6 and first[1].upper() == "Q0":
+        other = "a TREC run"
+    if other is not None:
+        raise InputError(
+            path, f"expected {_A_RANKED_LIST}, found {other}",
+            todo="make the list with: python -m ensemble.run --beit3_score FILE --output_file LIST",
+        )  # fmt: skip

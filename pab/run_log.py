@@ -1,8 +1,9 @@
 """The record of a run: what was run, on what, and every figure it gave.
 
-In the output folder: ``config.yaml`` (every setting), ``run.json`` (command, seed, versions and
-git commit of every start), ``log.jsonl`` (a line for each thing logged). Curves go to TensorBoard
-when a log folder is given, progress to stderr. Only the main process writes.
+In the output folder: ``config.yaml`` (every setting), ``run.json`` (number of skipped steps;
+command, seed, versions, git commit and changed settings of every start), ``log.jsonl`` (one line
+per thing logged). Curves go to TensorBoard when a log folder is given, progress to stderr. Only the
+main process writes.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class RunLog:
             are removed, since those are about to be done again. None = a new run: old lines go.
         validates_again: that state is one before validation; its figures at that step go too
             (TensorBoard keeps them beside the new ones).
+        resumed_from: facts of the checkpoint that the run resumes from, for ``run.json``.
+        skipped_steps: steps skipped so far.
 
     Raises:
         InputError: the folder cannot be written, or a log line cannot be read back.
@@ -65,6 +68,8 @@ class RunLog:
         command: str = "",
         resumed_at: int | None = None,
         validates_again: bool = False,
+        resumed_from: Mapping[str, Any] | None = None,
+        skipped_steps: int = 0,
     ) -> None:
         self._active = processes.is_main()
         self._lines: TextIO | None = None
@@ -78,13 +83,15 @@ class RunLog:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": getattr(config, "seed", None),
             "resumed_at": resumed_at,
+            "resumed_from": dict(resumed_from) if resumed_from is not None else None,
             "processes": processes.world_size(),
             "versions": versions(),
             "git": git_state(PROJECT_ROOT),
         }
-        record = output_dir / "run.json"
-        earlier = _earlier_starts(record) if resumed_at is not None else []
-        write_json(record, {"starts": [*earlier, start]})
+        self._record = output_dir / "run.json"
+        earlier = _earlier_starts(self._record) if resumed_at is not None else []
+        self._starts = [*earlier, start]
+        self.count_skipped(skipped_steps)
         path = output_dir / "log.jsonl"
         write_text(path, "".join(_kept_lines(path, resumed_at, validates_again)))
         self._lines = path.open("a", encoding="utf-8", newline="\n")
@@ -111,6 +118,11 @@ class RunLog:
             for name, value in figures.items():
                 if not isinstance(value, str):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def count_skipped(self, total: int) -> None:
+        """Write how many steps were skipped so far to ``run.json``."""
+        if self._active:
+            write_json(self._record, {"skipped_steps": total, "starts": self._starts})
 
     def message(self, text: str) -> None:
         """Print a line to stderr, above any progress bar."""

@@ -5,15 +5,19 @@ matrix ``[Q, G]`` (query by gallery image, higher is better) that never travels 
 its rows and columns. Gallery ids are sorted, so that a tie goes to the smaller column everywhere.
 Files are memory-mapped, and no code of theirs is run (:mod:`pab.tensor_files`).
 
+Files of other tools are read through :mod:`pab.score_forms`, which lists the forms.
+
 Command line::
 
-    python -m pab.scores import FILE --queries FILE --gallery FILE --out FILE
+    python -m pab.scores import FILE [--queries FILE] [--gallery FILE|FOLDER] --out FILE.pt
     python -m pab.scores show FILE
+    python -m pab.scores export FILE --format FORMAT [--top_k N] --out FILE
     python -m pab.scores export FILE --bare [--out PREFIX]
 """
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import math
@@ -30,14 +34,18 @@ import torch
 from torch import Tensor
 
 from pab import __version__
-from pab.annotations import read_id_list
+from pab.annotations import read_id_list, read_retrieval
 from pab.config import CommandParser
 from pab.errors import InputError, run_cli
-from pab.files import sha256_of_file, write_text
+from pab.files import existing_file, sha256_of_file
+from pab.names import plain_names, respelt
+from pab.notices import notice
 from pab.ranking import rows_in_order
-from pab.tensor_files import read_tensors, release_pages, write_tensors
+from pab.score_contents import Listing, Matrix
+from pab.score_forms import read_form
+from pab.tensor_files import release_pages, write_tensors
 
-KEYS = ("scores", "query_ids", "gallery_ids", "meta")
+RECIPROCAL_RANKS = "reciprocal ranks"  # meta["scores_are"] of a form that has an order alone
 _BLOCK_ELEMENTS = 1 << 22  # scores checked together: 16 MiB of float32, whatever the file's size
 
 
@@ -50,6 +58,9 @@ class ScoreFile:
         query_ids: ``Q`` distinct ids, in row order.
         gallery_ids: ``G`` distinct ids, sorted.
         meta: model, checkpoint hash, dtype, data hash, project version, and what a model adds.
+            Where the scores come from a form that lists only some images per query, ``listed`` is
+            the number of images listed, by query id; the other images have one float32 less than
+            the query's smallest listed score.
     """
 
     scores: Tensor
@@ -65,6 +76,21 @@ class ScoreFile:
         low = torch.stack([pair.min for pair in found]).min()
         high = torch.stack([pair.max for pair in found]).max()
         return float(low), float(high)
+
+    @property
+    def listed(self) -> dict[str, int] | None:
+        """Number of images listed per query id; None if all images have scores of their own."""
+        return self.meta.get("listed")
+
+    @property
+    def is_order_alone(self) -> bool:
+        """Whether the scores are 1 / r at the r-th place of a form that has an order alone."""
+        return self.meta.get("scores_are") == RECIPROCAL_RANKS
+
+    def listed_counts(self) -> Tensor:
+        """Images listed per row, int64 ``[Q]``; ``G`` where all have scores of their own."""
+        listed, n_gallery = self.listed or {}, len(self.gallery_ids)
+        return torch.tensor([listed.get(query_id, n_gallery) for query_id in self.query_ids])
 
 
 def save_scores(path: str | Path, score_file: ScoreFile) -> None:
@@ -88,33 +114,282 @@ def save_scores(path: str | Path, score_file: ScoreFile) -> None:
     )
 
 
-def load_scores(path: str | Path, *, mmap: bool = True) -> ScoreFile:
-    """Read and check a score file; with ``mmap`` its matrix stays on disk until it is used.
+def load_scores(
+    path: str | Path,
+    *,
+    query_ids: Sequence[str] | None = None,
+    gallery_ids: Sequence[str] | None = None,
+    mmap: bool = True,
+) -> ScoreFile:
+    """Read and check scores in any form that :mod:`pab.score_forms` knows.
+
+    Ids inside the file win. Columns are sorted by gallery id, whatever their order in the file.
+
+    Args:
+        path: the file.
+        query_ids: ids of the rows, in their order, for files without; for a ranked list, the query
+            of each line.
+        gallery_ids: ids of the columns, in their order, for files without. For a form that lists
+            only some images per query, the whole gallery; None: the images that it lists.
+        mmap: leave the matrix of a score file on disk until it is used.
 
     Raises:
-        InputError: the file is missing, is no score file, or breaks a rule of :class:`ScoreFile`. A
-            bare tensor is answered with the command that converts it.
+        InputError: the file is missing or damaged, its form is not known, it has no ids and none
+            are given, or it breaks a rule of :class:`ScoreFile`. A file without ids is answered
+            with the command that converts it.
     """
-    path = Path(path)
-    content = read_tensors(path, "a score file", mmap=mmap)
-    if isinstance(content, Tensor):
+    found = read_form(path, mmap=mmap)
+    return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
+
+
+def to_score_file(
+    found: Matrix | Listing,
+    path: str | Path,
+    *,
+    query_ids: Sequence[str] | None = None,
+    gallery_ids: Sequence[str] | None = None,
+    keep_endings: bool = True,
+) -> ScoreFile:
+    """Make a checked score file of what :func:`read_form` found; see :func:`load_scores`.
+
+    Args:
+        found: content of the file.
+        path: the file, for notices and errors.
+        query_ids: as in :func:`load_scores`.
+        gallery_ids: as in :func:`load_scores`.
+        keep_endings: whether a score file of this project keeps the image endings of its names.
+
+    Raises:
+        InputError: ids that are missing or do not fit, or scores that are NaN or infinite.
+    """
+    for remark in found.remarks:
+        notice(path, remark)
+    if isinstance(found, Listing):
+        score_file = _of_listing(found, path, query_ids, gallery_ids)
+    else:
+        score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings)
+    check_scores(score_file, path)
+    if score_file.scores.is_contiguous():
+        release_pages(score_file.scores)  # the check has read all of it
+    return score_file
+
+
+def _of_matrix(
+    found: Matrix,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+    keep_endings: bool,
+) -> ScoreFile:
+    """A matrix with its ids, columns sorted, as float32."""
+    rows, names = _ids_of(found, path, query_ids, gallery_ids)
+    for key, ids in (("query_ids", rows), ("gallery_ids", names)):
+        _check_ids(path, key, ids)
+    if found.gallery_ids is not None:
+        names = _spelt(names, path, gallery_ids, keep=found.own and keep_endings)
+    if query_ids is not None and found.query_ids is not None:
+        spelt = respelt(rows, query_ids, path, known_name="the given queries", endings=False)
+        rows = [spelt[one] for one in rows]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    if found.own and order != list(range(len(names))):
+        notice(path, "its gallery ids are not sorted; columns are aligned by id")
+    meta = dict(found.meta) if found.own else {"model": "imported", "form": found.form}
+    scores = _float32_columns(found.scores, order)
+    score_file = ScoreFile(scores, rows, [names[i] for i in order], meta)
+    return score_file if found.own else _without_minus_infinity(score_file, path)
+
+
+def _ids_of(
+    found: Matrix,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+) -> tuple[list[str], list[str]]:
+    """The ids of a matrix's rows and columns: its own, or the given ones.
+
+    Raises:
+        InputError: there are none, or their number is not that of the rows or columns.
+    """
+    axes = (
+        ("query_ids", "rows", "--queries", found.query_ids, query_ids),
+        ("gallery_ids", "columns", "--gallery", found.gallery_ids, gallery_ids),
+    )
+    shape = list(found.scores.shape)
+    missing = [f"{flag} FILE" for _, _, flag, own, given in axes if own is None and given is None]
+    if missing:
         raise InputError(
             path,
-            f"expected a score file with ids, found a bare tensor {list(content.shape)}",
-            todo="convert it with: python -m pab.scores import "
-            f"{shlex.quote(str(path))} --queries FILE --gallery FILE --out FILE",
+            f"expected scores with ids, found {found.form} {shape} without "
+            f"{'any' if len(missing) == 2 else 'all'}",
+            todo=f"give {' and '.join(missing)}, or convert it with: python -m pab.scores import "
+            f"{shlex.quote(str(path))} {' '.join(missing)} --out FILE",
         )
-    if not isinstance(content, dict) or set(content) != set(KEYS):
-        found = (
-            f"keys {', '.join(sorted(map(str, content)))[:200] or '(none)'}"
-            if isinstance(content, dict)
-            else f"a {type(content).__name__}"
+    ids = [list(own if own is not None else given or []) for *_, own, given in axes]
+    sizes = [len(one) for one in ids]
+    if sizes == shape[::-1] != shape:
+        raise InputError(
+            path,
+            f"expected a matrix {sizes} of {sizes[0]} queries and {sizes[1]} images, found {shape}",
+            todo="it is [gallery, queries]: transpose it (scores.T) and save it again",
         )
-        raise InputError(path, f"expected a dict of {', '.join(KEYS)}, found {found}")
-    score_file = ScoreFile(**content)
-    check_scores(score_file, path)
-    release_pages(score_file.scores)  # the check has read all of it
-    return score_file
+    for (name, kind, flag, own, _), size, wanted in zip(axes, sizes, shape, strict=True):
+        if size == wanted:
+            continue
+        if own is not None:
+            problem = f"expected one id for each of {wanted} in scores, found {size}"
+            raise InputError(path, problem, item=name)
+        raise InputError(
+            path, f"expected {wanted} ids for the {wanted} {kind} of {found.form}, found {size}",
+            item=flag,
+        )  # fmt: skip
+    return ids[0], ids[1]
+
+
+def _spelt(
+    names: list[str], path: str | Path, known: Sequence[str] | None, *, keep: bool = False
+) -> list[str]:
+    """Names in the spelling of the known gallery, or without their image ending.
+
+    Raises:
+        InputError: two names differ only in their ending, or in their Unicode form.
+    """
+    if known is not None:
+        spelt = respelt(names, known, path)
+        names = [spelt[name] for name in names]
+    if keep:
+        return names
+    known_names = set(known or ())
+    plain = dict(zip(names, plain_names(names, path), strict=True))
+    return [name if name in known_names else plain[name] for name in names]
+
+
+def _float32_columns(scores: Tensor, order: list[int]) -> Tensor:
+    """Columns of a matrix in an order, as float32 [Q, G]; a copy only if something changes."""
+    in_order = order == list(range(len(order)))
+    if in_order and scores.dtype == torch.float32:
+        return scores
+    columns = torch.tensor(order)
+    result = torch.empty(scores.shape, dtype=torch.float32)
+    rows = max(1, _BLOCK_ELEMENTS // scores.shape[1])
+    for number, start in enumerate(range(0, scores.shape[0], rows), start=1):
+        block = scores[start : start + rows]
+        result[start : start + rows] = block if in_order else block.index_select(1, columns)
+        if number % 16 == 0 and scores.is_contiguous():
+            release_pages(scores)  # a mapped file need not be in memory beside its copy
+    return result
+
+
+def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFile:
+    """Take -inf as "not listed", the one meaning that it has; a matrix without any is kept."""
+    low, _ = score_file.bounds
+    if low != -math.inf:
+        return score_file
+    is_listed = score_file.scores != -math.inf
+    counts = is_listed.sum(dim=1)
+    kept = counts > 0
+    if not kept.any():
+        raise InputError(path, "expected finite scores, found -inf alone")
+    notice(path, f"{int((~is_listed).sum())} scores are -inf: those images count as not listed")
+    if not kept.all():
+        notice(path, f"{int((~kept).sum())} queries list no image and are left out")
+    scores, is_listed, counts = score_file.scores[kept], is_listed[kept], counts[kept]
+    least = scores.masked_fill(~is_listed, math.inf).amin(dim=1, keepdim=True)
+    filled = torch.where(is_listed, scores, one_less(least))
+    ids = [one for one, keep in zip(score_file.query_ids, kept.tolist(), strict=True) if keep]
+    meta = {**score_file.meta, "listed": dict(zip(ids, counts.tolist(), strict=True))}
+    return ScoreFile(filled, ids, score_file.gallery_ids, meta)
+
+
+def one_less(scores: Tensor) -> Tensor:
+    """The next smaller float32 of each score."""
+    return torch.nextafter(scores, torch.tensor(-math.inf))
+
+
+def _of_listing(
+    found: Listing,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+) -> ScoreFile:
+    """Scores of a form that lists images: listed ones as given, or 1 / r at the r-th place."""
+    if not found.names:
+        raise InputError(path, "expected ranked images per query, found none")
+    rows = _query_ids_of(found, path, query_ids)
+    items = [
+        f"line {number}" if found.query_ids is None else f"query {query_id!r}"
+        for number, query_id in enumerate(rows, start=1)
+    ]
+    distinct = list(dict.fromkeys(name for listed in found.names for name in listed))
+    spelt = dict(zip(distinct, _spelt(distinct, path, gallery_ids), strict=True))
+    gallery = sorted(gallery_ids if gallery_ids is not None else set(spelt.values()))
+    _check_ids(path, "query_ids", rows)
+    _check_ids(path, "gallery_ids", gallery)
+    column_of = {name: column for column, name in enumerate(gallery)}
+    scores = torch.empty(len(rows), len(gallery))
+    listed_images: dict[str, int] = {}
+    left_out = 0
+    for row, (query_id, names) in enumerate(zip(rows, found.names, strict=True)):
+        unknown = next((name for name in names if spelt[name] not in column_of), None)
+        if unknown is not None:
+            raise InputError(path, f"the name {unknown!r} is not in the gallery", item=items[row])
+        columns = torch.tensor([column_of[spelt[name]] for name in names])
+        if found.scores is None:
+            values = 1.0 / torch.arange(1, len(names) + 1, dtype=torch.float32)
+        else:
+            values = _finite(found.scores[row], names, path, items[row])
+            scored = values != -math.inf
+            left_out += int((~scored).sum())
+            columns, values = columns[scored], values[scored]
+        if len(values):
+            scores[row] = one_less(values.min())
+            scores[row, columns] = values
+            listed_images[query_id] = len(values)
+    if left_out:
+        notice(path, f"{left_out} scores are -inf: those images count as not listed")
+    if len(listed_images) < len(rows):
+        scores = scores[[row for row, query_id in enumerate(rows) if query_id in listed_images]]
+        notice(path, f"{len(rows) - len(listed_images)} queries list no image and are left out")
+    if not listed_images:
+        raise InputError(path, "expected ranked images per query, found none")
+    meta: dict[str, Any] = {"model": "imported", "form": found.form, "listed": listed_images}
+    if found.scores is None:
+        meta["scores_are"] = RECIPROCAL_RANKS
+    return ScoreFile(scores, list(listed_images), gallery, meta)
+
+
+def _query_ids_of(found: Listing, path: str | Path, query_ids: Sequence[str] | None) -> list[str]:
+    if found.query_ids is not None:
+        if query_ids is None:
+            return found.query_ids
+        spelt = respelt(
+            found.query_ids, query_ids, path, known_name="the given queries", endings=False
+        )
+        return [spelt[one] for one in found.query_ids]
+    if query_ids is None:
+        raise InputError(
+            path,
+            f"expected scores with query ids, found {found.form}, which does not say which query "
+            "a line is for",
+            todo="give the order of its lines: --queries FILE (one id per line), or convert it "
+            f"with: python -m pab.scores import {shlex.quote(str(path))} --queries FILE --out FILE",
+        )
+    if len(query_ids) != len(found.names):
+        raise InputError(
+            path,
+            f"expected a line for each of {len(query_ids)} queries, found {len(found.names)}",
+        )
+    return list(query_ids)
+
+
+def _finite(values: list[float], names: list[str], path: str | Path, item: str) -> Tensor:
+    """Scores of one query as float32; NaN and +inf are refused, and what float32 cannot hold."""
+    result = torch.tensor(values, dtype=torch.float64).float()
+    for value, name, given in zip(result.tolist(), names, values, strict=True):
+        if math.isnan(value) or value == math.inf or (value == -math.inf and given != value):
+            raise InputError(
+                path, f"expected finite scores, found {given} for image {name!r}", item=item
+            )
+    return result
 
 
 def check_scores(score_file: ScoreFile, where: str | Path) -> None:
@@ -153,6 +428,7 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
     meta = score_file.meta
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
         raise InputError(where, "expected a dict with names as keys", item="meta")
+    _check_listed(score_file, where)
     _check_finite(score_file, where)
 
 
@@ -172,6 +448,20 @@ def _check_ids(where: str | Path, name: str, ids: Any) -> None:
     if len(set(ids)) != len(ids):
         twice = next(one for one, count in Counter(ids).items() if count > 1)
         raise InputError(where, f"expected distinct ids, found {twice!r} twice", item=name)
+
+
+def _check_listed(score_file: ScoreFile, where: str | Path) -> None:
+    listed = score_file.meta.get("listed")
+    if listed is None:
+        return
+    n_gallery = len(score_file.gallery_ids)
+    fits = isinstance(listed, dict) and listed.keys() == set(score_file.query_ids)
+    if not fits or any(type(n) is not int or not 1 <= n <= n_gallery for n in listed.values()):
+        raise InputError(
+            where,
+            f"expected a number of images from 1 to {n_gallery} for every query id",
+            item="meta, 'listed'",
+        )
 
 
 def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
@@ -215,11 +505,19 @@ def align(
 ) -> ScoreFile:
     """``score_file`` with the rows in ``reference``'s order, so that the matrices can be added.
 
-    Columns need no moving: equal sets of sorted ids are in equal order.
+    Ids in another spelling (image ending, Unicode form) are matched first. Columns need no moving
+    then: equal sets of sorted ids are in equal order.
 
     Raises:
         InputError: the two do not hold exactly the same query ids and gallery ids.
     """
+    score_file = respell(
+        score_file,
+        reference.query_ids,
+        reference.gallery_ids,
+        where=where,
+        known_name=reference_name,
+    )
     if score_file.gallery_ids != reference.gallery_ids:
         rows_in_order(
             score_file.gallery_ids,
@@ -237,47 +535,165 @@ def align(
     return reorder(score_file, reference.query_ids, where=where)
 
 
-def import_scores(
-    path: str | Path, *, query_list: str | Path, gallery_list: str | Path
+def respell(
+    score_file: ScoreFile,
+    query_ids: Sequence[str],
+    gallery_ids: Sequence[str],
+    *,
+    where: str | Path,
+    known_name: str = "the gallery",
 ) -> ScoreFile:
-    """Make a score file of a bare matrix and its two id lists.
-
-    The lists are in the matrix's row and column order; columns are then sorted by gallery id.
+    """The same scores with ids in the spelling of known ids (:func:`pab.names.respelt`).
 
     Raises:
-        InputError: no bare floating-point matrix, or lists that do not fit it.
+        InputError: two ids of the file would be one.
+    """
+    queries = respelt(score_file.query_ids, query_ids, where, known_name=known_name, endings=False)
+    images = respelt(score_file.gallery_ids, gallery_ids, where, known_name=known_name)
+    if all(before == after for spelt in (queries, images) for before, after in spelt.items()):
+        return score_file
+    names = [images[one] for one in score_file.gallery_ids]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    meta = score_file.meta
+    if score_file.listed is not None:
+        meta = {**meta, "listed": {queries[one]: n for one, n in score_file.listed.items()}}
+    return ScoreFile(
+        _float32_columns(score_file.scores, order),
+        [queries[one] for one in score_file.query_ids],
+        [names[column] for column in order],
+        meta,
+    )
+
+
+def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
+    """Widen the scores of a form that lists only some images to the whole gallery.
+
+    Images beyond the file's own are not listed for any query. A file with an image that is not in
+    the gallery is returned as it is: whoever compares the ids names it.
+    """
+    wanted = sorted(gallery_ids)
+    if file.gallery_ids == wanted:
+        return file
+    column_of = {name: column for column, name in enumerate(wanted)}
+    unknown = [name for name in file.gallery_ids if name not in column_of]
+    if unknown:
+        return file
+    columns = torch.tensor([column_of[name] for name in file.gallery_ids])
+    counts = file.listed_counts()
+    least = file.scores.amin(dim=1)  # the score of images not listed, or the smallest listed one
+    below = torch.where(counts < len(file.gallery_ids), least, one_less(least))
+    scores = below[:, None].repeat(1, len(wanted))
+    scores[:, columns] = file.scores
+    return ScoreFile(scores, file.query_ids, wanted, file.meta)
+
+
+def read_query_ids(path: str | Path) -> list[str]:
+    """Read query ids in the order of the rows: one per line, or those of an annotation file.
+
+    Raises:
+        InputError: a file of neither kind, or an id twice.
+    """
+    path = existing_file(path, "a list of query ids, one per line")
+    if _is_json(path):
+        return [query.query_id for query in read_retrieval(path).queries]
+    return _id_list(path, "query ids")
+
+
+def read_gallery_ids(path: str | Path) -> list[str]:
+    """Read gallery ids in the order of the columns: one per line, or the images of a folder.
+
+    A folder's images are taken in the sorted order of their whole file names, which is that of
+    ``sorted(os.listdir(folder))``: there ``a-1.jpg`` comes before ``a.jpg``.
+
+    Raises:
+        InputError: neither, an id twice, or two that differ only in the image ending.
+    """
+    if Path(path).is_dir():
+        from pab.images import list_gallery  # imports Pillow, which score files do without
+
+        images = sorted(list_gallery(path), key=lambda image: image.path.name)
+        notice(path, f"its {len(images)} images are taken in the sorted order of their file names")
+        return [image.gallery_id for image in images]
+    path = existing_file(path, "a list of gallery ids, one per line, or a folder of images")
+    if _is_json(path):
+        raise InputError(
+            path, "expected gallery ids, one per line, or a folder of images, found JSON"
+        )
+    return plain_names(_id_list(path, "gallery ids"), path)
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return handle.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+
+
+def _id_list(path: Path, what: str) -> list[str]:
+    ids = read_id_list(path, f"a list of {what}, one per line")
+    return [ids[0].removeprefix("\ufeff"), *ids[1:]]
+
+
+def import_scores(
+    path: str | Path,
+    *,
+    query_list: str | Path | None = None,
+    gallery_list: str | Path | None = None,
+) -> ScoreFile:
+    """Make a score file of scores in any form; image names lose their endings.
+
+    Args:
+        path: the scores; ids inside the file win.
+        query_list: query ids in the order of the rows (:func:`read_query_ids`), for files without.
+        gallery_list: gallery ids in the order of the columns (:func:`read_gallery_ids`), for files
+            without; the whole gallery, for a form that lists only some images per query.
+
+    Raises:
+        InputError: a file that cannot be read, ids that are missing or do not fit.
     """
     path = Path(path)
-    tensor = read_tensors(path, "a bare score tensor", mmap=True)
-    if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
-        found = (
-            f"{tensor.dtype} {list(tensor.shape)}"
-            if isinstance(tensor, Tensor)
-            else f"a {type(tensor).__name__}"
-        )
-        raise InputError(path, f"expected a bare floating-point matrix, found {found}")
-    query_ids = read_id_list(query_list, "a list of query ids, one a line")
-    gallery_ids = read_id_list(gallery_list, "a list of gallery ids, one a line")
-    for listed, ids, size, kind in (
-        (query_list, query_ids, tensor.shape[0], "rows"),
-        (gallery_list, gallery_ids, tensor.shape[1], "columns"),
+    found = read_form(path)
+    query_ids = read_query_ids(query_list) if query_list is not None else None
+    gallery_ids = read_gallery_ids(gallery_list) if gallery_list is not None else None
+    score_file = to_score_file(
+        found, path, query_ids=query_ids, gallery_ids=gallery_ids, keep_endings=False
+    )
+    own_gallery = isinstance(found, Matrix) and found.gallery_ids is not None
+    for own, given, ids, flag in (
+        (found.query_ids is not None, query_ids, score_file.query_ids, "--queries"),
+        (own_gallery, gallery_ids, score_file.gallery_ids, "--gallery"),
     ):
-        if len(ids) != size:
-            raise InputError(
-                listed, f"expected {size} ids for the {size} {kind} of {path}, found {len(ids)}"
-            )
-    by_id = sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__)
-    return ScoreFile(
-        scores=tensor[:, by_id].to(torch.float32),
-        query_ids=query_ids,
-        gallery_ids=[gallery_ids[column] for column in by_id],
-        meta={
-            "model": "imported",
-            "imported_file": path.name,
-            "imported_sha256": sha256_of_file(path),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "project_version": __version__,
-        },
+        if own and given is not None and set(given) != set(ids):
+            missing = [one for one in given if one not in set(ids)]
+            text = f"; it lacks {len(missing)}, such as {missing[0]!r}" if missing else ""
+            notice(path, f"its own ids are used, which are not those of {flag}{text}")
+    if isinstance(found, Listing) and gallery_ids is None:
+        notice(path, only_named(len(score_file.gallery_ids)))
+    if score_file.listed and min(score_file.listed.values()) < len(score_file.gallery_ids):
+        notice(path, listed_in_part(score_file))
+    dtype = str(found.scores.dtype) if isinstance(found, Matrix) else "text"
+    meta = {
+        **score_file.meta,
+        "imported_file": path.name,
+        "imported_sha256": sha256_of_file(path),
+        "dtype": dtype.removeprefix("torch."),
+        "project_version": __version__,
+    }
+    return replace(score_file, meta=meta)
+
+
+def only_named(count: int) -> str:
+    """The notice for a listing whose gallery is not known."""
+    return (
+        f"its gallery is taken to be the {count} images that it names; --gallery FILE or FOLDER "
+        "gives the whole one"
+    )
+
+
+def listed_in_part(score_file: ScoreFile) -> str:
+    """The notice for scores that list only some images per query."""
+    counts = list((score_file.listed or {}).values())
+    return (
+        f"lists {_listed_text(counts)} of {len(score_file.gallery_ids)} per query; the others "
+        "score just below the listed ones"
     )
 
 
@@ -298,89 +714,152 @@ def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def bare_paths(prefix: str | Path) -> list[Path]:
-    """The files of a bare export: the tensor, query ids, gallery ids."""
-    prefix = Path(prefix)
-    return [
-        prefix.with_name(prefix.name + ending) for ending in (".pt", ".queries.txt", ".gallery.txt")
-    ]
+def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | None) -> str:
+    """Describe a file of scores, as lines of text.
 
-
-def export_bare(score_file: ScoreFile, prefix: str | Path) -> list[Path]:
-    """Write ``PREFIX.pt`` (the bare tensor), ``PREFIX.queries.txt`` and ``PREFIX.gallery.txt``.
-
-    :func:`import_scores` reads the three back.
+    Args:
+        path: the file.
+        found: its content, in the form it has.
+        score_file: the same as a score file; None if its rows or columns have no ids.
     """
-    paths = bare_paths(prefix)
-    write_text(paths[1], "".join(f"{one}\n" for one in score_file.query_ids))
-    write_text(paths[2], "".join(f"{one}\n" for one in score_file.gallery_ids))
-    write_tensors(paths[0], score_file.scores.clone())
-    return paths
-
-
-def describe(path: str | Path, score_file: ScoreFile) -> str:
-    """What a score file holds, as lines of text."""
+    lines = [f"file      {path}", f"form      {found.form}"]
+    if score_file is None:
+        if isinstance(found, Matrix):
+            rows, columns = found.scores.shape
+            lines += [
+                f"scores    {rows} rows x {columns} columns, "
+                f"{str(found.scores.dtype).removeprefix('torch.')}",
+                *_range_lines(ScoreFile(found.scores, [], [])),
+            ]
+        else:
+            lines.append(f"lists     {len(found.names)} lines of {_listed_text(_counts(found))}")
+        rest = "--queries FILE" + (" --gallery FILE" if isinstance(found, Matrix) else "")
+        lines.append(
+            f"ids       none for its rows{' and columns' * isinstance(found, Matrix)}; add them "
+            f"with: python -m pab.scores import {shlex.quote(str(path))} {rest} --out FILE"
+        )
+        return "\n".join(lines)
     scores = score_file.scores
-    lines = [
-        f"file      {path}",
+    lines += [
         f"scores    {scores.shape[0]} queries x {scores.shape[1]} images, float32, "
         f"{scores.nbytes / 2**20:.1f} MiB",
-        f"range     {score_file.bounds[0]:.6g} to {score_file.bounds[1]:.6g}, "
-        f"mean {scores.mean(dtype=torch.float64).item():.6g}",
+        *_range_lines(score_file),
         f"queries   {_first_and_last(score_file.query_ids)}",
         f"gallery   {_first_and_last(score_file.gallery_ids)}",
-        "meta",
-        *(f"  {key}: {json.dumps(value, default=str)}" for key, value in score_file.meta.items()),
+    ]
+    if score_file.listed is not None:
+        lines.append(f"listed    {_listed_text(list(score_file.listed.values()))} per query")
+    lines.append("meta")
+    lines += [
+        f"  {key}: {json.dumps(value, default=str)}"
+        for key, value in score_file.meta.items()
+        if key != "listed"
     ]
     return "\n".join(lines)
+
+
+def _range_lines(score_file: ScoreFile) -> list[str]:
+    low, high = score_file.bounds
+    mean = score_file.scores.mean(dtype=torch.float64).item()
+    return [f"range     {low:.6g} to {high:.6g}, mean {mean:.6g}"]
+
+
+def _counts(found: Listing) -> list[int]:
+    return [len(names) for names in found.names]
+
+
+def _listed_text(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low} images" if low == high else f"{low} to {high} images"
 
 
 def _first_and_last(ids: list[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
 
 
+def show(path: str | Path) -> str:
+    """Describe a file of scores in any form, with or without ids.
+
+    Raises:
+        InputError: a file that cannot be read, or scores that are NaN or infinite.
+    """
+    path = Path(path)
+    found = read_form(path)
+    with_ids = found.query_ids is not None and (
+        isinstance(found, Listing) or found.gallery_ids is not None
+    )
+    if not with_ids:
+        for remark in found.remarks:
+            notice(path, remark)
+        return describe(path, found, None)
+    return describe(path, found, to_score_file(found, path))
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Convert, show and export score files."""
+    """Convert, show and export scores in all forms."""
+    from pab import score_export
+
     parser = CommandParser(
         prog="python -m pab.scores", description=main.__doc__, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
-        "import", help="make a score file of a bare tensor", allow_abbrev=False
+        "import", help="make a score file of scores in any form", allow_abbrev=False
     )
     command.add_argument(
-        "file", type=Path, help="the bare tensor [queries, gallery], as torch.save"
+        "file", type=Path, help="tensor, array, table, run or ranked list; the content tells which"
     )
-    command.add_argument("--queries", type=Path, required=True, help="query ids, one a line")
-    command.add_argument("--gallery", type=Path, required=True, help="gallery ids, one a line")
+    command.add_argument(
+        "--queries",
+        type=Path,
+        help="for files without: query ids of the rows, one per line, or query.json",
+    )
+    command.add_argument(
+        "--gallery",
+        type=Path,
+        help="for files without: image names of the columns, one per line, or the gallery's folder "
+        "(sorted names); for runs and lists: the whole gallery",
+    )
     command.add_argument("--out", type=Path, required=True, help="the score file to write")
-    command = commands.add_parser("show", help="print what a score file holds", allow_abbrev=False)
+    command = commands.add_parser("show", help="explain a file of scores", allow_abbrev=False)
     command.add_argument("file", type=Path)
     command = commands.add_parser(
-        "export", help="write the bare tensor and its id lists", allow_abbrev=False
+        "export", help="write a score file in the form of another tool", allow_abbrev=False
     )
-    command.add_argument("file", type=Path)
+    command.add_argument("file", type=Path, help="scores with ids, in any form")
+    form = command.add_mutually_exclusive_group(required=True)
+    form.add_argument("--format", choices=score_export.FORMATS, help="form to write")
+    form.add_argument(
+        "--bare", action="store_true", help="a plain tensor without ids, and two id lists"
+    )
     command.add_argument(
-        "--bare", action="store_true", required=True, help="a plain tensor without ids"
+        "--top_k",
+        type=int,
+        help="trec, ranx, rankings: images per query "
+        f"(default: {score_export.DEFAULT_TOP_K} at most)",
     )
     command.add_argument(
         "--out",
         type=Path,
-        metavar="PREFIX",
-        help="writes PREFIX.pt, PREFIX.queries.txt, PREFIX.gallery.txt (default: FILE_bare)",
+        help="the file to write; --bare: PREFIX of PREFIX.pt, PREFIX.queries.txt, "
+        "PREFIX.gallery.txt (default: FILE_bare)",
     )
     args = parser.parse_args(argv)
     if args.command == "import":
         score_file = import_scores(args.file, query_list=args.queries, gallery_list=args.gallery)
         save_scores(args.out, score_file)
-        print(describe(args.out, score_file))
+        own = Matrix("a score file", score_file.scores)
+        print(describe(args.out, own, score_file))
     elif args.command == "show":
-        print(describe(args.file, load_scores(args.file)))
+        print(show(args.file))
     else:
-        prefix = args.out or args.file.with_name(f"{args.file.stem}_bare")
-        if args.file.resolve() in {path.resolve() for path in bare_paths(prefix)}:
-            raise InputError("--out", f"{prefix} would overwrite {args.file} itself")
-        for path in export_bare(load_scores(args.file), prefix):
+        if args.out is None and not args.bare:
+            raise InputError("--out", "expected the file to write")
+        out = args.out or args.file.with_name(f"{args.file.stem}_bare")
+        chosen = "prefix" if args.bare else args.format
+        if args.file.resolve() in {path.resolve() for path in score_export.paths(chosen, out)}:
+            raise InputError("--out", f"{out} would overwrite {args.file} itself")
+        for path in score_export.export(load_scores(args.file), chosen, out, top_k=args.top_k):
             print(path)
 
 

@@ -7,7 +7,7 @@ loaded), encodes, and hands its matrix to :func:`finish`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from pab.feature_cache import FeatureCache, made_by
 from pab.files import sha256_of_lines
 from pab.images import list_gallery, verify_images
 from pab.label_config import LabelConfig
-from pab.preflight import check_output_file, check_output_folder
+from pab.outputs import check_output_folder, check_outputs
 from pab.ranking import order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 
@@ -47,7 +47,9 @@ class ScoringConfig(LabelConfig, Bounded):
     answers: str | None = flag(None, "key of a name-masked set; prints metrics")
     query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
     save_score: str | None = flag(None, "score file to write")
-    output_file: str | None = flag(None, "ranked list to write")
+    output_file: str | None = flag(
+        None, "ranked list to write; answer.zip: a zip that holds answer.txt"
+    )
     top_k: int = flag(10, "names a line of the ranked list")
     batch_size: int = flag(32, "images (or captions) encoded at a time")
     num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")
@@ -105,7 +107,9 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     Raises:
         InputError: the first fault found; unreadable images are listed together.
     """
-    _check_outputs(config)
+    check_outputs({"save_score": config.save_score, "output_file": config.output_file})
+    if config.feature_cache:
+        check_output_folder("--feature_cache_dir", config.feature_cache_dir)
     folder = Path(config.image_folder) if config.image_folder else None
     retrieval = read_retrieval(
         Path(config.annotation),
@@ -143,21 +147,6 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     verify_images([image.path for image in gallery], num_workers=config.num_workers)
     data_sha256 = sha256_of_lines(names + [f"{q.query_id}\t{q.caption}" for q in retrieval.queries])
     return ScoringJob(retrieval, gallery, order, data_sha256)
-
-
-def _check_outputs(config: ScoringConfig) -> None:
-    """Refuse, before any work, outputs that could not be written or would overwrite one another."""
-    for name in ("save_score", "output_file"):
-        if getattr(config, name):
-            check_output_file(f"--{name}", getattr(config, name))
-    if config.feature_cache:
-        check_output_folder("--feature_cache_dir", config.feature_cache_dir)
-    files = [Path(value) for value in (config.save_score, config.output_file) if value]
-    if len(files) == 2 and files[0] == files[1]:
-        raise InputError(
-            "--save_score", f"{config.save_score} is given as --output_file too",
-            todo="give two different files",
-        )  # fmt: skip
 
 
 @contextmanager
@@ -209,14 +198,7 @@ def score_file_of(
     Raises:
         InputError: a score is NaN or infinite.
     """
-    if not bool(torch.isfinite(scores).all()):
-        bad = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
-        raise InputError(
-            checkpoint,
-            "the model's scores are not finite",
-            item=f"query {job.query_ids[bad]!r}",
-            todo="check the checkpoint, or score with --dtype fp32",
-        )
+    check_finite(scores, checkpoint, job.query_ids)
     meta = {
         "model": model,
         "checkpoint": checkpoint,
@@ -228,6 +210,28 @@ def score_file_of(
         **more,
     }
     return ScoreFile(scores.float().contiguous(), job.query_ids, job.gallery_ids, meta)
+
+
+def check_finite(scores: Tensor, checkpoint: str, queries: Sequence[str]) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Args:
+        scores: [queries, gallery].
+        checkpoint: where the weights came from, for the message.
+        queries: what to call each row.
+
+    Raises:
+        InputError: a score is NaN or infinite.
+    """
+    if bool(torch.isfinite(scores).all()):
+        return
+    bad = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
+    raise InputError(
+        checkpoint,
+        "the model's scores are not finite",
+        item=f"query {queries[bad]!r}",
+        todo="check the checkpoint, or score with --dtype fp32",
+    )
 
 
 def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> None:

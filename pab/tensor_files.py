@@ -18,34 +18,60 @@ import torch
 from torch import Tensor
 
 from pab.errors import InputError
+from pab.file_kinds import FileKind, Kind, file_kind
 from pab.files import atomic_path, existing_file
+from pab.foreign_values import STAND_INS, ForeignValueError
 
 # What torch.load raises for damaged or foreign files, found by damaging files in every way.
 _UNREADABLE = (
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError,
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, struct.error, zipfile.BadZipFile, OverflowError, OSError,
 )  # fmt: skip
 
+SAVE_ALONE = "it was not loaded, for it could run code; save the tensors alone"
 
-def read_tensors(path: str | Path, what: str, *, mmap: bool, also: Sequence[type] = ()) -> Any:
-    """The tensors, plain values and containers of a file, on the CPU.
+
+def read_tensors(
+    path: str | Path, what: str, *, mmap: bool, also: Sequence[Any] = (), todo: str | None = None
+) -> Any:
+    """Read tensors, plain values and containers from a file onto the CPU.
+
+    NumPy's values, paths, dates and ``defaultdict`` are read too (:mod:`pab.foreign_values`).
 
     Args:
-        path: what ``torch.save`` wrote.
+        path: what ``torch.save`` wrote, under any name.
         what: what the file should be (``"a checkpoint"``), for the error.
         mmap: leave tensors on disk until they are used, where the file's format allows it.
-        also: classes that may stand in the file besides; none of them may do anything when made.
+        also: further classes that may stand in the file; none of them may do anything when made.
+        todo: the remedy for a file that is damaged; None names none.
 
     Raises:
         InputError: no such file, none of ``torch.save``, damaged, or holding other objects.
     """
     path = existing_file(path, what)
+    found = file_kind(path)
+    if found.kind not in (Kind.TORCH, Kind.UNKNOWN):
+        raise other_kind(path, f"{what} written by torch.save", found, todo)
+    # A stand-in wins over the class it stands for.
+    others = [kind for kind in also if f"{kind.__module__}.{kind.__qualname__}" not in STAND_INS]
+    allowed = [*((made, name) for name, made in STAND_INS.items()), *others]
     try:
-        mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be mapped
-        with torch.serialization.safe_globals(list(also)), warnings.catch_warnings():
+        with (
+            torch.serialization.safe_globals(allowed),
+            warnings.catch_warnings(),
+            path.open("rb") as handle,
+        ):
             # Damaged files bring guesses about pickle protocols; the error below says it in a line.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            # Files of torch before 1.6 cannot be mapped. A mapped file is given by its path, which
+            # torch would read as safetensors by its ending alone.
+            if mmap and zipfile.is_zipfile(path) and path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(handle, map_location="cpu", weights_only=True)
+    except ForeignValueError as error:
+        raise InputError(
+            path, f"expected {what} of tensors and plain values, found {error}", todo=SAVE_ALONE
+        ) from error
     except _UNREADABLE as error:
         # torch's own text runs over many lines and advises to switch the protection off.
         text = str(error)
@@ -54,17 +80,35 @@ def read_tensors(path: str | Path, what: str, *, mmap: bool, also: Sequence[type
             raise InputError(
                 path, f"expected {what} of tensors and plain values, found the Python object "
                 f"{foreign[1]}",
-                todo="it was not loaded, for it could run code; save the tensors alone",
+                todo=SAVE_ALONE,
             ) from error  # fmt: skip
-        if "TorchScript" in text:
+        if "Unsupported operand" in text and found.kind is Kind.TORCH:
             raise InputError(
-                path, f"expected {what}, found a TorchScript archive",
-                todo="save its tensors and give those",
+                path, f"expected {what} in torch.save's own pickle protocol, found another one or "
+                "a damaged file",
+                todo="if it is whole, save it again without pickle_protocol",
             ) from error  # fmt: skip
         raise InputError(
-            path, f"expected {what} written by torch.save, found a file that is none or is "
-            f"damaged ({type(error).__name__})", todo="check its size and fetch it again",
+            path, f"expected {what} written by torch.save, found "
+            + ("a damaged one" if found.kind is Kind.TORCH else "none or a damaged one")
+            + f" ({type(error).__name__})",
+            todo=todo,
         ) from error  # fmt: skip
+
+
+def other_kind(path: Path, expected: str, found: FileKind, todo: str | None) -> InputError:
+    """Make the error for a file of another kind.
+
+    Args:
+        expected: what was expected.
+        found: what the file is.
+        todo: the remedy for a damaged file; used where the kind tells none.
+    """
+    if found.kind is Kind.TORCHSCRIPT:
+        todo = "save its tensors and give those"
+    elif found.kind not in (Kind.CUT, Kind.EMPTY):
+        todo = None
+    return InputError(path, f"expected {expected}, found {found.text}", todo=found.todo or todo)
 
 
 def release_pages(tensor: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""What every fine-tuning recipe does around its model and its losses: feed, loop, save, resume.
+"""The loop shared by all fine-tuning recipes: feed, update, validate, save.
 
 A recipe sets up its model, optimizer and data, puts them into a :class:`Run`, and calls :func:`fit`
 with two functions of its own: one that adds the gradients of an update, one that validates. A run
-that is started again with the same command goes on from its last checkpoint.
+that is started again with the same command resumes from its last checkpoint (`pab/resume.py`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pab import processes
 from pab.annotations import Retrieval
-from pab.checkpoints import (
-    TrainingState,
-    load_strict,
-    load_training_state,
-    rng_state,
-    save_training_state,
-    save_weights,
-    set_rng_state,
-)
-from pab.config import as_plain
+from pab.checkpoints import TrainingState, rng_state, save_training_state, save_weights
 from pab.devices import (
     autocast,
     dtype_of,
@@ -41,8 +32,25 @@ from pab.devices import (
 )
 from pab.errors import InputError
 from pab.metrics import evaluate_scores
+from pab.notices import notice
 from pab.optim import Ema, clip_and_step, make_adamw, set_lr
 from pab.preflight import check_room
+from pab.resume import (
+    LAST,
+    PREVIOUS,
+    RESUME_KEY,
+    Position,
+    ResumePoint,
+    RunIdentity,
+    epoch_files,
+    epoch_name,
+    keep_previous,
+    known_content,
+    remove_older,
+    replace_damaged_last,
+    restore,
+    resume_metadata,
+)
 from pab.run_log import RunLog
 from pab.sampling import EpochBatches
 from pab.scores import ScoreFile
@@ -50,15 +58,10 @@ from pab.splits import write_split
 from pab.training_config import TrainingConfig
 from pab.training_data import TrainingData, checked, training_loader
 
-LAST = "checkpoint-last.pth"  # everything a resumed run needs
 BEST = "checkpoint-best.pth"  # weights of the best epoch on the validation split
 FINAL = "checkpoint-final.pth"  # weights of the last epoch (the average, where one is kept)
-PAIRS = "training pairs"  # what a state says of them among its settings
-# Settings that may differ between a run and its continuation: they do not change the result.
-FREE_SETTINGS = frozenset((
-    "task", "num_workers", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt_freq",
-    "save_every_steps", "auto_resume", "max_steps", "checkpoint_activations",
-))  # fmt: skip
+# GradScaler starts at 2^16; after this many halvings the loss is scaled down, which helps nothing.
+SCALE_SEARCH = 20
 
 Start = TypeVar("Start")
 
@@ -88,6 +91,10 @@ class Run:
         facts: written into weight files beside the figures of their epoch.
         ema: the average of the weights, where one is kept.
         released: the model's weights as weight files hold them.
+        identity: what the run is compared with a saved one by.
+        resume: the checkpoint that it resumes from; None for a new run.
+        skipped_steps: steps skipped so far, since loss or gradient was not finite.
+        skipped_in_row: those since the last step that was taken.
     """
 
     config: TrainingConfig
@@ -106,6 +113,10 @@ class Run:
     facts: Mapping[str, object]
     ema: Ema | None
     released: Callable[[nn.Module], Mapping[str, Tensor]]
+    identity: RunIdentity
+    resume: ResumePoint | None
+    skipped_steps: int = 0
+    skipped_in_row: int = 0
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model has the averaged weights where an average is kept."""
@@ -146,6 +157,8 @@ def new_run(
     warmup_steps: int,
     batches_per_update: int = 1,
     facts: Mapping[str, object],
+    identity: RunIdentity,
+    resume: ResumePoint | None,
     released: Callable[[nn.Module], Mapping[str, Tensor]] = weights_as_they_are,
 ) -> Run:
     """A run with its loader, optimizer, loss scaler and average as the settings ask.
@@ -177,6 +190,8 @@ def new_run(
         facts=facts,
         ema=None if config.ema_decay is None else Ema(model, config.ema_decay, warmup=True),
         released=released,
+        identity=identity,
+        resume=resume,
     )
 
 
@@ -201,38 +216,34 @@ def fit(
     update: Callable[[Iterator[Any]], dict[str, Tensor]],
     validate: Callable[[], dict[str, float]],
 ) -> None:
-    """Train, validate after every epoch, keep the last and the best state, resume.
+    """Train, validate after every epoch, save the last, the best and each epoch's weights.
 
     Args:
-        run: the objects; a run that goes on is put back into them.
+        run: the objects; a run that resumes is restored into them.
         update: takes one update's batches from a loader's iterator and adds their gradients;
             returns the loss and other figures, of this process.
         validate: retrieval metrics of the model as it is, in percent; called in evaluation mode,
-            where there is a validation split.
+            if there is a validation split.
 
     Raises:
-        InputError: a checkpoint of another run; a training image that cannot be read, or a loss
-            that is not finite, when it is met.
+        InputError: the checkpoint to resume from does not fit; a training image cannot be read;
+            ``max_skipped_steps`` steps in a row had a loss or gradient that is not finite.
     """
     config, output = run.config, Path(run.config.output_dir)
-    settings = settings_of(run)
     steps = steps_per_epoch(run.batches, run.batches_per_update)
     total_steps = config.epochs * steps
-    step, first_epoch, skip_steps = 0, 0, 0
-    best: float | None = None
-    resumed_at: int | None = None
-    if config.auto_resume and (output / LAST).exists():
-        state = load_training_state(output / LAST)
-        check_same_settings(settings, state.config, output / LAST)
-        restore(run, state, output / LAST)
-        step, first_epoch, skip_steps = state.step, state.epoch, state.step_in_epoch
-        best, resumed_at = state.best_metric, step
-        del state
-        if 0 < config.max_steps <= step:
-            print(f"{step} steps are done, --max_steps {config.max_steps}", file=sys.stderr)
+    start, resumed_at = Position(), None
+    if run.resume is not None:
+        start = restore(run, run.resume)
+        resumed_at = start.step
+        run.skipped_steps, run.skipped_in_row = start.skipped
+        if 0 < config.max_steps <= start.step:
+            print(f"{start.step} steps are done, --max_steps {config.max_steps}", file=sys.stderr)
             return
+    step, skip_steps, best = start.step, start.step_in_epoch, start.best_metric
 
     saved_at = resumed_at  # step of the last state
+    content = known_content(run.identity, run.resume)
 
     def snapshot(epoch: int, step_in_epoch: int) -> None:
         """Write everything a resumed run needs; all processes take part, the main one writes."""
@@ -247,11 +258,15 @@ def fit(
                 epoch=epoch,
                 step_in_epoch=step_in_epoch,
                 rng=generators,
-                config=settings,
+                config=run.identity.settings,
                 scaler=run.scaler.state_dict(),
                 ema=run.ema.state_dict() if run.ema else None,
                 best_metric=best,
+                skipped={"total": run.skipped_steps, "in_row": run.skipped_in_row},
+                facts=_as_text(run.facts),
+                content=content,
             )
+            keep_previous(output)
             save_training_state(output / LAST, state)
 
     with RunLog(
@@ -262,21 +277,28 @@ def fit(
         command=run.command,
         resumed_at=resumed_at,
         validates_again=skip_steps == steps,
+        resumed_from=run.resume.record() if run.resume else None,
+        skipped_steps=run.skipped_steps,
     ) as log:
-        if resumed_at is None and processes.is_main() and config.save_ckpt:
-            (output / LAST).unlink(missing_ok=True)  # another run's, which would be gone on with
+        if processes.is_main() and config.save_ckpt:
+            _prepare_folder(output, run.resume)
+        if run.resume is not None and not run.resume.exact:
+            snapshot(start.epoch, 0)  # a damaged state is replaced at once
         _announce(run, log, total_steps, resumed_at)
         with log.progress(total_steps, "training", done=step) as progress:
-            for epoch in range(first_epoch, config.epochs):
+            for epoch in range(start.epoch, config.epochs):
                 run.model.train()
                 feed = _epoch_feed(run, epoch, skip_steps * run.batches_per_update)
                 for step_in_epoch in range(skip_steps, steps):
                     started = time.perf_counter()
-                    figures = _one_update(run, update, feed, step)
+                    figures, problem = _one_update(run, update, feed, step)
                     step += 1
                     seconds = time.perf_counter() - started
                     log.log(step, {"epoch": epoch, **figures, "seconds": seconds})
-                    progress.update(loss=figures["loss"])
+                    if problem:
+                        _report_skipped(run, log, step, problem)
+                    skipped = {"skipped": run.skipped_steps} if run.skipped_steps else {}
+                    progress.update(loss=figures["loss"], **skipped)
                     if config.save_every_steps and step % config.save_every_steps == 0:
                         snapshot(epoch, step_in_epoch + 1)
                     if step == config.max_steps:
@@ -287,7 +309,7 @@ def fit(
                 saves = (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs
                 if len(run.data.val_rows):
                     if saves and saved_at != step:
-                        snapshot(epoch, steps)  # what ends in validation begins there again
+                        snapshot(epoch, steps)  # a run that is stopped in validation repeats it
                     figures = _validated(run, validate)
                     log.log(step, {"epoch": epoch, **figures}, kind="val")
                     log.message(
@@ -298,8 +320,30 @@ def fit(
                         best = key
                         save_model(run, output / BEST, {"epoch": epoch, **figures})
                 if saves:
+                    position = Position(step, epoch + 1, 0, best)
+                    metadata = resume_metadata(run.identity, content, position)
+                    save_model(
+                        run, output / epoch_name(epoch), {"epoch": epoch, RESUME_KEY: metadata}
+                    )
+                    if processes.is_main() and config.save_ckpt:
+                        remove_older(output, epoch, config.keep_checkpoints)
                     snapshot(epoch + 1, 0)
         save_model(run, output / FINAL, {"epoch": config.epochs - 1})
+
+
+def _prepare_folder(output: Path, resume: ResumePoint | None) -> None:
+    """Leave no state in the folder that another start could resume by mistake."""
+    if resume is not None:
+        replace_damaged_last(resume)
+        return
+    for name in (LAST, PREVIOUS):
+        (output / name).unlink(missing_ok=True)
+    earlier = [path.name for _, path in epoch_files(output)]
+    if earlier:
+        notice(
+            output,
+            f"{', '.join(earlier)} of an earlier run stay until this run writes the same epochs",
+        )
 
 
 def _announce(run: Run, log: RunLog, total_steps: int, resumed_at: int | None) -> None:
@@ -310,7 +354,7 @@ def _announce(run: Run, log: RunLog, total_steps: int, resumed_at: int | None) -
         pairs.write_skipped(run.config.output_dir)
     log.message(
         f"{len(train_rows)} training pairs, {len(val_rows)} for validation; {total_steps} steps"
-        + (f", going on after step {resumed_at}" if resumed_at is not None else "")
+        + (f", resumed after step {resumed_at}" if resumed_at is not None else "")
     )
     if total_steps < run.warmup_steps:
         log.message(
@@ -333,33 +377,71 @@ def _one_update(
     update: Callable[[Iterator[Any]], dict[str, Tensor]],
     feed: Iterator[Any],
     step: int,
-) -> dict[str, float]:
-    """One update of the weights; its figures, over all processes.
+) -> tuple[dict[str, float], str]:
+    """Update the weights once, or skip the step if its loss or gradient is not finite.
 
-    Raises:
-        InputError: the training diverged: its settings are at fault, not this program.
+    All processes decide alike: they see the same mean loss and gradients.
+
+    Returns:
+        Its figures over all processes; and why the step was skipped, empty if it was not.
     """
-    config = run.config
     set_lr(run.optimizer, run.rates[step])
+    statistics = [(buffer, buffer.clone()) for buffer in batch_statistics(run.model)]
     found = update(feed)
     processes.average_gradients(run.model.parameters())
     together = torch.stack([value.detach().float() for value in found.values()])
     figures = dict(zip(found, processes.reduce_mean(together).tolist(), strict=True))
-    try:
-        norm = clip_and_step(
-            run.optimizer, loss=figures["loss"], step=step, max_norm=config.clip_grad,
-            scaler=run.scaler,
-        )  # fmt: skip
-    except FloatingPointError as error:
-        raise InputError(
-            "training", f"diverged at {error}",
-            todo=f"lower --lr (now {config.lr:g}), set --clip_grad (now "
-            f"{config.clip_grad or 'none'}), or take --dtype fp32 or bf16 (now {config.dtype})",
-        ) from error  # fmt: skip
+    norm, problem = clip_and_step(
+        run.optimizer, loss=figures["loss"], max_norm=run.config.clip_grad, scaler=run.scaler
+    )
     run.optimizer.zero_grad(set_to_none=True)
-    if run.ema is not None:
+    if problem:
+        for buffer, before in statistics:
+            buffer.copy_(before)
+    elif run.ema is not None:
         run.ema.update(run.model)
-    return {**figures, "lr": run.rates[step], "grad_norm": norm}
+    figures |= {"lr": run.rates[step], "grad_norm": norm}
+    if problem:
+        run.skipped_steps += 1
+        run.skipped_in_row += 1
+        figures["skipped"] = run.skipped_steps
+    else:
+        run.skipped_in_row = 0
+    return figures, problem
+
+
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """Buffers that a forward pass in training changes: running statistics of batch norm."""
+    return [
+        buffer
+        for module in model.modules()
+        if getattr(module, "running_mean", None) is not None
+        for buffer in module.buffers(recurse=False)
+    ]
+
+
+def _report_skipped(run: Run, log: RunLog, step: int, problem: str) -> None:
+    """Report a skipped step, and end a run that takes none any more.
+
+    Raises:
+        InputError: too many in a row: the settings are at fault, not this program.
+    """
+    config = run.config
+    log.count_skipped(run.skipped_steps)
+    log.message(
+        f"step {step} skipped, {run.skipped_in_row} in a row, {run.skipped_steps} in all: {problem}"
+    )
+    # In fp16 skipped steps are also the scaler's search for a scale: it gets the time it needs.
+    scaling = run.scaler.is_enabled()
+    limit = max(config.max_skipped_steps, SCALE_SEARCH) if scaling else config.max_skipped_steps
+    if run.skipped_in_row >= limit:
+        raise InputError(
+            "training",
+            f"{run.skipped_in_row} steps in a row were skipped, the last at step {step}: {problem}",
+            todo=f"lower --lr (now {config.lr:g}), set --clip_grad (now "
+            f"{config.clip_grad or 'none'}), or take --dtype fp32 or bf16 (now {config.dtype}); "
+            "the run may be resumed with these changed",
+        )
 
 
 def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -372,7 +454,7 @@ def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, 
         run.model.train()
 
 
-# --------------------------------------------------------------------------- saving and resuming
+# ------------------------------------------------------------------------------ metrics and weights
 
 
 def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
@@ -389,56 +471,13 @@ def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
     return evaluate_scores(ScoreFile(scores, queries, gallery, {}), retrieval.relevant).mean()
 
 
-def settings_of(run: Run) -> dict[str, Any]:
-    """What a run's continuation has to share: its settings, and the pairs it draws from."""
-    pairs = run.data.pairs
-    return {**as_plain(run.config), PAIRS: f"{len(pairs)}, {pairs.fingerprint()[:12]}"}
-
-
-def check_same_settings(now: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
-    """Refuse to continue a run under other settings or on other data.
-
-    Raises:
-        InputError: naming the settings that differ.
-    """
-    unknown = FREE_SETTINGS | ({PAIRS} - saved.keys())  # states of earlier versions have no pairs
-    differing = [
-        f"{name} (was {saved.get(name)}, now {value})"
-        for name, value in now.items()
-        if name not in unknown and saved.get(name) != value
-    ]
-    if differing:
-        raise InputError(
-            path,
-            f"belongs to a run with other settings: {', '.join(differing)}",
-            todo="take those settings, another --output_dir, or --no_auto_resume to overwrite it",
-        )
-
-
-def restore(run: Run, state: TrainingState, path: Path) -> None:
-    """Put a saved state back into the run's objects and generators.
-
-    Raises:
-        InputError: it was written by another number of processes, or its tensors do not fit.
-    """
-    if len(state.rng) != processes.world_size():
-        raise InputError(
-            path,
-            f"was written by {len(state.rng)} processes, this run has {processes.world_size()}",
-            todo="start as many, or begin anew with another --output_dir",
-        )
-    load_strict(run.model, state.model, path)
-    run.optimizer.load_state_dict(state.optimizer)
-    run.scaler.load_state_dict(state.scaler)
-    if run.ema is not None and state.ema is not None:
-        run.ema.load_state_dict(state.ema)
-    set_rng_state(state.rng[processes.rank()], run.device)
-
-
 def save_model(run: Run, path: Path, figures: Mapping[str, object]) -> None:
     """Write weights in the released form (``model``); averaged ones where an average is kept."""
     if not (processes.is_main() and run.config.save_ckpt):
         return
-    facts = {key: str(value) for key, value in {**run.facts, **figures}.items()}
     with run.averaged():
-        save_weights(path, run.released(run.model), facts)
+        save_weights(path, run.released(run.model), _as_text({**run.facts, **figures}))
+
+
+def _as_text(facts: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in facts.items()}

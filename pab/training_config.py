@@ -48,9 +48,18 @@ class TrainingConfig(TableConfig, Bounded):
     output_dir: str = flag("output", "where checkpoints and the log go")
     log_dir: str | None = flag(None, "where TensorBoard's files go; none writes none")
     save_ckpt: bool = flag(True, "write checkpoints")
-    save_ckpt_freq: int = flag(1, "epochs between checkpoints")
+    save_ckpt_freq: int = flag(1, "epochs between checkpoints, of weights and of the whole state")
+    keep_checkpoints: int | None = flag(
+        None, "checkpoint-N.pth files to keep, the newest; none keeps all"
+    )
     save_every_steps: int = flag(0, "also write the resumable checkpoint every N updates; 0 is off")
-    auto_resume: bool = flag(True, "go on from output_dir's last checkpoint, if there is one")
+    auto_resume: bool = flag(True, "resume from output_dir's last checkpoint, if there is one")
+    resume_from: Literal["last", "newest_good"] = flag(
+        "last", "newest_good: if checkpoint-last.pth is damaged, resume from the one before it"
+    )
+    max_skipped_steps: int = flag(
+        20, "steps in a row, skipped since loss or gradient was not finite, that end the run"
+    )
     max_steps: int = flag(0, "stop (resumable) when N updates are done; 0 runs to the end")
 
     def check(self) -> None:
@@ -59,7 +68,7 @@ class TrainingConfig(TableConfig, Bounded):
         Raises:
             InputError: naming the flag.
         """
-        self.check_least(1, "batch_size", "epochs", "save_ckpt_freq")
+        self.check_least(1, "batch_size", "epochs", "save_ckpt_freq", "max_skipped_steps")
         self.check_least(
             0, "val_pairs", "num_workers", "weight_decay", "save_every_steps", "max_steps", "seed",
             "val_seed",
@@ -69,6 +78,8 @@ class TrainingConfig(TableConfig, Bounded):
             raise InputError("--lr", f"must be above 0, found {self.lr}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError("--ema_decay", f"must lie in (0, 1), found {self.ema_decay}")
+        if self.keep_checkpoints is not None:
+            self.check_least(1, "keep_checkpoints")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise InputError("--clip_grad", f"must be above 0, found {self.clip_grad}")
 

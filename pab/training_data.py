@@ -19,7 +19,7 @@ from pab.annotations import Retrieval, TrainPair, retrieval_of_pairs
 from pab.data_tree import find_shards, shard_number
 from pab.errors import InputError
 from pab.images import load_image, verify_images
-from pab.preflight import check_run_folders, on_main
+from pab.preflight import check_run_folders
 from pab.sampling import EpochBatches, SampleKey, sample_seed
 from pab.splits import validation_split
 from pab.tables import is_own_data
@@ -59,7 +59,7 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
         columns=config.columns(),
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
-    on_main(partial(check_images_are_there, pairs))
+    processes.on_main(partial(check_images_are_there, pairs))
     verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
     return TrainingData(pairs, train_rows, val_rows)
 

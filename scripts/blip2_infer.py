@@ -7,27 +7,19 @@ LAVIS's `pretrain_vitL` as published, or ViT-g (`--model pretrain`). No LAVIS is
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
 from pab.config import flag
+from pab.encoder import OpenEncoder
 from pab.encoders.scoring import EncoderConfig
 from pab.errors import InputError, run_cli
-from pab.scoring import (
-    ScoringJob,
-    features_of,
-    finish,
-    prepare,
-    score_file_of,
-    scoring_command,
-)
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from pab.scoring import features_of, finish, prepare, score_file_of, scoring_command
 
 DEFAULT_WEIGHTS = {
     "pretrain_vitL": "checkpoints/blip2/blip2_pretrained_vitL.pth",
@@ -79,38 +71,45 @@ def infer(config: InferConfig) -> None:
     """
     from pab.encoders.scoring import device_and_dtype
 
-    device, dtype, dtype_name = device_and_dtype(config)
+    device_and_dtype(config)  # refuses what cannot run before the data is read
     job = prepare(config)
-    if config.backend == "lavis":
-        scores, source, sha256 = by_lavis(config, job, device)
-        dtype_name = "fp16" if device.type == "cuda" else "fp32"
-    else:
-        scores, source, sha256 = by_port(config, job, device, dtype, dtype_name)
+    with open_encoder(config) as opened:
+        scores = opened.encoder.scores([q.caption for q in job.retrieval.queries], job.gallery)
     score_file = score_file_of(
-        replace(config, dtype=dtype_name),  # type: ignore[arg-type]
+        replace(config, dtype=opened.dtype),  # type: ignore[arg-type]
         job,
         scores,
         model=config.model,
-        checkpoint=source,
-        checkpoint_sha256=sha256,
+        checkpoint=opened.checkpoint,
+        checkpoint_sha256=opened.checkpoint_sha256,
         query_pooling=config.query_pooling,
         backend=config.backend,
     )
     finish(config, job, score_file)
 
 
-def by_port(
-    config: InferConfig, job: ScoringJob, device: torch.device, dtype: torch.dtype, dtype_name: str
-) -> tuple[Tensor, str, str]:
-    """Similarities by this project's models, where the weights came from, and their hash."""
+def open_encoder(config: InferConfig) -> AbstractContextManager[OpenEncoder]:
+    """Load the model and open its cache; settings of the data and the outputs are not used.
+
+    Raises:
+        InputError: bad settings, vocabulary or weights.
+    """
+    return open_lavis(config) if config.backend == "lavis" else open_port(config)
+
+
+@contextmanager
+def open_port(config: InferConfig) -> Iterator[OpenEncoder]:
+    """This project's models."""
     from pab.checkpoints import checkpoint_hash
     from pab.encoders.blip2 import MODELS, Blip2, Blip2Config, check_vocabulary, load_blip2
     from pab.encoders.blip2_vit_g import Blip2VitG, load_vit_g
     from pab.encoders.compute import Compute
-    from pab.encoders.similarity import blip2_scores
+    from pab.encoders.scoring import device_and_dtype
+    from pab.encoders.similarity import blip2_encoder
     from pab.images import recipe
     from pab.wordpiece import Tokenizer
 
+    device, dtype, dtype_name = device_and_dtype(config)
     sizes = MODELS.get(config.model, Blip2Config())
     tokenizer = Tokenizer(
         config.text_encoder, max_words=sizes.positions, max_length=sizes.positions
@@ -134,39 +133,34 @@ def by_port(
         kept, device=device, dtype=dtype_name, model=config.model, preprocessing=transform,
         checkpoint=sha256, image_weights=tower,
     ) as cache:  # fmt: skip
-        scores = blip2_scores(
+        encoder = blip2_encoder(
             model.to(device, dtype),
             tokenizer,
             transform.transform(),
-            job.retrieval.queries,
-            job.gallery,
             config.query_pooling,
             Compute(device, dtype, dtype, config.batch_size, config.num_workers, cache),
         )
-    return scores, source, sha256
+        yield OpenEncoder(encoder, config.model, source, sha256, dtype_name)
 
 
-def by_lavis(config: InferConfig, job: ScoringJob, device: torch.device) -> tuple[Tensor, str, str]:
-    """The same by LAVIS itself, which chooses its own number format."""
+@contextmanager
+def open_lavis(config: InferConfig) -> Iterator[OpenEncoder]:
+    """LAVIS itself, which chooses its own number format."""
     import torch
 
     from pab.checkpoints import checkpoint_hash
-    from pab.encoders.blip2_lavis import lavis_scores, load_lavis
+    from pab.encoders.blip2_lavis import lavis_encoder, load_lavis
     from pab.encoders.compute import Compute
+    from pab.encoders.scoring import device_and_dtype
 
+    device, _, _ = device_and_dtype(config)
     model, transform, process = load_lavis(config.model, config.pretrained)
-    scores = lavis_scores(
-        model.to(device),
-        transform,
-        process,
-        job.retrieval.queries,
-        job.gallery,
-        config.query_pooling,
-        Compute(device, torch.float32, torch.float32, config.batch_size, config.num_workers),
-    )
-    if config.pretrained is None:
-        return scores, f"LAVIS's {config.model}", ""
-    return scores, config.pretrained, checkpoint_hash(config.pretrained)
+    compute = Compute(device, torch.float32, torch.float32, config.batch_size, config.num_workers)
+    encoder = lavis_encoder(model.to(device), transform, process, config.query_pooling, compute)
+    source = f"LAVIS's {config.model}" if config.pretrained is None else config.pretrained
+    sha256 = "" if config.pretrained is None else checkpoint_hash(config.pretrained)
+    dtype_name = "fp16" if device.type == "cuda" else "fp32"
+    yield OpenEncoder(encoder, config.model, source, sha256, dtype_name)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
 from pab.config import flag
+from pab.encoder import OpenEncoder
 from pab.encoders.scoring import EncoderConfig
 from pab.errors import run_cli
 from pab.scoring import features_of, finish, prepare, score_file_of, scoring_command
@@ -39,15 +42,38 @@ def infer(config: InferConfig) -> None:
     Raises:
         InputError: bad settings, data or weights; nothing is written.
     """
+    from pab.encoders.scoring import device_and_dtype
+
+    device_and_dtype(config)  # refuses what cannot run before the data is read
+    job = prepare(config)
+    with open_encoder(config) as opened:
+        scores = opened.encoder.scores([q.caption for q in job.retrieval.queries], job.gallery)
+    score_file = score_file_of(
+        replace(config, dtype=opened.dtype),  # type: ignore[arg-type]
+        job,
+        scores,
+        model=config.model,
+        checkpoint=opened.checkpoint,
+        checkpoint_sha256=opened.checkpoint_sha256,
+    )
+    finish(config, job, score_file)
+
+
+@contextmanager
+def open_encoder(config: InferConfig) -> Iterator[OpenEncoder]:
+    """Load the model and open its cache; settings of the data and the outputs are not used.
+
+    Raises:
+        InputError: bad settings or weights.
+    """
     from pab.checkpoints import checkpoint_hash
     from pab.encoders.clip import load_clip
     from pab.encoders.clip_names import architecture
     from pab.encoders.compute import Compute
     from pab.encoders.scoring import device_and_dtype
-    from pab.encoders.similarity import clip_scores
+    from pab.encoders.similarity import clip_encoder
 
     device, dtype, dtype_name = device_and_dtype(config)
-    job = prepare(config)
     clip = load_clip(config.model, config.pretrained, config.preprocess_as)
     clip.model.to(device, dtype)
     sha256 = checkpoint_hash(clip.weights_file)
@@ -57,16 +83,8 @@ def infer(config: InferConfig) -> None:
         architecture=json.dumps(architecture(config.model), sort_keys=True),
     ) as cache:  # fmt: skip
         compute = Compute(device, dtype, dtype, config.batch_size, config.num_workers, cache)
-        scores = clip_scores(clip, job.retrieval.queries, job.gallery, compute)
-    score_file = score_file_of(
-        replace(config, dtype=dtype_name),  # type: ignore[arg-type]
-        job,
-        scores,
-        model=config.model,
-        checkpoint=config.pretrained or str(clip.weights_file),
-        checkpoint_sha256=sha256,
-    )
-    finish(config, job, score_file)
+        source = config.pretrained or str(clip.weights_file)
+        yield OpenEncoder(clip_encoder(clip, compute), config.model, source, sha256, dtype_name)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ is BLIP-2's own way, `--lora_rank 16` trains low-rank updates alone.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,8 +39,9 @@ from pab.errors import InputError, run_cli
 from pab.images import recipe
 from pab.pair_data import PairBatch
 from pab.pair_training import PairModel, train_pairs
+from pab.resume import named_files
 from pab.training_command import training_command
-from pab.wordpiece import Tokenizer
+from pab.wordpiece import VOCABULARY, Tokenizer
 
 PROG = "python scripts/finetune_blip2.py"
 
@@ -80,11 +82,27 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     Raises:
         InputError: see :func:`pab.pair_training.train_pairs`.
     """
-    train_pairs(config, argv, command=PROG, build=partial(pair_model, config))
+    scratch = config.pretrained == SCRATCH
+    files = named_files(
+        pretrained="" if scratch else config.pretrained,
+        image_weights="" if scratch else config.image_weights,
+        text_encoder=Path(config.text_encoder) / VOCABULARY,
+    )
+    train_pairs(config, argv, command=PROG, files=files, build=partial(pair_model, config))
 
 
-def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
-    """The model with what the recipe has to know of it."""
+def pair_model(
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    resumed: Mapping[str, str] | None = None,
+) -> PairModel:
+    """The model with what the recipe has to know of it.
+
+    Args:
+        resumed: facts of the checkpoint whose weights are about to replace the model's. None reads
+            the start weights.
+    """
     sizes = MODELS[config.model]
     tokenizer = Tokenizer(
         config.text_encoder, max_words=sizes.positions, max_length=sizes.positions
@@ -93,7 +111,7 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
     model = Blip2(sizes)
     if config.pretrained == SCRATCH:
         start_from_scratch(model)
-    else:
+    elif resumed is None:
         load_weights(model, config.pretrained, config.image_weights)
     for layer in model.qformer.modules():
         if isinstance(layer, nn.Dropout):

@@ -6,8 +6,10 @@ Any OpenCLIP model by `--model` and `--pretrained`, with LHP's views and its rec
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +24,9 @@ from pab.annotations import Retrieval
 from pab.config import flag
 from pab.devices import autocast
 from pab.encoders.clip import ClipEncoder, load_clip, new_clip
-from pab.encoders.clip_names import label
-from pab.encoders.clip_weights import ARCHITECTURE, PREPROCESSING
+from pab.encoders.clip_identity import ARCHITECTURE, CONFIGURATION
+from pab.encoders.clip_names import FOLDER, architecture, label
+from pab.encoders.clip_weights import PREPROCESSING, is_tag, prepared
 from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
 from pab.encoders.similarity import clip_scores
@@ -37,8 +40,11 @@ from pab.encoders.tuning import (
 from pab.errors import InputError, run_cli
 from pab.pair_data import PairBatch
 from pab.pair_training import PairModel, train_pairs
+from pab.resume import ContentHash, hash_of_files, named_files
 from pab.training_command import training_command
+from pab.weight_folders import weights_or_path
 
+TEXT_ENDINGS = (".json", ".txt", ".model")  # of a folder's configuration and tokenizer
 LARGEST_SCALE = math.log(100)  # CLIP's bound on the factor's logarithm
 
 PROG = "python scripts/finetune_clip.py"
@@ -64,17 +70,44 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     Raises:
         InputError: see :func:`pab.pair_training.train_pairs`.
     """
-    train_pairs(config, argv, command=PROG, build=partial(pair_model, config))
-
-
-def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> PairModel:
-    """The model with what the recipe has to know of it."""
-    scratch = config.pretrained == SCRATCH
-    clip = (
-        new_clip(config.model)
-        if scratch
-        else load_clip(config.model, config.pretrained, config.preprocess_as)
+    train_pairs(
+        config, argv, command=PROG, files=files_of(config), build=partial(pair_model, config)
     )
+
+
+def files_of(config: TrainConfig) -> dict[str, ContentHash]:
+    """Hashes of the files that the settings name: weights, and a model folder's other files."""
+    files: dict[str, ContentHash] = {}
+    folder = Path(config.model.removeprefix(FOLDER)) if config.model.startswith(FOLDER) else None
+    if folder is not None:
+        others = sorted(path for path in folder.glob("*") if path.suffix in TEXT_ENDINGS)
+        files["model"] = partial(hash_of_files, *others)
+    if config.pretrained is None and folder is not None:
+        files["pretrained"] = partial(hash_of_files, weights_or_path(folder))
+    elif config.pretrained != SCRATCH and not is_tag(config.model, config.pretrained):
+        files |= named_files(pretrained=config.pretrained or "")
+    return files
+
+
+def pair_model(
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    resumed: Mapping[str, str] | None = None,
+) -> PairModel:
+    """The model with what the recipe has to know of it.
+
+    Args:
+        resumed: facts of the checkpoint whose weights are about to replace the model's; their
+            preprocessing is the run's. None reads the start weights.
+    """
+    recorded = (resumed or {}).get(PREPROCESSING)
+    if recorded is not None:
+        clip = new_clip(config.model, prepared(json.loads(recorded)))
+    elif config.pretrained == SCRATCH:
+        clip = new_clip(config.model)
+    else:  # also for a state that does not say its preprocessing, of an earlier version
+        clip = load_clip(config.model, config.pretrained, config.preprocess_as)
     model = clip.model.to(device)
     if config.checkpoint_activations:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -107,6 +140,7 @@ def pair_model(config: TrainConfig, device: torch.device, dtype: torch.dtype) ->
         no_decay=no_weight_decay,
         facts={
             ARCHITECTURE: label(config.model),
+            CONFIGURATION: json.dumps(architecture(config.model), sort_keys=True),
             PREPROCESSING: clip.preprocessing,
             "lora_rank": config.lora_rank,
         },

@@ -437,8 +437,8 @@ def test_checkpoint_that_does_not_fit(
     elif kind == "missing":
         del state[spoilt]
     elif kind == "extra":
-        state["head.weight"] = torch.zeros(2)
-        expected = "head.weight"
+        state["beit3.extra"] = torch.zeros(2)
+        expected = "beit3.extra"
     elif kind == "none":
         state, expected = {}, "weights"
     elif kind == "numbers":

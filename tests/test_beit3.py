@@ -132,7 +132,7 @@ def test_checkpoint_of_another_resolution_loads(debug_model: MakeModel) -> None:
     state = debug_model().state_dict()
     config = model_config("beit3_debug_patch16_96", vocab_size=70)
     model = Beit3Retrieval(config)
-    model.load_state_dict(adapt_state(state, config), strict=True)
+    model.load_state_dict(adapt_state(state, config, "a.pth"), strict=True)
     assert model.encode_image(torch.zeros(1, 3, 96, 96)).shape == (1, 64)
 
 
@@ -146,7 +146,7 @@ def test_sizes_of_a_checkpoint(debug_model: MakeModel) -> None:
     }
     assert config_of_state(scalars, config) == config
     odd = {"beit3.encoder.embed_positions.A.weight": torch.zeros(3 + 15, 64)}
-    assert adapt_state(odd, config) == odd
+    assert adapt_state(odd, config, "a.pth") == odd
 
 
 def test_drop_path() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pab.checkpoints import save_weights
 from pab.encoders import clip, clip_blocks, clip_weights
+from pab.encoders.clip_identity import ARCHITECTURE
 from pab.errors import InputError
 
 NAME = "tiny-clip-quickgelu"
@@ -79,7 +80,7 @@ def save(model: nn.Module, kind: str, folder: Path) -> Path:
         torch.save({"epoch": 3, "name": "run", "state_dict": named}, path)
     elif kind == "safetensors":
         path = folder / "weights.safetensors"
-        save_weights(path, state, {clip_weights.ARCHITECTURE: NAME})
+        save_weights(path, state, {ARCHITECTURE: NAME})
     else:
         torch.save(state, path)
     return path
@@ -197,7 +198,7 @@ def test_a_file_is_prepared_as_its_tags_are(tmp_path: Path) -> None:
 def test_a_file_that_says_how_its_images_were_prepared(tiny: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     way = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
-    facts = {clip_weights.ARCHITECTURE: NAME, clip_weights.PREPROCESSING: json.dumps(way)}
+    facts = {ARCHITECTURE: NAME, clip_weights.PREPROCESSING: json.dumps(way)}
     save_weights(path, tiny.state_dict(), facts)
     encoder = clip.load_clip(NAME, str(path))
     image = Image.new("RGB", (90, 50), (255, 0, 255))

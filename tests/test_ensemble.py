@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -571,7 +572,6 @@ def test_decodings_say_what_they_are(
         (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.6"], "add up to 1, found 1.1"),
         (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.5", "x:0"], "one of no member, x"),
         (["--fusion", "sum", "--shares", "lhp:much", "uit:0.5"], "'much'"),
-        (["--scaling", "zscore", "--clip_score", "{row}"], "a query's scores are all equal"),
         (["--scaling", "zscore", "--decode", "dual_softmax"], "--scaling: zscore"),
         (["--decode_slack", "0.1"], "--decode_slack: does not go with --decode none"),
         (["--fusion", "sum", "--shares", "lhp:1", "lhp:0.5", "uit:0.5"], "found 'lhp' twice"),
@@ -583,16 +583,187 @@ def test_decodings_say_what_they_are(
 def test_more_bad_input(
     files: dict[str, str], tmp_path: Path, words: list[str], expected: str
 ) -> None:
-    flat_row = torch.rand(12, 12)
-    flat_row[3] = 0.5
-    files["row"] = write(tmp_path / "row.pt", flat_row, QUERIES, IMAGES)
     given = ["--beit3_score", files["a"], "--uit_score", files["b"]]
     with pytest.raises(InputError, match=expected):
         fused(tmp_path, *given, *(word.format(**files) for word in words))
     assert not (tmp_path / "fused.txt").exists()
 
 
+# ------------------------------------------------------------------------ rows that rank nothing
+
+
+CASES = Path(__file__).parent / "data/scores"
+FUSIONS = [
+    *(["--scaling", scaling] for scaling in ("minmax", "minmax_query", "zscore", "rank")),
+    ["--fusion", "reciprocal_rank"],
+    ["--fusion", "sum", "--shares", "lhp:0.5", "clip:0.5"],
+]
+
+
+@pytest.mark.parametrize("how", FUSIONS)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_row_of_equal_scores_contributes_nothing(
+    tmp_path: Path, how: list[str], first: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = CASES / "one_flat_row.pt"
+    known = load_scores(flat)
+    scores = torch.rand(6, 12, generator=torch.Generator().manual_seed(0))
+    other = write(tmp_path / "other.pt", scores, known.query_ids, known.gallery_ids)
+    words = ["--beit3_score", str(flat), "--clip_score", other]
+    if not first:
+        words[1], words[3] = other, str(flat)
+    found = fused(tmp_path, *words, *how, "--clip_weight", "0.5")
+    said = capsys.readouterr().err
+    assert said.count("note:") == 1
+    assert f"{flat}: 1 query has the same score for all images: nothing is added" in said
+    row = known.query_ids.index("q3")
+    assert torch.equal(top_k(found.scores, 12)[row], top_k(scores, 12)[row])
+    low, high = float(found.scores[row].min()), float(found.scores[row].max())
+    assert low < high
+    # The same list without a matrix to save, and the other queries do look at both members.
+    alone = fused(tmp_path, "--beit3_score", other, name="alone")
+    run([*words, *how, "--clip_weight", "0.5", "--output_file", str(tmp_path / "list.txt")])
+    assert (tmp_path / "list.txt").read_text() == (tmp_path / "fused.txt").read_text()
+    assert not torch.equal(top_k(found.scores, 12), top_k(alone.scores, 12))
+
+
+@pytest.mark.parametrize("how", FUSIONS)
+def test_a_member_that_ranks_nothing_at_all_is_refused(
+    files: dict[str, str], tmp_path: Path, how: list[str]
+) -> None:
+    rows = torch.arange(12.0)[:, None].expand(12, 12)  # not one value, but one value per query
+    flat = write(tmp_path / "flat.pt", rows, QUERIES, IMAGES)
+    with pytest.raises(InputError, match=r"flat\.pt: all images have the same score"):
+        fused(tmp_path, "--beit3_score", files["a"], "--clip_score", flat, *how)
+    assert not (tmp_path / "fused.txt").exists()
+
+
+def test_deviations_that_are_rounding_are_no_scale(tmp_path: Path) -> None:
+    scores = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0))
+    other = scores.clone()
+    scores[1] = 0.1  # whose mean is not 0.1 in float32
+    ids = [f"q{n}" for n in range(3)], [f"g{n:04d}" for n in range(1000)]
+    one, two = write(tmp_path / "1.pt", scores, *ids), write(tmp_path / "2.pt", other, *ids)
+    found = fused(tmp_path, "--beit3_score", one, "--clip_score", two, "--scaling", "zscore")
+    assert torch.equal(top_k(found.scores, 1000)[1], top_k(other, 1000)[1])
+
+
+def test_one_image_is_no_row_of_equal_scores(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.pt", torch.tensor([[0.1], [0.7]]), ["q0", "q1"], ["a"])
+    for how in ("minmax", "minmax_query", "zscore", "rank"):
+        fused(tmp_path, "--beit3_score", one, "--clip_score", one, "--scaling", how)
+        assert (tmp_path / "fused.txt").read_text() == "a\na\n"
+
+
+# ---------------------------------------------------------------------------------------- weights
+
+
+def test_weights_that_have_no_part_need_not_be_given(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ["--member", f"x={files['a']}", "--member", f"y={files['b']}:0.5"]
+    found = fused(tmp_path, *first).scores
+    given = fused(tmp_path, "--beit3_score", files["a"], "--member", f"y={files['b']}:0.5").scores
+    assert torch.equal(found, given)
+    assert "note:" not in capsys.readouterr().err
+    fused(tmp_path, *first, "--fusion", "reciprocal_rank", "--scaling", "rank")
+    said = capsys.readouterr().err
+    assert "note: --member: weights have no part in --fusion reciprocal_rank" in said
+    assert "note: --scaling: has no part in --fusion reciprocal_rank" in said
+    fused(tmp_path, *first, "--member_weights", "z:0.5")
+    assert "no --member has the name 'z': not used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--output_file", "--save_score"])
+def test_no_output_replaces_an_input(files: dict[str, str], tmp_path: Path, flag: str) -> None:
+    before = Path(files["a"]).read_bytes()
+    (tmp_path / "link.pt").symlink_to(files["a"])
+    for path in (files["a"], str(tmp_path / "link.pt")):
+        with pytest.raises(InputError, match="is the file of lhp: it would be overwritten"):
+            run(["--beit3_score", files["a"], "--clip_score", files["b"], flag, path])
+    assert Path(files["a"]).read_bytes() == before
+
+
+def test_sinkhorn_says_if_it_has_not_converged(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--beit3_score", files["a"], "--decode", "sinkhorn"]
+    facts = fused(tmp_path, *words, "--sinkhorn_steps", "1", "--decode_factor", "100").meta[
+        "decode"
+    ]
+    said = capsys.readouterr().err
+    assert "note: --decode sinkhorn: has not converged after 1 steps at factor 100" in said
+    assert facts["row_error"] > 1e-3
+    assert f"{facts['row_error']:.2g} in rows and {facts['column_error']:.2g} in columns" in said
+    facts = fused(tmp_path, *words, "--sinkhorn_steps", "500", "--decode_factor", "5").meta[
+        "decode"
+    ]
+    assert "note:" not in capsys.readouterr().err
+    assert max(facts["row_error"], facts["column_error"]) <= 1e-3
+
+
+def test_a_bank_whose_scores_overflow_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    bank = write(tmp_path / "bank.pt", torch.rand(12, 12) * 1e38, QUERIES, IMAGES)
+    words = ["--beit3_score", files["a"], "--decode", "querybank", "--decode_bank", bank]
+    with pytest.raises(InputError, match="overflow at --decode_factor 20; take a smaller factor"):
+        fused(tmp_path, *words)
+    assert not (tmp_path / "fused.txt").exists()
+
+
 # ------------------------------------------------------------------------- other ways to search
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "steps"],
+        ["--order", "greedy", "--scaling", "rank"],
+        ["--method", "simplex", "--scaling", "zscore"],
+        ["--decode", "margin"],
+        ["--decode", "assignment", "--decode_top", "2", "--decode_scope", "collisions"],
+        ["--decode", "sinkhorn", "--scaling", "minmax_query", "--decode_grid", "5", "20"],
+    ],
+)
+def test_what_the_search_writes_runs_as_it_stands(
+    annotation: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = labelled(tmp_path)
+    # No weights, and a --member with the name of a published one.
+    words = ["--uit_score", paths["a"], "--member", f"clip={paths['b']}", f"other={paths['c']}"]
+    out, made = tmp_path / "w.yaml", ["--annotation", str(annotation), "--grid_step", "0.1"]
+    search([*words, *made, *flags, "--folds", "0", "--out", str(out)]
+           + ["--trials", str(tmp_path / "t.csv")])  # fmt: skip
+    said = capsys.readouterr().out
+    shares = re.search(r"shares of the sum: uit (\S+), clip (\S+), other (\S+)\n", said)
+    assert shares is not None
+    assert sum(map(float, shares.groups())) == pytest.approx(1.0, abs=1e-3)
+    found = fused(tmp_path, "--config", str(out))
+    assert [member["name"] for member in found.meta["members"]] == ["uit", "clip", "other"]
+    relevant = {f"{image}#0": frozenset({image}) for image in IMAGES}
+    mean = evaluate_scores(found, relevant).mean()
+    told = re.findall(r"R@1 (\d+\.\d\d), mAP (\d+\.\d\d)", said)[-1]
+    assert told == (f"{mean['R@1']:.2f}", f"{mean['mAP']:.2f}")
+
+
+def test_a_grid_that_does_not_divide_one_is_told(
+    annotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched(annotation, tmp_path, "--method", "simplex", "--grid_step", "0.3", "--folds", "0")
+    assert "--grid_step: 0.3 does not divide 1: shares in steps of 1/3" in capsys.readouterr().err
+
+
+def test_a_list_in_a_search_on_ranks(annotation: Path, tmp_path: Path) -> None:
+    paths = labelled(tmp_path)
+    lines = [" ".join(IMAGES[(n + shift) % 12] for shift in range(3)) for n in range(12)]
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "w.yaml"
+    words = ["--beit3_score", paths["a"], "--clip_score", str(tmp_path / "list.txt")]
+    search([*words, "--scaling", "rank", "--annotation", str(annotation), "--folds", "0"]
+           + ["--out", str(out), "--trials", str(tmp_path / "t.csv")])  # fmt: skip
+    found = fused(tmp_path, "--config", str(out), "--annotation", str(annotation))
+    assert evaluate_scores(found, {f"{image}#0": frozenset({image}) for image in IMAGES}).mean()[
+        "R@1"
+    ] == pytest.approx(100.0)
 
 
 def searched(
@@ -695,7 +866,7 @@ def test_the_number_of_a_decoding_is_chosen_too(
 ) -> None:
     flags = ["--decode", decode, "--decode_grid", "0.01", "0.3", "--grid_step", "0.1"]
     config, _ = searched(annotation, tmp_path, *flags, "--folds", "0", "--sinkhorn_steps", "7")
-    assert config.decode == decode
+    assert config.decode == (decode,)
     assert getattr(config, name) in (0.01, 0.3)
     said = capsys.readouterr().out.split(f"decoded by {decode}, {name} {getattr(config, name):g}: ")
     assert config.sinkhorn_steps == (7 if decode == "sinkhorn" else 50)
@@ -711,6 +882,8 @@ def test_the_number_of_a_decoding_is_chosen_too(
         (["--decode", "assignment", "--decode_grid", "-0.5"], "cannot be -0.5 for assignment"),
         (["--decode", "sinkhorn", "--decode_grid", "0"], "cannot be 0 for sinkhorn"),
         (["--decode", "assignment", "--decode_slack", "0.1"], "give --decode_grid"),
+        (["--decode", "margin", "sinkhorn"], "chooses one decoding's number, found 2"),
+        (["--decode", "sinkhorn", "--decode_grid", "1e30"], "cannot be 1e\\+30 for sinkhorn"),
         (["--method", "simplex", "--order", "greedy"], "--order"),
         (["--fusion", "reciprocal_rank"], "--fusion"),
         (["--chosen_on", "x"], "--chosen_on"),

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from ensemble.run import main as fuse
 from pab.annotations import read_retrieval
 from pab.errors import InputError
 from pab.evaluate import TWIN, evaluate, main
 from pab.scores import ScoreFile, save_scores
+from pab.scores import main as convert
 
 # Four images, two of them with twins of each other; images 2 and 3 share a caption.
 LINES = [
@@ -152,10 +154,10 @@ def test_predictions_of_a_name_masked_set(
     main([*common, "--answers", str(key), "--query_order", str(order), "--trec", f"{tmp_path}/t"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        ["queries", "n", "R@1", "R@5"],
-        ["all", "3", "66.67", "100.00"],
-        ["normal", "2", "100.00", "100.00"],
-        ["abnormal", "1", "0.00", "100.00"],
+        ["queries", "n", "R@1", "R@5", "R@10", "mAP@10"],
+        ["all", "3", "66.67", "100.00", "100.00", "83.33"],
+        ["normal", "2", "100.00", "100.00", "100.00", "100.00"],
+        ["abnormal", "1", "0.00", "100.00", "100.00", "50.00"],
     ]
     assert (tmp_path / "t.run").read_text().startswith("z Q0 C 1 5 pab\n")
 
@@ -201,7 +203,7 @@ def test_scores_of_another_folder_are_refused(masked: tuple[Path, Path], tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("A B\nB A\n", "p.txt: expected 3 lines, one a query, found 2"),
+        ("A B\nB A\n", "p.txt: expected 3 lines, one per query, found 2"),
         ("A B\nB A\nA\n", "p.txt, line 3: expected 2 names"),
     ],
 )
@@ -250,3 +252,111 @@ def test_group_without_labels_is_left_out(masked: tuple[Path, Path], tmp_path: P
     assert list(evaluation.groups) == ["all"]
     assert TWIN not in evaluation.summary()
     assert len(evaluation.table().splitlines()) == 2
+
+
+def test_short_lists_are_judged_as_scores_of_a_small_gallery(
+    annotation: Path, score: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fuse(["--beit3_score", str(score), "--output_file", str(tmp_path / "all.txt")])
+    order = tmp_path / "order.txt"
+    order.write_text("".join(f"{QUERIES[row]}\n" for row in (4, 2, 0, 3, 1)))
+    labels = ["--annotation", str(annotation)]
+    figures = {}
+    for name, words in (
+        ("score", ["--score", str(score)]),
+        ("list", ["--predictions", str(tmp_path / "all.txt"), "--query_order", str(order)]),
+    ):
+        main([*words, *labels, "--json", str(tmp_path / f"{name}.json")])
+        figures[name] = json.loads((tmp_path / f"{name}.json").read_text())["groups"]
+        figures[name]["all"].pop("queries_with_twin", None)
+    metrics = ("R@1", "R@5", "R@10", "mAP", "mAP@10", "mINP")
+    for group in ("all", "normal", "abnormal"):
+        for metric in metrics:
+            assert figures["list"][group][metric] == figures["score"][group][metric]
+    capsys.readouterr()
+
+    (tmp_path / "two.txt").write_text("i2 i3\n" * 5)
+    main(["--predictions", str(tmp_path / "two.txt"), *labels])
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].split() == ["queries", "n", "R@1", "R@5", "R@10", "mAP@10"]
+    assert "names 2 images per query" in said.err
+
+
+def test_a_run_may_lack_queries_and_images(
+    annotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {"i0#0": {"i0.jpg": 0.9, "i1.jpg": 0.2}, "i2#0": {"i0.jpg": 3, "i3.jpg": 2}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    labels = ["--annotation", str(annotation)]
+    outputs = ["--json", str(tmp_path / "m.json"), "--trec", str(tmp_path / "t"), "--top_k", "1"]
+    main(["--score", str(tmp_path / "run.json"), *labels, *outputs])
+    said = capsys.readouterr()
+    assert "3 of 5 queries are missing, and count as misses: 'i0#1', 'i1#0', 'i3#0'" in said.err
+    figures = json.loads((tmp_path / "m.json").read_text())
+    assert figures["gallery"] == 4
+    found = figures["groups"]["all"]
+    assert (found["queries"], found["R@1"], found["R@5"]) == (5, 20, 40)
+    assert found["mAP"] == pytest.approx(100 * (1 + 1 / 4) / 5)  # i2#0: i3 second of two right ones
+    assert found["mINP"] == pytest.approx(20)
+    assert found[TWIN] == pytest.approx(100 / 3)  # i0#0 alone; i0#1 and i1#0 are misses
+    assert (tmp_path / "t.run").read_text() == (
+        "i0#0 Q0 i0 1 0.899999976 pab\ni2#0 Q0 i0 1 3 pab\n"
+    )
+    assert len((tmp_path / "t.qrels").read_text().splitlines()) == 7
+
+    # The same once imported, and as predictions.
+    convert(["import", str(tmp_path / "run.json"), "--out", str(tmp_path / "run.pt")])
+    for words in (["--score", str(tmp_path / "run.pt")],
+                  ["--predictions", str(tmp_path / "run.json")]):  # fmt: skip
+        main([*words, *labels, "--json", str(tmp_path / "again.json")])
+        assert json.loads((tmp_path / "again.json").read_text())["groups"] == figures["groups"]
+
+    run["i2#0"]["i9"] = 1
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match=r"run\.json: expected images of the gallery, found 'i9'"):
+        main(["--score", str(tmp_path / "run.json"), *labels])
+    (tmp_path / "run.json").write_text('{"other": {"i0": 1}}')
+    with pytest.raises(InputError, match=r"not in the annotation: 'other'"):
+        main(["--score", str(tmp_path / "run.json"), *labels])
+
+
+def test_spellings_of_one_name_match(
+    masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["Caf\u00e9", "B", "C"]  # the key: one character; below: letter and accent
+    key = {q: {"gallery": name} for q, name in zip("xyz", names, strict=True)}
+    masked[1].write_text(json.dumps(key))
+    labels = ["--annotation", str(masked[0]), "--answers", str(masked[1])]
+    apart = ["B.jpg", "C.jpg", "Cafe\u0301.jpg"]
+    scores = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+    save_scores(tmp_path / "s.pt", ScoreFile(scores, ["x", "y", "z"], apart))
+    (tmp_path / "p.txt").write_text("Cafe\u0301.jpg B\nB C\nC B\n")
+    for words in (["--score", str(tmp_path / "s.pt")], ["--predictions", str(tmp_path / "p.txt")]):
+        main([*words, *labels])
+        said = capsys.readouterr()
+        assert said.out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
+        assert said.err.count("in another Unicode form") == 1
+
+
+def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "s.npy", SCORES.numpy())
+    words = ["--score", str(tmp_path / "s.npy"), "--annotation", str(annotation)]
+    with pytest.raises(InputError, match=r"give --queries FILE and --gallery FILE"):
+        main(words)
+    (tmp_path / "q.txt").write_text("\n".join(QUERIES))
+    (tmp_path / "g.txt").write_text("i0.jpg\ni1.jpg\ni2.jpg\ni3.jpg\n")
+    ids = ["--queries", str(tmp_path / "q.txt"), "--gallery", str(tmp_path / "g.txt")]
+    main([*words, *ids, "--json", str(tmp_path / "m.json")])
+    assert json.loads((tmp_path / "m.json").read_text())["groups"]["all"]["R@1"] == 40
+    with pytest.raises(InputError, match="--top_k: goes with --trec"):
+        main([*words, *ids, "--top_k", "3"])
+
+
+def test_an_answer_key_may_begin_with_a_mark(
+    masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("A\nB\nC\n")
+    masked[1].write_bytes(b"\xef\xbb\xbf" + masked[1].read_bytes().replace(b"\n", b"\r\n"))
+    words = ["--predictions", str(tmp_path / "p.txt"), "--annotation", str(masked[0])]
+    main([*words, "--answers", str(masked[1])])
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]

@@ -33,6 +33,11 @@ class Server(BaseHTTPRequestHandler):
         if start >= len(CONTENT):
             self.send_error(416)
             return
+        if self.path == "/scan":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html><title>Sign in</title>")
+            return
         rest = CONTENT[start:]
         self.send_response(206 if span else 200)
         self.send_header("Content-Length", str(len(rest)))
@@ -60,6 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> Pat
         "whole": Source("a/whole.pth", f"{address}/whole"),
         "cut": Source("a/cut.pth", f"{address}/cut"),
         "none": Source("a/none.pth", f"{address}/none"),
+        "scan": Source("a/scan.pth", f"{address}/scan"),
         "page": Source("a/page.pth", f"{address}/page", "page"),
     }
     monkeypatch.setattr(pab.fetch, "SOURCES", made)
@@ -110,12 +116,22 @@ def test_a_part_that_is_whole(folder: Path) -> None:
         ("none", "404|Not Found"),
         ("page", "behind a page .*/page; fetch it .* put it at"),
         ("other", "expected one of whole, cut"),
+        ("scan", r"/scan gave a web page \(Sign in\); fetch it on a machine with a browser"),
     ],
 )
 def test_what_cannot_be_fetched(folder: Path, name: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         fetch(name, folder)
-    assert not list((folder).glob("a/*.pth"))
+    assert not list((folder).glob("a/*"))
+
+
+def test_a_file_that_is_no_weights_is_told(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "a/whole.pth").write_bytes(b"<html><title>Drive</title>")
+    (folder / "a/cut.pth").write_bytes(b"")
+    lines = check(folder)
+    assert "a/whole.pth: 26 bytes, but a web page (Drive); " in lines
+    assert "a/cut.pth: 0 bytes, but an empty file; " in lines
 
 
 def test_every_source_has_its_row_and_the_scripts_default_place() -> None:
@@ -129,6 +145,6 @@ def test_without_a_name_it_says_what_there_is(
 ) -> None:
     main(["--folder", str(folder)])
     out = capsys.readouterr().out
-    assert out.count("missing") == 4
+    assert out.count("missing") == 5
     with pytest.raises(InputError, match="takes no names"):
         main(["whole", "--check"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 from pab.checkpoints import model_state, read_checkpoint
 from pab.encoders.blip2 import MODELS, Blip2, load_blip2
 from pab.encoders.clip import load_clip, new_clip
-from pab.encoders.clip_weights import ARCHITECTURE
+from pab.encoders.clip_identity import ARCHITECTURE
 from pab.encoders.layer_numbers import two_tower_layers
 from pab.encoders.train_clip_tokenizer import train_clip_tokenizer
 from pab.encoders.tuning import own_name
+from pab.errors import InputError
 from pab.optim import parameter_groups
 from pab.pair_data import PairDataset
 from pab.pair_training import PairModel
+from pab.resume import LAST, PREVIOUS
 from pab.run_log import read_log
 from pab.scores import load_scores
 from pab.training import FINAL
@@ -206,6 +209,63 @@ def test_low_rank_updates_with_activation_checkpointing(runs: Runs, kind: str) -
     assert saved == pytest.approx(plain, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["clip", "blip2"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_resumed_run_needs_no_start_weights(
+    runs: Runs, kind: str, rank: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = runs(kind, "start", epochs=1) / FINAL
+    settings: dict[str, Any] = {"pretrained": start, "lora_rank": rank, "epochs": 3}
+    whole = runs(kind, "whole", **settings)
+    runs(kind, "cut", max_steps=4, **settings)
+    start.unlink()
+    cut = runs(kind, "cut", **settings)
+    assert f"note: --pretrained: {start} is not there" in capsys.readouterr().err
+    for name in (*(f"checkpoint-{epoch}.pth" for epoch in range(3)), FINAL):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+
+
+def test_a_renamed_folder_is_the_same_model(runs: Runs, clip_folder: str, tmp_path: Path) -> None:
+    runs("clip", "run", max_steps=2)
+    folder = Path(clip_folder.removeprefix("local-dir:"))
+    other = tmp_path / "other" / folder.name
+    shutil.copytree(folder, other)
+    runs("clip", "run", model=f"local-dir:{other}", max_steps=3)
+    config = json.loads((other / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] = {"mean": [0.5, 0.5, 0.5]}
+    (other / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"other settings: model \(was SHA-256 "):
+        runs("clip", "run", model=f"local-dir:{other}")
+
+
+def test_low_rank_updates_do_not_resume_from_merged_weights(runs: Runs) -> None:
+    run = runs("clip", "run", lora_rank=2, epochs=2)
+    for name in (LAST, PREVIOUS):
+        (run / name).unlink()
+    with pytest.raises(InputError, match=r"checkpoint-1.pth: its weights do not fit .*--lora_rank"):
+        runs("clip", "run", "--resume_from", "newest_good", lora_rank=2, epochs=2)
+
+
+@pytest.mark.parametrize("ema", [{}, {"ema_decay": 0.5}])
+def test_a_training_state_is_scored(
+    runs: Runs, ema: dict[str, float], clip_folder: str, tmp_path: Path
+) -> None:
+    run = runs("clip", "clip", lr=5e-3, **ema)
+    found = [
+        score(clip_infer.main, runs.data, tmp_path, model=clip_folder, pretrained=run / name,
+              feature_cache_dir=tmp_path / name)
+        for name in (FINAL, LAST)
+    ]  # fmt: skip
+    assert torch.equal(*found)
+    run = runs("blip2", "blip2", lr=5e-3, **ema)
+    found = [
+        score(blip2_infer.main, runs.data, tmp_path, pretrained=run / name, **runs.own["blip2"],
+              feature_cache_dir=tmp_path / f"b{name}")
+        for name in (FINAL, LAST)
+    ]  # fmt: skip
+    assert torch.equal(*found)
+
+
 def test_a_temperature_at_its_bound_can_leave_it() -> None:
     scale = torch.nn.Parameter(torch.tensor(7.0))
     finetune_clip.bounded(scale).backward()
@@ -370,8 +430,6 @@ def test_refused(
 
 
 def test_a_folder_without_its_parts(clip_folder: str, tmp_path: Path) -> None:
-    from pab.errors import InputError
-
     with pytest.raises(InputError, match="holds no weights"):
         load_clip(clip_folder)
     (tmp_path / "open_clip_config.json").write_text("[1]")

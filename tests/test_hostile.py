@@ -10,13 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ensemble.run import main as fuse
 from lhp.infer import main as infer
+from pab.annotations import read_retrieval
+from pab.checkpoints import model_state, read_checkpoint
+from pab.errors import InputError
 from pab.evaluate import main as evaluate
+from pab.photos import list_photos, load_photo
 from pab.scores import load_scores
+from pab.training_set import TrainingSet
 from tests.conftest import MODEL, write_lines
 from tests.hostile_cases import (
     ImageCase,
@@ -28,6 +34,15 @@ from tests.hostile_cases import (
     picture,
     score_cases,
     write,
+)
+from tests.odd_files import (
+    FileCase,
+    checkpoint_cases,
+    foreign_score_cases,
+    photo_cases,
+    put,
+    shard_cases,
+    table_cases,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +90,7 @@ def scorer(debug_checkpoint: Path, tokenizer_file: Path, tmp_path: Path) -> Scor
     return Scorer(tmp_path, debug_checkpoint, tokenizer_file)
 
 
-def named(case: ImageCase | TextCase | ScoreCase) -> str:
+def named(case: ImageCase | TextCase | ScoreCase | FileCase) -> str:
     return case.what
 
 
@@ -143,12 +158,88 @@ def test_ranked_list(
         assert "100.00" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("case", shard_cases(), ids=named)
+def test_training_shard(case: FileCase, tmp_path: Path) -> None:
+    path = put(tmp_path / "annotation/train", case)
+    if case.refused:
+        with pytest.raises(InputError) as found:
+            TrainingSet.open(tmp_path, [path])
+        assert case.refused in str(found.value)
+        return
+    (read,) = TrainingSet.open(tmp_path, [path])
+    assert read.image_id in ("0_0", "7")
+    assert read.caption == "a man falls"
+    assert read.image.startswith("train/")
+
+
+@pytest.mark.parametrize("case", table_cases(), ids=named)
+def test_table_of_captions(case: FileCase, tmp_path: Path) -> None:
+    path = put(tmp_path, case)
+    if case.refused:
+        with pytest.raises(InputError) as found:
+            read_retrieval(path)
+        assert case.refused in str(found.value)
+        return
+    read = read_retrieval(path)
+    assert read.gallery is not None
+    assert [image.gallery_id for image in read.gallery] == ["a", "b"]
+    assert [query.query_id for query in read.queries] == ["a#0", "b#0"]
+
+
+@pytest.mark.parametrize("case", foreign_score_cases(), ids=named)
+def test_scores_of_other_tools(
+    case: FileCase, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.txt"
+    argv = ["--beit3_score", str(put(tmp_path, case)), "--output_file", str(out)]
+    if case.refused:
+        assert case.refused in refused(fuse, argv)
+        assert not out.exists()
+        assert "code of a score file ran" not in capsys.readouterr().out
+    else:
+        fuse(argv)
+        assert out.read_text() == "c b a\nc b a\n"
+
+
+@pytest.mark.parametrize("case", checkpoint_cases(), ids=named)
+def test_checkpoint(case: FileCase, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = put(tmp_path, case)
+    if case.refused:
+        with pytest.raises(InputError) as found:
+            model_state(read_checkpoint(path), path)
+        assert case.refused in str(found.value)
+        assert "code of a score file ran" not in capsys.readouterr().out
+        return
+    state = model_state(read_checkpoint(path), path)
+    assert {name: tensor.tolist() for name, tensor in state.items()} == {"w": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize("case", photo_cases(), ids=named)
+def test_photograph(case: FileCase, tmp_path: Path) -> None:
+    path = put(tmp_path, case)
+    listed = list_photos(tmp_path)
+    if case.refused:
+        with pytest.raises(InputError) as found:
+            load_photo(path)
+        assert case.refused in str(found.value)
+        return
+    assert [photo.gallery_id for photo in listed.photos] == [case.name]
+    shown, wanted = (
+        np.asarray(image, dtype=int) for image in (load_photo(path), picture((48, 32)))
+    )
+    assert shown.shape == wanted.shape
+    assert np.abs(shown - wanted).mean() < 6  # coding and palettes; turned: over 80
+
+
 def table() -> str:
     """The cases as a page."""
     rows = []
     for kind, cases in (
         ("image", image_cases()), ("caption or annotation", caption_cases()),
-        ("score file", score_cases(GOOD)), ("ranked list", list_cases()),
+        ("training shard", shard_cases()), ("table of captions", table_cases()),
+        ("score file", score_cases(GOOD)), ("scores of other tools", foreign_score_cases()),
+        ("ranked list", list_cases()), ("checkpoint", checkpoint_cases()),
+        ("photograph (photo search)", photo_cases()),
     ):  # fmt: skip
         for case in cases:
             outcome = "refused, naming it" if case.refused else "right"

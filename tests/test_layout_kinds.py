@@ -152,13 +152,13 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "m.pt": (
         lambda path: torch.save(torch.rand(2, 3), path),
-        ["without ids", "2 rows (queries) x 3 columns (images)"],
+        ["a bare tensor", "2 rows x 3 columns"],
         "python -m pab.scores import {path} --queries FILE --gallery FILE "
         "--out {folder}/m_with_ids.pt",
     ),
     "d.pt": (
         lambda path: torch.save({"sims": torch.rand(2, 3).half()}, path),
-        ["without ids"],
+        ["a dict with a matrix"],
         "python -m pab.scores import {path} --queries FILE --gallery FILE "
         "--out {folder}/d_with_ids.pt",
     ),
@@ -242,25 +242,24 @@ def test_files(tmp_path: Path, name: str) -> None:
     assert f"  {command.format(path=path, folder=tmp_path)}" in text.splitlines()
 
 
-# What the check calls the files of other tools, and whether their import asks for ids.
+# What the check calls the files of other tools, and whether their rows and columns lack ids.
 FORMS = {
-    "bare.npy": ("a NumPy matrix", True), "bare.pt": ("a matrix of scores without ids", True),
-    "dict_half.pt": ("a matrix of scores without ids", True),
-    "with_ids.npz": ("a NumPy archive of scores", False),
-    "table.csv": ("a table of scores", False), "run.trec": ("a TREC run", False),
-    "ranx_run.json": ("a run in ranx's JSON form", False),
-    "rankings.jsonl": ("rankings, one JSON object per query", False),
-    "reranked.json": ("reranked images with their scores", False),
+    "bare.npy": ("a bare array", True), "bare.pt": ("a bare tensor", True),
+    "dict_half.pt": ("a dict with a matrix", True),
+    "with_ids.npz": ("arrays with ids", False),
+    "table.csv": ("table", False), "run.trec": ("TREC run", False),
+    "ranx_run.json": ("ranx", False), "rankings.jsonl": ("rankings", False),
+    "reranked.json": ("reranked", False),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_scores_of_other_tools(name: str) -> None:
-    what, asks = FORMS[name]
+    what, lacks_ids = FORMS[name]
     text = explain(CASES / "scores" / name)
-    assert what in text
-    assert ("--queries FILE --gallery FILE" in text) == asks
-    assert "python -m pab.scores import" in text
+    assert what in text.splitlines()[0]
+    assert ("python -m pab.scores import" in text) == lacks_ids
+    assert ("python -m ensemble.run --member" in text) != lacks_ids
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,54 @@ def test_lists_tell_the_same_as_scores_as_far_as_they_reach() -> None:
     for name, values in ten.values.items():
         np.testing.assert_allclose(values, full.values[name], rtol=1e-12)
     five = evaluate_lists(ranked_names(scores, gallery_ids, 5), query_ids, relevant)
-    assert list(five.values) == ["R@1", "R@5"]
+    assert list(five.values) == ["R@1", "R@5", "R@10", "mAP@10"]
+    np.testing.assert_array_equal(five.values["R@5"], full.values["R@5"])
+    np.testing.assert_array_equal(five.values["R@10"], full.values["R@5"])  # nothing beyond five
     seen = full.best_rank <= 10
     assert 0 < seen.sum() < 30
     np.testing.assert_array_equal(ten.best_rank, np.where(seen, full.best_rank, 0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(n_gallery=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_lists_of_a_whole_small_gallery_equal_its_score_file(n_gallery: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 3, (5, n_gallery), generator=generator).float()
+    gallery_ids = [f"g{i:02}" for i in range(n_gallery)]
+    query_ids = [f"q{i}" for i in range(5)]
+    relevant = {
+        q: frozenset({gallery_ids[i % n_gallery], gallery_ids[2 * i % n_gallery]})
+        for i, q in enumerate(query_ids)
+    }
+    full = evaluate_scores(ScoreFile(scores, query_ids, gallery_ids), relevant)
+    names = ranked_names(scores, gallery_ids, n_gallery)
+    listed = evaluate_lists(names, query_ids, relevant, n_gallery=n_gallery)
+    assert list(listed.values) == list(full.values)
+    for name, values in full.values.items():
+        np.testing.assert_allclose(listed.values[name], values, rtol=1e-12)
+
+
+def test_images_that_a_run_does_not_list_are_not_found() -> None:
+    scores = torch.tensor([[0.9, 0.8, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1]])
+    meta = {"listed": {"q0": 2, "q1": 1}}
+    run = ScoreFile(scores, ["q0", "q1"], ["a", "b", "c", "d"], meta)
+    relevant = {"q0": frozenset({"b", "c"}), "q1": frozenset({"b"})}
+    metrics = evaluate_scores(run, relevant)
+    found = {name: values.tolist() for name, values in metrics.values.items()}
+    assert found == {
+        "R@1": [0, 0], "R@5": [100, 0], "R@10": [100, 0],
+        "mAP": [25, 0], "mAP@10": [25, 0], "mINP": [0, 0],
+    }  # fmt: skip
+    assert metrics.best_rank.tolist() == [2, 0]
+    # z is in no query's list, nor in the run's gallery.
+    assert evaluate_scores(run, {**relevant, "q1": frozenset({"z"})}).best_rank.tolist() == [2, 0]
+    preference = twin_preference(run, metrics, {"q0": "c", "q1": "c"})
+    np.testing.assert_array_equal(preference, [100.0, 0.0])
+
+    missed = metrics.with_misses(["q2", "q3"])
+    assert missed.query_ids == ["q0", "q1", "q2", "q3"]
+    assert missed.values["R@5"].tolist() == [100, 0, 0, 0]
+    assert missed.best_rank.tolist() == [2, 0, 0, 0]
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:

@@ -18,7 +18,7 @@ import pab.training_data
 import uit.train
 from lhp.infer import main as lhp_infer
 from pab.errors import InputError
-from pab.preflight import check_free_space, check_output_folder
+from pab.outputs import check_free_space, check_output_folder
 from pab.training_set import TrainingSet
 from tests.conftest import MODEL
 from tests.test_uit_train import SIZES, TEXT, vocabulary  # noqa: F401 - a fixture

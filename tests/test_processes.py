@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from pab import devices, processes
-from pab.errors import InputError
+from pab.errors import InputError, LostProcessError
 
 CPU = torch.device("cpu")
-WAIT = 120.0  # seconds a test's processes may take, far more than they need
+# Seconds until processes count as hanging. Where several programs share each core, four imports of
+# torch alone have taken more than 120.
+WAIT = 600.0
 
 
 def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder: Path) -> None:
@@ -33,11 +37,16 @@ def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
     )  # fmt: skip
     torch.set_num_threads(1)
-    processes.init_processes(CPU)
-    try:
+    with processes.joined(CPU):
+        group = reference_to_group()
         torch.save(work(folder), folder / f"{rank}.pt")
-    finally:
-        processes.close()
+    assert group() is None, "something keeps the group, and gloo's threads, until the process exits"
+
+
+def reference_to_group() -> weakref.ReferenceType[dist.ProcessGroup]:
+    """Weak reference to the group that the processes have joined."""
+    assert dist.group.WORLD is not None
+    return weakref.ref(dist.group.WORLD)
 
 
 def free_port() -> int:
@@ -281,6 +290,38 @@ def test_a_process_that_dies_ends_the_others() -> None:
         assert "Traceback" not in message
 
 
+def import_late(folder: Path) -> dict[str, Any]:
+    """Import inside the group a module that torch itself imports late."""
+    importlib.import_module("torch._dynamo")
+    return {"module": "torch.distributed.nn.functional" in sys.modules}
+
+
+@pytest.mark.distributed
+def test_modules_imported_late_do_not_keep_the_group(tmp_path: Path) -> None:
+    assert run_in(2, import_late, tmp_path) == [{"module": True}] * 2
+
+
+def lose_the_other(folder: Path) -> dict[str, Any]:
+    """Fail in process 1 while process 0 waits; each holds its error, as an exiting program does."""
+    group = reference_to_group()
+    try:
+        with processes.joined(CPU):
+            if processes.rank() == 1:
+                raise InputError("query.json", "expected a caption")
+            processes.gather_objects("waits")
+        raise AssertionError("the loss was not noticed")
+    except (InputError, LostProcessError) as error:
+        return {"error": type(error).__name__, "left": group() is None}
+
+
+@pytest.mark.distributed
+def test_an_error_does_not_keep_the_group(tmp_path: Path) -> None:
+    assert run_in(2, lose_the_other, tmp_path) == [
+        {"error": "LostProcessError", "left": True},
+        {"error": "InputError", "left": True},
+    ]
+
+
 # One process alone
 
 
@@ -316,11 +357,45 @@ def test_lost_and_foreign_ids_are_errors(ids: list[int], total: int, words: str)
 def test_half_a_torchrun_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(InputError, match="WORLD_SIZE: expected a number, found None"):
+    with pytest.raises(InputError, match="WORLD_SIZE: expected a number from 1, found None"):
         processes.init_processes(CPU)
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(InputError, match="found 'two'"):
         processes.init_processes(CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RANK", "2", "a number from 0 to 1"),
+        ("RANK", "-1", "a number from 0 to 1"),
+        ("WORLD_SIZE", "0", "a number from 1"),
+        ("WORLD_SIZE", "²", "a number from 1"),
+        ("MASTER_PORT", "0", "a number from 1 to 65535"),
+        ("MASTER_PORT", "65536", "a number from 1 to 65535"),
+    ],
+)
+def test_numbers_that_torchrun_never_sets_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for known, usual in (given | {name: value}).items():
+        monkeypatch.setenv(known, usual)
+    with pytest.raises(InputError, match=f"{name}: expected {expected}, found '{value}'"):
+        processes.init_processes(CPU)
+
+
+def test_a_port_in_use_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        given = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=rf"127.0.0.1:{port}: process 0 of 1 .*EADDRINUSE"):
+            processes.init_processes(CPU)
+    assert not dist.is_initialized()
 
 
 # Devices

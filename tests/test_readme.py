@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import pytest
 
 import pab.config
-import pab.search
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -109,11 +108,7 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         with pytest.raises(Understood):
             main_of(module)(argv)
 
-    def search(*_: Any) -> NoReturn:  # it hands flags on, so that its parser takes any
-        raise Understood
-
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(pab.search, "search", search)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     monkeypatch.setattr(pab.config, "load_config", load)
     return run
@@ -147,6 +142,7 @@ def test_script_command(command: str, understood: Callable[[str], None]) -> None
         "python -m lhp.nothing",
         "bash scripts/none.sh",
         "python scripts/clip_infer.py --no_such_flag 1",
+        "python -m pab.search --model clip --image_folder photos --query a --no_such_flag 1",
     ],
 )
 def test_wrong_commands_would_be_noticed(command: str, understood: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ensemble.charts import Series, line_chart, round_steps
 from ensemble.report import choose_queries, main
+from ensemble.run import main as fuse
 from pab.errors import InputError
 from pab.scores import ScoreFile, save_scores
 
@@ -246,6 +247,25 @@ def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -
     assert cells == ["13", "2", "13", "2"]
     actions = text.split("<h2>R@1 by action</h2>")[1].split("</table>")[0]
     assert re.findall(r'scope="row">(\w+)<', actions) == ["Falling", "Walking"]
+
+
+def test_stages_of_a_fusion_are_steps(annotation: Path, score: str, tmp_path: Path) -> None:
+    words = ["--beit3_score", score, "--output_file", str(tmp_path / "list.txt"), "--save_score"]
+    fuse([*words, str(tmp_path / "fused.pt")])
+    fuse([*words, str(tmp_path / "margin.pt"), "--decode", "margin", "--decode_tau", "0"])
+    trials = tmp_path / "trials.csv"  # as a spreadsheet saves it
+    trials.write_text("\ufeffmember,weight,R@1,mAP\nuit,1,50,50\nuit,0,60,60\n", encoding="utf-8")
+    text = report(
+        tmp_path, "--score", f"margin={tmp_path / 'margin.pt'}", "--score",
+        f"fused={tmp_path / 'fused.pt'}", "--annotation", str(annotation),
+        "--steps", "fused", "margin", "--trials", str(trials),
+    )  # fmt: skip
+    # Query 0 wants image 13, which query 13 wants more, and then image 12, 11 and so on.
+    assert "fused to margin: 0 first places won, 0 lost" in text
+    table = text.split("<h2>Double claims</h2>")[1].split("</table>")[0]
+    assert re.findall(r'scope="row">(\w+)<', table) == ["margin", "fused"]
+    assert table.count("jointly over all queries") == 1
+    assert "Actions of fewer than 5 queries are left out." in text
 
 
 def test_names_of_lines_do_not_cover_each_other() -> None:

@@ -15,7 +15,15 @@ import pytest
 import torch
 
 from pab.errors import InputError
-from pab.scores import ScoreFile, align, load_scores, main, reorder, save_scores
+from pab.scores import (
+    ScoreFile,
+    _float32_columns,
+    align,
+    load_scores,
+    main,
+    reorder,
+    save_scores,
+)
 from pab.tensor_files import read_tensors, release_pages, write_tensors
 
 
@@ -93,18 +101,20 @@ def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scores": torch.zeros(3, 4, dtype=torch.float64)}, "scores: expected a float32 matrix"),
-        ({"scores": torch.zeros(12)}, "scores: expected a float32 matrix"),
+        ({"scores": torch.zeros(12)}, "scores: expected a matrix [queries, gallery] of floating"),
+        ({"scores": torch.zeros(3, 4).long()}, "floating-point scores, found int64 [3, 4]"),
+        ({"scores": torch.zeros(3, 4).to_sparse()}, "found float32 [3, 4], sparse"),
         ({"scores": [[0.0] * 4] * 3}, "scores: expected a tensor, found list"),
         ({"query_ids": ["q1", "q2"]}, "query_ids: expected one id for each of 3 in scores"),
         ({"query_ids": ["q1", "q2", "q1"]}, "query_ids: expected distinct ids, found 'q1' twice"),
-        ({"query_ids": ["q1", "q2", 3]}, "query_ids: expected a list of strings"),
+        ({"query_ids": ["q1", "q2", 3.5]}, "query_ids: expected a list of strings"),
+        ({"query_ids": ["q1", "q2", True]}, "query_ids: expected a list of strings"),
+        ({"query_ids": "q1 q2 q3"}, "query_ids: expected a list of strings"),
         ({"query_ids": ["q1", "q2", "a\nb"]}, "query_ids: expected ids of one line"),
-        ({"gallery_ids": ["a", "c", "b", "d"]}, "gallery_ids: expected sorted ids"),
         ({"gallery_ids": ["a", "b", "c"]}, "gallery_ids: expected one id for each of 4"),
-        ({"gallery_ids": []}, "gallery_ids: expected at least one id"),
+        ({"gallery_ids": []}, "gallery_ids: expected one id for each of 4 in scores, found 0"),
         ({"meta": None}, "meta: expected a dict"),
-        ({"more": 1}, "expected a dict of scores, query_ids, gallery_ids, meta, found keys"),
+        ({"meta": {"listed": {"q1": 2}}}, "'listed': expected a number of images from 1 to 4"),
     ],
 )
 def test_broken_files_are_refused(
@@ -115,6 +125,52 @@ def test_broken_files_are_refused(
         load_scores(tmp_path / "s.pt")
     assert str(tmp_path / "s.pt") in str(error.value)
     assert message in str(error.value)
+
+
+def test_what_has_one_meaning_is_read(
+    scores: ScoreFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ids in any order, numbers as ids, other number formats, further keys, a gradient."""
+    path = tmp_path / "s.pt"
+    order = [2, 0, 3, 1]
+    content = raw(
+        scores,
+        scores=scores.scores[:, order].double().requires_grad_(),
+        query_ids=(2, 1.0, "q3"),
+        gallery_ids=[scores.gallery_ids[i] for i in order],
+        more=1,
+    )
+    torch.save(content, path)
+    found = load_scores(path)
+    assert torch.equal(found.scores, scores.scores)
+    assert not found.scores.requires_grad
+    assert found.query_ids == ["2", "1", "q3"]
+    assert (found.gallery_ids, found.meta) == (scores.gallery_ids, scores.meta)
+    said = capsys.readouterr().err
+    assert "columns are aligned by id" in said
+    assert "ignored keys: 'more'" in said
+
+
+def test_sorted_float32_columns_stay_on_disk(scores: ScoreFile, tmp_path: Path) -> None:
+    save_scores(tmp_path / "s.pt", scores)
+    mapped = read_tensors(tmp_path / "s.pt", "a score file", mmap=True)["scores"]
+    assert _float32_columns(mapped, [0, 1, 2, 3]) is mapped
+    assert (
+        _float32_columns(mapped, [1, 0, 2, 3]).tolist() == scores.scores[:, [1, 0, 2, 3]].tolist()
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are not listed here")
+def test_sorting_a_mapped_matrix_holds_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pab.scores._BLOCK_ELEMENTS", 1 << 14)
+    matrix = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))
+    names = [f"g{1023 - i:04}" for i in range(1024)]
+    torch.save(raw(ScoreFile(matrix, [f"q{i}" for i in range(1024)], names)), tmp_path / "m.pt")
+    found = load_scores(tmp_path / "m.pt")
+    assert torch.equal(found.scores, matrix.flip(1))
+    assert resident("m.pt") < matrix.nbytes / 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -252,17 +308,40 @@ def test_import_refuses_lists_that_do_not_fit(tmp_path: Path, scores: ScoreFile)
     (tmp_path / "two.txt").write_text("x\ny\n")
     two = str(tmp_path / "two.txt")
     out = ["--out", str(tmp_path / "s.pt")]
-    with pytest.raises(InputError, match=r"two.txt: expected 3 ids for the 3 columns"):
+    with pytest.raises(
+        InputError, match=r"--gallery: expected 3 ids for the 3 columns of a bare tensor, found 2"
+    ):
         main(["import", str(tmp_path / "bare.pt"), "--queries", two, "--gallery", two, *out])
-    with pytest.raises(InputError, match="expected a bare floating-point matrix, found a dict"):
-        main(["import", str(tmp_path / "with_ids.pt"), "--queries", two, "--gallery", two, *out])
+    (tmp_path / "three.txt").write_text("x\ny\nz\n")
+    turned = ["--queries", str(tmp_path / "three.txt"), "--gallery", two]
+    with pytest.raises(
+        InputError, match=r"expected a matrix \[3, 2\].*found \[2, 3\]; .*transpose it"
+    ):
+        main(["import", str(tmp_path / "bare.pt"), *turned, *out])
+    for given, asked in (([], "--queries FILE and --gallery FILE"), (turned[:2], "--gallery FILE")):
+        with pytest.raises(InputError, match=f"give {asked}, or convert"):
+            main(["import", str(tmp_path / "bare.pt"), *given, *out])
     assert not (tmp_path / "s.pt").exists()
+
+
+def test_ids_inside_the_file_win(
+    tmp_path: Path, scores: ScoreFile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_scores(tmp_path / "with_ids.pt", scores)
+    (tmp_path / "two.txt").write_text("q1\nother\n")
+    given = ["--queries", str(tmp_path / "two.txt"), "--out", str(tmp_path / "s.pt")]
+    main(["import", str(tmp_path / "with_ids.pt"), *given])
+    assert load_scores(tmp_path / "s.pt").query_ids == scores.query_ids
+    assert (
+        "its own ids are used, which are not those of --queries; it lacks 1, such as 'other'"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_command_ends_with_2_and_one_line(tmp_path: Path) -> None:
     torch.save(torch.zeros(2, 2), tmp_path / "bare.pt")
     done = subprocess.run(
-        [sys.executable, "-m", "pab.scores", "show", str(tmp_path / "bare.pt")],
+        [sys.executable, "-m", "pab.scores", "export", str(tmp_path / "bare.pt"), "--bare"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

@@ -1,63 +1,456 @@
-"""Searching a folder of pictures with the shipped mini model, by the command a newcomer types."""
+"""Photo search with the shipped mini models, by the commands a newcomer types."""
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pillow_heif
 import pytest
-from conftest import draw
+import torch
+from conftest import SHARED, draw
+from PIL import Image
 
+import pab.photos
+from pab.annotations import GalleryImage
+from pab.encoder import Encoder, OpenEncoder
 from pab.errors import InputError
-from pab.search import main
+from pab.photos import list_photos, load_photo
+from pab.search.__main__ import TOP_K, main
+from pab.search.engine import search
+from pab.search.members import MEMBERS, load_module, read_member
+from pab.search.queries import check_query
+from scripts import blip2_infer, clip_infer
 
 ROOT = Path(__file__).parents[1]
-MINI = ["--config", str(ROOT / "configs/lhp/mini_infer.yaml"), "--answers", "none"]
-MINI += ["--no_feature_cache"]
+LHP = ["--model", "lhp", "--config", "configs/lhp/mini_infer.yaml"]
+CLIP = ["--model", "clip", "--arch", "local-dir:checkpoints/mini/clip"]
+BLIP2 = ["--model", "blip2", "--arch", "mini", "--text_encoder", "checkpoints/mini/bert"]
+HERE = ["--num_workers", "0"]
+CASES = SHARED / "cases/photos"
+NARROW = "\u202f"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photographs of several kinds, with two files that cannot be read."""
     monkeypatch.chdir(ROOT)  # the mini recipe names its files from there
+    monkeypatch.setattr("pab.search.results.UNREADABLE", tmp_path / "default/unreadable.txt")
+    photos = tmp_path / "photos"
     for number in range(4):
-        draw(tmp_path / f"photos/p{number}.jpg", number, normal=number % 2 == 0)
-    return tmp_path / "photos"
+        draw(photos / f"p{number}.jpg", number, normal=number % 2 == 0)
+    drawn = Image.open(photos / "p0.jpg")
+    drawn.save(photos / f"Screenshot 9.41{NARROW}AM.png")
+    pillow_heif.from_pillow(drawn).save(photos / "IMG_1 (2).HEIC")
+    drawn.save(photos / "p0.png")
+    (photos / "cut.jpg").write_bytes((photos / "p1.jpg").read_bytes()[:600])
+    (photos / "text.png").write_text("not an image")
+    (photos / "sub").mkdir()
+    drawn.save(photos / "sub/deep.webp")
+    return photos
 
 
-def test_names_and_scores_best_first(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    page = folder.parent / "page.html"
-    main(
-        ["--model", "lhp", "--image_folder", str(folder), "--query", "a man falls", "--query", "é"]
-        + ["--top_k", "3", "--html", str(page), "--num_workers", "0", *MINI]
+READABLE = [
+    "IMG_1 (2).HEIC", f"Screenshot 9.41{NARROW}AM.png", "p0.jpg", "p0.png", "p1.jpg", "p2.jpg",
+    "p3.jpg",
+]  # fmt: skip
+
+
+def empty(folder: Path) -> None:
+    """Remove the files of the folder itself."""
+    for path in list(folder.iterdir()):
+        if path.is_file():
+            path.unlink()
+
+
+def ranked(output: str) -> dict[str, list[str]]:
+    """Query -> names, of the printed lists."""
+    found: dict[str, list[str]] = {}
+    for line in output.splitlines():
+        match = re.fullmatch(r" {0,3}(\d+) +(-?\d+\.\d{4})  (.*)", line)
+        if match is None:
+            names = found.setdefault(line, [])
+        else:
+            names.append(match[3])
+            assert int(match[1]) == len(names)
+    return found
+
+
+# ------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize("model", [LHP, CLIP, BLIP2], ids=["lhp", "clip", "blip2"])
+def test_every_member_finds_every_readable_image(
+    folder: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_file = folder.parent / "out/found.json"
+    main([*model, "--image_folder", str(folder), "--query", "a man falls", "--query", "é"]
+         + ["--json", str(json_file), *HERE])  # fmt: skip
+    said = capsys.readouterr()
+    found = ranked(said.out)
+    assert list(found) == ["a man falls", "é"]
+    assert all(sorted(names) == READABLE for names in found.values())
+    notes = [line for line in said.err.splitlines() if line.startswith("note: ")]
+    nested = "1 images in 1 nested folders are not searched; --recursive searches them too"
+    assert f"note: {folder}: {nested}" in notes
+    listing = json_file.with_name("found.unreadable.txt")
+    assert said.err.splitlines()[-1] == (f"7 images indexed, 2 not readable (listed in {listing})")
+    lines = [line.split("\t") for line in listing.read_text().splitlines()]
+    assert [name for name, _ in lines] == ["cut.jpg", "text.png"]
+    assert "truncated" in lines[0][1].lower()
+    assert "not a JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF image" in lines[1][1]
+    results = json.loads(json_file.read_text())
+    assert [one["query"] for one in results["queries"]] == ["a man falls", "é"]
+    for one in results["queries"]:
+        assert [image["path"] for image in one["images"]] == found[one["query"]]
+        assert [image["rank"] for image in one["images"]] == list(range(1, 8))
+        scores = [image["score"] for image in one["images"]]
+        assert scores == sorted(scores, reverse=True)
+    assert results["unreadable"] == [{"path": name, "problem": why} for name, why in lines]
+    assert (results["model"], results["indexed"]) == (model[1], 7)
+
+
+def test_nested_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*CLIP, "--image_folder", str(folder), "--query", "a", "--recursive", *HERE])
+    said = capsys.readouterr()
+    assert sorted(ranked(said.out)["a"]) == sorted([*READABLE, "sub/deep.webp"])
+    assert "not searched" not in said.err
+    assert said.err.splitlines()[-1] == (
+        f"8 images indexed, 2 not readable (listed in {folder.parent / 'default/unreadable.txt'})"
     )
-    lines = capfd.readouterr().out.splitlines()
-    assert len(lines) == 8
-    assert (lines[0], lines[4]) == ("a man falls", "é")
-    ranks, scores, names = zip(*(line.split() for line in lines[1:4]), strict=True)
-    assert ranks == ("1", "2", "3")
-    assert sorted(map(float, scores), reverse=True) == list(map(float, scores))
-    assert set(names) < {"p0", "p1", "p2", "p3"}
-    assert page.read_text().count("<article") == 2
+
+
+def test_equal_queries_and_top_k(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    queries = ["a man", "a woman", "a man"]
+    words = [word for query in queries for word in ("--query", query)]
+    page, json_file = folder.parent / "page.html", folder.parent / "found.json"
+    main([*CLIP, "--image_folder", str(folder), *words, "--top_k", "2", *HERE]
+         + ["--html", str(page), "--json", str(json_file)])  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::3] == queries
+    assert len(lines) == 9
+    assert lines[1:3] == lines[7:9]
+    assert [one["query"] for one in json.loads(json_file.read_text())["queries"]] == queries
+    text = page.read_text()
+    assert re.findall(r"<h2 .*?>(.*?)</h2>", text) == queries
+    assert text.count("<img ") == 6
+
+
+def test_twenty_by_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(30):
+        draw(folder / f"more{number}.jpg", number, normal=True)
+    main([*CLIP, "--image_folder", str(folder), "--query", "a", *HERE])
+    assert len(capsys.readouterr().out.splitlines()) == TOP_K + 1 == 21
+
+
+def test_a_list_of_an_earlier_search_does_not_stay(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*CLIP, "--image_folder", str(folder), "--query", "a", *HERE]
+    main(words)
+    assert (folder.parent / "default/unreadable.txt").is_file()
+    for name in ("cut.jpg", "text.png"):
+        (folder / name).unlink()
+    main(words)
+    assert not (folder.parent / "default/unreadable.txt").exists()
+    assert capsys.readouterr().err.splitlines()[-1] == "7 images indexed, 0 not readable"
+
+
+def test_the_scores_are_those_of_the_scoring_command(folder: Path) -> None:
+    """Small upright photographs: the benchmark's pixels are the photographs'."""
+    empty(folder)
+    for number in range(4):
+        draw(folder / f"p{number}.jpg", number, normal=number % 2 == 0)
+    query = folder.parent / "query.json"
+    query.write_text(json.dumps({"query_index": "q", "caption": "a man falls"}) + "\n")
+    scores, found = folder.parent / "scores.pt", folder.parent / "found.json"
+    clip_infer.main(
+        ["--model", CLIP[-1], "--image_folder", str(folder), "--annotation", str(query), *HERE]
+        + ["--save_score", str(scores), "--output_file", "none"]
+    )
+    main([*CLIP, "--image_folder", str(folder), "--query", "a man falls", *HERE]
+         + ["--json", str(found)])  # fmt: skip
+    expected = torch.load(scores, weights_only=True)
+    images = json.loads(found.read_text())["queries"][0]["images"]
+    assert len(images) == 4
+    for image in images:
+        column = expected["gallery_ids"].index(Path(image["path"]).stem)
+        assert image["score"] == pytest.approx(float(expected["scores"][0, column]), abs=1e-6)
+
+
+def test_a_repeated_search_decodes_only_what_is_new(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    true_load = pab.photos.load_photo
+
+    def load(path: Path, **options: Any) -> Image.Image:
+        decoded.append(path.name)
+        return true_load(path, **options)
+
+    monkeypatch.setattr("pab.photos.load_photo", load)
+    words = [*CLIP, "--image_folder", str(folder), *HERE]
+    main([*words, "--query", "a"])
+    assert sorted(decoded) == sorted([*READABLE, "cut.jpg", "text.png"])
+    decoded.clear()
+    draw(folder / "new.jpg", 9, normal=True)
+    (folder / "p1.jpg").rename(folder / "renamed.jpg")
+    main([*words, "--query", "b"])
+    assert sorted(decoded) == ["cut.jpg", "new.jpg", "text.png"]
+
+
+def test_a_benchmark_s_vector_is_not_taken_for_a_photograph_s(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file, one cache: the benchmark sees it as stored, the search upright."""
+    empty(folder)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    draw(folder / "lying.png", 1, normal=True)
+    upright = Image.open(folder / "lying.png").convert("RGB")
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "lying.png", exif=exif)
+    query = folder.parent / "query.json"
+    query.write_text(json.dumps({"query_index": "q", "caption": "a man"}) + "\n")
+    scores = folder.parent / "scores.pt"
+    clip_infer.main(
+        ["--model", CLIP[-1], "--image_folder", str(folder), "--annotation", str(query), *HERE]
+        + ["--save_score", str(scores), "--output_file", "none"]
+    )
+    upright.save(folder / "upright.png")
+    found = folder.parent / "found.json"
+    main([*CLIP, "--image_folder", str(folder), "--query", "a man", "--json", str(found), *HERE])
+    first, second = json.loads(found.read_text())["queries"][0]["images"]
+    assert first["score"] == second["score"]
+    as_stored = float(torch.load(scores, weights_only=True)["scores"][0, 0])
+    assert abs(first["score"] - as_stored) > 1e-3
+
+
+# ---------------------------------------------------------------------------------------- the page
+
+
+def test_the_page(folder: Path) -> None:
+    page = folder.parent / "out/page.html"
+    main([*CLIP, "--image_folder", str(folder), "--query", "a <b>man</b> & 'co'", *HERE]
+         + ["--html", str(page), "--top_k", "5", "--recursive"])  # fmt: skip
+    text = page.read_text()
+    escaped = "a &lt;b&gt;man&lt;/b&gt; &amp; &#39;co&#39;"
+    assert f"<title>{escaped} – photo search</title>" in text
+    assert f'<h1 dir="auto">{escaped}</h1>' in text
+    assert text.count("<img ") == 5
+    assert len(re.findall(r'src="data:image/jpeg;base64,', text)) == 5
+    names = re.findall(r'class="name" dir="auto">(.*?)</span>', text)
+    assert len(names) == 5
+    assert set(names) <= {*READABLE, "sub/deep.webp"}
+    for address in re.findall(r'<a href="(.*?)">', text):
+        assert address.startswith("../photos/")
+    assert not re.search(r"R@1|mAP|<table|<script|https?://", text)
+    assert "8 images indexed, 2 not readable" in text
+    listing = page.with_name("page.unreadable.txt")
+    assert len(listing.read_text().splitlines()) == 2
+
+
+def test_thumbnails_are_upright(folder: Path) -> None:
+    empty(folder)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 90), "red").transpose(Image.Transpose.ROTATE_90).save(
+        folder / "phone.jpg", exif=exif
+    )
+    page = folder.parent / "page.html"
+    main([*CLIP, "--image_folder", str(folder), "--query", "a", "--html", str(page), *HERE])
+    (code,) = re.findall(r"base64,([^\"]+)", page.read_text())
+    assert Image.open(io.BytesIO(base64.b64decode(code))).size == (60, 90)
+
+
+def test_names_that_would_break_the_output(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty(folder)
+    names = ["two\nlines.png", "\x1b[31mred.png", 'quo"te<i>.png', "javascript:alert(1).png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / name)
+    (folder / "bad\n.jpg").touch()
+    page, found = folder / "page.html", folder.parent / "found.json"
+    main([*CLIP, "--image_folder", str(folder), "--query", "a", *HERE]
+         + ["--html", str(page), "--json", str(found)])  # fmt: skip
+    printed = ranked(capsys.readouterr().out)["a"]
+    assert set(printed) == {r"two\nlines.png", r"\x1b[31mred.png", *names[2:]}
+    paths = [image["path"] for image in json.loads(found.read_text())["queries"][0]["images"]]
+    assert set(paths) == set(names)
+    assert found.with_name("found.unreadable.txt").read_text().startswith("bad\\n.jpg\tan empty")
+    text = page.read_text()
+    assert 'alt="quo&#34;te&lt;i&gt;.png"' in text
+    assert 'href="javascript:' not in text
+
+
+# --------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--checkpoint", "none.pth"], "none.pth"),
+        (["--query", ""], "--query: expected words to look for, found an empty text"),
+        (["--query", " \t "], "--query: expected words to look for, found none in"),
+        (["--query", "\u200b\u0301\ufe0f"], "--query: expected words to look for, found none in"),
+        (["--query", "\u3164\u2800"], "--query: expected words to look for, found none in"),
+        (["--query", "...!"], "--query: expected words to look for, found none in"),
+        (["--query", "a\udcff"], "--query: expected UTF-8 text"),
+        (["--top_k", "0"], "--top_k: must be at least 1"),
+        (["--top_k", "3", "--top_k", "3"], "--top_k: given twice"),
+        (["--image_folder", "b"], "--image_folder: given twice: .* and b; give it once"),
+        (["--model", "lhp"], "--model: given twice: clip and lhp; --arch names the architecture"),
+        (["--annotation", "a.json"], "--annotation: .*queries are given with --query"),
+        (["--answers", "none"], "--answers: .*no labels"),
+        (["--query_order=a"], "--query_order: .*in the order of --query"),
+        (["--save_score", "a.pt"], "--save_score: .*--json FILE"),
+        (["--output_file", "a.txt"], "--output_file: .*--json FILE"),
         (["--no_such_flag"], "--no_such_flag"),
-        (["--image_folder", "nowhere"], "nowhere"),
+        (["--pretrained", "none.pth"], "none.pth"),
+        (["--html", "x.out", "--json", "x.out"], "--html: x.out is given as --json too"),
+        (["--html", "pab"], "--html: pab is a directory"),
+        (["--json", "/dev/null"], "--json: /dev/null is no file"),
+        (["--json", "a.json", "--html", "a.unreadable.txt"], "--html: .*list of unreadable images"),
     ],
 )
-def test_the_scoring_commands_own_errors(
-    folder: Path, flags: list[str], expected: str, capfd: pytest.CaptureFixture[str]
+def test_own_words_for_wrong_flags(
+    folder: Path, flags: list[str], expected: str, refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (folder / "sub/deep.webp").unlink()  # no note of nested folders
+    said = refused(main, [*CLIP, "--image_folder", str(folder), "--query", "a", *HERE, *flags])
+    assert re.search(expected, said), said
+    assert "Temporary" not in said
+    assert "/tmp/pab-" not in said
+    assert not list(ROOT.glob("a.*"))
+
+
+def test_folders_that_cannot_serve(folder: Path, refused: Callable[..., str]) -> None:
+    def said(where: Path) -> str:
+        return refused(main, [*CLIP, "--image_folder", str(where), "--query", "a", *HERE])
+
+    assert "no such folder" in said(folder / "missing")
+    empty = folder.parent / "empty"
+    empty.mkdir()
+    assert re.search(r"empty: expected images \(.*\.heic.*\), found none", said(empty))
+    above = folder.parent / "above"
+    (above / "one").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(above / "one/a.png")
+    assert "1 images in 1 nested folders are not searched; add --recursive" in said(above)
+    bad = folder.parent / "bad"
+    bad.mkdir()
+    for name in ("a.jpg", "b.heic"):
+        (bad / name).write_text("text")
+    listing = folder.parent / "default/unreadable.txt"
+    assert f"found 2 that cannot be read (listed in {listing})" in said(bad)
+    assert len(listing.read_text().splitlines()) == 2
+    for name in ("a.jpg", "b.heic"):
+        (bad / name).write_text("")
+    assert "found 2 that cannot be read" in said(bad)
+
+
+def test_an_output_never_replaces_a_photograph(folder: Path, refused: Callable[..., str]) -> None:
+    (folder / "sub/deep.webp").unlink()
+    before = (folder / "p0.jpg").read_bytes()
+    words = [*CLIP, "--image_folder", str(folder), "--query", "a", *HERE]
+    assert "is a photograph" in refused(main, [*words, "--html", str(folder / "p0.jpg")])
+    assert (folder / "p0.jpg").read_bytes() == before
+
+
+def test_settings_of_a_benchmark_in_a_config_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--model", "lhp", "--image_folder", str(folder), "--query", "a", *MINI, *flags])
-    assert caught.value.code == 2
-    said = capfd.readouterr()
-    assert expected in said.err
-    assert said.out == ""
+    main([*LHP, "--image_folder", str(folder), "--query", "a", *HERE])
+    names = "image_folder, annotation, answers, save_score, output_file"
+    note = f"note: configs/lhp/mini_infer.yaml: photo search does not use its {names}"
+    assert note in capsys.readouterr().err.splitlines()
 
 
-def test_top_k_of_none(folder: Path) -> None:
-    with pytest.raises(InputError, match="--top_k"):
-        main(["--model", "lhp", "--image_folder", str(folder), "--query", "a", "--top_k", "0"])
+@pytest.mark.parametrize(
+    "query", ["a", "é", "人", "مرحبا", "7", "?", "😀", "a\u0301", "'", "-", "€", "\u200ba"]
+)
+def test_queries_that_describe_something(query: str) -> None:
+    check_query(query)
+
+
+# ------------------------------------------------------------------------------------- the engine
+
+
+def vectors_by_name(images: list[GalleryImage], *, reader: Any = None) -> torch.Tensor:
+    return torch.tensor([[1.0] if "good" in image.gallery_id else [0.5] for image in images])
+
+
+def test_ties_go_to_the_smaller_name(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "good.png", "c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    encoder = Encoder(vectors_by_name, lambda captions: torch.ones(len(captions), 1))  # type: ignore[arg-type]
+    opened = OpenEncoder(encoder, "none", "none.pth", "", "fp32")
+    answers = search(opened, list_photos(tmp_path).photos, ["x"], top_k=3)
+    assert [hit.name for hit in answers.hits[0]] == ["good.png", "a.png", "b.png"]
+    assert answers.indexed == 4
+    infinite = Encoder(vectors_by_name, lambda captions: torch.full((len(captions), 1), torch.inf))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"none.pth, query 'x': the model's scores are not finite"):
+        search(
+            OpenEncoder(infinite, "none", "none.pth", "", "fp32"),
+            list_photos(tmp_path).photos, ["x"], top_k=3,
+        )  # fmt: skip
+
+
+def test_members_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")  # the scripts are no installed package
+    for name in MEMBERS:
+        module = load_module(name)
+        assert hasattr(module.InferConfig, "check")
+        assert callable(module.open_encoder)
+        assert load_module(name) is module
+    assert Path(load_module("blip2").__file__) == Path(blip2_infer.__file__)  # type: ignore[attr-defined]
+    member = read_member("clip", "RN50", ["--batch_size", "3"], prog="p")
+    assert (member.config.model, member.config.batch_size) == ("RN50", 3)  # type: ignore[attr-defined]
+
+
+def test_the_command_starts_from_anywhere(tmp_path: Path) -> None:
+    """As it is typed: loader processes, both streams, exit code."""
+    photos = tmp_path / "my photos"
+    for number in range(3):
+        draw(photos / f"IMG {number}.jpg", number, normal=True)
+    (photos / "bad.jpg").write_text("bad")
+    done = subprocess.run(
+        [sys.executable, "-m", "pab.search", "--model", "clip", "--image_folder", "my photos"]
+        + ["--arch", f"local-dir:{ROOT / 'checkpoints/mini/clip'}", "--query", "a man"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(ranked(done.stdout)["a man"]) == ["IMG 0.jpg", "IMG 1.jpg", "IMG 2.jpg"]
+    last = "3 images indexed, 1 not readable (listed in output/search/unreadable.txt)"
+    assert done.stderr.splitlines() == [last]
+    assert (tmp_path / "output/search/unreadable.txt").read_text().startswith("bad.jpg\t")
+
+
+# ------------------------------------------------------------------------------------ real phones
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the photographs (../shared/cases) are not here")
+def test_photographs_as_people_have_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = folder.parent / "found.json"
+    main([*CLIP, "--image_folder", str(CASES), "--query", "a person", "--recursive", *HERE]
+         + ["--json", str(found)])  # fmt: skip
+    capsys.readouterr()
+    results = json.loads(found.read_text())
+    scores = {image["path"]: image["score"] for image in results["queries"][0]["images"]}
+    everything = {path.relative_to(CASES).as_posix() for path in CASES.rglob("*") if path.is_file()}
+    assert everything - scores.keys() == {"truncated.jpg"}
+    assert [one["path"] for one in results["unreadable"]] == ["truncated.jpg"]
+    assert {"IMG 0001 (1).jpg", f"Screenshot 2026-01-02 at 9.41.00{NARROW}AM.png"} < scores.keys()
+    assert {"g.HEIC", "nested/sub/e.jpg", "same.jpg", "same.png"} < scores.keys()
+    assert scores["exif6.jpg"] == pytest.approx(scores["upright.jpg"], abs=0.02)  # one picture
+    turned, upright = (load_photo(CASES / f"{name}.jpg") for name in ("exif6", "upright"))
+    assert turned.size == upright.size
+    assert np.abs(np.subtract(turned, upright, dtype=np.int16)).mean() < 8  # compressed twice

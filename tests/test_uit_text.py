@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pab.errors import InputError
 from pab.wordpiece import SPECIAL, VOCABULARY, Tokenizer
 from tests.conftest import GOLDEN, SHARED, needs_golden
-from uit.eda import FUNCTION_WORDS, WordNet, augment, letters
+from uit.eda import FUNCTION_WORDS, SYNONYM_FILES, WordNet, augment, letters
 from uit.make_vocabulary import make_vocabulary
 from uit.masking import NO_LABEL, WordMasking, hide_blocks, hide_words, labels_at
 
@@ -259,6 +259,27 @@ def test_missing_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         WordNet(tmp_path)
 
 
+def test_wordnet_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nltk
+    from nltk.corpus.reader.api import CorpusReader
+
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])  # the only place it reads from
+
+    def fingerprint(folder: Path) -> str:
+        words = WordNet.__new__(WordNet)
+        words._reader = CorpusReader(str(folder), SYNONYM_FILES)
+        return words.fingerprint()
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for file in SYNONYM_FILES:
+            (tmp_path / name / file).write_text(file)
+    assert len(SYNONYM_FILES) == 12
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
+    (tmp_path / "two" / "verb.exc").write_text("other")
+    assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "two")
+
+
 def test_wordnet_where_it_is() -> None:
     try:
         words = WordNet()
@@ -267,3 +288,4 @@ def test_wordnet_where_it_is() -> None:
     assert "bike" in words.of("bicycle")
     assert words.of("bicycle") == sorted(words.of("bicycle"))
     assert words.of("qqqq") == []
+    assert len(words.fingerprint()) == 64

@@ -24,10 +24,13 @@ from pab.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.config import load_config
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
+from pab.ranking import ranked_names, write_ranked_list
+from pab.resume import LAST
 from pab.run_log import read_log
 from pab.sampling import EpochBatches
+from pab.score_export import export
 from pab.scores import ScoreFile, load_scores, save_scores
-from pab.training import BEST, FINAL, LAST
+from pab.training import BEST, FINAL
 from pab.training_config import TrainingConfig
 from pab.training_data import (
     checked,
@@ -306,6 +309,73 @@ def test_same_seed_same_weights_and_exact_resuming(runs: Runs) -> None:
     assert same(whole, weights(runs("cut")))
 
 
+def test_a_skipped_step_leaves_batch_statistics_too(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"ema_decay": 0.9, "epo": 1}
+    before = load_training_state(runs("run", max_steps=2, **settings) / LAST)
+    true_losses = uit.train.uit_losses
+
+    def of_a_bad_image(model: Uit, batch: UitBatch, *others: Any) -> dict[str, Tensor]:
+        return true_losses(model, batch._replace(image=batch.image * torch.nan), *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uit.train, "uit_losses", of_a_bad_image)
+        folder = runs("run", max_steps=3, **settings)
+    after = load_training_state(folder / LAST)
+    assert (after.step, after.skipped["total"]) == (3, 1)
+    assert any(name.endswith("running_mean") for name in after.model)
+    assert same(before.model, after.model)
+    assert before.ema is not None
+    assert after.ema is not None
+    for kind in ("shadow", "buffers"):
+        assert same(before.ema[kind], after.ema[kind])
+    runs("run", **settings)
+    assert all(bool(value.isfinite().all()) for value in weights(folder).values())
+
+
+def test_epochs_are_kept_and_scored(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs("run", epo=3, keep_checkpoints=2, ema_decay=0.5, lr=5e-3)
+    assert sorted(path.name for path in folder.glob("checkpoint-?.pth")) == [
+        "checkpoint-1.pth", "checkpoint-2.pth"
+    ]  # fmt: skip
+
+    def scored(name: str) -> Tensor:
+        runs("eval", "--evaluate", checkpoint=folder / name, k_test=5)
+        return load_scores(runs.folder / "eval/score_test_k5.pt").scores
+
+    final = scored(FINAL)
+    assert torch.equal(scored("checkpoint-2.pth"), final)
+    capsys.readouterr()
+    assert torch.equal(scored(LAST), final)
+    said = "a training state; its averaged weights (--ema_decay) are used"
+    assert f"note: {folder / LAST}: {said}" in capsys.readouterr().err
+    assert not torch.equal(scored("checkpoint-1.pth"), final)
+
+
+def test_a_resumed_run_compares_files_by_content(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = runs("start", epo=1) / FINAL
+    whole = weights(runs("whole", checkpoint=start))
+    runs("cut", checkpoint=start, max_steps=3)
+    words = runs.folder / "words"
+    shutil.copytree(runs.vocabulary, words)
+    with monkeypatch.context() as patch:  # start weights are neither there nor asked for
+        patch.setattr(os, "execve", lambda *_: None)
+        runs("cut", dist="f2", checkpoint="gone.pth", text_encoder=words)
+        with pytest.raises(InputError, match=r"gone\.pth: expected weights"):
+            runs("new", dist="f2", checkpoint="gone.pth", text_encoder=words)
+    with (words / VOCABULARY).open("a") as file:
+        file.write("more\n")
+    with pytest.raises(InputError, match=r"text_encoder \(was SHA-256 "):
+        runs("cut", checkpoint="gone.pth", text_encoder=words)
+    shutil.copy(runs.vocabulary / VOCABULARY, words / VOCABULARY)
+    assert same(whole, weights(runs("cut", checkpoint="gone.pth", text_encoder=words)))
+    with pytest.raises(InputError, match=r"checkpoint \(was .*, now \)"):
+        runs("cut")
+
+
 def test_validation_keeps_the_best(runs: Runs) -> None:
     folder = runs("val", val_pairs=6, k_val=4)
     rows = read_log(folder / "log.jsonl", "val")
@@ -464,10 +534,10 @@ def test_a_diverged_run_ends_in_one_line_of_advice(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        run_cli(run, runs.argv("diverged", lr=1e30, warmup_steps=0))
+        run_cli(run, runs.argv("diverged", lr=1e30, warmup_steps=0, epo=8))
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "error: training: diverged at step" in last
+    assert "error: training: 20 steps in a row were skipped, the last at step" in last
 
 
 @pytest.mark.distributed
@@ -544,6 +614,28 @@ def test_itc_chooses_and_itm_scores(scoring: Scoring, tiny_data: Path) -> None:
     again = scoring(candidates=itc_file)
     torch.testing.assert_close(again.scores, found.scores, atol=1e-6, rtol=0)
     assert again.meta["candidates"] == str(itc_file)
+
+
+def test_lists_choose_candidates(
+    scoring: Scoring, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    itc_file = scoring.folder / "itc.pt"
+    found = scoring(save_itc=itc_file)
+    lines = scoring.folder / "itc.txt"
+    itc = load_scores(itc_file)
+    write_ranked_list(lines, ranked_names(itc.scores, itc.gallery_ids, 4))
+    export(itc, "rankings", scoring.folder / "itc.jsonl", top_k=4)
+    for path in (lines, scoring.folder / "itc.jsonl"):
+        again = scoring(candidates=path)
+        torch.testing.assert_close(again.scores, found.scores, atol=1e-6, rtol=0)
+    bare = scoring.folder / "bare.pt"
+    torch.save(itc.scores, bare)
+    capsys.readouterr()
+    for path, k, message in (
+        (lines, 5, "found 4; give --k_test 4, or a file that lists more"),
+        (bare, 4, "python -m pab.scores import"),
+    ):
+        assert message in refused(scoring.argv(candidates=path, k_test=k), capsys)
 
 
 def plain_way(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
@@ -653,9 +745,9 @@ def test_bad_input(
 
 def test_evaluating_the_labelled_test(runs: Runs, checkpoint: Path) -> None:
     runs("eval", "--evaluate", checkpoint=checkpoint, k_test=5)
-    found = load_scores(runs.folder / "eval/score_test.pt")
+    found = load_scores(runs.folder / "eval/score_test_k5.pt")
     assert found.meta["k_test"] == 5
-    assert len((runs.folder / "eval/predictions_test.txt").read_text().splitlines()) == 15
+    assert len((runs.folder / "eval/predictions_test_k5.txt").read_text().splitlines()) == 15
 
 
 def test_a_k_above_the_gallery_means_all_of_it(

@@ -10,6 +10,7 @@ installed, that is an error, unless synonyms are turned off: then words are swap
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import warnings
@@ -29,6 +30,11 @@ _FUNCTION_WORDS = """
     these they this those through to too under until up very was we were what when where which while
     who whom why will with without would you your yours"""
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+SYNONYM_FILES = tuple(  # of WordNet's, by its parts of speech
+    name
+    for part in ("adj", "adv", "noun", "verb")
+    for name in (f"data.{part}", f"index.{part}", f"{part}.exc")
+)
 GET_WORDNET = (
     "get them with: python -m nltk.downloader wordnet (--wordnet DIR names another folder that "
     "holds corpora/wordnet), or turn synonyms off with --no_synonyms"
@@ -89,6 +95,14 @@ class WordNet:
             lemmas = {letters(lemma) for meaning in meanings for lemma in meaning.lemma_names()}
             self._known[word] = sorted(lemmas - {word, ""})
         return self._known[word]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the files that synonyms come from, 64 hex digits."""
+        digest = hashlib.sha256()
+        for name in SYNONYM_FILES:
+            with self._reader.abspath(name).open() as file:  # may lie in NLTK's zip archive
+                digest.update(file.read())
+        return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_process": None, "_reader": None, "_known": {}}

@@ -25,7 +25,7 @@ from pab.errors import InputError
 from pab.feature_cache import FeatureCache
 from pab.images import recipe
 from pab.wordpiece import Tokenizer
-from uit.model import Uit, UitConfig, model_config
+from uit.model import Uit, UitConfig, model_config, tensor_names
 from uit.start import load_uit_state, uit_state
 
 WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
@@ -52,14 +52,14 @@ def load_model(
         name: architecture, such as ``uit_base``.
         input_size: side of the square input, pixels.
         window: side of Swin's attention windows, tokens.
-        checkpoint: released or own weights.
+        checkpoint: released or own weights, or CMP's; see :func:`uit.start.load_uit_state`.
         tokenizer: must have as many pieces as the checkpoint has word vectors.
 
     Raises:
         InputError: unknown name, unreadable checkpoint, tensors or vocabulary that do not fit.
     """
     sizes = model_config(name, input_size, window)
-    state = uit_state(checkpoint)
+    state = uit_state(checkpoint, tensor_names(sizes))
     words = state.get(WORD_TABLE)
     if words is not None and len(words) != tokenizer.vocab_size:
         raise InputError(

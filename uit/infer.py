@@ -6,7 +6,7 @@ own ITC similarity; the cross encoder scores them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,18 @@ from pab import processes
 from pab.config import flag
 from pab.devices import pick_device
 from pab.errors import InputError, run_cli
-from pab.preflight import check_output_file, check_output_folder
-from pab.scores import ScoreFile, align, load_scores, save_scores, tell_other_data
+from pab.outputs import check_output_folder, check_outputs
+from pab.score_contents import Listing
+from pab.score_forms import read_form
+from pab.scores import (
+    ScoreFile,
+    align,
+    respell,
+    save_scores,
+    tell_other_data,
+    to_score_file,
+    with_all_images,
+)
 from pab.scoring import (
     ScoringConfig,
     ScoringJob,
@@ -29,6 +39,16 @@ from pab.scoring import (
     score_file_of,
     scoring_command,
 )
+
+PUBLISHED_K = 10  # candidates per query in the release's only scoring configuration
+# Default outputs; k is empty for the published number of candidates, _kN for another.
+SCORES, LIST = "sims_score/score_uit{k}_reproduce.pt", "predictions/score_uit{k}_reproduce.txt"
+AUTO = "auto"
+
+
+def name_part(k: int) -> str:
+    """Part of a default file name that tells scores of another number of candidates apart."""
+    return "" if k == PUBLISHED_K else f"_k{k}"
 
 
 @dataclass(frozen=True)
@@ -42,16 +62,20 @@ class InferConfig(ScoringConfig):
     text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
     max_words: int = flag(56, "words of a caption that are read")
     max_text_length: int = flag(56, "token ids of a caption, both ends and padding included")
-    candidates: str | None = flag(None, "score file that chooses candidates (none: UIT's own ITC)")
-    k_test: int = flag(128, "candidates per query that the cross encoder scores")
+    candidates: str | None = flag(
+        None, "scores or ranked list that choose candidates, in any form (none: UIT's own ITC)"
+    )
+    k_test: int = flag(PUBLISHED_K, "candidates per query that the cross encoder scores")
     feature_cache: bool = flag(
         False, "keep images' tokens and vectors on disk for later runs (0.2 MB an image)"
     )
     save_itc: str | None = flag(None, "score file of the ITC similarities to write as well")
     cache_dtype: Literal["fp32", "bf16"] = flag("fp32", "format of the gallery's mapped features")
     cache_dir: str | None = flag(None, "folder for those features while it runs (default: temp)")
-    save_score: str | None = flag("sims_score/score_uit_reproduce.pt", "score file to write")
-    output_file: str | None = flag("predictions/score_uit_reproduce.txt", "ranked list to write")
+    save_score: str | None = flag(
+        AUTO, f"score file to write; auto: {SCORES.format(k='')}, with _kN after uit for another N"
+    )
+    output_file: str | None = flag(AUTO, f"ranked list to write; auto: {LIST.format(k='')}")
 
     def check(self) -> None:
         """See :class:`ScoringConfig`.
@@ -66,9 +90,22 @@ class InferConfig(ScoringConfig):
             raise InputError(
                 "--save_itc", "contradicts --candidates: ITC is not computed where a file chooses"
             )
-        others = [Path(other) for other in (self.save_score, self.output_file) if other]
+        outputs = self.with_outputs()
+        others = [Path(other) for other in (outputs.save_score, outputs.output_file) if other]
         if self.save_itc and Path(self.save_itc) in others:
             raise InputError("--save_itc", f"{self.save_itc} is given as another output too")
+
+    def with_outputs(self) -> InferConfig:
+        """The same settings with both default outputs spelled out.
+
+        Scores of another number of candidates than the published one never replace those.
+        """
+        k = name_part(self.k_test)
+        return replace(
+            self,
+            save_score=SCORES.format(k=k) if self.save_score == AUTO else self.save_score,
+            output_file=LIST.format(k=k) if self.output_file == AUTO else self.output_file,
+        )
 
 
 def infer(config: InferConfig) -> None:
@@ -83,14 +120,16 @@ def infer(config: InferConfig) -> None:
     from uit.encode import encode_captions, encode_gallery, load_model
     from uit.rerank import choose_candidates, fill, match_scores
 
+    config = config.with_outputs()
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)  # refuses a format this device cannot run
-    if config.save_itc:
-        check_output_file("--save_itc", config.save_itc)
+    check_outputs({"save_itc": config.save_itc})
     if config.cache_dir:
         check_output_folder("--cache_dir", config.cache_dir)
     job = prepare(config)
-    chosen = read_candidates(config.candidates, job) if config.candidates else None
+    chosen = None
+    if config.candidates:
+        chosen = read_candidates(config.candidates, job, config.k_test)
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     rows = [tokenizer.encode(query.caption) for query in job.retrieval.queries]
     tokenizer.check_known(rows)
@@ -128,16 +167,43 @@ def infer(config: InferConfig) -> None:
     finish(config, job, made(scores=scores, kind="itm", **facts))
 
 
-def read_candidates(path: str, job: ScoringJob) -> Tensor:
+def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
     """The scores that choose candidates, rows and columns in the job's order.
 
+    Scores and lists in every form are taken; the lines of a ranked list are in the order of this
+    run's own ranked list.
+
+    Args:
+        path: the file.
+        job: whose queries and images it must hold.
+        k: candidates per query.
+
     Raises:
-        InputError: no score file, or its ids are not the job's.
+        InputError: no scores, other ids than the job's, or fewer than ``k`` images listed.
     """
-    ids = ScoreFile(torch.empty(0, 0), job.query_ids, job.gallery_ids)
-    file = load_scores(path)
+    found = read_form(path)
+    lists = isinstance(found, Listing)
+    file = to_score_file(
+        found,
+        path,
+        query_ids=job.order if lists else None,
+        gallery_ids=job.gallery_ids if lists else None,
+    )
     if processes.is_main():
         tell_other_data({"the annotation": {"data_sha256": job.data_sha256}, path: file.meta})
+    if file.listed is not None:
+        few = min(file.listed, key=file.listed.__getitem__)
+        if file.listed[few] < min(k, len(job.gallery_ids)):
+            raise InputError(
+                path,
+                f"expected at least {k} images for every query (--k_test), found "
+                f"{file.listed[few]}",
+                item=f"query {few!r}",
+                todo=f"give --k_test {file.listed[few]}, or a file that lists more",
+            )
+        file = respell(file, job.query_ids, job.gallery_ids, where=path)
+        file = with_all_images(file, job.gallery_ids)
+    ids = ScoreFile(torch.empty(0, 0), job.query_ids, job.gallery_ids)
     return align(file, ids, where=path, reference_name="the annotation").scores
 
 

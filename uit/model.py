@@ -100,6 +100,12 @@ def model_config(name: str, input_size: int, window: int) -> UitConfig:
     return replace(sizes, swin=swin)
 
 
+def tensor_names(config: UitConfig) -> frozenset[str]:
+    """Names of a model's tensors; they follow from its depths alone."""
+    with torch.device("meta"):
+        return frozenset(Uit(config).state_dict())
+
+
 class MaskToken(nn.Module):
     """What stands for hidden patches, under the name the checkpoints use."""
 

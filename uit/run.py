@@ -19,9 +19,11 @@ from pab.data_tree import labelled_test
 from pab.errors import InputError, run_cli
 from pab.files import existing_file
 from pab.preflight import check_run_folders
+from pab.resume import resumable_files
 from pab.training_data import training_sources
 from pab.wordpiece import Tokenizer
 from uit.config import TrainConfig
+from uit.infer import PUBLISHED_K, name_part
 from uit.infer import main as infer
 from uit.start import bert_file
 from uit.train import main as train
@@ -70,15 +72,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Find here what would end all processes at once, and with torchrun's long report.
+    """Refuse here what would end all processes at once, with torchrun's long report.
 
     Raises:
-        InputError: data, vocabulary or weights are not there, or a folder cannot be written.
+        InputError: data or vocabulary are not there, a folder cannot be written, or, for a new run,
+            start weights are not there.
     """
     check_run_folders(config)
     training_sources(config)
     Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     text_draws(config)
+    if resumable_files(config):
+        return  # a resumed run does not need the weights it started from
     for path in (config.checkpoint, config.swin, config.bert and bert_file(config.bert)):
         if path:
             existing_file(path, "weights to start from")
@@ -90,14 +95,14 @@ def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = Fa
     Raises:
         InputError: see :func:`uit.infer.infer`.
     """
-    output = Path(config.output_dir)
+    output, k = Path(config.output_dir), name_part(k_test)
     words = [word for name in SCORING for word in (f"--{name}", str(getattr(config, name)))]
     infer(
         [*words, "--checkpoint", config.checkpoint, "--k_test", str(k_test)]
         + ["--annotation", str(labelled_test(config.data_path))]
         + ["--same_caption_counts"] * same_caption_counts
-        + ["--save_score", str(output / "score_test.pt")]
-        + ["--output_file", str(output / "predictions_test.txt")]
+        + ["--save_score", str(output / f"score_test{k}.pt")]
+        + ["--output_file", str(output / f"predictions_test{k}.txt")]
     )
 
 
@@ -119,8 +124,8 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
         help="score the labelled test of data_path with --checkpoint, do not train",
     )
     parser.add_argument(
-        "--k_test", type=int, default=128, metavar="N",
-        help="candidates a query that --evaluate re-ranks (default 128)",
+        "--k_test", type=int, default=PUBLISHED_K, metavar="N",
+        help=f"candidates per query that --evaluate re-ranks (default {PUBLISHED_K})",
     )  # fmt: skip
     parser.add_argument(
         "--same_caption_counts", action="store_true",

@@ -1,21 +1,22 @@
-"""Where UIT's weights come from: a whole checkpoint, or Swin and BERT apart.
+"""Sources of UIT's weights: a whole checkpoint, or Swin and BERT apart.
 
-Every key map is here: Microsoft's and timm's names of Swin, Hugging Face's names of BERT, the
-released UIT and person-search checkpoints. Loading ends strict; what may start anew is named.
+Holds every key map: Microsoft's and timm's names of Swin, Hugging Face's names of BERT, the
+released UIT, CMP and person-search checkpoints. Loading is strict; a notice names the parts that
+begin anew or are left out.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
-from pab.errors import InputError
+from pab.notices import notice
+from pab.weight_folders import Family, weights_of_folder
 from uit.model import Uit, adapt_state
 
 BIAS_TABLE = ".relative_position_bias_table"
@@ -25,7 +26,10 @@ DERIVED = ("*.relative_position_index", "*.attn_mask")
 HEADS = (
     "vision_proj.*", "text_proj.*", "itm_head.*", "simmim.*", "text_encoder.cls.*", "temp",
 )  # fmt: skip
-BERT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of Hugging Face's
+# Parts that scoring never reads: the losses' heads and the temperature.
+UNREAD = ("simmim.*", "text_encoder.cls.*", "temp")
+# CMP's branch for pose images, which this model has no input for (Yang et al., arXiv 2411.17776).
+POSE = ("pose_block.*", "pose_conv.*")
 # Old BERT checkpoints call a norm's weight and bias so.
 OLD_NORM = {".gamma": ".weight", ".beta": ".bias"}
 BERT_UNUSED = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|.*\.position_ids$")
@@ -33,25 +37,29 @@ BERT_UNUSED = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|.*\.position_i
 
 def load_uit(model: Uit, path: str | Path, *, start: bool = False) -> LoadReport:
     """Read a UIT checkpoint into a model: :func:`uit_state`, then :func:`load_uit_state`."""
-    return load_uit_state(model, uit_state(path), path, start=start)
+    return load_uit_state(model, uit_state(path, model.state_dict().keys()), path, start=start)
 
 
-def uit_state(path: str | Path) -> dict[str, Tensor]:
-    """The weights of a UIT checkpoint, each once.
+def uit_state(path: str | Path, fits: Collection[str]) -> dict[str, Tensor]:
+    """Read the weights of a UIT or CMP checkpoint, each once.
 
     Args:
         path: as released (``model`` with doubled tensors), or this project's own.
+        fits: names of the model's tensors, which tell wrappers' prefixes from real names.
 
     Raises:
         InputError: no checkpoint, or doubled tensors that differ.
     """
-    return adapt_state(model_state(read_checkpoint(path), path), path)
+    return adapt_state(model_state(read_checkpoint(path), path, fits), path)
 
 
 def load_uit_state(
     model: Uit, state: dict[str, Tensor], path: str | Path, *, start: bool = False
 ) -> LoadReport:
     """Copy UIT's weights into a model, bias tables resized to the model's windows.
+
+    To score, a checkpoint needs no :data:`UNREAD` parts, and CMP's pose branch is left out: images
+    are then encoded without poses. Notices say so.
 
     Args:
         state: from :func:`uit_state`.
@@ -62,9 +70,13 @@ def load_uit_state(
     Raises:
         InputError: its tensors do not fit.
     """
-    state = resize_bias_tables(state, model)
+    state = resize_bias_tables(state, model, path)
     if not start:
-        return load_strict(model, state, path, ignore=DERIVED)
+        report = load_strict(
+            model, state, path, ignore=DERIVED, allow_missing=UNREAD, allow_unexpected=POSE
+        )
+        _tell(report, path)
+        return report
     own = model.state_dict()
     reshaped = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
     heads = tuple(pattern.removesuffix("*") for pattern in HEADS)
@@ -75,38 +87,45 @@ def load_uit_state(
     )
 
 
+def _tell(report: LoadReport, path: str | Path) -> None:
+    """Print notices about parts that scoring does without."""
+    for names, text in (
+        (report.missing, "lacks parts that scoring does not read"),
+        (report.unexpected, "CMP's pose branch is left out, images are encoded without poses"),
+    ):
+        if names:
+            groups = sorted({name.partition(".")[0] for name in names})
+            notice(path, f"{text}: {len(names)} tensors ({', '.join(groups)})")
+
+
 def load_swin(model: Uit, path: str | Path) -> LoadReport:
     """Read Swin's weights, in Microsoft's or timm's names, into the image encoder.
 
     Raises:
         InputError: no checkpoint, or its tensors do not fit.
     """
-    state = model_state(read_checkpoint(path), path)
+    tower = model.vision_encoder
+    state = model_state(read_checkpoint(path), path, tower.state_dict().keys())
     state = {n: t for n, t in state.items() if not n.startswith("head.")}
     if "layers.0.downsample.reduction.weight" not in state:
         state = {_stage_before(name): tensor for name, tensor in state.items()}  # timm's
     prefix = "vision_encoder."
-    state = resize_bias_tables({prefix + name: t for name, t in state.items()}, model)
+    state = resize_bias_tables({prefix + name: t for name, t in state.items()}, model, path)
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return load_strict(model.vision_encoder, state, path, ignore=DERIVED)
+    return load_strict(tower, state, path, ignore=DERIVED)
 
 
 def bert_file(path: str | Path) -> Path:
-    """The file of BERT's weights that a path means.
+    """Find the file of BERT's weights.
 
     Args:
-        path: the file, or a folder that holds one of :data:`BERT_FILES`.
+        path: the file, or a folder that holds one, under any name.
 
     Raises:
-        InputError: a folder that holds none.
+        InputError: a folder without weights, or of another model.
     """
     path = Path(path)
-    if not path.is_dir():
-        return path
-    found = [path / name for name in BERT_FILES if (path / name).is_file()]
-    if not found:
-        raise InputError(path, f"expected BERT's weights in it ({' or '.join(BERT_FILES)})")
-    return found[0]
+    return weights_of_folder(path, Family.BERT) if path.is_dir() else path
 
 
 def load_bert(model: Uit, path: str | Path) -> LoadReport:
@@ -121,7 +140,7 @@ def load_bert(model: Uit, path: str | Path) -> LoadReport:
         InputError: no checkpoint, or its tensors do not fit.
     """
     path = bert_file(path)
-    state = model_state(read_checkpoint(path), path)
+    state = model_state(read_checkpoint(path), path, model.text_encoder.state_dict().keys())
     if not any(name.startswith("bert.") for name in state):  # a BERT without its language head
         state = {f"bert.{name}": tensor for name, tensor in state.items()}
     renamed = {}
@@ -139,9 +158,9 @@ def load_bert(model: Uit, path: str | Path) -> LoadReport:
 
 
 def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
-    """Read whatever a recipe starts from; with no path, :func:`start_from_scratch`.
+    """Read the weights that a recipe starts from; with no path, :func:`start_from_scratch`.
 
-    Says on stderr which parts begin anew.
+    Notices name the parts that begin anew or are left out.
 
     Raises:
         InputError: see the functions for each kind.
@@ -152,11 +171,7 @@ def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
         (checkpoint, lambda m, p: load_uit(m, p, start=True)), (swin, load_swin), (bert, load_bert)
     ):  # fmt: skip
         if path:
-            report = load(model, path)
-            for what, names in (("begin anew", report.missing), ("left out", report.unexpected)):
-                if names:
-                    groups = sorted({".".join(name.split(".")[:2]) for name in names})
-                    print(f"{path}: {what}: {', '.join(groups)}", file=sys.stderr)
+            load(model, path).tell(path)
 
 
 def start_from_scratch(model: Uit) -> None:
@@ -172,13 +187,19 @@ def start_from_scratch(model: Uit) -> None:
             nn.init.xavier_normal_(module.weight)
 
 
-def resize_bias_tables(state: Mapping[str, Tensor], model: Uit) -> dict[str, Tensor]:
-    """Relative position tables resized, bicubic, where the model's windows are of another size.
+def resize_bias_tables(
+    state: Mapping[str, Tensor], model: Uit, path: str | Path
+) -> dict[str, Tensor]:
+    """Resize relative position tables, bicubic, if the model's windows are of another size.
 
-    As Swin's authors do when they fine-tune with larger windows. Tables of other heads are left,
-    so that strict loading names them.
+    Swin's authors do the same to fine-tune with larger windows. Tables of other heads stay as they
+    are: strict loading names them.
+
+    Args:
+        path: where the state dict came from, for the notice.
     """
     own, resized = model.state_dict(), dict(state)
+    changed = set()
     for name, table in state.items():
         if not name.endswith(BIAS_TABLE) or name not in own or table.ndim != 2:
             continue
@@ -188,6 +209,10 @@ def resize_bias_tables(state: Mapping[str, Tensor], model: Uit) -> dict[str, Ten
             square = table.float().T.reshape(1, heads, old, old)
             larger = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
             resized[name] = larger.reshape(heads, rows).T.contiguous().to(table.dtype)
+            changed.add(f"{(old + 1) // 2} to {(new + 1) // 2}")
+    if changed:
+        windows = ", ".join(sorted(changed))
+        notice(path, f"position tables are resized from windows of {windows} tokens")
     return resized
 
 

@@ -1,7 +1,7 @@
 """Fine-tune UIT: data, model, loop, in this order. Started by `python -m uit.run`.
 
 Several GPUs: the processes that `uit.run` starts through torchrun. A run that is started again with
-the same command goes on from its last checkpoint.
+the same command resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from pab.devices import autocast
 from pab.errors import InputError, run_cli
 from pab.optim import parameter_groups
-from pab.preflight import check_free_space
+from pab.outputs import check_free_space
+from pab.resume import ContentHash, find_resume_point, identify, named_files
 from pab.training import (
     fit,
     new_run,
@@ -34,6 +35,7 @@ from pab.training_data import (
     open_training_data,
     validation_retrieval,
 )
+from pab.weight_folders import weights_or_path
 from pab.wordpiece import Tokenizer
 from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
@@ -53,7 +55,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
 
     Raises:
         InputError: bad settings, data or checkpoint, before anything is written; a training image
-            that cannot be read, or a loss that is not finite, when it is met.
+            that cannot be read, or too many steps in a row that are not finite, during training.
     """
     # ---- Data
     device, dtype = start_processes(config)
@@ -69,7 +71,11 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     collate = Collate(tokenizer, config.mlm_most, blocks, config.mim_ratio)
 
     # ---- Model and optimizer
-    model = same_start(config.seed, lambda: build_model(config, tokenizer)).to(device)
+    identity = identify(config, data.pairs, content_of(config, tokenizer, draws))
+    resume = find_resume_point(config, identity)
+    model = same_start(
+        config.seed, lambda: build_model(config, tokenizer, start=resume is None)
+    ).to(device)
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=config.weight_decay,
@@ -100,6 +106,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
         rates=[config.lr * at(step) for step in range(total_steps)],
         warmup_steps=warmup,
         facts={"architecture": config.model, "input_size": config.input_size},
+        identity=identity,
+        resume=resume,
     )
 
     images = 1 + model.config.swin.grids[-1] ** 2, model.config.swin.width
@@ -138,8 +146,25 @@ def text_draws(config: TrainConfig) -> TextDraws:
     )
 
 
-def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Uit:
-    """The model with the weights the recipe starts from.
+def content_of(
+    config: TrainConfig, tokenizer: Tokenizer, draws: TextDraws
+) -> dict[str, ContentHash]:
+    """Hashes of the files that the settings name: start weights, vocabulary, WordNet."""
+    files = named_files(
+        checkpoint=config.checkpoint,
+        swin=config.swin,
+        bert=config.bert and weights_or_path(config.bert),
+        text_encoder=tokenizer.path,
+    )
+    if isinstance(draws.synonyms, WordNet):
+        files["wordnet"] = draws.synonyms.fingerprint
+    return files
+
+
+def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True) -> Uit:
+    """The model with the weights that the recipe starts from.
+
+    ``start=False`` leaves torch's own, for a checkpoint to replace.
 
     Raises:
         InputError: sizes, vocabulary or checkpoint that do not fit.
@@ -160,7 +185,8 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer) -> Uit:
             sync_batch_norm=config.sync_batch_norm,
         )
     )
-    start_weights(model, checkpoint=config.checkpoint, swin=config.swin, bert=config.bert)
+    if start:
+        start_weights(model, checkpoint=config.checkpoint, swin=config.swin, bert=config.bert)
     return model
 
 

@@ -28,6 +28,7 @@ from pab.checkpoints import LoadReport, load_strict, model_state, read_checkpoin
 from pab.encoders.clip_blocks import use_fused_blocks
 from pab.encoders.layer_numbers import layer_in_tower
 from pab.errors import InputError
+from pab.weight_folders import Family, only_weights, weight_folder
 from pab.wordpiece import Tokenizer
 
 # LAVIS's names -> this model's; the first pattern that matches is replaced.
@@ -212,15 +213,38 @@ def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path 
 def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "") -> LoadReport:
     """Read a checkpoint into a model; a LAVIS checkpoint need have no number for ``temp``.
 
-    LAVIS saves what it trained: where the image tower was frozen, its weights are in a file of
-    their own (`clip_vit_L.pth`, all 24 blocks of CLIP's), which is read then.
+    LAVIS saves what it trained. If the image tower was frozen, its weights are in another file
+    (`clip_vit_L.pth`, all 24 blocks of CLIP's), which is read then.
+
+    Raises:
+        InputError: no checkpoint, or its tensors do not fit.
     """
-    state = renamed(model_state(read_checkpoint(path), path))
+    names = model.state_dict().keys()
+    path = _file(path)
+    state = renamed(model_state(read_checkpoint(path), path, names))
     if image_weights and not any(name.startswith(TOWER) for name in state):
-        tower = model_state(read_checkpoint(image_weights), image_weights)
+        inner = model.visual_encoder.state_dict().keys()
+        tower = model_state(read_checkpoint(image_weights), image_weights, inner)
         load_strict(model.visual_encoder, tower, image_weights, allow_unexpected=BEYOND_THE_TOWER)
         return load_strict(model, state, path, allow_missing=("temp",), ignore=(f"{TOWER}*",))
     return load_strict(model, state, path, allow_missing=("temp",))
+
+
+def _file(path: str | Path) -> str | Path:
+    """The checkpoint's file; a folder without a configuration may stand for the one it holds.
+
+    Raises:
+        InputError: a folder of another model.
+    """
+    if not Path(path).is_dir():
+        return path
+    folder = weight_folder(path)
+    if folder.family is not Family.WEIGHTS:
+        raise InputError(
+            path, f"expected a checkpoint of LAVIS, found {folder.family.value}",
+            todo="take --model pretrain" if folder.family is Family.BLIP2 else None,
+        )  # fmt: skip
+    return only_weights(folder)
 
 
 def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from pab.annotations import GalleryImage, Query
+from pab.annotations import GalleryImage
 from pab.checkpoints import model_state, read_checkpoint
+from pab.encoder import Encoder
 from pab.encoders.compute import Compute
-from pab.encoders.pooling import Pooling, pooled_similarity
+from pab.encoders.pooling import Pooling, similarity_of_rows
 from pab.errors import InputError
-from pab.images import ImageTransform
+from pab.images import ImageReader, ImageTransform
 
 EXTRACTOR = "blip2_feature_extractor"
 # What a LAVIS checkpoint need not hold: the frozen tower, and 0, 1, 2, ...
@@ -88,32 +90,36 @@ def lavis_names(path: str) -> set[str]:
     return names
 
 
-def lavis_scores(
+def lavis_encoder(
     model: Any,
     transform: ImageTransform,
     process: Callable[[str], str],
-    queries: Sequence[Query],
-    gallery: Sequence[GalleryImage],
     pooling: Pooling,
     compute: Compute,
-) -> Tensor:
-    """Cosine similarities float32 [queries, gallery].
+) -> Encoder:
+    """The verbs of LAVIS's feature extractor.
 
     Args:
-        model: LAVIS's feature extractor on the compute's device.
+        model: the extractor, on the compute's device.
         transform, process: its image and caption processors.
+        pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
     """
-    captions = [process(query.caption) for query in queries]
 
-    def images(pixels: Tensor) -> Tensor:
+    def of_batch(pixels: Tensor) -> Tensor:
         found: Tensor = model.extract_features({"image": pixels}, mode="image").image_embeds_proj
         return found.flatten(1)
 
-    def texts(positions: list[int]) -> Tensor:
-        batch = {"text_input": [captions[i] for i in positions]}
-        found: Tensor = model.extract_features(batch, mode="text").text_embeds_proj
-        return found[:, 0]
+    def images(gallery: Sequence[GalleryImage], *, reader: ImageReader | None = None) -> Tensor:
+        return compute.images(of_batch, gallery, transform, reader)
 
-    seen = compute.images(images, gallery, transform)
-    read = compute.captions(texts, [caption.split() for caption in captions], longest=CAPTION_WORDS)
-    return pooled_similarity(seen.view(len(seen), -1, read.shape[1]), read, pooling)
+    def texts(captions: Sequence[str]) -> Tensor:
+        words = [process(caption) for caption in captions]
+
+        def encode(positions: list[int]) -> Tensor:
+            batch = {"text_input": [words[i] for i in positions]}
+            found: Tensor = model.extract_features(batch, mode="text").text_embeds_proj
+            return found[:, 0]
+
+        return compute.captions(encode, [one.split() for one in words], longest=CAPTION_WORDS)
+
+    return Encoder(images, texts, partial(similarity_of_rows, pooling=pooling))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import Blip2ForImageTextRetrieval
 
 from pab.errors import InputError
+from pab.weight_folders import Family, weight_folder
 
 
 class Blip2VitG(nn.Module):
@@ -40,11 +41,23 @@ class Blip2VitG(nn.Module):
 
 
 def load_vit_g(source: str) -> Blip2VitG:
-    """The model from a folder as transformers saves it, or from the hub by id.
+    """Load the model from a folder as transformers saves it, or from the hub by id.
 
     Raises:
         InputError: neither can be read, or it lacks weights of this model.
     """
+    path = Path(source)
+    found = ""
+    if path.is_file():
+        found = "a file"
+    elif path.is_dir() and weight_folder(path).family is not Family.BLIP2:
+        found = weight_folder(path).family.value
+    if found:
+        raise InputError(
+            "--pretrained", f"{source}: expected the folder of a BLIP-2 model of transformers, "
+            f"found {found}",
+            todo="LAVIS's checkpoints of ViT-L are read with --model pretrain_vitL",
+        )  # fmt: skip
     try:
         loaded: Any = Blip2ForImageTextRetrieval.from_pretrained(
             source, output_loading_info=True, dtype=torch.float32

@@ -95,18 +95,23 @@ def load_clip(
     """
     weights = read_weights(name, pretrained, architecture(name), preprocess_as)
     model = build(name)
-    load_strict(model, fitted(model, weights.state), weights.path)
+    load_strict(model, fitted(model, weights.state, weights.path), weights.path)
     return encoder_of(name, model.eval(), weights.preprocess, weights.path)
 
 
-def new_clip(name: str) -> ClipEncoder:
-    """A model with OpenCLIP's random weights for a start from scratch.
+def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipEncoder:
+    """A model with OpenCLIP's random weights, for a start from scratch or for a run that resumes.
+
+    Args:
+        name: see :func:`load_clip`.
+        preprocess: settings that replace those of the name.
 
     Raises:
         InputError: unknown name, or a tokenizer that cannot be fetched.
     """
     architecture(name)
-    return encoder_of(name, build(name), folder_preprocessing(name), Path())
+    settings = folder_preprocessing(name) if preprocess is None else preprocess
+    return encoder_of(name, build(name), settings, Path())
 
 
 def encoder_of(

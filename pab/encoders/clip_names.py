@@ -14,10 +14,10 @@ import open_clip
 from open_clip.factory import get_model_config
 
 from pab.errors import InputError
-from pab.files import existing_file, existing_folder
+from pab.files import existing_folder
+from pab.weight_folders import OPENCLIP_CONFIG, weight_folder
 
 FOLDER = "local-dir:"  # OpenCLIP's word for a model that a folder describes
-FOLDER_CONFIG = "open_clip_config.json"
 NAMES_SHOWN = 5
 
 
@@ -30,9 +30,14 @@ def architecture(name: str) -> dict[str, Any]:
     if name.startswith(FOLDER):
         found = folder_config(name).get("model_cfg")
         if not isinstance(found, dict):
-            raise InputError(name.removeprefix(FOLDER), f"its {FOLDER_CONFIG} has no model_cfg")
+            raise InputError(name.removeprefix(FOLDER), f"its {OPENCLIP_CONFIG} has no model_cfg")
         return found
     config = get_model_config(name)
+    if config is None and Path(name).is_dir():
+        raise InputError(
+            "--model", f"{name} is a folder, expected OpenCLIP's name of a model",
+            todo=f"take --model {FOLDER}{name}",
+        )  # fmt: skip
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), NAMES_SHOWN, cutoff=0.3)
         raise InputError(
@@ -48,11 +53,15 @@ def folder_config(name: str) -> dict[str, Any]:
     Raises:
         InputError: no folder, no configuration in it, or no JSON object.
     """
-    path = existing_file(
-        existing_folder(name.removeprefix(FOLDER), "the folder of an OpenCLIP model")
-        / FOLDER_CONFIG,
-        "OpenCLIP's configuration of a model",
-    )
+    folder = existing_folder(name.removeprefix(FOLDER), "the folder of an OpenCLIP model")
+    path = folder / OPENCLIP_CONFIG
+    if not path.is_file():
+        raise InputError(
+            folder, f"expected an OpenCLIP model with its {OPENCLIP_CONFIG}, found "
+            f"{weight_folder(folder).family.value}",
+            todo="download the model in OpenCLIP's form, or name an architecture of OpenCLIP and "
+            "the file with --pretrained",
+        )  # fmt: skip
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

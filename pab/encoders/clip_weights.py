@@ -1,14 +1,13 @@
 """Weights of OpenCLIP models: by tag or from a file of any of the three formats.
 
-What a file does not say is how its images were prepared: weights that this project wrote carry it,
-for other files it is that of the architecture's tags, where they agree.
+A file of others does not tell how its images were prepared. Weights that this project wrote do; for
+other files the architecture's tags decide, if they agree.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,20 @@ from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
-from pab.checkpoints import model_state, read_checkpoint
-from pab.encoders.clip_names import (
-    FOLDER,
-    first_line,
-    folder_preprocessing,
-    label,
-    only_errors_logged,
-)
+from pab.checkpoints import read_checkpoint
+from pab.encoders.clip_identity import check_made_as
+from pab.encoders.clip_names import FOLDER, first_line, folder_preprocessing, only_errors_logged
+from pab.encoders.clip_positions import resized_positions
 from pab.errors import InputError
+from pab.file_kinds import Kind, file_kind
 from pab.files import existing_file
+from pab.state_dicts import fit_names, model_state
+from pab.weight_folders import only_weights, weight_folder
 
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
-# Keys of a checkpoint's metadata: the name it was made with, and how its images were prepared.
-ARCHITECTURE, PREPROCESSING = "architecture", "preprocessing"
+PREPROCESSING = "preprocessing"  # key of a checkpoint's metadata: how its images were prepared
 PREPARED = ("mean", "std", "interpolation", "resize_mode")  # what weights depend on
 PUBLISHED_TAG = "openai"
-FOLDER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class ClipWeights:
 def read_weights(
     name: str, pretrained: str | None, config: dict[str, Any], preprocess_as: str | None
 ) -> ClipWeights:
-    """The weights of a model, and how it wants its images.
+    """Read the weights of a model and the preprocessing of its images.
 
     Args:
         name: OpenCLIP's.
@@ -132,6 +128,11 @@ def tag_of(name: str, tag: str, flag: str) -> dict[str, Any]:
     return dict(open_clip.get_pretrained_cfg(name, tag))
 
 
+def is_tag(name: str, pretrained: str | None) -> bool:
+    """Whether ``--pretrained`` names one of a model's tags rather than a file."""
+    return bool(open_clip.is_pretrained_cfg(name, pretrained or PUBLISHED_TAG))
+
+
 def prepared(settings: dict[str, Any]) -> dict[str, Any]:
     """What settings say of preprocessing, the rest by OpenCLIP's default."""
     whole = merge_preprocess_dict(PreprocessCfg(), settings)
@@ -162,27 +163,20 @@ def _plain(way: dict[str, Any]) -> str:
 
 
 def folder_weights(name: str, pretrained: str | None) -> Path:
-    """The given file, or the weights in a model's folder.
+    """Find the given file, or the weights in a model's folder.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or several without a usual name.
     """
     if pretrained is not None:
         return existing_file(pretrained, "weights of the model")
-    folder = Path(name.removeprefix(FOLDER))
-    for file in FOLDER_WEIGHTS:
-        if (folder / file).is_file():
-            return folder / file
-    raise InputError(
-        folder, f"holds no weights ({' or '.join(FOLDER_WEIGHTS)})",
-        todo="name their file with --pretrained",
-    )  # fmt: skip
+    return only_weights(weight_folder(name.removeprefix(FOLDER)))
 
 
 def clip_state(
     path: Path, name: str, config: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights in a file of any of the three formats, and the metadata it carries.
+    """Read the weights in a file of any of the three formats, and the metadata it carries.
 
     Raises:
         InputError: none of them, or weights that were made with another activation.
@@ -198,21 +192,13 @@ def clip_state(
     checkpoint = read_checkpoint(path)
     metadata = checkpoint.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
-    made_as = metadata.get(ARCHITECTURE)
-    if made_as not in (None, label(name)):
-        raise InputError(
-            path, f"was made as {made_as}, not {label(name)}",
-            todo=f"take --model {made_as}, or {FOLDER}FOLDER where that is a folder's name",
-        )  # fmt: skip
+    check_made_as(metadata, name, config, path)
     return model_state(checkpoint, path), metadata
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, which `weights_only` reading refuses."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(part.endswith("/constants.pkl") for part in archive.namelist())
+    return file_kind(existing_file(path, "a checkpoint")).kind is Kind.TORCHSCRIPT
 
 
 def torchscript_state(path: Path) -> dict[str, Tensor]:
@@ -233,14 +219,20 @@ def torchscript_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def fitted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under OpenCLIP's names for this model: other publishers', and its older ones."""
-    state = dict(convert_state_dict(model, state))
+def fitted(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """Put weights under OpenCLIP's names for this model, position tables in its sizes.
+
+    Args:
+        model: the model that is to hold them.
+        state: under other publishers' names, or OpenCLIP's older ones.
+        path: their file, for notices.
+    """
+    own = model.state_dict()
+    state = dict(convert_state_dict(model, fit_names(state, own.keys(), path)))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     state.pop("text.transformer.embeddings.position_ids", None)  # 0, 1, 2, ...
-    own = model.state_dict()
     for scalar in ("logit_scale", "logit_bias"):
         if scalar in state and scalar in own:
             state[scalar] = state[scalar].reshape(own[scalar].shape)
-    return state
+    return resized_positions(model, state, path)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pab.annotations import GalleryImage
 from pab.encoding import caption_vectors, image_vectors
 from pab.feature_cache import FeatureCache
-from pab.images import ImageTransform
+from pab.images import ImageReader, ImageTransform
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class Compute:
         encode: Callable[[Tensor], Tensor],
         gallery: Sequence[GalleryImage],
         transform: ImageTransform,
+        reader: ImageReader | None = None,
     ) -> Tensor:
         """Vectors of a gallery (:func:`pab.encoding.image_vectors`)."""
         return image_vectors(
             encode, gallery, transform, batch_size=self.batch_size, num_workers=self.num_workers,
             device=self.device, dtype=self.dtype, weights=self.weights,
-            cache=self.cache,
+            cache=self.cache, reader=reader,
         )  # fmt: skip
 
     def captions(

@@ -26,3 +26,8 @@ def pooled_similarity(images: Tensor, texts: Tensor, pooling: Pooling) -> Tensor
     for k in range(1, images.shape[1]):  # one query token at a time: [Q, G, K] would not fit
         torch.maximum(best, texts @ images[:, k].T, out=best)
     return best
+
+
+def similarity_of_rows(texts: Tensor, images: Tensor, *, pooling: Pooling) -> Tensor:
+    """:func:`pooled_similarity` [Q, G] of images' vectors that stand side by side, [G, K * E]."""
+    return pooled_similarity(images.view(len(images), -1, texts.shape[1]), texts, pooling)

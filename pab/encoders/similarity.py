@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pab.annotations import GalleryImage, Query
+from pab.encoder import Encoder
 from pab.encoders.captions import CaptionIds
 from pab.encoders.compute import Compute
-from pab.encoders.pooling import Pooling, pooled_similarity
-from pab.images import ImageTransform
+from pab.encoders.pooling import Pooling, similarity_of_rows
+from pab.images import ImageReader, ImageTransform
 from pab.wordpiece import Tokenizer
 
 CAPTION_IDS = 64  # ids a caption of the processor's 50 words may have: what a batch makes room for
@@ -21,18 +23,63 @@ if TYPE_CHECKING:  # one model's library need not be there, or loaded, for the o
     from pab.encoders.clip import ClipEncoder
 
 
+def clip_encoder(clip: ClipEncoder, compute: Compute) -> Encoder:
+    """The verbs of a CLIP that is on the compute's device."""
+
+    def images(gallery: Sequence[GalleryImage], *, reader: ImageReader | None = None) -> Tensor:
+        return compute.images(clip.encode_image, gallery, clip.transform, reader)
+
+    def texts(captions: Sequence[str]) -> Tensor:
+        ids = clip.tokenize(captions)
+        return compute.captions(
+            lambda positions: clip.encode_text(ids[positions].to(compute.device)),
+            [row[:length].tolist() for row, length in zip(ids, clip.lengths(ids), strict=True)],
+            longest=ids.shape[1],
+        )
+
+    return Encoder(images, texts)
+
+
 def clip_scores(
     clip: ClipEncoder, queries: Sequence[Query], gallery: Sequence[GalleryImage], compute: Compute
 ) -> Tensor:
     """Cosine similarities float32 [queries, gallery]."""
-    ids = clip.tokenize([query.caption for query in queries])
-    images = compute.images(clip.encode_image, gallery, clip.transform)
-    texts = compute.captions(
-        lambda positions: clip.encode_text(ids[positions].to(compute.device)),
-        [row[:length].tolist() for row, length in zip(ids, clip.lengths(ids), strict=True)],
-        longest=ids.shape[1],
-    )
-    return texts @ images.T
+    return clip_encoder(clip, compute).scores([query.caption for query in queries], gallery)
+
+
+def blip2_encoder(
+    model: ImageTextModel,
+    tokenizer: Tokenizer,
+    transform: ImageTransform,
+    pooling: Pooling,
+    compute: Compute,
+) -> Encoder:
+    """The verbs of a BLIP-2 that is on the compute's device.
+
+    Args:
+        transform: the model's preprocessing.
+        pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
+
+    Encoding captions raises :class:`InputError` if the vocabulary does not know their words.
+    """
+    encode_ids = CaptionIds(tokenizer)
+
+    def images(gallery: Sequence[GalleryImage], *, reader: ImageReader | None = None) -> Tensor:
+        return compute.images(
+            lambda pixels: model.encode_queries(pixels).flatten(1), gallery, transform, reader
+        )
+
+    def texts(captions: Sequence[str]) -> Tensor:
+        rows = [encode_ids(caption) for caption in captions]
+        tokenizer.check_known(rows)
+
+        def encode(positions: list[int]) -> Tensor:
+            ids, mask = tokenizer.pad_rows([rows[i] for i in positions])
+            return model.encode_text(ids.to(compute.device), mask.to(compute.device))
+
+        return compute.captions(encode, rows, longest=CAPTION_IDS)
+
+    return Encoder(images, texts, partial(similarity_of_rows, pooling=pooling))
 
 
 def blip2_scores(
@@ -44,25 +91,6 @@ def blip2_scores(
     pooling: Pooling,
     compute: Compute,
 ) -> Tensor:
-    """Cosine similarities float32 [queries, gallery].
-
-    Args:
-        transform: the model's preprocessing.
-        pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
-
-    Raises:
-        InputError: a vocabulary that does not know the captions' words.
-    """
-    encode_ids = CaptionIds(tokenizer)
-    rows = [encode_ids(query.caption) for query in queries]
-    tokenizer.check_known(rows)
-    found = compute.images(
-        lambda pixels: model.encode_queries(pixels).flatten(1), gallery, transform
-    )
-
-    def encode(positions: list[int]) -> Tensor:
-        ids, mask = tokenizer.pad_rows([rows[i] for i in positions])
-        return model.encode_text(ids.to(compute.device), mask.to(compute.device))
-
-    texts = compute.captions(encode, rows, longest=CAPTION_IDS)
-    return pooled_similarity(found.view(len(found), -1, texts.shape[1]), texts, pooling)
+    """Cosine similarities float32 [queries, gallery]; see :func:`blip2_encoder`."""
+    encoder = blip2_encoder(model, tokenizer, transform, pooling, compute)
+    return encoder.scores([query.caption for query in queries], gallery)

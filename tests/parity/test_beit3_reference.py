@@ -34,7 +34,8 @@ def load(facts: dict[str, Any], **changes: Any) -> Beit3Retrieval:
     path = GOLDEN / "beit3_tiny.pth"
     config = dataclasses.replace(Beit3Config(**facts["config"]), **changes)
     model = Beit3Retrieval(config)
-    report = load_strict(model, adapt_state(model_state(read_checkpoint(path), path), config), path)
+    state = model_state(read_checkpoint(path), path)
+    report = load_strict(model, adapt_state(state, config, path), path)
     assert not report.missing
     assert not report.unexpected
     return model

@@ -1,0 +1,91 @@
+"""Assignment inside the connected components that hold a duplicate first place.
+
+Queries and the first images of their rankings form a graph. A component in which no image is first
+for two queries stays as it is. In every other component the images are assigned anew: each query
+gets at most one of its first images, or pays the slack and keeps its present first image.
+
+This is the last stage of Protocol-Aware Assignment. Utilities are counted in steps of 1e-5, so that
+equal utilities are equal whatever the rounding.
+
+Shape letters: `Q` queries, `K` first places that are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ensemble.matching import STAYS_OUT, priced_matching
+
+UTILITY_STEP = 1e-5
+
+
+def component_assignment(
+    columns: Tensor, worth: Tensor, query_ids: Sequence[str], slack: float
+) -> Tensor:
+    """Assign images to the queries of every component that has a duplicate first place.
+
+    The total utility is the largest possible one. An image's utility is its worth less that of the
+    present first image; a query that keeps its present first image without owning it has utility
+    ``-slack``. Of equal totals, images at earlier places win; what is still equal does not depend
+    on the order of the rows.
+
+    Args:
+        columns: the first images of each query, best first, int64 [Q, K].
+        worth: of these images, float64 [Q, K].
+        query_ids: of the rows.
+        slack: price of keeping the present first image.
+
+    Returns:
+        int64 [Q], the column that is to be first for each query.
+    """
+    result = columns[:, 0].clone()
+    rows = np.flatnonzero(in_collisions(columns.numpy()))
+    if len(rows) == 0:
+        return result
+    rows = np.array(sorted(rows.tolist(), key=query_ids.__getitem__))
+    chosen = columns[rows].numpy()
+    given_up = (worth[rows, :1] - worth[rows]).numpy()
+    steps = np.round(given_up / UTILITY_STEP)
+    price = float(np.round(slack / UTILITY_STEP))
+    # Below one step in all, and so of no weight against a utility.
+    width = chosen.shape[1]
+    place = np.arange(width + 1) / (len(rows) * (width + 1))
+    names, numbered = np.unique(chosen, return_inverse=True)  # few of a large gallery's columns
+    found = priced_matching(
+        numbered.reshape(chosen.shape),
+        steps + place[:width],
+        len(names),
+        price + float(place[width]),
+        limit=price + float(place[width]),
+    )
+    stays_out = found == STAYS_OUT
+    result[rows[~stays_out]] = torch.from_numpy(names[found[~stays_out]])
+    return result
+
+
+def in_collisions(columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether each query lies in a component with a duplicate first place.
+
+    Args:
+        columns: the first images of each query, best first [Q, K].
+
+    Returns:
+        bool [Q].
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    n_queries, width = columns.shape
+    size = n_queries + int(columns.max()) + 1
+    rows = np.repeat(np.arange(n_queries), width)
+    edges = (np.ones(columns.size), (rows, n_queries + columns.ravel()))
+    _, labels = connected_components(csr_array(edges, shape=(size, size)), directed=False)
+    label = labels[:n_queries]
+    first = columns[:, 0]
+    shared = np.bincount(first)[first] > 1
+    return np.isin(label, label[shared])

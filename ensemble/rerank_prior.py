@@ -1,0 +1,138 @@
+"""Reordering of the first images by a reranker's scores with a prior for the fused order.
+
+A reranker (a vision-language model that judges one image and one caption at a time) scores only the
+first images of each query. They are reordered by reranker score minus prior times place, as in
+Protocol-Aware Assignment.
+
+Shape letters: `Q` queries, `G` gallery images, `K` places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pab.notices import notice
+from pab.ranking import top_k
+
+_DIGITS = 9  # blended scores are rounded, so that equal decimals are equal
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Scores from which margins and utilities are taken.
+
+    Attributes:
+        scores: of a reranker, or fused ones, float32 [Q, G].
+        columns: the images that a reranker reordered, int64 [Q, K]; None for fused scores.
+    """
+
+    scores: Tensor
+    columns: Tensor | None = None
+
+    def of(self, columns: Tensor) -> Tensor:
+        """Return the scores of these images, float64 [Q, K]."""
+        values = self.scores.gather(1, columns)
+        return values.double() if self.columns is None else as_written(values)
+
+    def margins(self) -> list[float]:
+        """Return the best score minus the second best per query; 0 where there is one image only.
+
+        Of a reranker's scores, those of the images that it reordered.
+        """
+        columns = top_k(self.scores, 2) if self.columns is None else self.columns
+        values = self.of(columns)
+        if values.shape[1] < 2:
+            return [0.0] * len(values)
+        best = values.topk(2, dim=1).values
+        margins: list[float] = (best[:, 0] - best[:, 1]).tolist()
+        return margins
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """A reranker's scores and how they are used.
+
+    Attributes:
+        name, path: of the reranker.
+        scores: rows and columns as those of the fused matrix, float32 [Q, G].
+        listed: images per query that the reranker scored, int64 [Q]; the others share one score
+            below these.
+        depth: images per query that are reordered.
+        prior: what each place further down costs, in the unit of the reranker's scores.
+    """
+
+    name: str
+    path: str
+    scores: Tensor
+    listed: Tensor
+    depth: int
+    prior: float
+
+    def reorder(self, fused: Tensor) -> tuple[Tensor, Evidence]:
+        """Reorder the first images of each query; those beyond the depth keep their places.
+
+        Of equal blended scores, the earlier place in the fused order wins. An image without a
+        reranker score counts as the worst of its query; a notice says how many there are.
+
+        Args:
+            fused: [Q, G].
+
+        Returns:
+            The scores of the new order, float32 [Q, G], and the evidence for later stages.
+        """
+        columns = top_k(fused, self.depth)
+        values = self.scores.gather(1, columns)
+        self._tell_unscored(values)
+        places = torch.arange(columns.shape[1], dtype=torch.float64)
+        blended = (as_written(values) - self.prior * places).numpy().round(_DIGITS)
+        order = torch.from_numpy(np.argsort(-blended, axis=1, kind="stable"))
+        return reordered(fused, columns.gather(1, order)), Evidence(self.scores, columns)
+
+    def _tell_unscored(self, values: Tensor) -> None:
+        partly = self.listed < self.scores.shape[1]  # [Q]
+        if not bool(partly.any()):
+            return
+        lowest = self.scores.amin(dim=1)
+        unscored = (values == lowest[:, None]) & partly[:, None]
+        queries = int(unscored.any(dim=1).sum())
+        if queries:
+            notice(
+                self.path,
+                f"{int(unscored.sum())} of the first {values.shape[1]} images of {queries} queries "
+                "have no score here and count as the worst of their query",
+            )
+
+
+def as_written(values: Tensor) -> Tensor:
+    """Return float32 numbers as the shortest decimals that stand for them, float64.
+
+    A score of 12.0768 in a text file is no float32. Differences of two such scores are exact to
+    float64's digits only if the decimals are taken up again.
+    """
+    return torch.from_numpy(values.numpy().astype(str).astype(np.float64))
+
+
+def reordered(scores: Tensor, columns: Tensor) -> Tensor:
+    """Return scores that rank the first K images of each query in the given order, float32 [Q, G].
+
+    The images exchange their scores, so that the scores stay what they were at each place. Only
+    where equal scores would put a smaller id first, they are raised to the next float32.
+
+    Args:
+        scores: [Q, G].
+        columns: the first K images of the present ranking in their new order, int64 [Q, K].
+    """
+    count = columns.shape[1]
+    before = top_k(scores, count + 1)
+    values = scores.gather(1, before)
+    for place in reversed(range(min(count, values.shape[1] - 1))):
+        least = torch.nextafter(values[:, place + 1], torch.tensor(torch.inf))
+        values[:, place] = torch.maximum(values[:, place], least)
+    moved = (columns != before[:, :count]).any(dim=1)
+    result = scores.clone()
+    result[moved] = scores[moved].scatter(1, columns[moved], values[moved, :count])
+    return result

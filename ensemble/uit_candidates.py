@@ -1,0 +1,48 @@
+"""Check that UIT's scores were made with the number of candidates that the weights assume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ensemble.fuse import Member
+from pab.errors import InputError
+from pab.notices import notice
+from pab.scores import ScoreFile
+
+UIT = "uit"
+
+
+def check_candidates(
+    members: Sequence[Member], files: Sequence[ScoreFile], expected: int | None
+) -> None:
+    """Compare the ``k_test`` of UIT's score file with the one that the config names.
+
+    A weight is chosen for one number of candidates: images beyond them all have the same score.
+    Numbers that both cover the whole gallery are the same. A file that does not say its number is
+    fused with a notice.
+
+    Args:
+        members: of the fusion.
+        files: their scores, in the same order.
+        expected: candidates per query; None = not compared.
+
+    Raises:
+        InputError: UIT's file was made with another number.
+    """
+    if expected is None:
+        return
+    for member, file in zip(members, files, strict=True):
+        if member.name != UIT:
+            continue
+        found = file.meta.get("k_test")
+        if not isinstance(found, int):
+            notice(
+                member.path, f"does not say its number of candidates; taken as --uit_k {expected}"
+            )
+        elif min(found, len(file.gallery_ids)) != min(expected, len(file.gallery_ids)):
+            raise InputError(
+                member.path,
+                f"expected {expected} candidates per query (--uit_k), found {found}",
+                todo=f"score again with python -m uit.infer --k_test {expected}, or fuse with "
+                f"--uit_k {found} (--uit_k none does not compare)",
+            )

@@ -1,0 +1,172 @@
+"""Values of other libraries inside pickled files, read without running their code.
+
+A checkpoint may hold NumPy scalars, arrays, paths, dates and ``defaultdict`` beside its tensors.
+``weights_only`` reading refuses their classes. Here is one stand-in for each: it takes the same
+arguments and accepts plain data alone. None of NumPy's own unpickling functions runs: with a forged
+dtype they would take raw bytes for pointers. A stand-in never imports, calls or looks up anything
+that a file names.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import types
+from collections.abc import Callable
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+# Bool, integers, floats, complex numbers, text and bytes: data without pointers.
+PLAIN_DTYPE = re.compile(r"[<>=|]?(\?|b1|[iu][1248]|f(2|4|8|12|16)|c(8|16|24|32)|[SU]\d{1,6})")
+FACTORIES = ("dict", "list", "int", "float", "str", "set", "tuple", "bool")
+NUMPY_TYPES = (
+    "bool_", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "float32", "float64", "complex64", "complex128",
+)  # fmt: skip
+
+
+class ForeignValueError(Exception):
+    """A file holds a value that its stand-in does not accept; the text names it."""
+
+
+class PlainDtype:
+    """Stand-in for ``numpy.dtype``: numbers, text and bytes alone.
+
+    Raises:
+        ForeignValueError: a dtype of Python objects, records, dates or unknown kind.
+    """
+
+    def __init__(self, code: object, align: object = False, copy: object = True) -> None:
+        del align, copy
+        if not isinstance(code, str) or not PLAIN_DTYPE.fullmatch(code):
+            kind = "Python objects" if code in ("O", "O8", "|O") else f"dtype {code!r:.40}"
+            raise ForeignValueError(f"a NumPy array of {kind}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: object) -> None:
+        """Take the byte order from a pickled state; everything else in it is refused."""
+        if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
+            raise ForeignValueError("a NumPy array of records")
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PlainArray(np.ndarray[Any, Any]):
+    """Stand-in for ``numpy.ndarray``: empty when made, filled by a state that is checked."""
+
+    def __new__(cls, *arguments: object) -> PlainArray:
+        """Make an empty array, whatever the file asks for."""
+        del arguments
+        return super().__new__(cls, (0,), np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        """Fill the array: version, shape, dtype, whether Fortran's order, raw bytes.
+
+        Raises:
+            ForeignValueError: the state is none of plain data.
+        """
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise ForeignValueError("a NumPy array in an unknown form")
+        _, shape, dtype, fortran, raw = state
+        checked = _plain_array(raw, dtype, shape, "F" if fortran else "C")
+        state = (1, checked.shape, checked.dtype, False, checked.tobytes())
+        super().__setstate__(state)
+
+
+def _plain_array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
+    """An array from raw bytes, all of whose parts are checked."""
+    whole = (
+        isinstance(raw, (bytes, bytearray))
+        and isinstance(dtype, PlainDtype)
+        and isinstance(shape, tuple)
+        and all(type(side) is int and side >= 0 for side in shape)
+    )
+    if not whole or int(np.prod(shape, dtype=object)) * dtype.dtype.itemsize != len(raw):
+        raise ForeignValueError("a NumPy array whose bytes do not fit its shape")
+    if not raw:
+        return np.zeros(shape, dtype.dtype)
+    return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _empty_array(*arguments: object) -> PlainArray:
+    """Stand-in for ``_reconstruct``: an empty array, which its state fills."""
+    del arguments
+    return PlainArray()
+
+
+def _array_of_buffer(
+    raw: Any, dtype: Any, shape: Any, order: Any = "C", *rest: object
+) -> np.ndarray[Any, Any]:
+    """Stand-in for ``_frombuffer``."""
+    del rest
+    return _plain_array(raw, dtype, shape, order)
+
+
+def _scalar(dtype: Any, raw: Any = b"") -> np.generic:
+    """Stand-in for NumPy's ``scalar``."""
+    value: np.generic = _plain_array(raw, dtype, (1,), "C")[0]
+    return value
+
+
+def _default_dict(factory: object = None, *pairs: object) -> dict[Any, Any]:
+    """Stand-in for ``defaultdict``: a dict without the factory."""
+    del factory
+    return dict(*pairs)  # type: ignore[call-overload, no-any-return]
+
+
+def _no_bytes() -> bytes:
+    """Stand-in for ``bytes``, which pickles call to write an empty value."""
+    return b""
+
+
+def _posix_path(*parts: str) -> PurePosixPath:
+    return PurePosixPath(*parts)
+
+
+def _windows_path(*parts: str) -> PureWindowsPath:
+    return PureWindowsPath(*parts)
+
+
+def _name_of_type(name: str) -> Callable[..., object]:
+    """Stand-in for a type that a file holds as a value, such as a ``defaultdict``'s factory."""
+
+    def stand_in(*arguments: object) -> object:
+        raise ForeignValueError(f"a call of {name}")
+
+    return stand_in
+
+
+def _stand_ins() -> dict[str, Callable[..., Any] | type]:
+    found: dict[str, Callable[..., Any] | type] = {
+        "types.SimpleNamespace": types.SimpleNamespace,
+        "collections.defaultdict": _default_dict,
+        "numpy.dtype": PlainDtype,
+        "numpy.ndarray": PlainArray,
+    }
+    found |= {
+        f"datetime.{kind.__name__}": kind
+        for kind in (
+            datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone
+        )
+    }  # fmt: skip
+    for module in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
+        found[f"{module}.multiarray._reconstruct"] = _empty_array
+        found[f"{module}.multiarray.scalar"] = _scalar
+        found[f"{module}.numeric._frombuffer"] = _array_of_buffer
+    for module in ("pathlib", "pathlib._local"):  # Python 3.13 calls it so
+        found |= {f"{module}.{kind}": _posix_path for kind in ("PosixPath", "PurePosixPath")}
+        found |= {f"{module}.{kind}": _windows_path for kind in ("WindowsPath", "PureWindowsPath")}
+    found |= {
+        f"{module}.{name}": _name_of_type(name)
+        for module in ("builtins", "__builtin__")
+        for name in FACTORIES
+        if name != "set"  # torch's own reading builds sets with it
+    }
+    found |= {f"{module}.bytes": _no_bytes for module in ("builtins", "__builtin__")}
+    found |= {f"numpy.{name}": _name_of_type(name) for name in NUMPY_TYPES}
+    return found
+
+
+STAND_INS = _stand_ins()  # name in a file -> what is made instead

@@ -1,0 +1,1 @@
+"""Photo search: rank the photographs of a folder by how well they match a description."""

@@ -1,0 +1,179 @@
+"""Command of photo search: `python -m pab.search`.
+
+Prints the best photographs for each query with their scores, and writes a page and a JSON file on
+request. See docs/search.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pab.config import CommandParser
+from pab.errors import InputError, run_cli
+from pab.files import write_json
+from pab.notices import notice
+from pab.outputs import cannot_be_written, check_outputs
+from pab.photos import PHOTO_ENDINGS, PhotoFolder, list_photos
+from pab.search.engine import search
+from pab.search.members import MEMBERS, read_member
+from pab.search.page import write_page
+from pab.search.queries import check_query
+from pab.search.results import as_plain, one_line, unreadable_file, write_unreadable
+
+PROG = "python -m pab.search"
+TOP_K = 20
+
+
+class _Once(argparse.Action):
+    """Store a value, and refuse a flag that is given twice instead of taking the last."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """See :class:`argparse.Action`."""
+        if getattr(namespace, self.dest) is not None:
+            todo = "--arch names the architecture" if self.dest == "model" else "give it once"
+            raise InputError(
+                f"--{self.dest}", f"given twice: {getattr(namespace, self.dest)} and {values}",
+                todo=todo,
+            )  # fmt: skip
+        setattr(namespace, self.dest, values)
+
+
+def build_parser() -> CommandParser:
+    """The flags of the search; a member's own are not among them."""
+    parser = CommandParser(
+        prog=PROG,
+        description="Rank the photographs of a folder by how well they match a description.",
+        epilog="All other flags go to the encoder (--config, --checkpoint, --pretrained, --device, "
+        "--dtype, --batch_size, ...): see the --help of the member's scoring command.",
+        allow_abbrev=False,
+    )
+    once: dict[str, Any] = {"action": _Once}
+    parser.add_argument(
+        "--model", choices=MEMBERS, required=True, help="member that encodes", **once
+    )
+    parser.add_argument("--arch", metavar="NAME", help="architecture of the member", **once)
+    parser.add_argument(
+        "--image_folder",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of photographs",
+        **once,
+    )
+    parser.add_argument("--recursive", action="store_true", help="also search the folders below it")
+    parser.add_argument(
+        "--query", action="append", required=True, metavar="TEXT",
+        help="what to look for; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top_k", type=int, metavar="N", help=f"photographs per query (default: {TOP_K})", **once
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of results", **once)
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the results as JSON", **once
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, search, write and print what was found."""
+    args, rest = build_parser().parse_known_args(argv)
+    top_k = TOP_K if args.top_k is None else args.top_k
+    if top_k < 1:
+        raise InputError("--top_k", f"must be at least 1, found {top_k}")
+    for query in args.query:
+        check_query(query)
+    member = read_member(args.model, args.arch, rest, prog=PROG)
+    folder = list_photos(args.image_folder, recursive=args.recursive)
+    listing = unreadable_file(args.json, args.html)
+    check_files(args, listing, folder)
+    tell_left_out(args.image_folder, folder)
+
+    with member.open() as opened:
+        answers = search(opened, folder.photos, args.query, top_k)
+    unreadable = dict(sorted({**folder.unreadable, **answers.unreadable}.items()))
+    write_unreadable(listing, unreadable)
+    if not answers.indexed:
+        raise InputError(
+            args.image_folder,
+            f"expected images, found {len(unreadable)} that cannot be read (listed in {listing})",
+        )
+    if args.json is not None:
+        facts = {
+            "model": args.model,
+            "architecture": opened.architecture,
+            "checkpoint": opened.checkpoint,
+            "image_folder": str(args.image_folder),
+        }
+        write_json(args.json, as_plain(args.query, answers, unreadable, **facts))
+    if args.html is not None:
+        write_page(args.html, args.query, answers, len(unreadable))
+    for query, hits in zip(args.query, answers.hits, strict=True):
+        print(one_line(query))
+        for hit in hits:
+            print(f"{hit.rank:4}  {hit.score:8.4f}  {one_line(hit.name)}")
+    sys.stdout.flush()  # so that the lines on stderr come last
+    for name, path in (("page", args.html), ("results", args.json)):
+        if path is not None:
+            print(f"{name}: {path}", file=sys.stderr)
+    where = f" (listed in {listing})" if unreadable else ""
+    summary = f"{answers.indexed} images indexed, {len(unreadable)} not readable{where}"
+    print(summary, file=sys.stderr)
+
+
+def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
+    """Refuse outputs that cannot be written or would replace a photograph.
+
+    Raises:
+        InputError: naming the flag or the file.
+    """
+    outputs = {"html": args.html, "json": args.json}
+    check_outputs(outputs, omit="leave it out")
+    taken = {photo.path.absolute(): "a photograph" for photo in folder.photos}
+    taken[listing.absolute()] = "the list of unreadable images"
+    for name, path in outputs.items():
+        if path is not None and path.absolute() in taken:
+            raise InputError(
+                f"--{name}", f"{path} is {taken[path.absolute()]}", todo="give another file"
+            )
+    problem = cannot_be_written(listing)
+    if problem is not None:
+        raise InputError(
+            listing, f"the list of unreadable images {problem}", todo="it stands beside --json FILE"
+        )
+
+
+def tell_left_out(where: Path, folder: PhotoFolder) -> None:
+    """Say in one line each what is not searched.
+
+    Raises:
+        InputError: nothing is left to search.
+    """
+    nested = ""
+    if folder.nested:
+        images, folders = folder.nested.total(), len(folder.nested)
+        nested = f"{images} images in {folders} nested folders are not searched"
+    if not folder.photos and not folder.unreadable:
+        endings = ", ".join(sorted(PHOTO_ENDINGS))
+        raise InputError(
+            where,
+            f"expected images ({endings}), found none" + (f"; {nested}" if nested else ""),
+            todo="add --recursive" if nested else None,
+        )
+    if nested:
+        notice(where, f"{nested}; --recursive searches them too")
+    if folder.left_out():
+        notice(where, f"left out: {folder.left_out()}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

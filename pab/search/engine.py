@@ -1,0 +1,80 @@
+"""Rank photographs by queries with a loaded encoder.
+
+Each photograph is opened once: what is new is decoded, encoded and cached; a file that cannot be
+decoded is set aside with its problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pab.annotations import GalleryImage
+from pab.encoder import OpenEncoder
+from pab.photos import photo_reader
+from pab.ranking import top_k as best_columns
+from pab.scoring import check_finite
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One photograph at its place in a query's ranking, from 1."""
+
+    name: str
+    path: Path
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a search found.
+
+    Attributes:
+        indexed: number of photographs that were ranked.
+        unreadable: name -> problem of the others.
+        hits: for each query, in the order given, its best photographs.
+    """
+
+    indexed: int
+    unreadable: dict[str, str]
+    hits: list[list[Hit]]
+
+
+def search(
+    opened: OpenEncoder, photos: Sequence[GalleryImage], queries: Sequence[str], top_k: int
+) -> Answers:
+    """Rank photographs for each query; equal scores go to the smaller name.
+
+    Args:
+        opened: the encoder.
+        photos: sorted by name.
+        queries: descriptions.
+        top_k: photographs per query.
+
+    Raises:
+        InputError: scores that are not finite, or what the encoder refuses.
+    """
+    if not photos:
+        return Answers(0, {}, [[] for _ in queries])
+    reader = photo_reader()
+    assert reader.unreadable is not None
+    texts = opened.encoder.encode_texts(queries)  # first: a fault of theirs ends the search early
+    images = opened.encoder.encode_images(photos, reader=reader)
+    kept = [i for i, photo in enumerate(photos) if photo.gallery_id not in reader.unreadable]
+    unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}
+    if not kept:
+        return Answers(0, unreadable, [[] for _ in queries])
+    scores = opened.encoder.similarity(texts, images[kept])  # [Q, G]
+    check_finite(scores, opened.checkpoint, queries)
+    columns = best_columns(scores, top_k)
+    values = scores.gather(1, columns)
+    hits = [
+        [
+            Hit(photos[kept[column]].gallery_id, photos[kept[column]].path, rank, value)
+            for rank, (column, value) in enumerate(zip(*row, strict=True), start=1)
+        ]
+        for row in zip(columns.tolist(), values.tolist(), strict=True)
+    ]
+    return Answers(len(kept), unreadable, hits)

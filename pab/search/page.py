@@ -1,0 +1,73 @@
+"""The page of a search: the words, and for each query its photographs in a grid.
+
+The page is one file. Its thumbnails are upright; each links to the photograph.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pab.files import write_text
+from pab.photos import load_photo
+from pab.search.engine import Answers, Hit
+from pab.thumbnails import data_url
+
+THUMBNAIL_PX = 320  # longer side: a column of the grid on a screen of two pixels per point
+JPEG_QUALITY = 75
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One photograph of a grid: where it stands, its thumbnail's data URL, and its address."""
+
+    hit: Hit
+    source: str
+    address: str
+
+
+def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unreadable: int) -> None:
+    """Write the page of a search, whole or not at all.
+
+    Args:
+        path: file to write.
+        queries: in the order given.
+        answers: what was found.
+        unreadable: number of images that could not be read.
+
+    Raises:
+        InputError: the file cannot be written, or a photograph has become unreadable.
+    """
+    path = Path(path)
+    thumbnails: dict[Path, str] = {}
+    for hits in answers.hits:
+        for hit in hits:
+            if hit.path not in thumbnails:
+                thumbnails[hit.path] = data_url(load_photo(hit.path), THUMBNAIL_PX, JPEG_QUALITY)
+    sections = [
+        (query, [Picture(hit, thumbnails[hit.path], _address(hit.path, path)) for hit in hits])
+        for query, hits in zip(queries, answers.hits, strict=True)
+    ]
+    environment = Environment(
+        loader=PackageLoader("pab.search", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    template = environment.get_template("search.html.j2")
+    text = template.render(
+        title=" · ".join(queries), sections=sections, indexed=answers.indexed, unreadable=unreadable
+    )
+    write_text(path, text)
+
+
+def _address(photo: Path, page: Path) -> str:
+    """The photograph's address relative to the page's folder."""
+    relative = os.path.relpath(photo.absolute(), page.absolute().parent)
+    return quote(os.fsencode(relative.replace(os.sep, "/")))

@@ -1,0 +1,77 @@
+"""What a search leaves behind: its JSON form, and the list of unreadable images."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pab.errors import InputError
+from pab.files import write_text
+from pab.search.engine import Answers
+
+UNREADABLE = Path("output/search/unreadable.txt")  # where neither --json nor --html is given
+
+
+def as_plain(
+    queries: Sequence[str], answers: Answers, unreadable: Mapping[str, str], **facts: str
+) -> dict[str, Any]:
+    """The results as plain values, for JSON.
+
+    Args:
+        queries: in the order given.
+        answers: what was found.
+        unreadable: name -> problem of all images that cannot be read.
+        facts: what the search was made with.
+    """
+    return {
+        **facts,
+        "indexed": answers.indexed,
+        "queries": [
+            {
+                "query": query,
+                "images": [
+                    {"rank": hit.rank, "path": hit.name, "score": hit.score} for hit in hits
+                ],
+            }
+            for query, hits in zip(queries, answers.hits, strict=True)
+        ],
+        "unreadable": [{"path": name, "problem": problem} for name, problem in unreadable.items()],
+    }
+
+
+def unreadable_file(json: Path | None, html: Path | None) -> Path:
+    """Where the list of unreadable images goes: beside the JSON file, else the page."""
+    beside = json or html
+    return UNREADABLE if beside is None else beside.with_name(f"{beside.stem}.unreadable.txt")
+
+
+def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
+    """Write one line per image, its name and its problem with a tab between.
+
+    Where all images are readable, the list of an earlier search is removed.
+
+    Raises:
+        InputError: the file cannot be written or removed.
+    """
+    if unreadable:
+        lines = [f"{one_line(name)}\t{one_line(why)}\n" for name, why in unreadable.items()]
+        write_text(path, "".join(lines))
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(path, f"cannot be removed: {error.strerror or error}") from error
+
+
+def one_line(text: str) -> str:
+    """The text with control characters (line ends, escapes) written as escapes."""
+    return "".join(
+        character.encode("unicode_escape").decode() if _breaks_a_line(character) else character
+        for character in text
+    )
+
+
+def _breaks_a_line(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp")

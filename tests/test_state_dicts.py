@@ -1,0 +1,172 @@
+"""Weights inside checkpoints of others: any mixture of containers and prefixes with one meaning."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pab.errors import InputError
+from pab.state_dicts import CONTAINERS, model_state, unwrapped
+
+WRAPPER_PARTS = ("module", "_orig_mod", "model", "_fsdp_wrapped_module")
+
+
+class Blocks(nn.Module):
+    """A model with nested parts, a buffer and a scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.blocks = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+
+
+class Wrapped(nn.Module):
+    """A model that has a true part called ``model``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Blocks()
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def as_numpy(tensor: Tensor) -> object:
+    array = tensor.numpy()
+    return array if array.ndim else array[()]
+
+
+@given(
+    prefix=st.lists(st.sampled_from(WRAPPER_PARTS), max_size=4),
+    containers=st.lists(st.sampled_from(CONTAINERS), max_size=3),
+    kind=st.sampled_from([dict, OrderedDict]),
+    arrays=st.booleans(),
+    inside=st.booleans(),
+    true_model=st.booleans(),
+)
+def test_any_mixture_gives_the_same_weights(
+    prefix: list[str], containers: list[str], kind: type, arrays: bool, inside: bool,
+    true_model: bool,
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    expected = state_of(Wrapped() if true_model else Blocks())
+    names = {name: ".".join([*prefix, name]) for name in expected}
+    if inside:  # a part compiled alone
+        names = {n: new.replace("blocks.0", "blocks.0._orig_mod") for n, new in names.items()}
+    found: Any = kind(
+        (names[name], as_numpy(tensor) if arrays else tensor) for name, tensor in expected.items()
+    )
+    for container in reversed(containers):
+        found = {"epoch": np.float64(3), container: found, "best": np.arange(2)[:0].tolist()}
+    assert same(model_state(found, "f", expected.keys()), expected)
+
+
+@given(
+    parts=st.lists(st.lists(st.sampled_from(("module", "model")), max_size=3), min_size=7),
+)
+def test_a_prefix_of_some_names_goes_if_they_then_fit(parts: list[list[str]]) -> None:
+    expected = state_of(Blocks())
+    # The longest run that all share is removed from all; what is left differs by name.
+    names = [".".join([*part, name]) for part, name in zip(parts, expected, strict=False)]
+    names += list(expected)[len(names) :]
+    assert unwrapped(names, expected.keys()) == list(expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_a_true_part_called_model_keeps_its_name(prefix: str) -> None:
+    expected = state_of(Wrapped())
+    found = {prefix + name: tensor for name, tensor in expected.items()}
+    assert same(model_state({"state_dict": found}, "f", expected.keys()), expected)
+
+
+def test_without_a_model_only_what_all_names_share_is_removed() -> None:
+    assert unwrapped(["module.a.w", "module.b.w"]) == ["a.w", "b.w"]
+    assert unwrapped(["module.a.w", "b.w"]) == ["module.a.w", "b.w"]
+    assert unwrapped(["model.module.a", "module.model.a.b"]) == ["a", "a.b"]
+    assert unwrapped(["module", "model"]) == ["module", "model"]  # a tensor of that name
+
+
+def test_other_parts_of_a_training_wrapper_keep_theirs() -> None:
+    expected = state_of(Blocks())
+    found = {f"model.{name}": tensor for name, tensor in expected.items()}
+    found["metric.total"] = torch.zeros(1)
+    state = model_state({"state_dict": found}, "f", expected.keys())
+    assert same({n: t for n, t in state.items() if n in expected}, expected)
+    assert set(state) - set(expected) == {"metric.total"}
+
+
+def test_a_part_wrapped_alone() -> None:
+    expected = state_of(Blocks())
+    names = [name.replace("blocks.", "blocks.module.") for name in expected]
+    found = dict(zip(names, expected.values(), strict=True))
+    assert same(model_state(found, "f", expected.keys()), expected)
+
+
+def test_one_model_twice_is_refused_not_mixed() -> None:
+    one, two = torch.ones(1), torch.zeros(1)
+    with pytest.raises(InputError, match=r"f: holds the weights of one model twice: '.*a' and "):
+        model_state({"module.a": one, "model.a": two}, "f", {"a"})
+
+
+def test_of_several_containers_the_published_first_is_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raw, average = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
+    found = {"model_ema": average, "optimizer": {}, "model": raw}
+    assert same(model_state(found, "w.pth"), raw)
+    assert capsys.readouterr().err == "note: w.pth: weights under model are read, not model_ema\n"
+    assert same(model_state({"model_ema": average}, "w.pth"), average)
+    settings: dict[str, Any] = {"model": {"width": 3}, "state_dict": raw}
+    assert same(model_state(settings, "w.pth"), raw)  # settings under that name hold no weights
+    assert capsys.readouterr().err == ""
+
+
+def test_containers_in_one_another() -> None:
+    state = {"a": torch.ones(1)}
+    assert same(model_state({"state_dict": {"model": {"module": state}}}, "f"), state)
+    ring: dict[str, Any] = {}
+    ring["model"] = ring
+    with pytest.raises(InputError, match=r"f, entry 'model': expected a tensor, found dict"):
+        model_state(ring, "f")
+    ring["w"] = torch.ones(1)
+    with pytest.raises(InputError, match=r"more than 8 dicts in one another"):
+        model_state(ring, "f")
+
+
+def test_numbers_of_numpy_become_tensors() -> None:
+    found = model_state(
+        {
+            "half": np.ones(2, np.float16), "big": np.ones(2, ">f4"), "one": np.float32(2.5),
+            "turned": np.arange(6.0).reshape(2, 3).T, "count": np.int64(7),
+        },
+        "f",
+    )  # fmt: skip
+    assert found["half"].dtype == torch.float16
+    assert found["big"].tolist() == [1, 1]
+    assert found["one"].dtype == torch.float32
+    assert found["one"].shape == ()
+    assert found["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert found["count"].item() == 7
+    with pytest.raises(InputError, match=r"f, entry 'name': expected a tensor, found ndarray"):
+        model_state({"name": np.array(["a"])}, "f")
+    with pytest.raises(InputError, match=r"f, entry 'lr': expected a tensor, found float"):
+        model_state({"model": {"w": torch.ones(1), "lr": 0.1}}, "f")
+
+
+def test_a_dict_with_defaults_is_not_asked_for_them() -> None:
+    state: dict[str, Any] = defaultdict(lambda: pytest.fail("a default was made"))
+    state["a"] = torch.ones(1)
+    assert set(model_state(state, "f")) == {"a"}

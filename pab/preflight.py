@@ -5,6 +5,7 @@ An output that cannot be written, a missing package or a full disk ends a run he
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from torch import nn
@@ -39,9 +40,9 @@ def check_run_folders(config: TrainingConfig) -> None:
 def check_room(config: TrainingConfig, model: nn.Module) -> None:
     """Check that the disk of the output folder has room for the run's checkpoints.
 
-    Counted are the training state (weights, AdamW's two moments, the average if one is kept) and
-    the best and final weights, and once more the state: a file is written beside its predecessor.
-    Checkpoints that are already there count as room, for they are replaced.
+    Counted are two training states (weights, AdamW's two moments, the average if one is kept), as
+    one is written beside its predecessor, and the weights of the kept epochs, the best epoch and
+    the end. Checkpoints that are already there count as room, for they belong to the run.
 
     Args:
         config: the run's settings.
@@ -56,10 +57,15 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     state = copies * weights + _MOMENTS * trained
-    files = 2 if config.val_pairs else 1  # the best and the final weights
+    epochs = math.ceil(config.epochs / config.save_ckpt_freq)
+    if config.keep_checkpoints is not None:
+        epochs = min(epochs, config.keep_checkpoints + 1)  # the oldest goes after the newest came
+    files = epochs + (2 if config.val_pairs else 1)  # and the best and the final weights
     needed = 2 * state + files * weights
-    kept = sum(path.stat().st_size for path in Path(config.output_dir).glob("checkpoint-*.pth"))
+    found = [path.stat() for path in Path(config.output_dir).glob("checkpoint-*.pth")]
+    kept = sum({file.st_ino: file.st_size for file in found}.values())  # links count once
     check_free_space(
         "--output_dir", config.output_dir, needed - kept, "the checkpoints",
-        todo="make room, name a folder on another disk, or write none with --no_save_ckpt",
+        todo="make room, name a folder on another disk, keep fewer with --keep_checkpoints or "
+        "--save_ckpt_freq, or write none with --no_save_ckpt",
     )  # fmt: skip

@@ -164,7 +164,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "list.txt": (
         lambda path: write_text(path, "A B C\nA C B\n"),
-        ["a ranked list", "2 lines, 3 names per line, 1 distinct first name"],
+        ["a ranked list", "2 lines of 3 images"],
         "python -m pab.evaluate --predictions {path} --annotation FILE",
     ),
     "query_index.txt": (

@@ -135,6 +135,25 @@ def test_room_is_not_asked_for_twice(recipe: Recipe, monkeypatch: pytest.MonkeyP
     assert len(asked) == 3
 
 
+def test_room_for_the_weights_of_every_kept_epoch(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def note(flag: str, path: object, needed: int, *_: object, **__: object) -> None:
+        asked.append(needed)
+
+    monkeypatch.setattr(pab.preflight, "check_free_space", note)
+    for number, settings in enumerate((
+        {"epochs": 1}, {"epochs": 9}, {"epochs": 9, "save_ckpt_freq": 2},
+        {"epochs": 9, "keep_checkpoints": 3},
+    )):  # fmt: skip
+        recipe(output_dir=recipe.out / str(number), **settings)
+    extra = [needed - asked[0] for needed in asked]
+    assert extra[1] > 0
+    assert [8 * more // extra[1] for more in extra] == [0, 8, 4, 3]
+
+
 def test_missing_training_images_are_counted(
     recipe: Recipe, fails_early: Callable[..., str]
 ) -> None:

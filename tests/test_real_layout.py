@@ -68,7 +68,7 @@ def test_uit_trains_validates_and_evaluates(
     uit_run(["--debug", *settings(release, tmp_path / "uit")])
     (row,) = read_log(tmp_path / "uit/log.jsonl", "val")
     assert 0 <= row["itc R@1"] <= 100
-    words = ["--debug", *settings(release, tmp_path / "test"), "--k_test", "5"]
+    words = ["--debug", *settings(release, tmp_path / "test"), "--k_test", "10"]
     uit_run([*words, "--evaluate", "--checkpoint", str(tmp_path / "uit" / FINAL)])
     found = load_scores(tmp_path / "test/score_test.pt")
     assert sorted(found.gallery_ids) == sorted(str(n) for n in range(TEST_IMAGES))

@@ -328,8 +328,8 @@ def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, A
         path: the file, for the notice.
 
     Returns:
-        ``{"model": ..., "metadata": ..., "config": ...}``: the averaged weights if the run keeps an
-        average, else its own; facts of its weight files; its settings.
+        ``{"model": ..., "metadata": ..., "config": ..., "step": ...}``: the averaged weights if the
+        run keeps an average, else its own; facts of its weight files; its settings; steps done.
 
     Raises:
         InputError: the file has no weights.
@@ -347,6 +347,8 @@ def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, A
         "model": dict(weights),
         "metadata": dict(loaded.get("facts") or {}),
         "config": dict(loaded.get("config") or {}),
+        STATE_MARK: loaded[STATE_MARK],
+        "step": loaded.get("step"),
     }
 
 

@@ -32,7 +32,14 @@ from pab.files import existing_folder
 from pab.json_lines import shortened
 from pab.notices import notice
 
-IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))  # of benchmarks
+# Of photo search, and of image names in the files of other tools.
+PHOTO_ENDINGS = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp"),
+        *(".bmp", ".dib", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif"),
+    )
+)
 SHARDS_PER_PART = 8  # PAB's download has ten parts: imgs_0 to imgs_7 is Part 1
 _SPELLINGS = ("wentwrong", "wentrong")  # releases of PAB disagree on this folder's name
 _SHARD_FOLDER = re.compile(r"train/imgs_(\d+)(?:/.*)?")

@@ -10,13 +10,11 @@ from pathlib import Path
 
 from pab.data_tree import shard_number
 from pab.errors import InputError
-from pab.image_paths import file_names, is_image_name, part_of
+from pab.image_paths import PHOTO_ENDINGS, file_names, is_image_name, part_of
 from pab.layout_found import Found, count, quoted
 from pab.layout_parts import masked_part, query_file
 from pab.layout_weights import explain_weight_folder
 
-# Photographs that photo search reads besides a benchmark's images.
-PHOTO_ENDINGS = frozenset((".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".jfif", ".mpo"))
 KNOWN_ENDINGS = frozenset((
     ".json", ".jsonl", ".csv", ".tsv", ".txt", ".pt", ".pth", ".bin", ".safetensors", ".npy",
     ".npz", ".parquet", ".zip", ".yaml",
@@ -25,7 +23,7 @@ KNOWN_ENDINGS = frozenset((
 
 def is_photo_name(name: str) -> bool:
     """Whether a file name, not a hidden one, has the ending of a picture that can be searched."""
-    return is_image_name(name) or (name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS)
+    return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 
 def explain_folder(folder: Path) -> Found:
@@ -37,9 +35,10 @@ def explain_folder(folder: Path) -> Found:
     names = sorted(file_names(folder))
     if (folder / "gallery").is_dir() or query_file(folder):
         return _masked(folder)
-    weights = explain_weight_folder(folder)
-    if weights is not None:
-        return weights
+    if not any(map(is_photo_name, names)):  # a gallery is not read file by file
+        weights = explain_weight_folder(folder)
+        if weights is not None:
+            return weights
     shards = [path for path in folder.iterdir() if re.fullmatch(r"imgs_\d+", path.name)]
     if shards:
         return _image_shards(folder, [shard_number(path) for path in shards])

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pab.layout_found import Found, count, quoted
-
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model)\.)+")
-_STATE = {"optimizer", "step", "rng"}  # entries of a training state of this project
+from pab.weight_folders import Family, weight_folder
 
 
 def known_model(names: Iterable[str]) -> str | None:
     """The model that tensors of these names belong to; None if no model of the project does.
 
     Args:
-        names: of a checkpoint's tensors, with any wrapper prefixes.
+        names: of a checkpoint's tensors, without wrapper prefixes.
     """
-    bare = {_WRAPPERS.sub("", name) for name in names}
+    bare = set(names)
 
     def some(*starts: str) -> bool:
         return any(name.startswith(starts) for name in bare)
@@ -52,7 +48,7 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
     Raises:
         InputError: it holds no tensors.
     """
-    from pab.checkpoints import model_state
+    from pab.checkpoints import STATE_MARK, model_state
 
     state = model_state(checkpoint, path)
     model = known_model(state)
@@ -63,7 +59,7 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
     metadata = checkpoint.get("metadata")
     if isinstance(metadata, dict):
         facts += [f"{key}: {value}" for key, value in sorted(metadata.items())]
-    if checkpoint.keys() >= _STATE:
+    if STATE_MARK in checkpoint:
         facts.append(
             f"a training state after {checkpoint['step']} steps: the run's own command resumes it"
         )
@@ -105,33 +101,25 @@ _MODELS = {
 
 
 def explain_weight_folder(folder: Path) -> Found | None:
-    """Explain a folder of weights, told by its configuration; None if it is none."""
-    place = quoted(folder)
-    if (folder / "open_clip_config.json").is_file():
-        command = f"python scripts/clip_infer.py --model local-dir:{place}"
-        return Found("a folder of OpenCLIP weights", (), (command,))
-    vocabulary = (folder / "vocab.txt").is_file()
-    kind = _model_type(folder / "config.json")
-    if kind == "bert" or (vocabulary and kind is None):
-        facts = ("vocab.txt: " + ("there" if vocabulary else "missing"),)
-        commands = []
-        if any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
-            start = f"--checkpoint '' --swin SWIN --bert {place}"
-            commands.append(f"python -m uit.run --task cmp {start}")
-        if vocabulary:
-            commands.append(f"python -m uit.infer --text_encoder {place} --checkpoint UIT")
-        return Found("a folder of BERT: vocabulary or weights", facts, tuple(commands))
-    if kind is not None:
-        return Found(f"a folder of a {kind!r} model in transformers' form")
-    return None
-
-
-def _model_type(config: Path) -> str | None:
-    if not config.is_file():
-        return None
-    try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:  # another program's file; what it means is not known
-        return None
-    kind = found.get("model_type") if isinstance(found, dict) else None
-    return kind if isinstance(kind, str) else None
+    """Explain a folder of weights, told by its content; None if it holds none."""
+    found = weight_folder(folder)
+    place, vocabulary = quoted(folder), (folder / "vocab.txt").is_file()
+    match found.family:
+        case Family.OPENCLIP:
+            command = f"python scripts/clip_infer.py --model local-dir:{place}"
+            return Found("a folder of OpenCLIP weights", (), (command,))
+        case Family.BERT | Family.VOCABULARY:
+            facts = ("vocab.txt: " + ("there" if vocabulary else "missing"),)
+            commands = []
+            if found.weights:
+                start = f"--checkpoint '' --swin SWIN --bert {place}"
+                commands.append(f"python -m uit.run --task cmp {start}")
+            if vocabulary:
+                commands.append(f"python -m uit.infer --text_encoder {place} --checkpoint UIT")
+            return Found("a folder of BERT: vocabulary or weights", facts, tuple(commands))
+        case Family.WEIGHTS if len(found.weights) == 1:
+            command = f"python -m pab.layout check {quoted(found.weights[0])}"
+            return Found("a folder with one file of weights", (), (command,))
+        case Family.NONE | Family.WEIGHTS:
+            return None
+    return Found(f"a folder of {found.family.value.removeprefix('a ')}")

@@ -12,21 +12,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pab.errors import InputError
+from pab.image_paths import PHOTO_ENDINGS
 from pab.notices import notice
-
-# Endings that image names carry in the files of other tools. pab.images says which are opened.
-NAME_ENDINGS = frozenset(
-    (
-        ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-        ".heic", ".heif", ".avif", ".mpo",
-    )
-)  # fmt: skip
 
 
 def without_ending(name: str) -> str:
     """Remove an image ending: ``"a.b.JPG"`` becomes ``"a.b"``, ``"a.b"`` stays."""
     stem, dot, ending = name.rpartition(".")
-    return stem if stem and dot + ending.lower() in NAME_ENDINGS else name
+    return stem if stem and dot + ending.lower() in PHOTO_ENDINGS else name
 
 
 def plain_names(names: Sequence[str], where: str | Path) -> list[str]:

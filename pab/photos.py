@@ -26,14 +26,9 @@ from PIL import Image
 from pab.annotations import GalleryImage
 from pab.errors import InputError
 from pab.files import existing_folder
+from pab.image_paths import PHOTO_ENDINGS
 from pab.images import ImageReader, reason
 
-PHOTO_ENDINGS = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp"),
-        *(".bmp", ".dib", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif"),
-    )
-)
 # Pillow's names of the decoders that a photograph may be handed to; JPEG's also opens MPO.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")
 FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF"

@@ -265,9 +265,9 @@ def test_scores_of_other_tools(name: str) -> None:
 @pytest.mark.parametrize(
     ("names", "model"),
     [
-        (["model.module.beit3.x", "model.module.language_head.weight"], "beit3"),
+        (["beit3.x", "language_head.weight"], "beit3"),
         (["beit3.x"], "beit3 without heads"),
-        (["_orig_mod.text_encoder.a", "_orig_mod.vision_encoder.b"], "uit"),
+        (["text_encoder.a", "vision_encoder.b"], "uit"),
         (["Qformer.bert.x", "visual_encoder.y"], "blip2"),
         (["visual.proj", "token_embedding.weight"], "clip"),
         (["vision_model.x", "text_model.y"], "transformers clip"),

@@ -288,9 +288,9 @@ def test_a_loaders_process_can_be_sent_the_samples(
     pairs = TrainingSet.open(tiny_data, cache_dir=tmp_path / "cache")
     data = PairDataset(pairs, np.arange(len(pairs)), model.view, model.encode_ids, 16)
     again = pickle.loads(pickle.dumps(data))  # noqa: S301, its own
-    (pixels, ids), (pixels_again, ids_again) = data[2, 0], again[2, 0]
+    (pixels, *others), (pixels_again, *others_again) = data[2, 0], again[2, 0]
     assert torch.equal(pixels, pixels_again)  # type: ignore[arg-type]
-    assert ids == ids_again
+    assert others == others_again
 
 
 def test_written_clip_weights_are_scored_by_name_alone(

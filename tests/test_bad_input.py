@@ -485,7 +485,7 @@ def test_spoilt_checkpoint_to_resume_from(case: Case, refused: Refused) -> None:
     last.write_bytes(b"no state")
     assert str(last) in refused(lhp.train.main, words(case.train))
     shutil.copy(case.checkpoint, last)
-    assert "they cannot resume one" in refused(lhp.train.main, words(case.train))
+    assert "--resume_from newest_good" in refused(lhp.train.main, words(case.train))
     assert [path.name for path in case.out.iterdir()] == [last.name]
 
 

@@ -287,7 +287,7 @@ def test_a_run_may_lack_queries_and_images(
 ) -> None:
     run = {"i0#0": {"i0.jpg": 0.9, "i1.jpg": 0.2}, "i2#0": {"i0.jpg": 3, "i3.jpg": 2}}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    labels = ["--annotation", str(annotation)]
+    labels = ["--annotation", str(annotation), "--same_caption_counts"]
     outputs = ["--json", str(tmp_path / "m.json"), "--trec", str(tmp_path / "t"), "--top_k", "1"]
     main(["--score", str(tmp_path / "run.json"), *labels, *outputs])
     said = capsys.readouterr()
@@ -347,7 +347,7 @@ def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> No
     (tmp_path / "g.txt").write_text("i0.jpg\ni1.jpg\ni2.jpg\ni3.jpg\n")
     ids = ["--queries", str(tmp_path / "q.txt"), "--gallery", str(tmp_path / "g.txt")]
     main([*words, *ids, "--json", str(tmp_path / "m.json")])
-    assert json.loads((tmp_path / "m.json").read_text())["groups"]["all"]["R@1"] == 40
+    assert json.loads((tmp_path / "m.json").read_text())["groups"]["all"]["R@1"] == 20
     with pytest.raises(InputError, match="--top_k: goes with --trec"):
         main([*words, *ids, "--top_k", "3"])
 

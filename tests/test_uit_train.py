@@ -764,7 +764,8 @@ def test_a_k_above_the_gallery_means_all_of_it(
         f"note: {pair}: not there; read attr.json, which holds the same lines",
         "note: --k_test: 99 is more than the gallery's 10 images: all are candidates",
     ]
-    one, two = (load_scores(runs.folder / f"{name}/score_test.pt") for name in ("all", "more"))
+    files = ("all/score_test.pt", "more/score_test_k99.pt")
+    one, two = (load_scores(runs.folder / name) for name in files)
     assert torch.equal(one.scores, two.scores)
     assert (one.meta["k_test"], two.meta["k_test"]) == (10, 99)
 

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pab.errors import InputError, run_cli
-from pab.files import existing_file
+from pab.core.errors import InputError, run_cli
+from pab.core.files import existing_file
 from pab.mini.captions import COLOUR, SCENE
 
 SIDE = 48  # pixels a side of the shrunken picture

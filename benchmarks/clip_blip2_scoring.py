@@ -21,11 +21,11 @@ from machine import best_seconds, describe, product_rate
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
-from pab.devices import DTYPES, autocast, cpu_has_bf16, keep_freed_memory
-from pab.encoders.blip2 import Blip2, Blip2Config
-from pab.encoders.clip import ClipEncoder, Tokenize, build
-from pab.encoders.clip_blocks import ClassTokenBlock, InPlaceQuickGELU, SelfAttention
-from pab.encoding import batches_by_length
+from pab.core.devices import DTYPES, autocast, cpu_has_bf16, keep_freed_memory
+from pab.encoders.blip2.model import Blip2, Blip2Config
+from pab.encoders.clip.blocks import ClassTokenBlock, InPlaceQuickGELU, SelfAttention
+from pab.encoders.clip.model import ClipEncoder, Tokenize, build
+from pab.scoring.encoding import batches_by_length
 
 CPU = torch.device("cpu")
 CLIP = "ViT-L-14-336-quickgelu"

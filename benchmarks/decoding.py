@@ -22,13 +22,13 @@ from ensemble.decode import DecodeSettings, decode
 from ensemble.run import main as fuse
 from ensemble.search import FACTORS, SLACKS
 from ensemble.search import main as search
-from pab.files import sha256_of_file, write_text
-from pab.images import list_gallery
+from pab.core.files import sha256_of_file, write_text
+from pab.data.images import list_gallery
+from pab.data.splits import validation_split
+from pab.data.training_set import TrainingSet
 from pab.metrics import Metrics, evaluate_scores, paired_bootstrap
 from pab.ranking import top_k
 from pab.scores import ScoreFile, load_scores, save_scores
-from pab.splits import validation_split
-from pab.training_set import TrainingSet
 
 TRACK4 = DATA / "track4/name-masked_test-set"
 BANK_CAPTIONS = 1000

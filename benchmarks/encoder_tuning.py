@@ -22,7 +22,7 @@ from mini_runs import (
     write_table,
 )
 
-from pab.training import BEST, FINAL
+from pab.training.loop import BEST, FINAL
 
 RECIPE = Path("configs/clip/mini.yaml")
 BEFORE = ("--config", str(RECIPE), "--local_prob", "0", "--twin_batches_from", "99")

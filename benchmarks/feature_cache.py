@@ -21,8 +21,8 @@ from PIL import Image
 from lhp.beit3 import Beit3Retrieval, model_config
 from lhp.infer import main as infer
 from lhp.train_tokenizer import train_tokenizer
-from pab.feature_cache import HASHES
 from pab.scores import load_scores
+from pab.scoring.feature_cache import HASHES
 
 WORDS = ["man", "street", "falls", "red", "bicycle", "road", "wet", "jacket", "crowd", "runs"]
 

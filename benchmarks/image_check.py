@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
-from pab.training_set import TrainingSet
+from pab.data.training_set import TrainingSet
 
 SHARDS, PER_FOLDER = 75, 4505  # three folders per shard
 SAMPLE = 20_000

@@ -24,8 +24,8 @@ from torch import Tensor
 from lhp.beit3 import Beit3Config, Beit3Retrieval, model_config
 from lhp.encode import compiled_image_encoder
 from lhp.tokenizer import BOS, EOS, PAD, pad_batch
-from pab.devices import DTYPES, cpu_has_bf16, keep_freed_memory
-from pab.encoding import batches_by_length
+from pab.core.devices import DTYPES, cpu_has_bf16, keep_freed_memory
+from pab.scoring.encoding import batches_by_length
 
 # Lengths of real captions in BEiT-3's ids, ends included: the published test's run from about 25
 # to the cut at 64. Drawn here from a triangle over that range, seeded.

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from lhp.beit3 import Beit3Retrieval, model_config
 from lhp.train import pair_vectors
-from pab.contrastive import pair_backward
-from pab.devices import DTYPES, keep_freed_memory, make_scaler, seed_everything
-from pab.optim import clip_and_step, make_adamw, parameter_groups, set_lr
-from pab.pair_data import PairBatch
+from pab.core.devices import DTYPES, keep_freed_memory, make_scaler, seed_everything
+from pab.training.contrastive import pair_backward
+from pab.training.optim import clip_and_step, make_adamw, parameter_groups, set_lr
+from pab.training.pair_data import PairBatch
 
 CPU = torch.device("cpu")
 TEXT_LENGTH = 48

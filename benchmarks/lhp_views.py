@@ -15,8 +15,8 @@ from pathlib import Path
 
 from lhp.infer import main as infer
 from lhp.train import main as train
+from pab.core.files import sha256_of_lines, write_text
 from pab.evaluate import main as evaluate
-from pab.files import sha256_of_lines, write_text
 
 RECIPE, DATA = Path("configs/lhp/mini.yaml"), Path("data/mini")
 VIEWS = {"only global": 0.0, "hybrid": 0.5, "only local": 1.0}

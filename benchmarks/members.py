@@ -28,7 +28,7 @@ from mini_runs import (
 from ensemble.run import main as fuse
 from ensemble.search import WEIGHT_FLAGS
 from ensemble.search import main as search
-from pab.files import sha256_of_file
+from pab.core.files import sha256_of_file
 
 SHIPPED = Path("checkpoints/mini")
 FLAGS = {"lhp": "beit3", "uit": "uit", "blip2": "blip2", "clip": "clip"}  # member: its flag's start

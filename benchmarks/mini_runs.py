@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lhp.infer import main as lhp_infer
-from pab.annotations import Retrieval, read_retrieval
+from pab.core.files import sha256_of_lines, write_text
+from pab.data.annotations import Retrieval, read_retrieval
+from pab.data.splits import write_split
 from pab.evaluate import Evaluation, evaluate
-from pab.files import sha256_of_lines, write_text
 from pab.metrics import paired_bootstrap
 from pab.scores import load_scores
-from pab.splits import write_split
-from pab.training import BEST, FINAL
-from pab.training_config import TrainingConfig
-from pab.training_data import open_training_data
+from pab.training.config import TrainingConfig
+from pab.training.data import open_training_data
+from pab.training.loop import BEST, FINAL
 from uit.infer import main as uit_infer
 from uit.run import main as uit_train
 

@@ -33,12 +33,12 @@ from torch import Tensor
 
 from ensemble.fuse import Member, aligned
 from ensemble.members import load_members
-from pab.annotations import Query, Retrieval
-from pab.errors import InputError
+from pab.core.errors import InputError
+from pab.core.files import write_text
+from pab.data.annotations import Query, Retrieval
 from pab.evaluate import evaluate
-from pab.files import write_text
+from pab.formats.export import export
 from pab.metrics import MAP_DEPTH
-from pab.score_export import export
 from pab.scores import ScoreFile, load_scores, save_scores
 
 QUERIES, IMAGES, VALUES = 400, 150, 40  # VALUES distinct scores on IMAGES images: most tie

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from pab.errors import InputError
-from pab.training_set import TrainingSet
+from pab.core.errors import InputError
+from pab.data.training_set import TrainingSet
 
 PAIRS, SHARDS = 1_013_605, 75  # PAB's published size
 LIMIT = 100.0  # seconds that the first opening of a set with odd lines may take

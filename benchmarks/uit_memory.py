@@ -18,7 +18,7 @@ import torch
 from machine import describe
 from torch import Tensor
 
-from pab.wordpiece import Tokenizer
+from pab.data.wordpiece import Tokenizer
 from uit.encode import mapped_tensor
 from uit.make_vocabulary import make_vocabulary
 from uit.model import MODELS, Uit

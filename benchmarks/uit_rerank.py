@@ -19,8 +19,8 @@ from machine import best_seconds, describe, product_rate
 from torch import Tensor
 
 import uit.rerank
-from pab.devices import DTYPES, cpu_has_bf16
-from pab.wordpiece import Tokenizer
+from pab.core.devices import DTYPES, cpu_has_bf16
+from pab.data.wordpiece import Tokenizer
 from uit.bert import Bert, FusedPairs, ImageMemory
 from uit.make_vocabulary import make_vocabulary
 from uit.model import MODELS, Uit

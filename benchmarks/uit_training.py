@@ -17,8 +17,8 @@ import torch
 from machine import describe, product_rate
 from torch import Tensor
 
-from pab.devices import DTYPES, autocast, cpu_has_bf16, keep_freed_memory
-from pab.optim import clip_and_step, make_adamw, parameter_groups, set_lr
+from pab.core.devices import DTYPES, autocast, cpu_has_bf16, keep_freed_memory
+from pab.training.optim import clip_and_step, make_adamw, parameter_groups, set_lr
 from uit.bert import ImageMemory
 from uit.losses import (
     contrastive_loss,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ensemble.decode import CONVERGED, LOGARITHMS, DecodeSettings, decode, sinkhorn_errors
 from ensemble.rerank_prior import Evidence, Reranking
-from pab.notices import notice
+from pab.core.notices import notice
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from ensemble.fuse import (
     without_weight,
 )
 from ensemble.reciprocal_rank import MOST_RANK_K
-from pab.config import flag
-from pab.errors import InputError
-from pab.notices import notice
+from pab.core.config import flag
+from pab.core.errors import InputError
+from pab.core.notices import notice
 
 LARGEST_FACTOR = 1e6  # float32 scores hold no finer differences than a factor of this size shows
 

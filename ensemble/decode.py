@@ -35,7 +35,7 @@ from ensemble.arbitration import PASSES, arbitrate
 from ensemble.component_assignment import component_assignment
 from ensemble.matching import STAYS_OUT, priced_matching
 from ensemble.rerank_prior import Evidence
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.ranking import rows_in_order, top_k
 from pab.scores import load_scores
 

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
-from pab.errors import InputError
-from pab.notices import notice
+from pab.core.errors import InputError
+from pab.core.notices import notice
+from pab.core.tensor_files import release_pages
 from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile
-from pab.tensor_files import release_pages
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
 BLOCK_ELEMENTS = 1 << 19  # scores of a block: 2 MiB, so that a block's steps stay in the cache

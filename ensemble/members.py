@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from ensemble.fuse import RANKED_LIST, Member
-from pab.annotations import Retrieval
-from pab.errors import InputError
-from pab.images import list_gallery
-from pab.names import one_spelling
-from pab.notices import notice
+from pab.core.errors import InputError
+from pab.core.notices import notice
+from pab.data.annotations import Retrieval
+from pab.data.images import list_gallery
+from pab.data.names import one_spelling
+from pab.formats.contents import Listing
+from pab.formats.forms import read_form
 from pab.ranking import some
-from pab.score_contents import Listing
-from pab.score_forms import read_form
 from pab.scores import (
     ScoreFile,
     listed_in_part,

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.members import known_gallery
-from pab.annotations import read_query_order, read_retrieval
-from pab.config import CommandParser, flag, load_config
-from pab.data_tree import labelled_test
-from pab.errors import InputError, run_cli
+from pab.core.config import CommandParser, flag, load_config
+from pab.core.errors import InputError, run_cli
+from pab.data.annotations import read_query_order, read_retrieval
+from pab.data.tree import labelled_test
 from pab.ranking import order_queries, read_ranked_list
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/protocols"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pab.annotations import read_retrieval
-from pab.config import CommandParser
-from pab.errors import run_cli
+from pab.core.config import CommandParser
+from pab.core.errors import run_cli
+from pab.data.annotations import read_retrieval
+from pab.data.label_config import add_label_flags, label_config
 from pab.evaluate import evaluate, text_table
-from pab.label_config import add_label_flags, label_config
 
 QUERIES = 1978
 METRICS = ("R@1", "R@5", "R@10")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pab.notices import notice
+from pab.core.notices import notice
 from pab.ranking import top_k
 
 _DIGITS = 9  # blended scores are rounded, so that equal decimals are equal

@@ -30,12 +30,12 @@ from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
 from ensemble.rerank_prior import Reranking
 from ensemble.uit_candidates import check_candidates
 from pab import __version__
-from pab.annotations import Retrieval, read_query_order, read_retrieval
-from pab.config import config_from_args, flag
-from pab.errors import InputError, run_cli
+from pab.core.config import config_from_args, flag
+from pab.core.errors import InputError, run_cli
+from pab.core.files import sha256_of_file
+from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.label_config import LabelConfig
 from pab.evaluate import Evaluation, evaluate
-from pab.files import sha256_of_file
-from pab.label_config import LabelConfig
 from pab.metrics import Metrics, evaluate_scores
 from pab.ranking import (
     check_names,

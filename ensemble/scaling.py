@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pab.errors import InputError
+from pab.core.errors import InputError
 
 Scaling = Literal["minmax", "minmax_query", "zscore", "rank"]
 

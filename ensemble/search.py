@@ -26,11 +26,11 @@ from ensemble.fuse import Fusion, Member, aligned, check_members, keeps_of, with
 from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
 from ensemble.uit_candidates import check_candidates
-from pab.annotations import Retrieval, read_retrieval
-from pab.config import config_from_args, flag
-from pab.errors import InputError, run_cli
-from pab.files import write_text
-from pab.label_config import LabelConfig
+from pab.core.config import config_from_args, flag
+from pab.core.errors import InputError, run_cli
+from pab.core.files import write_text
+from pab.data.annotations import Retrieval, read_retrieval
+from pab.data.label_config import LabelConfig
 from pab.metrics import Metrics
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}

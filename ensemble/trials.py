@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ensemble.fuse import Fusion, blend, shares_of
-from pab.errors import InputError
-from pab.files import write_text
+from pab.core.errors import InputError
+from pab.core.files import write_text
+from pab.core.notices import notice
 from pab.metrics import Difference, Metrics, evaluate_scores, paired_bootstrap
-from pab.notices import notice
 from pab.scores import ScoreFile
 
 MOST_SIMPLEX_TRIALS = 20_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ensemble.fuse import Member
-from pab.errors import InputError
-from pab.notices import notice
+from pab.core.errors import InputError
+from pab.core.notices import notice
 from pab.scores import ScoreFile
 
 UIT = "uit"

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pab.devices import attention
-from pab.errors import InputError
-from pab.layers import DropPath
-from pab.notices import notice
+from pab.core.devices import attention
+from pab.core.errors import InputError
+from pab.core.layers import DropPath
+from pab.core.notices import notice
 
 Modality: TypeAlias = Literal["A", "B"]
 IMAGE: Modality = "A"

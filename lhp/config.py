@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pab.config import flag
-from pab.training_config import ContrastiveConfig
+from pab.core.config import flag
+from pab.training.config import ContrastiveConfig
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from lhp.beit3 import (
     tensor_names,
 )
 from lhp.tokenizer import Tokenizer, pad_batch
-from pab.annotations import GalleryImage
-from pab.checkpoints import load_strict, model_state, read_checkpoint
-from pab.encoding import caption_vectors, image_vectors
-from pab.errors import InputError
-from pab.feature_cache import FeatureCache
-from pab.images import ImageReader, recipe
+from pab.core.checkpoints import load_strict, model_state, read_checkpoint
+from pab.core.errors import InputError
+from pab.data.annotations import GalleryImage
+from pab.data.images import ImageReader, recipe
+from pab.scoring.encoding import caption_vectors, image_vectors
+from pab.scoring.feature_cache import FeatureCache
 
 
 def load_model(
@@ -97,7 +97,7 @@ def encode_images(
         dtype: number format of matrix products.
         compiled: compile the image half first (:func:`compiled_image_encoder`).
         cache: of this model's vectors.
-        reader: see :func:`pab.encoding.image_vectors`.
+        reader: see :func:`pab.scoring.encoding.image_vectors`.
 
     Returns:
         float32 [G, D] on the CPU, in the order of ``images``.

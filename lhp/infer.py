@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pab.config import flag
-from pab.devices import pick_device
-from pab.encoder import Encoder, OpenEncoder
-from pab.errors import run_cli
-from pab.scoring import (
+from pab.core.config import flag
+from pab.core.devices import pick_device
+from pab.core.errors import run_cli
+from pab.scoring.encoder import Encoder, OpenEncoder
+from pab.scoring.job import (
     ScoringConfig,
     features_of,
     finish,
@@ -73,7 +73,7 @@ def device_and_dtype(config: InferConfig) -> tuple[torch.device, torch.dtype]:
     Raises:
         InputError: a device that is not there, or a format it cannot run.
     """
-    from pab.devices import autocast, dtype_of
+    from pab.core.devices import autocast, dtype_of
 
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
     autocast(device, dtype)
@@ -89,8 +89,8 @@ def open_encoder(config: InferConfig) -> Iterator[OpenEncoder]:
     """
     from lhp.encode import encode_captions, encode_images, load_model
     from lhp.tokenizer import Tokenizer
-    from pab.checkpoints import checkpoint_hash
-    from pab.devices import keep_freed_memory
+    from pab.core.checkpoints import checkpoint_hash
+    from pab.core.devices import keep_freed_memory
 
     device, dtype = device_and_dtype(config)
     keep_freed_memory(device)

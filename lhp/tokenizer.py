@@ -14,8 +14,8 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from pab.errors import InputError
-from pab.files import existing_file
+from pab.core.errors import InputError
+from pab.core.files import existing_file
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPECIAL_IDS = 4

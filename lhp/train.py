@@ -1,6 +1,6 @@
 """Fine-tune LHP: `python -m lhp.train`.
 
-The recipe is the published one (settings in `lhp/config.py`, its steps in `pab/pair_training.py`);
+The recipe is the published one (settings in `lhp/config.py`, its steps in `pab/training/pairs.py`);
 on several GPUs run it under torchrun. A run that is started again with the same command resumes
 from its last checkpoint.
 """
@@ -27,14 +27,14 @@ from lhp.config import TrainConfig
 from lhp.encode import check_text_length, encode_captions, encode_images
 from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
-from pab.annotations import Retrieval
-from pab.checkpoints import load_strict, model_state, read_checkpoint
-from pab.devices import autocast
-from pab.errors import InputError, run_cli
-from pab.pair_data import PairBatch
-from pab.pair_training import PairModel, train_pairs
-from pab.resume import named_files
-from pab.training_command import training_command
+from pab.core.checkpoints import load_strict, model_state, read_checkpoint
+from pab.core.devices import autocast
+from pab.core.errors import InputError, run_cli
+from pab.data.annotations import Retrieval
+from pab.training.command import training_command
+from pab.training.pair_data import PairBatch
+from pab.training.pairs import PairModel, train_pairs
+from pab.training.resume import named_files
 
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import sentencepiece
 
-from pab.errors import InputError, run_cli
-from pab.files import atomic_path
-from pab.vocabulary_command import vocabulary_command
+from pab.core.errors import InputError, run_cli
+from pab.core.files import atomic_path
+from pab.data.vocabulary import vocabulary_command
 
 
 def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pab.images import ImageTransform, recipe
+from pab.data.images import ImageTransform, recipe
 
 VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # the draw whose value picks the view
 

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pab.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
-from pab.config import CommandParser
-from pab.errors import InputError, run_cli
+from pab.core.config import CommandParser
+from pab.core.errors import InputError, run_cli
+from pab.core.files import write_json
+from pab.data.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
+from pab.data.label_config import add_label_flags, label_config
 from pab.evaluate import Evaluation, evaluate_predictions
-from pab.files import write_json
-from pab.label_config import add_label_flags, label_config
 from pab.metrics import paired_bootstrap
 from pab.ranking import read_ranked_list
 

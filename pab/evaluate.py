@@ -5,7 +5,7 @@ Command line::
     python -m pab.evaluate --score FILE --annotation FILE [--answers FILE]
     python -m pab.evaluate --predictions FILE.txt --annotation FILE [--query_order FILE]
 
-Both flags take every form of :mod:`pab.score_forms`; the content tells a ranked list from scores.
+Both flags take every form of :mod:`pab.formats.forms`; the content tells a ranked list from scores.
 ``--json FILE`` writes the figures for machines, ``--trec PREFIX`` writes ``PREFIX.run`` and
 ``PREFIX.qrels`` for other tools, ``--intervals`` adds 95 % bootstrap intervals. The metrics are
 defined in :mod:`pab.metrics`.
@@ -21,11 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pab.annotations import Retrieval, read_query_order, read_retrieval
-from pab.config import CommandParser
-from pab.errors import InputError, run_cli
-from pab.files import write_json, write_text
-from pab.label_config import add_label_flags, label_config
+from pab.core.config import CommandParser
+from pab.core.errors import InputError, run_cli
+from pab.core.files import write_json, write_text
+from pab.core.notices import notice
+from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.label_config import add_label_flags, label_config
+from pab.data.names import respelt
+from pab.data.records import Relevance
+from pab.formats.contents import Listing
+from pab.formats.export import DEFAULT_TOP_K, Ranking, check_words, ranking_of, trec_lines
+from pab.formats.forms import read_form
 from pab.metrics import (
     FloatArray,
     Metrics,
@@ -34,13 +40,7 @@ from pab.metrics import (
     evaluate_scores,
     twin_preference,
 )
-from pab.names import respelt
-from pab.notices import notice
 from pab.ranking import order_queries, rows_in_order, some
-from pab.records import Relevance
-from pab.score_contents import Listing
-from pab.score_export import DEFAULT_TOP_K, Ranking, check_words, ranking_of, trec_lines
-from pab.score_forms import read_form
 
 if TYPE_CHECKING:
     from pab.scores import ScoreFile
@@ -58,7 +58,7 @@ class Evaluation:
         groups: ``"all"``, and ``"normal"`` and ``"abnormal"`` where labelled -> mask ``[Q]``.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
         n_gallery: images ranked for a query; None for ranked lists.
-        relevance: rule of what is right; see :class:`pab.records.Retrieval`.
+        relevance: rule of what is right; see :class:`pab.data.records.Retrieval`.
     """
 
     metrics: Metrics
@@ -286,7 +286,7 @@ def write_trec(
 ) -> None:
     """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC's format.
 
-    The run keeps the order of images with equal scores (:func:`pab.score_export.trec_lines`).
+    The run keeps the order of images with equal scores (:func:`pab.formats.export.trec_lines`).
 
     Args:
         prefix: of the two files' names.
@@ -367,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
         **label_config(args).reading(),
     )
     if retrieval.gallery is None and args.image_folder:
-        from pab.images import list_gallery  # imports Pillow, which score files do without
+        from pab.data.images import list_gallery  # imports Pillow, which score files do without
 
         retrieval = replace(retrieval, gallery=list_gallery(args.image_folder))
     relevant = _labels(retrieval, args.annotation)

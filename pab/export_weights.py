@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pab.config import CommandParser
-from pab.errors import InputError, run_cli
+from pab.core.config import CommandParser
+from pab.core.errors import InputError, run_cli
 
 
 def export_weights(source: Path, out: Path, dtype: str) -> None:
@@ -21,8 +21,8 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     """
     import torch
 
-    from pab.checkpoints import model_state, read_checkpoint, save_weights
-    from pab.devices import dtype_of
+    from pab.core.checkpoints import model_state, read_checkpoint, save_weights
+    from pab.core.devices import dtype_of
 
     checkpoint = read_checkpoint(source)
     wanted = dtype_of(dtype)

@@ -18,10 +18,10 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from pab.config import CommandParser
-from pab.errors import InputError, run_cli
-from pab.file_kinds import Kind, file_kind
-from pab.files import sha256_of_file, write_text
+from pab.core.config import CommandParser
+from pab.core.errors import InputError, run_cli
+from pab.core.file_kinds import Kind, file_kind
+from pab.core.files import sha256_of_file, write_text
 
 BLOCK = 2**20
 TIMEOUT_S = 30.0

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.ranking import ranks_of
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pab.errors import InputError
-from pab.files import atomic_path, existing_file, write_text
-from pab.notices import notice
-from pab.text_files import read_text, text_of
+from pab.core.errors import InputError
+from pab.core.files import atomic_path, existing_file, write_text
+from pab.core.notices import notice
+from pab.core.text_files import read_text, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,9 +3,9 @@
 A score file is ``torch.save`` of ``{"scores", "query_ids", "gallery_ids", "meta"}``: a float32
 matrix ``[Q, G]`` (query by gallery image, higher is better) that never travels without the ids of
 its rows and columns. Gallery ids are sorted, so that a tie goes to the smaller column everywhere.
-Files are memory-mapped, and no code of theirs is run (:mod:`pab.tensor_files`).
+Files are memory-mapped, and no code of theirs is run (:mod:`pab.core.tensor_files`).
 
-Files of other tools are read through :mod:`pab.score_forms`, which lists the forms.
+Files of other tools are read through :mod:`pab.formats.forms`, which lists the forms.
 
 Command line::
 
@@ -34,16 +34,16 @@ import torch
 from torch import Tensor
 
 from pab import __version__
-from pab.annotations import read_id_list, read_retrieval
-from pab.config import CommandParser
-from pab.errors import InputError, run_cli
-from pab.files import existing_file, sha256_of_file
-from pab.names import plain_names, respelt
-from pab.notices import notice
+from pab.core.config import CommandParser
+from pab.core.errors import InputError, run_cli
+from pab.core.files import existing_file, sha256_of_file
+from pab.core.notices import notice
+from pab.core.tensor_files import release_pages, write_tensors
+from pab.data.annotations import read_id_list, read_retrieval
+from pab.data.names import plain_names, respelt
+from pab.formats.contents import Listing, Matrix
+from pab.formats.forms import read_form
 from pab.ranking import rows_in_order
-from pab.score_contents import Listing, Matrix
-from pab.score_forms import read_form
-from pab.tensor_files import release_pages, write_tensors
 
 RECIPROCAL_RANKS = "reciprocal ranks"  # meta["scores_are"] of a form that has an order alone
 _BLOCK_ELEMENTS = 1 << 22  # scores checked together: 16 MiB of float32, whatever the file's size
@@ -121,7 +121,7 @@ def load_scores(
     gallery_ids: Sequence[str] | None = None,
     mmap: bool = True,
 ) -> ScoreFile:
-    """Read and check scores in any form that :mod:`pab.score_forms` knows.
+    """Read and check scores in any form that :mod:`pab.formats.forms` knows.
 
     Ids inside the file win. Columns are sorted by gallery id, whatever their order in the file.
 
@@ -543,7 +543,7 @@ def respell(
     where: str | Path,
     known_name: str = "the gallery",
 ) -> ScoreFile:
-    """The same scores with ids in the spelling of known ids (:func:`pab.names.respelt`).
+    """The same scores with ids in the spelling of known ids (:func:`pab.data.names.respelt`).
 
     Raises:
         InputError: two ids of the file would be one.
@@ -609,7 +609,7 @@ def read_gallery_ids(path: str | Path) -> list[str]:
         InputError: neither, an id twice, or two that differ only in the image ending.
     """
     if Path(path).is_dir():
-        from pab.images import list_gallery  # imports Pillow, which score files do without
+        from pab.data.images import list_gallery  # imports Pillow, which score files do without
 
         images = sorted(list_gallery(path), key=lambda image: image.path.name)
         notice(path, f"its {len(images)} images are taken in the sorted order of their file names")
@@ -797,7 +797,7 @@ def show(path: str | Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Convert, show and export scores in all forms."""
-    from pab import score_export
+    from pab.formats import export as score_export
 
     parser = CommandParser(
         prog="python -m pab.scores", description=main.__doc__, allow_abbrev=False

@@ -15,11 +15,11 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
-from pab.config import flag
-from pab.encoder import OpenEncoder
+from pab.core.config import flag
+from pab.core.errors import InputError, run_cli
 from pab.encoders.scoring import EncoderConfig
-from pab.errors import InputError, run_cli
-from pab.scoring import features_of, finish, prepare, score_file_of, scoring_command
+from pab.scoring.encoder import OpenEncoder
+from pab.scoring.job import features_of, finish, prepare, score_file_of, scoring_command
 
 DEFAULT_WEIGHTS = {
     "pretrain_vitL": "checkpoints/blip2/blip2_pretrained_vitL.pth",
@@ -100,14 +100,14 @@ def open_encoder(config: InferConfig) -> AbstractContextManager[OpenEncoder]:
 @contextmanager
 def open_port(config: InferConfig) -> Iterator[OpenEncoder]:
     """This project's models."""
-    from pab.checkpoints import checkpoint_hash
-    from pab.encoders.blip2 import MODELS, Blip2, Blip2Config, check_vocabulary, load_blip2
-    from pab.encoders.blip2_vit_g import Blip2VitG, load_vit_g
+    from pab.core.checkpoints import checkpoint_hash
+    from pab.data.images import recipe
+    from pab.data.wordpiece import Tokenizer
+    from pab.encoders.blip2.model import MODELS, Blip2, Blip2Config, check_vocabulary, load_blip2
+    from pab.encoders.blip2.vit_g import Blip2VitG, load_vit_g
     from pab.encoders.compute import Compute
     from pab.encoders.scoring import device_and_dtype
     from pab.encoders.similarity import blip2_encoder
-    from pab.images import recipe
-    from pab.wordpiece import Tokenizer
 
     device, dtype, dtype_name = device_and_dtype(config)
     sizes = MODELS.get(config.model, Blip2Config())
@@ -148,8 +148,8 @@ def open_lavis(config: InferConfig) -> Iterator[OpenEncoder]:
     """LAVIS itself, which chooses its own number format."""
     import torch
 
-    from pab.checkpoints import checkpoint_hash
-    from pab.encoders.blip2_lavis import lavis_encoder, load_lavis
+    from pab.core.checkpoints import checkpoint_hash
+    from pab.encoders.blip2.lavis import lavis_encoder, load_lavis
     from pab.encoders.compute import Compute
     from pab.encoders.scoring import device_and_dtype
 

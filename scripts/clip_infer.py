@@ -14,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
-from pab.config import flag
-from pab.encoder import OpenEncoder
+from pab.core.config import flag
+from pab.core.errors import run_cli
 from pab.encoders.scoring import EncoderConfig
-from pab.errors import run_cli
-from pab.scoring import features_of, finish, prepare, score_file_of, scoring_command
+from pab.scoring.encoder import OpenEncoder
+from pab.scoring.job import features_of, finish, prepare, score_file_of, scoring_command
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def open_encoder(config: InferConfig) -> Iterator[OpenEncoder]:
     Raises:
         InputError: bad settings or weights.
     """
-    from pab.checkpoints import checkpoint_hash
-    from pab.encoders.clip import load_clip
-    from pab.encoders.clip_names import architecture
+    from pab.core.checkpoints import checkpoint_hash
+    from pab.encoders.clip.model import load_clip
+    from pab.encoders.clip.names import architecture
     from pab.encoders.compute import Compute
     from pab.encoders.scoring import device_and_dtype
     from pab.encoders.similarity import clip_encoder

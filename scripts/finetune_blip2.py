@@ -1,6 +1,6 @@
 """Fine-tune BLIP-2's first stage on PAB: `python scripts/finetune_blip2.py`.
 
-LAVIS's `pretrain_vitL` with LHP's views and its recipe (`pab/pair_training.py`); `--freeze image`
+LAVIS's `pretrain_vitL` with LHP's views and its recipe (`pab/training/pairs.py`); `--freeze image`
 is BLIP-2's own way, `--lora_rank 16` trains low-rank updates alone.
 """
 
@@ -19,10 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from lhp.views import HybridView
-from pab.annotations import Retrieval
-from pab.config import flag
-from pab.devices import autocast
-from pab.encoders.blip2 import MODELS, Blip2, check_vocabulary, load_weights, start_from_scratch
+from pab.core.config import flag
+from pab.core.devices import autocast
+from pab.core.errors import InputError, run_cli
+from pab.data.annotations import Retrieval
+from pab.data.images import recipe
+from pab.data.wordpiece import VOCABULARY, Tokenizer
+from pab.encoders.blip2.model import (
+    MODELS,
+    Blip2,
+    check_vocabulary,
+    load_weights,
+    start_from_scratch,
+)
 from pab.encoders.captions import CaptionIds
 from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay
@@ -35,13 +44,10 @@ from pab.encoders.tuning import (
     merged_state,
     own_name,
 )
-from pab.errors import InputError, run_cli
-from pab.images import recipe
-from pab.pair_data import PairBatch
-from pab.pair_training import PairModel, train_pairs
-from pab.resume import named_files
-from pab.training_command import training_command
-from pab.wordpiece import VOCABULARY, Tokenizer
+from pab.training.command import training_command
+from pab.training.pair_data import PairBatch
+from pab.training.pairs import PairModel, train_pairs
+from pab.training.resume import named_files
 
 PROG = "python scripts/finetune_blip2.py"
 
@@ -80,7 +86,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     """Run the whole recipe.
 
     Raises:
-        InputError: see :func:`pab.pair_training.train_pairs`.
+        InputError: see :func:`pab.training.pairs.train_pairs`.
     """
     scratch = config.pretrained == SCRATCH
     files = named_files(

@@ -1,7 +1,8 @@
 """Fine-tune CLIP on PAB: `python scripts/finetune_clip.py`.
 
 Any OpenCLIP model by `--model` and `--pretrained`, with LHP's views and its recipe
-(`pab/pair_training.py`); `--lora_rank 16` for a large tower, `--freeze image` to keep one as it is.
+(`pab/training/pairs.py`); `--lora_rank 16` for a large tower, `--freeze image` to keep one
+as it is.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from lhp.views import HybridView
-from pab.annotations import Retrieval
-from pab.config import flag
-from pab.devices import autocast
-from pab.encoders.clip import ClipEncoder, load_clip, new_clip
-from pab.encoders.clip_identity import ARCHITECTURE, CONFIGURATION
-from pab.encoders.clip_names import FOLDER, architecture, label
-from pab.encoders.clip_weights import PREPROCESSING, is_tag, prepared
+from pab.core.config import flag
+from pab.core.devices import autocast
+from pab.core.errors import InputError, run_cli
+from pab.core.weight_folders import weights_or_path
+from pab.data.annotations import Retrieval
+from pab.encoders.clip.identity import ARCHITECTURE, CONFIGURATION
+from pab.encoders.clip.model import ClipEncoder, load_clip, new_clip
+from pab.encoders.clip.names import FOLDER, architecture, label
+from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
 from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
 from pab.encoders.similarity import clip_scores
@@ -37,12 +40,10 @@ from pab.encoders.tuning import (
     merged_state,
     own_name,
 )
-from pab.errors import InputError, run_cli
-from pab.pair_data import PairBatch
-from pab.pair_training import PairModel, train_pairs
-from pab.resume import ContentHash, hash_of_files, named_files
-from pab.training_command import training_command
-from pab.weight_folders import weights_or_path
+from pab.training.command import training_command
+from pab.training.pair_data import PairBatch
+from pab.training.pairs import PairModel, train_pairs
+from pab.training.resume import ContentHash, hash_of_files, named_files
 
 TEXT_ENDINGS = (".json", ".txt", ".model")  # of a folder's configuration and tokenizer
 LARGEST_SCALE = math.log(100)  # CLIP's bound on the factor's logarithm
@@ -68,7 +69,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     """Run the whole recipe.
 
     Raises:
-        InputError: see :func:`pab.pair_training.train_pairs`.
+        InputError: see :func:`pab.training.pairs.train_pairs`.
     """
     train_pairs(
         config, argv, command=PROG, files=files_of(config), build=partial(pair_model, config)

@@ -21,15 +21,15 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-import pab.scoring
+import pab.scoring.job
 from lhp.beit3 import Beit3Retrieval, model_config
 from lhp.tokenizer import Tokenizer
 from lhp.train_tokenizer import train_tokenizer
-from pab.errors import run_cli
-from pab.feature_cache import FeatureCache
-from pab.files import write_json, write_text
-from pab.notices import forget_notices
-from pab.scoring import ScoringConfig
+from pab.core.errors import run_cli
+from pab.core.files import write_json, write_text
+from pab.core.notices import forget_notices
+from pab.scoring.feature_cache import FeatureCache
+from pab.scoring.job import ScoringConfig
 
 settings.register_profile("repeatable", derandomize=True)  # a failure is one for everybody
 settings.load_profile("repeatable")
@@ -70,7 +70,7 @@ def _feature_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     def elsewhere(folder: str | Path, facts: Mapping[str, str]) -> FeatureCache:
         return FeatureCache(tmp_path / "features" if str(folder) == default else folder, facts)
 
-    monkeypatch.setattr(pab.scoring, "FeatureCache", elsewhere)
+    monkeypatch.setattr(pab.scoring.job, "FeatureCache", elsewhere)
 
 
 def draw(path: Path, number: int, normal: bool) -> str:

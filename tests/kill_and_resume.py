@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 from lhp.train_tokenizer import train_tokenizer
-from pab.checkpoints import load_training_state
-from pab.resume import LAST, epoch_files
-from pab.training import FINAL
-from pab.training_set import TrainingSet
+from pab.core.checkpoints import load_training_state
+from pab.data.training_set import TrainingSet
+from pab.training.loop import FINAL
+from pab.training.resume import LAST, epoch_files
 from tests.conftest import MODEL, make_data
 from uit.make_vocabulary import make_vocabulary
 

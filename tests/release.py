@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pab.files import write_text
+from pab.core.files import write_text
 from tests.conftest import ACTIONS, draw, write_lines
 
 FOLDERS = ((True, "goal"), (False, "wentwrong"))

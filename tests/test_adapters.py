@@ -13,15 +13,15 @@ from open_clip import CLIP
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from pab.adapters import merged
-from pab.checkpoints import TrainingState, load_strict, read_checkpoint, save_training_state
-from pab.encoders.blip2 import MODELS, Blip2, load_blip2
-from pab.encoders.clip import load_clip
+from pab.core.adapters import merged
+from pab.core.checkpoints import TrainingState, load_strict, read_checkpoint, save_training_state
+from pab.core.errors import InputError
+from pab.core.state_dicts import model_state
+from pab.encoders.blip2.model import MODELS, Blip2, load_blip2
+from pab.encoders.clip.model import load_clip
 from pab.encoders.tuning import merged_state, with_lora
-from pab.errors import InputError
 from pab.export_weights import main
-from pab.state_dicts import model_state
-from pab.training import FINAL, LAST
+from pab.training.loop import FINAL, LAST
 from tests import test_finetune_encoders as encoders
 
 clip_folder = encoders.clip_folder  # a fixture

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pab.annotations import (
+from pab.core.errors import InputError
+from pab.data.annotations import (
     Query,
     TrainPair,
     read_query_order,
@@ -17,7 +18,6 @@ from pab.annotations import (
     read_train_pairs,
     retrieval_of_pairs,
 )
-from pab.errors import InputError
 
 PAIR = {
     "image": "train/imgs_0/goal/0.jpg",

@@ -24,10 +24,10 @@ import lhp.infer
 import lhp.train
 import pab.evaluate
 from lhp.beit3 import Beit3Retrieval
-from pab.checkpoints import read_checkpoint
-from pab.errors import InputError, run_cli
-from pab.files import atomic_path, write_text
-from pab.training import LAST
+from pab.core.checkpoints import read_checkpoint
+from pab.core.errors import InputError, run_cli
+from pab.core.files import atomic_path, write_text
+from pab.training.loop import LAST
 from tests.conftest import MODEL, write_lines
 
 MakeModel = Callable[..., Beit3Retrieval]

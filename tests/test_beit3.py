@@ -18,9 +18,9 @@ from lhp.beit3 import (
     resize_position_table,
     start_from_scratch,
 )
-from pab.contrastive import symmetric_infonce
-from pab.errors import InputError
-from pab.layers import DropPath
+from pab.core.errors import InputError
+from pab.core.layers import DropPath
+from pab.training.contrastive import symmetric_infonce
 
 MakeModel = Callable[..., Beit3Retrieval]
 

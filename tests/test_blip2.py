@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import Blip2Config as HubBlip2Config
 from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
 
-from pab.encoders.blip2 import Blip2, Blip2Config, load_blip2, renamed
-from pab.encoders.blip2_vit_g import load_vit_g
+from pab.core.errors import InputError
+from pab.encoders.blip2.model import Blip2, Blip2Config, load_blip2, renamed
+from pab.encoders.blip2.vit_g import load_vit_g
 from pab.encoders.captions import blip_caption
 from pab.encoders.pooling import pooled_similarity
-from pab.errors import InputError
 from scripts import blip2_infer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lhp.tokenizer
-import pab.wordpiece
+import pab.data.wordpiece
 from lhp.train_tokenizer import train_tokenizer
-from pab.captions import has_visible
+from pab.data.captions import has_visible
 from tests.conftest import SHARED
 from uit.eda import augment
 from uit.make_vocabulary import make_vocabulary
@@ -58,14 +58,14 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[st
     make_vocabulary(captions, words, 200)
     made = {
         "SentencePiece": lhp.tokenizer.Tokenizer(pieces),
-        "BERT": pab.wordpiece.Tokenizer(words, 50, 50),
+        "BERT": pab.data.wordpiece.Tokenizer(words, 50, 50),
     }
     if (SHARED / "tokenizers").is_dir():
         published = folder / "bert-base-uncased"
         published.mkdir()
         text = (SHARED / "tokenizers/bert-base-uncased-vocab.txt").read_text(encoding="utf-8")
         (published / "vocab.txt").write_text(text, encoding="utf-8")
-        made["BERT, published"] = pab.wordpiece.Tokenizer(published, 50, 50)
+        made["BERT, published"] = pab.data.wordpiece.Tokenizer(published, 50, 50)
         made["BEiT-3"] = lhp.tokenizer.Tokenizer(SHARED / "tokenizers/beit3.spm")
     counts: dict[str, Callable[[str], int]] = {
         name: lambda caption, one=one: len(one.encode(caption)) - 2  # type: ignore[misc]
@@ -123,8 +123,8 @@ def test_an_augmented_caption_is_never_empty(caption: str, seed: int, share: flo
 
 
 def test_the_captions_of_a_file_are_checked_so(tmp_path: Path) -> None:
-    from pab.annotations import read_retrieval
-    from pab.errors import InputError
+    from pab.core.errors import InputError
+    from pab.data.annotations import read_retrieval
 
     path = tmp_path / "query.json"
     path.write_text('{"query_index": "1", "caption": "&nbsp;"}\n', encoding="utf-8")

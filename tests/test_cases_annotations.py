@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pab.annotations import read_query_order, read_retrieval
-from pab.errors import InputError
+from pab.core.errors import InputError
+from pab.data.annotations import read_query_order, read_retrieval
+from pab.data.training_set import SKIPPED, TrainingSet
 from pab.evaluate import main as evaluate
-from pab.training_set import SKIPPED, TrainingSet
 
 CASES = Path(__file__).parent / "data" / "annotations"
 CAPTIONS = [

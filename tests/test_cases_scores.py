@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ensemble.run import main as fuse
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.evaluate import main as evaluate
 from pab.ranking import ranked_names
 from pab.scores import ScoreFile, load_scores, save_scores

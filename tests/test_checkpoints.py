@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pab.checkpoints import (
+from pab.core.checkpoints import (
     TrainingState,
     checkpoint_hash,
     load_strict,
@@ -32,7 +32,7 @@ from pab.checkpoints import (
     save_weights,
     set_rng_state,
 )
-from pab.errors import InputError
+from pab.core.errors import InputError
 from tests.conftest import GOLDEN, needs_golden
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_new_format_stays_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "big.pth"
     torch.save({"model": {"w": torch.zeros(4_000_000)}}, path)
     code = (
-        "import sys, resource; from pab.checkpoints import read_checkpoint\n"
+        "import sys, resource; from pab.core.checkpoints import read_checkpoint\n"
         "def rss(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
         "before = rss(); c = read_checkpoint(sys.argv[1]); print(rss() - before)"
     )
@@ -352,7 +352,7 @@ def test_a_view_does_not_carry_its_storage_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 def test_same_weights_same_bytes_in_another_process(tmp_path: Path, ending: str) -> None:
     code = (
-        "import sys, torch; from pab.checkpoints import save_weights\n"
+        "import sys, torch; from pab.core.checkpoints import save_weights\n"
         "save_weights(sys.argv[1], {'b': torch.ones(3), 'a': torch.zeros(2)},"
         " {k: k for k in sys.argv[2]})"
     )

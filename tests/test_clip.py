@@ -15,10 +15,12 @@ from open_clip.factory import _MODEL_CONFIGS, add_model_config
 from PIL import Image
 from torch import Tensor, nn
 
-from pab.checkpoints import save_weights
-from pab.encoders import clip, clip_blocks, clip_weights
-from pab.encoders.clip_identity import ARCHITECTURE
-from pab.errors import InputError
+from pab.core.checkpoints import save_weights
+from pab.core.errors import InputError
+from pab.encoders.clip.identity import ARCHITECTURE
+from pab.encoders.clip.model import blocks as clip_blocks
+from pab.encoders.clip.model import model as clip
+from pab.encoders.clip.model import weights as clip_weights
 
 NAME = "tiny-clip-quickgelu"
 SIZES: dict[str, Any] = {

@@ -12,13 +12,14 @@ import pytest
 import torch
 from open_clip.factory import load_checkpoint
 
-from pab.checkpoints import save_weights
-from pab.encoders import clip, clip_identity
-from pab.encoders.blip2 import MODELS, load_blip2
-from pab.encoders.blip2_vit_g import load_vit_g
-from pab.encoders.clip_names import architecture
-from pab.errors import InputError
-from pab.weight_folders import Family, weight_folder
+from pab.core.checkpoints import save_weights
+from pab.core.errors import InputError
+from pab.core.weight_folders import Family, weight_folder
+from pab.encoders.blip2.model import MODELS, load_blip2
+from pab.encoders.blip2.vit_g import load_vit_g
+from pab.encoders.clip.model import identity as clip_identity
+from pab.encoders.clip.model import model as clip
+from pab.encoders.clip.names import architecture
 
 MINI = Path(__file__).resolve().parents[1] / "checkpoints/mini/clip"
 CAPTIONS = ["A man in a red coat falls.", "A woman is walking her dog past a row of parked cars."]

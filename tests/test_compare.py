@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pab.compare import compare, main
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.ranking import read_ranked_list, write_ranked_list
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "predictions"

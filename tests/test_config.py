@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pab.config import add_config_flags, as_plain, config_from_args, load_config, save_resolved
-from pab.errors import InputError
+from pab.core.config import add_config_flags, as_plain, config_from_args, load_config, save_resolved
+from pab.core.errors import InputError
 
 
 @dataclass(frozen=True)

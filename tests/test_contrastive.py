@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lhp.beit3 import Beit3Retrieval
-from pab.contrastive import cached_backward, gathered_infonce, symmetric_infonce
+from pab.training.contrastive import cached_backward, gathered_infonce, symmetric_infonce
 
 CPU = torch.device("cpu")
 

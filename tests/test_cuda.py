@@ -11,8 +11,8 @@ import torch
 
 from lhp.infer import main as lhp_infer
 from lhp.train import main as lhp_train
-from pab.run_log import read_log
 from pab.scores import load_scores
+from pab.training.run_log import read_log
 from scripts import blip2_infer, clip_infer, finetune_blip2, finetune_clip
 from tests.conftest import MODEL
 from uit.infer import main as uit_infer

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from ensemble.protocol import load_protocol
-from pab.config import config_from_args, load_config
-from pab.data_tree import find_shards, labelled_test
-from pab.errors import InputError
-from pab.training_config import TrainingConfig
-from pab.training_data import training_shards
-from pab.training_set import TrainingSet
+from pab.core.config import config_from_args, load_config
+from pab.core.errors import InputError
+from pab.data.training_set import TrainingSet
+from pab.data.tree import find_shards, labelled_test
+from pab.training.config import TrainingConfig
+from pab.training.data import training_shards
 from tests.conftest import write_lines
 
 

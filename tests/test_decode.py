@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ensemble.decode import assignment, dual_softmax, querybank, sinkhorn, with_first_places
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.ranking import top_k
 
 

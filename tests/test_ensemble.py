@@ -24,8 +24,8 @@ from ensemble.run import main as run
 from ensemble.scaling import mean_places, scaled_block
 from ensemble.search import main as search
 from ensemble.trials import grid
-from pab.config import load_config
-from pab.errors import InputError
+from pab.core.config import load_config
+from pab.core.errors import InputError
 from pab.metrics import evaluate_scores
 from pab.ranking import top_k
 from pab.scores import ScoreFile, load_scores, save_scores

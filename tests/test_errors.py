@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pab.errors import InputError, run_cli
+from pab.core.errors import InputError, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
@@ -103,7 +103,7 @@ def test_faults_of_the_project_keep_their_traceback() -> None:
 
 def test_a_reader_that_has_gone_is_no_error() -> None:
     code = (
-        "from pab.errors import run_cli\n"
+        "from pab.core.errors import run_cli\n"
         "def main(argv):\n"
         "    for number in range(100_000): print('line', number)\n"
         "run_cli(main)"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ensemble.run import main as fuse
-from pab.annotations import read_retrieval
-from pab.errors import InputError
+from pab.core.errors import InputError
+from pab.data.annotations import read_retrieval
 from pab.evaluate import TWIN, evaluate, main
 from pab.scores import ScoreFile, save_scores
 from pab.scores import main as convert

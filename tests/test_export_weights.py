@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.checkpoints import model_state, read_checkpoint
-from pab.errors import InputError
+from pab.core.checkpoints import model_state, read_checkpoint
+from pab.core.errors import InputError
 from pab.export_weights import export_weights, main
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.encoding import caption_vectors, image_vectors
-from pab.errors import InputError
-from pab.feature_cache import HASHES, VECTORS, FeatureCache, digests_of, made_by
-from pab.images import list_gallery, recipe
+from pab.core.errors import InputError
+from pab.data.images import list_gallery, recipe
+from pab.scoring.encoding import caption_vectors, image_vectors
+from pab.scoring.feature_cache import HASHES, VECTORS, FeatureCache, digests_of, made_by
 from tests.conftest import draw
 
 CPU = torch.device("cpu")
@@ -153,7 +153,7 @@ def test_other_code_or_libraries_make_another_cache(monkeypatch: pytest.MonkeyPa
     before = made_by()
     assert before == made_by()
     assert "torch" in before
-    monkeypatch.setattr("pab.feature_cache.version", lambda name: "0.0")
+    monkeypatch.setattr("pab.scoring.feature_cache.version", lambda name: "0.0")
     assert made_by() != before
 
 

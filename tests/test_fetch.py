@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 
 import pab.fetch
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.fetch import SOURCES, Source, check, fetch, main
 
 CONTENT = bytes(range(256)) * 4096

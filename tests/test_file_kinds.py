@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from pab.checkpoints import model_state, read_checkpoint
-from pab.errors import InputError
-from pab.file_kinds import Kind, file_kind
-from pab.tensor_files import read_tensors
+from pab.core.checkpoints import model_state, read_checkpoint
+from pab.core.errors import InputError
+from pab.core.file_kinds import Kind, file_kind
+from pab.core.tensor_files import read_tensors
 
 STATE = {"w": torch.arange(4000.0), "half": torch.ones(3, dtype=torch.float16)}
 ENDINGS = ("weights.pth", "weights.pt", "weights.bin", "weights.safetensors", "weights")

@@ -15,23 +15,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pab.checkpoints import model_state, read_checkpoint
-from pab.encoders.blip2 import MODELS, Blip2, load_blip2
-from pab.encoders.clip import load_clip, new_clip
-from pab.encoders.clip_identity import ARCHITECTURE
+from pab.core.checkpoints import model_state, read_checkpoint
+from pab.core.errors import InputError
+from pab.data.training_set import TrainingSet
+from pab.encoders.blip2.model import MODELS, Blip2, load_blip2
+from pab.encoders.clip.identity import ARCHITECTURE
+from pab.encoders.clip.model import load_clip, new_clip
 from pab.encoders.layer_numbers import two_tower_layers
 from pab.encoders.train_clip_tokenizer import train_clip_tokenizer
 from pab.encoders.tuning import own_name
-from pab.errors import InputError
-from pab.optim import parameter_groups
-from pab.pair_data import PairDataset
-from pab.pair_training import PairModel
-from pab.resume import LAST, PREVIOUS
-from pab.run_log import read_log
 from pab.scores import load_scores
-from pab.training import FINAL
-from pab.training_config import ContrastiveConfig
-from pab.training_set import TrainingSet
+from pab.training.config import ContrastiveConfig
+from pab.training.loop import FINAL
+from pab.training.optim import parameter_groups
+from pab.training.pair_data import PairDataset
+from pab.training.pairs import PairModel
+from pab.training.resume import LAST, PREVIOUS
+from pab.training.run_log import read_log
 from scripts import blip2_infer, clip_infer, finetune_blip2, finetune_clip
 from tests.test_processes import run_in
 from uit.make_vocabulary import make_vocabulary
@@ -129,8 +129,8 @@ def test_the_loss_goes_down(runs: Runs, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
 @pytest.mark.parametrize("rank", [0, 4])
 def test_every_trained_parameter_has_a_gradient(runs: Runs, kind: str, rank: int) -> None:
-    from pab.contrastive import pooled_infonce
-    from pab.pair_data import PairBatch
+    from pab.training.contrastive import pooled_infonce
+    from pab.training.pair_data import PairBatch
 
     _, model = built(runs, kind, lora_rank=rank)
     model.module.train()

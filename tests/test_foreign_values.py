@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pab.checkpoints import read_checkpoint
-from pab.errors import InputError
-from pab.foreign_values import STAND_INS
-from pab.state_dicts import model_state
+from pab.core.checkpoints import read_checkpoint
+from pab.core.errors import InputError
+from pab.core.foreign_values import STAND_INS
+from pab.core.state_dicts import model_state
 
 PLAIN = st.sampled_from(["?", "i1", "i2", "i4", "i8", "u1", "u2", "f2", "f4", "f8", "c8", "<U5"])
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pab.files import sha256_of_file
+from pab.core.files import sha256_of_file
 from pab.mini.build import MANIFEST, Plan, build
 
 ROOT = Path(__file__).parents[1]

@@ -16,13 +16,13 @@ import torch
 
 from ensemble.run import main as fuse
 from lhp.infer import main as infer
-from pab.annotations import read_retrieval
-from pab.checkpoints import model_state, read_checkpoint
-from pab.errors import InputError
+from pab.core.checkpoints import model_state, read_checkpoint
+from pab.core.errors import InputError
+from pab.data.annotations import read_retrieval
+from pab.data.photos import list_photos, load_photo
+from pab.data.training_set import TrainingSet
 from pab.evaluate import main as evaluate
-from pab.photos import list_photos, load_photo
 from pab.scores import load_scores
-from pab.training_set import TrainingSet
 from tests.conftest import MODEL, write_lines
 from tests.hostile_cases import (
     ImageCase,

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pab.annotations import read_retrieval, read_train_pairs
-from pab.errors import InputError
-from pab.files import write_json
-from pab.image_paths import ImageFinder, checked_path, image_file
-from pab.training_set import TrainingSet
+from pab.core.errors import InputError
+from pab.core.files import write_json
+from pab.data.annotations import read_retrieval, read_train_pairs
+from pab.data.image_paths import ImageFinder, checked_path, image_file
+from pab.data.training_set import TrainingSet
 from tests.conftest import write_lines
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pab.annotations import GalleryImage
-from pab.errors import InputError
-from pab.images import image_loader, list_gallery, load_image, recipe, verify_images
+from pab.core.errors import InputError
+from pab.data.annotations import GalleryImage
+from pab.data.images import image_loader, list_gallery, load_image, recipe, verify_images
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -213,7 +213,8 @@ def test_an_image_that_goes_bad_later_is_an_input_error(gallery: Path, num_worke
 
 
 def test_listing_and_verifying_need_no_torch() -> None:
-    code = "import sys, pab.images, pab.annotations, pab.layout, pab.training_set, pab.splits; "
+    code = "import sys, pab.data.images, pab.data.annotations, pab.layout.check; "
+    code += "import pab.data.training_set, pab.data.splits; "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'torchvision')))"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

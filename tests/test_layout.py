@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pab.errors import InputError
-from pab.layout import main
+from pab.core.errors import InputError
+from pab.layout.check import main
 
 
 def write(path: Path, *objects: dict[str, Any]) -> None:

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pab.errors import InputError
-from pab.files import write_text
-from pab.layout import explain, main
-from pab.layout_weights import known_model
+from pab.core.errors import InputError
+from pab.core.files import write_text
+from pab.layout.check import explain, main
+from pab.layout.weights import known_model
 from pab.scores import ScoreFile, save_scores
 from tests.conftest import write_lines
 from tests.release import make_release

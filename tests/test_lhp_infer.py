@@ -20,12 +20,12 @@ from lhp.beit3 import Beit3Retrieval, model_config
 from lhp.encode import encode_captions
 from lhp.infer import main
 from lhp.tokenizer import Tokenizer
-from pab.annotations import read_retrieval
-from pab.checkpoints import checkpoint_hash, save_weights
-from pab.encoding import batches_by_length
-from pab.images import load_image, recipe
+from pab.core.checkpoints import checkpoint_hash, save_weights
+from pab.data.annotations import read_retrieval
+from pab.data.images import load_image, recipe
 from pab.ranking import read_ranked_list
 from pab.scores import ScoreFile, load_scores
+from pab.scoring.encoding import batches_by_length
 from tests.conftest import MODEL, TEST_IMAGES, save_released
 from tests.test_processes import run_in
 

@@ -15,7 +15,7 @@ from lhp.config import TrainConfig
 from lhp.encode import load_model
 from lhp.tokenizer import Tokenizer
 from lhp.train import build_model
-from pab.errors import InputError
+from pab.core.errors import InputError
 from tests.conftest import MODEL
 
 Make = Callable[..., Beit3Retrieval]

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from lhp.beit3 import Beit3Retrieval
 from lhp.train import main
-from pab.checkpoints import load_training_state, model_state, read_checkpoint
-from pab.config import load_config
-from pab.errors import InputError, run_cli
-from pab.optim import StepOutcome
-from pab.resume import LAST, PREVIOUS
-from pab.run_log import read_log
-from pab.training import BEST, FINAL
+from pab.core.checkpoints import load_training_state, model_state, read_checkpoint
+from pab.core.config import load_config
+from pab.core.errors import InputError, run_cli
+from pab.training.loop import BEST, FINAL
+from pab.training.optim import StepOutcome
+from pab.training.resume import LAST, PREVIOUS
+from pab.training.run_log import read_log
 from tests.conftest import MODEL, save_released
 from tests.test_processes import run_in
 
@@ -212,11 +212,11 @@ def test_resuming_equals_not_stopping(runs: Runs, stop: int, settings: dict[str,
 
 
 def test_saving_inside_an_epoch(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pab.training
+    import pab.training.loop
 
     whole = runs("whole")
     steps: list[StepOutcome] = []
-    true_step = pab.training.clip_and_step
+    true_step = pab.training.loop.clip_and_step
 
     def power_cut(*args: Any, **options: Any) -> StepOutcome:
         if len(steps) == 5:
@@ -225,7 +225,7 @@ def test_saving_inside_an_epoch(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> 
         return steps[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(pab.training, "clip_and_step", power_cut)
+        patch.setattr(pab.training.loop, "clip_and_step", power_cut)
         with pytest.raises(KeyboardInterrupt):
             runs("cut", save_every_steps=2)
     assert load_training_state(runs.folder / "cut" / LAST).step == 4
@@ -302,8 +302,8 @@ def test_a_pattern_of_shards_that_is_none(runs: Runs, pattern: str) -> None:
 def test_what_ends_in_validation_begins_there_again(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, logged: bool
 ) -> None:
-    import pab.pair_training
-    import pab.training
+    import pab.training.loop
+    import pab.training.pairs
 
     whole = runs("whole", val_pairs=4)
 
@@ -312,9 +312,9 @@ def test_what_ends_in_validation_begins_there_again(
 
     with monkeypatch.context() as patch:
         if logged:  # the power goes between validation and the checkpoint behind it
-            patch.setattr(pab.training, "save_model", power_cut)
+            patch.setattr(pab.training.loop, "save_model", power_cut)
         else:
-            patch.setattr(pab.pair_training, "retrieval_metrics", power_cut)
+            patch.setattr(pab.training.pairs, "retrieval_metrics", power_cut)
         with pytest.raises(KeyboardInterrupt):
             runs("cut", val_pairs=4)
     state = load_training_state(runs.folder / "cut" / LAST)

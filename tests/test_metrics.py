@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.metrics import (
     bootstrap_interval,
     evaluate_lists,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.mini import settings
 from pab.mini.__main__ import main
 from pab.mini.actions import ACTIONS, ANOMALY, NORMAL

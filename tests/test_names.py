@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pab.errors import InputError
-from pab.names import one_spelling, plain_names, respelt, without_ending
+from pab.core.errors import InputError
+from pab.data.names import one_spelling, plain_names, respelt, without_ending
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pab.errors import InputError
-from pab.optim import (
+from pab.core.errors import InputError
+from pab.training.optim import (
     Ema,
     clip_and_step,
     make_adamw,

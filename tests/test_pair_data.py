@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 
 from lhp.tokenizer import PAD, Tokenizer, pad_batch
 from lhp.views import HybridView
-from pab.errors import InputError
-from pab.images import recipe
-from pab.pair_data import PairBatch, PairCollate, PairDataset
-from pab.sampling import EpochBatches
-from pab.training_data import BadSample, checked
-from pab.training_set import TrainingSet
+from pab.core.errors import InputError
+from pab.data.images import recipe
+from pab.data.training_set import TrainingSet
+from pab.training.data import BadSample, checked
+from pab.training.pair_data import PairBatch, PairCollate, PairDataset
+from pab.training.sampling import EpochBatches
 
 PAIRS = 24
 collate = PairCollate(pad_batch)

@@ -12,9 +12,9 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from pab.errors import InputError
-from pab.images import list_gallery, load_image
-from pab.photos import (
+from pab.core.errors import InputError
+from pab.data.images import list_gallery, load_image
+from pab.data.photos import (
     MAX_PIXELS,
     MAX_RATIO,
     MIN_SIDE,
@@ -183,8 +183,8 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import torch
-from pab.devices import keep_freed_memory
-from pab.photos import load_photo
+from pab.core.devices import keep_freed_memory
+from pab.data.photos import load_photo
 
 def memory(line):
     return int(re.search(rf"{line}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import lhp.train
-import pab.preflight
-import pab.training_data
+import pab.training.data
+import pab.training.preflight
 import uit.train
 from lhp.infer import main as lhp_infer
-from pab.errors import InputError
-from pab.outputs import check_free_space, check_output_folder
-from pab.training_set import TrainingSet
+from pab.core.errors import InputError
+from pab.core.outputs import check_free_space, check_output_folder
+from pab.data.training_set import TrainingSet
 from tests.conftest import MODEL
 from tests.test_uit_train import SIZES, TEXT, vocabulary  # noqa: F401 - a fixture
 from uit.infer import main as uit_infer
@@ -73,7 +73,7 @@ def fails_early(
     def no_step(*_: object) -> object:
         raise AssertionError("the first step was reached")
 
-    monkeypatch.setattr(pab.training_data, "load_image", no_step)
+    monkeypatch.setattr(pab.training.data, "load_image", no_step)
 
     def run(**settings: Any) -> str:
         line = refused(recipe.main, recipe.argv(**settings))
@@ -124,7 +124,7 @@ def test_room_is_not_asked_for_twice(recipe: Recipe, monkeypatch: pytest.MonkeyP
     def note(flag: str, path: object, needed: int, *_: object, **__: object) -> None:
         asked.append(needed)
 
-    monkeypatch.setattr(pab.preflight, "check_free_space", note)
+    monkeypatch.setattr(pab.training.preflight, "check_free_space", note)
     recipe()
     state = (recipe.out / "checkpoint-last.pth").stat().st_size
     recipe(max_steps=2)
@@ -143,7 +143,7 @@ def test_room_for_the_weights_of_every_kept_epoch(
     def note(flag: str, path: object, needed: int, *_: object, **__: object) -> None:
         asked.append(needed)
 
-    monkeypatch.setattr(pab.preflight, "check_free_space", note)
+    monkeypatch.setattr(pab.training.preflight, "check_free_space", note)
     for number, settings in enumerate((
         {"epochs": 1}, {"epochs": 9}, {"epochs": 9, "save_ckpt_freq": 2},
         {"epochs": 9, "keep_checkpoints": 3},

@@ -22,8 +22,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from pab import devices, processes
-from pab.errors import InputError, LostProcessError
+from pab.core import devices, processes
+from pab.core.errors import InputError, LostProcessError
 
 CPU = torch.device("cpu")
 # Seconds until processes count as hanging. Where several programs share each core, four imports of
@@ -220,8 +220,8 @@ def test_three_processes_gather_without_loss_or_doubling(tmp_path: Path) -> None
 
 DIES = """
 import os, signal, sys, torch
-from pab import processes
-from pab.errors import run_cli
+from pab.core import processes
+from pab.core.errors import run_cli
 
 def main(argv):
     with processes.joined(torch.device("cpu")):

@@ -11,7 +11,7 @@ import torch
 from ensemble import protocol
 from ensemble.members import known_gallery
 from ensemble.run import main as run
-from pab.annotations import read_retrieval
+from pab.data.annotations import read_retrieval
 from pab.ranking import read_ranked_list
 from pab.scores import ScoreFile, load_scores, save_scores
 

@@ -21,8 +21,8 @@ from ensemble.ladder import ladder_table
 from ensemble.rerank_prior import Evidence, Reranking, reordered
 from ensemble.run import RunConfig
 from ensemble.run import main as run
-from pab.config import load_config
-from pab.errors import InputError
+from pab.core.config import load_config
+from pab.core.errors import InputError
 from pab.metrics import evaluate_scores
 from pab.ranking import ranked_names, read_ranked_list, top_k
 from pab.scores import ScoreFile, load_scores, save_scores

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.ranking import (
     order_queries,
     ranked_names,

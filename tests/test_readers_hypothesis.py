@@ -14,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from pab.annotations import (
+from pab.core.errors import InputError
+from pab.data.annotations import (
     Query,
     TrainPair,
     read_answers,
@@ -22,11 +23,10 @@ from pab.annotations import (
     read_retrieval,
     read_train_pairs,
 )
-from pab.captions import has_visible
-from pab.errors import InputError
+from pab.data.captions import has_visible
+from pab.data.training_set import TrainingSet
 from pab.ranking import read_ranked_list, write_ranked_list
 from pab.scores import ScoreFile, check_scores, load_scores, save_scores
-from pab.training_set import TrainingSet
 from tests.conftest import write_lines
 
 often = settings(

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-import pab.config
+import pab.core.config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -77,7 +77,7 @@ def main_of(module: str) -> Callable[[list[str] | None], None]:
 @pytest.fixture
 def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Checks that one command line is accepted, its config file and contradictions included."""
-    true_parse, true_load = argparse.ArgumentParser.parse_args, pab.config.load_config
+    true_parse, true_load = argparse.ArgumentParser.parse_args, pab.core.config.load_config
 
     def parse(parser: argparse.ArgumentParser, *args: Any, **options: Any) -> Any:
         namespace = true_parse(parser, *args, **options)
@@ -110,7 +110,7 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
-    monkeypatch.setattr(pab.config, "load_config", load)
+    monkeypatch.setattr(pab.core.config, "load_config", load)
     return run
 
 
@@ -146,7 +146,7 @@ def test_script_command(command: str, understood: Callable[[str], None]) -> None
     ],
 )
 def test_wrong_commands_would_be_noticed(command: str, understood: Callable[[str], None]) -> None:
-    from pab.errors import InputError
+    from pab.core.errors import InputError
 
     with pytest.raises((SystemExit, InputError, AssertionError)):
         understood(command)

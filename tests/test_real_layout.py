@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import pab.layout
+import pab.layout.check
 from lhp.train import main as lhp_train
-from pab.run_log import read_log
+from pab.data.splits import TRAIN_IDS, VAL_IDS
 from pab.scores import load_scores
-from pab.splits import TRAIN_IDS, VAL_IDS
-from pab.training import FINAL
+from pab.training.loop import FINAL
+from pab.training.run_log import read_log
 from tests.release import make_release
 from uit.run import main as uit_run
 
@@ -36,7 +36,7 @@ def settings(release: Path, out: Path) -> list[str]:
 
 
 def test_the_layout_is_explained(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pab.layout.main(["check", str(release)])
+    pab.layout.check.main(["check", str(release)])
     output = capsys.readouterr().out
     assert f"annotation/train/attr_*.json ({SHARDS})" in output
     assert "300 of 300" in output

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ensemble.charts import Series, line_chart, round_steps
-from ensemble.report import choose_queries, main
+from ensemble.report.charts import Series, line_chart, round_steps
+from ensemble.report.page import choose_queries, main
 from ensemble.run import main as fuse
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.scores import ScoreFile, save_scores
 
 N = 14

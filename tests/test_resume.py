@@ -11,10 +11,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pab.checkpoints import TrainingState, load_training_state, save_training_state, save_weights
-from pab.errors import InputError
-from pab.files import sha256_of_file
-from pab.resume import (
+from pab.core.checkpoints import (
+    TrainingState,
+    load_training_state,
+    save_training_state,
+    save_weights,
+)
+from pab.core.errors import InputError
+from pab.core.files import sha256_of_file
+from pab.core.tensor_files import write_tensors
+from pab.training.config import TrainingConfig
+from pab.training.resume import (
     LAST,
     PAIRS,
     PREVIOUS,
@@ -35,8 +42,6 @@ from pab.resume import (
     replace_damaged_last,
     resume_metadata,
 )
-from pab.tensor_files import write_tensors
-from pab.training_config import TrainingConfig
 
 SETTINGS = {
     "lr": 1e-3, "seed": 16, "clip_grad": None, "finetune": "a.pth", "data_path": "d",

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 import lhp.infer
-import pab.pair_training
+import pab.training.pairs
 from lhp.beit3 import Beit3Retrieval
 from lhp.tokenizer import Tokenizer
 from lhp.train import main
-from pab import processes
-from pab.checkpoints import TrainingState, load_training_state
-from pab.errors import InputError, run_cli
-from pab.resume import LAST, PREVIOUS, epoch_name
-from pab.run_log import read_log
+from pab.core import processes
+from pab.core.checkpoints import TrainingState, load_training_state
+from pab.core.errors import InputError, run_cli
+from pab.core.tensor_files import write_tensors
 from pab.scores import load_scores
-from pab.tensor_files import write_tensors
-from pab.training import FINAL
+from pab.training.loop import FINAL
+from pab.training.resume import LAST, PREVIOUS, epoch_name
+from pab.training.run_log import read_log
 from tests.conftest import MODEL, save_released
 from tests.test_lhp_train import Runs, assert_same_weights, losses, weights
 from tests.test_processes import run_in
@@ -44,7 +44,7 @@ Poison = Callable[..., Any]
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
     """Spoil chosen updates, counted from 1 within each start: their loss, or one gradient."""
-    true_backward = pab.pair_training.pair_backward
+    true_backward = pab.training.pairs.pair_backward
 
     def spoil(steps: set[int], what: str) -> None:
         count = 0
@@ -61,7 +61,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
             model.logit_scale.grad.fill_(float("inf"))
             return loss
 
-        monkeypatch.setattr(pab.pair_training, "pair_backward", backward)
+        monkeypatch.setattr(pab.training.pairs, "pair_backward", backward)
 
     return spoil
 
@@ -146,10 +146,10 @@ def test_the_row_of_skipped_steps_survives_a_resume(runs: Runs, poison: Poison) 
 def test_loss_scaling_has_time_to_find_its_scale(
     runs: Runs, poison: Poison, monkeypatch: pytest.MonkeyPatch, limit: int, taken: int
 ) -> None:
-    import pab.training
+    import pab.training.loop
 
     scaler = torch.amp.GradScaler("cpu")  # fp16 itself does not run on a CPU
-    monkeypatch.setattr(pab.training, "make_scaler", lambda *_: scaler)
+    monkeypatch.setattr(pab.training.loop, "make_scaler", lambda *_: scaler)
     poison(set(range(1, taken)), "gradient")  # one less than end it
     run = runs("run", epochs=6, max_skipped_steps=limit)
     assert record(run)["skipped_steps"] == taken - 1
@@ -298,7 +298,7 @@ def test_a_resumed_run_does_not_need_its_start_weights(
 
 
 def forget() -> None:
-    from pab.notices import forget_notices
+    from pab.core.notices import forget_notices
 
     forget_notices()
 
@@ -414,7 +414,7 @@ def test_a_run_that_resumes_from_weights_leaves_no_damaged_state(
     def power_cut(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pab.pair_training, "pair_backward", power_cut)
+    monkeypatch.setattr(pab.training.pairs, "pair_backward", power_cut)
     (run / epoch_name(1)).unlink()
     with pytest.raises(KeyboardInterrupt):
         runs("run", "--resume_from", "newest_good")
@@ -428,7 +428,7 @@ def test_a_run_that_resumes_from_weights_leaves_no_damaged_state(
 
 def _train_with_one_bad_loss(argv: list[str], folder: Path) -> None:
     """Train; the second process alone sees a loss that is not finite, in its second update."""
-    true_backward = pab.pair_training.pair_backward
+    true_backward = pab.training.pairs.pair_backward
     calls: list[int] = []
 
     def backward(*args: Any, **options: Any) -> Tensor:
@@ -437,7 +437,7 @@ def _train_with_one_bad_loss(argv: list[str], folder: Path) -> None:
         return loss * float("nan") if processes.rank() == 1 and len(calls) == 2 else loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pab.pair_training, "pair_backward", backward)
+        patch.setattr(pab.training.pairs, "pair_backward", backward)
         main(argv)
 
 
@@ -460,7 +460,7 @@ def _train(argv: list[str], folder: Path) -> None:
 
 
 def test_batch_statistics_are_found() -> None:
-    from pab.training import batch_statistics
+    from pab.training.loop import batch_statistics
 
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2))
     assert [tuple(buffer.shape) for buffer in batch_statistics(model)] == [(2,), (2,), ()]

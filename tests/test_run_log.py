@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pab import processes, run_log
-from pab.config import load_config
-from pab.errors import InputError
-from pab.run_log import Progress, RunLog, git_state, read_log, versions
+from pab.core import processes
+from pab.core.config import load_config
+from pab.core.errors import InputError
+from pab.training.loop import run_log
+from pab.training.run_log import Progress, RunLog, git_state, read_log, versions
 
 
 @dataclass(frozen=True)

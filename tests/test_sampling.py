@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pab.sampling import EpochBatches, sample_seed
+from pab.training.sampling import EpochBatches, sample_seed
 
 
 def indices(batches: EpochBatches) -> list[list[int]]:

@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.run import main as fuse
-from pab import score_export, score_tables
-from pab.errors import InputError
+from pab.core.errors import InputError
 from pab.evaluate import main as evaluate
+from pab.formats import export as score_export
+from pab.formats import tables as score_tables
+from pab.formats.forms import read_form
 from pab.ranking import ranked_names
-from pab.score_forms import read_form
 from pab.scores import ScoreFile, load_scores, main, read_gallery_ids, read_query_ids, save_scores
 
 SCORES = torch.tensor([[0.5, 0.25, 1.0], [2.0, -1.0, 0.0]])

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from pab.errors import InputError
+from pab.core.errors import InputError
+from pab.core.tensor_files import read_tensors, release_pages, write_tensors
 from pab.scores import (
     ScoreFile,
     _float32_columns,
@@ -24,7 +25,6 @@ from pab.scores import (
     reorder,
     save_scores,
 )
-from pab.tensor_files import read_tensors, release_pages, write_tensors
 
 
 @pytest.fixture

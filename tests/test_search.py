@@ -19,11 +19,11 @@ import torch
 from conftest import SHARED, draw
 from PIL import Image
 
-import pab.photos
-from pab.annotations import GalleryImage
-from pab.encoder import Encoder, OpenEncoder
-from pab.errors import InputError
-from pab.photos import list_photos, load_photo
+import pab.data.photos
+from pab.core.errors import InputError
+from pab.data.annotations import GalleryImage
+from pab.data.photos import list_photos, load_photo
+from pab.scoring.encoder import Encoder, OpenEncoder
 from pab.search.__main__ import TOP_K, main
 from pab.search.engine import search
 from pab.search.members import MEMBERS, load_module, read_member
@@ -190,13 +190,13 @@ def test_a_repeated_search_decodes_only_what_is_new(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    true_load = pab.photos.load_photo
+    true_load = pab.data.photos.load_photo
 
     def load(path: Path, **options: Any) -> Image.Image:
         decoded.append(path.name)
         return true_load(path, **options)
 
-    monkeypatch.setattr("pab.photos.load_photo", load)
+    monkeypatch.setattr("pab.data.photos.load_photo", load)
     words = [*CLIP, "--image_folder", str(folder), *HERE]
     main([*words, "--query", "a"])
     assert sorted(decoded) == sorted([*READABLE, "cut.jpg", "text.png"])

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pab.annotations import read_id_list
-from pab.errors import InputError
-from pab.splits import TRAIN_IDS, VAL_IDS, validation_split, write_split
-from pab.training_set import TrainingSet
+from pab.core.errors import InputError
+from pab.data.annotations import read_id_list
+from pab.data.splits import TRAIN_IDS, VAL_IDS, validation_split, write_split
+from pab.data.training_set import TrainingSet
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pab.errors import InputError
-from pab.state_dicts import CONTAINERS, model_state, unwrapped
+from pab.core.errors import InputError
+from pab.core.state_dicts import CONTAINERS, model_state, unwrapped
 
 WRAPPER_PARTS = ("module", "_orig_mod", "model", "_fsdp_wrapped_module")
 

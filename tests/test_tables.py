@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.annotations import read_retrieval
-from pab.contrastive import symmetric_infonce
-from pab.errors import InputError
-from pab.notices import forget_notices
-from pab.tables import TableColumns, is_captioned_folder
-from pab.training_set import SKIPPED, TrainingSet
+from pab.core.errors import InputError
+from pab.core.notices import forget_notices
+from pab.data.annotations import read_retrieval
+from pab.data.tables import TableColumns, is_captioned_folder
+from pab.data.training_set import SKIPPED, TrainingSet
+from pab.training.contrastive import symmetric_infonce
 from tests.conftest import MODEL, draw
 
 ROWS = [("a/0.jpg", "a man falls"), ("a/1.jpg", 'he said "stop", then fell'), ("a/0.jpg", "again")]
@@ -312,7 +312,7 @@ def test_lhp_trains_validates_and_scores(
 ) -> None:  # fmt: skip
     from lhp.infer import main as infer
     from lhp.train import main as train
-    from pab.run_log import read_log
+    from pab.training.run_log import read_log
 
     data = own_table if form == "table" else own_table.parent / "photos"
     if form == "table":

@@ -11,7 +11,7 @@ import torch
 
 from lhp.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, pad_batch
 from lhp.train_tokenizer import main, train_tokenizer
-from pab.errors import InputError
+from pab.core.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CAPTION = "A woman in a red coat is falling in the park."

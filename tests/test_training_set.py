@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-import pab.training_set
-from pab.annotations import read_retrieval, read_train_pairs, retrieval_of_pairs
-from pab.data_tree import find_shards
-from pab.errors import InputError
-from pab.notices import forget_notices
-from pab.splits import write_split
-from pab.training_set import SKIPPED, TrainingSet
+import pab.data.training_set
+from pab.core.errors import InputError
+from pab.core.notices import forget_notices
+from pab.data.annotations import read_retrieval, read_train_pairs, retrieval_of_pairs
+from pab.data.splits import write_split
+from pab.data.training_set import SKIPPED, TrainingSet
+from pab.data.tree import find_shards
 
 
 def pair(shard: int, k: int, **more: Any) -> dict[str, Any]:
@@ -110,9 +110,9 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(
 ) -> None:
     TrainingSet.open(root)
     checks = []
-    check = pab.training_set._check_lines
+    check = pab.data.training_set._check_lines
     monkeypatch.setattr(
-        pab.training_set, "_check_lines", lambda *args: checks.append(args) or check(*args)
+        pab.data.training_set, "_check_lines", lambda *args: checks.append(args) or check(*args)
     )
     TrainingSet.open(root)
     assert not checks

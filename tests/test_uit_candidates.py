@@ -14,8 +14,8 @@ import torch
 from ensemble.run import RunConfig
 from ensemble.run import main as fuse
 from ensemble.search import main as search
-from pab.config import load_config
-from pab.errors import InputError
+from pab.core.config import load_config
+from pab.core.errors import InputError
 from pab.ranking import write_ranked_list
 from pab.scores import ScoreFile, save_scores
 from uit.infer import InferConfig

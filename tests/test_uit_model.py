@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.errors import InputError
+from pab.core.errors import InputError
 from uit.bert import Bert, BertConfig
 from uit.losses import (
     NEGATIVE_FLOOR,

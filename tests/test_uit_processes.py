@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab import processes
+from pab.core import processes
 from tests.test_processes import run_in
 from uit.masking import NO_LABEL
 from uit.model import MODELS, Uit

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.errors import InputError
-from pab.wordpiece import Tokenizer
+from pab.core.errors import InputError
+from pab.data.wordpiece import Tokenizer
 from uit.encode import load_model
 from uit.make_vocabulary import make_vocabulary
 from uit.model import Uit, model_config
-from uit.start import load_bert, load_swin, load_uit, start_weights
+from uit.weights import load_bert, load_swin, load_uit, start_weights
 
 # CMP's names: an attention over image and pose tokens, and convolutions before the image encoder.
 POSE = {

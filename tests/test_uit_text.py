@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pab.errors import InputError
-from pab.wordpiece import SPECIAL, VOCABULARY, Tokenizer
+from pab.core.errors import InputError
+from pab.data.wordpiece import SPECIAL, VOCABULARY, Tokenizer
 from tests.conftest import GOLDEN, SHARED, needs_golden
 from uit.eda import FUNCTION_WORDS, SYNONYM_FILES, WordNet, augment, letters
 from uit.make_vocabulary import make_vocabulary

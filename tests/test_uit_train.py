@@ -19,27 +19,27 @@ from torch import Tensor
 
 import uit.rerank
 import uit.train
-from pab.annotations import Retrieval
-from pab.checkpoints import load_training_state, model_state, read_checkpoint
-from pab.config import load_config
-from pab.devices import autocast
-from pab.errors import InputError, run_cli
+from pab.core.checkpoints import load_training_state, model_state, read_checkpoint
+from pab.core.config import load_config
+from pab.core.devices import autocast
+from pab.core.errors import InputError, run_cli
+from pab.data.annotations import Retrieval
+from pab.data.training_set import TrainingSet
+from pab.data.wordpiece import VOCABULARY, Tokenizer
+from pab.formats.export import export
 from pab.ranking import ranked_names, write_ranked_list
-from pab.resume import LAST
-from pab.run_log import read_log
-from pab.sampling import EpochBatches
-from pab.score_export import export
 from pab.scores import ScoreFile, load_scores, save_scores
-from pab.training import BEST, FINAL
-from pab.training_config import TrainingConfig
-from pab.training_data import (
+from pab.training.config import TrainingConfig
+from pab.training.data import (
     checked,
     open_training_data,
     training_loader,
     validation_retrieval,
 )
-from pab.training_set import TrainingSet
-from pab.wordpiece import VOCABULARY, Tokenizer
+from pab.training.loop import BEST, FINAL
+from pab.training.resume import LAST
+from pab.training.run_log import read_log
+from pab.training.sampling import EpochBatches
 from tests.conftest import draw
 from tests.test_processes import run_in
 from uit.augment import LEVELS, Augmentation, TrainingView, operations
@@ -53,8 +53,8 @@ from uit.model import MODELS, Uit, model_config
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
 from uit.rerank import choose_candidates, fill, match_scores
 from uit.run import main as run
-from uit.start import load_bert, load_swin, load_uit
 from uit.train import build_model
+from uit.weights import load_bert, load_swin, load_uit
 
 CPU = torch.device("cpu")
 LENGTH = 24

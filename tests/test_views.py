@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lhp.views import HybridView, local_threshold
-from pab.images import recipe
+from pab.data.images import recipe
 
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 DRAWS = 2000

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from pab.images import recipe
+from pab.data.images import recipe
 
 LEVELS = 10
 OPERATIONS_A_VIEW = 2

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pab.devices import attention, in_autocast_format
+from pab.core.devices import attention, in_autocast_format
 
 INIT_STD = 0.02  # normal, as in the published code
 ImageMemory: TypeAlias = list[tuple[Tensor, Tensor]]  # keys and values [B, H, M, C], a fusion layer

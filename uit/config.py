@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pab.config import flag
-from pab.errors import InputError
-from pab.training_config import TrainingConfig
+from pab.core.config import flag
+from pab.core.errors import InputError
+from pab.training.config import TrainingConfig
 from uit.augment import LEVELS
 from uit.masking import WordMasking
 from uit.schedules import WARMUP_STEPS

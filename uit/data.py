@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pab.annotations import TrainPair
-from pab.training_data import BadSample, TrainingSamples
-from pab.training_set import TrainingSet
-from pab.wordpiece import Tokenizer
+from pab.data.annotations import TrainPair
+from pab.data.training_set import TrainingSet
+from pab.data.wordpiece import Tokenizer
+from pab.training.data import BadSample, TrainingSamples
 from uit.augment import TrainingView
 from uit.eda import Synonyms, augment
 from uit.masking import WordMasking, hide_blocks, hide_words, labels_at
@@ -30,7 +30,7 @@ class UitSample(NamedTuple):
 
     Attributes:
         image: [3, S, S].
-        identity: see :meth:`pab.training_set.TrainingSet.identity`.
+        identity: see :meth:`pab.data.training_set.TrainingSet.identity`.
         ids, augmented, hidden: the caption's ids, those of its augmented version, and its ids with
             pieces hidden.
         chosen: positions of the hidden pieces.
@@ -65,7 +65,7 @@ class UitDataset(TrainingSamples):
     """Pairs of the training set with everything UIT's losses draw.
 
     Args:
-        pairs, indices, seed: see :class:`pab.training_data.TrainingSamples`.
+        pairs, indices, seed: see :class:`pab.training.data.TrainingSamples`.
         view: image -> tensor.
         tokenizer: caption -> ids.
         draws: what is drawn for a caption.
@@ -84,7 +84,7 @@ class UitDataset(TrainingSamples):
         self.view, self.tokenizer, self.draws = view, tokenizer, draws
 
     def sample(self, index: int, pair: TrainPair, image: Image.Image) -> UitSample:
-        """See :class:`pab.training_data.TrainingSamples`."""
+        """See :class:`pab.training.data.TrainingSamples`."""
         pixels = self.view(image)
         draw = Random(int(torch.randint(2**62, ())))
         ids, draws = self.tokenizer.encode(pair.caption), self.draws

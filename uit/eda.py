@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from pab.errors import InputError
+from pab.core.errors import InputError
 
 # Function words have no synonyms that would fit ("in" is an inch to WordNet, "he" is helium).
 _FUNCTION_WORDS = """

@@ -17,16 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pab import processes
-from pab.annotations import GalleryImage
-from pab.devices import autocast
-from pab.encoding import loaded
-from pab.errors import InputError
-from pab.feature_cache import FeatureCache
-from pab.images import recipe
-from pab.wordpiece import Tokenizer
+from pab.core import processes
+from pab.core.devices import autocast
+from pab.core.errors import InputError
+from pab.data.annotations import GalleryImage
+from pab.data.images import recipe
+from pab.data.wordpiece import Tokenizer
+from pab.scoring.encoding import loaded
+from pab.scoring.feature_cache import FeatureCache
 from uit.model import Uit, UitConfig, model_config, tensor_names
-from uit.start import load_uit_state, uit_state
+from uit.weights import load_uit_state, uit_state
 
 WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
 
@@ -52,7 +52,7 @@ def load_model(
         name: architecture, such as ``uit_base``.
         input_size: side of the square input, pixels.
         window: side of Swin's attention windows, tokens.
-        checkpoint: released or own weights, or CMP's; see :func:`uit.start.load_uit_state`.
+        checkpoint: released or own weights, or CMP's; see :func:`uit.weights.load_uit_state`.
         tokenizer: must have as many pieces as the checkpoint has word vectors.
 
     Raises:

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pab import processes
-from pab.config import flag
-from pab.devices import pick_device
-from pab.errors import InputError, run_cli
-from pab.outputs import check_output_folder, check_outputs
-from pab.score_contents import Listing
-from pab.score_forms import read_form
+from pab.core import processes
+from pab.core.config import flag
+from pab.core.devices import pick_device
+from pab.core.errors import InputError, run_cli
+from pab.core.outputs import check_output_folder, check_outputs
+from pab.formats.contents import Listing
+from pab.formats.forms import read_form
 from pab.scores import (
     ScoreFile,
     align,
@@ -30,7 +30,7 @@ from pab.scores import (
     to_score_file,
     with_all_images,
 )
-from pab.scoring import (
+from pab.scoring.job import (
     ScoringConfig,
     ScoringJob,
     features_of,
@@ -114,9 +114,9 @@ def infer(config: InferConfig) -> None:
     Raises:
         InputError: bad settings, data, candidates or checkpoint; nothing is written.
     """
-    from pab.checkpoints import checkpoint_hash
-    from pab.devices import autocast, dtype_of
-    from pab.wordpiece import Tokenizer
+    from pab.core.checkpoints import checkpoint_hash
+    from pab.core.devices import autocast, dtype_of
+    from pab.data.wordpiece import Tokenizer
     from uit.encode import encode_captions, encode_gallery, load_model
     from uit.rerank import choose_candidates, fill, match_scores
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pab.errors import InputError
+from pab.core.errors import InputError
 
 NEGATIVE_FLOOR = 1e-5  # added to the softmax similarities that negatives are drawn by
 MIM_EPS = 1e-5  # added to the number of hidden pixels, as in SimMIM

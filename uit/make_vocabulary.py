@@ -13,10 +13,10 @@ from pathlib import Path
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from pab.errors import InputError, run_cli
-from pab.files import write_text
-from pab.vocabulary_command import vocabulary_command
-from pab.wordpiece import CONTINUES, SPECIAL, VOCABULARY
+from pab.core.errors import InputError, run_cli
+from pab.core.files import write_text
+from pab.data.vocabulary import vocabulary_command
+from pab.data.wordpiece import CONTINUES, SPECIAL, VOCABULARY
 
 
 def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> int:

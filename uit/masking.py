@@ -16,7 +16,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from pab.wordpiece import Tokenizer
+from pab.data.wordpiece import Tokenizer
 
 NO_LABEL = -100  # what cross entropy leaves out
 REPLACED, RANDOM = 0.8, 0.5  # share of [MASK]; of the rest, share of random pieces

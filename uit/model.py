@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pab import processes
-from pab.errors import InputError
+from pab.core import processes
+from pab.core.errors import InputError
 from uit.bert import Bert, BertConfig
 from uit.swin import Swin, SwinConfig
 

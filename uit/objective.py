@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pab.devices import full_precision
-from pab.processes import all_gather_with_grad, broadcast, reduce_mean
+from pab.core.devices import full_precision
+from pab.core.processes import all_gather_with_grad, broadcast, reduce_mean
 from uit.losses import (
     contrastive_loss,
     labels_in,

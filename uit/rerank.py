@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pab import processes
-from pab.devices import autocast
-from pab.notices import notice
+from pab.core import processes
+from pab.core.devices import autocast
+from pab.core.notices import notice
+from pab.data.wordpiece import Tokenizer
 from pab.ranking import top_k
-from pab.wordpiece import Tokenizer
 from uit.model import Uit
 
 IMAGES_A_GROUP = 512  # whose keys and values are held at a time (2 MB each at full size, fp32)

@@ -14,20 +14,20 @@ from pathlib import Path
 
 import torch
 
-from pab.config import add_debug_flag, config_from_args, names_flag, with_debug
-from pab.data_tree import labelled_test
-from pab.errors import InputError, run_cli
-from pab.files import existing_file
-from pab.preflight import check_run_folders
-from pab.resume import resumable_files
-from pab.training_data import training_sources
-from pab.wordpiece import Tokenizer
+from pab.core.config import add_debug_flag, config_from_args, names_flag, with_debug
+from pab.core.errors import InputError, run_cli
+from pab.core.files import existing_file
+from pab.data.tree import labelled_test
+from pab.data.wordpiece import Tokenizer
+from pab.training.data import training_sources
+from pab.training.preflight import check_run_folders
+from pab.training.resume import resumable_files
 from uit.config import TrainConfig
 from uit.infer import PUBLISHED_K, name_part
 from uit.infer import main as infer
-from uit.start import bert_file
 from uit.train import main as train
 from uit.train import text_draws
+from uit.weights import bert_file
 
 DEFAULT_CONFIG = "configs/uit/finetune.yaml"
 DEBUG_CONFIG = "configs/uit/debug.yaml"

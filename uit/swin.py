@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pab.devices import attention
-from pab.errors import InputError
-from pab.layers import DropPath
+from pab.core.devices import attention
+from pab.core.errors import InputError
+from pab.core.layers import DropPath
 
 INIT_STD = 0.02  # truncated normal, as in the published code
 MASKED = -100.0  # added to the logits of tokens that are no neighbours, as in the published code

@@ -15,12 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pab.devices import autocast
-from pab.errors import InputError, run_cli
-from pab.optim import parameter_groups
-from pab.outputs import check_free_space
-from pab.resume import ContentHash, find_resume_point, identify, named_files
-from pab.training import (
+from pab.core.devices import autocast
+from pab.core.errors import InputError, run_cli
+from pab.core.outputs import check_free_space
+from pab.core.weight_folders import weights_or_path
+from pab.data.wordpiece import Tokenizer
+from pab.training.command import training_command
+from pab.training.data import (
+    TrainingData,
+    epoch_batches,
+    open_training_data,
+    validation_retrieval,
+)
+from pab.training.loop import (
     fit,
     new_run,
     retrieval_metrics,
@@ -28,15 +35,8 @@ from pab.training import (
     start_processes,
     steps_per_epoch,
 )
-from pab.training_command import training_command
-from pab.training_data import (
-    TrainingData,
-    epoch_batches,
-    open_training_data,
-    validation_retrieval,
-)
-from pab.weight_folders import weights_or_path
-from pab.wordpiece import Tokenizer
+from pab.training.optim import parameter_groups
+from pab.training.resume import ContentHash, find_resume_point, identify, named_files
 from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
@@ -47,7 +47,7 @@ from uit.model import Uit, model_config
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
 from uit.rerank import choose_candidates, fill, match_scores
 from uit.schedules import COSINE_WARMUP_SHARE, multiplier
-from uit.start import start_weights
+from uit.weights import start_weights
 
 
 def train(config: TrainConfig, argv: list[str]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pab.annotations import read_retrieval
-from pab.images import load_image
+from pab.data.annotations import read_retrieval
+from pab.data.images import load_image
 from pab.ranking import top_k
 from pab.scores import load_scores
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pab.wordpiece import Tokenizer
+from pab.data.wordpiece import Tokenizer
 
 MAX_WORDS = 50
 BECOME_BLANKS = re.compile(r"[.!\"()*#:;~]")

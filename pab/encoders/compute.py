@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pab.annotations import GalleryImage
-from pab.encoding import caption_vectors, image_vectors
-from pab.feature_cache import FeatureCache
-from pab.images import ImageReader, ImageTransform
+from pab.data.annotations import GalleryImage
+from pab.data.images import ImageReader, ImageTransform
+from pab.scoring.encoding import caption_vectors, image_vectors
+from pab.scoring.feature_cache import FeatureCache
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Compute:
         transform: ImageTransform,
         reader: ImageReader | None = None,
     ) -> Tensor:
-        """Vectors of a gallery (:func:`pab.encoding.image_vectors`)."""
+        """Vectors of a gallery (:func:`pab.scoring.encoding.image_vectors`)."""
         return image_vectors(
             encode, gallery, transform, batch_size=self.batch_size, num_workers=self.num_workers,
             device=self.device, dtype=self.dtype, weights=self.weights,
@@ -54,7 +54,7 @@ class Compute:
         rows: Sequence[Sequence[int | str]],
         longest: int,
     ) -> Tensor:
-        """Vectors of captions (:func:`pab.encoding.caption_vectors`)."""
+        """Vectors of captions (:func:`pab.scoring.encoding.caption_vectors`)."""
         return caption_vectors(
             encode, rows, token_budget=self.batch_size * longest, device=self.device,
             dtype=self.dtype, cache=self.cache,

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from pab.config import flag
-from pab.devices import autocast, dtype_of, keep_freed_memory, pick_device
-from pab.scoring import ScoringConfig
+from pab.core.config import flag
+from pab.core.devices import autocast, dtype_of, keep_freed_memory, pick_device
+from pab.scoring.job import ScoringConfig
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pab.annotations import GalleryImage, Query
-from pab.encoder import Encoder
+from pab.data.annotations import GalleryImage, Query
+from pab.data.images import ImageReader, ImageTransform
+from pab.data.wordpiece import Tokenizer
 from pab.encoders.captions import CaptionIds
 from pab.encoders.compute import Compute
 from pab.encoders.pooling import Pooling, similarity_of_rows
-from pab.images import ImageReader, ImageTransform
-from pab.wordpiece import Tokenizer
+from pab.scoring.encoder import Encoder
 
 CAPTION_IDS = 64  # ids a caption of the processor's 50 words may have: what a batch makes room for
 
 if TYPE_CHECKING:  # one model's library need not be there, or loaded, for the other
-    from pab.encoders.blip2 import ImageTextModel
-    from pab.encoders.clip import ClipEncoder
+    from pab.encoders.blip2.model import ImageTextModel
+    from pab.encoders.clip.model import ClipEncoder
 
 
 def clip_encoder(clip: ClipEncoder, compute: Compute) -> Encoder:

@@ -18,9 +18,9 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from pab.errors import InputError, run_cli
-from pab.files import write_text
-from pab.vocabulary_command import vocabulary_command
+from pab.core.errors import InputError, run_cli
+from pab.core.files import write_text
+from pab.data.vocabulary import vocabulary_command
 
 START, END = "<start_of_text>", "<end_of_text>"
 BYTES = 256

@@ -14,9 +14,9 @@ from typing import Literal
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from pab.config import flag
+from pab.core.config import flag
 from pab.encoders.layer_numbers import BLOCK
-from pab.training_config import ContrastiveConfig
+from pab.training.config import ContrastiveConfig
 
 IN_PROJECTION = "in_proj_weight"  # of torch's attention: queries, keys, values in one matrix
 SCRATCH = "random"  # --pretrained: no weights, a start from scratch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pab.config import CommandParser
-from pab.errors import InputError, run_cli
+from pab.core.config import CommandParser
+from pab.core.errors import InputError, run_cli
 from pab.mini import settings
 
 

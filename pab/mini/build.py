@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from pab.errors import InputError
-from pab.files import sha256_of_file, sha256_of_lines, write_json
+from pab.core.errors import InputError
+from pab.core.files import sha256_of_file, sha256_of_lines, write_json
 from pab.mini import settings
 from pab.mini.actions import ACTIONS
 from pab.mini.camera import encode

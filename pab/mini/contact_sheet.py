@@ -10,9 +10,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from pab.config import CommandParser
-from pab.errors import InputError, run_cli
-from pab.files import atomic_path, existing_file
+from pab.core.config import CommandParser
+from pab.core.errors import InputError, run_cli
+from pab.core.files import atomic_path, existing_file
 
 COLUMN, MARGIN, TEXT_HEIGHT, FONT_SIZE = 300, 10, 118, 12  # pixels
 CHARACTERS_A_LINE = 47

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pab.config import CommandParser
-from pab.errors import InputError, run_cli
-from pab.files import write_json
-from pab.notices import notice
-from pab.outputs import cannot_be_written, check_outputs
-from pab.photos import PHOTO_ENDINGS, PhotoFolder, list_photos
+from pab.core.config import CommandParser
+from pab.core.errors import InputError, run_cli
+from pab.core.files import write_json
+from pab.core.notices import notice
+from pab.core.outputs import cannot_be_written, check_outputs
+from pab.data.photos import PHOTO_ENDINGS, PhotoFolder, list_photos
 from pab.search.engine import search
 from pab.search.members import MEMBERS, read_member
 from pab.search.page import write_page

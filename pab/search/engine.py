@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pab.annotations import GalleryImage
-from pab.encoder import OpenEncoder
-from pab.photos import photo_reader
+from pab.data.annotations import GalleryImage
+from pab.data.photos import photo_reader
 from pab.ranking import top_k as best_columns
-from pab.scoring import check_finite
+from pab.scoring.encoder import OpenEncoder
+from pab.scoring.job import check_finite
 
 
 @dataclass(frozen=True)

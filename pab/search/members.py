@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol, cast
 
-from pab.config import config_from_args, names_flag
-from pab.encoder import OpenEncoder
-from pab.errors import InputError
-from pab.notices import notice
-from pab.scoring import ScoringConfig
+from pab.core.config import config_from_args, names_flag
+from pab.core.errors import InputError
+from pab.core.notices import notice
+from pab.scoring.encoder import OpenEncoder
+from pab.scoring.job import ScoringConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 # Name -> module, or file of the scripts' folder, which is no installed package.

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pab.files import write_text
-from pab.photos import load_photo
+from pab.core.files import write_text
+from pab.data.photos import load_photo
+from pab.data.thumbnails import data_url
 from pab.search.engine import Answers, Hit
-from pab.thumbnails import data_url
 
 THUMBNAIL_PX = 320  # longer side: a column of the grid on a screen of two pixels per point
 JPEG_QUALITY = 75

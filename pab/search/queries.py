@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pab.captions import has_visible
+from pab.core.errors import InputError
+from pab.data.captions import has_visible
 from pab.encoders.captions import BECOME_BLANKS
-from pab.errors import InputError
 
 
 def check_query(query: str) -> None:
     """Refuse a query that describes nothing.
 
-    The rule is that of captions (:func:`pab.captions.has_visible`), and the punctuation that
+    The rule is that of captions (:func:`pab.data.captions.has_visible`), and the punctuation that
     BLIP-2's processor drops does not count. So a query is good or bad for all models alike.
 
     Raises:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pab.errors import InputError
-from pab.files import write_text
+from pab.core.errors import InputError
+from pab.core.files import write_text
 from pab.search.engine import Answers
 
 UNREADABLE = Path("output/search/unreadable.txt")  # where neither --json nor --html is given

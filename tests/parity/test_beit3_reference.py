@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from lhp.beit3 import Beit3Config, Beit3Retrieval, adapt_state
 from lhp.tokenizer import Tokenizer
-from pab.checkpoints import load_strict, model_state, read_checkpoint
-from pab.contrastive import cached_backward, gathered_infonce
-from pab.optim import parameter_groups, warmup_cosine
+from pab.core.checkpoints import load_strict, model_state, read_checkpoint
+from pab.training.contrastive import cached_backward, gathered_infonce
+from pab.training.optim import parameter_groups, warmup_cosine
 from tests.conftest import GOLDEN, SHARED, needs_golden
 
 pytestmark = needs_golden

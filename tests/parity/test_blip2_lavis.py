@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pab.checkpoints import read_checkpoint
-from pab.encoders.blip2 import Blip2, Blip2Config, load_blip2
+from pab.core.checkpoints import read_checkpoint
+from pab.data.images import recipe
+from pab.data.wordpiece import Tokenizer
+from pab.encoders.blip2.model import Blip2, Blip2Config, load_blip2
 from pab.encoders.captions import blip_caption
 from pab.encoders.pooling import Pooling, pooled_similarity
-from pab.images import recipe
-from pab.wordpiece import Tokenizer
 from tests.parity.blip2_lavis_captions import CAPTIONS
 
 HERE = Path(__file__).resolve().parent

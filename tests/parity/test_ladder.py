@@ -15,7 +15,7 @@ from ensemble.members import load_members
 from ensemble.rerank_prior import Reranking
 from ensemble.run import RunConfig
 from ensemble.run import main as run
-from pab.config import load_config
+from pab.core.config import load_config
 from pab.ranking import ranked_names, read_ranked_list
 from pab.scores import ScoreFile, load_scores, save_scores
 from tests.conftest import GOLDEN, needs_golden

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pab.checkpoints import load_strict, model_state, read_checkpoint
-from pab.optim import parameter_groups
+from pab.core.checkpoints import load_strict, model_state, read_checkpoint
+from pab.training.optim import parameter_groups
 from tests.conftest import GOLDEN, needs_golden
 from uit.bert import BertConfig
 from uit.model import Uit, UitConfig, adapt_state

@@ -1,0 +1,145 @@
+"""What a report says beside the pictures: recall curves, weight sweeps, steps, collisions, actions.
+
+Shape letters: `Q` queries.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.report.charts import Chart, Series, line_chart
+from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.data.annotations import Query
+from pab.metrics import paired_bootstrap
+from pab.scores import ScoreFile
+
+CURVE_K = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
+LEAST_OF_AN_ACTION = 5  # queries an action needs to have a row
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a step of the fusion did to first places.
+
+    Attributes:
+        before, after: names of the two rankings.
+        won: rows whose right image came to the first place.
+        lost: rows whose right image left it.
+        gain: in R@1, percentage points, with its paired 95 % interval.
+    """
+
+    before: str
+    after: str
+    won: list[int]
+    lost: list[int]
+    gain: tuple[float, float, float]
+
+
+def recall_curve(ranks: Sequence[tuple[str, np.ndarray]]) -> Chart:
+    """R@K over K.
+
+    Args:
+        ranks: name and best rank of every query's right image [Q], for each ranking.
+    """
+    series = [
+        Series(name, CURVE_K, [100 * float((rank <= k).mean()) for k in CURVE_K])
+        for name, rank in ranks
+    ]
+    return line_chart(
+        "Share of queries whose right image is among the first K",
+        series, "K", "R@K, %", x_ticks=(1, 2, 5, 10, 20, 50), log_x=True,
+    )  # fmt: skip
+
+
+def weight_sweep(path: str | Path) -> Chart:
+    """R@1 over the weight tried, a line a member, the chosen weight ringed.
+
+    Args:
+        path: the trials that `ensemble.search` wrote.
+
+    Raises:
+        InputError: no such file, or none of the search's.
+    """
+    path = existing_file(path, "the trials of ensemble.search")
+    found: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            for row in csv.DictReader(handle):
+                if row["weight"]:  # a later try of the same weight is the one that counted
+                    figures = [float(row[name]) for name in ("weight", "R@1", "mAP")]
+                    if not all(map(math.isfinite, figures)):
+                        raise ValueError("a number that is not finite")
+                    found[row["member"]][figures[0]] = figures[1], figures[2]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # ValueError: not UTF-8 either
+        raise InputError(
+            path, "expected the columns member, weight, R@1 and mAP of ensemble.search"
+        ) from error
+    series = []
+    for member, tried in found.items():
+        if len(tried) < 2:
+            continue  # what the search starts with has no weight
+        x = sorted(tried)
+        best = max(range(len(x)), key=lambda i: (*tried[x[i]], x[i]))
+        series.append(Series(f"+ {member}", x, [tried[weight][0] for weight in x], best))
+    if not series:
+        raise InputError(
+            path, "holds no member with several weights",
+            todo="give the trials of a search by steps",
+        )  # fmt: skip
+    return line_chart(
+        "R@1 on the validation queries over what the others keep",
+        series, "what the members before keep", "R@1, %",
+    )  # fmt: skip
+
+
+def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: int) -> Change:
+    """What changed between two rankings; names and best ranks [Q]."""
+    first, second = before[1] == 1, after[1] == 1
+    difference = paired_bootstrap(100.0 * first, 100.0 * second, seed)
+    return Change(
+        before[0],
+        after[0],
+        np.flatnonzero(~first & second).tolist(),
+        np.flatnonzero(first & ~second).tolist(),
+        (difference.mean, difference.low, difference.high),
+    )
+
+
+def collisions(scores: ScoreFile) -> tuple[int, int]:
+    """Distinct first images, and queries that share theirs with another."""
+    from pab.ranking import top_k
+
+    first = top_k(scores.scores, 1)[:, 0].numpy()
+    counts = np.bincount(first)
+    return int((counts > 0).sum()), int((counts[first] > 1).sum())
+
+
+def by_action(
+    queries: Sequence[Query], ranks: Sequence[tuple[str, np.ndarray]]
+) -> list[tuple[str, int, list[float]]]:
+    """R@1 in percent of each ranking for each action, the action's number of queries.
+
+    Args:
+        queries: in the order of the ranks.
+        ranks: name and best rank [Q] of each ranking.
+    """
+    if not ranks:
+        return []
+    rows: dict[str, list[int]] = defaultdict(list)
+    for number, query in enumerate(queries):
+        if query.action is not None:
+            rows[query.action].append(number)
+    table = [
+        (action, len(chosen), [100 * float((rank[chosen] == 1).mean()) for _, rank in ranks])
+        for action, chosen in rows.items()
+        if len(chosen) >= LEAST_OF_AN_ACTION
+    ]
+    return sorted(table, key=lambda row: (row[2][0], row[0]))

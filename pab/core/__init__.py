@@ -1,0 +1,4 @@
+"""Errors, files, configs, devices, processes, checkpoints.
+
+The ground of every room, which imports no other.
+"""

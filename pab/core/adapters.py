@@ -1,0 +1,120 @@
+"""Low-rank adapters in a state dict, merged into the weights that they update.
+
+Source: Hu et al. 2021, "LoRA" (arXiv 2106.09685); Liu et al. 2024, "DoRA" (arXiv 2402.09353). The
+names are those of the peft library, which need not be installed for this.
+
+Shape letters: `O` outputs, `I` inputs of a matrix, `R` rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pab.core.errors import InputError
+
+LIBRARY_PREFIX = "base_model.model."  # peft's wrapper around the whole model
+BASE_LAYER = ".base_layer."  # peft's name of the layer that an adapter updates
+ADAPTER = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(\w+))?\.weight")
+# Other traces of adapters: biases, embeddings, copies of whole modules, other methods of peft.
+TRACES = re.compile(r"\.lora_|\.(ia3_|hada_|lokr_|oft_|vera_|modules_to_save\.|original_module\.)")
+IN_PROJECTION = "in_proj_weight"  # of torch's attention: queries, keys, values in one matrix
+ALPHA = "lora_alpha"  # setting: updates are scaled by alpha / rank
+MERGE_FIRST = "merge them with the library that trained them (peft: merge_and_unload)"
+
+
+def has_adapters(names: Mapping[str, object]) -> bool:
+    """Whether a state dict holds adapters that are not merged."""
+    return any(TRACES.search(f".{name}") for name in names)
+
+
+def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -> dict[str, Tensor]:
+    """Add every low-rank update to its weight and drop the adapters.
+
+    A matrix [O, I] becomes ``W + alpha / R * B A``. With a magnitude vector (DoRA) each of its rows
+    is then scaled to that length.
+
+    Args:
+        state: tensor name -> tensor, under peft's names.
+        alpha: the scale times the rank; None if the file does not tell.
+        path: the file, for errors.
+
+    Returns:
+        The state dict under the model's own names.
+
+    Raises:
+        InputError: unknown scale, adapters of another kind, several per weight, or adapters
+            without the weights that they update.
+    """
+    own: dict[str, Tensor] = {}
+    updates: dict[str, dict[str, Tensor]] = {}
+    adapters: set[str] = set()
+    for name, tensor in state.items():
+        name = name.replace(LIBRARY_PREFIX, "").replace(BASE_LAYER, ".")
+        match = ADAPTER.fullmatch(name)
+        if match is not None:
+            updates.setdefault(match[1], {})[match[2]] = tensor
+            adapters.add(match[3] or "")
+        elif TRACES.search(f".{name}"):
+            raise InputError(
+                path, "holds adapters of a kind that is not merged here", item=f"tensor {name!r}",
+                todo=MERGE_FIRST,
+            )  # fmt: skip
+        else:
+            own[name] = tensor
+    if len(adapters) > 1:
+        raise InputError(
+            path, f"holds {len(adapters)} sets of adapters: {', '.join(sorted(adapters))}",
+            todo=MERGE_FIRST,
+        )  # fmt: skip
+    if alpha is None:
+        raise InputError(
+            path, f"holds LoRA adapters, but not {ALPHA}, by which their updates are scaled",
+            todo=MERGE_FIRST,
+        )  # fmt: skip
+    for owner, parts in updates.items():
+        name, weight = _updated(owner, parts, own, path)
+        own[name] = _with_update(weight, parts, alpha)
+    return own
+
+
+def _updated(
+    owner: str, parts: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path
+) -> tuple[str, Tensor]:
+    """Name and value of the weight that an adapter updates."""
+    down, up = parts.get("A"), parts.get("B")
+    if down is not None and up is not None and down.ndim == up.ndim == 2:
+        for name in (f"{owner}.weight", f"{owner}.{IN_PROJECTION}"):
+            if name in own and own[name].shape == (len(up), down.shape[1]):
+                return name, own[name]
+    raise InputError(
+        path, "holds an adapter without the weight [O, I] that it updates",
+        item=f"adapter of {owner!r}", todo=f"give whole weights, or {MERGE_FIRST}",
+    )  # fmt: skip
+
+
+def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> Tensor:
+    """Weight [O, I] with its update, in its own number format; computed in float32 at least."""
+    down, up, magnitude = parts["A"], parts["B"], parts.get("magnitude_vector")
+    precise = torch.promote_types(weight.dtype, torch.float32)
+    update = up.to(precise) @ down.to(precise) * (alpha / len(down))  # [O, R] [R, I] -> [O, I]
+    result = weight.to(precise) + update
+    if magnitude is not None:
+        length = torch.linalg.norm(result, dim=1)  # [O]
+        result = result * (magnitude.to(precise) / length)[:, None]
+    return result.to(weight.dtype)
+
+
+def alpha_of(checkpoint: Mapping[str, Any]) -> float | None:
+    """Find the adapters' alpha in the settings that a checkpoint keeps beside its weights."""
+    for key in ("config", "args", "metadata"):
+        settings = checkpoint.get(key)
+        held = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})
+        if ALPHA in held:
+            return float(held[ALPHA])
+    return None

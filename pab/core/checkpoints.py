@@ -1,0 +1,415 @@
+"""Checkpoints: reading released formats safely, loading strictly, saving whole, resuming exactly.
+
+Pickled files can bring tensors and plain containers but never run code
+(:mod:`pab.core.tensor_files`).
+``argparse.Namespace`` is let in, because released checkpoints carry their arguments in one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import random
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pab.core.errors import InputError
+from pab.core.file_kinds import Kind, file_kind
+from pab.core.files import atomic_path, existing_file, sha256_of_file
+from pab.core.notices import notice
+from pab.core.state_dicts import model_state as model_state
+from pab.core.tensor_files import other_kind, read_tensors, write_tensors
+
+NAMES_SHOWN = 5  # how many tensor names an error lists
+# 2: a state also holds skipped steps, facts of its weight files and hashes of the run's files.
+TRAINING_STATE_VERSION = 2
+READABLE_STATE_VERSIONS = (1, TRAINING_STATE_VERSION)
+STATE_MARK = "training_state"  # key of a training state's version
+SINCE_VERSION_2 = {"skipped", "facts", "content"}  # fields of a state
+LET_IN = (argparse.Namespace,)  # classes a checkpoint may hold besides tensors and plain values
+SAFETENSORS = ".safetensors"
+COPY_AGAIN = "copy or download it again from where it came"  # the remedy for a damaged checkpoint
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; large tensors stay on disk until they are used.
+
+    The content tells the format, not the name.
+
+    Args:
+        path: a safetensors file (gives ``{"model": tensors, "metadata": {str: str}}``), or what
+            ``torch.save`` wrote.
+
+    Raises:
+        InputError: no such file, no checkpoint, damaged, or holding Python objects.
+    """
+    path = existing_file(path, "a checkpoint")
+    found = file_kind(path)
+    named_safetensors = path.suffix == SAFETENSORS
+    if found.kind is Kind.SAFETENSORS:
+        if path.suffix and not named_safetensors:
+            notice(path, f"a safetensors file with the ending {path.suffix}, read as one")
+        return _read_safetensors(path)
+    if named_safetensors and found.kind is not Kind.TORCH:
+        raise other_kind(path, "a safetensors file", found, COPY_AGAIN)
+    if named_safetensors:
+        notice(path, f"a file of torch.save with the ending {SAFETENSORS}, read as one")
+    loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN, todo=COPY_AGAIN)
+    if not isinstance(loaded, Mapping):
+        raise InputError(
+            path, f"expected a checkpoint (a dict of tensors), found {type(loaded).__name__}"
+        )
+    return weights_of_state(loaded, path) if STATE_MARK in loaded else dict(loaded)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            return {"model": tensors, "metadata": handle.metadata() or {}}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            path, f"expected a safetensors file, found a damaged one ({error})", todo=COPY_AGAIN
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Result of a loading, by tensor name; all but ``loaded`` were allowed by the caller."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]  # in the model, not in the checkpoint: the model keeps its own
+    unexpected: tuple[str, ...]  # in the checkpoint, not in the model: left out
+    ignored: tuple[str, ...]  # left out of the comparison, on either side
+
+    def tell(self, path: str | Path) -> None:
+        """Print one notice each about parts that begin anew and parts that are left out."""
+        for what, names in (("begin anew", self.missing), ("left out", self.unexpected)):
+            if names:
+                groups = sorted({".".join(name.split(".")[:2]) for name in names})
+                more = f" and {len(groups) - NAMES_SHOWN} more" if len(groups) > NAMES_SHOWN else ""
+                notice(
+                    path, f"{what}: {len(names)} tensors ({', '.join(groups[:NAMES_SHOWN])}{more})"
+                )
+
+
+def load_strict(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> LoadReport:
+    """Copy weights into a model, into the model's own number format; all of them or none.
+
+    Args:
+        model: receives the weights.
+        state: tensor name -> tensor, as :func:`model_state` gives it.
+        path: the file they came from, for the error.
+        allow_missing: shell-style patterns of names the checkpoint need not have.
+        allow_unexpected: patterns of names the model need not have.
+        ignore: patterns of names that are neither loaded nor compared, even if both have them.
+
+    Raises:
+        InputError: names or shapes differ, a kind of number differs (float for integer), or a
+            weight is NaN or infinite. The model is unchanged.
+    """
+    own = model.state_dict()
+    ignored = tuple(sorted(name for name in {*own, *state} if _matches(name, ignore)))
+    wanted = {name: tensor for name, tensor in own.items() if not _matches(name, ignore)}
+    given = {name: tensor for name, tensor in state.items() if not _matches(name, ignore)}
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    loaded = [name for name in wanted if name in given]
+    problems = [
+        _listed("missing", [n for n in missing if not _matches(n, allow_missing)]),
+        _listed("unexpected", [n for n in unexpected if not _matches(n, allow_unexpected)]),
+        _listed("of another shape", [
+            f"{name} (expected {list(wanted[name].shape)}, found {list(given[name].shape)})"
+            for name in loaded if wanted[name].shape != given[name].shape
+        ]),
+        _listed("of another kind of number", [
+            f"{name} (expected {wanted[name].dtype}, found {given[name].dtype})"
+            for name in loaded
+            if wanted[name].is_floating_point() != given[name].is_floating_point()
+        ]),
+    ]  # fmt: skip
+    found = "; ".join(problem for problem in problems if problem)
+    if found:
+        raise InputError(
+            path, f"its tensors do not fit the model: {found}",
+            todo="give the checkpoint of this model and size",
+        )  # fmt: skip
+    for name in loaded:
+        _require_finite(given[name], wanted[name].dtype, name, path)
+    with torch.no_grad():
+        for name in loaded:
+            wanted[name].copy_(given[name])
+    return LoadReport(tuple(loaded), tuple(missing), tuple(unexpected), ignored)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(names[:NAMES_SHOWN])}{more}"
+
+
+def _require_finite(value: Tensor, dtype: torch.dtype, name: str, path: str | Path) -> None:
+    """Refuse NaN and infinity, and numbers that become infinite in the model's own format."""
+    if not value.is_floating_point():
+        return
+    # One sum says it for nearly every tensor; only a sum that overflows needs the exact look.
+    if not torch.isfinite(value.sum(dtype=torch.float32)):
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise InputError(
+                path, f"expected finite weights, found {bad} of {value.numel()} NaN or infinite",
+                item=f"tensor '{name}'", todo="the file is damaged or its training diverged",
+            )  # fmt: skip
+    if torch.finfo(dtype).max < torch.finfo(value.dtype).max:
+        bad = int((~torch.isfinite(value.to(dtype))).sum())
+        if bad:
+            raise InputError(
+                path, f"{bad} of {value.numel()} weights are too large for {dtype}",
+                item=f"tensor '{name}'", todo="load the model in fp32",
+            )  # fmt: skip
+
+
+def checkpoint_hash(path: str | Path) -> str:
+    """SHA-256 of a checkpoint file, as 64 hex digits.
+
+    Raises:
+        InputError: no such file.
+    """
+    return sha256_of_file(existing_file(path, "a checkpoint"))
+
+
+def save_weights(
+    path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights atomically; the same weights give the same bytes.
+
+    Args:
+        path: ``.safetensors``; or ``.pth``/``.pt``, holding ``{"model": ..., "metadata": ...}``.
+        state: tensor name -> tensor. Tied tensors are written once for each name.
+        metadata: what the weights are and where they came from.
+
+    Raises:
+        InputError: another ending; the file cannot be written.
+    """
+    path = Path(path)
+    facts = {str(key): str(value) for key, value in sorted((metadata or {}).items())}
+    tensors = _apart(state)
+    if path.suffix == SAFETENSORS:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=facts)
+            _sort_metadata(temporary)
+    elif path.suffix in (".pth", ".pt"):
+        write_tensors(path, {"model": tensors, "metadata": facts})
+    else:
+        raise InputError(path, "expected the ending .safetensors, .pth or .pt")
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each alone in its memory: the others are copied.
+
+    A view would carry its whole storage into the file, and safetensors refuses shared memory.
+    """
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, given in state.items():
+        tensor = given.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        apart[name] = tensor
+    return apart
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata into sorted order, in place; the writer's is random."""
+    with path.open("r+b") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        if len(text) > length:
+            raise RuntimeError(f"safetensors header grew from {length} to {len(text)} bytes")
+        handle.seek(8)
+        handle.write(text.ljust(length))
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """State of a training run, from which it resumes exactly.
+
+    Holds tensors and plain containers only. ``rng`` has one :func:`rng_state` per process, by rank.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    step: int  # optimizer steps done; the schedule's place
+    epoch: int  # epoch the run is in, from 0
+    step_in_epoch: int  # steps done in it
+    rng: list[dict[str, Any]]
+    config: dict[str, Any]
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ema: dict[str, Any] | None = None
+    best_metric: float | None = None
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # steps: total, in_row
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)  # of its weight files
+    content: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # setting -> hash of its files
+
+
+def save_training_state(path: str | Path, state: TrainingState) -> None:
+    """Write a training state atomically.
+
+    Raises:
+        TypeError: it holds something that safe reading would refuse; named by its place.
+        InputError: the file cannot be written.
+    """
+    fields = {
+        field.name: _plain(getattr(state, field.name), field.name)
+        for field in dataclasses.fields(state)
+    }
+    write_tensors(path, {STATE_MARK: TRAINING_STATE_VERSION, **fields})
+
+
+def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingState:
+    """Read a training state, of this version or an earlier one, onto the CPU.
+
+    Args:
+        path: the file.
+        mmap: leave tensors on disk until they are used; for a caller that does not write to them.
+
+    Raises:
+        InputError: no such file, damaged, or no training state of a known version.
+    """
+    loaded = read_tensors(path, "a training state", mmap=mmap, also=LET_IN)
+    version = loaded.pop(STATE_MARK, None) if isinstance(loaded, dict) else None
+    names = {field.name for field in dataclasses.fields(TrainingState)}
+    if version == 1:
+        names -= SINCE_VERSION_2
+    if version not in READABLE_STATE_VERSIONS or loaded.keys() != names:
+        raise InputError(
+            path, f"expected a training state of version 1 to {TRAINING_STATE_VERSION}, found "
+            + ("another file" if version is None else f"version {version}"),
+            todo="weights alone start a run with --finetune; they cannot resume one",
+        )  # fmt: skip
+    return TrainingState(**loaded)
+
+
+def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Weights inside a training state: what the run's ``checkpoint-final.pth`` would hold now.
+
+    Args:
+        loaded: a training state as it is in its file.
+        path: the file, for the notice.
+
+    Returns:
+        ``{"model": ..., "metadata": ..., "config": ..., "step": ...}``: the averaged weights if the
+        run keeps an average, else its own; facts of its weight files; its settings; steps done.
+
+    Raises:
+        InputError: the file has no weights.
+    """
+    weights, average = loaded.get("model"), loaded.get("ema")
+    if not isinstance(weights, Mapping):
+        raise InputError(path, "expected a training state, found one without weights")
+    kind = "its weights"
+    if isinstance(average, Mapping):
+        averaged = {**average["shadow"], **average["buffers"]}
+        weights = {name: averaged.get(name, tensor) for name, tensor in weights.items()}
+        kind = "its averaged weights (--ema_decay)"
+    notice(path, f"a training state; {kind} are used")
+    return {
+        "model": dict(weights),
+        "metadata": dict(loaded.get("facts") or {}),
+        "config": dict(loaded.get("config") or {}),
+        STATE_MARK: loaded[STATE_MARK],
+        "step": loaded.get("step"),
+    }
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value in tensors and plain containers, which ``weights_only`` reading accepts."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return value.as_posix()
+    if isinstance(value, Mapping):
+        return {_plain(k, where): _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{where}: {type(value).__name__} cannot go into a training state")
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """State of every random generator this process draws from: Python, NumPy, torch, its device."""
+    legacy: Any = np.random.get_state(legacy=True)
+    kind, words, *rest = legacy
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [kind, words.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    getter, _ = _device_generator(device)
+    if getter is not None:
+        state[device.type] = getter()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put back what :func:`rng_state` gave.
+
+    A run that resumes on another kind of device has no saved state for it: that generator stays as
+    it was seeded.
+    """
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, numpy_words, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(numpy_words, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    _, setter = _device_generator(device)
+    if setter is not None and device.type in state:
+        setter(state[device.type])
+
+
+def _device_generator(
+    device: torch.device,
+) -> tuple[Callable[[], Tensor] | None, Callable[[Tensor], None] | None]:
+    """How to read and set the generator of an accelerator; (None, None) for the CPU."""
+    if device.type == "cuda":
+        return (
+            lambda: torch.cuda.get_rng_state(device),
+            lambda state: torch.cuda.set_rng_state(state, device),
+        )
+    if device.type == "mps":
+        return torch.mps.get_rng_state, torch.mps.set_rng_state
+    return None, None

@@ -1,0 +1,194 @@
+"""Everything that depends on the device: which one, its number formats, its random generators."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import random
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pab.core.errors import InputError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+# Whether the processor multiplies bfloat16 in matrix tiles (Intel's AMX). A constant, for
+# torch.compile would warn of a cached function.
+HAS_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a user asked for; ``auto`` takes CUDA, then MPS, then the CPU, whatever is there.
+
+    Under torchrun, CUDA means the GPU of this process (``LOCAL_RANK``).
+
+    Raises:
+        InputError: the name is unknown, or the machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda":
+        local_rank = local_rank_of_torchrun()
+        if local_rank >= torch.cuda.device_count() or not torch.cuda.is_available():
+            raise InputError(
+                "--device", f"expected CUDA GPU {local_rank}, found {torch.cuda.device_count()} "
+                "usable GPUs", todo="use --device cpu, or start fewer processes",
+            )  # fmt: skip
+        return torch.device("cuda", local_rank)
+    if name == "mps":
+        if not _has_mps():
+            raise InputError(
+                "--device", "expected Apple's MPS, found none", todo="use --device cpu"
+            )
+        return torch.device("mps")
+    raise InputError("--device", f"expected auto, cuda, mps or cpu, found '{name}'")
+
+
+def local_rank_of_torchrun() -> int:
+    """``LOCAL_RANK``, 0 where it is not set.
+
+    Raises:
+        InputError: it is no number.
+    """
+    found = os.environ.get("LOCAL_RANK", "0")
+    if not found.isdigit():
+        raise InputError("LOCAL_RANK", f"expected a number, found {found!r}")
+    return int(found)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch type of ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        InputError: another name.
+    """
+    if name not in DTYPES:
+        raise InputError("--dtype", f"expected {', '.join(DTYPES)}, found '{name}'")
+    return DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """A context in which matrix products run in ``dtype``; for float32 it changes nothing.
+
+    Raises:
+        InputError: float16 on a CPU, which has no fast kernels for it and overflows unnoticed.
+    """
+    if dtype == torch.float32:
+        return nullcontext()
+    if dtype == torch.float16 and device.type == "cpu":
+        raise InputError("--dtype", "fp16 does not run on a CPU", todo="use bf16 or fp32")
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, :func:`autocast` is off: similarities and losses keep the precision of vectors."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def in_autocast_format(x: Tensor) -> Tensor:
+    """On a CPU under :func:`autocast`, ``x`` in its number format; elsewhere ``x`` as it is.
+
+    For a residual stream: norms and sums keep the format that comes in, so that with float32 each
+    matrix product first casts its input, a quarter of a training step there (docs/log.md).
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
+
+
+def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """A loss scaler: active for float16, whose small gradients vanish; for others idle."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention in the number format that the device is fastest in.
+
+    On a CPU torch's attention in bfloat16 is slower than in float32 when gradients are needed: its
+    backward pass takes up to nine times as long (docs/log.md). So it runs in float32 there, but for
+    scoring on processors with matrix tiles, whose forward pass is the faster one.
+
+    Args:
+        q: [B, H, N, C].
+        k: [B, H, M, C].
+        v: [B, H, M, C].
+        mask: broadcast to [B, H, N, M]: bool, true where a key may be seen, or float, added to the
+            logits; None sees all.
+        dropout: probability with which a weight is dropped; the caller knows whether it trains.
+
+    Returns:
+        [B, H, N, C] in the format of ``v``.
+    """
+    as_it_is = q.device.type != "cpu" or v.dtype == torch.float32
+    if as_it_is or (HAS_TILES and not torch.is_grad_enabled()):
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(v.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    if mask is not None and mask.requires_grad and not dropout and HAS_TILES:
+        # torch's fused kernels take no such mask; two products in tiles beat its way around.
+        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask).softmax(dim=-1)
+        return weights.to(v.dtype) @ v
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
+    with full_precision(q.device):
+        out = F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout
+        )
+    return out.to(v.dtype)
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let this process keep the memory it frees, where glibc's allocator would return it.
+
+    A batch on a CPU frees hundreds of megabytes of activations, and the next one asks for them
+    again; returned pages are cleared anew each time, a fifth of a training step (docs/log.md). Does
+    nothing for other devices and systems. What the process once held it no longer gives back.
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Return the memory this process has freed, even after :func:`keep_freed_memory`.
+
+    For a process that has held far more than it will need again. Does nothing outside glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices) with ``seed + rank``."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished what was asked of it: needed before reading a clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

@@ -1,0 +1,104 @@
+"""Files that appear whole or not at all, and the hashes that name them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pab.core.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; rename it into place when the block ends well.
+
+    If the block raises, the temporary file is removed and ``path`` is as it was before.
+
+    Raises:
+        InputError: the folder cannot be made, or the file cannot be written (disk full, no right).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(path, "expected a file to write, found a directory")
+    if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+        raise InputError(path, "expected a file to write, found something else")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise InputError(path, f"cannot be written: {error.strerror or error}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; outputs are ordinary files
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(path, f"cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """The path, if it is a readable regular file.
+
+    Raises:
+        InputError: it is missing, a directory, or unreadable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(path, f"expected {what}, found a directory")
+    if not path.is_file():
+        raise InputError(path, f"expected {what}, found no such file")
+    if not os.access(path, os.R_OK):
+        raise InputError(path, f"expected {what}, found a file without read permission")
+    return path
+
+
+def existing_folder(path: str | Path, what: str) -> Path:
+    """The path, if it is a directory.
+
+    Raises:
+        InputError: it is missing or not a directory.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise InputError(path, f"expected {what}, found a file")
+    if not path.is_dir():
+        raise InputError(path, f"expected {what}, found no such folder")
+    return path
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_of_lines(lines: list[str]) -> str:
+    """SHA-256 of strings, each closed by a newline: it names a set of ids or captions."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()

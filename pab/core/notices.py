@@ -1,0 +1,56 @@
+"""Notices: one line on stderr for every assumption made about an input.
+
+A reader that accepts a file in another form than the usual one says so with :func:`notice`. Each
+text is printed once per process, and only by the main process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_said: set[str] = set()
+_records: list[list[tuple[str, str]]] = []
+
+
+def notice(where: str | Path, text: str) -> None:
+    """Print ``note: WHERE: TEXT`` on stderr, once.
+
+    Args:
+        where: the file, flag or setting that the assumption is about.
+        text: what was assumed or left out, in one clause.
+    """
+    for record in _records:
+        record.append((str(where), text))
+    line = " ".join(f"note: {where}: {text}".split())
+    if line in _said or not _is_main():
+        return
+    _said.add(line)
+    print(line, file=sys.stderr)
+
+
+def _is_main() -> bool:
+    """Whether this process prints notices; one that has not imported torch works alone."""
+    if "torch" not in sys.modules:
+        return True
+    from pab.core import processes
+
+    return processes.is_main()
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[str, str]]]:
+    """Collect the places and texts of all notices of the block, printed or not."""
+    record: list[tuple[str, str]] = []
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records.remove(record)
+
+
+def forget_notices() -> None:
+    """Allow every notice to be printed again (for tests, which share one process)."""
+    _said.clear()

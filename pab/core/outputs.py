@@ -1,0 +1,92 @@
+"""Checks of output files and folders before any work: nothing is written or made here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pab.core.errors import InputError
+
+NONE_HINT = "--{} none writes nothing"
+
+
+def cannot_be_written(path: Path) -> str | None:
+    """Why a file cannot be written, as the end of a sentence about it; None if it can."""
+    if path.is_dir():
+        return "is a directory"
+    if path.exists() and not path.is_file():
+        return "is no file"
+    return _closed(path.absolute().parent)
+
+
+def _closed(folder: Path) -> str | None:
+    """Why no file can be made in a folder, which need not exist; None if one can."""
+    above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        return f"cannot be written: {above} is no folder that can be written"
+    return None
+
+
+def check_outputs(outputs: Mapping[str, str | Path | None], *, omit: str = NONE_HINT) -> None:
+    """Refuse outputs that could not be written or would overwrite one another.
+
+    Args:
+        outputs: flag without its dashes -> file to write; None writes nothing.
+        omit: how to write no file, with the flag's name in the braces.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    seen: dict[Path, str] = {}
+    for name, value in outputs.items():
+        if not value:
+            continue
+        problem = cannot_be_written(Path(value))
+        if problem is not None:
+            raise InputError(f"--{name}", f"{value} {problem}", todo=omit.format(name))
+        other = seen.setdefault(Path(value).absolute(), name)
+        if other != name:
+            raise InputError(
+                f"--{other}", f"{value} is given as --{name} too", todo="give two different files"
+            )
+
+
+def check_output_folder(flag: str, path: str | Path) -> None:
+    """Refuse a folder in which no file could be made.
+
+    Args:
+        flag: the setting that names it, for the error.
+        path: the folder, which need not exist.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    problem = _closed(Path(path).absolute())
+    if problem is not None:
+        raise InputError(flag, f"{path} {problem}")
+
+
+def check_free_space(flag: str, path: str | Path, needed: int, what: str, *, todo: str) -> None:
+    """Refuse a folder whose disk has less free space than needed.
+
+    Args:
+        flag: the setting that names the folder, for the error.
+        path: the folder, which need not exist.
+        needed: bytes.
+        what: what needs them.
+        todo: what the user can do.
+
+    Raises:
+        InputError: naming the flag, the room needed and found.
+    """
+    folder = Path(path).absolute()
+    disk = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(disk).free
+    if free < needed:
+        raise InputError(
+            flag,
+            f"expected {needed / 1e9:.2f} GB for {what} at {path}, found {free / 1e9:.2f} GB free",
+            todo=todo,
+        )

@@ -1,0 +1,349 @@
+"""Several processes working as one: started by torchrun, or one process alone.
+
+Every function here works in both cases; alone, gathering returns what it was given. Gloo carries
+CPU tensors, NCCL CUDA tensors.
+
+Gradients: :func:`all_gather_with_grad` sums over processes on its way back and
+:func:`average_gradients` then takes the mean over processes (as DistributedDataParallel does).
+Together, N processes that each compute the loss of their own rows against all rows, averaged, give
+the gradient of one process on the whole batch.
+
+Legend: ``B`` rows a process holds, ``W`` processes, ``D`` width.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+# Its functions have the group as a default argument. If torch imports it after the group is joined
+# (with torch._dynamo), the group and gloo's threads outlive `close`, and a thread that drops a
+# tensor while the interpreter exits aborts it: "terminate called without an active exception".
+import torch.distributed.nn.functional
+from torch import Tensor, nn
+
+from pab.core.errors import InputError, LostProcessError
+
+T = TypeVar("T")
+
+# How gloo, which has no error class of its own, says that a process is gone.
+_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
+
+_START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
+
+BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients exchanged at once: 32 MiB in float32
+
+
+def init_processes(device: torch.device) -> None:
+    """Join the group that torchrun started (``RANK``, ``WORLD_SIZE``); alone: nothing.
+
+    Raises:
+        InputError: one of torchrun's variables is missing or out of range, or the group cannot be
+            joined (port in use, no such network interface).
+    """
+    started = "RANK" in os.environ or "WORLD_SIZE" in os.environ
+    if not started or dist.is_initialized():
+        return
+    world = _number_in_environment("WORLD_SIZE", 1)
+    number = _number_in_environment("RANK", 0, world - 1)
+    port = _number_in_environment("MASTER_PORT", 1, 65_535)
+    address = os.environ.get("MASTER_ADDR")
+    if not address:
+        raise InputError("MASTER_ADDR", f"expected an address, found {address!r}", todo=_START)
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{address}:{port}", f"process {number} of {world} cannot join the others: {reason}",
+            todo="torchrun --standalone chooses a free port",
+        ) from error  # fmt: skip
+
+
+def _number_in_environment(name: str, least: int, most: int | None = None) -> int:
+    """Read one of torchrun's variables.
+
+    Raises:
+        InputError: it is not set, or no number from ``least`` to ``most``.
+    """
+    text = os.environ.get(name, "")
+    number = int(text) if text.isascii() and text.isdigit() else None
+    if number is None or number < least or (most is not None and number > most):
+        end = "" if most is None else f" to {most}"
+        raise InputError(
+            name, f"expected a number from {least}{end}, found {os.environ.get(name)!r}",
+            todo=_START,
+        )  # fmt: skip
+    return number
+
+
+def close() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the group of torchrun's processes inside the block; alone: nothing.
+
+    See :func:`leaving_together`.
+    """
+    init_processes(device)
+    with leaving_together():
+        yield
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Leave the group at the end of the block, whatever happens.
+
+    The processes wait for one another, so that none reports success if the one that writes fails.
+    A process that fails does not wait, and ends the others: gloo's connections close with it. NCCL,
+    whose orderly end waits for all, is left to torchrun, which stops the other processes.
+
+    Raises:
+        LostProcessError: the connection to another process is lost, mostly because it has ended.
+    """
+    try:
+        yield
+        barrier()
+        close()
+    except BaseException as error:
+        number, count = rank(), world_size()
+        if dist.is_initialized() and dist.get_backend() != "nccl":
+            # The frames of a failed exchange keep the group alive as well; see the imports.
+            traceback.clear_frames(error.__traceback__)
+            close()
+        lost = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and _LOST.search(str(error))
+        )
+        if count > 1 and lost:
+            reason = str(error).strip().partition("\n")[0]
+            raise LostProcessError(
+                f"process {number} of {count} has lost another one ({reason}); one that has "
+                "ended says why itself"
+            ) from error
+        raise
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files (rank 0)."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def share_of(count: int) -> range:
+    """This process's indices below ``count``: every W-th, so that none is left out or doubled."""
+    return range(rank(), count, world_size())
+
+
+class _AllGather(torch.autograd.Function):
+    # torch.distributed.nn.all_gather does the same, but is deprecated for a private module.
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = rows.shape[0]
+        gathered = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)  # [B*W, D]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # all_reduce is in place
+        dist.all_reduce(total)
+        return total[rank() * ctx.count : (rank() + 1) * ctx.count]
+
+
+def all_gather_with_grad(rows: Tensor) -> Tensor:
+    """Rows of all processes, in rank order, through which gradients flow back to their owners.
+
+    Args:
+        rows: ``[B, D]``, the same shape in every process.
+
+    Returns:
+        ``[B*W, D]``. Backward gives each process the gradients of its rows summed over processes.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _AllGather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every ``.grad`` by its mean over processes.
+
+    A parameter that has a gradient in some processes counts as zero in the others; one that has
+    none anywhere keeps none.
+    """
+    if world_size() == 1:
+        return
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if not wanted:
+        return
+    device = wanted[0].device
+    present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.int32, device=device)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    gradients: list[Tensor] = []
+    for parameter, has_gradient in zip(wanted, present.tolist(), strict=True):
+        if has_gradient:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        parts = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one dtype, up to ``BUCKET_ELEMENTS`` each (or one larger tensor)."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(item.numel() for item in bucket) + tensor.numel() > BUCKET_ELEMENTS
+        if bucket and (full or bucket[0].dtype != tensor.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.device) -> Tensor:
+    """Rows of all processes on every process, in the order of their ids.
+
+    Args:
+        ids: of this process's rows; over all processes 0 to ``total`` - 1, each once.
+        rows: float32 [B, D] on the CPU; None where this process has none.
+        total: how many ids there are.
+        device: of the group, where rows are exchanged.
+
+    Returns:
+        float32 [total, D] on the CPU.
+
+    Raises:
+        ValueError: an id is missing, or there twice.
+    """
+    if rows is not None and len(ids) != len(rows):
+        raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
+    all_ids = gather_objects(list(ids))
+    seen = Counter(one for part in all_ids for one in part)
+    missing = [one for one in range(total) if one not in seen]
+    odd = [one for one, count in seen.items() if count > 1 or not 0 <= one < total]
+    if missing or odd:
+        raise ValueError(
+            f"expected the ids 0 to {total - 1}, each once; missing {missing[:5]}, "
+            f"double or foreign {odd[:5]}"
+        )
+    widths = gather_objects(0 if rows is None else rows.shape[1])
+    if rows is None:
+        rows = torch.empty(0, max(widths))
+    result = torch.empty(total, max(widths), dtype=rows.dtype)
+    if world_size() == 1:
+        result[ids] = rows
+        return result
+    padded = rows.new_zeros(max(map(len, all_ids)), max(widths))  # one shape for all
+    padded[: len(rows)] = rows
+    padded = padded.to(device)
+    gathered = [torch.empty_like(padded) for _ in all_ids]
+    dist.all_gather(gathered, padded)
+    for part, found in zip(all_ids, gathered, strict=True):
+        result[part] = found[: len(part)].cpu()
+    return result
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's value, in rank order, on every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: T) -> T:
+    """The main process's value, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value if is_main() else None]
+    dist.broadcast_object_list(box, src=0)
+    received: Any = box[0]
+    return received
+
+
+def on_main(make: Callable[[], T]) -> T:
+    """Call a function in the main process; give its result to every process.
+
+    Raises:
+        InputError: the main process's own, in every process.
+    """
+    result: T | None = None
+    error: InputError | None = None
+    if is_main():
+        try:
+            result = make()
+        except InputError as raised:
+            error = raised
+    shared, error = broadcast_object((result, error))
+    if error is not None:
+        raise error
+    return cast(T, shared)
+
+
+def broadcast(value: Tensor) -> Tensor:
+    """The main process's tensor, on every process, which all hold one of its shape."""
+    if world_size() == 1 or value.numel() == 0:
+        return value
+    received = value.clone()
+    dist.broadcast(received, src=0)
+    return received
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's batch statistics (buffers of reals), in place.
+
+    Each process gathers its own while it trains; what is validated and written is the main one's.
+    """
+    if world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.broadcast(buffer, src=0)
+
+
+def reduce_mean(value: Tensor) -> Tensor:
+    """Mean of a tensor over processes, without gradient, on every process."""
+    mean = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(mean)
+        mean /= world_size()
+    return mean

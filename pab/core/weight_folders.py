@@ -1,0 +1,155 @@
+"""Folders of weights, recognised by content: which library wrote them and for which model.
+
+A folder may be renamed, copied or made of links; its name tells nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pab.core.errors import InputError
+from pab.core.file_kinds import Kind, file_kind
+from pab.core.files import existing_folder
+
+OPENCLIP_CONFIG = "open_clip_config.json"
+TRANSFORMERS_CONFIG = "config.json"
+# Names that libraries give their weights; a folder of several files is read by these, in order.
+USUAL_NAMES = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
+    "pytorch_model.bin",
+)  # fmt: skip
+# What training writes beside weights.
+NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
+
+
+class Family(enum.Enum):
+    """Model that a folder describes."""
+
+    OPENCLIP = "an OpenCLIP model"
+    TRANSFORMERS_CLIP = "a CLIP model of transformers"
+    BERT = "BERT's weights"
+    BLIP2 = "a BLIP-2 model of transformers"
+    VOCABULARY = "a vocabulary without weights"
+    WEIGHTS = "weights without a configuration"
+    OTHER = "another model of transformers"
+    NONE = "no weights"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFolder:
+    """A folder's model and its files of weights.
+
+    Attributes:
+        path: of the folder.
+        family: the model.
+        weights: files of ``torch.save`` or safetensors, and those with usual names whatever they
+            hold (reading them names the damage); these come first.
+    """
+
+    path: Path
+    family: Family
+    weights: tuple[Path, ...]
+
+
+def weight_folder(path: str | Path) -> WeightFolder:
+    """Recognise a folder.
+
+    Raises:
+        InputError: no such folder.
+    """
+    path = existing_folder(path, "a folder of weights")
+    weights = tuple(sorted(_weights(path), key=_by_usual_name))
+    return WeightFolder(path, _family(path, weights), weights)
+
+
+def weights_of_folder(path: str | Path, family: Family) -> Path:
+    """Find the one file of weights in a folder of a model, or in one without a configuration.
+
+    Raises:
+        InputError: no such folder, another model, no weights, or several files of them.
+    """
+    folder = weight_folder(path)
+    if folder.family not in (family, Family.WEIGHTS):
+        raise InputError(path, f"expected {family.value} in it, found {folder.family.value}")
+    return only_weights(folder)
+
+
+def only_weights(folder: WeightFolder) -> Path:
+    """The folder's file of weights: its only one, or the one with a usual name.
+
+    Raises:
+        InputError: none, or several without a usual name.
+    """
+    if not folder.weights:
+        raise InputError(folder.path, "holds no weights", todo="name their file instead of it")
+    if len(folder.weights) > 1 and folder.weights[0].name not in USUAL_NAMES:
+        names = ", ".join(file.name for file in folder.weights[:3])
+        raise InputError(
+            folder.path, f"expected one file of weights, found {len(folder.weights)} ({names})",
+            todo="name the file instead of the folder",
+        )  # fmt: skip
+    return folder.weights[0]
+
+
+def weights_or_path(path: str | Path) -> Path:
+    """The file of weights in a folder; the path itself if it is no folder, or holds none.
+
+    Raises:
+        InputError: several files without a usual name.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    folder = weight_folder(path)
+    return only_weights(folder) if folder.weights else path
+
+
+def _weights(path: Path) -> Iterator[Path]:
+    for file in path.iterdir():
+        if not file.is_file() or file.name.startswith((*NO_WEIGHTS, ".")):
+            continue
+        kinds = (Kind.TORCH, Kind.SAFETENSORS)
+        if file.name in USUAL_NAMES or file_kind(file).kind in kinds:
+            yield file
+
+
+def _by_usual_name(file: Path) -> tuple[int, str]:
+    known = file.name in USUAL_NAMES
+    return (USUAL_NAMES.index(file.name) if known else len(USUAL_NAMES), file.name)
+
+
+def _family(path: Path, weights: tuple[Path, ...]) -> Family:
+    if (path / OPENCLIP_CONFIG).is_file():
+        return Family.OPENCLIP
+    config = _json(path / TRANSFORMERS_CONFIG)
+    if config is not None:
+        return _family_of(config)
+    if weights:
+        return Family.WEIGHTS
+    return Family.VOCABULARY if (path / "vocab.txt").is_file() else Family.NONE
+
+
+def _family_of(config: dict[str, Any]) -> Family:
+    """Model of a transformers configuration."""
+    kind = str(config.get("model_type", "")).lower()
+    architectures = " ".join(map(str, config.get("architectures") or ())).lower()
+    for family, word in (
+        (Family.BLIP2, "blip-2"), (Family.TRANSFORMERS_CLIP, "clip"), (Family.BERT, "bert"),
+    ):  # fmt: skip
+        if kind == word or (not kind and word.replace("-", "") in architectures):
+            return family
+    return Family.OTHER
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """An object in a JSON file; None if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,94 @@
+"""Bad lines of a set: all are counted by kind, the first ones are named, then one error is raised.
+
+The kind of a fault is what its message expected: the words before ``, found``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pab.core.errors import InputError
+
+NAMED = 20  # bad lines that one error names
+
+
+class BadLines:
+    """Collects the faults of a set's lines.
+
+    Args:
+        listed: called with each fault's one line of text.
+
+    Attributes:
+        kinds: kind of fault -> number of lines.
+        first: the first :data:`NAMED` faults.
+    """
+
+    def __init__(self, listed: Callable[[str], object] | None = None) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.first: list[InputError] = []
+        self._listed = listed
+
+    @property
+    def total(self) -> int:
+        """Number of bad lines."""
+        return self.kinds.total()
+
+    def add(self, error: InputError) -> None:
+        """Count a fault."""
+        self.kinds[error.problem.partition(", found")[0]] += 1
+        if len(self.first) < NAMED:
+            self.first.append(error)
+        if self._listed is not None:
+            self._listed(str(error))
+
+    def summary(self) -> str:
+        """The count of each kind, largest first."""
+        return "; ".join(f"{count} x {kind}" for kind, count in self.kinds.most_common())
+
+    def error(self, where: str | Path, todo: str | None = None) -> InputError:
+        """One error for all faults; a single fault stays as it is.
+
+        Args:
+            where: the set.
+            todo: the remedy, if the faults themselves name none.
+        """
+        if self.total == 1:
+            only = self.first[0]
+            return InputError(only.where, only.problem, item=only.item, todo=only.todo or todo)
+        shown = "; ".join(map(str, self.first))
+        more = self.total - len(self.first)
+        rest = f"; and {more} more" if more else ""
+        return InputError(
+            where,
+            f"expected usable lines only, found {self.total} bad ones ({self.summary()}): "
+            f"{shown}{rest}",
+            todo=todo,
+        )
+
+    def check(self, where: str | Path) -> None:
+        """Raise the error if there are bad lines.
+
+        Raises:
+            InputError: see :meth:`error`.
+        """
+        if self.total:
+            raise self.error(where)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain values, which :meth:`from_plain` reads back."""
+        first = [[e.where, e.problem, e.item, e.todo] for e in self.first]
+        return {"kinds": dict(self.kinds), "first": first}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> BadLines:
+        """The counts and first faults that :meth:`as_plain` gave."""
+        bad = cls()
+        bad.kinds.update(plain["kinds"])
+        bad.first = [
+            InputError(where, problem, item=item, todo=todo)
+            for where, problem, item, todo in plain["first"]
+        ]
+        return bad

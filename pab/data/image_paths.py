@@ -1,0 +1,395 @@
+"""Image paths of annotations: the check of their text, and the search for their files.
+
+The text of an annotation may not leave the data root. Links may: a link inside the root may point
+to any file that the user can read, as the links of hub caches and of data on another disk do. This
+rule holds for every reader.
+
+Four layouts of PAB have the same meaning and are all found:
+
+====================  ==========================================================================
+spelling              ``wentwrong`` and ``wentrong`` are one folder
+part                  ``train/imgs_N`` may lie in ``Part K`` (K = N // 8 + 1), as ``imgs_N`` or
+                      ``train/imgs_N``, or in ``train/Part K``
+ending                another image ending with the same stem (``0.webp`` for ``0.jpg``)
+links                 files and folders may be links
+====================  ==========================================================================
+
+A file at the path as written always wins. If it is not there, exactly one other file must fit.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from pab.core.errors import InputError
+from pab.core.files import existing_folder
+from pab.data.json_lines import shortened
+from pab.core.notices import notice
+
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))  # of benchmarks
+# Of photo search, and of image names in the files of other tools.
+PHOTO_ENDINGS = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp"),
+        *(".bmp", ".dib", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif"),
+    )
+)
+SHARDS_PER_PART = 8  # PAB's download has ten parts: imgs_0 to imgs_7 is Part 1
+_SPELLINGS = ("wentwrong", "wentrong")  # releases of PAB disagree on this folder's name
+_SHARD_FOLDER = re.compile(r"train/imgs_(\d+)(?:/.*)?")
+_DRIVE = re.compile(r"[A-Za-z]:/")
+_FOLDERS_LISTED = 64  # listings kept while a set is checked: shards are read one after another
+
+
+# ----------------------------------------------------------------------------------------- text
+
+
+def checked_path(
+    value: str, name: str, path: Path, item: str, *, below: str = "", root: Path | None = None
+) -> str:
+    """Return an image path as one that is relative to the data root and stays inside it.
+
+    Backslashes are read as ``/``. An absolute path inside the root becomes a relative one.
+
+    Args:
+        value: the text, not empty.
+        name: its field, for the error.
+        path: the annotation file.
+        item: the line, for the error.
+        below: folder under the root that the path is relative to.
+        root: the data root; None takes the parent of the ``annotation`` folder around ``path``.
+
+    Raises:
+        InputError: the path leaves the root, is absolute and outside it, or holds a NUL character.
+    """
+    if ".." not in value and value[0] != "/" and "\\" not in value and "\0" not in value:
+        return value
+    text = with_slashes(value, path)
+    found = None
+    if "\0" in text:
+        found = "a path with a NUL character"
+    elif text[0] == "/" or _DRIVE.match(text):
+        inside = inside_root(text, root if root is not None else _root_above(path))
+        if inside is not None:
+            notice(path, "absolute image paths inside the data root are read relative to it")
+            return posixpath.relpath(f"/{inside}", f"/{below}")
+        found = "an absolute path outside it"
+    elif _leaves(text, below):
+        found = "a path that leaves it"
+    if found is None:
+        return text
+    raise InputError(
+        path,
+        f"field {name!r}: expected a path inside the data root, found {found}: {shortened(value)}",
+        item=item,
+    )
+
+
+def _leaves(text: str, below: str) -> bool:
+    depth = len(PurePosixPath(below).parts)
+    for part in PurePosixPath(text).parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return True
+    return False
+
+
+def with_slashes(value: str, path: Path) -> str:
+    """An image path of the file ``path`` with ``/`` in the place of backslashes."""
+    if "\\" not in value:
+        return value
+    notice(path, "backslashes in image paths are read as '/'")
+    return value.replace("\\", "/")
+
+
+def inside_root(text: str, root: Path | None) -> str | None:
+    """The part of an absolute path below the root; None if it is not below it.
+
+    The root counts as given and with its links followed; links of ``text`` are not followed.
+    """
+    if root is None:
+        return None
+    normal = "/" + posixpath.normpath(text).lstrip("/")
+    for home in _names_of(root):
+        if normal.startswith(f"{home}/"):
+            return normal[len(home) + 1 :]
+    return None
+
+
+@lru_cache(maxsize=8)
+def _names_of(root: Path) -> tuple[str, ...]:
+    """The root as an absolute path, as given and with its links followed."""
+    return tuple(dict.fromkeys((os.path.abspath(root), os.path.realpath(root))))  # noqa: PTH100
+
+
+def _root_above(annotation: Path) -> Path | None:
+    for folder in annotation.absolute().parents:
+        if folder.name == "annotation":
+            return folder.parent
+    return None
+
+
+def data_root(annotation: str | Path) -> Path:
+    """The folder that image paths of an annotation file are relative to.
+
+    It is the parent of the innermost folder called ``annotation`` that holds the file.
+
+    Raises:
+        InputError: no folder above the file is called ``annotation``.
+    """
+    root = _root_above(Path(annotation))
+    if root is None:
+        raise InputError(
+            annotation,
+            "expected a file under ROOT/annotation/, found no folder of that name above it",
+            todo="say where the images are with --image_folder",
+        )
+    return root
+
+
+def spellings(image: str) -> tuple[str, ...]:
+    """An image path as written, and with ``wentwrong`` spelt the other way if it is in there."""
+    for spelling, other in (_SPELLINGS, _SPELLINGS[::-1]):
+        if f"/{spelling}/" in f"/{image}":
+            return image, f"/{image}".replace(f"/{spelling}/", f"/{other}/")[1:]
+    return (image,)
+
+
+def part_of(shard: int) -> int:
+    """Number of the download's part that holds a shard's images."""
+    return shard // SHARDS_PER_PART + 1
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def image_file(root: str | Path, image: str) -> Path:
+    """Find one image under a data root; see :class:`ImageFinder`, which is for many."""
+    return ImageFinder(root).find(image)
+
+
+class _Place(NamedTuple):
+    """The files of one folder.
+
+    Attributes:
+        folder: relative to the root.
+        names: of its files.
+        endings: the image endings among them, as spelt.
+        only_images: whether every name has an image ending (hidden files aside).
+    """
+
+    folder: str
+    names: frozenset[str]
+    endings: tuple[str, ...]
+    only_images: bool
+
+
+class ImageFinder:
+    """Finds image files under a data root, in any of the layouts of this module.
+
+    The layout of a folder is worked out at its first image that is not where it is written, by
+    listing the folder once, and kept. After that an image costs at most one look at the disk.
+    Pickles with what it knows.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._listed: dict[str, list[_Place]] = {}
+        # Folder as written -> (folder, ending) that all its images have.
+        self._uniform: dict[str, tuple[str, str]] = {}
+
+    def find(self, image: str) -> Path:
+        """The file of an image path relative to the root.
+
+        ``..`` is resolved before links are followed. If nothing fits, the path as written is
+        returned, and opening it says what is missing.
+
+        Raises:
+            InputError: the path as written is not there and several other files fit.
+        """
+        folder, name = _split(image)
+        known = self._uniform.get(folder)
+        if known is not None:
+            return Path(self.root, known[0], _stem(name) + known[1])
+        written = Path(self.root, folder, name)
+        if folder not in self._listed:
+            if written.exists():
+                return written
+            self._listed[folder] = self._learnt(folder)
+        found = self._choose(self._listed[folder], folder, name)
+        return written if found is None else Path(self.root, *found)
+
+    def absent(self, images: Iterable[str]) -> list[str]:
+        """The images for which there is no file, in order. Lists each folder once.
+
+        Raises:
+            InputError: for one image the path as written is not there and several others fit.
+        """
+        listed = lru_cache(maxsize=_FOLDERS_LISTED)(self._learnt)
+        missing = []
+        for image in images:
+            folder, name = _split(image)
+            if self._choose(listed(folder), folder, name) is None:
+                missing.append(image)
+        return missing
+
+    def _learnt(self, folder: str) -> list[_Place]:
+        """List the places of a folder; remember them if all images share one folder and ending."""
+        places = [place for place in map(self._place, _places(folder)) if place.names]
+        if len(places) == 1 and len(places[0].endings) == 1 and places[0].only_images:
+            self._uniform[folder] = (places[0].folder, places[0].endings[0])
+        return places
+
+    def _place(self, folder: str) -> _Place:
+        path = self.root / folder
+        names = file_names(path) if path.is_dir() else []
+        images = [name for name in names if is_image_name(name)]
+        endings = {posixpath.splitext(name)[1] for name in images}
+        only_images = len(images) == sum(name[0] != "." for name in names)
+        return _Place(folder, frozenset(names), tuple(sorted(endings)), only_images)
+
+    def _choose(self, places: list[_Place], folder: str, name: str) -> tuple[str, str] | None:
+        """Folder and name of the one file that fits; None if there is none."""
+        if places and places[0].folder == folder and name in places[0].names:
+            return folder, name
+        stem = _stem(name)
+        found = [
+            (place.folder, stem + ending)
+            for place in places
+            for ending in place.endings
+            if stem + ending in place.names
+        ]
+        if not found:
+            return None
+        if len(found) > 1:
+            shown = " and ".join(repr(posixpath.join(*file)) for file in found)
+            raise InputError(
+                self.root,
+                f"expected this file, or one other spelling of it, found {shown}",
+                item=f"image {posixpath.join(folder, name)!r}",
+                todo="keep one of them",
+            )
+        self._tell(folder, name, *found[0])
+        return found[0]
+
+    def _tell(self, folder: str, name: str, found_folder: str, found_name: str) -> None:
+        """Say once how paths were read that are not the files' own."""
+        if name != found_name:
+            written, ending = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
+            notice(
+                self.root,
+                f"image paths that end in {written or 'no ending'} are read from the {ending} "
+                "files of the same stem",
+            )
+        if folder != found_folder and "Part " in found_folder:
+            place = re.sub(r"Part \d+", "Part K", found_folder)
+            place = re.sub(r"(imgs_)\d+.*", r"\1N", place)
+            notice(self.root, f"images of train/imgs_N are read from {place!r}")
+        if posixpath.basename(folder) != posixpath.basename(found_folder):
+            notice(self.root, "'wentwrong' and 'wentrong' are read as one folder name")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name, not a hidden one, has an image ending."""
+    return name[0] != "." and posixpath.splitext(name)[1].lower() in IMAGE_ENDINGS
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of the files of a folder and of its links to files, in no order.
+
+    Raises:
+        InputError: the folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if _is_file(entry)]
+    except OSError as error:
+        raise InputError(folder, f"cannot be listed: {error.strerror or error}") from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in a circle, or one to a place that is closed to the user
+        return False
+
+
+def _split(image: str) -> tuple[str, str]:
+    """Folder and name of a path, with ``..`` resolved; quick, for it runs for a million paths."""
+    folder, _, name = image.rpartition("/")
+    if name in ("", ".", ".."):
+        return posixpath.split(posixpath.normpath(image))
+    return _normal_folder(folder), name
+
+
+@lru_cache(maxsize=4096)
+def _normal_folder(folder: str) -> str:
+    return posixpath.normpath(folder) if folder else ""
+
+
+def _stem(name: str) -> str:
+    """A name without its image ending; other endings belong to the name."""
+    stem, ending = posixpath.splitext(name)
+    return stem if ending.lower() in IMAGE_ENDINGS else name
+
+
+def _places(folder: str) -> list[str]:
+    """Folders that may hold what an annotation puts into ``folder``, as written first."""
+    places = [folder]
+    shard = _SHARD_FOLDER.fullmatch(folder)
+    if shard is not None:
+        part, short = f"Part {part_of(int(shard[1]))}", folder.removeprefix("train/")
+        places += [f"{part}/{short}", f"{part}/{folder}", f"train/{part}/{short}"]
+    return [spelling[:-1] for place in places for spelling in spellings(f"{place}/")]
+
+
+class Locator:
+    """Finds the files of a labelled file's images.
+
+    Without an image folder they lie under the data root. With one, leading folders of the paths
+    are dropped one at a time until a file is found; the first image found decides how many, for
+    all.
+    """
+
+    def __init__(self, source: Path, image_folder: str | Path | None, images: list[str]) -> None:
+        self.source = source
+        self.used: dict[Path, str] = {}
+        self.drop = 0
+        if image_folder is None:
+            self.finder = ImageFinder(data_root(source))
+        else:
+            self.finder = ImageFinder(existing_folder(image_folder, "the folder of the images"))
+            self.drop = self._leading_folders_to_drop(images)
+
+    def _leading_folders_to_drop(self, images: list[str]) -> int:
+        for image in images:
+            parts = PurePosixPath(posixpath.normpath(image)).parts
+            for drop in range(len(parts)):
+                if self.finder.find("/".join(parts[drop:])).exists():
+                    return drop
+        return 0
+
+    def __call__(self, image: str) -> Path:
+        """The file of an image path.
+
+        Raises:
+            InputError: two images would be the same file, or several files fit one image.
+        """
+        name = image
+        if self.drop:
+            parts = PurePosixPath(posixpath.normpath(image)).parts
+            name = "/".join(parts[min(self.drop, len(parts) - 1) :])
+        path = self.finder.find(name)
+        if self.drop and self.used.setdefault(path, image) != image:
+            raise InputError(
+                self.source,
+                f"images {self.used[path]!r} and {image!r} would both be {path}",
+                todo="give the folder that the image paths start from",
+            )
+        return path

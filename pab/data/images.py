@@ -1,0 +1,385 @@
+"""Image files: listing a gallery, finding every unreadable image, the named preprocessing recipes.
+
+A benchmark's image is opened with Pillow and converted to RGB (16 bits to 8), nothing more. In
+particular EXIF orientation is not applied: the published pipelines do not, and scores would differ.
+Photo search decodes files in its own way (:mod:`pab.data.photos`), through an :class:`ImageReader`.
+torch and torchvision are imported only where tensors are made.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from struct import error as StructError
+from typing import TYPE_CHECKING, Literal
+
+from PIL import Image
+
+from pab.data.annotations import GalleryImage
+from pab.core.errors import InputError
+from pab.core.files import existing_folder
+from pab.data.image_paths import IMAGE_ENDINGS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageTransform = Callable[[Image.Image], "Tensor"]
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # a file is never handed to Pillow's other decoders
+_NAMED_BAD_IMAGES = 20  # how many one error message names
+
+# What Pillow's decoders raise on damaged or hostile files.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    MemoryError,
+    StructError,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_HALF = (0.5, 0.5, 0.5)
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al., CLIP; BLIP-2 uses the same
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_UIT_MEAN = (0.38901278, 0.3651612, 0.34836376)  # of the person search data UIT started from
+_UIT_STD = (0.24344306, 0.23738699, 0.23368555)
+
+
+# ---------------------------------------------------------------------------------------- recipes
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """How a model wants its images.
+
+    Attributes:
+        name: the recipe's name.
+        size: height and width of the result, pixels.
+        resize: "squash" resizes to size x size whatever the aspect ratio; "short_side" resizes the
+            short side to size and cuts the centre out. Both bicubic.
+        mean: subtracted from each of R, G, B (0 to 1) ...
+        std: ... before division by this.
+    """
+
+    name: str
+    size: int
+    resize: Literal["squash", "short_side"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def transform(self) -> ImageTransform:
+        """RGB image -> float32 [3, size, size].
+
+        Resizing runs on the Pillow image, as in the published pipelines: on tensors torchvision's
+        bicubic filter gives other values.
+        """
+        import torch
+        from torchvision.transforms import v2
+
+        bicubic = v2.InterpolationMode.BICUBIC
+        if self.resize == "squash":
+            shape = [v2.Resize((self.size, self.size), interpolation=bicubic)]
+        else:
+            shape = [v2.Resize(self.size, interpolation=bicubic), v2.CenterCrop(self.size)]
+        return v2.Compose(
+            [
+                *shape,
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(self.mean), list(self.std)),
+            ]
+        )
+
+
+def recipe(name: str, size: int) -> ImageRecipe:
+    """The preprocessing of a model family at an input size in pixels.
+
+    ========= =========================== =====================
+    beit3     squash                      mean = std = 0.5
+    clip      short side + centre crop    CLIP's mean and std
+    blip2     squash                      CLIP's mean and std
+    uit       squash                      UIT's own mean and std
+    ========= =========================== =====================
+
+    Raises:
+        InputError: no recipe has that name, or the size is not positive.
+    """
+    if size < 1:
+        raise InputError("image size", f"expected a positive number of pixels, found {size}")
+    match name:
+        case "beit3":
+            return ImageRecipe(name, size, "squash", _HALF, _HALF)
+        case "clip":
+            return ImageRecipe(name, size, "short_side", _CLIP_MEAN, _CLIP_STD)
+        case "blip2":
+            return ImageRecipe(name, size, "squash", _CLIP_MEAN, _CLIP_STD)
+        case "uit":
+            return ImageRecipe(name, size, "squash", _UIT_MEAN, _UIT_STD)
+    raise InputError("image recipe", f"expected beit3, clip, blip2 or uit, found {name!r}")
+
+
+# ---------------------------------------------------------------------------------------- gallery
+
+
+def list_gallery(folder: str | Path) -> list[GalleryImage]:
+    """The images of a folder, sorted by id; the id is the file name without its ending.
+
+    Files are images by their ending (jpg, jpeg, png, webp, bmp, in any case). Hidden files and
+    files with other endings are ignored; subfolders are not entered. The folder and its files may
+    be links.
+
+    Raises:
+        InputError: the folder is missing or holds no image, two files differ only in their ending,
+            or a name is not valid UTF-8.
+    """
+    folder = existing_folder(folder, "a folder of images")
+    found: dict[str, Path] = {}
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except OSError as error:
+        raise InputError(folder, f"cannot be listed: {error.strerror or error}") from error
+    for name in names:
+        path = folder / name
+        if name.startswith(".") or path.suffix.lower() not in IMAGE_ENDINGS:
+            continue
+        if not _is_utf8(name):
+            raise InputError(
+                folder, f"expected file names in UTF-8, found {name!a}", todo="rename it"
+            )
+        if path.stem in found:
+            raise InputError(
+                folder,
+                f"expected names that differ in more than their ending, found "
+                f"{found[path.stem].name!r} and {name!r}",
+                todo="rename or remove one",
+            )
+        found[path.stem] = path
+    if not found:
+        endings = ", ".join(sorted(IMAGE_ENDINGS))
+        raise InputError(folder, f"expected images ({endings}), found none")
+    return [GalleryImage(name, found[name]) for name in sorted(found)]
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Decode a whole image as RGB.
+
+    Raises:
+        InputError: the file is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return _as_rgb(image)
+    except _DECODING_ERRORS as error:
+        raise InputError(path, f"expected an image, found {reason(path, error)}") from error
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """How image files are decoded, and what happens to a file that cannot be.
+
+    Attributes:
+        load: file -> RGB image; raises :class:`InputError`.
+        cache_key: part of the name under which vectors are cached. Readers that decode a file to
+            different pixels have different keys.
+        unreadable: gallery id -> error, filled while images are loaded. None raises the first
+            error.
+    """
+
+    load: Callable[[Path], Image.Image] = load_image
+    cache_key: str = ""
+    unreadable: dict[str, InputError] | None = None
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """RGB of an opened image; Pillow's own conversion would cut 16 bits off at 255."""
+    if image.mode.startswith("I;16"):
+        import numpy as np
+
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def verify_images(paths: list[Path], num_workers: int = 0) -> None:
+    """Decode every image once, and report all that fail.
+
+    JPEGs are decoded at an eighth of their size, which reads every byte but skips most arithmetic.
+    Threads are enough, as Pillow's decoders run outside the interpreter lock.
+
+    Args:
+        paths: the images.
+        num_workers: how many to decode at a time; 0 is 1.
+
+    Raises:
+        InputError: some images are missing or damaged; its one line names up to twenty and counts
+            all.
+    """
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        problems = [problem for problem in pool.map(_problem_of, paths) if problem is not None]
+    if not problems:
+        return
+    shown = "; ".join(problems[:_NAMED_BAD_IMAGES])
+    if len(problems) > _NAMED_BAD_IMAGES:
+        shown += f"; and {len(problems) - _NAMED_BAD_IMAGES} more"
+    raise InputError(
+        f"{len(problems)} of {len(paths)} images",
+        f"cannot be read: {shown}",
+        todo="replace or remove them",
+    )
+
+
+def _problem_of(path: Path) -> str | None:
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
+            image.convert("RGB")
+    except _DECODING_ERRORS as error:
+        return f"{path} ({reason(path, error)})"
+    return None
+
+
+def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP or BMP") -> str:
+    """Say in one clause why a file cannot be decoded.
+
+    Args:
+        path: the file.
+        error: what the decoder raised.
+        formats: names of the formats that were tried.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return "a directory"
+    if not path.exists():
+        return "a link to a file that is not there" if path.is_symlink() else "no such file"
+    if path.stat().st_size == 0:
+        return "an empty file"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"not a {formats} image"
+    return str(error) or type(error).__name__
+
+
+# ----------------------------------------------------------------------------------------- loader
+
+
+class _Images:
+    """Map-style dataset: position -> (pixels, position), or (error, position).
+
+    An exception raised in a loader's process comes out rewritten, so errors travel as values.
+    """
+
+    def __init__(
+        self,
+        images: list[GalleryImage],
+        transform: ImageTransform,
+        load: Callable[[Path], Image.Image],
+    ) -> None:
+        self.images, self.transform, self.load = images, transform, load
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> tuple[Tensor | InputError, int]:
+        try:
+            image = self.load(self.images[position].path)
+        except InputError as error:
+            return error, position
+        return self.transform(image), position
+
+
+def _collate(
+    samples: list[tuple[Tensor | InputError, int]],
+) -> tuple[Tensor, list[int], dict[int, InputError]]:
+    """Pixels [B, 3, H, W] of the readable images, their positions, and the others' errors."""
+    import torch
+
+    read = [(pixels, i) for pixels, i in samples if not isinstance(pixels, InputError)]
+    failed = {i: error for error, i in samples if isinstance(error, InputError)}
+    pixels = torch.stack([one for one, _ in read]) if read else torch.empty(0)
+    return pixels, [i for _, i in read], failed
+
+
+class ImageLoader:
+    """Batches of a gallery in its order, decoded ahead by worker processes.
+
+    Iterating yields ``(pixels, positions)``: float32 [B, 3, H, W] and the B positions in the list
+    of images, without those that the reader collects as unreadable. ``len`` is the number of
+    batches.
+    """
+
+    def __init__(
+        self,
+        images: list[GalleryImage],
+        transform: ImageTransform,
+        batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        reader: ImageReader,
+    ) -> None:
+        from torch.utils.data import DataLoader
+
+        self._images, self._unreadable = images, reader.unreadable
+        self._loader: DataLoader = DataLoader(
+            _Images(images, transform, reader.load),  # type: ignore[arg-type]
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[int]]]:
+        for pixels, positions, failed in self._loader:
+            for position, error in failed.items():
+                if self._unreadable is None:
+                    raise error
+                self._unreadable[self._images[position].gallery_id] = error
+            if positions:
+                yield pixels, positions
+
+
+def image_loader(
+    images: list[GalleryImage],
+    transform: ImageRecipe | ImageTransform,
+    batch_size: int,
+    num_workers: int = 0,
+    *,
+    pin_memory: bool = False,
+    reader: ImageReader | None = None,
+) -> ImageLoader:
+    """Load images batch by batch, in the order given; see :class:`ImageLoader`.
+
+    Args:
+        images: what to load.
+        transform: a recipe, or any function from an RGB image to a float32 [3, H, W].
+        batch_size: images a batch; the last may be smaller.
+        num_workers: loader processes; 0 loads in this one.
+        pin_memory: page-lock the batches, for fast copies to a CUDA device.
+        reader: decodes the files; None reads a benchmark's images.
+
+    Raises:
+        InputError: on iteration, if an image is unreadable and the reader does not collect errors.
+    """
+    if isinstance(transform, ImageRecipe):
+        transform = transform.transform()
+    return ImageLoader(
+        images, transform, batch_size, num_workers, pin_memory, reader or ImageReader()
+    )

@@ -1,0 +1,294 @@
+"""JSON objects of a file, one by one, each with the line and byte it begins at.
+
+A file may hold JSON lines, one JSON array, or objects one after the other over several lines.
+A byte-order mark is skipped, and line ends of Windows are white space. UTF-16 and UTF-32 are read
+if their mark is there. Everywhere here ``path`` is the file and ``item`` what an error calls the
+place in it (``"line 17"``); all functions raise :class:`InputError`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.core.notices import notice
+
+# The marks of UTF-32 begin with those of UTF-16, so they come first.
+_WIDE_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_SPACE = re.compile(r"[ \t\r\n]*")  # JSON's own white space
+EXPECTED = "expected a JSON object"
+
+
+class _Twice(ValueError):
+    """A field that stands twice in one object; the message is its name."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields; json's own would keep the last of a repeated field."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in fields if names.count(name) > 1)
+        raise _Twice(twice)
+    return fields
+
+
+_OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # made once: json.loads would make it anew
+_ANY = json.JSONDecoder()  # finds where a value ends; repeated fields are looked for afterwards
+
+
+# ---------------------------------------------------------------------------------------- bytes
+
+
+def wide_encoding(path: Path) -> str | None:
+    """``"UTF-16"`` or ``"UTF-32"`` if the file begins with that mark; None for UTF-8."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(4)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return next((name for mark, name in _WIDE_MARKS.items() if head.startswith(mark)), None)
+
+
+@contextmanager
+def utf8_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The file's text as a stream of UTF-8 bytes after its mark, and the offset it begins at."""
+    encoding = wide_encoding(path)
+    try:
+        if encoding is not None:
+            yield io.BytesIO(_narrowed(path, encoding)), 0
+            return
+        with path.open("rb") as handle:
+            start = 3 if handle.read(3) == codecs.BOM_UTF8 else 0
+            handle.seek(start)
+            yield handle, start
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _narrowed(path: Path, encoding: str) -> bytes:
+    """The text of a UTF-16 or UTF-32 file as UTF-8."""
+    try:
+        narrow = path.read_bytes().decode(encoding).encode()
+    except UnicodeError as error:
+        raise InputError(
+            path,
+            f"expected UTF-8 text, found the mark of {encoding} before bytes that are not "
+            f"{encoding}",
+            todo="save the file as UTF-8",
+        ) from error
+    notice(path, f"is read as {encoding}, as its byte-order mark says")
+    return narrow
+
+
+def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number from 1, byte offset and bytes of every line of a file that is not blank."""
+    with utf8_bytes(path) as (handle, offset):
+        for number, raw in enumerate(handle, start=1):
+            if not raw.isspace():
+                yield number, offset, raw
+            offset += len(raw)
+
+
+def decoded(raw: bytes, path: Path, item: str) -> str:
+    """The text of UTF-8 bytes."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(raw[error.start], error.start + 1, path, item) from error
+
+
+def text_of(path: Path) -> str:
+    """The whole text of a file."""
+    with utf8_bytes(path) as (handle, _):
+        raw = handle.read()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = error.start
+        number, begin = raw.count(b"\n", 0, at) + 1, raw.rfind(b"\n", 0, at) + 1
+        raise _not_utf8(raw[at], at - begin + 1, path, f"line {number}") from error
+
+
+def _not_utf8(byte: int, column: int, path: Path, item: str) -> InputError:
+    return InputError(
+        path,
+        f"expected UTF-8 text, found byte 0x{byte:02x} at column {column}",
+        item=item,
+        todo="save the file as UTF-8",
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(path, f"cannot be read: {error.strerror or error}")
+
+
+# -------------------------------------------------------------------------------------- objects
+
+
+def entries(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Line number, byte offset and bytes of every entry that should be a JSON object.
+
+    JSON lines are streamed. An array, and objects that span lines, are read as a whole; where one
+    of those is broken, nothing after it can be told apart, so the error ends the reading.
+    """
+    head = [raw.lstrip() for _, _, raw in islice(lines(path), 2)]
+    if head and (head[0].startswith(b"[") or _spans_lines(head)):
+        return _values(path)
+    return lines(path)
+
+
+def _spans_lines(head: list[bytes]) -> bool:
+    """Whether an object begins on the first line and ends on a later one.
+
+    A broken first line of JSON lines is told apart by the next line, which begins an object.
+    """
+    if not head[0].startswith(b"{") or len(head) == 1 or head[1].startswith(b"{"):
+        return False
+    try:
+        _ANY.decode(head[0].decode("utf-8", "replace").rstrip())
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _values(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    text = text_of(path)
+    with utf8_bytes(path) as (_, offset):
+        pass
+    number, done = 1, 0
+    try:
+        for start, stop in _spans(text):
+            number += text.count("\n", done, start)
+            offset += len(text[done:start].encode())
+            raw = text[start:stop].encode()
+            yield number, offset, raw
+            number += text.count("\n", start, stop)
+            offset, done = offset + len(raw), stop
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = f"line {error.lineno if isinstance(error, json.JSONDecodeError) else number}"
+        raise InputError(path, f"{EXPECTED}, found broken JSON{_reason(error)}", item=line) from (
+            error
+        )
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each value of an array, or of values one after the other."""
+    position = _SPACE.match(text).end()  # type: ignore[union-attr]
+    in_array = text.startswith("[", position)
+    if in_array:
+        position = _after_space(text, position + 1)
+        if text.startswith("]", position):
+            in_array, position = False, _after_space(text, position + 1)
+    more = position < len(text)
+    while more:
+        try:
+            _, stop = _ANY.raw_decode(text, position)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:  # a number beyond Python's limits
+            raise json.JSONDecodeError(str(error), text, position) from error
+        yield position, stop
+        position = _after_space(text, stop)
+        if in_array and text.startswith(",", position):
+            position = _after_space(text, position + 1)
+            continue
+        if in_array and text.startswith("]", position):
+            in_array, position = False, _after_space(text, position + 1)
+            if position < len(text):
+                raise json.JSONDecodeError("text after the array", text, position)
+        more = position < len(text)
+        if in_array:
+            raise json.JSONDecodeError("expected ',' or ']'", text, position)
+
+
+def _after_space(text: str, position: int) -> int:
+    return _SPACE.match(text, position).end()  # type: ignore[union-attr]
+
+
+def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and the JSON objects of a file."""
+    for number, _, raw in entries(path):
+        yield number, json_object(raw, path, f"line {number}")
+
+
+def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
+    """One entry as a JSON object; not UTF-8, not JSON and not an object are errors."""
+    text = decoded(raw, path, item).rstrip()  # else what ends too early is found on a next line
+    try:
+        value = _OBJECT.decode(text)
+    except _Twice as error:
+        raise _found_twice(error, path, item) from error
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError, or a number beyond limits
+        raise InputError(path, f"{EXPECTED}, found broken JSON{_reason(error)}", item=item) from (
+            error
+        )
+    if type(value) is not dict:
+        raise InputError(path, f"{EXPECTED}, found {kind(value)}", item=item)
+    return value
+
+
+def json_document(path: Path, what: str) -> dict[str, Any]:
+    """A whole file as one JSON object in which no key stands twice."""
+    existing_file(path, what)
+    text = text_of(path)
+    try:
+        value = _OBJECT.decode(text)
+    except _Twice as error:
+        raise _found_twice(error, path, None) from error
+    except (ValueError, RecursionError) as error:
+        line = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else None
+        problem = f"expected {what}, found broken JSON{_reason(error)}"
+        raise InputError(path, problem, item=line) from error
+    if type(value) is not dict:
+        raise InputError(path, f"expected {what}, found {kind(value)}")
+    return value
+
+
+def _found_twice(error: _Twice, path: Path, item: str | None) -> InputError:
+    name = shortened(str(error))
+    return InputError(path, f"expected every key once, found {name} twice", item=item)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f" at column {error.colno}: {error.msg}"
+    return f": {error}"
+
+
+# ------------------------------------------------------------------------------------- messages
+
+
+def kind(value: object) -> str:
+    """A JSON value in the words of an error message."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"the boolean {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"the number {value!r:.40}"
+    if isinstance(value, str):
+        return f"the text {shortened(value)}" if value.strip() else "an empty text"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return "an object"
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """A text quoted for an error message, cut at ``limit`` characters."""
+    shown = ascii(text) if not text.isprintable() else repr(text)
+    return shown if len(shown) <= limit else shown[:limit] + "..."

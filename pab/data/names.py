@@ -1,0 +1,127 @@
+"""Spellings of image names: with or without an image ending, in either Unicode form.
+
+Two spellings of one name are matched; a notice says so where the Unicode form differs. Two names of
+one file that differ in nothing else are never merged.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pab.core.errors import InputError
+from pab.data.image_paths import PHOTO_ENDINGS
+from pab.core.notices import notice
+
+
+def without_ending(name: str) -> str:
+    """Remove an image ending: ``"a.b.JPG"`` becomes ``"a.b"``, ``"a.b"`` stays."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if stem and dot + ending.lower() in PHOTO_ENDINGS else name
+
+
+def plain_names(names: Sequence[str], where: str | Path) -> list[str]:
+    """Remove the image ending of every name.
+
+    Args:
+        names: distinct names.
+        where: their file, for the error.
+
+    Raises:
+        InputError: two names differ only in their ending.
+    """
+    plain = [without_ending(name) for name in names]
+    if len(set(plain)) < len(plain):
+        stem = next(one for one, count in Counter(plain).items() if count > 1)
+        twice = [name for name, one in zip(names, plain, strict=True) if one == stem]
+        raise InputError(
+            where,
+            f"expected image names that differ in more than the ending, found {twice[0]!r} and "
+            f"{twice[1]!r}",
+            todo="rename one of the two images",
+        )
+    return plain
+
+
+def one_spelling(names: Iterable[str]) -> list[str]:
+    """Distinct names without endings, sorted: of several spellings of a name the first is kept."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(_plain(name), without_ending(name))
+    return sorted(found.values())
+
+
+def _plain(name: str, *, endings: bool = True) -> str:
+    """What all spellings of a name share: Unicode form NFC, and no image ending."""
+    return unicodedata.normalize("NFC", without_ending(name) if endings else name)
+
+
+def respelt(
+    names: Iterable[str],
+    known: Iterable[str],
+    where: str | Path,
+    *,
+    known_name: str = "the gallery",
+    endings: bool = True,
+) -> dict[str, str]:
+    """Map names onto the spelling of known names.
+
+    A name that is known as it stands keeps its spelling. Any other takes the spelling of the one
+    known name that equals it in Unicode form NFC and, with ``endings``, without the image ending.
+    A name that is not known at all stays as it is: whoever compares the names reports it.
+
+    Args:
+        names: names of one file.
+        known: the names to match.
+        where: the file, for the notice and the error.
+        known_name: where the known names come from, for the notice.
+        endings: whether image endings are ignored. False for query ids.
+
+    Returns:
+        Name -> spelling.
+
+    Raises:
+        InputError: two names of the file would be one.
+    """
+    wanted = list(dict.fromkeys(names))
+    known = set(known)
+    found = {name: name for name in wanted}
+    unknown = [name for name in wanted if name not in known]
+    if not unknown:
+        return found
+
+    spellings: dict[str, list[str]] = {}
+    for name in known:
+        spellings.setdefault(_plain(name, endings=endings), []).append(name)
+    changed = {}
+    for name in unknown:
+        match spellings.get(_plain(name, endings=endings)):
+            case [only]:
+                changed[name] = only
+    if not changed:
+        return found
+    found |= changed
+    counts = Counter(found.values())
+    for name, spelling in changed.items():
+        if counts[spelling] > 1:
+            other = next(one for one in wanted if one != name and found[one] == spelling)
+            raise InputError(
+                where,
+                f"expected distinct names, found {other!r} and {name!r}, which both mean "
+                f"{spelling!r} of {known_name}",
+            )
+    other_form = [
+        (name, spelling)
+        for name, spelling in changed.items()
+        if without_ending(name) != without_ending(spelling)
+    ]
+    if other_form:
+        name, spelling = other_form[0]
+        notice(
+            where,
+            f"{len(other_form)} names are matched to {known_name} in another Unicode form, such as "
+            f"{name!a} to {spelling!a}",
+        )
+    return found

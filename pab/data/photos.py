@@ -1,0 +1,350 @@
+"""Photographs as phones and computers store them: which files of a folder they are, and their
+pixels, upright.
+
+Photo search reads more formats than a benchmark does, applies EXIF rotation and continues after a
+damaged file. Benchmarks keep the published rules (:mod:`pab.data.images`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import multiprocessing
+import os
+import stat
+import threading
+import warnings
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+from PIL import Image
+
+from pab.data.annotations import GalleryImage
+from pab.core.errors import InputError
+from pab.core.files import existing_folder
+from pab.data.image_paths import PHOTO_ENDINGS
+from pab.data.images import ImageReader, reason
+
+# Pillow's names of the decoders that a photograph may be handed to; JPEG's also opens MPO.
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")
+FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF"
+
+MAX_PIXELS = 1 << 28  # 268 megapixels: 1 GiB decoded, and room for the 200-megapixel cameras
+MIN_SIDE = 1024  # px; a reduced photograph keeps this short side, twice the largest model input
+ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger ones are decoded one at a time over all processes
+MAX_RATIO = 100  # of the sides; a model that resizes the short side makes the long one this long
+BAND_ROWS = 16  # rows of the reduced photograph that are converted together
+_NAMED = 5  # items of each kind that one message names
+
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+pillow_heif.register_heif_opener()  # benchmarks name their own formats and are not affected
+
+
+# ---------------------------------------------------------------------------------------- listing
+
+
+@dataclass
+class PhotoFolder:
+    """What a folder holds for a search.
+
+    Attributes:
+        photos: the images, sorted by name. The name is the path relative to the folder, with
+            slashes and with its ending.
+        unreadable: name -> problem of entries that cannot be opened.
+        nested: number of images in each folder below, where those are not searched.
+        other: number of files that are left out, by ending.
+        hidden: number of hidden images that are left out.
+        linked: names of links to folders that are searched already.
+    """
+
+    photos: list[GalleryImage] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    nested: Counter[str] = field(default_factory=Counter)
+    other: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    linked: list[str] = field(default_factory=list)
+
+    def left_out(self) -> str:
+        """Describe the files that are left out in one clause; empty if there are none."""
+        parts = []
+        if self.hidden:
+            parts.append(f"{self.hidden} hidden images")
+        if self.other:
+            endings = ", ".join(f"{ending} {n}" for ending, n in self.other.most_common(_NAMED))
+            if len(self.other) > _NAMED:
+                endings += ", ..."
+            parts.append(f"{self.other.total()} files of other endings ({endings})")
+        if self.linked:
+            shown = ", ".join(self.linked[:_NAMED]) + (", ..." if len(self.linked) > _NAMED else "")
+            parts.append(f"{len(self.linked)} links to folders that are searched already ({shown})")
+        return " and ".join(parts)
+
+
+def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
+    """List the photographs of a folder.
+
+    Files are photographs by their ending (:data:`PHOTO_ENDINGS`, in any case). Symbolic links are
+    followed. A folder that several links lead to is entered once, so that cycles end.
+
+    Args:
+        folder: the folder.
+        recursive: also list the folders below; without it they are only counted.
+
+    Raises:
+        InputError: the folder is missing or cannot be listed.
+    """
+    folder = existing_folder(folder, "a folder of images")
+    found = PhotoFolder()
+    seen: set[tuple[int, int]] = set()
+    waiting = [(False, "")]  # (is a link, relative path): real folders come before links
+    while waiting:
+        _, relative = heapq.heappop(waiting)
+        try:
+            status = (folder / relative).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                found.linked.append(_shown(relative))
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(folder / relative), key=lambda entry: entry.name)
+        except OSError as error:
+            problem = f"cannot be listed: {error.strerror or error}"
+            if not relative:
+                raise InputError(folder, problem) from error
+            found.unreadable[_shown(relative)] = problem
+            continue
+        for entry in entries:
+            name = f"{relative}/{entry.name}" if relative else entry.name
+            if _is_folder(entry):
+                if not entry.name.startswith("."):
+                    heapq.heappush(waiting, (entry.is_symlink(), name))
+            elif recursive or not relative:
+                _take(found, name, Path(entry.path))
+            elif _is_photo(entry.name):
+                found.nested[_shown(relative)] += 1
+    found.photos.sort(key=lambda image: image.gallery_id)
+    return found
+
+
+def _take(found: PhotoFolder, name: str, path: Path) -> None:
+    """Put one file where it belongs."""
+    ending = path.suffix.lower()
+    if ending not in PHOTO_ENDINGS:
+        if not path.name.startswith("."):
+            found.other[ending or "none"] += 1
+    elif path.name.startswith("."):
+        found.hidden += 1
+    else:
+        problem = _cannot_be_opened(path)
+        if problem is None:
+            found.photos.append(GalleryImage(_shown(name), path))
+        else:
+            found.unreadable[_shown(name)] = problem
+
+
+def _is_photo(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in PHOTO_ENDINGS
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: opening it says so
+        return False
+
+
+def _cannot_be_opened(path: Path) -> str | None:
+    """Why a file cannot be opened; a pipe or a device is not even tried."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        if path.is_symlink():
+            return f"a link that leads nowhere ({error.strerror or error})"
+        return error.strerror or str(error)
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_size == 0:
+        return "an empty file"
+    return None if os.access(path, os.R_OK) else "a file without read permission"
+
+
+def _shown(name: str) -> str:
+    r"""The name as text; bytes that are not UTF-8 become ``\xNN``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def photo_reader() -> ImageReader:
+    """Make the reader of photographs; it collects those that cannot be decoded."""
+    load = partial(load_photo, large=multiprocessing.Lock())
+    return ImageReader(load, cache_key="photo", unreadable={})
+
+
+def load_photo(
+    path: str | Path, *, large: AbstractContextManager[object] | None = None
+) -> Image.Image:
+    """Decode a photograph as RGB, upright.
+
+    The first frame (HEIC: the primary image) is taken. Transparent parts become white. A photograph
+    whose short side is at least twice :data:`MIN_SIDE` is reduced by a whole factor: a JPEG while
+    it is decoded, other formats afterwards, in bands, so that
+    a large one needs 4 bytes per pixel once.
+
+    Args:
+        path: the file.
+        large: held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded, so that
+            several processes do not hold one each.
+
+    Raises:
+        InputError: the file is missing, larger than :data:`MAX_PIXELS`, longer than
+            :data:`MAX_RATIO` allows, or cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings(), _no_limit:
+            warnings.simplefilter("ignore")  # of odd metadata: the pixels are what counts
+            with Image.open(path, formats=PHOTO_FORMATS) as image:
+                _check_size(path, image)
+                width, height = image.size
+                side = min(width, height)
+                if image.format in ("JPEG", "MPO") and side > MIN_SIDE:
+                    scale = MIN_SIDE / side
+                    image.draft(None, (round(width * scale), round(height * scale)))
+                if image.width * image.height <= ONE_AT_A_TIME:
+                    return _upright_rgb(image)
+                with large or nullcontext():
+                    return _large(image)
+    except InputError:
+        raise
+    except Exception as error:  # ten decoders, of which none names what it raises
+        words = reason(path, error, FORMAT_NAMES)
+        raise InputError(path, f"cannot be read: {words}") from error
+
+
+class _NoLimit(AbstractContextManager[None]):
+    """Lift Pillow's own limit of pixels, a global of the process, while photographs are decoded.
+
+    :func:`_check_size` takes its place. Threads may decode at the same time: the first to enter
+    lifts the limit, the last to leave restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_no_limit = _NoLimit()
+
+
+def _check_size(path: str | Path, image: Image.Image) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise InputError(
+            path,
+            f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, "
+            f"found {image.width} x {image.height} ({pixels / 1e6:.0f} megapixels)",
+        )
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise InputError(
+            path,
+            f"expected sides of a ratio of at most {MAX_RATIO}, "
+            f"found {image.width} x {image.height}",
+        )
+
+
+def _large(image: Image.Image) -> Image.Image:
+    """:func:`_upright_rgb`, with the memory of the whole image returned before another's turn."""
+    from pab.core.devices import return_freed_memory
+
+    result = _upright_rgb(image)
+    image.close()
+    return_freed_memory()
+    return result
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Decode an opened image, reduce it, and turn it as its orientation says."""
+    container = _container_orientation(image)  # pillow-heif forgets it when it decodes
+    image.load()
+    turn = UPRIGHT.get(_exif_orientation(image) if container is None else container)
+    scale = _range_of(image)
+    factor = max(min(image.size) // MIN_SIDE, 1)
+    if factor == 1:
+        result = _as_rgb(image, scale)
+    else:
+        rows = factor * BAND_ROWS
+        result = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            result.paste(_as_rgb(band, scale).reduce(factor), (0, top // factor))
+    return result if turn is None else result.transpose(turn)
+
+
+def _container_orientation(image: Image.Image) -> int | None:
+    """EXIF orientation that is still to be applied to a HEIC; None for other formats.
+
+    The container's own rotation is applied by the decoder, and EXIF then only repeats it. Some
+    writers leave it out of the container: there EXIF alone tells.
+    """
+    if image.format != "HEIF":
+        return None
+    primary = image._heif_file[image.tell()]._c_image  # type: ignore[attr-defined]
+    if any(kind in ("irot", "imir") for kind, *_ in primary.transformations):
+        return 1
+    return image.info.get("original_orientation") or 1
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of a decoded image, 1 to 8; 1 if there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - damaged metadata does not make the pixels unreadable
+        return 1
+
+
+def _range_of(image: Image.Image) -> tuple[float, float] | None:
+    """Smallest and largest value of a format whose full scale is not known, else None."""
+    if image.mode not in ("I", "F"):
+        return None
+    low, high = image.getextrema()
+    return float(low), float(high)  # type: ignore[arg-type]
+
+
+def _as_rgb(image: Image.Image, scale: tuple[float, float] | None) -> Image.Image:
+    """RGB of a decoded image, transparent parts on white."""
+    if scale is not None:
+        low, high = scale
+        values = (np.asarray(image, dtype=np.float64) - low) * (255 / ((high - low) or 1.0))
+        image = Image.fromarray(values.round().astype(np.uint8))
+    elif image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

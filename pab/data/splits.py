@@ -1,0 +1,98 @@
+"""A validation split carved out of the training pairs, so that the test set chooses nothing.
+
+Whole source videos are drawn, so a pair and its twin, which show the same scene, never end up on
+different sides.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pab.core.errors import InputError
+from pab.core.files import write_text
+from pab.data.training_set import TrainingSet
+
+TRAIN_IDS, VAL_IDS = "train_ids.txt", "val_ids.txt"
+VAL_PAIRS = "val_pairs.json"  # the lines themselves: an annotation that scoring commands read
+
+
+def validation_split(
+    training_set: TrainingSet, n_val_pairs: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split into training and validation by source video.
+
+    Videos are drawn in an order that the seed decides, until ``n_val_pairs`` pairs are reached; the
+    last video may carry it past that by its own size less one. A pair without ``source_id`` is a
+    video of its own.
+
+    Args:
+        training_set: the pairs.
+        n_val_pairs: about how many to hold out; 0 trains on everything.
+        seed: of the draw; the same seed and shards give the same split.
+
+    Returns:
+        Ascending indices of the pairs to train on and of those held out, int64; together all pairs.
+
+    Raises:
+        InputError: ``n_val_pairs`` is negative, or would leave nothing to train on.
+    """
+    if n_val_pairs < 0:
+        raise InputError("--val_pairs", f"expected 0 or more, found {n_val_pairs}")
+    everything = np.arange(len(training_set), dtype=np.int64)
+    if n_val_pairs == 0:
+        return everything, everything[:0]
+    videos = training_set.videos
+    sizes = np.bincount(videos)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    reached = np.cumsum(sizes[order])
+    n_videos = int(np.searchsorted(reached, n_val_pairs)) + 1
+    held_out = np.zeros(len(sizes), dtype=bool)
+    held_out[order[:n_videos]] = True
+    is_val = held_out[videos]
+    if is_val.all():
+        raise InputError(
+            "--val_pairs",
+            f"{n_val_pairs} validation pairs, in whole source videos, leave none of the "
+            f"{len(training_set)} pairs to train on",
+            todo="ask for fewer",
+        )
+    return everything[~is_val], everything[is_val]
+
+
+def write_split(
+    folder: str | Path, training_set: TrainingSet, train: np.ndarray, val: np.ndarray
+) -> None:
+    """Write a split as ``train_ids.txt`` and ``val_ids.txt``, one ``image_id`` per line.
+
+    The validation pairs are also written as an annotation, ``val_pairs.json``, for the scoring
+    commands (``--annotation FOLDER/val_pairs.json --image_folder DATA_ROOT``). Captions of one
+    image (:attr:`pab.data.records.TrainPair.captioned_image`) stand on one line.
+
+    Args:
+        folder: where to.
+        training_set: the pairs.
+        train: indices of those trained on.
+        val: indices of those held out; may be none.
+
+    Raises:
+        InputError: the files cannot be written.
+    """
+    image_ids = training_set.image_ids()
+    for name, indices in ((TRAIN_IDS, train), (VAL_IDS, val)):
+        write_text(Path(folder) / name, "".join(f"{image_ids[i]}\n" for i in indices))
+    lines: dict[object, dict[str, Any]] = {}
+    for number, index in enumerate(val):
+        pair = training_set[int(index)]
+        fields = {key: value for key, value in asdict(pair).items() if value is not None}
+        image = pair.captioned_image
+        if image is not None:
+            before = lines.get(image, {"caption": []})
+            fields |= {"image_id": image[0], "caption": [*before["caption"], pair.caption]}
+        lines[number if image is None else image] = fields
+    text = "".join(f"{json.dumps(line)}\n" for line in lines.values())
+    write_text(Path(folder) / VAL_PAIRS, text)

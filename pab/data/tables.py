@@ -1,0 +1,295 @@
+"""Captioned images of one's own: CSV or TSV tables, and folders with a ``.txt`` beside each image.
+
+A table has a header line and one row per caption, as OpenCLIP reads it. Several rows may name the
+same image: each is one of its captions. In a folder, the whole text file is one caption, its lines
+joined by blanks, as in WebDataset archives.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from pab.data.bad_lines import BadLines
+from pab.core.errors import InputError
+from pab.data.fields import caption_text, required_text
+from pab.data.image_paths import inside_root, with_slashes
+from pab.data.json_lines import decoded, shortened, text_of, utf8_bytes
+from pab.core.notices import notice
+
+TABLE_ENDINGS = frozenset((".csv", ".tsv"))
+SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+_PROBED = 100  # rows whose images decide where a table's paths start from
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Form of a table; the defaults are OpenCLIP's."""
+
+    image: str = "filepath"
+    caption: str = "title"
+    separator: str = "\t"
+
+
+class CaptionedImage(NamedTuple):
+    """One caption of one image.
+
+    Attributes:
+        item: where it stands, such as ``"line 3"``.
+        image: path relative to the data root.
+        image_id: the same path without its ending.
+        number: of the caption among those of this image, from 0.
+        caption: the text.
+    """
+
+    item: str
+    image: str
+    image_id: str
+    number: int
+    caption: str
+
+
+class _Row(NamedTuple):
+    item: str
+    image: str
+    caption: str
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether a path is a table, by its ending."""
+    path = Path(path)
+    return path.suffix.lower() in TABLE_ENDINGS and path.is_file()
+
+
+def is_captioned_folder(path: str | Path) -> bool:
+    """Whether a folder holds images with a ``.txt`` beside them, and is not a root of PAB's."""
+    path = Path(path)
+    if not path.is_dir() or (path / "annotation").exists():
+        return False
+    return any(image.with_suffix(".txt").is_file() for image in _files(path)[0])
+
+
+def is_own_data(path: str | Path) -> bool:
+    """Whether a path is a table or a folder of captioned images."""
+    return is_table(path) or is_captioned_folder(path)
+
+
+def captioned_images(
+    path: Path, root: Path, columns: TableColumns, bad: BadLines
+) -> Iterator[CaptionedImage]:
+    """Stream the captions of a table, or of a folder in order of its paths.
+
+    Args:
+        path: the table or folder.
+        root: the data root. A table's relative paths start from its folder or from the root: the
+            place of the first image that is found decides, for all.
+        columns: names of the table's columns.
+        bad: collects the rows that cannot be used.
+
+    Raises:
+        InputError: the file is unreadable, or its header lacks a column.
+    """
+    counts: Counter[str] = Counter()
+    if path.is_dir():
+        rows, base = _folder_rows(path, bad), path
+    else:
+        base = table_base(path, root, columns)
+        rows = _table_rows(path, columns, bad)
+    for row in rows:
+        try:
+            fields = {"image": row.image}
+            written = required_text(fields, "image", path, row.item)
+            image = _below_root(written, base, root, path, row.item)
+            caption = caption_text(row.caption, "caption", path, row.item)
+        except InputError as error:
+            bad.add(error)
+            continue
+        yield CaptionedImage(
+            row.item, image, image.removesuffix(Path(image).suffix), counts[image], caption
+        )
+        counts[image] += 1
+
+
+def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
+    """The folder that a table's relative paths start from: the table's own, or the data root.
+
+    Raises:
+        InputError: see :func:`captioned_images`.
+    """
+    if path.parent.resolve() == root.resolve():
+        return root
+    for row in islice(_table_rows(path, columns, BadLines()), _PROBED):
+        for folder in (path.parent, root):
+            name = row.image.replace("\\", "/")
+            if name.strip() and "\0" not in name and (folder / name).exists():
+                return folder
+    return root
+
+
+def folder_state(folder: Path) -> str:
+    """SHA-256 over names, sizes and times of a folder's images and texts: its contents' state."""
+    digest = hashlib.sha256()
+    for path in sorted(p for paths in _files(folder) for p in paths):
+        found = path.stat()
+        digest.update(f"{path.relative_to(folder)}\0{found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- tables
+
+
+def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_Row]:
+    broken: list[InputError] = []  # of the lines of the present row
+    with utf8_bytes(path) as (handle, _):
+
+        def texts() -> Iterator[str]:
+            for number, raw in enumerate(handle, start=1):
+                try:
+                    yield decoded(raw, path, f"line {number}")
+                except InputError as error:
+                    broken.append(error)
+                    yield raw.decode("utf-8", "replace")
+
+        source = texts()
+        header_line = next(source, None)
+        if broken:
+            raise broken[0]
+        if header_line is None or not header_line.strip():
+            raise InputError(path, "expected a header line with column names, found none")
+        separator, header = _header(path, header_line, columns)
+        image, caption = (header.index(name) for name in (columns.image, columns.caption))
+        rows = csv.reader(source, delimiter=separator, strict=True)
+        first = 2
+        while True:
+            problem: InputError | None = None
+            cells: list[str] | None = None
+            try:
+                cells = next(rows)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                problem = InputError(path, f"expected a row of quoted fields, found {error}")
+            last = rows.line_num + 1  # the header is not counted by the reader
+            item = f"line {first}" if first >= last else f"lines {first} to {last}"
+            first = last + 1
+            if broken:
+                problem = broken[0]
+                broken.clear()
+            elif cells is not None and cells and len(cells) != len(header):
+                problem = InputError(
+                    path, f"expected {len(header)} columns, found {len(cells)}", item=item
+                )
+            if problem is not None:
+                bad.add(InputError(path, problem.problem, item=problem.item or item))
+            elif cells:
+                yield _Row(item, cells[image], cells[caption])
+
+
+def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str]]:
+    """The separator and the column names.
+
+    Raises:
+        InputError: no separator, or several, split the line into both columns; a name is repeated.
+    """
+    wanted = (columns.image, columns.caption)
+    fitting = {}
+    for separator in dict.fromkeys((columns.separator, *SEPARATORS)):
+        try:
+            names = [name.strip() for name in next(csv.reader([line], delimiter=separator))]
+        except csv.Error:
+            continue
+        if all(name in names for name in wanted):
+            fitting[separator] = names
+    chosen = columns.separator if columns.separator in fitting else next(iter(fitting), None)
+    if chosen is None:
+        raise InputError(
+            path,
+            f"expected columns {wanted[0]!r} and {wanted[1]!r}, found the header "
+            f"{shortened(line.strip())}",
+            item="line 1",
+            todo="name them with --csv_image_key and --csv_caption_key",
+        )
+    names = fitting[chosen]
+    repeated = next((name for name in wanted if names.count(name) > 1), None)
+    if repeated is not None:
+        raise InputError(path, f"expected every column once, found {repeated!r} twice")
+    if chosen != columns.separator:
+        notice(path, f"columns are separated by {SEPARATORS[chosen]}, as the header shows")
+    return chosen, names
+
+
+def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> str:
+    """An image's path relative to the data root, with ``/`` between its parts."""
+    found = "a path with a NUL character"
+    if "\0" not in written:
+        place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path))
+        inside = inside_root(place, root)
+        if inside is not None:
+            return inside
+        found = "a path that leaves it"
+    raise InputError(
+        path,
+        f"field 'image': expected a path inside the data root, found {found}: {shortened(written)}",
+        item=item,
+    )
+
+
+# ---------------------------------------------------------------------------------------- folders
+
+
+def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
+    images, texts = _files(folder)
+    unused = set(texts) - {image.with_suffix(".txt") for image in images}
+    if unused:
+        notice(folder, f"{len(unused)} text files have no image beside them and are ignored")
+    joined = 0
+    for image in images:
+        name = image.relative_to(folder).as_posix()
+        item = f"image {shortened(name)}"
+        try:
+            text = image.with_suffix(".txt")
+            if not text.is_file():
+                raise InputError(
+                    folder, "expected a text file beside every image, found none", item=item
+                )
+            paragraphs = [part.strip() for part in text_of(text).splitlines() if part.strip()]
+        except InputError as error:
+            bad.add(error)
+            continue
+        joined += len(paragraphs) > 1
+        yield _Row(item, name, " ".join(paragraphs))
+    if joined:
+        notice(folder, f"{joined} text files of several lines are read as one caption each")
+
+
+def _files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images and text files below a folder, links followed, hidden ones left out; both sorted."""
+    from pab.data.images import IMAGE_ENDINGS  # imports Pillow
+
+    images, texts = [], []
+    entered: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in entered:  # a link back to a folder above
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = Path(place, name)
+            ending = path.suffix.lower()
+            if name.startswith("."):
+                continue
+            if ending in IMAGE_ENDINGS:
+                images.append(path)
+            elif ending == ".txt":
+                texts.append(path)
+    return sorted(images), sorted(texts)

@@ -1,0 +1,74 @@
+"""Files of PAB under a data root, by the names that its releases give them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pab.core.errors import InputError
+from pab.core.files import existing_folder
+from pab.core.notices import notice
+
+# Folders and names of training shards. All hold the same pairs; attr_N.json adds the actions.
+SHARD_FOLDERS = ("annotation/train", "annotation/train_attr")
+SHARD_NAMES = ("pair", "attr", "imgs")
+TEST_NAMES = ("pair.json", "attr.json")  # of annotation/test; the same lines, likewise
+
+
+def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path]:
+    """Training shards under a data root, in order of N.
+
+    They are called ``pair_N.json``, ``attr_N.json`` or ``imgs_N.json``. If several kinds are
+    there, the kind with most shards is taken (else the first in this order), and a notice says so.
+
+    Args:
+        root: the data root.
+        folders: where to look, relative to the root.
+
+    Raises:
+        InputError: there are none, or there is no such folder.
+    """
+    existing_folder(root, "the data root")
+    kinds: dict[str, list[Path]] = {}
+    for folder in folders:
+        files = sorted((root / folder).iterdir()) if (root / folder).is_dir() else []
+        for name in SHARD_NAMES:
+            found = [path for path in files if re.fullmatch(rf"{name}_\d+\.json", path.name)]
+            if found:
+                kinds[f"{folder}/{name}_N.json"] = sorted(found, key=shard_order)
+    if not kinds:
+        raise InputError(
+            root / folders[0],
+            "expected training shards pair_N.json, attr_N.json or imgs_N.json, found none",
+            todo=f"see data/README.md, or check the data with: python -m pab.layout check {root}",
+        )
+    taken = max(kinds, key=lambda kind: len(kinds[kind]))  # the first of equally many
+    others = ", ".join(f"{kind} ({len(kinds[kind])})" for kind in kinds if kind != taken)
+    if others:
+        notice(root, f"read {taken} ({len(kinds[taken])}), which holds the pairs of {others} too")
+    return kinds[taken]
+
+
+def shard_order(path: Path) -> tuple[int, str]:
+    """Sort key by the number in a shard's name, so that pair_2 comes before pair_10."""
+    return (shard_number(path), str(path))
+
+
+def shard_number(path: Path) -> int:
+    """The last number in a file's name; -1 if there is none."""
+    number = re.search(r"(\d+)\D*$", path.name)
+    return int(number.group(1)) if number else -1
+
+
+def labelled_test(root: str | Path) -> Path:
+    """The labelled test set under a data root: ``pair.json``, or ``attr.json`` in newer releases.
+
+    If neither is there, the path of ``pair.json`` is returned, and reading it says what is missing.
+    """
+    first, *others = (Path(root, "annotation/test", name) for name in TEST_NAMES)
+    for other in others:
+        if not first.exists() and other.exists():
+            notice(first, f"not there; read {other.name}, which holds the same lines")
+            return other
+    return first

@@ -1,0 +1,135 @@
+"""BERT's WordPiece tokenizer for captions.
+
+The pieces come from a `vocab.txt` as published with `bert-base-uncased`, or from one that
+`uit.make_vocabulary` made. The `tokenizers` library is used directly, without special tokens
+registered: a caption that spells `[SEP]` gets the ids of its characters, not a separator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer as WordPieceTokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from torch import Tensor
+
+from pab.core.errors import InputError
+from pab.core.files import existing_file, existing_folder
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL = (PAD, UNK, CLS, SEP, MASK)
+CONTINUES = "##"  # begins a piece that continues a word
+VOCABULARY = "vocab.txt"
+MAX_UNKNOWN = 0.5  # share of unknown pieces in a set of captions that no fitting vocabulary gives
+
+
+class Tokenizer:
+    """Captions to ids.
+
+    Args:
+        folder: holds BERT's ``vocab.txt``.
+        max_words: words of a caption that are read, split at blanks.
+        max_length: ids at most, the two ends included; what text vectors are padded to.
+
+    Attributes:
+        pad, unk, cls, sep, mask: ids of the special tokens.
+        continues: bool [vocabulary], True for pieces that continue a word.
+        ordinary: int64, the ids of all pieces but the special ones.
+
+    Raises:
+        InputError: no folder, no vocabulary, or one that is none of BERT's.
+    """
+
+    def __init__(self, folder: str | Path, max_words: int, max_length: int) -> None:
+        self.path = existing_file(
+            existing_folder(folder, "the folder of BERT's vocabulary") / VOCABULARY,
+            "BERT's vocabulary, one piece a line",
+        )
+        self.max_words, self.max_length = max_words, max_length
+        pieces = _read_vocabulary(self.path)
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        self.vocab_size = len(pieces)
+        self.pad, self.unk, self.cls, self.sep, self.mask = (ids[name] for name in SPECIAL)
+        self.continues = np.array([piece.startswith(CONTINUES) for piece in pieces])
+        self.ordinary = np.array([i for i, piece in enumerate(pieces) if piece not in SPECIAL])
+        self._tokenizer = WordPieceTokenizer(WordPiece(ids, unk_token=UNK))
+        self._tokenizer.normalizer = BertNormalizer(lowercase=True)
+        self._tokenizer.pre_tokenizer = BertPreTokenizer()
+        self._check_a_known_word(pieces)
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of one caption, ends included, cut to ``max_length``."""
+        words = " ".join(caption.split()[: self.max_words])
+        ids = self._tokenizer.encode(words, add_special_tokens=False).ids
+        return [self.cls, *ids[: self.max_length - 2], self.sep]
+
+    def pad_rows(self, rows: list[list[int]], length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Rows of ids as one batch.
+
+        Args:
+            length: of every row of the result; the longest row's where None.
+
+        Returns:
+            ids int64 [B, N] and mask int64 [B, N], 1 = a token, 0 = padding.
+        """
+        length = length or max(map(len, rows))
+        ids = torch.full((len(rows), length), self.pad, dtype=torch.int64)
+        mask = torch.zeros(len(rows), length, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        return ids, mask
+
+    def check_known(self, rows: list[list[int]]) -> None:
+        """Refuse a vocabulary that knows hardly any of the captions' words.
+
+        Raises:
+            InputError: more than :data:`MAX_UNKNOWN` of the pieces are unknown.
+        """
+        unknown = sum(row.count(self.unk) for row in rows)
+        pieces = sum(len(row) - 2 for row in rows)
+        if unknown > MAX_UNKNOWN * pieces:
+            raise InputError(
+                self.path,
+                f"{unknown} of {pieces} pieces of the captions are {UNK} in this vocabulary",
+                todo="give the vocabulary the model was trained with (lower case for -uncased)",
+            )
+
+    def _check_a_known_word(self, pieces: list[str]) -> None:
+        """A word of the vocabulary has to come out as itself."""
+        words = (p for p in pieces if p.isascii() and p.isalpha() and p.islower())
+        word = max(words, key=len, default=None)
+        if word is None or self.encode(word) != [self.cls, pieces.index(word), self.sep]:
+            raise InputError(
+                self.path,
+                f"expected lower-case words, found none that it knows: every caption is {UNK}",
+                todo="give the vocabulary of an uncased BERT",
+            )
+
+
+def _read_vocabulary(path: Path) -> list[str]:
+    try:
+        pieces = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"expected UTF-8 text, found: {error}") from error
+    pieces = [piece.rstrip("\r") for piece in pieces]
+    if pieces and not pieces[-1]:
+        pieces.pop()
+    missing = [name for name in SPECIAL if name not in pieces]
+    if missing:
+        raise InputError(path, f"expected BERT's vocabulary, found no {missing[0]} in it")
+    if pieces[0] != PAD:  # the model's word table keeps row 0 for padding
+        raise InputError(path, f"expected {PAD} as the first piece, found {pieces[0]!r}")
+    seen: dict[str, int] = {}
+    for number, piece in enumerate(pieces, start=1):
+        if piece in seen:
+            raise InputError(
+                path, f"expected distinct pieces, found {piece!r} at line {seen[piece]} too",
+                item=f"line {number}",
+            )  # fmt: skip
+        seen[piece] = number
+    return pieces

@@ -1,0 +1,1 @@
+"""BLIP-2 as LAVIS computes it, without LAVIS."""

@@ -1,0 +1,126 @@
+"""BLIP-2 by LAVIS itself, in the environment that `scripts/setup_lavis.sh` makes.
+
+The port (:mod:`pab.encoders.blip2.model`) gives the same vectors without LAVIS; this backend is
+there to check that on the released weights. Nothing here is imported in the project's own
+environment.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from pab.core.checkpoints import model_state, read_checkpoint
+from pab.core.errors import InputError
+from pab.data.annotations import GalleryImage
+from pab.data.images import ImageReader, ImageTransform
+from pab.encoders.compute import Compute
+from pab.encoders.pooling import Pooling, similarity_of_rows
+from pab.scoring.encoder import Encoder
+
+EXTRACTOR = "blip2_feature_extractor"
+# What a LAVIS checkpoint need not hold: the frozen tower, and 0, 1, 2, ...
+OF_OTHER_FILES = re.compile(r"visual_encoder\.|.*\.position_ids$")
+CAPTION_WORDS = 50  # of LAVIS's processor: what a batch of captions makes room for
+
+
+def load_lavis(
+    model_type: str, pretrained: str | None
+) -> tuple[Any, ImageTransform, Callable[[str], str]]:
+    """LAVIS's model in float32 on the CPU, its image processor and its caption processor.
+
+    Args:
+        model_type: LAVIS's name, such as ``pretrain_vitL``.
+        pretrained: file of the weights; None is LAVIS's own address.
+
+    Raises:
+        InputError: no LAVIS in this environment, or files of its own that cannot be fetched.
+    """
+    try:
+        from lavis.common.registry import registry
+        from lavis.models import load_preprocess
+        from omegaconf import OmegaConf
+    except ImportError as error:
+        raise InputError(
+            "--backend", f"LAVIS is not installed in this environment ({error})",
+            todo="bash scripts/setup_lavis.sh, then .venv-lavis/bin/python scripts/blip2_infer.py "
+            "--backend lavis; or leave --backend out: the port gives the same vectors",
+        ) from error  # fmt: skip
+    given = None if pretrained is None else lavis_names(pretrained)
+    kind = registry.get_model_class(EXTRACTOR)
+    settings = OmegaConf.load(kind.default_config_path(model_type))
+    if pretrained is not None:
+        settings.model.pretrained = pretrained
+    try:
+        model = kind.from_config(settings.model)
+    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            "--backend", f"LAVIS cannot build {model_type}: {line[:160]}",
+            todo="without internet, put bert-base-uncased/ into the working folder, and "
+            "clip_vit_L.pth and the weights into $TORCH_HOME/hub/checkpoints",
+        ) from error  # fmt: skip
+    if given is not None:  # LAVIS loads whatever fits and says nothing of the rest
+        missing = [n for n in model.state_dict() if n not in given and not OF_OTHER_FILES.match(n)]
+        if missing:
+            raise InputError(
+                str(pretrained), f"lacks {len(missing)} tensors of the model, such as {missing[0]}"
+            )
+    image, text = load_preprocess(settings.preprocess)
+    return model.float().eval(), image["eval"], text["eval"]
+
+
+def lavis_names(path: str) -> set[str]:
+    """Names of a LAVIS checkpoint's tensors.
+
+    Raises:
+        InputError: no checkpoint, or none of LAVIS's.
+    """
+    checkpoint = read_checkpoint(path)
+    names = set(model_state(checkpoint, path))
+    if "model" not in checkpoint or not any(name.startswith("Qformer.") for name in names):
+        raise InputError(
+            path, "expected a checkpoint of LAVIS, found none of its names",
+            todo="weights of this project's own are scored without --backend lavis",
+        )  # fmt: skip
+    return names
+
+
+def lavis_encoder(
+    model: Any,
+    transform: ImageTransform,
+    process: Callable[[str], str],
+    pooling: Pooling,
+    compute: Compute,
+) -> Encoder:
+    """The verbs of LAVIS's feature extractor.
+
+    Args:
+        model: the extractor, on the compute's device.
+        transform, process: its image and caption processors.
+        pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
+    """
+
+    def of_batch(pixels: Tensor) -> Tensor:
+        found: Tensor = model.extract_features({"image": pixels}, mode="image").image_embeds_proj
+        return found.flatten(1)
+
+    def images(gallery: Sequence[GalleryImage], *, reader: ImageReader | None = None) -> Tensor:
+        return compute.images(of_batch, gallery, transform, reader)
+
+    def texts(captions: Sequence[str]) -> Tensor:
+        words = [process(caption) for caption in captions]
+
+        def encode(positions: list[int]) -> Tensor:
+            batch = {"text_input": [words[i] for i in positions]}
+            found: Tensor = model.extract_features(batch, mode="text").text_embeds_proj
+            return found[:, 0]
+
+        return compute.captions(encode, [one.split() for one in words], longest=CAPTION_WORDS)
+
+    return Encoder(images, texts, partial(similarity_of_rows, pooling=pooling))

@@ -1,0 +1,277 @@
+"""BLIP-2's first stage, as LAVIS's `blip2_feature_extractor` scores with it: ViT-L and Q-Former.
+
+Source: Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training with Frozen Image Encoders and
+Large Language Models" (arXiv 2301.12597); weights are LAVIS's (BSD-3-Clause). The image tower is
+OpenCLIP's transformer without its last norm and projection, the Q-Former that of transformers;
+:data:`RENAMED` maps LAVIS's names onto them.
+
+Shape letters: `B` batch, `M` image tokens, `K` query tokens, `N` text ids, `W` image width,
+`D` Q-Former's width, `E` width of the vectors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
+
+from pab.core.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
+from pab.core.errors import InputError
+from pab.core.weight_folders import Family, only_weights, weight_folder
+from pab.data.wordpiece import Tokenizer
+from pab.encoders.clip.blocks import use_fused_blocks
+from pab.encoders.layer_numbers import layer_in_tower
+
+# LAVIS's names -> this model's; the first pattern that matches is replaced.
+RENAMED = (
+    (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
+    (r"^Qformer\.bert\.embeddings\.", "embeddings."),
+    (
+        r"^Qformer\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.",
+        r"qformer.encoder.layer.\1.\2.attention.",
+    ),
+    (r"^Qformer\.bert\.encoder\.", "qformer.encoder."),
+)
+TOWER = "visual_encoder."
+# CLIP's own image tower goes on behind the blocks that BLIP-2 reads.
+BEYOND_THE_TOWER = ("transformer.resblocks.2[1-3].*", "ln_post.*", "proj")
+TEMPERATURES = (0.001, 0.5)  # bounds of the learned temperature, as in BLIP
+SCRATCH_EMBEDDING_STD = 0.1
+# What a LAVIS checkpoint holds beside: the language head, the match head, 0, 1, 2, ...
+UNUSED = re.compile(r"Qformer\.cls\.|itm_head\.|.*\.position_ids$")
+
+
+@dataclass(frozen=True)
+class Blip2Config:
+    """Sizes; the defaults are those of `pretrain_vitL`.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        patch_size: side of a patch, pixels.
+        image_width, image_layers, image_heads: of the image tower; CLIP's ViT-L has 24 layers, of
+            which BLIP-2 reads the 21st.
+        queries: K.
+        width, layers, heads, ffn_dim: of the Q-Former.
+        vocab_size: BERT's 30,522 pieces and one of LAVIS's own, which captions never use.
+        positions: rows of the text's position table.
+        embed_dim: E.
+        temperature: at the start of fine-tuning; learned.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    image_width: int = 1024
+    image_layers: int = 21
+    image_heads: int = 16
+    queries: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn_dim: int = 3072
+    vocab_size: int = 30523
+    positions: int = 512
+    embed_dim: int = 256
+    temperature: float = 0.07
+
+
+MODELS = {
+    "pretrain_vitL": Blip2Config(),
+    "mini": Blip2Config(
+        image_size=64, patch_size=8, image_width=160, image_layers=4, image_heads=5, queries=8,
+        width=128, layers=3, heads=4, ffn_dim=512, vocab_size=692, positions=80, embed_dim=128,
+    ),
+}  # fmt: skip
+
+
+class ImageTextModel(Protocol):
+    """What scoring needs: this module's :class:`Blip2`, or ViT-g's wrapper."""
+
+    def encode_queries(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
+
+
+class Blip2(nn.Module):
+    """Image tower, Q-Former and projections."""
+
+    def __init__(self, config: Blip2Config) -> None:
+        super().__init__()
+        self.config = config
+        tower = VisionTransformer(
+            config.image_size, config.patch_size, config.image_width, config.image_layers,
+            config.image_heads, mlp_ratio=4.0, act_layer=QuickGELU,
+        )  # fmt: skip
+        tower.ln_post, tower.proj = nn.Identity(), None
+        use_fused_blocks(tower)
+        self.visual_encoder = tower
+        self.ln_vision = nn.LayerNorm(config.image_width)
+        qformer = Blip2QFormerConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.ffn_dim,
+            max_position_embeddings=config.positions,
+            encoder_hidden_size=config.image_width,
+            cross_attention_frequency=2,
+            use_qformer_text_input=True,
+        )
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.queries, config.width))
+        nn.init.normal_(self.query_tokens, std=qformer.initializer_range)
+        self.embeddings = Blip2TextEmbeddings(qformer)
+        self.qformer = Blip2QFormerModel(qformer)
+        self.vision_proj = nn.Linear(config.width, config.embed_dim)
+        self.text_proj = nn.Linear(config.width, config.embed_dim)
+        self.temp = nn.Parameter(torch.tensor(config.temperature))
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, M, W], class token first."""
+        tower = self.visual_encoder
+        return self.ln_vision(tower.transformer(tower._embeds(pixels)))
+
+    def encode_queries(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""
+        found = self.qformer(
+            query_embeds=self.query_tokens.expand(len(pixels), -1, -1),
+            encoder_hidden_states=self.image_tokens(pixels),
+        ).last_hidden_state
+        return F.normalize(self.vision_proj(found).float(), dim=-1)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
+        found = self.qformer(
+            query_embeds=self.embeddings(input_ids=ids), query_length=0, attention_mask=mask
+        ).last_hidden_state
+        return F.normalize(self.text_proj(found[:, 0]).float(), dim=-1)
+
+    def logit_scale(self) -> Tensor:
+        """Logarithm of the factor on similarities in the loss, the temperature kept in bounds.
+
+        In place: a clamp within the graph would have no gradient outside.
+        """
+        with torch.no_grad():
+            self.temp.clamp_(*TEMPERATURES)
+        return -self.temp.log()
+
+    def layer_of(self, name: str) -> int:
+        """A parameter's layer by its name, 0 to :attr:`layers` + 1; tower below Q-Former."""
+        below, above = self.config.image_layers, self.config.layers
+        if name.startswith("visual_encoder."):
+            return layer_in_tower(name, below)
+        if name.startswith("qformer.encoder."):
+            return below + layer_in_tower(name, above)
+        return self.layers + 1 if name.startswith(("vision_proj", "text_proj", "temp")) else below
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the image tower and the Q-Former together."""
+        return self.config.image_layers + self.config.layers
+
+
+def start_from_scratch(model: Blip2) -> None:
+    """Starting weights for training without a checkpoint, in place.
+
+    The libraries' own starts (normal, 0.02) suit widths of 768 and more; in a small network they
+    leave every branch near 0 beside its residual. Matrices start by their own width instead
+    (Glorot and Bengio, AISTATS 2010), and the embeddings at a comparable scale.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=SCRATCH_EMBEDDING_STD)
+    nn.init.normal_(model.query_tokens, std=SCRATCH_EMBEDDING_STD)
+
+
+def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path = "") -> Blip2:
+    """A model with the weights of a LAVIS checkpoint, or of one of this project's own.
+
+    Args:
+        config: its sizes.
+        path: the checkpoint.
+        image_weights: the image tower, where the checkpoint holds none.
+
+    Raises:
+        InputError: no checkpoint, or its tensors do not fit.
+    """
+    model = Blip2(config)
+    load_weights(model, path, image_weights)
+    return model.eval()
+
+
+def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "") -> LoadReport:
+    """Read a checkpoint into a model; a LAVIS checkpoint need have no number for ``temp``.
+
+    LAVIS saves what it trained. If the image tower was frozen, its weights are in another file
+    (`clip_vit_L.pth`, all 24 blocks of CLIP's), which is read then.
+
+    Raises:
+        InputError: no checkpoint, or its tensors do not fit.
+    """
+    names = model.state_dict().keys()
+    path = _file(path)
+    state = renamed(model_state(read_checkpoint(path), path, names))
+    if image_weights and not any(name.startswith(TOWER) for name in state):
+        inner = model.visual_encoder.state_dict().keys()
+        tower = model_state(read_checkpoint(image_weights), image_weights, inner)
+        load_strict(model.visual_encoder, tower, image_weights, allow_unexpected=BEYOND_THE_TOWER)
+        return load_strict(model, state, path, allow_missing=("temp",), ignore=(f"{TOWER}*",))
+    return load_strict(model, state, path, allow_missing=("temp",))
+
+
+def _file(path: str | Path) -> str | Path:
+    """The checkpoint's file; a folder without a configuration may stand for the one it holds.
+
+    Raises:
+        InputError: a folder of another model.
+    """
+    if not Path(path).is_dir():
+        return path
+    folder = weight_folder(path)
+    if folder.family is not Family.WEIGHTS:
+        raise InputError(
+            path, f"expected a checkpoint of LAVIS, found {folder.family.value}",
+            todo="take --model pretrain" if folder.family is Family.BLIP2 else None,
+        )  # fmt: skip
+    return only_weights(folder)
+
+
+def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
+    """Refuse a vocabulary that is not the word table's.
+
+    LAVIS's table has one row more than BERT's vocabulary, for a piece that captions never use.
+
+    Raises:
+        InputError: another number of pieces.
+    """
+    if tokenizer.vocab_size not in (sizes.vocab_size, sizes.vocab_size - 1):
+        raise InputError(
+            tokenizer.path,
+            f"has {tokenizer.vocab_size} pieces, the model's word table {sizes.vocab_size} rows",
+            todo="give the vocabulary the model was trained with",
+        )
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LAVIS's state dict under this model's names; a state dict that has them is left as it is."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if UNUSED.match(name):
+            continue
+        for pattern, replacement in RENAMED:
+            name, count = re.subn(pattern, replacement, name)
+            if count:
+                break
+        found[name] = tensor
+    return found

@@ -1,0 +1,80 @@
+"""BLIP-2 with ViT-g (`pretrain`): transformers' model behind the interface of ViT-L's port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Blip2ForImageTextRetrieval
+
+from pab.core.errors import InputError
+from pab.core.weight_folders import Family, weight_folder
+
+
+class Blip2VitG(nn.Module):
+    """`Blip2ForImageTextRetrieval` with the methods of :class:`~pab.encoders.blip2.model.Blip2`."""
+
+    def __init__(self, inner: Blip2ForImageTextRetrieval) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def encode_queries(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""
+        inner = self.inner
+        image = inner.vision_model(pixel_values=pixels).last_hidden_state
+        queries = inner.query_tokens.expand(len(pixels), -1, -1)
+        found = inner.qformer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
+        weights = inner.vision_projection.weight.dtype
+        return F.normalize(inner.vision_projection(found.to(weights)).float(), dim=-1)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
+        inner = self.inner
+        found = inner.qformer(
+            query_embeds=inner.embeddings(input_ids=ids), query_length=0, attention_mask=mask
+        ).last_hidden_state
+        weights = inner.text_projection.weight.dtype
+        return F.normalize(inner.text_projection(found[:, 0].to(weights)).float(), dim=-1)
+
+
+def load_vit_g(source: str) -> Blip2VitG:
+    """Load the model from a folder as transformers saves it, or from the hub by id.
+
+    Raises:
+        InputError: neither can be read, or it lacks weights of this model.
+    """
+    path = Path(source)
+    found = ""
+    if path.is_file():
+        found = "a file"
+    elif path.is_dir() and weight_folder(path).family is not Family.BLIP2:
+        found = weight_folder(path).family.value
+    if found:
+        raise InputError(
+            "--pretrained", f"{source}: expected the folder of a BLIP-2 model of transformers, "
+            f"found {found}",
+            todo="LAVIS's checkpoints of ViT-L are read with --model pretrain_vitL",
+        )  # fmt: skip
+    try:
+        loaded: Any = Blip2ForImageTextRetrieval.from_pretrained(
+            source, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            "--pretrained", f"{source} cannot be read as a BLIP-2 retrieval model: {line[:160]}",
+            todo="give the folder of a downloaded model, with its config.json" if not
+            Path(source).exists() else "the folder needs config.json and model.safetensors",
+        ) from error  # fmt: skip
+    inner, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            "--pretrained", f"{source} lacks {len(missing)} tensors of the model, such as "
+            f"{missing[0]}",
+            todo="give a model that was trained for image-text retrieval",
+        )  # fmt: skip
+    return Blip2VitG(inner.eval())

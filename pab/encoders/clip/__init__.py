@@ -1,0 +1,1 @@
+"""CLIP and every other model of OpenCLIP."""

@@ -1,0 +1,75 @@
+"""Which model a file of CLIP weights was made as, compared by content instead of by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from open_clip.factory import get_model_config
+
+from pab.core.errors import InputError
+from pab.core.notices import notice
+from pab.encoders.clip.names import FOLDER, label
+
+# Keys of a checkpoint's metadata: the name it was made with, and the configuration as JSON.
+ARCHITECTURE, CONFIGURATION = "architecture", "architecture_config"
+# Settings that do not tell models apart: positions are resized, tokenizers have names of their own.
+FREE = frozenset({"image_size", "context_length", "hf_tokenizer_name", "tokenizer_kwargs"})
+
+
+def check_made_as(
+    metadata: Mapping[str, str], name: str, config: Mapping[str, Any], path: Path
+) -> None:
+    """Refuse weights that were made as another model.
+
+    A model's folder may have been renamed since: configurations are compared, and names only where
+    a file of an earlier version holds no configuration.
+
+    Args:
+        metadata: of the file.
+        name: OpenCLIP's name of the model that is to hold the weights.
+        config: its configuration.
+        path: the file.
+
+    Raises:
+        InputError: the configurations differ, or the name is another architecture's.
+    """
+    made_as = metadata.get(ARCHITECTURE)
+    if made_as is None:
+        return
+    recorded = metadata.get(CONFIGURATION)
+    its_own = get_model_config(made_as) if recorded is None else json.loads(recorded)
+    if its_own is not None:
+        differing = _differing(its_own, config)
+        if differing:
+            raise InputError(
+                path, f"was made as {made_as}, not {label(name)}: {', '.join(differing)} differ",
+                todo=f"take --model {made_as}, or {FOLDER}FOLDER where that is a folder's name",
+            )  # fmt: skip
+    elif made_as == label(name):
+        return
+    elif not name.startswith(FOLDER):
+        raise InputError(
+            path, f"was made as the model of a folder {made_as!r}, not {name}",
+            todo=f"take --model {FOLDER}FOLDER with that folder",
+        )  # fmt: skip
+    elif path.resolve().parent != Path(name.removeprefix(FOLDER)).resolve():
+        notice(path, f"made in a folder called {made_as!r}, read as the model of {label(name)!r}")
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Settings in which two configurations differ, by name; absent and off are one."""
+    first, second = _settings(one), _settings(other)
+    return sorted(key for key in first | second if first.get(key) != second.get(key))
+
+
+def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _settings(value, f"{prefix}{key}.")
+        elif key not in FREE and value:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found

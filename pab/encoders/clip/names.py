@@ -1,0 +1,100 @@
+"""Which model an OpenCLIP name means: an architecture, or a folder that describes one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.factory import get_model_config
+
+from pab.core.errors import InputError
+from pab.core.files import existing_folder
+from pab.core.weight_folders import OPENCLIP_CONFIG, weight_folder
+
+FOLDER = "local-dir:"  # OpenCLIP's word for a model that a folder describes
+NAMES_SHOWN = 5
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """OpenCLIP's configuration of a model.
+
+    Raises:
+        InputError: no such model; the nearest names are suggested. Or no such folder.
+    """
+    if name.startswith(FOLDER):
+        found = folder_config(name).get("model_cfg")
+        if not isinstance(found, dict):
+            raise InputError(name.removeprefix(FOLDER), f"its {OPENCLIP_CONFIG} has no model_cfg")
+        return found
+    config = get_model_config(name)
+    if config is None and Path(name).is_dir():
+        raise InputError(
+            "--model", f"{name} is a folder, expected OpenCLIP's name of a model",
+            todo=f"take --model {FOLDER}{name}",
+        )  # fmt: skip
+    if config is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), NAMES_SHOWN, cutoff=0.3)
+        raise InputError(
+            "--model", f"OpenCLIP has no architecture {name!r}",
+            todo=f"the nearest names are {', '.join(near)}" if near else "see its list of models",
+        )  # fmt: skip
+    return dict(config)
+
+
+def folder_config(name: str) -> dict[str, Any]:
+    """What a folder's configuration says.
+
+    Raises:
+        InputError: no folder, no configuration in it, or no JSON object.
+    """
+    folder = existing_folder(name.removeprefix(FOLDER), "the folder of an OpenCLIP model")
+    path = folder / OPENCLIP_CONFIG
+    if not path.is_file():
+        raise InputError(
+            folder, f"expected an OpenCLIP model with its {OPENCLIP_CONFIG}, found "
+            f"{weight_folder(folder).family.value}",
+            todo="download the model in OpenCLIP's form, or name an architecture of OpenCLIP and "
+            "the file with --pretrained",
+        )  # fmt: skip
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(path, f"expected JSON, found: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise InputError(path, f"expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def folder_preprocessing(name: str) -> dict[str, Any]:
+    """Preprocessing that a folder asks for; nothing for an architecture of OpenCLIP's."""
+    return dict(folder_config(name).get("preprocess_cfg") or {}) if name.startswith(FOLDER) else {}
+
+
+def label(name: str) -> str:
+    """What checkpoints call a model: its architecture's name, or its folder's without the path."""
+    return Path(name.removeprefix(FOLDER)).name if name.startswith(FOLDER) else name
+
+
+@contextmanager
+def only_errors_logged() -> Iterator[None]:
+    """Inside, OpenCLIP and the hub's client log no warnings: what fails is raised and said once."""
+    loggers = [logging.getLogger(name) for name in (None, "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_line(error: Exception) -> str:
+    """An error of a library in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

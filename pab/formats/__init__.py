@@ -1,0 +1,1 @@
+"""Scores and ranked lists in the forms of other tools, read and written."""

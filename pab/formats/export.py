@@ -1,0 +1,219 @@
+"""Writing scores in the forms of other tools; :mod:`pab.formats.forms` reads all of them back.
+
+============  ====================================================================================
+pt            a score file of this project
+bare          the plain tensor, and the id lists ``.queries.txt`` and ``.gallery.txt`` beside it
+npy           the same with an array of NumPy
+npz           arrays ``scores``, ``query_ids`` and ``gallery_ids``
+csv           ids in the header and the first column
+parquet       a column ``query`` of ids and a column per image; needs pyarrow
+trec          ``query Q0 image rank score tag``; ties are written as the next smaller float32
+ranx          ``{query: {image: score}}``
+rankings      JSON lines of ``{"query_index", "topk_gallery", "topk_scores"}``, without scores where
+              an order is all there is
+============  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pab.core.errors import InputError
+from pab.core.files import atomic_path, write_text
+from pab.core.notices import notice
+
+if TYPE_CHECKING:
+    from pab.scores import ScoreFile
+
+FORMATS = ("pt", "bare", "npy", "npz", "csv", "parquet", "trec", "ranx", "rankings")
+LISTS = ("trec", "ranx", "rankings")
+DEFAULT_TOP_K = 1000  # images per query in a TREC run, that format's custom
+
+# Image names of a query, best first, and their scores.
+Ranking = tuple[Sequence[str], NDArray[np.floating]]
+
+
+def paths(form: str, out: Path) -> list[Path]:
+    """The files that an export writes: the scores first, then id lists.
+
+    Args:
+        form: of :data:`FORMATS`; ``"prefix"`` is ``"bare"`` with ``out`` as the prefix of names.
+        out: the file to write.
+    """
+    if form == "prefix":
+        out = out.with_name(f"{out.name}.pt")
+    if form not in ("prefix", "bare", "npy"):
+        return [out]
+    stem = out.stem if out.suffix in (".pt", ".npy") else out.name
+    return [out, *(out.with_name(f"{stem}.{kind}.txt") for kind in ("queries", "gallery"))]
+
+
+def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = None) -> list[Path]:
+    """Write a score file in another form.
+
+    Args:
+        score_file: the scores.
+        form: of :data:`FORMATS`, or ``"prefix"`` (see :func:`paths`).
+        out: the file to write.
+        top_k: images per query in the forms that list them; None: the first 1,000, and those that
+            the score file's own source listed.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: ``top_k`` with a form that holds the whole matrix, ids that the form cannot
+            carry, or a file that cannot be written.
+    """
+    if top_k is not None and form not in LISTS:
+        raise InputError("--top_k", f"goes with --format {', '.join(LISTS)}")
+    if top_k is not None and top_k < 1:
+        raise InputError("--top_k", f"must be at least 1, found {top_k}")
+    written = paths(form, out)
+    if form not in LISTS and form != "pt" and score_file.listed is not None:
+        notice(out, "images that were not listed are written with the score below the listed ones")
+    match form:
+        case "pt":
+            from pab.scores import save_scores
+
+            save_scores(out, score_file)
+        case "bare" | "prefix":
+            from pab.core.tensor_files import write_tensors
+
+            write_tensors(written[0], score_file.scores.clone())
+        case "npy":
+            with atomic_path(out) as temporary, temporary.open("wb") as handle:
+                np.save(handle, score_file.scores.numpy())
+        case "npz":
+            with atomic_path(out) as temporary, temporary.open("wb") as handle:
+                np.savez(
+                    handle,
+                    scores=score_file.scores.numpy(),
+                    query_ids=np.array(score_file.query_ids),
+                    gallery_ids=np.array(score_file.gallery_ids),
+                )
+        case "csv":
+            _write_csv(score_file, out)
+        case "parquet":
+            _write_parquet(score_file, out)
+        case _:
+            _write_lists(score_file, form, out, top_k)
+    for path, ids in zip(written[1:], (score_file.query_ids, score_file.gallery_ids), strict=False):
+        write_text(path, "".join(f"{one}\n" for one in ids))
+    return written
+
+
+def _write_csv(score_file: ScoreFile, out: Path) -> None:
+    with (
+        atomic_path(out) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as handle,
+    ):
+        separator = "\t" if out.suffix.lower() == ".tsv" else ","
+        writer = csv.writer(handle, delimiter=separator, lineterminator="\n")
+        writer.writerow(["query", *score_file.gallery_ids])
+        for query_id, row in zip(score_file.query_ids, score_file.scores, strict=True):
+            writer.writerow([query_id, *(f"{value:.9g}" for value in row.tolist())])
+
+
+def _write_parquet(score_file: ScoreFile, out: Path) -> None:
+    from pab.formats.tables import pyarrow
+
+    arrow = pyarrow(out)
+    name = "query"
+    while name in score_file.gallery_ids:
+        name += "_id"
+    columns = score_file.scores.T.contiguous().numpy()  # [G, Q]
+    table = arrow.table(
+        {name: score_file.query_ids, **dict(zip(score_file.gallery_ids, columns, strict=True))}
+    )
+    with atomic_path(out) as temporary:
+        arrow.parquet.write_table(table, str(temporary))
+
+
+def _write_lists(score_file: ScoreFile, form: str, out: Path, top_k: int | None) -> None:
+    depth = top_k or DEFAULT_TOP_K
+    if top_k is None and len(score_file.gallery_ids) > depth:
+        notice(out, f"holds the first {depth} images of each query; --top_k sets another number")
+    ranking = ranking_of(score_file, depth)
+    if form == "trec":
+        write_text(out, "".join(trec_lines(out, score_file.query_ids, ranking)))
+    elif form == "ranx":
+        run = {
+            query_id: dict(zip(names, map(_shortest, scores), strict=True))
+            for query_id, (names, scores) in zip(score_file.query_ids, ranking, strict=True)
+        }
+        write_text(out, json.dumps(run, ensure_ascii=False) + "\n")
+    else:
+        write_text(out, "".join(_ranking_lines(score_file, ranking)))
+
+
+def _ranking_lines(score_file: ScoreFile, ranking: Sequence[Ranking]) -> Iterator[str]:
+    """JSON lines with an order, and with the scores if they say more than the order."""
+    for query_id, (names, scores) in zip(score_file.query_ids, ranking, strict=True):
+        record: dict[str, Any] = {"query_index": query_id, "topk_gallery": list(names)}
+        if not score_file.is_order_alone:
+            record["topk_scores"] = [_shortest(score) for score in scores]
+        yield json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _shortest(score: np.floating) -> float:
+    """A float32 with the fewest digits that give it back."""
+    return float(f"{score:.9g}")
+
+
+def ranking_of(score_file: ScoreFile, top_k: int) -> list[Ranking]:
+    """The first images of every query with their scores.
+
+    Images that the scores' source did not list are left out.
+    """
+    from pab.ranking import top_k as best_columns
+
+    best = best_columns(score_file.scores, top_k)
+    values = score_file.scores.gather(1, best).numpy()
+    counts = score_file.listed_counts().tolist()
+    return [
+        ([score_file.gallery_ids[column] for column in columns[:count]], row[:count])
+        for columns, row, count in zip(best.tolist(), values, counts, strict=True)
+    ]
+
+
+def trec_lines(
+    where: str | Path, query_ids: Iterable[str], ranking: Iterable[Ranking]
+) -> Iterator[str]:
+    """The lines of a TREC run.
+
+    Other tools sort by score and break ties by rules of their own. A score that is not below
+    the one before it is therefore written as the next smaller float32: the order is the same.
+
+    Args:
+        where: the file, for the error.
+        query_ids: ``Q`` ids.
+        ranking: for each query the gallery names, best first, and their scores.
+
+    Raises:
+        InputError: an id holds a blank, which the format cannot carry.
+    """
+    for query_id, (names, scores) in zip(query_ids, ranking, strict=True):
+        check_words(where, (query_id, *names))
+        below = np.float32(np.inf)
+        for rank, (name, score) in enumerate(zip(names, scores, strict=True), start=1):
+            below = min(np.float32(score), np.nextafter(below, np.float32(-np.inf)))
+            yield f"{query_id} Q0 {name} {rank} {below:.9g} pab\n"
+
+
+def check_words(where: str | Path, ids: Iterable[str]) -> None:
+    """Refuse ids with a blank, which TREC's formats cannot carry.
+
+    Raises:
+        InputError: naming the id.
+    """
+    for one in ids:
+        if one.split() != [one]:
+            raise InputError(where, f"expected ids without blanks, found {one!r}")

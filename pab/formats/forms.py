@@ -1,0 +1,265 @@
+"""Reading scores in every form that people have: which form a file is in, and what it holds.
+
+The content decides, not the ending. The ending only settles what content cannot: a text that could
+be a ranked list as well as damaged binary data.
+
+==================  ==============================================================================
+``.pt``             a score file of this project; a bare tensor; a dict that holds one matrix
+``.npy``, ``.npz``  a bare array; ``scores`` with ``query_ids`` and ``gallery_ids``
+tables              CSV, TSV, Parquet (:mod:`pab.formats.tables`)
+runs and lists      TREC, ranx, rankings, ranked lists (:mod:`pab.formats.runs`)
+==================  ==============================================================================
+
+torch is imported for matrices alone, so that work on lists starts at once.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.core.text_files import read_text
+from pab.data.json_lines import shortened
+from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix, id_texts
+from pab.formats.runs import is_trec_run, json_run, ranked_list, trec_run
+from pab.formats.tables import bare_separator_of, parquet_table, separator_of, text_table
+from pab.ranking import is_list_archive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEYS = ("scores", "query_ids", "gallery_ids", "meta")
+REMEDY = "export the scores again with the tool that wrote them"
+_BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", ".pkl", ".zip"))
+_TABLE_ENDINGS = frozenset((".csv", ".tsv"))
+_HEAD = 1 << 16  # bytes that tell the form of a text
+
+
+def read_form(path: str | Path, *, mmap: bool = True) -> Matrix | Listing:
+    """Read a file of scores, whatever its form.
+
+    Args:
+        path: the file.
+        mmap: leave the matrix on disk until it is used, where the form allows it.
+
+    Raises:
+        InputError: no such file, a form that nobody knows, or a damaged file.
+    """
+    path = existing_file(path, "a score file")
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(_HEAD)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror or error}") from error
+    if head.startswith(b"\x93NUMPY"):
+        return _npy(path, mmap)
+    if head.startswith(b"PAR1"):
+        return parquet_table(path)
+    if zipfile.is_zipfile(path):
+        if _is_npz(path):
+            return _npz(path)
+        if is_list_archive(path):
+            return ranked_list(path)
+        return _torch_form(path, mmap)
+    if path.suffix.lower() in _BINARY_ENDINGS or head[:1] == b"\x80" or b"\0\0\0\0" in head:
+        return _torch_form(path, mmap)
+    return _text_form(path)
+
+
+def _text_form(path: Path) -> Matrix | Listing:
+    what = "a file of scores"
+    text = read_text(path, what, todo=REMEDY)
+    start = text.lstrip()
+    if not start:
+        raise InputError(path, f"expected {what}, found an empty file")
+    if start[0] in "[{":
+        return json_run(text, path)
+    if path.suffix.lower() not in _TABLE_ENDINGS:
+        if is_trec_run(start.split("\n", 1)[0]):
+            return trec_run(text, path)
+        if separator_of(start) is None:
+            return ranked_list(path)
+    separator = separator_of(start)
+    if separator is not None:
+        return text_table(text, path, separator)
+    separator = bare_separator_of(start)
+    if separator is not None:
+        return text_table(text, path, separator, ids=False)
+    # The reader names the first cell that is no number.
+    fallback = "\t" if path.suffix.lower() == ".tsv" else ","
+    return text_table(text, path, fallback)
+
+
+# ------------------------------------------------------------------------------------------ arrays
+
+
+def _npy(path: Path, mmap: bool) -> Matrix:
+    try:
+        array = np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(
+            path, f"expected an array of NumPy, found a damaged one ({error})", todo=REMEDY
+        ) from error
+    return Matrix("a bare array (.npy)", matrix_of(array, path, "array"))
+
+
+def _is_npz(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _npz(path: Path) -> Matrix:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            content = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            path, f"expected arrays of NumPy, found damaged ones or Python objects ({error})",
+            todo=REMEDY,
+        ) from error  # fmt: skip
+    return _of_dict(content, path, "arrays with ids (.npz)", "arrays without ids (.npz)")
+
+
+# ----------------------------------------------------------------------------------------- tensors
+
+
+def _torch_form(path: Path, mmap: bool) -> Matrix:
+    from torch import Tensor
+
+    from pab.core.tensor_files import read_tensors
+
+    content = read_tensors(path, "a score file", mmap=mmap, todo=REMEDY)
+    if isinstance(content, Tensor | np.ndarray):
+        return Matrix("a bare tensor", matrix_of(content, path, "tensor"))
+    if not isinstance(content, Mapping):
+        raise InputError(
+            path, f"expected a matrix of scores or a dict with one, found a "
+            f"{type(content).__name__}",
+        )  # fmt: skip
+    if set(content) >= set(KEYS):
+        return _own_form(dict(content), path)
+    return _of_dict(dict(content), path, "a dict with a matrix and ids", "a dict with a matrix")
+
+
+def _own_form(content: dict[Any, Any], path: Path) -> Matrix:
+    """A dict with all keys of this project's score files."""
+    meta = content["meta"]
+    if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
+        raise InputError(path, "expected a dict with names as keys", item="meta")
+    remarks = [_ignored(content, KEYS)] if len(content) > len(KEYS) else []
+    ids = {}
+    for name in ("query_ids", "gallery_ids"):
+        ids[name] = _ids(content[name], path, name)
+    return Matrix(
+        "a score file",
+        matrix_of(content["scores"], path, "scores"),
+        ids["query_ids"],
+        ids["gallery_ids"],
+        meta,
+        own=True,
+        remarks=tuple(remarks),
+    )
+
+
+def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -> Matrix:
+    """A dict of arrays that holds one matrix, and perhaps ids."""
+    matrices = [key for key, value in content.items() if _is_matrix(value)]
+    if len(matrices) != 1:
+        found = f"{len(matrices)} ({', '.join(map(str, matrices))})" if matrices else "none"
+        shown = ", ".join(f"{key}: {_kind(value)}" for key, value in content.items())
+        raise InputError(
+            path,
+            f"expected exactly one matrix [queries, gallery] of floating-point scores, found "
+            f"{found} in keys {shown[:300] or '(none)'}",
+            todo="save the matrix of scores alone",
+        )
+    used = {matrices[0]}
+    ids: list[list[str] | None] = []
+    for keys in (QUERY_ID_KEYS, GALLERY_ID_KEYS):
+        key = next((key for key in keys if key in content), None)
+        ids.append(None if key is None else _ids(content[key], path, key))
+        used.add(key)
+    scores = content[matrices[0]]
+    meta = content.get("meta")
+    if isinstance(meta, dict) and all(isinstance(key, str) for key in meta):
+        used.add("meta")
+    else:
+        meta = {}
+    rest = [_ignored(content, used)] if set(content) - used else []
+    return Matrix(
+        without if ids == [None, None] else with_ids,
+        matrix_of(scores, path, str(matrices[0])),
+        query_ids=ids[0],
+        gallery_ids=ids[1],
+        meta=meta,
+        remarks=tuple(rest),
+    )
+
+
+def _ignored(content: Mapping[Any, Any], used: Any) -> str:
+    return f"ignored keys: {', '.join(shortened(str(key)) for key in content if key not in used)}"
+
+
+def _ids(values: Any, path: Path, name: str) -> list[str]:
+    if type(values) is list and set(map(type, values)) == {str}:
+        return values  # the usual case, which must not cost a copy
+    if getattr(values, "ndim", None) == 1:  # an array or a tensor
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise InputError(path, f"expected a list of strings, found {_kind(values)}", item=name)
+    return id_texts(values, path, name)
+
+
+def _is_matrix(value: Any) -> bool:
+    """Whether a value is a floating-point matrix, of NumPy or of torch."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 2 and value.dtype.kind == "f"
+    floating = getattr(value, "is_floating_point", None)
+    return floating is not None and value.ndim == 2 and bool(floating())
+
+
+def _kind(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def matrix_of(value: Any, path: Path, item: str) -> Tensor:
+    """Return a matrix of scores as a detached tensor of floating point, [queries, gallery].
+
+    Whole numbers are refused: in files of other tools they are places or column numbers, where
+    more is not better.
+
+    Raises:
+        InputError: no matrix, not of floating point, or sparse.
+    """
+    import torch
+
+    if not isinstance(value, torch.Tensor | np.ndarray):
+        raise InputError(path, f"expected a tensor, found {type(value).__name__}", item=item)
+    sparse = isinstance(value, torch.Tensor) and value.layout != torch.strided
+    if sparse or not _is_matrix(value):
+        raise InputError(
+            path,
+            "expected a matrix [queries, gallery] of floating-point scores, found "
+            f"{_kind(value)}{', sparse' if sparse else ''}",
+            item=item,
+            todo="save scores where more is better, as float32",
+        )
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    if value.dtype == np.longdouble:
+        value = value.astype(np.float64)
+    return torch.from_numpy(value)

@@ -1,0 +1,301 @@
+"""Forms that list images per query: TREC runs, ranx runs, rankings as JSON, ranked lists.
+
+==================  ==============================================================================
+TREC run            ``query Q0 image rank score tag`` per line; the score decides, as in trec_eval
+ranx run            ``{query: {image: score}}``
+rankings            ``{"query_index", "topk_gallery": [image, ...]}`` per record, best first;
+                    ``"topk_scores"`` may give the scores
+reranked lists      ``{"query_index", "reranked": [{"image", "score"}, ...]}`` per record
+ranked list         image names per line, best first; line N belongs to query N
+==================  ==============================================================================
+
+Records are JSON lines or one JSON array. Ids may be numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pab.core.errors import InputError
+from pab.data.json_lines import kind, shortened
+from pab.formats.contents import QUERY_ID_KEYS, Listing, id_text
+from pab.ranking import read_ranked_list
+
+TREC_FIELDS = 6
+_LIST_KEYS = ("topk_gallery", "reranked", "ranking", "results")
+_SCORE_KEYS = ("topk_scores", "scores")
+_IMAGE_KEYS = ("image", "gallery", "gallery_id", "image_id", "name")
+_BLANKS = re.compile(r"[ \t]+")  # other blanks (U+00A0, U+202F) may stand in a name
+
+
+def ranked_list(path: Path) -> Listing:
+    """Read a ranked list, or a zip that holds one.
+
+    Raises:
+        InputError: as :func:`pab.ranking.read_ranked_list`.
+    """
+    return Listing("a ranked list", read_ranked_list(path))
+
+
+def is_trec_run(line: str) -> bool:
+    """Whether a line is of a TREC run: six fields, Q0, a whole number, a number."""
+    fields = _BLANKS.split(line.strip(), TREC_FIELDS - 1)
+    if len(fields) < TREC_FIELDS or fields[1].upper() != "Q0":
+        return False
+    return fields[3].lstrip("-").isdecimal() and _number(fields[4]) is not None
+
+
+def trec_run(text: str, path: Path) -> Listing:
+    """Read the text of a TREC run.
+
+    Raises:
+        InputError: a line of another form, a score that is no number, or an image twice in one
+            query's list; the line is named.
+    """
+    found: dict[str, dict[str, float]] = {}
+    ranks: dict[str, list[tuple[int, float]]] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        item = f"line {number}"
+        fields = _BLANKS.split(line, TREC_FIELDS - 1)
+        if len(fields) < TREC_FIELDS - 1:  # a run without a tag has one meaning too
+            raise InputError(
+                path,
+                f"expected QUERY Q0 IMAGE RANK SCORE TAG, found {len(fields)} fields",
+                item=item,
+            )
+        query, _, image, rank = fields[:4]
+        score = _number(fields[4])
+        if score is None:
+            raise InputError(
+                path, f"expected a number as the score, found {shortened(fields[4])}", item=item
+            )
+        images = found.setdefault(query, {})
+        if image in images:
+            raise InputError(
+                path, f"expected every image once per query, found {image!r} twice", item=item
+            )
+        images[image] = score
+        if rank.isdecimal():
+            ranks.setdefault(query, []).append((int(rank), score))
+    remarks = []
+    other = sum(_other_order(listed) for listed in ranks.values())
+    if other:
+        remarks.append(
+            f"the rank column contradicts the scores in {other} queries; the scores decide, as in "
+            "trec_eval"
+        )
+    return _scored("a TREC run", found, remarks)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _other_order(listed: Sequence[tuple[int, float]]) -> bool:
+    """Whether (rank, score) pairs give a smaller rank to a smaller score."""
+    scores = [score for _, score in sorted(listed, key=lambda pair: pair[0])]
+    return any(a < b for a, b in pairwise(scores))
+
+
+def json_run(text: str, path: Path) -> Listing:
+    """Read the text of a JSON file: a ranx run, rankings, or reranked lists.
+
+    Raises:
+        InputError: broken JSON, another form, a query or an image twice, or a score that is no
+            number; the record or the query is named.
+    """
+    values = _json_values(text, path)
+    if len(values) == 1 and isinstance(values[0], list):
+        records: list[Any] = values[0]
+        items = [f"record {number}" for number in range(1, len(records) + 1)]
+    else:
+        records = values
+        items = [f"record {number}" for number in range(1, len(records) + 1)]
+        only = records[0]
+        if len(records) == 1 and isinstance(only, dict) and _first_of(QUERY_ID_KEYS, only) is None:
+            return _run_object(only, path)
+    if not records:
+        raise InputError(path, "expected ranked images per query, found an empty list")
+    return _records(records, items, path)
+
+
+def _json_values(text: str, path: Path) -> list[Any]:
+    """All JSON values of a text, one after the other: one document, or JSON lines."""
+    decoder = json.JSONDecoder(object_pairs_hook=_each_once(path))
+    values, place = [], 0
+    while place < len(text):
+        if text[place].isspace():
+            place += 1
+            continue
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            broken = error.pos if isinstance(error, json.JSONDecodeError) else place
+            raise InputError(
+                path,
+                f"expected JSON, found broken JSON: {getattr(error, 'msg', error)}",
+                item=f"line {text.count(chr(10), 0, broken) + 1}",
+            ) from error
+        values.append(value)
+    return values
+
+
+def _each_once(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    def fields_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+            raise InputError(path, f"expected every key once, found {shortened(twice)} twice")
+        return fields
+
+    return fields_of
+
+
+def _first_of(keys: Sequence[str], fields: dict[str, Any]) -> str | None:
+    return next((key for key in keys if key in fields), None)
+
+
+def _run_object(run: dict[str, Any], path: Path) -> Listing:
+    """One object by query: images with scores (ranx), or lists of images, best first."""
+    if run and all(isinstance(listed, list) for listed in run.values()):
+        names = {
+            query: _names(listed, path, f"query {shortened(query)}")
+            for query, listed in run.items()
+        }
+        return _ordered("rankings by query (JSON)", names, [])
+    found: dict[str, dict[str, float]] = {}
+    for query, listed in run.items():
+        item = f"query {shortened(query)}"
+        if not isinstance(listed, dict):
+            raise InputError(
+                path, f"expected an object of images and scores, found {kind(listed)}", item=item
+            )
+        found[query] = {name: _score(value, name, path, item) for name, value in listed.items()}
+    return _scored("a ranx run (JSON)", found, [])
+
+
+def _records(records: list[Any], items: list[str], path: Path) -> Listing:
+    names: dict[str, list[str]] = {}
+    scores: dict[str, dict[str, float]] = {}
+    ignored: Counter[str] = Counter()
+    for record, item in zip(records, items, strict=True):
+        if not isinstance(record, dict):
+            raise InputError(path, f"expected a JSON object, found {kind(record)}", item=item)
+        query_key, list_key = _first_of(QUERY_ID_KEYS, record), _first_of(_LIST_KEYS, record)
+        if query_key is None or list_key is None:
+            raise InputError(
+                path,
+                "expected fields 'query_index' and 'topk_gallery' or 'reranked', found "
+                f"{', '.join(map(shortened, record)) or 'none'}",
+                item=item,
+            )
+        query = id_text(record[query_key], path, item)
+        item = f"query {shortened(query)}"
+        if query in names or query in scores:
+            raise InputError(path, "expected every query once, found it twice", item=item)
+        listed = record[list_key]
+        if not isinstance(listed, list):
+            raise InputError(
+                path, f"field {list_key!r}: expected a list, found {kind(listed)}", item=item
+            )
+        score_key = _first_of(_SCORE_KEYS, record)
+        if listed and all(isinstance(one, dict) for one in listed):
+            scores[query] = _pairs(listed, path, item)
+        elif score_key is not None:
+            scores[query] = _beside(_names(listed, path, item), record[score_key], path, item)
+        else:
+            names[query] = _names(listed, path, item)
+        ignored.update(key for key in record if key not in (query_key, list_key, score_key))
+    remarks = [f"ignored field {shortened(key)} of {n} records" for key, n in ignored.items()]
+    if any(names.values()) and scores:
+        raise InputError(
+            path,
+            f"expected scores for all queries or for none, found them for {len(scores)} of "
+            f"{len(records)}",
+            item=f"query {shortened(next(query for query, listed in names.items() if listed))}",
+        )
+    if scores:
+        return _scored("reranked lists (JSON)", scores | {query: {} for query in names}, remarks)
+    return _ordered("rankings (JSON)", names, remarks)
+
+
+def _names(listed: list[Any], path: Path, item: str) -> list[str]:
+    names = [id_text(name, path, item) for name in listed]
+    if len(set(names)) < len(names):
+        twice = next(name for name, n in Counter(names).items() if n > 1)
+        raise InputError(
+            path, f"expected every image once per query, found {shortened(twice)} twice", item=item
+        )
+    return names
+
+
+def _pairs(listed: list[dict[str, Any]], path: Path, item: str) -> dict[str, float]:
+    """``[{"image", "score"}, ...]`` as image -> score."""
+    for entry in listed:
+        if _first_of(_IMAGE_KEYS, entry) is None or "score" not in entry:
+            raise InputError(
+                path,
+                "expected entries with 'image' and 'score', found one with "
+                f"{', '.join(map(shortened, entry)) or 'nothing'}",
+                item=item,
+            )
+    names = _names([entry[str(_first_of(_IMAGE_KEYS, entry))] for entry in listed], path, item)
+    return {
+        name: _score(entry["score"], name, path, item)
+        for name, entry in zip(names, listed, strict=True)
+    }
+
+
+def _beside(names: list[str], values: Any, path: Path, item: str) -> dict[str, float]:
+    """Names and the list of their scores as image -> score."""
+    if not isinstance(values, list) or len(values) != len(names):
+        found = len(values) if isinstance(values, list) else kind(values)
+        raise InputError(
+            path, f"expected a score for each of {len(names)} images, found {found}", item=item
+        )
+    return {
+        name: _score(value, name, path, item) for name, value in zip(names, values, strict=True)
+    }
+
+
+def _score(value: Any, name: str, path: Path, item: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise InputError(
+        path, f"expected a number for image {shortened(name)}, found {kind(value)}", item=item
+    )
+
+
+def _scored(form: str, found: dict[str, dict[str, float]], remarks: list[str]) -> Listing:
+    full = {query: listed for query, listed in found.items() if listed}
+    return Listing(
+        form,
+        [list(listed) for listed in full.values()],
+        list(full),
+        [list(listed.values()) for listed in full.values()],
+        (*remarks, *_without_images(found)),
+    )
+
+
+def _ordered(form: str, found: dict[str, list[str]], remarks: list[str]) -> Listing:
+    full = {query: listed for query, listed in found.items() if listed}
+    return Listing(form, list(full.values()), list(full), None, (*remarks, *_without_images(found)))
+
+
+def _without_images(found: dict[str, Any]) -> list[str]:
+    empty = [query for query, listed in found.items() if not listed]
+    if not empty:
+        return []
+    return [f"{len(empty)} queries list no image, such as {shortened(empty[0])}: they are left out"]

@@ -1,0 +1,189 @@
+"""Score matrices as tables: CSV and TSV with ids in the header and the first column, and Parquet.
+
+Parquet needs pyarrow, an optional dependency (``pip install pyarrow``).
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pab.core.errors import InputError
+from pab.data.json_lines import shortened
+from pab.formats.contents import QUERY_ID_KEYS, Matrix, id_texts
+
+_SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+PANDAS_INDEX = "__index_level_0__"  # the name that pandas gives an index without one
+
+
+def separator_of(text: str) -> str | None:
+    """Return the separator of a table of numbers; None if the text is no such table.
+
+    The header and the first row must have the same number of cells (or the header one less, where
+    it names the columns alone), and all cells of the row but the first must be numbers.
+    """
+    first_lines = io.StringIO(text).readlines(1 << 24)
+    first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
+    for separator in _SEPARATORS:
+        head, row = (next(csv.reader([line], delimiter=separator), []) for line in (first, second))
+        if len(row) > 1 and len(row) - len(head) in (0, 1):
+            has_words = any(_number(cell) is None for cell in head)
+            if has_words and all(_number(cell) is not None for cell in row[1:]):
+                return separator
+    return None
+
+
+def bare_separator_of(text: str) -> str | None:
+    """Return the separator of a table that is numbers alone, header and first column included."""
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    for separator in _SEPARATORS:
+        row = next(csv.reader([first], delimiter=separator), [])
+        if len(row) > 1 and all(_number(cell) is not None for cell in row):
+            return separator
+    return None
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Matrix:
+    """Read a table of scores.
+
+    Args:
+        text: the file's content.
+        path: the file, for errors.
+        separator: of the cells.
+        ids: whether the first row and the first column are ids.
+
+    Raises:
+        InputError: a row of another length, or a cell that is no number; both are named.
+    """
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    header: list[str] = []
+    if ids:
+        header = [cell.strip() for cell in next((row for row in rows if row), [])]
+    query_ids: list[str] = []
+    values: list[np.ndarray] = []
+    width: int | None = None
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise InputError(
+                path, f"expected a table, found {error}", item=f"line {rows.line_num}"
+            ) from error
+        if row is None:
+            break
+        if not row:
+            continue
+        item = f"line {rows.line_num}"
+        if ids:
+            query_ids.append(row[0].strip())
+            row = row[1:]
+            # A header with one cell less names the columns alone, as R writes it.
+            width = len(header) - (len(row) < len(header)) if width is None else width
+        width = len(row) if width is None else width
+        if len(row) != width:
+            raise InputError(path, f"expected {width} scores, found {len(row)}", item=item)
+        values.append(_row(row, header[-width:], path, item))
+    if not values or not width:
+        raise InputError(path, "expected rows of scores below the header, found none")
+    import torch
+
+    name = "TSV" if separator == "\t" else "CSV"
+    scores = torch.from_numpy(np.stack(values))
+    if not ids:
+        return Matrix(f"a {name} table without ids", scores)
+    return Matrix(f"a {name} table", scores, query_ids, header[-width:])
+
+
+def _row(row: list[str], columns: list[str], path: Path, item: str) -> np.ndarray:
+    try:
+        return np.array(row, dtype=np.float32)
+    except ValueError as error:
+        place = next(i for i, cell in enumerate(row) if _number(cell) is None)
+        column = f"image {columns[place]!r}" if columns else f"column {place + 1}"
+        found = shortened(row[place]) if row[place].strip() else "an empty cell"
+        raise InputError(
+            path, f"expected a number for {column}, found {found}", item=item
+        ) from error
+
+
+def pyarrow(path: str | Path) -> Any:
+    """Import pyarrow with its Parquet module.
+
+    Raises:
+        InputError: it is not installed; the command that installs it is named.
+    """
+    try:
+        importlib.import_module("pyarrow.parquet")
+        return importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise InputError(
+            path, "Parquet needs pyarrow, which is not installed", todo="pip install pyarrow"
+        ) from error
+
+
+def parquet_table(path: Path) -> Matrix:
+    """Read a Parquet file: a column per image, and one of query ids.
+
+    The query ids are the column of texts, or the one that is called ``query_id`` or the like, or
+    pandas' index.
+
+    Raises:
+        InputError: no Parquet file, no pyarrow, or a column that is neither.
+    """
+    import torch
+
+    arrow = pyarrow(path)
+    try:
+        table = arrow.parquet.read_table(path)
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(
+            path, f"expected a Parquet file, found one that cannot be read ({error})"
+        ) from error
+    kinds = dict(zip(table.column_names, table.schema.types, strict=True))
+    if len(kinds) < len(table.column_names):
+        raise InputError(path, "expected distinct column names")
+    texts = [
+        name
+        for name, dtype in kinds.items()
+        if arrow.types.is_string(dtype) or arrow.types.is_large_string(dtype)
+    ]
+    named = [name for name in (PANDAS_INDEX, *QUERY_ID_KEYS) if name in kinds]
+    id_columns = texts or named[:1]
+    if len(id_columns) > 1:
+        raise InputError(
+            path, "expected one column of query ids, found "
+            f"{', '.join(map(shortened, id_columns[:5]))}",
+            todo="save a table with a column per image",
+        )  # fmt: skip
+    columns = [name for name in table.column_names if name not in id_columns]
+    for name in columns:
+        if not (arrow.types.is_floating(kinds[name]) or arrow.types.is_integer(kinds[name])):
+            raise InputError(
+                path, f"expected a column of numbers, found {kinds[name]}", item=f"column {name!r}"
+            )
+        if table[name].null_count:
+            raise InputError(
+                path, f"expected a number in every row, found {table[name].null_count} empty",
+                item=f"column {name!r}",
+            )  # fmt: skip
+    if not columns or not table.num_rows:
+        raise InputError(path, "expected rows and columns of scores, found none")
+    scores = np.stack([table[name].to_numpy() for name in columns], axis=1)
+    if scores.dtype.kind != "f":
+        scores = scores.astype(np.float64)
+    query_ids = None
+    if id_columns:
+        query_ids = id_texts(table[id_columns[0]].to_pylist(), path, id_columns[0])
+    return Matrix("a Parquet table", torch.from_numpy(scores), query_ids, columns)

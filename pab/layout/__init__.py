@@ -1,0 +1,1 @@
+"""Explain any file or folder and name the next command."""

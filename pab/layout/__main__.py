@@ -1,0 +1,7 @@
+"""`python -m pab.layout`."""
+
+from pab.core.errors import run_cli
+from pab.layout.check import main
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,56 @@
+"""Explain any path: ``python -m pab.layout check PATH``.
+
+Says what a folder or file is, what is in it, and which command to run next: a root of PAB or a part
+of it, a name-masked set, annotations, tables, photographs, scores, ranked lists, weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pab.core.config import CommandParser
+from pab.core.errors import InputError
+from pab.layout.files import explain_file
+from pab.layout.folders import explain_folder
+from pab.layout.parts import FETCH, check_root, is_data_root, report, root_commands
+
+
+def explain(path: str | Path) -> str:
+    """What a path is, as lines of text.
+
+    Raises:
+        InputError: there is no such path, nothing can be made of it, or a line of it is bad.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(path, "expected a file or folder, found no such folder", todo=FETCH)
+    if not path.is_dir() and not path.is_file():
+        raise InputError(path, "expected a file or folder, found a device or pipe")
+    if path.name == "annotation" and path.is_dir() and is_data_root(path.absolute().parent):
+        path = path.absolute().parent
+    if path.is_dir() and is_data_root(path):
+        parts = check_root(path)
+        lines, commands = report(path, parts), root_commands(path, parts)
+    else:
+        found = explain_folder(path) if path.is_dir() else explain_file(path)
+        lines = [f"{path}: {found.what}", *(f"  {fact}" for fact in found.facts)]
+        commands = list(found.commands)
+    if commands:
+        lines += ["", "run next:", *(f"  {command}" for command in commands)]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = CommandParser(
+        prog="python -m pab.layout", description="Explain a file or folder.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    checking = commands.add_parser(
+        "check", help="what it is, what is missing, what to run next", allow_abbrev=False
+    )
+    checking.add_argument(
+        "root", nargs="?", metavar="PATH", default="data/PAB", help="default: data/PAB"
+    )
+    args = parser.parse_args(argv)
+    print(explain(args.root))

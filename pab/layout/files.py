@@ -1,0 +1,303 @@
+"""Single files, as the layout check explains them: told by what is in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pab.core.errors import InputError
+from pab.core.file_kinds import Kind, file_kind
+from pab.data.annotations import read_answers, read_id_list, read_labelled_images, read_retrieval
+from pab.data.image_paths import data_root
+from pab.layout.folders import is_photo_name
+from pab.layout.found import Found, count, quoted
+from pab.layout.scores import describe_scores, holds_scores
+from pab.layout.weights import explain_checkpoint
+
+TENSOR_ENDINGS = frozenset((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
+_HEAD = 1 << 16  # bytes of a text file that tell its form
+_TREC = re.compile(r"\S+\s+Q0\s+\S+\s+\d+\s+\S+\s+\S+")
+IMAGE_KEY, CAPTION_KEY = "filepath", "title"  # columns of OpenCLIP's tables
+
+
+def explain_file(path: Path) -> Found:
+    """Explain one file.
+
+    Raises:
+        InputError: nothing can be made of it, or an item of it is bad (named).
+    """
+    ending = path.suffix.lower()
+    if ending in TENSOR_ENDINGS:
+        return _tensors(path)
+    if ending in (".npy", ".npz", ".parquet"):
+        return describe_scores(path)
+    if is_photo_name(path.name):
+        return _picture(path)
+    if ending in (".zip", ".tar"):
+        return _archive(path)
+    if ending == ".spm":
+        command = f"python -m lhp.infer --tokenizer {quoted(path)} --checkpoint FILE"
+        return Found("a SentencePiece model (LHP's tokenizer)", (), (command,))
+    return _text(path)
+
+
+def _unknown(path: Path, found: str) -> InputError:
+    return InputError(
+        path,
+        f"expected annotations, captions, scores, a ranked list or weights, found {found}",
+        todo="docs/scoring.md and data/README.md list the forms that are read",
+    )
+
+
+def _tensors(path: Path) -> Found:
+    from pab.core.checkpoints import LET_IN, read_checkpoint
+    from pab.core.tensor_files import read_tensors
+
+    if path.suffix != ".safetensors":
+        if file_kind(path).kind is Kind.TORCHSCRIPT:
+            command = f"python scripts/clip_infer.py --model NAME --pretrained {quoted(path)}"
+            return Found("a TorchScript archive, as OpenAI's CLIP is published", (), (command,))
+        content = read_tensors(path, "scores or weights", mmap=True, also=LET_IN)
+        if holds_scores(content):
+            return describe_scores(path)
+        if not isinstance(content, dict):
+            raise _unknown(path, f"a file of torch.save that holds a {type(content).__name__}")
+    found = explain_checkpoint(path, read_checkpoint(path))
+    if found is None:
+        raise _unknown(path, "tensors of no model of this project")
+    return found
+
+
+def _picture(path: Path) -> Found:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            facts = (f"{image.format}, {image.width} x {image.height} pixels",)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        problem = f"expected an image, found none or a damaged one ({error})"
+        raise InputError(path, problem) from error
+    place = quoted(path.absolute().parent)
+    command = f'python -m pab.search --model clip --image_folder {place} --query "TEXT"'
+    return Found("an image", facts, (command,))
+
+
+def _archive(path: Path) -> Found:
+    """An answer to submit, or a tar of images with captions."""
+    try:
+        if path.suffix.lower() == ".tar":
+            with tarfile.open(path) as tar:
+                names = [member.name for member in tar if member.isfile()]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise InputError(path, f"cannot be read: {error}") from error
+    if names == ["answer.txt"]:
+        command = f"python -m pab.evaluate --predictions {quoted(path)} --annotation FILE"
+        return Found("a zipped answer", ("holds answer.txt",), (command,))
+    endings = Counter(Path(name).suffix.lower() for name in names)
+    held = ", ".join(f"{number} {ending or 'other'}" for ending, number in sorted(endings.items()))
+    out = quoted(path.with_suffix(""))
+    unpack = "tar -xf" if path.suffix.lower() == ".tar" else "unzip -q"
+    into = "-C" if path.suffix.lower() == ".tar" else "-d"
+    commands = (
+        f"mkdir -p {out} && {unpack} {quoted(path)} {into} {out}",
+        f"python -m pab.layout check {out}",
+    )
+    return Found("an archive: unpack it first", (f"holds {held or 'nothing'}",), commands)
+
+
+# ------------------------------------------------------------------------------------ text files
+
+
+def _text(path: Path) -> Found:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_HEAD)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror or error}") from error
+    if not raw:
+        raise _unknown(path, "an empty file")
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        head = raw.decode(encoding, errors="strict" if len(raw) < _HEAD else "ignore").lstrip()
+    except UnicodeDecodeError as error:
+        raise _unknown(path, "a file that is no text") from error
+    if "\0" in head:
+        raise _unknown(path, "a file that is no text")
+    if {"[PAD]", "[UNK]"} <= set(head.split("\n", 1000)):
+        command = f"python -m uit.infer --text_encoder {quoted(path.absolute().parent)}"
+        return Found("BERT's vocabulary", (), (command,))
+    if head[:1] in ("{", "["):
+        return _json(path, head, encoding)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return _table(path, head)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        first = head.splitlines()[0]
+        commands = (first[1:].strip(),) if first.startswith("# ") else ()
+        return Found("a config; its first comment is the command that uses it", (), commands)
+    return _lines(path, head)
+
+
+def _lines(path: Path, head: str) -> Found:
+    """A TREC run, a list of ids, or a ranked list."""
+    lines = [line for line in head.splitlines() if line.strip()]
+    if not lines:
+        raise _unknown(path, "blank lines")
+    if _TREC.fullmatch(lines[0].strip()):
+        return describe_scores(path)
+    whole = lines[:-1] if path.stat().st_size > _HEAD else lines  # the last may be cut off
+    lengths = {len(line.split()) for line in whole}
+    if lengths == {1}:
+        ids = read_id_list(path)
+        command = f"python -m ensemble.run --query_order {quoted(path)} ..."
+        return Found(
+            "a list of ids, one per line",
+            (f"{len(ids):,} ids, {ids[0]} ... {ids[-1]}",),
+            (command,),
+        )
+    if len(lengths) == 1 and all(len(set(line.split())) == len(line.split()) for line in whole):
+        return describe_scores(path)
+    raise _unknown(path, f"text that begins {lines[0][:40]!r}")
+
+
+def _table(path: Path, head: str) -> Found:
+    """Images and captions, or scores with ids."""
+    first, *rest = head.splitlines()
+    separators = [s for s in ("\t", ",", ";") if s in first]
+    for separator in separators:
+        columns = next(csv.reader(io.StringIO(first), delimiter=separator))
+        if IMAGE_KEY in columns and CAPTION_KEY in columns:
+            return _caption_table(path, columns)
+        if rest and len(columns) > 2 and _are_numbers(rest[0].split(separator)[1:]):
+            return describe_scores(path)
+    columns = next(csv.reader(io.StringIO(first), delimiter=(separators or [","])[0]))
+    return Found(
+        "a table of other columns than a caption table's",
+        (f"columns: {', '.join(columns)}",),
+        (
+            f"python -m lhp.infer --annotation {quoted(path)} --image_folder FOLDER "
+            "--csv_image_key COLUMN --csv_caption_key COLUMN",
+        ),
+    )
+
+
+def _caption_table(path: Path, columns: list[str]) -> Found:
+    found = read_retrieval(path)
+    assert found.gallery is not None
+    facts = (
+        f"{count(len(found.gallery), 'image')}, {count(len(found.queries), 'caption')}",
+        f"columns: {', '.join(columns)}",
+    )
+    place = quoted(path.absolute().parent)
+    commands = (
+        f"python -m lhp.infer --annotation {quoted(path)} --image_folder {place}",
+        f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place} "
+        f"--train_shards {quoted(Path(path.name))}",
+    )
+    return Found("a table of images and captions (OpenCLIP's form)", facts, commands)
+
+
+def _are_numbers(cells: list[str]) -> bool:
+    try:
+        return bool(cells) and all(float(cell) is not None for cell in cells)
+    except ValueError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------ JSON
+
+
+def _json(path: Path, head: str, encoding: str) -> Found:
+    """Annotations, queries, an answer key, or scores."""
+    first = _first_object(path, head, encoding)
+    if path.name == "source_caption.json":
+        return Found("captions of the source videos, which no command reads")
+    if isinstance(first, dict):
+        if "query_index" in first and ("topk_gallery" in first or "reranked" in first):
+            return describe_scores(path)
+        if "query_index" in first:
+            return _queries(path)
+        if "image" in first or "image_id" in first:
+            return _pairs(path)
+        values = list(first.values())
+        if values and all(isinstance(value, dict) for value in values):
+            if all("gallery" in value for value in values):
+                return _answers(path)
+            if all(type(score) in (int, float) for value in values for score in value.values()):
+                return describe_scores(path)
+        if values and all(isinstance(value, str) for value in values):
+            return _queries(path)
+    raise _unknown(path, "JSON of another form")
+
+
+def _first_object(path: Path, head: str, encoding: str) -> Any:
+    """The first JSON value of a file of lines or of an array; a lone value is the whole of it."""
+    decoder = json.JSONDecoder()
+    text = head[1:].lstrip() if head[0] == "[" else head
+    try:
+        return decoder.raw_decode(text)[0]
+    except ValueError:  # cut off at the head's end, or broken: the whole file tells
+        pass
+    text = path.read_text(encoding=encoding).lstrip()
+    try:
+        return decoder.raw_decode(text[1:].lstrip() if text[0] == "[" else text)[0]
+    except ValueError as error:
+        raise _unknown(path, f"broken JSON ({error})") from error
+
+
+def _queries(path: Path) -> Found:
+    queries = read_retrieval(path).queries
+    facts = (f"{len(queries):,} queries, {queries[0].query_id} ... {queries[-1].query_id}",)
+    gallery = path.absolute().parent / "gallery"
+    folder = quoted(gallery) if gallery.is_dir() else "FOLDER"
+    command = f"python -m lhp.infer --annotation {quoted(path)} --image_folder {folder}"
+    return Found("queries of a name-masked set", facts, (command,))
+
+
+def _pairs(path: Path) -> Found:
+    """Training pairs or a labelled test: the same lines, one caption or a list of them."""
+    lines = list(read_labelled_images(path))
+    captions = sum(len(line.captions) for line in lines)
+    kinds = Counter(line.is_normal for line in lines)
+    facts = [f"{count(len(lines), 'image')}, {count(captions, 'caption')}"]
+    if kinds[True] or kinds[False]:
+        facts.append(f"{kinds[True]:,} normal, {kinds[False]:,} abnormal")
+    twins = sum(line.twin_id is not None for line in lines)
+    if twins:
+        facts.append(f"{count(twins, 'twin')} (hard_i_id)")
+    try:
+        root = data_root(path)
+    except InputError:  # not under an annotation folder: the user knows where the images are
+        root = None
+    folder = "FOLDER" if root is None else quoted(root)
+    commands = [f"python -m lhp.infer --annotation {quoted(path)} --image_folder {folder}"]
+    if root is not None and path.absolute().is_relative_to(root / "annotation/train"):
+        shard = quoted(path.absolute().relative_to(root))
+        commands.insert(
+            0,
+            f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {folder} "
+            f"--train_shards {shard}",
+        )
+    return Found("annotated images", tuple(facts), tuple(commands))
+
+
+def _answers(path: Path) -> Found:
+    key = read_answers(path)
+    normal = sum(answer[1] is not None for answer in key.values())
+    facts = (count(len(key), "answer"), f"{normal:,} normal")
+    queries = path.absolute().parent / "query.json"
+    annotation = quoted(queries) if queries.is_file() else "QUERIES"
+    command = (
+        f"python -m pab.evaluate --predictions LIST.txt --annotation {annotation} "
+        f"--answers {quoted(path)}"
+    )
+    return Found("the answer key of a name-masked set", facts, (command,))

@@ -1,0 +1,144 @@
+"""Folders outside PAB's layout, as the layout check explains them."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+from pab.core.errors import InputError
+from pab.data.image_paths import PHOTO_ENDINGS, file_names, is_image_name, part_of
+from pab.data.tree import shard_number
+from pab.layout.found import Found, count, quoted
+from pab.layout.parts import masked_part, query_file
+from pab.layout.weights import explain_weight_folder
+
+KNOWN_ENDINGS = frozenset((
+    ".json", ".jsonl", ".csv", ".tsv", ".txt", ".pt", ".pth", ".bin", ".safetensors", ".npy",
+    ".npz", ".parquet", ".zip", ".yaml",
+))  # fmt: skip
+
+
+def is_photo_name(name: str) -> bool:
+    """Whether a file name, not a hidden one, has the ending of a picture that can be searched."""
+    return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
+
+
+def explain_folder(folder: Path) -> Found:
+    """Explain a folder that is no data root.
+
+    Raises:
+        InputError: nothing can be made of it, or a line of a file in it is bad.
+    """
+    names = sorted(file_names(folder))
+    if (folder / "gallery").is_dir() or query_file(folder):
+        return _masked(folder)
+    if not any(map(is_photo_name, names)):  # a gallery is not read file by file
+        weights = explain_weight_folder(folder)
+        if weights is not None:
+            return weights
+    shards = [path for path in folder.iterdir() if re.fullmatch(r"imgs_\d+", path.name)]
+    if shards:
+        return _image_shards(folder, [shard_number(path) for path in shards])
+    tars = [name for name in names if name.endswith(".tar")]
+    if tars:
+        return _tars(folder, tars)
+    nested = _nested_photos(folder)
+    if nested or any(map(is_photo_name, names)):
+        return _pictures(folder, names, nested)
+    endings = Counter(Path(name).suffix.lower() for name in names if name[0] != ".")
+    known = ", ".join(f"{endings[e]} {e}" for e in sorted(endings) if e in KNOWN_ENDINGS)
+    if known:
+        first = next(name for name in names if Path(name).suffix.lower() in KNOWN_ENDINGS)
+        command = f"python -m pab.layout check {quoted(folder / first)}"
+        return Found("a folder of files", (f"{known} files: check one of them",), (command,))
+    below = sum(path.is_dir() for path in folder.iterdir())
+    raise InputError(
+        folder,
+        "expected data, photographs, scores or weights, found "
+        f"{count(len(names), 'file')} of other kinds and {count(below, 'folder')}",
+        todo="check a file of it, or a folder in it",
+    )
+
+
+def _masked(folder: Path) -> Found:
+    part = masked_part(folder, "set", ".")
+    lines = "no queries" if part.lines is None else count(part.lines, "query", "queries")
+    facts = (f"{lines}, {count(part.found, 'image')} in gallery/", *part.missing)
+    if not part.usable:
+        raise InputError(
+            folder, "expected query.json and gallery/ with images, found "
+            f"{lines} and {count(part.found, 'image')}",
+            todo="put both there",
+        )  # fmt: skip
+    return Found("a name-masked set (as of the challenge, or of Track 4)", facts, part.commands)
+
+
+def _image_shards(folder: Path, numbers: list[int]) -> Found:
+    """A part of the download, or ``train/`` itself: images without their annotations."""
+    parts = sorted({part_of(number) for number in numbers})
+    facts = (
+        f"{count(len(numbers), 'folder')} imgs_N, N from {min(numbers)} to {max(numbers)}",
+        f"of the download's part {', '.join(map(str, parts))}: the data root holds them as train/ "
+        "or Part K/, beside annotation/",
+    )
+    command = f"python -m pab.layout check {quoted(folder.absolute().parent)}"
+    return Found("images of PAB's training shards", facts, (command,))
+
+
+def _tars(folder: Path, names: list[str]) -> Found:
+    """WebDataset shards; the first tells what they hold."""
+    try:
+        with tarfile.open(folder / names[0]) as archive:
+            endings = Counter(Path(m.name).suffix.lower() for m in archive if m.isfile())
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(folder / names[0], f"cannot be read: {error}") from error
+    held = ", ".join(f"{number} {ending}" for ending, number in sorted(endings.items()))
+    out = f"{quoted(folder)}/unpacked"
+    commands = (
+        f'mkdir {out} && for f in {quoted(folder)}/*.tar; do tar -xf "$f" -C {out}; done',
+        f"python -m pab.layout check {out}",
+    )
+    facts = (f"{names[0]} holds {held}", "read after unpacking: images with a .txt beside each")
+    return Found(f"{count(len(names), 'WebDataset tar')}", facts, commands)
+
+
+def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
+    """Images with captions beside them, or photographs to search."""
+    pictures = [name for name in names if is_photo_name(name)] + nested
+    captioned = [
+        name for name in pictures
+        if (folder / name).with_suffix(".txt").is_file() and is_image_name(Path(name).name)
+    ]  # fmt: skip
+    facts = [count(len(pictures), "image")]
+    place = quoted(folder)
+    if captioned:
+        facts.append(f"{count(len(captioned), 'caption')} (.txt) beside them")
+        if len(captioned) < len(pictures):
+            lacking = next(name for name in pictures if name not in set(captioned))
+            facts.append(f"no caption: {len(pictures) - len(captioned)}, the first {lacking}")
+        commands = (
+            f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place}",
+            f"python -m lhp.infer --annotation {place} --image_folder {place}",
+        )
+        return Found("a folder of images with captions", tuple(facts), commands)
+    recursive = ""
+    if nested:
+        folders = len({os.path.dirname(name) for name in nested})  # noqa: PTH120
+        facts.append(f"{len(nested):,} of them in {count(folders, 'nested folder')}")
+        recursive = " --recursive"
+    command = f'python -m pab.search --model clip --image_folder {place}{recursive} --query "TEXT"'
+    return Found("a folder of photographs", tuple(facts), (command,))
+
+
+def _nested_photos(folder: Path) -> list[str]:
+    """Pictures in folders below, as relative paths; links to folders are not followed."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        if Path(place) != folder:
+            below = Path(place).relative_to(folder)
+            found += [str(below / name) for name in sorted(names) if is_photo_name(name)]
+    return found

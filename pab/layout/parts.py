@@ -1,0 +1,224 @@
+"""The parts of PAB under a data root: what is there, what is missing, what can be run.
+
+Every annotation line is checked on the way. Images are looked for by listing folders, which stays
+quick for a million of them; whether they can be decoded is for the commands that read them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pab.core.errors import InputError
+from pab.data.annotations import read_labelled_images, read_query_order, read_retrieval
+from pab.data.image_paths import ImageFinder, file_names, is_image_name
+from pab.data.tree import SHARD_FOLDERS, find_shards, labelled_test
+from pab.layout.found import quoted
+
+# What PAB publishes: training shards, and lines of its parts.
+PAB_SHARDS, PAB_TRAIN, PAB_TEST, PAB_UCC = 75, 1_013_605, 1_978, 5_320
+
+PAB_SOURCE = "https://github.com/Shuyu-XJTU/CMP"
+CHALLENGE_SOURCE = "https://github.com/Shuyu-XJTU/WWW2025Workshop"
+FETCH = f"download PAB from {PAB_SOURCE} (see data/README.md), or make the mini data"
+
+MASKED, TRACK4 = "name-masked_test-set", "track4/name-masked_test-set"
+QUERY_FILES = ("query.json", "query_text.json")  # of a name-masked set
+SOURCE_CAPTIONS = "annotation/source_caption.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the data as it was found.
+
+    Attributes:
+        name: what it is.
+        place: file or files, relative to the root.
+        published: how many lines PAB has there.
+        lines: how many lines are there; None if the annotation is missing.
+        named: images that the lines name; None for a masked set, whose lines name none.
+        found: how many images are there.
+        missing: what to say of what is not there; empty if all is.
+        commands: what can be run on it.
+    """
+
+    name: str
+    place: str
+    published: int
+    lines: int | None = None
+    named: int | None = None
+    found: int = 0
+    missing: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether a command could do something with it."""
+        return bool(self.lines and self.found)
+
+    def row(self) -> str:
+        """The part as a line of the table."""
+        lines = "-" if self.lines is None else f"{self.lines:,}"
+        images = "-" if self.lines is None else f"{self.found:,}"
+        if self.named is not None:
+            images += f" of {self.named:,}"
+        return f"{self.name:<16} {self.place:<44} {lines:>10} {self.published:>10,}   {images}"
+
+
+def is_data_root(folder: Path) -> bool:
+    """Whether a folder looks like the root of PAB, or of a part of it."""
+    if any((folder / name).is_dir() for name in ("annotation", MASKED, "track4")):
+        return True
+    return any(
+        re.fullmatch(r"imgs_\d+", path.name)
+        for place in (folder / "train", *folder.glob("Part *"))
+        if place.is_dir()
+        for path in place.iterdir()
+    )
+
+
+def check_root(root: Path) -> list[Part]:
+    """Look through a data root.
+
+    Raises:
+        InputError: a line of a file is bad (named), or no part can be used.
+    """
+    finder = ImageFinder(root)
+    parts = [_shards(root, finder, "training", SHARD_FOLDERS[0])]
+    if "attr_" not in parts[0].place:  # else the release has one set of shards, with actions
+        parts.append(_shards(root, finder, "training actions", SHARD_FOLDERS[1]))
+    test = labelled_test(root)
+    parts.append(_labelled(root, finder, "test", f"annotation/test/{test.name}", PAB_TEST))
+    if test.name == "pair.json":  # else the one file has the actions
+        parts.append(_labelled(root, finder, "test actions", "annotation/test/attr.json", PAB_TEST))
+    parts.append(_labelled(root, finder, "out of domain", "annotation/test/ucc.json", PAB_UCC))
+    parts.append(masked_part(root, "masked test", MASKED))
+    if (root / "track4").is_dir():
+        parts.append(masked_part(root, "Track 4", TRACK4))
+    if not any(part.usable for part in parts):
+        raise InputError(
+            root, "expected PAB's annotations and images, found no part that can be used",
+            todo=FETCH,
+        )  # fmt: skip
+    return parts
+
+
+def report(root: Path, parts: list[Part]) -> list[str]:
+    """The findings as lines: a table, other data, what is missing and where it comes from."""
+    head = (
+        f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   images found, of those named"
+    )
+    text = [f"{root}", head, *(part.row() for part in parts), *_others(root)]
+    missing = [f"  {line}" for part in parts for line in part.missing]
+    if not missing:
+        return [*text, "", "all parts are there"]
+    return [
+        *text,
+        "",
+        "not there:",
+        *missing,
+        "",
+        f"PAB (annotations, training images, test images): {PAB_SOURCE}",
+        f"name-masked test set of the challenge: {CHALLENGE_SOURCE}",
+        f"unpack them so that {root}/annotation, {root}/train, ... stand as in data/README.md",
+    ]
+
+
+def root_commands(root: Path, parts: list[Part]) -> list[str]:
+    """The commands to run next on a data root."""
+    commands = [command for part in parts if part.usable for command in part.commands]
+    scored = {part.name for part in parts if part.usable} & {"test", "masked test"}
+    if scored:
+        commands.append(f"DATA={quoted(root)} bash scripts/reproduce.sh")
+    return list(dict.fromkeys(commands))
+
+
+def _others(root: Path) -> list[str]:
+    """Data of the release that no command of this project reads."""
+    found = []
+    if (root / SOURCE_CAPTIONS).is_file():
+        found.append(f"{SOURCE_CAPTIONS} (captions of the source videos)")
+    poses = root / "pose"
+    if poses.is_dir():
+        kinds = ", ".join(sorted(path.name for path in poses.iterdir() if path.is_dir()))
+        found.append(f"pose/ (pose images: {kinds or 'none'})")
+    return ["", f"also there, and read by no command: {'; '.join(found)}"] if found else []
+
+
+def _shards(root: Path, finder: ImageFinder, name: str, folder: str) -> Part:
+    """A folder of training shards, which may be fewer than PAB has."""
+    try:
+        shards = find_shards(root, [folder])
+    except InputError:  # no shards: as if the folder were not there
+        return Part(name, folder, PAB_TRAIN, missing=(f"{folder}/: {PAB_SHARDS} shards",))
+    place = f"{folder}/{shards[0].name.partition('_')[0]}_*.json ({len(shards)})"
+    commands = (
+        f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {quoted(root)}",
+        f"python -m uit.run --task cmp --data_path {quoted(root)}",
+    )
+    return _count(root, finder, name, place, shards, PAB_TRAIN, commands)
+
+
+def _labelled(root: Path, finder: ImageFinder, name: str, place: str, published: int) -> Part:
+    if not (root / place).is_file():
+        return Part(name, place, published, missing=(f"{place}: {published:,} lines",))
+    command = (
+        f"python -m lhp.infer --annotation {quoted(root / place)} --image_folder {quoted(root)}"
+    )
+    return _count(root, finder, name, place, [root / place], published, (command,))
+
+
+def _count(
+    root: Path,
+    finder: ImageFinder,
+    name: str,
+    place: str,
+    files: list[Path],
+    published: int,
+    commands: tuple[str, ...],
+) -> Part:
+    images = [line.image for file in files for line in read_labelled_images(file, root)]
+    absent = finder.absent(images)
+    missing: tuple[str, ...] = ()
+    if absent:
+        missing = (f"{len(absent):,} images of {place}, the first {absent[0]}",)
+    found = len(images) - len(absent)
+    return Part(name, place, published, len(images), len(images), found, missing, commands)
+
+
+def query_file(folder: Path) -> Path | None:
+    """The queries of a name-masked set; None if there are none."""
+    return next((folder / name for name in QUERY_FILES if (folder / name).is_file()), None)
+
+
+def masked_part(root: Path, name: str, folder: str) -> Part:
+    """A name-masked set; nothing in it says how many images belong in its gallery.
+
+    Args:
+        root: the data root.
+        name: what to call the part.
+        folder: of the set, relative to the root; "." is the root itself.
+
+    Raises:
+        InputError: a bad line, or an order of other queries.
+    """
+    home = root / folder
+    queries, gallery, order = query_file(home), home / "gallery", home / "query_index.txt"
+    if queries is None:
+        missing = (f"{folder}/: query.json and gallery/",)
+        return Part(name, f"{folder}/query.json", PAB_TEST, missing=missing)
+    ids = [query.query_id for query in read_retrieval(queries).queries]
+    command = [f"python -m lhp.infer --annotation {quoted(queries)}"]
+    command.append(f"--image_folder {quoted(gallery)}")
+    if order.is_file():
+        if set(read_query_order(order)) != set(ids):
+            raise InputError(order, f"expected the query ids of {queries}, found other ids")
+        command.append(f"--query_order {quoted(order)}")
+    if (home / "answers.json").is_file():
+        command.append(f"--answers {quoted(home / 'answers.json')}")
+    names = file_names(gallery) if gallery.is_dir() else []
+    found = sum(map(is_image_name, names))
+    lacking = () if found else (f"{folder}/gallery/: the images to search in",)
+    place = f"{folder}/{queries.name}"
+    return Part(name, place, PAB_TEST, len(ids), None, found, lacking, (" ".join(command),))

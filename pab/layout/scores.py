@@ -1,0 +1,50 @@
+"""Scores and ranked lists of every form, as the layout check explains them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pab.layout.found import Found, quoted
+
+
+def describe_scores(path: Path) -> Found:
+    """Explain a file of scores or a ranked list, and name the command that takes it.
+
+    Raises:
+        InputError: the file breaks a rule of its form (named).
+    """
+    from pab.formats.contents import Matrix
+    from pab.formats.forms import read_form
+    from pab.scores import show
+
+    facts = tuple(
+        line for line in show(path).splitlines() if not line.startswith(("file ", "form "))
+    )
+    found = read_form(path)
+    file = quoted(path)
+    if isinstance(found, Matrix) and (found.query_ids is None or found.gallery_ids is None):
+        out = quoted(path.with_name(f"{path.stem}_with_ids.pt"))
+        command = f"python -m pab.scores import {file} --queries FILE --gallery FILE --out {out}"
+        return Found(found.form, facts, (command,))
+    if found.query_ids is None:
+        commands = (
+            f"python -m pab.evaluate --predictions {file} --annotation FILE",
+            f"python -m pab.compare {file} OTHER.txt",
+        )
+        return Found(found.form, facts, commands)
+    commands = (
+        f"python -m ensemble.run --member NAME={file}:WEIGHT ...",
+        f"python -m pab.evaluate --score {file} --annotation FILE",
+    )
+    return Found(found.form, facts, commands)
+
+
+def holds_scores(content: Any) -> bool:
+    """Whether the content of a file is a matrix of scores, or a dict with one array, a matrix."""
+    if getattr(content, "ndim", None) == 2:
+        return True
+    if not isinstance(content, dict):
+        return False
+    arrays = [value for value in content.values() if hasattr(value, "ndim")]
+    return len(arrays) == 1 and arrays[0].ndim == 2

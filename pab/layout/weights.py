@@ -1,0 +1,125 @@
+"""Checkpoints and folders of weights: which model they are of, told by what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pab.core.weight_folders import Family, weight_folder
+from pab.layout.found import Found, count, quoted
+
+
+def known_model(names: Iterable[str]) -> str | None:
+    """The model that tensors of these names belong to; None if no model of the project does.
+
+    Args:
+        names: of a checkpoint's tensors, without wrapper prefixes.
+    """
+    bare = set(names)
+
+    def some(*starts: str) -> bool:
+        return any(name.startswith(starts) for name in bare)
+
+    if some("beit3."):
+        return "beit3" if some("vision_head.", "language_head.") else "beit3 without heads"
+    if some("text_encoder.") and some("vision_encoder."):
+        return "uit"
+    if some("qformer.", "Qformer."):
+        return "blip2"
+    if some("visual."):
+        return "clip"
+    if some("vision_model.") and some("text_model."):
+        return "transformers clip"
+    if some("layers.0.blocks.0.", "layers_0.blocks.0."):
+        return "swin"
+    if some("bert.", "encoder.layer.0.attention."):
+        return "bert"
+    return None
+
+
+def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
+    """Explain a checkpoint; None if its tensors belong to no model of the project.
+
+    Args:
+        path: the file.
+        checkpoint: its content, as :func:`pab.core.checkpoints.read_checkpoint` gives it.
+
+    Raises:
+        InputError: it holds no tensors.
+    """
+    from pab.core.checkpoints import STATE_MARK, model_state
+
+    state = model_state(checkpoint, path)
+    model = known_model(state)
+    if model is None:
+        return None
+    weights = sum(tensor.numel() for tensor in state.values())
+    facts = [f"{count(len(state), 'tensor')}, {count(weights, 'weight')}"]
+    metadata = checkpoint.get("metadata")
+    if isinstance(metadata, dict):
+        facts += [f"{key}: {value}" for key, value in sorted(metadata.items())]
+    if STATE_MARK in checkpoint:
+        facts.append(
+            f"a training state after {checkpoint['step']} steps: the run's own command resumes it"
+        )
+    what, *commands = _MODELS[model]
+    file = quoted(path)
+    return Found(what, tuple(facts), tuple(command.format(file=file) for command in commands))
+
+
+# Model -> what a checkpoint is, and the commands that take it.
+_MODELS = {
+    "beit3": (
+        "a checkpoint of BEiT-3 for retrieval (LHP)",
+        "python -m lhp.infer --checkpoint {file}",
+    ),
+    "beit3 without heads": (
+        "a checkpoint of BEiT-3 without retrieval heads: to be fine-tuned",
+        "python -m lhp.train --config configs/lhp/finetune.yaml --finetune {file}",
+    ),
+    "uit": (
+        "a checkpoint of UIT",
+        "python -m uit.infer --checkpoint {file} --candidates SCORES.pt",
+        "python -m uit.run --task cmp --checkpoint {file}",
+    ),
+    "blip2": ("a checkpoint of BLIP-2", "python scripts/blip2_infer.py --pretrained {file}"),
+    "clip": (
+        "a checkpoint of CLIP",
+        "python scripts/clip_infer.py --model NAME --pretrained {file}",
+    ),
+    "transformers clip": ("a checkpoint of CLIP in transformers' names, which no command reads",),
+    "swin": (
+        "weights of a Swin Transformer, UIT's image tower at the start",
+        "python -m uit.run --task cmp --checkpoint '' --swin {file} --bert BERT",
+    ),
+    "bert": (
+        "weights of BERT, UIT's text tower at the start",
+        "python -m uit.run --task cmp --checkpoint '' --swin SWIN --bert {file}",
+    ),
+}  # fmt: skip
+
+
+def explain_weight_folder(folder: Path) -> Found | None:
+    """Explain a folder of weights, told by its content; None if it holds none."""
+    found = weight_folder(folder)
+    place, vocabulary = quoted(folder), (folder / "vocab.txt").is_file()
+    match found.family:
+        case Family.OPENCLIP:
+            command = f"python scripts/clip_infer.py --model local-dir:{place}"
+            return Found("a folder of OpenCLIP weights", (), (command,))
+        case Family.BERT | Family.VOCABULARY:
+            facts = ("vocab.txt: " + ("there" if vocabulary else "missing"),)
+            commands = []
+            if found.weights:
+                start = f"--checkpoint '' --swin SWIN --bert {place}"
+                commands.append(f"python -m uit.run --task cmp {start}")
+            if vocabulary:
+                commands.append(f"python -m uit.infer --text_encoder {place} --checkpoint UIT")
+            return Found("a folder of BERT: vocabulary or weights", facts, tuple(commands))
+        case Family.WEIGHTS if len(found.weights) == 1:
+            command = f"python -m pab.layout check {quoted(found.weights[0])}"
+            return Found("a folder with one file of weights", (), (command,))
+        case Family.NONE | Family.WEIGHTS:
+            return None
+    return Found(f"a folder of {found.family.value.removeprefix('a ')}")

@@ -1,0 +1,279 @@
+"""What every scoring command does around its model: check the inputs, then write the outputs.
+
+A command reads its settings, calls :func:`prepare` (which refuses every bad input before a model is
+loaded), encodes, and hands its matrix to :func:`finish`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from pab import __version__
+from pab.core import processes
+from pab.core.config import Bounded, config_from_args, flag
+from pab.core.devices import pick_device
+from pab.core.errors import InputError
+from pab.core.files import sha256_of_lines
+from pab.core.outputs import check_output_folder, check_outputs
+from pab.data.annotations import GalleryImage, Retrieval, read_query_order, read_retrieval
+from pab.data.images import list_gallery, verify_images
+from pab.data.label_config import LabelConfig
+from pab.evaluate import evaluate
+from pab.ranking import order_queries, ranked_names, write_ranked_list
+from pab.scores import ScoreFile, save_scores
+from pab.scoring.feature_cache import FeatureCache, made_by
+
+GALLERY = "data/PAB/name-masked_test-set/gallery"
+QUERIES = "data/PAB/name-masked_test-set/query.json"
+
+
+@dataclass(frozen=True)
+class ScoringConfig(LabelConfig, Bounded):
+    """Settings shared by all scoring commands."""
+
+    image_folder: str | None = flag(
+        None, f"folder of the gallery's images (name-masked sets: default {GALLERY})"
+    )
+    annotation: str = flag(
+        QUERIES, "query.json, pair.json, attr.json, a training shard, or a table or folder"
+    )
+    answers: str | None = flag(None, "key of a name-masked set; prints metrics")
+    query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
+    save_score: str | None = flag(None, "score file to write")
+    output_file: str | None = flag(
+        None, "ranked list to write; answer.zip: a zip that holds answer.txt"
+    )
+    top_k: int = flag(10, "names a line of the ranked list")
+    batch_size: int = flag(32, "images (or captions) encoded at a time")
+    num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")
+    device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("fp32", "number format of the model")
+
+    feature_cache: bool = flag(True, "keep vectors on disk for later runs")
+    feature_cache_dir: str = flag("output/features", "folder of the kept vectors")
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        self.columns()
+        self.check_least(1, "top_k", "batch_size")
+        self.check_least(0, "num_workers")
+
+
+Config = TypeVar("Config", bound=ScoringConfig)
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """Checked inputs of one scoring run.
+
+    Attributes:
+        retrieval: queries, and labels where the annotation or the key has them.
+        gallery: the images, sorted by id.
+        order: query ids in the order of the ranked list's lines.
+        data_sha256: SHA-256 over gallery ids and captions; two score files with the same hash were
+            made from the same names and captions.
+    """
+
+    retrieval: Retrieval
+    gallery: list[GalleryImage]
+    order: list[str]
+    data_sha256: str
+
+    @property
+    def query_ids(self) -> list[str]:
+        """Ids of the queries, in the order of the matrix's rows."""
+        return [query.query_id for query in self.retrieval.queries]
+
+    @property
+    def gallery_ids(self) -> list[str]:
+        """Ids of the images, in the order of the matrix's columns."""
+        return [image.gallery_id for image in self.gallery]
+
+
+def prepare(config: ScoringConfig) -> ScoringJob:
+    """Read and check everything a run needs but its model.
+
+    Raises:
+        InputError: the first fault found; unreadable images are listed together.
+    """
+    check_outputs({"save_score": config.save_score, "output_file": config.output_file})
+    if config.feature_cache:
+        check_output_folder("--feature_cache_dir", config.feature_cache_dir)
+    folder = Path(config.image_folder) if config.image_folder else None
+    retrieval = read_retrieval(
+        Path(config.annotation),
+        image_folder=folder,
+        answers=Path(config.answers) if config.answers else None,
+        **config.reading(),
+    )
+    gallery = retrieval.gallery
+    if gallery is None:
+        gallery = list_gallery(folder or Path(GALLERY))
+    if not gallery:
+        raise InputError(config.annotation, "expected images to search in, found none")
+    names = [image.gallery_id for image in gallery]
+    blank = next((n for n in names if len(n.split()) != 1 or n != n.strip()), None)
+    if blank is not None:
+        raise InputError(
+            folder or config.annotation,
+            "a name with a blank in it cannot stand in a ranked list",
+            item=f"image {blank!r}",
+            todo="rename it",
+        )
+    ids = [query.query_id for query in retrieval.queries]
+    wanted = read_query_order(config.query_order) if config.query_order else None
+    order = order_queries(ids, wanted, where=config.query_order or "--query_order")
+    if retrieval.relevant is not None:
+        known = set(names)
+        for query_id, right in retrieval.relevant.items():
+            missing = sorted(right - known)
+            if missing:
+                raise InputError(
+                    config.answers or config.annotation,
+                    f"its image {missing[0]!r} is not in the gallery",
+                    item=f"query {query_id!r}",
+                )
+    verify_images([image.path for image in gallery], num_workers=config.num_workers)
+    data_sha256 = sha256_of_lines(names + [f"{q.query_id}\t{q.caption}" for q in retrieval.queries])
+    return ScoringJob(retrieval, gallery, order, data_sha256)
+
+
+@contextmanager
+def features_of(
+    config: ScoringConfig, *, device: torch.device, dtype: str, **facts: object
+) -> Iterator[FeatureCache | None]:
+    """The kept vectors of this run's encoder; None where the settings turn them off.
+
+    Args:
+        config: the run's settings.
+        device: a GPU's vectors are rounded in other ways than a CPU's.
+        dtype: number format of the model.
+        facts: what else the vectors depend on: weights' hash, preprocessing.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    if not config.feature_cache:
+        yield None
+        return
+    known = {name: str(value) for name, value in facts.items()}
+    known |= {"device": device.type, "dtype": dtype, **made_by()}
+    with FeatureCache(config.feature_cache_dir, known) as cache:
+        yield cache
+
+
+def score_file_of(
+    config: ScoringConfig,
+    job: ScoringJob,
+    scores: Tensor,
+    *,
+    model: str,
+    checkpoint: str,
+    checkpoint_sha256: str,
+    **more: Any,
+) -> ScoreFile:
+    """A matrix with the job's ids, and in ``meta`` what it was made with.
+
+    Args:
+        config: the run's settings.
+        job: its checked inputs.
+        scores: float32 [queries, gallery], rows as ``job.query_ids``, columns as
+            ``job.gallery_ids``.
+        model: name of the architecture.
+        checkpoint: the weights' file.
+        checkpoint_sha256: its hash.
+        more: anything else ``meta`` should say.
+
+    Raises:
+        InputError: a score is NaN or infinite.
+    """
+    check_finite(scores, checkpoint, job.query_ids)
+    meta = {
+        "model": model,
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": checkpoint_sha256,
+        "dtype": config.dtype,
+        "data_sha256": job.data_sha256,
+        **({} if job.retrieval.relevant is None else {"relevance": job.retrieval.relevance}),
+        "project_version": __version__,
+        **more,
+    }
+    return ScoreFile(scores.float().contiguous(), job.query_ids, job.gallery_ids, meta)
+
+
+def check_finite(scores: Tensor, checkpoint: str, queries: Sequence[str]) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Args:
+        scores: [queries, gallery].
+        checkpoint: where the weights came from, for the message.
+        queries: what to call each row.
+
+    Raises:
+        InputError: a score is NaN or infinite.
+    """
+    if bool(torch.isfinite(scores).all()):
+        return
+    bad = int((~torch.isfinite(scores)).any(dim=1).nonzero()[0])
+    raise InputError(
+        checkpoint,
+        "the model's scores are not finite",
+        item=f"query {queries[bad]!r}",
+        todo="check the checkpoint, or score with --dtype fp32",
+    )
+
+
+def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> None:
+    """Write the score file and the ranked list; print metrics where there are labels.
+
+    Of several processes the main one does it.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    if not processes.is_main():
+        return
+    ids, names = score_file.query_ids, score_file.gallery_ids
+    ranked = dict(zip(ids, ranked_names(score_file.scores, names, config.top_k), strict=True))
+    if config.save_score:
+        save_scores(config.save_score, score_file)
+    if config.output_file:
+        write_ranked_list(config.output_file, [ranked[query_id] for query_id in job.order])
+    written = ", ".join(f for f in (config.save_score, config.output_file) if f) or "no file"
+    print(f"{len(ids)} queries x {len(names)} images -> {written}", file=sys.stderr)
+    if job.retrieval.relevant is not None:
+        print(evaluate(score_file, job.retrieval).table())
+
+
+def scoring_command(
+    cls: type[Config],
+    score: Callable[[Config], None],
+    argv: list[str] | None,
+    *,
+    prog: str,
+    description: str,
+) -> None:
+    """Read a scoring command's line and run it, as one of several processes where there are any.
+
+    Args:
+        cls: the command's settings.
+        score: runs it with them.
+        argv: arguments without the program's name; None = ``sys.argv[1:]``.
+        prog: name of the command, as the user types it.
+        description: one sentence for ``--help``.
+    """
+    config, _ = config_from_args(cls, argv, prog=prog, description=description)
+    with processes.joined(pick_device(config.device)):
+        score(config)

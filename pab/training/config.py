@@ -1,0 +1,133 @@
+"""Settings that every fine-tuning recipe shares: data, optimization, run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pab.core.config import Bounded, flag
+from pab.core.errors import InputError
+from pab.data.label_config import TableConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig(TableConfig, Bounded):
+    """Base of every recipe's settings; defaults of a recipe replace these."""
+
+    # Data
+    data_path: str = flag("data/PAB", "root of the PAB data; or a table or folder of captions")
+    train_shards: tuple[str, ...] | None = flag(
+        None,
+        "shards to train on: patterns under data_path, or numbers such as 3 or 0..7 (default: all)",
+    )
+    cache_dir: str | None = flag(None, "where the annotation index is kept (default: in data_path)")
+    skip_bad_lines: bool = flag(
+        False, "leave bad lines out, and list them in skipped.txt of output_dir"
+    )
+    val_pairs: int = flag(0, "pairs held out for validation, whole videos; 0 trains on all")
+    val_seed: int = flag(0, "seed of the choice of validation videos")
+    num_workers: int = flag(4, "loader processes; 0 loads in the training process")
+    twin_batches_from: int | None = flag(
+        None, "first epoch whose batches keep twins together as hard negatives; none is published"
+    )
+
+    # Optimization
+    batch_size: int = flag(64, "pairs a process and step")
+    epochs: int = flag(1, "passes over the data")
+    lr: float = flag(1e-5, "peak learning rate")
+    weight_decay: float = flag(0.0, "AdamW weight decay")
+    opt_betas: tuple[float, float] = flag((0.9, 0.999), "AdamW betas")
+    opt_eps: float = flag(1e-8, "AdamW eps")
+    clip_grad: float | None = flag(None, "largest gradient norm; none is not clipped (published)")
+    ema_decay: float | None = flag(None, "decay of an average of the weights; none keeps none")
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("bf16", "mixed precision; fp16 scales the loss")
+
+    # Run
+    device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
+    seed: int = flag(16, "seed of weights, order, views and every other draw")
+    output_dir: str = flag("output", "where checkpoints and the log go")
+    log_dir: str | None = flag(None, "where TensorBoard's files go; none writes none")
+    save_ckpt: bool = flag(True, "write checkpoints")
+    save_ckpt_freq: int = flag(1, "epochs between checkpoints, of weights and of the whole state")
+    keep_checkpoints: int | None = flag(
+        None, "checkpoint-N.pth files to keep, the newest; none keeps all"
+    )
+    save_every_steps: int = flag(0, "also write the resumable checkpoint every N updates; 0 is off")
+    auto_resume: bool = flag(True, "resume from output_dir's last checkpoint, if there is one")
+    resume_from: Literal["last", "newest_good"] = flag(
+        "last", "newest_good: if checkpoint-last.pth is damaged, resume from the one before it"
+    )
+    max_skipped_steps: int = flag(
+        20, "steps in a row, skipped since loss or gradient was not finite, that end the run"
+    )
+    max_steps: int = flag(0, "stop (resumable) when N updates are done; 0 runs to the end")
+
+    def check(self) -> None:
+        """Refuse values that make no sense alone or together.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        self.check_least(1, "batch_size", "epochs", "save_ckpt_freq", "max_skipped_steps")
+        self.check_least(
+            0, "val_pairs", "num_workers", "weight_decay", "save_every_steps", "max_steps", "seed",
+            "val_seed",
+        )  # fmt: skip
+        self.columns()
+        if not self.lr > 0:
+            raise InputError("--lr", f"must be above 0, found {self.lr}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InputError("--ema_decay", f"must lie in (0, 1), found {self.ema_decay}")
+        if self.keep_checkpoints is not None:
+            self.check_least(1, "keep_checkpoints")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise InputError("--clip_grad", f"must be above 0, found {self.clip_grad}")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig(TrainingConfig):
+    """What recipes with local-global views and InfoNCE share; the defaults are LHP's."""
+
+    # Views
+    local_prob: float = flag(0.5, "share of images seen as a local crop: 0 global, 1 local only")
+    crop_scale: tuple[float, float] = flag((0.5, 1.0), "area of the local crop, least and most")
+    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "aspect of the local crop, likewise")
+
+    # Optimization
+    update_freq: int = flag(1, "batches whose gradients are accumulated for one update")
+    grad_cache_chunk: int = flag(
+        0, "encode the batch in chunks of N with the exact gradient of the whole; 0 is off"
+    )
+    min_lr: float = flag(1e-6, "learning rate at the end")
+    warmup_steps: int = flag(440, "steps of linear warm-up")
+    layer_decay: float = flag(0.85, "factor on the rate from each layer to the one below")
+
+    def check(self) -> None:
+        """See :class:`TrainingConfig`.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        super().check()
+        self.check_least(1, "update_freq")
+        self.check_least(0, "grad_cache_chunk", "warmup_steps", "min_lr")
+        self.check_share("local_prob")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise InputError("--crop_scale", f"must rise within (0, 1], found {self.crop_scale}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise InputError("--crop_ratio", f"must rise above 0, found {self.crop_ratio}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError("--layer_decay", f"must lie in (0, 1], found {self.layer_decay}")
+        if self.min_lr > self.lr:
+            raise InputError("--lr", f"must be above min_lr ({self.min_lr}), found {self.lr}")
+        if self.grad_cache_chunk >= self.batch_size > 1 and self.grad_cache_chunk:
+            raise InputError(
+                "--grad_cache_chunk",
+                f"{self.grad_cache_chunk} is not smaller than --batch_size {self.batch_size}",
+            )
+        if self.grad_cache_chunk and self.update_freq > 1:
+            raise InputError(
+                "--grad_cache_chunk",
+                "does not go with --update_freq above 1",
+                todo="raise --batch_size instead: chunks make its memory independent of it",
+            )

@@ -1,0 +1,192 @@
+"""Symmetric InfoNCE, plain and with its gradient computed in chunks.
+
+Shape letters: `B` batch, `K` vectors an image (1, but for BLIP-2's query tokens), `D` their width.
+
+Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al.
+2021 (arXiv 2101.06983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pab.core.processes import all_gather_with_grad
+from pab.training.pair_data import PairBatch
+
+
+def symmetric_infonce(
+    image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
+) -> Tensor:
+    """Mean of the image-to-text and text-to-image cross entropies.
+
+    Args:
+        image: unit vectors [B, D]; row i belongs to row i of ``text``.
+        text: unit vectors [B, D].
+        logit_scale: logarithm of the factor on the similarities, a scalar.
+        identity: [B]; rows with the same number are no negatives of each other. None: all differ.
+
+    Returns:
+        A scalar.
+    """
+    return _both_ways(logit_scale.exp() * image @ text.T, identity)
+
+
+def gathered_infonce(
+    image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
+) -> Tensor:
+    """The same over the batch of all processes; gradients as if one process held it.
+
+    Every process computes the whole loss, and its parameters' gradients have to be averaged over
+    the processes afterwards (``pab.core.processes.average_gradients``).
+    """
+    images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
+    return symmetric_infonce(images, texts, logit_scale, _gathered(identity))
+
+
+def pooled_infonce(
+    image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
+) -> Tensor:
+    """:func:`symmetric_infonce` with each image's best vector for a text, over all processes.
+
+    Args:
+        image: unit vectors [B, K, D].
+        text: unit vectors [B, D].
+        logit_scale: logarithm of the factor on the similarities, a scalar.
+        identity: see :func:`symmetric_infonce`.
+    """
+    if image.shape[1] == 1:
+        return gathered_infonce(image[:, 0], text, logit_scale, identity)
+    images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
+    best = torch.einsum("ikd,td->itk", images, texts).amax(dim=-1)
+    return _both_ways(logit_scale.exp() * best, _gathered(identity))
+
+
+def _gathered(identity: Tensor | None) -> Tensor | None:
+    return None if identity is None else all_gather_with_grad(identity)
+
+
+def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
+    """Cross entropy of [B, B], images down and texts across, whose diagonal is right."""
+    if identity is not None:
+        same = identity[:, None] == identity[None]
+        logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+class _Replay:
+    """Random state before a chunk, so that its second pass draws what its first drew."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before = _draw_state(device)
+
+    def __enter__(self) -> None:
+        self.after = _draw_state(self.device)
+        _set_draw_state(self.device, self.before)
+
+    def __exit__(self, *exc: object) -> None:
+        _set_draw_state(self.device, self.after)
+
+
+def _draw_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """State of torch's generators: the CPU's, and the device's where it has its own."""
+    if device.type == "cuda":
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        return torch.get_rng_state(), torch.mps.get_rng_state()
+    return torch.get_rng_state(), None
+
+
+def _set_draw_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    cpu, own = state
+    torch.set_rng_state(cpu)
+    if own is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(own, device)
+    elif own is not None:
+        torch.mps.set_rng_state(own)
+
+
+def cached_backward(
+    chunks: Sequence[Callable[[], Tensor]],
+    loss_of: Callable[[list[Tensor]], Tensor],
+    *,
+    device: torch.device,
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> Tensor:
+    """Back-propagate a loss of many vectors while only one chunk's activations are alive.
+
+    First every chunk is encoded without a graph; then the loss of all vectors gives each vector's
+    gradient; then every chunk is encoded again, with the same random draws, and its vectors'
+    gradients are sent through it. The result is the exact gradient of the whole batch.
+
+    Args:
+        chunks: functions that each encode one chunk: () -> [b, D].
+        loss_of: the list of all chunks' vectors -> scalar loss. Parameters used in it (the logit
+            scale) get their gradient too.
+        device: where the encoding runs (whose random state is replayed).
+        scale: applied to the loss before its backward pass (loss scaling, accumulation).
+
+    Returns:
+        The loss, detached and unscaled.
+    """
+    replays, vectors = [], []
+    with torch.no_grad():
+        for encode in chunks:
+            replays.append(_Replay(device))
+            vectors.append(encode())
+    leaves = [v.detach().requires_grad_() for v in vectors]
+    loss = loss_of(leaves)
+    scale(loss).backward()
+    for encode, replay, leaf in zip(chunks, replays, leaves, strict=True):
+        with replay:
+            again = encode()
+        again.backward(leaf.grad)
+    return loss.detach()
+
+
+def pair_backward(
+    encode: Callable[[PairBatch], Tensor],
+    batch: PairBatch,
+    logit_scale: Tensor,
+    *,
+    chunk: int,
+    share: int,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+) -> Tensor:
+    """Add one batch's gradient.
+
+    Args:
+        encode: pairs -> their vectors [b, K + 1, D], the image's and then the text's.
+        batch: of this process; the loss is that of all processes' batches.
+        logit_scale: logarithm of the factor on the similarities.
+        chunk: pairs encoded at a time, with the exact gradient of the whole batch; 0: all at once.
+        share: batches an update has; the loss is divided by it.
+        scaler: of the loss.
+        device: where the encoding runs.
+
+    Returns:
+        The loss, detached, as a share of the update's mean.
+    """
+
+    def scaled(loss: Tensor) -> Tensor:
+        return scaler.scale(loss / share)
+
+    def loss_of(parts: list[Tensor]) -> Tensor:
+        vectors = torch.cat(parts)
+        return pooled_infonce(vectors[:, :-1], vectors[:, -1], logit_scale, batch.identity)
+
+    if chunk:
+        parts = [
+            PairBatch(*columns) for columns in zip(*(t.split(chunk) for t in batch), strict=True)
+        ]
+        chunks = [lambda part=part: encode(part) for part in parts]  # type: ignore[misc]
+        return cached_backward(chunks, loss_of, device=device, scale=scaled) / share
+    loss = loss_of([encode(batch)])
+    scaled(loss).backward()
+    return loss.detach() / share

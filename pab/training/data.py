@@ -1,0 +1,230 @@
+"""What every fine-tuning recipe reads: training pairs, the validation split, batches of them."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from pab.core import processes
+from pab.core.errors import InputError
+from pab.data.annotations import Retrieval, TrainPair, retrieval_of_pairs
+from pab.data.images import load_image, verify_images
+from pab.data.splits import validation_split
+from pab.data.tables import is_own_data
+from pab.data.training_set import TrainingSet
+from pab.data.tree import find_shards, shard_number
+from pab.training.config import TrainingConfig
+from pab.training.preflight import check_run_folders
+from pab.training.sampling import EpochBatches, SampleKey, sample_seed
+
+Batch = TypeVar("Batch")
+
+_NUMBERS = re.compile(r"(\d+)(?:\.\.(\d+))?")  # "3" or "0..7"
+_NAMED_IMAGES = 20  # how many one error message names
+
+
+class TrainingData(NamedTuple):
+    """The training set, and which of its pairs are trained on and validated with."""
+
+    pairs: TrainingSet
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+
+
+def open_training_data(config: TrainingConfig) -> TrainingData:
+    """Open the training pairs, carve the validation split out, and check what the run will need.
+
+    Every training image must be there; only the validation images are decoded, because decoding
+    a million images would take hours.
+
+    Raises:
+        InputError: an output folder that cannot be written, no data, bad lines, a missing
+            training image, an unreadable validation image.
+    """
+    check_run_folders(config)
+    pairs = TrainingSet.open(
+        Path(config.data_path),
+        training_sources(config),
+        Path(config.cache_dir) if config.cache_dir else None,
+        skip_bad_lines=config.skip_bad_lines,
+        columns=config.columns(),
+    )
+    train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
+    processes.on_main(partial(check_images_are_there, pairs))
+    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
+    return TrainingData(pairs, train_rows, val_rows)
+
+
+def training_sources(config: TrainingConfig) -> list[Path] | None:
+    """The annotation files that the settings name; None if ``data_path`` itself holds the pairs.
+
+    Raises:
+        InputError: as :func:`training_shards`.
+    """
+    return None if is_own_data(config.data_path) else training_shards(config)
+
+
+def check_images_are_there(pairs: TrainingSet) -> None:
+    """Look for the image file of every pair, listing each folder once.
+
+    Raises:
+        InputError: some are missing; its one line names up to twenty and counts all.
+    """
+    missing = pairs.missing_images()
+    if not missing:
+        return
+    shown = "; ".join(missing[:_NAMED_IMAGES])
+    if len(missing) > _NAMED_IMAGES:
+        shown += f"; and {len(missing) - _NAMED_IMAGES:,} more"
+    raise InputError(
+        pairs.root,
+        f"{len(missing):,} of {len(pairs):,} training images are not there: {shown}",
+        todo="download them, or name the shards whose images are there with --train_shards",
+    )
+
+
+def training_shards(config: TrainingConfig) -> list[Path]:
+    """The annotation files that the settings name.
+
+    Raises:
+        InputError: no data root, or no such file under it.
+    """
+    root = Path(config.data_path)
+    if not root.is_dir():
+        raise InputError("--data_path", f"expected the data's root folder, found no {root}")
+    if config.train_shards is None:
+        return find_shards(root)
+    if not config.train_shards:
+        raise InputError("--train_shards", "expected patterns or numbers of shards, found none")
+    named = (path for entry in config.train_shards for path in _shards_of(root, entry))
+    return list(dict.fromkeys(named))  # a shard that two patterns name is read once
+
+
+def _shards_of(root: Path, entry: str) -> list[Path]:
+    """The shards that one entry of ``--train_shards`` names: a number, a range or a pattern."""
+    numbers = _NUMBERS.fullmatch(entry)
+    if numbers is not None:
+        wanted = range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
+        shards = {shard_number(path): path for path in find_shards(root)}
+        missing = [str(number) for number in wanted if number not in shards]
+        if missing or not wanted:
+            raise InputError(
+                "--train_shards",
+                f"{entry!r} names shards that {root} does not hold: {', '.join(missing) or 'none'}",
+                todo=f"it has {len(shards)}, numbered {min(shards)} to {max(shards)}",
+            )
+        return [shards[number] for number in wanted]
+    try:
+        found = sorted(root.glob(entry))
+    except (ValueError, NotImplementedError) as error:  # pathlib's, of empty and absolute ones
+        raise InputError(
+            "--train_shards", f"expected a pattern under {root}, found {entry!r}"
+        ) from error
+    if not found:
+        raise InputError(
+            "--train_shards", f"no file under {root} matches {entry!r}",
+            todo="check the data with: python -m pab.layout check " + str(root),
+        )  # fmt: skip
+    return found
+
+
+class BadSample(NamedTuple):
+    """The parts of an :class:`InputError`.
+
+    A loader raises a worker's exception again with that worker's traceback as its text; an error
+    that comes out as a sample stays one line.
+    """
+
+    where: str
+    problem: str
+    item: str | None
+    todo: str | None
+
+    @classmethod
+    def of(cls, error: InputError) -> BadSample:
+        """What is left of an error."""
+        return cls(error.where, error.problem, error.item, error.todo)
+
+
+class TrainingSamples(Dataset[Any], ABC):
+    """Training pairs as samples: a recipe says in :meth:`sample` what it draws of a pair.
+
+    Args:
+        pairs: the whole training set.
+        indices: the pairs that are trained on.
+        seed: a sample's draws follow from this seed, the epoch and its index in ``pairs``.
+    """
+
+    def __init__(self, pairs: TrainingSet, indices: np.ndarray, seed: int) -> None:
+        self.pairs, self.indices, self.seed = pairs, indices, seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: SampleKey) -> Any:
+        """A sample by its position among those trained on and the epoch, or a bad one."""
+        position, epoch = key
+        index = int(self.indices[position])
+        try:
+            pair = self.pairs[index]
+            image = load_image(self.pairs.image_path(pair))
+        except InputError as error:
+            return BadSample.of(error)
+        with sample_seed(self.seed, epoch, index):
+            return self.sample(index, pair, image)
+
+    @abstractmethod
+    def sample(self, index: int, pair: TrainPair, image: Image.Image) -> Any:
+        """What the recipe needs of one pair; torch's generator is the sample's own."""
+
+
+def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
+    """The batches of a loader.
+
+    Raises:
+        InputError: a pair's line or image cannot be read.
+    """
+    for batch in batches:
+        if isinstance(batch, BadSample):
+            raise InputError(batch.where, batch.problem, item=batch.item, todo=batch.todo)
+        yield batch
+
+
+def validation_retrieval(data: TrainingData) -> Retrieval:
+    """The validation split as queries, gallery and labels."""
+    return retrieval_of_pairs((data.pairs[int(i)] for i in data.val_rows), data.pairs.root)
+
+
+def epoch_batches(config: TrainingConfig, pairs: int) -> EpochBatches:
+    """Which pairs this process's batches hold."""
+    return EpochBatches(
+        pairs, config.batch_size, config.seed, processes.rank(), processes.world_size()
+    )
+
+
+def training_loader(
+    dataset: Dataset[Any],
+    batches: EpochBatches,
+    collate: Callable[[list[Any]], Any],
+    config: TrainingConfig,
+    device: torch.device,
+) -> DataLoader[Any]:
+    """Loads what ``batches`` names; its draws leave the global generator alone."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,269 @@
+"""Optimizer groups with layer-wise rate decay, the rate schedule, weight averages, one safe step.
+
+Which parameters take no decay and which layer each belongs to are the model's facts: it passes them
+in as functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pab.core.errors import InputError
+
+WORST_GRADIENTS = 3  # how many the report of a skipped step names
+
+
+class StepOutcome(NamedTuple):
+    """Result of :func:`clip_and_step`.
+
+    Attributes:
+        norm: of all gradients together, unscaled and before clipping.
+        problem: why the step was skipped, in one clause; empty if it was taken.
+    """
+
+    norm: float
+    problem: str = ""
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, Tensor]],
+    *,
+    weight_decay: float,
+    no_decay: Callable[[str, Tensor], bool],
+    layer_of: Callable[[str], int] | None = None,
+    n_layers: int = 0,
+    layer_decay: float = 1.0,
+    lr_scale_of: Callable[[str], float] | None = None,
+) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by weight decay and rate.
+
+    Args:
+        named_parameters: a model's; those that need no gradient are left out.
+        weight_decay: of every parameter for which ``no_decay(name, parameter)`` is false.
+        no_decay: whether a parameter takes no weight decay.
+        layer_of: 0 for the embeddings, 1 .. ``n_layers`` for the blocks, ``n_layers + 1`` for what
+            follows them; None = one rate for all.
+        n_layers: number of blocks.
+        layer_decay: factor from one layer to the one below it.
+        lr_scale_of: a further factor of a parameter's rate, by its name.
+
+    Returns:
+        Groups with ``params``, ``names``, ``weight_decay`` and
+        ``lr_scale = layer_decay ** (n_layers + 1 - layer)`` times ``lr_scale_of``, in order of
+        first appearance.
+
+    Raises:
+        ValueError: a layer outside 0 .. ``n_layers + 1``.
+    """
+    groups: dict[tuple[float, int, float], dict[str, Any]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if no_decay(name, parameter) else weight_decay
+        layer = n_layers + 1 if layer_of is None else layer_of(name)
+        if not 0 <= layer <= n_layers + 1:
+            raise ValueError(f"{name}: layer {layer} is not in 0 .. {n_layers + 1}")
+        scale = 1.0 if lr_scale_of is None else lr_scale_of(name)
+        group = groups.setdefault(
+            (decay, layer, scale),
+            {
+                "params": [],
+                "names": [],
+                "weight_decay": decay,
+                "lr_scale": scale * layer_decay ** (n_layers + 1 - layer),
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def warmup_cosine(
+    base_lr: float, min_lr: float, total_steps: int, warmup_steps: int, start_lr: float = 0.0
+) -> list[float]:
+    """The learning rate of every step: a straight line up, then half a cosine down.
+
+    Step 0 has ``start_lr``, step ``warmup_steps - 1`` has ``base_lr``; the cosine starts at
+    ``base_lr`` once more and would reach ``min_lr`` at step ``total_steps``. (A warm-up of one step
+    is that one step at ``start_lr``.)
+
+    Returns:
+        ``total_steps`` rates.
+
+    Raises:
+        InputError: more warm-up steps than steps, or a negative number.
+    """
+    if total_steps < 0 or not 0 <= warmup_steps <= total_steps:
+        raise InputError(
+            "--warmup_steps", f"expected 0 to {total_steps} (all steps), found {warmup_steps}",
+            todo="take fewer warm-up steps or train longer",
+        )  # fmt: skip
+    warmup = [float(rate) for rate in np.linspace(start_lr, base_lr, warmup_steps)]
+    rest = total_steps - warmup_steps
+    half = 0.5 * (base_lr - min_lr)
+    return warmup + [min_lr + half * (1 + math.cos(math.pi * i / rest)) for i in range(rest)]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group ``lr`` times its ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def make_adamw(
+    groups: list[dict[str, Any]], betas: tuple[float, float], eps: float
+) -> torch.optim.AdamW:
+    """AdamW over :func:`parameter_groups`; the rate is 0 until :func:`set_lr` gives one.
+
+    The fused kernel is asked for by name, for torch would otherwise choose by device and version,
+    and the kernels differ in rounding. It also needs no temporary copy of the parameters.
+    """
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+def clip_and_step(
+    optimizer: torch.optim.Optimizer,
+    *,
+    loss: Tensor | float,
+    max_norm: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> StepOutcome:
+    """Clip the gradients if asked to, and take one step. The caller has run backward.
+
+    The step is skipped if the loss or a gradient is not finite, in every number format: weights
+    and optimizer state stay as they are. An active loss scaler (float16) then halves its scale.
+
+    Args:
+        optimizer: over groups that carry ``names``.
+        loss: unscaled loss of this step, a scalar.
+        max_norm: largest norm of all gradients together; None = no clipping.
+        scaler: scaler of the loss before backward; None = the loss was not scaled.
+
+    Raises:
+        RuntimeError: no parameter has a gradient.
+    """
+    scaling = scaler is not None and scaler.is_enabled()
+    if scaling and scaler is not None:
+        scaler.unscale_(optimizer)
+    gradients = [gradient for _, gradient in _named_gradients(optimizer)]
+    if not gradients:
+        raise RuntimeError("no parameter has a gradient: backward was not called")
+    norm = torch.nn.utils.get_total_norm(gradients)
+    loss_value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+    norm_value = float(norm)
+    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
+    problem = "" if finite else (
+        f"loss {loss_value:g}, gradient norm {norm_value:g}, "
+        f"worst gradients: {_worst_gradients(optimizer)}"
+    )  # fmt: skip
+    if max_norm is not None and finite:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    if scaling and scaler is not None:
+        if finite:
+            scaler.step(optimizer)
+        scaler.update()
+    elif finite:
+        optimizer.step()
+    return StepOutcome(norm_value, problem)
+
+
+def _named_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if parameter.grad is not None:
+                yield name, parameter.grad
+
+
+def _worst_gradients(optimizer: torch.optim.Optimizer) -> str:
+    """The largest gradients by norm, those that are not finite first."""
+    norms = [(name, float(gradient.norm())) for name, gradient in _named_gradients(optimizer)]
+    norms.sort(key=lambda item: (math.isfinite(item[1]), -item[1]))
+    return ", ".join(f"{name} ({norm:g})" for name, norm in norms[:WORST_GRADIENTS])
+
+
+class Ema:
+    """An exponential moving average of a model's parameters, kept in float32.
+
+    Buffers are copied, not averaged: batch norm's are averages already.
+
+    Args:
+        model: gives the first values.
+        decay: share of the old average kept at each update.
+        warmup: start with less: update n keeps min(decay, (1 + n) / (10 + n)), n from 0, so that an
+            untrained start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, *, warmup: bool = False) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise InputError("--ema_decay", f"expected 0 <= decay < 1, found {decay}")
+        self.decay, self.warmup, self.updates = decay, warmup, 0
+        self.shadow = {
+            name: parameter.detach().to(torch.float32, copy=True)
+            for name, parameter in model.named_parameters()
+        }
+        self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's present values."""
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        for name, parameter in model.named_parameters():
+            self.shadow[name].lerp_(parameter.to(torch.float32), 1.0 - decay)
+        for name, buffer in model.named_buffers():
+            self.buffers[name].copy_(buffer)
+        self.updates += 1
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Write the average into the model."""
+        _write_into(model, self.shadow, self.buffers)
+
+    @contextmanager
+    def swapped(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block the model holds the average; after it, its own values again."""
+        parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+        buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                _write_into(model, parameters, buffers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors, for an exact resume."""
+        return {"updates": self.updates, "shadow": self.shadow, "buffers": self.buffers}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved average of the same model.
+
+        Raises:
+            ValueError: other names than this model's.
+        """
+        for own, saved in ((self.shadow, state["shadow"]), (self.buffers, state["buffers"])):
+            if own.keys() != saved.keys():
+                differing = sorted(own.keys() ^ saved.keys())
+                raise ValueError(f"the saved average is of another model: {differing[:3]}")
+            for name, value in saved.items():
+                own[name].copy_(value)
+        self.updates = int(state["updates"])
+
+
+def _write_into(
+    model: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
+) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(parameters[name])
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])

@@ -1,0 +1,157 @@
+"""Contrastive fine-tuning on pairs: data, model, loop, in this order.
+
+The recipe of LHP, and of CLIP and BLIP-2 where they are tuned; what differs between them stands in
+a :class:`PairModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pab.data.annotations import Retrieval
+from pab.data.images import ImageTransform
+from pab.training.config import ContrastiveConfig
+from pab.training.contrastive import pair_backward
+from pab.training.data import epoch_batches, open_training_data, validation_retrieval
+from pab.training.loop import (
+    fit,
+    new_run,
+    retrieval_metrics,
+    same_start,
+    start_processes,
+    steps_per_epoch,
+    weights_as_they_are,
+)
+from pab.training.optim import parameter_groups, warmup_cosine
+from pab.training.pair_data import PairBatch, PairCollate, PairDataset
+from pab.training.resume import ContentHash, find_resume_point, identify
+
+
+@dataclass(frozen=True)
+class PairModel:
+    """A model of images and captions, and what the recipe has to know of it.
+
+    Shape letters: `B` batch, `K` vectors an image, `D` their width, `N` text ids, `S` image side.
+
+    Attributes:
+        module: with the weights to start from.
+        view: training image -> pixels [3, S, S]; may draw.
+        encode_ids: caption -> ids.
+        pad: rows of ids -> ids [B, N] and their mask [B, N].
+        vectors: pairs -> unit vectors [B, K + 1, D], the image's and then the text's.
+        logit_scale: the present logarithm of the factor on similarities, a scalar with a graph.
+        score: similarities [queries, gallery] of a labelled retrieval, for validation.
+        layers: number of blocks, for layer-wise decay of the rate.
+        layer_of: a parameter's layer, 0 to ``layers + 1``, by its name.
+        no_decay: whether a parameter takes no weight decay, by its name and value.
+        facts: written into weight files.
+        released: the weights as they are written, by name.
+    """
+
+    module: nn.Module
+    view: ImageTransform
+    encode_ids: Callable[[str], list[int]]
+    pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]]
+    vectors: Callable[[PairBatch], Tensor]
+    logit_scale: Callable[[], Tensor]
+    score: Callable[[Retrieval], Tensor]
+    layers: int
+    layer_of: Callable[[str], int]
+    no_decay: Callable[[str, Tensor], bool]
+    facts: Mapping[str, object]
+    released: Callable[[nn.Module], Mapping[str, Tensor]] = field(default=weights_as_they_are)
+
+
+def train_pairs(
+    config: ContrastiveConfig,
+    argv: list[str],
+    *,
+    command: str,
+    files: Mapping[str, ContentHash],
+    build: Callable[[torch.device, torch.dtype, Mapping[str, str] | None], PairModel],
+) -> None:
+    """Run the whole recipe.
+
+    Args:
+        config: the settings.
+        argv: the command line, as typed.
+        command: how the recipe is called, such as ``python -m lhp.train``.
+        files: setting -> hash of the files that it names: start weights, tokenizer.
+        build: the model on a device, multiplying in a number format; called when the data are
+            there and the generators are seeded. For a run that resumes it gets the facts of the
+            checkpoint and needs no start weights: they are about to be replaced.
+
+    Raises:
+        InputError: bad settings, data or checkpoint, before anything is written; a training image
+            that cannot be read, or too many steps in a row that are not finite, during training.
+    """
+    # ---- Data
+    device, dtype = start_processes(config)
+    data = open_training_data(config)
+    batches = epoch_batches(config, len(data.train_rows))
+    total_steps = config.epochs * steps_per_epoch(batches, config.update_freq)
+    identity = identify(config, data.pairs, files)
+    resume = find_resume_point(config, identity)
+
+    # ---- Model and optimizer
+    model = same_start(
+        config.seed, lambda: build(device, dtype, None if resume is None else resume.facts)
+    )
+    dataset = PairDataset(data.pairs, data.train_rows, model.view, model.encode_ids, config.seed)
+    groups = parameter_groups(
+        model.module.named_parameters(),
+        weight_decay=config.weight_decay,
+        no_decay=model.no_decay,
+        layer_of=model.layer_of,
+        n_layers=model.layers,
+        layer_decay=config.layer_decay,
+    )
+    # A run shorter than its warm-up sees the beginning of it.
+    scheduled_steps = max(total_steps, config.warmup_steps)
+
+    run = new_run(
+        config,
+        command=command,
+        argv=argv,
+        device=device,
+        dtype=dtype,
+        data=data,
+        dataset=dataset,
+        batches=batches,
+        collate=PairCollate(model.pad),
+        model=model.module,
+        groups=groups,
+        rates=warmup_cosine(config.lr, config.min_lr, scheduled_steps, config.warmup_steps),
+        warmup_steps=config.warmup_steps,
+        batches_per_update=config.update_freq,
+        facts=model.facts,
+        released=model.released,
+        identity=identity,
+        resume=resume,
+    )
+
+    # ---- Loop
+    def update(feed: Iterator[PairBatch]) -> dict[str, Tensor]:
+        loss = torch.zeros((), device=device)
+        for _ in range(config.update_freq):
+            batch = PairBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
+            loss += pair_backward(
+                model.vectors,
+                batch,
+                model.logit_scale(),
+                chunk=config.grad_cache_chunk,
+                share=config.update_freq,
+                scaler=run.scaler,
+                device=device,
+            )
+        return {"loss": loss, "logit_scale": model.logit_scale().exp()}
+
+    def validate() -> dict[str, float]:
+        retrieval = validation_retrieval(data)
+        return retrieval_metrics(retrieval, model.score(retrieval))
+
+    fit(run, update, validate)

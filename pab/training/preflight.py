@@ -1,0 +1,71 @@
+"""Checks made before the first step of a run: what it will need at its end.
+
+An output that cannot be written, a missing package or a full disk ends a run here, not after hours.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from torch import nn
+
+from pab.core.errors import InputError
+from pab.core.outputs import check_free_space, check_output_folder
+from pab.training.config import TrainingConfig
+
+_MOMENTS = 2  # tensors that AdamW keeps per trained parameter
+
+
+def check_run_folders(config: TrainingConfig) -> None:
+    """Check where a training run writes, and that TensorBoard is installed if it is asked for.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    check_output_folder("--output_dir", config.output_dir)
+    if config.log_dir is None:
+        return
+    check_output_folder("--log_dir", config.log_dir)
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "--log_dir",
+            f"needs TensorBoard, which cannot be imported: {error}",
+            todo="pip install tensorboard, or --log_dir none",
+        ) from error
+
+
+def check_room(config: TrainingConfig, model: nn.Module) -> None:
+    """Check that the disk of the output folder has room for the run's checkpoints.
+
+    Counted are two training states (weights, AdamW's two moments, the average if one is kept), as
+    one is written beside its predecessor, and the weights of the kept epochs, the best epoch and
+    the end. Checkpoints that are already there count as room, for they belong to the run.
+
+    Args:
+        config: the run's settings.
+        model: the model that is trained.
+
+    Raises:
+        InputError: naming the flag, the room needed and found.
+    """
+    if not config.save_ckpt:
+        return
+    copies = 1 if config.ema_decay is None else 2
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    state = copies * weights + _MOMENTS * trained
+    epochs = math.ceil(config.epochs / config.save_ckpt_freq)
+    if config.keep_checkpoints is not None:
+        epochs = min(epochs, config.keep_checkpoints + 1)  # the oldest goes after the newest came
+    files = epochs + (2 if config.val_pairs else 1)  # and the best and the final weights
+    needed = 2 * state + files * weights
+    found = [path.stat() for path in Path(config.output_dir).glob("checkpoint-*.pth")]
+    kept = sum({file.st_ino: file.st_size for file in found}.values())  # links count once
+    check_free_space(
+        "--output_dir", config.output_dir, needed - kept, "the checkpoints",
+        todo="make room, name a folder on another disk, keep fewer with --keep_checkpoints or "
+        "--save_ckpt_freq, or write none with --no_save_ckpt",
+    )  # fmt: skip

@@ -1,0 +1,435 @@
+"""Resume a training run: compare it with a saved one, choose the file, restore the objects.
+
+A run resumes only as itself. Its settings are compared by value; data, start weights, tokenizers
+and WordNet by content, so that a moved or renamed file is still the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pab.core import processes
+from pab.core.checkpoints import (
+    TrainingState,
+    load_strict,
+    load_training_state,
+    model_state,
+    read_checkpoint,
+    set_rng_state,
+)
+from pab.core.config import as_plain
+from pab.core.errors import InputError
+from pab.core.files import sha256_of_file, sha256_of_lines
+from pab.core.notices import notice
+from pab.data.training_set import TrainingSet
+from pab.training.config import TrainingConfig
+from pab.training.optim import Ema
+
+if TYPE_CHECKING:
+    from pab.training.loop import Run
+
+LAST = "checkpoint-last.pth"  # the state that a run resumes from
+PREVIOUS = "checkpoint-previous.pth"  # the state before it, for the case that LAST is damaged
+EPOCH = re.compile(r"checkpoint-(\d+)\.pth")  # weights of one epoch, counted from 0
+RESUME_KEY = "resume"  # metadata of an epoch's weights: which run they belong to, and where in it
+
+PAIRS = "training pairs"  # entry of the compared settings: number and fingerprint
+# Settings that do not change the result.
+FREE_SETTINGS = frozenset((
+    "task", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt", "save_ckpt_freq",
+    "keep_checkpoints", "save_every_steps", "auto_resume", "resume_from", "max_steps",
+    "checkpoint_activations",
+))  # fmt: skip
+# Settings that may mend a failing run: a change is allowed and recorded.
+MENDING_SETTINGS = frozenset((
+    "lr", "min_lr", "clip_grad", "dtype", "grad_cache_chunk", "num_workers", "max_skipped_steps",
+))  # fmt: skip
+# Compared as PAIRS: what they select is in the fingerprint.
+DATA_SETTINGS = frozenset((
+    "data_path", "train_shards", "skip_bad_lines", "csv_image_key", "csv_caption_key",
+    "csv_separator",
+))  # fmt: skip
+# Exceptions of zipfile for damaged archives, found by damaging archives in every way.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError,
+    RuntimeError, KeyError, IndexError, OverflowError,
+)  # fmt: skip
+
+ContentHash = Callable[[], str | None]  # SHA-256 of the files of one setting; None: not all there
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a run is, for comparison with a saved state.
+
+    Attributes:
+        settings: plain values, and :data:`PAIRS`.
+        defaults: of the settings; a state from before a setting existed was made with its default.
+        content: setting -> SHA-256 of the files that it names; None if a file is not there.
+    """
+
+    settings: dict[str, Any]
+    defaults: dict[str, Any]
+    content: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A file that the run resumes from.
+
+    Attributes:
+        path: the file.
+        exact: a training state; otherwise weights of an epoch alone.
+        settings: of the run that wrote it.
+        content: setting -> SHA-256 of the files that it named.
+        facts: of its weight files, such as CLIP's preprocessing.
+        changed: mending setting -> (old, new).
+    """
+
+    path: Path
+    exact: bool
+    settings: Mapping[str, Any]
+    content: Mapping[str, str]
+    facts: Mapping[str, str]
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Entry in ``run.json``."""
+        changed = {name: list(values) for name, values in self.changed.items()}
+        return {"file": self.path.name, "exact": self.exact, "changed": changed}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Place of a run in its epochs; the defaults are a new run's.
+
+    Attributes:
+        step: optimizer steps done, skipped ones included.
+        epoch: the epoch the run is in, from 0.
+        step_in_epoch: steps done in it.
+        best_metric: best validation result so far.
+        skipped: skipped steps in all, and in a row up to now.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best_metric: float | None = None
+    skipped: tuple[int, int] = (0, 0)
+
+
+# ------------------------------------------------------------------------------------ comparison
+
+
+def hash_of_files(*paths: Path) -> str | None:
+    """SHA-256 of a file, or one over the hashes of several; None if one is not there."""
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    hashes = [sha256_of_file(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else sha256_of_lines(hashes)
+
+
+def named_files(**settings: str | Path) -> dict[str, ContentHash]:
+    """Content hashes of settings that name one file each; empty settings are left out."""
+    return {name: partial(hash_of_files, Path(path)) for name, path in settings.items() if path}
+
+
+def identify(
+    config: TrainingConfig, pairs: TrainingSet, files: Mapping[str, ContentHash]
+) -> RunIdentity:
+    """Identity of the run that the settings describe; the main process hashes the files.
+
+    Args:
+        config: the settings.
+        pairs: the training set.
+        files: setting -> hash of the files that it names.
+    """
+    content = processes.on_main(lambda: {name: found() for name, found in files.items()})
+    settings = {**as_plain(config), PAIRS: f"{len(pairs)}, {pairs.fingerprint()[:12]}"}
+    return RunIdentity(settings, as_plain(type(config)()), content)
+
+
+def changed_settings(
+    now: RunIdentity, saved: Mapping[str, Any], content: Mapping[str, str], path: Path
+) -> dict[str, tuple[Any, Any]]:
+    """Settings that may change and did, as name -> (old, new).
+
+    Files whose hash is known on both sides are compared by it, whatever their paths; start weights
+    that are not there any more are not needed. States without hashes are compared by paths.
+
+    Args:
+        now: the run that is about to resume.
+        saved: settings of the saved run.
+        content: its hashes.
+        path: the state, for the error.
+
+    Raises:
+        InputError: other settings, data or files; names all of them.
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    differing = []
+    for name, value in now.settings.items():
+        if name in FREE_SETTINGS or (name == PAIRS and PAIRS not in saved):
+            continue
+        if name in DATA_SETTINGS and PAIRS in saved:
+            continue
+        if name in content and name in now.content:
+            found = now.content[name]
+            if found is None:
+                notice(f"--{name}", f"{value} is not there; not compared, the state is complete")
+            elif found != content[name]:
+                differing.append(
+                    f"{name} (was SHA-256 {content[name][:12]}, now {found[:12]}: {value})"
+                )
+            continue
+        was = saved.get(name, "a file" if name in content else now.defaults.get(name))
+        if name in MENDING_SETTINGS:
+            if name in saved and was != value:
+                changed[name] = (was, value)
+        elif was != value:
+            differing.append(f"{name} (was {was}, now {value})")
+    if differing:
+        raise InputError(
+            path,
+            f"belongs to a run with other settings: {', '.join(differing)}",
+            todo="take those settings, another --output_dir, or --no_auto_resume to overwrite it",
+        )
+    return changed
+
+
+# -------------------------------------------------------------------------------- choice of a file
+
+
+def find_resume_point(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
+    """The file that a run resumes from; None starts a new run.
+
+    That is ``checkpoint-last.pth``. With ``--resume_from newest_good`` it is the first readable one
+    of that, ``checkpoint-previous.pth``, and the weights of the epochs, newest first.
+
+    Raises:
+        InputError: the file is damaged, or belongs to another run. With ``newest_good``: none of
+            the files can be read.
+    """
+    return processes.on_main(partial(_find, config, identity))
+
+
+def resumable_files(config: TrainingConfig) -> list[Path]:
+    """Files that a run may resume from, in order of preference; none for a new run."""
+    if not config.auto_resume:
+        return []
+    output = Path(config.output_dir)
+    if config.resume_from == "last":
+        return [output / LAST] if (output / LAST).exists() else []
+    states = [output / name for name in (LAST, PREVIOUS) if (output / name).exists()]
+    return states + [path for _, path in reversed(epoch_files(output))]
+
+
+def _find(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
+    newest_first = resumable_files(config)
+    if config.resume_from == "last":
+        return _compared(_read_last(newest_first[0]), identity) if newest_first else None
+    for path in newest_first:
+        try:
+            point = _read_point(path)
+        except InputError as error:
+            notice(path, f"not resumed from: {error.problem}")
+            continue
+        return _compared(point, identity)
+    if newest_first:
+        raise InputError(
+            config.output_dir, f"none of its {len(newest_first)} checkpoints can be resumed from",
+            todo="--no_auto_resume starts over",
+        )  # fmt: skip
+    return None
+
+
+def _read_last(path: Path) -> ResumePoint:
+    try:
+        return _read_point(path)
+    except InputError as error:
+        raise InputError(
+            path, error.problem, item=error.item,
+            todo="--resume_from newest_good resumes from the newest checkpoint that is whole, "
+            "--no_auto_resume starts over",
+        ) from error  # fmt: skip
+
+
+def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
+    """The point with the settings that changed, after telling the user what is special about it."""
+    changed = changed_settings(identity, point.settings, point.content, point.path)
+    if changed:
+        listed = ", ".join(f"{name} {was} -> {value}" for name, (was, value) in changed.items())
+        notice(point.path, f"resumed with other settings: {listed}")
+    if not point.exact:
+        notice(
+            point.path,
+            "weights alone: optimizer, average and random states begin anew, so the result is not "
+            "that of an uninterrupted run",
+        )
+    return ResumePoint(point.path, point.exact, point.settings, point.content, point.facts, changed)
+
+
+def _read_point(path: Path) -> ResumePoint:
+    """What a checkpoint says of its run; its tensors stay on disk.
+
+    Raises:
+        InputError: damaged, or no checkpoint of a training run.
+    """
+    check_whole(path)
+    if EPOCH.fullmatch(path.name) is None:
+        state = load_training_state(path, mmap=True)
+        return ResumePoint(path, True, state.config, state.content, state.facts)
+    metadata = read_checkpoint(path).get("metadata", {})
+    if RESUME_KEY not in metadata:
+        raise InputError(path, "does not say which run wrote it")
+    saved = json.loads(metadata[RESUME_KEY])
+    return ResumePoint(path, False, saved["settings"], saved["content"], metadata)
+
+
+def check_whole(path: Path) -> None:
+    """Read a checkpoint from end to end and compare its checksums: torch does not.
+
+    Raises:
+        InputError: the file was cut short or altered.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except _DAMAGED as error:
+        raise InputError(path, f"expected a checkpoint, found a damaged file ({error})") from error
+    if bad is not None:
+        raise InputError(path, f"expected a checkpoint, found a damaged file (part {bad})")
+
+
+# ------------------------------------------------------------------------------- files of a run
+
+
+def epoch_name(epoch: int) -> str:
+    """File name of an epoch's weights; epochs count from 0, as in the release."""
+    return f"checkpoint-{epoch}.pth"
+
+
+def epoch_files(output: Path) -> list[tuple[int, Path]]:
+    """Weights of epochs in a folder as (epoch, path), in order of epochs."""
+    if not output.is_dir():
+        return []
+    found = ((EPOCH.fullmatch(path.name), path) for path in output.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def remove_older(output: Path, newest: int, keep: int | None) -> None:
+    """Keep the weights of the ``keep`` newest epochs up to ``newest``; None keeps all."""
+    if keep is not None:
+        files = [path for epoch, path in epoch_files(output) if epoch <= newest]
+        for path in files[: max(0, len(files) - keep)]:
+            path.unlink()
+
+
+def keep_previous(output: Path) -> None:
+    """Keep the last state under a second name before it is replaced: a link, nothing is written.
+
+    File systems without hard links keep none.
+    """
+    if not (output / LAST).exists():
+        return
+    (output / PREVIOUS).unlink(missing_ok=True)
+    try:
+        os.link(output / LAST, output / PREVIOUS)
+    except OSError as error:
+        notice(output, f"{PREVIOUS} is not kept: {error.strerror or error}")
+
+
+def replace_damaged_last(point: ResumePoint) -> None:
+    """Make ``checkpoint-last.pth`` the state that the run resumed from.
+
+    Otherwise the damaged file would become the previous state as soon as a new one is written.
+    """
+    if point.path.name == PREVIOUS:
+        link = point.path.parent / f".{LAST}.link"
+        link.unlink(missing_ok=True)
+        os.link(point.path, link)
+        link.replace(point.path.parent / LAST)
+
+
+# -------------------------------------------------------------------------------------- restoring
+
+
+def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position: Position) -> str:
+    """Entry :data:`RESUME_KEY` of an epoch's weights, for a resume from them alone.
+
+    Settings that may differ between equal runs are left out.
+    """
+    left_out = FREE_SETTINGS | MENDING_SETTINGS | DATA_SETTINGS | content.keys()
+    return json.dumps({
+        "settings": {k: v for k, v in identity.settings.items() if k not in left_out},
+        "content": dict(sorted(content.items())),
+        "step": position.step,
+        "epoch": position.epoch,
+        "best_metric": position.best_metric,
+    })  # fmt: skip
+
+
+def known_content(identity: RunIdentity, point: ResumePoint | None) -> dict[str, str]:
+    """Hashes for the next checkpoints: the saved ones, and those of files that are there."""
+    known = {name: value for name, value in identity.content.items() if value is not None}
+    return {**(point.content if point else {}), **known}
+
+
+def restore(run: Run, point: ResumePoint) -> Position:
+    """Put a checkpoint back into the run's objects and generators.
+
+    Raises:
+        InputError: another number of processes wrote the state, or its tensors do not fit.
+    """
+    if not point.exact:
+        return _restore_weights(run, point)
+    state = load_training_state(point.path)
+    if len(state.rng) != processes.world_size():
+        raise InputError(
+            point.path,
+            f"was written by {len(state.rng)} processes, this run has {processes.world_size()}",
+            todo="start as many, or begin anew with another --output_dir",
+        )
+    load_strict(run.model, state.model, point.path)
+    run.optimizer.load_state_dict(state.optimizer)
+    if state.scaler:  # empty if the run had no loss scaling then
+        run.scaler.load_state_dict(state.scaler)
+    if run.ema is not None and state.ema is not None:
+        run.ema.load_state_dict(state.ema)
+    set_rng_state(state.rng[processes.rank()], run.device)
+    return _position(state, point)
+
+
+def _position(state: TrainingState, point: ResumePoint) -> Position:
+    # Changed settings are a new try: the row of skipped steps that ended the last one is over.
+    in_row = 0 if point.changed else state.skipped.get("in_row", 0)
+    return Position(
+        state.step, state.epoch, state.step_in_epoch, state.best_metric,
+        (state.skipped.get("total", 0), in_row),
+    )  # fmt: skip
+
+
+def _restore_weights(run: Run, point: ResumePoint) -> Position:
+    checkpoint = read_checkpoint(point.path)
+    state = model_state(checkpoint, point.path)
+    if state.keys() != run.model.state_dict().keys():
+        raise InputError(
+            point.path,
+            "its weights do not fit the model in training: with --lora_rank they hold the updates "
+            "already added in",
+            todo="start a new run from them with --pretrained and another --output_dir",
+        )
+    load_strict(run.model, state, point.path)
+    if run.ema is not None:
+        run.ema = Ema(run.model, run.ema.decay, warmup=run.ema.warmup)
+    saved = json.loads(checkpoint["metadata"][RESUME_KEY])
+    return Position(saved["step"], saved["epoch"], 0, saved["best_metric"])

@@ -8,4 +8,4 @@ bash scripts/setup.sh
 .venv/bin/ruff check --output-format concise .
 .venv/bin/ruff format --check --quiet .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"

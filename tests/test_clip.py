@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from pab.core.checkpoints import save_weights
 from pab.core.errors import InputError
+from pab.encoders.clip import blocks as clip_blocks
+from pab.encoders.clip import model as clip
+from pab.encoders.clip import weights as clip_weights
 from pab.encoders.clip.identity import ARCHITECTURE
-from pab.encoders.clip.model import blocks as clip_blocks
-from pab.encoders.clip.model import model as clip
-from pab.encoders.clip.model import weights as clip_weights
 
 NAME = "tiny-clip-quickgelu"
 SIZES: dict[str, Any] = {

@@ -17,8 +17,8 @@ from pab.core.errors import InputError
 from pab.core.weight_folders import Family, weight_folder
 from pab.encoders.blip2.model import MODELS, load_blip2
 from pab.encoders.blip2.vit_g import load_vit_g
-from pab.encoders.clip.model import identity as clip_identity
-from pab.encoders.clip.model import model as clip
+from pab.encoders.clip import identity as clip_identity
+from pab.encoders.clip import model as clip
 from pab.encoders.clip.names import architecture
 
 MINI = Path(__file__).resolve().parents[1] / "checkpoints/mini/clip"

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pab.core import processes
 from pab.core.config import load_config
 from pab.core.errors import InputError
-from pab.training.loop import run_log
+from pab.training import run_log
 from pab.training.run_log import Progress, RunLog, git_state, read_log, versions
 
 

@@ -1,4 +1,4 @@
-"""How far colours and words alone go on the mini data: baselines without any learned feature.
+"""Baselines on the mini data from colours and words alone, without any learned feature.
 
 Ridge regression from colour histograms on a grid over the picture to the bag of words of its
 caption, fitted on the training pairs. A query's score for an image is the cosine of the query's bag
@@ -229,7 +229,7 @@ def _cosine(queries: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
-    """How many images score at least as high as the right one (the diagonal), itself left out."""
+    """Count the images that score at least as high as the right one (the diagonal), per query."""
     return (scores >= np.diag(scores)[:, None]).sum(1) - 1
 
 

@@ -1,4 +1,4 @@
-"""What each decoding gives on the mini data: `python benchmarks/decoding.py --out FILE`.
+"""Compare the decodings on the mini data: `python benchmarks/decoding.py --out FILE`.
 
 Fuses the shipped models at weights chosen on the validation pairs, chooses each decoding's slack or
 factor there too, and decodes with it the mini test set, the same with its 8,000 distractors, and

@@ -1,4 +1,4 @@
-"""What the feature cache saves: `python benchmarks/feature_cache.py`.
+"""Measure the time that the feature cache saves: `python benchmarks/feature_cache.py`.
 
 Scores the same noise images and captions with LHP's base model (random weights, the size named)
 three times in one process: with an empty cache, again, and after one image has changed. The whole

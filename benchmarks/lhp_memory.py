@@ -1,4 +1,4 @@
-"""What memory scoring holds: one batch of images and the vectors, whatever the gallery's size.
+"""Peak memory of scoring: one batch of images and the vectors, whatever the gallery's size.
 
 Makes galleries of two sizes in a temporary folder (hard links to a few hundred small images), a
 random debug-size model in released format and a tokenizer, runs ``python -m lhp.infer`` on each in

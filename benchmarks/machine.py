@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's matrix-product rate, and a clock for the best run."""
+"""Helpers shared by the benchmarks: the machine's matrix-product rate and a best-of-n timer."""
 
 from __future__ import annotations
 

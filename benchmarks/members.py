@@ -1,4 +1,4 @@
-"""What each member gives on the mini data: `python benchmarks/members.py --out docs/members.md`.
+"""Measure each member on the mini data: `python benchmarks/members.py --out docs/members.md`.
 
 Scores the validation pairs and the mini test set with the four shipped models in the published
 order, chooses the fusion's weights on the validation pairs (`ensemble.search`), and fuses the test

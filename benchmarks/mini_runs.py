@@ -1,4 +1,4 @@
-"""What the benchmarks of mini models share: training, scoring and judging on the mini data.
+"""Train, score and evaluate mini models; shared by the benchmarks on the mini data.
 
 Runs that are done stay in the work folder, in a folder named by the recipe and the data, so that
 many of them may be spread over several sittings.

@@ -35,7 +35,7 @@ WAYS = {
 
 
 def largest_matching(scores: torch.Tensor) -> int:
-    """How many queries can have an image of their own among those their list names."""
+    """Count the queries that can each get an image of their own from their list."""
     graph = csr_array((scores > 0).numpy())
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 

@@ -1,4 +1,4 @@
-"""How the release computes what this network computes: the baseline of the speed measurements."""
+"""The released implementation of this network's computation: baseline of the speed benchmarks."""
 
 from __future__ import annotations
 

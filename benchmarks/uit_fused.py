@@ -1,4 +1,4 @@
-"""What UIT adds to LHP on the mini data: `python benchmarks/uit_fused.py --out docs/uit_fused.md`.
+"""Gain of UIT over LHP on the mini data: `python benchmarks/uit_fused.py --out docs/uit_fused.md`.
 
 For each seed: trains the mini UIT, scores the validation split and the test set by ITC alone and
 over the candidates of the shipped LHP, chooses the fusion's weight on the validation split

@@ -1,4 +1,4 @@
-"""What each of UIT's losses gives on the mini data: `python benchmarks/uit_losses.py --out FILE`.
+"""Ablate UIT's losses on the mini data: `python benchmarks/uit_losses.py --out FILE`.
 
 Trains the mini recipe on a shortened schedule with all losses, without MIM, without MLM and without
 the augmented caption, several seeds each, scores the mini test set by ITC and over the candidates

@@ -62,7 +62,7 @@ class DecodeSettings:
 
     @property
     def joint(self) -> bool:
-        """Whether it looks at all queries at once."""
+        """True if the decoding considers all queries jointly."""
         return self.method in JOINT
 
     def facts(self) -> dict[str, Any]:

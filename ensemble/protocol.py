@@ -25,7 +25,7 @@ ANSWER_NAMES = 10  # names a line of every protocol's answer
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol fixes; paths are below the data root."""
+    """Settings fixed by an evaluation protocol; paths are relative to the data root."""
 
     data_root: str = flag("", "where its data lie")
     annotation: str = flag("", "queries, and labels where it has them")

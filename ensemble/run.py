@@ -49,7 +49,7 @@ from pab.scores import ScoreFile, save_scores
 
 @dataclass(frozen=True)
 class RunConfig(FusionConfig, LabelConfig):
-    """What to fuse and what to write; each field is a flag of `python -m ensemble.run`."""
+    """Settings of one fusion; each field is a flag of `python -m ensemble.run`."""
 
     output_file: str = flag(
         "reproduce.txt", "ranked list to write; answer.zip: a zip that holds answer.txt"
@@ -274,7 +274,7 @@ def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: F
 
 
 def per_query(config: FusionConfig, files: Sequence[ScoreFile]) -> bool:
-    """Whether no query's ranking looked at another query, here or in what made the members."""
+    """Return true if every query was ranked alone, in this run and in the members' files."""
     made = all(file.meta.get("per_query", True) for file in files)
     return made and not any(settings.joint for settings in config.decodings())
 

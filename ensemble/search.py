@@ -112,7 +112,7 @@ class SearchConfig(FusionConfig, LabelConfig):
 
 
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
-    """What finds the best weights by the queries that a judge counts."""
+    """Return the function that finds the best weights on the queries that a judge counts."""
     if config.method == "simplex":
         return Simplex.tried(fusion, judge, config.grid_step).best
     weights = grid(config.grid_step)
@@ -135,7 +135,7 @@ def held_out(
 
 
 def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
-    """Whether queries belong to one of PAB's test sets, by the folders of their files.
+    """Return true if the queries belong to one of PAB's test sets, judged by their image folders.
 
     Args:
         retrieval: whose images are looked at.

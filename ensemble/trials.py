@@ -51,7 +51,7 @@ class Judge:
         return evaluate_scores(ScoreFile(scores, self.query_ids, self.gallery_ids), self.relevant)
 
     def key(self, metrics: Metrics) -> tuple[float, float]:
-        """What is compared: R@1, and mAP where R@1 ties."""
+        """Selection key: R@1, with mAP as the tie-breaker."""
         mean = metrics.mean(self.counted)
         return mean["R@1"], mean["mAP"]
 
@@ -80,7 +80,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Step:
-    """What a member added at its best weight."""
+    """Gain of a member at its best weight."""
 
     member: str
     weight: float

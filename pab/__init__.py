@@ -1,4 +1,4 @@
-"""What every model of this project shares: data, images, score files, metrics, training tools.
+"""Code shared by all models: data, images, score files, metrics, training tools.
 
 This room has no model of its own and imports none of the rooms above it (lhp, uit, ensemble,
 scripts).

@@ -32,7 +32,7 @@ DEPTH = 10
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two ranked lists of the same queries differ.
+    """Differences between two ranked lists of the same queries.
 
     Attributes:
         lines: queries.

@@ -236,7 +236,7 @@ def twin_preference(
     *,
     where: str | Path = "score file",
 ) -> FloatArray:
-    """Whether the best right image ranks above the twin.
+    """Score each query 100 if the best right image ranks above the twin, else 0.
 
     Args:
         score_file: the scores.
@@ -295,7 +295,7 @@ class Difference:
 
 
 def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAMPLES) -> Difference:
-    """How much better ``b`` is than ``a`` on the same queries, both ``[Q]`` in the same order."""
+    """Gain of ``b`` over ``a`` on the same queries; both are ``[Q]``, in the same order."""
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected two arrays [Q] of one length, found {a.shape} and {b.shape}")
     means = _resampled_means(b - a, seed, n)

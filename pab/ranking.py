@@ -203,7 +203,7 @@ def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
 
 
 def is_list_archive(path: str | Path) -> bool:
-    """Whether a zip file holds a ranked list: ``answer.txt``, or one text file alone."""
+    """Return true if a zip file holds a ranked list: ``answer.txt``, or a single text file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return _list_member(archive) is not None

@@ -84,7 +84,7 @@ class ScoreFile:
 
     @property
     def is_order_alone(self) -> bool:
-        """Whether the scores are 1 / r at the r-th place of a form that has an order alone."""
+        """True if the scores are reciprocal ranks (1 / r), read from a format without scores."""
         return self.meta.get("scores_are") == RECIPROCAL_RANKS
 
     def listed_counts(self) -> Tensor:

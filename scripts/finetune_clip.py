@@ -161,7 +161,7 @@ def bounded(scale: nn.Parameter) -> Tensor:
 
 
 def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:
-    """What each choice of ``--freeze`` keeps as it is."""
+    """Modules and parameters that each choice of ``--freeze`` keeps fixed."""
     children = [child for name, child in model.named_children() if name != "visual"]
     alone = [p for name, p in model.named_parameters(recurse=False) if "logit" not in name]
     return {

@@ -1,4 +1,4 @@
-"""How UIT sees a training image: flip, two of ten operations, normalised, a rectangle erased.
+"""UIT's training augmentation: flip, two of ten operations, normalization, random erasing.
 
 Source: the release. The ten operations are those of RandAugment (Cubuk et al., arXiv
 1909.13719) as the vision-language models UIT builds on use it; erasing is that of Zhong et al.

@@ -185,7 +185,7 @@ class Layer(nn.Module):
         return self.attention(wanted, self.attention.self.keys_and_values(x), mask)
 
     def finish(self, x: Tensor, memory: tuple[Tensor, Tensor] | None) -> Tensor:
-        """What follows the self-attention; ``memory`` is the image's for a fusion layer."""
+        """Apply the layers after self-attention; ``memory`` holds the image for a fusion layer."""
         if self.crossattention is not None:
             assert memory is not None
             x = self.crossattention(x, memory, None)
@@ -212,7 +212,7 @@ class BertBody(nn.Module):
 
 
 class LanguageTransform(nn.Module):
-    """What the language head does before it compares with the word embeddings."""
+    """Transform applied by the language-model head before the comparison with word embeddings."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

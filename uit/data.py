@@ -48,7 +48,7 @@ class UitSample(NamedTuple):
 
 @dataclass(frozen=True)
 class TextDraws:
-    """What is drawn for a caption.
+    """Random choices for a caption.
 
     Attributes:
         eda_share: words that the augmented version changes; None turns it off.

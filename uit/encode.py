@@ -32,7 +32,7 @@ WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
 
 
 class GalleryFeatures(NamedTuple):
-    """What is kept of a gallery.
+    """Stored features of a gallery.
 
     Attributes:
         tokens: [G, M, C], memory-mapped from a file that has no name any more.

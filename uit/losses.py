@@ -43,7 +43,7 @@ def contrastive_loss(
 def negative_weights(
     image: Tensor, text: Tensor, identity: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How likely each image is as a text's negative and each text as an image's, both [B, B].
+    """Sampling weights of hard negatives, images per text and texts per image, both [B, B].
 
     The softmax of the similarities plus :data:`NEGATIVE_FLOOR`, 0 for pairs of the same identity.
 
@@ -89,7 +89,7 @@ def masked_language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = 
 
 
 def labels_in(labels: Tensor) -> Tensor:
-    """How many labels there are, a scalar."""
+    """Count the labels; returns a scalar."""
     return (labels >= 0).sum()
 
 

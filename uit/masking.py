@@ -1,4 +1,4 @@
-"""What UIT's two masked losses hide: word pieces of a caption (MLM), blocks of an image (MIM).
+"""Masks of UIT's two masked losses: word pieces of a caption (MLM), image blocks (MIM).
 
 Source: the method's paper (arXiv 2511.22470). MLM as in BERT with whole words and, as in X-VLM
 (arXiv 2111.08276), short runs of words; MIM as in SimMIM (arXiv 2111.09886).
@@ -24,7 +24,7 @@ REPLACED, RANDOM = 0.8, 0.5  # share of [MASK]; of the rest, share of random pie
 
 @dataclass(frozen=True)
 class WordMasking:
-    """How many pieces of a caption are hidden.
+    """Number of word pieces to mask in a caption.
 
     Attributes:
         share: of the real pieces.

@@ -107,7 +107,7 @@ def tensor_names(config: UitConfig) -> frozenset[str]:
 
 
 class MaskToken(nn.Module):
-    """What stands for hidden patches, under the name the checkpoints use."""
+    """Mask token of hidden patches, under the checkpoints' parameter name."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

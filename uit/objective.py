@@ -56,7 +56,7 @@ class UitBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each loss counts for in the total.
+    """Weights of the losses in the total.
 
     Attributes:
         eda: ITC and ITM of the augmented caption.

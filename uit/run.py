@@ -137,7 +137,7 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _without_own_flags(words: list[str]) -> list[str]:
-    """What ``uit.train`` is to see: everything but the flags of this command."""
+    """Arguments for ``uit.train``: all but the flags of this command."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--dist")
     own.add_argument("--k_test")

@@ -94,7 +94,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shifted_window_mask(side: int, window: int, shift: int) -> Tensor:
-    """What is added to a shifted window's logits, [M, N, N]: 0 for neighbours, else ``MASKED``.
+    """Attention mask of shifted windows, [M, N, N]: 0 for neighbours, else ``MASKED``.
 
     After the cyclic shift a window at the border holds tokens from opposite sides of the image.
     """

@@ -133,7 +133,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
 
 
 def text_draws(config: TrainConfig) -> TextDraws:
-    """What is drawn for a caption.
+    """Random choices for a caption.
 
     Raises:
         InputError: WordNet is wanted and not there.

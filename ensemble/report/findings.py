@@ -1,4 +1,4 @@
-"""What a report says beside the pictures: recall curves, weight sweeps, steps, collisions, actions.
+"""Findings of a report: recall curves, weight sweeps, fusion steps, collisions, actions.
 
 Shape letters: `Q` queries.
 """
@@ -27,7 +27,7 @@ LEAST_OF_AN_ACTION = 5  # queries an action needs to have a row
 
 @dataclass(frozen=True)
 class Change:
-    """What a step of the fusion did to first places.
+    """Effect of one fusion step on the top-1 results.
 
     Attributes:
         before, after: names of the two rankings.
@@ -101,7 +101,7 @@ def weight_sweep(path: str | Path) -> Chart:
 
 
 def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: int) -> Change:
-    """What changed between two rankings; names and best ranks [Q]."""
+    """Compare two rankings, each a name and its best ranks [Q]."""
     first, second = before[1] == 1, after[1] == 1
     difference = paired_bootstrap(100.0 * first, 100.0 * second, seed)
     return Change(

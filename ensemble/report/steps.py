@@ -1,4 +1,4 @@
-"""What each step of a fusion won and lost, with pictures."""
+"""Queries won and lost by each fusion step, with pictures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def steps_shown(
     thumbnails: Thumbnails,
     seed: int,
 ) -> list[StepShown]:
-    """What each step changed, with pictures of some queries it won and lost."""
+    """List the changes of each step, with pictures of some queries that it won and lost."""
     ranks = dict(ranks_of_members(members))
     by_name = {member.name: member for member in members}
     ids = members[0].scores.query_ids

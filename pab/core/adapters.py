@@ -29,7 +29,7 @@ MERGE_FIRST = "merge them with the library that trained them (peft: merge_and_un
 
 
 def has_adapters(names: Mapping[str, object]) -> bool:
-    """Whether a state dict holds adapters that are not merged."""
+    """Return true if a state dict holds adapters that are not merged."""
     return any(TRACES.search(f".{name}") for name in names)
 
 

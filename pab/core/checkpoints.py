@@ -404,7 +404,7 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 def _device_generator(
     device: torch.device,
 ) -> tuple[Callable[[], Tensor] | None, Callable[[Tensor], None] | None]:
-    """How to read and set the generator of an accelerator; (None, None) for the CPU."""
+    """Getter and setter of an accelerator's generator state; (None, None) for the CPU."""
     if device.type == "cuda":
         return (
             lambda: torch.cuda.get_rng_state(device),

@@ -50,7 +50,7 @@ def flag(default: Any, help_text: str) -> Any:
 
 
 class Bounded:
-    """What configs check their fields with."""
+    """Mixin with the range checks that configs run on their fields."""
 
     def check_least(self, least: int, *names: str) -> None:
         """Refuse settings below a bound.
@@ -170,7 +170,7 @@ def add_debug_flag(parser: argparse.ArgumentParser, path: str) -> None:
 
 
 def names_flag(argv: Sequence[str], name: str) -> bool:
-    """Whether a command line has a flag, such as ``--config``."""
+    """Return true if a command line contains a flag, such as ``--config``."""
     return any(word.split("=")[0] == name for word in argv)
 
 
@@ -379,7 +379,7 @@ def _found(value: Any) -> str:
 
 
 def _flag_type(kind: Any, optional: bool) -> Callable[[str], Any]:
-    """What argparse calls on a flag's text; its errors become argparse's, naming the flag."""
+    """Build argparse's converter for a field; conversion errors name the flag."""
 
     def convert(text: str) -> Any:
         if optional and text.lower() == NONE_WORD:

@@ -185,7 +185,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
+    """Return true if the CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
     capabilities = torch.cpu.get_capabilities()
     return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
 

@@ -20,7 +20,7 @@ TEXT_SHOWN = 40  # characters of a text that a message shows
 
 
 class Kind(enum.Enum):
-    """What a file is."""
+    """Kind of a file."""
 
     TORCH = "a file of torch.save"
     SAFETENSORS = "a safetensors file"
@@ -33,7 +33,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file is, for code and for messages.
+    """Kind of a file, for code and for messages.
 
     Attributes:
         kind: for code.

@@ -32,7 +32,7 @@ def notice(where: str | Path, text: str) -> None:
 
 
 def _is_main() -> bool:
-    """Whether this process prints notices; one that has not imported torch works alone."""
+    """Return true if this process prints notices; without torch it is the only process."""
     if "torch" not in sys.modules:
         return True
     from pab.core import processes

@@ -150,7 +150,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes the files (rank 0)."""
+    """Return true in rank 0, the process that writes the files."""
     return rank() == 0
 
 

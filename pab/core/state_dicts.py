@@ -96,7 +96,7 @@ def _container(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, 
 
 
 def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
-    """Whether a value is a dict with a tensor in it or in one of its containers."""
+    """Return true if a value is a dict with a tensor in it or in a nested container."""
     if not isinstance(value, Mapping) or depth == 0:
         return False
     if any(isinstance(entry, (Tensor, np.ndarray)) for entry in value.values()):

@@ -460,7 +460,7 @@ def _labelled(
 
 
 def _holds_queries(path: Path, *, otherwise: bool) -> bool:
-    """Whether a file holds name-masked queries: the first object that tells decides.
+    """Return true if a file holds name-masked queries; the first conclusive object decides.
 
     Args:
         path: the file.
@@ -486,7 +486,7 @@ def _holds_queries(path: Path, *, otherwise: bool) -> bool:
 
 
 def _is_caption_map(path: Path) -> bool:
-    """Whether a file is one object ``{id: caption}``."""
+    """Return true if a file is one object ``{id: caption}``."""
     found = entries(path)
     _, _, raw = next(found)
     if next(found, None) is not None:

@@ -21,7 +21,7 @@ _ORDINARY = re.compile("[0-9A-Za-z]")
 
 
 def has_visible(caption: str) -> bool:
-    """Whether every tokenizer finds at least one piece in the caption's first 50 words."""
+    """Return true if every tokenizer finds a token in the caption's first 50 words."""
     found = _ORDINARY.search(caption)
     # Fifty words are at least 99 characters long, so this character is in one of them.
     if found and found.start() < 2 * FEWEST_WORDS and "&" not in caption and "\x1b" not in caption:

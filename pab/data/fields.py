@@ -65,7 +65,7 @@ def _lines(count: int) -> str:
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value is a text with something in it that can be written as UTF-8."""
+    """Return true if a value is non-blank text that can be encoded as UTF-8."""
     if type(value) is not str or not value or value.isspace():
         return False
     if value.isascii():

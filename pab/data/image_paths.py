@@ -296,7 +296,7 @@ class ImageFinder:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name, not a hidden one, has an image ending."""
+    """Return true if a file name has an image extension and is not hidden."""
     return name[0] != "." and posixpath.splitext(name)[1].lower() in IMAGE_ENDINGS
 
 

@@ -57,7 +57,7 @@ _UIT_STD = (0.24344306, 0.23738699, 0.23368555)
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """How a model wants its images.
+    """Preprocessing recipe of a model.
 
     Attributes:
         name: the recipe's name.
@@ -193,7 +193,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """How image files are decoded, and what happens to a file that cannot be.
+    """Policy for decoding image files and for handling files that cannot be decoded.
 
     Attributes:
         load: file -> RGB image; raises :class:`InputError`.

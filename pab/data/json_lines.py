@@ -153,7 +153,7 @@ def entries(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _spans_lines(head: list[bytes]) -> bool:
-    """Whether an object begins on the first line and ends on a later one.
+    """Return true if an object starts on the first line and ends on a later one.
 
     A broken first line of JSON lines is told apart by the next line, which begins an object.
     """

@@ -54,7 +54,7 @@ def one_spelling(names: Iterable[str]) -> list[str]:
 
 
 def _plain(name: str, *, endings: bool = True) -> str:
-    """What all spellings of a name share: Unicode form NFC, and no image ending."""
+    """Canonical spelling of a name: Unicode form NFC, without an image extension."""
     return unicodedata.normalize("NFC", without_ending(name) if endings else name)
 
 

@@ -59,7 +59,7 @@ pillow_heif.register_heif_opener()  # benchmarks name their own formats and are 
 
 @dataclass
 class PhotoFolder:
-    """What a folder holds for a search.
+    """Contents of a folder that is to be searched.
 
     Attributes:
         photos: the images, sorted by name. The name is the path relative to the folder, with

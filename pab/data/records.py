@@ -36,7 +36,7 @@ class TrainPair:
 
     @property
     def is_normal(self) -> bool | None:
-        """Whether the action is normal; None if the line does not say."""
+        """True if the action is normal; None if the line does not say."""
         return is_normal(self.normal, self.anomaly)
 
     @property
@@ -117,7 +117,7 @@ def video_of(source_id: str) -> str:
 
 
 def is_normal(normal: str | None, anomaly: str | None) -> bool | None:
-    """Whether a line's action is normal; None if it has neither field."""
+    """Return true if a line's action is normal; None if it has neither field."""
     if normal is not None:
         return True
     return None if anomaly is None else False

@@ -64,13 +64,13 @@ class _Row(NamedTuple):
 
 
 def is_table(path: str | Path) -> bool:
-    """Whether a path is a table, by its ending."""
+    """Return true if a path is a table, judged by its extension."""
     path = Path(path)
     return path.suffix.lower() in TABLE_ENDINGS and path.is_file()
 
 
 def is_captioned_folder(path: str | Path) -> bool:
-    """Whether a folder holds images with a ``.txt`` beside them, and is not a root of PAB's."""
+    """Return true if a folder holds images with ``.txt`` captions and is not a PAB root."""
     path = Path(path)
     if not path.is_dir() or (path / "annotation").exists():
         return False
@@ -78,7 +78,7 @@ def is_captioned_folder(path: str | Path) -> bool:
 
 
 def is_own_data(path: str | Path) -> bool:
-    """Whether a path is a table or a folder of captioned images."""
+    """Return true if a path is a table or a folder of captioned images."""
     return is_table(path) or is_captioned_folder(path)
 
 

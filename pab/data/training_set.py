@@ -349,7 +349,7 @@ def _load_lines(index: Path) -> np.ndarray:
 
 
 def _load_facts(index: Path) -> dict[str, Any]:
-    """What the index says of the whole set: shards, notices, bad lines."""
+    """Read the index's facts about the whole set: shards, notices, bad lines."""
     try:
         facts: dict[str, Any] = json.loads((index / "index.json").read_text(encoding="utf-8"))
         if not facts.keys() >= {"pairs", "shards", "notices", "bad"}:

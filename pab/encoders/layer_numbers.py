@@ -25,7 +25,7 @@ def layer_in_tower(name: str, blocks: int) -> int:
 
 
 def blocks_of(names: Iterable[str]) -> int:
-    """How many blocks a tower with these parameters has."""
+    """Number of blocks in a tower with these parameters."""
     return max((int(found[1]) + 1 for name in names if (found := BLOCK.search(name))), default=0)
 
 

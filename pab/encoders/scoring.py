@@ -1,4 +1,4 @@
-"""What the scoring scripts of CLIP and BLIP-2 share around their encoders."""
+"""Scoring code shared by CLIP and BLIP-2."""
 
 from __future__ import annotations
 

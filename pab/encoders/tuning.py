@@ -1,4 +1,4 @@
-"""What fine-tuning CLIP and BLIP-2 adds to the contrastive recipe: frozen towers and LoRA.
+"""Additions to the contrastive recipe for tuning CLIP and BLIP-2: frozen towers and LoRA.
 
 Source of LoRA: Hu et al. 2021 (arXiv 2106.09685), by the peft library.
 """

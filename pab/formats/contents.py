@@ -1,4 +1,4 @@
-"""What score files of other tools hold: a matrix, or ranked images per query.
+"""Contents of other tools' score files: a matrix, or ranked images per query.
 
 Shape letters: ``Q`` queries, ``G`` gallery images.
 """

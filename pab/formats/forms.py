@@ -221,7 +221,7 @@ def _ids(values: Any, path: Path, name: str) -> list[str]:
 
 
 def _is_matrix(value: Any) -> bool:
-    """Whether a value is a floating-point matrix, of NumPy or of torch."""
+    """Return true if a value is a floating-point matrix of NumPy or torch."""
     if isinstance(value, np.ndarray):
         return value.ndim == 2 and value.dtype.kind == "f"
     floating = getattr(value, "is_floating_point", None)

@@ -44,7 +44,7 @@ def ranked_list(path: Path) -> Listing:
 
 
 def is_trec_run(line: str) -> bool:
-    """Whether a line is of a TREC run: six fields, Q0, a whole number, a number."""
+    """Return true if a line is in TREC run format: six fields, Q0, an integer, a number."""
     fields = _BLANKS.split(line.strip(), TREC_FIELDS - 1)
     if len(fields) < TREC_FIELDS or fields[1].upper() != "Q0":
         return False
@@ -104,7 +104,7 @@ def _number(text: str) -> float | None:
 
 
 def _other_order(listed: Sequence[tuple[int, float]]) -> bool:
-    """Whether (rank, score) pairs give a smaller rank to a smaller score."""
+    """Return true if a better rank has a lower score than the next one."""
     scores = [score for _, score in sorted(listed, key=lambda pair: pair[0])]
     return any(a < b for a, b in pairwise(scores))
 

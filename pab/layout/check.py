@@ -16,7 +16,7 @@ from pab.layout.parts import FETCH, check_root, is_data_root, report, root_comma
 
 
 def explain(path: str | Path) -> str:
-    """What a path is, as lines of text.
+    """Describe a path in lines of text.
 
     Raises:
         InputError: there is no such path, nothing can be made of it, or a line of it is bad.

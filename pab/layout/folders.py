@@ -22,7 +22,7 @@ KNOWN_ENDINGS = frozenset((
 
 
 def is_photo_name(name: str) -> bool:
-    """Whether a file name, not a hidden one, has the ending of a picture that can be searched."""
+    """Return true if a file name has a searchable image extension and is not hidden."""
     return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 

@@ -1,4 +1,4 @@
-"""What the layout check found out about a path."""
+"""Result of the layout check of a path."""
 
 from __future__ import annotations
 

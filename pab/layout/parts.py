@@ -54,7 +54,7 @@ class Part:
 
     @property
     def usable(self) -> bool:
-        """Whether a command could do something with it."""
+        """True if a command can use the part."""
         return bool(self.lines and self.found)
 
     def row(self) -> str:
@@ -67,7 +67,7 @@ class Part:
 
 
 def is_data_root(folder: Path) -> bool:
-    """Whether a folder looks like the root of PAB, or of a part of it."""
+    """Return true if a folder looks like the root of PAB, or of a part of it."""
     if any((folder / name).is_dir() for name in ("annotation", MASKED, "track4")):
         return True
     return any(

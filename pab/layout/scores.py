@@ -41,7 +41,7 @@ def describe_scores(path: Path) -> Found:
 
 
 def holds_scores(content: Any) -> bool:
-    """Whether the content of a file is a matrix of scores, or a dict with one array, a matrix."""
+    """Return true if a file's content is a score matrix, or a dict with one matrix."""
     if getattr(content, "ndim", None) == 2:
         return True
     if not isinstance(content, dict):

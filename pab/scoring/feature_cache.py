@@ -130,7 +130,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         num_workers: int,
         reader: ImageReader | None = None,
     ) -> tuple[dict[int, bytes], list[int], list[int]]:
-        """What this cache knows of some of a gallery's images.
+        """Look up images of a gallery in the cache.
 
         Args:
             images: the gallery.
@@ -199,7 +199,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
 
 
 def made_by() -> dict[str, str]:
-    """What computes the vectors: this project's code, by its hash, and the libraries' versions.
+    """Identify the code that computes the vectors: the hash of this project, library versions.
 
     A cache outlives a mended bug otherwise.
     """
@@ -220,7 +220,7 @@ def made_by() -> dict[str, str]:
 
 
 def caption_digest(ids: Sequence[int | str]) -> bytes:
-    """What a caption is known by: SHA-256 of its token ids, kept apart from files' bytes."""
+    """Cache key of a caption: SHA-256 of its token ids, in a namespace apart from image files."""
     return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()
 
 

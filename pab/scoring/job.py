@@ -1,4 +1,4 @@
-"""What every scoring command does around its model: check the inputs, then write the outputs.
+"""Frame shared by all scoring commands: check the inputs, then write the outputs.
 
 A command reads its settings, calls :func:`prepare` (which refuses every bad input before a model is
 loaded), encodes, and hands its matrix to :func:`finish`.

@@ -29,7 +29,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         indexed: number of photographs that were ranked.

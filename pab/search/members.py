@@ -39,7 +39,7 @@ INSTEAD = {
 
 
 class Module(Protocol):
-    """What a member's module has: its settings, and how to load it with them."""
+    """Interface of a member's module: its settings, and a loader that takes them."""
 
     InferConfig: type[ScoringConfig]
 

@@ -1,4 +1,4 @@
-"""What a search leaves behind: its JSON form, and the list of unreadable images."""
+"""Outputs of a search: its JSON form, and the list of unreadable images."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class TrainingConfig(TableConfig, Bounded):
 
 @dataclass(frozen=True)
 class ContrastiveConfig(TrainingConfig):
-    """What recipes with local-global views and InfoNCE share; the defaults are LHP's."""
+    """Settings of recipes with local-global views and InfoNCE; the defaults are LHP's."""
 
     # Views
     local_prob: float = flag(0.5, "share of images seen as a local crop: 0 global, 1 local only")

@@ -1,4 +1,4 @@
-"""What every fine-tuning recipe reads: training pairs, the validation split, batches of them."""
+"""Inputs of every fine-tuning recipe: training pairs, validation split, batches."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class BadSample(NamedTuple):
 
     @classmethod
     def of(cls, error: InputError) -> BadSample:
-        """What is left of an error."""
+        """Take the parts of an error."""
         return cls(error.where, error.problem, error.item, error.todo)
 
 
@@ -184,7 +184,7 @@ class TrainingSamples(Dataset[Any], ABC):
 
     @abstractmethod
     def sample(self, index: int, pair: TrainPair, image: Image.Image) -> Any:
-        """What the recipe needs of one pair; torch's generator is the sample's own."""
+        """Build the sample of one pair; torch's generator is seeded per sample."""
 
 
 def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:

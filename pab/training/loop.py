@@ -125,9 +125,9 @@ class Run:
 
 
 def same_start(seed: int, build: Callable[[], Start]) -> Start:
-    """What ``build`` makes, with the same first weights in every process.
+    """Call ``build`` with the same seed in every process, so that all start with equal weights.
 
-    What is drawn afterwards (dropout, drop path) differs between processes.
+    Later draws (dropout, drop path) differ between processes.
     """
     seed_everything(seed)
     made = build()

@@ -69,7 +69,7 @@ ContentHash = Callable[[], str | None]  # SHA-256 of the files of one setting; N
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a run is, for comparison with a saved state.
+    """Identity of a run, compared with that of a saved state.
 
     Attributes:
         settings: plain values, and :data:`PAIRS`.
@@ -279,7 +279,7 @@ def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
 
 
 def _read_point(path: Path) -> ResumePoint:
-    """What a checkpoint says of its run; its tensors stay on disk.
+    """Read a checkpoint's facts about its run; its tensors stay on disk.
 
     Raises:
         InputError: damaged, or no checkpoint of a training run.

@@ -93,7 +93,7 @@ MODELS = {
 
 
 class ImageTextModel(Protocol):
-    """What scoring needs: this module's :class:`Blip2`, or ViT-g's wrapper."""
+    """Interface that scoring needs: this module's :class:`Blip2`, or ViT-g's wrapper."""
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
         """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""

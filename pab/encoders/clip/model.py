@@ -70,7 +70,7 @@ class ClipEncoder:
         return F.normalize(encode_text(self.model, ids).float(), dim=-1)
 
     def lengths(self, ids: Tensor) -> list[int]:
-        """How many ids of each row [B, N] the text tower has to read."""
+        """Number of ids that the text tower has to read, per row of [B, N]."""
         if not reads_forward(self.model):
             return [ids.shape[1]] * len(ids)
         return (ids.argmax(dim=1) + 1).tolist()
@@ -189,7 +189,7 @@ class Tokenize:
 
 
 def reads_forward(model: nn.Module) -> bool:
-    """Whether the text vector is that of the end token of a causal tower, as in OpenAI's CLIP.
+    """Return true if the text vector is a causal tower's end token, as in OpenAI's CLIP.
 
     What follows the end token, padding, then has no effect and need not be computed.
     """

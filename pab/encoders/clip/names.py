@@ -48,7 +48,7 @@ def architecture(name: str) -> dict[str, Any]:
 
 
 def folder_config(name: str) -> dict[str, Any]:
-    """What a folder's configuration says.
+    """Read a model folder's configuration.
 
     Raises:
         InputError: no folder, no configuration in it, or no JSON object.
@@ -77,7 +77,7 @@ def folder_preprocessing(name: str) -> dict[str, Any]:
 
 
 def label(name: str) -> str:
-    """What checkpoints call a model: its architecture's name, or its folder's without the path."""
+    """Model name stored in checkpoints: the architecture's name, or the folder's base name."""
     return Path(name.removeprefix(FOLDER)).name if name.startswith(FOLDER) else name
 
 

@@ -129,12 +129,12 @@ def tag_of(name: str, tag: str, flag: str) -> dict[str, Any]:
 
 
 def is_tag(name: str, pretrained: str | None) -> bool:
-    """Whether ``--pretrained`` names one of a model's tags rather than a file."""
+    """Return true if ``--pretrained`` is one of a model's tags rather than a file."""
     return bool(open_clip.is_pretrained_cfg(name, pretrained or PUBLISHED_TAG))
 
 
 def prepared(settings: dict[str, Any]) -> dict[str, Any]:
-    """What settings say of preprocessing, the rest by OpenCLIP's default."""
+    """Preprocessing settings, completed with OpenCLIP's defaults."""
     whole = merge_preprocess_dict(PreprocessCfg(), settings)
     return {key: whole[key] for key in PREPARED}
 
@@ -197,7 +197,7 @@ def clip_state(
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, which `weights_only` reading refuses."""
+    """Return true if a file is a TorchScript archive, which `weights_only` reading rejects."""
     return file_kind(existing_file(path, "a checkpoint")).kind is Kind.TORCHSCRIPT
 
 

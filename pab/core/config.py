@@ -305,8 +305,7 @@ def _tuple_of(kind: Any) -> tuple[Any, int | str]:
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """Convert ``value`` to ``kind`` strictly: 3 is a float, "3" is not an int, True is not an
-    int."""
+    """Convert ``value`` to ``kind`` strictly: 3 is a float; "3" and True are not ints."""
     kind, optional = _without_none(kind)
     if value is None or (value == [None] and optional):  # [None]: the word none as a tuple flag
         if optional:

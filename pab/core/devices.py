@@ -88,8 +88,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Disable :func:`autocast` in the block, so that similarities and losses keep full
-    precision."""
+    """Disable :func:`autocast` in the block: similarities and losses keep full precision."""
     return torch.autocast(device.type, enabled=False)
 
 

@@ -21,9 +21,7 @@ class TrainingConfig(TableConfig, Bounded):
         "training shards: patterns under data_path, or numbers such as 3 or 0..7 (default: all)",
     )
     cache_dir: str | None = flag(None, "folder of the annotation index (default: data_path)")
-    skip_bad_lines: bool = flag(
-        False, "skip bad lines and list them in skipped.txt of output_dir"
-    )
+    skip_bad_lines: bool = flag(False, "skip bad lines and list them in skipped.txt of output_dir")
     val_pairs: int = flag(0, "pairs held out for validation, in whole videos; 0 trains on all")
     val_seed: int = flag(0, "seed for choosing the validation videos")
     num_workers: int = flag(4, "loader processes; 0 loads in the training process")
@@ -91,7 +89,7 @@ class ContrastiveConfig(TrainingConfig):
     # Views
     local_prob: float = flag(0.5, "probability of the local crop: 0 global only, 1 local only")
     crop_scale: tuple[float, float] = flag((0.5, 1.0), "area of the local crop, min and max")
-    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "aspect ratio of the local crop, likewise")
+    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "its aspect ratio, min and max")
 
     # Optimization
     update_freq: int = flag(1, "batches of accumulated gradients per update")

@@ -302,14 +302,13 @@ class Fusion:
     def _best_of(
         self, start: int, stop: int, k: int, factors: Sequence[float], margin: float
     ) -> Tensor:
-        """Compute :meth:`best_columns` of a block; ``margin`` bounds the rounding error of its
-        sums."""
+        """Compute :meth:`best_columns` of a block; ``margin`` bounds its sums' rounding error."""
         blocks = [self._own_block(number, start, stop) for number in range(len(self.files))]
         sums = blocks[0] * factors[0]
         for block, factor in zip(blocks[1:], factors[1:], strict=True):
             sums.add_(block, alpha=factor)
         values, columns = best_candidates(sums, min(k + SPARE_CANDIDATES, sums.shape[1]))
-        columns = columns.sort(dim=1).values  # so that a stable sort resolves ties to the smaller column
+        columns = columns.sort(dim=1).values  # ties go to the smaller with a stable sort
         fused = self._fused([block.gather(1, columns) for block in blocks], start)
         order = fused.argsort(dim=1, descending=True, stable=True)[:, :k]
         best = columns.gather(1, order)

@@ -1,18 +1,18 @@
 """Retrieval metrics with per-query values, and bootstrap intervals over queries.
 
 All values are percentages in float64. Ranks start at 1; ties go to the smaller gallery id. A query
-has a set ``R`` of right images (usually one; several if a caption fits several images), with ``n =
-|R|`` and ranks ``r_1 < ... < r_n``:
+has a set ``R`` of right images (usually one; several if a caption fits several images), with
+``n = |R|`` and ranks ``r_1 < ... < r_n``:
 
 * ``R@K``: 100 if ``r_1 <= K``, else 0. The usual recall of image-text retrieval (Karpathy and
-  Fei-Fei, CVPR 2015): one right image among the first K is enough. * ``mAP``: average precision,
-  the mean over ``j`` of ``j / r_j`` (as in Zheng et al., ICCV 2015). * ``mAP@10``: the sum of ``j /
-  r_j`` over the ``r_j <= 10``, divided by ``min(n, 10)``. A list of ten that starts with as many
-  right images as possible scores 100 (AI City Challenge, Track 4). * ``mINP``: ``n / r_n``, the
-  inverse negative penalty, which measures the rank of the last right image (Ye et al., TPAMI 2021,
-  "Deep learning for person re-identification"). * twin preference: 100 if the best right image
-  ranks above the query's twin (the same person and scene with an action of the other kind), else 0;
-  defined for queries with a twin.
+  Fei-Fei, CVPR 2015): one right image among the first K is enough.
+* ``mAP``: average precision, the mean over ``j`` of ``j / r_j`` (as in Zheng et al., ICCV 2015).
+* ``mAP@10``: the sum of ``j / r_j`` over the ``r_j <= 10``, divided by ``min(n, 10)``. A list of
+  ten that starts with as many right images as possible scores 100 (AI City Challenge, Track 4).
+* ``mINP``: ``n / r_n``, the inverse negative penalty, which measures the rank of the last right
+  image (Ye et al., TPAMI 2021, "Deep learning for person re-identification").
+* twin preference: 100 if the best right image ranks above the query's twin (the same person and
+  scene with an action of the other kind), else 0; defined for queries with a twin.
 
 A right image that a list or run does not name counts as not found: it adds nothing to mAP, and mINP
 is 0 for its query. A query that a run lacks counts as a miss in every metric, as in trec_eval and

@@ -2,9 +2,9 @@
 
 1. Samples per second of one training step (without views) of the large model with activation
    checkpointing at batch 4: bfloat16 as in `lhp.train`, against the same step in eager float32,
-   with this network's attention and with explicit attention as in the release. 2. Peak memory of
-   one step at an effective batch of 64, with and without `--grad_cache_chunk`. Each runs in its own
-   process, without the optimizer, which is the same in both.
+   with this network's attention and with explicit attention as in the release.
+2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Each
+   runs in its own process, without the optimizer, which is the same in both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decoding: turn a fused matrix into a ranking that considers all queries.
+"""Decoding: turn a fused matrix into a ranking that considers other captions.
 
 The test sets are one-to-one: every query has one image, and every image at most one query. An image
 that is top-1 for two queries is therefore wrong for at least one of them.

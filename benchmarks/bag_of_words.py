@@ -1,15 +1,15 @@
-"""How far colours and words alone go on the mini data: baselines without any learned feature.
+"""Baselines on the mini data from colours and words alone, without any learned feature.
 
-Ridge regression from colour histograms on a grid over the picture to the bag of words of its
+Ridge regression maps colour histograms on a grid over the picture to the bag of words of its
 caption, fitted on the training pairs. A query's score for an image is the cosine of the query's bag
-of words and the predicted one. Two bags: the words for colours and scenes, which is what a bag of
-words is meant to know, and all words, which is the strongest linear baseline found. For each, the
-grid, the ridge strength and whether pictures are first freed of their colour cast are chosen by R@1
-on a part of the training videos that the fit does not see; the test split is scored once.
+of words and the predicted bag. There are two bags: the words for colours and scenes, and all words.
+The second is the strongest linear baseline found. For each bag, the grid, the ridge strength and
+the colour balance are chosen by R@1 on training videos that the fit does not use. The test split is
+scored once.
 
     python benchmarks/bag_of_words.py --data data/mini
 
-Needs no learning library.
+Needs no deep-learning library.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import existing_file
 from pab.mini.captions import COLOUR, SCENE
 
-SIDE = 48  # pixels a side of the shrunken picture
+SIDE = 48  # pixels per side of the thumbnail
 HUES, SATURATIONS, VALUES = 12, 3, 4  # histogram bins; colours below MIN_SATURATION have no hue
 MIN_SATURATION = 40  # of 255
-CELLS = 12  # a side: the finest grid, from which the others are summed
-MIDDLE_GREY = 118.0  # mean of each channel after colour balance
-GRIDS = (1, 2, 3, 4)  # cells a side; 1 is one histogram of the whole picture
+CELLS = 12  # per side of the finest grid; the others are summed from it
+MIDDLE_GREY = 118.0  # mean per channel after colour balance
+GRIDS = (1, 2, 3, 4)  # cells per side; 1 is a single histogram of the whole picture
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times the mean diagonal over 100
 VALIDATION_SHARE = 0.12
-MIN_COUNT = 5  # rarer training words are left out of the bag
+MIN_COUNT = 5  # rarer training words are ignored
 FUNCTION_WORDS = {
     "a", "an", "at", "before", "below", "between", "by", "for", "full", "in", "inside", "near",
     "of", "on", "the", "through", "to", "with",
@@ -48,7 +48,7 @@ RECALLS = (1, 5, 10)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fit on training, choose on validation, print the test's recalls with intervals."""
+    """Fit on training data, choose on validation data, print the test recalls with intervals."""
     parser = argparse.ArgumentParser(
         description="Bag-of-words baseline on the mini data.", allow_abbrev=False
     )
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     is_held = np.isin(videos, held)
     words = _vocabulary([line["caption"] for line in train])
     train_bags = _bags([line["caption"] for line in train], words)
-    weight = np.log(len(train) / (1 + (train_bags > 0).sum(0)))  # rare words tell more
+    weight = np.log(len(train) / (1 + (train_bags > 0).sum(0)))  # rare words are more informative
     train_bags *= weight
     test_bags = _bags([line["caption"][0] for line in test], words) * weight
 
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _report(scores: np.ndarray, test: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    """Print recalls with bootstrap intervals, and how often an image is put above its twin."""
+    """Print recalls with bootstrap intervals, and the rate of images ranked above their twins."""
     ranks = _ranks(scores)
     draws = rng.integers(len(ranks), size=(BOOTSTRAP, len(ranks)))
     for k in RECALLS:
@@ -154,7 +154,7 @@ def _vocabulary(captions: list[str]) -> dict[str, int]:
 
 
 def _bags(captions: list[str], words: dict[str, int]) -> np.ndarray:
-    """[captions, words], 1 where the word occurs."""
+    """Bags of words, [captions, words], 1 for words that occur."""
     bags = np.zeros((len(captions), len(words)), dtype=np.float32)
     for row, caption in enumerate(captions):
         for word in _words(caption):
@@ -169,15 +169,15 @@ def _small(path: str) -> np.ndarray:
 
 
 def _thumbnails(root: Path, images: list[str], workers: int) -> np.ndarray:
-    """[pictures, SIDE, SIDE, 3] bytes."""
+    """Thumbnails, [pictures, SIDE, SIDE, 3] bytes."""
     paths = [str(root / image) for image in images]
     with ProcessPoolExecutor(workers) as pool:
         return np.stack(list(pool.map(_small, paths, chunksize=64)))
 
 
 def _histogram(pixels: np.ndarray, balance: bool) -> np.ndarray:
-    """[CELLS, CELLS, bins] counts of the colours of one picture's cells, as bytes."""
-    if balance:  # grey world: every channel gets the same mean
+    """Colour counts per cell of a picture, [CELLS, CELLS, bins], as bytes."""
+    if balance:  # grey world: equal means in all channels
         means = pixels.mean((0, 1), dtype=np.float32)
         pixels = np.clip(pixels * (MIDDLE_GREY / np.maximum(means, 1)), 0, 255).astype(np.uint8)
     hsv = np.asarray(Image.fromarray(pixels).convert("HSV")).astype(np.int64)
@@ -194,7 +194,7 @@ def _histogram(pixels: np.ndarray, balance: bool) -> np.ndarray:
 
 
 def _features(thumbnails: np.ndarray, balance: bool, grid: int) -> np.ndarray:
-    """[pictures, grid * grid * bins]: square roots of the histograms of the grid's cells."""
+    """Square roots of the histograms of the grid's cells, [pictures, grid * grid * bins]."""
     step = CELLS // grid
     rows = []
     for pixels in thumbnails:
@@ -205,7 +205,7 @@ def _features(thumbnails: np.ndarray, balance: bool, grid: int) -> np.ndarray:
 
 
 class _Ridge:
-    """Ridge regression with an unpenalised mean; one eigendecomposition serves every strength."""
+    """Ridge regression with an unpenalised mean; all strengths share one eigendecomposition."""
 
     def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
         self.mean, self.target_mean = features.mean(0), targets.mean(0)
@@ -218,7 +218,8 @@ class _Ridge:
     def predict(self, features: np.ndarray, strength: float) -> np.ndarray:
         penalty = np.maximum(self.values, 0) + strength * self.scale
         weights = self.vectors @ (self.projected / penalty[:, None])
-        # The mean bag is the same for every picture: without it the cosine sees what differs.
+        # The mean bag is the same for all pictures; without it, the cosine compares only
+        # differences.
         return (features - self.mean) @ weights
 
 
@@ -229,7 +230,7 @@ def _cosine(queries: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
-    """How many images score at least as high as the right one (the diagonal), itself left out."""
+    """Count the images that score at least as high as the right one (the diagonal), per query."""
     return (scores >= np.diag(scores)[:, None]).sum(1) - 1
 
 

@@ -1,9 +1,9 @@
 """Scoring speed of CLIP and BLIP-2: `python benchmarks/clip_blip2_scoring.py`.
 
-Images and captions a second of the published sizes with random weights, as the scoring scripts
-encode them, against the libraries' own modules with one image and one caption at a time in eager
-float32 (the release's way; CLIP's captions padded to 77 ids, as OpenCLIP reads them). Also the
-least cosine similarity to the vectors those give, and the processor's matrix-product rate.
+Measures images and captions per second of the published sizes with random weights, encoded as in
+the scoring scripts. The baseline is the libraries' own modules with one image and one caption at a
+time in eager float32 (as in the release; CLIP's captions padded to 77 ids, as in OpenCLIP). Also
+prints the minimum cosine similarity to the baseline's vectors, and the CPU's matrix-product rate.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pab.scoring.encoding import batches_by_length
 
 CPU = torch.device("cpu")
 CLIP = "ViT-L-14-336-quickgelu"
-SHORTEST, LONGEST = 28, 48  # ids of a real caption, ends included
+SHORTEST, LONGEST = 28, 48  # ids of a real caption, with special tokens
 Batch = Callable[[list[int]], Tensor]
 Model = TypeVar("Model", bound=nn.Module)
-Ways = dict[str, Batch]  # "images" and "texts": rows to vectors
+Ways = dict[str, Batch]  # "images" and "texts": functions from rows to vectors
 
 
 def clip_ways() -> tuple[nn.Module, Ways, Ways, int]:
-    """Our model, its encoders, the library's, ids of a padded caption."""
+    """CLIP: our model, its encoders, the library's encoders, ids of a padded caption."""
     ours = build(CLIP).eval()
     theirs = as_the_library_has_it(ours)
     encoder = ClipEncoder(CLIP, ours, lambda image: torch.empty(0), Tokenize(CLIP), Path())
@@ -62,7 +62,7 @@ def clip_ways() -> tuple[nn.Module, Ways, Ways, int]:
 
 
 def blip2_ways() -> tuple[nn.Module, Ways, Ways, int]:
-    """The same of BLIP-2."""
+    """The same for BLIP-2."""
     config = Blip2Config()
     ours = Blip2(config).eval()
     pixels = torch.randn(64, 3, config.image_size, config.image_size)
@@ -87,7 +87,7 @@ def blip2_ways() -> tuple[nn.Module, Ways, Ways, int]:
 
 
 def as_the_library_has_it(model: Model) -> Model:
-    """A copy with OpenCLIP's blocks as they were before this project's took their place."""
+    """Copy of a model with OpenCLIP's original blocks."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if isinstance(module, SelfAttention):
@@ -101,7 +101,7 @@ def as_the_library_has_it(model: Model) -> Model:
 
 @torch.inference_mode()
 def measure(name: str, args: argparse.Namespace) -> None:
-    """Print the figures of one model."""
+    """Print the results for one model."""
     torch.manual_seed(0)
     model, encode, plain, width = clip_ways() if name == "clip" else blip2_ways()
     gallery = list(range(args.images))
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     print(describe(), json.dumps(vars(args)))
-    keep_freed_memory(CPU)  # as the scoring scripts do
+    keep_freed_memory(CPU)  # as in the scoring scripts
     for name in args.models:
         measure(name, args)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,9 +1,9 @@
-"""What each decoding gives on the mini data: `python benchmarks/decoding.py --out FILE`.
+"""Compare the decodings on the mini data: `python benchmarks/decoding.py --out FILE`.
 
-Fuses the shipped models at weights chosen on the validation pairs, chooses each decoding's slack or
-factor there too, and decodes with it the mini test set, the same with its 8,000 distractors, and
-the test set with the images of half of its queries taken out of the gallery, for which the numbers
-are chosen on the validation pairs treated alike. Writes a table, whatever it says.
+Fuses the shipped models at weights chosen on the validation pairs, where each decoding's slack or
+factor is chosen too. Decodes three sets: the mini test set, the same with its 8,000 distractors,
+and the test set without the gallery images of half of its queries. For the last, the numbers are
+chosen on the validation pairs with the same change. Writes the table whatever the result.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Decodable:
-    """A fused set, its bank, and what is right; queries without a right image are not judged."""
+    """Fused set with its bank and labels; queries without a right image are not evaluated."""
 
     name: str
     scores: ScoreFile
@@ -47,7 +47,7 @@ class Decodable:
     relevant: dict[str, frozenset[str]]
 
     def judged(self, settings: DecodeSettings) -> tuple[Metrics, int]:
-        """Metrics of the queries that have an image, and the distinct first images of all."""
+        """Metrics of the queries with an image, and the distinct top-1 images of all queries."""
         ids, names = self.scores.query_ids, self.scores.gallery_ids
         bank = str(self.bank) if settings.method == "querybank" else None
         found = decode(self.scores.scores, ids, names, replace(settings, bank=bank))
@@ -57,7 +57,7 @@ class Decodable:
 
 
 def bank_of(labelled: LabelledSet, folder: Path) -> LabelledSet:
-    """Training captions as queries to a set's gallery; they are of no validation pair."""
+    """Training captions as queries on a set's gallery; none belongs to a validation pair."""
     gallery = labelled.retrieval().gallery or list_gallery(labelled.root)
     images = folder / f"gallery_{labelled.name}"
     images.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def bank_of(labelled: LabelledSet, folder: Path) -> LabelledSet:
 
 
 def fused(labelled: LabelledSet, weights: Path, folder: Path) -> Path:
-    """The shipped models' scores of a set at the chosen weights."""
+    """Fused scores of the shipped models on a set, at the chosen weights."""
     out = folder / f"fused_{labelled.name}.pt"
     words = ["--config", str(weights), *given(members_of(labelled, folder))]
     fuse([*words, "--output_file", str(out.with_suffix(".txt")), "--save_score", str(out)])
@@ -86,7 +86,7 @@ def fused(labelled: LabelledSet, weights: Path, folder: Path) -> Path:
 
 
 def decodable(labelled: LabelledSet, weights: Path, folder: Path) -> Decodable:
-    """A set with its fused scores and its bank's."""
+    """Set with its fused scores and those of its bank."""
     relevant = labelled.retrieval().relevant
     assert relevant is not None
     scores = load_scores(fused(labelled, weights, folder))
@@ -95,7 +95,7 @@ def decodable(labelled: LabelledSet, weights: Path, folder: Path) -> Decodable:
 
 
 def without_half(whole: Decodable, folder: Path) -> Decodable:
-    """The set with the images of half of its queries taken out of the gallery."""
+    """Copy of the set without the gallery images of half of its queries."""
     ids, names = whole.scores.query_ids, whole.scores.gallery_ids
     out_of = set(np.random.default_rng(SEED).permutation(len(ids))[: len(ids) // 2].tolist())
     gone = {name for row in out_of for name in whole.relevant[ids[row]]}
@@ -110,11 +110,11 @@ def without_half(whole: Decodable, folder: Path) -> Decodable:
 
 
 def best_settings(decoding: str, chosen_on: Decodable) -> DecodeSettings:
-    """The number with the best R@1, by mAP@10 where that ties."""
+    """Settings with the best R@1; mAP@10 breaks ties."""
     if decoding == "assignment":
         slacks = [None if math.isinf(slack) else slack for slack in SLACKS]
         if len(chosen_on.scores.query_ids) > len(chosen_on.scores.gallery_ids):
-            slacks.remove(None)  # not every query can have an image of its own
+            slacks.remove(None)  # infeasible: not every query can have its own image
         tried = [DecodeSettings("assignment", slack=slack) for slack in slacks]
     else:
         tried = [DecodeSettings(decoding, factor=factor) for factor in FACTORS]  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def best_settings(decoding: str, chosen_on: Decodable) -> DecodeSettings:
 
 
 def row(one: Decodable, way: DecodeSettings, plain: Metrics) -> str:
-    """A line of the table."""
+    """Table row."""
     metrics, distinct = one.judged(way)
     mean, facts = metrics.mean(), way.facts()
     label = facts.pop("method")

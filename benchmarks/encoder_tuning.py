@@ -1,9 +1,9 @@
-"""The mini CLIP before and after fine-tuning: `python benchmarks/encoder_tuning.py --out FILE`.
+"""Mini CLIP before and after fine-tuning: `python benchmarks/encoder_tuning.py --out FILE`.
 
-"Before" knows the data as a pretrained model would: trained from scratch for a few epochs of whole
-images in any order. It is then tuned by the project's recipe (local views; twin batches, in which
-the action alone tells an image from its twin): all weights, low-rank updates alone, and with the
-image tower frozen.
+"Before" knows the data as a pretrained model would: trained from scratch for a few epochs, on whole
+images in random order. It is then tuned with the project's recipe (local views, and twin batches in
+which only the action distinguishes twins) in three ways: all weights, only low-rank updates, and a
+frozen image tower.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WAYS = {
 
 
 def tuned(out: Path, *flags: str) -> Path:
-    """The weights of a run that are best on validation."""
+    """Train, and return the best weights on the validation split."""
     if not (out / FINAL).is_file():
         run_script("finetune_clip", *flags, "--output_dir", str(out))
     return out / BEST

@@ -1,8 +1,9 @@
-"""What the feature cache saves: `python benchmarks/feature_cache.py`.
+"""Measure the time that the feature cache saves: `python benchmarks/feature_cache.py`.
 
-Scores the same noise images and captions with LHP's base model (random weights, the size named)
-three times in one process: with an empty cache, again, and after one image has changed. The whole
-command is timed, with reading the weights and checking the images. Score files have to be equal.
+Scores the same noise images and captions with LHP's base model (random weights; `--model` names
+another) three times in one process: with an empty cache, again, and after one image has changed.
+The time covers the whole command, including reading the weights and checking the images. All score
+files must be equal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WORDS = ["man", "street", "falls", "red", "bicycle", "road", "wet", "jacket", "c
 
 
 def kept(folder: Path) -> int:
-    """Vectors in the cache."""
+    """Number of vectors in the cache."""
     return sum(path.stat().st_size // 32 for path in folder.rglob(f"*{HASHES}"))
 
 

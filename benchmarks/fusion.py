@@ -1,10 +1,10 @@
 """Speed and memory of the fusion at the challenge's size: `python benchmarks/fusion.py`.
 
-Four members of 1,978 queries x 36,773 images: load, scale, fuse, rank, write by `ensemble.run`,
-against the plain way (load all, scale each, weighted sum, `torch.argsort` of the whole matrix,
-write), each in a process of its own; both lists have to be equal. Then one assignment of that
-matrix (`--assignment`), and with `--wide` 200 x 100,000 and 200 x 1,000,000, whose time should grow
-tenfold and whose anonymous memory should not grow.
+Fuses four members of 1,978 queries x 36,773 images with `ensemble.run` (load, scale, fuse, rank,
+write). The baseline loads all, scales each, sums with weights, applies `torch.argsort` to the whole
+matrix, and writes. Each runs in its own process, and both lists must be equal. `--assignment` adds
+one assignment of that matrix. `--wide` adds 200 x 100,000 and 200 x 1,000,000: time should grow
+tenfold, and anonymous memory should not grow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEEPS = {"uit": 0.925, "blip2": 0.9, "clip": 0.9}
 
 
 def make_members(folder: Path, queries: int, images: int) -> list[Path]:
-    """Made-up score files, as alike as models of one task: a common part and noise."""
+    """Write synthetic score files that correlate as models of a task do: common part and noise."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}_{queries}x{images}.pt" for name in FLAGS]
     if all(path.is_file() for path in paths):
@@ -49,7 +49,7 @@ def make_members(folder: Path, queries: int, images: int) -> list[Path]:
 
 
 def plain(paths: list[Path], out: Path) -> None:
-    """The plain way."""
+    """Baseline."""
     fused: torch.Tensor | None = None
     loaded = [torch.load(path, weights_only=True) for path in paths]
     scaled = [(f["scores"] - f["scores"].min()) / (f["scores"].max() - f["scores"].min())
@@ -63,7 +63,7 @@ def plain(paths: list[Path], out: Path) -> None:
 
 
 def ours(paths: list[Path], out: Path, *flags: str) -> None:
-    """`python -m ensemble.run` at the published weights."""
+    """Run `python -m ensemble.run` with the published weights."""
     members = [
         word
         for name, path in zip(FLAGS, paths, strict=True)
@@ -73,7 +73,7 @@ def ours(paths: list[Path], out: Path, *flags: str) -> None:
 
 
 class Watch(threading.Thread):
-    """Watches anonymous memory of this process, MiB."""
+    """Thread that samples this process's anonymous memory, MiB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -88,7 +88,7 @@ class Watch(threading.Thread):
 
 
 def child(way: str, paths: list[Path], out: Path) -> None:
-    """One way, in this process; prints seconds and memory as JSON."""
+    """Run one variant in this process; print seconds and memory as JSON."""
     watch = Watch()
     watch.start()
     start = time.perf_counter()
@@ -103,7 +103,7 @@ def child(way: str, paths: list[Path], out: Path) -> None:
 
 
 def measured(way: str, paths: list[Path], out: Path, repeats: int) -> dict[str, float]:
-    """The fastest of several processes."""
+    """Fastest of several processes."""
     command = [sys.executable, __file__, "--child", way, "--out", str(out), *map(str, paths)]
     found = []
     for _ in range(repeats):

@@ -1,10 +1,10 @@
-"""Time of the check that every training image is there, on a tree of PAB's size.
+"""Time the check that every training image exists, on a tree of PAB's size.
 
     python benchmarks/image_check.py --out /tmp/tree      # makes 75 shards of 13,515 empty files
 
-The tree has 225 folders and 1,013,625 files. Printed: CPU time of opening the set, of the first
-list of its images (kept in the index afterwards), of the check itself, and of finding images one by
-one afterwards, with the peak memory. The first figures include what the disk cache does not hold.
+The tree has 225 folders and 1,013,625 files. Prints the CPU time of opening the set, of the first
+list of its images (then stored in the index), of the check itself, and of later single look-ups,
+with the peak memory. First-time figures include reads that miss the disk cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
 
 from pab.data.training_set import TrainingSet
 
@@ -58,7 +58,7 @@ def timed(what: str, step: Callable[[], Any]) -> Any:
 
 
 def main() -> None:
-    """Make the tree where it is missing, then measure."""
+    """Create the tree if it is missing, then measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the tree")
     args = parser.parse_args()

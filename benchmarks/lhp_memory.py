@@ -1,10 +1,10 @@
-"""What memory scoring holds: one batch of images and the vectors, whatever the gallery's size.
+"""Peak memory of scoring: one batch of images and the vectors, whatever the gallery's size.
 
-Makes galleries of two sizes in a temporary folder (hard links to a few hundred small images), a
-random debug-size model in released format and a tokenizer, runs ``python -m lhp.infer`` on each in
-a process of its own, and prints the peak memory of that process, of its loader workers and of all
-together, beside the sizes of the score matrix and of the vectors. The model is tiny on purpose:
-weights do not hide what grows with the gallery. Removes the folder. Linux only (``/proc``).
+Creates galleries of two sizes in a temporary folder (hard links to a few hundred small images), a
+random debug-size model in released format, and a tokenizer. Runs ``python -m lhp.infer`` on each
+gallery in its own process. Prints the peak memory of that process, of its loader workers and of all
+together, beside the sizes of score matrix and vectors. The tiny model keeps weights from hiding
+growth with the gallery. The folder is removed. Linux only (``/proc``).
 
     python benchmarks/lhp_memory.py [--sizes 2000 40000] [--queries 50] [--folder /tmp]
 """
@@ -34,9 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = "beit3_debug_patch16_64"
 SIZES = [2_000, 40_000]
 QUERIES = 50
-PICTURES, SIDE = 300, 64  # different images, and their sides in pixels
+PICTURES, SIDE = 300, 64  # distinct images, and their sides in pixels
 VOCABULARY = 96
-SECONDS_BETWEEN_LOOKS = 0.25  # at the processes' memory
+SECONDS_BETWEEN_LOOKS = 0.25  # interval of sampling the processes' memory
 TEXT = (
     "a person in red green blue white black jacket coat dress walks runs falls lies sits along "
     "across beside the road park street station bench wall while holding umbrella bag phone"
@@ -48,12 +48,12 @@ class Held:
     """Peak memory of one run, MiB.
 
     Attributes:
-        main: resident, of the scoring process.
-        workers: process id -> resident, of a loader worker; pages it shares with the scoring
+        main: resident memory of the scoring process.
+        workers: process id -> resident memory of a loader worker; pages shared with the scoring
             process count in both.
-        together: of all processes, a page counted by their share in it (libraries that other
-            programs have loaded too count less); sampled, so a short peak may be missed.
-        seconds: from start to end.
+        together: memory of all processes, with each page divided among its users (so libraries that
+            other programs have loaded count less); sampled, so a short peak may be missed.
+        seconds: total time.
     """
 
     main: float = 0.0
@@ -63,7 +63,7 @@ class Held:
 
 
 def make_inputs(root: Path, queries: int) -> Beit3Config:
-    """Write pictures, queries, tokenizer and checkpoint; returns the model's sizes."""
+    """Write pictures, queries, tokenizer and checkpoint; return the model's sizes."""
     rng = np.random.default_rng(0)
     (root / "pictures").mkdir()
     for number, colour in enumerate(rng.integers(0, 256, (PICTURES, 3))):
@@ -84,7 +84,7 @@ def make_inputs(root: Path, queries: int) -> Beit3Config:
 
 
 def make_gallery(root: Path, size: int) -> Path:
-    """A folder of ``size`` names for the pictures."""
+    """Create a folder with ``size`` names for the pictures."""
     folder = root / f"gallery_{size}"
     folder.mkdir()
     for number in range(size):
@@ -93,7 +93,7 @@ def make_gallery(root: Path, size: int) -> Path:
 
 
 def status_mib(pid: int, name: str, key: str) -> float:
-    """One figure of ``/proc/PID/NAME`` in MiB; 0 where the process has just ended."""
+    """Read a figure of ``/proc/PID/NAME`` in MiB; 0 if the process has just ended."""
     try:
         text = Path(f"/proc/{pid}/{name}").read_text(encoding="ascii")
     except (FileNotFoundError, ProcessLookupError):
@@ -103,7 +103,7 @@ def status_mib(pid: int, name: str, key: str) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that ``pid`` started, from any of its threads."""
+    """List the child processes of all threads of ``pid``."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -114,7 +114,7 @@ def children(pid: int) -> list[int]:
 
 
 def score(root: Path, gallery: Path, batch_size: int, num_workers: int) -> Held:
-    """Run the command and watch its memory.
+    """Run the command and sample its memory.
 
     Raises:
         subprocess.CalledProcessError: the command failed.
@@ -145,7 +145,7 @@ def score(root: Path, gallery: Path, batch_size: int, num_workers: int) -> Held:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, argv)
-    held.main = usage.ru_maxrss / 1024  # the largest of the process and its ended children
+    held.main = usage.ru_maxrss / 1024  # maximum over the process and its finished children
     return held
 
 
@@ -167,12 +167,12 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
         sizes = make_inputs(root, args.queries)
-        column = 4 / 2**20  # MiB of one float32 an image
+        column = 4 / 2**20  # MiB of one float32 per image
         for count in args.sizes:
             held = score(root, make_gallery(root, count), args.batch_size, args.num_workers)
             runs.append(held)
             workers = ", ".join(f"{value:.0f}" for value in held.workers.values()) or "-"
-            print(  # images/s: the start of the program and the checking of every file included
+            print(  # images/s include program start and the check of every file
                 f"{count:>8,}  {held.main:7.1f}  {workers:<17}  {held.together:8.1f}"
                 f"  {count * args.queries * column:12.1f}  {count * sizes.embed_dim * column:7.1f}"
                 f"  {held.seconds:7.1f}  {count / held.seconds:8.0f}",

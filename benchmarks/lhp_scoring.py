@@ -1,12 +1,12 @@
 """LHP's scoring speed: `python benchmarks/lhp_scoring.py`.
 
-Images a second and texts a second of the production encoders at 384 px, random weights, against two
-plain loops of one image and one text at a time in eager float32, all in one run: one over this
-network, and one in the manner of the release, whose attention writes the table of all token pairs,
-whose last layer computes all tokens and whose captions are padded to 64 ids. Ratios are to the
-second, the first is printed beside it. The ceiling is the machine's matrix-product rate in the same
-number format. Operations are counted as 2 x weights x tokens of every matrix plus 4 x tokens
-squared x width a layer; of the last layer those that are done.
+Measures images and texts per second of the production encoders at 384 px with random weights. Two
+baselines process one image and one text at a time in eager float32, in the same run. The first uses
+this network. The second follows the release: attention stores the table of all token pairs, the
+last layer computes all tokens, and captions are padded to 64 ids. Ratios refer to the second; the
+first is printed beside it. The ceiling is the machine's matrix-product rate in the same number
+format. Operations are 2 x weights x tokens per matrix, plus 4 x tokens squared x width per layer,
+without those that the last layer skips.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from lhp.tokenizer import BOS, EOS, PAD, pad_batch
 from pab.core.devices import DTYPES, cpu_has_bf16, keep_freed_memory
 from pab.scoring.encoding import batches_by_length
 
-# Lengths of real captions in BEiT-3's ids, ends included: the published test's run from about 25
-# to the cut at 64. Drawn here from a triangle over that range, seeded.
+# Lengths of real captions in BEiT-3's ids, with special tokens: the published test's range from
+# about 25 to the limit of 64. Drawn here from a seeded triangular distribution over that range.
 SHORTEST, MODE, LONGEST = 24, 44, 64
 
 
 def operations(config: Beit3Config, tokens: int, patch_weights: int = 0) -> float:
-    """Multiplications and additions of one pass over ``tokens`` tokens."""
+    """Number of multiplications and additions in one pass over ``tokens`` tokens."""
     d, f = config.embed_dim, config.ffn_dim
     layer = 2 * (4 * d * d + 2 * d * f) * tokens + 4 * tokens**2 * d
-    # The last one: keys and values of all tokens, all else of the one that is read.
+    # Last layer: keys and values of all tokens, everything else only for the output token.
     last = 2 * (2 * d * d * (tokens + 1) + 2 * d * f) + 4 * tokens * d
     return (config.layers - 1) * layer + last + 2 * patch_weights * tokens + 2 * d * d
 
 
 def captions(count: int) -> list[list[int]]:
-    """Made-up ids with realistic lengths."""
+    """Random ids with realistic lengths."""
     draw = random.Random(0)
     lengths = [round(draw.triangular(SHORTEST, LONGEST, MODE)) for _ in range(count)]
     return [[BOS, *(draw.randrange(4, 64000) for _ in range(n - 2)), EOS] for n in lengths]
 
 
 def random_model(name: str) -> Beit3Retrieval:
-    """A model with random weights, built without the slow published initialisation."""
+    """Model with random weights, without the slow published initialization."""
     with torch.device("meta"):
         model = Beit3Retrieval(model_config(name))
     model = model.to_empty(device="cpu").eval()
@@ -64,7 +64,7 @@ def random_model(name: str) -> Beit3Retrieval:
 
 @torch.inference_mode()
 def measure(name: str, args: argparse.Namespace) -> None:
-    """Print the table of one model."""
+    """Print the table for one model."""
     model = random_model(name)
     config = model.config
     tokens = config.patches + 1
@@ -81,7 +81,7 @@ def measure(name: str, args: argparse.Namespace) -> None:
         for row in rows[: args.loop_texts]:
             model.encode_text(*pad_batch([row]))
 
-    def one_padded_text() -> None:  # all 64 ids shown as visible: the cost of a padded row
+    def one_padded_text() -> None:  # all 64 ids marked as visible: the cost of a padded row
         for row in rows[: args.loop_texts]:
             model.encode_text(*pad_batch([row + [PAD] * (LONGEST - len(row))]))
 
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     args = parser.parse_args()
     print(describe())
-    keep_freed_memory(torch.device("cpu"))  # as `lhp.infer` does
+    keep_freed_memory(torch.device("cpu"))  # as in `lhp.infer`
     for name in args.model:
         measure(name, args)
 

@@ -1,10 +1,10 @@
 """LHP's training speed and memory: `python benchmarks/lhp_training.py`.
 
-1. Samples a second of one training step (views left out) of the large model with activation
-   checkpointing at batch 4: bfloat16 as `lhp.train` runs it, against the same step in eager
-   float32, with this network's attention and with attention written out as in the release.
-2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`; each
-   in a process of its own, the optimizer left out because it is the same in both.
+1. Samples per second of one training step (without views) of the large model with activation
+   checkpointing at batch 4: bfloat16 as in `lhp.train`, against the same step in eager float32,
+   with this network's attention and with explicit attention as in the release.
+2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Each
+   runs in its own process, without the optimizer, which is the same in both.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def make_batch(size: int, pixels: int) -> PairBatch:
 
 
 def make_model(name: str) -> Beit3Retrieval:
-    """The model of the recipe: drop path and activation checkpointing on."""
+    """Model with the recipe's drop path and activation checkpointing."""
     sizes = dataclasses.replace(model_config(name), drop_path=0.16, checkpoint_activations=True)
     return Beit3Retrieval(sizes).train()
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Part 1."""
+    """Measure part 1."""
     seed_everything(0)
     model = make_model(args.model)
     layers = model.config.layers
@@ -71,7 +71,7 @@ def speed(args: argparse.Namespace) -> None:
             keep_freed_memory(CPU)
         times = []
         with released if way == "as released" else nullcontext():
-            for _ in range(args.steps + 1):  # the first warms up
+            for _ in range(args.steps + 1):  # the first step is a warm-up
                 start = time.perf_counter()
                 loss = step_gradient(model, batch, DTYPES[kind], scaler)
                 clip_and_step(optimizer, loss=loss, scaler=scaler)
@@ -91,7 +91,7 @@ def step_gradient(
     scaler: torch.amp.GradScaler,
     chunk: int = 0,
 ) -> Tensor:
-    """One batch's gradient as `lhp.train` adds it; the loss."""
+    """Accumulate one batch's gradient as in `lhp.train`; return the loss."""
     encode = partial(pair_vectors, model, device=CPU, dtype=dtype)
     return pair_backward(
         encode, batch, model.logit_scale, chunk=chunk, share=1, scaler=scaler, device=CPU
@@ -99,7 +99,7 @@ def step_gradient(
 
 
 def memory_of_step(model_name: str, batch_size: int, chunk: int) -> None:
-    """One backward pass; prints peak memory in MiB and seconds. Runs in a process of its own."""
+    """Run one backward pass in its own process; print peak memory in MiB and seconds."""
     seed_everything(0)
     model = make_model(model_name)
     batch = make_batch(batch_size, model.config.img_size)
@@ -111,13 +111,13 @@ def memory_of_step(model_name: str, batch_size: int, chunk: int) -> None:
 
 
 def peak_mib() -> int:
-    """Peak resident memory of this process, MiB (`getrusage` would count its parent's too)."""
+    """Peak resident memory of this process, MiB (`getrusage` would include its parent's)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Part 2."""
+    """Measure part 2."""
     for chunk in (0, args.chunk):
         call = ["--one_step", args.memory_model, str(args.memory_batch), str(chunk)]
         done = subprocess.run(

@@ -1,9 +1,9 @@
-"""LHP's own claim on the mini data: `python benchmarks/lhp_views.py --out docs/lhp_views.md`.
+"""Test LHP's claim on the mini data: `python benchmarks/lhp_views.py --out docs/lhp_views.md`.
 
-Trains the mini recipe on a shortened schedule with only global views (`--local_prob 0`), the hybrid
-(0.5) and only local views (1), three seeds each, scores the mini test set with each, and writes a
-table, whatever it says. Runs that are done stay in ``--work``, in a folder named by the recipe, the
-data and the schedule, so that the nine may be spread over several sittings.
+Trains the mini recipe on a shortened schedule with only global views (`--local_prob 0`), hybrid
+views (0.5) and only local views (1), with three seeds each. Scores the mini test set with each
+model, and writes the table whatever the result. Finished runs stay in ``--work``, in a folder named
+by recipe, data and schedule, so the nine runs can be split over several sessions.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def one_run(prob: float, seed: int, epochs: int, folder: Path) -> dict[str, floa
 
 
 def metrics_of(out: Path) -> dict[str, float]:
-    """The wanted part of what ``pab.evaluate`` wrote."""
+    """Select the reported metrics from the output of ``pab.evaluate``."""
     found = json.loads((out / "metrics.json").read_text())
     return {name: found["groups"]["all"][name] for name in METRICS}
 
 
 def folder_of(work: Path, epochs: int) -> Path:
-    """Where the runs of this recipe, data and schedule are kept."""
+    """Folder for the runs of this recipe, data and schedule."""
     splits = json.loads((DATA / "manifest.json").read_text())["splits"]
     made = [splits[name][f"{part}_sha256"] for name in ("train", "test") for part in PARTS]
     key = sha256_of_lines([RECIPE.read_text(), *made])

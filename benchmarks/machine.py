@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's matrix-product rate, and a clock for the best run."""
+"""Helpers shared by the benchmarks: the machine's matrix-product rate and a best-of-n timer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRODUCTS = 5
 
 
 def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> float:
-    """Shortest of several runs, seconds: on a shared machine the others measure the neighbours."""
+    """Shortest of several runs, seconds; on a shared machine, slower runs measure other load."""
     for _ in range(warm_up):
         run()
     times = []
@@ -26,7 +26,7 @@ def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> f
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a 4096 x 4096 x 4096 matrix product, best of five."""
+    """Operations per second of a 4096 x 4096 x 4096 matrix product, best of five."""
     a = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).to(dtype)
     b = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).to(dtype)
     with torch.inference_mode():
@@ -34,7 +34,7 @@ def product_rate(dtype: torch.dtype) -> float:
 
 
 def describe() -> str:
-    """Processor, threads and torch version, for the head of a benchmark's output."""
+    """Describe CPU, threads and torch version, for the head of a benchmark's output."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -1,8 +1,8 @@
-"""What each member gives on the mini data: `python benchmarks/members.py --out docs/members.md`.
+"""Measure each member on the mini data: `python benchmarks/members.py --out docs/members.md`.
 
 Scores the validation pairs and the mini test set with the four shipped models in the published
-order, chooses the fusion's weights on the validation pairs (`ensemble.search`), and fuses the test
-set with them, a member at a time. Writes a table, whatever it says.
+order. Chooses the fusion's weights on the validation pairs (`ensemble.search`), and fuses the test
+set with them, one member at a time. Writes the table whatever the result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ensemble.search import main as search
 from pab.core.files import sha256_of_file
 
 SHIPPED = Path("checkpoints/mini")
-FLAGS = {"lhp": "beit3", "uit": "uit", "blip2": "blip2", "clip": "clip"}  # member: its flag's start
+FLAGS = {"lhp": "beit3", "uit": "uit", "blip2": "blip2", "clip": "clip"}  # member -> flag prefix
 NAMES = {"lhp": "LHP", "uit": "UIT", "blip2": "BLIP-2", "clip": "CLIP"}
 
 
@@ -44,7 +44,7 @@ def members_of(labelled: LabelledSet, folder: Path) -> dict[str, Path]:
 
 
 def given(members: dict[str, Path]) -> list[str]:
-    """The members as flags of the ensemble's commands."""
+    """Members as flags of the ensemble's commands."""
     return [
         word for name, path in members.items() for word in (f"--{FLAGS[name]}_score", str(path))
     ]

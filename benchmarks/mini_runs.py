@@ -1,7 +1,7 @@
-"""What the benchmarks of mini models share: training, scoring and judging on the mini data.
+"""Train, score and evaluate mini models; shared by the benchmarks on the mini data.
 
-Runs that are done stay in the work folder, in a folder named by the recipe and the data, so that
-many of them may be spread over several sittings.
+Finished runs stay in the work folder, in a folder named by recipe and data, so many runs can be
+split over several sessions.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ METRICS = ("R@1", "R@5", "R@10", "mAP", "over twin")
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Queries with labels: a name for files, the annotation and the root of its image paths.
+    """Labelled queries: a name for files, the annotation and the root of its image paths.
 
-    A name-masked set's root is its gallery, and ``answers`` its key.
+    For a name-masked set, the root is the gallery, and ``answers`` is the key.
     """
 
     name: str
@@ -44,22 +44,22 @@ class LabelledSet:
     answers: Path | None = None
 
     def retrieval(self) -> Retrieval:
-        """Queries, labels, gallery."""
+        """Read queries, labels and gallery."""
         return read_retrieval(self.annotation, image_folder=self.root, answers=self.answers)
 
     def flags(self) -> list[str]:
-        """For scoring commands whose config names another set."""
+        """Flags of scoring commands whose config names another set."""
         return [
             *("--annotation", str(self.annotation), "--image_folder", str(self.root)),
             *("--answers", "none"),
         ]
 
 
-TEST = LabelledSet("test", DATA / "annotation/test/attr.json")  # says which are twins
+TEST = LabelledSet("test", DATA / "annotation/test/attr.json")  # has twin labels
 
 
 def validation_set(folder: Path, pairs: int = 500) -> LabelledSet:
-    """The pairs that every mini recipe holds out (its `val_pairs` and seed)."""
+    """Validation pairs of every mini recipe (its `val_pairs` and seed)."""
     data = open_training_data(TrainingConfig(data_path=str(DATA), val_pairs=pairs))
     folder.mkdir(parents=True, exist_ok=True)
     write_split(folder, *data)
@@ -67,21 +67,21 @@ def validation_set(folder: Path, pairs: int = 500) -> LabelledSet:
 
 
 def keyed_folder(work: Path, *texts: str) -> Path:
-    """Where the runs of these recipes on these data are kept."""
+    """Folder for the runs of these recipes on these data."""
     splits = json.loads((DATA / "manifest.json").read_text())["splits"]
     made = [splits[name][f"{part}_sha256"] for name in ("train", "test") for part in PARTS]
     return work / sha256_of_lines([*texts, *made])[:12]
 
 
 def train_uit(out: Path, *flags: str) -> Path:
-    """The mini recipe with further flags; the best validated weights, or the last ones."""
+    """Run the mini recipe with more flags; return the best validated weights, or the last ones."""
     if not (out / FINAL).is_file():
         uit_train(["--config", str(UIT_RECIPE), "--output_dir", str(out), *flags])
     return out / (BEST if (out / BEST).is_file() else FINAL)
 
 
 def score_lhp(labelled: LabelledSet, out: Path) -> Path:
-    """Score file of the shipped LHP."""
+    """Score with the shipped LHP; return the score file."""
     path = out / f"{labelled.name}_lhp.pt"
     if not path.is_file():
         lhp_infer(
@@ -94,7 +94,7 @@ def score_lhp(labelled: LabelledSet, out: Path) -> Path:
 def score_uit(
     checkpoint: Path, labelled: LabelledSet, out: Path, candidates: Path | None
 ) -> tuple[Path, Path | None]:
-    """Score files of a UIT: of the re-ranked candidates, and ITC's where it chose them itself."""
+    """Score with a UIT: re-ranked candidates, and ITC if it chose the candidates itself."""
     kind = "itc" if candidates is None else "itm"
     path, itc = out / f"{labelled.name}_uit_over_{kind}.pt", out / f"{labelled.name}_uit_itc.pt"
     if not path.is_file():
@@ -108,17 +108,17 @@ def score_uit(
 
 
 def judged(score: Path, labelled: LabelledSet) -> Evaluation:
-    """Metrics of a score file, a query at a time."""
+    """Per-query metrics of a score file."""
     return evaluate(load_scores(score), labelled.retrieval(), where=score)
 
 
 def run_script(name: str, *flags: str) -> None:
-    """A script of this project, as its users call it."""
+    """Run a script of this project as users do."""
     subprocess.run([sys.executable, f"scripts/{name}.py", *flags], check=True)
 
 
 def score_encoder(kind: str, labelled: LabelledSet, out: Path, *flags: str) -> Path:
-    """Score file of the mini CLIP (``clip``) or BLIP-2 (``blip2``), the shipped one by default."""
+    """Score with the mini CLIP (``clip``) or BLIP-2 (``blip2``), by default the shipped one."""
     path = out / f"{labelled.name}_{kind}.pt"
     if not path.is_file():
         outputs = ("--save_score", str(path), "--output_file", str(path.with_suffix(".txt")))
@@ -128,7 +128,7 @@ def score_encoder(kind: str, labelled: LabelledSet, out: Path, *flags: str) -> P
 
 
 def table_row(name: str, found: Evaluation, before: Evaluation | None) -> str:
-    """A line of a table: metrics with their intervals, and the paired gain in R@1."""
+    """Table row: metrics with their intervals, and the paired gain in R@1."""
     figures, bounds = found.summary(), found.intervals()
     cells = [f"{figures[m]:.2f} ({bounds[m][0]:.1f} to {bounds[m][1]:.1f})" for m in METRICS]
     gain = "-"
@@ -143,6 +143,6 @@ def table_row(name: str, found: Evaluation, before: Evaluation | None) -> str:
 def write_table(
     path: Path, title: str, text: list[str], columns: list[str], rows: list[str]
 ) -> None:
-    """A page with one table."""
+    """Write a page with one table."""
     head = f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"
     write_text(path, "\n".join([f"# {title}", "", *text, "", *head, *rows]) + "\n")

@@ -1,7 +1,7 @@
-"""Metrics and fusion against ir-measures and ranx: `benchmarks/peers.py [--out docs/peers.md]`.
+"""Check metrics and fusion with ir-measures and ranx: `benchmarks/peers.py [--out docs/peers.md]`.
 
-The two tools are no dependency of the project. They get an environment of their own on top of the
-project's, which is left as it is:
+The two tools are not dependencies of the project. They get their own environment on top of the
+project's environment, which stays unchanged:
 
     .venv/bin/python -m venv /tmp/peers
     .venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \\
@@ -9,9 +9,10 @@ project's, which is left as it is:
     /tmp/peers/bin/pip install ranx==0.3.21 ir-measures==0.4.3
     PYTHONPATH=$PWD /tmp/peers/bin/python benchmarks/peers.py
 
-The data are drawn: few distinct scores, so that many tie; 1 to 15 right images per query; runs that
-list only some images; queries that a run lacks. Where definitions agree, figures must agree within
-1e-6. Where they do not, the other definition is put in the place of ours, and then they must.
+The data are random: few distinct scores, so that many tie; 1 to 15 right images per query; runs
+that list only some images; queries that a run lacks. Where definitions agree, figures must agree
+within 1e-6. Where they differ, our definition is replaced by the other one, and then figures must
+agree.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from pab.formats.export import export
 from pab.metrics import MAP_DEPTH
 from pab.scores import ScoreFile, load_scores, save_scores
 
-QUERIES, IMAGES, VALUES = 400, 150, 40  # VALUES distinct scores on IMAGES images: most tie
+QUERIES, IMAGES, VALUES = 400, 150, 40  # VALUES distinct scores for IMAGES images: most tie
 MOST_RIGHT, MISSING = 15, 25
 LIMIT = 1e-6
 MEASURES = {
@@ -57,7 +58,7 @@ Row = tuple[str, str, float]
 
 
 def drawn(generator: np.random.Generator) -> tuple[dict[str, dict[str, float]], Relevant]:
-    """A run that lists some images of most queries, and the right images of all."""
+    """Random run that lists some images of most queries, and the right images of all queries."""
     names = np.array([f"g{i:03}" for i in range(IMAGES)])
     run, relevant = {}, {}
     for number in range(QUERIES):
@@ -73,7 +74,7 @@ def drawn(generator: np.random.Generator) -> tuple[dict[str, dict[str, float]], 
 
 
 def ours(run: dict[str, dict[str, float]], relevant: Relevant, folder: Path) -> dict[str, Tensor]:
-    """The project's metrics of a run, by query id, as shares of 1."""
+    """The project's metrics of a run by query id, as fractions of 1."""
     (folder / "run.json").write_text(json.dumps(run))
     score_file = load_scores(folder / "run.json", gallery_ids=images_of(run, relevant))
     retrieval = Retrieval([Query(query, "") for query in relevant], None, relevant, {})
@@ -83,13 +84,13 @@ def ours(run: dict[str, dict[str, float]], relevant: Relevant, folder: Path) -> 
 
 
 def images_of(run: dict[str, dict[str, float]], relevant: Relevant) -> list[str]:
-    """All images that a run or the labels name."""
+    """All images named by a run or the labels."""
     named = {name for listed in run.values() for name in listed}
     return sorted(named.union(*relevant.values()))
 
 
 def theirs(run: dict[str, dict[str, float]], relevant: Relevant) -> dict[str, Tensor]:
-    """ir-measures' figures of a run, by query id."""
+    """ir-measures' metrics of a run, by query id."""
     docs = [
         ScoredDoc(q, name, score) for q, listed in run.items() for name, score in listed.items()
     ]
@@ -105,7 +106,7 @@ def theirs(run: dict[str, dict[str, float]], relevant: Relevant) -> dict[str, Te
 
 
 def without_ties(run: dict[str, dict[str, float]], folder: Path) -> dict[str, dict[str, float]]:
-    """The run as the project writes it for other tools: equal scores in its own order."""
+    """Run as exported for other tools, with ties resolved by the project's rule."""
     (folder / "ties.json").write_text(json.dumps(run))
     export(load_scores(folder / "ties.json"), "trec", folder / "run.trec")
     found: dict[str, dict[str, float]] = {}
@@ -116,7 +117,7 @@ def without_ties(run: dict[str, dict[str, float]], folder: Path) -> dict[str, di
 
 
 def mirrored(run: dict[str, dict[str, float]], relevant: Relevant) -> tuple[dict, Relevant]:
-    """The same with image names in the opposite order, so that ties go to the other image."""
+    """Run with the order of image names reversed, so that ties resolve the other way."""
     names = images_of(run, relevant)
     other = dict(zip(names, reversed(names), strict=True))
     turned = {q: {other[n]: s for n, s in listed.items()} for q, listed in run.items()}
@@ -149,7 +150,7 @@ def compare_metrics(folder: Path) -> list[Row]:
 
 
 def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) -> Row:
-    """A row: the number of values compared, and their largest difference."""
+    """Row: number of compared values, and their largest difference."""
     if chosen is not None:
         a, b = a[chosen], b[chosen]
     return what, str(a.numel()), float((a.double() - b.double()).abs().max())
@@ -161,12 +162,12 @@ def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) ->
 def drawn_member(
     generator: np.random.Generator, *, values: int | None, whole: bool
 ) -> dict[str, dict[str, float]]:
-    """A run of all queries.
+    """Random run of all queries.
 
     Args:
-        generator: of the scores.
-        values: number of distinct scores; None: no two images of a query tie.
-        whole: whether all images are listed.
+        generator: random generator of the scores.
+        values: number of distinct scores; None: no ties within a query.
+        whole: if true, all images are listed.
     """
     names = np.array([f"g{i:03}" for i in range(IMAGES)])
     run = {}
@@ -180,7 +181,7 @@ def drawn_member(
 
 
 def fused(runs: Sequence[dict], weights: Sequence[float], folder: Path, **how: object) -> ScoreFile:
-    """The runs fused by the project, read in the form that ranx saves."""
+    """Fuse runs with the project, from files in ranx's format."""
     members = []
     for number, (run, weight) in enumerate(zip(runs, weights, strict=True)):
         path = folder / f"member{number}.json"
@@ -192,7 +193,7 @@ def fused(runs: Sequence[dict], weights: Sequence[float], folder: Path, **how: o
 
 
 def as_matrix(run: ranx.Run, like: ScoreFile) -> Tensor:
-    """A run of ranx as a matrix; an image that it does not list has 0."""
+    """Convert a ranx run to a matrix; unlisted images get 0."""
     content = run.to_dict()
     return torch.tensor(
         [[content[q].get(name, 0.0) for name in like.gallery_ids] for q in like.query_ids],
@@ -201,12 +202,12 @@ def as_matrix(run: ranx.Run, like: ScoreFile) -> Tensor:
 
 
 def orders(run: dict[str, dict[str, float]]) -> dict[str, list[str]]:
-    """Image names of each query, best first."""
+    """Image names per query, best first."""
     return {q: sorted(listed, key=lambda n: (-listed[n], n)) for q, listed in run.items()}
 
 
 def compare_fusion(folder: Path) -> list[Row]:
-    """Rows of the table: weighted sum of min-max scores and reciprocal rank fusion against ranx."""
+    """Rows of the table: weighted min-max sum and reciprocal rank fusion against ranx."""
     generator = np.random.default_rng(1)
     weights = (0.5, 0.3, 0.2)
     rows = []
@@ -220,7 +221,7 @@ def compare_fusion(folder: Path) -> list[Row]:
             rows.append(difference(f"min-max sum, {name}", mine.scores, as_matrix(peer, mine)))
             if ties:
                 continue
-            # The order alone is what reciprocal rank fusion reads.
+            # Reciprocal rank fusion uses only the order.
             mine = fused([orders(run) for run in runs], weights, folder, rule="reciprocal_rank")
             peer = as_matrix(ranx.fuse(peers, method="rrf", params={"k": 60}), mine)
             rows.append(difference(f"reciprocal rank fusion, {name}", mine.scores, peer))
@@ -229,10 +230,10 @@ def compare_fusion(folder: Path) -> list[Row]:
 
 
 def tied_ranks(generator: np.random.Generator, folder: Path) -> Row:
-    """Reciprocal rank fusion of tied scores: ranx ranks them one after the other.
+    """Compare reciprocal rank fusion of tied scores, to which ranx assigns consecutive ranks.
 
-    Here images of equal score share the mean of their places. So only images that tie with none
-    in any run must have the same score.
+    This project assigns tied images the mean of their places. So only images without ties in every
+    run must have equal scores.
     """
     runs = [drawn_member(generator, values=2 * IMAGES, whole=True) for _ in range(3)]
     mine = fused(runs, (1.0, 1.0, 1.0), folder, rule="reciprocal_rank")
@@ -253,7 +254,7 @@ def tied_ranks(generator: np.random.Generator, folder: Path) -> Row:
 
 
 def compare_files(folder: Path) -> list[Row]:
-    """Rows of the table: what ranx reads of our exports, and we of what it saves."""
+    """Rows of the table: our exports read by ranx, and ranx's files read here."""
     run, _ = drawn(np.random.default_rng(2))
     (folder / "run.json").write_text(json.dumps(run))
     score_file = load_scores(folder / "run.json")
@@ -281,7 +282,7 @@ def compare_files(folder: Path) -> list[Row]:
 
 
 def missing_queries_are_refused(folder: Path) -> None:
-    """Check that a fusion refuses a run that lacks queries."""
+    """Check that a fusion rejects a run that lacks queries."""
     run, _ = drawn(np.random.default_rng(3))
     whole = folder / "whole.pt"
     names = [f"g{i:03}" for i in range(IMAGES)]
@@ -298,7 +299,7 @@ def missing_queries_are_refused(folder: Path) -> None:
 
 
 def main() -> None:
-    """Compare, print, and fail if a difference is above the limit."""
+    """Compare, print, and fail if a difference exceeds the limit."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, help="write the table to this page as well")
     args = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Double claims in real rankings: `python benchmarks/real_rankings.py LHP.txt BLIP2.txt CLIP.txt`.
+"""Duplicate top-1 in real lists: `python benchmarks/real_rankings.py LHP.txt BLIP2.txt CLIP.txt`.
 
-Ranked lists of one query set, the first one the leader's: how many distinct first images each has,
-whether a one-to-one assignment exists inside the first's names, and what fusing the lists (through
-reciprocal rank, the published weights) and decoding the fused scores changes. No labels are needed,
-so this is a report and no success: what is fewer is double claims, not errors.
+Reads ranked lists of one query set; the first is the leader's. Reports the number of distinct top-1
+images in each list, and whether a one-to-one assignment exists within the first list's names. Also
+reports the effect of fusing the lists (as reciprocal ranks, with the published weights) and of
+decoding the fused scores. There are no labels, so fewer duplicate top-1 images do not prove fewer
+errors.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ WAYS = {
 
 
 def largest_matching(scores: torch.Tensor) -> int:
-    """How many queries can have an image of their own among those their list names."""
+    """Count the queries that can each get an image of their own from their list."""
     graph = csr_array((scores > 0).numpy())
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
 def row(name: str, first: Sequence[int], before: Sequence[int] | None) -> str:
-    """A line of the table: distinct first images, queries with a shared one, changed ones."""
+    """Table row: distinct top-1 images, queries with a duplicate top-1, changed queries."""
     found = np.asarray(first)
     counts = np.bincount(found)
     shared = int((counts[found] > 1).sum())

@@ -1,4 +1,4 @@
-"""How the release computes what this network computes: the baseline of the speed measurements."""
+"""The released implementation of this network's computation: baseline of the speed benchmarks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @contextmanager
 def released_way() -> Iterator[None]:
-    """Inside, BEiT-3 writes attention out and computes every token of its last block."""
+    """Make BEiT-3 write out attention and compute every token of its last block, in the block."""
     with patch("lhp.beit3.attention", written_out_attention), patch("lhp.beit3.READ", None):
         yield
 
 
 def written_out_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Attention with the table of all token pairs in memory, then softmax; shapes as in `pab`."""
+    """Attention that stores the table of all token pairs before softmax; shapes as in `pab`."""
     table = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if key_mask is not None:
         table = table.masked_fill(~key_mask, float("-inf"))

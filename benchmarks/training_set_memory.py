@@ -1,13 +1,13 @@
-"""Time to open PAB's training annotations, and the memory that they hold.
+"""Measure the time to open PAB's training annotations, and their memory.
 
-Makes 75 shards with 1,013,605 lines of about 1 KB in a temporary folder, opens them twice, each
+Writes 75 shards with 1,013,605 lines of about 1 KB to a temporary folder. Opens them twice, each
 time in a fresh process, then reads pairs in random order through a DataLoader with two workers.
 Prints seconds and memory, and removes the folder. Linux only (``/proc``).
 
-``--odd_share`` makes that share of the lines odd: half of them have another form (numbers as ids,
-unknown fields, empty optional fields), half are bad, of eight kinds. Every third shard begins with
-a byte-order mark. Their counts must be found, and the first opening must take less than 100 s of
-the processor, which other work on the machine does not change much.
+``--odd_share`` makes a fraction of the lines odd. Half of these have another valid form (numbers as
+ids, unknown fields, empty optional fields), and half are bad, in eight kinds. Every third shard
+starts with a byte-order mark. The counts must be reported correctly. The first opening must take
+less than 100 s of CPU time, which other load on the machine hardly affects.
 
     python benchmarks/training_set_memory.py [--pairs 1013605] [--odd_share 0.001] [--folder /tmp]
 """
@@ -31,7 +31,7 @@ from pab.core.errors import InputError
 from pab.data.training_set import TrainingSet
 
 PAIRS, SHARDS = 1_013_605, 75  # PAB's published size
-LIMIT = 100.0  # seconds that the first opening of a set with odd lines may take
+LIMIT = 100.0  # maximum seconds for the first opening of a set with odd lines
 READ = 200_000
 WORKERS = 2
 TEXT = (
@@ -44,14 +44,14 @@ def _without(line: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key != name}
 
 
-# A line -> the same pair in another form.
+# Functions from a line to the same pair in another form.
 FORMS: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
     lambda line: {**line, "hard_i_id": 8954},
     lambda line: {**line, "camera": "c3", "quality": 0.9},
     lambda line: {**line, "source_caption": None, "hard_c": "", "scene": [1]},
     lambda line: {**line, "caption": [line["caption"]]},
 ]
-# What is wrong (the kind as it is reported) -> a good line as a bad one's text.
+# Kind of fault, as reported -> function from a good line to a bad line's text.
 FAULTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "field 'caption': expected a text that is not empty": lambda line: json.dumps(
         {**line, "caption": " "}
@@ -75,10 +75,10 @@ FAULTS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 class OddLines:
-    """Makes a share of the lines odd, forms and faults in turn.
+    """Generator of odd lines, alternating forms and faults.
 
     Attributes:
-        faults: kind -> bad lines made.
+        faults: kind -> number of bad lines made.
     """
 
     def __init__(self, share: float) -> None:
@@ -86,7 +86,7 @@ class OddLines:
         self.faults: Counter[str] = Counter()
 
     def text(self, line: dict[str, Any], number: int) -> str:
-        """The text of a line; ``number`` counts all lines from 0, and line 0 stays as it is."""
+        """Text of a line; ``number`` counts all lines from 0, and line 0 is unchanged."""
         if self.made >= int(number * self.share):
             return json.dumps(line)
         self.made += 1
@@ -98,7 +98,7 @@ class OddLines:
 
 
 def write_shards(root: Path, pairs: int, odd: OddLines) -> int:
-    """Write the shards; returns their bytes."""
+    """Write the shards; return their size in bytes."""
     folder = root / "annotation" / "train"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def write_shards(root: Path, pairs: int, odd: OddLines) -> int:
 
 
 def memory() -> dict[str, int]:
-    """Memory of this process in MiB: resident now and at its peak, anonymous, private, shared."""
+    """Memory of this process in MiB: resident, peak, anonymous, private, shared."""
     fields: dict[str, int] = {}
     for name in ("smaps_rollup", "status"):
         for line in Path(f"/proc/self/{name}").read_text(encoding="ascii").splitlines():
@@ -148,7 +148,7 @@ def show(what: str, seconds: float, held: dict[str, int]) -> None:
 
 
 def check_counts(root: Path, odd: OddLines) -> None:
-    """Compare the counts of the index's bad lines with those that were made, and print them."""
+    """Compare the index's counts of bad lines with the true counts, and print them."""
     try:
         TrainingSet.open(root)
     except InputError as error:
@@ -162,14 +162,14 @@ def check_counts(root: Path, odd: OddLines) -> None:
 
 
 def open_once(root: Path) -> tuple[float, float, int, dict[str, int]]:
-    """Open in this process: seconds, CPU seconds, number of pairs, memory."""
+    """Open the set in this process; return seconds, CPU seconds, number of pairs, memory."""
     start, worked = time.perf_counter(), time.process_time()
     pairs = TrainingSet.open(root, skip_bad_lines=True)
     return time.perf_counter() - start, time.process_time() - worked, len(pairs), memory()
 
 
 class _Captions:
-    """Dataset of caption lengths; item -1 asks for the worker's memory."""
+    """Dataset of caption lengths; item -1 returns the worker's memory."""
 
     def __init__(self, pairs: TrainingSet) -> None:
         self.pairs = pairs
@@ -182,19 +182,19 @@ class _Captions:
 
 
 def read_through_loader(root: Path) -> tuple[float, int, list[Any]]:
-    """Read pairs in random order with two workers: seconds, pairs, memory of every process."""
+    """Read pairs in random order with two workers; return seconds, pairs, memory per process."""
     from torch.utils.data import DataLoader
 
     pairs = TrainingSet.open(root, skip_bad_lines=True)
     chosen = np.random.default_rng(1).permutation(len(pairs))[:READ]
     batches = [list(map(int, part)) for part in np.array_split(chosen, max(len(chosen) // 1000, 1))]
-    batches += [[-1]] * WORKERS  # each worker gets one, as batches go round
+    batches += [[-1]] * WORKERS  # batches are distributed in turn, so each worker gets one
     loader: DataLoader = DataLoader(
         _Captions(pairs),  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=WORKERS,
         collate_fn=list,
-        multiprocessing_context="fork",  # Linux's usual one, which this spawned process lost
+        multiprocessing_context="fork",  # Linux's default, which this spawned process lacks
     )
     before = memory()
     start = time.perf_counter()

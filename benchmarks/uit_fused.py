@@ -1,8 +1,8 @@
-"""What UIT adds to LHP on the mini data: `python benchmarks/uit_fused.py --out docs/uit_fused.md`.
+"""Gain of UIT over LHP on the mini data: `python benchmarks/uit_fused.py --out docs/uit_fused.md`.
 
-For each seed: trains the mini UIT, scores the validation split and the test set by ITC alone and
-over the candidates of the shipped LHP, chooses the fusion's weight on the validation split
-(`ensemble.search`), and fuses the test set's scores with it. Writes a table, whatever it says.
+For each seed: trains the mini UIT, and scores the validation split and the test set by ITC alone
+and over the candidates of the shipped LHP. Chooses the fusion's weight on the validation split
+(`ensemble.search`), and fuses the test set's scores with it. Writes the table whatever the result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ensemble.search import main as search
 
 
 def fused_scores(lhp: Path, uit: Path, weights: Path, out: Path) -> Path:
-    """Score file of the fused test set."""
+    """Fuse the test set; return the score file."""
     fuse(
         ["--config", str(weights), "--beit3_score", str(lhp), "--uit_score", str(uit)]
         + ["--save_score", str(out), "--output_file", str(out.with_suffix(".txt"))]

@@ -1,8 +1,8 @@
-"""What each of UIT's losses gives on the mini data: `python benchmarks/uit_losses.py --out FILE`.
+"""Ablate UIT's losses on the mini data: `python benchmarks/uit_losses.py --out FILE`.
 
-Trains the mini recipe on a shortened schedule with all losses, without MIM, without MLM and without
-the augmented caption, several seeds each, scores the mini test set by ITC and over the candidates
-of the shipped LHP, and writes a table, whatever it says.
+Trains the mini recipe on a shortened schedule with all losses, without MIM, without MLM, and
+without the augmented caption, with several seeds each. Scores the mini test set by ITC and over the
+candidates of the shipped LHP. Writes the table whatever the result.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Memory of re-ranking at the challenge's size: `python benchmarks/uit_memory.py`.
 
-A full-size UIT with random weights re-ranks a sample of queries with 128 candidates each over
-36,773 made-up images whose features lie in the memory-mapped file that `uit.infer` uses. Prints the
-peak of anonymous memory (what is not file pages the system may drop), and what features, scores and
-weights need of it.
+A full-size UIT with random weights re-ranks a sample of queries with 128 candidates each. The
+36,773 synthetic images have their features in the memory-mapped file that `uit.infer` uses. Prints
+the peak of anonymous memory (memory other than file pages, which the system may drop), and the
+parts due to features, scores and weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def anonymous_mib() -> float:
 
 
 class Peak(threading.Thread):
-    """Watches anonymous memory."""
+    """Thread that samples anonymous memory."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

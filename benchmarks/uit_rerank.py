@@ -1,9 +1,9 @@
 """UIT's re-ranking speed: `python benchmarks/uit_rerank.py`.
 
-Pairs a second of `uit.rerank` at full size, random weights and image tokens, against a plain loop:
-for each query, gather the candidates, repeat the text padded to 56 ids, run all six layers on all
-tokens, eager float32. Caption lengths are drawn from those of the reference captions. `--ideas`
-also says what each idea gains, by turning it off alone.
+Measures pairs per second of `uit.rerank` at full size, with random weights and image tokens. The
+baseline is a plain loop in eager float32: per query, gather the candidates, repeat the text padded
+to 56 ids, run all six layers on all tokens. Caption lengths are drawn from those of the reference
+captions. `--ideas` also measures the gain of each idea, by disabling it alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uit.model import MODELS, Uit
 from uit.rerank import match_scores
 
 CPU = torch.device("cpu")
-# BERT's ids of the 41 reference captions (`tokens.json`), both ends included.
+# Lengths in BERT's ids of the 41 reference captions (`tokens.json`), with special tokens.
 LENGTHS = (
     5, 7, 15, 30, 31, 31, 31, 31, 31, 31, 31, 32, 32, 33, 34, 34, 35, 35, 35, 35, 35, 35, 36, 37,
     37, 37, 37, 38, 38, 39, 39, 40, 41, 41, 42, 42, 44, 47, 48, 56, 56,
@@ -35,7 +35,7 @@ LENGTHS = (
 
 
 def captions(tokenizer: Tokenizer, count: int) -> list[list[int]]:
-    """Made-up ids with realistic lengths."""
+    """Random ids with realistic lengths."""
     draw = random.Random(0)
     lengths = draw.choices(LENGTHS, k=count)
     return [[tokenizer.cls, *draw.choices(range(1000, 30000), k=n - 2), tokenizer.sep]
@@ -44,7 +44,7 @@ def captions(tokenizer: Tokenizer, count: int) -> list[list[int]]:
 
 def plain_loop(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
                candidates: Tensor) -> Tensor:  # fmt: skip
-    """The baseline, [Q, K]."""
+    """Baseline scores, [Q, K]."""
     bert, scores = model.text_encoder, []
     for row, chosen in zip(rows, candidates, strict=True):
         ids, mask = tokenizer.pad_rows([row], tokenizer.max_length)
@@ -55,7 +55,7 @@ def plain_loop(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: 
 
 
 def without(idea: str) -> AbstractContextManager[object]:
-    """Turns one idea off."""
+    """Disable one idea in the block."""
     if idea == "only [CLS] in the last layer":
 
         def everywhere(bert: Bert, pairs: FusedPairs, at: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def without(idea: str) -> AbstractContextManager[object]:
 
         return patch.object(Bert, "fuse_pairs", repeated)
     if idea == "an image's keys and values once a group":
-        return patch.object(uit.rerank, "IMAGES_A_GROUP", 1)  # one query a group
+        return patch.object(uit.rerank, "IMAGES_A_GROUP", 1)  # one query per group
     if idea == "queries batched together":
         return patch.object(uit.rerank, "PAIRS_A_PASS", 1)
     return nullcontext()
@@ -90,12 +90,12 @@ IDEAS = (
 
 @torch.inference_mode()
 def measure(k: int, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
-    """Print the figures for one number of candidates."""
+    """Print the results for one number of candidates."""
     torch.manual_seed(0)
     model = Uit(MODELS["uit_base"]).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embeddings" not in name:
-            parameter.normal_(std=0.03)  # larger than at the start, so that pairs differ
+            parameter.normal_(std=0.03)  # larger than the initialization, so that pairs differ
     tokens = torch.randn(args.gallery, 50, model.config.swin.width)
     rows = captions(tokenizer, args.queries)
     candidates = torch.stack([torch.randperm(args.gallery)[:k] for _ in rows])

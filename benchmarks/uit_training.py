@@ -1,9 +1,9 @@
 """UIT's training speed: `python benchmarks/uit_training.py`.
 
-Samples a second of one full-size training step (images and captions made up) at batch 8 in bf16 as
-`uit.train` runs it, against the plain order of passes in eager float32: each version of the caption
-by itself, true pairs and each kind of negative pairs by themselves, all layers on all tokens,
-padded to 56 ids. Also prints the losses of both in float32, which must agree within 1e-3.
+Measures samples per second of one full-size training step (synthetic images and captions) at batch
+8 in bf16, as in `uit.train`. The baseline runs separate passes in eager float32: each caption
+version, the true pairs, and each kind of negative pairs, with all layers on all tokens, padded to
+56 ids. Also prints both losses in float32, which must agree within 1e-3.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WEIGHTS = LossWeights(eda=0.8, mlm=1.0, mim=0.1356 * 84, label_smoothing=0.2)
 
 
 def make_batch(size: int) -> UitBatch:
-    """Random images, ids with realistic lengths, masks as the loader draws them."""
+    """Random images, ids with realistic lengths, masks as in the loader."""
     draw = Random(0)
     lengths = [draw.randint(SHORTEST, LONGEST) for _ in range(2 * size)]
     ids = torch.zeros(2 * size, LENGTH, dtype=torch.int64)
@@ -55,12 +55,12 @@ def make_batch(size: int) -> UitBatch:
 
 
 def hardest(allowed: Tensor) -> Tensor:
-    """A choice of negatives that both ways share."""
+    """Deterministic choice of negatives, equal for both variants."""
     return allowed.argmax(dim=1)
 
 
 def plain_losses(model: Uit, batch: UitBatch) -> dict[str, Tensor]:
-    """The same losses, one pass after the other."""
+    """Compute the same losses in separate passes."""
     bert, size = model.text_encoder, len(batch.image)
     image = model.vision_encoder(batch.image)
     image_vector = model.image_vector(image)
@@ -95,7 +95,7 @@ def plain_losses(model: Uit, batch: UitBatch) -> dict[str, Tensor]:
 
 
 def make_model() -> Uit:
-    """Full size; nothing random in a pass, so that both ways give the same losses."""
+    """Full-size model without randomness in a pass, so that both variants give equal losses."""
     torch.manual_seed(0)
     base = MODELS["uit_base"]
     swin, bert = replace(base.swin, drop_path=0.0), replace(base.bert, dropout=0.0)
@@ -115,7 +115,7 @@ def main() -> None:
         lr_scale_of=model.rate_scale,
     )  # fmt: skip
     optimizer = make_adamw(groups, (0.9, 0.98), 1e-8)
-    set_lr(optimizer, 0.0)  # the weights stay, so that all ways see the same
+    set_lr(optimizer, 0.0)  # fixed weights, so that all variants see the same
     with torch.no_grad():
         one, two = plain_losses(model, batch), uit_losses(model, batch, WEIGHTS, hardest)
     for name, value in one.items():
@@ -130,7 +130,7 @@ def main() -> None:
         if way == "shared fp32":  # as `uit.train` starts
             keep_freed_memory(CPU)
         times = []
-        for _ in range(args.steps + 1):  # the first warms up
+        for _ in range(args.steps + 1):  # the first step is a warm-up
             start = time.perf_counter()
             with autocast(CPU, DTYPES[kind]):
                 if way.startswith("plain"):

@@ -1,7 +1,7 @@
-"""Margin arbitration of duplicate first places (HFUT-LMC, WWW 2025; Protocol-Aware Assignment).
+"""Margin arbitration of duplicate top-1 images (HFUT-LMC, WWW 2025; Protocol-Aware Assignment).
 
-Among queries that share a first image, the one with the largest margin keeps it. The others take
-the next image of their rankings if their margin is smaller by more than tau.
+Among queries with the same top-1 image, the one with the largest margin keeps it. Another query
+takes the next image of its ranking if its margin is smaller by more than tau.
 
 Shape letters: `Q` queries, `K` places of the rankings.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PASSES = 10
-_DIGITS = 9  # differences of margins are rounded, so that a gap of exactly tau is not above it
+_DIGITS = 9  # decimals of margin differences, so that a gap of exactly tau is not above it
 
 
 def arbitrate(
@@ -25,20 +25,19 @@ def arbitrate(
     tau: float,
     passes: int = PASSES,
 ) -> Tensor:
-    """Return the image that is to be first for each query, int64 [Q].
+    """Return each query's top-1 image after arbitration, int64 [Q].
 
-    Each query points at a place of its ranking, first at place 0. In every pass, of the queries
-    that point at one image, the one with the largest margin keeps it (of equal margins, the larger
-    query id). Each other one whose margin is smaller by more than ``tau`` then points one place
-    further down, unless its ranking ends. All moves of a pass happen together. Margins stay as they
-    are.
+    Each query points at a place of its ranking, initially the first. In each pass, among queries
+    that point at the same image, the one with the largest margin keeps it (of equal margins, the
+    larger query id). Every other one whose margin is smaller by more than ``tau`` moves one place
+    down, unless its ranking ends. All moves of a pass happen together, and margins never change.
 
     Args:
         columns: rankings, best first, int64 [Q, K]; no query moves beyond place K - 1.
-        margins: of the queries [Q].
-        query_ids: of the rows.
-        tau: in the unit of the margins.
-        passes: at most; the arbitration ends earlier if nobody moves.
+        margins: margins of the queries [Q].
+        query_ids: ids of the rows.
+        tau: threshold, in the unit of the margins.
+        passes: maximum number of passes; arbitration stops earlier if no query moves.
     """
     last = columns.shape[1] - 1
     rankings = columns.tolist()

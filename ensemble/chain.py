@@ -1,7 +1,7 @@
-"""The stages between the fused matrix and the ranking: reranking, then decodings in their order.
+"""Stages from the fused matrix to the ranking: reranking, then decodings in order.
 
-Every stage gives a score matrix that ranks as the stage does, so a saved matrix, its metrics and
-the written list always agree.
+Every stage returns a score matrix with the ranking of that stage. A saved matrix, its metrics and
+the written list therefore always agree.
 
 Shape letters: `Q` queries, `G` gallery images.
 """
@@ -21,12 +21,12 @@ from pab.core.notices import notice
 
 @dataclass(frozen=True)
 class Stage:
-    """The ranking after one stage.
+    """Ranking after one stage.
 
     Attributes:
-        name: as a table shows it.
+        name: name of the stage in tables.
         scores: float32 [Q, G]; they rank as the stage does.
-        facts: its settings and what was measured, for ``meta``.
+        facts: settings and measurements of the stage, for ``meta``.
     """
 
     name: str
@@ -41,17 +41,17 @@ def stages(
     reranking: Reranking | None,
     decodings: Sequence[DecodeSettings],
 ) -> Iterator[Stage]:
-    """Yield the fused matrix, then the result of every stage, each made from the one before.
+    """Yield the fused matrix, then the result of every stage; each stage uses the previous one.
 
-    Margins and utilities are those of the reranker. Without one, they come from the scores before
-    the first ``margin`` or ``assignment``, for these change first places only.
+    Margins and utilities come from the reranker. Without one, they come from the scores before the
+    first ``margin`` or ``assignment``, because these stages change only top-1 images.
 
     Args:
         fused: [Q, G].
-        query_ids: of the rows.
-        gallery_ids: of the columns, sorted.
-        reranking: None for no reranker.
-        decodings: in the order in which they are applied.
+        query_ids: ids of the rows.
+        gallery_ids: ids of the columns, sorted.
+        reranking: the reranker; None for none.
+        decodings: decodings in order of application.
 
     Raises:
         InputError: see :func:`ensemble.decode.decode`.
@@ -79,7 +79,7 @@ def decoded(
     settings: DecodeSettings,
     evidence: Evidence | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return :func:`ensemble.decode.decode` and its facts; say if sinkhorn has not converged."""
+    """Return :func:`ensemble.decode.decode` and its facts; report if sinkhorn did not converge."""
     found = decode(scores, query_ids, gallery_ids, settings, evidence)
     facts = settings.facts()
     if settings.method == "sinkhorn":

@@ -1,13 +1,13 @@
-"""Assignment inside the connected components that hold a duplicate first place.
+"""Assignment within the connected components that hold a duplicate top-1 image.
 
-Queries and the first images of their rankings form a graph. A component in which no image is first
-for two queries stays as it is. In every other component the images are assigned anew: each query
-gets at most one of its first images, or pays the slack and keeps its present first image.
+Queries and the first images of their rankings form a bipartite graph. A component without a
+duplicate top-1 image is unchanged. In every other component, images are assigned anew: each query
+gets at most one of its first images, or pays the slack and keeps its current top-1 image.
 
-This is the last stage of Protocol-Aware Assignment. Utilities are counted in steps of 1e-5, so that
-equal utilities are equal whatever the rounding.
+This is the last stage of Protocol-Aware Assignment. Utilities are rounded to steps of 1e-5, so that
+equal utilities stay equal despite rounding errors.
 
-Shape letters: `Q` queries, `K` first places that are looked at.
+Shape letters: `Q` queries, `K` considered images per query.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ UTILITY_STEP = 1e-5
 def component_assignment(
     columns: Tensor, worth: Tensor, query_ids: Sequence[str], slack: float
 ) -> Tensor:
-    """Assign images to the queries of every component that has a duplicate first place.
+    """Assign images to the queries of every component with a duplicate top-1 image.
 
-    The total utility is the largest possible one. An image's utility is its worth less that of the
-    present first image; a query that keeps its present first image without owning it has utility
-    ``-slack``. Of equal totals, images at earlier places win; what is still equal does not depend
+    The assignment maximizes the total utility. An image's utility is its worth minus that of the
+    current top-1 image. A query that keeps its current top-1 image without being assigned it has
+    utility ``-slack``. Of equal totals, images at earlier places win. Remaining ties do not depend
     on the order of the rows.
 
     Args:
         columns: the first images of each query, best first, int64 [Q, K].
-        worth: of these images, float64 [Q, K].
-        query_ids: of the rows.
-        slack: price of keeping the present first image.
+        worth: worth of these images, float64 [Q, K].
+        query_ids: ids of the rows.
+        slack: price of keeping the current top-1 image.
 
     Returns:
-        int64 [Q], the column that is to be first for each query.
+        int64 [Q], the column of each query's new top-1 image.
     """
     result = columns[:, 0].clone()
     rows = np.flatnonzero(in_collisions(columns.numpy()))
@@ -52,10 +52,10 @@ def component_assignment(
     given_up = (worth[rows, :1] - worth[rows]).numpy()
     steps = np.round(given_up / UTILITY_STEP)
     price = float(np.round(slack / UTILITY_STEP))
-    # Below one step in all, and so of no weight against a utility.
+    # The sum stays below one step, so it never outweighs a utility.
     width = chosen.shape[1]
     place = np.arange(width + 1) / (len(rows) * (width + 1))
-    names, numbered = np.unique(chosen, return_inverse=True)  # few of a large gallery's columns
+    names, numbered = np.unique(chosen, return_inverse=True)  # few columns of a large gallery
     found = priced_matching(
         numbered.reshape(chosen.shape),
         steps + place[:width],
@@ -69,7 +69,7 @@ def component_assignment(
 
 
 def in_collisions(columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return whether each query lies in a component with a duplicate first place.
+    """Return true for queries in a component with a duplicate top-1 image.
 
     Args:
         columns: the first images of each query, best first [Q, K].

@@ -1,4 +1,4 @@
-"""Settings of the fusion: members, scaling, rule, and the decodings of the fused matrix."""
+"""Settings of the fusion: members, scaling, fusion rule, and decodings of the fused matrix."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pab.core.config import flag
 from pab.core.errors import InputError
 from pab.core.notices import notice
 
-LARGEST_FACTOR = 1e6  # float32 scores hold no finer differences than a factor of this size shows
+LARGEST_FACTOR = 1e6  # larger factors exceed the resolution of float32 scores
 
 
 @dataclass(frozen=True)
 class FusionConfig:
     """Members in the published order; each field is a flag of `python -m ensemble.run`.
 
-    The running sum starts with the first member given. `beit3_weight` is the weight that it keeps
-    when UIT is added, `blip2_weight` when BLIP-2 is, `clip_weight` when CLIP is.
+    The running sum starts with the first given member. `beit3_weight` is the weight kept by the
+    running sum when UIT is added, `blip2_weight` when BLIP-2 is, and `clip_weight` when CLIP is.
     """
 
-    finds_weights: ClassVar[bool] = False  # whether the command finds the weights itself
+    finds_weights: ClassVar[bool] = False  # true if the command searches for the weights
 
     beit3_score: str | None = flag(None, "LHP's scores, in any form (docs/scoring.md)")
     uit_score: str | None = flag(None, "UIT's scores, in any form")
@@ -42,44 +42,42 @@ class FusionConfig:
     beit3_weight: float = flag(0.925, "weight kept by the running sum when UIT is added")
     blip2_weight: float = flag(0.9, "weight kept by the running sum when BLIP-2 is added")
     clip_weight: float = flag(0.9, "weight kept by the running sum when CLIP is added")
-    member_weights: tuple[str, ...] = flag((), "NAME:WEIGHT of members given as NAME=FILE")
+    member_weights: tuple[str, ...] = flag((), "NAME:WEIGHT of each member given as NAME=FILE")
     uit_k: int | None = flag(
-        None, "candidates per query that UIT's scores must be made with; none: not compared"
+        None, "candidates per query that UIT's scores must be made with; none: no check"
     )
     scaling: Literal["minmax", "minmax_query", "zscore", "rank"] = flag(
-        "minmax", "scale of members: by the matrix's bounds (published), or row by row"
+        "minmax", "scaling of members: by the whole matrix's bounds (published), or per row"
     )
     fusion: Literal["iterative", "sum", "reciprocal_rank"] = flag(
         "iterative",
-        "one member after the other (published), one sum by --shares, or sum of 1/(k+r)",
+        "one member after another (published), one sum by --shares, or the sum of 1/(k+r)",
     )
     shares: tuple[str, ...] = flag(
-        (), "--fusion sum: NAME:SHARE of every member (lhp, uit, blip2, clip, ...), adding up to 1"
+        (), "--fusion sum: NAME:SHARE of every member (lhp, uit, blip2, clip, ...), summing to 1"
     )
     rank_k: int = flag(RECIPROCAL_RANK_K, "k of --fusion reciprocal_rank")
     decode: tuple[Decoding, ...] = flag(
         (), "none, querybank (per query), dual_softmax, sinkhorn, margin, assignment (joint); "
         "several are applied in the order given"
     )  # fmt: skip
-    decode_factor: float = flag(20.0, "factor on scores in querybank, dual_softmax and sinkhorn")
+    decode_factor: float = flag(20.0, "scale of scores in querybank, dual_softmax and sinkhorn")
     decode_slack: float | None = flag(
-        None, "assignment: price of keeping one's own first choice; none: every query takes part"
+        None, "assignment: price of keeping the own top-1 image; none: every query takes part"
     )
-    decode_top: int | None = flag(
-        None, "assignment: only the first so many images of a query are looked at"
-    )
+    decode_top: int | None = flag(None, "assignment: number of images considered per query")
     decode_scope: Literal["all", "collisions"] = flag(
-        "all", "assignment: over all queries, or only where images are first for several queries"
+        "all", "assignment: over all queries, or only those connected to a duplicate top-1 image"
     )
     decode_tau: float = flag(
-        0.5, "margin: a query gives its first image up if its margin is smaller by more than this"
+        0.5, "margin: a query gives up its top-1 image if its margin is smaller by more than this"
     )
     decode_bank: str | None = flag(
-        None, "querybank: score file of other captions on the gallery, fused as these are"
+        None, "querybank: score file of other captions on the gallery, fused in the same way"
     )
-    sinkhorn_steps: int = flag(50, "pairs of normalisations of sinkhorn")
-    chosen_on: str | None = flag(None, "where the weights were chosen (written by the search)")
-    chosen_on_test: bool = flag(False, "they were chosen on a test set (written by the search)")
+    sinkhorn_steps: int = flag(50, "pairs of row and column normalizations in sinkhorn")
+    chosen_on: str | None = flag(None, "data on which the weights were chosen (set by the search)")
+    chosen_on_test: bool = flag(False, "weights were chosen on a test set (set by the search)")
     queries: str | None = flag(
         None, "for members without ids: query ids of the rows, one per line, or query.json"
     )
@@ -88,7 +86,7 @@ class FusionConfig:
     )
 
     def check(self) -> None:
-        """Refuse values that make no sense alone or together.
+        """Reject values that are invalid alone or in combination.
 
         Raises:
             InputError: naming the flag.
@@ -105,7 +103,7 @@ class FusionConfig:
         self._check_decodings()
 
     def _check_numbers(self) -> None:
-        """Refuse numbers of decodings that are out of bounds."""
+        """Reject numbers of decodings that are out of bounds."""
         if not 0 < self.decode_factor <= LARGEST_FACTOR:
             raise InputError(
                 "--decode_factor",
@@ -126,12 +124,12 @@ class FusionConfig:
             raise InputError("--sinkhorn_steps", f"must be at least 1, found {self.sinkhorn_steps}")
 
     def _check_decodings(self) -> None:
-        """Refuse decodings that contradict one another or other settings."""
+        """Reject decodings that contradict one another or other settings."""
         methods = [method for method in self.decode if method != "none"]
         if methods and len(methods) < len(self.decode):
             raise InputError("--decode", f"none goes alone, found it beside {methods[0]}")
         if self.decode and not methods:
-            return  # switched off: what a config file says of decodings is not used
+            return  # decoding is off: ignore a config file's decoding settings
         used = " ".join(methods) or "none"
         if "assignment" not in methods:
             for name, is_set in (
@@ -141,7 +139,7 @@ class FusionConfig:
             ):
                 if is_set:
                     raise InputError(f"--{name}", f"does not go with --decode {used}")
-        searched = self.finds_weights  # and then the slack too
+        searched = self.finds_weights  # the slack is then searched too
         if self.decode_top is not None and self.decode_slack is None and not searched:
             raise InputError(
                 "--decode_top", "goes with --decode_slack",
@@ -173,7 +171,7 @@ class FusionConfig:
             )
 
     def decodings(self) -> list[DecodeSettings]:
-        """Return how the fused matrix is decoded, in the order of application."""
+        """Return the decodings of the fused matrix, in order of application."""
         return [
             DecodeSettings(
                 method, self.decode_factor, self.decode_slack, self.decode_bank,
@@ -184,13 +182,13 @@ class FusionConfig:
         ]  # fmt: skip
 
     def members(self) -> list[Member]:
-        """Return the members that are given, in the order of the fusion.
+        """Return the given members in fusion order.
 
-        A member whose weight has no part in the fusion needs none: the first one, and every one of
-        the rules ``sum`` (which has shares) and ``reciprocal_rank``.
+        Members that need no weight may lack one: the first member, and all members of the rules
+        ``sum`` (which has shares) and ``reciprocal_rank``.
 
         Raises:
-            InputError: a ``--member`` of another form, or a share that is missing.
+            InputError: a malformed ``--member``, or a missing share.
         """
         published = (
             ("lhp", self.beit3_score, 1.0),

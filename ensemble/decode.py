@@ -1,22 +1,22 @@
-"""Decoding: from a fused matrix to a ranking that knows of the other queries.
+"""Decoding: turn a fused matrix into a ranking that considers other captions.
 
-The test sets are one-to-one: every query has one image and every image at most one query, so that
-an image which is first for two queries is wrong for one of them.
+The test sets are one-to-one: every query has one image, and every image at most one query. An image
+that is top-1 for two queries is therefore wrong for at least one of them.
 
 ============== ====================== ==========================================================
 querybank      per query              QB-Norm (Bogolin et al., CVPR 2022, arXiv 2112.12777): images
-                                      that attract a bank of other captions count less
+                                      that attract a bank of other captions are penalized
 dual_softmax   joint over all queries Cheng et al. 2021, arXiv 2109.04290
 sinkhorn       joint over all queries Cuturi, NeurIPS 2013, arXiv 1306.0895
-margin         joint over all queries arbitration of duplicate first places (HFUT-LMC, WWW 2025)
-assignment     joint over all queries largest total of a matching, with a price for staying out
+margin         joint over all queries arbitration of duplicate top-1 (HFUT-LMC, WWW 2025)
+assignment     joint over all queries maximum-score matching, with a price for opting out
 ============== ====================== ==========================================================
 
-A joint decoding looks at all queries of the set at once, which some leaderboards forbid; the score
-file's ``meta`` says which it was. Prices and factors are chosen on other data.
+A joint decoding uses all queries of the set at once, which some leaderboards forbid; the score
+file's ``meta`` records which kind was used. Choose prices and factors on other data.
 
-``margin`` and ``assignment`` change first places only. Their margins and utilities come from a
-reranker's scores if there are any, otherwise from the scores that they are given.
+``margin`` and ``assignment`` change only top-1 images. Their margins and utilities come from a
+reranker's scores if there are any, otherwise from the input scores.
 
 Shape letters: `Q` queries, `G` gallery images, `N` captions of the bank.
 """
@@ -43,13 +43,13 @@ Decoding = Literal["none", "querybank", "dual_softmax", "sinkhorn", "margin", "a
 Scope = Literal["all", "collisions"]
 ROWS_A_BLOCK = 128
 JOINT = frozenset(("dual_softmax", "sinkhorn", "margin", "assignment"))
-LOGARITHMS = frozenset(("querybank", "dual_softmax", "sinkhorn"))  # what these give
-CONVERGED = 1e-3  # largest error of a row or column sum of sinkhorn's plan
+LOGARITHMS = frozenset(("querybank", "dual_softmax", "sinkhorn"))  # methods that return logarithms
+CONVERGED = 1e-3  # maximum error of a row or column sum in sinkhorn's plan
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Which decoding, with which numbers; fields as the flags of `python -m ensemble.run`."""
+    """Decoding method and its numbers; fields match the flags of `python -m ensemble.run`."""
 
     method: Decoding = "none"
     factor: float = 20.0
@@ -62,7 +62,7 @@ class DecodeSettings:
 
     @property
     def joint(self) -> bool:
-        """Whether it looks at all queries at once."""
+        """True if the decoding considers all queries jointly."""
         return self.method in JOINT
 
     def facts(self) -> dict[str, Any]:
@@ -85,17 +85,17 @@ def decode(
     settings: DecodeSettings,
     evidence: Evidence | None = None,
 ) -> Tensor:
-    """Return a matrix that ranks as the decoding does, float32 [Q, G].
+    """Return a matrix with the ranking of the decoding, float32 [Q, G].
 
     Args:
         scores: [Q, G].
-        query_ids: of the rows.
-        gallery_ids: of the columns, sorted.
-        settings: which decoding.
-        evidence: for margins and utilities; None for ``scores`` themselves.
+        query_ids: ids of the rows.
+        gallery_ids: ids of the columns, sorted.
+        settings: decoding method and numbers.
+        evidence: source of margins and utilities; None uses ``scores``.
 
     Raises:
-        InputError: a bank of another gallery, an assignment that cannot be, or an overflow.
+        InputError: a bank with another gallery, an infeasible assignment, or an overflow.
     """
     match settings.method:
         case "none":
@@ -123,7 +123,7 @@ def decode(
 def _assigned(
     scores: Tensor, query_ids: Sequence[str], settings: DecodeSettings, evidence: Evidence | None
 ) -> Tensor:
-    """Return each query's image by the chosen kind of assignment, int64 [Q]."""
+    """Return each query's image with the selected kind of assignment, int64 [Q]."""
     if settings.scope == "all":
         return assignment(scores, query_ids, settings.slack, settings.top, evidence)
     assert settings.slack is not None
@@ -150,18 +150,19 @@ def _finite(scores: Tensor, settings: DecodeSettings) -> Tensor:
 def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     """QB-Norm with the dynamic inverted softmax.
 
-    An image that is the first of some caption of the bank is a hub. A query whose first image is a
-    hub has its scores divided by what each image gives the bank; other queries stay as they are.
+    An image that is top-1 for a caption of the bank is a hub. If a query's top-1 image is a hub,
+    the scores of the query are divided by each image's attraction to the bank; other queries are
+    unchanged.
 
     Args:
         scores: [Q, G].
-        bank: scores of other captions, training captions say, by the same models on the same
-            images [N, G]. A fused bank has been scaled by its own bounds, so that its scale is that
-            of the scores as nearly as its extremes are theirs.
-        factor: on scores before they are exponentiated.
+        bank: scores of other captions (such as training captions) by the same models on the same
+            images [N, G]. A fused bank is scaled by its own bounds, so its scale matches that of
+            the scores only as far as their extremes agree.
+        factor: scale of the scores before exponentiation.
 
     Returns:
-        float32 [Q, G], to be compared within a row. Logarithms where the inverted softmax acts.
+        float32 [Q, G], comparable within a row; logarithms where the inverted softmax applies.
     """
     if bank.shape[1] != scores.shape[1]:
         raise ValueError(f"the bank has {bank.shape[1]} images, the scores {scores.shape[1]}")
@@ -179,15 +180,14 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
 
 
 def dual_softmax(scores: Tensor, factor: float) -> Tensor:
-    """Each score times the softmax of its column: how much of the image's interest the query has.
+    """Multiply each score by the softmax over its column, which normalizes over queries.
 
     Args:
         scores: [Q, G], not negative.
-        factor: on scores in the softmax.
+        factor: scale of the scores in the softmax.
 
     Returns:
-        Logarithms of the products (which themselves would often be too small for float32),
-        float32 [Q, G].
+        Logarithms of the products (the products often underflow float32), float32 [Q, G].
     """
     smallest = torch.finfo(scores.dtype).tiny
     logits = factor * scores
@@ -195,26 +195,26 @@ def dual_softmax(scores: Tensor, factor: float) -> Tensor:
 
 
 def sinkhorn(scores: Tensor, factor: float, steps: int) -> Tensor:
-    """The entropic transport plan in which every query has one share and no image more than one.
+    """Entropic transport plan in which each query has mass 1 and each image at most mass 1.
 
-    Where images outnumber queries, a further row takes up what they do not give; where queries do,
-    an image gives Q / G.
+    If images outnumber queries, an extra row takes the images' remaining mass. If queries outnumber
+    images, each image has mass Q / G.
 
     Args:
         scores: [Q, G].
-        factor: on scores; the larger, the closer to a one-to-one assignment.
-        steps: pairs of normalisations, rows and columns.
+        factor: scale of the scores; larger values approach a one-to-one assignment.
+        steps: number of row and column normalization pairs.
 
     Returns:
         Logarithms of the plan, float32 [Q, G].
     """
     n_queries, n_gallery = scores.shape
     logits = factor * scores
-    shares = math.log(max(1.0, n_queries / n_gallery))  # log of what a column gives
+    shares = math.log(max(1.0, n_queries / n_gallery))  # logarithm of a column's mass
     spare = n_gallery - n_queries
     row = torch.zeros(n_queries, 1)
     column = torch.zeros(1, n_gallery)
-    slack = 0.0  # logarithm of the further row's potential
+    slack = 0.0  # logarithm of the extra row's potential
     for _ in range(steps):
         row = -torch.logsumexp(logits + column, dim=1, keepdim=True)
         total = torch.logsumexp(logits + row, dim=0, keepdim=True)
@@ -226,14 +226,14 @@ def sinkhorn(scores: Tensor, factor: float, steps: int) -> Tensor:
 
 
 def sinkhorn_errors(plan: Tensor) -> tuple[float, float]:
-    """Return how far the sums of a transport plan are from what they should be.
+    """Return the errors of a transport plan's row and column sums.
 
     Args:
-        plan: logarithms, as :func:`sinkhorn` gives them [Q, G].
+        plan: logarithms as returned by :func:`sinkhorn` [Q, G].
 
     Returns:
-        The largest distance of a row's sum from 1. The largest excess of a column's sum over 1, or
-        if queries outnumber images its largest distance from Q / G.
+        The largest distance of a row sum from 1, and the largest excess of a column sum over 1 (if
+        queries outnumber images, its largest distance from Q / G).
     """
     n_queries, n_gallery = plan.shape
     rows = torch.logsumexp(plan, dim=1).exp() - 1.0
@@ -249,24 +249,24 @@ def assignment(
     top: int | None = None,
     evidence: Evidence | None = None,
 ) -> Tensor:
-    """Return the one-to-one assignment of largest total score.
+    """Return the one-to-one assignment with the largest total score.
 
-    A query may also stay out of it and keep its own first choice, which others may have too, at a
-    price: it then counts its first choice's score less ``slack``. So no query gives up more than
-    ``slack``. Images may stay without a query.
+    At a price, a query may opt out and keep its own top-1 image, which other queries may have too.
+    It then counts the score of its top-1 image minus ``slack``, so no query gives up more than
+    ``slack``. Images may remain unassigned.
 
     Args:
         scores: [Q, G].
-        query_ids: of the rows; equal solutions are told apart by them, not by the rows' order.
-        slack: the price; None = every query takes part.
-        top: only the first so many images of a query are looked at; None for all.
-        evidence: what is added up; None for ``scores`` themselves.
+        query_ids: ids of the rows; they break ties, so the order of the rows has no effect.
+        slack: price of opting out; None assigns every query.
+        top: number of images considered per query; None considers all.
+        evidence: scores to sum; None uses ``scores``.
 
     Returns:
-        int64 [Q], each query's image; for a query that stays out, its own first choice.
+        int64 [Q], each query's image; its own top-1 image if it opts out.
 
     Raises:
-        InputError: without a price, more queries than images.
+        InputError: more queries than images without a price.
     """
     n_queries, n_gallery = scores.shape
     if slack is None and n_queries > n_gallery:
@@ -275,8 +275,8 @@ def assignment(
             todo="give a price for staying out with --decode_slack",
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)
-    # The others can take at most Q - 1 of a query's images, so its Q best are enough; one more if
-    # the first place is no longer the best.
+    # The others take at most Q - 1 of a query's images, so its Q best are enough. If the top-1
+    # image may not be the best one, one more is needed.
     width = min(n_gallery, n_queries + (evidence is not None), top or n_gallery)
     columns = top_k(scores, width)  # [Q, width], best first
     values = (evidence or Evidence(scores)).of(columns)[order]
@@ -291,9 +291,9 @@ def assignment(
 
 
 def with_first_places(scores: Tensor, columns: Tensor) -> Tensor:
-    """Return the scores with the given image of each query ahead of its others, float32 [Q, G].
+    """Make the given image of each query its top-1 image; returns scores, float32 [Q, G].
 
-    The image gets the next float32 above the best score; all others keep their scores and order.
+    The image gets the next float32 above the best score. All others keep their scores and order.
 
     Args:
         scores: [Q, G].
@@ -302,6 +302,6 @@ def with_first_places(scores: Tensor, columns: Tensor) -> Tensor:
     result = scores.clone()
     best = scores.amax(dim=1)
     ahead = torch.nextafter(best, torch.full_like(best, torch.inf))
-    moved = columns != top_k(scores, 1)[:, 0]  # the others are first already
+    moved = columns != top_k(scores, 1)[:, 0]  # the others are top-1 already
     result[moved, columns[moved]] = ahead[moved]
     return result

@@ -1,9 +1,9 @@
-"""Fusion of members: score matrices are brought onto one scale and added.
+"""Fusion of members: scale score matrices and add them.
 
-The published rule is iterative: `S <- w S + (1 - w) T`, with `S` the running sum, which starts with
-the first member's matrix, and `T` the next member's. Each is scaled to [0, 1] by its own bounds.
-Rows and columns are aligned by id first. Blocks of rows are fused one at a time, so that members
-stay on disk. A row whose scores are all equal ranks nothing and contributes 0.
+The published rule is iterative: `S <- w S + (1 - w) T`, where the running sum `S` starts with the
+first member's matrix and `T` is the next member's. Each matrix is scaled to [0, 1] by its own
+bounds. Rows and columns are first aligned by id. Fusion works in blocks of rows, so members stay on
+disk. A row with equal scores has no ranking and contributes 0.
 
 Shape letters: `Q` queries, `q` rows of a block, `G` gallery images.
 """
@@ -28,24 +28,24 @@ from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
-BLOCK_ELEMENTS = 1 << 19  # scores of a block: 2 MiB, so that a block's steps stay in the cache
-BLOCKS_KEPT = 32  # whose pages stay in memory before they are given back
-SPARE_CANDIDATES = 22  # beyond the k best that are wanted
-STRETCH = 64  # columns whose maximum is taken first
+BLOCK_ELEMENTS = 1 << 19  # scores per block: 2 MiB, so that a block fits in the CPU cache
+BLOCKS_KEPT = 32  # blocks whose memory pages are kept before release
+SPARE_CANDIDATES = 22  # candidates beyond the requested k
+STRETCH = 64  # columns per stretch; its maximum is taken first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 SUM_TOLERANCE = 1e-6
-RANKED_LIST = "ranked list"  # `model` in the meta of a member that was one: 0 is "not named"
+RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list: 0 means "not named"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One model's score file and its part in the fusion.
+    """Score file of a model, and its weight in the fusion.
 
     Attributes:
-        name: as tables show it.
+        name: name in tables.
         path: the score file, or a ranked list (.txt).
-        weight: 0 to 1. Iterative: the weight that the running sum keeps when this member is added
-            (not used for the first one). Sum: the member's own share.
+        weight: 0 to 1. Iterative fusion: the weight kept by the running sum when this member is
+            added (unused for the first one). Sum: the member's own share.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Member:
 
 
 def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
-    """Read the ``NAME:NUMBER`` entries of a flag.
+    """Parse the ``NAME:NUMBER`` entries of a flag.
 
     Raises:
-        InputError: an entry without a colon or a number, or a name twice.
+        InputError: an entry without a colon or a number, or a duplicate name.
     """
     found: dict[str, float] = {}
     for text in texts:
@@ -77,7 +77,7 @@ MEMBER = re.compile(r"([^=]+)=(.+?)(?::([^:/\\]+))?")
 
 
 def without_weight(text: str) -> str:
-    """Return a ``--member`` as ``NAME=FILE``; a text of another form stays as it is."""
+    """Reduce a ``--member`` to ``NAME=FILE``; malformed text is unchanged."""
     match = MEMBER.fullmatch(text)
     return text if match is None else f"{match[1]}={match[2]}"
 
@@ -85,15 +85,15 @@ def without_weight(text: str) -> str:
 def parse_member(
     text: str, weights: Mapping[str, float] | None = None, default: float | None = None
 ) -> Member:
-    """Read ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` of a member that has its weight elsewhere.
+    """Parse ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` with a weight given elsewhere.
 
     Args:
-        text: of the flag.
-        weights: by name, of members without a weight of their own.
-        default: weight of a member that has none; None if it needs one.
+        text: value of the flag.
+        weights: name -> weight, for members without a weight in ``text``.
+        default: weight for members without any; None requires one.
 
     Raises:
-        InputError: another form, no weight, or two.
+        InputError: malformed, no weight, or two weights.
     """
     match = MEMBER.fullmatch(text)
     if match is None:
@@ -113,10 +113,11 @@ def parse_member(
 
 
 def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
-    """Refuse members that cannot be fused.
+    """Reject members that cannot be fused.
 
     Raises:
-        InputError: no member, a name twice, a weight outside [0, 1], or shares that do not add up.
+        InputError: no member, a duplicate name, a weight outside [0, 1], or shares that do not sum
+            to 1.
     """
     if not members:
         raise InputError("ensemble", "expected score files to fuse, found none")
@@ -134,13 +135,13 @@ def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
 
 
 def shares_of(keeps: Sequence[float]) -> list[float]:
-    """Return the share of each member in the fused sum.
+    """Return each member's share in the fused sum.
 
     Args:
         keeps: weight kept by the running sum when the second, third, ... member is added.
 
     Returns:
-        One share per member, adding up to 1.
+        One share per member; they sum to 1.
     """
     shares = [1.0]
     for keep in keeps:
@@ -149,7 +150,7 @@ def shares_of(keeps: Sequence[float]) -> list[float]:
 
 
 def keeps_of(shares: Sequence[float]) -> list[float]:
-    """Return the kept weights for given shares, the inverse of :func:`shares_of`."""
+    """Return the kept weights for given shares; the inverse of :func:`shares_of`."""
     keeps, before = [], shares[0]
     for share in shares[1:]:
         total = before + share
@@ -160,15 +161,15 @@ def keeps_of(shares: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Fusion:
-    """Members brought into one order of queries, fused block by block.
+    """Members with aligned queries, fused block by block.
 
     Attributes:
-        members: in the order of the fusion.
-        files: their score files; galleries are equal.
-        rows: for each file, the rows in the wanted order; None where they are in it.
-        query_ids: the wanted order.
-        scaling, rule: how scores are brought onto one scale and added.
-        rank_k: of the reciprocal rank rule.
+        members: members in fusion order.
+        files: their score files, with equal galleries.
+        rows: per file, the rows in the requested order; None if they are in order.
+        query_ids: query ids in the requested order.
+        scaling, rule: methods for scaling and adding scores.
+        rank_k: k of the reciprocal-rank rule.
     """
 
     members: Sequence[Member]
@@ -181,40 +182,40 @@ class Fusion:
 
     @property
     def gallery_ids(self) -> list[str]:
-        """Of the columns."""
+        """Ids of the columns."""
         return self.files[0].gallery_ids
 
     def _own_block(self, number: int, start: int, stop: int) -> Tensor:
-        """Rows of one member's own scores, float32 [q, G]; not to be changed."""
+        """Rows of one member's own scores, float32 [q, G]; read-only."""
         scores, order = self.files[number].scores, self.rows[number]
         return scores[start:stop] if order is None else scores[order[start:stop]]
 
     def member_block(self, number: int, start: int, stop: int) -> Tensor:
-        """Rows of one member on the common scale, float32 [q, G]."""
+        """Rows of one member after scaling, float32 [q, G]."""
         return self._scaled(number, self._own_block(number, start, stop), start)
 
     @cached_property
     def scaled_members(self) -> list[Tensor]:
-        """Every member's whole matrix on the common scale, float32 [Q, G]; not to be changed."""
+        """Whole scaled matrix of each member, float32 [Q, G]; read-only."""
         count = len(self.query_ids)
         return [self.member_block(number, 0, count) for number in range(len(self.members))]
 
     @cached_property
     def flat(self) -> list[Tensor]:
-        """For each member, the queries for which all images have the same score: bool [Q].
+        """Queries with equal scores for all images, per member: bool [Q].
 
-        Such a row ranks nothing, so it contributes 0 to every image, whatever the scaling.
+        Such a row has no ranking, so it contributes 0 to every image with any scaling.
         """
         count = len(self.query_ids)
         return [flat_rows(self._own_block(number, 0, count)) for number in range(len(self.files))]
 
     def _scaled(self, number: int, block: Tensor, start: int) -> Tensor:
-        """Return scores of one member on the common scale, float32 [q, C].
+        """Return scaled scores of one member, float32 [q, C].
 
         Args:
-            number: of the member.
-            block: its own scores, rows from ``start``; all columns, or for ``minmax`` any.
-            start: the first row.
+            number: index of the member.
+            block: its own scores, rows from ``start``; all columns, or any for ``minmax``.
+            start: first row.
         """
         bounds, where = self.files[number].bounds, self.members[number].path
         scaled = scaled_block(block, self.scaling, bounds, where)
@@ -222,12 +223,12 @@ class Fusion:
         return scaled.masked_fill_(flat[:, None], 0.0) if bool(flat.any()) else scaled
 
     def _parts(self, number: int, block: Tensor, start: int) -> Tensor:
-        """Return n of what 2 / n one member gives by reciprocal rank; 0 for nothing: int64 [q, G].
+        """Return n for each reciprocal-rank part 2 / n of a member, 0 for none: int64 [q, G].
 
         Args:
-            number: of the member.
+            number: index of the member.
             block: its own scores, whole rows from ``start``.
-            start: the first row.
+            start: first row.
         """
         file, places = self.files[number], mean_places(block)
         if file.meta.get("model") == RANKED_LIST:
@@ -239,7 +240,7 @@ class Fusion:
 
     @cached_property
     def listed(self) -> list[Tensor]:
-        """For each member, :func:`listed_counts`."""
+        """Apply :func:`listed_counts` to each member."""
         return [listed_counts(file, self.query_ids) for file in self.files]
 
     def block(self, start: int, stop: int) -> Tensor:
@@ -248,7 +249,7 @@ class Fusion:
         return self._fused(blocks, start)
 
     def _fused(self, blocks: Sequence[Tensor], start: int) -> Tensor:
-        """Fuse the members' own scores; see :meth:`_scaled` for what the blocks may be."""
+        """Fuse the members' own scores; :meth:`_scaled` lists the valid blocks."""
         if self.rule == "reciprocal_rank":
             parts = [self._parts(number, block, start) for number, block in enumerate(blocks)]
             return exact_scores(torch.stack(parts))
@@ -264,7 +265,7 @@ class Fusion:
         return fused
 
     def _spans(self) -> Iterator[tuple[int, int]]:
-        """Rows of one block after the other; memory of files is given back behind them."""
+        """Yield the row range of each block, and release file memory after use."""
         rows = max(1, BLOCK_ELEMENTS // len(self.gallery_ids))
         for number, start in enumerate(range(0, len(self.query_ids), rows), start=1):
             yield start, min(start + rows, len(self.query_ids))
@@ -273,16 +274,16 @@ class Fusion:
                     release_pages(file.scores)
 
     def blocks(self) -> Iterator[Tensor]:
-        """The fused matrix from its first row to its last, float32 [q, G] each."""
+        """Yield the fused matrix in blocks of rows, float32 [q, G] each."""
         for start, stop in self._spans():
             yield self.block(start, stop)
 
     def best_columns(self, k: int) -> Tensor:
-        """The k best columns of every row, best first, ties to the smaller one: int64 [Q, k].
+        """Return the k best columns per row, best first, ties to the smaller one: int64 [Q, k].
 
-        The published fusion is first taken as one weighted sum of the members' own scores, which
-        reads each of them once; the candidates that this leaves are then scored by the published
-        arithmetic. A row where rounding could hide a further candidate is fused whole.
+        A weighted sum of the members' own scores, which reads each score once, first selects
+        candidates. The published arithmetic then scores these candidates. A row in which rounding
+        could hide another candidate is fused completely.
         """
         if self.rule != "iterative" or self.scaling != "minmax":
             return torch.cat([top_k(block, k) for block in self.blocks()])
@@ -290,7 +291,7 @@ class Fusion:
         factors, shift, scale = [], 0.0, 0.0
         for share, file, member in zip(shares, self.files, self.members, strict=True):
             low, high = file.bounds
-            scaled_block(torch.tensor([[low]]), "minmax", file.bounds, member.path)  # may refuse
+            scaled_block(torch.tensor([[low]]), "minmax", file.bounds, member.path)  # may raise
             factors.append(share / (high - low))
             shift -= factors[-1] * low
             scale += factors[-1] * max(abs(low), abs(high))
@@ -301,13 +302,13 @@ class Fusion:
     def _best_of(
         self, start: int, stop: int, k: int, factors: Sequence[float], margin: float
     ) -> Tensor:
-        """:meth:`best_columns` of a block; ``margin`` brings its sums above any true score."""
+        """Compute :meth:`best_columns` of a block; ``margin`` bounds its sums' rounding error."""
         blocks = [self._own_block(number, start, stop) for number in range(len(self.files))]
         sums = blocks[0] * factors[0]
         for block, factor in zip(blocks[1:], factors[1:], strict=True):
             sums.add_(block, alpha=factor)
         values, columns = best_candidates(sums, min(k + SPARE_CANDIDATES, sums.shape[1]))
-        columns = columns.sort(dim=1).values  # so that a stable sort gives ties to the smaller
+        columns = columns.sort(dim=1).values  # ties go to the smaller with a stable sort
         fused = self._fused([block.gather(1, columns) for block in blocks], start)
         order = fused.argsort(dim=1, descending=True, stable=True)[:, :k]
         best = columns.gather(1, order)
@@ -318,7 +319,7 @@ class Fusion:
         return best
 
     def matrix(self) -> Tensor:
-        """The whole fused matrix, float32 [Q, G]."""
+        """Compute the whole fused matrix, float32 [Q, G]."""
         result = torch.empty(len(self.query_ids), len(self.gallery_ids))
         start = 0
         for block in self.blocks():
@@ -333,17 +334,17 @@ def aligned(
     query_ids: Sequence[str] | None = None,
     **how: object,
 ) -> Fusion:
-    """A fusion of members whose rows may come in any order.
+    """Create a fusion of members whose rows may have any order.
 
     Args:
-        members: checked (:func:`check_members`).
-        files: theirs.
-        query_ids: wanted order; None is that of the first member.
+        members: members that passed :func:`check_members`.
+        files: their score files.
+        query_ids: requested order; None uses that of the first member.
         how: ``scaling``, ``rule`` and ``rank_k`` of :class:`Fusion`.
 
     Raises:
-        InputError: ids that are not exactly the first member's, naming them, or a member whose
-            scores rank nothing for any query.
+        InputError: ids differ from the first member's (the message names them), or a member ranks
+            nothing for any query.
     """
     first = files[0]
     wanted = list(first.query_ids if query_ids is None else query_ids)
@@ -369,19 +370,19 @@ def aligned(
 
 
 def listed_counts(file: ScoreFile, query_ids: Sequence[str]) -> Tensor:
-    """Return how many images of each query have scores of their own, int64 [Q].
+    """Return the number of images with own scores per query, int64 [Q].
 
-    The others share one score below these, so they stand at later places.
+    All other images share one lower score, so they are at later places.
     """
     known, whole = file.meta.get("listed") or {}, len(file.gallery_ids)
     return torch.tensor([known.get(query_id, whole) for query_id in query_ids])
 
 
 def check_same_ids(file: ScoreFile, first: ScoreFile, path: str, first_path: str) -> None:
-    """Refuse a score file that does not hold exactly the ids of the first one.
+    """Reject a score file whose ids differ from those of the first one.
 
     Raises:
-        InputError: naming the file and the ids.
+        InputError: names the file and the ids.
     """
     for kind in ("gallery_ids", "query_ids"):
         if getattr(file, kind) != getattr(first, kind):
@@ -394,10 +395,10 @@ def check_same_ids(file: ScoreFile, first: ScoreFile, path: str, first_path: str
 
 
 def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | None:
-    """Return the rows that bring a score file into an order of queries, int64 [Q]; None as it is.
+    """Return the rows of a score file in query order, int64 [Q]; None if they are in order.
 
     Raises:
-        InputError: other queries than the file's.
+        InputError: the queries differ from the file's.
     """
     if file.query_ids == list(query_ids):
         return None
@@ -405,24 +406,24 @@ def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | 
 
 
 def blend_(fused: Tensor, member: Tensor, weight: float) -> Tensor:
-    """:func:`blend` in the memory of both, for blocks that nobody else holds."""
+    """In-place variant of :func:`blend`; the caller must own both tensors."""
     return fused.mul_(weight).add_(member.mul_(1.0 - weight))
 
 
 def blend(fused: Tensor, member: Tensor, weight: float) -> Tensor:
-    """One step of the fusion: what `S` keeps is ``weight``; both scaled, [q, G]."""
+    """Fuse one more member; ``weight`` is kept by the running sum; both scaled, [q, G]."""
     return weight * fused + (1.0 - weight) * member
 
 
 def best_candidates(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``torch.topk`` of long rows: the best stand in the stretches that have the best maxima.
+    """Fast ``torch.topk`` for long rows: search only the stretches with the best maxima.
 
     Args:
         block: scores [q, G].
-        count: how many, at most ``G``.
+        count: number of values, at most ``G``.
 
     Returns:
-        Values and columns [q, count], best first; which of equal values are among them is open.
+        Values and columns [q, count], best first; the choice among equal values is unspecified.
     """
     whole = block.shape[1] // STRETCH * STRETCH
     if whole < 2 * count * STRETCH:

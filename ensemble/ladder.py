@@ -1,4 +1,4 @@
-"""The ladder: metrics after every stage of a fusion, and what each stage adds."""
+"""Ladder table: metrics after every stage of a fusion, with the gain of each stage."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ METRICS = ("R@1", f"mAP@{MAP_DEPTH}")
 
 
 def ladder_table(rungs: Sequence[tuple[str, Metrics]], seed: int = 0) -> str:
-    """Return R@1 and mAP@10 after every stage as lines of text, in percent.
+    """Format R@1 and mAP@10 after every stage as lines of text, in percent.
 
     Args:
-        rungs: name and metrics of each stage, of the same queries in the same order.
-        seed: of the bootstrap.
+        rungs: name and metrics per stage, with the same queries in the same order.
+        seed: seed of the bootstrap.
 
     Returns:
-        One line per stage. Its last cell is the gain in R@1 over the stage before, in percentage
+        One line per stage. The last cell is the gain in R@1 over the previous stage, in percentage
         points, with its paired 95 % bootstrap interval over queries.
     """
     gains = ["-"]

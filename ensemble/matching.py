@@ -1,4 +1,4 @@
-"""One-to-one matching of queries and images at least cost, with a price for taking no part."""
+"""Minimum-cost one-to-one matching of queries and images, with a price for opting out."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ def priced_matching(
     *,
     limit: float | None,
 ) -> NDArray[np.int64]:
-    """Match each query with one of its images so that the total cost is least.
+    """Match each query with one of its images at minimum total cost.
 
     Args:
-        columns: the images that each query may have [Q, K].
-        costs: of each of them [Q, K].
-        n_gallery: images in all.
-        price: cost of taking no part; None if every query takes part.
-        limit: images that cost more are not looked at; None for all.
+        columns: candidate images of each query [Q, K].
+        costs: costs of the candidates [Q, K].
+        n_gallery: number of images.
+        price: cost of opting out; None matches every query.
+        limit: candidates above this cost are ignored; None uses all.
 
     Returns:
-        The column of each query [Q]; ``STAYS_OUT`` for a query that pays the price.
+        Column of each query [Q]; ``STAYS_OUT`` for a query that opts out.
     """
-    # Imported here: who only fuses need not pay its time and memory.
+    # Imported here: plain fusion does not need its import time and memory.
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
     n_queries = len(columns)
     rows, places = np.nonzero(np.ones_like(costs, dtype=bool) if limit is None else costs <= limit)
     values, ends = costs[rows, places], columns[rows, places]
-    if price is not None:  # a column of its own for each query
+    if price is not None:  # one extra column per query
         own = np.arange(n_queries)
         rows = np.concatenate([rows, own])
         ends = np.concatenate([ends, n_gallery + own])
         values = np.concatenate([values, np.full(n_queries, price)])
-    # The matching takes an entry of 0 for none: all costs are moved to 1 and above.
+    # The solver treats 0 as a missing entry, so all costs are shifted to 1 and above.
     graph = csr_array(
         (values - values.min() + 1.0, (rows, ends)), shape=(n_queries, n_gallery + n_queries)
     )

@@ -1,8 +1,8 @@
-"""Reading the members of a fusion: scores in any form, and ranked lists through reciprocal rank.
+"""Read the members of a fusion: scores in any form, and ranked lists as reciprocal ranks.
 
-A form with an order alone (a ranked list, rankings without scores) scores 1 / r at its r-th image;
-what it does not name counts nothing. A ranked list has no ids: line N belongs to query N, so the
-order of its lines has to be said.
+A form without scores (a ranked list, rankings) gets score 1 / r for its r-th image and 0 for images
+that it does not name. A ranked list has no ids: line N belongs to query N, so the order of its
+lines must be given.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def load_members(
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
-    Ids in another spelling than the first member's are matched.
+    Ids are matched to the first member's spelling.
 
     Args:
-        members: in the order of the fusion.
-        line_order: query ids in the order of ranked lists' lines. None: unknown; ranked lists alone
-            then go by line numbers.
-        gallery_ids: the gallery, where no member holds the whole of it; None: the images that the
+        members: members in fusion order.
+        line_order: query ids in the line order of ranked lists. None if unknown; fusing only ranked
+            lists then uses line numbers.
+        gallery_ids: the gallery, if no member holds all of it. None uses the images that the
             members name.
-        queries: file of query ids for members without: rows of matrices, lines of ranked lists.
-        gallery: file of gallery ids, or the gallery's folder, for members without.
+        queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
+        gallery: file of gallery ids, or the gallery's folder, for members without ids.
 
     Raises:
-        InputError: a file that cannot be read, ids that are missing or do not fit, a run that lacks
-            queries, or a ranked list beside other members without the order of its lines.
+        InputError: an unreadable file, ids that are missing or do not match, a run that lacks
+            queries, or a ranked list beside other members without its line order.
     """
     rows = read_query_ids(queries) if queries else None
     columns = read_gallery_ids(gallery) if gallery else None
@@ -70,7 +70,7 @@ def load_members(
         return to_score_file(found, path, query_ids=rows, gallery_ids=columns)
 
     paths = list(dict.fromkeys(member.path for member in members))
-    with ThreadPoolExecutor(2) as pool:  # one file's ids are read while another's are checked
+    with ThreadPoolExecutor(2) as pool:  # read one file's ids while checking another's
         contents = dict(zip(paths, pool.map(read, paths), strict=True))
     listings = {path: found for path, found in contents.items() if isinstance(found, Listing)}
     files = {path: found for path, found in contents.items() if isinstance(found, ScoreFile)}
@@ -95,7 +95,7 @@ def load_members(
 
 
 def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list[str]:
-    """The gallery of members that all list only some images: those that they name."""
+    """Union of the named images, if every member lists only some images."""
     names = [name for file in files.values() for name in file.gallery_ids]
     names += [name for found in listings.values() for listed in found.names for name in listed]
     gallery_ids = one_spelling(names)
@@ -104,7 +104,7 @@ def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list
 
 
 def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
-    """Ids for the lines of ranked lists; None if there is no ranked list.
+    """Ids for the lines of ranked lists; None without ranked lists.
 
     Raises:
         InputError: another member has query ids.
@@ -127,7 +127,7 @@ def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
 def _as_member(
     file: ScoreFile, path: str, query_ids: Sequence[str], gallery_ids: Sequence[str]
 ) -> ScoreFile:
-    """A member's scores as the fusion takes them: ids in one spelling, the whole gallery.
+    """Adapt a member's scores to the fusion: common id spelling, whole gallery.
 
     Raises:
         InputError: a run lacks queries.
@@ -157,7 +157,7 @@ def _as_member(
 
 
 def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:
-    """Ids of the images that ranked lists may name, where anything says them."""
+    """Ids of the images that ranked lists may name; None if unknown."""
     if retrieval is not None and retrieval.gallery is not None:
         return [image.gallery_id for image in retrieval.gallery]
     return [image.gallery_id for image in list_gallery(folder)] if folder else None

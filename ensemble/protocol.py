@@ -1,7 +1,7 @@
-"""Evaluation protocols: which files, which order of lines, which metrics, what an answer must be.
+"""Evaluation protocols: files, line order, metrics, and rules for an answer file.
 
-A protocol is a YAML file of `configs/protocols/`. `python -m ensemble.protocol NAME FILE` checks an
-answer file by itself, before it is submitted.
+A protocol is a YAML file in `configs/protocols/`. `python -m ensemble.protocol NAME FILE` checks an
+answer file before submission.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pab.data.tree import labelled_test
 from pab.ranking import order_queries, read_ranked_list
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs/protocols"
-LABELLED_TEST = "annotation/test/pair.json"  # attr.json where this is not there
-ANSWER_NAMES = 10  # names a line of every protocol's answer
+LABELLED_TEST = "annotation/test/pair.json"  # attr.json if this is missing
+ANSWER_NAMES = 10  # names per line in every protocol's answer
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol fixes; paths are below the data root."""
+    """Settings fixed by an evaluation protocol; paths are relative to the data root."""
 
-    data_root: str = flag("", "where its data lie")
-    annotation: str = flag("", "queries, and labels where it has them")
+    data_root: str = flag("", "root of the protocol's data")
+    annotation: str = flag("", "queries, with labels if there are any")
     image_folder: str | None = flag(None, "gallery of a name-masked set")
-    query_order: str | None = flag(None, "file of query ids: order of the answer's lines")
-    metrics: tuple[str, ...] = flag((), "what is reported")
+    query_order: str | None = flag(None, "file of query ids in the answer's line order")
+    metrics: tuple[str, ...] = flag((), "metrics to report")
 
     def files(self, data_root: str | None) -> dict[str, Any]:
-        """Its files as settings of `ensemble.run`.
+        """Return the protocol's files as settings of `ensemble.run`.
 
         Args:
-            data_root: in the place of its own.
+            data_root: replaces the protocol's own data root.
         """
         root = Path(data_root or self.data_root)
         named = {
@@ -52,15 +52,15 @@ class Protocol:
 
 
 def names() -> list[str]:
-    """The protocols there are."""
+    """List the available protocols."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol by name.
+    """Load a protocol by name.
 
     Raises:
-        InputError: there is none of that name; those that are, are named.
+        InputError: unknown name; the message lists the available ones.
     """
     if name not in names():
         raise InputError("--protocol", f"expected one of {', '.join(names())}, found {name!r}")
@@ -73,16 +73,16 @@ def check_answer(
     gallery_ids: Sequence[str],
     where: str | Path,
 ) -> None:
-    """Hold an answer to the protocol: a line a query, ten distinct names of the gallery.
+    """Check an answer against the protocol: one line per query, ten distinct gallery names each.
 
     Args:
         lines: names, best first; distinct within a line (as :func:`read_ranked_list` gives them).
-        query_count: of the protocol's annotation.
-        gallery_ids: of the protocol's gallery.
-        where: the answer's file, for errors.
+        query_count: number of queries in the protocol's annotation.
+        gallery_ids: ids of the protocol's gallery.
+        where: the answer file, for errors.
 
     Raises:
-        InputError: naming the line.
+        InputError: names the line.
     """
     if len(lines) != query_count:
         raise InputError(where, f"expected {query_count} lines, one a query, found {len(lines)}")
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("protocol", help=", ".join(names()))
     parser.add_argument("file", type=Path, help="the answer file")
-    parser.add_argument("--data_root", help="where the data lie (default: the protocol's)")
+    parser.add_argument("--data_root", help="root of the data (default: the protocol's)")
     args = parser.parse_args(argv)
     files = load_protocol(args.protocol).files(args.data_root)
     retrieval = read_retrieval(files["annotation"], image_folder=files.get("image_folder"))

@@ -1,7 +1,7 @@
-"""Print a result beside the published one: `python -m ensemble.published STEP --score FILE ...`.
+"""Compare a result with the paper's: `python -m ensemble.published STEP --score FILE ...`.
 
-`scripts/reproduce.sh` calls it after each of its steps. The figures are the paper's (arXiv
-2511.22470), on PAB's 1,978 test queries.
+`scripts/reproduce.sh` calls it after each step. The figures are the paper's (arXiv 2511.22470), on
+PAB's 1,978 test queries.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(
         prog="python -m ensemble.published", description=main.__doc__, allow_abbrev=False
     )
-    parser.add_argument("step", choices=PUBLISHED, help="what the score file stands for")
+    parser.add_argument("step", choices=PUBLISHED, help="published step to compare with")
     parser.add_argument("--score", type=Path, required=True, help="score file")
     parser.add_argument("--annotation", type=Path, required=True, help="labelled test set")
-    parser.add_argument("--image_folder", type=Path, help="as for pab.evaluate")
-    parser.add_argument("--answers", type=Path, help="as for pab.evaluate")
+    parser.add_argument("--image_folder", type=Path, help="see pab.evaluate")
+    parser.add_argument("--answers", type=Path, help="see pab.evaluate")
     add_label_flags(parser)
     args = parser.parse_args(argv)
     retrieval = read_retrieval(

@@ -1,7 +1,7 @@
-"""Reordering of the first images by a reranker's scores with a prior for the fused order.
+"""Reorder the first images by a reranker's scores, with a prior for the fused order.
 
 A reranker (a vision-language model that judges one image and one caption at a time) scores only the
-first images of each query. They are reordered by reranker score minus prior times place, as in
+first images of each query. They are sorted by reranker score minus prior times place, as in
 Protocol-Aware Assignment.
 
 Shape letters: `Q` queries, `G` gallery images, `K` places.
@@ -18,30 +18,30 @@ from torch import Tensor
 from pab.core.notices import notice
 from pab.ranking import top_k
 
-_DIGITS = 9  # blended scores are rounded, so that equal decimals are equal
+_DIGITS = 9  # blended scores are rounded, so that equal decimals compare equal
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores from which margins and utilities are taken.
+    """Scores that provide margins and utilities.
 
     Attributes:
-        scores: of a reranker, or fused ones, float32 [Q, G].
-        columns: the images that a reranker reordered, int64 [Q, K]; None for fused scores.
+        scores: scores of a reranker, or fused scores, float32 [Q, G].
+        columns: images reordered by a reranker, int64 [Q, K]; None for fused scores.
     """
 
     scores: Tensor
     columns: Tensor | None = None
 
     def of(self, columns: Tensor) -> Tensor:
-        """Return the scores of these images, float64 [Q, K]."""
+        """Return the scores of some images, float64 [Q, K]."""
         values = self.scores.gather(1, columns)
         return values.double() if self.columns is None else as_written(values)
 
     def margins(self) -> list[float]:
-        """Return the best score minus the second best per query; 0 where there is one image only.
+        """Return the best minus the second-best score per query; 0 if there is only one image.
 
-        Of a reranker's scores, those of the images that it reordered.
+        For a reranker, only the images that it reordered count.
         """
         columns = top_k(self.scores, 2) if self.columns is None else self.columns
         values = self.of(columns)
@@ -54,15 +54,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Reranking:
-    """A reranker's scores and how they are used.
+    """Scores of a reranker, with the settings of their use.
 
     Attributes:
-        name, path: of the reranker.
-        scores: rows and columns as those of the fused matrix, float32 [Q, G].
-        listed: images per query that the reranker scored, int64 [Q]; the others share one score
-            below these.
-        depth: images per query that are reordered.
-        prior: what each place further down costs, in the unit of the reranker's scores.
+        name, path: name and file of the reranker.
+        scores: float32 [Q, G], with the rows and columns of the fused matrix.
+        listed: images per query scored by the reranker, int64 [Q]; all others share one lower
+            score.
+        depth: images per query to reorder.
+        prior: penalty per place, in the unit of the reranker's scores.
     """
 
     name: str
@@ -73,16 +73,16 @@ class Reranking:
     prior: float
 
     def reorder(self, fused: Tensor) -> tuple[Tensor, Evidence]:
-        """Reorder the first images of each query; those beyond the depth keep their places.
+        """Reorder the first images of each query; images beyond the depth keep their places.
 
         Of equal blended scores, the earlier place in the fused order wins. An image without a
-        reranker score counts as the worst of its query; a notice says how many there are.
+        reranker score gets the worst score of its query; a notice counts such images.
 
         Args:
             fused: [Q, G].
 
         Returns:
-            The scores of the new order, float32 [Q, G], and the evidence for later stages.
+            Scores with the new order, float32 [Q, G], and the evidence for later stages.
         """
         columns = top_k(fused, self.depth)
         values = self.scores.gather(1, columns)
@@ -108,23 +108,23 @@ class Reranking:
 
 
 def as_written(values: Tensor) -> Tensor:
-    """Return float32 numbers as the shortest decimals that stand for them, float64.
+    """Convert float32 numbers to their shortest decimal representation, as float64.
 
-    A score of 12.0768 in a text file is no float32. Differences of two such scores are exact to
-    float64's digits only if the decimals are taken up again.
+    A text file's score of 12.0768 is not exact in float32. Differences of two such scores are exact
+    to float64 precision only after their decimals are restored.
     """
     return torch.from_numpy(values.numpy().astype(str).astype(np.float64))
 
 
 def reordered(scores: Tensor, columns: Tensor) -> Tensor:
-    """Return scores that rank the first K images of each query in the given order, float32 [Q, G].
+    """Return scores that rank each query's first K images in the given order, float32 [Q, G].
 
-    The images exchange their scores, so that the scores stay what they were at each place. Only
-    where equal scores would put a smaller id first, they are raised to the next float32.
+    The images exchange scores, so that each place keeps its score. Scores are raised to the next
+    float32 only where a tie would put a smaller id first.
 
     Args:
         scores: [Q, G].
-        columns: the first K images of the present ranking in their new order, int64 [Q, K].
+        columns: the first K images of the current ranking in their new order, int64 [Q, K].
     """
     count = columns.shape[1]
     before = top_k(scores, count + 1)

@@ -1,7 +1,7 @@
 """Fuse score files into a ranked list: `python -m ensemble.run`.
 
-The defaults are the published arithmetic. A reranker and decodings may follow the fusion, in stages
-that `--ladder` judges one by one.
+The defaults are the published arithmetic. A reranker and decodings may follow the fusion;
+`--ladder` evaluates the stages one by one.
 """
 
 from __future__ import annotations
@@ -49,36 +49,36 @@ from pab.scores import ScoreFile, save_scores
 
 @dataclass(frozen=True)
 class RunConfig(FusionConfig, LabelConfig):
-    """What to fuse and what to write; each field is a flag of `python -m ensemble.run`."""
+    """Settings of one fusion; each field is a flag of `python -m ensemble.run`."""
 
     output_file: str = flag(
         "reproduce.txt", "ranked list to write; answer.zip: a zip that holds answer.txt"
     )
     save_score: str | None = flag(None, "score file of the fused matrix to write")
-    top_k: int = flag(10, "names a line of the ranked list")
+    top_k: int = flag(10, "names per line of the ranked list")
     annotation: str | None = flag(None, "labelled annotation, or query.json with --answers")
-    answers: str | None = flag(None, "key of a name-masked set; prints metrics")
+    answers: str | None = flag(None, "answer key of a name-masked set; prints metrics")
     image_folder: str | None = flag(
-        None, "root of the annotation's image paths, where it lies in no annotation folder"
+        None, "root of the annotation's image paths, if it is outside an annotation folder"
     )
-    query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
+    query_order: str | None = flag(None, "file of query ids, one per line, in output order")
     protocol: str | None = flag(
-        None, "pab, www25, track4 or ucc: fixes files, order and metrics, and checks the answer"
+        None, "pab, www25, track4 or ucc: sets files, line order and metrics, and checks the answer"
     )
-    data_root: str | None = flag(None, "where the protocol's data lie (default: its own place)")
+    data_root: str | None = flag(None, "root of the protocol's data (default: the protocol's)")
     rerank: tuple[str, ...] = flag(
         (), "reranker's scores, NAME=FILE: reorders the first images of each query"
     )
     rerank_depth: int = flag(20, "images per query that the reranker reorders")
     rerank_prior: float = flag(
-        0.5, "what each place further down in the fused order costs, in the reranker's unit"
+        0.5, "penalty per place in the fused order, in the unit of the reranker's scores"
     )
     ladder: bool = flag(
         False, "print R@1, mAP@10 and the paired interval after every stage; needs labels"
     )
 
     def check(self) -> None:
-        """Refuse values that make no sense alone or together.
+        """Reject values that are invalid alone or in combination.
 
         Raises:
             InputError: naming the flag.
@@ -104,7 +104,7 @@ class RunConfig(FusionConfig, LabelConfig):
         self._check_rerank()
 
     def _check_rerank(self) -> None:
-        """Refuse settings of the reranker that make no sense alone or with the decodings."""
+        """Reject reranker settings that are invalid alone or with the decodings."""
         if self.rerank_depth < 1:
             raise InputError("--rerank_depth", f"must be at least 1, found {self.rerank_depth}")
         if not 0 <= self.rerank_prior <= LARGEST_FACTOR:
@@ -143,10 +143,10 @@ class RunConfig(FusionConfig, LabelConfig):
 
 
 def run(config: RunConfig) -> None:
-    """Fuse, rerank, decode, rank, write; print metrics where there are labels.
+    """Fuse, rerank, decode, rank and write; print metrics if there are labels.
 
     Raises:
-        InputError: members or ids that do not fit together; nothing is written.
+        InputError: members or ids do not match; nothing is written.
     """
     protocol = load_protocol(config.protocol) if config.protocol else None
     if protocol is not None:
@@ -191,7 +191,7 @@ def run(config: RunConfig) -> None:
         rows_in_order(
             fusion.gallery_ids, gallery, where=members[0].path, order_name="the protocol's gallery"
         )
-    whole: ScoreFile | None = None  # where something needs more than a few rows at a time
+    whole: ScoreFile | None = None  # computed if a step needs more than a few rows at a time
     evaluation: Evaluation | None = None
     rungs: list[tuple[str, Metrics]] = []
     if config.decodings() or reranking or config.save_score or labelled:
@@ -205,7 +205,7 @@ def run(config: RunConfig) -> None:
                 found = evaluate_scores(whole, retrieval.relevant, where=members[0].path)
                 rungs.append((stage.name, found))
         assert whole is not None
-        if config.save_score:  # hashes every file
+        if config.save_score:  # hashes every input file
             meta = meta_of(config, members, reranker, files, facts)
             if retrieval is not None and labelled:
                 meta["relevance"] = retrieval.relevance
@@ -218,7 +218,7 @@ def run(config: RunConfig) -> None:
         names = [[fusion.gallery_ids[i] for i in row] for row in columns.tolist()]
     lines = dict(zip(fusion.query_ids, names, strict=True))
     answer = [lines[query_id] for query_id in order]
-    # Everything is checked before anything is written.
+    # Check everything before writing anything.
     check_names(config.output_file, answer)
     if protocol is not None:
         check_answer(answer, len(order), fusion.gallery_ids, config.output_file)
@@ -235,10 +235,10 @@ def run(config: RunConfig) -> None:
 
 
 def check_outputs(config: RunConfig, inputs: Sequence[Member]) -> None:
-    """Refuse to write over a file that is fused.
+    """Reject outputs that would overwrite an input.
 
     Raises:
-        InputError: naming the flag and the file.
+        InputError: names the flag and the file.
     """
     for name in ("output_file", "save_score"):
         path = getattr(config, name)
@@ -253,7 +253,7 @@ def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: F
     """Return the reranker's scores with the rows and columns of the fusion.
 
     Raises:
-        InputError: a ranked list, or ids that are not those of the members.
+        InputError: a ranked list, or ids that differ from the members'.
     """
     if file.meta.get("model") == RANKED_LIST:
         raise InputError(
@@ -274,7 +274,7 @@ def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: F
 
 
 def per_query(config: FusionConfig, files: Sequence[ScoreFile]) -> bool:
-    """Whether no query's ranking looked at another query, here or in what made the members."""
+    """Return true if every query was ranked alone, in this run and in the members' files."""
     made = all(file.meta.get("per_query", True) for file in files)
     return made and not any(settings.joint for settings in config.decodings())
 
@@ -286,12 +286,12 @@ def meta_of(
     files: Sequence[ScoreFile],
     decoded: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return what a fused score file says of itself.
+    """Return ``meta`` of the fused score file.
 
     Args:
-        config: of the run.
-        members, reranker: what was fused.
-        files: of all of them.
+        config: settings of the run.
+        members, reranker: fused members, and the reranker if there is one.
+        files: score files of all of them.
         decoded: facts of each decoding.
     """
     on_test = any(file.meta.get("chosen_on_test", False) for file in files)

@@ -1,7 +1,7 @@
-"""Ways to bring members' scores onto one scale before they are added.
+"""Scaling of members' scores before they are added.
 
-Each works on a block of rows, so that matrices larger than memory can be fused; only `minmax`, the
-published one, needs a fact about the whole matrix, its bounds.
+All methods work on a block of rows, so that matrices larger than memory can be fused. Only the
+published `minmax` needs a fact about the whole matrix: its bounds.
 
 Shape letters: `q` rows of a block, `G` gallery images.
 """
@@ -18,25 +18,25 @@ from pab.core.errors import InputError
 
 Scaling = Literal["minmax", "minmax_query", "zscore", "rank"]
 
-_FIRST = 16  # scores of a row that are compared before all of them are
+_FIRST = 16  # scores per row that are compared before the whole row
 
 
 def scaled_block(
     block: Tensor, scaling: Scaling, bounds: tuple[float, float], where: str
 ) -> Tensor:
-    """Return a block of a member's rows on the common scale, float32 [q, G].
+    """Scale a block of a member's rows, float32 [q, G].
 
     Args:
         block: scores [q, G].
-        scaling: ``minmax`` by the bounds of the whole matrix (published), ``minmax_query`` by those
-            of each row, ``zscore`` by the mean and standard deviation of each row, ``rank`` from 1
-            for the first place to 0 for the last; equal scores share the mean of their places.
-            A row whose scores are all equal has no scale of its own: see :func:`flat_rows`.
-        bounds: least and largest score of the whole matrix.
+        scaling: ``minmax`` uses the bounds of the whole matrix (published), ``minmax_query`` the
+            bounds of each row, ``zscore`` the mean and standard deviation of each row. ``rank``
+            goes from 1 for the first place to 0 for the last; equal scores share the mean of their
+            places. For a row with equal scores, see :func:`flat_rows`.
+        bounds: minimum and maximum of the whole matrix.
         where: the member's file, for the error.
 
     Raises:
-        InputError: ``minmax`` of a constant matrix, which ranks nothing.
+        InputError: ``minmax`` of a constant matrix, which has no ranking.
     """
     if scaling == "minmax":
         low, high = bounds
@@ -54,13 +54,13 @@ def scaled_block(
 
 
 def flat_rows(scores: Tensor) -> Tensor:
-    """Return whether all images of a query have the same score: such a row ranks nothing.
+    """Return true for rows in which all images have the same score, so that they rank nothing.
 
     Args:
         scores: [q, G]. Rows whose first scores differ are not read further.
 
     Returns:
-        bool [q]; False for a gallery of one image, where there is nothing to rank.
+        bool [q]; false for a gallery of one image, which needs no ranking.
     """
     flat = (scores[:, :_FIRST] == scores[:, :1]).all(dim=1)
     if scores.shape[1] == 1:
@@ -71,9 +71,9 @@ def flat_rows(scores: Tensor) -> Tensor:
 
 
 def mean_places(block: Tensor) -> Tensor:
-    """Return each score's place in its row, 0 for the best; equal scores share the mean of theirs.
+    """Return each score's place in its row, 0 for the best; equal scores share their mean place.
 
-    Otherwise, names would rank the images that a member does not tell apart.
+    Otherwise, names would decide between images with equal scores.
 
     Args:
         block: scores [q, G].
@@ -81,7 +81,7 @@ def mean_places(block: Tensor) -> Tensor:
     Returns:
         float32 [q, G].
     """
-    order = torch.from_numpy(np.argsort(-block.numpy(), axis=1))  # many times faster than torch's
+    order = torch.from_numpy(np.argsort(-block.numpy(), axis=1))  # much faster than torch's
     values = block.gather(1, order)
     count = block.shape[1]
     numbers = torch.arange(count).expand_as(order)

@@ -1,10 +1,10 @@
 """Choose the fusion's weights on labelled validation scores: `python -m ensemble.search`.
 
-`--method steps` is Algorithm 2 of the paper (arXiv 2511.22470): the members come in one after the
-other, and each weight is the best of a grid in [0, 1] by R@1, by mAP where R@1 ties, with the
-earlier weights kept; `--order greedy` also chooses who comes next. `--method simplex` tries all
-shares at once. Either way the result is written as the published fusion's weights.
-Weights chosen on a test set are worth nothing there, so a test annotation is refused.
+`--method steps` is Algorithm 2 of the paper (arXiv 2511.22470). The members are added one by one.
+Each weight is the best of a grid in [0, 1] by R@1, with mAP as the tie-breaker, and earlier weights
+stay fixed. `--order greedy` also chooses the next member. `--method simplex` tries all shares at
+once. Both write the result as weights of the published fusion rule. Test annotations are rejected,
+because weights chosen on a test set make its results meaningless.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ SCORE_FLAGS = {
     "blip2": "blip2_score",
     "clip": "clip_score",
 }
-MASKED_SET = "name-masked_test-set"  # of PAB's layout, as are the next two
+MASKED_SET = "name-masked_test-set"  # from PAB's layout, like the next two
 TEST_ANNOTATIONS = ("annotation", "test")
 TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
-NUMBERS = {"assignment": "decode_slack", "margin": "decode_tau"}  # of others, the factor
+NUMBERS = {"assignment": "decode_slack", "margin": "decode_tau"}  # other decodings: the factor
 TAUS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: every query takes part
 FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
@@ -53,29 +53,29 @@ FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 class SearchConfig(FusionConfig, LabelConfig):
     """Members and labels; each field is a flag of `python -m ensemble.search`."""
 
-    finds_weights: ClassVar[bool] = True  # so that no member needs one
+    finds_weights: ClassVar[bool] = True  # so that no member needs a weight
 
     annotation: str = flag("", "labelled annotation of the validation split")
     image_folder: str | None = flag(
-        None, "root of the annotation's image paths, where it lies in no annotation folder"
+        None, "root of the annotation's image paths, if it is outside an annotation folder"
     )
-    answers: str | None = flag(None, "key of a name-masked set")
+    answers: str | None = flag(None, "answer key of a name-masked set")
     method: Literal["steps", "simplex"] = flag(
-        "steps", "one weight after the other (Algorithm 2), or all shares at once"
+        "steps", "one weight after another (Algorithm 2), or all shares at once"
     )
-    order: Literal["given", "greedy"] = flag("given", "steps: who comes in next, and who is first")
-    grid_step: float = flag(0.0125, "distance of the weights tried in [0, 1] (simplex: 0.05 or so)")
-    folds: int = flag(5, "parts of a cross-validated estimate of the result; 0 makes none")
+    order: Literal["given", "greedy"] = flag("given", "steps: how the order of members is chosen")
+    grid_step: float = flag(0.0125, "step of the weight grid in [0, 1] (simplex: about 0.05)")
+    folds: int = flag(5, "folds of a cross-validated estimate of the result; 0: no estimate")
     decode_grid: tuple[float, ...] = flag(
-        (), "with --decode: slacks, factors or taus to choose from (default: a list of usual ones)"
+        (), "with --decode: slacks, factors or taus to try (default: a built-in list)"
     )
-    trials: str = flag("output/ensemble/trials.csv", "every trial")
-    out: str = flag("output/ensemble/weights.yaml", "the weights, as ensemble.run --config reads")
-    allow_test: bool = flag(False, "accept a test set; the written weights say so")
-    seed: int = flag(0, "of the bootstrap and the folds")
+    trials: str = flag("output/ensemble/trials.csv", "file for all trials")
+    out: str = flag("output/ensemble/weights.yaml", "file for the weights (ensemble.run --config)")
+    allow_test: bool = flag(False, "accept a test set; the written weights record it")
+    seed: int = flag(0, "seed of the bootstrap and the folds")
 
     def check(self) -> None:
-        """Refuse values that make no sense.
+        """Reject invalid values.
 
         Raises:
             InputError: naming the flag.
@@ -112,7 +112,7 @@ class SearchConfig(FusionConfig, LabelConfig):
 
 
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
-    """What finds the best weights by the queries that a judge counts."""
+    """Return the function that finds the best weights on the queries that a judge counts."""
     if config.method == "simplex":
         return Simplex.tried(fusion, judge, config.grid_step).best
     weights = grid(config.grid_step)
@@ -122,7 +122,7 @@ def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Ju
 def held_out(
     config: SearchConfig, search: Callable[[Judge], Found], judge: Judge
 ) -> dict[str, float]:
-    """R@1 and mAP in percent of weights chosen on the other folds, over all queries once."""
+    """R@1 and mAP in percent over all queries, each with weights chosen on the other folds."""
     count = len(judge.query_ids)
     fold_of = np.random.default_rng(config.seed).permutation(count) % config.folds
     values = {name: np.zeros(count) for name in ("R@1", "mAP")}
@@ -135,14 +135,14 @@ def held_out(
 
 
 def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
-    """Whether queries belong to one of PAB's test sets, by the folders of their files.
+    """Return true if the queries belong to one of PAB's test sets, judged by their image folders.
 
     Args:
-        retrieval: whose images are looked at.
-        files: the annotation, its key, its folder of images.
+        retrieval: queries with their images.
+        files: the annotation, its answer key, its image folder.
     """
     given = [Path(file) for file in files if file]
-    for path in (*map(Path.absolute, given), *map(Path.resolve, given)):  # as called, as it lies
+    for path in (*map(Path.absolute, given), *map(Path.resolve, given)):  # also without links
         if MASKED_SET in path.parts[-3:] or path.parts[-3:-1] == TEST_ANNOTATIONS:
             return True
     images = (image.path.absolute() for image in retrieval.gallery or [])
@@ -152,14 +152,14 @@ def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
 def choose_decoding(
     config: SearchConfig, found: Found, fusion: Fusion, judge: Judge
 ) -> dict[str, Any]:
-    """Return the best number of the chosen decoding, as settings; print what it gives."""
+    """Return the best number for the chosen decoding, as settings; print its result."""
     (wanted,) = config.decodings()
     name = NUMBERS.get(wanted.method, "decode_factor")
     usual = {"decode_slack": SLACKS, "decode_tau": TAUS, "decode_factor": FACTORS}[name]
     best: tuple[tuple[float, float], float, Metrics] | None = None
     for value in config.decode_grid or usual:
         if wanted.top is not None and math.isinf(value):
-            continue  # not every query can have one of its first images
+            continue  # infeasible: not every query can have one of its first images
         settings = with_number(wanted, value)
         scores, _ = decoded(found.scores, fusion.query_ids, fusion.gallery_ids, settings)
         metrics = judge(scores)
@@ -180,7 +180,7 @@ def choose_decoding(
 
 
 def with_number(settings: DecodeSettings, value: float) -> DecodeSettings:
-    """Return the decoding with another slack, tau or factor; an infinite slack is none."""
+    """Return the decoding with another slack, tau or factor; an infinite slack becomes None."""
     if settings.method == "assignment":
         return replace(settings, slack=None if math.isinf(value) else value)
     if settings.method == "margin":
@@ -191,18 +191,18 @@ def with_number(settings: DecodeSettings, value: float) -> DecodeSettings:
 def chosen_members(
     config: SearchConfig, members: Sequence[Member], keeps: Sequence[float]
 ) -> dict[str, Any]:
-    """Return the members' files and weights, as settings of `ensemble.run`.
+    """Return the members' files and weights as settings of `ensemble.run`.
 
     Args:
-        config: whose files are written down.
-        members: in the order of the fusion.
-        keeps: weight of each member but the first.
+        config: settings with the files.
+        members: members in fusion order.
+        keeps: weight kept by the running sum for each member but the first.
     """
     chosen: dict[str, Any] = {}
     for score in SCORE_FLAGS.values():
         if getattr(config, score):
             chosen[score] = getattr(config, score)
-    for name in ("queries", "gallery"):  # ids of members without
+    for name in ("queries", "gallery"):  # for members without ids
         if getattr(config, name):
             chosen[name] = getattr(config, name)
     if config.member:
@@ -212,7 +212,7 @@ def chosen_members(
     for member, keep in zip(members[1:], keeps, strict=True):
         if member.name in by_flag:
             chosen[WEIGHT_FLAGS[member.name]] = keep
-        else:  # given by --member, also if it has the name of a published one
+        else:  # given by --member, even if it has the name of a published member
             others.append(f"{member.name}:{keep:.9g}")
     if others:
         chosen["member_weights"] = others
@@ -223,8 +223,8 @@ def run(config: SearchConfig) -> None:
     """Search, print the steps, write weights and trials.
 
     Raises:
-        InputError: a test set without ``--allow_test``, no labels, fewer than two members, ids that
-            do not fit together.
+        InputError: a test set without ``--allow_test``, no labels, fewer than two members, or ids
+            that do not match.
     """
     members = config.members()
     if len(members) < 2:

@@ -1,4 +1,4 @@
-"""Trying weights: a judge of fused matrices, and the two ways through the space of weights.
+"""Weight trials: evaluation of fused matrices, and two search methods.
 
 Shape letters: `Q` queries, `G` gallery images, `M` members.
 """
@@ -29,12 +29,12 @@ GRID_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges fused matrices by labelled queries.
+    """Evaluator of fused matrices on labelled queries.
 
     Attributes:
-        query_ids, gallery_ids: of rows and columns.
+        query_ids, gallery_ids: ids of rows and columns.
         relevant: query id -> ids of the right images.
-        counted: the queries that choices are made by [Q]; None is all.
+        counted: mask of the queries used for choices [Q]; None uses all.
     """
 
     query_ids: list[str]
@@ -43,34 +43,34 @@ class Judge:
     counted: NDArray[np.bool_] | None = None
 
     def counting(self, queries: NDArray[np.bool_]) -> Judge:
-        """The same judge, choosing by some queries."""
+        """Return a judge that chooses by a subset of the queries."""
         return replace(self, counted=queries)
 
     def __call__(self, scores: Tensor) -> Metrics:
-        """Metrics of a matrix [Q, G], of every query."""
+        """Compute the metrics of every query from a matrix [Q, G]."""
         return evaluate_scores(ScoreFile(scores, self.query_ids, self.gallery_ids), self.relevant)
 
     def key(self, metrics: Metrics) -> tuple[float, float]:
-        """What is compared: R@1, and mAP where R@1 ties."""
+        """Selection key: R@1, with mAP as the tie-breaker."""
         mean = metrics.mean(self.counted)
         return mean["R@1"], mean["mAP"]
 
     def figures(self, metrics: Metrics) -> str:
-        """Both in words."""
+        """Format R@1 and mAP."""
         first, second = self.key(metrics)
         return f"R@1 {first:.2f}, mAP {second:.2f}"
 
     def difference(self, before: Metrics, after: Metrics, seed: int) -> str:
-        """The gain in R@1, percentage points, with its paired bootstrap interval."""
+        """Format the gain in R@1, percentage points, with its paired bootstrap interval."""
         gain: Difference = paired_bootstrap(before.values["R@1"], after.values["R@1"], seed)
         return f"in R@1 {gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing tried: the member that came in, what `S` kept, metrics in percent.
+    """Trial of a weight: the added member, the weight kept by `S`, metrics in percent.
 
-    A trial of the simplex has all shares as its member and no weight.
+    A simplex trial has all shares as its member, and no weight.
     """
 
     member: str
@@ -80,7 +80,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Step:
-    """What a member added at its best weight."""
+    """Gain of a member at its best weight."""
 
     member: str
     weight: float
@@ -90,15 +90,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """The best weights.
+    """Best weights found.
 
     Attributes:
-        shares: of each member in the fused sum, in the members' own order.
+        shares: share of each member in the fused sum, in member order.
         scores: the fused matrix [Q, G].
-        metrics: of every query.
-        first: what the steps start with: a member's name and its metrics.
-        steps: in the order in which members came in; none for the simplex.
-        trials: all of them.
+        metrics: metrics of every query.
+        first: starting point of the steps: a member's name and its metrics.
+        steps: steps in the order of the added members; empty for the simplex.
+        trials: all trials.
     """
 
     shares: list[float]
@@ -109,7 +109,7 @@ class Found:
     trials: list[Trial] = field(default_factory=list)
 
     def described(self, judge: Judge, seed: int) -> str:
-        """The steps, or the shares, in words."""
+        """Describe the steps or the shares."""
         name, metrics = self.first
         lines = [f"{name}: {judge.figures(metrics)}"]
         for step in self.steps:
@@ -125,7 +125,7 @@ class Found:
 
 
 def grid(step: float) -> list[float]:
-    """Weights from 1 down to 0; 0 is among them whatever the step."""
+    """Weights from 1 down to 0; 0 is always included."""
     count = int(round(1.0 / step, 9))
     weights = [round(1.0 - i * step, 9) for i in range(count + 1)]
     return weights if weights[-1] == 0.0 else [*weights, 0.0]
@@ -134,14 +134,14 @@ def grid(step: float) -> list[float]:
 def by_steps(
     fusion: Fusion, judge: Judge, weights: Sequence[float], *, greedy: bool = False
 ) -> Found:
-    """Each member's weight in turn.
+    """Choose the members' weights one after another.
 
     Args:
-        fusion: the members; their own weights are not looked at.
-        judge: of trials.
-        weights: to try, in the order that breaks ties of R@1 and mAP.
-        greedy: start with the best member, and let the one come in next that gives most; else the
-            members come in as they are given.
+        fusion: the members; their own weights are ignored.
+        judge: evaluator of trials.
+        weights: weights to try; earlier ones win ties of R@1 and mAP.
+        greedy: start with the best member, and add the member with the largest gain next; otherwise
+            use the given order.
     """
     members, scaled = fusion.members, fusion.scaled_members
     alone = [judge(scores) for scores in (scaled if greedy else scaled[:1])]
@@ -174,11 +174,11 @@ def by_steps(
 
 @dataclass(frozen=True)
 class Simplex:
-    """Every point of a grid on the simplex, tried once; any queries may then choose among them.
+    """Evaluated grid on the simplex; any subset of queries may then choose the best point.
 
     Attributes:
-        fusion: the members; their own weights are not looked at.
-        points: shares and metrics of every query.
+        fusion: the members; their own weights are ignored.
+        points: shares, with metrics of every query.
         first: metrics of the first member alone.
     """
 
@@ -188,15 +188,15 @@ class Simplex:
 
     @classmethod
     def tried(cls, fusion: Fusion, judge: Judge, step: float) -> Simplex:
-        """Try all shares of the grid.
+        """Evaluate all shares of the grid.
 
         Args:
             fusion: the members.
-            judge: of trials.
-            step: distance of neighbouring shares; 1 / step is rounded to a whole number.
+            judge: evaluator of trials.
+            step: distance of neighbouring shares; 1 / step is rounded to an integer.
 
         Raises:
-            InputError: more trials than anybody waits for.
+            InputError: too many trials.
         """
         count, parts = len(fusion.members), max(1, round(1.0 / step))
         if abs(parts * step - 1.0) > GRID_TOLERANCE:
@@ -214,7 +214,7 @@ class Simplex:
         return cls(fusion, points, points[0][1])
 
     def best(self, judge: Judge) -> Found:
-        """The point that is best by the queries the judge counts; of equal ones the first."""
+        """Return the best point for the judge's counted queries; the first one wins ties."""
         names = [member.name for member in self.fusion.members]
         trials = [
             Trial(
@@ -228,7 +228,7 @@ class Simplex:
 
 
 def shared_sum(fusion: Fusion, shares: Sequence[float]) -> Tensor:
-    """The members' scaled matrices by their shares, [Q, G]."""
+    """Add the members' scaled matrices by their shares, [Q, G]."""
     scaled = fusion.scaled_members
     scores = shares[0] * scaled[0]
     for share, other in zip(shares[1:], scaled[1:], strict=True):
@@ -238,7 +238,7 @@ def shared_sum(fusion: Fusion, shares: Sequence[float]) -> Tensor:
 
 
 def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write a whole number as so many, the first as large as it can be first."""
+    """Yield all compositions of an integer into ``parts`` parts, in descending order."""
     if parts == 1:
         yield (total,)
         return
@@ -248,7 +248,7 @@ def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 
 def write_trials(path: str | Path, trials: Sequence[Trial]) -> None:
-    """Every trial as CSV."""
+    """Write all trials as CSV."""
     text = io.StringIO()
     names = list(trials[0].metrics)
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Check that UIT's scores were made with the number of candidates that the weights assume."""
+"""Check that UIT's scores have the number of candidates that the weights were chosen for."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ UIT = "uit"
 def check_candidates(
     members: Sequence[Member], files: Sequence[ScoreFile], expected: int | None
 ) -> None:
-    """Compare the ``k_test`` of UIT's score file with the one that the config names.
+    """Compare the ``k_test`` of UIT's score file with that of the config.
 
-    A weight is chosen for one number of candidates: images beyond them all have the same score.
-    Numbers that both cover the whole gallery are the same. A file that does not say its number is
-    fused with a notice.
+    A weight is valid for one number of candidates, because images beyond them have equal scores.
+    Numbers that cover the whole gallery count as equal. A file without the number prints a notice.
 
     Args:
-        members: of the fusion.
-        files: their scores, in the same order.
-        expected: candidates per query; None = not compared.
+        members: members of the fusion.
+        files: their score files, in the same order.
+        expected: candidates per query; None skips the check.
 
     Raises:
-        InputError: UIT's file was made with another number.
+        InputError: UIT's file has another number.
     """
     if expected is None:
         return

@@ -1,17 +1,17 @@
 """BEiT-3 for image-text retrieval.
 
 Source: Wang et al., "Image as a Foreign Language: BEiT Pretraining for All Vision and
-Vision-Language Tasks" (arXiv 2208.10442); parameter names are those of the checkpoints published
-with its code (MIT), so that these load strictly and unchanged.
+Vision-Language Tasks" (arXiv 2208.10442). Parameter names match the checkpoints published with its
+code (MIT), which therefore load strictly and unchanged.
 
 A multiway Transformer: every block has two sets of weights, A for image tokens and B for text
-tokens. In retrieval the modalities never meet inside the network, so an image pass touches only A
-and a text pass only B. Sub-LayerNorm puts one extra norm before the attention's output projection
-and one before the feed-forward's second matrix.
+tokens. In retrieval, the modalities never meet inside the network: an image pass uses only A, and a
+text pass only B. Sub-LayerNorm adds one norm before the attention's output projection and one
+before the second matrix of the feed-forward.
 
-Deliberate differences from the published code, none of which changes a result beyond rounding:
-attention is `scaled_dot_product_attention`, padding is masked and cut off rather than also
-multiplied by zero, and the last block computes the one token that is read.
+Deliberate differences from the published code, which change results only by rounding: attention is
+`scaled_dot_product_attention`, padding is masked and cut off but not also multiplied by zero, and
+the last block computes only the token that is used.
 
 Shape letters: `B` batch, `N` tokens, `D` width, `H` heads, `C` head width (D / H).
 """
@@ -38,18 +38,18 @@ Modality: TypeAlias = Literal["A", "B"]
 IMAGE: Modality = "A"
 TEXT: Modality = "B"
 
-POSITION_OFFSET = 2  # both position tables keep the two unused leading rows of fairseq's embeddings
-READ = 1  # of the last block's tokens, those that retrieval reads: the first, as published
+POSITION_OFFSET = 2  # both position tables start with two unused rows, as in fairseq's embeddings
+READ = 1  # number of leading tokens kept from the last block (the class token), as published
 LOGIT_SCALE_INIT = math.log(1 / 0.07)  # CLIP's temperature, as in the published code
 INIT_STD = 0.02  # truncated normal, as in the published code
-# Heads that fine-tuning makes anew if a checkpoint lacks them, as a pre-trained one does.
+# Heads that fine-tuning initializes if a checkpoint (such as a pre-trained one) lacks them.
 RETRIEVAL_HEADS = ("language_head.*", "vision_head.*", "logit_scale")
-# Heads of the other tasks that BEiT-3's release is fine-tuned for (VQA, NLVR2, classification,
-# captioning) and of its pre-training; retrieval has no use for them.
+# Heads for pre-training and for other tasks of BEiT-3's release (VQA, NLVR2, classification,
+# captioning); unused in retrieval.
 OTHER_HEADS = (
     "head.*", "pooler.*", "fc_norm.*", "mlm_head.*", "mim_head.*", "itm_head.*", "lm_head.*",
 )  # fmt: skip
-SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1  # of word and position vectors, own choice
+SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1  # of word and position embeddings, our choice
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Beit3Config:
     Attributes:
         img_size: side of the square input, pixels.
         patch_size: side of a patch, pixels.
-        embed_dim: width D, of the tokens and of the retrieval vectors.
-        heads: attention heads.
+        embed_dim: width D of the tokens and of the retrieval vectors.
+        heads: number of attention heads.
         ffn_dim: inner width of the feed-forward.
-        layers: depth.
-        vocab_size: rows of the word embedding (64,010 in the published models: 64,000 pieces,
-            four special ids, six unused rows).
+        layers: number of blocks.
+        vocab_size: rows of the word embedding (64,010 in the published models: 64,000 tokens, four
+            special ids, six unused rows).
         text_positions: rows of the text position table, offset included.
-        drop_path: stochastic depth of the last block; earlier blocks rise to it linearly from 0.
+        drop_path: stochastic depth rate of the last block; it rises linearly from 0.
         checkpoint_activations: recompute each block in the backward pass to save memory.
         norm_eps: eps of every LayerNorm.
     """
@@ -85,11 +85,12 @@ class Beit3Config:
 
     @property
     def patches(self) -> int:
-        """Patches of one image."""
+        """Number of patches per image."""
         return (self.img_size // self.patch_size) ** 2
 
 
-# name -> (width, heads, feed-forward, layers); large and base as published, mini and debug our own.
+# name -> (width, heads, feed-forward, layers); large and base as published, mini and debug are
+# ours.
 SIZES = {
     "large": (1024, 16, 4096, 24),
     "base": (768, 12, 3072, 12),
@@ -101,16 +102,16 @@ SIZES = {
 def model_config(
     name: str, *, input_size: int | None = None, vocab_size: int = 64010
 ) -> Beit3Config:
-    """Sizes from a name such as ``beit3_large_patch16_384``.
+    """Create the sizes for a name such as ``beit3_large_patch16_384``.
 
     Args:
-        name: ``beit3_SIZE_patchP_RESOLUTION`` with SIZE one of :data:`SIZES`; a trailing
-            ``_retrieval`` is taken too.
-        input_size: another resolution than the name's, pixels.
+        name: ``beit3_SIZE_patchP_RESOLUTION`` with SIZE in :data:`SIZES`; a trailing
+            ``_retrieval`` is accepted.
+        input_size: resolution in pixels; None uses the resolution in the name.
         vocab_size: rows of the word embedding.
 
     Raises:
-        InputError: unknown name, or a resolution that the patch does not divide.
+        InputError: unknown name, or a resolution that is not a multiple of the patch size.
     """
     match = re.fullmatch(r"beit3_([a-z]+)_patch(\d+)_(\d+)(_retrieval)?", name)
     if match is None or match[1] not in SIZES or int(match[2]) == 0:
@@ -124,7 +125,7 @@ def model_config(
 
 
 class Multiway(nn.Module):
-    """Two modules of one kind, A for image tokens and B for text tokens."""
+    """Two modules of the same type, A for image tokens and B for text tokens."""
 
     def __init__(self, a: nn.Module, b: nn.Module) -> None:
         super().__init__()
@@ -144,14 +145,14 @@ def _norms(width: int, eps: float) -> Multiway:
 
 
 class VisionEmbedding(nn.Module):
-    """Patches to tokens, with the class token in front."""
+    """Convert patches to tokens, preceded by the class token."""
 
     def __init__(self, config: Beit3Config) -> None:
         super().__init__()
         patch = config.patch_size
         self.proj = nn.Conv2d(3, config.embed_dim, kernel_size=patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
-        # Masked pre-training's token: part of every published checkpoint, unused in retrieval.
+        # Mask token of pre-training: in every published checkpoint, unused in retrieval.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -176,9 +177,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, modality: Modality, key_mask: Tensor | None, read: int | None = None
     ) -> Tensor:
-        """x [B, N, D] -> [B, M, D]: of its first M = ``read`` tokens, or of all.
+        """x [B, N, D] -> [B, M, D], the output of the first M = ``read`` tokens, or of all tokens.
 
-        key_mask is None or bool [B, 1, 1, N], true where a key may be seen.
+        key_mask is None or bool [B, 1, 1, N], true for visible keys.
         """
         d = x.shape[-1]
         q, k, v = (
@@ -217,7 +218,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, modality: Modality, key_mask: Tensor | None, read: int | None = None
     ) -> Tensor:
-        """As :class:`Attention`."""
+        """See :class:`Attention`."""
         normed = self.self_attn_layer_norm(x, modality)
         x = x[:, :read] + self.drop_path(self.self_attn(normed, modality, key_mask, read))
         return x + self.drop_path(self.ffn(self.final_layer_norm(x, modality), modality))
@@ -245,9 +246,9 @@ class Encoder(nn.Module):
         key_mask: Tensor | None = None,
         read: int | None = None,
     ) -> Tensor:
-        """x [B, N, D] token embeddings without positions -> [B, M, D], as :class:`Attention`.
+        """Embeddings x [B, N, D] without positions -> [B, M, D]; see :class:`Attention`.
 
-        What the last block makes of tokens that are not read is not computed.
+        The last block does not compute tokens that are not read.
         """
         positions = torch.arange(POSITION_OFFSET, POSITION_OFFSET + x.shape[1], device=x.device)
         x = x + self.embed_positions(positions, modality)
@@ -261,7 +262,7 @@ class Encoder(nn.Module):
 
 
 class Beit3(nn.Module):
-    """Embeddings and encoder, grouped under the name the checkpoints use."""
+    """Embeddings and encoder, grouped under the checkpoints' parameter names."""
 
     def __init__(self, config: Beit3Config) -> None:
         super().__init__()
@@ -271,7 +272,7 @@ class Beit3(nn.Module):
 
 
 class Beit3Retrieval(nn.Module):
-    """Two encoders in one network, each ending in a unit vector of width D."""
+    """Image and text encoders in one network; both output unit vectors of width D."""
 
     def __init__(self, config: Beit3Config) -> None:
         super().__init__()
@@ -292,7 +293,7 @@ class Beit3Retrieval(nn.Module):
     def encode_text(self, ids: Tensor, padding_mask: Tensor) -> Tensor:
         """Token ids [B, N] and padding_mask [B, N] (1 = padding) -> unit vectors [B, D].
 
-        Columns in which every row is padded are cut off first: they cannot change a result.
+        Columns that are padding in every row are removed first, because they do not affect results.
         """
         used = int((padding_mask == 0).sum(dim=1).max())
         ids, visible = ids[:, :used], padding_mask[:, :used] == 0
@@ -300,14 +301,15 @@ class Beit3Retrieval(nn.Module):
         x = self.beit3.encoder(self.beit3.text_embed(ids), TEXT, key_mask, READ)
         return F.normalize(self.language_head(x[:, 0]).float(), dim=-1)
 
-    # What the optimizer needs to know of the model.
+    # Facts for the optimizer.
 
     @staticmethod
     def no_weight_decay(name: str, parameter: Tensor) -> bool:
-        """True for parameters that weight decay must leave alone.
+        """Return true for parameters without weight decay.
 
-        Every vector and scalar (biases, norms, the logit scale), and two tables that the
-        published recipe names: the class token and the image positions. Text positions do decay.
+        These are all vectors and scalars (biases, norms, the logit scale), and two tables named by
+        the
+        published recipe: the class token and the image positions. Text positions have weight decay.
         """
         exempt = ("cls_token", "embed_positions.A.weight")
         return parameter.ndim <= 1 or name.endswith(exempt)
@@ -334,13 +336,13 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def start_from_scratch(model: Beit3Retrieval) -> None:
-    """Starting weights for training without a checkpoint, in place.
+    """Initialize a model in place for training without a checkpoint.
 
-    The published start (normal, 0.02) is meant for the few parts a checkpoint lacks. With
-    Sub-LayerNorm it is a bad one for a whole network: the first attention's output, normed to unit
-    scale, is nearly the same for all tokens and drowns what tells them apart. So the matrices start
-    as in "Foundation Transformers" (Wang et al., arXiv 2210.06423) and
-    the embeddings at a comparable scale.
+    The published initialization (normal, 0.02) is meant for the few parts that a checkpoint lacks.
+    It does not suit a whole network with Sub-LayerNorm: the norm scales the first attention's
+    output, nearly equal for all tokens, to unit size, which hides their differences. Matrices
+    therefore start as in "Foundation Transformers" (Wang et al., arXiv 2210.06423), and embeddings
+    with a comparable magnitude.
     """
     gain = math.sqrt(math.log(2 * model.config.layers))
     for module_name, module in model.named_modules():
@@ -359,14 +361,14 @@ def start_from_scratch(model: Beit3Retrieval) -> None:
 
 
 def resize_position_table(table: Tensor, patches: int) -> Tensor:
-    """Image position table for another resolution.
+    """Resize the image position table to another resolution.
 
-    The rows before the patches (offset and class token) are kept; the square grid of patch rows is
-    interpolated, bicubic, as in the published loader.
+    The rows before the patches (offset and class token) are kept. The square grid of patch rows is
+    interpolated (bicubic), as in the published loader.
 
     Args:
         table: [3 + old patches, D].
-        patches: patches of the model that is to hold it.
+        patches: number of patches of the target model.
 
     Returns:
         [3 + patches, D].
@@ -385,15 +387,15 @@ def resize_position_table(table: Tensor, patches: int) -> Tensor:
 def adapt_state(
     state: dict[str, Tensor], config: Beit3Config, path: str | Path
 ) -> dict[str, Tensor]:
-    """Resize the image positions of a published state dict to ``config``'s resolution.
+    """Resize the image positions of a published state dict to the resolution of ``config``.
 
     Args:
-        path: where it came from, for the notice.
+        path: file of the state dict, for the notice.
     """
     name = "beit3.encoder.embed_positions.A.weight"
     table = state.get(name)
     if table is None or table.ndim != 2 or len(table) < POSITION_OFFSET + 2:
-        return state  # strict loading names what is wrong
+        return state  # strict loading reports the problem
     side = math.isqrt(len(table) - POSITION_OFFSET - 1)
     if side * side != len(table) - POSITION_OFFSET - 1:
         return state
@@ -406,15 +408,15 @@ def adapt_state(
 
 
 def tensor_names(config: Beit3Config) -> frozenset[str]:
-    """Names of a model's tensors; they follow from its depth alone."""
+    """Names of the model's tensors, which depend only on its depth."""
     with torch.device("meta"):
         return frozenset(Beit3Retrieval(config).state_dict())
 
 
 def config_of_state(state: dict[str, Tensor], config: Beit3Config) -> Beit3Config:
-    """``config`` with the vocabulary and the text length of the checkpoint (mini models differ)."""
+    """Take vocabulary and text length from the checkpoint (mini models differ)."""
     words = state.get("beit3.text_embed.weight")
     positions = state.get("beit3.encoder.embed_positions.B.weight")
     if words is None or positions is None or words.ndim != 2 or positions.ndim != 2:
-        return config  # strict loading names what is wrong
+        return config  # strict loading reports the problem
     return replace(config, vocab_size=len(words), text_positions=len(positions))

@@ -1,6 +1,6 @@
-"""Settings of LHP's fine-tuning and scoring: every number of the recipe, with its unit and origin.
+"""Settings of LHP's fine-tuning, with unit and origin of every number.
 
-The defaults are the published recipe (the command of the release; the paper trains 3 epochs).
+The defaults are the published recipe (the release's command; the paper trains 3 epochs).
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from pab.training.config import ContrastiveConfig
 
 @dataclass(frozen=True)
 class TrainConfig(ContrastiveConfig):
-    """Fine-tuning of LHP; each field is a flag of `python -m lhp.train`."""
+    """Settings of LHP's fine-tuning; each field is a flag of `python -m lhp.train`."""
 
     # Model
     model: str = flag("beit3_large_patch16_384", "architecture, beit3_SIZE_patchP_RESOLUTION")
-    task: Literal["pab", "356"] = flag("pab", "the task; 356 is the released code's name for pab")
+    task: Literal["pab", "356"] = flag("pab", "task name; 356 is the release's name for pab")
     input_size: int = flag(384, "side of the square input, pixels")
-    drop_path: float = flag(0.16, "stochastic depth of the last block")
+    drop_path: float = flag(0.16, "stochastic depth rate of the last block")
     checkpoint_activations: bool = flag(False, "recompute blocks in the backward pass")
-    finetune: str = flag("", "checkpoint to start from; empty starts from random weights")
+    finetune: str = flag("", "checkpoint to start from; empty: random weights")
     sentencepiece_model: str = flag("checkpoints/lhp/beit3.spm", "SentencePiece model")
-    max_text_length: int = flag(64, "token ids of a caption at most, both ends included")
+    max_text_length: int = flag(64, "maximum token ids per caption, including both special tokens")
 
     # Optimization
-    batch_size: int = flag(184, "pairs a process and step")
+    batch_size: int = flag(184, "pairs per process and step")
     epochs: int = flag(4, "passes over the data (release 4, paper 3)")
     weight_decay: float = flag(0.05, "AdamW weight decay")
 
     # Run
-    output_dir: str = flag("output/lhp", "where checkpoints and the log go")
+    output_dir: str = flag("output/lhp", "folder for checkpoints and the log")
 
     def check(self) -> None:
         """See :class:`ContrastiveConfig`.

@@ -1,4 +1,4 @@
-"""Images and captions to unit vectors, for scoring and for validation."""
+"""Encode images and captions to unit vectors, for scoring and validation."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ from pab.scoring.feature_cache import FeatureCache
 def load_model(
     name: str, input_size: int | None, checkpoint: str, tokenizer: Tokenizer
 ) -> Beit3Retrieval:
-    """A fine-tuned model, ready to encode, on the CPU.
+    """Load a fine-tuned model in evaluation mode on the CPU.
 
     Args:
         name: architecture, such as ``beit3_large_patch16_384``.
-        input_size: another resolution than the name's, pixels.
-        checkpoint: released or own weights; positions are resized to the resolution, heads of
-            other tasks are left out.
+        input_size: resolution in pixels; None uses the resolution in the name.
+        checkpoint: released weights or this project's; positions are resized to the resolution,
+            and heads of other tasks are ignored.
+        tokenizer: must not have more ids than the checkpoint's word embedding.
         tokenizer: must not have more ids than the checkpoint has word vectors.
 
     Raises:
-        InputError: unknown name, unreadable checkpoint, tensors that do not fit, too large a
-            vocabulary.
+        InputError: unknown name, unreadable checkpoint, tensors that do not fit, or a vocabulary
+            that is too large.
     """
     sizes = model_config(name, input_size=input_size)
     state = model_state(read_checkpoint(checkpoint), checkpoint, tensor_names(sizes))
@@ -52,7 +53,7 @@ def load_model(
             todo="give the tokenizer the checkpoint was trained with",
         )
     check_text_length(tokenizer.max_length, sizes)
-    with torch.device("meta"):  # no random weights: each of them is about to be read
+    with torch.device("meta"):  # no initialization: all weights come from the file
         model = Beit3Retrieval(sizes)
     model = model.to_empty(device="cpu")
     state = adapt_state(state, sizes, checkpoint)
@@ -62,7 +63,7 @@ def load_model(
 
 
 def check_text_length(max_length: int, sizes: Beit3Config) -> None:
-    """Refuse captions longer than the model has text positions for.
+    """Reject a caption length above the model's number of text positions.
 
     Raises:
         InputError: naming the flag.
@@ -86,17 +87,17 @@ def encode_images(
     cache: FeatureCache | None = None,
     reader: ImageReader | None = None,
 ) -> Tensor:
-    """Vectors of a gallery; holds one batch of images at a time (and the loader's prefetched ones).
+    """Encode a gallery; only one batch of images (plus prefetched ones) is in memory.
 
     Args:
-        model: its weights may be float32 (``dtype`` is then autocast) or ``dtype`` already.
+        model: weights in float32 (matrix products then use autocast) or already in ``dtype``.
         images: the gallery.
-        batch_size: images at a time.
+        batch_size: images per batch.
         num_workers: loader processes.
-        device: where the model is.
+        device: device of the model.
         dtype: number format of matrix products.
-        compiled: compile the image half first (:func:`compiled_image_encoder`).
-        cache: of this model's vectors.
+        compiled: compile the image encoder first (:func:`compiled_image_encoder`).
+        cache: cache of this model's vectors.
         reader: see :func:`pab.scoring.encoding.image_vectors`.
 
     Returns:
@@ -111,17 +112,17 @@ def encode_images(
         device=device,
         dtype=dtype,
         weights=model.vision_head.weight.dtype,
-        full_batches=compiled,  # one shape, one compilation
+        full_batches=compiled,  # one shape, so one compilation
         cache=cache,
         reader=reader,
     )
 
 
 def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
-    """``model.encode_image`` compiled for one batch shape with its weights frozen.
+    """Compile ``model.encode_image`` for one batch shape, with frozen weights.
 
-    Needs a C++ compiler on a CPU. On two cores it made the base model 2 to 12 % faster in fp32,
-    and no faster in bf16 (`benchmarks/lhp_scoring.py`); on a GPU it was not measured.
+    A CPU requires a C++ compiler. On two cores, compilation made the base model 2 to 12 % faster in
+    fp32 and no faster in bf16 (`benchmarks/lhp_scoring.py`). GPUs were not measured.
     """
     compiled: Callable[[Tensor], Tensor] = torch.compile(
         model.encode_image, dynamic=False, options={"freezing": True}
@@ -139,11 +140,11 @@ def encode_captions(
     dtype: torch.dtype,
     cache: FeatureCache | None = None,
 ) -> Tensor:
-    """Vectors of captions. Captions of like length share a batch, so that little is padding.
+    """Encode captions; captions of similar length share a batch, so that padding is minimal.
 
     Args:
-        batch_size: images a batch; a text batch holds as many tokens as such an image batch.
-        cache: of this model's vectors.
+        batch_size: images per batch; a text batch holds as many tokens as such an image batch.
+        cache: cache of this model's vectors.
 
     Returns:
         float32 [Q, D] on the CPU, in the order of ``captions``.

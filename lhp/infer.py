@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InferConfig(ScoringConfig):
-    """Scoring with LHP; each field is a flag of `python -m lhp.infer`."""
+    """Settings of scoring with LHP; each field is a flag of `python -m lhp.infer`."""
 
     model: str = flag("beit3_large_patch16_384", "architecture, beit3_SIZE_patchP_RESOLUTION")
-    input_size: int | None = flag(None, "side of the square input, pixels; none is the model's own")
+    input_size: int | None = flag(None, "side of the square input, pixels; none: the model's own")
     checkpoint: str = flag("checkpoints/lhp/lhp_beit3.pth", "fine-tuned weights")
     tokenizer: str = flag("checkpoints/lhp/beit3.spm", "SentencePiece model")
-    max_text_length: int = flag(64, "token ids of a caption at most, both ends included")
+    max_text_length: int = flag(64, "maximum token ids per caption, including both special tokens")
     compile: bool = flag(
-        False, "compile the image half first (see benchmarks/lhp_scoring.py for what it gains)"
+        False, "compile the image encoder first (benchmarks/lhp_scoring.py measures the gain)"
     )
     save_score: str | None = flag("sims_score/score_beit3_reproduce.pt", "score file to write")
     output_file: str | None = flag("predictions/score_beit3_reproduce.txt", "ranked list to write")
 
     def check(self) -> None:
-        """See :class:`ScoringConfig`; also refuses a caption length that holds no word."""
+        """See :class:`ScoringConfig`; also rejects a caption length without space for a word."""
         super().check()
         self.check_least(3, "max_text_length")
 
@@ -50,9 +50,9 @@ def infer(config: InferConfig) -> None:
     """Score every image of the gallery against every caption.
 
     Raises:
-        InputError: bad settings, data or checkpoint; nothing is written.
+        InputError: settings, data or checkpoint are invalid; nothing is written.
     """
-    device_and_dtype(config)  # refuses what cannot run before the data is read
+    device_and_dtype(config)  # rejects unsupported settings before the data is read
     job = prepare(config)
     with open_encoder(config) as opened:
         scores = opened.encoder.scores([q.caption for q in job.retrieval.queries], job.gallery)
@@ -68,10 +68,10 @@ def infer(config: InferConfig) -> None:
 
 
 def device_and_dtype(config: InferConfig) -> tuple[torch.device, torch.dtype]:
-    """Where the model runs, and in which number format.
+    """Select the device and number format of the model.
 
     Raises:
-        InputError: a device that is not there, or a format it cannot run.
+        InputError: the device does not exist or cannot run the format.
     """
     from pab.core.devices import autocast, dtype_of
 
@@ -82,10 +82,10 @@ def device_and_dtype(config: InferConfig) -> tuple[torch.device, torch.dtype]:
 
 @contextmanager
 def open_encoder(config: InferConfig) -> Iterator[OpenEncoder]:
-    """Load the model and open its cache; settings of the data and the outputs are not used.
+    """Load the model and open its cache; ignores settings for data and outputs.
 
     Raises:
-        InputError: bad settings, tokenizer or checkpoint.
+        InputError: settings, tokenizer or checkpoint are invalid.
     """
     from lhp.encode import encode_captions, encode_images, load_model
     from lhp.tokenizer import Tokenizer

@@ -1,9 +1,9 @@
-"""BEiT-3's text tokenizer: a SentencePiece model with the ids of XLM-RoBERTa.
+"""BEiT-3's text tokenizer: a SentencePiece model with XLM-RoBERTa's ids.
 
-The published models take `beit3.spm` (64,000 pieces). Ids are SentencePiece's plus one, because id
-0 is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`: SentencePiece's own first three entries (`<unk>`, `<s>`,
-`</s>`) are replaced by these four. Plain `sentencepiece` is used because the tokenizer class of
-recent `transformers` releases gives other ids on unusual Unicode.
+The published models use `beit3.spm` (64,000 tokens). Ids are SentencePiece's plus one, because id 0
+is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`: these four replace SentencePiece's own first three entries
+(`<unk>`, `<s>`, `</s>`). Plain `sentencepiece` is used because the tokenizer class of recent
+`transformers` releases gives other ids for unusual Unicode.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pab.core.files import existing_file
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPECIAL_IDS = 4
-MAX_TEXT_LENGTH = 64  # ids, the two ends included; the published recipe
+MAX_TEXT_LENGTH = 64  # ids, including both special tokens; from the published recipe
 
 
 class Tokenizer:
-    """Captions to ids.
+    """Convert captions to ids.
 
     Args:
         path: a SentencePiece model file.
-        max_length: most ids of a caption, the two ends included.
+        max_length: maximum ids per caption, including both special tokens.
 
     Raises:
-        InputError: the file is missing or no SentencePiece model.
+        InputError: the file is missing or not a SentencePiece model.
     """
 
     def __init__(self, path: str | Path, max_length: int = MAX_TEXT_LENGTH) -> None:
@@ -46,20 +46,20 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id that can occur."""
+        """Largest possible id plus one."""
         return self._pieces.GetPieceSize() + 1
 
     def encode(self, caption: str) -> list[int]:
-        """Ids of one caption, ends included, cut to ``max_length``."""
+        """Ids of one caption, including both special tokens, truncated to ``max_length``."""
         ids = [i + 1 if i else UNK for i in self._pieces.EncodeAsIds(caption)]
         return [BOS, *ids[: self.max_length - 2], EOS]
 
     def batch(self, captions: list[str], *, pad_to: int | None = None) -> tuple[Tensor, Tensor]:
-        """Ids and padding mask of several captions.
+        """Ids and padding mask of a batch of captions.
 
         Args:
             captions: B captions.
-            pad_to: length of every row; None pads to the longest caption of the batch.
+            pad_to: length of every row; None pads to the batch's longest caption.
 
         Returns:
             ids, int64 [B, N], and padding mask, int64 [B, N] (1 = padding).
@@ -68,7 +68,7 @@ class Tokenizer:
 
 
 def pad_batch(rows: list[list[int]], pad_to: int | None = None) -> tuple[Tensor, Tensor]:
-    """Id lists to ids [B, N] and padding mask [B, N] (1 = padding)."""
+    """Pad lists of ids; returns ids [B, N] and padding mask [B, N] (1 = padding)."""
     width = pad_to or max(map(len, rows))
     ids = torch.full((len(rows), width), PAD, dtype=torch.int64)
     mask = torch.ones((len(rows), width), dtype=torch.int64)

@@ -1,8 +1,8 @@
 """Fine-tune LHP: `python -m lhp.train`.
 
-The recipe is the published one (settings in `lhp/config.py`, its steps in `pab/training/pairs.py`);
-on several GPUs run it under torchrun. A run that is started again with the same command resumes
-from its last checkpoint.
+The recipe is the published one: its settings are in `lhp/config.py`, its steps in
+`pab/training/pairs.py`. For several GPUs, start it with torchrun. The same command, started again,
+resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     """Run the whole recipe.
 
     Raises:
-        InputError: bad settings, data or checkpoint, before anything is written; a training image
-            that cannot be read, or too many steps in a row that are not finite, during training.
+        InputError: before anything is written: bad settings, data or checkpoint. During training:
+            an unreadable training image, or too many consecutive steps that are not finite.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     train_pairs(
@@ -63,7 +63,7 @@ def pair_model(
     dtype: torch.dtype,
     resumed: Mapping[str, str] | None,
 ) -> PairModel:
-    """The model with what the recipe has to know of it; ``resumed`` means no start weights."""
+    """Describe the model for the shared recipe; with ``resumed``, skip the initial weights."""
     model = build_model(config, tokenizer, start=resumed is None).to(device)
     layers = model.config.layers
 
@@ -94,13 +94,13 @@ def pair_model(
 
 
 def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True) -> Beit3Retrieval:
-    """Build the model with weights for a start from scratch, or with those of ``--finetune``.
+    """Create the model with random initial weights, or with those of ``--finetune``.
 
-    Retrieval heads that ``--finetune`` lacks begin anew; heads of other tasks are left out.
-    ``start=False`` leaves torch's own weights, for a checkpoint to replace.
+    Retrieval heads that ``--finetune`` lacks are initialized; heads of other tasks are ignored.
+    ``start=False`` keeps torch's own initialization, for a checkpoint to replace.
 
     Raises:
-        InputError: sizes, vocabulary or checkpoint that do not fit.
+        InputError: sizes, vocabulary or checkpoint do not fit.
     """
     sizes = model_config(config.model, input_size=config.input_size)
     if "_mini_" in config.model or "_debug_" in config.model:  # from scratch, with own vocabulary
@@ -135,7 +135,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
 def pair_vectors(
     model: Beit3Retrieval, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """A batch's image and text vectors side by side, [B, 2, D]."""
+    """Image and text vectors of a batch, stacked as [B, 2, D]."""
     with autocast(device, dtype):
         image = model.encode_image(pairs.image)
         text = model.encode_text(pairs.text_ids, pairs.text_mask)

@@ -1,6 +1,6 @@
 """Train a small SentencePiece model on training captions: `python -m lhp.train_tokenizer`.
 
-For models from scratch on other data than the published ones'. Ids come out in the order that
+For models trained from scratch on other data than the published ones. The ids are in the order that
 `lhp/tokenizer.py` expects.
 """
 
@@ -17,13 +17,13 @@ from pab.data.vocabulary import vocabulary_command
 
 
 def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
-    """Write a byte-pair SentencePiece model; the same captions give the same bytes.
+    """Train and write a byte-pair SentencePiece model; equal captions give equal bytes.
 
     Returns:
-        Its number of pieces, ``vocab_size``.
+        Number of tokens, ``vocab_size``.
 
     Raises:
-        InputError: the captions do not hold that many pieces.
+        InputError: the captions yield fewer tokens.
     """
     model = io.BytesIO()
     try:

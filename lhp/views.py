@@ -1,7 +1,8 @@
-"""The local-global hybrid perspective: which part of an image a training step sees.
+"""Local-global hybrid perspective: choice of the image view in a training step.
 
-Per image a draw from N(0.5, sd 1/6) decides: above a threshold the local view (a random resized
-crop), else the global view (the whole image). At the published threshold of 0.5 it is a fair coin.
+Each image gets a draw from N(0.5, sd 1/6). Above a threshold, it is seen in the local view (a
+random resized crop), otherwise in the global view (the whole image). The published threshold of 0.5
+makes both equally likely.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torchvision.transforms import v2
 
 from pab.data.images import ImageTransform, recipe
 
-VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # the draw whose value picks the view
+VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # distribution whose draw selects the view
 
 
 def local_threshold(local_prob: float) -> float:
-    """Draws above it take the local view; 0.5 at ``local_prob`` 0.5, infinite at 0 and 1."""
+    """Threshold of the draw, above which the view is local; infinite for 0, -infinite for 1."""
     if local_prob <= 0:
         return math.inf
     if local_prob >= 1:
@@ -31,15 +32,15 @@ def local_threshold(local_prob: float) -> float:
 class HybridView:
     """Random view of a training image, normalised for BEiT-3 or by another model's recipe.
 
-    Draws come from torch's global generator: seed it to repeat a view.
+    Draws use torch's global generator; seed it to repeat a view.
 
     Args:
         size: side of the result, pixels.
         local_prob: probability of the local view.
-        crop_scale: area of the local crop as a share of the image, least and most.
-        crop_ratio: width over height of the local crop, least and most.
-        whole: the model's own preprocessing, which is the global view (CLIP's cuts the centre out)
-            and must leave an image of ``size`` pixels uncut; None takes BEiT-3's.
+        crop_scale: area of the local crop as a fraction of the image, minimum and maximum.
+        crop_ratio: width over height of the local crop, minimum and maximum.
+        whole: preprocessing of the model, which gives the global view (CLIP's crops the centre); it
+            must not crop an image of ``size`` pixels. None uses BEiT-3's.
     """
 
     def __init__(
@@ -59,5 +60,5 @@ class HybridView:
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB image -> float32 [3, size, size]."""
         draw = VIEW_DRAW.mean + VIEW_DRAW.stdev * float(torch.randn(()))
-        # The crop has the final size already, so the whole-image recipe only normalises it.
+        # The crop already has the final size, so the whole-image recipe only normalises it.
         return self.whole(self.crop(image) if draw > self.threshold else image)

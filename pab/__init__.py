@@ -1,6 +1,6 @@
-"""What every model of this project shares: data, images, score files, metrics, training tools.
+"""Code shared by all models: data, images, score files, metrics, training tools.
 
-This room has no model of its own and imports none of the rooms above it (lhp, uit, ensemble,
+This package contains no model. It imports none of the packages above it (lhp, uit, ensemble,
 scripts).
 """
 

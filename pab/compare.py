@@ -1,13 +1,13 @@
-"""Where two ranked lists differ.
+"""Compare two ranked lists.
 
 Command line::
 
     python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
 
-Without labels: how many first places agree, how much of the tens is shared, and how many queries
-claim an image that another query claims too. In a set where every image answers one query such
-double claims are certainly wrong for all but one of them. With labels: which list is right where
-they differ, and whether the difference is more than chance.
+Without labels, prints the agreement of top-1 images, the overlap of the top ten, and the number of
+queries with a duplicate top-1. If every image answers only one query, a duplicate top-1 is wrong
+for all but one of its queries. With labels, prints which list is right where they differ, and
+whether the difference is significant.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ DEPTH = 10
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two ranked lists of the same queries differ.
+    """Differences between two ranked lists of the same queries.
 
     Attributes:
-        lines: queries.
-        depth: places compared, ten or the shorter list's length.
-        same_first: queries whose first image is the same.
-        same_set: queries whose first ``depth`` images are the same in any order.
-        same_order: queries whose first ``depth`` images are the same in the same order.
-        overlap: mean number of images shared within ``depth``.
-        distinct_first: for either list, how many different images stand first.
-        double_claims: for either list, how many queries put an image first that another query puts
-            first too.
-        differing: line numbers (from 1) with different first images.
+        lines: number of queries.
+        depth: number of compared places: ten, or the length of the shorter list.
+        same_first: queries with the same top-1 image.
+        same_set: queries with the same first ``depth`` images in any order.
+        same_order: queries with the same first ``depth`` images in the same order.
+        overlap: mean number of shared images within ``depth``.
+        distinct_first: number of distinct top-1 images, per list.
+        double_claims: number of queries with a duplicate top-1, per list.
+        differing: line numbers (from 1) with different top-1 images.
     """
 
     lines: int
@@ -58,7 +57,7 @@ class Comparison:
     differing: list[int]
 
     def table(self) -> str:
-        """The figures as lines of text."""
+        """Format the figures as lines of text."""
         n, depth = self.lines, self.depth
         rows = [
             ("queries", str(n)),
@@ -77,7 +76,7 @@ def _both(pair: tuple[int, int]) -> str:
 
 
 def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Comparison:
-    """Compare two ranked lists line by line; both hold the same queries in the same order."""
+    """Compare two ranked lists line by line; both contain the same queries in the same order."""
     if len(a) != len(b):
         raise ValueError(f"expected lists of one length, found {len(a)} and {len(b)} lines")
     depth = min(DEPTH, len(a[0]), len(b[0]))
@@ -107,9 +106,9 @@ def _double_claims(names: Sequence[Sequence[str]]) -> int:
 def read_labels(
     answers: Path | None, annotation: Path | None, query_order: Path | None, **reading: Any
 ) -> tuple[Retrieval, list[str]] | None:
-    """The labels of the lists' queries and the query id of each line; None if no labels were given.
+    """Read the labels of the queries and the query id per line; None if no labels were given.
 
-    Without an annotation the lines are in the order of the answer key.
+    Without an annotation, the lines have the order of the answer key.
     """
     if annotation is not None:
         retrieval = read_retrieval(annotation, answers=answers, **reading)
@@ -134,7 +133,7 @@ def _is_normal(normal: str | None, anomaly: str | None) -> bool | None:
 
 
 def labelled_table(a: Evaluation, b: Evaluation) -> str:
-    """Which list is right, group by group: counts of first places, and paired differences B - A."""
+    """Format the right top-1 counts of both lists per group, and the paired differences B - A."""
     lines = ["", "first place right        n    both  only A  only B  neither"]
     for group, chosen in a.groups.items():
         right_a = a.metrics.values["R@1"][chosen] > 0
@@ -162,21 +161,21 @@ def labelled_table(a: Evaluation, b: Evaluation) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Show where two ranked lists of the same queries differ."""
+    """Compare two ranked lists of the same queries."""
     parser = CommandParser(
         prog="python -m pab.compare", description=main.__doc__, allow_abbrev=False
     )
     parser.add_argument("a", type=Path, metavar="A.txt")
     parser.add_argument("b", type=Path, metavar="B.txt")
     parser.add_argument(
-        "--answers", type=Path, help="key of a name-masked set; tells which list is right"
+        "--answers", type=Path, help="answer key of a name-masked set; shows which list is right"
     )
     parser.add_argument(
         "--annotation",
         type=Path,
-        help="the queries of the lines (default: in the order of --answers)",
+        help="queries of the lines (default: the order of --answers)",
     )
-    parser.add_argument("--query_order", type=Path, help="the query id of each line, one a line")
+    parser.add_argument("--query_order", type=Path, help="query id of each line, one per line")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument(
         "--show", type=int, default=20, help="differing lines to print (default: 20)"
@@ -206,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, evaluation in zip(("a", "b"), evaluations, strict=True):
             figures[name] = evaluation.to_json()["groups"]
         figures["relevance"] = retrieval.relevance
-        assert retrieval.relevant is not None  # evaluate_predictions has refused it otherwise
+        assert retrieval.relevant is not None  # otherwise evaluate_predictions has raised
         right = [", ".join(sorted(retrieval.relevant[query_id])) for query_id in order]
     if comparison.differing and args.show:
         shown = comparison.differing[: args.show]

@@ -1,14 +1,14 @@
-"""Evaluation of scores and ranked lists, in total and for normal and abnormal queries.
+"""Evaluate scores and ranked lists, overall and for normal and abnormal queries.
 
 Command line::
 
     python -m pab.evaluate --score FILE --annotation FILE [--answers FILE]
     python -m pab.evaluate --predictions FILE.txt --annotation FILE [--query_order FILE]
 
-Both flags take every form of :mod:`pab.formats.forms`; the content tells a ranked list from scores.
-``--json FILE`` writes the figures for machines, ``--trec PREFIX`` writes ``PREFIX.run`` and
-``PREFIX.qrels`` for other tools, ``--intervals`` adds 95 % bootstrap intervals. The metrics are
-defined in :mod:`pab.metrics`.
+Both flags accept every form in :mod:`pab.formats.forms`; the content decides between ranked list
+and scores. ``--json FILE`` writes the figures as JSON, and ``--trec PREFIX`` writes ``PREFIX.run``
+and ``PREFIX.qrels`` for other tools. ``--intervals`` adds 95 % bootstrap intervals. For the
+definitions of the metrics, see :mod:`pab.metrics`.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from pab.ranking import order_queries, rows_in_order, some
 if TYPE_CHECKING:
     from pab.scores import ScoreFile
 
-TWIN = "over twin"  # share of the queries with a twin that rank the right image above it
-SHORT_LIST = 10  # places that R@10 and mAP@10 look at
+TWIN = "over twin"  # fraction of queries with a twin that rank the right image above it
+SHORT_LIST = 10  # number of places used by R@10 and mAP@10
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a ranking, query by query.
+    """Per-query metrics of a ranking.
 
     Attributes:
-        metrics: per-query values, ``Q`` queries.
-        groups: ``"all"``, and ``"normal"`` and ``"abnormal"`` where labelled -> mask ``[Q]``.
+        metrics: values of ``Q`` queries.
+        groups: ``"all"``, and if labelled ``"normal"`` and ``"abnormal"`` -> mask ``[Q]``.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
-        n_gallery: images ranked for a query; None for ranked lists.
-        relevance: rule of what is right; see :class:`pab.data.records.Retrieval`.
+        n_gallery: number of ranked images per query; None for ranked lists.
+        relevance: relevance rule; see :class:`pab.data.records.Retrieval`.
     """
 
     metrics: Metrics
@@ -68,7 +68,7 @@ class Evaluation:
     relevance: Relevance = "image_id"
 
     def summary(self, group: str = "all") -> dict[str, float]:
-        """Metric name -> percent over a group; ``"over twin"`` last, if a query has a twin."""
+        """Metric name -> percent over a group; ``"over twin"`` is last, if a query has a twin."""
         chosen = self.groups[group]
         figures = self.metrics.mean(chosen)
         twin = self._twin_values(chosen)
@@ -77,7 +77,7 @@ class Evaluation:
         return figures
 
     def intervals(self, group: str = "all", seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Metric name -> 95 % bootstrap interval over the group's queries, in percent."""
+        """Metric name -> 95 % bootstrap interval over the queries of a group, in percent."""
         chosen = self.groups[group]
         names = list(self.metrics.values)
         values = np.stack([self.metrics.values[name][chosen] for name in names], axis=1)  # [Q, M]
@@ -97,12 +97,12 @@ class Evaluation:
     def table(
         self, *, intervals: bool = False, seed: int = 0, only: Sequence[str] | None = None
     ) -> str:
-        """The figures as lines of text: a row a group, a column a metric, in percent.
+        """Format the figures as text: one row per group, one column per metric, in percent.
 
         Args:
             intervals: add 95 % bootstrap intervals.
-            seed: of the bootstrap.
-            only: names of the metrics; None is all.
+            seed: seed of the bootstrap.
+            only: names of the metrics; None selects all.
         """
         names = [name for name in self.summary() if only is None or name in only]
         rows = [["queries", "n", *names]]
@@ -119,7 +119,7 @@ class Evaluation:
         return text_table(rows)
 
     def to_json(self, *, intervals: bool = False, seed: int = 0) -> dict[str, Any]:
-        """The figures as plain values: ``{"gallery", "groups": {GROUP: {"queries", METRIC ...}}}``.
+        """Return the figures as ``{"gallery", "groups": {GROUP: {"queries", METRIC ...}}}``.
 
         With ``intervals``, each group also has ``"intervals_95": {METRIC: [low, high]}``.
         """
@@ -136,7 +136,7 @@ class Evaluation:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells as aligned columns, the first to the left, the others to the right."""
+    """Align cells in columns, the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -152,14 +152,14 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a score file against the labels of an annotation.
 
-    Scores of a form that lists only some images per query (``score_file.listed``) may lack queries
-    and images: a right image that is not listed counts as not found, and a query that is not there
-    as a miss. Ids in another spelling are matched.
+    A form that lists only some images per query (``score_file.listed``) may lack queries and
+    images. An unlisted right image counts as not found, and a missing query as a miss. Ids in other
+    spellings are matched.
 
     Args:
         score_file: scores ``[Q, G]``.
-        retrieval: the same queries, with labels; the rows may be in another order.
-        where: the score file's path, for messages.
+        retrieval: the same queries, with labels; the order of rows may differ.
+        where: path of the score file, for messages.
 
     Raises:
         InputError: no labels, or ids of queries or images that do not match.
@@ -202,7 +202,7 @@ def evaluate(
 
 
 def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) -> list[str]:
-    """The images whose spelling is known: the gallery, or else the right answers."""
+    """Images with known spelling: the gallery, otherwise the right answers."""
     if retrieval.gallery is not None:
         return [image.gallery_id for image in retrieval.gallery]
     return sorted(frozenset().union(*relevant.values()))
@@ -218,13 +218,13 @@ def evaluate_predictions(
     """Evaluate ranked lists against the labels of an annotation.
 
     Args:
-        names: a list of gallery names for each query, best first.
-        retrieval: the queries, with labels; a gallery, where it has one, must hold every name.
-        query_order: the query id of each line; None: the annotation's order.
-        where: the list's path, for messages.
+        names: gallery names per query, best first.
+        retrieval: the queries, with labels; its gallery, if given, must contain every name.
+        query_order: query id of each line; None uses the annotation's order.
+        where: path of the list, for messages.
 
     Raises:
-        InputError: no labels, another number of lines than queries, or an unknown gallery name.
+        InputError: no labels, a wrong number of lines, or an unknown gallery name.
     """
     relevant = _labels(retrieval)
     query_ids = order_queries([query.query_id for query in retrieval.queries], query_order)
@@ -284,19 +284,18 @@ def write_trec(
     ranking: Sequence[Ranking],
     relevant: Mapping[str, frozenset[str]],
 ) -> None:
-    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC's format.
+    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC format.
 
-    The run keeps the order of images with equal scores (:func:`pab.formats.export.trec_lines`).
+    The run preserves the order of images with equal scores (:func:`pab.formats.export.trec_lines`).
 
     Args:
-        prefix: of the two files' names.
+        prefix: prefix of the two file names.
         query_ids: ``Q`` ids.
-        ranking: for each query the gallery names, best first, and their scores.
-        relevant: query id -> the gallery ids that are right; more queries than ranked ones are
-            those that the ranking lacks.
+        ranking: gallery names (best first) and their scores, per query.
+        relevant: query id -> right gallery ids; may contain queries that the ranking lacks.
 
     Raises:
-        InputError: an id holds a blank, which the format cannot carry.
+        InputError: an id contains a blank, which the format cannot represent.
     """
     run = "".join(trec_lines(f"{prefix}.run", query_ids, ranking))
     qrels: list[str] = []
@@ -317,9 +316,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m pab.evaluate", description=main.__doc__, allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--score", type=Path, help="score file (.pt), or scores in any other form")
+    source.add_argument("--score", type=Path, help="score file (.pt), or scores in another form")
     source.add_argument(
-        "--predictions", type=Path, help="ranked list (.txt, answer.zip), or in any other form"
+        "--predictions", type=Path, help="ranked list (.txt, answer.zip), or in another form"
     )
     parser.add_argument(
         "--annotation",
@@ -327,14 +326,14 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         help="query.json, pair.json, attr.json or a training shard",
     )
-    parser.add_argument("--answers", type=Path, help="key of a name-masked set")
+    parser.add_argument("--answers", type=Path, help="answer key of a name-masked set")
     parser.add_argument(
         "--image_folder",
         type=Path,
-        help="the gallery's folder, or the root of the annotation's image paths",
+        help="gallery folder, or root of the annotation's image paths",
     )
     parser.add_argument(
-        "--query_order", type=Path, help="the query id of each line of a ranked list, one per line"
+        "--query_order", type=Path, help="query id of each line of a ranked list, one per line"
     )
     parser.add_argument(
         "--queries", type=Path, help="query ids of the rows, for scores without ids"
@@ -342,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--gallery",
         type=Path,
-        help="image names of the columns, or the gallery's folder, for scores without ids",
+        help="image names of the columns, or the gallery folder, for scores without ids",
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--trec", metavar="PREFIX", help="also write PREFIX.run and PREFIX.qrels")
@@ -352,9 +351,9 @@ def main(argv: list[str] | None = None) -> None:
         help=f"images per query in PREFIX.run (default: {DEFAULT_TOP_K} at most)",
     )
     parser.add_argument(
-        "--intervals", action="store_true", help="with 95%% bootstrap intervals over queries"
+        "--intervals", action="store_true", help="add 95%% bootstrap intervals over queries"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_label_flags(parser)
     args = parser.parse_args(argv)
     path = args.score or args.predictions
@@ -367,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
         **label_config(args).reading(),
     )
     if retrieval.gallery is None and args.image_folder:
-        from pab.data.images import list_gallery  # imports Pillow, which score files do without
+        from pab.data.images import list_gallery  # imports Pillow, which score files do not need
 
         retrieval = replace(retrieval, gallery=list_gallery(args.image_folder))
     relevant = _labels(retrieval, args.annotation)

@@ -1,7 +1,8 @@
-"""Write a checkpoint's weights alone to a file: `python -m pab.export_weights FILE --out FILE`.
+"""Export only the weights of a checkpoint: `python -m pab.export_weights FILE --out FILE`.
 
-A training state or a released checkpoint holds more than weights, in float32. The exported file
-holds the weights under the model's own names, adapters merged, in half precision on request.
+A training state or a released checkpoint contains more than weights, in float32. The exported file
+contains the weights under the model's own names, with adapters merged, optionally in half
+precision.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     """Write the weights of ``source`` to ``out`` (``.safetensors`` or ``.pth``) in ``dtype``.
 
     Raises:
-        InputError: no checkpoint, another ending, adapters that cannot be merged, or a weight that
-            is not finite, in the file or in the format.
+        InputError: not a checkpoint, an unknown extension, adapters that cannot be merged, or a
+            weight that is not finite, in the file or after conversion.
     """
     import torch
 

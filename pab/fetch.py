@@ -1,9 +1,9 @@
-"""Fetch public checkpoints into `checkpoints/`, with internet: `python -m pab.fetch NAME`.
+"""Download public checkpoints to `checkpoints/`: `python -m pab.fetch NAME`.
 
-Without a name it lists the files, as `--check` does: which are there, which are missing or no
-weights, and where each comes from. A download resumes where an earlier one stopped. Size and
-SHA-256 of a file are then written into the table of `checkpoints/README.md`. Files behind a page
-that a program cannot download from are fetched by hand: the command names address, file and place.
+Without a name, or with `--check`, it lists each file with its source, and whether it is present,
+missing or not a weight file. A download resumes where an earlier one stopped. Size and SHA-256 of
+a file are then written to the table of `checkpoints/README.md`. Some files are behind a page that
+needs a browser: for these, the command prints URL, file name and target.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pab.core.files import sha256_of_file, write_text
 
 BLOCK = 2**20
 TIMEOUT_S = 30.0
-WEIGHTS = (".pth", ".safetensors")  # endings of files that must hold weights
+WEIGHTS = (".pth", ".safetensors")  # extensions of files that must contain weights
 NO_WEIGHTS = (Kind.CUT, Kind.EMPTY, Kind.OTHER)
-TABLE = "README.md"  # in the folder of checkpoints; a row a file, the size in the last column
+TABLE = "README.md"  # in the checkpoint folder; one row per file, with the size in the last column
 BEIT3 = "https://github.com/addf400/files/releases/download/beit3"
 SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 BERT = "https://huggingface.co/bert-base-uncased"
@@ -37,12 +37,12 @@ LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/model
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint comes from.
+    """Source of a checkpoint.
 
     Attributes:
-        path: under the folder of checkpoints; what the scripts' defaults name.
-        address: of the file, or of the page that leads to it.
-        kind: ``file`` can be downloaded, ``page`` is for a person with a browser.
+        path: path in the checkpoint folder, as in the scripts' defaults.
+        address: URL of the file, or of the page that links to it.
+        kind: ``file`` for a direct download, ``page`` for a manual download with a browser.
     """
 
     path: str
@@ -78,11 +78,11 @@ SOURCES = {
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Download one file, unless it is there.
+    """Download one file if it is missing.
 
     Raises:
-        InputError: unknown name, a page, a download that fails (its bytes stay for the next try),
-            or one that gives another file, such as a web page (it is removed).
+        InputError: unknown name, a page, a failed download (its bytes are kept for the next try),
+            or a download of another file, such as a web page (it is removed).
     """
     if name not in SOURCES:
         raise InputError("NAME", f"expected one of {', '.join(SOURCES)}, found {name!r}")
@@ -111,23 +111,23 @@ def fetch(name: str, folder: Path) -> Path:
         part.unlink()
         raise InputError(name, f"{source.address} gave {other}", todo=by_hand)
     part.replace(target)
-    if (folder / TABLE).is_file():  # a folder of the user's own has no table
+    if (folder / TABLE).is_file():  # a user's own folder has no table
         record(folder, source.path)
     return target
 
 
 def download(address: str, part: Path) -> None:
-    """Add what is missing of a file to ``part``.
+    """Append the missing bytes of a file to ``part``.
 
     Raises:
-        OSError: no answer, an answer that is an error, or fewer bytes than were announced.
+        OSError: no response, an error response, or fewer bytes than announced.
     """
     done = part.stat().st_size if part.is_file() else 0
     request = Request(address, headers={"Range": f"bytes={done}-"} if done else {})
     try:
         answer: HTTPResponse = urlopen(request, timeout=TIMEOUT_S)
     except HTTPError as error:
-        if error.code == 416 and done:  # nothing is missing
+        if error.code == 416 and done:  # the file is already complete
             return
         raise
     with answer:
@@ -146,10 +146,10 @@ def download(address: str, part: Path) -> None:
 
 
 def record(folder: Path, path: str) -> None:
-    """Write a file's size and hash into its row of the folder's table.
+    """Write a file's size and hash to its row of the folder's table.
 
     Raises:
-        InputError: the table has no row for it.
+        InputError: the table has no row for the file.
     """
     table, file = folder / TABLE, folder / path
     lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
@@ -163,13 +163,13 @@ def record(folder: Path, path: str) -> None:
 
 
 def not_weights(file: Path, ending: str) -> str:
-    """Name what a file is instead of weights; empty if it may be weights or need not be."""
+    """Describe a file that is not weights; empty if it may be weights or need not be."""
     found = file_kind(file)
     return found.text if ending in WEIGHTS and found.kind in NO_WEIGHTS else ""
 
 
 def check(folder: Path) -> str:
-    """List each file in one line: whether it is there, and where it comes from."""
+    """List each file in one line, with its presence and source."""
     lines = []
     for name, source in SOURCES.items():
         target = folder / source.path
@@ -186,11 +186,11 @@ def check(folder: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and fetch."""
+    """Read the command line and download."""
     parser = CommandParser(prog="python -m pab.fetch", description=__doc__, allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
     parser.add_argument("--folder", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--check", action="store_true", help="say which files are there")
+    parser.add_argument("--check", action="store_true", help="list which files are present")
     args = parser.parse_args(argv)
     if args.check and args.names:
         raise InputError("--check", "takes no names: it says it of all files")

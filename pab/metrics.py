@@ -1,26 +1,26 @@
 """Retrieval metrics with per-query values, and bootstrap intervals over queries.
 
-All values are percent in float64; ranks start at 1; ties go to the smaller gallery id. For a query
-with the set of right images ``R`` (usually one; several where a caption fits several images), its
-right images at ranks ``r_1 < ... < r_n``, ``n = |R|``:
+All values are percentages in float64. Ranks start at 1; ties go to the smaller gallery id. A query
+has a set ``R`` of right images (usually one; several if a caption fits several images), with
+``n = |R|`` and ranks ``r_1 < ... < r_n``:
 
 * ``R@K``: 100 if ``r_1 <= K``, else 0. The usual recall of image-text retrieval (Karpathy and
   Fei-Fei, CVPR 2015): one right image among the first K is enough.
 * ``mAP``: average precision, the mean over ``j`` of ``j / r_j`` (as in Zheng et al., ICCV 2015).
-* ``mAP@10``: the sum of ``j / r_j`` over the ``r_j <= 10``, divided by ``min(n, 10)``, so that a
-  list of ten that begins with all it could hold scores 100 (AI City Challenge, Track 4).
-* ``mINP``: ``n / r_n``, the inverse negative penalty: how far down the last right image lies
-  (Ye et al., TPAMI 2021, "Deep learning for person re-identification").
+* ``mAP@10``: the sum of ``j / r_j`` over the ``r_j <= 10``, divided by ``min(n, 10)``. A list of
+  ten that starts with as many right images as possible scores 100 (AI City Challenge, Track 4).
+* ``mINP``: ``n / r_n``, the inverse negative penalty, which measures the rank of the last right
+  image (Ye et al., TPAMI 2021, "Deep learning for person re-identification").
 * twin preference: 100 if the best right image ranks above the query's twin (the same person and
-  scene with the action of the other kind), else 0; defined for queries that have a twin.
+  scene with an action of the other kind), else 0; defined for queries with a twin.
 
-A right image that a list or a run does not name counts as not found: it adds nothing to mAP, and
-mINP is 0 for its query. A query that a run lacks counts as a miss in every metric, as trec_eval and
-ir-measures count it.
+A right image that a list or run does not name counts as not found: it adds nothing to mAP, and mINP
+is 0 for its query. A query that a run lacks counts as a miss in every metric, as in trec_eval and
+ir-measures.
 
-The figure for a set of queries is the mean over them. Intervals are percentile bootstrap intervals
-(Efron and Tibshirani, 1993): queries are drawn with replacement, and the 2.5th and 97.5th
-percentile of the resampled means are given.
+The figure for a set of queries is their mean. Intervals are percentile bootstrap intervals (Efron
+and Tibshirani, 1993): queries are resampled with replacement, and the bounds are the 2.5th and
+97.5th percentiles of the resampled means.
 
 Shape letters: ``Q`` queries, ``G`` gallery images, ``P`` (query, right image) pairs, ``M`` metrics.
 """
@@ -48,17 +48,17 @@ RECALL_AT = (1, 5, 10)
 MAP_DEPTH = 10
 RESAMPLES = 10_000
 _NOT_FOUND = np.iinfo(np.int64).max  # rank of a right image that a list does not name
-_BLOCK_ELEMENTS = 1 << 22  # drawn query numbers held together
+_BLOCK_ELEMENTS = 1 << 22  # query numbers drawn at a time
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Values of every single query.
+    """Per-query metric values.
 
     Attributes:
-        query_ids: ``Q`` ids, the order of all arrays.
+        query_ids: ``Q`` ids, in the order of all arrays.
         values: metric name -> float64 ``[Q]`` in percent.
-        best_rank: int64 ``[Q]``, rank of the best right image; 0 where a list does not hold one.
+        best_rank: int64 ``[Q]``, rank of the best right image; 0 if a list does not contain one.
     """
 
     query_ids: list[str]
@@ -66,12 +66,12 @@ class Metrics:
     best_rank: IntArray
 
     def mean(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
-        """Metric name -> percent, the mean over the queries of a mask ``[Q]`` (None: all)."""
+        """Metric name -> mean percentage over the queries of a mask ``[Q]`` (None: all)."""
         rows = slice(None) if chosen is None else chosen
         return {name: float(values[rows].mean()) for name, values in self.values.items()}
 
     def with_misses(self, query_ids: Sequence[str]) -> Metrics:
-        """The same with further queries, which score 0 in every metric."""
+        """Return a copy with further queries, which score 0 in every metric."""
         more = len(query_ids)
         return Metrics(
             [*self.query_ids, *query_ids],
@@ -86,16 +86,16 @@ def evaluate_scores(
     *,
     where: str | Path = "score file",
 ) -> Metrics:
-    """All metrics of a score file.
+    """Compute all metrics of a score file.
 
     Args:
         score_file: scores ``[Q, G]`` with ids.
-        relevant: query id -> the gallery ids that are right.
-        where: the score file's path, for messages.
+        relevant: query id -> right gallery ids.
+        where: path of the score file, for messages.
 
     Raises:
-        InputError: a query has no right image, or one that the gallery does not hold. Scores of a
-            form that lists only some images need not hold it: it is not found then.
+        InputError: a query without right images, or a right image that the gallery lacks. A form
+            that lists only some images may lack it; it then counts as not found.
     """
     pairs = [
         (row, gallery_id)
@@ -115,7 +115,7 @@ def evaluate_scores(
 
 
 def _ranks(score_file: ScoreFile, pairs: Sequence[tuple[int, str]], where: str | Path) -> IntArray:
-    """Ranks ``[P]`` of (row, gallery id) pairs; ``_NOT_FOUND`` for an image that is not listed."""
+    """Ranks ``[P]`` of (row, gallery id) pairs; ``_NOT_FOUND`` for unlisted images."""
     import torch
 
     column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
@@ -146,14 +146,14 @@ def evaluate_lists(
     n_gallery: int | None = None,
     where: str | Path = "ranked list",
 ) -> Metrics:
-    """Metrics of ranked lists: ``R@K`` and ``mAP@10``; all of them if the lists rank all images.
+    """Compute ``R@K`` and ``mAP@10`` of ranked lists; all metrics if the lists rank all images.
 
     Args:
         names: ``Q`` lists, best first.
-        query_ids: the query of each list.
-        relevant: query id -> the gallery ids that are right.
-        n_gallery: number of images in the gallery; None if it is not known.
-        where: the list's path, for messages.
+        query_ids: query id of each list.
+        relevant: query id -> right gallery ids.
+        n_gallery: number of images in the gallery; None if unknown.
+        where: path of the list, for messages.
 
     Raises:
         InputError: a query has no right image.
@@ -195,19 +195,19 @@ def _metrics(
     *,
     complete: bool,
 ) -> Metrics:
-    """Metrics from the ranks of the right images that were found.
+    """Compute metrics from the ranks of the right images that were found.
 
     Args:
         query_ids: ``Q`` ids.
-        n_right: ``[Q]``, right images of each query, found or not.
-        rows: ``[P]``, the query of each right image found.
-        ranks: ``[P]``, its rank.
-        complete: whether the ranking can tell more than the first ten places.
+        n_right: ``[Q]``, number of right images per query, found or not.
+        rows: ``[P]``, query of each right image that was found.
+        ranks: ``[P]``, ranks of these images.
+        complete: true if the ranking goes beyond the first ten places.
     """
     n_queries = len(query_ids)
     order = np.lexsort((ranks, rows))
     rows, ranks = rows[order], ranks[order]
-    first = np.searchsorted(rows, rows)  # where this pair's query begins
+    first = np.searchsorted(rows, rows)  # start of this pair's query
     precision: FloatArray = (np.arange(len(rows)) - first + 1) / ranks  # j / r_j
 
     def per_query(values: FloatArray) -> FloatArray:
@@ -236,19 +236,19 @@ def twin_preference(
     *,
     where: str | Path = "score file",
 ) -> FloatArray:
-    """Whether the best right image ranks above the twin.
+    """Score each query 100 if the best right image ranks above the twin, else 0.
 
     Args:
         score_file: the scores.
         metrics: :func:`evaluate_scores` of the same scores.
-        twins: query id -> gallery id of its twin; queries without one are left out.
-        where: the score file's path, for messages.
+        twins: query id -> gallery id of its twin; queries without a twin are ignored.
+        where: path of the score file, for messages.
 
     Returns:
         float64 ``[Q]``: 100 or 0, NaN for a query without a twin.
 
     Raises:
-        InputError: a twin that the gallery does not hold.
+        InputError: a twin that the gallery lacks.
     """
     pairs = [
         (row, twins[query_id])
@@ -270,9 +270,9 @@ def bootstrap_interval(
     """95 % bootstrap interval of the mean over queries.
 
     Args:
-        values: ``[Q]`` or ``[Q, M]``; metrics side by side are resampled together.
-        seed: of the draws.
-        n: resamples.
+        values: ``[Q]`` or ``[Q, M]``; the metrics of a query are resampled together.
+        seed: seed of the resampling.
+        n: number of resamples.
 
     Returns:
         Lower and upper bound, each of shape ``[]`` or ``[M]``.
@@ -283,9 +283,9 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of means in percentage points, with its 95 % bootstrap interval.
+    """Paired difference of means in percentage points, with its 95 % bootstrap interval.
 
-    ``share_above`` is the share (0 to 1) of resamples in which the difference was above zero.
+    ``share_above`` is the fraction (0 to 1) of resamples with a difference above zero.
     """
 
     mean: float
@@ -295,7 +295,7 @@ class Difference:
 
 
 def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAMPLES) -> Difference:
-    """How much better ``b`` is than ``a`` on the same queries, both ``[Q]`` in the same order."""
+    """Gain of ``b`` over ``a`` on the same queries; both are ``[Q]``, in the same order."""
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected two arrays [Q] of one length, found {a.shape} and {b.shape}")
     means = _resampled_means(b - a, seed, n)
@@ -314,7 +314,7 @@ def _resampled_means(values: FloatArray, seed: int, n: int) -> FloatArray:
     for start in range(0, n, block):
         size = min(block, n - start)
         drawn = generator.integers(n_queries, size=(size, n_queries))
-        # How often each query was drawn; a product with these counts is the resampled sum.
+        # Count the draws of each query; a product with these counts gives the resampled sums.
         drawn += n_queries * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n_queries).reshape(size, n_queries)
         means[start : start + size] = counts.astype(np.float64) @ values / n_queries

@@ -1,9 +1,9 @@
-"""Ranking by score with one tie rule, and the ranked list: the text file that is a submission.
+"""Ranking by score with one tie rule, and ranked lists, the submission format.
 
-The tie rule: of two images with equal scores, the one with the smaller gallery id comes first. The
-columns of a score matrix are sorted by gallery id, so the smaller id is the smaller column.
+Tie rule: of two images with equal scores, the one with the smaller gallery id comes first. Columns
+of a score matrix are sorted by gallery id, so the smaller id is the smaller column.
 
-torch is imported by the functions that need it, so that work on ranked lists alone starts at once.
+Only functions that need torch import it, so that commands on ranked lists start quickly.
 
 Shape letters: ``Q`` queries, ``G`` gallery images, ``P`` (query, image) pairs.
 """
@@ -25,22 +25,22 @@ from pab.core.text_files import read_text, text_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK_ELEMENTS = 1 << 22  # scores looked at together: 16 MiB of float32, whatever the gallery size
-_NAMED_IDS = 5  # ids a mismatch message names of each kind
+_BLOCK_ELEMENTS = 1 << 22  # scores per block: 16 MiB of float32 for any gallery size
+_NAMED_IDS = 5  # maximum ids of each kind that a mismatch message names
 ANSWER = "answer.txt"  # the ranked list inside an answer.zip (AI City Challenge, Track 4)
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the first that the format knows: equal lists give equal bytes
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest valid one: equal lists give equal bytes
 _A_RANKED_LIST = "a ranked list (one line of gallery names per query)"
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """The ``k`` best columns of every row, best first, ties to the smaller column.
+    """Return the ``k`` best columns per row, best first, ties to the smaller column.
 
     Args:
         scores: ``[Q, G]``, columns in sorted gallery-id order, no NaN.
-        k: places wanted, at least 1.
+        k: number of places, at least 1.
 
     Returns:
-        LongTensor ``[Q, min(k, G)]``. The same on every device and for every block size.
+        LongTensor ``[Q, min(k, G)]``, equal on all devices and for all block sizes.
     """
     import torch
 
@@ -58,15 +58,15 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _top_k_block(block: Tensor, k: int) -> Tensor:
-    """:func:`top_k` of a few rows ``[q, G]``, with ``k <= G``."""
+    """Apply :func:`top_k` to a block of rows ``[q, G]``, with ``k <= G``."""
     import torch
 
     more = min(k + 1, block.shape[1])
     values, columns = torch.topk(block, more, dim=1)
-    # topk promises nothing about which of several columns equal to the k-th score it chose: where
-    # the next score is that one too, the row is done again, whole.
+    # topk does not specify its choice among columns equal to the k-th score. If the next score is
+    # equal too, the whole row is sorted instead.
     cut_tie = values[:, k - 1] == values[:, -1] if more > k else None
-    # Nor about the order of equal scores: order the columns by id, then stably by score.
+    # topk does not specify the order of equal scores: sort the columns by id, then stably by score.
     columns, by_column = columns[:, :k].sort(dim=1)
     order = values[:, :k].gather(1, by_column).argsort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
@@ -76,12 +76,12 @@ def _top_k_block(block: Tensor, k: int) -> Tensor:
 
 
 def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The place of given images in their query's full ranking, by the tie rule.
+    """Return the rank of given images in their query's full ranking, by the tie rule.
 
     Args:
         scores: ``[Q, G]``, columns in sorted gallery-id order, no NaN.
-        rows: LongTensor ``[P]``, the query of each pair.
-        columns: LongTensor ``[P]``, the image of each pair.
+        rows: LongTensor ``[P]``, query of each pair.
+        columns: LongTensor ``[P]``, image of each pair.
 
     Returns:
         LongTensor ``[P]``, 1 for the first place.
@@ -102,7 +102,7 @@ def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def ranked_names(scores: Tensor, gallery_ids: Sequence[str], k: int = 10) -> list[list[str]]:
-    """The ``min(k, G)`` best gallery names of every query, best first."""
+    """Return the ``min(k, G)`` best gallery names per query, best first."""
     return [[gallery_ids[column] for column in row] for row in top_k(scores, k).tolist()]
 
 
@@ -113,16 +113,16 @@ def rows_in_order(
     where: str | Path = "ids",
     order_name: str = "the wanted order",
 ) -> list[int]:
-    """Row numbers that bring ``ids`` into ``order``: ``ids[rows[i]] == order[i]``.
+    """Return row numbers that reorder ``ids`` to ``order``: ``ids[rows[i]] == order[i]``.
 
     Args:
-        ids: the ids of the rows there are.
-        order: the same ids, as they are wanted.
-        where: the file that ``ids`` came from, for the message.
-        order_name: what ``order`` came from, for the message.
+        ids: ids of the existing rows.
+        order: the same ids in the requested order.
+        where: file of ``ids``, for the message.
+        order_name: source of ``order``, for the message.
 
     Raises:
-        InputError: an id is missing, too many, or there twice; up to five of each are named.
+        InputError: missing, extra or duplicate ids; the message names up to five of each.
     """
     row_of = {one: row for row, one in enumerate(ids)}
     wanted = set(order)
@@ -146,10 +146,10 @@ def order_queries(
     *,
     where: str | Path = "--query_order",
 ) -> list[str]:
-    """The query ids in the order of the output lines: ``order``, or as they are if it is None.
+    """Return the query ids in ``order``; unchanged if ``order`` is None.
 
     Raises:
-        InputError: ``order`` does not hold exactly the ids of ``query_ids``; ``where`` is named.
+        InputError: ``order`` and ``query_ids`` have different ids; the message names ``where``.
     """
     if order is None:
         return list(query_ids)
@@ -158,16 +158,16 @@ def order_queries(
 
 
 def some(ids: Sequence[str]) -> str:
-    """Name the first ids for a message, and count the rest."""
+    """Format the first ids for a message, and count the others."""
     named = ", ".join(repr(i) for i in ids[:_NAMED_IDS])
     return named if len(ids) <= _NAMED_IDS else f"{named} and {len(ids) - _NAMED_IDS} more"
 
 
 def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
-    """Refuse names that a ranked list cannot carry.
+    """Reject names that a ranked list cannot represent.
 
     Raises:
-        InputError: a name is empty or holds a blank.
+        InputError: a name is empty or contains a blank.
     """
     for number, line in enumerate(names, start=1):
         for name in line:
@@ -182,13 +182,13 @@ def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
 
 
 def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
-    """Write one line per query: its gallery names, best first, one space between. Atomic.
+    """Write one line per query, atomically: its gallery names, best first, separated by blanks.
 
-    A path that ends in ``.zip`` becomes an archive that holds the list as ``answer.txt``. Equal
-    lists give equal bytes.
+    A path that ends in ``.zip`` becomes an archive with the list as ``answer.txt``. Equal lists
+    give equal bytes.
 
     Raises:
-        InputError: a name is empty or holds a blank, which the format cannot carry.
+        InputError: a name is empty or contains a blank, which the format cannot represent.
     """
     check_names(path, names)
     text = "".join(" ".join(line) + "\n" for line in names)
@@ -196,14 +196,14 @@ def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
         write_text(path, text)
         return
     entry = zipfile.ZipInfo(ANSWER, _ZIP_TIME)
-    entry.create_system = 3  # Unix, on every system
+    entry.create_system = 3  # Unix, on all systems
     entry.external_attr = 0o644 << 16
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(entry, text, zipfile.ZIP_DEFLATED)
 
 
 def is_list_archive(path: str | Path) -> bool:
-    """Whether a zip file holds a ranked list: ``answer.txt``, or one text file alone."""
+    """Return true if a zip file holds a ranked list: ``answer.txt``, or a single text file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return _list_member(archive) is not None
@@ -222,7 +222,7 @@ def _list_member(archive: zipfile.ZipFile) -> str | None:
 
 
 def _archived_text(path: Path) -> str:
-    """The text of the ranked list that a zip file holds."""
+    """Read the text of the ranked list in a zip file."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = _list_member(archive)
@@ -240,14 +240,14 @@ def _archived_text(path: Path) -> str:
 
 
 def read_ranked_list(path: str | Path) -> list[list[str]]:
-    """Read a ranked list: a list of gallery names for each line.
+    """Read a ranked list as a list of gallery names per line.
 
-    A zip file is read through: its ``answer.txt``, or its only text file. A byte-order mark and
-    line ends of Windows are no part of a name.
+    In a zip file, ``answer.txt`` is read, or the only text file. Byte-order marks and Windows line
+    ends are not part of a name.
 
     Raises:
-        InputError: no such file, not UTF-8, no lines, an empty line, a name twice in a line, lines
-            of unequal length, or a file of another form (JSON, a TREC run).
+        InputError: the file is missing, not UTF-8, empty, has empty lines, duplicate names in a
+            line or lines of unequal length, or is in another format (JSON, a TREC run).
     """
     path = existing_file(path, _A_RANKED_LIST)
     if zipfile.is_zipfile(path):
@@ -280,7 +280,7 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
 
 
 def _check_is_list(path: Path, first: Sequence[str]) -> None:
-    """Refuse a file of another form, whose words would be taken for names."""
+    """Reject a file in another format, whose words would be read as names."""
     other = None
     if first[0].startswith(('{"', "[{")) or first[0] in ("{", "["):
         other = "JSON"

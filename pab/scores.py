@@ -1,11 +1,12 @@
-"""Score files: the one thing that passes between the models and everything behind them.
+"""Score files, the interface between the models and all later steps.
 
-A score file is ``torch.save`` of ``{"scores", "query_ids", "gallery_ids", "meta"}``: a float32
-matrix ``[Q, G]`` (query by gallery image, higher is better) that never travels without the ids of
-its rows and columns. Gallery ids are sorted, so that a tie goes to the smaller column everywhere.
-Files are memory-mapped, and no code of theirs is run (:mod:`pab.core.tensor_files`).
+A score file is written by ``torch.save`` and contains ``{"scores", "query_ids", "gallery_ids",
+"meta"}``. The scores are a float32 matrix ``[Q, G]`` (query by gallery image, higher is better),
+always stored with the ids of its rows and columns. Gallery ids are sorted, so a tie goes to the
+smaller column everywhere. Files are memory-mapped, and none of their code runs
+(:mod:`pab.core.tensor_files`).
 
-Files of other tools are read through :mod:`pab.formats.forms`, which lists the forms.
+For files of other tools, see the forms in :mod:`pab.formats.forms`.
 
 Command line::
 
@@ -45,22 +46,22 @@ from pab.formats.contents import Listing, Matrix
 from pab.formats.forms import read_form
 from pab.ranking import rows_in_order
 
-RECIPROCAL_RANKS = "reciprocal ranks"  # meta["scores_are"] of a form that has an order alone
-_BLOCK_ELEMENTS = 1 << 22  # scores checked together: 16 MiB of float32, whatever the file's size
+RECIPROCAL_RANKS = "reciprocal ranks"  # value of meta["scores_are"] for a form without scores
+_BLOCK_ELEMENTS = 1 << 22  # scores checked at a time: 16 MiB of float32 for any file size
 
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """A score matrix with the ids of its rows and columns.
+    """Score matrix with the ids of its rows and columns.
 
     Attributes:
         scores: float32 ``[Q, G]``, finite, higher is better.
         query_ids: ``Q`` distinct ids, in row order.
         gallery_ids: ``G`` distinct ids, sorted.
-        meta: model, checkpoint hash, dtype, data hash, project version, and what a model adds.
-            Where the scores come from a form that lists only some images per query, ``listed`` is
-            the number of images listed, by query id; the other images have one float32 less than
-            the query's smallest listed score.
+        meta: model, checkpoint hash, dtype, data hash, project version, and entries of the model.
+            For a form that lists only some images per query, ``listed`` maps a query id to its
+            number of listed images; the other images get the next float32 below the query's
+            smallest listed score.
     """
 
     scores: Tensor
@@ -70,7 +71,7 @@ class ScoreFile:
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
-        """The least and the largest score; NaN if there is one. Reads the matrix once."""
+        """Minimum and maximum score; NaN if there is one. Reads the matrix once."""
         rows = max(1, _BLOCK_ELEMENTS // self.scores.shape[1])
         found = [torch.aminmax(block) for block in self.scores.split(rows)]
         low = torch.stack([pair.min for pair in found]).min()
@@ -79,30 +80,30 @@ class ScoreFile:
 
     @property
     def listed(self) -> dict[str, int] | None:
-        """Number of images listed per query id; None if all images have scores of their own."""
+        """Number of listed images per query id; None if all images have their own scores."""
         return self.meta.get("listed")
 
     @property
     def is_order_alone(self) -> bool:
-        """Whether the scores are 1 / r at the r-th place of a form that has an order alone."""
+        """True if the scores are reciprocal ranks (1 / r), read from a format without scores."""
         return self.meta.get("scores_are") == RECIPROCAL_RANKS
 
     def listed_counts(self) -> Tensor:
-        """Images listed per row, int64 ``[Q]``; ``G`` where all have scores of their own."""
+        """Number of listed images per row, int64 ``[Q]``; ``G`` if all have their own scores."""
         listed, n_gallery = self.listed or {}, len(self.gallery_ids)
         return torch.tensor([listed.get(query_id, n_gallery) for query_id in self.query_ids])
 
 
 def save_scores(path: str | Path, score_file: ScoreFile) -> None:
-    """Write a score file, whole or not at all.
+    """Write a score file atomically.
 
     Raises:
-        InputError: the content breaks a rule of :class:`ScoreFile` (a model with NaN weights, say).
+        InputError: the content violates a rule of :class:`ScoreFile` (for instance, NaN scores).
     """
     check_scores(score_file, path)
     scores = score_file.scores.detach().cpu().contiguous()
     if scores.untyped_storage().nbytes() != scores.nbytes:
-        scores = scores.clone()  # a slice of something larger would be saved with all of it
+        scores = scores.clone()  # saving a slice would write all of its storage
     write_tensors(
         path,
         {
@@ -121,22 +122,22 @@ def load_scores(
     gallery_ids: Sequence[str] | None = None,
     mmap: bool = True,
 ) -> ScoreFile:
-    """Read and check scores in any form that :mod:`pab.formats.forms` knows.
+    """Read and check scores in any form known to :mod:`pab.formats.forms`.
 
-    Ids inside the file win. Columns are sorted by gallery id, whatever their order in the file.
+    Ids inside the file take precedence. Columns are sorted by gallery id, whatever their order.
 
     Args:
         path: the file.
-        query_ids: ids of the rows, in their order, for files without; for a ranked list, the query
+        query_ids: ids of the rows, in order, for files without ids; for a ranked list, the query id
             of each line.
-        gallery_ids: ids of the columns, in their order, for files without. For a form that lists
-            only some images per query, the whole gallery; None: the images that it lists.
+        gallery_ids: ids of the columns, in order, for files without ids. For a form that lists only
+            some images per query, the whole gallery; None uses the images that it lists.
         mmap: leave the matrix of a score file on disk until it is used.
 
     Raises:
-        InputError: the file is missing or damaged, its form is not known, it has no ids and none
-            are given, or it breaks a rule of :class:`ScoreFile`. A file without ids is answered
-            with the command that converts it.
+        InputError: the file is missing, damaged or of unknown form, has no ids and none are given,
+            or violates a rule of :class:`ScoreFile`. For a file without ids, the message gives the
+            command that converts it.
     """
     found = read_form(path, mmap=mmap)
     return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
@@ -150,17 +151,17 @@ def to_score_file(
     gallery_ids: Sequence[str] | None = None,
     keep_endings: bool = True,
 ) -> ScoreFile:
-    """Make a checked score file of what :func:`read_form` found; see :func:`load_scores`.
+    """Build a checked score file from the result of :func:`read_form`; see :func:`load_scores`.
 
     Args:
         found: content of the file.
         path: the file, for notices and errors.
-        query_ids: as in :func:`load_scores`.
-        gallery_ids: as in :func:`load_scores`.
-        keep_endings: whether a score file of this project keeps the image endings of its names.
+        query_ids: see :func:`load_scores`.
+        gallery_ids: see :func:`load_scores`.
+        keep_endings: keep image extensions of names in this project's score files.
 
     Raises:
-        InputError: ids that are missing or do not fit, or scores that are NaN or infinite.
+        InputError: ids that are missing or do not match, or scores that are NaN or infinite.
     """
     for remark in found.remarks:
         notice(path, remark)
@@ -170,7 +171,7 @@ def to_score_file(
         score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings)
     check_scores(score_file, path)
     if score_file.scores.is_contiguous():
-        release_pages(score_file.scores)  # the check has read all of it
+        release_pages(score_file.scores)  # the check has read all pages
     return score_file
 
 
@@ -181,7 +182,7 @@ def _of_matrix(
     gallery_ids: Sequence[str] | None,
     keep_endings: bool,
 ) -> ScoreFile:
-    """A matrix with its ids, columns sorted, as float32."""
+    """Build a score file from a matrix: ids, sorted columns, float32."""
     rows, names = _ids_of(found, path, query_ids, gallery_ids)
     for key, ids in (("query_ids", rows), ("gallery_ids", names)):
         _check_ids(path, key, ids)
@@ -205,10 +206,10 @@ def _ids_of(
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
 ) -> tuple[list[str], list[str]]:
-    """The ids of a matrix's rows and columns: its own, or the given ones.
+    """Return the ids of a matrix's rows and columns, its own or the given ones.
 
     Raises:
-        InputError: there are none, or their number is not that of the rows or columns.
+        InputError: there are none, or their number does not match the rows or columns.
     """
     axes = (
         ("query_ids", "rows", "--queries", found.query_ids, query_ids),
@@ -248,10 +249,10 @@ def _ids_of(
 def _spelt(
     names: list[str], path: str | Path, known: Sequence[str] | None, *, keep: bool = False
 ) -> list[str]:
-    """Names in the spelling of the known gallery, or without their image ending.
+    """Match names to the spelling of the known gallery, or remove their image extensions.
 
     Raises:
-        InputError: two names differ only in their ending, or in their Unicode form.
+        InputError: two names differ only in their extension or Unicode form.
     """
     if known is not None:
         spelt = respelt(names, known, path)
@@ -264,7 +265,7 @@ def _spelt(
 
 
 def _float32_columns(scores: Tensor, order: list[int]) -> Tensor:
-    """Columns of a matrix in an order, as float32 [Q, G]; a copy only if something changes."""
+    """Reorder columns and convert to float32 [Q, G]; copy only if something changes."""
     in_order = order == list(range(len(order)))
     if in_order and scores.dtype == torch.float32:
         return scores
@@ -275,12 +276,12 @@ def _float32_columns(scores: Tensor, order: list[int]) -> Tensor:
         block = scores[start : start + rows]
         result[start : start + rows] = block if in_order else block.index_select(1, columns)
         if number % 16 == 0 and scores.is_contiguous():
-            release_pages(scores)  # a mapped file need not be in memory beside its copy
+            release_pages(scores)  # a mapped file need not stay in memory beside its copy
     return result
 
 
 def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFile:
-    """Take -inf as "not listed", the one meaning that it has; a matrix without any is kept."""
+    """Interpret -inf as "not listed"; a matrix without -inf is returned unchanged."""
     low, _ = score_file.bounds
     if low != -math.inf:
         return score_file
@@ -301,7 +302,7 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
 
 
 def one_less(scores: Tensor) -> Tensor:
-    """The next smaller float32 of each score."""
+    """Return the next smaller float32 of each score."""
     return torch.nextafter(scores, torch.tensor(-math.inf))
 
 
@@ -311,7 +312,7 @@ def _of_listing(
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
 ) -> ScoreFile:
-    """Scores of a form that lists images: listed ones as given, or 1 / r at the r-th place."""
+    """Build a score file from listed images, with their scores, or 1 / r for the r-th image."""
     if not found.names:
         raise InputError(path, "expected ranked images per query, found none")
     rows = _query_ids_of(found, path, query_ids)
@@ -382,7 +383,7 @@ def _query_ids_of(found: Listing, path: str | Path, query_ids: Sequence[str] | N
 
 
 def _finite(values: list[float], names: list[str], path: str | Path, item: str) -> Tensor:
-    """Scores of one query as float32; NaN and +inf are refused, and what float32 cannot hold."""
+    """Scores of a query as float32; rejects NaN, +inf and values that overflow float32."""
     result = torch.tensor(values, dtype=torch.float64).float()
     for value, name, given in zip(result.tolist(), names, values, strict=True):
         if math.isnan(value) or value == math.inf or (value == -math.inf and given != value):
@@ -393,10 +394,10 @@ def _finite(values: list[float], names: list[str], path: str | Path, item: str) 
 
 
 def check_scores(score_file: ScoreFile, where: str | Path) -> None:
-    """Hold a score file to the rules of :class:`ScoreFile`; ``where`` is named when it breaks one.
+    """Check a score file against the rules of :class:`ScoreFile`; errors name ``where``.
 
     Raises:
-        InputError: naming the field or the query and image, what was expected and what was found.
+        InputError: names the field, or the query and image, and the expected and found values.
     """
     scores = score_file.scores
     if not isinstance(scores, Tensor):
@@ -438,7 +439,7 @@ def _check_ids(where: str | Path, name: str, ids: Any) -> None:
     if not ids:
         raise InputError(where, "expected at least one id, found none", item=name)
     if "\n".join(ids).splitlines() != ids or list(map(str.strip, ids)) != ids or "" in ids:
-        # The id lists are one id a line.
+        # Id lists have one id per line.
         one = next(one for one in ids if one.splitlines() != [one] or one != one.strip())
         raise InputError(
             where,
@@ -484,14 +485,14 @@ def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
 def reorder(
     score_file: ScoreFile, query_ids: Sequence[str], *, where: str | Path = "score file"
 ) -> ScoreFile:
-    """The same scores with the rows in the order of ``query_ids``.
+    """Reorder the rows of a score file to ``query_ids``.
 
     Raises:
-        InputError: ``query_ids`` are not exactly the file's; missing, extra and double ones are
-            named.
+        InputError: the ids differ from the file's; the message names missing, extra and duplicate
+            ids.
     """
     if list(query_ids) == score_file.query_ids:
-        return score_file  # nothing to move: a memory-mapped matrix stays on disk
+        return score_file  # already in order: a memory-mapped matrix stays on disk
     rows = rows_in_order(score_file.query_ids, query_ids, where=where)
     return replace(score_file, scores=score_file.scores[rows], query_ids=list(query_ids))
 
@@ -503,13 +504,13 @@ def align(
     where: str | Path = "score file",
     reference_name: str = "the first score file",
 ) -> ScoreFile:
-    """``score_file`` with the rows in ``reference``'s order, so that the matrices can be added.
+    """Reorder the rows of ``score_file`` to those of ``reference``, so that matrices can be added.
 
-    Ids in another spelling (image ending, Unicode form) are matched first. Columns need no moving
-    then: equal sets of sorted ids are in equal order.
+    Ids in other spellings (image extension, Unicode form) are matched first. Columns then need no
+    reordering, because equal sets of sorted ids have equal order.
 
     Raises:
-        InputError: the two do not hold exactly the same query ids and gallery ids.
+        InputError: the query ids or the gallery ids differ.
     """
     score_file = respell(
         score_file,
@@ -543,10 +544,10 @@ def respell(
     where: str | Path,
     known_name: str = "the gallery",
 ) -> ScoreFile:
-    """The same scores with ids in the spelling of known ids (:func:`pab.data.names.respelt`).
+    """Convert ids to the spelling of known ids (:func:`pab.data.names.respelt`).
 
     Raises:
-        InputError: two ids of the file would be one.
+        InputError: two ids of the file would become equal.
     """
     queries = respelt(score_file.query_ids, query_ids, where, known_name=known_name, endings=False)
     images = respelt(score_file.gallery_ids, gallery_ids, where, known_name=known_name)
@@ -566,10 +567,10 @@ def respell(
 
 
 def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
-    """Widen the scores of a form that lists only some images to the whole gallery.
+    """Extend scores of a form that lists only some images to the whole gallery.
 
-    Images beyond the file's own are not listed for any query. A file with an image that is not in
-    the gallery is returned as it is: whoever compares the ids names it.
+    Added images are unlisted for every query. A file with an image outside the gallery is returned
+    unchanged; the later comparison of ids reports it.
     """
     wanted = sorted(gallery_ids)
     if file.gallery_ids == wanted:
@@ -580,7 +581,7 @@ def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
         return file
     columns = torch.tensor([column_of[name] for name in file.gallery_ids])
     counts = file.listed_counts()
-    least = file.scores.amin(dim=1)  # the score of images not listed, or the smallest listed one
+    least = file.scores.amin(dim=1)  # score of unlisted images, or the smallest listed score
     below = torch.where(counts < len(file.gallery_ids), least, one_less(least))
     scores = below[:, None].repeat(1, len(wanted))
     scores[:, columns] = file.scores
@@ -588,10 +589,10 @@ def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
 
 
 def read_query_ids(path: str | Path) -> list[str]:
-    """Read query ids in the order of the rows: one per line, or those of an annotation file.
+    """Read query ids in row order: one per line, or those of an annotation file.
 
     Raises:
-        InputError: a file of neither kind, or an id twice.
+        InputError: neither kind of file, or a duplicate id.
     """
     path = existing_file(path, "a list of query ids, one per line")
     if _is_json(path):
@@ -600,16 +601,16 @@ def read_query_ids(path: str | Path) -> list[str]:
 
 
 def read_gallery_ids(path: str | Path) -> list[str]:
-    """Read gallery ids in the order of the columns: one per line, or the images of a folder.
+    """Read gallery ids in column order: one per line, or the images of a folder.
 
-    A folder's images are taken in the sorted order of their whole file names, which is that of
-    ``sorted(os.listdir(folder))``: there ``a-1.jpg`` comes before ``a.jpg``.
+    Images of a folder are sorted by their full file names, as in ``sorted(os.listdir(folder))``,
+    where ``a-1.jpg`` comes before ``a.jpg``.
 
     Raises:
-        InputError: neither, an id twice, or two that differ only in the image ending.
+        InputError: neither, a duplicate id, or two names that differ only in the image extension.
     """
     if Path(path).is_dir():
-        from pab.data.images import list_gallery  # imports Pillow, which score files do without
+        from pab.data.images import list_gallery  # imports Pillow, which score files do not need
 
         images = sorted(list_gallery(path), key=lambda image: image.path.name)
         notice(path, f"its {len(images)} images are taken in the sorted order of their file names")
@@ -638,16 +639,16 @@ def import_scores(
     query_list: str | Path | None = None,
     gallery_list: str | Path | None = None,
 ) -> ScoreFile:
-    """Make a score file of scores in any form; image names lose their endings.
+    """Convert scores in any form to a score file; image names lose their extensions.
 
     Args:
-        path: the scores; ids inside the file win.
-        query_list: query ids in the order of the rows (:func:`read_query_ids`), for files without.
-        gallery_list: gallery ids in the order of the columns (:func:`read_gallery_ids`), for files
-            without; the whole gallery, for a form that lists only some images per query.
+        path: the scores; ids inside the file take precedence.
+        query_list: query ids in row order (:func:`read_query_ids`), for files without ids.
+        gallery_list: gallery ids in column order (:func:`read_gallery_ids`), for files without ids;
+            for a form that lists only some images per query, the whole gallery.
 
     Raises:
-        InputError: a file that cannot be read, ids that are missing or do not fit.
+        InputError: the file is unreadable, or ids are missing or do not match.
     """
     path = Path(path)
     found = read_form(path)
@@ -681,7 +682,7 @@ def import_scores(
 
 
 def only_named(count: int) -> str:
-    """The notice for a listing whose gallery is not known."""
+    """Notice for a listing without a known gallery."""
     return (
         f"its gallery is taken to be the {count} images that it names; --gallery FILE or FOLDER "
         "gives the whole one"
@@ -689,7 +690,7 @@ def only_named(count: int) -> str:
 
 
 def listed_in_part(score_file: ScoreFile) -> str:
-    """The notice for scores that list only some images per query."""
+    """Notice for scores that list only some images per query."""
     counts = list((score_file.listed or {}).values())
     return (
         f"lists {_listed_text(counts)} of {len(score_file.gallery_ids)} per query; the others "
@@ -698,10 +699,10 @@ def listed_in_part(score_file: ScoreFile) -> str:
 
 
 def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a warning for score files of the same ids but other captions, names or order of them.
+    """Warn about score files with equal ids but different captions, names or orders of them.
 
     Args:
-        metas: what each file says of itself, by path. One without ``data_sha256`` is not compared.
+        metas: path -> ``meta`` of the file. Files without ``data_sha256`` are not compared.
     """
     told = {path: meta["data_sha256"] for path, meta in metas.items() if meta.get("data_sha256")}
     first = next(iter(told), None)
@@ -715,12 +716,12 @@ def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | None) -> str:
-    """Describe a file of scores, as lines of text.
+    """Describe a file of scores in lines of text.
 
     Args:
         path: the file.
-        found: its content, in the form it has.
-        score_file: the same as a score file; None if its rows or columns have no ids.
+        found: its content in its own form.
+        score_file: the content as a score file; None if its rows or columns have no ids.
     """
     lines = [f"file      {path}", f"form      {found.form}"]
     if score_file is None:
@@ -781,7 +782,7 @@ def show(path: str | Path) -> str:
     """Describe a file of scores in any form, with or without ids.
 
     Raises:
-        InputError: a file that cannot be read, or scores that are NaN or infinite.
+        InputError: the file is unreadable, or scores are NaN or infinite.
     """
     path = Path(path)
     found = read_form(path)
@@ -812,15 +813,15 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument(
         "--queries",
         type=Path,
-        help="for files without: query ids of the rows, one per line, or query.json",
+        help="for files without ids: query ids of the rows, one per line, or query.json",
     )
     command.add_argument(
         "--gallery",
         type=Path,
-        help="for files without: image names of the columns, one per line, or the gallery's folder "
-        "(sorted names); for runs and lists: the whole gallery",
+        help="for files without ids: image names of the columns, one per line, or the gallery "
+        "folder (sorted names); for runs and lists: the whole gallery",
     )
-    command.add_argument("--out", type=Path, required=True, help="the score file to write")
+    command.add_argument("--out", type=Path, required=True, help="score file to write")
     command = commands.add_parser("show", help="explain a file of scores", allow_abbrev=False)
     command.add_argument("file", type=Path)
     command = commands.add_parser(
@@ -830,7 +831,7 @@ def main(argv: list[str] | None = None) -> None:
     form = command.add_mutually_exclusive_group(required=True)
     form.add_argument("--format", choices=score_export.FORMATS, help="form to write")
     form.add_argument(
-        "--bare", action="store_true", help="a plain tensor without ids, and two id lists"
+        "--bare", action="store_true", help="plain tensor without ids, plus two id lists"
     )
     command.add_argument(
         "--top_k",
@@ -841,7 +842,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument(
         "--out",
         type=Path,
-        help="the file to write; --bare: PREFIX of PREFIX.pt, PREFIX.queries.txt, "
+        help="file to write; --bare: PREFIX of PREFIX.pt, PREFIX.queries.txt, "
         "PREFIX.gallery.txt (default: FILE_bare)",
     )
     args = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """Score a gallery with BLIP-2, zero-shot: `python scripts/blip2_infer.py`.
 
-LAVIS's `pretrain_vitL` as published, or ViT-g (`--model pretrain`). No LAVIS is needed;
-`--backend lavis` runs LAVIS itself, in the environment of `scripts/setup_lavis.sh`.
+Uses LAVIS's `pretrain_vitL` as published, or ViT-g (`--model pretrain`), without LAVIS. `--backend
+lavis` runs LAVIS itself, in the environment of `scripts/setup_lavis.sh`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
 
 from pab.core.config import flag
 from pab.core.errors import InputError, run_cli
@@ -30,7 +30,7 @@ DEFAULT_WEIGHTS = {
 
 @dataclass(frozen=True)
 class InferConfig(EncoderConfig):
-    """Scoring with BLIP-2; each field is a flag of `python scripts/blip2_infer.py`."""
+    """Settings of scoring with BLIP-2; each field is a flag of `python scripts/blip2_infer.py`."""
 
     model: Literal["pretrain_vitL", "pretrain", "mini"] = flag(
         "pretrain_vitL", "ViT-L as published, ViT-g, or the small model of configs/blip2/mini.yaml"
@@ -40,12 +40,12 @@ class InferConfig(EncoderConfig):
         f"(default: {', '.join(DEFAULT_WEIGHTS.values())})"
     )  # fmt: skip
     image_weights: str = flag(
-        "checkpoints/blip2/clip_vit_L.pth", "the image tower, where --pretrained holds none"
+        "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower, if --pretrained lacks them"
     )
-    backend: Literal["port", "lavis"] = flag("port", "this project's model, or LAVIS's own")
-    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
+    backend: Literal["port", "lavis"] = flag("port", "this project's model, or LAVIS")
+    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt")
     query_pooling: Literal["first", "max"] = flag(
-        "first", "image's query tokens: the first alone (published) or the best one"
+        "first", "query tokens of the image: only the first (published), or the best"
     )
     save_score: str | None = flag("sims_score/score_blip2_reproduce.pt", "score file to write")
     output_file: str | None = flag("predictions/score_blip2_reproduce.txt", "ranked list to write")
@@ -67,11 +67,11 @@ def infer(config: InferConfig) -> None:
     """Score every image of the gallery against every caption.
 
     Raises:
-        InputError: bad settings, data or weights; nothing is written.
+        InputError: settings, data or weights are invalid; nothing is written.
     """
     from pab.encoders.scoring import device_and_dtype
 
-    device_and_dtype(config)  # refuses what cannot run before the data is read
+    device_and_dtype(config)  # rejects unsupported settings before the data is read
     job = prepare(config)
     with open_encoder(config) as opened:
         scores = opened.encoder.scores([q.caption for q in job.retrieval.queries], job.gallery)
@@ -89,17 +89,17 @@ def infer(config: InferConfig) -> None:
 
 
 def open_encoder(config: InferConfig) -> AbstractContextManager[OpenEncoder]:
-    """Load the model and open its cache; settings of the data and the outputs are not used.
+    """Load the model and open its cache; ignores settings for data and outputs.
 
     Raises:
-        InputError: bad settings, vocabulary or weights.
+        InputError: settings, vocabulary or weights are invalid.
     """
     return open_lavis(config) if config.backend == "lavis" else open_port(config)
 
 
 @contextmanager
 def open_port(config: InferConfig) -> Iterator[OpenEncoder]:
-    """This project's models."""
+    """Open this project's model."""
     from pab.core.checkpoints import checkpoint_hash
     from pab.data.images import recipe
     from pab.data.wordpiece import Tokenizer
@@ -125,7 +125,7 @@ def open_port(config: InferConfig) -> Iterator[OpenEncoder]:
     sha256 = checkpoint_hash(source) if Path(source).is_file() else ""
     tower = ""
     kept = config
-    if config.model not in MODELS:  # a folder's or a hub id's weights have no hash here
+    if config.model not in MODELS:  # weights from a folder or hub id are not hashed
         kept = replace(config, feature_cache=False)
     elif config.feature_cache and Path(config.image_weights).is_file():
         tower = checkpoint_hash(config.image_weights)
@@ -145,7 +145,7 @@ def open_port(config: InferConfig) -> Iterator[OpenEncoder]:
 
 @contextmanager
 def open_lavis(config: InferConfig) -> Iterator[OpenEncoder]:
-    """LAVIS itself, which chooses its own number format."""
+    """Open LAVIS's own model, which chooses its number format."""
     import torch
 
     from pab.core.checkpoints import checkpoint_hash

@@ -1,6 +1,6 @@
 """Score a gallery with CLIP, zero-shot: `python scripts/clip_infer.py`.
 
-OpenAI's ViT-L/14@336px as published, or any OpenCLIP model by `--model` and `--pretrained`.
+Uses OpenAI's ViT-L/14@336px as published, or any OpenCLIP model (`--model`, `--pretrained`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
 
 from pab.core.config import flag
 from pab.core.errors import run_cli
@@ -23,14 +23,14 @@ from pab.scoring.job import features_of, finish, prepare, score_file_of, scoring
 
 @dataclass(frozen=True)
 class InferConfig(EncoderConfig):
-    """Scoring with CLIP; each field is a flag of `python scripts/clip_infer.py`."""
+    """Settings of scoring with CLIP; each field is a flag of `python scripts/clip_infer.py`."""
 
     model: str = flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
     pretrained: str | None = flag(
-        None, "a tag of OpenCLIP for it, or a file (default: openai; a folder's own weights)"
+        None, "OpenCLIP tag of the weights, or a file (default: openai, or the folder's weights)"
     )
     preprocess_as: str | None = flag(
-        None, "tag whose preprocessing a file of weights had; asked for where nothing tells"
+        None, "tag with the preprocessing of a weight file; required if nothing else determines it"
     )
     save_score: str | None = flag("sims_score/score_clip_reproduce.pt", "score file to write")
     output_file: str | None = flag("predictions/score_clip_reproduce.txt", "ranked list to write")
@@ -40,11 +40,11 @@ def infer(config: InferConfig) -> None:
     """Score every image of the gallery against every caption.
 
     Raises:
-        InputError: bad settings, data or weights; nothing is written.
+        InputError: settings, data or weights are invalid; nothing is written.
     """
     from pab.encoders.scoring import device_and_dtype
 
-    device_and_dtype(config)  # refuses what cannot run before the data is read
+    device_and_dtype(config)  # rejects unsupported settings before the data is read
     job = prepare(config)
     with open_encoder(config) as opened:
         scores = opened.encoder.scores([q.caption for q in job.retrieval.queries], job.gallery)
@@ -61,10 +61,10 @@ def infer(config: InferConfig) -> None:
 
 @contextmanager
 def open_encoder(config: InferConfig) -> Iterator[OpenEncoder]:
-    """Load the model and open its cache; settings of the data and the outputs are not used.
+    """Load the model and open its cache; ignores settings for data and outputs.
 
     Raises:
-        InputError: bad settings or weights.
+        InputError: settings or weights are invalid.
     """
     from pab.core.checkpoints import checkpoint_hash
     from pab.encoders.clip.model import load_clip

@@ -1,7 +1,7 @@
 """Fine-tune BLIP-2's first stage on PAB: `python scripts/finetune_blip2.py`.
 
-LAVIS's `pretrain_vitL` with LHP's views and its recipe (`pab/training/pairs.py`); `--freeze image`
-is BLIP-2's own way, `--lora_rank 16` trains low-rank updates alone.
+Tunes LAVIS's `pretrain_vitL` with LHP's views and recipe (`pab/training/pairs.py`). `--freeze
+image` is BLIP-2's own setting; `--lora_rank 16` trains only low-rank updates.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
 
 import torch
 from torch import Tensor, nn
@@ -54,19 +54,19 @@ PROG = "python scripts/finetune_blip2.py"
 
 @dataclass(frozen=True)
 class TrainConfig(FinetuneConfig):
-    """Fine-tuning of BLIP-2; each field is a flag of `python scripts/finetune_blip2.py`."""
+    """Settings of BLIP-2's fine-tuning; flags of `python scripts/finetune_blip2.py`."""
 
     model: Literal["pretrain_vitL", "mini"] = flag("pretrain_vitL", "ViT-L, or a small model")
-    pretrained: str = flag("checkpoints/blip2/blip2_pretrained_vitL.pth", "weights, or random")
+    pretrained: str = flag("checkpoints/blip2/blip2_pretrained_vitL.pth", "weight file, or random")
     image_weights: str = flag(
-        "checkpoints/blip2/clip_vit_L.pth", "the image tower, where --pretrained holds none"
+        "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower, if --pretrained lacks them"
     )
-    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
+    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt")
     query_pooling: Literal["first", "max"] = flag(
-        "first", "image's query tokens in the loss: the first alone (as is scored) or the best one"
+        "first", "query tokens of the image in the loss: only the first (as in scoring) or the best"
     )
-    dropout: float = flag(0.1, "of the Q-Former, as BERT's")
-    output_dir: str = flag("output/blip2", "where checkpoints and the log go")
+    dropout: float = flag(0.1, "dropout of the Q-Former, as in BERT")
+    output_dir: str = flag("output/blip2", "folder for checkpoints and the log")
 
     def check(self) -> None:
         """See :class:`FinetuneConfig`.
@@ -103,11 +103,11 @@ def pair_model(
     dtype: torch.dtype,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """The model with what the recipe has to know of it.
+    """Describe the model for the shared recipe.
 
     Args:
-        resumed: facts of the checkpoint whose weights are about to replace the model's. None reads
-            the start weights.
+        resumed: facts of the checkpoint that will replace the model's weights. None loads the
+            initial weights.
     """
     sizes = MODELS[config.model]
     tokenizer = Tokenizer(
@@ -167,7 +167,7 @@ def pair_model(
 def pair_vectors(
     model: Blip2, pairs: PairBatch, *, pooling: Pooling, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Each image's query vectors and its caption's, [B, K + 1, D]; K is 1 with ``first``."""
+    """Query vectors per image and its caption's vector, [B, K + 1, D]; K is 1 for ``first``."""
     with autocast(device, dtype):
         images = model.encode_queries(pairs.image)
         texts = model.encode_text(pairs.text_ids, pairs.text_mask)

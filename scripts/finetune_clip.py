@@ -1,8 +1,8 @@
 """Fine-tune CLIP on PAB: `python scripts/finetune_clip.py`.
 
-Any OpenCLIP model by `--model` and `--pretrained`, with LHP's views and its recipe
-(`pab/training/pairs.py`); `--lora_rank 16` for a large tower, `--freeze image` to keep one
-as it is.
+Tunes any OpenCLIP model (`--model`, `--pretrained`) with LHP's views and recipe
+(`pab/training/pairs.py`). For a large tower, use `--lora_rank 16`; to freeze a tower, use
+`--freeze image` or `--freeze text`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
 
 import torch
 from torch import Tensor, nn
@@ -45,24 +45,24 @@ from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs
 from pab.training.resume import ContentHash, hash_of_files, named_files
 
-TEXT_ENDINGS = (".json", ".txt", ".model")  # of a folder's configuration and tokenizer
-LARGEST_SCALE = math.log(100)  # CLIP's bound on the factor's logarithm
+TEXT_ENDINGS = (".json", ".txt", ".model")  # extensions of a folder's configuration and tokenizer
+LARGEST_SCALE = math.log(100)  # CLIP's bound on the logarithm of the scale
 
 PROG = "python scripts/finetune_clip.py"
 
 
 @dataclass(frozen=True)
 class TrainConfig(FinetuneConfig):
-    """Fine-tuning of CLIP; each field is a flag of `python scripts/finetune_clip.py`."""
+    """Settings of CLIP's fine-tuning; each field is a flag of `python scripts/finetune_clip.py`."""
 
     model: str = flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
     pretrained: str | None = flag(
-        None, "a tag, a file of weights, or random (default: openai; a folder's own)"
+        None, "OpenCLIP tag, weight file, or random (default: openai, or the folder's weights)"
     )
     preprocess_as: str | None = flag(
-        None, "tag whose preprocessing a file of weights had; asked for where nothing tells"
+        None, "tag with the preprocessing of a weight file; required if nothing else determines it"
     )
-    output_dir: str = flag("output/clip", "where checkpoints and the log go")
+    output_dir: str = flag("output/clip", "folder for checkpoints and the log")
 
 
 def train(config: TrainConfig, argv: list[str]) -> None:
@@ -77,7 +77,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
 
 
 def files_of(config: TrainConfig) -> dict[str, ContentHash]:
-    """Hashes of the files that the settings name: weights, and a model folder's other files."""
+    """Hashes of the files named by the settings: weights, and other files of a model folder."""
     files: dict[str, ContentHash] = {}
     folder = Path(config.model.removeprefix(FOLDER)) if config.model.startswith(FOLDER) else None
     if folder is not None:
@@ -96,24 +96,24 @@ def pair_model(
     dtype: torch.dtype,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """The model with what the recipe has to know of it.
+    """Describe the model for the shared recipe.
 
     Args:
-        resumed: facts of the checkpoint whose weights are about to replace the model's; their
-            preprocessing is the run's. None reads the start weights.
+        resumed: facts of the checkpoint that will replace the model's weights, with its
+            preprocessing. None loads the initial weights.
     """
     recorded = (resumed or {}).get(PREPROCESSING)
     if recorded is not None:
         clip = new_clip(config.model, prepared(json.loads(recorded)))
     elif config.pretrained == SCRATCH:
         clip = new_clip(config.model)
-    else:  # also for a state that does not say its preprocessing, of an earlier version
+    else:  # also for a state of an earlier version, which lacks the preprocessing
         clip = load_clip(config.model, config.pretrained, config.preprocess_as)
     model = clip.model.to(device)
     if config.checkpoint_activations:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     scale = model.get_parameter("logit_scale")
-    unused = [p for n, p in model.named_parameters() if n == "logit_bias"]  # a constant of SigLIP's
+    unused = [p for n, p in model.named_parameters() if n == "logit_bias"]  # a constant in SigLIP
     layers, layer_of = two_tower_layers(
         (name for name, _ in model.named_parameters()), lambda name: name.startswith("visual.")
     )
@@ -150,10 +150,10 @@ def pair_model(
 
 
 def bounded(scale: nn.Parameter) -> Tensor:
-    """The factor's logarithm, brought back below its bound where a step has passed it.
+    """Clamp the logarithm of the scale to its bound, and return it.
 
-    In place, as in CLIP: a clamp within the graph would have no gradient above the bound, and
-    weights that start at it would never leave it again.
+    The clamp is in place, as in CLIP. Inside the graph, values above the bound would get no
+    gradient, and weights that start at the bound would never leave it.
     """
     with torch.no_grad():
         scale.clamp_(max=LARGEST_SCALE)
@@ -161,7 +161,7 @@ def bounded(scale: nn.Parameter) -> Tensor:
 
 
 def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:
-    """What each choice of ``--freeze`` keeps as it is."""
+    """Modules and parameters that each choice of ``--freeze`` keeps fixed."""
     children = [child for name, child in model.named_children() if name != "visual"]
     alone = [p for name, p in model.named_parameters(recurse=False) if "logit" not in name]
     return {
@@ -175,7 +175,7 @@ def image_side(clip: ClipEncoder) -> int:
     """Side of the model's square input, pixels.
 
     Raises:
-        InputError: its input is not square.
+        InputError: the input is not square.
     """
     size = clip.model.visual.image_size  # type: ignore[union-attr]
     sides = (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def image_side(clip: ClipEncoder) -> int:
 
 
 def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of one length as ids [B, N] and a mask of ones: the tokenizer has padded them."""
+    """Rows of ids [B, N], and a mask of ones, because the tokenizer has already padded them."""
     ids = torch.tensor(rows)
     return ids, torch.ones_like(ids)
 
@@ -193,7 +193,7 @@ def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 def pair_vectors(
     clip: ClipEncoder, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """A batch's image and text vectors side by side, [B, 2, D]."""
+    """Image and text vectors of a batch, stacked as [B, 2, D]."""
     with autocast(device, dtype):
         return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)
 

@@ -1,8 +1,8 @@
-"""How UIT sees a training image: flip, two of ten operations, normalised, a rectangle erased.
+"""UIT's training augmentation: flip, two of ten operations, normalization, random erasing.
 
-Source: the release. The ten operations are those of RandAugment (Cubuk et al., arXiv
-1909.13719) as the vision-language models UIT builds on use it; erasing is that of Zhong et al.
-(arXiv 1708.04896). All run on torchvision's functions.
+Source: the release. The ten operations are those of RandAugment (Cubuk et al., arXiv 1909.13719) as
+used by the vision-language models that UIT builds on. Erasing follows Zhong et al. (arXiv
+1708.04896). All of them use torchvision's functions.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pab.data.images import recipe
 
 LEVELS = 10
 OPERATIONS_A_VIEW = 2
-OPERATION_PROB = 0.5  # of each drawn operation
-OUTSIDE = 128  # grey, where an operation looks beyond the image
-# At the highest level:
+OPERATION_PROB = 0.5  # probability of each drawn operation
+OUTSIDE = 128  # grey fill for pixels outside the image
+# Values at the highest level:
 ROTATE = 30.0  # degrees
-SHEAR = 0.3  # pixels a pixel, from the upper left corner
+SHEAR = 0.3  # pixels per pixel, from the upper left corner
 TRANSLATE = 10  # pixels
-ENHANCE = 1.8  # times the level's share, + 0.1: the factor of brightness and sharpness
-# Of the erased rectangle, as its authors have it:
-ERASED_AREA = (0.02, 0.4)  # share of the image
+ENHANCE = 1.8  # brightness and sharpness factor: this times the relative level, plus 0.1
+# Erased rectangle, with its authors' values:
+ERASED_AREA = (0.02, 0.4)  # fraction of the image
 ERASED_RATIO = (0.3, 1 / 0.3)  # height over width
 
 
@@ -39,9 +39,9 @@ class Augmentation:
     """Strength of the random view.
 
     Attributes:
-        flip_prob: of a mirrored image.
-        level: strength of the operations, 0 to :data:`LEVELS`; None leaves them out.
-        erasing_prob: of an erased rectangle.
+        flip_prob: probability of mirroring the image.
+        level: strength of the operations, 0 to :data:`LEVELS`; None disables them.
+        erasing_prob: probability of erasing a rectangle.
     """
 
     flip_prob: float = 0.5
@@ -51,7 +51,7 @@ class Augmentation:
 
 @cache
 def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Image]]:
-    """The ten operations by name; each takes an image and a sign, +1 or -1."""
+    """Return the ten operations by name; each takes an image and a sign, +1 or -1."""
     share = level / LEVELS
     factor = ENHANCE * share + 0.1
     shear = math.degrees(math.atan(SHEAR * share))
@@ -86,11 +86,11 @@ def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Ima
 class TrainingView:
     """Random view of a training image, normalised for UIT.
 
-    Draws come from torch's global generator: seed it to repeat a view.
+    Draws use torch's global generator; seed it to repeat a view.
 
     Args:
         size: side of the result, pixels.
-        augmentation: what may happen to the image.
+        augmentation: strength of the random changes.
     """
 
     def __init__(self, size: int, augmentation: Augmentation) -> None:
@@ -98,7 +98,7 @@ class TrainingView:
         self.resize = v2.Resize((size, size), interpolation=bicubic)
         self.flip = v2.RandomHorizontalFlip(augmentation.flip_prob)
         self.level = augmentation.level
-        self.normalise = recipe("uit", size).transform()  # the image has this size already
+        self.normalise = recipe("uit", size).transform()  # the image already has this size
         self.erase = v2.RandomErasing(augmentation.erasing_prob, ERASED_AREA, ERASED_RATIO)
 
     def __call__(self, image: Image.Image) -> Tensor:

@@ -1,16 +1,16 @@
-"""BERT split in two: UIT's text tower, its cross encoder, and the language head on top.
+"""BERT in two parts, UIT's text tower and cross encoder, with a language-model head.
 
 Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
-Understanding" (arXiv 1810.04805); cross attention in the upper half as in Li et al., "Align before
-Fuse" (arXiv 2107.07651). Parameter names are those of the published checkpoints.
+Understanding" (arXiv 1810.04805). Cross-attention in the upper half follows Li et al., "Align
+before Fuse" (arXiv 2107.07651). Parameter names match the published checkpoints.
 
-The layers below ``fusion_layer`` read text alone; each layer from there on adds, between its
-self-attention and its feed-forward, an attention from the text to an image's tokens. The keys and
-values of an image depend on nothing else, so they are computed apart (:meth:`Bert.image_memory`)
-and serve every text the image is compared with.
+Layers below ``fusion_layer`` read only text. Each later layer adds cross-attention from the text to
+an image's tokens, between self-attention and feed-forward. The keys and values of an image depend
+only on the image. They are computed once (:meth:`Bert.image_memory`) and used for every text that
+the image is compared with.
 
-Deliberate difference from the published code, beyond rounding without effect: attention is
-`scaled_dot_product_attention`, and padding is masked rather than lowered by 10,000.
+Deliberate differences from the published code, which change results only by rounding: attention is
+`scaled_dot_product_attention`, and padding is masked instead of lowered by 10,000.
 
 Shape letters: `B` batch, `N` text tokens, `M` image tokens, `D` width, `H` heads, `C` head width.
 """
@@ -27,16 +27,16 @@ from torch.nn import functional as F
 from pab.core.devices import attention, in_autocast_format
 
 INIT_STD = 0.02  # normal, as in the published code
-ImageMemory: TypeAlias = list[tuple[Tensor, Tensor]]  # keys and values [B, H, M, C], a fusion layer
+ImageMemory: TypeAlias = list[tuple[Tensor, Tensor]]  # per fusion layer: keys, values [B, H, M, C]
 
 
 class FusedPairs(NamedTuple):
-    """Pairs before the last layer: see :meth:`Bert.fuse_pairs`.
+    """Pairs before the last layer; see :meth:`Bert.fuse_pairs`.
 
     Attributes:
         text: [P, N, D].
         visible: bool [P, 1, 1, N].
-        image: the last layer's keys and values [P, H, M, C].
+        image: keys and values [P, H, M, C] of the last layer.
     """
 
     text: Tensor
@@ -44,26 +44,26 @@ class FusedPairs(NamedTuple):
     image: tuple[Tensor, Tensor]
 
     def part(self, rows: slice) -> FusedPairs:
-        """Some of the pairs."""
+        """Slice of the pairs."""
         keys, values = self.image
         return FusedPairs(self.text[rows], self.visible[rows], (keys[rows], values[rows]))
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of one BERT; the defaults are BERT-base with the upper half reading a Swin-B.
+    """Sizes of a BERT; the defaults are BERT-base, with its upper half reading a Swin-B.
 
     Attributes:
         vocab_size: rows of the word embedding.
         width: D.
-        layers: depth, text tower and cross encoder together.
-        fusion_layer: first layer with cross attention.
-        heads: attention heads.
+        layers: number of layers, text tower and cross encoder together.
+        fusion_layer: first layer with cross-attention.
+        heads: number of attention heads.
         ffn_dim: inner width of the feed-forward.
         positions: rows of the position table.
         types: rows of the token type table; only the first is used.
         image_width: width of the image tokens.
-        dropout: of embeddings, attention weights and branches.
+        dropout: dropout rate of embeddings, attention weights and branches.
         norm_eps: eps of every LayerNorm.
     """
 
@@ -81,11 +81,11 @@ class BertConfig:
 
 
 class Embeddings(nn.Module):
-    """Words, positions and the one token type."""
+    """Word, position and token type embeddings; only one token type is used."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        # Row 0 is [PAD]: as published, a padded position does not train it.
+        # Row 0 is [PAD]: padding positions do not train it, as published.
         self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
         self.position_embeddings = nn.Embedding(config.positions, config.width)
         self.token_type_embeddings = nn.Embedding(config.types, config.width)
@@ -100,7 +100,7 @@ class Embeddings(nn.Module):
 
 
 class Projections(nn.Module):
-    """Queries from the text, keys and values from the text or from an image."""
+    """Projections to queries (from text), and to keys and values (from text or an image)."""
 
     def __init__(self, config: BertConfig, source_width: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Projections(nn.Module):
 
 
 class BranchOutput(nn.Module):
-    """A matrix, dropout, the residual and the norm after it (BERT is post-norm)."""
+    """Linear layer and dropout, then residual addition and norm (BERT is post-norm)."""
 
     def __init__(self, config: BertConfig, inner: int) -> None:
         super().__init__()
@@ -133,12 +133,12 @@ class BranchOutput(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention of text tokens to a source, with residual and norm."""
+    """Attention from text tokens to a source, with residual and norm."""
 
     def __init__(self, config: BertConfig, source_width: int) -> None:
         super().__init__()
         self.weight_dropout = config.dropout
-        self.self = Projections(config, source_width)  # the published name, cross attention too
+        self.self = Projections(config, source_width)  # published name, also of cross-attention
         self.output = BranchOutput(config, config.width)
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
@@ -161,7 +161,7 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, in the cross encoder an attention to the image, feed-forward."""
+    """Self-attention, cross-attention to the image (in the cross encoder), and feed-forward."""
 
     def __init__(self, config: BertConfig, fuses: bool) -> None:
         super().__init__()
@@ -171,12 +171,12 @@ class Layer(nn.Module):
         self.output = BranchOutput(config, config.ffn_dim)
 
     def attend(self, x: Tensor, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
-        """The self-attention alone: it does not depend on the image.
+        """Apply only self-attention, which does not depend on the image.
 
         Args:
             x: [B, N, D].
             mask: None or bool [B, 1, 1, N].
-            at: [B, P], the positions that are wanted; None wants all.
+            at: [B, P], required positions; None returns all.
 
         Returns:
             [B, P, D] or [B, N, D].
@@ -185,7 +185,7 @@ class Layer(nn.Module):
         return self.attention(wanted, self.attention.self.keys_and_values(x), mask)
 
     def finish(self, x: Tensor, memory: tuple[Tensor, Tensor] | None) -> Tensor:
-        """What follows the self-attention; ``memory`` is the image's for a fusion layer."""
+        """Apply the layers after self-attention; ``memory`` holds the image for a fusion layer."""
         if self.crossattention is not None:
             assert memory is not None
             x = self.crossattention(x, memory, None)
@@ -193,7 +193,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers, under the name the checkpoints use."""
+    """List of layers, under the checkpoints' parameter name."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class Encoder(nn.Module):
 
 
 class BertBody(nn.Module):
-    """Embeddings and layers, under the name the checkpoints use."""
+    """Embeddings and layers, under the checkpoints' parameter name."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class BertBody(nn.Module):
 
 
 class LanguageTransform(nn.Module):
-    """What the language head does before it compares with the word embeddings."""
+    """Transform applied by the language-model head before the comparison with word embeddings."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class LanguageTransform(nn.Module):
 
 
 class LanguagePredictions(nn.Module):
-    """Logits over the vocabulary; the output matrix is the word embedding."""
+    """Logits over the vocabulary; the output matrix is tied to the word embedding."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class LanguagePredictions(nn.Module):
 
 
 class LanguageHead(nn.Module):
-    """The language head, under the name the checkpoints use."""
+    """Language-model head, under the checkpoints' parameter name."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class LanguageHead(nn.Module):
 
 
 class Bert(nn.Module):
-    """Text tower, cross encoder and language head."""
+    """Text tower, cross encoder and language-model head."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -256,12 +256,12 @@ class Bert(nn.Module):
 
     @property
     def tower(self) -> list[Layer]:
-        """The layers that read text alone."""
+        """Layers that read only text."""
         return list(self.bert.encoder.layer[: self.config.fusion_layer])  # type: ignore[arg-type]
 
     @property
     def fusion(self) -> list[Layer]:
-        """The layers that also read an image."""
+        """Layers that also read an image."""
         return list(self.bert.encoder.layer[self.config.fusion_layer :])  # type: ignore[arg-type]
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -272,17 +272,17 @@ class Bert(nn.Module):
         return x
 
     def image_memory(self, image: Tensor) -> ImageMemory:
-        """Image tokens [B, M, image width] -> keys and values for every fusion layer."""
+        """Keys and values of image tokens [B, M, image width] for every fusion layer."""
         blocks = (layer.crossattention for layer in self.fusion)
         return [block.self.keys_and_values(image) for block in blocks if block is not None]
 
     def fuse(self, text: Tensor, mask: Tensor, memory: ImageMemory) -> Tensor:
-        """The cross encoder on pairs.
+        """Run the cross encoder on pairs.
 
         Args:
             text: [B, N, D], from :meth:`encode_text`.
             mask: [B, N], 1 = a token, 0 = padding.
-            memory: of the image each text is paired with, from :meth:`image_memory`.
+            memory: memory of each text's image, from :meth:`image_memory`.
 
         Returns:
             [B, N, D].
@@ -295,17 +295,17 @@ class Bert(nn.Module):
     def fuse_pairs(
         self, text: Tensor, mask: Tensor, memory: ImageMemory, rows: Tensor, images: Tensor
     ) -> FusedPairs:
-        """The cross encoder on pairs of a text and an image, up to its last layer.
+        """Run the cross encoder on pairs of texts and images, up to its last layer.
 
-        What a pair has in common with others is computed once: the self-attention of the first
-        layer a text, the keys and values an image. Padding that all texts share is left out.
+        Shared computations run once: the first layer's self-attention per text, keys and values per
+        image. Padding common to all texts is cut off.
 
         Args:
             text: T texts [T, N, D], from :meth:`encode_text`.
             mask: [T, N], 1 = a token, 0 = padding.
-            memory: of I images, from :meth:`image_memory`.
-            rows: [P], the text of each pair.
-            images: [P], the image of each pair.
+            memory: memory of I images, from :meth:`image_memory`.
+            rows: [P], index of each pair's text.
+            images: [P], index of each pair's image.
         """
         longest = int(mask.sum(dim=1).max())
         text, mask = text[:, :longest], mask[:, :longest]
@@ -318,7 +318,7 @@ class Bert(nn.Module):
         return FusedPairs(x, visible, (keys[images], values[images]))
 
     def fused_at(self, pairs: FusedPairs, at: Tensor) -> Tensor:
-        """The last layer of the cross encoder at some positions, [P, K] -> [P, K, D]."""
+        """Apply the last layer of the cross encoder at some positions, [P, K] -> [P, K, D]."""
         last = self.fusion[-1]
         return last.finish(last.attend(pairs.text, pairs.visible, at), pairs.image)
 
@@ -328,7 +328,7 @@ class Bert(nn.Module):
 
 
 def key_mask(mask: Tensor) -> Tensor:
-    """Mask [B, N] (1 = a token) -> bool [B, 1, 1, N] for attention."""
+    """Convert a mask [B, N] (1 = a token) to bool [B, 1, 1, N] for attention."""
     return mask[:, None, None, :] != 0
 
 

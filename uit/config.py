@@ -1,6 +1,6 @@
-"""Settings of UIT's fine-tuning: every number of the recipe, with its unit and origin.
+"""Settings of UIT's fine-tuning, with unit and origin of every number.
 
-The defaults are the recipe as released; `configs/uit/paper.yaml` is the paper's.
+The defaults are the released recipe; `configs/uit/paper.yaml` is the paper's.
 """
 
 from __future__ import annotations
@@ -18,67 +18,67 @@ from uit.schedules import WARMUP_STEPS
 
 @dataclass(frozen=True)
 class TrainConfig(TrainingConfig):
-    """Fine-tuning of UIT; each field is a flag of `python -m uit.run`."""
+    """Settings of UIT's fine-tuning; each field is a flag of `python -m uit.run`."""
 
     # Model
     model: Literal["uit_base", "uit_mini", "uit_debug"] = flag("uit_base", "architecture")
-    task: Literal["cmp"] = flag("cmp", "the task, as the release names it")
+    task: Literal["cmp"] = flag("cmp", "task name, as in the release")
     input_size: int = flag(224, "side of the square input, pixels")
     window: int = flag(7, "side of Swin's attention windows, tokens")
-    drop_path: float = flag(0.1, "stochastic depth of Swin's last block")
-    dropout: float = flag(0.1, "of BERT's embeddings, attention weights and branches")
-    proj_dropout: float = flag(0.5, "before the projections to the retrieval vectors")
-    sync_batch_norm: bool = flag(False, "its statistics from all processes, not each its own")
-    temperature: float = flag(0.07, "what similarities are divided by at the start; learned")
-    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
-    max_words: int = flag(56, "words of a caption that are read")
-    max_text_length: int = flag(56, "token ids of a caption, both ends and padding included")
+    drop_path: float = flag(0.1, "stochastic depth rate of Swin's last block")
+    dropout: float = flag(0.1, "dropout of BERT's embeddings, attention weights and branches")
+    proj_dropout: float = flag(0.5, "dropout before the projections to the retrieval vectors")
+    sync_batch_norm: bool = flag(False, "take batch-norm statistics over all processes")
+    temperature: float = flag(0.07, "initial temperature of the similarities; learned")
+    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt")
+    max_words: int = flag(56, "maximum words read per caption")
+    max_text_length: int = flag(56, "token ids per caption, with special tokens and padding")
 
-    # Where the weights start
-    checkpoint: str = flag("", "a UIT or person-search checkpoint to start from")
-    swin: str = flag("", "Swin's weights to start from, in Microsoft's or timm's names")
-    bert: str = flag("", "BERT's weights to start from (a file, or a folder that holds one)")
+    # Initial weights
+    checkpoint: str = flag("", "UIT or person-search checkpoint to start from")
+    swin: str = flag("", "initial weights of Swin, with Microsoft's or timm's names")
+    bert: str = flag("", "initial weights of BERT (a file, or a folder that holds one)")
 
     # Losses
-    eda_weight: float = flag(0.8, "of ITC and ITM on the augmented caption; 0 leaves it out")
-    mlm_weight: float = flag(1.0, "of masked language modelling; 0 leaves it out")
-    # Released as 0.1356 x the sum over the batch of 84 images; here the loss is a mean over images.
-    mim_weight: float = flag(0.1356 * 84, "of masked image modelling; 0 leaves it out")
-    label_smoothing: float = flag(0.2, "of ITC's targets")
+    eda_weight: float = flag(0.8, "weight of ITC and ITM on the augmented caption; 0 disables it")
+    mlm_weight: float = flag(1.0, "weight of masked language modelling; 0 disables it")
+    # The release uses 0.1356 x the sum over a batch of 84 images; this loss is a mean over images.
+    mim_weight: float = flag(0.1356 * 84, "weight of masked image modelling; 0 disables it")
+    label_smoothing: float = flag(0.2, "label smoothing of ITC's targets")
     hard_negatives_from: int = flag(
-        0, "first epoch whose ITM negatives are drawn by similarity, not all alike (published: 0)"
+        0, "first epoch that draws ITM negatives by similarity, not uniformly (published: 0)"
     )
 
-    # What the masked losses hide
-    mlm_share: float = flag(WordMasking.share, "word pieces of a caption that are hidden, share")
-    mlm_most: int = flag(WordMasking.most, "word pieces of a caption that are hidden, at most")
-    ngram_share: float = flag(WordMasking.ngram_share, "how often a run of words is hidden")
-    ngram_words: int = flag(WordMasking.ngram_words, "words of such a run at most")
-    mim_block: int = flag(32, "side of a hidden block, pixels")
-    mim_ratio: float = flag(0.5, "share of blocks that are hidden")
+    # Masking
+    mlm_share: float = flag(WordMasking.share, "fraction of a caption's word pieces to mask")
+    mlm_most: int = flag(WordMasking.most, "maximum number of masked word pieces per caption")
+    ngram_share: float = flag(WordMasking.ngram_share, "probability of masking a run of words")
+    ngram_words: int = flag(WordMasking.ngram_words, "maximum words per run")
+    mim_block: int = flag(32, "side of a masked image block, pixels")
+    mim_ratio: float = flag(0.5, "fraction of image blocks to mask")
 
     # Augmentation
-    flip_prob: float = flag(0.5, "of a mirrored image")
+    flip_prob: float = flag(0.5, "probability of mirroring the image")
     augment_level: int | None = flag(7, f"strength of image operations, 0 to {LEVELS}; none: off")
-    erasing_prob: float = flag(0.6, "of an erased rectangle")
-    eda_share: float = flag(0.1, "words that the augmented caption changes, share")
-    synonyms: bool = flag(True, "let EDA use WordNet's synonyms; without: swaps and deletions only")
-    wordnet: str | None = flag(None, "folder that holds corpora/wordnet (default: NLTK's places)")
+    erasing_prob: float = flag(0.6, "probability of erasing a rectangle")
+    eda_share: float = flag(0.1, "fraction of words changed in the augmented caption")
+    synonyms: bool = flag(True, "use WordNet synonyms in EDA; off: only swaps and deletions")
+    wordnet: str | None = flag(None, "folder with corpora/wordnet (default: NLTK's search path)")
 
     # Optimization
-    batch_size: int = flag(84, "pairs a process and step")
+    batch_size: int = flag(84, "pairs per process and step")
     epochs: int = flag(30, "passes over the data (release 30, paper 22)")
     lr: float = flag(1e-4, "peak learning rate (release 1e-4, paper 1e-5)")
     schedule: Literal["step", "linear", "cosine"] = flag(
-        "step", "course of the rate (release step, paper cosine)"
+        "step", "learning-rate schedule (release step, paper cosine)"
     )
     warmup_steps: int = flag(WARMUP_STEPS, "steps of linear warm-up (step and linear)")
     weight_decay: float = flag(0.01, "AdamW weight decay")
     opt_betas: tuple[float, float] = flag((0.9, 0.98), "AdamW betas")
 
     # Run
-    k_val: int = flag(16, "candidates a query that validation re-ranks")
-    output_dir: str = flag("output/uit", "where checkpoints and the log go")
+    k_val: int = flag(16, "candidates per query that validation re-ranks")
+    output_dir: str = flag("output/uit", "folder for checkpoints and the log")
 
     def check(self) -> None:
         """See :class:`TrainingConfig`.
@@ -90,7 +90,7 @@ class TrainConfig(TrainingConfig):
         self.check_least(
             1, "input_size", "window", "max_words", "mlm_most", "mim_block", "k_val"
         )  # fmt: skip
-        self.check_least(2, "ngram_words", "batch_size")  # a pair alone has no negative
+        self.check_least(2, "ngram_words", "batch_size")  # a single pair has no negative
         self.check_least(3, "max_text_length")
         self.check_least(
             0, "warmup_steps", "eda_weight", "mlm_weight", "mim_weight", "hard_negatives_from"

@@ -1,7 +1,7 @@
 """Training samples of UIT: an augmented image, a caption in three versions, masks.
 
-Everything that is drawn at random for a sample is drawn here, in the loader: the image's view, the
-augmented caption, the hidden word pieces. The one mask of hidden image blocks is drawn a batch.
+The loader makes all random choices of a sample: the image view, the augmented caption, the masked
+word pieces. Only the mask of image blocks is drawn once per batch.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from uit.objective import UitBatch
 
 
 class UitSample(NamedTuple):
-    """One pair as drawn; empty lists where a version is turned off.
+    """Random sample of one pair; lists of disabled versions are empty.
 
     Attributes:
         image: [3, S, S].
         identity: see :meth:`pab.data.training_set.TrainingSet.identity`.
-        ids, augmented, hidden: the caption's ids, those of its augmented version, and its ids with
-            pieces hidden.
-        chosen: positions of the hidden pieces.
-        block_seed: where the mask of image blocks may be drawn from.
+        ids, augmented, hidden: ids of the caption, of its augmented version, and of its masked
+            version.
+        chosen: positions of the masked word pieces.
+        block_seed: seed for the mask of image blocks.
     """
 
     image: Tensor
@@ -48,12 +48,12 @@ class UitSample(NamedTuple):
 
 @dataclass(frozen=True)
 class TextDraws:
-    """What is drawn for a caption.
+    """Random choices for a caption.
 
     Attributes:
-        eda_share: words that the augmented version changes; None turns it off.
+        eda_share: fraction of words changed in the augmented version; None disables it.
         synonyms: see :func:`uit.eda.augment`.
-        masking: None turns masked language modelling off.
+        masking: settings of masked language modelling; None disables it.
     """
 
     eda_share: float | None
@@ -62,13 +62,13 @@ class TextDraws:
 
 
 class UitDataset(TrainingSamples):
-    """Pairs of the training set with everything UIT's losses draw.
+    """Training pairs with all random choices that UIT's losses need.
 
     Args:
         pairs, indices, seed: see :class:`pab.training.data.TrainingSamples`.
         view: image -> tensor.
         tokenizer: caption -> ids.
-        draws: what is drawn for a caption.
+        draws: random choices for a caption.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class UitDataset(TrainingSamples):
 
 @dataclass(frozen=True)
 class Collate:
-    """Samples to a :class:`UitBatch`; or the first bad sample.
+    """Combine samples to a :class:`UitBatch`; return the first bad sample if there is one.
 
     Attributes:
-        tokenizer: pads captions to its ``max_length``, for text vectors pool over padding.
-        most_hidden: word pieces of a caption that may be hidden.
-        blocks: of an image a side; 0 turns masked image modelling off.
-        block_ratio: share of blocks that are hidden.
+        tokenizer: pads captions to its ``max_length``, because text vectors pool over padding.
+        most_hidden: maximum number of masked word pieces per caption.
+        blocks: image blocks per side; 0 disables masked image modelling.
+        block_ratio: fraction of blocks to mask.
     """
 
     tokenizer: Tokenizer

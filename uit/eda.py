@@ -1,11 +1,12 @@
 """Easy data augmentation (EDA) of captions.
 
 Source: Wei and Zou, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text
-Classification Tasks" (arXiv 1901.11196). One of four operations, drawn at random: synonyms for some
-words, synonyms inserted, words swapped, words deleted. The result is lower-case letters and blanks.
+Classification Tasks" (arXiv 1901.11196). Applies one of four random operations: replace words by
+synonyms, insert synonyms, swap words, delete words. The result has only lower-case letters and
+blanks.
 
-Synonyms come from WordNet through NLTK. Its data is not part of the package; where it is not
-installed, that is an error, unless synonyms are turned off: then words are swapped or deleted only.
+Synonyms come from WordNet through NLTK. The package does not contain its data. Missing data is an
+error, unless synonyms are turned off; EDA then only swaps or deletes words.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 
 from pab.core.errors import InputError
 
-# Function words have no synonyms that would fit ("in" is an inch to WordNet, "he" is helium).
+# WordNet has no fitting synonyms for function words ("in" is an inch, "he" is helium).
 _FUNCTION_WORDS = """
     a about above after again against all am an and any are as at be because been before being
     below between both but by can could did do does doing down during each few for from further had
@@ -30,7 +31,7 @@ _FUNCTION_WORDS = """
     these they this those through to too under until up very was we were what when where which while
     who whom why will with without would you your yours"""
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-SYNONYM_FILES = tuple(  # of WordNet's, by its parts of speech
+SYNONYM_FILES = tuple(  # WordNet's files, by part of speech
     name
     for part in ("adj", "adv", "noun", "verb")
     for name in (f"data.{part}", f"index.{part}", f"{part}.exc")
@@ -42,23 +43,23 @@ GET_WORDNET = (
 
 
 class Synonyms(Protocol):
-    """Where synonyms come from."""
+    """Source of synonyms."""
 
     def of(self, word: str) -> list[str]:
-        """Other words or phrases for ``word``, lower-case letters and blanks, sorted."""
+        """Synonyms or phrases for ``word``, in lower-case letters and blanks, sorted."""
 
 
 class WordNet:
-    """Synonyms of WordNet: all lemmas of all meanings of a word.
+    """Synonyms from WordNet: all lemmas of all senses of a word.
 
-    Opens its files anew in each process that uses it: loader workers must not share a position in
-    an open file.
+    Each process opens the files itself, because loader workers must not share the position in an
+    open file.
 
     Args:
-        folder: of NLTK's data, holds ``corpora/wordnet``; None takes NLTK's usual places.
+        folder: NLTK data folder with ``corpora/wordnet``; None uses NLTK's search path.
 
     Raises:
-        InputError: the files are not there.
+        InputError: the files are missing.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -76,11 +77,11 @@ class WordNet:
                 nltk.data.path.insert(0, str(self._folder))
             root = nltk.data.find("corpora/wordnet")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # other languages are not wanted
+                warnings.simplefilter("ignore", UserWarning)  # other languages are not needed
                 reader = WordNetCorpusReader(root, None)
             reader.synsets("person")
         except (LookupError, OSError) as error:
-            # NLTK's own message for missing data is a page of text.
+            # NLTK's own message for missing data is very long.
             reason = f"cannot be read: {error}" if isinstance(error, OSError) else "are not there"
             where = f"{self._folder or 'NLTK data'}/corpora/wordnet"
             raise InputError(where, f"WordNet's files {reason}", todo=GET_WORDNET) from error
@@ -97,10 +98,10 @@ class WordNet:
         return self._known[word]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files that synonyms come from, 64 hex digits."""
+        """SHA-256 of the files with the synonyms, as 64 hex digits."""
         digest = hashlib.sha256()
         for name in SYNONYM_FILES:
-            with self._reader.abspath(name).open() as file:  # may lie in NLTK's zip archive
+            with self._reader.abspath(name).open() as file:  # may be inside NLTK's zip archive
                 digest.update(file.read())
         return digest.hexdigest()
 
@@ -109,25 +110,25 @@ class WordNet:
 
 
 def letters(text: str) -> str:
-    """Lower case, letters a to z only, everything else a blank, single blanks, none at the ends.
+    """Lower-case; replace all but a to z by blanks; merge and strip blanks.
 
-    Apostrophes vanish, so that "man's" stays one word.
+    Apostrophes are removed, so that "man's" stays one word.
     """
     return " ".join(re.sub(r"[^a-z]+", " ", re.sub("['’]", "", text.lower())).split())
 
 
 def augment(caption: str, share: float, synonyms: Synonyms | None, draw: Random) -> str:
-    """The caption after one operation drawn at random.
+    """Apply one random operation to a caption.
 
     Args:
         caption: any text.
-        share: of the words that are replaced, inserted or swapped (at least one), and the
-            probability that a word is deleted.
-        synonyms: None leaves the two operations out that need them.
-        draw: the source of chance.
+        share: fraction of words to replace, insert or swap (at least one), and the probability of
+            deleting a word.
+        synonyms: source of synonyms; None disables the two operations that need them.
+        draw: random generator.
 
     Returns:
-        Lower-case letters and blanks; the caption as it is where it holds no letter.
+        Lower-case letters and blanks; the unchanged caption if it has no letters.
     """
     words = letters(caption).split()
     if not words:
@@ -159,7 +160,7 @@ def _swap(words: list[str], count: int, draw: Random) -> list[str]:
 def _with_synonyms(
     words: list[str], count: int, synonyms: Synonyms, draw: Random
 ) -> list[tuple[str, str]]:
-    """Up to ``count`` different content words that have synonyms, each with one of them."""
+    """Choose up to ``count`` distinct content words with synonyms, and a synonym for each."""
     candidates = sorted(set(words) - FUNCTION_WORDS)
     draw.shuffle(candidates)
     found: list[tuple[str, str]] = []

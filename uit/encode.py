@@ -1,4 +1,4 @@
-"""Images and captions to what UIT compares: image tokens and vectors, caption vectors.
+"""Encode images and captions for UIT: image tokens and vectors, caption vectors.
 
 Shape letters: `G` images, `Q` captions, `M` image tokens (the mean token included), `C` their
 width, `E` width of the retrieval vectors.
@@ -32,10 +32,10 @@ WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
 
 
 class GalleryFeatures(NamedTuple):
-    """What is kept of a gallery.
+    """Stored features of a gallery.
 
     Attributes:
-        tokens: [G, M, C], memory-mapped from a file that has no name any more.
+        tokens: [G, M, C], memory-mapped from a file that is already unlinked.
         vectors: float32 [G, E].
     """
 
@@ -46,17 +46,18 @@ class GalleryFeatures(NamedTuple):
 def load_model(
     name: str, input_size: int, window: int, checkpoint: str, tokenizer: Tokenizer
 ) -> Uit:
-    """A fine-tuned model, ready to score, on the CPU.
+    """Load a fine-tuned model in evaluation mode on the CPU.
 
     Args:
         name: architecture, such as ``uit_base``.
         input_size: side of the square input, pixels.
         window: side of Swin's attention windows, tokens.
-        checkpoint: released or own weights, or CMP's; see :func:`uit.weights.load_uit_state`.
-        tokenizer: must have as many pieces as the checkpoint has word vectors.
+        checkpoint: weights of the release, of this project or of CMP; see
+            :func:`uit.weights.load_uit_state`.
+        tokenizer: must have exactly the vocabulary size of the checkpoint.
 
     Raises:
-        InputError: unknown name, unreadable checkpoint, tensors or vocabulary that do not fit.
+        InputError: unknown name, unreadable checkpoint, or tensors or vocabulary that do not fit.
     """
     sizes = model_config(name, input_size, window)
     state = uit_state(checkpoint, tensor_names(sizes))
@@ -73,10 +74,10 @@ def load_model(
 
 
 def with_vocabulary(sizes: UitConfig, tokenizer: Tokenizer) -> UitConfig:
-    """Sizes for a tokenizer's vocabulary.
+    """Adapt the sizes to a tokenizer's vocabulary.
 
     Raises:
-        InputError: captions may be longer than the model has positions for.
+        InputError: captions may exceed the model's number of positions.
     """
     if tokenizer.max_length > sizes.bert.positions:
         raise InputError(
@@ -99,23 +100,23 @@ def encode_gallery(
     cache_dir: str | Path | None = None,
     cache: FeatureCache | None = None,
 ) -> GalleryFeatures:
-    """Tokens and vectors of a gallery; one batch of images is in memory at a time.
+    """Encode a gallery to tokens and vectors; only one batch of images is in memory.
 
-    Several processes share the images; all get everything.
+    With several processes, each encodes a part and all get everything.
 
     Args:
         images: the gallery.
-        batch_size: images at a time.
+        batch_size: images per batch.
         num_workers: loader processes.
-        device: where the model is.
+        device: device of the model.
         dtype: number format of matrix products.
-        cache_dtype: number format of the kept tokens.
-        cache_dir: folder of the file they are kept in, which vanishes with the process; None takes
-            the system's temporary folder.
-        cache: of this model's vectors and tokens; only images that are not in it are encoded.
+        cache_dtype: number format of the stored tokens.
+        cache_dir: folder of the token file, which vanishes with the process; None uses the system's
+            temporary folder.
+        cache: cache of this model's vectors and tokens; only images that it lacks are encoded.
 
     Raises:
-        InputError: the file cannot be made.
+        InputError: the token file cannot be made.
     """
     swin = model.config.swin
     shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
@@ -145,17 +146,17 @@ def encode_gallery(
         if cache is not None:
             both = torch.cat([vector, found.float().cpu().flatten(1)], dim=1)
             cache.keep([digests[place] for place in places], both)
-    # Which also waits until every process has written its tokens.
+    # Also waits until every process has written its tokens.
     return GalleryFeatures(tokens, processes.assemble(mine, vectors, len(images), device))
 
 
 def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
-    """A tensor in a file that is already removed: it lives as long as the tensor.
+    """Create a tensor in an unlinked file, which lives as long as the tensor.
 
-    The processes of a group, which have to be on one machine, all get the same memory.
+    All processes of a group, which must run on one machine, share its memory.
 
     Args:
-        folder: of the file, made where it is missing; None takes the system's temporary folder.
+        folder: folder of the file, created if missing; None uses the system's temporary folder.
 
     Raises:
         InputError: the file cannot be made.
@@ -167,7 +168,8 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
             if folder is not None:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=folder, prefix=".uit-features-")
-            # Reserved, not just named: a disk that fills up later would end the process unheard.
+            # Reserve the space: if the disk filled up later, the process would die without a
+            # message.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, size * dtype.itemsize)
             else:
@@ -177,9 +179,9 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
         assert shared_name is not None
         try:
             tensor = torch.from_file(shared_name, shared=True, size=size, dtype=dtype).view(shape)
-        except RuntimeError as error:  # how torch says that the file cannot be mapped
+        except RuntimeError as error:  # raised by torch if the file cannot be mapped
             raise OSError(str(error)) from error
-        processes.barrier()  # before the main process takes the name away
+        processes.barrier()  # before rank 0 unlinks the file
     except OSError as error:
         raise InputError(
             folder or tempfile.gettempdir(), f"cannot hold the gallery's features: {error}",
@@ -201,7 +203,7 @@ def encode_captions(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Vectors of captions, float32 [Q, E]; each is padded to the recipe's length, as published."""
+    """Encode captions to float32 [Q, E]; each is padded to the recipe's length, as published."""
     vectors = torch.empty(len(rows), model.config.embed_dim)
     for start in range(0, len(rows), batch_size):
         ids, mask = tokenizer.pad_rows(list(rows[start : start + batch_size]), tokenizer.max_length)

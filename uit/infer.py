@@ -1,7 +1,7 @@
 """Score a gallery with UIT: `python -m uit.infer` writes a score file and a ranked list.
 
-Each query's candidates come from a score file (`--candidates`, LHP's as published) or from UIT's
-own ITC similarity; the cross encoder scores them.
+Each query's candidates come from a score file (`--candidates`; LHP's as published) or from UIT's
+own ITC similarity. The cross encoder then scores them.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ from pab.scoring.job import (
     scoring_command,
 )
 
-PUBLISHED_K = 10  # candidates per query in the release's only scoring configuration
-# Default outputs; k is empty for the published number of candidates, _kN for another.
+PUBLISHED_K = 10  # candidates per query in the only scoring configuration of the release
+# Default outputs; k is empty for the published number of candidates, otherwise _kN.
 SCORES, LIST = "sims_score/score_uit{k}_reproduce.pt", "predictions/score_uit{k}_reproduce.txt"
 AUTO = "auto"
 
 
 def name_part(k: int) -> str:
-    """Part of a default file name that tells scores of another number of candidates apart."""
+    """Part of a default file name that identifies another number of candidates."""
     return "" if k == PUBLISHED_K else f"_k{k}"
 
 
 @dataclass(frozen=True)
 class InferConfig(ScoringConfig):
-    """Scoring with UIT; each field is a flag of `python -m uit.infer`."""
+    """Settings of scoring with UIT; each field is a flag of `python -m uit.infer`."""
 
     model: Literal["uit_base", "uit_mini", "uit_debug"] = flag("uit_base", "architecture")
     input_size: int = flag(224, "side of the square input, pixels")
     window: int = flag(7, "side of Swin's attention windows, tokens")
     checkpoint: str = flag("checkpoints/uit/uit.pth", "fine-tuned weights")
-    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder of BERT's vocab.txt")
-    max_words: int = flag(56, "words of a caption that are read")
-    max_text_length: int = flag(56, "token ids of a caption, both ends and padding included")
+    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt")
+    max_words: int = flag(56, "maximum words read per caption")
+    max_text_length: int = flag(56, "token ids per caption, with special tokens and padding")
     candidates: str | None = flag(
-        None, "scores or ranked list that choose candidates, in any form (none: UIT's own ITC)"
+        None, "scores or ranked list that select candidates, in any form (none: UIT's own ITC)"
     )
     k_test: int = flag(PUBLISHED_K, "candidates per query that the cross encoder scores")
     feature_cache: bool = flag(
-        False, "keep images' tokens and vectors on disk for later runs (0.2 MB an image)"
+        False, "cache image tokens and vectors on disk for later runs (0.2 MB per image)"
     )
-    save_itc: str | None = flag(None, "score file of the ITC similarities to write as well")
-    cache_dtype: Literal["fp32", "bf16"] = flag("fp32", "format of the gallery's mapped features")
-    cache_dir: str | None = flag(None, "folder for those features while it runs (default: temp)")
+    save_itc: str | None = flag(None, "score file for the ITC similarities")
+    cache_dtype: Literal["fp32", "bf16"] = flag("fp32", "number format of the gallery's features")
+    cache_dir: str | None = flag(None, "temporary folder of the gallery's features (default: temp)")
     save_score: str | None = flag(
         AUTO, f"score file to write; auto: {SCORES.format(k='')}, with _kN after uit for another N"
     )
@@ -96,9 +96,10 @@ class InferConfig(ScoringConfig):
             raise InputError("--save_itc", f"{self.save_itc} is given as another output too")
 
     def with_outputs(self) -> InferConfig:
-        """The same settings with both default outputs spelled out.
+        """Replace ``auto`` by the default output paths.
 
-        Scores of another number of candidates than the published one never replace those.
+        The paths depend on the number of candidates, so other numbers never overwrite the published
+        one.
         """
         k = name_part(self.k_test)
         return replace(
@@ -112,7 +113,7 @@ def infer(config: InferConfig) -> None:
     """Score each query's candidates.
 
     Raises:
-        InputError: bad settings, data, candidates or checkpoint; nothing is written.
+        InputError: settings, data, candidates or checkpoint are invalid; nothing is written.
     """
     from pab.core.checkpoints import checkpoint_hash
     from pab.core.devices import autocast, dtype_of
@@ -122,7 +123,7 @@ def infer(config: InferConfig) -> None:
 
     config = config.with_outputs()
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
-    autocast(device, dtype)  # refuses a format this device cannot run
+    autocast(device, dtype)  # rejects a format that this device cannot run
     check_outputs({"save_itc": config.save_itc})
     if config.cache_dir:
         check_output_folder("--cache_dir", config.cache_dir)
@@ -168,18 +169,18 @@ def infer(config: InferConfig) -> None:
 
 
 def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
-    """The scores that choose candidates, rows and columns in the job's order.
+    """Read the scores that select candidates, with the job's rows and columns.
 
-    Scores and lists in every form are taken; the lines of a ranked list are in the order of this
-    run's own ranked list.
+    All forms of scores and lists are accepted. The lines of a ranked list must have the order of
+    this run's own ranked list.
 
     Args:
         path: the file.
-        job: whose queries and images it must hold.
+        job: scoring job whose queries and images the file must contain.
         k: candidates per query.
 
     Raises:
-        InputError: no scores, other ids than the job's, or fewer than ``k`` images listed.
+        InputError: no scores, ids that differ from the job's, or fewer than ``k`` listed images.
     """
     found = read_form(path)
     lists = isinstance(found, Listing)

@@ -1,7 +1,7 @@
 """UIT's losses as functions of tensors: ITC, ITM with hard negatives, MLM, MIM.
 
-Source: the method's paper (arXiv 2511.22470), section on the unified model; ITC and ITM as in
-ALBEF (arXiv 2107.07651), MIM as in SimMIM (arXiv 2111.09886).
+Source: the method's paper (arXiv 2511.22470), section on the unified model. ITC and ITM follow
+ALBEF (arXiv 2107.07651), MIM follows SimMIM (arXiv 2111.09886).
 
 Shape letters: `B` batch, `D` width of the retrieval vectors, `V` vocabulary, `S` side of the image.
 """
@@ -14,21 +14,21 @@ from torch.nn import functional as F
 
 from pab.core.errors import InputError
 
-NEGATIVE_FLOOR = 1e-5  # added to the softmax similarities that negatives are drawn by
-MIM_EPS = 1e-5  # added to the number of hidden pixels, as in SimMIM
+NEGATIVE_FLOOR = 1e-5  # added to the softmax similarities from which negatives are drawn
+MIM_EPS = 1e-5  # added to the number of masked pixels, as in SimMIM
 
 
 def contrastive_loss(
     image: Tensor, text: Tensor, identity: Tensor, temperature: Tensor, label_smoothing: float
 ) -> Tensor:
-    """ITC: both directions' cross entropy, targets spread over the pairs of one identity.
+    """ITC: cross entropy in both directions, with targets shared by pairs of one identity.
 
     Args:
         image: unit vectors [B, D].
         text: unit vectors [B, D].
-        identity: [B]; pairs with the same number are right for each other.
-        temperature: what similarities are divided by.
-        label_smoothing: share of the target spread over all pairs.
+        identity: [B]; pairs with equal numbers match each other.
+        temperature: divisor of the similarities.
+        label_smoothing: fraction of the target spread over all pairs.
     """
     logits = image @ text.T / temperature
     same = (identity[:, None] == identity[None]).to(logits.dtype)
@@ -43,12 +43,12 @@ def contrastive_loss(
 def negative_weights(
     image: Tensor, text: Tensor, identity: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How likely each image is as a text's negative and each text as an image's, both [B, B].
+    """Sampling weights of hard negatives, images per text and texts per image, both [B, B].
 
-    The softmax of the similarities plus :data:`NEGATIVE_FLOOR`, 0 for pairs of the same identity.
+    These are the softmax similarities plus :data:`NEGATIVE_FLOOR`, and 0 for pairs of one identity.
 
     Raises:
-        InputError: the whole batch is of one identity, so that there is no negative.
+        InputError: the whole batch has one identity, so there are no negatives.
     """
     same = identity[:, None] == identity[None]
     if bool(same.all()):
@@ -76,12 +76,12 @@ def masked_language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = 
 
     Args:
         logits: [B, P, V].
-        labels: [B, P], -100 where there is none.
-        count: of labels, where it is not this batch's: its mean over the processes makes the mean
-            of their losses the one over all their labels.
+        labels: [B, P], -100 for none.
+        count: number of labels, if it is not this batch's. With its mean over the processes, the
+            mean of their losses equals the mean over all labels.
 
     Returns:
-        A scalar; 0 where the whole batch has no label.
+        A scalar; 0 if the batch has no label.
     """
     total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     count = labels_in(labels) if count is None else count
@@ -89,17 +89,17 @@ def masked_language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = 
 
 
 def labels_in(labels: Tensor) -> Tensor:
-    """How many labels there are, a scalar."""
+    """Count the labels; returns a scalar."""
     return (labels >= 0).sum()
 
 
 def masked_image_loss(restored: Tensor, image: Tensor, hidden_blocks: Tensor) -> Tensor:
-    """MIM: mean over the images of the mean distance of hidden pixels.
+    """MIM: mean over images of the mean absolute error of masked pixels.
 
     Args:
         restored: [B, 3, S, S].
         image: [B, 3, S, S], normalised.
-        hidden_blocks: [P, P], 1 where hidden; the same for all images.
+        hidden_blocks: [P, P], 1 = masked; equal for all images.
     """
     size = image.shape[-1] // len(hidden_blocks)
     hidden = hidden_blocks.repeat_interleave(size, 0).repeat_interleave(size, 1)  # [S, S]

@@ -1,7 +1,7 @@
 """Make a small WordPiece vocabulary from captions: `python -m uit.make_vocabulary`.
 
-For models trained from scratch on few different words; those that start from BERT take BERT's own
-vocabulary. Frequent words become pieces of their own, all others are spelt in single characters.
+For models trained from scratch on captions with few distinct words; models that start from BERT use
+BERT's vocabulary. Frequent words become single pieces; other words are split into characters.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pab.data.wordpiece import CONTINUES, SPECIAL, VOCABULARY
 
 
 def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> int:
-    """Write ``FOLDER/vocab.txt``: special pieces, characters, words from the most frequent on.
+    """Write ``FOLDER/vocab.txt``: special tokens, characters, then words by frequency.
 
     Args:
-        captions: text to count words in.
-        folder: is made where it is missing.
-        vocab_size: pieces at most.
+        captions: text for counting words.
+        folder: output folder, created if missing.
+        vocab_size: maximum number of pieces.
 
     Returns:
-        How many were written.
+        Number of pieces written.
 
     Raises:
-        InputError: the characters alone are more.
+        InputError: the characters alone exceed the limit.
     """
     normalise, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()

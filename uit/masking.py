@@ -1,10 +1,10 @@
-"""What UIT's two masked losses hide: word pieces of a caption (MLM), blocks of an image (MIM).
+"""Masks of UIT's two masked losses: word pieces of a caption (MLM), image blocks (MIM).
 
-Source: the method's paper (arXiv 2511.22470). MLM as in BERT with whole words and, as in X-VLM
-(arXiv 2111.08276), short runs of words; MIM as in SimMIM (arXiv 2111.09886).
+Source: the method's paper (arXiv 2511.22470). MLM masks whole words as in BERT, and short runs of
+words as in X-VLM (arXiv 2111.08276). MIM follows SimMIM (arXiv 2111.09886).
 
-Deliberate difference from the release: only real word pieces are hidden, never an end or
-padding, and a word that would pass the cap is left out whole.
+Deliberate difference from the release: only real word pieces are masked, never a special token or
+padding. A word that would exceed the limit is skipped whole.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 
 from pab.data.wordpiece import Tokenizer
 
-NO_LABEL = -100  # what cross entropy leaves out
-REPLACED, RANDOM = 0.8, 0.5  # share of [MASK]; of the rest, share of random pieces
+NO_LABEL = -100  # label that cross entropy ignores
+REPLACED, RANDOM = 0.8, 0.5  # fraction of [MASK]; fraction of random pieces among the rest
 
 
 @dataclass(frozen=True)
 class WordMasking:
-    """How many pieces of a caption are hidden.
+    """Number of word pieces to mask in a caption.
 
     Attributes:
-        share: of the real pieces.
-        most: pieces of one caption at most.
-        ngram_share: how often a run of words is taken instead of one word.
-        ngram_words: words of a run at most; 2 at least.
+        share: fraction of the real pieces.
+        most: maximum number of pieces per caption.
+        ngram_share: probability of choosing a run of words instead of one word.
+        ngram_words: maximum words per run, at least 2.
     """
 
     share: float = 0.25
@@ -42,18 +42,18 @@ class WordMasking:
 def hide_words(
     ids: list[int], tokenizer: Tokenizer, masking: WordMasking, draw: Random
 ) -> tuple[list[int], list[int]]:
-    """Hide whole words of one caption.
+    """Mask whole words of a caption.
 
     Args:
-        ids: of a caption, with its two ends.
-        tokenizer: knows which pieces continue a word.
-        masking: how many are hidden.
-        draw: the source of chance.
+        ids: ids of a caption, with both special tokens.
+        tokenizer: identifies the pieces that continue a word.
+        masking: number of pieces to mask.
+        draw: random generator.
 
     Returns:
-        The ids with 80 % of the chosen pieces replaced by ``[MASK]``, 10 % by a random piece and
-        10 % left, and the chosen positions in order. There are none where every word has more
-        pieces than may be hidden.
+        The ids and the chosen positions in order. Of the chosen pieces, 80 % become ``[MASK]``, 10
+        % a random piece, and 10 % stay. No piece is chosen if every word has more pieces than the
+        limit.
     """
     pieces = len(ids) - 2
     cap = min(masking.most, max(1, round(masking.share * pieces)))
@@ -81,7 +81,7 @@ def hide_words(
 
 
 def _words(ids: list[int], tokenizer: Tokenizer) -> list[range]:
-    """Positions of the pieces of each word, ends left out."""
+    """Positions of the pieces of each word, without special tokens."""
     starts = [i for i in range(1, len(ids) - 1) if not tokenizer.continues[ids[i]]]
     if len(ids) > 2 and (not starts or starts[0] != 1):
         starts.insert(0, 1)
@@ -89,11 +89,11 @@ def _words(ids: list[int], tokenizer: Tokenizer) -> list[range]:
 
 
 def labels_at(ids: list[list[int]], chosen: list[list[int]], most: int) -> tuple[Tensor, Tensor]:
-    """Positions and labels of the hidden pieces of a batch, padded to ``most`` a caption.
+    """Positions and labels of a batch's masked pieces, padded to ``most`` per caption.
 
     Returns:
-        positions int64 [B, most], 0 where a caption has fewer, and labels int64 [B, most], the
-        pieces' own ids, :data:`NO_LABEL` there.
+        positions int64 [B, most], padded with 0, and labels int64 [B, most], the original ids,
+        padded with :data:`NO_LABEL`.
     """
     positions = torch.zeros(len(ids), most, dtype=torch.int64)
     labels = torch.full((len(ids), most), NO_LABEL, dtype=torch.int64)
@@ -104,12 +104,12 @@ def labels_at(ids: list[list[int]], chosen: list[list[int]], most: int) -> tuple
 
 
 def hide_blocks(blocks: int, ratio: float, draw: Random) -> Tensor:
-    """One mask for the images of a batch, float32 [P, P], 1 = hidden.
+    """Draw one mask for all images of a batch, float32 [P, P], 1 = masked.
 
     Args:
-        blocks: P, blocks a side.
-        ratio: share of blocks to hide, rounded up.
-        draw: the source of chance.
+        blocks: P, blocks per side.
+        ratio: fraction of blocks to mask, rounded up.
+        draw: random generator.
     """
     count = math.ceil(ratio * blocks**2)
     mask = torch.zeros(blocks**2)

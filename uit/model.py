@@ -1,7 +1,7 @@
 """UIT, the unified image-text model: Swin and BERT with heads for ITC, ITM, MLM and MIM.
 
-Source: the method's paper (arXiv 2511.22470); parameter names are those of its released
-checkpoint. The losses are functions in `uit/losses.py`; here is what they are computed from.
+Source: the method's paper (arXiv 2511.22470). Parameter names match its released checkpoint. The
+losses are in `uit/losses.py`; this module computes their inputs.
 
 Shape letters: `B` batch, `N` text tokens, `M` image tokens, `C` image width, `D` text width,
 `E` width of the retrieval vectors.
@@ -23,17 +23,17 @@ from pab.core.errors import InputError
 from uit.bert import Bert, BertConfig
 from uit.swin import Swin, SwinConfig
 
-POOL_BINS = 3  # the other tokens are averaged to this many parts
-RATE_SCALE = 2.0  # of the parts :meth:`Uit.rate_scale` names, as released
+POOL_BINS = 3  # number of parts over which the other tokens are averaged
+RATE_SCALE = 2.0  # learning-rate factor of the parts in :meth:`Uit.rate_scale`, as released
 
-# What a released checkpoint holds twice: a prefix and the prefix that it repeats.
+# Duplicates in a released checkpoint: a prefix, and the prefix that it repeats.
 HEAD, WORDS = "text_encoder.cls.predictions.", "text_encoder.bert.embeddings.word_embeddings."
 REPEATED = (
     ("simmim.encoder.encoder.", "vision_encoder."),
     (f"{HEAD}decoder.weight", f"{WORDS}weight"),
     (f"{HEAD}decoder.bias", f"{HEAD}bias"),
 )
-UNUSED = ("text_encoder.bert.embeddings.position_ids",)  # 0, 1, 2, ...
+UNUSED = ("text_encoder.bert.embeddings.position_ids",)  # position ids 0, 1, 2, ...
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class UitConfig:
     """Sizes of the whole model.
 
     Attributes:
-        swin: of the image encoder.
-        bert: of the text tower and the cross encoder.
+        swin: sizes of the image encoder.
+        bert: sizes of the text tower and the cross encoder.
         embed_dim: E.
-        temperature: at the start; it is learned.
-        proj_dropout: before the projections to the retrieval vectors.
-        sync_batch_norm: their statistics are taken from the batches of all processes.
+        temperature: initial value; learned.
+        proj_dropout: dropout before the projections to the retrieval vectors.
+        sync_batch_norm: compute batch-norm statistics over the batches of all processes.
     """
 
     swin: SwinConfig = field(default_factory=SwinConfig)
@@ -58,7 +58,7 @@ class UitConfig:
 
 
 MODELS = {
-    "uit_base": UitConfig(),  # the published sizes
+    "uit_base": UitConfig(),  # published sizes
     "uit_mini": UitConfig(
         SwinConfig(
             image_size=64, embed_dim=48, depths=(2, 2, 3), heads=(2, 4, 8), window=4, drop_path=0.0
@@ -82,7 +82,7 @@ MODELS = {
 
 
 def model_config(name: str, input_size: int, window: int) -> UitConfig:
-    """Sizes by name, at a resolution and with windows of one's own choice.
+    """Return the sizes by name, for a resolution and window size.
 
     Args:
         name: a key of :data:`MODELS`.
@@ -90,7 +90,7 @@ def model_config(name: str, input_size: int, window: int) -> UitConfig:
         window: side of Swin's attention windows, tokens.
 
     Raises:
-        InputError: no such model, or a size that windows do not divide.
+        InputError: unknown model, or a size that is not a multiple of the window.
     """
     if name not in MODELS:
         raise InputError("--model", f"expected one of {', '.join(MODELS)}, found {name}")
@@ -101,13 +101,13 @@ def model_config(name: str, input_size: int, window: int) -> UitConfig:
 
 
 def tensor_names(config: UitConfig) -> frozenset[str]:
-    """Names of a model's tensors; they follow from its depths alone."""
+    """Names of the model's tensors, which depend only on its depths."""
     with torch.device("meta"):
         return frozenset(Uit(config).state_dict())
 
 
 class MaskToken(nn.Module):
-    """What stands for hidden patches, under the name the checkpoints use."""
+    """Mask token of hidden patches, under the checkpoints' parameter name."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class MaskToken(nn.Module):
 
 
 class MaskedImageModel(nn.Module):
-    """SimMIM's parts: the mask token and a decoder from the last tokens to pixels."""
+    """SimMIM parts: the mask token, and a decoder from the last tokens to pixels."""
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class MaskedImageModel(nn.Module):
 
 
 class Uit(nn.Module):
-    """Towers and heads."""
+    """Image and text towers with all heads."""
 
     def __init__(self, config: UitConfig) -> None:
         super().__init__()
@@ -157,29 +157,29 @@ class Uit(nn.Module):
         return self.itm_head(fused)
 
     def hide(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Embedded patches [B, H, W, first width] with the mask token where blocks are hidden.
+        """Replace masked blocks of embedded patches [B, H, W, first width] by the mask token.
 
         Args:
-            x: from ``vision_encoder.patch_embed``.
-            hidden: [P, P], 1 = hidden; P blocks a side divide the grid of patches.
+            x: output of ``vision_encoder.patch_embed``.
+            hidden: [P, P], 1 = masked; P must divide the side of the patch grid.
         """
         repeat = x.shape[1] // len(hidden)
         mask = hidden.repeat_interleave(repeat, 0).repeat_interleave(repeat, 1)[None, :, :, None]
         return x * (1 - mask) + self.simmim.encoder.mask_token * mask
 
     def restore(self, tokens: Tensor) -> Tensor:
-        """Patch tokens of the last stage [B, M, C] -> pixels, as decoded, [B, 3, S, S]."""
+        """Decode patch tokens of the last stage [B, M, C] to pixels [B, 3, S, S]."""
         side = self.config.swin.grids[-1]
         return self.simmim.decoder(tokens.transpose(1, 2).reshape(len(tokens), -1, side, side))
 
-    # What the optimizer needs to know of the model.
+    # Facts for the optimizer.
 
     @staticmethod
     def no_weight_decay(name: str, parameter: Tensor) -> bool:
-        """True for parameters that weight decay must leave alone, by their published names.
+        """Return true for parameters without weight decay, by their published names.
 
-        Swin's relative position tables are among them ("bias"); batch norms, the match head's norm
-        and the temperature are not.
+        Swin's relative position tables are included ("bias"). Batch norms, the match head's norm
+        and the temperature have weight decay.
         """
         del parameter
         exempt = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
@@ -187,11 +187,11 @@ class Uit(nn.Module):
 
     @staticmethod
     def rate_scale(name: str) -> float:
-        """:data:`RATE_SCALE` for the parts that learn faster, else 1.
+        """Return :data:`RATE_SCALE` for parts with a higher learning rate, else 1.
 
-        By their published names: the last two stages of Swin's four, the last two of the text
-        tower's six layers and of the cross encoder's six, the projections, the match head and the
-        language head. A smaller model has only some of those names.
+        By published name, these are the last two of Swin's four stages, the last two of six layers
+        each in the text tower and the cross encoder, the projections, the match head and the
+        language-model head. A smaller model has only some of these names.
         """
         faster = (
             r"vision_encoder\.layers\.[23]\.|text_encoder\.bert\.encoder\.layer\.(4|5|10|11)\.|"
@@ -201,30 +201,30 @@ class Uit(nn.Module):
 
 
 def adapt_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """A released state dict without what it holds twice.
+    """Remove the duplicate tensors of a released state dict.
 
     Raises:
-        InputError: a repeated tensor differs from the one it repeats.
+        InputError: a duplicate differs from its original.
     """
     kept = {name: tensor for name, tensor in state.items() if name not in UNUSED}
     for copy, original in REPEATED:
         for name in [name for name in kept if name.startswith(copy)]:
             source = original + name.removeprefix(copy)
             if source not in state:
-                continue  # strict loading names it
+                continue  # strict loading reports it
             if not torch.equal(kept.pop(name), state[source]):
                 raise InputError(path, f"{name} differs from {source}, which it should repeat")
     return kept
 
 
 class BatchNormOfAll(nn.BatchNorm1d):
-    """Batch norm whose statistics come from the rows of all processes, CPU or GPU.
+    """Batch norm with statistics over the rows of all processes, on CPU or GPU.
 
-    torch's own SyncBatchNorm runs on GPUs alone; rows here are single vectors, cheap to exchange.
+    torch's SyncBatchNorm supports only GPUs. The rows here are single vectors, cheap to exchange.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[B, D] -> [B, D]; every process has the same number of rows."""
+        """[B, D] -> [B, D]; all processes have the same number of rows."""
         if not self.training:
             return super().forward(rows)
         start = processes.rank() * len(rows)
@@ -238,5 +238,5 @@ def _projection(width: int, config: UitConfig) -> nn.Sequential:
 
 
 def _pool(tokens: Tensor) -> Tensor:
-    """[B, N, D] -> [B, POOL_BINS * D]: the tokens averaged in three parts."""
+    """Average tokens [B, N, D] in three parts -> [B, POOL_BINS * D]."""
     return F.adaptive_avg_pool1d(tokens.transpose(1, 2), POOL_BINS).transpose(1, 2).flatten(1)

@@ -1,11 +1,10 @@
 """UIT's training objective: ITC + ITM + MLM + MIM of one batch.
 
-The same numbers as the plain order of passes, in fewer of them: captions, their augmented versions
-and their masked versions pass the text tower together, and every pair the cross encoder reads (true
-pairs, negatives, augmented ones, masked ones) passes it together, with an image's keys and values
-computed once.
+Gives the same values as separate passes, with fewer passes. Captions, augmented captions and masked
+captions share one pass of the text tower. All pairs (true, negative, augmented, masked) share one
+pass of the cross encoder, with keys and values computed once per image.
 
-Shape letters: `B` batch, `N` text ids, `P` hidden pieces a caption, `S` side of the image.
+Shape letters: `B` batch, `N` text ids, `P` masked pieces per caption, `S` side of the image.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ class UitBatch(NamedTuple):
 
     Attributes:
         image: [B, 3, S, S].
-        identity: [B]; pairs of one number are right for each other.
-        text_ids, text_mask: [V B, N] for V versions of the caption one below the other: as it is,
-            and, where EDA is on, augmented. Padded to the recipe's length; mask 1 = a token.
-        masked_ids: [B, N], the first version with pieces hidden; no rows where MLM is off.
-        positions, labels: [B, P], of the hidden pieces (label -100: none).
-        hidden_blocks: [P, P], 1 = hidden, for MIM; empty where it is off.
+        identity: [B]; pairs with equal numbers match each other.
+        text_ids, text_mask: [V B, N] for V stacked versions of the captions: original and, if EDA
+            is on, augmented. Padded to the recipe's length; mask 1 = a token.
+        masked_ids: [B, N], masked originals; empty if MLM is off.
+        positions, labels: [B, P], positions and labels of the masked pieces (label -100: none).
+        hidden_blocks: [P, P], 1 = masked, for MIM; empty if MIM is off.
     """
 
     image: Tensor
@@ -56,13 +55,13 @@ class UitBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each loss counts for in the total.
+    """Weights of the losses in the total.
 
     Attributes:
-        eda: ITC and ITM of the augmented caption.
-        mlm: masked language modelling.
-        mim: masked image modelling, a mean over images.
-        label_smoothing: of ITC's targets.
+        eda: weight of ITC and ITM on the augmented caption.
+        mlm: weight of masked language modelling.
+        mim: weight of masked image modelling, a mean over images.
+        label_smoothing: label smoothing of ITC's targets.
     """
 
     eda: float
@@ -71,48 +70,48 @@ class LossWeights:
     label_smoothing: float
 
 
-# Similarity-based weights [B, B], 0 where not allowed -> one column a row, int64 [B].
+# Similarity-based weights [B, B], 0 where not allowed -> one column per row, int64 [B].
 Draw = Callable[[Tensor], Tensor]
 
 
 def draw_negatives(weights: Tensor) -> Tensor:
-    """One column a row, in proportion to the weights (rows with any weight above 0).
+    """Draw one column per row, in proportion to the weights; each row needs a positive weight.
 
-    Weights that are no numbers, of a model that has diverged, count alike: multinomial would end
-    the process before its loss, no number either, is seen and told.
+    NaN and infinite weights of a diverged model are replaced by equal ones. Otherwise multinomial
+    would crash the process before the loss, also not finite, is reported.
     """
     return torch.multinomial(torch.where(weights.isfinite(), weights, 1.0), 1).squeeze(1)
 
 
 def draw_any(weights: Tensor) -> Tensor:
-    """One column a row, all with a weight above 0 alike: easy negatives for a new model."""
+    """Draw one column per row uniformly among positive weights: easy negatives for a new model."""
     return draw_negatives(torch.where(weights > 0, 1.0, weights))
 
 
 def uit_losses(
     model: Uit, batch: UitBatch, weights: LossWeights, draw: Draw = draw_negatives
 ) -> dict[str, Tensor]:
-    """The losses of a batch.
+    """Compute the losses of a batch.
 
     Args:
-        model: in training mode its dropout and batch statistics are in the result.
-        batch: of this process; ITC compares with the batches of all processes, MLM is the mean over
-            the hidden pieces of all, MIM hides the main process's blocks, negatives are drawn from
-            this one, as in the release.
-        weights: of the total. A loss whose weight is 0 is not computed.
-        draw: picks negatives; for each version of the caption it is called for texts' negative
-            images and then for images' negative texts.
+        model: the model; in training mode, its dropout and batch statistics affect the result.
+        batch: batch of this process. ITC compares across all processes, and MLM averages over all
+            masked pieces. MIM uses rank 0's mask. Negatives are drawn from this batch, as in the
+            release.
+        weights: weights of the losses in the total; losses with weight 0 are not computed.
+        draw: draws negatives; called per caption version, first for texts' negative images and then
+            for images' negative texts.
 
     Returns:
-        ``loss`` (the total), ``itc``, ``itm``, and ``mlm``, ``mim`` where they are on.
+        ``loss`` (the total), ``itc``, ``itm``, and ``mlm``, ``mim`` if they are on.
 
     Raises:
-        InputError: the whole batch is of one identity.
+        InputError: the whole batch has one identity.
     """
     size, bert = len(batch.image), model.text_encoder
-    hidden_blocks = broadcast(batch.hidden_blocks)  # as if the batches were one: the first's
+    hidden_blocks = broadcast(batch.hidden_blocks)  # rank 0's mask, as if all batches were one
 
-    # ---- Towers: images as they are and with blocks hidden, captions in all versions
+    # ---- Towers: original and masked images, captions in all versions
     patches = model.vision_encoder.patch_embed(batch.image)
     if weights.mim:
         patches = torch.cat([patches, model.hide(patches, hidden_blocks)])
@@ -125,7 +124,7 @@ def uit_losses(
         text_mask = torch.cat([text_mask, text_mask[:size]])
     text = bert.encode_text(text_ids, text_mask)  # [V B or (V + 1) B, N, D]
 
-    # ---- ITC, and the pairs that ITM compares: text rows and images
+    # ---- ITC, and the pairs for ITM: text rows and images
     every_image = all_gather_with_grad(image_vector)
     every_identity = all_gather_with_grad(batch.identity)
     share = [1.0, weights.eda][: len(batch.text_ids) // size]
@@ -134,7 +133,7 @@ def uit_losses(
     rows, images = [], []
     for version, weight in enumerate(share):
         start = version * size
-        # Each version by itself: batch norm takes its statistics from B captions, as published.
+        # Separate passes, because batch norm uses the statistics of B captions, as published.
         text_vector = model.text_vector(text[start : start + size])
         with full_precision(image.device):
             itc = itc + weight * contrastive_loss(
@@ -149,7 +148,7 @@ def uit_losses(
         rows += [start + draw(of_image)]
         images += [own]
 
-    # ---- The cross encoder, on those and on the captions with hidden pieces
+    # ---- Cross encoder, on the ITM pairs and the masked captions
     compared = 3 * size * len(share)
     if weights.mlm:
         rows, images = [*rows, len(share) * size + own], [*images, own]

@@ -1,12 +1,13 @@
-"""Candidates of each query, scored by the cross encoder.
+"""Re-rank each query's candidates with the cross encoder.
 
-The scores are those of the plain way (for each query: gather its candidates, repeat the text, run
-every layer on every token), with what pairs have in common computed once: an image's keys and
-values for all queries of a group, a text's own attention in the first fusion layer for all its
-candidates, in the last layer only [CLS]. Queries of like length share a pass, so that nearly
-nothing is padding. `benchmarks/uit_rerank.py` says what each of these gains.
+The scores equal those of the plain loop (per query: gather its candidates, repeat the text, run all
+layers on all tokens), but shared computations run once. An image's keys and values serve all
+queries of a group. A text's self-attention in the first fusion layer serves all its candidates. The
+last layer computes only [CLS]. Queries of similar length share a pass, so padding is minimal.
+`benchmarks/uit_rerank.py` measures the gain of each.
 
-Shape letters: `Q` queries, `G` gallery, `K` candidates a query, `M` image tokens, `C` their width.
+Shape letters: `Q` queries, `G` gallery, `K` candidates per query, `M` image tokens, `C` their
+    width.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from pab.data.wordpiece import Tokenizer
 from pab.ranking import top_k
 from uit.model import Uit
 
-IMAGES_A_GROUP = 512  # whose keys and values are held at a time (2 MB each at full size, fp32)
+IMAGES_A_GROUP = 512  # images with keys and values in memory (2 MB each at full size, fp32)
 PAIRS_A_PASS = 128
 
 
 def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
-    """The k best images of each query, int64 [Q, K], ties to the smaller id.
+    """Select the k best images per query, int64 [Q, K]; ties go to the smaller id.
 
-    A k larger than the gallery means all of it; a notice says so. Several processes all get the
-    main one's choice: GPUs of different kinds round differently.
+    A k above the gallery size selects all images, with a notice. All processes get rank 0's choice,
+    because GPUs of different types round differently.
 
     Args:
         scores: [Q, G].
         k: candidates per query.
-        flag: the setting that k comes from, for the notice.
+        flag: setting of k, for the notice.
     """
     gallery = scores.shape[1]
     if k > gallery:
@@ -46,7 +47,7 @@ def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
 
 
 def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
-    """The whole score matrix: candidates' logits, all else just below the row's smallest.
+    """Build the whole score matrix: candidates' logits, others just below the row's minimum.
 
     Args:
         match: float32 [Q, K].
@@ -54,8 +55,8 @@ def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
         gallery: G.
 
     Returns:
-        float32 [Q, G]; images that were no candidates have the next smaller float32, so that they
-        tie with no candidate.
+        float32 [Q, G]. Other images get the next smaller float32, so that they never tie with a
+        candidate.
     """
     below = torch.nextafter(match.amin(dim=1, keepdim=True), torch.tensor(-torch.inf))
     return below.expand(-1, gallery).contiguous().scatter_(1, candidates, match)
@@ -72,11 +73,11 @@ def match_scores(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The match logit (index 1) of every candidate; several processes share the queries.
+    """Compute every candidate's match logit (index 1); several processes share the queries.
 
     Args:
         rows: ids of Q captions.
-        tokens: of the gallery, [G, M, C], may be memory-mapped.
+        tokens: tokens of the gallery, [G, M, C]; may be memory-mapped.
         candidates: int64 [Q, K], positions in the gallery.
 
     Returns:
@@ -112,7 +113,7 @@ def match_scores(
 def _logits(
     model: Uit, text: Tensor, mask: Tensor, memory: list[tuple[Tensor, Tensor]], images: Tensor
 ) -> Tensor:
-    """Match logits of texts [T, N, D] with images [T, K] of the memory -> [T, K]."""
+    """Match logits of texts [T, N, D] and images [T, K] in the memory -> [T, K]."""
     count, k = images.shape
     rows = torch.arange(count, device=images.device).repeat_interleave(k)
     pairs = model.text_encoder.fuse_pairs(text, mask, memory, rows, images.flatten())
@@ -122,7 +123,7 @@ def _logits(
 
 
 def _groups(lengths: Sequence[int], candidates: np.ndarray) -> Iterator[list[int]]:
-    """Queries by length, cut where their candidates together pass :data:`IMAGES_A_GROUP`."""
+    """Group queries by length, with at most :data:`IMAGES_A_GROUP` candidates per group."""
     group: list[int] = []
     used: set[int] = set()
     for query in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

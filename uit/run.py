@@ -1,7 +1,7 @@
 """Start UIT's fine-tuning or evaluation: `python -m uit.run --task cmp --dist f4`.
 
-`--dist fN` takes the first N GPUs, one process each, through torchrun. All of `uit.train`'s
-settings are flags here too; `--bs` and `--epo` are the release's names of two of them.
+`--dist fN` uses the first N GPUs with one process each, through torchrun. It also accepts all
+settings of `uit.train` as flags; `--bs` and `--epo` are the release's names of two of them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         extra=_add_own_flags,
     )
     if own.evaluate:
-        # The config's own is what training starts from.
+        # Training would start from the config's own checkpoint.
         if not config.checkpoint or not names_flag(given, "--checkpoint"):
             raise InputError(
                 "--evaluate", "expected the weights to score", todo="give --checkpoint"
@@ -68,29 +68,29 @@ def main(argv: list[str] | None = None) -> None:
     run += ["--nproc_per_node", str(count), "-m", "uit.train", *passed]
     check_inputs(config)
     sys.stdout.flush()
-    os.execve(run[0], run, {**os.environ, **visible})  # signals then reach torchrun itself
+    os.execve(run[0], run, {**os.environ, **visible})  # torchrun then receives signals directly
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Refuse here what would end all processes at once, with torchrun's long report.
+    """Reject bad input before torchrun starts, whose report of failed processes is long.
 
     Raises:
-        InputError: data or vocabulary are not there, a folder cannot be written, or, for a new run,
-            start weights are not there.
+        InputError: data or vocabulary are missing, a folder is not writable, or initial weights of
+            a new run are missing.
     """
     check_run_folders(config)
     training_sources(config)
     Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     text_draws(config)
     if resumable_files(config):
-        return  # a resumed run does not need the weights it started from
+        return  # a resumed run does not need its initial weights
     for path in (config.checkpoint, config.swin, config.bert and bert_file(config.bert)):
         if path:
             existing_file(path, "weights to start from")
 
 
 def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = False) -> None:
-    """Score the labelled test with ``--checkpoint``; print metrics, write both files.
+    """Score the labelled test set with ``--checkpoint``; print metrics and write both files.
 
     Raises:
         InputError: see :func:`uit.infer.infer`.
@@ -107,7 +107,7 @@ def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = Fa
 
 
 def _words(argv: list[str]) -> list[str]:
-    """The command line with the release's short names spelt out and a config named."""
+    """Expand the release's short flag names and add the default config."""
     words = []
     for word in argv:
         flag, equals, value = word.partition("=")
@@ -121,7 +121,7 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="score the labelled test of data_path with --checkpoint, do not train",
+        help="score the labelled test set of data_path with --checkpoint instead of training",
     )
     parser.add_argument(
         "--k_test", type=int, default=PUBLISHED_K, metavar="N",
@@ -129,7 +129,7 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--same_caption_counts", action="store_true",
-        help="with --evaluate: count every image whose line lists the same caption as right",
+        help="with --evaluate: every image with the same caption on its line counts as right",
     )  # fmt: skip
     parser.add_argument("--bs", metavar="N", help="short for --batch_size")
     parser.add_argument("--epo", metavar="N", help="short for --epochs")
@@ -137,7 +137,7 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _without_own_flags(words: list[str]) -> list[str]:
-    """What ``uit.train`` is to see: everything but the flags of this command."""
+    """Arguments for ``uit.train``: all but the flags of this command."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--dist")
     own.add_argument("--k_test")
@@ -145,10 +145,10 @@ def _without_own_flags(words: list[str]) -> list[str]:
 
 
 def _process_count(dist: str, config: TrainConfig) -> int:
-    """N of ``fN``.
+    """Parse N from ``fN``.
 
     Raises:
-        InputError: another word, or more than there are GPUs.
+        InputError: malformed, or more GPUs than there are.
     """
     match = re.fullmatch(r"f([1-9]\d*)", dist)
     if match is None:
@@ -163,7 +163,7 @@ def _process_count(dist: str, config: TrainConfig) -> int:
 
 
 def _first_gpus(count: int) -> str:
-    """The first GPUs of those that the environment shows."""
+    """First GPUs among those visible in the environment."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     every = shown.split(",") if shown else [str(i) for i in range(count)]
     return ",".join(every[:count])

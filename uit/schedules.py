@@ -1,6 +1,6 @@
-"""UIT's learning-rate schedules as multipliers of the rate, one number a step.
+"""UIT's learning-rate schedules as one rate multiplier per step.
 
-Source: the release of the method (`step` as released, `cosine` as in the paper).
+Source: the method's release (`step` as released, `cosine` as in the paper).
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Literal
 
 Schedule = Literal["step", "linear", "cosine"]
 WARMUP_STEPS = 500  # of `step` and `linear`
-DROPS = ((7, 0.2), (4, 0.5))  # `step`: from so many times the warm-up on, this factor
-COSINE_WARMUP_SHARE = 0.02  # of all steps
-COSINE_END = 0.1  # multiplier at the end
+DROPS = ((7, 0.2), (4, 0.5))  # `step`: from this multiple of the warm-up, this factor
+COSINE_WARMUP_SHARE = 0.02  # fraction of all steps
+COSINE_END = 0.1  # final multiplier
 
 
 def multiplier(
     kind: Schedule, total_steps: int, warmup_steps: int = WARMUP_STEPS
 ) -> Callable[[int], float]:
-    """The multiplier of every step from 0 to ``total_steps`` - 1.
+    """Return the multiplier as a function of the step, from 0 to ``total_steps`` - 1.
 
     Args:
-        kind: ``linear`` rises over the warm-up and falls to 0; ``step`` also drops to a half and a
+        kind: ``linear`` rises in the warm-up and falls to 0; ``step`` also drops to a half and a
             fifth; ``cosine`` warms up over 2 % of the steps and ends at a tenth.
-        total_steps: updates of the whole run.
-        warmup_steps: of ``linear`` and ``step``; at most ``total_steps``.
+        total_steps: number of updates of the whole run.
+        warmup_steps: warm-up of ``linear`` and ``step``, at most ``total_steps``.
     """
 
     def linear(step: int) -> float:

@@ -1,14 +1,14 @@
 """Swin Transformer: UIT's image encoder.
 
-Source: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows"
-(arXiv 2103.14030); parameter names are those of the checkpoints published with its code (MIT).
+Source: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (arXiv
+2103.14030). Parameter names match the checkpoints published with its code (MIT).
 
-Deliberate differences from the published code, none of which changes a result beyond rounding:
-attention is `scaled_dot_product_attention` with bias and window mask added into one table, and
-tokens keep their grid shape through all stages.
+Deliberate differences from the published code, which change results only by rounding: attention is
+`scaled_dot_product_attention`, with bias and window mask added to one table, and tokens keep their
+grid shape in all stages.
 
 Shape letters: `B` batch, `H` `W` rows and columns of the token grid, `C` width of a stage,
-`S` side of a window, `N` = S * S, `M` windows of an image, `K` heads.
+`S` side of a window, `N` = S * S, `M` windows per image, `K` heads.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from pab.core.errors import InputError
 from pab.core.layers import DropPath
 
 INIT_STD = 0.02  # truncated normal, as in the published code
-MASKED = -100.0  # added to the logits of tokens that are no neighbours, as in the published code
+MASKED = -100.0  # added to the logits of tokens that are not neighbours, as in the published code
 
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """Sizes of one Swin; the defaults are Swin-B at 224 px.
+    """Sizes of a Swin Transformer; the defaults are Swin-B at 224 px.
 
     Attributes:
         image_size: side of the square input, pixels.
         patch_size: side of a patch, pixels.
         embed_dim: width of the first stage; each later stage doubles it.
-        depths: blocks of each stage.
-        heads: attention heads of each stage.
+        depths: number of blocks per stage.
+        heads: number of attention heads per stage.
         window: side of a window, tokens.
-        mlp_ratio: inner width of the feed-forward over the stage's width.
-        drop_path: stochastic depth of the last block; earlier blocks rise to it linearly from 0.
+        mlp_ratio: inner width of the feed-forward divided by the stage's width.
+        drop_path: stochastic depth rate of the last block; it rises linearly from 0.
         norm_eps: eps of every LayerNorm.
     """
 
@@ -55,7 +55,7 @@ class SwinConfig:
 
     @property
     def grids(self) -> tuple[int, ...]:
-        """Side of the token grid in each stage."""
+        """Side of the token grid per stage."""
         first = self.image_size // self.patch_size
         return tuple(first >> stage for stage in range(len(self.depths)))
 
@@ -65,10 +65,10 @@ class SwinConfig:
         return self.embed_dim << (len(self.depths) - 1)
 
     def check(self) -> None:
-        """Refuse sizes that windows or stages do not divide.
+        """Reject sizes that are not multiples of the window or the stage stride.
 
         Raises:
-            InputError: naming the size.
+            InputError: names the size.
         """
         deepest = self.patch_size << (len(self.depths) - 1)
         if self.image_size % deepest:
@@ -86,7 +86,7 @@ class SwinConfig:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for every pair of tokens of a window, int64 [N, N]."""
+    """Row of the bias table for every pair of tokens in a window, int64 [N, N]."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     at = torch.stack([rows.flatten(), columns.flatten()])  # [2, N]
     apart = at[:, :, None] - at[:, None, :] + window - 1  # [2, N, N], each 0 ... 2 S - 2
@@ -94,9 +94,9 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shifted_window_mask(side: int, window: int, shift: int) -> Tensor:
-    """What is added to a shifted window's logits, [M, N, N]: 0 for neighbours, else ``MASKED``.
+    """Attention mask of shifted windows, [M, N, N]: 0 for neighbours, else ``MASKED``.
 
-    After the cyclic shift a window at the border holds tokens from opposite sides of the image.
+    After the cyclic shift, a window at the border holds tokens from opposite sides of the image.
     """
     region = torch.zeros(side, side)
     parts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
@@ -122,7 +122,7 @@ def from_windows(windows: Tensor, window: int, side: int) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside each window, with a learned bias for relative positions."""
+    """Multi-head self-attention per window, with a learned bias for relative positions."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two matrices with exact GELU."""
+    """Two linear layers with exact GELU."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -164,14 +164,14 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Pre-norm block over windows, shifted by half a window or not."""
+    """Pre-norm block over windows, optionally shifted by half a window."""
 
     def __init__(
         self, config: SwinConfig, width: int, heads: int, side: int, shift: bool, drop_path: float
     ) -> None:
         super().__init__()
         self.window = min(config.window, side)
-        # A window as large as the grid sees everything: nothing to shift.
+        # A window as large as the grid covers everything, so no shift is needed.
         self.shift = config.window // 2 if shift and side > config.window else 0
         mask = shifted_window_mask(side, self.window, self.shift) if self.shift else None
         self.register_buffer("attn_mask", mask)
@@ -197,7 +197,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring tokens become one of twice the width."""
+    """Merge four neighbouring tokens into one of twice the width."""
 
     def __init__(self, width: int, norm_eps: float) -> None:
         super().__init__()
@@ -207,13 +207,13 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, H / 2, W / 2, 2 C]."""
         b, h, w, c = x.shape
-        # Of each four, first the left two, upper and lower, then the right two: as published.
+        # Of each four, the left two come first (upper, lower), then the right two, as published.
         fours = x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(fours.reshape(b, h // 2, w // 2, 4 * c)))
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens."""
+    """Convert patches to tokens."""
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class PatchEmbed(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width, the last stage's without merging after them."""
+    """Blocks of one width; all stages but the last end with patch merging."""
 
     def __init__(self, config: SwinConfig, stage: int, drop_path: list[float]) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ class Stage(nn.Module):
 
 
 class Swin(nn.Module):
-    """The image encoder: patch tokens of the last stage with their mean before them."""
+    """Image encoder: patch tokens of the last stage, preceded by their mean."""
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ class Swin(nn.Module):
 
 
 def with_mean(tokens: Tensor) -> Tensor:
-    """Patch tokens [B, M, C] -> [B, 1 + M, C], their mean first."""
+    """Prepend the mean to patch tokens: [B, M, C] -> [B, 1 + M, C]."""
     return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
 

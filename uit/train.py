@@ -1,7 +1,7 @@
 """Fine-tune UIT: data, model, loop, in this order. Started by `python -m uit.run`.
 
-Several GPUs: the processes that `uit.run` starts through torchrun. A run that is started again with
-the same command resumes from its last checkpoint.
+For several GPUs, `uit.run` starts the processes through torchrun. The same command, started again,
+resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     """Run the whole recipe.
 
     Raises:
-        InputError: bad settings, data or checkpoint, before anything is written; a training image
-            that cannot be read, or too many steps in a row that are not finite, during training.
+        InputError: before anything is written: bad settings, data or checkpoint. During training:
+            an unreadable training image, or too many consecutive steps that are not finite.
     """
     # ---- Data
     device, dtype = start_processes(config)
@@ -85,7 +85,7 @@ def train(config: TrainConfig, argv: list[str]) -> None:
     warmup = config.warmup_steps
     if config.schedule == "cosine":
         warmup = int(COSINE_WARMUP_SHARE * total_steps)
-    # A run shorter than its warm-up sees the beginning of it.
+    # A run shorter than its warm-up uses only the beginning of the warm-up.
     at = multiplier(config.schedule, max(total_steps, warmup), warmup)
     weights = LossWeights(
         config.eda_weight, config.mlm_weight, config.mim_weight, config.label_smoothing
@@ -133,10 +133,10 @@ def train(config: TrainConfig, argv: list[str]) -> None:
 
 
 def text_draws(config: TrainConfig) -> TextDraws:
-    """What is drawn for a caption.
+    """Create the settings of the random choices for a caption.
 
     Raises:
-        InputError: WordNet is wanted and not there.
+        InputError: WordNet is needed but missing.
     """
     masking = WordMasking(config.mlm_share, config.mlm_most, config.ngram_share, config.ngram_words)
     return TextDraws(
@@ -149,7 +149,7 @@ def text_draws(config: TrainConfig) -> TextDraws:
 def content_of(
     config: TrainConfig, tokenizer: Tokenizer, draws: TextDraws
 ) -> dict[str, ContentHash]:
-    """Hashes of the files that the settings name: start weights, vocabulary, WordNet."""
+    """Hashes of the files named by the settings: initial weights, vocabulary, WordNet."""
     files = named_files(
         checkpoint=config.checkpoint,
         swin=config.swin,
@@ -162,12 +162,12 @@ def content_of(
 
 
 def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True) -> Uit:
-    """The model with the weights that the recipe starts from.
+    """Create the model with the recipe's initial weights.
 
-    ``start=False`` leaves torch's own, for a checkpoint to replace.
+    ``start=False`` keeps torch's own initialization, for a checkpoint to replace.
 
     Raises:
-        InputError: sizes, vocabulary or checkpoint that do not fit.
+        InputError: sizes, vocabulary or checkpoint do not fit.
     """
     sizes = with_vocabulary(model_config(config.model, config.input_size, config.window), tokenizer)
     stride = config.input_size // sizes.swin.grids[0]
@@ -198,7 +198,7 @@ def validation_metrics(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, float]:
-    """Metrics on the validation split, in percent: ITC's, and those of its re-ranked candidates."""
+    """Validation metrics in percent: those of ITC, and those of the re-ranked candidates."""
     retrieval = validation_retrieval(data)
     assert retrieval.gallery is not None
     rows = [tokenizer.encode(query.caption) for query in retrieval.queries]

@@ -1,8 +1,8 @@
-"""Sources of UIT's weights: a whole checkpoint, or Swin and BERT apart.
+"""Load UIT's weights from a whole checkpoint, or from Swin and BERT separately.
 
-Holds every key map: Microsoft's and timm's names of Swin, Hugging Face's names of BERT, the
-released UIT, CMP and person-search checkpoints. Loading is strict; a notice names the parts that
-begin anew or are left out.
+Holds all key maps: Microsoft's and timm's names of Swin, Hugging Face's names of BERT, and the
+checkpoints of released UIT, CMP and person search. Loading is strict; a notice names parts that are
+newly initialized or skipped.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from pab.core.weight_folders import Family, weights_of_folder
 from uit.model import Uit, adapt_state
 
 BIAS_TABLE = ".relative_position_bias_table"
-# Follow from the sizes: the model's own are right, whatever the checkpoint's window was.
+# Buffers derived from the sizes; the model's own are correct for any checkpoint window size.
 DERIVED = ("*.relative_position_index", "*.attn_mask")
-# What a person-search checkpoint may lack or have in another shape; the towers it must have.
+# Heads that a person-search checkpoint may lack or have in other shapes; the towers are required.
 HEADS = (
     "vision_proj.*", "text_proj.*", "itm_head.*", "simmim.*", "text_encoder.cls.*", "temp",
 )  # fmt: skip
-# Parts that scoring never reads: the losses' heads and the temperature.
+# Parts that scoring never uses: the heads of the losses, and the temperature.
 UNREAD = ("simmim.*", "text_encoder.cls.*", "temp")
-# CMP's branch for pose images, which this model has no input for (Yang et al., arXiv 2411.17776).
+# CMP's branch for pose images, an input that this model lacks (Yang et al., arXiv 2411.17776).
 POSE = ("pose_block.*", "pose_conv.*")
-# Old BERT checkpoints call a norm's weight and bias so.
+# Names of a norm's weight and bias in old BERT checkpoints.
 OLD_NORM = {".gamma": ".weight", ".beta": ".bias"}
 BERT_UNUSED = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|.*\.position_ids$")
 
 
 def load_uit(model: Uit, path: str | Path, *, start: bool = False) -> LoadReport:
-    """Read a UIT checkpoint into a model: :func:`uit_state`, then :func:`load_uit_state`."""
+    """Load a UIT checkpoint into a model: :func:`uit_state`, then :func:`load_uit_state`."""
     return load_uit_state(model, uit_state(path, model.state_dict().keys()), path, start=start)
 
 
 def uit_state(path: str | Path, fits: Collection[str]) -> dict[str, Tensor]:
-    """Read the weights of a UIT or CMP checkpoint, each once.
+    """Read the weights of a UIT or CMP checkpoint without duplicates.
 
     Args:
-        path: as released (``model`` with doubled tensors), or this project's own.
-        fits: names of the model's tensors, which tell wrappers' prefixes from real names.
+        path: a released checkpoint (``model`` with duplicate tensors), or one of this project.
+        fits: names of the model's tensors, which distinguish wrapper prefixes from real names.
 
     Raises:
-        InputError: no checkpoint, or doubled tensors that differ.
+        InputError: not a checkpoint, or duplicate tensors that differ.
     """
     return adapt_state(model_state(read_checkpoint(path), path, fits), path)
 
@@ -56,19 +56,19 @@ def uit_state(path: str | Path, fits: Collection[str]) -> dict[str, Tensor]:
 def load_uit_state(
     model: Uit, state: dict[str, Tensor], path: str | Path, *, start: bool = False
 ) -> LoadReport:
-    """Copy UIT's weights into a model, bias tables resized to the model's windows.
+    """Copy UIT's weights into a model; resize bias tables to the model's windows.
 
-    To score, a checkpoint needs no :data:`UNREAD` parts, and CMP's pose branch is left out: images
-    are then encoded without poses. Notices say so.
+    For scoring, a checkpoint may lack the :data:`UNREAD` parts. CMP's pose branch is ignored, so
+    images are encoded without poses. Both print notices.
 
     Args:
-        state: from :func:`uit_state`.
-        path: where it came from, for the error.
-        start: to start training from: heads that are missing or of another shape begin anew, and
-            tensors the model has no place for are left out (a person-search checkpoint).
+        state: result of :func:`uit_state`.
+        path: file of the weights, for the error.
+        start: load initial weights for training (a person-search checkpoint): heads that are
+            missing or have other shapes are newly initialized, and extra tensors are ignored.
 
     Raises:
-        InputError: its tensors do not fit.
+        InputError: the tensors do not fit.
     """
     state = resize_bias_tables(state, model, path)
     if not start:
@@ -88,7 +88,7 @@ def load_uit_state(
 
 
 def _tell(report: LoadReport, path: str | Path) -> None:
-    """Print notices about parts that scoring does without."""
+    """Print notices about parts that scoring does not need."""
     for names, text in (
         (report.missing, "lacks parts that scoring does not read"),
         (report.unexpected, "CMP's pose branch is left out, images are encoded without poses"),
@@ -99,16 +99,16 @@ def _tell(report: LoadReport, path: str | Path) -> None:
 
 
 def load_swin(model: Uit, path: str | Path) -> LoadReport:
-    """Read Swin's weights, in Microsoft's or timm's names, into the image encoder.
+    """Load Swin's weights, with Microsoft's or timm's names, into the image encoder.
 
     Raises:
-        InputError: no checkpoint, or its tensors do not fit.
+        InputError: not a checkpoint, or its tensors do not fit.
     """
     tower = model.vision_encoder
     state = model_state(read_checkpoint(path), path, tower.state_dict().keys())
     state = {n: t for n, t in state.items() if not n.startswith("head.")}
     if "layers.0.downsample.reduction.weight" not in state:
-        state = {_stage_before(name): tensor for name, tensor in state.items()}  # timm's
+        state = {_stage_before(name): tensor for name, tensor in state.items()}  # names of timm
     prefix = "vision_encoder."
     state = resize_bias_tables({prefix + name: t for name, t in state.items()}, model, path)
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -116,32 +116,32 @@ def load_swin(model: Uit, path: str | Path) -> LoadReport:
 
 
 def bert_file(path: str | Path) -> Path:
-    """Find the file of BERT's weights.
+    """Find the file with BERT's weights.
 
     Args:
-        path: the file, or a folder that holds one, under any name.
+        path: the file, or a folder that holds it under any name.
 
     Raises:
-        InputError: a folder without weights, or of another model.
+        InputError: the folder has no weights, or another model.
     """
     path = Path(path)
     return weights_of_folder(path, Family.BERT) if path.is_dir() else path
 
 
 def load_bert(model: Uit, path: str | Path) -> LoadReport:
-    """Read BERT's weights, in Hugging Face's names, into the text tower and the cross encoder.
+    """Load BERT's weights, with Hugging Face's names, into text tower and cross encoder.
 
-    The cross attention has no counterpart there and stays as it began.
+    BERT has no cross-attention, so that part keeps its initialization.
 
     Args:
         path: see :func:`bert_file`.
 
     Raises:
-        InputError: no checkpoint, or its tensors do not fit.
+        InputError: not a checkpoint, or its tensors do not fit.
     """
     path = bert_file(path)
     state = model_state(read_checkpoint(path), path, model.text_encoder.state_dict().keys())
-    if not any(name.startswith("bert.") for name in state):  # a BERT without its language head
+    if not any(name.startswith("bert.") for name in state):  # a BERT without language-model head
         state = {f"bert.{name}": tensor for name, tensor in state.items()}
     renamed = {}
     for name, tensor in state.items():
@@ -158,12 +158,12 @@ def load_bert(model: Uit, path: str | Path) -> LoadReport:
 
 
 def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
-    """Read the weights that a recipe starts from; with no path, :func:`start_from_scratch`.
+    """Load a recipe's initial weights; without paths, use :func:`start_from_scratch`.
 
-    Notices name the parts that begin anew or are left out.
+    Notices name parts that are newly initialized or ignored.
 
     Raises:
-        InputError: see the functions for each kind.
+        InputError: see the functions per kind.
     """
     if not (checkpoint or swin or bert):
         start_from_scratch(model)
@@ -175,12 +175,12 @@ def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
 
 
 def start_from_scratch(model: Uit) -> None:
-    """Starting weights for training without a checkpoint, in place.
+    """Initialize a model in place for training without a checkpoint.
 
-    The published start (normal, 0.02) is meant for the few parts a checkpoint lacks and for widths
-    of 768 and more. In a small network it leaves every branch near 0 beside its residual, so that
-    the cross encoder reads next to nothing of the image; matrices start by their own width instead
-    (Glorot and Bengio, AISTATS 2010).
+    The published initialization (normal, 0.02) is meant for the few parts that a checkpoint lacks,
+    and for widths of 768 and more. In a small network, it leaves every branch near 0 compared with
+    its residual, so that the cross encoder reads almost nothing of the image. Here matrices are
+    scaled by their width (Glorot and Bengio, AISTATS 2010).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -190,13 +190,13 @@ def start_from_scratch(model: Uit) -> None:
 def resize_bias_tables(
     state: Mapping[str, Tensor], model: Uit, path: str | Path
 ) -> dict[str, Tensor]:
-    """Resize relative position tables, bicubic, if the model's windows are of another size.
+    """Resize relative position tables (bicubic) if the model's windows have another size.
 
-    Swin's authors do the same to fine-tune with larger windows. Tables of other heads stay as they
-    are: strict loading names them.
+    Swin's authors do the same for fine-tuning with larger windows. Tables for other numbers of
+    heads are unchanged, and strict loading reports them.
 
     Args:
-        path: where the state dict came from, for the notice.
+        path: file of the state dict, for the notice.
     """
     own, resized = model.state_dict(), dict(state)
     changed = set()
@@ -217,7 +217,7 @@ def resize_bias_tables(
 
 
 def _stage_before(name: str) -> str:
-    """timm keeps the merging of patches with the stage after it, Microsoft with the one before."""
+    """Map timm's patch merging, stored with the next stage, to the previous stage (Microsoft)."""
     return re.sub(
         r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name
     )

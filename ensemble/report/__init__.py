@@ -1,1 +1,1 @@
-"""One offline page on rankings: metrics, curves, failures with pictures, steps of the fusion."""
+"""Offline HTML report on rankings: metrics, curves, failures with pictures, fusion steps."""

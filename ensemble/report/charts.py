@@ -1,6 +1,6 @@
-"""Line charts as numbers a page's template can draw as inline SVG: no library, no network.
+"""Layout of line charts that a page template draws as inline SVG, without library or network.
 
-All positions are in the drawing's own units; the template writes text, so that it is escaped there.
+All positions are in the drawing's units. The template writes the text, so that it is escaped.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 130, 12, 40  # margins; the right one holds the lines' names
+LEFT, RIGHT, TOP, BOTTOM = 46, 130, 12, 40  # margins; the right margin holds the series names
 TICKS = 5
-NAME_GAP = 15  # least distance of two lines' names
+NAME_GAP = 15  # minimum distance of two series names
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line: x rising, y in data units; ``mark`` is the place of a point to be ringed."""
+    """Named series: ascending x, and y in data units; ``mark`` is the index of a ringed point."""
 
     name: str
     x: Sequence[float]
@@ -27,7 +27,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A series as drawn: SVG points, where its name stands, its ringed point."""
+    """Laid-out series: SVG points, position of its name, ringed point."""
 
     name: str
     points: str
@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Tick:
-    """A label on an axis and its position."""
+    """Axis label and its position."""
 
     text: str
     at: float
@@ -46,7 +46,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything a template needs to draw lines."""
+    """Everything that a template needs to draw lines."""
 
     title: str
     x_label: str
@@ -63,7 +63,7 @@ class Chart:
 
 
 def round_steps(low: float, high: float, count: int = TICKS) -> list[float]:
-    """Round numbers from at most ``low`` to at least ``high``, about ``count`` of them."""
+    """Round numbers that cover ``low`` to ``high``, about ``count`` of them."""
     spread = high - low or 1.0
     rough = spread / max(1, count - 1)
     size = 10.0 ** math.floor(math.log10(rough))
@@ -81,14 +81,14 @@ def line_chart(
     x_ticks: Sequence[float] | None = None,
     log_x: bool = False,
 ) -> Chart:
-    """Lay lines out.
+    """Lay out a line chart.
 
     Args:
-        title: of the chart, for readers who do not see it.
-        series: at least one, each with at least one point.
-        x_label, y_label: of the axes.
-        x_ticks: where the x axis is labelled; None finds round numbers.
-        log_x: logarithmic x axis; all x are above 0.
+        title: title of the chart, also for screen readers.
+        series: one or more series, each with one or more points.
+        x_label, y_label: labels of the axes.
+        x_ticks: positions of the x labels; None chooses round numbers.
+        log_x: use a logarithmic x axis; all x must be positive.
     """
     xs = [x for one in series for x in one.x]
     ys = [y for one in series for y in one.y]
@@ -129,14 +129,14 @@ def line_chart(
 
 
 def _names_apart(lines: Sequence[Line]) -> list[Line]:
-    """The lines with their names moved so that none covers another."""
+    """Move the names of the lines so that they do not overlap."""
     order = sorted(range(len(lines)), key=lambda i: lines[i].end_y)
     wanted = {i: lines[i].end_y for i in order}
     below = -math.inf
     for i in order:  # push down, ...
         wanted[i] = below = max(wanted[i], below + NAME_GAP)
     above: float = HEIGHT - BOTTOM + NAME_GAP
-    for i in reversed(order):  # ... and back up where that left the drawing
+    for i in reversed(order):  # ... and back up from the lower edge
         wanted[i] = above = min(wanted[i], above - NAME_GAP)
     return [
         Line(line.name, line.points, round(wanted[i], 1), line.end_y, line.mark)

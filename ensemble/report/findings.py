@@ -1,4 +1,4 @@
-"""What a report says beside the pictures: recall curves, weight sweeps, steps, collisions, actions.
+"""Findings of a report: recall curves, weight sweeps, fusion steps, collisions, actions.
 
 Shape letters: `Q` queries.
 """
@@ -22,18 +22,18 @@ from pab.metrics import paired_bootstrap
 from pab.scores import ScoreFile
 
 CURVE_K = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
-LEAST_OF_AN_ACTION = 5  # queries an action needs to have a row
+LEAST_OF_AN_ACTION = 5  # minimum number of queries for an action's row
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a step of the fusion did to first places.
+    """Effect of one fusion step on the top-1 results.
 
     Attributes:
         before, after: names of the two rankings.
-        won: rows whose right image came to the first place.
-        lost: rows whose right image left it.
-        gain: in R@1, percentage points, with its paired 95 % interval.
+        won: rows whose right image became top-1.
+        lost: rows whose right image stopped being top-1.
+        gain: gain in R@1, percentage points, with its paired 95 % interval.
     """
 
     before: str
@@ -44,10 +44,10 @@ class Change:
 
 
 def recall_curve(ranks: Sequence[tuple[str, np.ndarray]]) -> Chart:
-    """R@K over K.
+    """Chart R@K over K.
 
     Args:
-        ranks: name and best rank of every query's right image [Q], for each ranking.
+        ranks: per ranking, its name and the best rank of every query's right image [Q].
     """
     series = [
         Series(name, CURVE_K, [100 * float((rank <= k).mean()) for k in CURVE_K])
@@ -60,32 +60,32 @@ def recall_curve(ranks: Sequence[tuple[str, np.ndarray]]) -> Chart:
 
 
 def weight_sweep(path: str | Path) -> Chart:
-    """R@1 over the weight tried, a line a member, the chosen weight ringed.
+    """Chart R@1 over the tried weights, one line per member, with the chosen weight ringed.
 
     Args:
-        path: the trials that `ensemble.search` wrote.
+        path: trials file written by `ensemble.search`.
 
     Raises:
-        InputError: no such file, or none of the search's.
+        InputError: the file is missing or not from the search.
     """
     path = existing_file(path, "the trials of ensemble.search")
     found: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             for row in csv.DictReader(handle):
-                if row["weight"]:  # a later try of the same weight is the one that counted
+                if row["weight"]:  # a later trial of the same weight is the final one
                     figures = [float(row[name]) for name in ("weight", "R@1", "mAP")]
                     if not all(map(math.isfinite, figures)):
                         raise ValueError("a number that is not finite")
                     found[row["member"]][figures[0]] = figures[1], figures[2]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:  # ValueError: not UTF-8 either
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # ValueError: also not UTF-8
         raise InputError(
             path, "expected the columns member, weight, R@1 and mAP of ensemble.search"
         ) from error
     series = []
     for member, tried in found.items():
         if len(tried) < 2:
-            continue  # what the search starts with has no weight
+            continue  # the search's starting point has no weight
         x = sorted(tried)
         best = max(range(len(x)), key=lambda i: (*tried[x[i]], x[i]))
         series.append(Series(f"+ {member}", x, [tried[weight][0] for weight in x], best))
@@ -101,7 +101,7 @@ def weight_sweep(path: str | Path) -> Chart:
 
 
 def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: int) -> Change:
-    """What changed between two rankings; names and best ranks [Q]."""
+    """Compare two rankings, each a name and its best ranks [Q]."""
     first, second = before[1] == 1, after[1] == 1
     difference = paired_bootstrap(100.0 * first, 100.0 * second, seed)
     return Change(
@@ -114,7 +114,7 @@ def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: 
 
 
 def collisions(scores: ScoreFile) -> tuple[int, int]:
-    """Distinct first images, and queries that share theirs with another."""
+    """Count the distinct top-1 images, and the queries that share theirs with another query."""
     from pab.ranking import top_k
 
     first = top_k(scores.scores, 1)[:, 0].numpy()
@@ -125,11 +125,11 @@ def collisions(scores: ScoreFile) -> tuple[int, int]:
 def by_action(
     queries: Sequence[Query], ranks: Sequence[tuple[str, np.ndarray]]
 ) -> list[tuple[str, int, list[float]]]:
-    """R@1 in percent of each ranking for each action, the action's number of queries.
+    """R@1 per action in percent for each ranking, with the action's number of queries.
 
     Args:
         queries: in the order of the ranks.
-        ranks: name and best rank [Q] of each ranking.
+        ranks: name and best rank [Q] per ranking.
     """
     if not ranks:
         return []

@@ -1,4 +1,4 @@
-"""The score files of a report, with what the labels say of them."""
+"""Score files of a report, with their evaluation if there are labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Member:
-    """One score file of the report: its name, its scores, its evaluation if there are labels."""
+    """Score file of the report: name, scores, and evaluation if there are labels."""
 
     name: str
     scores: ScoreFile
@@ -24,7 +24,7 @@ class Member:
 
 
 def ranks_of_members(members: Sequence[Member]) -> list[tuple[str, np.ndarray]]:
-    """Name and best rank of every query's right image, of the members that have labels."""
+    """Name and best rank of every query's right image, for each member with labels."""
     return [
         (member.name, np.asarray(member.evaluation.metrics.best_rank))
         for member in members

@@ -1,9 +1,9 @@
-"""A report to look at: one HTML file with the metrics and with what the ranking found.
+"""HTML report with metrics and ranked images, in one self-contained file.
 
-The file holds everything it shows (thumbnails as base64 JPEG, style and script inline) and asks the
-network for nothing. The first ``--score`` is the main one, whose ten best images are shown; further
-ones add their rows to the metrics, curves and tables. ``--steps`` names them in the order of a
-fusion, whose won and lost queries are then shown; ``--trials`` adds the search's weight sweep.
+The file embeds everything (thumbnails as base64 JPEG, style, script) and makes no network requests.
+The first ``--score`` is the main one, and the page shows its ten best images. Further ones add rows
+to the metrics, curves and tables. ``--steps`` names the score files in fusion order, and the page
+shows each step's won and lost queries. ``--trials`` adds the weight sweep of the search.
 
 Command line::
 
@@ -43,21 +43,21 @@ from pab.metrics import paired_bootstrap
 from pab.ranking import rows_in_order, top_k
 
 TOP_IMAGES = 10
-FAILURE_SHARE = 0.6  # of the queries shown, as long as there are so many failures
+FAILURE_SHARE = 0.6  # of the displayed queries, if there are enough failures
 TITLE = "Text-based person anomaly retrieval"
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One query as shown.
+    """Displayed query.
 
     Attributes:
         query: the query.
-        kind: normal, abnormal, or empty where it is not known.
-        rank: the main score file's rank of the best right image; None without labels.
-        others: (name, rank) of the other score files.
+        kind: normal, abnormal, or empty if unknown.
+        rank: rank of the best right image in the main score file; None without labels.
+        others: (name, rank) for each other score file.
         pictures: the ten best images.
-        below: the best right image, if it is not among them.
+        below: the best right image, if it is not among the ten.
     """
 
     query: Query
@@ -83,18 +83,18 @@ def write_report(
     """Write the report.
 
     Args:
-        path: the HTML file.
-        members: at least one; the first is the main one. All hold the same queries and images.
-        retrieval: queries, and labels if there are any.
-        gallery: where the images are.
-        n_queries: how many queries to show.
-        title: of the page.
-        seed: of the sample of successes and of the bootstrap.
-        steps: names of members in the order of a fusion, whose changes are shown.
-        trials: what the search tried, for its weight sweep.
+        path: output HTML file.
+        members: one or more members with the same queries and images; the first is the main one.
+        retrieval: queries, with labels if there are any.
+        gallery: the images.
+        n_queries: number of displayed queries.
+        title: title of the page.
+        seed: seed of the sample of successes and of the bootstrap.
+        steps: names of members in fusion order, whose changes are shown.
+        trials: trials file of the search, for its weight sweep.
 
     Raises:
-        InputError: an image that is shown is missing or unreadable; trials that are none.
+        InputError: a displayed image is missing or unreadable, or the trials file is invalid.
     """
     main = members[0]
     queries = {query.query_id: query for query in retrieval.queries}
@@ -105,7 +105,7 @@ def write_report(
     strips = [_strip(row, members, retrieval, queries, thumbnails) for row in rows]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # captions and file names are other people's text
+        autoescape=True,  # captions and file names are untrusted text
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -139,18 +139,18 @@ def write_report(
 def choose_queries(
     ranks: Sequence[int] | None, kinds: Sequence[str], n: int, seed: int = 0
 ) -> list[int]:
-    """The rows of the queries to show: the worst failures, then a sample of successes.
+    """Choose the rows of the displayed queries: the worst failures, then a sample of successes.
 
-    Normal and abnormal queries take turns while both last, so that both appear.
+    Normal and abnormal queries alternate while both last, so that both appear.
 
     Args:
-        ranks: ``[Q]``, rank of the right image; above 1 is a failure. None: a plain sample.
+        ranks: ``[Q]``, rank of the right image; above 1 is a failure. None draws a plain sample.
         kinds: ``[Q]``, normal, abnormal or empty.
-        n: queries wanted.
-        seed: of the sample.
+        n: number of queries.
+        seed: seed of the sample.
 
     Returns:
-        Up to ``n`` rows: failures by falling rank, then successes in their own order.
+        Up to ``n`` rows: failures by descending rank, then successes in input order.
     """
     rows = list(range(len(kinds)))
     shuffled = random.Random(seed).sample(rows, len(rows))
@@ -165,7 +165,7 @@ def choose_queries(
 
 
 def _take_turns(rows: Sequence[int], kinds: Sequence[str]) -> list[int]:
-    """The rows with the kinds taking turns, each kind's rows in their order."""
+    """Alternate between the kinds, and keep the row order within each kind."""
     piles = [[row for row in rows if kinds[row] == kind] for kind in sorted(set(kinds))]
     return [row for row in chain.from_iterable(zip_longest(*piles)) if row is not None]
 
@@ -175,12 +175,12 @@ def _kind(query: Query) -> str:
 
 
 def _metrics_table(members: Sequence[Member], seed: int) -> dict[str, Any]:
-    """Column names, and for each member and group a row of (value, low, high) by column."""
+    """Column names, and per member and group a row of (value, low, high) by column."""
     columns: list[str] = []
     rows = []
     for member in members:
         evaluation = member.evaluation
-        assert evaluation is not None  # all members have the labels of the one annotation
+        assert evaluation is not None  # all members have the annotation's labels
         for group, chosen in evaluation.groups.items():
             values, bounds = evaluation.summary(group), evaluation.intervals(group, seed)
             columns = columns if len(columns) >= len(values) else list(values)
@@ -223,13 +223,13 @@ def _strip(
 
 
 def comparison(members: Sequence[Member], seed: int = 0) -> str:
-    """All members' metrics over all queries as text, and what the first gains on each in R@1.
+    """Format all members' overall metrics, and the gain of the first over each other in R@1.
 
     The gain is in percentage points, with its paired 95 % bootstrap interval over queries.
     """
     rows: list[list[str]] = []
     main = members[0].evaluation
-    assert main is not None  # all members have the labels of the one annotation
+    assert main is not None  # all members have the annotation's labels
     for member in members:
         evaluation = member.evaluation
         assert evaluation is not None
@@ -248,13 +248,13 @@ def comparison(members: Sequence[Member], seed: int = 0) -> str:
 
 
 def read_members(named: Sequence[str], retrieval: Retrieval) -> list[Member]:
-    """Read ``NAME=FILE`` score files, bring them into one order, and evaluate them.
+    """Read ``NAME=FILE`` score files, align their order, and evaluate them.
 
     Raises:
-        InputError: no NAME=FILE, a name twice, or files that do not hold the annotation's queries
-            and one gallery.
+        InputError: malformed, a duplicate name, or files whose queries or galleries do not match
+            the annotation or each other.
     """
-    from pab.scores import align, load_scores, reorder  # imports torch, which --help need not have
+    from pab.scores import align, load_scores, reorder  # imports torch, which --help does not need
 
     members: list[Member] = []
     for text in named:
@@ -279,10 +279,10 @@ def read_members(named: Sequence[str], retrieval: Retrieval) -> list[Member]:
 
 
 def check_steps(steps: Sequence[str], members: Sequence[Member]) -> None:
-    """Refuse steps that are no fusion of the given files.
+    """Reject steps that are not a fusion of the given files.
 
     Raises:
-        InputError: a name that no ``--score`` has, one step alone, or no labels.
+        InputError: a name without ``--score``, a single step, or no labels.
     """
     known = [member.name for member in members]
     unknown = next((name for name in steps if name not in known), None)
@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
         action="append",
         required=True,
         metavar="NAME=FILE",
-        help="a score file and what to call it (repeatable; the first is the main one)",
+        help="score file and its name (repeatable; the first is the main one)",
     )
     parser.add_argument(
         "--annotation",
@@ -314,20 +314,20 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         help="query.json, pair.json, attr.json or a training shard",
     )
-    parser.add_argument("--answers", type=Path, help="key of a name-masked set")
+    parser.add_argument("--answers", type=Path, help="answer key of a name-masked set")
     parser.add_argument(
         "--image_folder", type=Path, help="gallery folder, or root of the annotation's image paths"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the HTML file to write")
-    parser.add_argument("--queries", type=int, default=40, help="queries to show (default: 40)")
+    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
     parser.add_argument(
         "--steps", nargs="+", default=[], metavar="NAME",
-        help="names given with --score, in the order of the fusion: shows what each step changed",
+        help="names given with --score, in fusion order: shows the changes of each step",
     )  # fmt: skip
     parser.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
     parser.add_argument("--title", default=TITLE, help="title of the page")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the sample and of the bootstrap (default: 0)"
+        "--seed", type=int, default=0, help="seed of the sample and the bootstrap (default: 0)"
     )
     add_label_flags(parser)
     args = parser.parse_args(argv)

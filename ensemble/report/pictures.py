@@ -1,4 +1,4 @@
-"""Pictures of a report: images at their ranks, and their thumbnails."""
+"""Pictures of a report: ranked images and their thumbnails."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pab.data.annotations import GalleryImage
 from pab.data.images import load_image
 from pab.data.thumbnails import data_url
 
-THUMBNAIL_PX = 128  # longer side
+THUMBNAIL_PX = 128  # pixels of the longer side
 JPEG_QUALITY = 70
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One gallery image at its place in a query's ranking; ``mark`` is right, twin or empty."""
+    """Gallery image at its place in a query's ranking; ``mark`` is right, twin or empty."""
 
     name: str
     rank: int
@@ -25,7 +25,7 @@ class Picture:
 
 
 class Thumbnails:
-    """Gallery id -> data URL of its thumbnail, made when first asked for."""
+    """Map gallery ids to data URLs of thumbnails, created on first use."""
 
     def __init__(self, gallery: Sequence[GalleryImage]) -> None:
         self._paths = {image.gallery_id: image.path for image in gallery}

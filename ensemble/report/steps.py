@@ -1,4 +1,4 @@
-"""What each step of a fusion won and lost, with pictures."""
+"""Queries won and lost by each fusion step, with pictures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ensemble.report.pictures import Picture, Thumbnails
 from pab.data.annotations import Query, Retrieval
 from pab.ranking import top_k
 
-STEP_EXAMPLES = 3  # queries shown of those a step won, and of those it lost
+STEP_EXAMPLES = 3  # examples shown per step, of won and of lost queries each
 
 
 @dataclass(frozen=True)
 class Example:
-    """A query that a step won or lost: first image before and after, and the right one."""
+    """Query won or lost in a step: top-1 image before and after, and the right image."""
 
     query: Query
     before: Picture
@@ -28,7 +28,7 @@ class Example:
 
 @dataclass(frozen=True)
 class StepShown:
-    """A step of the fusion with examples of what it won and lost."""
+    """Fusion step with examples of won and lost queries."""
 
     change: Change
     won: list[Example]
@@ -43,7 +43,7 @@ def steps_shown(
     thumbnails: Thumbnails,
     seed: int,
 ) -> list[StepShown]:
-    """What each step changed, with pictures of some queries it won and lost."""
+    """List the changes of each step, with pictures of some queries that it won and lost."""
     ranks = dict(ranks_of_members(members))
     by_name = {member.name: member for member in members}
     ids = members[0].scores.query_ids

@@ -1,4 +1,4 @@
 """Errors, files, configs, devices, processes, checkpoints.
 
-The ground of every room, which imports no other.
+Foundation of all other packages; imports none of them.
 """

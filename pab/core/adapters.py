@@ -1,7 +1,7 @@
-"""Low-rank adapters in a state dict, merged into the weights that they update.
+"""Merge low-rank adapters in a state dict into the weights that they update.
 
-Source: Hu et al. 2021, "LoRA" (arXiv 2106.09685); Liu et al. 2024, "DoRA" (arXiv 2402.09353). The
-names are those of the peft library, which need not be installed for this.
+Source: Hu et al. 2021, "LoRA" (arXiv 2106.09685); Liu et al. 2024, "DoRA" (arXiv 2402.09353).
+Tensor names follow the peft library, which need not be installed.
 
 Shape letters: `O` outputs, `I` inputs of a matrix, `R` rank.
 """
@@ -23,33 +23,33 @@ BASE_LAYER = ".base_layer."  # peft's name of the layer that an adapter updates
 ADAPTER = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(\w+))?\.weight")
 # Other traces of adapters: biases, embeddings, copies of whole modules, other methods of peft.
 TRACES = re.compile(r"\.lora_|\.(ia3_|hada_|lokr_|oft_|vera_|modules_to_save\.|original_module\.)")
-IN_PROJECTION = "in_proj_weight"  # of torch's attention: queries, keys, values in one matrix
+IN_PROJECTION = "in_proj_weight"  # torch's attention: queries, keys and values in one matrix
 ALPHA = "lora_alpha"  # setting: updates are scaled by alpha / rank
 MERGE_FIRST = "merge them with the library that trained them (peft: merge_and_unload)"
 
 
 def has_adapters(names: Mapping[str, object]) -> bool:
-    """Whether a state dict holds adapters that are not merged."""
+    """Return true if a state dict holds adapters that are not merged."""
     return any(TRACES.search(f".{name}") for name in names)
 
 
 def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -> dict[str, Tensor]:
     """Add every low-rank update to its weight and drop the adapters.
 
-    A matrix [O, I] becomes ``W + alpha / R * B A``. With a magnitude vector (DoRA) each of its rows
-    is then scaled to that length.
+    A matrix [O, I] becomes ``W + alpha / R * B A``. With a magnitude vector (DoRA), each row is
+    then scaled to that length.
 
     Args:
-        state: tensor name -> tensor, under peft's names.
-        alpha: the scale times the rank; None if the file does not tell.
+        state: tensor name -> tensor, with peft's names.
+        alpha: LoRA's alpha, the update's scale times the rank; None if the file does not state it.
         path: the file, for errors.
 
     Returns:
-        The state dict under the model's own names.
+        State dict with the model's own names.
 
     Raises:
-        InputError: unknown scale, adapters of another kind, several per weight, or adapters
-            without the weights that they update.
+        InputError: unknown scale, unsupported adapters, several adapters per weight, or adapters
+            whose base weights are missing.
     """
     own: dict[str, Tensor] = {}
     updates: dict[str, dict[str, Tensor]] = {}
@@ -99,7 +99,7 @@ def _updated(
 
 
 def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> Tensor:
-    """Weight [O, I] with its update, in its own number format; computed in float32 at least."""
+    """Add an update to a weight [O, I] in float32 or better; keep the weight's dtype."""
     down, up, magnitude = parts["A"], parts["B"], parts.get("magnitude_vector")
     precise = torch.promote_types(weight.dtype, torch.float32)
     update = up.to(precise) @ down.to(precise) * (alpha / len(down))  # [O, R] [R, I] -> [O, I]
@@ -111,7 +111,7 @@ def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> T
 
 
 def alpha_of(checkpoint: Mapping[str, Any]) -> float | None:
-    """Find the adapters' alpha in the settings that a checkpoint keeps beside its weights."""
+    """Find the adapters' alpha in the settings stored beside the weights of a checkpoint."""
     for key in ("config", "args", "metadata"):
         settings = checkpoint.get(key)
         held = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})

@@ -1,8 +1,8 @@
-"""Checkpoints: reading released formats safely, loading strictly, saving whole, resuming exactly.
+"""Checkpoints: read released formats safely, load strictly, save atomically, resume exactly.
 
-Pickled files can bring tensors and plain containers but never run code
+Pickled files can provide tensors and plain containers but never run code
 (:mod:`pab.core.tensor_files`).
-``argparse.Namespace`` is let in, because released checkpoints carry their arguments in one.
+``argparse.Namespace`` is allowed, because released checkpoints store their arguments in one.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pab.core.notices import notice
 from pab.core.state_dicts import model_state as model_state
 from pab.core.tensor_files import other_kind, read_tensors, write_tensors
 
-NAMES_SHOWN = 5  # how many tensor names an error lists
-# 2: a state also holds skipped steps, facts of its weight files and hashes of the run's files.
+NAMES_SHOWN = 5  # number of tensor names listed in an error
+# Version 2 adds skipped steps, facts of the weight files and hashes of the run's input files.
 TRAINING_STATE_VERSION = 2
 READABLE_STATE_VERSIONS = (1, TRAINING_STATE_VERSION)
-STATE_MARK = "training_state"  # key of a training state's version
-SINCE_VERSION_2 = {"skipped", "facts", "content"}  # fields of a state
-LET_IN = (argparse.Namespace,)  # classes a checkpoint may hold besides tensors and plain values
+STATE_MARK = "training_state"  # key that holds a training state's version
+SINCE_VERSION_2 = {"skipped", "facts", "content"}  # fields of a state that version 1 lacks
+LET_IN = (argparse.Namespace,)  # classes allowed besides tensors and plain values
 SAFETENSORS = ".safetensors"
 COPY_AGAIN = "copy or download it again from where it came"  # the remedy for a damaged checkpoint
 
@@ -45,14 +45,14 @@ COPY_AGAIN = "copy or download it again from where it came"  # the remedy for a 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; large tensors stay on disk until they are used.
 
-    The content tells the format, not the name.
+    The content decides the format, not the file name.
 
     Args:
-        path: a safetensors file (gives ``{"model": tensors, "metadata": {str: str}}``), or what
-            ``torch.save`` wrote.
+        path: a safetensors file (returned as ``{"model": tensors, "metadata": {str: str}}``), or a
+            file written by ``torch.save``.
 
     Raises:
-        InputError: no such file, no checkpoint, damaged, or holding Python objects.
+        InputError: the file is missing, damaged, not a checkpoint, or holds Python objects.
     """
     path = existing_file(path, "a checkpoint")
     found = file_kind(path)
@@ -86,15 +86,15 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Result of a loading, by tensor name; all but ``loaded`` were allowed by the caller."""
+    """Result of loading, by tensor name; the caller allowed everything except ``loaded``."""
 
     loaded: tuple[str, ...]
-    missing: tuple[str, ...]  # in the model, not in the checkpoint: the model keeps its own
-    unexpected: tuple[str, ...]  # in the checkpoint, not in the model: left out
-    ignored: tuple[str, ...]  # left out of the comparison, on either side
+    missing: tuple[str, ...]  # in the model only: the model keeps its initial value
+    unexpected: tuple[str, ...]  # in the checkpoint only: skipped
+    ignored: tuple[str, ...]  # excluded from the comparison on both sides
 
     def tell(self, path: str | Path) -> None:
-        """Print one notice each about parts that begin anew and parts that are left out."""
+        """Print a notice about reinitialized parts and another about skipped parts."""
         for what, names in (("begin anew", self.missing), ("left out", self.unexpected)):
             if names:
                 groups = sorted({".".join(name.split(".")[:2]) for name in names})
@@ -113,19 +113,19 @@ def load_strict(
     allow_unexpected: Sequence[str] = (),
     ignore: Sequence[str] = (),
 ) -> LoadReport:
-    """Copy weights into a model, into the model's own number format; all of them or none.
+    """Copy weights into a model and cast them to the model's dtype; copy all of them or none.
 
     Args:
         model: receives the weights.
         state: tensor name -> tensor, as :func:`model_state` gives it.
-        path: the file they came from, for the error.
-        allow_missing: shell-style patterns of names the checkpoint need not have.
-        allow_unexpected: patterns of names the model need not have.
-        ignore: patterns of names that are neither loaded nor compared, even if both have them.
+        path: file of the weights, for the error.
+        allow_missing: shell-style patterns of names that the checkpoint may lack.
+        allow_unexpected: patterns of names that the model may lack.
+        ignore: patterns of names that are neither loaded nor compared.
 
     Raises:
-        InputError: names or shapes differ, a kind of number differs (float for integer), or a
-            weight is NaN or infinite. The model is unchanged.
+        InputError: names, shapes or kinds of dtype (float or integer) differ, or a weight is NaN
+            or infinite. The model is unchanged.
     """
     own = model.state_dict()
     ignored = tuple(sorted(name for name in {*own, *state} if _matches(name, ignore)))
@@ -173,10 +173,10 @@ def _listed(what: str, names: list[str]) -> str:
 
 
 def _require_finite(value: Tensor, dtype: torch.dtype, name: str, path: str | Path) -> None:
-    """Refuse NaN and infinity, and numbers that become infinite in the model's own format."""
+    """Reject NaN and infinity, and values that overflow in the model's dtype."""
     if not value.is_floating_point():
         return
-    # One sum says it for nearly every tensor; only a sum that overflows needs the exact look.
+    # The sum is finite for nearly every valid tensor; count elements only if it is not.
     if not torch.isfinite(value.sum(dtype=torch.float32)):
         bad = int((~torch.isfinite(value)).sum())
         if bad:
@@ -205,15 +205,15 @@ def checkpoint_hash(path: str | Path) -> str:
 def save_weights(
     path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights atomically; the same weights give the same bytes.
+    """Write weights atomically; equal weights give equal bytes.
 
     Args:
         path: ``.safetensors``; or ``.pth``/``.pt``, holding ``{"model": ..., "metadata": ...}``.
-        state: tensor name -> tensor. Tied tensors are written once for each name.
-        metadata: what the weights are and where they came from.
+        state: tensor name -> tensor. Tied tensors are written once per name.
+        metadata: description and origin of the weights.
 
     Raises:
-        InputError: another ending; the file cannot be written.
+        InputError: unknown extension, or the file cannot be written.
     """
     path = Path(path)
     facts = {str(key): str(value) for key, value in sorted((metadata or {}).items())}
@@ -229,9 +229,9 @@ def save_weights(
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, each alone in its memory: the others are copied.
+    """Copy tensors to the CPU so that no two share memory.
 
-    A view would carry its whole storage into the file, and safetensors refuses shared memory.
+    Saving a view would write its whole storage, and safetensors rejects shared memory.
     """
     apart: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -246,7 +246,7 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put a safetensors file's metadata into sorted order, in place; the writer's is random."""
+    """Sort a safetensors file's metadata in place; the library writes it in random order."""
     with path.open("r+b") as handle:
         (length,) = struct.unpack("<Q", handle.read(8))
         header = json.loads(handle.read(length))
@@ -261,23 +261,23 @@ def _sort_metadata(path: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """State of a training run, from which it resumes exactly.
+    """State of a training run, sufficient for an exact resume.
 
-    Holds tensors and plain containers only. ``rng`` has one :func:`rng_state` per process, by rank.
+    Holds only tensors and plain containers. ``rng`` has one :func:`rng_state` per process, by rank.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    step: int  # optimizer steps done; the schedule's place
-    epoch: int  # epoch the run is in, from 0
-    step_in_epoch: int  # steps done in it
+    step: int  # optimizer steps done; also the position in the schedule
+    epoch: int  # current epoch, from 0
+    step_in_epoch: int  # steps done in the current epoch
     rng: list[dict[str, Any]]
     config: dict[str, Any]
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     ema: dict[str, Any] | None = None
     best_metric: float | None = None
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # steps: total, in_row
-    facts: dict[str, str] = dataclasses.field(default_factory=dict)  # of its weight files
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)  # of the weight files
     content: dict[str, str] = dataclasses.field(
         default_factory=dict
     )  # setting -> hash of its files
@@ -287,7 +287,7 @@ def save_training_state(path: str | Path, state: TrainingState) -> None:
     """Write a training state atomically.
 
     Raises:
-        TypeError: it holds something that safe reading would refuse; named by its place.
+        TypeError: the state holds a value that safe reading would reject; names its place.
         InputError: the file cannot be written.
     """
     fields = {
@@ -298,14 +298,14 @@ def save_training_state(path: str | Path, state: TrainingState) -> None:
 
 
 def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingState:
-    """Read a training state, of this version or an earlier one, onto the CPU.
+    """Read a training state of this or an earlier version onto the CPU.
 
     Args:
         path: the file.
-        mmap: leave tensors on disk until they are used; for a caller that does not write to them.
+        mmap: leave tensors on disk until they are used; only for callers that never write to them.
 
     Raises:
-        InputError: no such file, damaged, or no training state of a known version.
+        InputError: the file is missing, damaged, or not a training state of a known version.
     """
     loaded = read_tensors(path, "a training state", mmap=mmap, also=LET_IN)
     version = loaded.pop(STATE_MARK, None) if isinstance(loaded, dict) else None
@@ -322,15 +322,16 @@ def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingStat
 
 
 def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Weights inside a training state: what the run's ``checkpoint-final.pth`` would hold now.
+    """Extract the weights from a training state, as ``checkpoint-final.pth`` would hold them.
 
     Args:
-        loaded: a training state as it is in its file.
+        loaded: a training state as read from its file.
         path: the file, for the notice.
 
     Returns:
-        ``{"model": ..., "metadata": ..., "config": ..., "step": ...}``: the averaged weights if the
-        run keeps an average, else its own; facts of its weight files; its settings; steps done.
+        ``{"model": ..., "metadata": ..., "config": ..., "step": ...}``. ``model`` holds the
+        averaged weights if the run keeps an average. ``metadata`` holds the facts of its weight
+        files.
 
     Raises:
         InputError: the file has no weights.
@@ -354,7 +355,7 @@ def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, A
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value in tensors and plain containers, which ``weights_only`` reading accepts."""
+    """Convert a value to tensors and plain containers, which ``weights_only`` reading accepts."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, np.generic):
@@ -371,7 +372,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """State of every random generator this process draws from: Python, NumPy, torch, its device."""
+    """Save the state of all random generators: Python, NumPy, torch and the device."""
     legacy: Any = np.random.get_state(legacy=True)
     kind, words, *rest = legacy
     state: dict[str, Any] = {
@@ -386,10 +387,9 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put back what :func:`rng_state` gave.
+    """Restore the generators from :func:`rng_state`.
 
-    A run that resumes on another kind of device has no saved state for it: that generator stays as
-    it was seeded.
+    If the run resumes on another kind of device, that device's generator keeps its seed.
     """
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
@@ -404,7 +404,7 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 def _device_generator(
     device: torch.device,
 ) -> tuple[Callable[[], Tensor] | None, Callable[[Tensor], None] | None]:
-    """How to read and set the generator of an accelerator; (None, None) for the CPU."""
+    """Getter and setter of an accelerator's generator state; (None, None) for the CPU."""
     if device.type == "cuda":
         return (
             lambda: torch.cuda.get_rng_state(device),

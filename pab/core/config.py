@@ -1,10 +1,10 @@
-"""Configs: flat frozen dataclasses, filled from a YAML file, then from flags.
+"""Flat frozen dataclasses as configs, filled from a YAML file and then from flags.
 
-A field's type says what it takes: ``str``, ``int``, ``float``, ``bool``, ``Path``,
+The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, ``Path``,
 ``Literal[...]``, ``tuple[X, X]`` or ``tuple[X, ...]``, and any of these ``| None``. For a
-``tuple[str, ...]`` a lone value is a tuple of one, and whole numbers are text. A field's help text
-stands in ``field(metadata={"help": ...})``. A config that has a ``check()`` method raises from it
-what single fields cannot see: settings that contradict one another.
+``tuple[str, ...]``, a single value becomes a tuple of one, and integers become text. The help text
+of a field is in ``field(metadata={"help": ...})``. A config may define ``check()``, which raises if
+settings contradict one another.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ NONE_WORD = "none"  # on the command line: unset an optional field that the YAML
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse, but a wrong flag is told in one line, as every other wrong input is.
+    """Argument parser that reports a wrong flag in one line, like every other input error.
 
-    The parsers of its sub-commands are of this class too.
+    Subparsers have this class too.
     """
 
     def error(self, message: str) -> NoReturn:
-        """Print one line on stderr and leave with exit code 2."""
-        words = " ".join(message.split())  # a value the user gave may run over several lines
+        """Print one line on stderr and exit with code 2."""
+        words = " ".join(message.split())  # a value may contain line breaks
         self.exit(EXIT_BAD_INPUT, f"error: {words}; see {self.prog} --help\n")
 
 
 def flag(default: Any, help_text: str) -> Any:
-    """A config dataclass's field that becomes a command-line flag with this help."""
+    """Define a config field that becomes a command-line flag with this help text."""
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
 class Bounded:
-    """What configs check their fields with."""
+    """Mixin with the range checks that configs run on their fields."""
 
     def check_least(self, least: int, *names: str) -> None:
-        """Refuse settings below a bound.
+        """Reject settings below a bound.
 
         Raises:
             InputError: naming the flag.
@@ -64,7 +64,7 @@ class Bounded:
                 raise InputError(f"--{name}", f"{bound}, found {getattr(self, name)}")
 
     def check_share(self, *names: str, below_one: bool = False) -> None:
-        """Refuse settings outside [0, 1], or [0, 1).
+        """Reject settings outside [0, 1], or outside [0, 1).
 
         Raises:
             InputError: naming the flag.
@@ -77,11 +77,11 @@ class Bounded:
 
 
 class _WrongType(Exception):
-    """A value does not fit a field's type; the message says what was expected and found."""
+    """A value does not fit a field's type; the message names the expected and the found type."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error instead of the last one winning."""
+    """Safe YAML loader that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -97,16 +97,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_config(cls: type[T], yaml_path: str | Path | None, overrides: dict[str, Any]) -> T:
-    """Build ``cls`` from its defaults, then a YAML file, then ``overrides`` (which win).
+    """Build a config from the defaults of ``cls``, a YAML file, and ``overrides``, in this order.
 
     Args:
         cls: a flat dataclass.
-        yaml_path: a YAML mapping of field names to values; None = no file.
-        overrides: field name -> value, as the command line gives them.
+        yaml_path: YAML mapping of field names to values; None reads no file.
+        overrides: field name -> value, for instance from the command line; these win.
 
     Raises:
-        InputError: an unknown key, a value of the wrong type, a required key that is not given, a
-            file that is missing or no YAML mapping.
+        InputError: unknown key, value of the wrong type, missing required key, or a file that is
+            missing or not a YAML mapping.
     """
     kinds = _field_types(cls)
     values: dict[str, Any] = {}
@@ -133,10 +133,10 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: dict[str,
 
 
 def add_config_flags(parser: argparse.ArgumentParser, cls: type[DataclassInstance]) -> None:
-    """Add one flag a field; a flag that is not given leaves no attribute behind.
+    """Add one flag per field; a flag that is not given sets no attribute.
 
-    A ``bool`` field becomes the switches ``--name`` and ``--no_name``, a tuple takes several
-    values (one of any length may be repeated), an optional field takes the word ``none``.
+    A ``bool`` field becomes the switches ``--name`` and ``--no_name``. A tuple takes several
+    values; a tuple of any length may be repeated. An optional field accepts the word ``none``.
     """
     kinds = _field_types(cls)
     for field in dataclasses.fields(cls):
@@ -158,27 +158,27 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type[DataclassInstanc
         if typing.get_origin(kind) is tuple:
             kind, options["nargs"] = _tuple_of(kind)
             if options["nargs"] == "*":
-                options["action"] = "extend"  # the flag may be repeated
+                options["action"] = "extend"  # repeated flags accumulate
         options["type"] = _flag_type(kind, optional)
         options["metavar"] = _metavar(kind)
         parser.add_argument(f"--{field.name}", **options)
 
 
 def add_debug_flag(parser: argparse.ArgumentParser, path: str) -> None:
-    """Add ``--debug``, which :func:`with_debug` has taken out of the words by then."""
+    """Add ``--debug`` for the help text; :func:`with_debug` has replaced it before parsing."""
     parser.add_argument("--debug", action="store_true", help=f"short for --config {path}")
 
 
 def names_flag(argv: Sequence[str], name: str) -> bool:
-    """Whether a command line has a flag, such as ``--config``."""
+    """Return true if a command line contains a flag, such as ``--config``."""
     return any(word.split("=")[0] == name for word in argv)
 
 
 def with_debug(argv: Sequence[str], path: str) -> list[str]:
-    """A command line with ``--debug`` spelt out as ``--config PATH``.
+    """Replace ``--debug`` in a command line by ``--config PATH``.
 
     Raises:
-        InputError: it also names a config of its own.
+        InputError: the command line also contains ``--config``.
     """
     if "--debug" not in argv:
         return list(argv)
@@ -195,21 +195,22 @@ def config_from_args(
     description: str,
     extra: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> tuple[T, argparse.Namespace]:
-    """Parse a command line into a checked config: ``--config FILE`` first, flags over it.
+    """Parse a command line into a checked config; flags override ``--config FILE``.
 
     Args:
-        cls: the config's dataclass; its ``check()``, if it has one, is called on the result.
-        argv: arguments without the program's name; None = ``sys.argv[1:]``.
-        prog: name of the command, as the user types it.
+        cls: the config's dataclass; its ``check()``, if defined, is called on the result.
+        argv: arguments without the program's name; None reads ``sys.argv[1:]``.
+        prog: name of the command, as typed.
         description: one sentence for ``--help``.
-        extra: adds flags that are no part of the config; their values are in the namespace.
+        extra: adds flags that are not config fields; the namespace holds their values.
 
     Returns:
-        The config, and the namespace of everything that is not a field of it (``config`` included).
+        The config, and a namespace with everything that is not a config field (``config``
+        included).
 
     Raises:
-        InputError: see :func:`load_config`; whatever ``check()`` raises.
-        SystemExit: argparse's own exit (code 2) for an unknown or malformed flag.
+        InputError: see :func:`load_config`; also anything that ``check()`` raises.
+        SystemExit: exit of argparse (code 2) for an unknown or malformed flag.
     """
     parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument(
@@ -231,12 +232,12 @@ def config_from_args(
 
 
 def as_plain(config: DataclassInstance) -> dict[str, Any]:
-    """The config as a dict of plain values (paths as text, tuples as lists), for YAML and JSON."""
+    """Convert a config to a dict of plain values (paths as text, tuples as lists)."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def save_resolved(path: str | Path, config: DataclassInstance) -> None:
-    """Write every setting as YAML, atomically; :func:`load_config` reads the same config back."""
+    """Write all settings as YAML, atomically; :func:`load_config` restores the same config."""
     text = yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True, width=100)
     write_text(path, text)
 
@@ -250,11 +251,11 @@ def _plain(value: Any) -> Any:
 def _read_yaml(path: Path) -> dict[str, Any]:
     existing_file(path, "a YAML config file")
     try:
-        # The loader is a SafeLoader: it builds plain values only.
+        # The loader is a SafeLoader: it builds only plain values.
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, f"expected YAML, found: {error}") from error
-    if loaded is None:  # an empty file, or comments alone: nothing is set
+    if loaded is None:  # an empty file, or only comments
         return {}
     if not isinstance(loaded, dict):
         raise InputError(path, f"expected a mapping of settings, found {type(loaded).__name__}")
@@ -284,7 +285,7 @@ def _field_types(cls: type[DataclassInstance]) -> dict[str, Any]:
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
-    """``X | None`` -> (X, True); anything else -> (itself, False)."""
+    """``X | None`` -> (X, True); anything else -> (unchanged, False)."""
     if typing.get_origin(kind) not in (Union, types.UnionType):
         return kind, False
     rest = [part for part in typing.get_args(kind) if part is not types.NoneType]
@@ -304,9 +305,9 @@ def _tuple_of(kind: Any) -> tuple[Any, int | str]:
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``, without guessing: 3 is a float, "3" is no int, True is no int."""
+    """Convert ``value`` to ``kind`` strictly: 3 is a float; "3" and True are not ints."""
     kind, optional = _without_none(kind)
-    if value is None or (value == [None] and optional):  # [None]: the word none for a tuple's flag
+    if value is None or (value == [None] and optional):  # [None]: the word none as a tuple flag
         if optional:
             return None
         raise _WrongType(f"expected {_describe(kind)}, found nothing")
@@ -341,7 +342,7 @@ def _convert_choice(value: Any, kind: Any) -> Any:
 def _convert_tuple(value: Any, kind: Any) -> tuple[Any, ...]:
     element, count = _tuple_of(kind)
     if count == "*" and isinstance(value, (str, int, float)):
-        value = [value]  # YAML: one value where a list may stand
+        value = [value]  # YAML: a single value in place of a list
     if not isinstance(value, (list, tuple)) or (count != "*" and len(value) != count):
         raise _WrongType(f"expected {_describe(kind)}, found {_found(value)}")
     if element is str:
@@ -353,7 +354,7 @@ def _convert_float(value: Any) -> float:
     number = math.nan
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         number = float(value)
-    elif isinstance(value, str):  # YAML 1.1 reads 1e-5, written without a point, as text
+    elif isinstance(value, str):  # YAML 1.1 reads 1e-5 (without a decimal point) as text
         try:
             number = float(value)
         except ValueError as error:
@@ -379,7 +380,7 @@ def _found(value: Any) -> str:
 
 
 def _flag_type(kind: Any, optional: bool) -> Callable[[str], Any]:
-    """What argparse calls on a flag's text; its errors become argparse's, naming the flag."""
+    """Build argparse's converter for a field; conversion errors name the flag."""
 
     def convert(text: str) -> Any:
         if optional and text.lower() == NONE_WORD:
@@ -390,7 +391,7 @@ def _flag_type(kind: Any, optional: bool) -> Callable[[str], Any]:
             try:
                 value = int(text)
             except ValueError:
-                value = text  # refused below, in the words every wrong value gets
+                value = text  # rejected below, with the message used for all wrong values
         try:
             return _convert(value, kind)
         except _WrongType as error:

@@ -1,4 +1,4 @@
-"""Everything that depends on the device: which one, its number formats, its random generators."""
+"""Device-dependent code: device choice, number formats, attention, memory, random generators."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch.nn import functional as F
 from pab.core.errors import InputError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
-# Whether the processor multiplies bfloat16 in matrix tiles (Intel's AMX). A constant, for
-# torch.compile would warn of a cached function.
+# Whether the CPU multiplies bfloat16 in matrix tiles (Intel's AMX). A constant, because
+# torch.compile would warn about a cached function.
 HAS_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The device a user asked for; ``auto`` takes CUDA, then MPS, then the CPU, whatever is there.
+    """Select a device by name; ``auto`` prefers CUDA, then MPS, then the CPU.
 
-    Under torchrun, CUDA means the GPU of this process (``LOCAL_RANK``).
+    Under torchrun, CUDA means this process's GPU (``LOCAL_RANK``).
 
     Raises:
-        InputError: the name is unknown, or the machine has no such device.
+        InputError: unknown name, or the machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
@@ -52,10 +52,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def local_rank_of_torchrun() -> int:
-    """``LOCAL_RANK``, 0 where it is not set.
+    """Read ``LOCAL_RANK``; 0 if it is not set.
 
     Raises:
-        InputError: it is no number.
+        InputError: it is not a number.
     """
     found = os.environ.get("LOCAL_RANK", "0")
     if not found.isdigit():
@@ -64,10 +64,10 @@ def local_rank_of_torchrun() -> int:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The torch type of ``fp32``, ``bf16`` or ``fp16``.
+    """Return the torch dtype of ``fp32``, ``bf16`` or ``fp16``.
 
     Raises:
-        InputError: another name.
+        InputError: any other name.
     """
     if name not in DTYPES:
         raise InputError("--dtype", f"expected {', '.join(DTYPES)}, found '{name}'")
@@ -75,10 +75,10 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """A context in which matrix products run in ``dtype``; for float32 it changes nothing.
+    """Context in which matrix products run in ``dtype``; no effect for float32.
 
     Raises:
-        InputError: float16 on a CPU, which has no fast kernels for it and overflows unnoticed.
+        InputError: float16 on a CPU, which has no fast kernels for it and overflows silently.
     """
     if dtype == torch.float32:
         return nullcontext()
@@ -88,15 +88,16 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Inside, :func:`autocast` is off: similarities and losses keep the precision of vectors."""
+    """Disable :func:`autocast` in the block: similarities and losses keep full precision."""
     return torch.autocast(device.type, enabled=False)
 
 
 def in_autocast_format(x: Tensor) -> Tensor:
-    """On a CPU under :func:`autocast`, ``x`` in its number format; elsewhere ``x`` as it is.
+    """Cast ``x`` to the autocast dtype on a CPU under :func:`autocast`; otherwise return ``x``.
 
-    For a residual stream: norms and sums keep the format that comes in, so that with float32 each
-    matrix product first casts its input, a quarter of a training step there (docs/log.md).
+    Intended for a residual stream: norms and sums keep the dtype of their input. With a float32
+    stream, each matrix product casts its input first, which takes a quarter of a CPU training step
+    (docs/log.md).
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.to(torch.get_autocast_dtype("cpu"))
@@ -104,29 +105,30 @@ def in_autocast_format(x: Tensor) -> Tensor:
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """A loss scaler: active for float16, whose small gradients vanish; for others idle."""
+    """Loss scaler: active for float16, whose small gradients underflow; disabled otherwise."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Scaled dot-product attention in the number format that the device is fastest in.
+    """Scaled dot-product attention in the device's fastest number format.
 
-    On a CPU torch's attention in bfloat16 is slower than in float32 when gradients are needed: its
-    backward pass takes up to nine times as long (docs/log.md). So it runs in float32 there, but for
-    scoring on processors with matrix tiles, whose forward pass is the faster one.
+    On a CPU, torch's bfloat16 attention is slower than float32 if gradients are needed: its
+    backward pass takes up to nine times as long (docs/log.md). Attention therefore runs in float32
+    there. The exception is scoring on CPUs with matrix tiles, where the bfloat16 forward pass is
+    faster.
 
     Args:
         q: [B, H, N, C].
         k: [B, H, M, C].
         v: [B, H, M, C].
-        mask: broadcast to [B, H, N, M]: bool, true where a key may be seen, or float, added to the
-            logits; None sees all.
-        dropout: probability with which a weight is dropped; the caller knows whether it trains.
+        mask: broadcast to [B, H, N, M]: bool, true for visible keys, or float, added to the logits;
+            None masks nothing.
+        dropout: dropout probability of attention weights; pass 0 outside training.
 
     Returns:
-        [B, H, N, C] in the format of ``v``.
+        [B, H, N, C] with the dtype of ``v``.
     """
     as_it_is = q.device.type != "cpu" or v.dtype == torch.float32
     if as_it_is or (HAS_TILES and not torch.is_grad_enabled()):
@@ -134,7 +136,8 @@ def attention(
             mask = mask.to(v.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     if mask is not None and mask.requires_grad and not dropout and HAS_TILES:
-        # torch's fused kernels take no such mask; two products in tiles beat its way around.
+        # torch's fused kernels do not accept this mask; two tiled products are faster than its
+        # fallback.
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask).softmax(dim=-1)
         return weights.to(v.dtype) @ v
     if mask is not None and mask.is_floating_point():
@@ -147,11 +150,11 @@ def attention(
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let this process keep the memory it frees, where glibc's allocator would return it.
+    """Keep freed memory in this process instead of returning it to the system (glibc only).
 
-    A batch on a CPU frees hundreds of megabytes of activations, and the next one asks for them
-    again; returned pages are cleared anew each time, a fifth of a training step (docs/log.md). Does
-    nothing for other devices and systems. What the process once held it no longer gives back.
+    A CPU batch frees hundreds of megabytes of activations, and the next batch allocates them again.
+    Returned pages must be cleared each time, which takes a fifth of a training step (docs/log.md).
+    No effect on other devices and systems. The process's memory use never falls below its peak.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return
@@ -161,23 +164,23 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def return_freed_memory() -> None:
-    """Return the memory this process has freed, even after :func:`keep_freed_memory`.
+    """Return freed memory to the system, even after :func:`keep_freed_memory`.
 
-    For a process that has held far more than it will need again. Does nothing outside glibc.
+    Useful after a peak that will not recur. No effect without glibc.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
-    """Seed Python's, NumPy's and torch's generators (all devices) with ``seed + rank``."""
+    """Seed the generators of Python, NumPy and torch (all devices) with ``seed + rank``."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished what was asked of it: needed before reading a clock."""
+    """Wait until the device has finished all queued work; required before reading a clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -185,7 +188,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
+    """Return true if the CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
     capabilities = torch.cpu.get_capabilities()
     return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
 

@@ -1,8 +1,8 @@
-"""The one error a user can cause, and the way it leaves the program.
+"""The error type for bad input, and its handling on the command line.
 
-Everything wrong with an input ends in :class:`InputError`. Command-line entry points run under
-:func:`run_cli`, which prints it as one line on stderr and exits with code 2; every other exception
-is a fault of this project and keeps its traceback.
+Every problem with an input raises :class:`InputError`. Command-line entry points run under
+:func:`run_cli`, which prints it as one line on stderr and exits with code 2. Any other exception
+is a bug in this project and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ EXIT_BAD_INPUT = 2
 
 
 class InputError(Exception):
-    """Bad input, described so that its owner can mend it.
+    """Bad input, described so that the user can fix it.
 
     Args:
         where: the file, flag or setting that is wrong.
         problem: what was expected and what was found, in one clause.
         item: the line, key or item inside ``where`` (``"line 17"``, ``"image_id '0_3'"``), if any.
-        todo: what to do about it, if it is not plain from the problem.
+        todo: the remedy, if it does not follow from the problem.
     """
 
     def __init__(
@@ -32,22 +32,22 @@ class InputError(Exception):
         text = f"{where}, {item}: {problem}" if item else f"{where}: {problem}"
         if todo:
             text = f"{text}; {todo}"
-        super().__init__(" ".join(text.split()))  # one line, whatever an item held
+        super().__init__(" ".join(text.split()))  # one line, even if an item contains line breaks
 
     def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str]]:
-        """Pickled as its parts: an exception is otherwise rebuilt from its one text."""
+        """Pickle the parts; by default, an exception is rebuilt from its single message."""
         again = partial(type(self), item=self.item, todo=self.todo)
         return again, (self.where, self.problem)
 
 
 class LostProcessError(RuntimeError):
-    """The connection to another of the processes that work together is lost."""
+    """The connection to another process of the group is lost."""
 
 
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
-    """Run a command-line ``main``; bad input becomes one line on stderr and exit code 2.
+    """Run a command-line ``main``; bad input prints one line on stderr and exits with code 2.
 
-    So does the loss of another process, with exit code 1: what was wrong is said by that one.
+    A lost process exits with code 1; the process at fault reports the cause.
     """
     try:
         main(argv)
@@ -57,7 +57,7 @@ def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = N
     except LostProcessError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
+    except BrokenPipeError:  # the reader of the output (head, less) has exited
         sys.stderr.close()
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
-"""Kinds of files, recognised by content: what a file is, whatever its name says.
+"""Detect the kind of a file from its content, whatever its name.
 
-Used to read weights under another ending, and to name what a file is instead of calling it
-damaged: a web page saved by a browser, a pointer of Git LFS, half a download.
+Weights can then have any extension, and errors can name common mix-ups instead of reporting damage:
+a saved web page, a Git LFS pointer, a partial download.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-HEAD = 4096  # bytes from the beginning that tell the kind
-LARGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the format limits it
+HEAD = 4096  # bytes read from the start to detect the kind
+LARGEST_HEADER = 100_000_000  # bytes; the format's limit on a safetensors header
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # pickled magic number of torch before 1.6
-TEXT_SHOWN = 40  # characters of a text that a message shows
+TEXT_SHOWN = 40  # characters of a text that a message quotes
 
 
 class Kind(enum.Enum):
-    """What a file is."""
+    """Kind of a file."""
 
     TORCH = "a file of torch.save"
     SAFETENSORS = "a safetensors file"
@@ -33,12 +33,12 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file is, for code and for messages.
+    """Kind of a file, for code and for messages.
 
     Attributes:
-        kind: for code.
-        text: for messages, as in "found TEXT".
-        todo: the remedy, if the kind alone tells it; else empty.
+        kind: the kind, for code.
+        text: description for messages, as in "found TEXT".
+        todo: the remedy, if the kind determines it; otherwise empty.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ class FileKind:
     todo: str = ""
 
 
-# First bytes -> what the file is, and the remedy.
+# First bytes -> kind and remedy.
 SIGNATURES = (
     (
         b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS instead of the file",
@@ -69,7 +69,7 @@ TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 
 
 def file_kind(path: Path) -> FileKind:
-    """Recognise a file by its content.
+    """Detect the kind of a file from its content.
 
     Args:
         path: a readable file.
@@ -112,7 +112,7 @@ def _zip_kind(path: Path) -> FileKind:
 
 
 def _safetensors_kind(path: Path, length: int, size: int) -> FileKind:
-    """Tell a whole file from a cut one by the tensors its header lists."""
+    """Distinguish a whole file from a truncated one by the tensors that its header lists."""
     with path.open("rb") as handle:
         handle.seek(8)
         header = handle.read(length)
@@ -133,7 +133,7 @@ def _safetensors_kind(path: Path, length: int, size: int) -> FileKind:
 
 
 def _text_kind(head: bytes) -> FileKind | None:
-    """Name a text; None for other bytes."""
+    """Describe a text file; None for other content."""
     try:  # the last character may be cut
         text = head.decode("utf-8-sig", errors="strict" if len(head) < HEAD else "ignore")
     except UnicodeDecodeError:

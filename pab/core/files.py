@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the hashes that name them."""
+"""Atomic file writing, and file hashes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from pab.core.errors import InputError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it into place when the block ends well.
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
 
-    If the block raises, the temporary file is removed and ``path`` is as it was before.
+    If the block raises, the temporary file is removed and ``path`` is unchanged.
 
     Raises:
-        InputError: the folder cannot be made, or the file cannot be written (disk full, no right).
+        InputError: the folder cannot be made, or the file cannot be written (disk full,
+            permission).
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(path, "expected a file to write, found a directory")
-    if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+    if path.exists() and not path.is_file():  # renaming would replace a device or a pipe by a file
         raise InputError(path, "expected a file to write, found something else")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def existing_file(path: str | Path, what: str) -> Path:
-    """The path, if it is a readable regular file.
+    """Return the path if it is a readable regular file.
 
     Raises:
         InputError: it is missing, a directory, or unreadable.
@@ -77,7 +78,7 @@ def existing_file(path: str | Path, what: str) -> Path:
 
 
 def existing_folder(path: str | Path, what: str) -> Path:
-    """The path, if it is a directory.
+    """Return the path if it is a directory.
 
     Raises:
         InputError: it is missing or not a directory.
@@ -97,7 +98,7 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def sha256_of_lines(lines: list[str]) -> str:
-    """SHA-256 of strings, each closed by a newline: it names a set of ids or captions."""
+    """SHA-256 of strings, each followed by a newline; identifies a set of ids or captions."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")

@@ -1,10 +1,10 @@
-"""Values of other libraries inside pickled files, read without running their code.
+"""Read values of other libraries in pickled files without running their code.
 
 A checkpoint may hold NumPy scalars, arrays, paths, dates and ``defaultdict`` beside its tensors.
-``weights_only`` reading refuses their classes. Here is one stand-in for each: it takes the same
-arguments and accepts plain data alone. None of NumPy's own unpickling functions runs: with a forged
-dtype they would take raw bytes for pointers. A stand-in never imports, calls or looks up anything
-that a file names.
+``weights_only`` reading rejects their classes. This module has one stand-in for each class, which
+takes the same arguments and accepts only plain data. NumPy's own unpickling functions never run,
+because with a forged dtype they would interpret raw bytes as pointers. A stand-in never imports,
+calls or looks up anything named in a file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ NUMPY_TYPES = (
 
 
 class ForeignValueError(Exception):
-    """A file holds a value that its stand-in does not accept; the text names it."""
+    """A file holds a value that its stand-in rejects; the message names it."""
 
 
 class PlainDtype:
-    """Stand-in for ``numpy.dtype``: numbers, text and bytes alone.
+    """Stand-in for ``numpy.dtype``; accepts only numbers, text and bytes.
 
     Raises:
         ForeignValueError: a dtype of Python objects, records, dates or unknown kind.
@@ -46,7 +46,7 @@ class PlainDtype:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
-        """Take the byte order from a pickled state; everything else in it is refused."""
+        """Take the byte order from a pickled state; reject anything else."""
         if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
             raise ForeignValueError("a NumPy array of records")
         if state[1] in ("<", ">"):
@@ -54,18 +54,18 @@ class PlainDtype:
 
 
 class PlainArray(np.ndarray[Any, Any]):
-    """Stand-in for ``numpy.ndarray``: empty when made, filled by a state that is checked."""
+    """Stand-in for ``numpy.ndarray``: created empty, then filled from a checked state."""
 
     def __new__(cls, *arguments: object) -> PlainArray:
-        """Make an empty array, whatever the file asks for."""
+        """Make an empty array, whatever arguments the file gives."""
         del arguments
         return super().__new__(cls, (0,), np.uint8)
 
     def __setstate__(self, state: Any) -> None:
-        """Fill the array: version, shape, dtype, whether Fortran's order, raw bytes.
+        """Fill the array from (version, shape, dtype, Fortran order, raw bytes).
 
         Raises:
-            ForeignValueError: the state is none of plain data.
+            ForeignValueError: the state is not plain data.
         """
         if not isinstance(state, tuple) or len(state) != 5:
             raise ForeignValueError("a NumPy array in an unknown form")
@@ -76,7 +76,7 @@ class PlainArray(np.ndarray[Any, Any]):
 
 
 def _plain_array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
-    """An array from raw bytes, all of whose parts are checked."""
+    """Build an array from raw bytes after checking every argument."""
     whole = (
         isinstance(raw, (bytes, bytearray))
         and isinstance(dtype, PlainDtype)
@@ -91,7 +91,7 @@ def _plain_array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any
 
 
 def _empty_array(*arguments: object) -> PlainArray:
-    """Stand-in for ``_reconstruct``: an empty array, which its state fills."""
+    """Stand-in for ``_reconstruct``: an empty array, filled by its state."""
     del arguments
     return PlainArray()
 
@@ -155,18 +155,18 @@ def _stand_ins() -> dict[str, Callable[..., Any] | type]:
         found[f"{module}.multiarray._reconstruct"] = _empty_array
         found[f"{module}.multiarray.scalar"] = _scalar
         found[f"{module}.numeric._frombuffer"] = _array_of_buffer
-    for module in ("pathlib", "pathlib._local"):  # Python 3.13 calls it so
+    for module in ("pathlib", "pathlib._local"):  # renamed in Python 3.13
         found |= {f"{module}.{kind}": _posix_path for kind in ("PosixPath", "PurePosixPath")}
         found |= {f"{module}.{kind}": _windows_path for kind in ("WindowsPath", "PureWindowsPath")}
     found |= {
         f"{module}.{name}": _name_of_type(name)
         for module in ("builtins", "__builtin__")
         for name in FACTORIES
-        if name != "set"  # torch's own reading builds sets with it
+        if name != "set"  # torch's reader builds sets with it
     }
     found |= {f"{module}.bytes": _no_bytes for module in ("builtins", "__builtin__")}
     found |= {f"numpy.{name}": _name_of_type(name) for name in NUMPY_TYPES}
     return found
 
 
-STAND_INS = _stand_ins()  # name in a file -> what is made instead
+STAND_INS = _stand_ins()  # name in a file -> stand-in

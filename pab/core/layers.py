@@ -1,4 +1,4 @@
-"""Layers that more than one model uses."""
+"""Layers shared by several models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drop the whole branch of a sample and rescale the rest."""
+    """Stochastic depth: in training, drop a sample's whole branch and rescale the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

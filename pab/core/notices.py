@@ -1,7 +1,7 @@
-"""Notices: one line on stderr for every assumption made about an input.
+"""Notices: one line on stderr per assumption made about an input.
 
-A reader that accepts a file in another form than the usual one says so with :func:`notice`. Each
-text is printed once per process, and only by the main process.
+A reader that accepts a file in an unusual form reports it with :func:`notice`. Each text is printed
+once per process, and only by rank 0.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def notice(where: str | Path, text: str) -> None:
     """Print ``note: WHERE: TEXT`` on stderr, once.
 
     Args:
-        where: the file, flag or setting that the assumption is about.
-        text: what was assumed or left out, in one clause.
+        where: file, flag or setting that the assumption concerns.
+        text: the assumption or omission, in one clause.
     """
     for record in _records:
         record.append((str(where), text))
@@ -32,7 +32,7 @@ def notice(where: str | Path, text: str) -> None:
 
 
 def _is_main() -> bool:
-    """Whether this process prints notices; one that has not imported torch works alone."""
+    """Return true if this process prints notices; without torch it is the only process."""
     if "torch" not in sys.modules:
         return True
     from pab.core import processes
@@ -42,7 +42,7 @@ def _is_main() -> bool:
 
 @contextmanager
 def recorded() -> Iterator[list[tuple[str, str]]]:
-    """Collect the places and texts of all notices of the block, printed or not."""
+    """Collect the places and texts of all notices in the block, whether printed or not."""
     record: list[tuple[str, str]] = []
     _records.append(record)
     try:
@@ -52,5 +52,5 @@ def recorded() -> Iterator[list[tuple[str, str]]]:
 
 
 def forget_notices() -> None:
-    """Allow every notice to be printed again (for tests, which share one process)."""
+    """Allow every notice to be printed again (for tests, which share a process)."""
     _said.clear()

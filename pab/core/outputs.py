@@ -1,4 +1,4 @@
-"""Checks of output files and folders before any work: nothing is written or made here."""
+"""Check output files and folders before any work starts, without creating anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NONE_HINT = "--{} none writes nothing"
 
 
 def cannot_be_written(path: Path) -> str | None:
-    """Why a file cannot be written, as the end of a sentence about it; None if it can."""
+    """Reason why a file cannot be written, as the end of a sentence; None if it can."""
     if path.is_dir():
         return "is a directory"
     if path.exists() and not path.is_file():
@@ -22,7 +22,7 @@ def cannot_be_written(path: Path) -> str | None:
 
 
 def _closed(folder: Path) -> str | None:
-    """Why no file can be made in a folder, which need not exist; None if one can."""
+    """Reason why a folder (which need not exist) cannot take files; None if it can."""
     above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         return f"cannot be written: {above} is no folder that can be written"
@@ -30,11 +30,11 @@ def _closed(folder: Path) -> str | None:
 
 
 def check_outputs(outputs: Mapping[str, str | Path | None], *, omit: str = NONE_HINT) -> None:
-    """Refuse outputs that could not be written or would overwrite one another.
+    """Reject outputs that cannot be written or would overwrite one another.
 
     Args:
         outputs: flag without its dashes -> file to write; None writes nothing.
-        omit: how to write no file, with the flag's name in the braces.
+        omit: hint on how to write no file; the flag's name replaces the braces.
 
     Raises:
         InputError: naming the flag.
@@ -54,10 +54,10 @@ def check_outputs(outputs: Mapping[str, str | Path | None], *, omit: str = NONE_
 
 
 def check_output_folder(flag: str, path: str | Path) -> None:
-    """Refuse a folder in which no file could be made.
+    """Reject a folder in which no file can be made.
 
     Args:
-        flag: the setting that names it, for the error.
+        flag: setting that names the folder, for the error.
         path: the folder, which need not exist.
 
     Raises:
@@ -69,17 +69,17 @@ def check_output_folder(flag: str, path: str | Path) -> None:
 
 
 def check_free_space(flag: str, path: str | Path, needed: int, what: str, *, todo: str) -> None:
-    """Refuse a folder whose disk has less free space than needed.
+    """Reject a folder whose disk has too little free space.
 
     Args:
-        flag: the setting that names the folder, for the error.
+        flag: setting that names the folder, for the error.
         path: the folder, which need not exist.
-        needed: bytes.
-        what: what needs them.
-        todo: what the user can do.
+        needed: required bytes.
+        what: purpose of the space.
+        todo: remedy for the user.
 
     Raises:
-        InputError: naming the flag, the room needed and found.
+        InputError: names the flag, the space needed and the space found.
     """
     folder = Path(path).absolute()
     disk = next(place for place in (folder, *folder.parents) if place.exists())

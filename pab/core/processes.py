@@ -1,12 +1,12 @@
-"""Several processes working as one: started by torchrun, or one process alone.
+"""Distributed helpers for processes started by torchrun, or for a single process.
 
-Every function here works in both cases; alone, gathering returns what it was given. Gloo carries
-CPU tensors, NCCL CUDA tensors.
+All functions work in both cases; in a single process, gathering returns its argument. Gloo
+exchanges CPU tensors, NCCL exchanges CUDA tensors.
 
-Gradients: :func:`all_gather_with_grad` sums over processes on its way back and
-:func:`average_gradients` then takes the mean over processes (as DistributedDataParallel does).
-Together, N processes that each compute the loss of their own rows against all rows, averaged, give
-the gradient of one process on the whole batch.
+Gradients: the backward pass of :func:`all_gather_with_grad` sums over processes, and
+:func:`average_gradients` then averages over processes (as DistributedDataParallel does). If each of
+N processes computes the loss of its own rows against all rows, the averaged gradient equals that of
+a single process on the whole batch.
 
 Legend: ``B`` rows a process holds, ``W`` processes, ``D`` width.
 """
@@ -24,9 +24,9 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-# Its functions have the group as a default argument. If torch imports it after the group is joined
-# (with torch._dynamo), the group and gloo's threads outlive `close`, and a thread that drops a
-# tensor while the interpreter exits aborts it: "terminate called without an active exception".
+# torch.distributed.nn has the group as a default argument. If torch imports it after the group is
+# joined (with torch._dynamo), the group and gloo's threads outlive `close`. A thread that drops a
+# tensor during interpreter exit then aborts: "terminate called without an active exception".
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 
@@ -34,20 +34,20 @@ from pab.core.errors import InputError, LostProcessError
 
 T = TypeVar("T")
 
-# How gloo, which has no error class of its own, says that a process is gone.
+# Messages with which gloo, which has no error class of its own, reports a lost process.
 _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
 
-BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients exchanged at once: 32 MiB in float32
+BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients per exchange: 32 MiB in float32
 
 
 def init_processes(device: torch.device) -> None:
-    """Join the group that torchrun started (``RANK``, ``WORLD_SIZE``); alone: nothing.
+    """Join the group started by torchrun (``RANK``, ``WORLD_SIZE``); no effect without torchrun.
 
     Raises:
-        InputError: one of torchrun's variables is missing or out of range, or the group cannot be
-            joined (port in use, no such network interface).
+        InputError: a variable of torchrun is missing or out of range, or the group cannot be joined
+            (port in use, unknown network interface).
     """
     started = "RANK" in os.environ or "WORLD_SIZE" in os.environ
     if not started or dist.is_initialized():
@@ -73,10 +73,10 @@ def init_processes(device: torch.device) -> None:
 
 
 def _number_in_environment(name: str, least: int, most: int | None = None) -> int:
-    """Read one of torchrun's variables.
+    """Read an integer from one of torchrun's variables.
 
     Raises:
-        InputError: it is not set, or no number from ``least`` to ``most``.
+        InputError: it is not set, or not an integer from ``least`` to ``most``.
     """
     text = os.environ.get(name, "")
     number = int(text) if text.isascii() and text.isdigit() else None
@@ -90,14 +90,14 @@ def _number_in_environment(name: str, least: int, most: int | None = None) -> in
 
 
 def close() -> None:
-    """Leave the group, if there is one."""
+    """Leave the group if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the group of torchrun's processes inside the block; alone: nothing.
+    """Join torchrun's group in the block; no effect without torchrun.
 
     See :func:`leaving_together`.
     """
@@ -108,14 +108,15 @@ def joined(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def leaving_together() -> Iterator[None]:
-    """Leave the group at the end of the block, whatever happens.
+    """Leave the group at the end of the block, also after an error.
 
-    The processes wait for one another, so that none reports success if the one that writes fails.
-    A process that fails does not wait, and ends the others: gloo's connections close with it. NCCL,
-    whose orderly end waits for all, is left to torchrun, which stops the other processes.
+    Processes that succeed wait for one another, so that none reports success if the writing process
+    fails. A process that fails does not wait, and its exit closes gloo's connections, which ends
+    the others. NCCL's orderly shutdown would wait for all, so torchrun stops the other processes
+    instead.
 
     Raises:
-        LostProcessError: the connection to another process is lost, mostly because it has ended.
+        LostProcessError: the connection to another process is lost, usually because it has exited.
     """
     try:
         yield
@@ -124,7 +125,7 @@ def leaving_together() -> Iterator[None]:
     except BaseException as error:
         number, count = rank(), world_size()
         if dist.is_initialized() and dist.get_backend() != "nccl":
-            # The frames of a failed exchange keep the group alive as well; see the imports.
+            # Frames of a failed exchange also keep the group alive; see the comment on the imports.
             traceback.clear_frames(error.__traceback__)
             close()
         lost = isinstance(error, dist.DistError) or (
@@ -140,7 +141,7 @@ def leaving_together() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -150,7 +151,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes the files (rank 0)."""
+    """Return true in rank 0, the process that writes the files."""
     return rank() == 0
 
 
@@ -161,12 +162,12 @@ def barrier() -> None:
 
 
 def share_of(count: int) -> range:
-    """This process's indices below ``count``: every W-th, so that none is left out or doubled."""
+    """Indices below ``count`` of this process: every W-th, so that each index has one process."""
     return range(rank(), count, world_size())
 
 
 class _AllGather(torch.autograd.Function):
-    # torch.distributed.nn.all_gather does the same, but is deprecated for a private module.
+    # torch.distributed.nn.all_gather does the same but is deprecated in favour of a private module.
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -177,19 +178,19 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone(memory_format=torch.contiguous_format)  # all_reduce is in place
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # all_reduce works in place
         dist.all_reduce(total)
         return total[rank() * ctx.count : (rank() + 1) * ctx.count]
 
 
 def all_gather_with_grad(rows: Tensor) -> Tensor:
-    """Rows of all processes, in rank order, through which gradients flow back to their owners.
+    """Concatenate the rows of all processes by rank; gradients flow back to their owners.
 
     Args:
-        rows: ``[B, D]``, the same shape in every process.
+        rows: ``[B, D]``, the same shape in all processes.
 
     Returns:
-        ``[B*W, D]``. Backward gives each process the gradients of its rows summed over processes.
+        ``[B*W, D]``. Backward returns the gradients of this process's rows, summed over processes.
     """
     if world_size() == 1:
         return rows
@@ -200,8 +201,8 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every ``.grad`` by its mean over processes.
 
-    A parameter that has a gradient in some processes counts as zero in the others; one that has
-    none anywhere keeps none.
+    A gradient that only some processes have counts as zero in the others. A parameter without a
+    gradient in any process gets none.
     """
     if world_size() == 1:
         return
@@ -227,7 +228,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of tensors of one dtype, up to ``BUCKET_ELEMENTS`` each (or one larger tensor)."""
+    """Group tensors by dtype, up to ``BUCKET_ELEMENTS`` per group (or one larger tensor)."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         full = sum(item.numel() for item in bucket) + tensor.numel() > BUCKET_ELEMENTS
@@ -240,19 +241,19 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.device) -> Tensor:
-    """Rows of all processes on every process, in the order of their ids.
+    """Collect the rows of all processes on every process, in order of their ids.
 
     Args:
-        ids: of this process's rows; over all processes 0 to ``total`` - 1, each once.
-        rows: float32 [B, D] on the CPU; None where this process has none.
-        total: how many ids there are.
-        device: of the group, where rows are exchanged.
+        ids: ids of this process's rows; over all processes, 0 to ``total`` - 1, each once.
+        rows: float32 [B, D] on the CPU; None if this process has none.
+        total: number of ids.
+        device: device of the group, on which rows are exchanged.
 
     Returns:
         float32 [total, D] on the CPU.
 
     Raises:
-        ValueError: an id is missing, or there twice.
+        ValueError: an id is missing or occurs twice.
     """
     if rows is not None and len(ids) != len(rows):
         raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
@@ -272,7 +273,7 @@ def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.devi
     if world_size() == 1:
         result[ids] = rows
         return result
-    padded = rows.new_zeros(max(map(len, all_ids)), max(widths))  # one shape for all
+    padded = rows.new_zeros(max(map(len, all_ids)), max(widths))  # equal shapes in all processes
     padded[: len(rows)] = rows
     padded = padded.to(device)
     gathered = [torch.empty_like(padded) for _ in all_ids]
@@ -283,7 +284,7 @@ def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.devi
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every process's value, in rank order, on every process."""
+    """Collect the values of all processes on every process, by rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -292,7 +293,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def broadcast_object(value: T) -> T:
-    """The main process's value, on every process."""
+    """Send the value of rank 0 to every process."""
     if world_size() == 1:
         return value
     box = [value if is_main() else None]
@@ -302,10 +303,10 @@ def broadcast_object(value: T) -> T:
 
 
 def on_main(make: Callable[[], T]) -> T:
-    """Call a function in the main process; give its result to every process.
+    """Call a function in rank 0 and return its result in every process.
 
     Raises:
-        InputError: the main process's own, in every process.
+        InputError: raised in rank 0; raised again in every process.
     """
     result: T | None = None
     error: InputError | None = None
@@ -321,7 +322,7 @@ def on_main(make: Callable[[], T]) -> T:
 
 
 def broadcast(value: Tensor) -> Tensor:
-    """The main process's tensor, on every process, which all hold one of its shape."""
+    """Send the tensor of rank 0 to every process; all processes pass the same shape."""
     if world_size() == 1 or value.numel() == 0:
         return value
     received = value.clone()
@@ -330,9 +331,9 @@ def broadcast(value: Tensor) -> Tensor:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's batch statistics (buffers of reals), in place.
+    """Copy rank 0's batch statistics (floating-point buffers) to every process, in place.
 
-    Each process gathers its own while it trains; what is validated and written is the main one's.
+    Each process updates its own statistics in training; validation and checkpoints use rank 0's.
     """
     if world_size() > 1:
         for buffer in model.buffers():
@@ -341,7 +342,7 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def reduce_mean(value: Tensor) -> Tensor:
-    """Mean of a tensor over processes, without gradient, on every process."""
+    """Average a tensor over processes, without gradient; every process gets the mean."""
     mean = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(mean)

@@ -1,6 +1,7 @@
-"""Weights inside a checkpoint of others: containers, wrappers' prefixes, adapters, NumPy arrays.
+"""Extract weights from other projects' checkpoints.
 
-Every mixture of them with one meaning gives the same weights, under the model's own names.
+Handles nested containers, wrapper prefixes, adapters and NumPy arrays. All forms with the same
+content give the same weights, under the model's own names.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pab.core.adapters import alpha_of, has_adapters, merged
 from pab.core.errors import InputError
 from pab.core.notices import notice
 
-# Keys of the weights, first the two that BEiT-3's published reader looks for, in its order. An
-# average (EMA) comes last: published results are those of the weights themselves.
+# Keys of the weights. The two that BEiT-3's published reader looks for come first, in its order. An
+# average (EMA) comes last, because published results use the weights themselves.
 CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "model_ema")
-DEEPEST = 8  # containers within containers
-# Parts of names that wrappers add: torch.compile's, FSDP's and activation checkpointing's never are
-# a module's real name; DistributedDataParallel's and Lightning's may be.
+DEEPEST = 8  # maximum nesting of containers
+# Name parts that wrappers add. Those of torch.compile, FSDP and activation checkpointing are never
+# a module's real name; those of DistributedDataParallel and Lightning may be.
 ALWAYS_WRAPPERS = frozenset({
     "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
 })  # fmt: skip
@@ -33,20 +34,20 @@ WRAPPERS = frozenset({"module", "model"})
 def model_state(
     checkpoint: Mapping[str, Any], path: str | Path, fits: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Find a checkpoint's weights.
+    """Extract the weights of a checkpoint.
 
     Args:
-        checkpoint: what the file holds.
+        checkpoint: content of the file.
         path: the file, for errors and notices.
-        fits: names of the model's tensors. A wrapper's prefix that only some names have is removed
-            if they then are among these; without them, one that all names share.
+        fits: names of the model's tensors. A wrapper prefix on some names only is removed if the
+            results are in ``fits``. Without ``fits``, only a prefix of all names is removed.
 
     Returns:
-        Tensor name -> tensor, adapters merged.
+        Tensor name -> tensor, with adapters merged.
 
     Raises:
-        InputError: no weights, an entry that is no tensor, two entries of one name, or adapters
-            that cannot be merged.
+        InputError: no weights, an entry that is not a tensor, duplicate names, or adapters that
+            cannot be merged.
     """
     found = _container(checkpoint, path)
     if not found:
@@ -70,16 +71,16 @@ def model_state(
 def fit_names(
     state: Mapping[str, Tensor], fits: Collection[str], path: str | Path
 ) -> dict[str, Tensor]:
-    """Remove wrappers' prefixes from the names of a state dict; see :func:`model_state`.
+    """Remove wrapper prefixes from the names of a state dict; see :func:`model_state`.
 
     Raises:
-        InputError: two tensors would have one name.
+        InputError: two tensors would get the same name.
     """
     return _renamed(state, unwrapped(list(state), fits), path)
 
 
 def _container(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
-    """Descend to the mapping that holds the tensors."""
+    """Find the nested mapping that holds the tensors."""
     place = ""
     level = checkpoint
     for _ in range(DEEPEST):
@@ -96,7 +97,7 @@ def _container(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, 
 
 
 def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
-    """Whether a value is a dict with a tensor in it or in one of its containers."""
+    """Return true if a value is a dict with a tensor in it or in a nested container."""
     if not isinstance(value, Mapping) or depth == 0:
         return False
     if any(isinstance(entry, (Tensor, np.ndarray)) for entry in value.values()):
@@ -105,25 +106,25 @@ def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
 
 
 def _as_tensor(value: object) -> Tensor | None:
-    """A tensor, or a NumPy array or scalar of numbers as one; None for anything else."""
+    """Convert a NumPy array or number to a tensor; None for values that are not numeric."""
     if isinstance(value, Tensor):
         return value
     if not isinstance(value, (np.ndarray, np.generic)):
         return None
-    array = np.array(value)  # owned, writable
+    array = np.array(value)  # own memory, writable
     try:
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-    except TypeError:  # text, or a number that torch does not have
+    except TypeError:  # text, or a dtype that torch lacks
         return None
 
 
 def _renamed(
     state: Mapping[str, Tensor], names: Iterable[str], path: str | Path
 ) -> dict[str, Tensor]:
-    """The state dict under other names, in the same order.
+    """Rename the tensors of a state dict and keep their order.
 
     Raises:
-        InputError: two tensors would have one name.
+        InputError: two tensors would get the same name.
     """
     found: dict[str, Tensor] = {}
     source: dict[str, str] = {}
@@ -142,15 +143,15 @@ def _without_always(name: str) -> str:
 
 
 def unwrapped(names: list[str], fits: Collection[str] = ()) -> list[str]:
-    """Names without the prefixes of wrappers, in any order and number.
+    """Remove wrapper prefixes, in any order and number, from names.
 
     Args:
-        names: of tensors, without the parts of :data:`ALWAYS_WRAPPERS`.
+        names: tensor names without the parts in :data:`ALWAYS_WRAPPERS`.
         fits: names of the model's tensors; see :func:`model_state`.
     """
     wanted = frozenset(fits)
     shared = min((len(list(_leading(name))) for name in names), default=0)
-    # Of equal fits the fewest parts go, so that no real name is lost; all go if no name fits.
+    # Among equal fits, remove the fewest parts to keep real names; if no name fits, remove all.
     kept = [[_dropped(name, range(count)) for name in names] for count in range(shared + 1)]
     count = [len(wanted.intersection(candidate)) for candidate in kept]
     best = kept[count.index(max(count)) if any(count) else shared]
@@ -159,7 +160,7 @@ def unwrapped(names: list[str], fits: Collection[str] = ()) -> list[str]:
 
 
 def _fitting(name: str, wanted: Collection[str], taken: Collection[str]) -> str:
-    """A name that lacks a model's tensor because of wrappers inside it, without these."""
+    """Remove wrapper parts inside a name if the model has the resulting tensor."""
     for candidate in _without_wrappers(name):
         if candidate in wanted and candidate not in taken:
             return candidate
@@ -167,12 +168,12 @@ def _fitting(name: str, wanted: Collection[str], taken: Collection[str]) -> str:
 
 
 def _leading(name: str) -> Iterator[str]:
-    """The wrappers' parts before a name; its last part is none."""
+    """Yield the leading wrapper parts of a name; the last part never counts."""
     return itertools.takewhile(WRAPPERS.__contains__, name.split(".")[:-1])
 
 
 def _without_wrappers(name: str) -> Iterator[str]:
-    """A name with some of its wrappers' parts left out, fewest first."""
+    """Yield a name with some of its wrapper parts removed, fewest first."""
     parts = name.split(".")
     places = [place for place, part in enumerate(parts[:-1]) if part in WRAPPERS]
     for count in range(1, len(places) + 1):

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: read so that they can bring data but never run code, written whole."""
+"""Files of ``torch.save``: read without running code, written atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pab.core.file_kinds import FileKind, Kind, file_kind
 from pab.core.files import atomic_path, existing_file
 from pab.core.foreign_values import STAND_INS, ForeignValueError
 
-# What torch.load raises for damaged or foreign files, found by damaging files in every way.
+# Exceptions of torch.load for damaged or foreign files, found by damaging files in every way.
 _UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, struct.error, zipfile.BadZipFile, OverflowError, OSError,
@@ -36,23 +36,23 @@ def read_tensors(
 ) -> Any:
     """Read tensors, plain values and containers from a file onto the CPU.
 
-    NumPy's values, paths, dates and ``defaultdict`` are read too (:mod:`pab.core.foreign_values`).
+    Also reads NumPy values, paths, dates and ``defaultdict`` (:mod:`pab.core.foreign_values`).
 
     Args:
-        path: what ``torch.save`` wrote, under any name.
-        what: what the file should be (``"a checkpoint"``), for the error.
-        mmap: leave tensors on disk until they are used, where the file's format allows it.
-        also: further classes that may stand in the file; none of them may do anything when made.
-        todo: the remedy for a file that is damaged; None names none.
+        path: file written by ``torch.save``, under any name.
+        what: expected content (``"a checkpoint"``), for the error.
+        mmap: leave tensors on disk until they are used, if the format allows it.
+        also: further classes to allow; their construction must have no side effects.
+        todo: remedy for a damaged file; None gives none.
 
     Raises:
-        InputError: no such file, none of ``torch.save``, damaged, or holding other objects.
+        InputError: the file is missing, damaged, not from ``torch.save``, or holds other objects.
     """
     path = existing_file(path, what)
     found = file_kind(path)
     if found.kind not in (Kind.TORCH, Kind.UNKNOWN):
         raise other_kind(path, f"{what} written by torch.save", found, todo)
-    # A stand-in wins over the class it stands for.
+    # A stand-in takes precedence over the class that it replaces.
     others = [kind for kind in also if f"{kind.__module__}.{kind.__qualname__}" not in STAND_INS]
     allowed = [*((made, name) for name, made in STAND_INS.items()), *others]
     try:
@@ -61,10 +61,10 @@ def read_tensors(
             warnings.catch_warnings(),
             path.open("rb") as handle,
         ):
-            # Damaged files bring guesses about pickle protocols; the error below says it in a line.
+            # torch warns about pickle protocols in damaged files; the error below is enough.
             warnings.simplefilter("ignore", UserWarning)
-            # Files of torch before 1.6 cannot be mapped. A mapped file is given by its path, which
-            # torch would read as safetensors by its ending alone.
+            # Files from torch before 1.6 cannot be mapped. A mapped file is passed by its path, and
+            # torch would read a path that ends in .safetensors as safetensors.
             if mmap and zipfile.is_zipfile(path) and path.suffix != ".safetensors":
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return torch.load(handle, map_location="cpu", weights_only=True)
@@ -73,7 +73,7 @@ def read_tensors(
             path, f"expected {what} of tensors and plain values, found {error}", todo=SAVE_ALONE
         ) from error
     except _UNREADABLE as error:
-        # torch's own text runs over many lines and advises to switch the protection off.
+        # torch's own message spans many lines and advises to disable the protection.
         text = str(error)
         foreign = re.search(r"GLOBAL (\S+)", text)
         if foreign is not None:
@@ -97,12 +97,12 @@ def read_tensors(
 
 
 def other_kind(path: Path, expected: str, found: FileKind, todo: str | None) -> InputError:
-    """Make the error for a file of another kind.
+    """Build the error for a file of another kind.
 
     Args:
-        expected: what was expected.
-        found: what the file is.
-        todo: the remedy for a damaged file; used where the kind tells none.
+        expected: expected kind.
+        found: kind of the file.
+        todo: remedy for a damaged file; used if the kind has none of its own.
     """
     if found.kind is Kind.TORCHSCRIPT:
         todo = "save its tensors and give those"
@@ -112,13 +112,13 @@ def other_kind(path: Path, expected: str, found: FileKind, todo: str | None) -> 
 
 
 def release_pages(tensor: Tensor) -> None:
-    """Give the memory of a tensor that is mapped from a file back; it is read again when needed.
+    """Release the memory pages of a tensor mapped from a file; they are read again on use.
 
-    So a walk through large files needs no more memory than the stretch it is at. Nothing happens
-    to a tensor in memory, nor where the system does not list its mappings (outside Linux).
+    A pass over large files then needs memory only for its current part. No effect on tensors in
+    memory, or on systems that do not list their mappings (other than Linux).
 
     Args:
-        tensor: contiguous, never written to: what was written would be lost.
+        tensor: contiguous and never written to; changes would be lost.
     """
     mappings = Path("/proc/self/maps")
     if not mappings.exists() or tensor.numel() == 0:
@@ -128,31 +128,31 @@ def release_pages(tensor: Tensor) -> None:
         span, *_, inode = line.split(maxsplit=5)[:5]
         first, last = (int(address, 16) for address in span.split("-"))
         if first <= start and stop <= last:
-            if inode != "0":  # of a file: anything else would be emptied
+            if inode != "0":  # mapped from a file; releasing other memory would erase it
                 start = -(-start // memory_map.PAGESIZE) * memory_map.PAGESIZE
                 length = ctypes.c_size_t(max(0, stop - start))
-                # Advice: where the system cannot follow it (locked pages), they stay.
+                # The call is advisory: pages that cannot be released (locked) stay.
                 libc = ctypes.CDLL(None)
                 libc.madvise(ctypes.c_void_p(start), length, memory_map.MADV_DONTNEED)
             return
 
 
 def write_tensors(path: str | Path, value: Any) -> None:
-    """``torch.save``, whole or not at all; the same value gives the same bytes.
+    """Write a value with ``torch.save``, atomically; equal values give equal bytes.
 
     Raises:
         InputError: the file cannot be written.
     """
-    # Through a handle: given a path, torch writes the (temporary) file's name into the archive.
+    # Pass a handle: with a path, torch stores the temporary file's name in the archive.
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         torch.save(value, handle, pickle_module=_BY_VALUE)
 
 
 class _ByValue(pickle.Pickler):
-    """Writes what stands at two places twice instead of pointing back to the first.
+    """Pickler that writes repeated objects in full instead of as references.
 
-    Equal values then give equal bytes whichever objects they are, and a score file's ids, each
-    written once anyway, are read back in less than half of the time.
+    Equal values then give equal bytes, whatever their object identity. A score file's ids, which
+    occur only once anyway, also load in less than half the time.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -160,5 +160,5 @@ class _ByValue(pickle.Pickler):
         self.fast = True
 
 
-_BY_VALUE = types.ModuleType("pickle")  # all that torch.save asks of it is the pickler
+_BY_VALUE = types.ModuleType("pickle")  # torch.save needs only the pickler
 _BY_VALUE.Pickler = _ByValue  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Text files as other programs write them: UTF-8, with or without a byte-order mark, or UTF-16."""
+"""Text files of other programs: UTF-8, with or without a byte-order mark, or UTF-16."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pab.core.errors import InputError
 from pab.core.files import existing_file
 from pab.core.notices import notice
 
-MARK = "\ufeff"  # the byte-order mark; programs that join files leave more than one
+MARK = "\ufeff"  # byte-order mark; programs that join files may leave several
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: str | Path, what: str, *, todo: str | None = None) -> str:
     """Read a text file without its byte-order mark.
 
-    UTF-16 is read if the file begins with its mark, and a notice says so: shells of Windows write
-    it when a program's output is redirected.
+    UTF-16 is accepted, with a notice, if the file starts with its byte-order mark: Windows shells
+    write it when output is redirected.
 
     Args:
         path: the file.
-        what: what the file should be (``"a ranked list"``), for the error.
-        todo: the remedy if the file is no text.
+        what: expected content (``"a ranked list"``), for the error.
+        todo: remedy if the file is not text.
 
     Raises:
-        InputError: no such file, or neither UTF-8 nor UTF-16.
+        InputError: the file is missing, or neither UTF-8 nor UTF-16.
     """
     path = existing_file(path, what)
     try:
@@ -45,7 +45,7 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
         try:
             text = raw.decode("utf-16")
         except UnicodeDecodeError:
-            pass  # bytes that happen to begin so; the error below names the first of them
+            pass  # bytes that only look like a mark; the error below names the first bad byte
         else:
             notice(path, "read as UTF-16, which its byte-order mark names")
             return text.lstrip(MARK)

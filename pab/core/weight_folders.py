@@ -1,6 +1,6 @@
-"""Folders of weights, recognised by content: which library wrote them and for which model.
+"""Detect the library and model of a folder of weights from its content.
 
-A folder may be renamed, copied or made of links; its name tells nothing.
+The folder may be renamed, copied or made of links; its name is ignored.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pab.core.files import existing_folder
 
 OPENCLIP_CONFIG = "open_clip_config.json"
 TRANSFORMERS_CONFIG = "config.json"
-# Names that libraries give their weights; a folder of several files is read by these, in order.
+# File names used by libraries; in a folder with several files, the first of these wins.
 USUAL_NAMES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
     "pytorch_model.bin",
 )  # fmt: skip
-# What training writes beside weights.
+# Files that training writes beside weights.
 NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
 
 
 class Family(enum.Enum):
-    """Model that a folder describes."""
+    """Kind of model in a folder."""
 
     OPENCLIP = "an OpenCLIP model"
     TRANSFORMERS_CLIP = "a CLIP model of transformers"
@@ -42,13 +42,13 @@ class Family(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class WeightFolder:
-    """A folder's model and its files of weights.
+    """Model and weight files of a folder.
 
     Attributes:
-        path: of the folder.
+        path: the folder.
         family: the model.
-        weights: files of ``torch.save`` or safetensors, and those with usual names whatever they
-            hold (reading them names the damage); these come first.
+        weights: files of ``torch.save`` or safetensors. Files with usual names come first, whatever
+            they hold, so that reading them reports any damage.
     """
 
     path: Path
@@ -57,10 +57,10 @@ class WeightFolder:
 
 
 def weight_folder(path: str | Path) -> WeightFolder:
-    """Recognise a folder.
+    """Detect the content of a folder.
 
     Raises:
-        InputError: no such folder.
+        InputError: the folder does not exist.
     """
     path = existing_folder(path, "a folder of weights")
     weights = tuple(sorted(_weights(path), key=_by_usual_name))
@@ -68,10 +68,10 @@ def weight_folder(path: str | Path) -> WeightFolder:
 
 
 def weights_of_folder(path: str | Path, family: Family) -> Path:
-    """Find the one file of weights in a folder of a model, or in one without a configuration.
+    """Find the single weight file in a folder of a model, or in a folder without configuration.
 
     Raises:
-        InputError: no such folder, another model, no weights, or several files of them.
+        InputError: the folder does not exist, or holds another model, no weights or several files.
     """
     folder = weight_folder(path)
     if folder.family not in (family, Family.WEIGHTS):
@@ -80,10 +80,10 @@ def weights_of_folder(path: str | Path, family: Family) -> Path:
 
 
 def only_weights(folder: WeightFolder) -> Path:
-    """The folder's file of weights: its only one, or the one with a usual name.
+    """Return the folder's single weight file, or the one with a usual name.
 
     Raises:
-        InputError: none, or several without a usual name.
+        InputError: no file, or several without a usual name.
     """
     if not folder.weights:
         raise InputError(folder.path, "holds no weights", todo="name their file instead of it")
@@ -97,7 +97,7 @@ def only_weights(folder: WeightFolder) -> Path:
 
 
 def weights_or_path(path: str | Path) -> Path:
-    """The file of weights in a folder; the path itself if it is no folder, or holds none.
+    """Return the weight file in a folder; return the path itself if it holds none.
 
     Raises:
         InputError: several files without a usual name.
@@ -147,7 +147,7 @@ def _family_of(config: dict[str, Any]) -> Family:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """An object in a JSON file; None if there is none."""
+    """Read an object from a JSON file; None if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
 """Annotations, images, tables and training sets.
 
-Readers of files, and the records that they give.
+File readers, and the records that they return.
 """

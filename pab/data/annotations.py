@@ -9,11 +9,12 @@ name-masked query       ``query_index``, ``caption``
 ======================  ==========================================================================
 
 The optional fields are ``hard_i``, ``hard_c``, ``hard_i_id`` (the twin: the same source video's
-pair of the other kind), ``source_id`` (``x_y``: x the source video), ``source_caption``,
-``normal`` or ``anomaly`` (the action) and ``scene``. One that is empty, null or of another type
-counts as absent. Unknown fields are ignored. Both are counted and said in one line. Ids may be
-whole numbers. A file holds JSON lines, a JSON array, or queries as one object ``{id: caption}``;
-see :mod:`pab.data.json_lines`. Tables and folders of captioned images are read by :mod:`pab.data.tables`.
+pair of the other kind), ``source_id`` (``x_y``: x is the source video), ``source_caption``,
+``normal`` or ``anomaly`` (the action) and ``scene``. A field that is empty, null or of another type
+counts as absent. Unknown fields are ignored. A one-line notice counts both. Ids may be integers. A
+file contains JSON lines, a JSON array, or queries as one object ``{id: caption}``; see
+:mod:`pab.data.json_lines`. Tables and folders of captioned images are read by
+:mod:`pab.data.tables`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ __all__ = [
 
 Record = TypeVar("Record")
 
-# Optional fields, and how one is read that is not a text.
+# Optional fields, and readers for those that are not text.
 _OPTIONAL = {
     "hard_i": optional_text,
     "hard_c": optional_text,
@@ -106,33 +107,33 @@ def read_retrieval(
     same_caption_counts: bool = False,
     columns: TableColumns | None = None,
 ) -> Retrieval:
-    """Read an annotation of any kind as a retrieval task.
+    """Read any annotation as a retrieval task.
 
-    The fields tell the kind: ``query_index`` makes it a name-masked query file, ``image`` and
-    ``image_id`` a labelled one (``pair.json``, ``attr.json``, ``ucc.json`` or a training shard).
-    A table or a folder of captioned images is a labelled set too. In a labelled set gallery ids
-    are ``image_id``, and query ids ``IMAGE_ID#n`` for the n-th caption from 0. A caption is
+    The fields determine the kind: ``query_index`` makes it a name-masked query file, ``image`` and
+    ``image_id`` a labelled one (``pair.json``, ``attr.json``, ``ucc.json`` or a training shard). A
+    table or a folder of captioned images is a labelled set too. In a labelled set, gallery ids are
+    ``image_id``, and query ids are ``IMAGE_ID#n`` for the n-th caption from 0. A caption is
     relevant to its own image.
 
     Args:
         annotation: the file, or a folder of images with a ``.txt`` beside each.
-        image_folder: where the images of a labelled file are. Without it they are looked for under
-            the data root, the parent of the ``annotation`` folder that holds the file. With it,
-            leading folders of the image paths are dropped one at a time until the file is found;
-            the first image that is found decides how many, for all. Not used for name-masked
-            queries. A table's image paths start from its own folder, or from this one.
-        answers: the key of a name-masked file, ``{QUERY_ID: {"gallery": NAME, "normal": ACTION}}``,
-            with ``anomaly`` in the place of ``normal`` for abnormal ones.
-        same_caption_counts: a caption is relevant to every image whose line lists exactly that
-            caption.
-        columns: names of a table's columns; default OpenCLIP's.
+        image_folder: location of a labelled file's images. By default, it is the data root, the
+            parent of the ``annotation`` folder with the file. If given, leading folders of the
+            image paths are dropped one at a time until a file exists; the first existing image
+            determines the number for all. Unused for name-masked queries. A table's image paths are
+            relative to its own folder or to this one.
+        answers: answer key of a name-masked file, ``{QUERY_ID: {"gallery": NAME, "normal":
+            ACTION}}``, with ``anomaly`` instead of ``normal`` for anomalies.
+        same_caption_counts: if true, a caption is relevant to every image whose line lists exactly
+            that caption.
+        columns: column names of a table; the defaults are OpenCLIP's.
 
-    Whether image files exist is not checked, so that a score file can be evaluated without them.
+    Image files may be missing, so that a score file can be evaluated without them.
 
     Raises:
         InputError: a missing or unreadable file, bad lines (all counted, the first twenty named),
-            no queries, an image path that leaves its folder, answers for unknown queries or
-            queries without an answer.
+            no queries, an image path outside its folder, answers for unknown queries, or queries
+            without an answer.
     """
     path = Path(annotation)
     own = is_own_data(path)
@@ -161,7 +162,7 @@ def read_retrieval(
 def retrieval_of_pairs(
     pairs: Iterable[TrainPair], root: str | Path, *, same_caption_counts: bool = False
 ) -> Retrieval:
-    """Training pairs (a validation split, say) as a retrieval task; ids as in a labelled file.
+    """Convert training pairs (such as a validation split) to a retrieval task with labelled ids.
 
     Args:
         pairs: the pairs; their ``image_id`` must be unique.
@@ -169,7 +170,7 @@ def retrieval_of_pairs(
         same_caption_counts: see :func:`read_retrieval`.
 
     Raises:
-        InputError: no pairs, a duplicate ``image_id``, an image path that leaves the root.
+        InputError: no pairs, a duplicate ``image_id``, or an image path outside the root.
     """
     images = labelled_images_of(pairs)
     if not images:
@@ -187,7 +188,7 @@ def retrieval_of_pairs(
 
 
 def labelled_images_of(pairs: Iterable[TrainPair]) -> list[LabelledImage]:
-    """Training pairs as labelled images, in order; captions of one image are joined.
+    """Convert training pairs to labelled images, in order; captions of one image are combined.
 
     See :attr:`pab.data.records.TrainPair.captioned_image`.
     """
@@ -210,7 +211,7 @@ def labelled_images_of(pairs: Iterable[TrainPair]) -> list[LabelledImage]:
 
 
 def read_train_pairs(path: str | Path) -> Iterator[TrainPair]:
-    """Stream the usable pairs of one training shard, then raise for the bad lines.
+    """Yield the valid pairs of a training shard, then raise for the bad lines.
 
     Raises:
         InputError: the file is missing or unreadable, or lines are bad (all counted, the first
@@ -223,7 +224,7 @@ def read_train_pairs(path: str | Path) -> Iterator[TrainPair]:
 def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
     """Read unique ids, one per line, in file order.
 
-    Blank lines, a byte-order mark and line ends of Windows are skipped.
+    Blank lines, a byte-order mark and Windows line ends are skipped.
 
     Raises:
         InputError: the file is missing, unreadable, not UTF-8, empty, or repeats an id.
@@ -248,7 +249,7 @@ def read_query_order(path: str | Path) -> list[str]:
     """Read a query order file (Track 4's ``query_index.txt``): one query id per line.
 
     Raises:
-        InputError: as :func:`read_id_list`.
+        InputError: see :func:`read_id_list`.
     """
     return read_id_list(path, "a query order file, one query id per line")
 
@@ -256,7 +257,7 @@ def read_query_order(path: str | Path) -> list[str]:
 def _records(
     path: Path, record_of: Callable[[dict[str, Any], Path, str, FieldNotes], Record]
 ) -> Iterator[Record]:
-    """The records of a file's usable lines; then notices, and one error for the bad lines.
+    """Yield the records of valid lines, print notices, then raise one error for the bad lines.
 
     Args:
         path: the file.
@@ -277,7 +278,7 @@ def _records(
 
 
 class _Once:
-    """Refuses an id that an earlier line has."""
+    """Reject an id that an earlier line has."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -302,18 +303,18 @@ def train_pair(
     notes: FieldNotes | None = None,
     root: Path | None = None,
 ) -> TrainPair:
-    """Check the fields of one training line and make a record of them.
+    """Check the fields of a training line and return its record.
 
     Args:
         fields: the line's JSON object.
         path: the file, for the error.
-        item: what to call the line in the error (``"line 17"``).
-        notes: counts what is ignored or assumed; None counts nothing.
-        root: the data root; None takes the parent of the ``annotation`` folder around the file.
+        item: name of the line in the error (``"line 17"``).
+        notes: counts ignored and assumed parts; None counts nothing.
+        root: the data root; None uses the parent of the ``annotation`` folder around the file.
 
     Raises:
-        InputError: a required field is missing, of the wrong type or empty, the caption shows
-            nothing, an image path leaves the root, or the line is both normal and an anomaly.
+        InputError: a required field is missing, of the wrong type or empty, the caption has no
+            visible text, an image path leaves the root, or the line is both normal and an anomaly.
     """
     caption = one_caption(fields, path, item)
     return TrainPair(caption=caption, **_pair_fields(fields, path, item, notes, root))
@@ -322,7 +323,7 @@ def train_pair(
 def _pair_fields(
     fields: dict[str, Any], path: Path, item: str, notes: FieldNotes | None, root: Path | None
 ) -> dict[str, Any]:
-    """The checked fields of a pair, all but the caption."""
+    """Check all fields of a pair except the caption."""
     image = required_text(fields, "image", path, item)
     checked: dict[str, Any] = {
         "image": checked_path(image, "image", path, item, root=root),
@@ -351,11 +352,11 @@ def _pair_fields(
 
 
 def read_labelled_images(path: str | Path, root: Path | None = None) -> Iterator[LabelledImage]:
-    """Stream the usable lines of a labelled file or a training shard, then raise for the bad ones.
+    """Yield the valid lines of a labelled file or a training shard, then raise for the bad ones.
 
     Args:
         path: the file.
-        root: the data root; None takes the parent of the ``annotation`` folder around the file.
+        root: the data root; None uses the parent of the ``annotation`` folder around the file.
 
     Raises:
         InputError: the file is missing or unreadable, or lines are bad (all counted, the first
@@ -382,7 +383,7 @@ def read_labelled_images(path: str | Path, root: Path | None = None) -> Iterator
 
 
 def _captions(fields: dict[str, Any], path: Path, item: str) -> tuple[str, ...]:
-    """The captions of a labelled line: a list of texts, or one text."""
+    """Captions of a labelled line: a list of texts, or one text."""
     value = fields.get("caption")
     if type(value) is not list:
         return (one_caption(fields, path, item),)
@@ -397,7 +398,7 @@ def _captions(fields: dict[str, Any], path: Path, item: str) -> tuple[str, ...]:
 
 
 def _images_of_own_data(path: Path, root: Path, columns: TableColumns) -> list[LabelledImage]:
-    """The images of a table or folder; captions of one image are joined."""
+    """Images of a table or folder; captions of one image are combined."""
     bad = BadLines()
     images: dict[str, LabelledImage] = {}
     for found in captioned_images(path, root, columns, bad):
@@ -445,7 +446,7 @@ def _labelled(
             queries.append(Query(query_id, caption, image.image_id, image.action, image.is_normal))
             listed = with_caption[caption]
             relevant[query_id] = frozenset(listed if same_caption_counts else (image.image_id,))
-            # A twin that shares the caption cannot be told apart by it.
+            # A twin with the same caption cannot be distinguished by it.
             if image.twin_id in known and image.twin_id not in listed:
                 twins[query_id] = image.twin_id  # type: ignore[assignment]
 
@@ -460,21 +461,21 @@ def _labelled(
 
 
 def _holds_queries(path: Path, *, otherwise: bool) -> bool:
-    """Whether a file holds name-masked queries: the first object that tells decides.
+    """Return true if a file holds name-masked queries; the first conclusive object decides.
 
     Args:
         path: the file.
-        otherwise: the answer if no object tells, as where none can be read.
+        otherwise: result if no object is conclusive, for instance because none is readable.
 
     Raises:
-        InputError: there is nothing in the file.
+        InputError: the file is empty.
     """
     empty = True
     for number, _, raw in entries(path):
         empty = False
         try:
             fields = json_object(raw, path, f"line {number}")
-        except InputError:  # found again, and reported, when the lines are read
+        except InputError:  # reported when the lines are read
             continue
         if "query_index" in fields or "image" in fields or "image_id" in fields:
             return "query_index" in fields
@@ -486,7 +487,7 @@ def _holds_queries(path: Path, *, otherwise: bool) -> bool:
 
 
 def _is_caption_map(path: Path) -> bool:
-    """Whether a file is one object ``{id: caption}``."""
+    """Return true if a file is one object ``{id: caption}``."""
     found = entries(path)
     _, _, raw = next(found)
     if next(found, None) is not None:
@@ -548,10 +549,10 @@ def _with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retr
 
 
 def read_answers(path: str | Path) -> dict[str, tuple[str, str | None, str | None]]:
-    """Read an answer key: query id -> (gallery id, normal action, abnormal action).
+    """Read an answer key as query id -> (gallery id, normal action, abnormal action).
 
     Raises:
-        InputError: the file is missing or no JSON object, or answers are bad (all counted, the
+        InputError: the file is missing or not a JSON object, or answers are bad (all counted, the
             first twenty named).
     """
     path = Path(path)

@@ -1,6 +1,6 @@
-"""Bad lines of a set: all are counted by kind, the first ones are named, then one error is raised.
+"""Bad lines of a set: count all by kind, name the first ones, then raise one error.
 
-The kind of a fault is what its message expected: the words before ``, found``.
+The kind of a fault is the expectation in its message: the words before ``, found``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from pab.core.errors import InputError
 
-NAMED = 20  # bad lines that one error names
+NAMED = 20  # maximum number of bad lines named in an error
 
 
 class BadLines:
-    """Collects the faults of a set's lines.
+    """Collector of the faults in a set's lines.
 
     Args:
-        listed: called with each fault's one line of text.
+        listed: called with the one-line message of each fault.
 
     Attributes:
         kinds: kind of fault -> number of lines.
@@ -45,15 +45,15 @@ class BadLines:
             self._listed(str(error))
 
     def summary(self) -> str:
-        """The count of each kind, largest first."""
+        """Counts per kind, largest first."""
         return "; ".join(f"{count} x {kind}" for kind, count in self.kinds.most_common())
 
     def error(self, where: str | Path, todo: str | None = None) -> InputError:
-        """One error for all faults; a single fault stays as it is.
+        """Combine all faults in one error; a single fault is returned unchanged.
 
         Args:
-            where: the set.
-            todo: the remedy, if the faults themselves name none.
+            where: the set, for the error.
+            todo: the remedy, if the faults do not name one.
         """
         if self.total == 1:
             only = self.first[0]
@@ -78,13 +78,13 @@ class BadLines:
             raise self.error(where)
 
     def as_plain(self) -> dict[str, Any]:
-        """Plain values, which :meth:`from_plain` reads back."""
+        """Convert to plain values, which :meth:`from_plain` reads back."""
         first = [[e.where, e.problem, e.item, e.todo] for e in self.first]
         return {"kinds": dict(self.kinds), "first": first}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> BadLines:
-        """The counts and first faults that :meth:`as_plain` gave."""
+        """Restore the counts and first faults from :meth:`as_plain`."""
         bad = cls()
         bad.kinds.update(plain["kinds"])
         bad.first = [

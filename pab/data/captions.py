@@ -1,9 +1,9 @@
-"""Check that a caption shows something to every text encoder.
+"""Check that a caption has visible text for every text encoder.
 
-BERT's normaliser drops controls, format characters, private code points and combining marks;
-SentencePiece's drops most of them. OpenCLIP's cleaning decodes HTML entities and repairs broken
-encodings. A caption that any of them empties is bad for every model, so that all models always
-score the same captions.
+BERT's normalizer removes control and format characters, private code points and combining marks.
+SentencePiece's removes most of them. OpenCLIP's cleaning decodes HTML entities and repairs broken
+encodings. A caption that becomes empty in any of them is bad for all models, so that all models
+always score the same captions.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import html
 import re
 import unicodedata
 
-FEWEST_WORDS = 50  # words that BLIP-2's published processor reads, the fewest of all models
-# Invisible, though Unicode calls them letters or symbols: Hangul fillers, Braille blank, and the
-# mark that stands for a blank in SentencePiece.
+FEWEST_WORDS = 50  # word limit of BLIP-2's published processor, the smallest of all models
+# Invisible characters that Unicode classifies as letters or symbols: Hangul fillers, Braille blank,
+# and SentencePiece's mark for a blank.
 _BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u2581\ufffd")
 _DROPPED = frozenset(("Cc", "Cf", "Co", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"))
 _ORDINARY = re.compile("[0-9A-Za-z]")
 
 
 def has_visible(caption: str) -> bool:
-    """Whether every tokenizer finds at least one piece in the caption's first 50 words."""
+    """Return true if every tokenizer finds a token in the caption's first 50 words."""
     found = _ORDINARY.search(caption)
-    # Fifty words are at least 99 characters long, so this character is in one of them.
+    # Fifty words have at least 99 characters, so this character is in one of them.
     if found and found.start() < 2 * FEWEST_WORDS and "&" not in caption and "\x1b" not in caption:
         return True
     head = " ".join(caption.split()[:FEWEST_WORDS])
@@ -38,7 +38,7 @@ def _shows(text: str) -> bool:
 
 
 def _cleaned_for_clip(text: str) -> str:
-    """The text as OpenCLIP's tokenizer sees it."""
-    import ftfy  # comes with open_clip
+    """Clean a text as OpenCLIP's tokenizer does."""
+    import ftfy  # installed with open_clip
 
     return html.unescape(html.unescape(ftfy.fix_text(text)))

@@ -1,8 +1,8 @@
-"""Checks of the fields of a JSON object, each ending in an error that names the line.
+"""Check fields of a JSON object; errors name the line.
 
-Errors say which file and line, which field, what was expected and what was found. Everywhere here
-``path`` is the file and ``item`` what an error calls the place in it (``"line 17"``); all functions
-raise :class:`InputError`.
+Errors give file and line, the field, and the expected and found values. In all functions, ``path``
+is the file and ``item`` is the name of the place in errors (``"line 17"``). All functions raise
+:class:`InputError`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pab.data.captions import has_visible
 from pab.core.errors import InputError
 from pab.data.json_lines import kind, shortened
 
-EXACT = 2**53  # above it a float has lost digits
-_NAMED = 20  # fields that one notice names
+EXACT = 2**53  # larger floats may have lost digits
+_NAMED = 20  # maximum number of fields named in a notice
 
 
 class FieldNotes:
-    """Counts of what a reader ignored or assumed; :meth:`texts` puts them into words.
+    """Counts of ignored and assumed parts; :meth:`texts` describes them.
 
     Attributes:
-        unknown: name of a field that no reader uses -> lines.
-        absent: optional field and why its value cannot be used -> lines.
-        whole_sources: lines whose ``source_id`` is not ``VIDEO_NUMBER``.
+        unknown: unknown field -> number of lines.
+        absent: optional field and the reason why its value is unusable -> number of lines.
+        whole_sources: number of lines whose ``source_id`` is not ``VIDEO_NUMBER``.
     """
 
     def __init__(self) -> None:
@@ -35,11 +35,11 @@ class FieldNotes:
         self.whole_sources = 0
 
     def ignore_unknown(self, fields: Iterable[str], known: frozenset[str]) -> None:
-        """Count the fields that are not known."""
+        """Count fields that are not known."""
         self.unknown.update(name for name in fields if name not in known)
 
     def texts(self) -> list[str]:
-        """One clause per kind of assumption."""
+        """Describe each kind of assumption in one clause."""
         found = []
         if self.unknown:
             found.append(f"unknown fields are ignored: {_listed(self.unknown)}")
@@ -65,7 +65,7 @@ def _lines(count: int) -> str:
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether a value is a text with something in it that can be written as UTF-8."""
+    """Return true if a value is non-blank text that can be encoded as UTF-8."""
     if type(value) is not str or not value or value.isspace():
         return False
     if value.isascii():
@@ -78,7 +78,7 @@ def is_text(value: object) -> TypeGuard[str]:
 
 
 def bad_text(value: object, name: str, expected: str, path: Path, item: str) -> InputError:
-    """The error for a value that :func:`is_text` refused."""
+    """Build the error for a value that :func:`is_text` rejects."""
     found = kind(value)
     if isinstance(value, str) and value.strip():
         found = "half a surrogate pair, which is no character"
@@ -86,7 +86,7 @@ def bad_text(value: object, name: str, expected: str, path: Path, item: str) -> 
 
 
 def required_text(fields: dict[str, Any], name: str, path: Path, item: str) -> str:
-    """A field that must be there and hold a text."""
+    """Read a required text field."""
     value = fields.get(name)
     if is_text(value):
         return value
@@ -96,7 +96,7 @@ def required_text(fields: dict[str, Any], name: str, path: Path, item: str) -> s
 
 
 def required_id(fields: dict[str, Any], name: str, path: Path, item: str) -> str:
-    """A field that must be there and hold an id: a text, or a whole number as its decimal text."""
+    """Read a required id: text, or an integer as its decimal text."""
     value = fields.get(name)
     if type(value) is str and is_text(value):
         return identifier(value, name, path, item)
@@ -109,9 +109,9 @@ def required_id(fields: dict[str, Any], name: str, path: Path, item: str) -> str
 
 
 def number_text(value: object) -> str | None:
-    """The decimal text of a whole number; None for everything else.
+    """Decimal text of an integer; None for any other value.
 
-    A float counts if it is whole and small enough to have kept all its digits.
+    A float counts if it is integral and small enough to be exact.
     """
     if type(value) is int:
         return str(value)
@@ -121,7 +121,7 @@ def number_text(value: object) -> str | None:
 
 
 def optional_text(fields: dict[str, Any], name: str, notes: FieldNotes | None) -> str | None:
-    """A field that may be absent: None also if it is empty, null or of another type (counted)."""
+    """Read an optional text; None if it is absent, or empty, null or of another type (counted)."""
     value = fields.get(name)
     if value is None and name not in fields:
         return None
@@ -133,7 +133,7 @@ def optional_text(fields: dict[str, Any], name: str, notes: FieldNotes | None) -
 
 
 def optional_id(fields: dict[str, Any], name: str, notes: FieldNotes | None) -> str | None:
-    """An id that may be absent; see :func:`optional_text`."""
+    """Read an optional id; see :func:`optional_text`."""
     number = number_text(fields.get(name))
     return optional_text(fields, name, notes) if number is None else number
 
@@ -147,11 +147,11 @@ def _unusable(value: object) -> str:
 
 
 def caption_text(value: object, name: str, path: Path, item: str) -> str:
-    """A caption: a text in which every text encoder finds something.
+    """Check a caption: text that is visible to every text encoder.
 
     Args:
         value: the caption.
-        name: what the error calls the field.
+        name: name of the field in the error.
         path, item: see above.
     """
     if not is_text(value):
@@ -166,7 +166,7 @@ def caption_text(value: object, name: str, path: Path, item: str) -> str:
 
 
 def one_caption(fields: dict[str, Any], path: Path, item: str) -> str:
-    """The field ``caption`` of a line that has one: a text, or a list that holds one text."""
+    """Read the field ``caption`` of a line with one caption: text, or a list with one text."""
     value = fields.get("caption")
     if type(value) is list:
         if len(value) != 1:
@@ -181,7 +181,7 @@ def one_caption(fields: dict[str, Any], path: Path, item: str) -> str:
 
 
 def identifier(value: str, name: str, path: Path, item: str) -> str:
-    """An id must survive a list of ids, one per line."""
+    """Check that an id can be stored in a list with one id per line."""
     if value[0].isspace() or value[-1].isspace() or len(value.splitlines()) > 1:
         raise InputError(
             path,

@@ -1,20 +1,20 @@
-"""Image paths of annotations: the check of their text, and the search for their files.
+"""Image paths of annotations: validation of the text, and search for the files.
 
-The text of an annotation may not leave the data root. Links may: a link inside the root may point
-to any file that the user can read, as the links of hub caches and of data on another disk do. This
-rule holds for every reader.
+The path in an annotation must stay inside the data root. Links may leave it: a link inside the root
+may point to any file that the user can read, such as a hub cache or another disk. All readers use
+this rule.
 
-Four layouts of PAB have the same meaning and are all found:
+Four variants of PAB's layout have the same meaning, and all are found:
 
 ====================  ==========================================================================
-spelling              ``wentwrong`` and ``wentrong`` are one folder
-part                  ``train/imgs_N`` may lie in ``Part K`` (K = N // 8 + 1), as ``imgs_N`` or
+spelling              ``wentwrong`` and ``wentrong`` are the same folder
+part                  ``train/imgs_N`` may be in ``Part K`` (K = N // 8 + 1), as ``imgs_N`` or
                       ``train/imgs_N``, or in ``train/Part K``
-ending                another image ending with the same stem (``0.webp`` for ``0.jpg``)
+ending                another image extension with the same stem (``0.webp`` for ``0.jpg``)
 links                 files and folders may be links
 ====================  ==========================================================================
 
-A file at the path as written always wins. If it is not there, exactly one other file must fit.
+A file at the exact path always takes precedence. If it is missing, exactly one other file must fit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pab.core.files import existing_folder
 from pab.data.json_lines import shortened
 from pab.core.notices import notice
 
-IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))  # of benchmarks
-# Of photo search, and of image names in the files of other tools.
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))  # for benchmarks
+# For photo search, and for image names in other tools' files.
 PHOTO_ENDINGS = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp"),
@@ -41,10 +41,10 @@ PHOTO_ENDINGS = frozenset(
     )
 )
 SHARDS_PER_PART = 8  # PAB's download has ten parts: imgs_0 to imgs_7 is Part 1
-_SPELLINGS = ("wentwrong", "wentrong")  # releases of PAB disagree on this folder's name
+_SPELLINGS = ("wentwrong", "wentrong")  # the folder's name differs between releases of PAB
 _SHARD_FOLDER = re.compile(r"train/imgs_(\d+)(?:/.*)?")
 _DRIVE = re.compile(r"[A-Za-z]:/")
-_FOLDERS_LISTED = 64  # listings kept while a set is checked: shards are read one after another
+_FOLDERS_LISTED = 64  # folder listings kept during a check: shards are read one after another
 
 
 # ----------------------------------------------------------------------------------------- text
@@ -53,20 +53,21 @@ _FOLDERS_LISTED = 64  # listings kept while a set is checked: shards are read on
 def checked_path(
     value: str, name: str, path: Path, item: str, *, below: str = "", root: Path | None = None
 ) -> str:
-    """Return an image path as one that is relative to the data root and stays inside it.
+    """Return an image path relative to the data root, after checking that it stays inside.
 
-    Backslashes are read as ``/``. An absolute path inside the root becomes a relative one.
+    Backslashes are read as ``/``. An absolute path inside the root becomes relative.
 
     Args:
-        value: the text, not empty.
-        name: its field, for the error.
+        value: the path, not empty.
+        name: name of its field, for the error.
         path: the annotation file.
         item: the line, for the error.
         below: folder under the root that the path is relative to.
-        root: the data root; None takes the parent of the ``annotation`` folder around ``path``.
+        root: the data root; None uses the parent of the ``annotation`` folder around ``path``.
 
     Raises:
-        InputError: the path leaves the root, is absolute and outside it, or holds a NUL character.
+        InputError: the path leaves the root, is absolute and outside it, or contains a NUL
+            character.
     """
     if ".." not in value and value[0] != "/" and "\\" not in value and "\0" not in value:
         return value
@@ -101,7 +102,7 @@ def _leaves(text: str, below: str) -> bool:
 
 
 def with_slashes(value: str, path: Path) -> str:
-    """An image path of the file ``path`` with ``/`` in the place of backslashes."""
+    """Replace backslashes by ``/`` in an image path of the file ``path``."""
     if "\\" not in value:
         return value
     notice(path, "backslashes in image paths are read as '/'")
@@ -109,9 +110,9 @@ def with_slashes(value: str, path: Path) -> str:
 
 
 def inside_root(text: str, root: Path | None) -> str | None:
-    """The part of an absolute path below the root; None if it is not below it.
+    """Make an absolute path relative to the root; None if it is not below it.
 
-    The root counts as given and with its links followed; links of ``text`` are not followed.
+    The root matches as given and with its links resolved; links in ``text`` are not resolved.
     """
     if root is None:
         return None
@@ -124,7 +125,7 @@ def inside_root(text: str, root: Path | None) -> str | None:
 
 @lru_cache(maxsize=8)
 def _names_of(root: Path) -> tuple[str, ...]:
-    """The root as an absolute path, as given and with its links followed."""
+    """Absolute paths of the root, as given and with its links resolved."""
     return tuple(dict.fromkeys((os.path.abspath(root), os.path.realpath(root))))  # noqa: PTH100
 
 
@@ -136,9 +137,9 @@ def _root_above(annotation: Path) -> Path | None:
 
 
 def data_root(annotation: str | Path) -> Path:
-    """The folder that image paths of an annotation file are relative to.
+    """Return the folder that image paths of an annotation file are relative to.
 
-    It is the parent of the innermost folder called ``annotation`` that holds the file.
+    It is the parent of the innermost ``annotation`` folder around the file.
 
     Raises:
         InputError: no folder above the file is called ``annotation``.
@@ -154,7 +155,7 @@ def data_root(annotation: str | Path) -> Path:
 
 
 def spellings(image: str) -> tuple[str, ...]:
-    """An image path as written, and with ``wentwrong`` spelt the other way if it is in there."""
+    """Spellings of a path: as written, and with the other spelling of ``wentwrong``, if present."""
     for spelling, other in (_SPELLINGS, _SPELLINGS[::-1]):
         if f"/{spelling}/" in f"/{image}":
             return image, f"/{image}".replace(f"/{spelling}/", f"/{other}/")[1:]
@@ -162,7 +163,7 @@ def spellings(image: str) -> tuple[str, ...]:
 
 
 def part_of(shard: int) -> int:
-    """Number of the download's part that holds a shard's images."""
+    """Number of the download part with a shard's images."""
     return shard // SHARDS_PER_PART + 1
 
 
@@ -170,7 +171,7 @@ def part_of(shard: int) -> int:
 
 
 def image_file(root: str | Path, image: str) -> Path:
-    """Find one image under a data root; see :class:`ImageFinder`, which is for many."""
+    """Find one image under a data root; for many images, use :class:`ImageFinder`."""
     return ImageFinder(root).find(image)
 
 
@@ -178,10 +179,10 @@ class _Place(NamedTuple):
     """The files of one folder.
 
     Attributes:
-        folder: relative to the root.
-        names: of its files.
-        endings: the image endings among them, as spelt.
-        only_images: whether every name has an image ending (hidden files aside).
+        folder: path relative to the root.
+        names: names of its files.
+        endings: image extensions among them, as spelled.
+        only_images: true if every name has an image extension (except hidden files).
     """
 
     folder: str
@@ -191,27 +192,27 @@ class _Place(NamedTuple):
 
 
 class ImageFinder:
-    """Finds image files under a data root, in any of the layouts of this module.
+    """Finder of image files under a data root, for all layouts of this module.
 
-    The layout of a folder is worked out at its first image that is not where it is written, by
-    listing the folder once, and kept. After that an image costs at most one look at the disk.
-    Pickles with what it knows.
+    The layout of a folder is determined at its first image that is not at the exact path, by
+    listing the folder once, and then stored. After that, an image takes at most one disk access.
+    Pickling keeps the stored layouts.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._listed: dict[str, list[_Place]] = {}
-        # Folder as written -> (folder, ending) that all its images have.
+        # Folder as written -> (folder, extension) shared by all its images.
         self._uniform: dict[str, tuple[str, str]] = {}
 
     def find(self, image: str) -> Path:
-        """The file of an image path relative to the root.
+        """Return the file of an image path relative to the root.
 
-        ``..`` is resolved before links are followed. If nothing fits, the path as written is
-        returned, and opening it says what is missing.
+        ``..`` is resolved before links. If no file fits, the exact path is returned, and opening it
+        reports the missing file.
 
         Raises:
-            InputError: the path as written is not there and several other files fit.
+            InputError: the exact path is missing and several other files fit.
         """
         folder, name = _split(image)
         known = self._uniform.get(folder)
@@ -226,10 +227,10 @@ class ImageFinder:
         return written if found is None else Path(self.root, *found)
 
     def absent(self, images: Iterable[str]) -> list[str]:
-        """The images for which there is no file, in order. Lists each folder once.
+        """Return the images without a file, in order; lists each folder once.
 
         Raises:
-            InputError: for one image the path as written is not there and several others fit.
+            InputError: for an image, the exact path is missing and several other files fit.
         """
         listed = lru_cache(maxsize=_FOLDERS_LISTED)(self._learnt)
         missing = []
@@ -240,7 +241,7 @@ class ImageFinder:
         return missing
 
     def _learnt(self, folder: str) -> list[_Place]:
-        """List the places of a folder; remember them if all images share one folder and ending."""
+        """List the places of a folder; store them if all images share one folder and extension."""
         places = [place for place in map(self._place, _places(folder)) if place.names]
         if len(places) == 1 and len(places[0].endings) == 1 and places[0].only_images:
             self._uniform[folder] = (places[0].folder, places[0].endings[0])
@@ -255,7 +256,7 @@ class ImageFinder:
         return _Place(folder, frozenset(names), tuple(sorted(endings)), only_images)
 
     def _choose(self, places: list[_Place], folder: str, name: str) -> tuple[str, str] | None:
-        """Folder and name of the one file that fits; None if there is none."""
+        """Choose folder and name of the single file that fits; None if there is none."""
         if places and places[0].folder == folder and name in places[0].names:
             return folder, name
         stem = _stem(name)
@@ -279,7 +280,7 @@ class ImageFinder:
         return found[0]
 
     def _tell(self, folder: str, name: str, found_folder: str, found_name: str) -> None:
-        """Say once how paths were read that are not the files' own."""
+        """Print a notice, once, if files differ from their written paths."""
         if name != found_name:
             written, ending = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
             notice(
@@ -296,12 +297,12 @@ class ImageFinder:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name, not a hidden one, has an image ending."""
+    """Return true if a file name has an image extension and is not hidden."""
     return name[0] != "." and posixpath.splitext(name)[1].lower() in IMAGE_ENDINGS
 
 
 def file_names(folder: Path) -> list[str]:
-    """Names of the files of a folder and of its links to files, in no order.
+    """Names of the files in a folder, including links to files, unordered.
 
     Raises:
         InputError: the folder cannot be listed.
@@ -316,12 +317,12 @@ def file_names(folder: Path) -> list[str]:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link in a circle, or one to a place that is closed to the user
+    except OSError:  # a circular link, or one without permission
         return False
 
 
 def _split(image: str) -> tuple[str, str]:
-    """Folder and name of a path, with ``..`` resolved; quick, for it runs for a million paths."""
+    """Split a path into folder and name, with ``..`` resolved; fast enough for a million paths."""
     folder, _, name = image.rpartition("/")
     if name in ("", ".", ".."):
         return posixpath.split(posixpath.normpath(image))
@@ -334,13 +335,13 @@ def _normal_folder(folder: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """A name without its image ending; other endings belong to the name."""
+    """Name without its image extension; other extensions are kept."""
     stem, ending = posixpath.splitext(name)
     return stem if ending.lower() in IMAGE_ENDINGS else name
 
 
 def _places(folder: str) -> list[str]:
-    """Folders that may hold what an annotation puts into ``folder``, as written first."""
+    """Folders that may hold the images of ``folder``; the exact path comes first."""
     places = [folder]
     shard = _SHARD_FOLDER.fullmatch(folder)
     if shard is not None:
@@ -350,11 +351,11 @@ def _places(folder: str) -> list[str]:
 
 
 class Locator:
-    """Finds the files of a labelled file's images.
+    """Locator of a labelled file's images.
 
-    Without an image folder they lie under the data root. With one, leading folders of the paths
-    are dropped one at a time until a file is found; the first image found decides how many, for
-    all.
+    By default, images are under the data root. With an image folder, leading folders of the paths
+    are dropped one at a time until a file exists; the first existing image determines the number
+    for all.
     """
 
     def __init__(self, source: Path, image_folder: str | Path | None, images: list[str]) -> None:
@@ -376,10 +377,10 @@ class Locator:
         return 0
 
     def __call__(self, image: str) -> Path:
-        """The file of an image path.
+        """Return the file of an image path.
 
         Raises:
-            InputError: two images would be the same file, or several files fit one image.
+            InputError: two images would share a file, or several files fit one image.
         """
         name = image
         if self.drop:

@@ -1,9 +1,9 @@
-"""Image files: listing a gallery, finding every unreadable image, the named preprocessing recipes.
+"""Image files: gallery listing, check for unreadable images, preprocessing recipes.
 
-A benchmark's image is opened with Pillow and converted to RGB (16 bits to 8), nothing more. In
-particular EXIF orientation is not applied: the published pipelines do not, and scores would differ.
-Photo search decodes files in its own way (:mod:`pab.data.photos`), through an :class:`ImageReader`.
-torch and torchvision are imported only where tensors are made.
+Benchmark images are opened with Pillow and converted to RGB (16 bits to 8), without further
+changes. EXIF orientation is not applied, because the published pipelines do not apply it and scores
+would differ. Photo search decodes files differently (:mod:`pab.data.photos`), through an
+:class:`ImageReader`. torch and torchvision are imported only where tensors are made.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 ImageTransform = Callable[[Image.Image], "Tensor"]
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # a file is never handed to Pillow's other decoders
-_NAMED_BAD_IMAGES = 20  # how many one error message names
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's other decoders are never used
+_NAMED_BAD_IMAGES = 20  # maximum number of images named in an error
 
-# What Pillow's decoders raise on damaged or hostile files.
+# Exceptions of Pillow's decoders for damaged or hostile files.
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -48,7 +48,7 @@ _DECODING_ERRORS = (
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al., CLIP; BLIP-2 uses the same
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_UIT_MEAN = (0.38901278, 0.3651612, 0.34836376)  # of the person search data UIT started from
+_UIT_MEAN = (0.38901278, 0.3651612, 0.34836376)  # person search data that UIT starts from
 _UIT_STD = (0.24344306, 0.23738699, 0.23368555)
 
 
@@ -57,15 +57,15 @@ _UIT_STD = (0.24344306, 0.23738699, 0.23368555)
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """How a model wants its images.
+    """Preprocessing recipe of a model.
 
     Attributes:
         name: the recipe's name.
         size: height and width of the result, pixels.
-        resize: "squash" resizes to size x size whatever the aspect ratio; "short_side" resizes the
-            short side to size and cuts the centre out. Both bicubic.
-        mean: subtracted from each of R, G, B (0 to 1) ...
-        std: ... before division by this.
+        resize: "squash" resizes to size x size and ignores the aspect ratio; "short_side" resizes
+            the short side to size and crops the centre. Both are bicubic.
+        mean: subtracted from R, G and B (0 to 1).
+        std: divisor after the subtraction.
     """
 
     name: str
@@ -77,8 +77,8 @@ class ImageRecipe:
     def transform(self) -> ImageTransform:
         """RGB image -> float32 [3, size, size].
 
-        Resizing runs on the Pillow image, as in the published pipelines: on tensors torchvision's
-        bicubic filter gives other values.
+        Resizes the Pillow image, as in the published pipelines: torchvision's bicubic filter gives
+        other values on tensors.
         """
         import torch
         from torchvision.transforms import v2
@@ -99,7 +99,7 @@ class ImageRecipe:
 
 
 def recipe(name: str, size: int) -> ImageRecipe:
-    """The preprocessing of a model family at an input size in pixels.
+    """Return the preprocessing recipe of a model family at an input size in pixels.
 
     ========= =========================== =====================
     beit3     squash                      mean = std = 0.5
@@ -109,7 +109,7 @@ def recipe(name: str, size: int) -> ImageRecipe:
     ========= =========================== =====================
 
     Raises:
-        InputError: no recipe has that name, or the size is not positive.
+        InputError: unknown recipe, or a size that is not positive.
     """
     if size < 1:
         raise InputError("image size", f"expected a positive number of pixels, found {size}")
@@ -129,14 +129,13 @@ def recipe(name: str, size: int) -> ImageRecipe:
 
 
 def list_gallery(folder: str | Path) -> list[GalleryImage]:
-    """The images of a folder, sorted by id; the id is the file name without its ending.
+    """List the images of a folder, sorted by id; the id is the file name without its extension.
 
-    Files are images by their ending (jpg, jpeg, png, webp, bmp, in any case). Hidden files and
-    files with other endings are ignored; subfolders are not entered. The folder and its files may
-    be links.
+    Images are recognized by extension (jpg, jpeg, png, webp, bmp, in any case). Hidden files, other
+    extensions and subfolders are ignored. The folder and its files may be links.
 
     Raises:
-        InputError: the folder is missing or holds no image, two files differ only in their ending,
+        InputError: the folder is missing or has no image, two files differ only in their extension,
             or a name is not valid UTF-8.
     """
     folder = existing_folder(folder, "a folder of images")
@@ -179,7 +178,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Decode a whole image as RGB.
+    """Decode an image completely, as RGB.
 
     Raises:
         InputError: the file is missing or cannot be decoded.
@@ -193,12 +192,12 @@ def load_image(path: str | Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """How image files are decoded, and what happens to a file that cannot be.
+    """Policy for decoding image files and for handling files that cannot be decoded.
 
     Attributes:
         load: file -> RGB image; raises :class:`InputError`.
-        cache_key: part of the name under which vectors are cached. Readers that decode a file to
-            different pixels have different keys.
+        cache_key: part of the cache key of vectors. Readers that decode a file to different pixels
+            have different keys.
         unreadable: gallery id -> error, filled while images are loaded. None raises the first
             error.
     """
@@ -209,7 +208,7 @@ class ImageReader:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """RGB of an opened image; Pillow's own conversion would cut 16 bits off at 255."""
+    """Convert an opened image to RGB; Pillow's own conversion would clip 16 bits at 255."""
     if image.mode.startswith("I;16"):
         import numpy as np
 
@@ -218,18 +217,17 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def verify_images(paths: list[Path], num_workers: int = 0) -> None:
-    """Decode every image once, and report all that fail.
+    """Decode every image once, and report all failures.
 
-    JPEGs are decoded at an eighth of their size, which reads every byte but skips most arithmetic.
-    Threads are enough, as Pillow's decoders run outside the interpreter lock.
+    JPEGs are decoded at an eighth of their size, which reads every byte but skips most computation.
+    Threads suffice, because Pillow's decoders run outside the interpreter lock.
 
     Args:
         paths: the images.
-        num_workers: how many to decode at a time; 0 is 1.
+        num_workers: number of decoding threads; 0 means 1.
 
     Raises:
-        InputError: some images are missing or damaged; its one line names up to twenty and counts
-            all.
+        InputError: images are missing or damaged; the message names up to twenty and counts all.
     """
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
         problems = [problem for problem in pool.map(_problem_of, paths) if problem is not None]
@@ -256,12 +254,12 @@ def _problem_of(path: Path) -> str | None:
 
 
 def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP or BMP") -> str:
-    """Say in one clause why a file cannot be decoded.
+    """Describe in one clause why a file cannot be decoded.
 
     Args:
         path: the file.
-        error: what the decoder raised.
-        formats: names of the formats that were tried.
+        error: exception of the decoder.
+        formats: names of the tried formats.
     """
     path = Path(path)
     if path.is_dir():
@@ -281,7 +279,7 @@ def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP o
 class _Images:
     """Map-style dataset: position -> (pixels, position), or (error, position).
 
-    An exception raised in a loader's process comes out rewritten, so errors travel as values.
+    Data loaders rewrite exceptions of worker processes, so errors are returned as values.
     """
 
     def __init__(
@@ -306,7 +304,7 @@ class _Images:
 def _collate(
     samples: list[tuple[Tensor | InputError, int]],
 ) -> tuple[Tensor, list[int], dict[int, InputError]]:
-    """Pixels [B, 3, H, W] of the readable images, their positions, and the others' errors."""
+    """Batch the readable images: pixels [B, 3, H, W], positions, and errors of the others."""
     import torch
 
     read = [(pixels, i) for pixels, i in samples if not isinstance(pixels, InputError)]
@@ -316,10 +314,10 @@ def _collate(
 
 
 class ImageLoader:
-    """Batches of a gallery in its order, decoded ahead by worker processes.
+    """Loader of a gallery in batches, in order, decoded ahead by worker processes.
 
-    Iterating yields ``(pixels, positions)``: float32 [B, 3, H, W] and the B positions in the list
-    of images, without those that the reader collects as unreadable. ``len`` is the number of
+    Iteration yields ``(pixels, positions)``: float32 [B, 3, H, W] and the B positions in the list
+    of images, without images that the reader collects as unreadable. ``len`` is the number of
     batches.
     """
 
@@ -365,18 +363,19 @@ def image_loader(
     pin_memory: bool = False,
     reader: ImageReader | None = None,
 ) -> ImageLoader:
-    """Load images batch by batch, in the order given; see :class:`ImageLoader`.
+    """Load images in batches, in the given order; see :class:`ImageLoader`.
 
     Args:
-        images: what to load.
+        images: images to load.
         transform: a recipe, or any function from an RGB image to a float32 [3, H, W].
-        batch_size: images a batch; the last may be smaller.
-        num_workers: loader processes; 0 loads in this one.
+        batch_size: images per batch; the last batch may be smaller.
+        num_workers: loader processes; 0 loads in this process.
         pin_memory: page-lock the batches, for fast copies to a CUDA device.
-        reader: decodes the files; None reads a benchmark's images.
+        reader: decodes the files; None uses the benchmark reader.
 
     Raises:
-        InputError: on iteration, if an image is unreadable and the reader does not collect errors.
+        InputError: during iteration, if an image is unreadable and the reader does not collect
+            errors.
     """
     if isinstance(transform, ImageRecipe):
         transform = transform.transform()

@@ -1,9 +1,9 @@
-"""JSON objects of a file, one by one, each with the line and byte it begins at.
+"""Iterate over the JSON objects of a file, with the line and byte offset of each.
 
-A file may hold JSON lines, one JSON array, or objects one after the other over several lines.
-A byte-order mark is skipped, and line ends of Windows are white space. UTF-16 and UTF-32 are read
-if their mark is there. Everywhere here ``path`` is the file and ``item`` what an error calls the
-place in it (``"line 17"``); all functions raise :class:`InputError`.
+A file contains JSON lines, one JSON array, or consecutive objects that span lines. A byte-order
+mark is skipped, and Windows line ends are white space. UTF-16 and UTF-32 are read if they have
+their mark. In all functions, ``path`` is the file and ``item`` is the name of the place in errors
+(``"line 17"``). All functions raise :class:`InputError`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pab.core.errors import InputError
 from pab.core.files import existing_file
 from pab.core.notices import notice
 
-# The marks of UTF-32 begin with those of UTF-16, so they come first.
+# UTF-32's marks start with those of UTF-16, so they come first.
 _WIDE_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -34,11 +34,11 @@ EXPECTED = "expected a JSON object"
 
 
 class _Twice(ValueError):
-    """A field that stands twice in one object; the message is its name."""
+    """Duplicate field in an object; the message is its name."""
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's fields; json's own would keep the last of a repeated field."""
+    """Build an object's fields; json itself would keep the last of a repeated field."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -47,15 +47,15 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # made once: json.loads would make it anew
-_ANY = json.JSONDecoder()  # finds where a value ends; repeated fields are looked for afterwards
+_OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # json.loads would build one per call
+_ANY = json.JSONDecoder()  # finds the end of a value; repeated fields are checked later
 
 
 # ---------------------------------------------------------------------------------------- bytes
 
 
 def wide_encoding(path: Path) -> str | None:
-    """``"UTF-16"`` or ``"UTF-32"`` if the file begins with that mark; None for UTF-8."""
+    """Return ``"UTF-16"`` or ``"UTF-32"`` if the file starts with that mark; None for UTF-8."""
     try:
         with path.open("rb") as handle:
             head = handle.read(4)
@@ -66,7 +66,7 @@ def wide_encoding(path: Path) -> str | None:
 
 @contextmanager
 def utf8_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """The file's text as a stream of UTF-8 bytes after its mark, and the offset it begins at."""
+    """Open the text as a stream of UTF-8 bytes after its mark, with the offset of its start."""
     encoding = wide_encoding(path)
     try:
         if encoding is not None:
@@ -81,7 +81,7 @@ def utf8_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def _narrowed(path: Path, encoding: str) -> bytes:
-    """The text of a UTF-16 or UTF-32 file as UTF-8."""
+    """Convert the text of a UTF-16 or UTF-32 file to UTF-8."""
     try:
         narrow = path.read_bytes().decode(encoding).encode()
     except UnicodeError as error:
@@ -96,7 +96,7 @@ def _narrowed(path: Path, encoding: str) -> bytes:
 
 
 def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Number from 1, byte offset and bytes of every line of a file that is not blank."""
+    """Yield number (from 1), byte offset and bytes of every line that is not blank."""
     with utf8_bytes(path) as (handle, offset):
         for number, raw in enumerate(handle, start=1):
             if not raw.isspace():
@@ -105,7 +105,7 @@ def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def decoded(raw: bytes, path: Path, item: str) -> str:
-    """The text of UTF-8 bytes."""
+    """Decode UTF-8 bytes."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -113,7 +113,7 @@ def decoded(raw: bytes, path: Path, item: str) -> str:
 
 
 def text_of(path: Path) -> str:
-    """The whole text of a file."""
+    """Read the whole text of a file."""
     with utf8_bytes(path) as (handle, _):
         raw = handle.read()
     try:
@@ -141,10 +141,10 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 def entries(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Line number, byte offset and bytes of every entry that should be a JSON object.
+    """Yield line number, byte offset and bytes of every entry that should be a JSON object.
 
-    JSON lines are streamed. An array, and objects that span lines, are read as a whole; where one
-    of those is broken, nothing after it can be told apart, so the error ends the reading.
+    JSON lines are streamed. An array, or objects that span lines, are read as a whole. If one of
+    them is broken, later ones cannot be separated, so the error ends the reading.
     """
     head = [raw.lstrip() for _, _, raw in islice(lines(path), 2)]
     if head and (head[0].startswith(b"[") or _spans_lines(head)):
@@ -153,9 +153,9 @@ def entries(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _spans_lines(head: list[bytes]) -> bool:
-    """Whether an object begins on the first line and ends on a later one.
+    """Return true if an object starts on the first line and ends on a later one.
 
-    A broken first line of JSON lines is told apart by the next line, which begins an object.
+    A broken first line of JSON lines is recognized by its next line, which starts an object.
     """
     if not head[0].startswith(b"{") or len(head) == 1 or head[1].startswith(b"{"):
         return False
@@ -187,7 +187,7 @@ def _values(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each value of an array, or of values one after the other."""
+    """Yield start and end of each value in an array, or of consecutive values."""
     position = _SPACE.match(text).end()  # type: ignore[union-attr]
     in_array = text.startswith("[", position)
     if in_array:
@@ -221,14 +221,14 @@ def _after_space(text: str, position: int) -> int:
 
 
 def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and the JSON objects of a file."""
+    """Yield line number and content of each JSON object in a file."""
     for number, _, raw in entries(path):
         yield number, json_object(raw, path, f"line {number}")
 
 
 def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
-    """One entry as a JSON object; not UTF-8, not JSON and not an object are errors."""
-    text = decoded(raw, path, item).rstrip()  # else what ends too early is found on a next line
+    """Parse an entry as a JSON object; raises for bad UTF-8, bad JSON and other values."""
+    text = decoded(raw, path, item).rstrip()  # else truncation is reported on a later line
     try:
         value = _OBJECT.decode(text)
     except _Twice as error:
@@ -243,7 +243,7 @@ def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
 
 
 def json_document(path: Path, what: str) -> dict[str, Any]:
-    """A whole file as one JSON object in which no key stands twice."""
+    """Read a whole file as one JSON object without duplicate keys."""
     existing_file(path, what)
     text = text_of(path)
     try:
@@ -274,7 +274,7 @@ def _reason(error: Exception) -> str:
 
 
 def kind(value: object) -> str:
-    """A JSON value in the words of an error message."""
+    """Describe the kind of a JSON value for an error message."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -289,6 +289,6 @@ def kind(value: object) -> str:
 
 
 def shortened(text: str, limit: int = 60) -> str:
-    """A text quoted for an error message, cut at ``limit`` characters."""
+    """Quote a text for an error message, truncated to ``limit`` characters."""
     shown = ascii(text) if not text.isprintable() else repr(text)
     return shown if len(shown) <= limit else shown[:limit] + "..."

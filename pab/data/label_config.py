@@ -1,4 +1,4 @@
-"""Settings of all commands that read an annotation: form of a table, rule of relevance."""
+"""Settings of all commands that read an annotation: table format, relevance rule."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pab.data.tables import TableColumns
 
 @dataclass(frozen=True)
 class TableConfig:
-    """Form of a CSV or TSV table; the names and defaults are OpenCLIP's."""
+    """Format of a CSV or TSV table; names and defaults are OpenCLIP's."""
 
-    csv_image_key: str = flag("filepath", "column of a table that holds the image's path")
-    csv_caption_key: str = flag("title", "column of a table that holds the caption")
+    csv_image_key: str = flag("filepath", "table column with the image path")
+    csv_caption_key: str = flag("title", "table column with the caption")
     csv_separator: str = flag(
-        r"\t", "separator of a table's columns; comma and semicolon are found by the header too"
+        r"\t", "column separator of a table; comma and semicolon are also detected from the header"
     )
 
     def columns(self) -> TableColumns:
-        """The form as the readers take it.
+        """Return the table format for the readers.
 
         Raises:
-            InputError: the separator is not one character.
+            InputError: the separator is not a single character.
         """
         separator = "\t" if self.csv_separator == r"\t" else self.csv_separator
         if len(separator) != 1 or separator in '"\r\n':
@@ -37,10 +37,10 @@ class TableConfig:
 
 @dataclass(frozen=True)
 class LabelConfig(TableConfig):
-    """Form of a table, and which images of a labelled set are right for a caption."""
+    """Table format, and relevance rule of a labelled set."""
 
     same_caption_counts: bool = flag(
-        False, "count every image whose line lists the same caption as right (published: its own)"
+        False, "every image whose line has the same caption counts as right (published: its own)"
     )
 
     def reading(self) -> dict[str, Any]:
@@ -49,11 +49,11 @@ class LabelConfig(TableConfig):
 
 
 def add_label_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of :class:`LabelConfig` to a command that has no config of its own."""
+    """Add the flags of :class:`LabelConfig` to a command without a config."""
     add_config_flags(parser, LabelConfig)
 
 
 def label_config(args: argparse.Namespace) -> LabelConfig:
-    """The values of these flags."""
+    """Build the settings from these flags."""
     names = {field.name for field in fields(LabelConfig)}
     return load_config(LabelConfig, None, {k: v for k, v in vars(args).items() if k in names})

@@ -1,7 +1,7 @@
-"""Spellings of image names: with or without an image ending, in either Unicode form.
+"""Match spellings of image names: with or without extension, in either Unicode form.
 
-Two spellings of one name are matched; a notice says so where the Unicode form differs. Two names of
-one file that differ in nothing else are never merged.
+A notice reports a different Unicode form. Two names of one file that differ only in spelling are
+never merged.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pab.core.notices import notice
 
 
 def without_ending(name: str) -> str:
-    """Remove an image ending: ``"a.b.JPG"`` becomes ``"a.b"``, ``"a.b"`` stays."""
+    """Remove an image extension: ``"a.b.JPG"`` becomes ``"a.b"``, and ``"a.b"`` stays."""
     stem, dot, ending = name.rpartition(".")
     return stem if stem and dot + ending.lower() in PHOTO_ENDINGS else name
 
 
 def plain_names(names: Sequence[str], where: str | Path) -> list[str]:
-    """Remove the image ending of every name.
+    """Remove the image extension of every name.
 
     Args:
         names: distinct names.
-        where: their file, for the error.
+        where: file of the names, for the error.
 
     Raises:
-        InputError: two names differ only in their ending.
+        InputError: two names differ only in their extension.
     """
     plain = [without_ending(name) for name in names]
     if len(set(plain)) < len(plain):
@@ -46,7 +46,7 @@ def plain_names(names: Sequence[str], where: str | Path) -> list[str]:
 
 
 def one_spelling(names: Iterable[str]) -> list[str]:
-    """Distinct names without endings, sorted: of several spellings of a name the first is kept."""
+    """Distinct names without extensions, sorted; of several spellings, the first is kept."""
     found: dict[str, str] = {}
     for name in names:
         found.setdefault(_plain(name), without_ending(name))
@@ -54,7 +54,7 @@ def one_spelling(names: Iterable[str]) -> list[str]:
 
 
 def _plain(name: str, *, endings: bool = True) -> str:
-    """What all spellings of a name share: Unicode form NFC, and no image ending."""
+    """Canonical spelling of a name: Unicode form NFC, without an image extension."""
     return unicodedata.normalize("NFC", without_ending(name) if endings else name)
 
 
@@ -66,24 +66,24 @@ def respelt(
     known_name: str = "the gallery",
     endings: bool = True,
 ) -> dict[str, str]:
-    """Map names onto the spelling of known names.
+    """Map names to the spelling of known names.
 
-    A name that is known as it stands keeps its spelling. Any other takes the spelling of the one
-    known name that equals it in Unicode form NFC and, with ``endings``, without the image ending.
-    A name that is not known at all stays as it is: whoever compares the names reports it.
+    A name that is known exactly keeps its spelling. Any other name gets the spelling of the known
+    name that equals it in Unicode form NFC and, with ``endings``, without the image extension. An
+    unknown name is unchanged; the later comparison of names reports it.
 
     Args:
-        names: names of one file.
-        known: the names to match.
+        names: names in one file.
+        known: names to match.
         where: the file, for the notice and the error.
-        known_name: where the known names come from, for the notice.
-        endings: whether image endings are ignored. False for query ids.
+        known_name: source of the known names, for the notice.
+        endings: ignore image extensions; false for query ids.
 
     Returns:
         Name -> spelling.
 
     Raises:
-        InputError: two names of the file would be one.
+        InputError: two names of the file would become equal.
     """
     wanted = list(dict.fromkeys(names))
     known = set(known)

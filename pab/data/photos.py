@@ -1,8 +1,7 @@
-"""Photographs as phones and computers store them: which files of a folder they are, and their
-pixels, upright.
+"""Photographs from phones and computers: folder listing, and decoding to upright pixels.
 
-Photo search reads more formats than a benchmark does, applies EXIF rotation and continues after a
-damaged file. Benchmarks keep the published rules (:mod:`pab.data.images`).
+Photo search reads more formats than benchmarks do, applies EXIF rotation, and continues after a
+damaged file. Benchmarks follow the published rules (:mod:`pab.data.images`).
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from pab.core.files import existing_folder
 from pab.data.image_paths import PHOTO_ENDINGS
 from pab.data.images import ImageReader, reason
 
-# Pillow's names of the decoders that a photograph may be handed to; JPEG's also opens MPO.
+# Pillow's names of the decoders for photographs; JPEG's also opens MPO.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")
 FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF"
 
-MAX_PIXELS = 1 << 28  # 268 megapixels: 1 GiB decoded, and room for the 200-megapixel cameras
-MIN_SIDE = 1024  # px; a reduced photograph keeps this short side, twice the largest model input
-ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger ones are decoded one at a time over all processes
-MAX_RATIO = 100  # of the sides; a model that resizes the short side makes the long one this long
+MAX_PIXELS = 1 << 28  # 268 megapixels: 1 GiB decoded, enough for 200-megapixel cameras
+MIN_SIDE = 1024  # px; minimum short side after reduction, twice the largest model input
+ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger images are decoded one at a time over all processes
+MAX_RATIO = 100  # ratio of the sides; resizing the short side makes the long one this much longer
 BAND_ROWS = 16  # rows of the reduced photograph that are converted together
-_NAMED = 5  # items of each kind that one message names
+_NAMED = 5  # maximum items of each kind named in a message
 
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -51,7 +50,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-pillow_heif.register_heif_opener()  # benchmarks name their own formats and are not affected
+pillow_heif.register_heif_opener()  # benchmarks name their formats and are not affected
 
 
 # ---------------------------------------------------------------------------------------- listing
@@ -59,16 +58,16 @@ pillow_heif.register_heif_opener()  # benchmarks name their own formats and are 
 
 @dataclass
 class PhotoFolder:
-    """What a folder holds for a search.
+    """Contents of a folder that is to be searched.
 
     Attributes:
         photos: the images, sorted by name. The name is the path relative to the folder, with
-            slashes and with its ending.
+            slashes and with its extension.
         unreadable: name -> problem of entries that cannot be opened.
-        nested: number of images in each folder below, where those are not searched.
-        other: number of files that are left out, by ending.
-        hidden: number of hidden images that are left out.
-        linked: names of links to folders that are searched already.
+        nested: number of images per subfolder, if subfolders are not searched.
+        other: number of skipped files, by extension.
+        hidden: number of skipped hidden images.
+        linked: names of links to folders that are already searched.
     """
 
     photos: list[GalleryImage] = field(default_factory=list)
@@ -79,7 +78,7 @@ class PhotoFolder:
     linked: list[str] = field(default_factory=list)
 
     def left_out(self) -> str:
-        """Describe the files that are left out in one clause; empty if there are none."""
+        """Describe the skipped files in one clause; empty if there are none."""
         parts = []
         if self.hidden:
             parts.append(f"{self.hidden} hidden images")
@@ -97,12 +96,12 @@ class PhotoFolder:
 def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
     """List the photographs of a folder.
 
-    Files are photographs by their ending (:data:`PHOTO_ENDINGS`, in any case). Symbolic links are
-    followed. A folder that several links lead to is entered once, so that cycles end.
+    Photographs are recognized by extension (:data:`PHOTO_ENDINGS`, in any case). Symbolic links are
+    followed. A folder with several links is entered once, so that cycles end.
 
     Args:
         folder: the folder.
-        recursive: also list the folders below; without it they are only counted.
+        recursive: also list subfolders; otherwise they are only counted.
 
     Raises:
         InputError: the folder is missing or cannot be listed.
@@ -110,7 +109,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
     folder = existing_folder(folder, "a folder of images")
     found = PhotoFolder()
     seen: set[tuple[int, int]] = set()
-    waiting = [(False, "")]  # (is a link, relative path): real folders come before links
+    waiting = [(False, "")]  # (is a link, relative path): real folders before links
     while waiting:
         _, relative = heapq.heappop(waiting)
         try:
@@ -140,7 +139,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
 
 
 def _take(found: PhotoFolder, name: str, path: Path) -> None:
-    """Put one file where it belongs."""
+    """Add one file to its category."""
     ending = path.suffix.lower()
     if ending not in PHOTO_ENDINGS:
         if not path.name.startswith("."):
@@ -162,12 +161,12 @@ def _is_photo(name: str) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: opening it says so
+    except OSError:  # a link to itself: opening it reports the problem
         return False
 
 
 def _cannot_be_opened(path: Path) -> str | None:
-    """Why a file cannot be opened; a pipe or a device is not even tried."""
+    """Reason why a file cannot be opened; pipes and devices are not tried."""
     try:
         status = path.stat()
     except OSError as error:
@@ -182,7 +181,7 @@ def _cannot_be_opened(path: Path) -> str | None:
 
 
 def _shown(name: str) -> str:
-    r"""The name as text; bytes that are not UTF-8 become ``\xNN``."""
+    r"""Name as text; bytes that are not UTF-8 become ``\xNN``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -190,7 +189,7 @@ def _shown(name: str) -> str:
 
 
 def photo_reader() -> ImageReader:
-    """Make the reader of photographs; it collects those that cannot be decoded."""
+    """Create the reader of photographs, which collects those that cannot be decoded."""
     load = partial(load_photo, large=multiprocessing.Lock())
     return ImageReader(load, cache_key="photo", unreadable={})
 
@@ -200,23 +199,23 @@ def load_photo(
 ) -> Image.Image:
     """Decode a photograph as RGB, upright.
 
-    The first frame (HEIC: the primary image) is taken. Transparent parts become white. A photograph
-    whose short side is at least twice :data:`MIN_SIDE` is reduced by a whole factor: a JPEG while
-    it is decoded, other formats afterwards, in bands, so that
-    a large one needs 4 bytes per pixel once.
+    Uses the first frame (HEIC: the primary image). Transparent parts become white. If the short
+    side is at least twice :data:`MIN_SIDE`, the photograph is reduced by an integer factor. JPEGs
+    are reduced during decoding. Other formats are reduced afterwards, in bands, so that a large one
+    needs 4 bytes per pixel only once.
 
     Args:
         path: the file.
-        large: held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded, so that
-            several processes do not hold one each.
+        large: lock held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded, so
+            that several processes do not hold one each.
 
     Raises:
-        InputError: the file is missing, larger than :data:`MAX_PIXELS`, longer than
-            :data:`MAX_RATIO` allows, or cannot be decoded.
+        InputError: the file is missing, has more than :data:`MAX_PIXELS`, a larger aspect ratio
+            than :data:`MAX_RATIO`, or cannot be decoded.
     """
     try:
         with warnings.catch_warnings(), _no_limit:
-            warnings.simplefilter("ignore")  # of odd metadata: the pixels are what counts
+            warnings.simplefilter("ignore")  # about odd metadata: only the pixels matter
             with Image.open(path, formats=PHOTO_FORMATS) as image:
                 _check_size(path, image)
                 width, height = image.size
@@ -230,16 +229,16 @@ def load_photo(
                     return _large(image)
     except InputError:
         raise
-    except Exception as error:  # ten decoders, of which none names what it raises
+    except Exception as error:  # ten decoders without documented exceptions
         words = reason(path, error, FORMAT_NAMES)
         raise InputError(path, f"cannot be read: {words}") from error
 
 
 class _NoLimit(AbstractContextManager[None]):
-    """Lift Pillow's own limit of pixels, a global of the process, while photographs are decoded.
+    """Lift Pillow's pixel limit, a process-wide global, while photographs are decoded.
 
-    :func:`_check_size` takes its place. Threads may decode at the same time: the first to enter
-    lifts the limit, the last to leave restores it.
+    :func:`_check_size` replaces it. Threads may decode concurrently: the first to enter lifts the
+    limit, and the last to leave restores it.
     """
 
     def __init__(self) -> None:
@@ -279,7 +278,7 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
 
 
 def _large(image: Image.Image) -> Image.Image:
-    """:func:`_upright_rgb`, with the memory of the whole image returned before another's turn."""
+    """Apply :func:`_upright_rgb` to a large image, and return its memory to the system."""
     from pab.core.devices import return_freed_memory
 
     result = _upright_rgb(image)
@@ -289,8 +288,8 @@ def _large(image: Image.Image) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode an opened image, reduce it, and turn it as its orientation says."""
-    container = _container_orientation(image)  # pillow-heif forgets it when it decodes
+    """Decode an opened image, reduce it, and rotate it by its orientation."""
+    container = _container_orientation(image)  # pillow-heif drops it during decoding
     image.load()
     turn = UPRIGHT.get(_exif_orientation(image) if container is None else container)
     scale = _range_of(image)
@@ -307,10 +306,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _container_orientation(image: Image.Image) -> int | None:
-    """EXIF orientation that is still to be applied to a HEIC; None for other formats.
+    """EXIF orientation still to be applied to a HEIC; None for other formats.
 
-    The container's own rotation is applied by the decoder, and EXIF then only repeats it. Some
-    writers leave it out of the container: there EXIF alone tells.
+    The decoder applies the container's own rotation, and EXIF then only repeats it. Some writers
+    omit it from the container; then only EXIF has it.
     """
     if image.format != "HEIF":
         return None
@@ -329,7 +328,7 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def _range_of(image: Image.Image) -> tuple[float, float] | None:
-    """Smallest and largest value of a format whose full scale is not known, else None."""
+    """Minimum and maximum value for a format without known full scale, else None."""
     if image.mode not in ("I", "F"):
         return None
     low, high = image.getextrema()
@@ -337,7 +336,7 @@ def _range_of(image: Image.Image) -> tuple[float, float] | None:
 
 
 def _as_rgb(image: Image.Image, scale: tuple[float, float] | None) -> Image.Image:
-    """RGB of a decoded image, transparent parts on white."""
+    """Convert a decoded image to RGB, with transparent parts on white."""
     if scale is not None:
         low, high = scale
         values = (np.asarray(image, dtype=np.float64) - low) * (255 / ((high - low) or 1.0))

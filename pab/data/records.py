@@ -1,4 +1,4 @@
-"""Records that the annotation readers return: training pairs, queries, images, retrieval tasks.
+"""Records returned by the annotation readers: training pairs, queries, images, retrieval tasks.
 
 Field meanings: Yang et al., "Beyond Walking: A Large-Scale Image-Text Benchmark for Text-based
 Person Anomaly Search", arXiv 2411.17776.
@@ -15,7 +15,7 @@ Relevance = Literal["image_id", "same_caption"]
 
 @dataclass(frozen=True, slots=True)
 class TrainPair:
-    """One training pair. ``image`` is relative to the data root, ``hard_i`` to its ``train/``."""
+    """Training pair. ``image`` is relative to the data root, ``hard_i`` to its ``train/``."""
 
     image: str
     caption: str
@@ -31,24 +31,24 @@ class TrainPair:
 
     @property
     def action(self) -> str | None:
-        """The action, normal or not; None if the line does not say."""
+        """Action, normal or not; None if the line does not say."""
         return self.normal if self.normal is not None else self.anomaly
 
     @property
     def is_normal(self) -> bool | None:
-        """Whether the action is normal; None if the line does not say."""
+        """True if the action is normal; None if the line does not say."""
         return is_normal(self.normal, self.anomaly)
 
     @property
     def source_video(self) -> str | None:
-        """The source video by ``source_id``; None if absent. See :func:`video_of`."""
+        """Source video from ``source_id``; None if absent. See :func:`video_of`."""
         return None if self.source_id is None else video_of(self.source_id)
 
     @property
     def captioned_image(self) -> tuple[str, str] | None:
         """``(X, image)`` if ``image_id`` is ``X#n``, the n-th caption of image X; else None.
 
-        Pairs with the same value show one image: they share an identity and a gallery image.
+        Pairs with equal values show the same image, so they share identity and gallery image.
         """
         if "#" not in self.image_id:
             return None
@@ -58,7 +58,7 @@ class TrainPair:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One caption to search with. ``image_id`` is None if the right image is not known."""
+    """Query caption. ``image_id`` is None if the right image is unknown."""
 
     query_id: str
     caption: str
@@ -69,7 +69,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class GalleryImage:
-    """One image to be found: its id and its file."""
+    """Gallery image: its id and its file."""
 
     gallery_id: str
     path: Path
@@ -82,10 +82,10 @@ class Retrieval:
     Attributes:
         queries: in file order; ids are unique.
         gallery: sorted by id; None for name-masked queries, whose gallery is an image folder.
-        relevant: query id -> ids of the right images; None if there are no labels.
+        relevant: query id -> ids of the right images; None without labels.
         twins: query id -> id of the twin of its image, if that twin is in the gallery.
-        relevance: rule behind ``relevant``: the query's own ``image_id`` (as published), or every
-            image whose line lists the same caption.
+        relevance: rule of ``relevant``: the query's own ``image_id`` (as published), or every image
+            whose line lists the same caption.
     """
 
     queries: list[Query]
@@ -97,7 +97,7 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One line of a labelled file; ``image`` is relative to the data root."""
+    """Line of a labelled file; ``image`` is relative to the data root."""
 
     image: str
     image_id: str
@@ -108,16 +108,17 @@ class LabelledImage:
 
 
 def video_of(source_id: str) -> str:
-    """The x of ``x_y``; all of a ``source_id`` of another form.
+    """Return the x of ``x_y``, or the whole ``source_id`` if it has another form.
 
-    So ``17`` and ``17_0`` share a video: what may belong together stays on one side of a split.
+    ``17`` and ``17_0`` thus share a video, so that possibly related pairs stay on one side of a
+    split.
     """
     video, _, number = source_id.rpartition("_")
     return video if video and number.isdecimal() else source_id
 
 
 def is_normal(normal: str | None, anomaly: str | None) -> bool | None:
-    """Whether a line's action is normal; None if it has neither field."""
+    """Return true if a line's action is normal; None if it has neither field."""
     if normal is not None:
         return True
     return None if anomaly is None else False

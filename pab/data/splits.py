@@ -1,7 +1,7 @@
-"""A validation split carved out of the training pairs, so that the test set chooses nothing.
+"""Split validation pairs off the training pairs, so that no choice depends on the test set.
 
-Whole source videos are drawn, so a pair and its twin, which show the same scene, never end up on
-different sides.
+Whole source videos are drawn. A pair and its twin, which show the same scene, therefore stay on the
+same side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pab.core.files import write_text
 from pab.data.training_set import TrainingSet
 
 TRAIN_IDS, VAL_IDS = "train_ids.txt", "val_ids.txt"
-VAL_PAIRS = "val_pairs.json"  # the lines themselves: an annotation that scoring commands read
+VAL_PAIRS = "val_pairs.json"  # the lines themselves, as an annotation for scoring commands
 
 
 def validation_split(
@@ -26,20 +26,21 @@ def validation_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split into training and validation by source video.
 
-    Videos are drawn in an order that the seed decides, until ``n_val_pairs`` pairs are reached; the
-    last video may carry it past that by its own size less one. A pair without ``source_id`` is a
-    video of its own.
+    Videos are drawn in a seeded order until ``n_val_pairs`` pairs are reached. The last video may
+    exceed the number by up to its own size minus one. A pair without ``source_id`` is its own
+    video.
 
     Args:
         training_set: the pairs.
-        n_val_pairs: about how many to hold out; 0 trains on everything.
-        seed: of the draw; the same seed and shards give the same split.
+        n_val_pairs: approximate number of held-out pairs; 0 trains on everything.
+        seed: seed of the draw; equal seeds and shards give equal splits.
 
     Returns:
-        Ascending indices of the pairs to train on and of those held out, int64; together all pairs.
+        Ascending indices of the training pairs and of the held-out pairs, int64; together all
+        pairs.
 
     Raises:
-        InputError: ``n_val_pairs`` is negative, or would leave nothing to train on.
+        InputError: ``n_val_pairs`` is negative, or leaves nothing to train on.
     """
     if n_val_pairs < 0:
         raise InputError("--val_pairs", f"expected 0 or more, found {n_val_pairs}")
@@ -71,13 +72,13 @@ def write_split(
 
     The validation pairs are also written as an annotation, ``val_pairs.json``, for the scoring
     commands (``--annotation FOLDER/val_pairs.json --image_folder DATA_ROOT``). Captions of one
-    image (:attr:`pab.data.records.TrainPair.captioned_image`) stand on one line.
+    image (:attr:`pab.data.records.TrainPair.captioned_image`) share a line.
 
     Args:
-        folder: where to.
+        folder: output folder.
         training_set: the pairs.
-        train: indices of those trained on.
-        val: indices of those held out; may be none.
+        train: indices of the training pairs.
+        val: indices of the held-out pairs; may be empty.
 
     Raises:
         InputError: the files cannot be written.

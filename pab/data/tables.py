@@ -1,8 +1,8 @@
-"""Captioned images of one's own: CSV or TSV tables, and folders with a ``.txt`` beside each image.
+"""Read the user's own captioned images: CSV or TSV tables, and folders with ``.txt`` captions.
 
-A table has a header line and one row per caption, as OpenCLIP reads it. Several rows may name the
-same image: each is one of its captions. In a folder, the whole text file is one caption, its lines
-joined by blanks, as in WebDataset archives.
+A table has a header line and one row per caption, as in OpenCLIP. Rows with the same image are its
+captions. In a folder, each whole text file is one caption, with its lines joined by blanks, as in
+WebDataset archives.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pab.core.notices import notice
 
 TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
-_PROBED = 100  # rows whose images decide where a table's paths start from
+_PROBED = 100  # rows tried to find the folder that image paths are relative to
 
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Form of a table; the defaults are OpenCLIP's."""
+    """Format of a table; the defaults are OpenCLIP's."""
 
     image: str = "filepath"
     caption: str = "title"
@@ -40,13 +40,13 @@ class TableColumns:
 
 
 class CaptionedImage(NamedTuple):
-    """One caption of one image.
+    """Caption of an image.
 
     Attributes:
-        item: where it stands, such as ``"line 3"``.
+        item: its place, such as ``"line 3"``.
         image: path relative to the data root.
-        image_id: the same path without its ending.
-        number: of the caption among those of this image, from 0.
+        image_id: the same path without its extension.
+        number: index of the caption among those of the image, from 0.
         caption: the text.
     """
 
@@ -64,13 +64,13 @@ class _Row(NamedTuple):
 
 
 def is_table(path: str | Path) -> bool:
-    """Whether a path is a table, by its ending."""
+    """Return true if a path is a table, judged by its extension."""
     path = Path(path)
     return path.suffix.lower() in TABLE_ENDINGS and path.is_file()
 
 
 def is_captioned_folder(path: str | Path) -> bool:
-    """Whether a folder holds images with a ``.txt`` beside them, and is not a root of PAB's."""
+    """Return true if a folder holds images with ``.txt`` captions and is not a PAB root."""
     path = Path(path)
     if not path.is_dir() or (path / "annotation").exists():
         return False
@@ -78,21 +78,21 @@ def is_captioned_folder(path: str | Path) -> bool:
 
 
 def is_own_data(path: str | Path) -> bool:
-    """Whether a path is a table or a folder of captioned images."""
+    """Return true if a path is a table or a folder of captioned images."""
     return is_table(path) or is_captioned_folder(path)
 
 
 def captioned_images(
     path: Path, root: Path, columns: TableColumns, bad: BadLines
 ) -> Iterator[CaptionedImage]:
-    """Stream the captions of a table, or of a folder in order of its paths.
+    """Yield the captions of a table, or of a folder in path order.
 
     Args:
         path: the table or folder.
-        root: the data root. A table's relative paths start from its folder or from the root: the
-            place of the first image that is found decides, for all.
+        root: the data root. A table's relative paths start at its folder or at the root, depending
+            on where the first existing image is.
         columns: names of the table's columns.
-        bad: collects the rows that cannot be used.
+        bad: collects the invalid rows.
 
     Raises:
         InputError: the file is unreadable, or its header lacks a column.
@@ -119,7 +119,7 @@ def captioned_images(
 
 
 def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
-    """The folder that a table's relative paths start from: the table's own, or the data root.
+    """Return the base folder of a table's relative paths: the table's folder, or the data root.
 
     Raises:
         InputError: see :func:`captioned_images`.
@@ -135,7 +135,7 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
 
 
 def folder_state(folder: Path) -> str:
-    """SHA-256 over names, sizes and times of a folder's images and texts: its contents' state."""
+    """SHA-256 of names, sizes and times of a folder's images and texts, to detect changes."""
     digest = hashlib.sha256()
     for path in sorted(p for paths in _files(folder) for p in paths):
         found = path.stat()
@@ -147,7 +147,7 @@ def folder_state(folder: Path) -> str:
 
 
 def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_Row]:
-    broken: list[InputError] = []  # of the lines of the present row
+    broken: list[InputError] = []  # errors in the lines of the current row
     with utf8_bytes(path) as (handle, _):
 
         def texts() -> Iterator[str]:
@@ -177,7 +177,7 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
                 break
             except csv.Error as error:
                 problem = InputError(path, f"expected a row of quoted fields, found {error}")
-            last = rows.line_num + 1  # the header is not counted by the reader
+            last = rows.line_num + 1  # the reader does not count the header
             item = f"line {first}" if first >= last else f"lines {first} to {last}"
             first = last + 1
             if broken:
@@ -194,10 +194,10 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
 
 
 def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str]]:
-    """The separator and the column names.
+    """Return the separator and the column names.
 
     Raises:
-        InputError: no separator, or several, split the line into both columns; a name is repeated.
+        InputError: no separator, or several, split the line into both columns; or a repeated name.
     """
     wanted = (columns.image, columns.caption)
     fitting = {}
@@ -227,7 +227,7 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
 
 
 def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> str:
-    """An image's path relative to the data root, with ``/`` between its parts."""
+    """Return an image's path relative to the data root, with ``/`` as the separator."""
     found = "a path with a NUL character"
     if "\0" not in written:
         place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path))
@@ -271,14 +271,14 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
 
 
 def _files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images and text files below a folder, links followed, hidden ones left out; both sorted."""
+    """List images and text files below a folder; follows links, skips hidden files; sorted."""
     from pab.data.images import IMAGE_ENDINGS  # imports Pillow
 
     images, texts = [], []
     entered: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in entered:  # a link back to a folder above
+        if real in entered:  # a link to a parent folder
             folders.clear()
             continue
         entered.add(real)

@@ -1,4 +1,4 @@
-"""Thumbnails inside a page, so that the page is one file."""
+"""Embedded thumbnails, so that a page is a single file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import Image
 
 
 def data_url(image: Image.Image, side: int, quality: int) -> str:
-    """JPEG thumbnail of an RGB image as a data URL; the image is reduced in place.
+    """Encode an RGB image as a JPEG thumbnail in a data URL; reduces the image in place.
 
     Args:
         image: the image.
-        side: longer side at most, pixels.
-        quality: of the JPEG, 1 to 95.
+        side: maximum length of the longer side, pixels.
+        quality: JPEG quality, 1 to 95.
     """
     image.thumbnail((side, side))
     stream = io.BytesIO()

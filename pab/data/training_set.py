@@ -1,13 +1,13 @@
-"""The training set as a sequence of pairs that stays on disk.
+"""Training set as a sequence of pairs that stays on disk.
 
-A million annotation lines are a gigabyte of text; as Python objects they would be several, copied
-into every loader process. So the lines stay in their files. A small index (where each line starts,
-which source video and which image it belongs to) is made once, checked line by line, cached, and
-memory-mapped from then on. A pair is read with one positioned read: no memory is held for it, the
-operating system's file cache is shared by all processes, and each opens its own files.
+A million annotation lines are a gigabyte of text. As Python objects, they would take several,
+copied to every loader process. The lines therefore stay in their files. A small index (start,
+source video and image of each line) is built once, with every line checked. It is then cached and
+memory-mapped. Each pair takes one positioned read and no permanent memory. All processes share the
+system's file cache, and each opens its own files.
 
-Sources that are not JSON in UTF-8 (tables, folders of captioned images, UTF-16) are written into
-the index folder as JSON lines first, and read from there.
+Sources other than UTF-8 JSON (tables, folders of captioned images, UTF-16) are first converted to
+JSON lines in the index folder.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ from pab.data.tables import (
     table_base,
 )
 
-INDEX_FORMAT = 3  # raise it when the index or the checks behind it change
-SKIPPED = "skipped.txt"  # the bad lines of a set, one per line
+INDEX_FORMAT = 3  # increase it when the index or its checks change
+SKIPPED = "skipped.txt"  # bad lines of a set, one per line
 _LINE = np.dtype(
     [
         ("offset", "<i8"), ("length", "<i4"), ("shard", "<i4"), ("video", "<i4"),
         ("identity", "<i4"),
     ]
 )  # fmt: skip
-# The columns of the first version of the index: saved runs keep their fingerprints.
+# Columns of the first index version, so that saved runs keep their fingerprints.
 _FINGERPRINTED = np.dtype([(name, _LINE[name]) for name in ("offset", "length", "shard", "video")])
 _CHUNK = 1 << 20  # bytes copied at a time
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A source of training pairs.
+    """Source of training pairs.
 
     Attributes:
         path: the file or folder; errors name it.
-        state: what shows that it is still the same.
-        copy: name of the file in the index folder that is read in its place; None reads itself.
+        state: value that changes when the source changes.
+        copy: name of the converted file in the index folder; None reads the source itself.
     """
 
     path: str
@@ -74,14 +74,14 @@ class _Shard:
 
 
 class TrainingSet(Sequence[TrainPair]):
-    """Training pairs by index: all of some shards in numeric order, or a subset of them.
+    """Training pairs by index: all pairs of some shards in numeric order, or a subset.
 
-    Made by :meth:`open`. Pickles as paths, and is opened again where it is unpickled.
+    Created by :meth:`open`. Pickling stores paths, and unpickling opens the set again.
 
     Attributes:
         root: the data root.
-        cache_dir: where the index lies.
-        skipped: number of bad lines that are left out.
+        cache_dir: folder of the index.
+        skipped: number of skipped bad lines.
     """
 
     def __init__(
@@ -110,22 +110,22 @@ class TrainingSet(Sequence[TrainPair]):
     ) -> TrainingSet:
         """Open the training pairs under a data root.
 
-        The first time every line is checked (``benchmarks/training_set_memory.py`` measures it);
-        the index serves as long as names, sizes and modification times of the shards stay as they
-        are. It also keeps what was ignored or assumed, which is said at every opening.
+        The first call checks every line (`benchmarks/training_set_memory.py` measures it). The
+        index remains valid while names, sizes and modification times of the shards are unchanged.
+        It also stores ignored and assumed parts, which every opening prints.
 
         Args:
-            root: the data root, the folder that holds ``annotation/`` and ``train/``; or a table
-                or a folder of captioned images, which is then the only shard.
-            shards: annotation files, tables or folders of captioned images; None takes those of
-                :func:`pab.data.tree.find_shards`. Read in order of the number in their names.
-            cache_dir: folder for the index; without it ``ROOT/.cache``.
-            skip_bad_lines: leave bad lines out and say how many; :meth:`write_skipped` lists them.
-            columns: names of a table's columns; default OpenCLIP's.
+            root: the data root, the folder with ``annotation/`` and ``train/``; or a table or
+                folder of captioned images, which is then the only shard.
+            shards: annotation files, tables or folders of captioned images, read in order of the
+                number in their names. None uses those of :func:`pab.data.tree.find_shards`.
+            cache_dir: folder of the index; default ``ROOT/.cache``.
+            skip_bad_lines: skip and count bad lines; :meth:`write_skipped` lists them.
+            columns: column names of a table; the defaults are OpenCLIP's.
 
         Raises:
-            InputError: no shards, bad lines or repeated ``image_id`` (all counted, the first
-                twenty named), no usable line, or a cache folder that cannot be written.
+            InputError: no shards, bad lines or repeated ``image_id`` (all counted, the first twenty
+                named), no valid line, or a cache folder that is not writable.
         """
         root, columns = Path(root), columns or TableColumns()
         if shards is None and is_own_data(root):
@@ -165,15 +165,15 @@ class TrainingSet(Sequence[TrainPair]):
     @overload
     def __getitem__(self, index: slice) -> TrainingSet: ...
     def __getitem__(self, index: int | slice) -> TrainPair | TrainingSet:
-        """One pair, or a subset for a slice.
+        """Return one pair, or a subset for a slice.
 
         Raises:
-            IndexError: there is no such pair.
-            InputError: a shard was changed or removed since it was indexed.
+            IndexError: the pair does not exist.
+            InputError: a shard was changed or removed after indexing.
         """
         if isinstance(index, slice):
             return self.subset(np.arange(len(self))[index])
-        position = range(len(self))[index]  # negative numbers, and IndexError
+        position = range(len(self))[index]  # handles negative numbers, raises IndexError
         if self._selection is not None:
             position = int(self._selection[position])
         offset, length, shard, *_ = self._lines[position].item()
@@ -185,7 +185,7 @@ class TrainingSet(Sequence[TrainPair]):
         return train_pair(json_object(raw, path, item), path, item, root=self.root)
 
     def subset(self, indices: np.ndarray) -> TrainingSet:
-        """The pairs at some indices, in that order; costs no more than the index array.
+        """Select pairs by index, in the given order; takes no more memory than the index array.
 
         Raises:
             IndexError: an index is negative or too large.
@@ -201,17 +201,17 @@ class TrainingSet(Sequence[TrainPair]):
 
     @property
     def videos(self) -> np.ndarray:
-        """Source video of every pair, int32 [N]: equal numbers share a video.
+        """Source video of every pair, int32 [N]; equal numbers share a video.
 
-        A pair without ``source_id`` is a video of its own; captions of one image share it.
+        A pair without ``source_id`` is its own video; captions of one image share it.
         """
         videos = self._lines["video"]
         return videos if self._selection is None else videos[self._selection]
 
     def identity(self, index: int) -> int:
-        """Identity of a pair in the losses: pairs with the same number are right for each other.
+        """Identity of a pair in the losses; pairs with equal numbers match each other.
 
-        Every pair has its own, but for captions of one image
+        Every pair has its own identity, except captions of one image
         (:attr:`pab.data.records.TrainPair.captioned_image`).
         """
         position = index if self._selection is None else int(self._selection[index])
@@ -228,7 +228,7 @@ class TrainingSet(Sequence[TrainPair]):
         return every if self._selection is None else [every[i] for i in self._selection]
 
     def missing_images(self) -> list[str]:
-        """``image`` of the pairs whose file is not there, in order; lists each folder once.
+        """Return ``image`` of the pairs without an image file, in order; lists each folder once.
 
         Raises:
             InputError: several files fit one image.
@@ -236,9 +236,9 @@ class TrainingSet(Sequence[TrainPair]):
         return self._finder.absent(self.images())
 
     def fingerprint(self) -> str:
-        """SHA-256, 64 hex digits, over what the index says of every pair: its line, id and video.
+        """SHA-256, 64 hex digits, of the index entries of all pairs: line, id and video.
 
-        Other shards, lines of other length or order, and other skipped lines give another one.
+        It changes with the shards, with length or order of the lines, and with the skipped lines.
         """
         lines = np.empty(len(self._lines), dtype=_FINGERPRINTED)
         for name in _FINGERPRINTED.names or ():
@@ -253,7 +253,7 @@ class TrainingSet(Sequence[TrainPair]):
         return digest.hexdigest()
 
     def indices_of(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Indices of pairs by ``image_id``, int64, in the order asked for.
+        """Return indices of pairs by ``image_id``, int64, in the given order.
 
         Raises:
             InputError: an id is not in the set.
@@ -272,15 +272,15 @@ class TrainingSet(Sequence[TrainPair]):
         return np.array([wanted[image_id] for image_id in image_ids], dtype=np.int64)
 
     def image_path(self, pair: TrainPair) -> Path:
-        """The file of a pair's image."""
+        """File of a pair's image."""
         return self._finder.find(pair.image)
 
     def twin_path(self, pair: TrainPair) -> Path | None:
-        """The file of the twin's image; None where the pair names none."""
+        """File of the twin's image; None if the pair names none."""
         return None if pair.hard_i is None else self._finder.find(f"train/{pair.hard_i}")
 
     def write_skipped(self, folder: str | Path) -> None:
-        """List the bad lines that are left out in ``skipped.txt`` of a folder, if there are any.
+        """List the skipped bad lines in ``skipped.txt`` of a folder, if there are any.
 
         Raises:
             InputError: the file cannot be written.
@@ -316,7 +316,7 @@ def _shard_state(path: Path, root: Path, columns: TableColumns) -> _Shard:
         return _Shard(str(path.absolute()), folder_state(path))
     existing_file(path, "a training shard")
     state = _state_of(path.stat())
-    if is_table(path):  # not resolved, as its paths may start from its folder
+    if is_table(path):  # not resolved, because its paths may be relative to its folder
         base = table_base(path, root, columns)
         return _Shard(str(path.absolute()), f"{state}, paths from {base.absolute()}")
     return _Shard(str(path.absolute()), state)
@@ -328,7 +328,7 @@ def _state_of(found: os.stat_result) -> str:
 
 def _key(shards: list[_Shard], root: Path, columns: TableColumns) -> str:
     facts: list[Any] = [INDEX_FORMAT, [asdict(shard) for shard in shards]]
-    if any(is_own_data(shard.path) for shard in shards):  # their copies hold paths below the root
+    if any(is_own_data(shard.path) for shard in shards):  # copies hold paths below the root
         facts += [str(root.resolve()), asdict(columns)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
@@ -338,7 +338,7 @@ def _changed(path: Path) -> InputError:
 
 
 def _load_lines(index: Path) -> np.ndarray:
-    """The index, memory-mapped: structured [N] of where each line is."""
+    """Memory-map the index: structured [N] with the place of each line."""
     try:
         table = np.load(index / "lines.npy", mmap_mode="r", allow_pickle=False)
         if table.dtype != _LINE or table.ndim != 1:
@@ -349,7 +349,7 @@ def _load_lines(index: Path) -> np.ndarray:
 
 
 def _load_facts(index: Path) -> dict[str, Any]:
-    """What the index says of the whole set: shards, notices, bad lines."""
+    """Read the index's facts about the whole set: shards, notices, bad lines."""
     try:
         facts: dict[str, Any] = json.loads((index / "index.json").read_text(encoding="utf-8"))
         if not facts.keys() >= {"pairs", "shards", "notices", "bad"}:
@@ -366,9 +366,9 @@ def _damaged(index: Path, error: Exception) -> InputError:
 
 
 def _write_index(index: Path, shards: list[_Shard], root: Path, columns: TableColumns) -> None:
-    """Check every line of the shards and write the index folder, whole or not at all.
+    """Check every line of the shards and write the index folder atomically.
 
-    The index also keeps the bad lines, so that a run that skips them need not check again.
+    The index also stores the bad lines, so that a run that skips them need not check again.
     """
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
@@ -406,7 +406,7 @@ def _write_index(index: Path, shards: list[_Shard], root: Path, columns: TableCo
         try:
             temporary.rename(index)
         except OSError:
-            if not index.is_dir():  # else another process made the same index first
+            if not index.is_dir():  # otherwise another process made the same index first
                 raise
     except OSError as error:
         raise InputError(
@@ -421,7 +421,7 @@ def _write_index(index: Path, shards: list[_Shard], root: Path, columns: TableCo
 def _readable(
     number: int, shard: _Shard, folder: Path, root: Path, columns: TableColumns, bad: BadLines
 ) -> _Shard:
-    """The shard, with a copy in JSON lines if its own text is something else."""
+    """Return the shard, with a copy in JSON lines if its own format differs."""
     path, name = Path(shard.path), f"shard_{number}.json"
     if is_table(path) or path.is_dir():
         with (folder / name).open("w", encoding="utf-8") as copy:
@@ -441,17 +441,17 @@ def _readable(
 
 
 class _Checked:
-    """The index under way.
+    """Index under construction.
 
     Args:
         root: the data root.
-        images: takes ``image`` of each pair, closed by a NUL.
+        images: receives ``image`` of each pair, followed by a NUL.
 
     Attributes:
-        shards: what has been read.
-        notes: what was ignored or assumed.
-        columns: of the table of lines.
-        numbers: line of each pair.
+        shards: shards read so far.
+        notes: counts of ignored and assumed parts.
+        columns: columns of the table of lines.
+        numbers: line number of each pair.
         first_seen: ``image_id`` -> index of its pair.
     """
 
@@ -501,7 +501,7 @@ class _Checked:
         self.numbers.append(number)
 
     def table(self) -> np.ndarray:
-        """The table of lines, structured [N]."""
+        """Build the table of lines, structured [N]."""
         table = np.empty(len(self.numbers), dtype=_LINE)
         for name, column in self.columns.items():
             table[name] = np.frombuffer(column, dtype=np.int64)
@@ -509,7 +509,7 @@ class _Checked:
 
 
 def _entries(path: Path, source: _Shard, folder: Path) -> Iterator[tuple[int, int, bytes]]:
-    """The entries of a shard or of its copy; errors name the shard."""
+    """Yield the entries of a shard or of its copy; errors name the shard."""
     try:
         yield from entries(path if source.copy is None else folder / source.copy)
     except InputError as error:
@@ -524,7 +524,7 @@ def _check_lines(
     bad: BadLines,
     images: TextIO,
 ) -> _Checked:
-    """Check all lines; ``bad`` collects those that cannot be used, ``folder`` takes the copies."""
+    """Check all lines; ``bad`` collects invalid ones, and ``folder`` receives the copies."""
     checked = _Checked(root, images)
     for number, shard in enumerate(shards):
         path, known_bad, empty = Path(shard.path), bad.total, True

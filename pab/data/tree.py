@@ -1,4 +1,4 @@
-"""Files of PAB under a data root, by the names that its releases give them."""
+"""Find PAB's files under a data root, by their names in the releases."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.notices import notice
 
-# Folders and names of training shards. All hold the same pairs; attr_N.json adds the actions.
+# Folders and names of training shards. All contain the same pairs; attr_N.json adds the actions.
 SHARD_FOLDERS = ("annotation/train", "annotation/train_attr")
 SHARD_NAMES = ("pair", "attr", "imgs")
-TEST_NAMES = ("pair.json", "attr.json")  # of annotation/test; the same lines, likewise
+TEST_NAMES = ("pair.json", "attr.json")  # in annotation/test; the same lines, likewise
 
 
 def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path]:
-    """Training shards under a data root, in order of N.
+    """Find training shards under a data root, in order of N.
 
-    They are called ``pair_N.json``, ``attr_N.json`` or ``imgs_N.json``. If several kinds are
-    there, the kind with most shards is taken (else the first in this order), and a notice says so.
+    They are called ``pair_N.json``, ``attr_N.json`` or ``imgs_N.json``. If several kinds exist, the
+    kind with the most shards is used (the first in this order if equal), with a notice.
 
     Args:
         root: the data root.
-        folders: where to look, relative to the root.
+        folders: folders to search, relative to the root.
 
     Raises:
-        InputError: there are none, or there is no such folder.
+        InputError: there are no shards, or the folder does not exist.
     """
     existing_folder(root, "the data root")
     kinds: dict[str, list[Path]] = {}
@@ -43,7 +43,7 @@ def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path
             "expected training shards pair_N.json, attr_N.json or imgs_N.json, found none",
             todo=f"see data/README.md, or check the data with: python -m pab.layout check {root}",
         )
-    taken = max(kinds, key=lambda kind: len(kinds[kind]))  # the first of equally many
+    taken = max(kinds, key=lambda kind: len(kinds[kind]))  # the first one wins ties
     others = ", ".join(f"{kind} ({len(kinds[kind])})" for kind in kinds if kind != taken)
     if others:
         notice(root, f"read {taken} ({len(kinds[taken])}), which holds the pairs of {others} too")
@@ -56,15 +56,15 @@ def shard_order(path: Path) -> tuple[int, str]:
 
 
 def shard_number(path: Path) -> int:
-    """The last number in a file's name; -1 if there is none."""
+    """Last number in a file's name; -1 if there is none."""
     number = re.search(r"(\d+)\D*$", path.name)
     return int(number.group(1)) if number else -1
 
 
 def labelled_test(root: str | Path) -> Path:
-    """The labelled test set under a data root: ``pair.json``, or ``attr.json`` in newer releases.
+    """Find the labelled test set of a data root: ``pair.json``, or ``attr.json`` in newer releases.
 
-    If neither is there, the path of ``pair.json`` is returned, and reading it says what is missing.
+    If both are missing, the path of ``pair.json`` is returned, and reading it reports the problem.
     """
     first, *others = (Path(root, "annotation/test", name) for name in TEST_NAMES)
     for other in others:

@@ -1,4 +1,4 @@
-"""The command line of what makes a small vocabulary from training captions."""
+"""Command line for building a small vocabulary from training captions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def vocabulary_command(
     out: str,
     pieces: int,
 ) -> None:
-    """Read the command line, make the vocabulary of a data root's captions, say how large it is.
+    """Parse the command line, build a vocabulary from the captions, and print its size.
 
     Args:
-        make: captions, where to write, pieces at most -> pieces written.
-        argv: arguments without the program's name; None = ``sys.argv[1:]``.
-        prog: name of the command, as the user types it.
-        description: for ``--help``.
-        out: what ``--out`` is.
+        make: function (captions, output path, maximum pieces) -> number of pieces written.
+        argv: arguments without the program's name; None reads ``sys.argv[1:]``.
+        prog: name of the command, as typed.
+        description: text for ``--help``.
+        out: help text of ``--out``.
         pieces: default of ``--vocab_size``.
     """
     parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--data_path", type=Path, required=True, help="root of PAB-shaped data")
+    parser.add_argument("--data_path", type=Path, required=True, help="data root in PAB's layout")
     parser.add_argument("--out", type=Path, required=True, help=out)
     parser.add_argument(
-        "--vocab_size", type=int, default=pieces, help=f"pieces at most (default {pieces})"
+        "--vocab_size", type=int, default=pieces, help=f"maximum pieces (default {pieces})"
     )
     args = parser.parse_args(argv)
     captions = [pair.caption for pair in TrainingSet.open(args.data_path)]

@@ -1,8 +1,8 @@
 """BERT's WordPiece tokenizer for captions.
 
-The pieces come from a `vocab.txt` as published with `bert-base-uncased`, or from one that
-`uit.make_vocabulary` made. The `tokenizers` library is used directly, without special tokens
-registered: a caption that spells `[SEP]` gets the ids of its characters, not a separator.
+The pieces come from a `vocab.txt` as published with `bert-base-uncased`, or from
+`uit.make_vocabulary`. The `tokenizers` library is used directly, without registered special tokens:
+a caption with the text `[SEP]` gets the ids of its characters, not a separator.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from pab.core.files import existing_file, existing_folder
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
-CONTINUES = "##"  # begins a piece that continues a word
+CONTINUES = "##"  # prefix of a piece that continues a word
 VOCABULARY = "vocab.txt"
-MAX_UNKNOWN = 0.5  # share of unknown pieces in a set of captions that no fitting vocabulary gives
+MAX_UNKNOWN = 0.5  # reject the vocabulary if a larger share of the pieces is [UNK]
 
 
 class Tokenizer:
-    """Captions to ids.
+    """Convert captions to ids.
 
     Args:
-        folder: holds BERT's ``vocab.txt``.
-        max_words: words of a caption that are read, split at blanks.
-        max_length: ids at most, the two ends included; what text vectors are padded to.
+        folder: folder with BERT's ``vocab.txt``.
+        max_words: maximum number of words per caption, split at blanks.
+        max_length: maximum number of ids, with both special tokens; text vectors are padded to it.
 
     Attributes:
         pad, unk, cls, sep, mask: ids of the special tokens.
-        continues: bool [vocabulary], True for pieces that continue a word.
-        ordinary: int64, the ids of all pieces but the special ones.
+        continues: bool [vocabulary], true for pieces that continue a word.
+        ordinary: int64, ids of all pieces except special tokens.
 
     Raises:
-        InputError: no folder, no vocabulary, or one that is none of BERT's.
+        InputError: the folder or vocabulary is missing, or it is not a BERT vocabulary.
     """
 
     def __init__(self, folder: str | Path, max_words: int, max_length: int) -> None:
@@ -62,16 +62,16 @@ class Tokenizer:
         self._check_a_known_word(pieces)
 
     def encode(self, caption: str) -> list[int]:
-        """Ids of one caption, ends included, cut to ``max_length``."""
+        """Ids of one caption, including both special tokens, truncated to ``max_length``."""
         words = " ".join(caption.split()[: self.max_words])
         ids = self._tokenizer.encode(words, add_special_tokens=False).ids
         return [self.cls, *ids[: self.max_length - 2], self.sep]
 
     def pad_rows(self, rows: list[list[int]], length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Rows of ids as one batch.
+        """Pad rows of ids to a batch.
 
         Args:
-            length: of every row of the result; the longest row's where None.
+            length: length of every row; None uses the longest row.
 
         Returns:
             ids int64 [B, N] and mask int64 [B, N], 1 = a token, 0 = padding.
@@ -85,7 +85,7 @@ class Tokenizer:
         return ids, mask
 
     def check_known(self, rows: list[list[int]]) -> None:
-        """Refuse a vocabulary that knows hardly any of the captions' words.
+        """Reject a vocabulary that knows too few of the captions' words.
 
         Raises:
             InputError: more than :data:`MAX_UNKNOWN` of the pieces are unknown.
@@ -100,7 +100,7 @@ class Tokenizer:
             )
 
     def _check_a_known_word(self, pieces: list[str]) -> None:
-        """A word of the vocabulary has to come out as itself."""
+        """Check that a word of the vocabulary is tokenized as itself."""
         words = (p for p in pieces if p.isascii() and p.isalpha() and p.islower())
         word = max(words, key=len, default=None)
         if word is None or self.encode(word) != [self.cls, pieces.index(word), self.sep]:
@@ -122,7 +122,7 @@ def _read_vocabulary(path: Path) -> list[str]:
     missing = [name for name in SPECIAL if name not in pieces]
     if missing:
         raise InputError(path, f"expected BERT's vocabulary, found no {missing[0]} in it")
-    if pieces[0] != PAD:  # the model's word table keeps row 0 for padding
+    if pieces[0] != PAD:  # the model's word embedding reserves row 0 for padding
         raise InputError(path, f"expected {PAD} as the first piece, found {pieces[0]!r}")
     seen: dict[str, int] = {}
     for number, piece in enumerate(pieces, start=1):

@@ -1,1 +1,1 @@
-"""The ensemble's library models behind one interface: CLIP by OpenCLIP, BLIP-2 by transformers."""
+"""Library models of the ensemble behind one interface: CLIP (OpenCLIP), BLIP-2 (transformers)."""

@@ -1,6 +1,6 @@
-"""LAVIS's caption processor, which BLIP-2 reads captions through.
+"""LAVIS's caption processor for BLIP-2.
 
-Source: `blip_caption` of LAVIS (BSD-3-Clause), its evaluation form without a prompt.
+Source: `blip_caption` of LAVIS (BSD-3-Clause), in evaluation mode without a prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RUNS_OF_BLANKS = re.compile(r"\s{2,}")
 
 
 def blip_caption(caption: str, max_words: int = MAX_WORDS) -> str:
-    """Lower case, some punctuation as blanks, runs of blanks as one, the first words only."""
+    """Lower-case, replace some punctuation, merge blanks, and truncate to ``max_words``."""
     text = RUNS_OF_BLANKS.sub(" ", BECOME_BLANKS.sub(" ", caption.lower()))
     words = text.rstrip("\n").strip(" ").split(" ")
     return " ".join(words[:max_words])
@@ -24,10 +24,10 @@ def blip_caption(caption: str, max_words: int = MAX_WORDS) -> str:
 
 @dataclass(frozen=True)
 class CaptionIds:
-    """Caption -> ids, by LAVIS's processor and BERT's vocabulary."""
+    """Convert captions to ids with LAVIS's processor and BERT's vocabulary."""
 
     tokenizer: Tokenizer
 
     def __call__(self, caption: str) -> list[int]:
-        """Ids of one caption, ends included."""
+        """Ids of one caption, including both special tokens."""
         return self.tokenizer.encode(blip_caption(caption))

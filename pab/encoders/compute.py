@@ -1,4 +1,4 @@
-"""Where and how an encoder runs, and its vectors of a gallery and of captions there."""
+"""Device and number format of an encoder, and batched encoding with them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pab.scoring.feature_cache import FeatureCache
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a model runs.
+    """Device, number format and batching of a model.
 
     Attributes:
-        device: where it is.
+        device: device of the model.
         dtype: number format of matrix products.
-        weights: number format of its weights.
-        batch_size: images (or captions) at a time.
+        weights: number format of the model's weights.
+        batch_size: images (or captions) per batch.
         num_workers: loader processes.
-        cache: of the vectors, where they are kept.
+        cache: feature cache, if enabled.
     """
 
     device: torch.device
@@ -41,7 +41,7 @@ class Compute:
         transform: ImageTransform,
         reader: ImageReader | None = None,
     ) -> Tensor:
-        """Vectors of a gallery (:func:`pab.scoring.encoding.image_vectors`)."""
+        """Encode a gallery (:func:`pab.scoring.encoding.image_vectors`)."""
         return image_vectors(
             encode, gallery, transform, batch_size=self.batch_size, num_workers=self.num_workers,
             device=self.device, dtype=self.dtype, weights=self.weights,
@@ -54,7 +54,7 @@ class Compute:
         rows: Sequence[Sequence[int | str]],
         longest: int,
     ) -> Tensor:
-        """Vectors of captions (:func:`pab.scoring.encoding.caption_vectors`)."""
+        """Encode captions (:func:`pab.scoring.encoding.caption_vectors`)."""
         return caption_vectors(
             encode, rows, token_budget=self.batch_size * longest, device=self.device,
             dtype=self.dtype, cache=self.cache,

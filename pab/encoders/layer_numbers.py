@@ -1,6 +1,6 @@
-"""Which layer of a tower a parameter belongs to, by its name, and which take no weight decay.
+"""Layer numbers and weight-decay exemptions of parameters, by name.
 
-For layer-wise decay of the learning rate, as in BEiT (arXiv 2106.08254). Names are those of
+Used for layer-wise decay of the learning rate, as in BEiT (arXiv 2106.08254). Names are those of
 OpenCLIP, timm and transformers.
 """
 
@@ -17,7 +17,7 @@ EMBEDDINGS = re.compile(r"embed|query_tokens|class_token|cls_token")
 
 
 def layer_in_tower(name: str, blocks: int) -> int:
-    """0 before a tower's blocks, 1 to ``blocks`` in them, ``blocks`` + 1 behind them."""
+    """Layer in a tower: 0 before its blocks, 1 to ``blocks`` inside, ``blocks`` + 1 after them."""
     found = BLOCK.search(name)
     if found:
         return int(found[1]) + 1
@@ -25,21 +25,22 @@ def layer_in_tower(name: str, blocks: int) -> int:
 
 
 def blocks_of(names: Iterable[str]) -> int:
-    """How many blocks a tower with these parameters has."""
+    """Number of blocks in a tower with these parameters."""
     return max((int(found[1]) + 1 for name in names if (found := BLOCK.search(name))), default=0)
 
 
 def two_tower_layers(
     names: Iterable[str], is_image: Callable[[str], bool]
 ) -> tuple[int, Callable[[str], int]]:
-    """Layers of a model with two towers, which may differ in depth: their tops are level.
+    """Layers of a two-tower model; towers of different depth are aligned at the top.
 
     Args:
-        names: of all parameters.
-        is_image: whether a parameter belongs to the image tower.
+        names: names of all parameters.
+        is_image: returns true for parameters of the image tower.
 
     Returns:
-        Blocks of the deeper tower, and a parameter's layer, 0 to blocks + 1.
+        Number of blocks of the deeper tower, and a function from a name to its layer, 0 to
+        blocks + 1.
     """
     names = list(names)
     depth = {
@@ -55,5 +56,5 @@ def two_tower_layers(
 
 
 def no_weight_decay(name: str, parameter: Tensor) -> bool:
-    """Biases, norms, temperatures and embeddings take no weight decay."""
+    """Return true for biases, norms, temperatures and embeddings, which have no weight decay."""
     return parameter.ndim < 2 or bool(EMBEDDINGS.search(name))

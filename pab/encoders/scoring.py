@@ -1,4 +1,4 @@
-"""What the scoring scripts of CLIP and BLIP-2 share around their encoders."""
+"""Scoring code shared by CLIP and BLIP-2."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pab.scoring.job import ScoringConfig
 
 @dataclass(frozen=True)
 class EncoderConfig(ScoringConfig):
-    """Flags of both scripts; the published number format depends on the device."""
+    """Flags of both scripts; the default number format depends on the device, as published."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = flag(  # type: ignore[assignment]
-        "auto", "number format of the model; auto, as published: fp16 on a GPU, else fp32"
+        "auto", "number format of the model; auto: fp16 on a GPU, else fp32 (published)"
     )
 
 
 def device_and_dtype(config: EncoderConfig) -> tuple[torch.device, torch.dtype, str]:
-    """Where a script runs, and in which number format, by type and by name.
+    """Select the device and the number format, as a dtype and by name.
 
-    On a CPU the process keeps the memory it frees from now on.
+    On a CPU, the process keeps freed memory from then on.
 
     Raises:
-        InputError: a device that is not there, or a format it cannot run.
+        InputError: the device does not exist or cannot run the format.
     """
     device = pick_device(config.device)
     name: str = config.dtype
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
     dtype = dtype_of(name)
-    autocast(device, dtype)  # refuses a format this device cannot run
+    autocast(device, dtype)  # rejects a format that this device cannot run
     keep_freed_memory(device)
     return device, dtype, name

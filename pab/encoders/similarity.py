@@ -1,4 +1,4 @@
-"""Similarities of captions and a gallery with CLIP and with BLIP-2, for scoring and validation."""
+"""Similarities of captions and a gallery with CLIP and BLIP-2, for scoring and validation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pab.encoders.compute import Compute
 from pab.encoders.pooling import Pooling, similarity_of_rows
 from pab.scoring.encoder import Encoder
 
-CAPTION_IDS = 64  # ids a caption of the processor's 50 words may have: what a batch makes room for
+CAPTION_IDS = 64  # maximum ids of a caption with the processor's 50 words; sizes a batch
 
-if TYPE_CHECKING:  # one model's library need not be there, or loaded, for the other
+if TYPE_CHECKING:  # one model must not require or load the other model's library
     from pab.encoders.blip2.model import ImageTextModel
     from pab.encoders.clip.model import ClipEncoder
 
 
 def clip_encoder(clip: ClipEncoder, compute: Compute) -> Encoder:
-    """The verbs of a CLIP that is on the compute's device."""
+    """Create the encoder of a CLIP model on the device of ``compute``."""
 
     def images(gallery: Sequence[GalleryImage], *, reader: ImageReader | None = None) -> Tensor:
         return compute.images(clip.encode_image, gallery, clip.transform, reader)
@@ -54,13 +54,13 @@ def blip2_encoder(
     pooling: Pooling,
     compute: Compute,
 ) -> Encoder:
-    """The verbs of a BLIP-2 that is on the compute's device.
+    """Create the encoder of a BLIP-2 model on the device of ``compute``.
 
     Args:
-        transform: the model's preprocessing.
+        transform: preprocessing of the model.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
 
-    Encoding captions raises :class:`InputError` if the vocabulary does not know their words.
+    The encoder raises :class:`InputError` if the vocabulary does not cover the captions.
     """
     encode_ids = CaptionIds(tokenizer)
 

@@ -1,7 +1,7 @@
-"""Make a small tokenizer for a CLIP from scratch: `python -m pab.encoders.train_clip_tokenizer`.
+"""Train a small tokenizer for a CLIP from scratch: `python -m pab.encoders.train_clip_tokenizer`.
 
-OpenAI's vocabulary has 49,408 pieces, whose vectors alone would outweigh a small model. The files
-are those that OpenCLIP looks for in a model's folder.
+OpenAI's vocabulary has 49,408 tokens, whose embeddings alone would outweigh a small model. The
+output files are those that OpenCLIP expects in a model folder.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ BYTES = 256
 
 
 def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte pairs of lower-cased captions, and CLIP's two ends as the largest ids.
+    """Train byte-pair encoding on lower-cased captions, with CLIP's two special tokens last.
 
-    The end token has the largest id because OpenCLIP looks for it there; it also pads, as in
-    OpenAI's model: what follows the first end token is never read.
+    The end token has the largest id because OpenCLIP looks for it there. It is also the padding, as
+    in OpenAI's model, because nothing after the first end token is read.
 
     Args:
-        captions: what pieces are counted in.
-        vocab_size: pieces, the two ends included.
+        captions: training text.
+        vocab_size: number of tokens, including the two special tokens.
 
     Raises:
-        InputError: fewer pieces than bytes and ends.
+        InputError: fewer tokens than bytes and special tokens.
     """
     if vocab_size < BYTES + 2:
         raise InputError("--vocab_size", f"must be at least {BYTES + 2}, found {vocab_size}")
@@ -57,7 +57,7 @@ def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrained
 
 
 def write_clip_tokenizer(captions: Iterable[str], folder: Path, vocab_size: int) -> int:
-    """Write the files of :func:`train_clip_tokenizer` into a folder; returns how many pieces."""
+    """Write the files of :func:`train_clip_tokenizer` to a folder; return the number of tokens."""
     made = train_clip_tokenizer(captions, vocab_size)
     with TemporaryDirectory() as temporary:
         for name in made.save_pretrained(temporary):

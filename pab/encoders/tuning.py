@@ -1,6 +1,6 @@
-"""What fine-tuning CLIP and BLIP-2 adds to the contrastive recipe: frozen towers and LoRA.
+"""Additions to the contrastive recipe for tuning CLIP and BLIP-2: frozen towers and LoRA.
 
-Source of LoRA: Hu et al. 2021 (arXiv 2106.09685), by the peft library.
+Source of LoRA: Hu et al. 2021 (arXiv 2106.09685), implemented by the peft library.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pab.core.config import flag
 from pab.encoders.layer_numbers import BLOCK
 from pab.training.config import ContrastiveConfig
 
-IN_PROJECTION = "in_proj_weight"  # of torch's attention: queries, keys, values in one matrix
-SCRATCH = "random"  # --pretrained: no weights, a start from scratch
+IN_PROJECTION = "in_proj_weight"  # torch's attention: queries, keys and values in one matrix
+SCRATCH = "random"  # value of --pretrained for training from scratch
 
 
 @dataclass(frozen=True)
 class FinetuneConfig(ContrastiveConfig):
-    """Flags that fine-tuning CLIP and BLIP-2 share; defaults are this project's, not published."""
+    """Flags shared by the fine-tuning of CLIP and BLIP-2; the defaults are ours, not published."""
 
     # Model
-    freeze: Literal["none", "image", "text"] = flag("none", "tower that keeps its weights")
-    lora_rank: int = flag(0, "train low-rank updates of this rank instead of the weights; 0 is off")
+    freeze: Literal["none", "image", "text"] = flag("none", "tower whose weights are frozen")
+    lora_rank: int = flag(0, "rank of low-rank updates to train instead of the weights; 0: off")
     lora_alpha: int = flag(16, "LoRA: updates are scaled by alpha / rank")
     checkpoint_activations: bool = flag(False, "recompute blocks in the backward pass")
 
     # Optimization
-    lr: float = flag(2e-5, "peak learning rate; LoRA wants about ten times as much")
+    lr: float = flag(2e-5, "peak learning rate; LoRA needs about ten times as much")
     weight_decay: float = flag(0.05, "AdamW weight decay")
     opt_betas: tuple[float, float] = flag((0.9, 0.98), "AdamW betas")
     epochs: int = flag(3, "passes over the data")
-    layer_decay: float = flag(0.75, "factor on the rate from each layer to the one below")
+    layer_decay: float = flag(0.75, "learning-rate factor from each layer to the one below")
 
     def check(self) -> None:
         """See :class:`ContrastiveConfig`.
@@ -51,7 +51,7 @@ class FinetuneConfig(ContrastiveConfig):
 
 
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
-    """Take modules out of training: no gradients, and evaluation mode even while others train."""
+    """Freeze modules: no gradients, and evaluation mode even while other modules train."""
     for part in modules:
         part.requires_grad_(False)
         if isinstance(part, nn.Module):
@@ -61,29 +61,31 @@ def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
 
 
 def _stays(self: nn.Module, mode: bool = True) -> nn.Module:
-    """Stands for ``train`` in a frozen module."""
+    """Replacement for ``train`` in a frozen module."""
     return self
 
 
 def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Parameter]) -> PeftModel:
-    """Add low-rank updates to every matrix of the blocks that are to be trained.
+    """Add low-rank updates to every trainable matrix of the blocks.
 
-    All other weights keep their values. Called after :func:`freeze`: a frozen tower gets none.
+    All other weights stay fixed. Call it after :func:`freeze`, so that a frozen tower gets no
+    updates.
 
     Args:
-        model: changed in place; its own methods go on working.
-        rank: of the updates.
-        alpha: their scale times the rank.
-        also: parameters that are trained themselves, such as the temperature.
+        model: changed in place; its own methods keep working.
+        rank: rank of the updates.
+        alpha: scale of the updates times the rank.
+        also: other parameters to train, such as the temperature.
 
     Returns:
-        The library's wrapper, which holds ``model``.
+        The peft wrapper, which holds ``model``.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     linear = [
         name
         for name, module in model.named_modules()
-        # exactly nn.Linear: an attention's output projection, which torch's own never calls, is not
+        # exactly nn.Linear: torch's attention never calls its output projection, a subclass of
+        # nn.Linear
         if type(module) is nn.Linear and BLOCK.search(name) and f"{name}.weight" not in frozen
     ]
     projections = [
@@ -96,11 +98,11 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
         LoraConfig(
             r=rank,
             lora_alpha=alpha,
-            target_modules="|".join(map(re.escape, linear)),  # a list would match endings of names
+            target_modules="|".join(map(re.escape, linear)),  # a list would match name endings
             target_parameters=projections or None,
         ),
     )
-    # Parameters are matched by the ending alone: an update of a frozen tower's stays at zero.
+    # peft matches parameters by name ending, so a frozen tower gets updates too: keep them at zero.
     for name, parameter in wrapped.named_parameters():
         owner = own_name(name).partition(".lora_")[0]
         if f"{owner}.{IN_PROJECTION}" in frozen:
@@ -118,15 +120,15 @@ def adapted(
     frozen: Iterable[nn.Module | nn.Parameter],
     temperature: nn.Parameter,
 ) -> nn.Module:
-    """The model as the settings train it: parts frozen, low-rank updates added.
+    """Freeze parts of the model and add low-rank updates, according to the settings.
 
     Args:
-        model: changed in place; its own methods go on working.
-        frozen: what keeps its weights.
-        temperature: trained whatever else is.
+        model: changed in place; its own methods keep working.
+        frozen: modules and parameters to freeze.
+        temperature: always trained.
 
     Returns:
-        What holds all its parameters: the model, or the library's wrapper around it.
+        The module with all parameters: the model, or the peft wrapper around it.
     """
     freeze(frozen)
     if not config.lora_rank:
@@ -135,7 +137,7 @@ def adapted(
 
 
 def merged_state(model: nn.Module) -> Mapping[str, Tensor]:
-    """A model's weights under its own names, low-rank updates added to what they update."""
+    """State dict under the model's own names, with low-rank updates merged."""
     if isinstance(model, PeftModel):
         model = copy.deepcopy(model).merge_and_unload()
     state: Mapping[str, Tensor] = model.state_dict()
@@ -143,5 +145,5 @@ def merged_state(model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def own_name(name: str) -> str:
-    """A parameter's name in the model itself, whatever the library has wrapped around it."""
+    """Name of a parameter in the model itself, without peft's wrappers."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "")

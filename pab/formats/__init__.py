@@ -1,1 +1,1 @@
-"""Scores and ranked lists in the forms of other tools, read and written."""
+"""Readers and writers for scores and ranked lists in other tools' formats."""

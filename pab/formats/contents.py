@@ -1,4 +1,4 @@
-"""What score files of other tools hold: a matrix, or ranked images per query.
+"""Contents of other tools' score files: a matrix, or ranked images per query.
 
 Shape letters: ``Q`` queries, ``G`` gallery images.
 """
@@ -23,16 +23,16 @@ GALLERY_ID_KEYS = (
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix of scores as a file holds it.
+    """Score matrix as stored in a file.
 
     Attributes:
-        form: what the file is (``"a bare tensor"``).
-        scores: floating point ``[Q, G]``, on disk where the form allows it.
+        form: kind of file (``"a bare tensor"``).
+        scores: floating point ``[Q, G]``, on disk if the form allows it.
         query_ids: ids of the rows; None if the file has none.
         gallery_ids: ids of the columns, in any order; None if the file has none.
-        meta: what the file says of itself.
-        own: whether it is a score file of this project, whose ids are kept as they stand.
-        remarks: what was assumed or ignored, for notices.
+        meta: metadata of the file.
+        own: true for a score file of this project, whose ids are kept unchanged.
+        remarks: assumptions and ignored parts, for notices.
     """
 
     form: str
@@ -46,14 +46,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Listing:
-    """Images listed per query, as runs and ranked lists hold them.
+    """Images listed per query, as in runs and ranked lists.
 
     Attributes:
-        form: what the file is (``"a TREC run"``).
-        names: image names of each query, distinct; best first where there are no scores.
-        query_ids: the query of each entry of ``names``; None if the file has none.
-        scores: a score for each name; None if the order is all there is.
-        remarks: what was assumed or ignored, for notices.
+        form: kind of file (``"a TREC run"``).
+        names: distinct image names per query; best first if there are no scores.
+        query_ids: query id per entry of ``names``; None if the file has none.
+        scores: score per name; None if the file has only an order.
+        remarks: assumptions and ignored parts, for notices.
     """
 
     form: str
@@ -64,10 +64,10 @@ class Listing:
 
 
 def id_text(value: Any, where: str | Path, item: str) -> str:
-    """Return an id as text: a whole number becomes its decimal digits.
+    """Convert an id to text; an integer becomes its decimal digits.
 
     Raises:
-        InputError: neither a text nor a whole number.
+        InputError: neither text nor an integer.
     """
     if isinstance(value, str):
         return str(value)
@@ -82,5 +82,5 @@ def id_text(value: Any, where: str | Path, item: str) -> str:
 
 
 def id_texts(values: Iterable[Any], where: str | Path, item: str) -> list[str]:
-    """Return ids as texts; see :func:`id_text`."""
+    """Convert ids to text; see :func:`id_text`."""
     return [id_text(value, where, item) for value in values]

@@ -1,16 +1,16 @@
-"""Writing scores in the forms of other tools; :mod:`pab.formats.forms` reads all of them back.
+"""Write scores in other tools' formats; :mod:`pab.formats.forms` can read all of them.
 
 ============  ====================================================================================
 pt            a score file of this project
 bare          the plain tensor, and the id lists ``.queries.txt`` and ``.gallery.txt`` beside it
-npy           the same with an array of NumPy
+npy           the same with a NumPy array
 npz           arrays ``scores``, ``query_ids`` and ``gallery_ids``
 csv           ids in the header and the first column
 parquet       a column ``query`` of ids and a column per image; needs pyarrow
-trec          ``query Q0 image rank score tag``; ties are written as the next smaller float32
+trec          ``query Q0 image rank score tag``; ties are written as descending float32 values
 ranx          ``{query: {image: score}}``
-rankings      JSON lines of ``{"query_index", "topk_gallery", "topk_scores"}``, without scores where
-              an order is all there is
+rankings      JSON lines of ``{"query_index", "topk_gallery", "topk_scores"}``, without scores if
+              the source has only an order
 ============  ====================================================================================
 """
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 FORMATS = ("pt", "bare", "npy", "npz", "csv", "parquet", "trec", "ranx", "rankings")
 LISTS = ("trec", "ranx", "rankings")
-DEFAULT_TOP_K = 1000  # images per query in a TREC run, that format's custom
+DEFAULT_TOP_K = 1000  # images per query in a TREC run, as is customary
 
-# Image names of a query, best first, and their scores.
+# Image names of a query, best first, with their scores.
 Ranking = tuple[Sequence[str], NDArray[np.floating]]
 
 
 def paths(form: str, out: Path) -> list[Path]:
-    """The files that an export writes: the scores first, then id lists.
+    """Files written by an export: the scores first, then id lists.
 
     Args:
-        form: of :data:`FORMATS`; ``"prefix"`` is ``"bare"`` with ``out`` as the prefix of names.
-        out: the file to write.
+        form: one of :data:`FORMATS`; ``"prefix"`` is ``"bare"`` with ``out`` as the name prefix.
+        out: output file.
     """
     if form == "prefix":
         out = out.with_name(f"{out.name}.pt")
@@ -60,17 +60,17 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
 
     Args:
         score_file: the scores.
-        form: of :data:`FORMATS`, or ``"prefix"`` (see :func:`paths`).
-        out: the file to write.
-        top_k: images per query in the forms that list them; None: the first 1,000, and those that
-            the score file's own source listed.
+        form: one of :data:`FORMATS`, or ``"prefix"`` (see :func:`paths`).
+        out: output file.
+        top_k: images per query in forms that list them; None writes the first 1,000, without those
+            that the original source did not list.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: ``top_k`` with a form that holds the whole matrix, ids that the form cannot
-            carry, or a file that cannot be written.
+        InputError: ``top_k`` with a form that has the whole matrix, ids that the form cannot
+            represent, or a file that cannot be written.
     """
     if top_k is not None and form not in LISTS:
         raise InputError("--top_k", f"goes with --format {', '.join(LISTS)}")
@@ -155,7 +155,7 @@ def _write_lists(score_file: ScoreFile, form: str, out: Path, top_k: int | None)
 
 
 def _ranking_lines(score_file: ScoreFile, ranking: Sequence[Ranking]) -> Iterator[str]:
-    """JSON lines with an order, and with the scores if they say more than the order."""
+    """Yield JSON lines with an order, and with scores if they add information."""
     for query_id, (names, scores) in zip(score_file.query_ids, ranking, strict=True):
         record: dict[str, Any] = {"query_index": query_id, "topk_gallery": list(names)}
         if not score_file.is_order_alone:
@@ -164,14 +164,14 @@ def _ranking_lines(score_file: ScoreFile, ranking: Sequence[Ranking]) -> Iterato
 
 
 def _shortest(score: np.floating) -> float:
-    """A float32 with the fewest digits that give it back."""
+    """Shortest decimal float that converts back to the float32."""
     return float(f"{score:.9g}")
 
 
 def ranking_of(score_file: ScoreFile, top_k: int) -> list[Ranking]:
-    """The first images of every query with their scores.
+    """Return the first images per query with their scores.
 
-    Images that the scores' source did not list are left out.
+    Images that the scores' source did not list are omitted.
     """
     from pab.ranking import top_k as best_columns
 
@@ -187,18 +187,18 @@ def ranking_of(score_file: ScoreFile, top_k: int) -> list[Ranking]:
 def trec_lines(
     where: str | Path, query_ids: Iterable[str], ranking: Iterable[Ranking]
 ) -> Iterator[str]:
-    """The lines of a TREC run.
+    """Yield the lines of a TREC run.
 
-    Other tools sort by score and break ties by rules of their own. A score that is not below
-    the one before it is therefore written as the next smaller float32: the order is the same.
+    Other tools sort by score and break ties with their own rules. A score that is not below the
+    previous one is therefore written as the next smaller float32, which preserves the order.
 
     Args:
         where: the file, for the error.
         query_ids: ``Q`` ids.
-        ranking: for each query the gallery names, best first, and their scores.
+        ranking: per query, gallery names (best first) and their scores.
 
     Raises:
-        InputError: an id holds a blank, which the format cannot carry.
+        InputError: an id contains a blank, which the format cannot represent.
     """
     for query_id, (names, scores) in zip(query_ids, ranking, strict=True):
         check_words(where, (query_id, *names))
@@ -209,10 +209,10 @@ def trec_lines(
 
 
 def check_words(where: str | Path, ids: Iterable[str]) -> None:
-    """Refuse ids with a blank, which TREC's formats cannot carry.
+    """Reject ids with a blank, which TREC formats cannot represent.
 
     Raises:
-        InputError: naming the id.
+        InputError: names the id.
     """
     for one in ids:
         if one.split() != [one]:

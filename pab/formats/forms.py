@@ -1,7 +1,7 @@
-"""Reading scores in every form that people have: which form a file is in, and what it holds.
+"""Read scores in all supported forms: detect the form of a file, and parse its content.
 
-The content decides, not the ending. The ending only settles what content cannot: a text that could
-be a ranked list as well as damaged binary data.
+The content decides the form. The extension matters only if the content is ambiguous: text that
+could be a ranked list or damaged binary data.
 
 ==================  ==============================================================================
 ``.pt``             a score file of this project; a bare tensor; a dict that holds one matrix
@@ -10,7 +10,7 @@ tables              CSV, TSV, Parquet (:mod:`pab.formats.tables`)
 runs and lists      TREC, ranx, rankings, ranked lists (:mod:`pab.formats.runs`)
 ==================  ==============================================================================
 
-torch is imported for matrices alone, so that work on lists starts at once.
+torch is imported only for matrices, so that commands on lists start quickly.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 REMEDY = "export the scores again with the tool that wrote them"
 _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", ".pkl", ".zip"))
 _TABLE_ENDINGS = frozenset((".csv", ".tsv"))
-_HEAD = 1 << 16  # bytes that tell the form of a text
+_HEAD = 1 << 16  # bytes read to detect the form of a text
 
 
 def read_form(path: str | Path, *, mmap: bool = True) -> Matrix | Listing:
-    """Read a file of scores, whatever its form.
+    """Read a file of scores in any form.
 
     Args:
         path: the file.
-        mmap: leave the matrix on disk until it is used, where the form allows it.
+        mmap: leave the matrix on disk until it is used, if the form allows it.
 
     Raises:
-        InputError: no such file, a form that nobody knows, or a damaged file.
+        InputError: the file is missing, damaged or of unknown form.
     """
     path = existing_file(path, "a score file")
     try:
@@ -91,7 +91,7 @@ def _text_form(path: Path) -> Matrix | Listing:
     separator = bare_separator_of(start)
     if separator is not None:
         return text_table(text, path, separator, ids=False)
-    # The reader names the first cell that is no number.
+    # The reader names the first cell that is not a number.
     fallback = "\t" if path.suffix.lower() == ".tsv" else ","
     return text_table(text, path, fallback)
 
@@ -152,7 +152,7 @@ def _torch_form(path: Path, mmap: bool) -> Matrix:
 
 
 def _own_form(content: dict[Any, Any], path: Path) -> Matrix:
-    """A dict with all keys of this project's score files."""
+    """Parse a dict with all keys of this project's score files."""
     meta = content["meta"]
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
         raise InputError(path, "expected a dict with names as keys", item="meta")
@@ -172,7 +172,7 @@ def _own_form(content: dict[Any, Any], path: Path) -> Matrix:
 
 
 def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -> Matrix:
-    """A dict of arrays that holds one matrix, and perhaps ids."""
+    """Parse a dict of arrays with one matrix and optional ids."""
     matrices = [key for key, value in content.items() if _is_matrix(value)]
     if len(matrices) != 1:
         found = f"{len(matrices)} ({', '.join(map(str, matrices))})" if matrices else "none"
@@ -212,7 +212,7 @@ def _ignored(content: Mapping[Any, Any], used: Any) -> str:
 
 def _ids(values: Any, path: Path, name: str) -> list[str]:
     if type(values) is list and set(map(type, values)) == {str}:
-        return values  # the usual case, which must not cost a copy
+        return values  # the usual case, which must not copy
     if getattr(values, "ndim", None) == 1:  # an array or a tensor
         values = values.tolist()
     if not isinstance(values, list | tuple):
@@ -221,7 +221,7 @@ def _ids(values: Any, path: Path, name: str) -> list[str]:
 
 
 def _is_matrix(value: Any) -> bool:
-    """Whether a value is a floating-point matrix, of NumPy or of torch."""
+    """Return true if a value is a floating-point matrix of NumPy or torch."""
     if isinstance(value, np.ndarray):
         return value.ndim == 2 and value.dtype.kind == "f"
     floating = getattr(value, "is_floating_point", None)
@@ -235,13 +235,13 @@ def _kind(value: Any) -> str:
 
 
 def matrix_of(value: Any, path: Path, item: str) -> Tensor:
-    """Return a matrix of scores as a detached tensor of floating point, [queries, gallery].
+    """Convert a matrix of scores to a detached floating-point tensor, [queries, gallery].
 
-    Whole numbers are refused: in files of other tools they are places or column numbers, where
-    more is not better.
+    Integers are rejected: in other tools' files, they are ranks or column numbers, for which larger
+    is not better.
 
     Raises:
-        InputError: no matrix, not of floating point, or sparse.
+        InputError: not a matrix, not floating point, or sparse.
     """
     import torch
 

@@ -1,10 +1,10 @@
-"""Forms that list images per query: TREC runs, ranx runs, rankings as JSON, ranked lists.
+"""Read forms that list images per query: TREC runs, ranx runs, JSON rankings, ranked lists.
 
 ==================  ==============================================================================
-TREC run            ``query Q0 image rank score tag`` per line; the score decides, as in trec_eval
+TREC run            ``query Q0 image rank score tag`` per line; ranked by score, as in trec_eval
 ranx run            ``{query: {image: score}}``
 rankings            ``{"query_index", "topk_gallery": [image, ...]}`` per record, best first;
-                    ``"topk_scores"`` may give the scores
+                    ``"topk_scores"`` may contain the scores
 reranked lists      ``{"query_index", "reranked": [{"image", "score"}, ...]}`` per record
 ranked list         image names per line, best first; line N belongs to query N
 ==================  ==============================================================================
@@ -31,20 +31,20 @@ TREC_FIELDS = 6
 _LIST_KEYS = ("topk_gallery", "reranked", "ranking", "results")
 _SCORE_KEYS = ("topk_scores", "scores")
 _IMAGE_KEYS = ("image", "gallery", "gallery_id", "image_id", "name")
-_BLANKS = re.compile(r"[ \t]+")  # other blanks (U+00A0, U+202F) may stand in a name
+_BLANKS = re.compile(r"[ \t]+")  # other blanks (U+00A0, U+202F) may be part of a name
 
 
 def ranked_list(path: Path) -> Listing:
-    """Read a ranked list, or a zip that holds one.
+    """Read a ranked list, or a zip file that contains one.
 
     Raises:
-        InputError: as :func:`pab.ranking.read_ranked_list`.
+        InputError: see :func:`pab.ranking.read_ranked_list`.
     """
     return Listing("a ranked list", read_ranked_list(path))
 
 
 def is_trec_run(line: str) -> bool:
-    """Whether a line is of a TREC run: six fields, Q0, a whole number, a number."""
+    """Return true if a line is in TREC run format: six fields, Q0, an integer, a number."""
     fields = _BLANKS.split(line.strip(), TREC_FIELDS - 1)
     if len(fields) < TREC_FIELDS or fields[1].upper() != "Q0":
         return False
@@ -52,11 +52,11 @@ def is_trec_run(line: str) -> bool:
 
 
 def trec_run(text: str, path: Path) -> Listing:
-    """Read the text of a TREC run.
+    """Parse the text of a TREC run.
 
     Raises:
-        InputError: a line of another form, a score that is no number, or an image twice in one
-            query's list; the line is named.
+        InputError: a malformed line, a score that is not a number, or a duplicate image in a
+            query's list; the message names the line.
     """
     found: dict[str, dict[str, float]] = {}
     ranks: dict[str, list[tuple[int, float]]] = {}
@@ -66,7 +66,7 @@ def trec_run(text: str, path: Path) -> Listing:
             continue
         item = f"line {number}"
         fields = _BLANKS.split(line, TREC_FIELDS - 1)
-        if len(fields) < TREC_FIELDS - 1:  # a run without a tag has one meaning too
+        if len(fields) < TREC_FIELDS - 1:  # a run without a tag is unambiguous too
             raise InputError(
                 path,
                 f"expected QUERY Q0 IMAGE RANK SCORE TAG, found {len(fields)} fields",
@@ -104,17 +104,17 @@ def _number(text: str) -> float | None:
 
 
 def _other_order(listed: Sequence[tuple[int, float]]) -> bool:
-    """Whether (rank, score) pairs give a smaller rank to a smaller score."""
+    """Return true if a better rank has a lower score than the next one."""
     scores = [score for _, score in sorted(listed, key=lambda pair: pair[0])]
     return any(a < b for a, b in pairwise(scores))
 
 
 def json_run(text: str, path: Path) -> Listing:
-    """Read the text of a JSON file: a ranx run, rankings, or reranked lists.
+    """Parse the text of a JSON file: a ranx run, rankings, or reranked lists.
 
     Raises:
-        InputError: broken JSON, another form, a query or an image twice, or a score that is no
-            number; the record or the query is named.
+        InputError: broken JSON, an unknown form, a duplicate query or image, or a score that is not
+            a number; the message names the record or query.
     """
     values = _json_values(text, path)
     if len(values) == 1 and isinstance(values[0], list):
@@ -132,7 +132,7 @@ def json_run(text: str, path: Path) -> Listing:
 
 
 def _json_values(text: str, path: Path) -> list[Any]:
-    """All JSON values of a text, one after the other: one document, or JSON lines."""
+    """Parse all consecutive JSON values of a text: one document, or JSON lines."""
     decoder = json.JSONDecoder(object_pairs_hook=_each_once(path))
     values, place = [], 0
     while place < len(text):
@@ -168,7 +168,7 @@ def _first_of(keys: Sequence[str], fields: dict[str, Any]) -> str | None:
 
 
 def _run_object(run: dict[str, Any], path: Path) -> Listing:
-    """One object by query: images with scores (ranx), or lists of images, best first."""
+    """Parse an object by query: images with scores (ranx), or lists of images, best first."""
     if run and all(isinstance(listed, list) for listed in run.values()):
         names = {
             query: _names(listed, path, f"query {shortened(query)}")
@@ -242,7 +242,7 @@ def _names(listed: list[Any], path: Path, item: str) -> list[str]:
 
 
 def _pairs(listed: list[dict[str, Any]], path: Path, item: str) -> dict[str, float]:
-    """``[{"image", "score"}, ...]`` as image -> score."""
+    """Convert ``[{"image", "score"}, ...]`` to image -> score."""
     for entry in listed:
         if _first_of(_IMAGE_KEYS, entry) is None or "score" not in entry:
             raise InputError(
@@ -259,7 +259,7 @@ def _pairs(listed: list[dict[str, Any]], path: Path, item: str) -> dict[str, flo
 
 
 def _beside(names: list[str], values: Any, path: Path, item: str) -> dict[str, float]:
-    """Names and the list of their scores as image -> score."""
+    """Combine names and a list of their scores to image -> score."""
     if not isinstance(values, list) or len(values) != len(names):
         found = len(values) if isinstance(values, list) else kind(values)
         raise InputError(

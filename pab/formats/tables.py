@@ -1,4 +1,4 @@
-"""Score matrices as tables: CSV and TSV with ids in the header and the first column, and Parquet.
+"""Read score matrices from tables: CSV and TSV with ids in header and first column, and Parquet.
 
 Parquet needs pyarrow, an optional dependency (``pip install pyarrow``).
 """
@@ -18,14 +18,14 @@ from pab.data.json_lines import shortened
 from pab.formats.contents import QUERY_ID_KEYS, Matrix, id_texts
 
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
-PANDAS_INDEX = "__index_level_0__"  # the name that pandas gives an index without one
+PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
 
 
 def separator_of(text: str) -> str | None:
-    """Return the separator of a table of numbers; None if the text is no such table.
+    """Return the separator of a numeric table; None if the text is not such a table.
 
-    The header and the first row must have the same number of cells (or the header one less, where
-    it names the columns alone), and all cells of the row but the first must be numbers.
+    Header and first row must have the same number of cells (or the header one less, if it names
+    only the columns). All cells of the row except the first must be numbers.
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
@@ -39,7 +39,7 @@ def separator_of(text: str) -> str | None:
 
 
 def bare_separator_of(text: str) -> str | None:
-    """Return the separator of a table that is numbers alone, header and first column included."""
+    """Return the separator of a table of numbers without header and id column."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     for separator in _SEPARATORS:
         row = next(csv.reader([first], delimiter=separator), [])
@@ -59,13 +59,13 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
     """Read a table of scores.
 
     Args:
-        text: the file's content.
+        text: content of the file.
         path: the file, for errors.
-        separator: of the cells.
-        ids: whether the first row and the first column are ids.
+        separator: separator of the cells.
+        ids: true if the first row and the first column are ids.
 
     Raises:
-        InputError: a row of another length, or a cell that is no number; both are named.
+        InputError: a row of another length, or a cell that is not a number; the message names it.
     """
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     header: list[str] = []
@@ -89,7 +89,7 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
         if ids:
             query_ids.append(row[0].strip())
             row = row[1:]
-            # A header with one cell less names the columns alone, as R writes it.
+            # A header with one cell less names only the columns, as R writes it.
             width = len(header) - (len(row) < len(header)) if width is None else width
         width = len(row) if width is None else width
         if len(row) != width:
@@ -122,7 +122,7 @@ def pyarrow(path: str | Path) -> Any:
     """Import pyarrow with its Parquet module.
 
     Raises:
-        InputError: it is not installed; the command that installs it is named.
+        InputError: it is not installed; the message gives the command that installs it.
     """
     try:
         importlib.import_module("pyarrow.parquet")
@@ -134,13 +134,13 @@ def pyarrow(path: str | Path) -> Any:
 
 
 def parquet_table(path: Path) -> Matrix:
-    """Read a Parquet file: a column per image, and one of query ids.
+    """Read a Parquet file with one column per image and one of query ids.
 
-    The query ids are the column of texts, or the one that is called ``query_id`` or the like, or
-    pandas' index.
+    Query ids are in the text column, in a column called ``query_id`` or similar, or in pandas'
+    index.
 
     Raises:
-        InputError: no Parquet file, no pyarrow, or a column that is neither.
+        InputError: not a Parquet file, pyarrow is missing, or a column is neither kind.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""Explain any file or folder and name the next command."""
+"""Describe any file or folder, and suggest the next command."""

@@ -1,7 +1,8 @@
-"""Explain any path: ``python -m pab.layout check PATH``.
+"""Describe any path: ``python -m pab.layout check PATH``.
 
-Says what a folder or file is, what is in it, and which command to run next: a root of PAB or a part
-of it, a name-masked set, annotations, tables, photographs, scores, ranked lists, weights.
+Reports the kind of a folder or file, its content, and the next command to run. Recognizes a PAB
+root or a part of it, name-masked sets, annotations, tables, photographs, scores, ranked lists and
+weights.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pab.layout.parts import FETCH, check_root, is_data_root, report, root_comma
 
 
 def explain(path: str | Path) -> str:
-    """What a path is, as lines of text.
+    """Describe a path in lines of text.
 
     Raises:
-        InputError: there is no such path, nothing can be made of it, or a line of it is bad.
+        InputError: the path does not exist, is of no known kind, or has a bad line.
     """
     path = Path(path)
     if not path.exists():
@@ -41,7 +42,7 @@ def explain(path: str | Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = CommandParser(
         prog="python -m pab.layout", description="Explain a file or folder.", allow_abbrev=False
     )

@@ -1,4 +1,4 @@
-"""Single files, as the layout check explains them: told by what is in them."""
+"""Describe single files for the layout check, by their content."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
 
 TENSOR_ENDINGS = frozenset((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
-_HEAD = 1 << 16  # bytes of a text file that tell its form
+_HEAD = 1 << 16  # bytes of a text file that determine its kind
 _TREC = re.compile(r"\S+\s+Q0\s+\S+\s+\d+\s+\S+\s+\S+")
-IMAGE_KEY, CAPTION_KEY = "filepath", "title"  # columns of OpenCLIP's tables
+IMAGE_KEY, CAPTION_KEY = "filepath", "title"  # OpenCLIP's column names
 
 
 def explain_file(path: Path) -> Found:
-    """Explain one file.
+    """Describe a file.
 
     Raises:
-        InputError: nothing can be made of it, or an item of it is bad (named).
+        InputError: the file is of no known kind, or has a bad item (the message names it).
     """
     ending = path.suffix.lower()
     if ending in TENSOR_ENDINGS:
@@ -90,7 +90,7 @@ def _picture(path: Path) -> Found:
 
 
 def _archive(path: Path) -> Found:
-    """An answer to submit, or a tar of images with captions."""
+    """Describe an answer archive, or a tar of images with captions."""
     try:
         if path.suffix.lower() == ".tar":
             with tarfile.open(path) as tar:
@@ -148,13 +148,13 @@ def _text(path: Path) -> Found:
 
 
 def _lines(path: Path, head: str) -> Found:
-    """A TREC run, a list of ids, or a ranked list."""
+    """Describe a TREC run, a list of ids, or a ranked list."""
     lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         raise _unknown(path, "blank lines")
     if _TREC.fullmatch(lines[0].strip()):
         return describe_scores(path)
-    whole = lines[:-1] if path.stat().st_size > _HEAD else lines  # the last may be cut off
+    whole = lines[:-1] if path.stat().st_size > _HEAD else lines  # the last line may be truncated
     lengths = {len(line.split()) for line in whole}
     if lengths == {1}:
         ids = read_id_list(path)
@@ -170,7 +170,7 @@ def _lines(path: Path, head: str) -> Found:
 
 
 def _table(path: Path, head: str) -> Found:
-    """Images and captions, or scores with ids."""
+    """Describe a table of images and captions, or of scores with ids."""
     first, *rest = head.splitlines()
     separators = [s for s in ("\t", ",", ";") if s in first]
     for separator in separators:
@@ -217,7 +217,7 @@ def _are_numbers(cells: list[str]) -> bool:
 
 
 def _json(path: Path, head: str, encoding: str) -> Found:
-    """Annotations, queries, an answer key, or scores."""
+    """Describe annotations, queries, an answer key, or scores."""
     first = _first_object(path, head, encoding)
     if path.name == "source_caption.json":
         return Found("captions of the source videos, which no command reads")
@@ -240,12 +240,12 @@ def _json(path: Path, head: str, encoding: str) -> Found:
 
 
 def _first_object(path: Path, head: str, encoding: str) -> Any:
-    """The first JSON value of a file of lines or of an array; a lone value is the whole of it."""
+    """Read the first JSON value of a file of lines or of an array; a single value is read whole."""
     decoder = json.JSONDecoder()
     text = head[1:].lstrip() if head[0] == "[" else head
     try:
         return decoder.raw_decode(text)[0]
-    except ValueError:  # cut off at the head's end, or broken: the whole file tells
+    except ValueError:  # truncated or broken: parse the whole file
         pass
     text = path.read_text(encoding=encoding).lstrip()
     try:
@@ -264,7 +264,7 @@ def _queries(path: Path) -> Found:
 
 
 def _pairs(path: Path) -> Found:
-    """Training pairs or a labelled test: the same lines, one caption or a list of them."""
+    """Describe training pairs or a labelled test set, whose lines have one caption or a list."""
     lines = list(read_labelled_images(path))
     captions = sum(len(line.captions) for line in lines)
     kinds = Counter(line.is_normal for line in lines)
@@ -276,7 +276,7 @@ def _pairs(path: Path) -> Found:
         facts.append(f"{count(twins, 'twin')} (hard_i_id)")
     try:
         root = data_root(path)
-    except InputError:  # not under an annotation folder: the user knows where the images are
+    except InputError:  # outside an annotation folder, the user must give the images' location
         root = None
     folder = "FOLDER" if root is None else quoted(root)
     commands = [f"python -m lhp.infer --annotation {quoted(path)} --image_folder {folder}"]

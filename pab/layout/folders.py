@@ -1,4 +1,4 @@
-"""Folders outside PAB's layout, as the layout check explains them."""
+"""Describe folders outside PAB's layout for the layout check."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ KNOWN_ENDINGS = frozenset((
 
 
 def is_photo_name(name: str) -> bool:
-    """Whether a file name, not a hidden one, has the ending of a picture that can be searched."""
+    """Return true if a file name has a searchable image extension and is not hidden."""
     return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 
 def explain_folder(folder: Path) -> Found:
-    """Explain a folder that is no data root.
+    """Describe a folder that is not a data root.
 
     Raises:
-        InputError: nothing can be made of it, or a line of a file in it is bad.
+        InputError: the folder is of no known kind, or a file in it has a bad line.
     """
     names = sorted(file_names(folder))
     if (folder / "gallery").is_dir() or query_file(folder):
         return _masked(folder)
-    if not any(map(is_photo_name, names)):  # a gallery is not read file by file
+    if not any(map(is_photo_name, names)):  # do not read a gallery file by file
         weights = explain_weight_folder(folder)
         if weights is not None:
             return weights
@@ -77,7 +77,7 @@ def _masked(folder: Path) -> Found:
 
 
 def _image_shards(folder: Path, numbers: list[int]) -> Found:
-    """A part of the download, or ``train/`` itself: images without their annotations."""
+    """Describe a part of the download, or ``train/`` itself: images without annotations."""
     parts = sorted({part_of(number) for number in numbers})
     facts = (
         f"{count(len(numbers), 'folder')} imgs_N, N from {min(numbers)} to {max(numbers)}",
@@ -89,7 +89,7 @@ def _image_shards(folder: Path, numbers: list[int]) -> Found:
 
 
 def _tars(folder: Path, names: list[str]) -> Found:
-    """WebDataset shards; the first tells what they hold."""
+    """Describe WebDataset shards by the content of the first."""
     try:
         with tarfile.open(folder / names[0]) as archive:
             endings = Counter(Path(m.name).suffix.lower() for m in archive if m.isfile())
@@ -106,7 +106,7 @@ def _tars(folder: Path, names: list[str]) -> Found:
 
 
 def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
-    """Images with captions beside them, or photographs to search."""
+    """Describe images with caption files, or photographs to search."""
     pictures = [name for name in names if is_photo_name(name)] + nested
     captioned = [
         name for name in pictures
@@ -134,7 +134,7 @@ def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
 
 
 def _nested_photos(folder: Path) -> list[str]:
-    """Pictures in folders below, as relative paths; links to folders are not followed."""
+    """Relative paths of pictures in subfolders; links to folders are not followed."""
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")

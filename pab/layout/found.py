@@ -1,4 +1,4 @@
-"""What the layout check found out about a path."""
+"""Result of the layout check of a path."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Found:
-    """An explained path.
+    """Description of a path.
 
     Attributes:
         what: the kind of file or folder, as a noun phrase.
         facts: counts and other findings, one per line.
-        commands: what to run next.
+        commands: next commands to run.
     """
 
     what: str
@@ -23,10 +23,10 @@ class Found:
 
 
 def quoted(path: Path) -> str:
-    """A path as a word of a shell command."""
+    """Quote a path for a shell command."""
     return shlex.quote(str(path))
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: "1 image", "1,978 images"; ``plural`` is NOUN + s if not given."""
+    """Format a number with its noun: "1 image", "1,978 images"; ``plural`` defaults to NOUN + s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -1,7 +1,7 @@
-"""The parts of PAB under a data root: what is there, what is missing, what can be run.
+"""Parts of PAB under a data root: present, missing, and usable by which commands.
 
-Every annotation line is checked on the way. Images are looked for by listing folders, which stays
-quick for a million of them; whether they can be decoded is for the commands that read them.
+Every annotation line is checked. Images are checked by listing folders, which is fast for a million
+of them. The commands that read images check whether they can be decoded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pab.data.image_paths import ImageFinder, file_names, is_image_name
 from pab.data.tree import SHARD_FOLDERS, find_shards, labelled_test
 from pab.layout.found import quoted
 
-# What PAB publishes: training shards, and lines of its parts.
+# PAB's published numbers: training shards, and lines per part.
 PAB_SHARDS, PAB_TRAIN, PAB_TEST, PAB_UCC = 75, 1_013_605, 1_978, 5_320
 
 PAB_SOURCE = "https://github.com/Shuyu-XJTU/CMP"
@@ -30,17 +30,17 @@ SOURCE_CAPTIONS = "annotation/source_caption.json"
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the data as it was found.
+    """Part of the data, as found.
 
     Attributes:
-        name: what it is.
+        name: name of the part.
         place: file or files, relative to the root.
-        published: how many lines PAB has there.
-        lines: how many lines are there; None if the annotation is missing.
-        named: images that the lines name; None for a masked set, whose lines name none.
-        found: how many images are there.
-        missing: what to say of what is not there; empty if all is.
-        commands: what can be run on it.
+        published: number of lines in PAB.
+        lines: number of lines found; None if the annotation is missing.
+        named: number of images that the lines name; None for a masked set, whose lines name none.
+        found: number of images found.
+        missing: description of missing parts; empty if complete.
+        commands: commands that can use the part.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Part:
 
     @property
     def usable(self) -> bool:
-        """Whether a command could do something with it."""
+        """True if a command can use the part."""
         return bool(self.lines and self.found)
 
     def row(self) -> str:
-        """The part as a line of the table."""
+        """Format the part as a row of the table."""
         lines = "-" if self.lines is None else f"{self.lines:,}"
         images = "-" if self.lines is None else f"{self.found:,}"
         if self.named is not None:
@@ -67,7 +67,7 @@ class Part:
 
 
 def is_data_root(folder: Path) -> bool:
-    """Whether a folder looks like the root of PAB, or of a part of it."""
+    """Return true if a folder looks like the root of PAB, or of a part of it."""
     if any((folder / name).is_dir() for name in ("annotation", MASKED, "track4")):
         return True
     return any(
@@ -79,18 +79,18 @@ def is_data_root(folder: Path) -> bool:
 
 
 def check_root(root: Path) -> list[Part]:
-    """Look through a data root.
+    """Check a data root.
 
     Raises:
-        InputError: a line of a file is bad (named), or no part can be used.
+        InputError: a file has a bad line (the message names it), or no part can be used.
     """
     finder = ImageFinder(root)
     parts = [_shards(root, finder, "training", SHARD_FOLDERS[0])]
-    if "attr_" not in parts[0].place:  # else the release has one set of shards, with actions
+    if "attr_" not in parts[0].place:  # otherwise the release has one set of shards, with actions
         parts.append(_shards(root, finder, "training actions", SHARD_FOLDERS[1]))
     test = labelled_test(root)
     parts.append(_labelled(root, finder, "test", f"annotation/test/{test.name}", PAB_TEST))
-    if test.name == "pair.json":  # else the one file has the actions
+    if test.name == "pair.json":  # otherwise the single file has the actions
         parts.append(_labelled(root, finder, "test actions", "annotation/test/attr.json", PAB_TEST))
     parts.append(_labelled(root, finder, "out of domain", "annotation/test/ucc.json", PAB_UCC))
     parts.append(masked_part(root, "masked test", MASKED))
@@ -105,7 +105,7 @@ def check_root(root: Path) -> list[Part]:
 
 
 def report(root: Path, parts: list[Part]) -> list[str]:
-    """The findings as lines: a table, other data, what is missing and where it comes from."""
+    """Format the findings: a table, other data, and missing parts with their sources."""
     head = (
         f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   images found, of those named"
     )
@@ -126,7 +126,7 @@ def report(root: Path, parts: list[Part]) -> list[str]:
 
 
 def root_commands(root: Path, parts: list[Part]) -> list[str]:
-    """The commands to run next on a data root."""
+    """Next commands to run on a data root."""
     commands = [command for part in parts if part.usable for command in part.commands]
     scored = {part.name for part in parts if part.usable} & {"test", "masked test"}
     if scored:
@@ -135,7 +135,7 @@ def root_commands(root: Path, parts: list[Part]) -> list[str]:
 
 
 def _others(root: Path) -> list[str]:
-    """Data of the release that no command of this project reads."""
+    """List data of the release that no command uses."""
     found = []
     if (root / SOURCE_CAPTIONS).is_file():
         found.append(f"{SOURCE_CAPTIONS} (captions of the source videos)")
@@ -147,10 +147,10 @@ def _others(root: Path) -> list[str]:
 
 
 def _shards(root: Path, finder: ImageFinder, name: str, folder: str) -> Part:
-    """A folder of training shards, which may be fewer than PAB has."""
+    """Describe a folder of training shards, possibly fewer than in PAB."""
     try:
         shards = find_shards(root, [folder])
-    except InputError:  # no shards: as if the folder were not there
+    except InputError:  # no shards: treat as a missing folder
         return Part(name, folder, PAB_TRAIN, missing=(f"{folder}/: {PAB_SHARDS} shards",))
     place = f"{folder}/{shards[0].name.partition('_')[0]}_*.json ({len(shards)})"
     commands = (
@@ -188,20 +188,20 @@ def _count(
 
 
 def query_file(folder: Path) -> Path | None:
-    """The queries of a name-masked set; None if there are none."""
+    """Query file of a name-masked set; None if there is none."""
     return next((folder / name for name in QUERY_FILES if (folder / name).is_file()), None)
 
 
 def masked_part(root: Path, name: str, folder: str) -> Part:
-    """A name-masked set; nothing in it says how many images belong in its gallery.
+    """Describe a name-masked set, whose files do not state the size of its gallery.
 
     Args:
         root: the data root.
-        name: what to call the part.
-        folder: of the set, relative to the root; "." is the root itself.
+        name: name of the part.
+        folder: folder of the set, relative to the root; "." is the root itself.
 
     Raises:
-        InputError: a bad line, or an order of other queries.
+        InputError: a bad line, or a query order with other queries.
     """
     home = root / folder
     queries, gallery, order = query_file(home), home / "gallery", home / "query_index.txt"

@@ -1,4 +1,4 @@
-"""Scores and ranked lists of every form, as the layout check explains them."""
+"""Describe scores and ranked lists of every form for the layout check."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pab.layout.found import Found, quoted
 
 
 def describe_scores(path: Path) -> Found:
-    """Explain a file of scores or a ranked list, and name the command that takes it.
+    """Describe a file of scores or a ranked list, and name the command that accepts it.
 
     Raises:
-        InputError: the file breaks a rule of its form (named).
+        InputError: the file violates a rule of its form; the message names it.
     """
     from pab.formats.contents import Matrix
     from pab.formats.forms import read_form
@@ -41,7 +41,7 @@ def describe_scores(path: Path) -> Found:
 
 
 def holds_scores(content: Any) -> bool:
-    """Whether the content of a file is a matrix of scores, or a dict with one array, a matrix."""
+    """Return true if a file's content is a score matrix, or a dict with one matrix."""
     if getattr(content, "ndim", None) == 2:
         return True
     if not isinstance(content, dict):

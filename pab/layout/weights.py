@@ -1,4 +1,4 @@
-"""Checkpoints and folders of weights: which model they are of, told by what is in them."""
+"""Describe checkpoints and folders of weights, with the model detected from the content."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pab.layout.found import Found, count, quoted
 
 
 def known_model(names: Iterable[str]) -> str | None:
-    """The model that tensors of these names belong to; None if no model of the project does.
+    """Return the model that has tensors with these names; None if no model of the project does.
 
     Args:
-        names: of a checkpoint's tensors, without wrapper prefixes.
+        names: tensor names of a checkpoint, without wrapper prefixes.
     """
     bare = set(names)
 
@@ -39,14 +39,14 @@ def known_model(names: Iterable[str]) -> str | None:
 
 
 def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
-    """Explain a checkpoint; None if its tensors belong to no model of the project.
+    """Describe a checkpoint; None if its tensors belong to no model of the project.
 
     Args:
         path: the file.
-        checkpoint: its content, as :func:`pab.core.checkpoints.read_checkpoint` gives it.
+        checkpoint: content as returned by :func:`pab.core.checkpoints.read_checkpoint`.
 
     Raises:
-        InputError: it holds no tensors.
+        InputError: the checkpoint has no tensors.
     """
     from pab.core.checkpoints import STATE_MARK, model_state
 
@@ -68,7 +68,7 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
     return Found(what, tuple(facts), tuple(command.format(file=file) for command in commands))
 
 
-# Model -> what a checkpoint is, and the commands that take it.
+# Model -> description of a checkpoint, and the commands that accept it.
 _MODELS = {
     "beit3": (
         "a checkpoint of BEiT-3 for retrieval (LHP)",
@@ -101,7 +101,7 @@ _MODELS = {
 
 
 def explain_weight_folder(folder: Path) -> Found | None:
-    """Explain a folder of weights, told by its content; None if it holds none."""
+    """Describe a folder of weights by its content; None if it has none."""
     found = weight_folder(folder)
     place, vocabulary = quoted(folder), (folder / "vocab.txt").is_file()
     match found.family:

@@ -1,1 +1,1 @@
-"""Scoring that all members share: the encoder interface, the job around it, kept vectors."""
+"""Scoring code shared by all members: encoder interface, scoring job, feature cache."""

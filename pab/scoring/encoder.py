@@ -1,4 +1,4 @@
-"""The verbs of a model that embeds images and captions separately."""
+"""Interface of models that embed images and captions separately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pab.data.images import ImageReader
 
 
 class EncodeImages(Protocol):
-    """Images -> vectors float32 [G, D] on the CPU, in the order of the images."""
+    """Map images to vectors, float32 [G, D] on the CPU, in the order of the images."""
 
     def __call__(
         self, images: Sequence[GalleryImage], /, *, reader: ImageReader | None = None
@@ -21,13 +21,13 @@ class EncodeImages(Protocol):
 
 
 class EncodeTexts(Protocol):
-    """Captions -> unit vectors float32 [Q, D] on the CPU, in their order."""
+    """Map captions to unit vectors, float32 [Q, D] on the CPU, in the order of the captions."""
 
     def __call__(self, captions: Sequence[str], /) -> Tensor: ...
 
 
 class Similarity(Protocol):
-    """Vectors of captions and of images -> scores float32 [Q, G]."""
+    """Map vectors of captions and images to scores, float32 [Q, G]."""
 
     def __call__(self, texts: Tensor, images: Tensor, /) -> Tensor: ...
 
@@ -39,11 +39,11 @@ def cosine(texts: Tensor, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The verbs of a loaded model; vectors are cached where its settings say so.
+    """Encoding and similarity functions of a loaded model, cached if its settings say so.
 
     Attributes:
-        encode_images: see :class:`EncodeImages`. A model with several vectors per image puts their
-            values side by side in one row.
+        encode_images: see :class:`EncodeImages`. A model with several vectors per image
+            concatenates them into one row.
         encode_texts: see :class:`EncodeTexts`.
         similarity: see :class:`Similarity`.
     """
@@ -53,20 +53,20 @@ class Encoder:
     similarity: Similarity = cosine
 
     def scores(self, captions: Sequence[str], gallery: Sequence[GalleryImage]) -> Tensor:
-        """Scores float32 [Q, G]; captions are encoded first, so that their faults end it early."""
+        """Score captions against a gallery, float32 [Q, G]; captions go first, to fail early."""
         texts = self.encode_texts(captions)
         return self.similarity(texts, self.encode_images(gallery))
 
 
 @dataclass(frozen=True)
 class OpenEncoder:
-    """An encoder with its origin; what ``open_encoder(config)`` of a member's module gives.
+    """Encoder with its origin; returned by ``open_encoder(config)`` of a member's module.
 
     Attributes:
-        encoder: the verbs.
+        encoder: the encoding and similarity functions.
         architecture: name of the architecture.
-        checkpoint: where the weights came from.
-        checkpoint_sha256: their hash; empty where they are no single file.
+        checkpoint: source of the weights.
+        checkpoint_sha256: hash of the checkpoint; empty if the weights are not a single file.
         dtype: number format of the model.
     """
 

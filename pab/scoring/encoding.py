@@ -1,6 +1,6 @@
-"""Images and captions to unit vectors with any encoder: batches, workers, devices, order.
+"""Encode images and captions to unit vectors with any encoder, in batches and worker processes.
 
-Several processes (torchrun) share the work, and all of them get all vectors.
+With several processes (torchrun), each encodes a part and all get all vectors.
 
 Shape letters: `G` gallery, `Q` captions, `N` ids of a caption, `D` width of the vectors.
 """
@@ -29,7 +29,7 @@ def loaded(
     num_workers: int,
     reader: ImageReader | None = None,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Some of a gallery's images: pixels [B, 3, S, S] and their positions, a batch at a time."""
+    """Load some of a gallery's images in batches: pixels [B, 3, S, S] and their positions."""
     if not positions:
         return
     some = [images[position] for position in positions]
@@ -52,25 +52,25 @@ def image_vectors(
     cache: FeatureCache | None = None,
     reader: ImageReader | None = None,
 ) -> Tensor:
-    """Vectors of a gallery; holds one batch of images at a time (and the loader's prefetched ones).
+    """Encode a gallery; only one batch of images (plus prefetched ones) is in memory.
 
     Args:
         encode: pixels [B, 3, S, S] -> [B, D].
         images: the gallery.
         transform: RGB image -> pixels.
-        batch_size: images at a time.
+        batch_size: images per batch.
         num_workers: loader processes.
-        device: where the model is.
-        dtype: number format of matrix products; a model that is held in it needs no autocast.
-        weights: number format of the model's weights, in which it takes its pixels.
-        full_batches: repeat the last image until the last batch is as large as the others, for an
-            encoder compiled for one shape.
-        cache: of this encoder's vectors; only images that are not in it are encoded.
-        reader: decodes the files; None reads a benchmark's images.
+        device: device of the model.
+        dtype: number format of matrix products; a model stored in it needs no autocast.
+        weights: number format of the model's weights and of its pixels.
+        full_batches: fill the last batch by repeating the last image, for an encoder compiled for
+            one shape.
+        cache: cache of this encoder's vectors; only images that it lacks are encoded.
+        reader: decodes the files; None uses the benchmark reader.
 
     Returns:
-        float32 [G, D] on the CPU, in the order of ``images``. The row of an image that the reader
-        collects as unreadable is zero.
+        float32 [G, D] on the CPU, in the order of ``images``. Images that the reader reports as
+            unreadable have zero rows.
     """
     reader = reader or ImageReader()
     mine = list(processes.share_of(len(images)))
@@ -108,15 +108,15 @@ def caption_vectors(
     dtype: torch.dtype,
     cache: FeatureCache | None = None,
 ) -> Tensor:
-    """Vectors of captions. Captions of like length share a batch, so that little is padding.
+    """Encode captions; captions of similar length share a batch, so that padding is minimal.
 
     Args:
         encode: positions of captions -> [B, D].
-        rows: ids (or words) of each caption; what its vector depends on.
-        token_budget: ids a batch, padding included.
-        device: where the model is.
+        rows: ids (or words) of each caption, which determine its vector.
+        token_budget: ids per batch, padding included.
+        device: device of the model.
         dtype: as in :func:`image_vectors`.
-        cache: of this encoder's vectors; only captions that are not in it are encoded.
+        cache: cache of this encoder's vectors; only captions that it lacks are encoded.
 
     Returns:
         float32 [Q, D] on the CPU, in the order of ``rows``.
@@ -141,7 +141,7 @@ def caption_vectors(
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Positions in order of length, cut where rows x longest would pass ``token_budget``."""
+    """Yield positions sorted by length, in batches with rows x longest within ``token_budget``."""
     batch: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[position] > token_budget:

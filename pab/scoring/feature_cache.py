@@ -1,13 +1,13 @@
-"""Vectors of images and captions kept on disk between runs, by what they hold.
+"""Content-addressed cache on disk for vectors of images and captions.
 
-A cache belongs to one encoder: weights, preprocessing, number format. In it an image is known by
-the SHA-256 of its file, so that renamed images are found again and changed ones are not, and a
-caption by that of its token ids. A run that is cut off loses the batch it was at; a run with a
-larger gallery or new queries encodes only what is new.
+A cache belongs to one encoder: weights, preprocessing, number format. The key of an image is the
+SHA-256 of its file, so renamed images are found and changed images are not. The key of a caption is
+the SHA-256 of its token ids. An interrupted run loses only its current batch. A run with a larger
+gallery or new queries encodes only the new items.
 
-A cache is a folder of parts, one a process, width and run that encoded anything: ``N.sha256`` holds
-32 bytes an item, ``N.float32`` its vector (UIT: with the image's tokens behind it). A vector is
-written before its hash, so what a killed run left behind is read up to the last whole pair.
+A cache is a folder of parts, one per process, vector width and run. ``N.sha256`` holds 32 bytes per
+item, and ``N.float32`` holds its vector (for UIT, followed by the image's tokens). The vector is
+written before its hash, so after a kill a part is read up to its last complete pair.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pab.core.files import sha256_of_file, write_text
 from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader
 
-FORMAT = 1  # of the files; part of the key, so that another format is another cache
+FORMAT = 1  # version of the file format; part of the key, so another format is another cache
 DIGEST_BYTES = 32
 CODE = ("pab", "lhp", "uit", "scripts")
 LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm")
@@ -39,11 +39,12 @@ HASHES, VECTORS, FACTS = ".sha256", ".float32", "encoder.json"
 
 
 class FeatureCache(AbstractContextManager["FeatureCache"]):
-    """The vectors of one encoder; use it as a context manager.
+    """Cache for the vectors of one encoder; use it as a context manager.
 
     Args:
-        folder: of all caches.
-        facts: what the vectors depend on beside the image: weights' hash, preprocessing, format.
+        folder: folder of all caches.
+        facts: everything the vectors depend on besides the image: weights' hash, preprocessing,
+            number format.
 
     Raises:
         InputError: the folder cannot be made or read.
@@ -52,9 +53,9 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def __init__(self, folder: str | Path, facts: Mapping[str, str]) -> None:
         text = json.dumps({"format": FORMAT, **facts}, sort_keys=True, indent=1)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._rows: dict[bytes, tuple[Path, int]] = {}  # a part's vectors, and the row there
+        self._rows: dict[bytes, tuple[Path, int]] = {}  # file of a vector, and its row there
         self._matrices: dict[Path, np.memmap] = {}
-        self._parts: dict[int, tuple[BinaryIO, BinaryIO]] = {}  # this run's own, by width
+        self._parts: dict[int, tuple[BinaryIO, BinaryIO]] = {}  # parts of this run, by width
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -76,7 +77,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
     def __exit__(self, *_: object) -> None:
         for part in self._parts.values():
             for handle in part:
-                with suppress(OSError):  # what could not be written has been told already
+                with suppress(OSError):  # the failed write has already been reported
                     handle.close()
         self._parts.clear()
 
@@ -84,7 +85,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         return len(self._rows)
 
     def _read_part(self, hashes: Path) -> None:
-        """Take up a part's whole pairs; its vectors stay on disk."""
+        """Register the complete pairs of a part; its vectors stay on disk."""
         digests = hashes.read_bytes()
         vectors = hashes.with_suffix(VECTORS)
         width = self._width_of(hashes)
@@ -99,12 +100,12 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
 
     @staticmethod
     def _width_of(part: Path) -> int | None:
-        """Numbers of a part's vectors, which its name tells."""
+        """Parse the vector width from a part's name."""
         words = part.stem.rpartition("x")
         return int(words[2]) if words[2].isdigit() else None
 
     def _matrix(self, vectors: Path, row: int) -> np.memmap:
-        """A part's vectors, which stay on disk, mapped anew when it has grown beyond ``row``."""
+        """Memory-map a part's vectors; map again if the part has grown beyond ``row``."""
         if vectors not in self._matrices or row >= len(self._matrices[vectors]):
             width = self._width_of(vectors)
             assert width is not None, "it was read or written under its width"
@@ -113,13 +114,13 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         return self._matrices[vectors]
 
     def split(self, digests: Mapping[int, bytes]) -> tuple[list[int], list[int]]:
-        """Positions whose vectors are here, and those that are to be encoded."""
+        """Split positions into those with cached vectors and those to encode."""
         known = [i for i, digest in digests.items() if digest in self._rows]
         new = [i for i, digest in digests.items() if digest not in self._rows]
         return known, new
 
     def vectors(self, digests: Sequence[bytes]) -> Tensor:
-        """Kept vectors, float32 [n, D], n at least 1."""
+        """Cached vectors, float32 [n, D], n at least 1."""
         rows = [self._rows[digest] for digest in digests]
         return torch.from_numpy(np.stack([self._matrix(part, row)[row] for part, row in rows]))
 
@@ -130,17 +131,17 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         num_workers: int,
         reader: ImageReader | None = None,
     ) -> tuple[dict[int, bytes], list[int], list[int]]:
-        """What this cache knows of some of a gallery's images.
+        """Look up images of a gallery in the cache.
 
         Args:
             images: the gallery.
-            positions: of those that are asked for.
+            positions: positions of the requested images.
             num_workers: threads that read the files.
-            reader: decodes the files; None reads a benchmark's images.
+            reader: decodes the files; None uses the benchmark reader.
 
         Returns:
-            The hash at each position, positions whose vectors are here, and those to be encoded.
-            Images that the reader collects as unreadable are in none of them.
+            The hash per position, the positions with cached vectors, and the positions to encode.
+            All three omit images that the reader reports as unreadable.
 
         Raises:
             InputError: a file cannot be read.
@@ -158,10 +159,10 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         return digests, *self.split(digests)
 
     def keep(self, digests: Sequence[bytes], vectors: Tensor) -> None:
-        """Write vectors behind those that are there.
+        """Append vectors to the cache.
 
         Args:
-            digests: of the images or captions.
+            digests: keys of the images or captions.
             vectors: float32 [n, D] on the CPU.
 
         Raises:
@@ -186,7 +187,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             self._rows.setdefault(digest, (Path(part[0].name), row))
 
     def _open_part(self, width: int) -> tuple[BinaryIO, BinaryIO]:
-        """A new pair of files, of a name that no other process has."""
+        """Open a new pair of files whose name no other process uses."""
         number = 0
         while True:
             stem = self.folder / f"{number}_{os.getpid()}x{width}"
@@ -199,13 +200,13 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
 
 
 def made_by() -> dict[str, str]:
-    """What computes the vectors: this project's code, by its hash, and the libraries' versions.
+    """Hash of this project's code and versions of the libraries that compute the vectors.
 
-    A cache outlives a mended bug otherwise.
+    Without them in the key, a cache would outlive a bug fix.
     """
     root = Path(__file__).resolve().parents[2]
     code = hashlib.sha256()
-    drawn = root / "pab/mini"  # its pictures are files like any others
+    drawn = root / "pab/mini"  # its images are ordinary files to the encoders
     for room in CODE:
         for path in sorted((root / room).rglob("*.py")):
             if not path.is_relative_to(drawn):
@@ -214,23 +215,23 @@ def made_by() -> dict[str, str]:
     for name in LIBRARIES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # an environment for another model
+        except PackageNotFoundError:  # not installed: an environment for another model
             found[name] = "none"
     return found
 
 
 def caption_digest(ids: Sequence[int | str]) -> bytes:
-    """What a caption is known by: SHA-256 of its token ids, kept apart from files' bytes."""
+    """Cache key of a caption: SHA-256 of its token ids, in a namespace apart from image files."""
     return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()
 
 
 def _under_key(digest: bytes, key: str) -> bytes:
-    """The hash under which an image is cached; the file's own for a benchmark's images."""
+    """Cache key of an image; for a benchmark's images, the hash of the file."""
     return hashlib.sha256(f"{key} ".encode() + digest).digest() if key else digest
 
 
 def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes | InputError]:
-    """SHA-256 of each file, or the error of one that cannot be read; read by several threads."""
+    """SHA-256 per file, or the error for an unreadable file; read in several threads."""
 
     def digest(path: Path) -> bytes | InputError:
         try:

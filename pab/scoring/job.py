@@ -1,7 +1,7 @@
-"""What every scoring command does around its model: check the inputs, then write the outputs.
+"""Workflow shared by all scoring commands: check the inputs, then write the outputs.
 
-A command reads its settings, calls :func:`prepare` (which refuses every bad input before a model is
-loaded), encodes, and hands its matrix to :func:`finish`.
+A command reads its settings and calls :func:`prepare`, which rejects bad input before a model is
+loaded. It then encodes and passes its score matrix to :func:`finish`.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ class ScoringConfig(LabelConfig, Bounded):
     """Settings shared by all scoring commands."""
 
     image_folder: str | None = flag(
-        None, f"folder of the gallery's images (name-masked sets: default {GALLERY})"
+        None, f"folder of the gallery's images (default for name-masked sets: {GALLERY})"
     )
     annotation: str = flag(
-        QUERIES, "query.json, pair.json, attr.json, a training shard, or a table or folder"
+        QUERIES, "query.json, pair.json, attr.json, training shard, table, or folder of captions"
     )
-    answers: str | None = flag(None, "key of a name-masked set; prints metrics")
-    query_order: str | None = flag(None, "file of query ids, one a line: order of the output lines")
+    answers: str | None = flag(None, "answer key of a name-masked set; prints metrics")
+    query_order: str | None = flag(None, "file of query ids, one per line, in output order")
     save_score: str | None = flag(None, "score file to write")
     output_file: str | None = flag(
         None, "ranked list to write; answer.zip: a zip that holds answer.txt"
     )
-    top_k: int = flag(10, "names a line of the ranked list")
-    batch_size: int = flag(32, "images (or captions) encoded at a time")
+    top_k: int = flag(10, "names per line of the ranked list")
+    batch_size: int = flag(32, "images (or captions) per batch")
     num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")
     device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
     dtype: Literal["fp32", "bf16", "fp16"] = flag("fp32", "number format of the model")
 
-    feature_cache: bool = flag(True, "keep vectors on disk for later runs")
-    feature_cache_dir: str = flag("output/features", "folder of the kept vectors")
+    feature_cache: bool = flag(True, "cache vectors on disk for later runs")
+    feature_cache_dir: str = flag("output/features", "folder of the feature cache")
 
     def check(self) -> None:
-        """Refuse values that make no sense.
+        """Reject invalid values.
 
         Raises:
             InputError: naming the flag.
@@ -76,14 +76,14 @@ Config = TypeVar("Config", bound=ScoringConfig)
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """Checked inputs of one scoring run.
+    """Checked inputs of a scoring run.
 
     Attributes:
-        retrieval: queries, and labels where the annotation or the key has them.
-        gallery: the images, sorted by id.
-        order: query ids in the order of the ranked list's lines.
-        data_sha256: SHA-256 over gallery ids and captions; two score files with the same hash were
-            made from the same names and captions.
+        retrieval: queries, and labels if the annotation or the answer key has them.
+        gallery: images, sorted by id.
+        order: query ids in the order of the ranked list.
+        data_sha256: SHA-256 of gallery ids and captions; equal for score files made from the same
+            names and captions.
     """
 
     retrieval: Retrieval
@@ -93,20 +93,20 @@ class ScoringJob:
 
     @property
     def query_ids(self) -> list[str]:
-        """Ids of the queries, in the order of the matrix's rows."""
+        """Ids of the queries, in row order."""
         return [query.query_id for query in self.retrieval.queries]
 
     @property
     def gallery_ids(self) -> list[str]:
-        """Ids of the images, in the order of the matrix's columns."""
+        """Ids of the images, in column order."""
         return [image.gallery_id for image in self.gallery]
 
 
 def prepare(config: ScoringConfig) -> ScoringJob:
-    """Read and check everything a run needs but its model.
+    """Read and check all inputs except the model.
 
     Raises:
-        InputError: the first fault found; unreadable images are listed together.
+        InputError: the first problem found; unreadable images are listed together.
     """
     check_outputs({"save_score": config.save_score, "output_file": config.output_file})
     if config.feature_cache:
@@ -154,13 +154,13 @@ def prepare(config: ScoringConfig) -> ScoringJob:
 def features_of(
     config: ScoringConfig, *, device: torch.device, dtype: str, **facts: object
 ) -> Iterator[FeatureCache | None]:
-    """The kept vectors of this run's encoder; None where the settings turn them off.
+    """Open the feature cache of this run's encoder; None if the settings disable it.
 
     Args:
-        config: the run's settings.
-        device: a GPU's vectors are rounded in other ways than a CPU's.
+        config: settings of the run.
+        device: device of the model; GPU and CPU vectors differ in rounding.
         dtype: number format of the model.
-        facts: what else the vectors depend on: weights' hash, preprocessing.
+        facts: other facts that the vectors depend on: weights' hash, preprocessing.
 
     Raises:
         InputError: the folder cannot be made.
@@ -184,17 +184,17 @@ def score_file_of(
     checkpoint_sha256: str,
     **more: Any,
 ) -> ScoreFile:
-    """A matrix with the job's ids, and in ``meta`` what it was made with.
+    """Combine a score matrix with the job's ids, and record its origin in ``meta``.
 
     Args:
-        config: the run's settings.
-        job: its checked inputs.
-        scores: float32 [queries, gallery], rows as ``job.query_ids``, columns as
+        config: settings of the run.
+        job: checked inputs of the run.
+        scores: float32 [queries, gallery], with rows as in ``job.query_ids`` and columns as in
             ``job.gallery_ids``.
         model: name of the architecture.
-        checkpoint: the weights' file.
-        checkpoint_sha256: its hash.
-        more: anything else ``meta`` should say.
+        checkpoint: file of the weights.
+        checkpoint_sha256: hash of that file.
+        more: further entries of ``meta``.
 
     Raises:
         InputError: a score is NaN or infinite.
@@ -214,12 +214,12 @@ def score_file_of(
 
 
 def check_finite(scores: Tensor, checkpoint: str, queries: Sequence[str]) -> None:
-    """Refuse scores that cannot be ranked.
+    """Reject scores that cannot be ranked.
 
     Args:
         scores: [queries, gallery].
-        checkpoint: where the weights came from, for the message.
-        queries: what to call each row.
+        checkpoint: source of the weights, for the message.
+        queries: name of each row, for the message.
 
     Raises:
         InputError: a score is NaN or infinite.
@@ -236,9 +236,9 @@ def check_finite(scores: Tensor, checkpoint: str, queries: Sequence[str]) -> Non
 
 
 def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> None:
-    """Write the score file and the ranked list; print metrics where there are labels.
+    """Write the score file and the ranked list; print metrics if there are labels.
 
-    Of several processes the main one does it.
+    With several processes, only rank 0 acts.
 
     Raises:
         InputError: a file cannot be written.
@@ -265,13 +265,13 @@ def scoring_command(
     prog: str,
     description: str,
 ) -> None:
-    """Read a scoring command's line and run it, as one of several processes where there are any.
+    """Parse the command line of a scoring command and run it, in each process of the group.
 
     Args:
-        cls: the command's settings.
-        score: runs it with them.
-        argv: arguments without the program's name; None = ``sys.argv[1:]``.
-        prog: name of the command, as the user types it.
+        cls: dataclass of the command's settings.
+        score: called with the settings.
+        argv: arguments without the program's name; None reads ``sys.argv[1:]``.
+        prog: name of the command, as typed.
         description: one sentence for ``--help``.
     """
     config, _ = config_from_args(cls, argv, prog=prog, description=description)

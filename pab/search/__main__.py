@@ -1,7 +1,7 @@
-"""Command of photo search: `python -m pab.search`.
+"""Command-line photo search: `python -m pab.search`.
 
-Prints the best photographs for each query with their scores, and writes a page and a JSON file on
-request. See docs/search.md.
+Prints the best photographs for each query with their scores, and optionally writes a page and a
+JSON file. See docs/search.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOP_K = 20
 
 
 class _Once(argparse.Action):
-    """Store a value, and refuse a flag that is given twice instead of taking the last."""
+    """Store a value, and reject a flag that is given twice."""
 
     def __call__(
         self,
@@ -48,7 +48,7 @@ class _Once(argparse.Action):
 
 
 def build_parser() -> CommandParser:
-    """The flags of the search; a member's own are not among them."""
+    """Build the parser of the search flags, without those of the members."""
     parser = CommandParser(
         prog=PROG,
         description="Rank the photographs of a folder by how well they match a description.",
@@ -72,7 +72,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--recursive", action="store_true", help="also search the folders below it")
     parser.add_argument(
         "--query", action="append", required=True, metavar="TEXT",
-        help="what to look for; may be repeated",
+        help="description of the photographs to find; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--top_k", type=int, metavar="N", help=f"photographs per query (default: {TOP_K})", **once
@@ -85,7 +85,7 @@ def build_parser() -> CommandParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line, search, write and print what was found."""
+    """Read the command line, search, and write and print the results."""
     args, rest = build_parser().parse_known_args(argv)
     top_k = TOP_K if args.top_k is None else args.top_k
     if top_k < 1:
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         print(one_line(query))
         for hit in hits:
             print(f"{hit.rank:4}  {hit.score:8.4f}  {one_line(hit.name)}")
-    sys.stdout.flush()  # so that the lines on stderr come last
+    sys.stdout.flush()  # so that lines on stderr come last
     for name, path in (("page", args.html), ("results", args.json)):
         if path is not None:
             print(f"{name}: {path}", file=sys.stderr)
@@ -131,10 +131,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
-    """Refuse outputs that cannot be written or would replace a photograph.
+    """Reject outputs that cannot be written or would overwrite a photograph.
 
     Raises:
-        InputError: naming the flag or the file.
+        InputError: names the flag or the file.
     """
     outputs = {"html": args.html, "json": args.json}
     check_outputs(outputs, omit="leave it out")
@@ -153,10 +153,10 @@ def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) ->
 
 
 def tell_left_out(where: Path, folder: PhotoFolder) -> None:
-    """Say in one line each what is not searched.
+    """Report each kind of skipped file in one line.
 
     Raises:
-        InputError: nothing is left to search.
+        InputError: no file is left to search.
     """
     nested = ""
     if folder.nested:

@@ -1,6 +1,6 @@
 """Rank photographs by queries with a loaded encoder.
 
-Each photograph is opened once: what is new is decoded, encoded and cached; a file that cannot be
+Each photograph is opened once: new ones are decoded, encoded and cached. A file that cannot be
 decoded is set aside with its problem.
 """
 
@@ -19,7 +19,7 @@ from pab.scoring.job import check_finite
 
 @dataclass(frozen=True)
 class Hit:
-    """One photograph at its place in a query's ranking, from 1."""
+    """Photograph at its rank, from 1, for a query."""
 
     name: str
     path: Path
@@ -29,12 +29,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        indexed: number of photographs that were ranked.
+        indexed: number of ranked photographs.
         unreadable: name -> problem of the others.
-        hits: for each query, in the order given, its best photographs.
+        hits: best photographs per query, in the order of the queries.
     """
 
     indexed: int
@@ -54,13 +54,13 @@ def search(
         top_k: photographs per query.
 
     Raises:
-        InputError: scores that are not finite, or what the encoder refuses.
+        InputError: scores that are not finite, or input that the encoder rejects.
     """
     if not photos:
         return Answers(0, {}, [[] for _ in queries])
     reader = photo_reader()
     assert reader.unreadable is not None
-    texts = opened.encoder.encode_texts(queries)  # first: a fault of theirs ends the search early
+    texts = opened.encoder.encode_texts(queries)  # first: bad queries fail early
     images = opened.encoder.encode_images(photos, reader=reader)
     kept = [i for i, photo in enumerate(photos) if photo.gallery_id not in reader.unreadable]
     unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}

@@ -1,6 +1,6 @@
-"""The models that photo search can use, found by name.
+"""Models available to photo search, by name.
 
-They lie above this package, so their modules are loaded at run time and not imported here.
+They belong to packages above this one, so their modules are loaded at run time.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pab.scoring.encoder import OpenEncoder
 from pab.scoring.job import ScoringConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-# Name -> module, or file of the scripts' folder, which is no installed package.
+# Name -> module, or a file in the scripts folder, which is not an installed package.
 MEMBERS = {
     "lhp": "lhp.infer",
     "clip": "scripts/clip_infer.py",
     "blip2": "scripts/blip2_infer.py",
 }
-# Settings of scoring that are about the model and its speed. All others are about a benchmark.
+# Scoring settings that concern the model and its speed. All others concern a benchmark.
 SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feature_cache_dir")
 INSTEAD = {
     "model": "--model names the member; --arch names its architecture",
@@ -39,7 +39,7 @@ INSTEAD = {
 
 
 class Module(Protocol):
-    """What a member's module has: its settings, and how to load it with them."""
+    """Interface of a member's module: its settings, and a loader that takes them."""
 
     InferConfig: type[ScoringConfig]
 
@@ -54,7 +54,7 @@ class Member:
     Attributes:
         name: a key of :data:`MEMBERS`.
         module: see :class:`Module`.
-        config: its settings; those of the data and the outputs are not used.
+        config: settings of the model; those for data and outputs are ignored.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Member:
         """Load the model.
 
         Raises:
-            InputError: bad settings or weights.
+            InputError: settings or weights are invalid.
         """
         return self.module.open_encoder(self.config)
 
 
 def load_module(name: str) -> Module:
-    """Load a member's module by its name."""
+    """Load a member's module by name."""
     target = MEMBERS[name]
     if not target.endswith(".py"):
         return cast(Module, importlib.import_module(target))
@@ -80,22 +80,22 @@ def load_module(name: str) -> Module:
     assert spec.loader is not None
     if spec.name not in sys.modules:
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # its dataclasses look their types up there
+        sys.modules[spec.name] = module  # its dataclasses resolve their types there
         spec.loader.exec_module(module)
     return cast(Module, sys.modules[spec.name])
 
 
 def read_member(name: str, architecture: str | None, argv: list[str], *, prog: str) -> Member:
-    """A member with the settings of a command line.
+    """Create a member with the settings of a command line.
 
     Args:
         name: a key of :data:`MEMBERS`.
-        architecture: the member's ``--model``; None leaves its default.
-        argv: the other flags of the member, ``--config`` among them.
-        prog: name of the command, as the user types it.
+        architecture: the member's ``--model``; None keeps its default.
+        argv: other flags of the member, including ``--config``.
+        prog: name of the command, as typed.
 
     Raises:
-        InputError: an unknown or wrong setting, or a flag that only scoring a benchmark has.
+        InputError: an unknown or invalid setting, or a flag that only benchmark scoring has.
     """
     module = load_module(name)
     unused = [field.name for field in fields(ScoringConfig) if field.name not in SHARED]

@@ -1,6 +1,6 @@
-"""The page of a search: the words, and for each query its photographs in a grid.
+"""HTML page of search results: the queries, each with a grid of photographs.
 
-The page is one file. Its thumbnails are upright; each links to the photograph.
+The page is a single file. Its thumbnails are upright, and each links to its photograph.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pab.data.photos import load_photo
 from pab.data.thumbnails import data_url
 from pab.search.engine import Answers, Hit
 
-THUMBNAIL_PX = 320  # longer side: a column of the grid on a screen of two pixels per point
+THUMBNAIL_PX = 320  # longer side: a grid column on a screen with two pixels per point
 JPEG_QUALITY = 75
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One photograph of a grid: where it stands, its thumbnail's data URL, and its address."""
+    """Photograph in a grid: ranked hit, data URL of its thumbnail, and address."""
 
     hit: Hit
     source: str
@@ -32,12 +32,12 @@ class Picture:
 
 
 def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unreadable: int) -> None:
-    """Write the page of a search, whole or not at all.
+    """Write the page of a search atomically.
 
     Args:
         path: file to write.
-        queries: in the order given.
-        answers: what was found.
+        queries: the queries, in order.
+        answers: results of the search.
         unreadable: number of images that could not be read.
 
     Raises:
@@ -68,6 +68,6 @@ def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unrea
 
 
 def _address(photo: Path, page: Path) -> str:
-    """The photograph's address relative to the page's folder."""
+    """Address of the photograph relative to the page's folder."""
     relative = os.path.relpath(photo.absolute(), page.absolute().parent)
     return quote(os.fsencode(relative.replace(os.sep, "/")))

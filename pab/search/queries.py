@@ -1,4 +1,4 @@
-"""Which texts can be searched for."""
+"""Validation of search queries."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pab.encoders.captions import BECOME_BLANKS
 
 
 def check_query(query: str) -> None:
-    """Refuse a query that describes nothing.
+    """Reject a query without visible text.
 
-    The rule is that of captions (:func:`pab.data.captions.has_visible`), and the punctuation that
-    BLIP-2's processor drops does not count. So a query is good or bad for all models alike.
+    The rule is that of captions (:func:`pab.data.captions.has_visible`), without the punctuation
+    that BLIP-2's processor removes. A query is therefore valid for all models or for none.
 
     Raises:
-        InputError: an empty query, one of nothing visible, or one that is not UTF-8.
+        InputError: the query is empty, has no visible text, or is not UTF-8.
     """
     if not query:
         raise InputError("--query", "expected words to look for, found an empty text")

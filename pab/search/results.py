@@ -1,4 +1,4 @@
-"""What a search leaves behind: its JSON form, and the list of unreadable images."""
+"""Outputs of a search: its JSON form, and the list of unreadable images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.search.engine import Answers
 
-UNREADABLE = Path("output/search/unreadable.txt")  # where neither --json nor --html is given
+UNREADABLE = Path("output/search/unreadable.txt")  # default if neither --json nor --html is given
 
 
 def as_plain(
     queries: Sequence[str], answers: Answers, unreadable: Mapping[str, str], **facts: str
 ) -> dict[str, Any]:
-    """The results as plain values, for JSON.
+    """Convert the results to plain values for JSON.
 
     Args:
-        queries: in the order given.
-        answers: what was found.
-        unreadable: name -> problem of all images that cannot be read.
-        facts: what the search was made with.
+        queries: the queries, in order.
+        answers: results of the search.
+        unreadable: name -> problem of every unreadable image.
+        facts: origin of the results.
     """
     return {
         **facts,
@@ -42,15 +42,15 @@ def as_plain(
 
 
 def unreadable_file(json: Path | None, html: Path | None) -> Path:
-    """Where the list of unreadable images goes: beside the JSON file, else the page."""
+    """Path for the list of unreadable images: beside the JSON file, otherwise beside the page."""
     beside = json or html
     return UNREADABLE if beside is None else beside.with_name(f"{beside.stem}.unreadable.txt")
 
 
 def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
-    """Write one line per image, its name and its problem with a tab between.
+    """Write one line per image, with its name and its problem, separated by a tab.
 
-    Where all images are readable, the list of an earlier search is removed.
+    If all images are readable, the list of an earlier search is removed.
 
     Raises:
         InputError: the file cannot be written or removed.
@@ -66,7 +66,7 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
 
 
 def one_line(text: str) -> str:
-    """The text with control characters (line ends, escapes) written as escapes."""
+    """Replace control characters (line ends, escapes) by escape sequences."""
     return "".join(
         character.encode("unicode_escape").decode() if _breaks_a_line(character) else character
         for character in text

@@ -1,4 +1,4 @@
-"""Training that all recipes share.
+"""Training code shared by all recipes.
 
-Settings, data, loop, resuming, losses over pairs, optimizer, log.
+Settings, data, loop, resuming, pair losses, optimizer, log.
 """

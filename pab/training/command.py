@@ -1,4 +1,4 @@
-"""The command line of a fine-tuning recipe."""
+"""Command line of the fine-tuning recipes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def training_command(
     description: str,
     debug_config: str | None = None,
 ) -> None:
-    """Read a recipe's command line, run it, and leave the group of processes whatever happens.
+    """Parse a recipe's command line, run it, and always leave the process group.
 
     Args:
-        cls: the recipe's settings.
-        train: runs it with them and the command line as typed.
-        argv: arguments without the program's name; None = ``sys.argv[1:]``.
-        prog: name of the command, as the user types it.
+        cls: dataclass of the recipe's settings.
+        train: called with the settings and the command line as typed.
+        argv: arguments without the program's name; None reads ``sys.argv[1:]``.
+        prog: name of the command, as typed.
         description: one sentence for ``--help``.
-        debug_config: what ``--debug`` stands for; None has no such flag.
+        debug_config: config that ``--debug`` selects; None omits the flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     config, _ = config_from_args(

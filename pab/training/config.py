@@ -1,4 +1,4 @@
-"""Settings that every fine-tuning recipe shares: data, optimization, run."""
+"""Settings shared by all fine-tuning recipes: data, optimization, run."""
 
 from __future__ import annotations
 
@@ -12,58 +12,56 @@ from pab.data.label_config import TableConfig
 
 @dataclass(frozen=True)
 class TrainingConfig(TableConfig, Bounded):
-    """Base of every recipe's settings; defaults of a recipe replace these."""
+    """Base class of every recipe's settings; recipes override the defaults."""
 
     # Data
-    data_path: str = flag("data/PAB", "root of the PAB data; or a table or folder of captions")
+    data_path: str = flag("data/PAB", "root of the PAB data, or a table or folder of captions")
     train_shards: tuple[str, ...] | None = flag(
         None,
-        "shards to train on: patterns under data_path, or numbers such as 3 or 0..7 (default: all)",
+        "training shards: patterns under data_path, or numbers such as 3 or 0..7 (default: all)",
     )
-    cache_dir: str | None = flag(None, "where the annotation index is kept (default: in data_path)")
-    skip_bad_lines: bool = flag(
-        False, "leave bad lines out, and list them in skipped.txt of output_dir"
-    )
-    val_pairs: int = flag(0, "pairs held out for validation, whole videos; 0 trains on all")
-    val_seed: int = flag(0, "seed of the choice of validation videos")
+    cache_dir: str | None = flag(None, "folder of the annotation index (default: data_path)")
+    skip_bad_lines: bool = flag(False, "skip bad lines and list them in skipped.txt of output_dir")
+    val_pairs: int = flag(0, "pairs held out for validation, in whole videos; 0 trains on all")
+    val_seed: int = flag(0, "seed for choosing the validation videos")
     num_workers: int = flag(4, "loader processes; 0 loads in the training process")
     twin_batches_from: int | None = flag(
-        None, "first epoch whose batches keep twins together as hard negatives; none is published"
+        None, "first epoch that batches twins together as hard negatives; none: never (published)"
     )
 
     # Optimization
-    batch_size: int = flag(64, "pairs a process and step")
+    batch_size: int = flag(64, "pairs per process and step")
     epochs: int = flag(1, "passes over the data")
     lr: float = flag(1e-5, "peak learning rate")
     weight_decay: float = flag(0.0, "AdamW weight decay")
     opt_betas: tuple[float, float] = flag((0.9, 0.999), "AdamW betas")
     opt_eps: float = flag(1e-8, "AdamW eps")
-    clip_grad: float | None = flag(None, "largest gradient norm; none is not clipped (published)")
-    ema_decay: float | None = flag(None, "decay of an average of the weights; none keeps none")
+    clip_grad: float | None = flag(None, "maximum gradient norm; none: no clipping (published)")
+    ema_decay: float | None = flag(None, "decay of the weight average (EMA); none: no average")
     dtype: Literal["fp32", "bf16", "fp16"] = flag("bf16", "mixed precision; fp16 scales the loss")
 
     # Run
     device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
-    seed: int = flag(16, "seed of weights, order, views and every other draw")
-    output_dir: str = flag("output", "where checkpoints and the log go")
-    log_dir: str | None = flag(None, "where TensorBoard's files go; none writes none")
+    seed: int = flag(16, "random seed of weights, sample order, views and all other draws")
+    output_dir: str = flag("output", "folder for checkpoints and the log")
+    log_dir: str | None = flag(None, "folder for TensorBoard files; none: no TensorBoard")
     save_ckpt: bool = flag(True, "write checkpoints")
-    save_ckpt_freq: int = flag(1, "epochs between checkpoints, of weights and of the whole state")
+    save_ckpt_freq: int = flag(1, "epochs between checkpoints (weights and training state)")
     keep_checkpoints: int | None = flag(
-        None, "checkpoint-N.pth files to keep, the newest; none keeps all"
+        None, "number of newest checkpoint-N.pth files to keep; none keeps all"
     )
-    save_every_steps: int = flag(0, "also write the resumable checkpoint every N updates; 0 is off")
-    auto_resume: bool = flag(True, "resume from output_dir's last checkpoint, if there is one")
+    save_every_steps: int = flag(0, "also save the training state every N updates; 0: off")
+    auto_resume: bool = flag(True, "resume from the last checkpoint in output_dir, if any")
     resume_from: Literal["last", "newest_good"] = flag(
         "last", "newest_good: if checkpoint-last.pth is damaged, resume from the one before it"
     )
     max_skipped_steps: int = flag(
-        20, "steps in a row, skipped since loss or gradient was not finite, that end the run"
+        20, "stop after N consecutive steps skipped because loss or gradient was not finite"
     )
-    max_steps: int = flag(0, "stop (resumable) when N updates are done; 0 runs to the end")
+    max_steps: int = flag(0, "stop (resumable) after N updates; 0 runs to the end")
 
     def check(self) -> None:
-        """Refuse values that make no sense alone or together.
+        """Reject values that are invalid alone or in combination.
 
         Raises:
             InputError: naming the flag.
@@ -86,21 +84,21 @@ class TrainingConfig(TableConfig, Bounded):
 
 @dataclass(frozen=True)
 class ContrastiveConfig(TrainingConfig):
-    """What recipes with local-global views and InfoNCE share; the defaults are LHP's."""
+    """Settings of recipes with local-global views and InfoNCE; the defaults are LHP's."""
 
     # Views
-    local_prob: float = flag(0.5, "share of images seen as a local crop: 0 global, 1 local only")
-    crop_scale: tuple[float, float] = flag((0.5, 1.0), "area of the local crop, least and most")
-    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "aspect of the local crop, likewise")
+    local_prob: float = flag(0.5, "probability of the local crop: 0 global only, 1 local only")
+    crop_scale: tuple[float, float] = flag((0.5, 1.0), "area of the local crop, min and max")
+    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "its aspect ratio, min and max")
 
     # Optimization
-    update_freq: int = flag(1, "batches whose gradients are accumulated for one update")
+    update_freq: int = flag(1, "batches of accumulated gradients per update")
     grad_cache_chunk: int = flag(
-        0, "encode the batch in chunks of N with the exact gradient of the whole; 0 is off"
+        0, "encode the batch in chunks of N with the exact full-batch gradient; 0: off"
     )
-    min_lr: float = flag(1e-6, "learning rate at the end")
+    min_lr: float = flag(1e-6, "final learning rate")
     warmup_steps: int = flag(440, "steps of linear warm-up")
-    layer_decay: float = flag(0.85, "factor on the rate from each layer to the one below")
+    layer_decay: float = flag(0.85, "learning-rate factor from each layer to the one below")
 
     def check(self) -> None:
         """See :class:`TrainingConfig`.

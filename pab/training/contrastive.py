@@ -1,6 +1,6 @@
-"""Symmetric InfoNCE, plain and with its gradient computed in chunks.
+"""Symmetric InfoNCE, plain and with chunked gradient computation.
 
-Shape letters: `B` batch, `K` vectors an image (1, but for BLIP-2's query tokens), `D` their width.
+Shape letters: `B` batch, `K` vectors per image (1, except BLIP-2's query tokens), `D` their width.
 
 Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al.
 2021 (arXiv 2101.06983).
@@ -26,8 +26,8 @@ def symmetric_infonce(
     Args:
         image: unit vectors [B, D]; row i belongs to row i of ``text``.
         text: unit vectors [B, D].
-        logit_scale: logarithm of the factor on the similarities, a scalar.
-        identity: [B]; rows with the same number are no negatives of each other. None: all differ.
+        logit_scale: logarithm of the scale of the similarities, a scalar.
+        identity: [B]; rows with equal numbers are not negatives of each other. None: all differ.
 
     Returns:
         A scalar.
@@ -38,10 +38,11 @@ def symmetric_infonce(
 def gathered_infonce(
     image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
 ) -> Tensor:
-    """The same over the batch of all processes; gradients as if one process held it.
+    """Compute :func:`symmetric_infonce` over the batch of all processes.
 
-    Every process computes the whole loss, and its parameters' gradients have to be averaged over
-    the processes afterwards (``pab.core.processes.average_gradients``).
+    Every process computes the whole loss. Average the parameters' gradients over the processes
+    afterwards (``pab.core.processes.average_gradients``); they then equal those of a single
+    process.
     """
     images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
     return symmetric_infonce(images, texts, logit_scale, _gathered(identity))
@@ -50,12 +51,12 @@ def gathered_infonce(
 def pooled_infonce(
     image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
 ) -> Tensor:
-    """:func:`symmetric_infonce` with each image's best vector for a text, over all processes.
+    """Compute :func:`symmetric_infonce` with each image's best vector per text, over all processes.
 
     Args:
         image: unit vectors [B, K, D].
         text: unit vectors [B, D].
-        logit_scale: logarithm of the factor on the similarities, a scalar.
+        logit_scale: logarithm of the scale of the similarities, a scalar.
         identity: see :func:`symmetric_infonce`.
     """
     if image.shape[1] == 1:
@@ -70,7 +71,7 @@ def _gathered(identity: Tensor | None) -> Tensor | None:
 
 
 def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
-    """Cross entropy of [B, B], images down and texts across, whose diagonal is right."""
+    """Cross entropy of logits [B, B] in both directions (rows: images); targets on the diagonal."""
     if identity is not None:
         same = identity[:, None] == identity[None]
         logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
@@ -79,7 +80,7 @@ def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
 
 
 class _Replay:
-    """Random state before a chunk, so that its second pass draws what its first drew."""
+    """Random state before a chunk; replayed so that the second pass repeats the draws."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -94,7 +95,7 @@ class _Replay:
 
 
 def _draw_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """State of torch's generators: the CPU's, and the device's where it has its own."""
+    """State of torch's generators: the CPU's, and the device's if it has its own."""
     if device.type == "cuda":
         return torch.get_rng_state(), torch.cuda.get_rng_state(device)
     if device.type == "mps":
@@ -118,18 +119,18 @@ def cached_backward(
     device: torch.device,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> Tensor:
-    """Back-propagate a loss of many vectors while only one chunk's activations are alive.
+    """Back-propagate a loss of many vectors while only one chunk's activations are in memory.
 
-    First every chunk is encoded without a graph; then the loss of all vectors gives each vector's
-    gradient; then every chunk is encoded again, with the same random draws, and its vectors'
-    gradients are sent through it. The result is the exact gradient of the whole batch.
+    Encode all chunks without a graph and compute the loss, which gives the gradient of each vector.
+    Then encode each chunk again with the same random draws and back-propagate its vectors'
+    gradients. The result is the exact gradient of the whole batch.
 
     Args:
-        chunks: functions that each encode one chunk: () -> [b, D].
-        loss_of: the list of all chunks' vectors -> scalar loss. Parameters used in it (the logit
-            scale) get their gradient too.
-        device: where the encoding runs (whose random state is replayed).
-        scale: applied to the loss before its backward pass (loss scaling, accumulation).
+        chunks: functions that encode one chunk each: () -> [b, D].
+        loss_of: list of all chunks' vectors -> scalar loss. Parameters used in it (the logit
+            scale) also get their gradient.
+        device: device of the encoding, whose random state is replayed.
+        scale: applied to the loss before the backward pass (loss scaling, accumulation).
 
     Returns:
         The loss, detached and unscaled.
@@ -159,19 +160,19 @@ def pair_backward(
     scaler: torch.amp.GradScaler,
     device: torch.device,
 ) -> Tensor:
-    """Add one batch's gradient.
+    """Accumulate the gradient of one batch.
 
     Args:
-        encode: pairs -> their vectors [b, K + 1, D], the image's and then the text's.
-        batch: of this process; the loss is that of all processes' batches.
-        logit_scale: logarithm of the factor on the similarities.
-        chunk: pairs encoded at a time, with the exact gradient of the whole batch; 0: all at once.
-        share: batches an update has; the loss is divided by it.
-        scaler: of the loss.
-        device: where the encoding runs.
+        encode: pairs -> vectors [b, K + 1, D], the image's vectors followed by the text's.
+        batch: pairs of this process; the loss covers the batches of all processes.
+        logit_scale: logarithm of the scale of the similarities.
+        chunk: pairs encoded at a time, with the exact full-batch gradient; 0 encodes all at once.
+        share: number of batches per update, by which the loss is divided.
+        scaler: loss scaler.
+        device: device of the encoding.
 
     Returns:
-        The loss, detached, as a share of the update's mean.
+        The loss, detached, as its share of the update's mean.
     """
 
     def scaled(loss: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every fine-tuning recipe reads: training pairs, the validation split, batches of them."""
+"""Inputs of every fine-tuning recipe: training pairs, validation split, batches."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from pab.training.sampling import EpochBatches, SampleKey, sample_seed
 Batch = TypeVar("Batch")
 
 _NUMBERS = re.compile(r"(\d+)(?:\.\.(\d+))?")  # "3" or "0..7"
-_NAMED_IMAGES = 20  # how many one error message names
+_NAMED_IMAGES = 20  # maximum number of names in an error message
 
 
 class TrainingData(NamedTuple):
-    """The training set, and which of its pairs are trained on and validated with."""
+    """Training set, with the indices of its training and validation pairs."""
 
     pairs: TrainingSet
     train_rows: np.ndarray
@@ -41,14 +41,14 @@ class TrainingData(NamedTuple):
 
 
 def open_training_data(config: TrainingConfig) -> TrainingData:
-    """Open the training pairs, carve the validation split out, and check what the run will need.
+    """Open the training pairs, split off the validation pairs, and check the run's inputs.
 
-    Every training image must be there; only the validation images are decoded, because decoding
-    a million images would take hours.
+    All training images must exist. Only validation images are decoded, because decoding a million
+    images would take hours.
 
     Raises:
-        InputError: an output folder that cannot be written, no data, bad lines, a missing
-            training image, an unreadable validation image.
+        InputError: an output folder is not writable, data or a training image are missing, lines
+            are bad, or a validation image is unreadable.
     """
     check_run_folders(config)
     pairs = TrainingSet.open(
@@ -65,19 +65,19 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
 
 
 def training_sources(config: TrainingConfig) -> list[Path] | None:
-    """The annotation files that the settings name; None if ``data_path`` itself holds the pairs.
+    """Annotation files named by the settings; None if ``data_path`` itself holds the pairs.
 
     Raises:
-        InputError: as :func:`training_shards`.
+        InputError: see :func:`training_shards`.
     """
     return None if is_own_data(config.data_path) else training_shards(config)
 
 
 def check_images_are_there(pairs: TrainingSet) -> None:
-    """Look for the image file of every pair, listing each folder once.
+    """Check that every pair's image file exists, listing each folder once.
 
     Raises:
-        InputError: some are missing; its one line names up to twenty and counts all.
+        InputError: images are missing; the message names up to twenty and counts all.
     """
     missing = pairs.missing_images()
     if not missing:
@@ -93,10 +93,10 @@ def check_images_are_there(pairs: TrainingSet) -> None:
 
 
 def training_shards(config: TrainingConfig) -> list[Path]:
-    """The annotation files that the settings name.
+    """Annotation files named by the settings.
 
     Raises:
-        InputError: no data root, or no such file under it.
+        InputError: the data root or a named file does not exist.
     """
     root = Path(config.data_path)
     if not root.is_dir():
@@ -106,11 +106,11 @@ def training_shards(config: TrainingConfig) -> list[Path]:
     if not config.train_shards:
         raise InputError("--train_shards", "expected patterns or numbers of shards, found none")
     named = (path for entry in config.train_shards for path in _shards_of(root, entry))
-    return list(dict.fromkeys(named))  # a shard that two patterns name is read once
+    return list(dict.fromkeys(named))  # a shard matched by two patterns is read once
 
 
 def _shards_of(root: Path, entry: str) -> list[Path]:
-    """The shards that one entry of ``--train_shards`` names: a number, a range or a pattern."""
+    """Shards of one ``--train_shards`` entry: a number, a range or a pattern."""
     numbers = _NUMBERS.fullmatch(entry)
     if numbers is not None:
         wanted = range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
@@ -125,7 +125,7 @@ def _shards_of(root: Path, entry: str) -> list[Path]:
         return [shards[number] for number in wanted]
     try:
         found = sorted(root.glob(entry))
-    except (ValueError, NotImplementedError) as error:  # pathlib's, of empty and absolute ones
+    except (ValueError, NotImplementedError) as error:  # of pathlib: empty or absolute
         raise InputError(
             "--train_shards", f"expected a pattern under {root}, found {entry!r}"
         ) from error
@@ -138,10 +138,10 @@ def _shards_of(root: Path, entry: str) -> list[Path]:
 
 
 class BadSample(NamedTuple):
-    """The parts of an :class:`InputError`.
+    """Parts of an :class:`InputError`, returned as a sample.
 
-    A loader raises a worker's exception again with that worker's traceback as its text; an error
-    that comes out as a sample stays one line.
+    A data loader re-raises a worker's exception with its traceback in the message. An error that is
+    returned as a sample stays one line.
     """
 
     where: str
@@ -151,17 +151,17 @@ class BadSample(NamedTuple):
 
     @classmethod
     def of(cls, error: InputError) -> BadSample:
-        """What is left of an error."""
+        """Take the parts of an error."""
         return cls(error.where, error.problem, error.item, error.todo)
 
 
 class TrainingSamples(Dataset[Any], ABC):
-    """Training pairs as samples: a recipe says in :meth:`sample` what it draws of a pair.
+    """Dataset of training pairs; a recipe defines a sample's content in :meth:`sample`.
 
     Args:
         pairs: the whole training set.
-        indices: the pairs that are trained on.
-        seed: a sample's draws follow from this seed, the epoch and its index in ``pairs``.
+        indices: the training pairs.
+        seed: seed of the draws, combined with the epoch and the sample's index in ``pairs``.
     """
 
     def __init__(self, pairs: TrainingSet, indices: np.ndarray, seed: int) -> None:
@@ -171,7 +171,7 @@ class TrainingSamples(Dataset[Any], ABC):
         return len(self.indices)
 
     def __getitem__(self, key: SampleKey) -> Any:
-        """A sample by its position among those trained on and the epoch, or a bad one."""
+        """Load a sample by (position among the training pairs, epoch); return errors as samples."""
         position, epoch = key
         index = int(self.indices[position])
         try:
@@ -184,11 +184,11 @@ class TrainingSamples(Dataset[Any], ABC):
 
     @abstractmethod
     def sample(self, index: int, pair: TrainPair, image: Image.Image) -> Any:
-        """What the recipe needs of one pair; torch's generator is the sample's own."""
+        """Build the sample of one pair; torch's generator is seeded per sample."""
 
 
 def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
-    """The batches of a loader.
+    """Yield the batches of a loader.
 
     Raises:
         InputError: a pair's line or image cannot be read.
@@ -200,12 +200,12 @@ def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
 
 
 def validation_retrieval(data: TrainingData) -> Retrieval:
-    """The validation split as queries, gallery and labels."""
+    """Validation split as queries, gallery and labels."""
     return retrieval_of_pairs((data.pairs[int(i)] for i in data.val_rows), data.pairs.root)
 
 
 def epoch_batches(config: TrainingConfig, pairs: int) -> EpochBatches:
-    """Which pairs this process's batches hold."""
+    """Sampler of this process's batches."""
     return EpochBatches(
         pairs, config.batch_size, config.seed, processes.rank(), processes.world_size()
     )
@@ -218,7 +218,7 @@ def training_loader(
     config: TrainingConfig,
     device: torch.device,
 ) -> DataLoader[Any]:
-    """Loads what ``batches`` names; its draws leave the global generator alone."""
+    """Build the loader of ``batches``; it leaves torch's global generator unchanged."""
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]

@@ -1,9 +1,8 @@
-"""The loop shared by all fine-tuning recipes: feed, update, validate, save.
+"""Training loop shared by all fine-tuning recipes: feed, update, validate, save.
 
-A recipe sets up its model, optimizer and data, puts them into a :class:`Run`, and calls :func:`fit`
-with two functions of its own: one that adds the gradients of an update, one that validates. A run
-that is started again with the same command resumes from its last checkpoint
-(`pab/training/resume.py`).
+A recipe sets up its model, optimizer and data in a :class:`Run` and calls :func:`fit` with two
+functions: one accumulates the gradients of an update, the other validates. The same command,
+started again, resumes from the last checkpoint (`pab/training/resume.py`).
 """
 
 from __future__ import annotations
@@ -60,21 +59,21 @@ from pab.training.run_log import RunLog
 from pab.training.sampling import EpochBatches
 
 BEST = "checkpoint-best.pth"  # weights of the best epoch on the validation split
-FINAL = "checkpoint-final.pth"  # weights of the last epoch (the average, where one is kept)
-# GradScaler starts at 2^16; after this many halvings the loss is scaled down, which helps nothing.
+FINAL = "checkpoint-final.pth"  # weights of the last epoch (the average, if the run keeps one)
+# GradScaler starts at 2^16; after this many halvings the scale is below 1, which is of no use.
 SCALE_SEARCH = 20
 
 Start = TypeVar("Start")
 
 
 def start_processes(config: TrainingConfig) -> tuple[torch.device, torch.dtype]:
-    """The run's device and number format, with the processes of torchrun joined.
+    """Join torchrun's processes; return the device and number format of the run.
 
     Raises:
-        InputError: a device that is not there, or a format it cannot train in.
+        InputError: the device does not exist or cannot train in the format.
     """
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
-    autocast(device, dtype)  # refuses a format this device cannot train in
+    autocast(device, dtype)  # rejects a format that this device cannot train in
     processes.init_processes(device)
     keep_freed_memory(device)
     return device, dtype
@@ -82,20 +81,20 @@ def start_processes(config: TrainingConfig) -> tuple[torch.device, torch.dtype]:
 
 @dataclass
 class Run:
-    """The objects of one training run; :func:`new_run` makes them.
+    """Objects of one training run; created by :func:`new_run`.
 
     Attributes:
-        command: how the recipe is called, such as ``python -m lhp.train``.
-        argv: its arguments, as typed.
-        rates: learning rate of every update; ``warmup_steps`` of them are the warm-up.
-        batches_per_update: loader batches whose gradients make one update.
-        facts: written into weight files beside the figures of their epoch.
-        ema: the average of the weights, where one is kept.
-        released: the model's weights as weight files hold them.
-        identity: what the run is compared with a saved one by.
-        resume: the checkpoint that it resumes from; None for a new run.
-        skipped_steps: steps skipped so far, since loss or gradient was not finite.
-        skipped_in_row: those since the last step that was taken.
+        command: command of the recipe, such as ``python -m lhp.train``.
+        argv: arguments of the command, as typed.
+        rates: learning rate per update; the first ``warmup_steps`` are the warm-up.
+        batches_per_update: loader batches accumulated per update.
+        facts: metadata of weight files, besides the figures of their epoch.
+        ema: average of the weights, if the run keeps one.
+        released: function that maps the model to the weights in weight files.
+        identity: identity of the run, compared with that of a saved run.
+        resume: checkpoint to resume from; None for a new run.
+        skipped_steps: steps skipped so far because loss or gradient was not finite.
+        skipped_in_row: consecutive skipped steps up to now.
     """
 
     config: TrainingConfig
@@ -120,14 +119,14 @@ class Run:
     skipped_in_row: int = 0
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model has the averaged weights where an average is kept."""
+        """Use the averaged weights inside the block, if the run keeps an average."""
         return nullcontext() if self.ema is None else self.ema.swapped(self.model)
 
 
 def same_start(seed: int, build: Callable[[], Start]) -> Start:
-    """What ``build`` makes, with the same first weights in every process.
+    """Call ``build`` with the same seed in every process, so that all start with equal weights.
 
-    What is drawn afterwards (dropout, drop path) differs between processes.
+    Later draws (dropout, drop path) differ between processes.
     """
     seed_everything(seed)
     made = build()
@@ -136,7 +135,7 @@ def same_start(seed: int, build: Callable[[], Start]) -> Start:
 
 
 def weights_as_they_are(model: nn.Module) -> Mapping[str, Tensor]:
-    """A model's weights under its own names."""
+    """Return a model's state dict unchanged."""
     state: Mapping[str, Tensor] = model.state_dict()
     return state
 
@@ -162,16 +161,16 @@ def new_run(
     resume: ResumePoint | None,
     released: Callable[[nn.Module], Mapping[str, Tensor]] = weights_as_they_are,
 ) -> Run:
-    """A run with its loader, optimizer, loss scaler and average as the settings ask.
+    """Create a run with the loader, optimizer, loss scaler and average of the settings.
 
     Args:
-        dataset, collate: what the loader reads, and how samples become a batch.
-        groups: of the optimizer (:func:`pab.training.optim.parameter_groups`).
+        dataset, collate: source of the loader, and the function that batches its samples.
+        groups: optimizer groups (:func:`pab.training.optim.parameter_groups`).
 
-    The others are as in :class:`Run`.
+    For the other arguments, see :class:`Run`.
 
     Raises:
-        InputError: the disk has no room for the checkpoints.
+        InputError: the disk has too little space for the checkpoints.
     """
     check_room(config, model)
     return Run(
@@ -197,10 +196,10 @@ def new_run(
 
 
 def steps_per_epoch(batches: EpochBatches, batches_per_update: int) -> int:
-    """Updates of one epoch.
+    """Number of updates per epoch.
 
     Raises:
-        InputError: there is not one.
+        InputError: the data is too small for one update.
     """
     steps = batches.batches_per_epoch // batches_per_update
     if steps == 0:
@@ -217,18 +216,18 @@ def fit(
     update: Callable[[Iterator[Any]], dict[str, Tensor]],
     validate: Callable[[], dict[str, float]],
 ) -> None:
-    """Train, validate after every epoch, save the last, the best and each epoch's weights.
+    """Train; validate after every epoch; save the last, the best and each epoch's weights.
 
     Args:
-        run: the objects; a run that resumes is restored into them.
-        update: takes one update's batches from a loader's iterator and adds their gradients;
-            returns the loss and other figures, of this process.
-        validate: retrieval metrics of the model as it is, in percent; called in evaluation mode,
-            if there is a validation split.
+        run: objects of the run; a resumed state is restored into them.
+        update: takes one update's batches from a loader's iterator and accumulates their gradients;
+            returns this process's loss and other figures.
+        validate: returns retrieval metrics of the current model in percent; called in evaluation
+            mode if there is a validation split.
 
     Raises:
-        InputError: the checkpoint to resume from does not fit; a training image cannot be read;
-            ``max_skipped_steps`` steps in a row had a loss or gradient that is not finite.
+        InputError: the checkpoint to resume does not fit, a training image is unreadable, or loss
+            or gradient was not finite in ``max_skipped_steps`` consecutive steps.
     """
     config, output = run.config, Path(run.config.output_dir)
     steps = steps_per_epoch(run.batches, run.batches_per_update)
@@ -243,11 +242,11 @@ def fit(
             return
     step, skip_steps, best = start.step, start.step_in_epoch, start.best_metric
 
-    saved_at = resumed_at  # step of the last state
+    saved_at = resumed_at  # step of the last saved state
     content = known_content(run.identity, run.resume)
 
     def snapshot(epoch: int, step_in_epoch: int) -> None:
-        """Write everything a resumed run needs; all processes take part, the main one writes."""
+        """Save the training state; all processes contribute, rank 0 writes."""
         nonlocal saved_at
         saved_at = step
         generators = processes.gather_objects(rng_state(run.device))
@@ -284,7 +283,7 @@ def fit(
         if processes.is_main() and config.save_ckpt:
             _prepare_folder(output, run.resume)
         if run.resume is not None and not run.resume.exact:
-            snapshot(start.epoch, 0)  # a damaged state is replaced at once
+            snapshot(start.epoch, 0)  # replace a damaged state at once
         _announce(run, log, total_steps, resumed_at)
         with log.progress(total_steps, "training", done=step) as progress:
             for epoch in range(start.epoch, config.epochs):
@@ -310,13 +309,13 @@ def fit(
                 saves = (epoch + 1) % config.save_ckpt_freq == 0 or epoch + 1 == config.epochs
                 if len(run.data.val_rows):
                     if saves and saved_at != step:
-                        snapshot(epoch, steps)  # a run that is stopped in validation repeats it
+                        snapshot(epoch, steps)  # a run stopped in validation repeats it
                     figures = _validated(run, validate)
                     log.log(step, {"epoch": epoch, **figures}, kind="val")
                     log.message(
                         f"epoch {epoch}: " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items())
                     )
-                    key = figures["R@1"] + 1e-3 * figures["mAP"]  # R@1, mAP where R@1 ties
+                    key = figures["R@1"] + 1e-3 * figures["mAP"]  # R@1, with mAP as the tie-breaker
                     if best is None or key > best:
                         best = key
                         save_model(run, output / BEST, {"epoch": epoch, **figures})
@@ -333,7 +332,7 @@ def fit(
 
 
 def _prepare_folder(output: Path, resume: ResumePoint | None) -> None:
-    """Leave no state in the folder that another start could resume by mistake."""
+    """Remove states that another start could resume by mistake."""
     if resume is not None:
         replace_damaged_last(resume)
         return
@@ -365,7 +364,7 @@ def _announce(run: Run, log: RunLog, total_steps: int, resumed_at: int | None) -
 
 
 def _epoch_feed(run: Run, epoch: int, start_batch: int) -> Iterator[Any]:
-    """The batches of an epoch from ``start_batch`` on."""
+    """Batches of an epoch, from ``start_batch`` on."""
     twins_from = run.config.twin_batches_from
     run.batches.epoch, run.batches.start_batch = epoch, start_batch
     if twins_from is not None and epoch >= twins_from:
@@ -379,12 +378,12 @@ def _one_update(
     feed: Iterator[Any],
     step: int,
 ) -> tuple[dict[str, float], str]:
-    """Update the weights once, or skip the step if its loss or gradient is not finite.
+    """Update the weights once; skip the step if its loss or gradient is not finite.
 
-    All processes decide alike: they see the same mean loss and gradients.
+    All processes take the same decision, because they see the same mean loss and gradients.
 
     Returns:
-        Its figures over all processes; and why the step was skipped, empty if it was not.
+        Figures averaged over all processes, and the reason for a skip (empty if none).
     """
     set_lr(run.optimizer, run.rates[step])
     statistics = [(buffer, buffer.clone()) for buffer in batch_statistics(run.model)]
@@ -412,7 +411,7 @@ def _one_update(
 
 
 def batch_statistics(model: nn.Module) -> list[Tensor]:
-    """Buffers that a forward pass in training changes: running statistics of batch norm."""
+    """Buffers changed by a training forward pass: running statistics of batch norm."""
     return [
         buffer
         for module in model.modules()
@@ -422,17 +421,17 @@ def batch_statistics(model: nn.Module) -> list[Tensor]:
 
 
 def _report_skipped(run: Run, log: RunLog, step: int, problem: str) -> None:
-    """Report a skipped step, and end a run that takes none any more.
+    """Report a skipped step; stop the run after too many consecutive ones.
 
     Raises:
-        InputError: too many in a row: the settings are at fault, not this program.
+        InputError: too many consecutive skipped steps, which points to the settings.
     """
     config = run.config
     log.count_skipped(run.skipped_steps)
     log.message(
         f"step {step} skipped, {run.skipped_in_row} in a row, {run.skipped_steps} in all: {problem}"
     )
-    # In fp16 skipped steps are also the scaler's search for a scale: it gets the time it needs.
+    # In fp16, the scaler also skips steps while it searches for a scale; allow time for that.
     scaling = run.scaler.is_enabled()
     limit = max(config.max_skipped_steps, SCALE_SEARCH) if scaling else config.max_skipped_steps
     if run.skipped_in_row >= limit:
@@ -449,7 +448,7 @@ def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, 
     run.model.eval()
     try:
         with run.averaged():
-            processes.share_buffers(run.model)  # the average's, where one is kept
+            processes.share_buffers(run.model)  # the average's buffers, if the run keeps one
             return validate()
     finally:
         run.model.train()
@@ -459,10 +458,10 @@ def _validated(run: Run, validate: Callable[[], dict[str, float]]) -> dict[str, 
 
 
 def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
-    """Metrics of a labelled retrieval in percent.
+    """Metrics of a labelled retrieval, in percent.
 
     Args:
-        retrieval: with a gallery and labels.
+        retrieval: queries with a gallery and labels.
         scores: [queries, gallery].
     """
     assert retrieval.gallery is not None
@@ -473,7 +472,7 @@ def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
 
 
 def save_model(run: Run, path: Path, figures: Mapping[str, object]) -> None:
-    """Write weights in the released form (``model``); averaged ones where an average is kept."""
+    """Write the weights in released form (key ``model``); averaged weights if there are any."""
     if not (processes.is_main() and run.config.save_ckpt):
         return
     with run.averaged():

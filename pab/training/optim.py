@@ -1,7 +1,7 @@
-"""Optimizer groups with layer-wise rate decay, the rate schedule, weight averages, one safe step.
+"""Optimizer groups with layer-wise rate decay, rate schedule, weight averages, checked steps.
 
-Which parameters take no decay and which layer each belongs to are the model's facts: it passes them
-in as functions.
+The model knows which parameters have no weight decay and which layer each belongs to. It passes
+both in as functions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from pab.core.errors import InputError
 
-WORST_GRADIENTS = 3  # how many the report of a skipped step names
+WORST_GRADIENTS = 3  # gradients named in the report of a skipped step
 
 
 class StepOutcome(NamedTuple):
     """Result of :func:`clip_and_step`.
 
     Attributes:
-        norm: of all gradients together, unscaled and before clipping.
-        problem: why the step was skipped, in one clause; empty if it was taken.
+        norm: norm of all gradients together, unscaled and before clipping.
+        problem: reason for a skipped step, in one clause; empty if the step was taken.
     """
 
     norm: float
@@ -42,22 +42,21 @@ def parameter_groups(
     layer_decay: float = 1.0,
     lr_scale_of: Callable[[str], float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by weight decay and rate.
+    """Group trainable parameters by weight decay and learning rate.
 
     Args:
-        named_parameters: a model's; those that need no gradient are left out.
-        weight_decay: of every parameter for which ``no_decay(name, parameter)`` is false.
-        no_decay: whether a parameter takes no weight decay.
-        layer_of: 0 for the embeddings, 1 .. ``n_layers`` for the blocks, ``n_layers + 1`` for what
-            follows them; None = one rate for all.
+        named_parameters: parameters of a model; those without gradient are ignored.
+        weight_decay: decay of parameters for which ``no_decay(name, parameter)`` is false.
+        no_decay: returns true for parameters without weight decay.
+        layer_of: maps a name to 0 (embeddings), 1 .. ``n_layers`` (blocks) or ``n_layers + 1``
+            (after the blocks); None uses one rate for all.
         n_layers: number of blocks.
-        layer_decay: factor from one layer to the one below it.
-        lr_scale_of: a further factor of a parameter's rate, by its name.
+        layer_decay: rate factor from one layer to the one below it.
+        lr_scale_of: maps a name to a further factor of the parameter's rate.
 
     Returns:
-        Groups with ``params``, ``names``, ``weight_decay`` and
-        ``lr_scale = layer_decay ** (n_layers + 1 - layer)`` times ``lr_scale_of``, in order of
-        first appearance.
+        Groups with ``params``, ``names``, ``weight_decay`` and ``lr_scale = layer_decay **
+        (n_layers + 1 - layer)`` times ``lr_scale_of``, in order of first appearance.
 
     Raises:
         ValueError: a layer outside 0 .. ``n_layers + 1``.
@@ -88,11 +87,11 @@ def parameter_groups(
 def warmup_cosine(
     base_lr: float, min_lr: float, total_steps: int, warmup_steps: int, start_lr: float = 0.0
 ) -> list[float]:
-    """The learning rate of every step: a straight line up, then half a cosine down.
+    """Learning rate per step: linear warm-up, then half a cosine.
 
-    Step 0 has ``start_lr``, step ``warmup_steps - 1`` has ``base_lr``; the cosine starts at
-    ``base_lr`` once more and would reach ``min_lr`` at step ``total_steps``. (A warm-up of one step
-    is that one step at ``start_lr``.)
+    Step 0 has ``start_lr``, and step ``warmup_steps - 1`` has ``base_lr``. The cosine starts at
+    ``base_lr`` again and would reach ``min_lr`` at step ``total_steps``. A warm-up of one step has
+    ``start_lr``.
 
     Returns:
         ``total_steps`` rates.
@@ -112,7 +111,7 @@ def warmup_cosine(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group ``lr`` times its ``lr_scale``."""
+    """Set the rate of every group to ``lr`` times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
@@ -120,10 +119,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def make_adamw(
     groups: list[dict[str, Any]], betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
-    """AdamW over :func:`parameter_groups`; the rate is 0 until :func:`set_lr` gives one.
+    """Create AdamW over :func:`parameter_groups`; the rate is 0 until :func:`set_lr` sets it.
 
-    The fused kernel is asked for by name, for torch would otherwise choose by device and version,
-    and the kernels differ in rounding. It also needs no temporary copy of the parameters.
+    The fused kernel is requested explicitly. Otherwise torch chooses a kernel by device and
+    version, and kernels differ in rounding. The fused kernel also needs no temporary copy of the
+    parameters.
     """
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
@@ -135,16 +135,16 @@ def clip_and_step(
     max_norm: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> StepOutcome:
-    """Clip the gradients if asked to, and take one step. The caller has run backward.
+    """Clip the gradients if requested, and take one step; call it after the backward pass.
 
-    The step is skipped if the loss or a gradient is not finite, in every number format: weights
-    and optimizer state stay as they are. An active loss scaler (float16) then halves its scale.
+    The step is skipped in every number format if the loss or a gradient is not finite: weights and
+    optimizer state stay unchanged. An active loss scaler (float16) then halves its scale.
 
     Args:
-        optimizer: over groups that carry ``names``.
+        optimizer: optimizer whose groups have ``names``.
         loss: unscaled loss of this step, a scalar.
-        max_norm: largest norm of all gradients together; None = no clipping.
-        scaler: scaler of the loss before backward; None = the loss was not scaled.
+        max_norm: maximum norm of all gradients together; None disables clipping.
+        scaler: scaler applied to the loss before backward; None if the loss was not scaled.
 
     Raises:
         RuntimeError: no parameter has a gradient.
@@ -183,22 +183,22 @@ def _named_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Te
 
 
 def _worst_gradients(optimizer: torch.optim.Optimizer) -> str:
-    """The largest gradients by norm, those that are not finite first."""
+    """Describe the largest gradients by norm, those that are not finite first."""
     norms = [(name, float(gradient.norm())) for name, gradient in _named_gradients(optimizer)]
     norms.sort(key=lambda item: (math.isfinite(item[1]), -item[1]))
     return ", ".join(f"{name} ({norm:g})" for name, norm in norms[:WORST_GRADIENTS])
 
 
 class Ema:
-    """An exponential moving average of a model's parameters, kept in float32.
+    """Exponential moving average of a model's parameters, in float32.
 
-    Buffers are copied, not averaged: batch norm's are averages already.
+    Buffers are copied, because batch norm's buffers are averages already.
 
     Args:
-        model: gives the first values.
-        decay: share of the old average kept at each update.
-        warmup: start with less: update n keeps min(decay, (1 + n) / (10 + n)), n from 0, so that an
-            untrained start is soon forgotten.
+        model: model with the initial values.
+        decay: weight of the old average in each update.
+        warmup: use a smaller decay at first, min(decay, (1 + n) / (10 + n)) in update n from 0, so
+            that the average forgets the untrained start soon.
     """
 
     def __init__(self, model: nn.Module, decay: float, *, warmup: bool = False) -> None:
@@ -213,7 +213,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present values."""
+        """Move the average towards the model's current values."""
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
@@ -225,12 +225,12 @@ class Ema:
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Write the average into the model."""
+        """Copy the average into the model."""
         _write_into(model, self.shadow, self.buffers)
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block the model holds the average; after it, its own values again."""
+        """Swap the average into the model inside the block; restore the model afterwards."""
         parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self.copy_to(model)
@@ -241,15 +241,15 @@ class Ema:
                 _write_into(model, parameters, buffers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors, for an exact resume."""
+        """State as plain containers and tensors, for an exact resume."""
         return {"updates": self.updates, "shadow": self.shadow, "buffers": self.buffers}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved average of the same model.
+        """Load a saved average of the same model.
 
         Raises:
-            ValueError: other names than this model's.
+            ValueError: the names differ from this model's.
         """
         for own, saved in ((self.shadow, state["shadow"]), (self.buffers, state["buffers"])):
             if own.keys() != saved.keys():

@@ -1,4 +1,4 @@
-"""Training samples of a contrastive recipe: one view of the image, one caption's ids."""
+"""Training samples of a contrastive recipe: one image view and one caption's ids."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PairBatch(NamedTuple):
     Attributes:
         image: [B, 3, S, S].
         text_ids: [B, N].
-        text_mask: [B, N]; BEiT-3 marks padding, BERT marks tokens.
-        identity: [B]; pairs with the same number are no negatives of each other.
+        text_mask: [B, N]; marks padding for BEiT-3, tokens for BERT.
+        identity: [B]; pairs with equal numbers are not negatives of each other.
     """
 
     image: Tensor
@@ -38,7 +38,7 @@ Sample = tuple[Tensor, list[int], int] | BadSample
 
 
 class PairDataset(TrainingSamples):
-    """Pairs of the training set, each image seen through a random view: :data:`Sample`.
+    """Training pairs with a random view of each image; samples are :data:`Sample`.
 
     Args:
         pairs, indices, seed: see :class:`pab.training.data.TrainingSamples`.
@@ -64,7 +64,7 @@ class PairDataset(TrainingSamples):
 
 @dataclass(frozen=True)
 class PairCollate:
-    """Stacks images and pads captions; or gives the first bad sample.
+    """Stack images and pad captions; return the first bad sample if there is one.
 
     Attributes:
         pad: rows of ids -> ids [B, N] and their mask [B, N].

@@ -1,7 +1,6 @@
 """Contrastive fine-tuning on pairs: data, model, loop, in this order.
 
-The recipe of LHP, and of CLIP and BLIP-2 where they are tuned; what differs between them stands in
-a :class:`PairModel`.
+LHP, CLIP and BLIP-2 share this recipe; a :class:`PairModel` holds their differences.
 """
 
 from __future__ import annotations
@@ -33,23 +32,23 @@ from pab.training.resume import ContentHash, find_resume_point, identify
 
 @dataclass(frozen=True)
 class PairModel:
-    """A model of images and captions, and what the recipe has to know of it.
+    """Image-text model with everything the recipe needs to know about it.
 
-    Shape letters: `B` batch, `K` vectors an image, `D` their width, `N` text ids, `S` image side.
+    Shape letters: `B` batch, `K` vectors per image, `D` their width, `N` text ids, `S` image side.
 
     Attributes:
-        module: with the weights to start from.
-        view: training image -> pixels [3, S, S]; may draw.
+        module: the network, with its initial weights.
+        view: training image -> pixels [3, S, S]; may be random.
         encode_ids: caption -> ids.
         pad: rows of ids -> ids [B, N] and their mask [B, N].
-        vectors: pairs -> unit vectors [B, K + 1, D], the image's and then the text's.
-        logit_scale: the present logarithm of the factor on similarities, a scalar with a graph.
-        score: similarities [queries, gallery] of a labelled retrieval, for validation.
-        layers: number of blocks, for layer-wise decay of the rate.
-        layer_of: a parameter's layer, 0 to ``layers + 1``, by its name.
-        no_decay: whether a parameter takes no weight decay, by its name and value.
-        facts: written into weight files.
-        released: the weights as they are written, by name.
+        vectors: pairs -> unit vectors [B, K + 1, D], the image's followed by the text's.
+        logit_scale: current logarithm of the scale of similarities, a scalar with a graph.
+        score: computes similarities [queries, gallery] of a labelled retrieval, for validation.
+        layers: number of blocks, for layer-wise rate decay.
+        layer_of: maps a parameter's name to its layer, 0 to ``layers + 1``.
+        no_decay: returns true for a parameter (name, value) without weight decay.
+        facts: metadata of weight files.
+        released: returns the weights to write, by name.
     """
 
     module: nn.Module
@@ -77,17 +76,17 @@ def train_pairs(
     """Run the whole recipe.
 
     Args:
-        config: the settings.
-        argv: the command line, as typed.
-        command: how the recipe is called, such as ``python -m lhp.train``.
-        files: setting -> hash of the files that it names: start weights, tokenizer.
-        build: the model on a device, multiplying in a number format; called when the data are
-            there and the generators are seeded. For a run that resumes it gets the facts of the
-            checkpoint and needs no start weights: they are about to be replaced.
+        config: settings of the recipe.
+        argv: arguments of the command, as typed.
+        command: command of the recipe, such as ``python -m lhp.train``.
+        files: setting -> hash of the files that it names: initial weights, tokenizer.
+        build: creates the model for a device and number format, after the data is checked and the
+            generators are seeded. For a resumed run, it gets the facts of the checkpoint and needs
+            no initial weights, because the checkpoint replaces them.
 
     Raises:
-        InputError: bad settings, data or checkpoint, before anything is written; a training image
-            that cannot be read, or too many steps in a row that are not finite, during training.
+        InputError: before anything is written: bad settings, data or checkpoint. During training:
+            an unreadable training image, or too many consecutive steps that are not finite.
     """
     # ---- Data
     device, dtype = start_processes(config)
@@ -110,7 +109,7 @@ def train_pairs(
         n_layers=model.layers,
         layer_decay=config.layer_decay,
     )
-    # A run shorter than its warm-up sees the beginning of it.
+    # A run shorter than its warm-up uses only the beginning of the warm-up.
     scheduled_steps = max(total_steps, config.warmup_steps)
 
     run = new_run(

@@ -1,6 +1,7 @@
-"""Checks made before the first step of a run: what it will need at its end.
+"""Check before the first step that a run can finish.
 
-An output that cannot be written, a missing package or a full disk ends a run here, not after hours.
+An output that cannot be written, a missing package or a full disk then fails at once, not after
+hours.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pab.core.errors import InputError
 from pab.core.outputs import check_free_space, check_output_folder
 from pab.training.config import TrainingConfig
 
-_MOMENTS = 2  # tensors that AdamW keeps per trained parameter
+_MOMENTS = 2  # tensors per trained parameter in AdamW's state
 
 
 def check_run_folders(config: TrainingConfig) -> None:
-    """Check where a training run writes, and that TensorBoard is installed if it is asked for.
+    """Check that the output folders are writable, and that TensorBoard is installed if needed.
 
     Raises:
         InputError: naming the flag.
@@ -38,18 +39,19 @@ def check_run_folders(config: TrainingConfig) -> None:
 
 
 def check_room(config: TrainingConfig, model: nn.Module) -> None:
-    """Check that the disk of the output folder has room for the run's checkpoints.
+    """Check that the output folder's disk has space for the run's checkpoints.
 
-    Counted are two training states (weights, AdamW's two moments, the average if one is kept), as
-    one is written beside its predecessor, and the weights of the kept epochs, the best epoch and
-    the end. Checkpoints that are already there count as room, for they belong to the run.
+    The space covers two training states (weights, AdamW's two moments, the average if there is
+    one), because a state is written beside its predecessor. It also covers the weights of the kept
+    epochs, the best epoch and the end. Existing checkpoints count as available space: the run
+    replaces them.
 
     Args:
-        config: the run's settings.
+        config: settings of the run.
         model: the model that is trained.
 
     Raises:
-        InputError: naming the flag, the room needed and found.
+        InputError: names the flag, the space needed and the space found.
     """
     if not config.save_ckpt:
         return
@@ -59,11 +61,11 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
     state = copies * weights + _MOMENTS * trained
     epochs = math.ceil(config.epochs / config.save_ckpt_freq)
     if config.keep_checkpoints is not None:
-        epochs = min(epochs, config.keep_checkpoints + 1)  # the oldest goes after the newest came
-    files = epochs + (2 if config.val_pairs else 1)  # and the best and the final weights
+        epochs = min(epochs, config.keep_checkpoints + 1)  # the oldest is removed last
+    files = epochs + (2 if config.val_pairs else 1)  # plus the best and the final weights
     needed = 2 * state + files * weights
     found = [path.stat() for path in Path(config.output_dir).glob("checkpoint-*.pth")]
-    kept = sum({file.st_ino: file.st_size for file in found}.values())  # links count once
+    kept = sum({file.st_ino: file.st_size for file in found}.values())  # count hard links once
     check_free_space(
         "--output_dir", config.output_dir, needed - kept, "the checkpoints",
         todo="make room, name a folder on another disk, keep fewer with --keep_checkpoints or "

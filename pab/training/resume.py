@@ -1,7 +1,7 @@
-"""Resume a training run: compare it with a saved one, choose the file, restore the objects.
+"""Resume a training run: compare it with a saved run, choose the file, restore the objects.
 
-A run resumes only as itself. Its settings are compared by value; data, start weights, tokenizers
-and WordNet by content, so that a moved or renamed file is still the same one.
+Only the same run can be resumed. Settings are compared by value. Data, initial weights, tokenizers
+and WordNet are compared by content, so files may be moved or renamed.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from pab.training.optim import Ema
 if TYPE_CHECKING:
     from pab.training.loop import Run
 
-LAST = "checkpoint-last.pth"  # the state that a run resumes from
-PREVIOUS = "checkpoint-previous.pth"  # the state before it, for the case that LAST is damaged
+LAST = "checkpoint-last.pth"  # training state to resume from
+PREVIOUS = "checkpoint-previous.pth"  # the state before it, used if LAST is damaged
 EPOCH = re.compile(r"checkpoint-(\d+)\.pth")  # weights of one epoch, counted from 0
-RESUME_KEY = "resume"  # metadata of an epoch's weights: which run they belong to, and where in it
+RESUME_KEY = "resume"  # metadata of an epoch's weights: the run, and the position in it
 
-PAIRS = "training pairs"  # entry of the compared settings: number and fingerprint
-# Settings that do not change the result.
+PAIRS = "training pairs"  # compared entry: number and fingerprint of the pairs
+# Settings that do not affect the result.
 FREE_SETTINGS = frozenset((
     "task", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt", "save_ckpt_freq",
     "keep_checkpoints", "save_every_steps", "auto_resume", "resume_from", "max_steps",
     "checkpoint_activations",
 ))  # fmt: skip
-# Settings that may mend a failing run: a change is allowed and recorded.
+# Settings that may fix a failing run: a change is allowed and recorded.
 MENDING_SETTINGS = frozenset((
     "lr", "min_lr", "clip_grad", "dtype", "grad_cache_chunk", "num_workers", "max_skipped_steps",
 ))  # fmt: skip
-# Compared as PAIRS: what they select is in the fingerprint.
+# Settings compared through PAIRS: the fingerprint covers what they select.
 DATA_SETTINGS = frozenset((
     "data_path", "train_shards", "skip_bad_lines", "csv_image_key", "csv_caption_key",
     "csv_separator",
@@ -64,17 +64,17 @@ _DAMAGED = (
     RuntimeError, KeyError, IndexError, OverflowError,
 )  # fmt: skip
 
-ContentHash = Callable[[], str | None]  # SHA-256 of the files of one setting; None: not all there
+ContentHash = Callable[[], str | None]  # SHA-256 of a setting's files; None if one is missing
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a run is, for comparison with a saved state.
+    """Identity of a run, compared with that of a saved state.
 
     Attributes:
         settings: plain values, and :data:`PAIRS`.
-        defaults: of the settings; a state from before a setting existed was made with its default.
-        content: setting -> SHA-256 of the files that it names; None if a file is not there.
+        defaults: defaults of the settings; they stand in for settings that an older state lacks.
+        content: setting -> SHA-256 of the files that it names; None if a file is missing.
     """
 
     settings: dict[str, Any]
@@ -84,15 +84,15 @@ class RunIdentity:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A file that the run resumes from.
+    """Checkpoint that the run resumes from.
 
     Attributes:
-        path: the file.
-        exact: a training state; otherwise weights of an epoch alone.
-        settings: of the run that wrote it.
+        path: file of the checkpoint.
+        exact: true for a training state; false for the weights of an epoch.
+        settings: settings of the run that wrote it.
         content: setting -> SHA-256 of the files that it named.
-        facts: of its weight files, such as CLIP's preprocessing.
-        changed: mending setting -> (old, new).
+        facts: metadata of its weight files, such as CLIP's preprocessing.
+        changed: changed setting -> (old, new), for settings that may change.
     """
 
     path: Path
@@ -110,14 +110,14 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Position:
-    """Place of a run in its epochs; the defaults are a new run's.
+    """Position of a run in its epochs; the defaults are those of a new run.
 
     Attributes:
         step: optimizer steps done, skipped ones included.
-        epoch: the epoch the run is in, from 0.
-        step_in_epoch: steps done in it.
+        epoch: current epoch, from 0.
+        step_in_epoch: steps done in the current epoch.
         best_metric: best validation result so far.
-        skipped: skipped steps in all, and in a row up to now.
+        skipped: number of skipped steps, in total and consecutive.
     """
 
     step: int = 0
@@ -131,7 +131,7 @@ class Position:
 
 
 def hash_of_files(*paths: Path) -> str | None:
-    """SHA-256 of a file, or one over the hashes of several; None if one is not there."""
+    """SHA-256 of a file, or of the hashes of several files; None if one is missing."""
     if not paths or not all(path.is_file() for path in paths):
         return None
     hashes = [sha256_of_file(path) for path in paths]
@@ -139,17 +139,17 @@ def hash_of_files(*paths: Path) -> str | None:
 
 
 def named_files(**settings: str | Path) -> dict[str, ContentHash]:
-    """Content hashes of settings that name one file each; empty settings are left out."""
+    """Map settings that name one file each to its hash; empty settings are omitted."""
     return {name: partial(hash_of_files, Path(path)) for name, path in settings.items() if path}
 
 
 def identify(
     config: TrainingConfig, pairs: TrainingSet, files: Mapping[str, ContentHash]
 ) -> RunIdentity:
-    """Identity of the run that the settings describe; the main process hashes the files.
+    """Compute the identity of the run that the settings describe; rank 0 hashes the files.
 
     Args:
-        config: the settings.
+        config: settings of the run.
         pairs: the training set.
         files: setting -> hash of the files that it names.
     """
@@ -161,19 +161,19 @@ def identify(
 def changed_settings(
     now: RunIdentity, saved: Mapping[str, Any], content: Mapping[str, str], path: Path
 ) -> dict[str, tuple[Any, Any]]:
-    """Settings that may change and did, as name -> (old, new).
+    """Return the settings that changed and may change, as name -> (old, new).
 
-    Files whose hash is known on both sides are compared by it, whatever their paths; start weights
-    that are not there any more are not needed. States without hashes are compared by paths.
+    Files with hashes on both sides are compared by hash, whatever their paths. Initial weights may
+    be missing. States without hashes are compared by paths.
 
     Args:
-        now: the run that is about to resume.
+        now: identity of the run to resume.
         saved: settings of the saved run.
-        content: its hashes.
-        path: the state, for the error.
+        content: hashes of the saved run.
+        path: file of the state, for the error.
 
     Raises:
-        InputError: other settings, data or files; names all of them.
+        InputError: settings, data or files differ; the message names all of them.
     """
     changed: dict[str, tuple[Any, Any]] = {}
     differing = []
@@ -210,20 +210,21 @@ def changed_settings(
 
 
 def find_resume_point(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
-    """The file that a run resumes from; None starts a new run.
+    """Find the checkpoint to resume from; None starts a new run.
 
-    That is ``checkpoint-last.pth``. With ``--resume_from newest_good`` it is the first readable one
-    of that, ``checkpoint-previous.pth``, and the weights of the epochs, newest first.
+    The default is ``checkpoint-last.pth``. With ``--resume_from newest_good``, it is the first
+    readable file of ``checkpoint-last.pth``, ``checkpoint-previous.pth`` and the epochs' weights,
+    newest first.
 
     Raises:
-        InputError: the file is damaged, or belongs to another run. With ``newest_good``: none of
-            the files can be read.
+        InputError: the file is damaged or belongs to another run; with ``newest_good``, no file is
+            readable.
     """
     return processes.on_main(partial(_find, config, identity))
 
 
 def resumable_files(config: TrainingConfig) -> list[Path]:
-    """Files that a run may resume from, in order of preference; none for a new run."""
+    """Files that a run may resume from, in order of preference; empty for a new run."""
     if not config.auto_resume:
         return []
     output = Path(config.output_dir)
@@ -264,7 +265,7 @@ def _read_last(path: Path) -> ResumePoint:
 
 
 def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
-    """The point with the settings that changed, after telling the user what is special about it."""
+    """Add the changed settings to a resume point, and print notices about special cases."""
     changed = changed_settings(identity, point.settings, point.content, point.path)
     if changed:
         listed = ", ".join(f"{name} {was} -> {value}" for name, (was, value) in changed.items())
@@ -279,10 +280,10 @@ def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
 
 
 def _read_point(path: Path) -> ResumePoint:
-    """What a checkpoint says of its run; its tensors stay on disk.
+    """Read a checkpoint's run metadata; its tensors stay on disk.
 
     Raises:
-        InputError: damaged, or no checkpoint of a training run.
+        InputError: damaged, or not a checkpoint of a training run.
     """
     check_whole(path)
     if EPOCH.fullmatch(path.name) is None:
@@ -296,10 +297,10 @@ def _read_point(path: Path) -> ResumePoint:
 
 
 def check_whole(path: Path) -> None:
-    """Read a checkpoint from end to end and compare its checksums: torch does not.
+    """Read a whole checkpoint and verify its checksums, because torch does not.
 
     Raises:
-        InputError: the file was cut short or altered.
+        InputError: the file is truncated or altered.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -319,7 +320,7 @@ def epoch_name(epoch: int) -> str:
 
 
 def epoch_files(output: Path) -> list[tuple[int, Path]]:
-    """Weights of epochs in a folder as (epoch, path), in order of epochs."""
+    """Epoch weights in a folder as (epoch, path), sorted by epoch."""
     if not output.is_dir():
         return []
     found = ((EPOCH.fullmatch(path.name), path) for path in output.iterdir())
@@ -327,7 +328,7 @@ def epoch_files(output: Path) -> list[tuple[int, Path]]:
 
 
 def remove_older(output: Path, newest: int, keep: int | None) -> None:
-    """Keep the weights of the ``keep`` newest epochs up to ``newest``; None keeps all."""
+    """Remove all but the ``keep`` newest epoch weights up to ``newest``; None keeps all."""
     if keep is not None:
         files = [path for epoch, path in epoch_files(output) if epoch <= newest]
         for path in files[: max(0, len(files) - keep)]:
@@ -335,9 +336,9 @@ def remove_older(output: Path, newest: int, keep: int | None) -> None:
 
 
 def keep_previous(output: Path) -> None:
-    """Keep the last state under a second name before it is replaced: a link, nothing is written.
+    """Hard-link the last state to a second name before it is replaced; nothing is written.
 
-    File systems without hard links keep none.
+    File systems without hard links keep no previous state.
     """
     if not (output / LAST).exists():
         return
@@ -349,9 +350,9 @@ def keep_previous(output: Path) -> None:
 
 
 def replace_damaged_last(point: ResumePoint) -> None:
-    """Make ``checkpoint-last.pth`` the state that the run resumed from.
+    """Replace a damaged ``checkpoint-last.pth`` by the state that the run resumed from.
 
-    Otherwise the damaged file would become the previous state as soon as a new one is written.
+    Otherwise, the next save would make the damaged file the previous state.
     """
     if point.path.name == PREVIOUS:
         link = point.path.parent / f".{LAST}.link"
@@ -364,9 +365,9 @@ def replace_damaged_last(point: ResumePoint) -> None:
 
 
 def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position: Position) -> str:
-    """Entry :data:`RESUME_KEY` of an epoch's weights, for a resume from them alone.
+    """Entry :data:`RESUME_KEY` of an epoch's weights, which allows resuming from them.
 
-    Settings that may differ between equal runs are left out.
+    Omits settings that may differ between equal runs.
     """
     left_out = FREE_SETTINGS | MENDING_SETTINGS | DATA_SETTINGS | content.keys()
     return json.dumps({
@@ -379,16 +380,16 @@ def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position:
 
 
 def known_content(identity: RunIdentity, point: ResumePoint | None) -> dict[str, str]:
-    """Hashes for the next checkpoints: the saved ones, and those of files that are there."""
+    """Hashes for the next checkpoints: the saved ones, plus those of existing files."""
     known = {name: value for name, value in identity.content.items() if value is not None}
     return {**(point.content if point else {}), **known}
 
 
 def restore(run: Run, point: ResumePoint) -> Position:
-    """Put a checkpoint back into the run's objects and generators.
+    """Restore a checkpoint into the run's objects and generators.
 
     Raises:
-        InputError: another number of processes wrote the state, or its tensors do not fit.
+        InputError: the state is from another number of processes, or its tensors do not fit.
     """
     if not point.exact:
         return _restore_weights(run, point)
@@ -401,7 +402,7 @@ def restore(run: Run, point: ResumePoint) -> Position:
         )
     load_strict(run.model, state.model, point.path)
     run.optimizer.load_state_dict(state.optimizer)
-    if state.scaler:  # empty if the run had no loss scaling then
+    if state.scaler:  # empty if the saved run had no loss scaling
         run.scaler.load_state_dict(state.scaler)
     if run.ema is not None and state.ema is not None:
         run.ema.load_state_dict(state.ema)
@@ -410,7 +411,7 @@ def restore(run: Run, point: ResumePoint) -> Position:
 
 
 def _position(state: TrainingState, point: ResumePoint) -> Position:
-    # Changed settings are a new try: the row of skipped steps that ended the last one is over.
+    # Changed settings start a new attempt, so the count of consecutive skipped steps restarts.
     in_row = 0 if point.changed else state.skipped.get("in_row", 0)
     return Position(
         state.step, state.epoch, state.step_in_epoch, state.best_metric,

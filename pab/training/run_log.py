@@ -1,9 +1,9 @@
-"""The record of a run: what was run, on what, and every figure it gave.
+"""Record of a run: command, environment and all figures.
 
-In the output folder: ``config.yaml`` (every setting), ``run.json`` (number of skipped steps;
-command, seed, versions, git commit and changed settings of every start), ``log.jsonl`` (one line
-per thing logged). Curves go to TensorBoard when a log folder is given, progress to stderr. Only the
-main process writes.
+Files in the output folder: ``config.yaml`` (all settings), ``run.json`` (number of skipped steps;
+command, seed, versions, git commit and changed settings per start) and ``log.jsonl`` (one line per
+log entry). Curves go to TensorBoard if a log folder is given. Progress goes to stderr. Only rank 0
+writes.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "sentencepiece")
-SECONDS_BETWEEN_LINES = 30.0  # of progress, where stderr is no terminal
+SECONDS_BETWEEN_LINES = 30.0  # between progress lines if stderr is not a terminal
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 class RunLog:
-    """Writes the record of one run; use it as a context manager.
+    """Writer for the record of one run; use it as a context manager.
 
     Args:
-        output_dir: folder of the run.
-        log_dir: folder for TensorBoard; None = no TensorBoard.
+        output_dir: output folder of the run.
+        log_dir: folder for TensorBoard; None disables TensorBoard.
         config: the resolved config; its ``seed``, if it has one, is recorded.
-        argv: the command's arguments, as typed.
-        command: the command itself, such as ``python -m lhp.train``.
-        resumed_at: optimizer steps done in the state the run resumes from; lines of later steps
-            are removed, since those are about to be done again. None = a new run: old lines go.
-        validates_again: that state is one before validation; its figures at that step go too
-            (TensorBoard keeps them beside the new ones).
-        resumed_from: facts of the checkpoint that the run resumes from, for ``run.json``.
-        skipped_steps: steps skipped so far.
+        argv: arguments of the command, as typed.
+        command: the command, such as ``python -m lhp.train``.
+        resumed_at: optimizer steps done in the resumed state; lines of later steps are removed,
+            because the run repeats these steps. None starts a new run and removes all old lines.
+        validates_again: the resumed state precedes validation; lines of that validation are removed
+            too (TensorBoard keeps both).
+        resumed_from: facts of the resumed checkpoint, for ``run.json``.
+        skipped_steps: number of steps skipped so far.
 
     Raises:
-        InputError: the folder cannot be written, or a log line cannot be read back.
+        InputError: the folder is not writable, or an old log line cannot be parsed.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class RunLog:
             self._board = SummaryWriter(str(log_dir), purge_step=purge)
 
     def log(self, step: int, figures: Mapping[str, float | int | str], kind: str = "train") -> None:
-        """Write one line, ``{"step": step, "kind": kind, **figures}``, and numbers to TensorBoard.
+        """Write a line ``{"step": step, "kind": kind, **figures}``; send numbers to TensorBoard.
 
         Args:
             step: optimizer steps done.
-            figures: name -> number (or text, which goes to the line alone).
+            figures: name -> number (or text, for the line only).
             kind: ``train``, ``val`` ...; groups the curves.
         """
         if self._lines is None:
@@ -120,7 +120,7 @@ class RunLog:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def count_skipped(self, total: int) -> None:
-        """Write how many steps were skipped so far to ``run.json``."""
+        """Record the number of skipped steps in ``run.json``."""
         if self._active:
             write_json(self._record, {"skipped_steps": total, "starts": self._starts})
 
@@ -130,7 +130,7 @@ class RunLog:
             tqdm.write(text, file=sys.stderr)
 
     def progress(self, total: int, what: str, done: int = 0) -> Progress:
-        """A progress display of ``total`` steps, ``done`` of them before it starts."""
+        """Create a progress display of ``total`` steps, of which ``done`` are complete."""
         return Progress(total, what, done, active=self._active)
 
     def close(self) -> None:
@@ -155,14 +155,14 @@ class RunLog:
 
 
 class Progress:
-    """Progress on stderr: a bar on a terminal, elsewhere a line every 30 seconds and at the end.
+    """Progress on stderr: a bar on a terminal; otherwise a line every 30 seconds and at the end.
 
     Args:
-        total: steps in all.
-        what: word before the bar.
-        done: steps done before.
-        active: False = say nothing (processes other than the main one).
-        seconds: time between lines where stderr is no terminal.
+        total: total number of steps.
+        what: label of the bar.
+        done: steps that are already complete.
+        active: false disables the display (ranks other than 0).
+        seconds: seconds between lines if stderr is not a terminal.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Progress:
         )
 
     def update(self, count: int = 1, **figures: float) -> None:
-        """``count`` more steps are done; ``figures`` are shown beside them."""
+        """Advance by ``count`` steps and show ``figures``."""
         self.done += count
         self._figures.update(figures)
         if self._bar is not None:
@@ -197,7 +197,7 @@ class Progress:
             self._print_line()
 
     def close(self) -> None:
-        """End the display with a last line."""
+        """Finish the display with a last line."""
         if self._bar is not None:
             self._bar.close()
         elif self._active:
@@ -229,10 +229,10 @@ class Progress:
 
 
 def read_log(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a ``log.jsonl``, of one kind or all.
+    """Read the lines of a ``log.jsonl``, of one kind or all.
 
     Raises:
-        InputError: a line is no JSON object with a step.
+        InputError: a line is not a JSON object with a step.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     rows = [_parsed(Path(path), number, line) for number, line in enumerate(lines, 1)]
@@ -240,7 +240,7 @@ def read_log(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str | None]:
-    """Version of Python and of every package that can change a result; None = not installed."""
+    """Versions of Python and of all packages that can change a result; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("person-anomaly-retrieval", *PACKAGES):
         try:
@@ -251,11 +251,11 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """``{"commit": hash, "changed": bool}`` if ``folder`` is a git checkout's root, else None."""
+    """``{"commit": hash, "changed": bool}`` of a git checkout's root; None for other folders."""
     top = _git(folder, "rev-parse", "--show-toplevel")
     commit = _git(folder, "rev-parse", "HEAD")
     if top is None or commit is None or Path(top).resolve() != folder.resolve():
-        return None  # also for a package installed inside somebody else's checkout
+        return None  # also if the package is installed inside an unrelated checkout
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "changed": bool(changed)}
 
@@ -282,7 +282,7 @@ def _earlier_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def _kept_lines(path: Path, resumed_at: int | None, validates_again: bool) -> list[str]:
-    """Log lines of steps up to ``resumed_at``; a last line cut short by a kill is dropped."""
+    """Log lines of steps up to ``resumed_at``; a truncated last line is dropped."""
     if resumed_at is None or not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -310,7 +310,7 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _json_safe(value: float | int | str) -> float | int | str:
-    """JSON has no NaN and no infinity: they become text."""
+    """Convert NaN and infinity, which JSON lacks, to text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -1,8 +1,8 @@
-"""Which training samples a step sees, and each one's random draws: the same on any machine layout.
+"""Sample order and per-sample random draws, independent of the number of processes and workers.
 
-The order of an epoch depends on the seed and the epoch alone. A global batch is cut into one slice
-a process, so that W processes with batch B see what one process with batch W x B sees. Each
-sample's random draws come from a seed of its own, whoever loads it.
+The order of an epoch depends only on the seed and the epoch. A global batch is split into one slice
+per process, so W processes with batch B see the same samples as one process with batch W x B. Each
+sample has its own random seed, whichever worker loads it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class EpochBatches(Sampler[list[SampleKey]]):
     """Batches of one process for one epoch; the last incomplete global batch is dropped.
 
     Args:
-        n: samples of the training set.
-        batch_size: samples a process and batch.
+        n: number of training samples.
+        batch_size: samples per process and batch.
         seed: seed of the order.
-        rank: this process.
+        rank: rank of this process.
         world_size: number of processes.
-        videos: number of the source video of each sample; with it, samples of one video follow one
-            another, so that twins meet in a batch and are each other's hard negatives.
+        videos: source video number per sample. If given, samples of one video are consecutive, so
+            that twins share a batch and become hard negatives of each other.
 
     Set :attr:`epoch` and :attr:`start_batch` before each pass.
     """
@@ -49,7 +49,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches of a whole epoch."""
+        """Number of global batches per epoch."""
         return self.n // (self.batch_size * self.world_size)
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
         if self.videos is not None:
-            # A video's place is that of its first sample in the random order.
+            # A video takes the position of its first sample in the random order.
             shuffled = self.videos[order]
             _, first, inverse = np.unique(shuffled, return_index=True, return_inverse=True)
             order = order[np.argsort(first[inverse], kind="stable")]
@@ -70,9 +70,9 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
 @contextmanager
 def sample_seed(*key: int) -> Iterator[None]:
-    """Seed torch's global CPU generator from ``key`` inside the block; restore it afterwards."""
+    """Seed torch's global CPU generator from ``key`` in the block; restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         state = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)
-        # torch.manual_seed would seed GPUs as well, which fork_rng here does not restore.
+        # torch.manual_seed would also seed GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(int(state[0] >> np.uint64(1)))
         yield

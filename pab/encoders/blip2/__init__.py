@@ -1,1 +1,1 @@
-"""BLIP-2 as LAVIS computes it, without LAVIS."""
+"""BLIP-2 with LAVIS's results, without LAVIS."""

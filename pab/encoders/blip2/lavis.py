@@ -1,8 +1,7 @@
-"""BLIP-2 by LAVIS itself, in the environment that `scripts/setup_lavis.sh` makes.
+"""BLIP-2 through LAVIS, in the environment of `scripts/setup_lavis.sh`.
 
-The port (:mod:`pab.encoders.blip2.model`) gives the same vectors without LAVIS; this backend is
-there to check that on the released weights. Nothing here is imported in the project's own
-environment.
+The port (:mod:`pab.encoders.blip2.model`) gives the same vectors without LAVIS. This backend exists
+to verify that on the released weights. The project's own environment imports nothing from here.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from pab.encoders.pooling import Pooling, similarity_of_rows
 from pab.scoring.encoder import Encoder
 
 EXTRACTOR = "blip2_feature_extractor"
-# What a LAVIS checkpoint need not hold: the frozen tower, and 0, 1, 2, ...
+# Tensors that a LAVIS checkpoint may lack: the frozen tower, and the position ids 0, 1, 2, ...
 OF_OTHER_FILES = re.compile(r"visual_encoder\.|.*\.position_ids$")
-CAPTION_WORDS = 50  # of LAVIS's processor: what a batch of captions makes room for
+CAPTION_WORDS = 50  # word limit of LAVIS's processor; sets the size of a caption batch
 
 
 def load_lavis(
     model_type: str, pretrained: str | None
 ) -> tuple[Any, ImageTransform, Callable[[str], str]]:
-    """LAVIS's model in float32 on the CPU, its image processor and its caption processor.
+    """Load LAVIS's model in float32 on the CPU, with its image and caption processors.
 
     Args:
         model_type: LAVIS's name, such as ``pretrain_vitL``.
-        pretrained: file of the weights; None is LAVIS's own address.
+        pretrained: file of the weights; None uses LAVIS's own URL.
 
     Raises:
-        InputError: no LAVIS in this environment, or files of its own that cannot be fetched.
+        InputError: LAVIS is not installed, or its own files cannot be downloaded.
     """
     try:
         from lavis.common.registry import registry
@@ -65,7 +64,7 @@ def load_lavis(
             todo="without internet, put bert-base-uncased/ into the working folder, and "
             "clip_vit_L.pth and the weights into $TORCH_HOME/hub/checkpoints",
         ) from error  # fmt: skip
-    if given is not None:  # LAVIS loads whatever fits and says nothing of the rest
+    if given is not None:  # LAVIS loads whatever fits and ignores the rest silently
         missing = [n for n in model.state_dict() if n not in given and not OF_OTHER_FILES.match(n)]
         if missing:
             raise InputError(
@@ -76,10 +75,10 @@ def load_lavis(
 
 
 def lavis_names(path: str) -> set[str]:
-    """Names of a LAVIS checkpoint's tensors.
+    """Names of the tensors in a LAVIS checkpoint.
 
     Raises:
-        InputError: no checkpoint, or none of LAVIS's.
+        InputError: not a checkpoint, or not one of LAVIS.
     """
     checkpoint = read_checkpoint(path)
     names = set(model_state(checkpoint, path))
@@ -98,11 +97,11 @@ def lavis_encoder(
     pooling: Pooling,
     compute: Compute,
 ) -> Encoder:
-    """The verbs of LAVIS's feature extractor.
+    """Encoder around LAVIS's feature extractor.
 
     Args:
-        model: the extractor, on the compute's device.
-        transform, process: its image and caption processors.
+        model: the extractor, on the device of ``compute``.
+        transform, process: the extractor's image and caption processors.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
     """
 

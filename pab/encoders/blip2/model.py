@@ -1,9 +1,9 @@
-"""BLIP-2's first stage, as LAVIS's `blip2_feature_extractor` scores with it: ViT-L and Q-Former.
+"""BLIP-2's first stage as in LAVIS's `blip2_feature_extractor`: ViT-L and Q-Former.
 
 Source: Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training with Frozen Image Encoders and
-Large Language Models" (arXiv 2301.12597); weights are LAVIS's (BSD-3-Clause). The image tower is
-OpenCLIP's transformer without its last norm and projection, the Q-Former that of transformers;
-:data:`RENAMED` maps LAVIS's names onto them.
+Large Language Models" (arXiv 2301.12597); weights from LAVIS (BSD-3-Clause). The image tower is
+OpenCLIP's transformer without its last norm and projection. The Q-Former is that of transformers.
+:data:`RENAMED` maps LAVIS's names to theirs.
 
 Shape letters: `B` batch, `M` image tokens, `K` query tokens, `N` text ids, `W` image width,
 `D` Q-Former's width, `E` width of the vectors.
@@ -31,7 +31,7 @@ from pab.data.wordpiece import Tokenizer
 from pab.encoders.clip.blocks import use_fused_blocks
 from pab.encoders.layer_numbers import layer_in_tower
 
-# LAVIS's names -> this model's; the first pattern that matches is replaced.
+# LAVIS's names -> names here; the first matching pattern is replaced.
 RENAMED = (
     (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
     (r"^Qformer\.bert\.embeddings\.", "embeddings."),
@@ -42,11 +42,11 @@ RENAMED = (
     (r"^Qformer\.bert\.encoder\.", "qformer.encoder."),
 )
 TOWER = "visual_encoder."
-# CLIP's own image tower goes on behind the blocks that BLIP-2 reads.
+# CLIP's own image tower has more blocks than BLIP-2 uses.
 BEYOND_THE_TOWER = ("transformer.resblocks.2[1-3].*", "ln_post.*", "proj")
 TEMPERATURES = (0.001, 0.5)  # bounds of the learned temperature, as in BLIP
 SCRATCH_EMBEDDING_STD = 0.1
-# What a LAVIS checkpoint holds beside: the language head, the match head, 0, 1, 2, ...
+# Other tensors of a LAVIS checkpoint: the language head, the match head, position ids 0, 1, 2, ...
 UNUSED = re.compile(r"Qformer\.cls\.|itm_head\.|.*\.position_ids$")
 
 
@@ -57,14 +57,14 @@ class Blip2Config:
     Attributes:
         image_size: side of the square input, pixels.
         patch_size: side of a patch, pixels.
-        image_width, image_layers, image_heads: of the image tower; CLIP's ViT-L has 24 layers, of
-            which BLIP-2 reads the 21st.
-        queries: K.
-        width, layers, heads, ffn_dim: of the Q-Former.
-        vocab_size: BERT's 30,522 pieces and one of LAVIS's own, which captions never use.
-        positions: rows of the text's position table.
+        image_width, image_layers, image_heads: sizes of the image tower; CLIP's ViT-L has 24
+            layers, and BLIP-2 uses the output of the 21st.
+        queries: K, number of query tokens.
+        width, layers, heads, ffn_dim: sizes of the Q-Former.
+        vocab_size: BERT's 30,522 tokens and one of LAVIS's, which never occurs in captions.
+        positions: rows of the text position table.
         embed_dim: E.
-        temperature: at the start of fine-tuning; learned.
+        temperature: initial value; learned in fine-tuning.
     """
 
     image_size: int = 224
@@ -93,17 +93,17 @@ MODELS = {
 
 
 class ImageTextModel(Protocol):
-    """What scoring needs: this module's :class:`Blip2`, or ViT-g's wrapper."""
+    """Interface that scoring needs: this module's :class:`Blip2`, or ViT-g's wrapper."""
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""
+        """[B, 3, S, S] -> one unit vector per query token, [B, K, E]."""
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
 
 
 class Blip2(nn.Module):
-    """Image tower, Q-Former and projections."""
+    """Image tower, Q-Former and projections of BLIP-2."""
 
     def __init__(self, config: Blip2Config) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Blip2(nn.Module):
         return self.ln_vision(tower.transformer(tower._embeds(pixels)))
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""
+        """[B, 3, S, S] -> one unit vector per query token, [B, K, E]."""
         found = self.qformer(
             query_embeds=self.query_tokens.expand(len(pixels), -1, -1),
             encoder_hidden_states=self.image_tokens(pixels),
@@ -156,16 +156,16 @@ class Blip2(nn.Module):
         return F.normalize(self.text_proj(found[:, 0]).float(), dim=-1)
 
     def logit_scale(self) -> Tensor:
-        """Logarithm of the factor on similarities in the loss, the temperature kept in bounds.
+        """Clamp the temperature; return the logarithm of the scale of similarities in the loss.
 
-        In place: a clamp within the graph would have no gradient outside.
+        The clamp is in place: inside the graph, values out of bounds would get no gradient.
         """
         with torch.no_grad():
             self.temp.clamp_(*TEMPERATURES)
         return -self.temp.log()
 
     def layer_of(self, name: str) -> int:
-        """A parameter's layer by its name, 0 to :attr:`layers` + 1; tower below Q-Former."""
+        """Layer of a parameter, 0 to :attr:`layers` + 1; the tower is below the Q-Former."""
         below, above = self.config.image_layers, self.config.layers
         if name.startswith("visual_encoder."):
             return layer_in_tower(name, below)
@@ -175,16 +175,16 @@ class Blip2(nn.Module):
 
     @property
     def layers(self) -> int:
-        """Blocks of the image tower and the Q-Former together."""
+        """Number of blocks of the image tower and the Q-Former together."""
         return self.config.image_layers + self.config.layers
 
 
 def start_from_scratch(model: Blip2) -> None:
-    """Starting weights for training without a checkpoint, in place.
+    """Initialize a model in place for training without a checkpoint.
 
-    The libraries' own starts (normal, 0.02) suit widths of 768 and more; in a small network they
-    leave every branch near 0 beside its residual. Matrices start by their own width instead
-    (Glorot and Bengio, AISTATS 2010), and the embeddings at a comparable scale.
+    The libraries' own initialization (normal, 0.02) suits widths of 768 and more. In a small
+    network, it leaves every branch near 0 compared with its residual. Here matrices are scaled by
+    their width (Glorot and Bengio, AISTATS 2010), and embeddings to a comparable magnitude.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -195,15 +195,15 @@ def start_from_scratch(model: Blip2) -> None:
 
 
 def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path = "") -> Blip2:
-    """A model with the weights of a LAVIS checkpoint, or of one of this project's own.
+    """Load a model with the weights of a LAVIS checkpoint, or of a checkpoint of this project.
 
     Args:
-        config: its sizes.
+        config: sizes of the model.
         path: the checkpoint.
-        image_weights: the image tower, where the checkpoint holds none.
+        image_weights: weights of the image tower, if the checkpoint lacks them.
 
     Raises:
-        InputError: no checkpoint, or its tensors do not fit.
+        InputError: not a checkpoint, or its tensors do not fit.
     """
     model = Blip2(config)
     load_weights(model, path, image_weights)
@@ -211,13 +211,13 @@ def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path 
 
 
 def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "") -> LoadReport:
-    """Read a checkpoint into a model; a LAVIS checkpoint need have no number for ``temp``.
+    """Read a checkpoint into a model; a LAVIS checkpoint may lack ``temp``.
 
-    LAVIS saves what it trained. If the image tower was frozen, its weights are in another file
-    (`clip_vit_L.pth`, all 24 blocks of CLIP's), which is read then.
+    LAVIS saves only trained weights. If the image tower was frozen, its weights are read from
+    another file (`clip_vit_L.pth`, with all 24 blocks of CLIP).
 
     Raises:
-        InputError: no checkpoint, or its tensors do not fit.
+        InputError: not a checkpoint, or its tensors do not fit.
     """
     names = model.state_dict().keys()
     path = _file(path)
@@ -231,10 +231,10 @@ def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "")
 
 
 def _file(path: str | Path) -> str | Path:
-    """The checkpoint's file; a folder without a configuration may stand for the one it holds.
+    """Return the checkpoint's file; a folder without a configuration stands for its weight file.
 
     Raises:
-        InputError: a folder of another model.
+        InputError: the folder holds another model.
     """
     if not Path(path).is_dir():
         return path
@@ -248,12 +248,12 @@ def _file(path: str | Path) -> str | Path:
 
 
 def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
-    """Refuse a vocabulary that is not the word table's.
+    """Reject a vocabulary that does not match the word embedding.
 
-    LAVIS's table has one row more than BERT's vocabulary, for a piece that captions never use.
+    LAVIS's embedding has one row more than BERT's vocabulary; captions never use it.
 
     Raises:
-        InputError: another number of pieces.
+        InputError: the vocabulary has another size.
     """
     if tokenizer.vocab_size not in (sizes.vocab_size, sizes.vocab_size - 1):
         raise InputError(
@@ -264,7 +264,7 @@ def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LAVIS's state dict under this model's names; a state dict that has them is left as it is."""
+    """Rename a LAVIS state dict to this model's names; matching names stay unchanged."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if UNUSED.match(name):

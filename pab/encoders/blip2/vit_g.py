@@ -1,4 +1,4 @@
-"""BLIP-2 with ViT-g (`pretrain`): transformers' model behind the interface of ViT-L's port."""
+"""BLIP-2 with ViT-g (`pretrain`): transformers' model with the interface of the ViT-L port."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Blip2VitG(nn.Module):
         self.inner = inner
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> a unit vector of each query token [B, K, E]."""
+        """[B, 3, S, S] -> one unit vector per query token, [B, K, E]."""
         inner = self.inner
         image = inner.vision_model(pixel_values=pixels).last_hidden_state
         queries = inner.query_tokens.expand(len(pixels), -1, -1)
@@ -41,10 +41,10 @@ class Blip2VitG(nn.Module):
 
 
 def load_vit_g(source: str) -> Blip2VitG:
-    """Load the model from a folder as transformers saves it, or from the hub by id.
+    """Load the model from a folder saved by transformers, or from the hub by id.
 
     Raises:
-        InputError: neither can be read, or it lacks weights of this model.
+        InputError: neither is readable, or weights of this model are missing.
     """
     path = Path(source)
     found = ""

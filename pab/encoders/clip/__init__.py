@@ -1,1 +1,1 @@
-"""CLIP and every other model of OpenCLIP."""
+"""CLIP and all other OpenCLIP models."""

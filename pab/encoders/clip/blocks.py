@@ -1,9 +1,8 @@
-"""OpenCLIP's transformer blocks, computed faster: the same weights, names and vectors.
+"""Faster OpenCLIP transformer blocks with the same weights, names and vectors.
 
-Attention goes through :func:`pab.core.devices.attention`, where torch's own module spells it out
-(images) or copies its matrix for every row of a batch (captions in bfloat16 on a CPU); QuickGELU
-works in place; and where only an image's class token is read, the last block computes no other.
-
+Attention uses :func:`pab.core.devices.attention`. torch's own module computes it step by step
+(images), or copies its matrix for every row of a batch (captions in bfloat16 on a CPU). QuickGELU
+works in place. If only the class token of an image is needed, the last block computes no other.
 Shape letters: `B` batch, `H` heads, `N` tokens, `D` width.
 """
 
@@ -18,11 +17,11 @@ from torch.nn import functional as F
 
 from pab.core.devices import attention
 
-SLOPE = 1.702  # QuickGELU's
+SLOPE = 1.702  # constant of QuickGELU
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """torch's attention where queries, keys and values come from one input; batch first."""
+    """Self-attention as in torch, with queries, keys and values from one input; batch first."""
 
     def forward(  # type: ignore[override]
         self,
@@ -37,17 +36,17 @@ class SelfAttention(nn.MultiheadAttention):
         Args:
             query: [B, M, D]: ``key``, or its first M tokens.
             key: [B, N, D].
-            value: ``key`` itself.
+            value: must be ``key``.
             attn_mask: added to the logits: [M, N], or [B * H, M, N].
-            rest: ``need_weights=False``, as the blocks ask for.
+            rest: ``need_weights=False``, as the blocks pass it.
 
         Returns:
-            [B, M, D], and no weights.
+            [B, M, D], and None for the weights.
         """
         assert key is value, "not how a block calls"
         assert rest == {"need_weights": False}, "not how a block calls"
         qkv = F.linear(key, self.in_proj_weight, self.in_proj_bias)
-        # [B, N, 3 * D] -> three of [B, H, N, D / H]; copied, for heads apart are read slowly
+        # [B, N, 3 * D] -> three of [B, H, N, D / H]; contiguous copies are read faster
         qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.contiguous()
         if attn_mask is not None and attn_mask.ndim == 3:
@@ -57,10 +56,10 @@ class SelfAttention(nn.MultiheadAttention):
 
 
 class InPlaceQuickGELU(QuickGELU):
-    """``x * sigmoid(1.702 * x)`` in one pass over its input's memory, where no gradient needs it.
+    """Compute ``x * sigmoid(1.702 * x)`` in place if no gradient is needed.
 
-    Its input, a matrix product's output, is read by nothing else; at 336 px it is 9 MB an image.
-    Float16 is left as it is: 1.702 times its largest numbers would be infinite.
+    The input is a matrix product's output, which nothing else reads (9 MB per image at 336 px).
+    Float16 stays out of place: 1.702 times its largest values would overflow.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ class InPlaceQuickGELU(QuickGELU):
 
 
 class ClassTokenBlock(ResidualAttentionBlock):
-    """The last block of a tower of which only the class token, the first, is read."""
+    """Last block of a tower that uses only the class token, the first token."""
 
     def forward(self, q_x: Tensor, *rest: Any, **names: Any) -> Tensor:
         """[B, N, D] -> [B, 1, D]."""
@@ -80,9 +79,9 @@ class ClassTokenBlock(ResidualAttentionBlock):
 
 
 def use_fused_blocks(model: nn.Module) -> None:
-    """Change self-attention and QuickGELU of OpenCLIP's blocks in a model; its weights stay.
+    """Replace self-attention and QuickGELU in a model's OpenCLIP blocks; the weights stay.
 
-    Towers of other libraries, OpenCLIP's custom blocks and cross attention are left alone.
+    Towers of other libraries, OpenCLIP's custom blocks and cross-attention are unchanged.
     """
     for block in model.modules():
         if isinstance(block, ResidualAttentionBlock) and not hasattr(block, "ln_1_kv"):
@@ -95,9 +94,9 @@ def use_fused_blocks(model: nn.Module) -> None:
 
 
 def read_class_token_only(model: nn.Module) -> None:
-    """Change the last block of OpenCLIP's image tower, in place, where its class token is all.
+    """Restrict the last block of OpenCLIP's image tower to the class token, in place.
 
-    After :func:`use_fused_blocks`; other towers are left alone.
+    Call it after :func:`use_fused_blocks`. Towers that use other tokens are unchanged.
     """
     tower = getattr(model, "visual", None)
     if not isinstance(tower, VisionTransformer) or tower.output_tokens:

@@ -1,4 +1,4 @@
-"""Which model a file of CLIP weights was made as, compared by content instead of by name."""
+"""Check which model a file of CLIP weights was saved from, by content instead of by name."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.encoders.clip.names import FOLDER, label
 
-# Keys of a checkpoint's metadata: the name it was made with, and the configuration as JSON.
+# Keys of a checkpoint's metadata: the model's name, and its configuration as JSON.
 ARCHITECTURE, CONFIGURATION = "architecture", "architecture_config"
-# Settings that do not tell models apart: positions are resized, tokenizers have names of their own.
+# Settings that do not distinguish models: positions are resized, tokenizers have their own names.
 FREE = frozenset({"image_size", "context_length", "hf_tokenizer_name", "tokenizer_kwargs"})
 
 
 def check_made_as(
     metadata: Mapping[str, str], name: str, config: Mapping[str, Any], path: Path
 ) -> None:
-    """Refuse weights that were made as another model.
+    """Reject weights that were saved from another model.
 
-    A model's folder may have been renamed since: configurations are compared, and names only where
-    a file of an earlier version holds no configuration.
+    Configurations are compared, because a model's folder may have been renamed. Names are compared
+    only if a file of an earlier version has no configuration.
 
     Args:
-        metadata: of the file.
-        name: OpenCLIP's name of the model that is to hold the weights.
-        config: its configuration.
-        path: the file.
+        metadata: metadata of the file.
+        name: OpenCLIP's name of the model to load.
+        config: configuration of that model.
+        path: the file, for the error.
 
     Raises:
         InputError: the configurations differ, or the name is another architecture's.
@@ -60,7 +60,7 @@ def check_made_as(
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Settings in which two configurations differ, by name; absent and off are one."""
+    """Names of settings that differ between two configurations; absent equals off."""
     first, second = _settings(one), _settings(other)
     return sorted(key for key in first | second if first.get(key) != second.get(key))
 

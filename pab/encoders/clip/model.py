@@ -1,14 +1,14 @@
-"""CLIP and every other architecture of OpenCLIP, with its own tokenizer and preprocessing.
+"""CLIP and all other OpenCLIP architectures, with their own tokenizers and preprocessing.
 
-A model is named as OpenCLIP does: by an architecture (``ViT-L-14-336-quickgelu``), or as
-``local-dir:FOLDER``, a folder with OpenCLIP's own configuration, tokenizer and weights: the hub's
-models, downloaded by hand, and the mini model are such folders.
+A model has an OpenCLIP name: an architecture (``ViT-L-14-336-quickgelu``), or ``local-dir:FOLDER``
+for a folder with OpenCLIP's configuration, tokenizer and weights. Models downloaded from the hub
+and the mini model are such folders.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
-(arXiv 2103.00020); the models are those of OpenCLIP, MIT licence.
+(arXiv 2103.00020). The models are OpenCLIP's (MIT licence).
 
-OpenAI's weights were trained with QuickGELU; an architecture with the exact GELU accepts them and
-gives other vectors, so that pairing is refused wherever it can be seen.
+OpenAI's weights were trained with QuickGELU. An architecture with exact GELU accepts them but gives
+other vectors, so this combination is rejected where it can be detected.
 
 Shape letters: `B` batch, `N` text ids, `D` width of the vectors, `S` side of the image.
 """
@@ -43,15 +43,15 @@ from pab.encoders.clip.weights import PREPARED, fitted, read_weights
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """A model with what turns files and captions into its inputs.
+    """Model with its preprocessing and tokenizer.
 
     Attributes:
         name: OpenCLIP's name of the architecture.
-        model: ready to score, on the CPU.
-        transform: RGB image -> float32 [3, S, S], OpenCLIP's own.
-        tokenize: captions -> int64 [B, N], OpenCLIP's own, cut to the model's length.
-        weights_file: where the weights came from.
-        preprocessing: what the transform is, as JSON, for weight files made from this model.
+        model: network in evaluation mode, on the CPU.
+        transform: RGB image -> float32 [3, S, S], from OpenCLIP.
+        tokenize: captions -> int64 [B, N], from OpenCLIP, truncated to the model's length.
+        weights_file: source of the weights.
+        preprocessing: description of the transform as JSON, stored in weight files of this model.
     """
 
     name: str
@@ -70,7 +70,7 @@ class ClipEncoder:
         return F.normalize(encode_text(self.model, ids).float(), dim=-1)
 
     def lengths(self, ids: Tensor) -> list[int]:
-        """How many ids of each row [B, N] the text tower has to read."""
+        """Number of ids that the text tower has to read, per row of [B, N]."""
         if not reads_forward(self.model):
             return [ids.shape[1]] * len(ids)
         return (ids.argmax(dim=1) + 1).tolist()
@@ -79,19 +79,19 @@ class ClipEncoder:
 def load_clip(
     name: str, pretrained: str | None = None, preprocess_as: str | None = None
 ) -> ClipEncoder:
-    """A model by name, with weights by tag or from a local file.
+    """Load a model by name, with weights by tag or from a local file.
 
     Args:
         name: an OpenCLIP architecture, such as ``ViT-L-14-336-quickgelu``, or
             ``local-dir:FOLDER``.
         pretrained: a tag of OpenCLIP for it, such as ``openai``, or a file: OpenAI's archive, a
-            plain state dict, or an OpenCLIP checkpoint. None is ``openai``, or a folder's own
-            weights.
+            plain state dict, or an OpenCLIP checkpoint. None selects ``openai``, or the weights in
+            the folder.
         preprocess_as: see :func:`pab.encoders.clip.weights.read_weights`.
 
     Raises:
-        InputError: unknown name or tag, weights that cannot be fetched or do not fit, or a
-            tokenizer that cannot be fetched.
+        InputError: unknown name or tag, weights or tokenizer that cannot be downloaded, or weights
+            that do not fit.
     """
     weights = read_weights(name, pretrained, architecture(name), preprocess_as)
     model = build(name)
@@ -100,14 +100,14 @@ def load_clip(
 
 
 def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipEncoder:
-    """A model with OpenCLIP's random weights, for a start from scratch or for a run that resumes.
+    """Create a model with random weights, for training from scratch or for a resumed run.
 
     Args:
         name: see :func:`load_clip`.
-        preprocess: settings that replace those of the name.
+        preprocess: settings that override those of the name.
 
     Raises:
-        InputError: unknown name, or a tokenizer that cannot be fetched.
+        InputError: unknown name, or a tokenizer that cannot be downloaded.
     """
     architecture(name)
     settings = folder_preprocessing(name) if preprocess is None else preprocess
@@ -117,10 +117,10 @@ def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipEncoder
 def encoder_of(
     name: str, model: nn.Module, preprocess: dict[str, Any], weights_file: Path
 ) -> ClipEncoder:
-    """A model with its tokenizer and preprocessing.
+    """Combine a model with its tokenizer and preprocessing.
 
     Args:
-        preprocess: settings that replace those the model carries.
+        preprocess: settings that override those of the model.
     """
     own = merge_preprocess_dict(PreprocessCfg(), open_clip.get_model_preprocess_cfg(model))
     whole = merge_preprocess_dict(own, preprocess)
@@ -135,10 +135,10 @@ def encoder_of(
 
 
 def build(name: str) -> nn.Module:
-    """A model without its weights, of which OpenCLIP would warn.
+    """Create a model without weights, and suppress OpenCLIP's warning about it.
 
     Raises:
-        InputError: its text tower's settings lie on a hub that cannot be reached.
+        InputError: the text tower's settings are on a hub that cannot be reached.
     """
     try:
         with only_errors_logged():
@@ -154,13 +154,13 @@ def build(name: str) -> nn.Module:
 
 
 class Tokenize:
-    """A model's own tokenizer; what a loader's process is sent of it is its name.
+    """Tokenizer of a model; loader processes receive only its name.
 
     Args:
-        name: OpenCLIP's.
+        name: OpenCLIP's name of the model.
 
     Raises:
-        InputError: its vocabulary lies on a hub that cannot be reached, or is damaged.
+        InputError: the vocabulary is damaged, or on a hub that cannot be reached.
     """
 
     def __init__(self, name: str) -> None:
@@ -168,7 +168,7 @@ class Tokenize:
         try:
             with only_errors_logged():
                 self._tokenizer = open_clip.get_tokenizer(name)
-        except Exception as error:  # the library names no errors of a damaged file
+        except Exception as error:  # the library has no specific errors for a damaged file
             raise InputError(
                 "--model", f"the tokenizer of {name} cannot be had: {first_line(error)}",
                 todo="make its files anew" if name.startswith(FOLDER)
@@ -181,7 +181,7 @@ class Tokenize:
         return ids
 
     def ids_of(self, caption: str) -> list[int]:
-        """One caption's ids."""
+        """Ids of one caption."""
         return self([caption])[0].tolist()
 
     def __reduce__(self) -> tuple[type[Tokenize], tuple[str]]:
@@ -189,9 +189,9 @@ class Tokenize:
 
 
 def reads_forward(model: nn.Module) -> bool:
-    """Whether the text vector is that of the end token of a causal tower, as in OpenAI's CLIP.
+    """Return true if the text vector is a causal tower's end token, as in OpenAI's CLIP.
 
-    What follows the end token, padding, then has no effect and need not be computed.
+    Tokens after the end token (padding) then have no effect and need not be computed.
     """
     return (
         isinstance(model, open_clip.CLIP)
@@ -201,7 +201,7 @@ def reads_forward(model: nn.Module) -> bool:
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
-    """[B, N] -> [B, D], not normalised; padding behind the longest caption is left out."""
+    """[B, N] -> [B, D], not normalised; padding after the longest caption is cut off."""
     if not reads_forward(model):
         return model.encode_text(ids)  # type: ignore[operator]
     assert isinstance(model, open_clip.CLIP)

@@ -1,4 +1,4 @@
-"""Which model an OpenCLIP name means: an architecture, or a folder that describes one."""
+"""Resolve an OpenCLIP model name: an architecture, or a folder that describes one."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.weight_folders import OPENCLIP_CONFIG, weight_folder
 
-FOLDER = "local-dir:"  # OpenCLIP's word for a model that a folder describes
+FOLDER = "local-dir:"  # OpenCLIP's prefix for a model folder
 NAMES_SHOWN = 5
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """OpenCLIP's configuration of a model.
+    """Return OpenCLIP's configuration of a model.
 
     Raises:
-        InputError: no such model; the nearest names are suggested. Or no such folder.
+        InputError: unknown model (the message suggests similar names), or no such folder.
     """
     if name.startswith(FOLDER):
         found = folder_config(name).get("model_cfg")
@@ -48,10 +48,10 @@ def architecture(name: str) -> dict[str, Any]:
 
 
 def folder_config(name: str) -> dict[str, Any]:
-    """What a folder's configuration says.
+    """Read a model folder's configuration.
 
     Raises:
-        InputError: no folder, no configuration in it, or no JSON object.
+        InputError: the folder or its configuration is missing, or it is not a JSON object.
     """
     folder = existing_folder(name.removeprefix(FOLDER), "the folder of an OpenCLIP model")
     path = folder / OPENCLIP_CONFIG
@@ -72,18 +72,18 @@ def folder_config(name: str) -> dict[str, Any]:
 
 
 def folder_preprocessing(name: str) -> dict[str, Any]:
-    """Preprocessing that a folder asks for; nothing for an architecture of OpenCLIP's."""
+    """Preprocessing settings of a model folder; empty for an OpenCLIP architecture."""
     return dict(folder_config(name).get("preprocess_cfg") or {}) if name.startswith(FOLDER) else {}
 
 
 def label(name: str) -> str:
-    """What checkpoints call a model: its architecture's name, or its folder's without the path."""
+    """Model name stored in checkpoints: the architecture's name, or the folder's base name."""
     return Path(name.removeprefix(FOLDER)).name if name.startswith(FOLDER) else name
 
 
 @contextmanager
 def only_errors_logged() -> Iterator[None]:
-    """Inside, OpenCLIP and the hub's client log no warnings: what fails is raised and said once."""
+    """Silence warnings of OpenCLIP and the hub's client: failures are raised and reported once."""
     loggers = [logging.getLogger(name) for name in (None, "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -96,5 +96,5 @@ def only_errors_logged() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """An error of a library in one line."""
+    """Shorten a library's error to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

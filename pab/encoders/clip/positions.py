@@ -1,4 +1,4 @@
-"""Position tables of CLIP for another image size or text length, resized as OpenCLIP does."""
+"""Resize CLIP's position tables to another image size or text length, as OpenCLIP does."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ TEXT = ("positional_embedding", "text.positional_embedding")
 def resized_positions(
     model: nn.Module, state: Mapping[str, Tensor], path: str | Path
 ) -> dict[str, Tensor]:
-    """Resize position tables to the model's grid and text length; a notice says so.
+    """Resize position tables to the model's grid and text length, with a notice.
 
-    OpenCLIP's own functions interpolate (bicubic with antialiasing for images, linear for texts),
-    in float32. A table that is none of a square grid stays as it is: strict loading names it.
+    OpenCLIP's own functions interpolate in float32 (bicubic with antialiasing for images, linear
+    for text). A table without a square grid is unchanged, and strict loading reports it.
 
     Args:
-        model: the model that is to hold the weights.
+        model: model that will load the weights.
         state: weights under OpenCLIP's names.
-        path: their file, for the notice.
+        path: file of the weights, for the notice.
     """
     found, own = dict(state), model.state_dict()
     for name in (IMAGE, *TEXT):

@@ -1,7 +1,7 @@
-"""Weights of OpenCLIP models: by tag or from a file of any of the three formats.
+"""Weights of OpenCLIP models, by tag or from a file in any of three formats.
 
-A file of others does not tell how its images were prepared. Weights that this project wrote do; for
-other files the architecture's tags decide, if they agree.
+Files written by this project record their preprocessing; other files do not. For those, the
+architecture's tags decide, if they agree.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from pab.encoders.clip.identity import check_made_as
 from pab.encoders.clip.names import FOLDER, first_line, folder_preprocessing, only_errors_logged
 from pab.encoders.clip.positions import resized_positions
 
-OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
-PREPROCESSING = "preprocessing"  # key of a checkpoint's metadata: how its images were prepared
-PREPARED = ("mean", "std", "interpolation", "resize_mode")  # what weights depend on
+OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
+PREPROCESSING = "preprocessing"  # key of a checkpoint's metadata: preprocessing of its images
+PREPARED = ("mean", "std", "interpolation", "resize_mode")  # settings that weights depend on
 PUBLISHED_TAG = "openai"
 
 
 @dataclass(frozen=True)
 class ClipWeights:
-    """Weights as a file has them.
+    """Weights as read from a file.
 
     Attributes:
-        path: of the file.
+        path: the file.
         state: tensor name -> tensor, under the publisher's names.
-        preprocess: settings of preprocessing that replace the architecture's.
+        preprocess: preprocessing settings that override the architecture's.
     """
 
     path: Path
@@ -53,18 +53,18 @@ class ClipWeights:
 def read_weights(
     name: str, pretrained: str | None, config: dict[str, Any], preprocess_as: str | None
 ) -> ClipWeights:
-    """Read the weights of a model and the preprocessing of its images.
+    """Read the weights of a model and its preprocessing settings.
 
     Args:
-        name: OpenCLIP's.
-        pretrained: a tag, a file, or None (``openai``; a folder's own).
-        config: the model's configuration.
-        preprocess_as: tag whose preprocessing a file of weights was trained with; None where the
-            file or the architecture's tags tell.
+        name: OpenCLIP's name of the model.
+        pretrained: a tag, a file, or None (``openai``, or the weights in a folder).
+        config: configuration of the model.
+        preprocess_as: tag with the preprocessing that a weight file was trained with; None if the
+            file or the architecture's tags determine it.
 
     Raises:
-        InputError: no such tag or file, weights of another activation or name, no way to fetch
-            them, or preprocessing that nothing tells.
+        InputError: unknown tag or file, weights of another activation or name, a failed download,
+            or unknown preprocessing.
     """
     if name.startswith(FOLDER):
         path, tag = folder_weights(name, pretrained), None
@@ -86,10 +86,10 @@ def read_weights(
 def tagged_or_file(
     name: str, pretrained: str, config: dict[str, Any]
 ) -> tuple[Path, dict[str, Any] | None]:
-    """The weights' file, and their tag's settings where they were given by tag.
+    """Return the weight file, and the tag's settings if the weights were given by tag.
 
     Raises:
-        InputError: no such tag or file, a tag of another activation, or no way to fetch it.
+        InputError: unknown tag or file, a tag of another activation, or a failed download.
     """
     if not open_clip.is_pretrained_cfg(name, pretrained) and Path(pretrained).is_file():
         return Path(pretrained), None
@@ -114,10 +114,10 @@ def tagged_or_file(
 
 
 def tag_of(name: str, tag: str, flag: str) -> dict[str, Any]:
-    """A tag's settings.
+    """Return the settings of a tag.
 
     Raises:
-        InputError: the model has no such tag; those it has are named.
+        InputError: the model has no such tag; the message lists its tags.
     """
     if not open_clip.is_pretrained_cfg(name, tag):
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -129,21 +129,21 @@ def tag_of(name: str, tag: str, flag: str) -> dict[str, Any]:
 
 
 def is_tag(name: str, pretrained: str | None) -> bool:
-    """Whether ``--pretrained`` names one of a model's tags rather than a file."""
+    """Return true if ``--pretrained`` is one of a model's tags rather than a file."""
     return bool(open_clip.is_pretrained_cfg(name, pretrained or PUBLISHED_TAG))
 
 
 def prepared(settings: dict[str, Any]) -> dict[str, Any]:
-    """What settings say of preprocessing, the rest by OpenCLIP's default."""
+    """Preprocessing settings, completed with OpenCLIP's defaults."""
     whole = merge_preprocess_dict(PreprocessCfg(), settings)
     return {key: whole[key] for key in PREPARED}
 
 
 def way_of_the_tags(name: str, path: Path) -> dict[str, Any]:
-    """The preprocessing that all tags of an architecture share.
+    """Preprocessing shared by all tags of an architecture.
 
     Raises:
-        InputError: they differ.
+        InputError: the tags differ.
     """
     ways = {
         tag: prepared(tag_of(name, tag, "--preprocess_as"))
@@ -159,14 +159,14 @@ def way_of_the_tags(name: str, path: Path) -> dict[str, Any]:
 
 
 def _plain(way: dict[str, Any]) -> str:
-    return json.dumps(way, sort_keys=True)  # tuples and lists alike
+    return json.dumps(way, sort_keys=True)  # tuples and lists compare equal
 
 
 def folder_weights(name: str, pretrained: str | None) -> Path:
-    """Find the given file, or the weights in a model's folder.
+    """Find the given file, or the weight file in a model's folder.
 
     Raises:
-        InputError: there are none, or several without a usual name.
+        InputError: no weight file, or several without a usual name.
     """
     if pretrained is not None:
         return existing_file(pretrained, "weights of the model")
@@ -176,10 +176,10 @@ def folder_weights(name: str, pretrained: str | None) -> Path:
 def clip_state(
     path: Path, name: str, config: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the weights in a file of any of the three formats, and the metadata it carries.
+    """Read the weights in a file of any of the three formats, with the file's metadata.
 
     Raises:
-        InputError: none of them, or weights that were made with another activation.
+        InputError: none of the formats, or weights trained with another activation.
     """
     if is_torchscript(path):
         state = torchscript_state(path)
@@ -197,22 +197,22 @@ def clip_state(
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, which `weights_only` reading refuses."""
+    """Return true if a file is a TorchScript archive, which `weights_only` reading rejects."""
     return file_kind(existing_file(path, "a checkpoint")).kind is Kind.TORCHSCRIPT
 
 
 def torchscript_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive; its code is loaded but never called.
+    """Read the tensors of a TorchScript archive; its code is loaded but never called.
 
-    TorchScript runs no pickled Python, but its reader is native code: take archives only from a
+    TorchScript runs no pickled Python, but its reader is native code: use only archives from a
     source you trust.
 
     Raises:
-        InputError: a damaged archive.
+        InputError: the archive is damaged.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch deprecates what OpenAI chose
+            warnings.simplefilter("ignore", FutureWarning)  # for the format that OpenAI chose
             state: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
     except RuntimeError as error:
         raise InputError(path, f"cannot be read as TorchScript: {first_line(error)}") from error
@@ -220,18 +220,18 @@ def torchscript_state(path: Path) -> dict[str, Tensor]:
 
 
 def fitted(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Put weights under OpenCLIP's names for this model, position tables in its sizes.
+    """Rename weights to OpenCLIP's names, and resize position tables for a model.
 
     Args:
-        model: the model that is to hold them.
-        state: under other publishers' names, or OpenCLIP's older ones.
-        path: their file, for notices.
+        model: model that will load the weights.
+        state: weights under other publishers' names, or OpenCLIP's older ones.
+        path: file of the weights, for notices.
     """
     own = model.state_dict()
     state = dict(convert_state_dict(model, fit_names(state, own.keys(), path)))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    state.pop("text.transformer.embeddings.position_ids", None)  # 0, 1, 2, ...
+    state.pop("text.transformer.embeddings.position_ids", None)  # position ids 0, 1, 2, ...
     for scalar in ("logit_scale", "logit_bias"):
         if scalar in state and scalar in own:
             state[scalar] = state[scalar].reshape(own[scalar].shape)

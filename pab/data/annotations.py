@@ -13,7 +13,8 @@ pair of the other kind), ``source_id`` (``x_y``: x the source video), ``source_c
 ``normal`` or ``anomaly`` (the action) and ``scene``. One that is empty, null or of another type
 counts as absent. Unknown fields are ignored. Both are counted and said in one line. Ids may be
 whole numbers. A file holds JSON lines, a JSON array, or queries as one object ``{id: caption}``;
-see :mod:`pab.data.json_lines`. Tables and folders of captioned images are read by :mod:`pab.data.tables`.
+see :mod:`pab.data.json_lines`. Tables and folders of captioned images are read by
+:mod:`pab.data.tables`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pab.data.bad_lines import BadLines
 from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.core.notices import notice
+from pab.data.bad_lines import BadLines
 from pab.data.fields import (
     FieldNotes,
     caption_text,
@@ -36,7 +39,6 @@ from pab.data.fields import (
     required_id,
     required_text,
 )
-from pab.core.files import existing_file
 from pab.data.image_paths import Locator, checked_path
 from pab.data.json_lines import (
     decoded,
@@ -47,7 +49,6 @@ from pab.data.json_lines import (
     lines,
     shortened,
 )
-from pab.core.notices import notice
 from pab.data.records import (
     GalleryImage,
     LabelledImage,
@@ -55,6 +56,7 @@ from pab.data.records import (
     Relevance,
     Retrieval,
     TrainPair,
+    image_keys,
     is_normal,
     video_of,
 )
@@ -189,11 +191,11 @@ def retrieval_of_pairs(
 def labelled_images_of(pairs: Iterable[TrainPair]) -> list[LabelledImage]:
     """Training pairs as labelled images, in order; captions of one image are joined.
 
-    See :attr:`pab.data.records.TrainPair.captioned_image`.
+    See :func:`pab.data.records.image_keys`.
     """
     images: dict[object, LabelledImage] = {}
-    for number, pair in enumerate(pairs):
-        key = pair.captioned_image
+    pairs = list(pairs)
+    for number, (pair, key) in enumerate(zip(pairs, image_keys(pairs), strict=True)):
         if key is not None and key in images:
             found = images[key]
             images[key] = replace(found, captions=(*found.captions, pair.caption))

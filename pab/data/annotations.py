@@ -406,18 +406,9 @@ def _images_of_own_data(path: Path, root: Path, columns: TableColumns) -> list[L
         before = images.get(found.image_id)
         if before is None:
             images[found.image_id] = LabelledImage(found.image, found.image_id, (found.caption,))
-        elif before.image == found.image:
+        else:
             captions = (*before.captions, found.caption)
             images[found.image_id] = replace(before, captions=captions)
-        else:
-            bad.add(
-                InputError(
-                    path,
-                    "expected images that differ in more than their ending, found "
-                    f"{before.image!r} and {found.image!r}",
-                    item=found.item,
-                )
-            )
     bad.check(path)
     if not images:
         raise InputError(path, "expected captioned images, found no queries")

@@ -18,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from pab.data.bad_lines import BadLines
 from pab.core.errors import InputError
-from pab.data.fields import caption_text, required_text
+from pab.core.notices import notice
+from pab.data.bad_lines import BadLines
+from pab.data.fields import caption_text, identifier, required_text
 from pab.data.image_paths import inside_root, with_slashes
 from pab.data.json_lines import decoded, shortened, text_of, utf8_bytes
-from pab.core.notices import notice
 
 TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
@@ -98,6 +98,7 @@ def captioned_images(
         InputError: the file is unreadable, or its header lacks a column.
     """
     counts: Counter[str] = Counter()
+    image_of: dict[str, str] = {}  # image_id -> image
     if path.is_dir():
         rows, base = _folder_rows(path, bad), path
     else:
@@ -108,13 +109,20 @@ def captioned_images(
             fields = {"image": row.image}
             written = required_text(fields, "image", path, row.item)
             image = _below_root(written, base, root, path, row.item)
+            image_id = identifier(image.removesuffix(Path(image).suffix), "image", path, row.item)
             caption = caption_text(row.caption, "caption", path, row.item)
+            before = image_of.setdefault(image_id, image)
+            if before != image:
+                raise InputError(
+                    path,
+                    "expected images that differ in more than their ending, found "
+                    f"{before!r} and {image!r}",
+                    item=row.item,
+                )
         except InputError as error:
             bad.add(error)
             continue
-        yield CaptionedImage(
-            row.item, image, image.removesuffix(Path(image).suffix), counts[image], caption
-        )
+        yield CaptionedImage(row.item, image, image_id, counts[image], caption)
         counts[image] += 1
 
 
@@ -138,8 +146,12 @@ def folder_state(folder: Path) -> str:
     """SHA-256 over names, sizes and times of a folder's images and texts: its contents' state."""
     digest = hashlib.sha256()
     for path in sorted(p for paths in _files(folder) for p in paths):
-        found = path.stat()
-        digest.update(f"{path.relative_to(folder)}\0{found.st_size} {found.st_mtime_ns}\n".encode())
+        try:
+            found = path.stat()
+            state = f"{found.st_size} {found.st_mtime_ns}"
+        except OSError:  # a link to a file that is not there
+            state = "not there"
+        digest.update(f"{path.relative_to(folder)}\0{state}\n".encode())
     return digest.hexdigest()
 
 

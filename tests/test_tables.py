@@ -217,7 +217,7 @@ def test_a_folder_of_images_with_texts(folder: Path, capsys: pytest.CaptureFixtu
     assert found.gallery is not None
     assert all(image.path.is_file() for image in found.gallery)
     said = capsys.readouterr().err
-    assert "1 text files have no image beside them and are ignored" in said
+    assert "1 text files without an image (.bmp, .jpeg, .jpg, .png, .webp) are ignored" in said
     assert "1 text files of several lines are read as one caption each" in said
     (folder / "0.txt").write_text("a woman 0")
     assert found_in(folder)[0][2] == "a woman 0"
@@ -261,6 +261,12 @@ def test_paths_start_anew_when_the_images_appear_elsewhere(tmp_path: Path) -> No
     assert found_in(path, tmp_path) == [("0.jpg", "0#0", "a man")]
     draw(tmp_path / "lists/0.jpg", 0, True)
     assert found_in(path, tmp_path) == [("lists/0.jpg", "lists/0#0", "a man")]
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    draw(tmp_path / "A.JPG", 0, True)
+    (tmp_path / "A.TXT").write_text("a man")
+    assert found_in(tmp_path) == [("A.JPG", "A#0", "a man")]
 
 
 def test_a_link_to_an_image_that_is_not_there_is_named(folder: Path) -> None:

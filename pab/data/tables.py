@@ -22,7 +22,7 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.data.bad_lines import BadLines
 from pab.data.fields import caption_text, identifier, required_text
-from pab.data.image_paths import inside_root, with_slashes
+from pab.data.image_paths import IMAGE_ENDINGS, inside_root, with_slashes
 from pab.data.json_lines import decoded, shortened, text_of, utf8_bytes
 
 TABLE_ENDINGS = frozenset((".csv", ".tsv"))
@@ -74,7 +74,8 @@ def is_captioned_folder(path: str | Path) -> bool:
     path = Path(path)
     if not path.is_dir() or (path / "annotation").exists():
         return False
-    return any(image.with_suffix(".txt").is_file() for image in _files(path)[0])
+    images, texts = _files(path)
+    return not texts.keys().isdisjoint(image.with_suffix("") for image in images)
 
 
 def is_own_data(path: str | Path) -> bool:
@@ -145,7 +146,8 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
 def folder_state(folder: Path) -> str:
     """SHA-256 over names, sizes and times of a folder's images and texts: its contents' state."""
     digest = hashlib.sha256()
-    for path in sorted(p for paths in _files(folder) for p in paths):
+    images, texts = _files(folder)
+    for path in sorted([*images, *texts.values()]):
         try:
             found = path.stat()
             state = f"{found.st_size} {found.st_mtime_ns}"
@@ -259,16 +261,17 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
 
 def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
     images, texts = _files(folder)
-    unused = set(texts) - {image.with_suffix(".txt") for image in images}
+    unused = texts.keys() - {image.with_suffix("") for image in images}
     if unused:
-        notice(folder, f"{len(unused)} text files have no image beside them and are ignored")
+        endings = ", ".join(sorted(IMAGE_ENDINGS))
+        notice(folder, f"{len(unused)} text files without an image ({endings}) are ignored")
     joined = 0
     for image in images:
         name = image.relative_to(folder).as_posix()
         item = f"image {shortened(name)}"
         try:
-            text = image.with_suffix(".txt")
-            if not text.is_file():
+            text = texts.get(image.with_suffix(""))
+            if text is None or not text.is_file():
                 raise InputError(
                     folder, "expected a text file beside every image, found none", item=item
                 )
@@ -282,11 +285,13 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
         notice(folder, f"{joined} text files of several lines are read as one caption each")
 
 
-def _files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images and text files below a folder, links followed, hidden ones left out; both sorted."""
-    from pab.data.images import IMAGE_ENDINGS  # imports Pillow
+def _files(folder: Path) -> tuple[list[Path], dict[Path, Path]]:
+    """Images below a folder, sorted, and its text files by their paths without ``.txt``.
 
-    images, texts = [], []
+    Links are followed, hidden files left out. Of ``a.txt`` and ``a.TXT`` the first one counts.
+    """
+    images: list[Path] = []
+    texts: dict[Path, Path] = {}
     entered: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -303,5 +308,6 @@ def _files(folder: Path) -> tuple[list[Path], list[Path]]:
             if ending in IMAGE_ENDINGS:
                 images.append(path)
             elif ending == ".txt":
-                texts.append(path)
-    return sorted(images), sorted(texts)
+                known = texts.setdefault(path.with_suffix(""), path)
+                texts[path.with_suffix("")] = max(known, path)  # lower case sorts last
+    return sorted(images), texts

@@ -73,6 +73,7 @@ __all__ = [
     "read_labelled_images",
     "read_query_order",
     "read_retrieval",
+    "read_shards",
     "read_train_pairs",
     "retrieval_of_pairs",
     "train_pair",
@@ -222,6 +223,23 @@ def read_train_pairs(path: str | Path) -> Iterator[TrainPair]:
     yield from _records(path, train_pair)
 
 
+def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[TrainPair]:
+    """Stream the usable pairs of several shards; ``bad`` takes the others, as training would.
+
+    Raises:
+        InputError: a file is missing or unreadable.
+    """
+    once = _Once("image_id")
+
+    def pair_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> TrainPair:
+        pair = train_pair(fields, path, item, notes, root)
+        once(pair.image_id, path, f"{item} of {path.name}")
+        return pair
+
+    for path in paths:
+        yield from _records(existing_file(path, "a training annotation file"), pair_of, bad)
+
+
 def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
     """Read unique ids, one per line, in file order.
 
@@ -256,15 +274,18 @@ def read_query_order(path: str | Path) -> list[str]:
 
 
 def _records(
-    path: Path, record_of: Callable[[dict[str, Any], Path, str, FieldNotes], Record]
+    path: Path,
+    record_of: Callable[[dict[str, Any], Path, str, FieldNotes], Record],
+    collected: BadLines | None = None,
 ) -> Iterator[Record]:
     """The records of a file's usable lines; then notices, and one error for the bad lines.
 
     Args:
         path: the file.
         record_of: fields, file, ``"line 17"`` and notes -> record; raises for a bad line.
+        collected: takes the bad lines; without it they are raised.
     """
-    bad, notes = BadLines(), FieldNotes()
+    bad, notes = BadLines() if collected is None else collected, FieldNotes()
     for number, _, raw in entries(path):
         item = f"line {number}"
         try:
@@ -275,7 +296,8 @@ def _records(
         yield record
     for text in notes.texts():
         notice(path, text)
-    bad.check(path)
+    if collected is None:
+        bad.check(path)
 
 
 class _Once:
@@ -352,12 +374,15 @@ def _pair_fields(
 # ------------------------------------------------------------------------ labelled annotations
 
 
-def read_labelled_images(path: str | Path, root: Path | None = None) -> Iterator[LabelledImage]:
+def read_labelled_images(
+    path: str | Path, root: Path | None = None, bad: BadLines | None = None
+) -> Iterator[LabelledImage]:
     """Stream the usable lines of a labelled file or a training shard, then raise for the bad ones.
 
     Args:
         path: the file.
         root: the data root; None takes the parent of the ``annotation`` folder around the file.
+        bad: takes the bad lines; without it they are raised.
 
     Raises:
         InputError: the file is missing or unreadable, or lines are bad (all counted, the first
@@ -380,7 +405,7 @@ def read_labelled_images(path: str | Path, root: Path | None = None) -> Iterator
         once(image.image_id, path, item)
         return image
 
-    yield from _records(path, image_of)
+    yield from _records(path, image_of, bad)
 
 
 def _captions(fields: dict[str, Any], path: Path, item: str) -> tuple[str, ...]:

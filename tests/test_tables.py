@@ -263,6 +263,12 @@ def test_paths_start_anew_when_the_images_appear_elsewhere(tmp_path: Path) -> No
     assert found_in(path, tmp_path) == [("lists/0.jpg", "lists/0#0", "a man")]
 
 
+def test_the_folder_of_other_images_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "gallery").mkdir()
+    with pytest.raises(InputError, match=r"image '0.jpg'.*--image_folder, not .*gallery"):
+        read_retrieval(folder, image_folder=tmp_path / "gallery")
+
+
 def test_endings_in_capitals(tmp_path: Path) -> None:
     draw(tmp_path / "A.JPG", 0, True)
     (tmp_path / "A.TXT").write_text("a man")

@@ -242,8 +242,10 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
 
 def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> str:
     """An image's path relative to the data root, with ``/`` between its parts."""
-    found = "a path with a NUL character"
+    found, todo = "a path with a NUL character", None
     if "\0" not in written:
+        if inside_root(f"{base.absolute().as_posix()}/x", root) is None:
+            todo = f"name the folder that holds the images with --image_folder, not {root}"
         place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path))
         inside = inside_root(place, root)
         if inside is not None:
@@ -253,6 +255,7 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
         path,
         f"field 'image': expected a path inside the data root, found {found}: {shortened(written)}",
         item=item,
+        todo=todo,
     )
 
 

@@ -45,7 +45,7 @@ from pab.data.tables import (
     table_base,
 )
 
-INDEX_FORMAT = 3  # raise it when the index or the checks behind it change
+INDEX_FORMAT = 4  # raise it when the index or the checks behind it change
 SKIPPED = "skipped.txt"  # the bad lines of a set, one per line
 _LINE = np.dtype(
     [

@@ -33,6 +33,10 @@ if [ -n "$answers" ] && [ ! -f "$answers" ]; then
 fi
 data=data/PAB out=output/reproduce
 gpus=${GPUS:-1} lhp_batch=184 uit_batch=84
+if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUS: expected a number of GPUs, found $gpus" >&2
+    exit 2
+fi
 # Each way has a folder of its own: never one model's scores under another's name.
 if $train; then
     out=output/reproduce_trained
@@ -61,7 +65,10 @@ first_of() {  # file ...: the first that is there, or nothing
 test=$(first_of "$data"/annotation/test/{pair,attr}.json)
 masked=$data/name-masked_test-set
 queries=$(first_of "$masked"/{query,query_text}.json)
-[ -d "$masked/gallery" ] || queries=
+if [ -n "$queries" ] && [ ! -d "$masked/gallery" ]; then
+    echo "note: $masked: not scored, it has no gallery/" >&2
+    queries=
+fi
 answers=${answers:-$(first_of "$masked/answers.json")}
 
 $python -m pab.layout check "$data"
@@ -99,7 +106,7 @@ score_all() {
 }
 fuse() {  # member flags ...
     $python -m ensemble.run "${weights[@]}" --uit_score none --blip2_score none --clip_score none \
-        "$@" --save_score "$out/fused$set.pt" --output_file "$out/predictions$set.txt"
+        "$@" "${order[@]}" --save_score "$out/fused$set.pt" --output_file "$out/predictions$set.txt"
 }
 fuse_all() {  # fuse one member after the other; compare each step where there are ${labels[@]}
     local step=lhp members=(--beit3_score "$out/score_lhp$set.pt") name
@@ -119,7 +126,7 @@ fuse_all() {  # fuse one member after the other; compare each step where there a
 if [ -n "$test" ]; then
     echo
     echo "labelled test: $test"
-    set='' annotation=$test labels=(--image_folder "$data")
+    set='' annotation=$test labels=(--image_folder "$data") order=()
     data_flags=(--annotation "$test" --image_folder "$data" --answers none)
     score_all
     fuse_all
@@ -127,9 +134,10 @@ fi
 if [ -n "$queries" ]; then
     echo
     echo "name-masked set: $queries"
-    set=_masked annotation=$queries labels=()
+    set=_masked annotation=$queries labels=() order=()
+    [ ! -f "$masked/query_index.txt" ] || order=(--query_order "$masked/query_index.txt")
     [ -z "$answers" ] || labels=(--answers "$answers")
-    data_flags=(--annotation "$queries" --image_folder "$masked/gallery" --answers "${answers:-none}")
+    data_flags=(--annotation "$queries" --image_folder "$masked/gallery" --answers "${answers:-none}" "${order[@]}")
     score_all
     fuse_all
     if [ -z "$answers" ]; then

@@ -13,7 +13,7 @@ from open_clip import CLIP
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from pab.core.adapters import merged
+from pab.core.adapters import alpha_of, merged
 from pab.core.checkpoints import TrainingState, load_strict, read_checkpoint, save_training_state
 from pab.core.errors import InputError
 from pab.core.state_dicts import model_state
@@ -176,3 +176,8 @@ def test_the_last_state_of_a_run_scores_as_its_final_weights(
         )
         scores.append(dict(model.state_dict()))
     assert equal(*scores)
+
+
+@pytest.mark.parametrize("value", [None, "many", [1]])
+def test_an_alpha_that_is_no_number_is_none(value: object) -> None:
+    assert alpha_of({"config": {"lora_alpha": value}}) is None

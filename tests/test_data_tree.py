@@ -12,7 +12,7 @@ from pab.core.errors import InputError
 from pab.data.training_set import TrainingSet
 from pab.data.tree import find_shards, labelled_test
 from pab.training.config import TrainingConfig
-from pab.training.data import training_shards
+from pab.training.data import training_shards, training_sources
 from tests.conftest import write_lines
 
 
@@ -104,6 +104,18 @@ def test_shards_that_are_not_there(tmp_path: Path, named: list[str], expected: s
     with pytest.raises(InputError, match="expected patterns or numbers of shards, found none"):
         training_shards(load_config(TrainingConfig, None, {"train_shards": ()} | {
             "data_path": str(tmp_path)}))  # fmt: skip
+
+
+def test_shards_of_ones_own_data(tmp_path: Path) -> None:
+    text = "filepath\ttitle\na.jpg\tx\n"
+    for name in ("a.jpg", "a.txt"):  # beside the table a folder of captioned images
+        (tmp_path / name).write_text("other")
+    table = tmp_path / "pairs [1].csv"
+    table.write_text(text)
+    assert training_sources(settings(tmp_path)) is None
+    assert training_sources(settings(tmp_path, table.name)) == [table]
+    with pytest.raises(InputError, match=r"--train_shards: contradicts --data_path .*, a table"):
+        training_sources(settings(table, "0..7"))
 
 
 def test_the_labelled_test_of_either_release(

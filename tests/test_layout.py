@@ -28,7 +28,11 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "PAB"
     for shard in range(2):
         pairs = [
-            {"image": f"train/imgs_{shard}/wentwrong/{k}.jpg", "caption": "a", "image_id": f"{k}"}
+            {
+                "image": f"train/imgs_{shard}/wentwrong/{k}.jpg",
+                "caption": "a",
+                "image_id": f"{shard}_{k}",
+            }
             for k in range(3)
         ]
         write(root / f"annotation/train/pair_{shard}.json", *pairs)
@@ -130,8 +134,30 @@ def test_nothing_to_use_is_an_error(tmp_path: Path, root: Path) -> None:
         main(["check", str(root)])
 
 
-def test_a_bad_line_is_named(root: Path) -> None:
-    path = root / "annotation/train/pair_1.json"
-    path.write_text(path.read_text() + '{"image": "a.jpg"}\n')
-    with pytest.raises(InputError, match=r"pair_1.json, line 4: field 'image_id'"):
-        main(["check", str(root)])
+def test_bad_lines_are_listed_and_do_not_hide_the_other_parts(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, ucc = root / "annotation/train/pair_1.json", root / "annotation/test/ucc.json"
+    two = {"image": "a.jpg", "image_id": "x", "caption": ["a", "b"]}
+    again = {"image": "train/imgs_0/wentrong/0.jpg", "image_id": "0_0", "caption": "a"}
+    with path.open("a") as shard:
+        shard.writelines(f"{json.dumps(line)}\n" for line in ({"image": "a.jpg"}, two, again))
+    ucc.write_text("no JSON\n")
+    main(["check", str(root)])
+    output = capsys.readouterr().out
+    assert rows(output)["training"][:1] == ["6"]
+    assert "annotation/train/pair_*.json (2): 3 bad lines (" in output
+    for number, fault in ((4, "'caption'"), (5, "one caption, found a list"), (6, "pair_0.json")):
+        assert any(
+            f"{path}, line {number}" in line and fault in line for line in output.splitlines()
+        )
+    assert "annotation/test/ucc.json: 1 bad line (1 x expected a JSON object)" in output
+    assert f"lhp.train --config configs/lhp/finetune.yaml --data_path {root} --skip_bad" in output
+    assert f"{ucc} --image_folder" not in output
+    assert f"DATA={root} bash scripts/reproduce.sh" in output
+
+
+def test_nothing_but_bad_lines_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "annotation/test/pair.json", {"image": "a.jpg"})
+    with pytest.raises(InputError, match=r"pair.json, line 1: field 'image_id'"):
+        main(["check", str(tmp_path)])

@@ -194,6 +194,8 @@ def found(folder: Path, **config: Any) -> str | None:
 def test_the_last_state_is_the_one_to_resume(folder: Path) -> None:
     assert found(folder) == found(folder, resume_from="newest_good") == LAST
     assert found(folder, auto_resume=False) is None
+    with pytest.raises(InputError, match="--resume_from: contradicts --no_auto_resume"):
+        TrainingConfig(auto_resume=False, resume_from="newest_good").check()
     (folder / LAST).unlink()
     assert found(folder) is None, "without it a new run starts"
     assert found(folder / "none", resume_from="newest_good") is None

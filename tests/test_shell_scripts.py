@@ -139,6 +139,35 @@ def test_each_test_set_that_is_there_is_scored(
     assert "infer" not in again.stdout, "a step whose score file is there is not run again"
 
 
+def test_the_order_of_the_challenge_is_kept(
+    reproduce: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    make_sets(tmp_path, LABELLED, *MASKED, "name-masked_test-set/query_index.txt")
+    order = "--query_order data/name-masked_test-set/query_index.txt"
+    lines = [line for line in reproduce().stdout.splitlines() if "--output_file" in line]
+    assert [order in line for line in lines] == ["_masked" in line for line in lines]
+
+
+def test_a_masked_set_without_its_gallery_is_told(
+    reproduce: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    make_sets(tmp_path, LABELLED, MASKED[0])
+    done = reproduce()
+    told = "note: data/name-masked_test-set: not scored, it has no gallery/\n"
+    assert (done.returncode, done.stderr) == (0, told)
+
+
+def test_gpus_is_a_number(
+    reproduce: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for word in ("0", "x", "-1"):
+        monkeypatch.setenv("GPUS", word)
+        done = reproduce("--train")
+        expected = f"error: GPUS: expected a number of GPUs, found {word}\n"
+        assert (done.returncode, done.stderr) == (2, expected)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pab.core.errors import InputError
-from pab.data.annotations import read_id_list
-from pab.data.splits import TRAIN_IDS, VAL_IDS, validation_split, write_split
+from pab.data.annotations import read_id_list, read_retrieval, retrieval_of_pairs
+from pab.data.splits import TRAIN_IDS, VAL_IDS, VAL_PAIRS, validation_split, write_split
 from pab.data.training_set import TrainingSet
 
 
@@ -68,3 +68,23 @@ def test_split_is_written_as_ids_and_read_back(pairs: TrainingSet, tmp_path: Pat
         np.testing.assert_array_equal(pairs.indices_of(ids), indices)
     write_split(tmp_path / "all", pairs, *validation_split(pairs, 0, seed=1))
     assert (tmp_path / "all" / VAL_IDS).read_text() == ""
+
+
+def test_ids_with_numbers_that_name_several_images_stay_whole(tmp_path: Path) -> None:
+    ids = [("clip#0", 0), ("clip#1", 1), ("a#0", 2), ("a#1", 2), ("b", 3), ("b#0", 4)]
+    folder = tmp_path / "annotation" / "train"
+    folder.mkdir(parents=True)
+    lines = [
+        json.dumps({"image": f"train/{image}.jpg", "caption": "a", "image_id": image_id})
+        for image_id, image in ids
+    ]
+    (folder / "pair_0.json").write_text("\n".join(lines))
+    pairs = TrainingSet.open(tmp_path)
+    retrieval = retrieval_of_pairs(pairs, tmp_path)
+    assert retrieval.gallery is not None
+    gallery = [image.gallery_id for image in retrieval.gallery]
+    assert gallery == ["a", "b", "b#0", "clip#0", "clip#1"]
+    everything = np.arange(len(ids))
+    write_split(tmp_path / "out", pairs, everything[:0], everything)
+    read = read_retrieval(tmp_path / "out" / VAL_PAIRS, image_folder=tmp_path)
+    assert [q.query_id for q in read.queries] == [q.query_id for q in retrieval.queries]

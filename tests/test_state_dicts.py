@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import OrderedDict, defaultdict
 from typing import Any
 
@@ -164,6 +165,15 @@ def test_numbers_of_numpy_become_tensors() -> None:
         model_state({"name": np.array(["a"])}, "f")
     with pytest.raises(InputError, match=r"f, entry 'lr': expected a tensor, found float"):
         model_state({"model": {"w": torch.ones(1), "lr": 0.1}}, "f")
+
+
+def test_remarks_beside_the_tensors_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {"a.w": torch.ones(1), "scale": np.float32(2)}
+    remarks = {"epoch": np.int64(3), "args": Namespace(lr=1), "name": "x", "history": [0.1]}
+    found = model_state({**weights, **remarks}, "f", {"a.w", "scale"})
+    assert found.keys() == weights.keys()
+    told = "note: f: entries that are no tensors are left out: epoch, args, name, history\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_dict_with_defaults_is_not_asked_for_them() -> None:

@@ -171,6 +171,18 @@ def test_the_same_name_with_two_endings_is_refused_for_scoring(tmp_path: Path) -
     assert [pair.image for pair in TrainingSet.open(path, skip_bad_lines=True)] == ["a.jpg"]
 
 
+@pytest.mark.parametrize("read", [read_retrieval, TrainingSet.open])
+def test_errors_of_ids_name_the_lines_of_the_table(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text('filepath,title\na.jpg,"x\ny"\n b.jpg,z\na.png,z\n')
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert "line 4: field 'image': expected an id on one line" in str(error.value)
+    assert "line 5: expected images that differ in more than their ending" in str(error.value)
+
+
 def test_a_changed_table_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(table_text())
@@ -205,7 +217,7 @@ def test_a_folder_of_images_with_texts(folder: Path, capsys: pytest.CaptureFixtu
     assert found.gallery is not None
     assert all(image.path.is_file() for image in found.gallery)
     said = capsys.readouterr().err
-    assert "1 text files have no image beside them and are ignored" in said
+    assert "1 text files without an image (.bmp, .jpeg, .jpg, .png, .webp) are ignored" in said
     assert "1 text files of several lines are read as one caption each" in said
     (folder / "0.txt").write_text("a woman 0")
     assert found_in(folder)[0][2] == "a woman 0"
@@ -249,6 +261,25 @@ def test_paths_start_anew_when_the_images_appear_elsewhere(tmp_path: Path) -> No
     assert found_in(path, tmp_path) == [("0.jpg", "0#0", "a man")]
     draw(tmp_path / "lists/0.jpg", 0, True)
     assert found_in(path, tmp_path) == [("lists/0.jpg", "lists/0#0", "a man")]
+
+
+def test_the_folder_of_other_images_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "gallery").mkdir()
+    with pytest.raises(InputError, match=r"image '0.jpg'.*--image_folder, not .*gallery"):
+        read_retrieval(folder, image_folder=tmp_path / "gallery")
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    draw(tmp_path / "A.JPG", 0, True)
+    (tmp_path / "A.TXT").write_text("a man")
+    assert found_in(tmp_path) == [("A.JPG", "A#0", "a man")]
+
+
+def test_a_link_to_an_image_that_is_not_there_is_named(folder: Path) -> None:
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "gone.txt").write_text("a man")
+    pairs = TrainingSet.open(folder)
+    assert pairs.missing_images() == ["gone.jpg"]
 
 
 def test_links_back_to_a_folder_above_do_not_matter(folder: Path) -> None:

@@ -111,10 +111,16 @@ def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> T
 
 
 def alpha_of(checkpoint: Mapping[str, Any]) -> float | None:
-    """Find the adapters' alpha in the settings stored beside the weights of a checkpoint."""
+    """Find the adapters' alpha in the settings that a checkpoint keeps beside its weights.
+
+    None if there is none, or no number.
+    """
     for key in ("config", "args", "metadata"):
         settings = checkpoint.get(key)
         held = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})
         if ALPHA in held:
-            return float(held[ALPHA])
+            try:
+                return float(held[ALPHA])
+            except (TypeError, ValueError):
+                return None
     return None

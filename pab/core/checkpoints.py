@@ -341,7 +341,10 @@ def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, A
         raise InputError(path, "expected a training state, found one without weights")
     kind = "its weights"
     if isinstance(average, Mapping):
-        averaged = {**average["shadow"], **average["buffers"]}
+        shadow, buffers = average.get("shadow"), average.get("buffers")
+        if not (isinstance(shadow, Mapping) and isinstance(buffers, Mapping)):
+            raise InputError(path, "expected averaged weights and buffers, found others under ema")
+        averaged = {**shadow, **buffers}
         weights = {name: averaged.get(name, tensor) for name, tensor in weights.items()}
         kind = "its averaged weights (--ema_decay)"
     notice(path, f"a training state; {kind} are used")

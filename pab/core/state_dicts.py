@@ -52,6 +52,8 @@ def model_state(
     found = _container(checkpoint, path)
     if not found:
         raise InputError(path, "expected a model's weights, found an empty dict")
+    if found is checkpoint:
+        found = _without_remarks(found, fits, path)
     state: dict[str, Tensor] = {}
     for name, value in found.items():
         tensor = _as_tensor(value)
@@ -103,6 +105,26 @@ def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
     if any(isinstance(entry, (Tensor, np.ndarray)) for entry in value.values()):
         return True
     return any(_holds_tensors(value.get(key), depth - 1) for key in CONTAINERS)
+
+
+def _without_remarks(
+    found: Mapping[str, Any], fits: Collection[str], path: str | Path
+) -> Mapping[str, Any]:
+    """The entries of a file without a container that may be weights, if it has tensors.
+
+    Others (``epoch``, ``args``) stand beside them; strict loading tells whether a weight is lost.
+    """
+    if all(_as_tensor(value) is None for value in found.values()):
+        return found  # refused, by the name of its first entry
+    remarks = [
+        name for name, value in found.items()
+        if _as_tensor(value) is None
+        or (isinstance(value, np.generic) and fits and name not in fits and "." not in str(name))
+    ]  # fmt: skip
+    if remarks:
+        named = ", ".join(map(str, remarks[:5])) + (" ..." if len(remarks) > 5 else "")
+        notice(path, f"entries that are no tensors are left out: {named}")
+    return {name: value for name, value in found.items() if name not in remarks}
 
 
 def _as_tensor(value: object) -> Tensor | None:

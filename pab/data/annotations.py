@@ -9,11 +9,11 @@ name-masked query       ``query_index``, ``caption``
 ======================  ==========================================================================
 
 The optional fields are ``hard_i``, ``hard_c``, ``hard_i_id`` (the twin: the same source video's
-pair of the other kind), ``source_id`` (``x_y``: x is the source video), ``source_caption``,
-``normal`` or ``anomaly`` (the action) and ``scene``. A field that is empty, null or of another type
-counts as absent. Unknown fields are ignored. A one-line notice counts both. Ids may be integers. A
-file contains JSON lines, a JSON array, or queries as one object ``{id: caption}``; see
-:mod:`pab.data.json_lines`. Tables and folders of captioned images are read by
+pair of the other kind), ``source_id`` (``x_y``: x the source video), ``source_caption``,
+``normal`` or ``anomaly`` (the action) and ``scene``. One that is empty, null or of another type
+counts as absent. Unknown fields are ignored. Both are counted and said in one line. Ids may be
+whole numbers. A file holds JSON lines, a JSON array, or queries as one object ``{id: caption}``;
+see :mod:`pab.data.json_lines`. Tables and folders of captioned images are read by
 :mod:`pab.data.tables`.
 """
 
@@ -25,8 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pab.data.bad_lines import BadLines
 from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.core.notices import notice
+from pab.data.bad_lines import BadLines
 from pab.data.fields import (
     FieldNotes,
     caption_text,
@@ -37,7 +39,6 @@ from pab.data.fields import (
     required_id,
     required_text,
 )
-from pab.core.files import existing_file
 from pab.data.image_paths import Locator, checked_path
 from pab.data.json_lines import (
     decoded,
@@ -48,7 +49,6 @@ from pab.data.json_lines import (
     lines,
     shortened,
 )
-from pab.core.notices import notice
 from pab.data.records import (
     GalleryImage,
     LabelledImage,
@@ -56,6 +56,7 @@ from pab.data.records import (
     Relevance,
     Retrieval,
     TrainPair,
+    image_keys,
     is_normal,
     video_of,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "read_labelled_images",
     "read_query_order",
     "read_retrieval",
+    "read_shards",
     "read_train_pairs",
     "retrieval_of_pairs",
     "train_pair",
@@ -190,11 +192,11 @@ def retrieval_of_pairs(
 def labelled_images_of(pairs: Iterable[TrainPair]) -> list[LabelledImage]:
     """Convert training pairs to labelled images, in order; captions of one image are combined.
 
-    See :attr:`pab.data.records.TrainPair.captioned_image`.
+    See :func:`pab.data.records.image_keys`.
     """
     images: dict[object, LabelledImage] = {}
-    for number, pair in enumerate(pairs):
-        key = pair.captioned_image
+    pairs = list(pairs)
+    for number, (pair, key) in enumerate(zip(pairs, image_keys(pairs), strict=True)):
         if key is not None and key in images:
             found = images[key]
             images[key] = replace(found, captions=(*found.captions, pair.caption))
@@ -219,6 +221,23 @@ def read_train_pairs(path: str | Path) -> Iterator[TrainPair]:
     """
     path = existing_file(path, "a training annotation file")
     yield from _records(path, train_pair)
+
+
+def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[TrainPair]:
+    """Stream the usable pairs of several shards; ``bad`` takes the others, as training would.
+
+    Raises:
+        InputError: a file is missing or unreadable.
+    """
+    once = _Once("image_id")
+
+    def pair_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> TrainPair:
+        pair = train_pair(fields, path, item, notes, root)
+        once(pair.image_id, path, f"{item} of {path.name}")
+        return pair
+
+    for path in paths:
+        yield from _records(existing_file(path, "a training annotation file"), pair_of, bad)
 
 
 def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
@@ -255,15 +274,18 @@ def read_query_order(path: str | Path) -> list[str]:
 
 
 def _records(
-    path: Path, record_of: Callable[[dict[str, Any], Path, str, FieldNotes], Record]
+    path: Path,
+    record_of: Callable[[dict[str, Any], Path, str, FieldNotes], Record],
+    collected: BadLines | None = None,
 ) -> Iterator[Record]:
     """Yield the records of valid lines, print notices, then raise one error for the bad lines.
 
     Args:
         path: the file.
         record_of: fields, file, ``"line 17"`` and notes -> record; raises for a bad line.
+        collected: takes the bad lines; without it they are raised.
     """
-    bad, notes = BadLines(), FieldNotes()
+    bad, notes = BadLines() if collected is None else collected, FieldNotes()
     for number, _, raw in entries(path):
         item = f"line {number}"
         try:
@@ -274,7 +296,8 @@ def _records(
         yield record
     for text in notes.texts():
         notice(path, text)
-    bad.check(path)
+    if collected is None:
+        bad.check(path)
 
 
 class _Once:
@@ -351,12 +374,15 @@ def _pair_fields(
 # ------------------------------------------------------------------------ labelled annotations
 
 
-def read_labelled_images(path: str | Path, root: Path | None = None) -> Iterator[LabelledImage]:
-    """Yield the valid lines of a labelled file or a training shard, then raise for the bad ones.
+def read_labelled_images(
+    path: str | Path, root: Path | None = None, bad: BadLines | None = None
+) -> Iterator[LabelledImage]:
+    """Stream the usable lines of a labelled file or a training shard, then raise for the bad ones.
 
     Args:
         path: the file.
-        root: the data root; None uses the parent of the ``annotation`` folder around the file.
+        root: the data root; None takes the parent of the ``annotation`` folder around the file.
+        bad: takes the bad lines; without it they are raised.
 
     Raises:
         InputError: the file is missing or unreadable, or lines are bad (all counted, the first
@@ -379,7 +405,7 @@ def read_labelled_images(path: str | Path, root: Path | None = None) -> Iterator
         once(image.image_id, path, item)
         return image
 
-    yield from _records(path, image_of)
+    yield from _records(path, image_of, bad)
 
 
 def _captions(fields: dict[str, Any], path: Path, item: str) -> tuple[str, ...]:
@@ -405,18 +431,9 @@ def _images_of_own_data(path: Path, root: Path, columns: TableColumns) -> list[L
         before = images.get(found.image_id)
         if before is None:
             images[found.image_id] = LabelledImage(found.image, found.image_id, (found.caption,))
-        elif before.image == found.image:
+        else:
             captions = (*before.captions, found.caption)
             images[found.image_id] = replace(before, captions=captions)
-        else:
-            bad.add(
-                InputError(
-                    path,
-                    "expected images that differ in more than their ending, found "
-                    f"{before.image!r} and {found.image!r}",
-                    item=found.item,
-                )
-            )
     bad.check(path)
     if not images:
         raise InputError(path, "expected captioned images, found no queries")

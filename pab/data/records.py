@@ -6,6 +6,7 @@ Person Anomaly Search", arXiv 2411.17776.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,6 +55,21 @@ class TrainPair:
             return None
         base, _, number = self.image_id.rpartition("#")
         return (base, self.image) if base and number.isdecimal() else None
+
+
+def image_keys(pairs: Sequence[TrainPair]) -> list[tuple[str, str] | None]:
+    """:attr:`TrainPair.captioned_image` of each pair; None also where X cannot be an image's id.
+
+    That is so where X names several images (frames ``clip#1``, ``clip#2``), or is another pair's
+    own ``image_id``.
+    """
+    keys = [pair.captioned_image for pair in pairs]
+    taken = {pair.image_id for pair in pairs}
+    images: dict[str, str] = {}
+    for base, image in filter(None, keys):
+        if images.setdefault(base, image) != image:
+            taken.add(base)
+    return [None if key is None or key[0] in taken else key for key in keys]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pab.core.errors import InputError
 from pab.core.files import write_text
+from pab.data.records import image_keys
 from pab.data.training_set import TrainingSet
 
 TRAIN_IDS, VAL_IDS = "train_ids.txt", "val_ids.txt"
@@ -72,7 +73,7 @@ def write_split(
 
     The validation pairs are also written as an annotation, ``val_pairs.json``, for the scoring
     commands (``--annotation FOLDER/val_pairs.json --image_folder DATA_ROOT``). Captions of one
-    image (:attr:`pab.data.records.TrainPair.captioned_image`) share a line.
+    image (:func:`pab.data.records.image_keys`) stand on one line.
 
     Args:
         folder: output folder.
@@ -87,10 +88,9 @@ def write_split(
     for name, indices in ((TRAIN_IDS, train), (VAL_IDS, val)):
         write_text(Path(folder) / name, "".join(f"{image_ids[i]}\n" for i in indices))
     lines: dict[object, dict[str, Any]] = {}
-    for number, index in enumerate(val):
-        pair = training_set[int(index)]
+    pairs = [training_set[int(index)] for index in val]
+    for number, (pair, image) in enumerate(zip(pairs, image_keys(pairs), strict=True)):
         fields = {key: value for key, value in asdict(pair).items() if value is not None}
-        image = pair.captioned_image
         if image is not None:
             before = lines.get(image, {"caption": []})
             fields |= {"image_id": image[0], "caption": [*before["caption"], pair.caption]}

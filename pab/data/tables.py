@@ -18,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from pab.data.bad_lines import BadLines
 from pab.core.errors import InputError
-from pab.data.fields import caption_text, required_text
-from pab.data.image_paths import inside_root, with_slashes
-from pab.data.json_lines import decoded, shortened, text_of, utf8_bytes
 from pab.core.notices import notice
+from pab.data.bad_lines import BadLines
+from pab.data.fields import caption_text, identifier, required_text
+from pab.data.image_paths import IMAGE_ENDINGS, inside_root, with_slashes
+from pab.data.json_lines import decoded, shortened, text_of, utf8_bytes
 
 TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
@@ -74,7 +74,8 @@ def is_captioned_folder(path: str | Path) -> bool:
     path = Path(path)
     if not path.is_dir() or (path / "annotation").exists():
         return False
-    return any(image.with_suffix(".txt").is_file() for image in _files(path)[0])
+    images, texts = _files(path)
+    return not texts.keys().isdisjoint(image.with_suffix("") for image in images)
 
 
 def is_own_data(path: str | Path) -> bool:
@@ -98,6 +99,7 @@ def captioned_images(
         InputError: the file is unreadable, or its header lacks a column.
     """
     counts: Counter[str] = Counter()
+    image_of: dict[str, str] = {}  # image_id -> image
     if path.is_dir():
         rows, base = _folder_rows(path, bad), path
     else:
@@ -108,13 +110,20 @@ def captioned_images(
             fields = {"image": row.image}
             written = required_text(fields, "image", path, row.item)
             image = _below_root(written, base, root, path, row.item)
+            image_id = identifier(image.removesuffix(Path(image).suffix), "image", path, row.item)
             caption = caption_text(row.caption, "caption", path, row.item)
+            before = image_of.setdefault(image_id, image)
+            if before != image:
+                raise InputError(
+                    path,
+                    "expected images that differ in more than their ending, found "
+                    f"{before!r} and {image!r}",
+                    item=row.item,
+                )
         except InputError as error:
             bad.add(error)
             continue
-        yield CaptionedImage(
-            row.item, image, image.removesuffix(Path(image).suffix), counts[image], caption
-        )
+        yield CaptionedImage(row.item, image, image_id, counts[image], caption)
         counts[image] += 1
 
 
@@ -137,9 +146,14 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
 def folder_state(folder: Path) -> str:
     """SHA-256 of names, sizes and times of a folder's images and texts, to detect changes."""
     digest = hashlib.sha256()
-    for path in sorted(p for paths in _files(folder) for p in paths):
-        found = path.stat()
-        digest.update(f"{path.relative_to(folder)}\0{found.st_size} {found.st_mtime_ns}\n".encode())
+    images, texts = _files(folder)
+    for path in sorted([*images, *texts.values()]):
+        try:
+            found = path.stat()
+            state = f"{found.st_size} {found.st_mtime_ns}"
+        except OSError:  # a link to a file that is not there
+            state = "not there"
+        digest.update(f"{path.relative_to(folder)}\0{state}\n".encode())
     return digest.hexdigest()
 
 
@@ -227,9 +241,11 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
 
 
 def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> str:
-    """Return an image's path relative to the data root, with ``/`` as the separator."""
-    found = "a path with a NUL character"
+    """An image's path relative to the data root, with ``/`` between its parts."""
+    found, todo = "a path with a NUL character", None
     if "\0" not in written:
+        if inside_root(f"{base.absolute().as_posix()}/x", root) is None:
+            todo = f"name the folder that holds the images with --image_folder, not {root}"
         place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path))
         inside = inside_root(place, root)
         if inside is not None:
@@ -239,6 +255,7 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
         path,
         f"field 'image': expected a path inside the data root, found {found}: {shortened(written)}",
         item=item,
+        todo=todo,
     )
 
 
@@ -247,16 +264,17 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
 
 def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
     images, texts = _files(folder)
-    unused = set(texts) - {image.with_suffix(".txt") for image in images}
+    unused = texts.keys() - {image.with_suffix("") for image in images}
     if unused:
-        notice(folder, f"{len(unused)} text files have no image beside them and are ignored")
+        endings = ", ".join(sorted(IMAGE_ENDINGS))
+        notice(folder, f"{len(unused)} text files without an image ({endings}) are ignored")
     joined = 0
     for image in images:
         name = image.relative_to(folder).as_posix()
         item = f"image {shortened(name)}"
         try:
-            text = image.with_suffix(".txt")
-            if not text.is_file():
+            text = texts.get(image.with_suffix(""))
+            if text is None or not text.is_file():
                 raise InputError(
                     folder, "expected a text file beside every image, found none", item=item
                 )
@@ -270,11 +288,13 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
         notice(folder, f"{joined} text files of several lines are read as one caption each")
 
 
-def _files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List images and text files below a folder; follows links, skips hidden files; sorted."""
-    from pab.data.images import IMAGE_ENDINGS  # imports Pillow
+def _files(folder: Path) -> tuple[list[Path], dict[Path, Path]]:
+    """Images below a folder, sorted, and its text files by their paths without ``.txt``.
 
-    images, texts = [], []
+    Links are followed, hidden files left out. Of ``a.txt`` and ``a.TXT`` the first one counts.
+    """
+    images: list[Path] = []
+    texts: dict[Path, Path] = {}
     entered: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -291,5 +311,6 @@ def _files(folder: Path) -> tuple[list[Path], list[Path]]:
             if ending in IMAGE_ENDINGS:
                 images.append(path)
             elif ending == ".txt":
-                texts.append(path)
-    return sorted(images), sorted(texts)
+                known = texts.setdefault(path.with_suffix(""), path)
+                texts[path.with_suffix("")] = max(known, path)  # lower case sorts last
+    return sorted(images), texts

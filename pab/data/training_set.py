@@ -45,8 +45,8 @@ from pab.data.tables import (
     table_base,
 )
 
-INDEX_FORMAT = 3  # increase it when the index or its checks change
-SKIPPED = "skipped.txt"  # bad lines of a set, one per line
+INDEX_FORMAT = 4  # raise it when the index or the checks behind it change
+SKIPPED = "skipped.txt"  # the bad lines of a set, one per line
 _LINE = np.dtype(
     [
         ("offset", "<i8"), ("length", "<i4"), ("shard", "<i4"), ("video", "<i4"),

@@ -9,7 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 from pab.core.errors import InputError
-from pab.data.image_paths import PHOTO_ENDINGS, file_names, is_image_name, part_of
+from pab.data.bad_lines import BadLines
+from pab.data.image_paths import PHOTO_ENDINGS, file_names, part_of
+from pab.data.tables import TableColumns, captioned_images, is_captioned_folder
 from pab.data.tree import shard_number
 from pab.layout.found import Found, count, quoted
 from pab.layout.parts import masked_part, query_file
@@ -108,21 +110,20 @@ def _tars(folder: Path, names: list[str]) -> Found:
 def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
     """Describe images with caption files, or photographs to search."""
     pictures = [name for name in names if is_photo_name(name)] + nested
-    captioned = [
-        name for name in pictures
-        if (folder / name).with_suffix(".txt").is_file() and is_image_name(Path(name).name)
-    ]  # fmt: skip
     facts = [count(len(pictures), "image")]
     place = quoted(folder)
-    if captioned:
-        facts.append(f"{count(len(captioned), 'caption')} (.txt) beside them")
-        if len(captioned) < len(pictures):
-            lacking = next(name for name in pictures if name not in set(captioned))
-            facts.append(f"no caption: {len(pictures) - len(captioned)}, the first {lacking}")
-        commands = (
-            f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place}",
-            f"python -m lhp.infer --annotation {place} --image_folder {place}",
-        )
+    if is_captioned_folder(folder):
+        bad = BadLines()
+        captions = sum(1 for _ in captioned_images(folder, folder, TableColumns(), bad))
+        facts.append(f"{count(captions, 'caption')} (.txt) beside them")
+        train = f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place}"
+        score = f"python -m lhp.infer --annotation {place} --image_folder {place}"
+        if bad.total:
+            facts.append(f"{count(bad.total, 'image')} that cannot be used: {bad.summary()}")
+            facts += [f"  {fault}" for fault in bad.first]
+            commands: tuple[str, ...] = (f"{train} --skip_bad_lines",)  # scoring needs all
+        else:
+            commands = (train, score)
         return Found("a folder of images with captions", tuple(facts), commands)
     recursive = ""
     if nested:

@@ -7,14 +7,20 @@ of them. The commands that read images check whether they can be decoded.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pab.core.errors import InputError
-from pab.data.annotations import read_labelled_images, read_query_order, read_retrieval
+from pab.data.annotations import (
+    read_labelled_images,
+    read_query_order,
+    read_retrieval,
+    read_shards,
+)
+from pab.data.bad_lines import BadLines
 from pab.data.image_paths import ImageFinder, file_names, is_image_name
 from pab.data.tree import SHARD_FOLDERS, find_shards, labelled_test
-from pab.layout.found import quoted
+from pab.layout.found import count, quoted
 
 # PAB's published numbers: training shards, and lines per part.
 PAB_SHARDS, PAB_TRAIN, PAB_TEST, PAB_UCC = 75, 1_013_605, 1_978, 5_320
@@ -35,12 +41,13 @@ class Part:
     Attributes:
         name: name of the part.
         place: file or files, relative to the root.
-        published: number of lines in PAB.
-        lines: number of lines found; None if the annotation is missing.
-        named: number of images that the lines name; None for a masked set, whose lines name none.
-        found: number of images found.
-        missing: description of missing parts; empty if complete.
-        commands: commands that can use the part.
+        published: how many lines PAB has there.
+        lines: how many lines are there; None if the annotation is missing.
+        named: images that the lines name; None for a masked set, whose lines name none.
+        found: how many images are there.
+        missing: what to say of what is not there; empty if all is.
+        commands: what can be run on it.
+        bad: lines that cannot be used.
     """
 
     name: str
@@ -51,11 +58,12 @@ class Part:
     found: int = 0
     missing: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    bad: BadLines = field(default_factory=BadLines)
 
     @property
     def usable(self) -> bool:
-        """True if a command can use the part."""
-        return bool(self.lines and self.found)
+        """Whether a command could do something with it."""
+        return bool(self.lines and self.found and self.commands)
 
     def row(self) -> str:
         """Format the part as a row of the table."""
@@ -82,7 +90,7 @@ def check_root(root: Path) -> list[Part]:
     """Check a data root.
 
     Raises:
-        InputError: a file has a bad line (the message names it), or no part can be used.
+        InputError: a file is unreadable, or no part can be used.
     """
     finder = ImageFinder(root)
     parts = [_shards(root, finder, "training", SHARD_FOLDERS[0])]
@@ -97,6 +105,8 @@ def check_root(root: Path) -> list[Part]:
     if (root / "track4").is_dir():
         parts.append(masked_part(root, "Track 4", TRACK4))
     if not any(part.usable for part in parts):
+        for part in parts:
+            part.bad.check(root / part.place)
         raise InputError(
             root, "expected PAB's annotations and images, found no part that can be used",
             todo=FETCH,
@@ -109,7 +119,7 @@ def report(root: Path, parts: list[Part]) -> list[str]:
     head = (
         f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   images found, of those named"
     )
-    text = [f"{root}", head, *(part.row() for part in parts), *_others(root)]
+    text = [f"{root}", head, *(part.row() for part in parts), *_others(root), *_bad_lines(parts)]
     missing = [f"  {line}" for part in parts for line in part.missing]
     if not missing:
         return [*text, "", "all parts are there"]
@@ -134,6 +144,18 @@ def root_commands(root: Path, parts: list[Part]) -> list[str]:
     return list(dict.fromkeys(commands))
 
 
+def _bad_lines(parts: list[Part]) -> list[str]:
+    text = []
+    for part in parts:
+        bad = part.bad
+        if bad.total:
+            text.append(f"  {part.place}: {count(bad.total, 'bad line')} ({bad.summary()})")
+            text += [f"    {fault}" for fault in bad.first]
+            if bad.total > len(bad.first):
+                text.append(f"    and {bad.total - len(bad.first):,} more")
+    return ["", "lines that cannot be used:", *text] if text else []
+
+
 def _others(root: Path) -> list[str]:
     """List data of the release that no command uses."""
     found = []
@@ -153,11 +175,15 @@ def _shards(root: Path, finder: ImageFinder, name: str, folder: str) -> Part:
     except InputError:  # no shards: treat as a missing folder
         return Part(name, folder, PAB_TRAIN, missing=(f"{folder}/: {PAB_SHARDS} shards",))
     place = f"{folder}/{shards[0].name.partition('_')[0]}_*.json ({len(shards)})"
-    commands = (
+    commands: tuple[str, ...] = (
         f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {quoted(root)}",
         f"python -m uit.run --task cmp --data_path {quoted(root)}",
     )
-    return _count(root, finder, name, place, shards, PAB_TRAIN, commands)
+    bad = BadLines()
+    images = [pair.image for pair in read_shards(shards, root, bad)]
+    if bad.total:  # training can leave them out
+        commands = tuple(f"{command} --skip_bad_lines" for command in commands)
+    return _count(finder, name, place, images, PAB_TRAIN, commands, bad)
 
 
 def _labelled(root: Path, finder: ImageFinder, name: str, place: str, published: int) -> Part:
@@ -166,25 +192,27 @@ def _labelled(root: Path, finder: ImageFinder, name: str, place: str, published:
     command = (
         f"python -m lhp.infer --annotation {quoted(root / place)} --image_folder {quoted(root)}"
     )
-    return _count(root, finder, name, place, [root / place], published, (command,))
+    bad = BadLines()
+    images = [line.image for line in read_labelled_images(root / place, root, bad)]
+    commands = () if bad.total else (command,)
+    return _count(finder, name, place, images, published, commands, bad)
 
 
 def _count(
-    root: Path,
     finder: ImageFinder,
     name: str,
     place: str,
-    files: list[Path],
+    images: list[str],
     published: int,
     commands: tuple[str, ...],
+    bad: BadLines,
 ) -> Part:
-    images = [line.image for file in files for line in read_labelled_images(file, root)]
     absent = finder.absent(images)
     missing: tuple[str, ...] = ()
     if absent:
         missing = (f"{len(absent):,} images of {place}, the first {absent[0]}",)
     found = len(images) - len(absent)
-    return Part(name, place, published, len(images), len(images), found, missing, commands)
+    return Part(name, place, published, len(images), len(images), found, missing, commands, bad)
 
 
 def query_file(folder: Path) -> Path | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pab.core.weight_folders import Family, weight_folder
 from pab.layout.found import Found, count, quoted
+
+_FACT_WIDTH = 100  # characters of a value that are shown
 
 
 def known_model(names: Iterable[str]) -> str | None:
@@ -58,14 +62,24 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
     facts = [f"{count(len(state), 'tensor')}, {count(weights, 'weight')}"]
     metadata = checkpoint.get("metadata")
     if isinstance(metadata, dict):
-        facts += [f"{key}: {value}" for key, value in sorted(metadata.items())]
+        facts += [
+            f"{key}: {textwrap.shorten(str(value), _FACT_WIDTH, placeholder=' ...')}"
+            for key, value in sorted(metadata.items())
+        ]
     if STATE_MARK in checkpoint:
         facts.append(
             f"a training state after {checkpoint['step']} steps: the run's own command resumes it"
         )
     what, *commands = _MODELS[model]
     file = quoted(path)
-    return Found(what, tuple(facts), tuple(command.format(file=file) for command in commands))
+    made = [command.format(file=file) for command in commands]
+    architecture = metadata.get("architecture") if isinstance(metadata, dict) else None
+    if architecture is not None:
+        name = f"--model {shlex.quote(str(architecture))}"
+        if model in ("beit3", "beit3 without heads", "uit"):  # their defaults are the published
+            made = [f"{command} {name}" for command in made]
+        made = [command.replace("--model NAME", name) for command in made]
+    return Found(what, tuple(facts), tuple(made))
 
 
 # Model -> description of a checkpoint, and the commands that accept it.

@@ -78,6 +78,8 @@ class TrainingConfig(TableConfig, Bounded):
             raise InputError("--ema_decay", f"must lie in (0, 1), found {self.ema_decay}")
         if self.keep_checkpoints is not None:
             self.check_least(1, "keep_checkpoints")
+        if self.resume_from != "last" and not self.auto_resume:
+            raise InputError("--resume_from", "contradicts --no_auto_resume", todo="give one")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise InputError("--clip_grad", f"must be above 0, found {self.clip_grad}")
 

@@ -19,7 +19,7 @@ from pab.core.errors import InputError
 from pab.data.annotations import Retrieval, TrainPair, retrieval_of_pairs
 from pab.data.images import load_image, verify_images
 from pab.data.splits import validation_split
-from pab.data.tables import is_own_data
+from pab.data.tables import is_own_data, is_table
 from pab.data.training_set import TrainingSet
 from pab.data.tree import find_shards, shard_number
 from pab.training.config import TrainingConfig
@@ -68,9 +68,18 @@ def training_sources(config: TrainingConfig) -> list[Path] | None:
     """Annotation files named by the settings; None if ``data_path`` itself holds the pairs.
 
     Raises:
-        InputError: see :func:`training_shards`.
+        InputError: as :func:`training_shards`; or ``train_shards`` of a table.
     """
-    return None if is_own_data(config.data_path) else training_shards(config)
+    if not is_own_data(config.data_path):
+        return training_shards(config)
+    if config.train_shards is None:
+        return None
+    if is_table(config.data_path):
+        raise InputError(
+            "--train_shards", f"contradicts --data_path {config.data_path}, a table",
+            todo="take --train_shards none, or name the folder of the table with --data_path",
+        )  # fmt: skip
+    return training_shards(config)  # a table in a folder of captioned images, say
 
 
 def check_images_are_there(pairs: TrainingSet) -> None:
@@ -123,6 +132,8 @@ def _shards_of(root: Path, entry: str) -> list[Path]:
                 todo=f"it has {len(shards)}, numbered {min(shards)} to {max(shards)}",
             )
         return [shards[number] for number in wanted]
+    if (root / entry).is_file():  # a name may hold the signs of patterns, as in "pairs [1].csv"
+        return [root / entry]
     try:
         found = sorted(root.glob(entry))
     except (ValueError, NotImplementedError) as error:  # of pathlib: empty or absolute

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from pab.evaluate import main as evaluate
 from pab.formats import export as score_export
 from pab.formats import tables as score_tables
 from pab.formats.forms import read_form
-from pab.ranking import ranked_names
+from pab.ranking import ranked_names, write_ranked_list
 from pab.scores import ScoreFile, load_scores, main, read_gallery_ids, read_query_ids, save_scores
 
 SCORES = torch.tensor([[0.5, 0.25, 1.0], [2.0, -1.0, 0.0]])
@@ -140,6 +141,29 @@ def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "object.npz", scores=np.array([[None]]))
     with pytest.raises(InputError, match="found damaged ones or Python objects"):
         load_scores(tmp_path / "object.npz")
+
+
+@pytest.mark.parametrize("name", ["s.npz", "answer.zip", "s.npy"])
+def test_changed_bytes_never_escape(tmp_path: Path, name: str) -> None:
+    path, ids = tmp_path / name, [f"g{i:02}" for i in range(50)]
+    if name == "s.npz":
+        np.savez_compressed(path, scores=np.random.default_rng(0).random((9, 50)), gallery_ids=ids)
+    elif name == "s.npy":
+        np.save(path, np.zeros((9, 50), dtype=np.float32))
+    else:
+        write_ranked_list(path, [ids[i:] + ids[:i] for i in range(50)])
+    whole, generator = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(whole)
+        for _ in range(generator.choice((1, 30))):
+            changed[generator.randrange(len(changed))] = generator.randrange(256)
+        path.write_bytes(changed)
+        try:
+            load_scores(path, query_ids=ids, gallery_ids=ids)
+        except InputError:
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.parametrize("name", ["s.npy", "s.npz", "s.pt", "s.parquet"])
@@ -336,6 +360,7 @@ def test_rankings_without_scores(
         ('{"q1": {"a": Infinity}}', "expected finite scores, found inf"),
         ('{"q1": {"a": 1e39}}', "expected finite scores, found 1e[+]39"),
         ('{"q1": {"a": -1e39}}', "expected finite scores, found -1e[+]39"),
+        ('{"q1": {"a": 1' + 400 * "0" + "}}", "expected finite scores, found a whole number"),
         ('{"q1": {"a": 1, "z": 2}}', "query 'q1': the name 'z' is not in the gallery"),
         ('{"q1": {"a.jpg": 1, "a.png": 2}}', "both mean 'a' of the gallery"),
         ('{"q1": {"a": 1}, "q2": ["a"]}', "query 'q2': expected an object of images and scores"),

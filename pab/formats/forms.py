@@ -15,6 +15,7 @@ torch is imported for matrices alone, so that work on lists starts at once.
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pab.core.errors import InputError
-from pab.core.files import existing_file
+from pab.core.files import DAMAGED_ARCHIVE, existing_file
 from pab.core.text_files import read_text
 from pab.data.json_lines import shortened
 from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix, id_texts
@@ -39,6 +40,11 @@ REMEDY = "export the scores again with the tool that wrote them"
 _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", ".pkl", ".zip"))
 _TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 _HEAD = 1 << 16  # bytes that tell the form of a text
+# What NumPy raises for a damaged array: its header is read as the text of a Python dict.
+_DAMAGED_ARRAY = (
+    ValueError, TypeError, OSError, EOFError, OverflowError, MemoryError, SyntaxError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 def read_form(path: str | Path, *, mmap: bool = True) -> Matrix | Listing:
@@ -102,7 +108,7 @@ def _text_form(path: Path) -> Matrix | Listing:
 def _npy(path: Path, mmap: bool) -> Matrix:
     try:
         array = np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except _DAMAGED_ARRAY as error:
         raise InputError(
             path, f"expected an array of NumPy, found a damaged one ({error})", todo=REMEDY
         ) from error
@@ -113,7 +119,7 @@ def _is_npz(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except DAMAGED_ARCHIVE:
         return False
     return bool(names) and all(name.endswith(".npy") for name in names)
 
@@ -122,7 +128,7 @@ def _npz(path: Path) -> Matrix:
     try:
         with np.load(path, allow_pickle=False) as archive:
             content = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (*_DAMAGED_ARRAY, *DAMAGED_ARCHIVE) as error:
         raise InputError(
             path, f"expected arrays of NumPy, found damaged ones or Python objects ({error})",
             todo=REMEDY,

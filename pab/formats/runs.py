@@ -272,7 +272,14 @@ def _beside(names: list[str], values: Any, path: Path, item: str) -> dict[str, f
 
 def _score(value: Any, name: str, path: Path, item: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InputError(
+                path,
+                f"expected finite scores, found a whole number too large for image {name!r}",
+                item=item,
+            ) from error
     raise InputError(
         path, f"expected a number for image {shortened(name)}, found {kind(value)}", item=item
     )

@@ -36,12 +36,15 @@ def scaled_block(
         where: the member's file, for the error.
 
     Raises:
-        InputError: ``minmax`` of a constant matrix, which ranks nothing.
+        InputError: ``minmax`` of a constant matrix, which ranks nothing, or scores so far apart
+            that their range or deviation is no float32.
     """
     if scaling == "minmax":
         low, high = bounds
         if low == high:
             raise InputError(where, f"all its scores are {low:g}: they rank nothing")
+        if high - low > torch.finfo().max:
+            raise _overflow(scaling, bounds, where)
         return (block - low).div_(high - low)
     if scaling == "rank":
         return 1.0 - mean_places(block) / max(1, block.shape[1] - 1)
@@ -50,7 +53,17 @@ def scaled_block(
         shift, spread = low_high.min, low_high.max - low_high.min
     else:
         spread, shift = torch.std_mean(block, dim=1, correction=0, keepdim=True)
+    if not bool(torch.isfinite(spread).all()):
+        raise _overflow(scaling, bounds, where)
     return (block - shift) / torch.where(spread == 0, 1.0, spread)
+
+
+def _overflow(scaling: Scaling, bounds: tuple[float, float], where: str) -> InputError:
+    return InputError(
+        where,
+        f"its scores, from {bounds[0]:g} to {bounds[1]:g}, overflow at --scaling {scaling}",
+        todo="divide them by a constant, or fuse with --scaling rank",
+    )
 
 
 def flat_rows(scores: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from pab import __version__
 from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
+from pab.core.outputs import check_outputs
 from pab.data.annotations import Retrieval, read_query_order, read_retrieval
 from pab.data.label_config import LabelConfig
 from pab.evaluate import Evaluation, evaluate
@@ -89,8 +90,6 @@ class RunConfig(FusionConfig, LabelConfig):
         if self.answers and not (self.annotation or self.protocol):
             raise InputError("--answers", "expected the queries it is the key of",
                              todo="give --annotation")  # fmt: skip
-        if self.save_score and Path(self.save_score) == Path(self.output_file):
-            raise InputError("--save_score", f"{self.save_score} is given as --output_file too")
         if self.protocol is None and self.data_root is not None:
             raise InputError("--data_root", "goes with --protocol")
         fixed = ("annotation", "image_folder", "query_order") if self.protocol else ()
@@ -154,7 +153,9 @@ def run(config: RunConfig) -> None:
     members, reranker = config.members(), config.reranker()
     check_members(members, config.fusion)
     inputs = [*members, *([reranker] if reranker else [])]
-    check_outputs(config, inputs)
+    outputs = {"save_score": config.save_score, "output_file": config.output_file}
+    check_outputs(outputs, omit="give another file")
+    check_inputs_are_kept(config, inputs)
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(
@@ -234,7 +235,7 @@ def run(config: RunConfig) -> None:
         print(f"\n{ladder_table(rungs)}")
 
 
-def check_outputs(config: RunConfig, inputs: Sequence[Member]) -> None:
+def check_inputs_are_kept(config: RunConfig, inputs: Sequence[Member]) -> None:
     """Refuse to write over a file that is fused.
 
     Raises:

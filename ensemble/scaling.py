@@ -37,14 +37,18 @@ def scaled_block(
 
     Raises:
         InputError: ``minmax`` of a constant matrix, which ranks nothing, or scores so far apart
-            that their range or deviation is no float32.
+            that their range is no float32.
     """
+    low, high = bounds
+    if scaling != "rank" and high - low > torch.finfo().max:
+        raise InputError(
+            where,
+            f"its scores, from {low:g} to {high:g}, overflow at --scaling {scaling}",
+            todo="divide them by a constant, or fuse with --scaling rank",
+        )
     if scaling == "minmax":
-        low, high = bounds
         if low == high:
             raise InputError(where, f"all its scores are {low:g}: they rank nothing")
-        if high - low > torch.finfo().max:
-            raise _overflow(scaling, bounds, where)
         return (block - low).div_(high - low)
     if scaling == "rank":
         return 1.0 - mean_places(block) / max(1, block.shape[1] - 1)
@@ -53,17 +57,7 @@ def scaled_block(
         shift, spread = low_high.min, low_high.max - low_high.min
     else:
         spread, shift = torch.std_mean(block, dim=1, correction=0, keepdim=True)
-    if not bool(torch.isfinite(spread).all()):
-        raise _overflow(scaling, bounds, where)
     return (block - shift) / torch.where(spread == 0, 1.0, spread)
-
-
-def _overflow(scaling: Scaling, bounds: tuple[float, float], where: str) -> InputError:
-    return InputError(
-        where,
-        f"its scores, from {bounds[0]:g} to {bounds[1]:g}, overflow at --scaling {scaling}",
-        todo="divide them by a constant, or fuse with --scaling rank",
-    )
 
 
 def flat_rows(scores: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from ensemble.uit_candidates import check_candidates
 from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
+from pab.core.outputs import check_outputs
 from pab.data.annotations import Retrieval, read_retrieval
 from pab.data.label_config import LabelConfig
 from pab.metrics import Metrics
@@ -229,6 +230,7 @@ def run(config: SearchConfig) -> None:
     members = config.members()
     if len(members) < 2:
         raise InputError("ensemble", f"expected two members or more, found {len(members)}")
+    check_outputs({"trials": config.trials, "out": config.out}, omit="give another file")
     retrieval = read_retrieval(
         config.annotation,
         image_folder=config.image_folder,

@@ -360,3 +360,10 @@ def test_an_answer_key_may_begin_with_a_mark(
     words = ["--predictions", str(tmp_path / "p.txt"), "--annotation", str(masked[0])]
     main([*words, "--answers", str(masked[1])])
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
+
+
+def test_outputs_are_checked_first(tmp_path: Path) -> None:
+    """Before anything is read, so that neither is left alone."""
+    words = ["--score", str(tmp_path / "s.pt"), "--annotation", str(tmp_path / "a.json")]
+    with pytest.raises(InputError, match=f"--json: {tmp_path} is a directory; leave it out"):
+        main([*words, "--trec", str(tmp_path / "t"), "--json", str(tmp_path)])

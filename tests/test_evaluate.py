@@ -14,6 +14,7 @@ from ensemble.run import main as fuse
 from pab.core.errors import InputError
 from pab.data.annotations import read_retrieval
 from pab.evaluate import TWIN, evaluate, main
+from pab.ranking import ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 from pab.scores import main as convert
 
@@ -141,6 +142,21 @@ def test_trec_files_keep_the_order_where_scores_tie(
     qrels = (tmp_path / "t.qrels").read_text().splitlines()
     assert {"i2#0 0 i2 1", "i2#0 0 i3 1", "i1#0 0 i1 1"} < set(qrels)
     assert len(qrels) == 7
+
+
+def test_trec_files_spell_a_name_in_one_way(masked: tuple[Path, Path], tmp_path: Path) -> None:
+    query, key = masked
+    common = ["--annotation", str(query), "--answers", str(key), "--trec", f"{tmp_path}/t"]
+    names = ["A.jpg", "B.jpg", "C.jpg"]
+    score_file = ScoreFile(torch.eye(3), ["x", "y", "z"], names)
+    save_scores(tmp_path / "s.pt", score_file)
+    write_ranked_list(tmp_path / "s.txt", ranked_names(score_file.scores, names))
+    for source in (["--score", f"{tmp_path}/s.pt"], ["--predictions", f"{tmp_path}/s.txt"]):
+        main([*source, *common])
+        run = [line.split() for line in (tmp_path / "t.run").read_text().splitlines()]
+        first = [(line[0], line[2]) for line in run if line[3] == "1"]
+        qrels = [line.split() for line in (tmp_path / "t.qrels").read_text().splitlines()]
+        assert sorted(first) == sorted((line[0], line[2]) for line in qrels)
 
 
 def test_predictions_of_a_name_masked_set(

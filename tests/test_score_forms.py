@@ -23,6 +23,7 @@ from pab.core.errors import InputError
 from pab.evaluate import main as evaluate
 from pab.formats import export as score_export
 from pab.formats import tables as score_tables
+from pab.formats.contents import Listing
 from pab.formats.forms import read_form
 from pab.ranking import ranked_names, write_ranked_list
 from pab.scores import ScoreFile, load_scores, main, read_gallery_ids, read_query_ids, save_scores
@@ -135,6 +136,9 @@ def test_npz(tmp_path: Path) -> None:
     found = load_scores(tmp_path / "s.npz")
     assert (found.query_ids, found.gallery_ids) == (["7", "8"], ["a", "b", "c"])
     assert torch.equal(found.scores, SCORES[:, [1, 2, 0]])
+    as_bytes = np.array([one.encode() for one in IDS["gallery_ids"]])  # of NumPy's type S
+    np.savez(tmp_path / "bytes.npz", scores=SCORES.numpy(), query_ids=[7, 8], gallery_ids=as_bytes)
+    assert load_scores(tmp_path / "bytes.npz").gallery_ids == IDS["gallery_ids"]
     np.savez(tmp_path / "half.npz", scores=SCORES.numpy(), query_ids=names["query_ids"])
     with pytest.raises(InputError, match=r"without all; give --gallery FILE, or convert"):
         load_scores(tmp_path / "half.npz")
@@ -213,6 +217,24 @@ def test_tables(tmp_path: Path, text: str, name: str) -> None:
     assert torch.equal(found.scores, SCORES)
 
 
+def test_numbers_as_names_of_columns(tmp_path: Path) -> None:
+    for head, names in (("0_1,0_2", ["0_1", "0_2"]), ("5,10", ["10", "5"])):
+        for corner in ("query,", ",", ""):
+            text = f"{corner}{head}\n0_3,0.5,0.25\n0_4,1,0\n"
+            found = load_scores(saved(tmp_path, text, "t.csv"))
+            assert (found.query_ids, found.gallery_ids) == (["0_3", "0_4"], names)
+    with pytest.raises(InputError, match="expected a number for image '0_2', found '0_4'"):
+        read_form(saved(tmp_path, "0_1,0_2\n0_3,0_4\n", "t.csv"))
+
+
+def test_numbers_with_blanks_between_are_no_ranked_list(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "s.txt", SCORES.numpy())
+    assert torch.equal(read(tmp_path / "s.txt").scores, SCORES)
+    with pytest.raises(InputError, match="found a table of numbers without ids"):
+        load_scores(tmp_path / "s.txt")
+    assert isinstance(read_form(saved(tmp_path, "12 7 0_1\n7 12 0_1\n", "l.txt")), Listing)
+
+
 def test_a_table_of_numbers_alone_has_no_ids(tmp_path: Path) -> None:
     path = saved(tmp_path, "0.5,0.25,1\n2,-1,0\n", "t.csv")
     assert torch.equal(read(path).scores, SCORES)
@@ -226,6 +248,7 @@ def test_a_table_of_numbers_alone_has_no_ids(tmp_path: Path) -> None:
         ("query,a,b\nq1,0.5,0.25\nq2,1\n", "line 3: expected 2 scores, found 1"),
         ("query,a,b\nq1,0.5,0.25\nq2,1,x\n", "line 3: expected a number for image 'b', found 'x'"),
         ("query,a,b\nq1,0.5,0.25\nq2,,1\n", "for image 'a', found an empty cell"),
+        ("0.5,0.25\n0.5,0.25,1\n", "line 2: expected 2 scores, found 3"),
         ("query,a,b\nq1,0.5,nan\n", "query 'q1': expected finite scores, found nan"),
         ("query,a,a\nq1,0.5,1\n", "expected distinct ids, found 'a' twice"),
         ("query,a.jpg,a.png\nq1,0.5,1\n", "found 'a.jpg' and 'a.png'; rename one"),

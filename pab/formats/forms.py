@@ -18,6 +18,7 @@ from __future__ import annotations
 import tokenize
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,13 @@ from pab.core.text_files import read_text
 from pab.data.json_lines import shortened
 from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix, id_texts
 from pab.formats.runs import is_trec_run, json_run, ranked_list, trec_run
-from pab.formats.tables import bare_separator_of, parquet_table, separator_of, text_table
+from pab.formats.tables import (
+    bare_separator_of,
+    decimal_lines,
+    parquet_table,
+    separator_of,
+    text_table,
+)
 from pab.ranking import is_list_archive
 
 if TYPE_CHECKING:
@@ -39,6 +46,7 @@ KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 REMEDY = "export the scores again with the tool that wrote them"
 _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", ".pkl", ".zip"))
 _TABLE_ENDINGS = frozenset((".csv", ".tsv"))
+_BLANK_TABLE = "a table of numbers without ids"
 _HEAD = 1 << 16  # bytes that tell the form of a text
 # What NumPy raises for a damaged array: its header is read as the text of a Python dict.
 _DAMAGED_ARRAY = (
@@ -89,6 +97,9 @@ def _text_form(path: Path) -> Matrix | Listing:
     if path.suffix.lower() not in _TABLE_ENDINGS:
         if is_trec_run(start.split("\n", 1)[0]):
             return trec_run(text, path)
+        if decimal_lines(start):
+            tabbed = "\n".join("\t".join(line.split()) for line in text.split("\n"))
+            return replace(text_table(tabbed, path, "\t", ids=False), form=_BLANK_TABLE)
         if separator_of(start) is None:
             return ranked_list(path)
     separator = separator_of(start)
@@ -221,6 +232,12 @@ def _ids(values: Any, path: Path, name: str) -> list[str]:
         return values  # the usual case, which must not cost a copy
     if getattr(values, "ndim", None) == 1:  # an array or a tensor
         values = values.tolist()
+    if isinstance(values, list) and values and set(map(type, values)) == {bytes}:
+        try:  # NumPy's type S, as HDF5 and older Python write texts
+            return [value.decode("utf-8") for value in values]
+        except UnicodeDecodeError as error:
+            problem = f"expected ids in UTF-8, found {error.object!r:.60}"
+            raise InputError(path, problem, item=name) from error
     if not isinstance(values, list | tuple):
         raise InputError(path, f"expected a list of strings, found {_kind(values)}", item=name)
     return id_texts(values, path, name)

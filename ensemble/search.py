@@ -25,7 +25,7 @@ from ensemble.decode import DecodeSettings
 from ensemble.fuse import Fusion, Member, aligned, check_members, keeps_of, without_weight
 from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
-from ensemble.uit_candidates import check_candidates
+from ensemble.uit_candidates import candidates_of, check_candidates
 from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
@@ -272,6 +272,9 @@ def run(config: SearchConfig) -> None:
     print(f"shares of the sum: {shares}")
     chosen["scaling"] = config.scaling
     chosen |= chosen_members(config, members, keeps)
+    candidates = config.uit_k or candidates_of(members, files)
+    if candidates is not None:
+        chosen["uit_k"] = candidates
     if config.decodings():
         chosen |= choose_decoding(config, found, fusion, judge)
     header = f"# Weights chosen by: python -m ensemble.search, {len(query_ids)} queries\n"

@@ -139,7 +139,7 @@ def load_scores(
             with the command that converts it.
     """
     found = read_form(path, mmap=mmap)
-    return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
+    return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids, id_flags=False)
 
 
 def to_score_file(
@@ -149,6 +149,7 @@ def to_score_file(
     query_ids: Sequence[str] | None = None,
     gallery_ids: Sequence[str] | None = None,
     keep_endings: bool = True,
+    id_flags: bool = True,
 ) -> ScoreFile:
     """Make a checked score file of what :func:`read_form` found; see :func:`load_scores`.
 
@@ -158,6 +159,7 @@ def to_score_file(
         query_ids: as in :func:`load_scores`.
         gallery_ids: as in :func:`load_scores`.
         keep_endings: whether a score file of this project keeps the image endings of its names.
+        id_flags: whether the command has the flags ``--queries`` and ``--gallery``, for the error.
 
     Raises:
         InputError: ids that are missing or do not fit, or scores that are NaN or infinite.
@@ -165,9 +167,9 @@ def to_score_file(
     for remark in found.remarks:
         notice(path, remark)
     if isinstance(found, Listing):
-        score_file = _of_listing(found, path, query_ids, gallery_ids)
+        score_file = _of_listing(found, path, query_ids, gallery_ids, id_flags)
     else:
-        score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings)
+        score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings, id_flags)
     check_scores(score_file, path)
     if score_file.scores.is_contiguous():
         release_pages(score_file.scores)  # the check has read all of it
@@ -180,9 +182,10 @@ def _of_matrix(
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
     keep_endings: bool,
+    id_flags: bool,
 ) -> ScoreFile:
     """A matrix with its ids, columns sorted, as float32."""
-    rows, names = _ids_of(found, path, query_ids, gallery_ids)
+    rows, names = _ids_of(found, path, query_ids, gallery_ids, id_flags)
     for key, ids in (("query_ids", rows), ("gallery_ids", names)):
         _check_ids(path, key, ids)
     if found.gallery_ids is not None:
@@ -204,6 +207,7 @@ def _ids_of(
     path: str | Path,
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
+    id_flags: bool,
 ) -> tuple[list[str], list[str]]:
     """The ids of a matrix's rows and columns: its own, or the given ones.
 
@@ -221,8 +225,10 @@ def _ids_of(
             path,
             f"expected scores with ids, found {found.form} {shape} without "
             f"{'any' if len(missing) == 2 else 'all'}",
-            todo=f"give {' and '.join(missing)}, or convert it with: python -m pab.scores import "
-            f"{shlex.quote(str(path))} {' '.join(missing)} --out FILE",
+            todo=f"give {' and '.join(missing)}, or "
+            * id_flags
+            + f"convert it with: python -m pab.scores import {shlex.quote(str(path))} "
+            f"{' '.join(missing)} --out FILE",
         )
     ids = [list(own if own is not None else given or []) for *_, own, given in axes]
     sizes = [len(one) for one in ids]
@@ -310,11 +316,12 @@ def _of_listing(
     path: str | Path,
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
+    id_flags: bool,
 ) -> ScoreFile:
     """Scores of a form that lists images: listed ones as given, or 1 / r at the r-th place."""
     if not found.names:
         raise InputError(path, "expected ranked images per query, found none")
-    rows = _query_ids_of(found, path, query_ids)
+    rows = _query_ids_of(found, path, query_ids, id_flags)
     items = [
         f"line {number}" if found.query_ids is None else f"query {query_id!r}"
         for number, query_id in enumerate(rows, start=1)
@@ -357,7 +364,9 @@ def _of_listing(
     return ScoreFile(scores, list(listed_images), gallery, meta)
 
 
-def _query_ids_of(found: Listing, path: str | Path, query_ids: Sequence[str] | None) -> list[str]:
+def _query_ids_of(
+    found: Listing, path: str | Path, query_ids: Sequence[str] | None, id_flags: bool
+) -> list[str]:
     if found.query_ids is not None:
         if query_ids is None:
             return found.query_ids
@@ -370,8 +379,10 @@ def _query_ids_of(found: Listing, path: str | Path, query_ids: Sequence[str] | N
             path,
             f"expected scores with query ids, found {found.form}, which does not say which query "
             "a line is for",
-            todo="give the order of its lines: --queries FILE (one id per line), or convert it "
-            f"with: python -m pab.scores import {shlex.quote(str(path))} --queries FILE --out FILE",
+            todo="give the order of its lines: --queries FILE (one id per line), or "
+            * id_flags
+            + f"convert it with: python -m pab.scores import {shlex.quote(str(path))} "
+            "--queries FILE --out FILE",
         )
     if len(query_ids) != len(found.names):
         raise InputError(
@@ -596,7 +607,7 @@ def read_query_ids(path: str | Path) -> list[str]:
     path = existing_file(path, "a list of query ids, one per line")
     if _is_json(path):
         return [query.query_id for query in read_retrieval(path).queries]
-    return _id_list(path, "query ids")
+    return read_id_list(path, "a list of query ids, one per line")
 
 
 def read_gallery_ids(path: str | Path) -> list[str]:
@@ -619,17 +630,12 @@ def read_gallery_ids(path: str | Path) -> list[str]:
         raise InputError(
             path, "expected gallery ids, one per line, or a folder of images, found JSON"
         )
-    return plain_names(_id_list(path, "gallery ids"), path)
+    return plain_names(read_id_list(path, "a list of gallery ids, one per line"), path)
 
 
 def _is_json(path: Path) -> bool:
     with path.open("rb") as handle:
         return handle.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
-
-
-def _id_list(path: Path, what: str) -> list[str]:
-    ids = read_id_list(path, f"a list of {what}, one per line")
-    return [ids[0].removeprefix("\ufeff"), *ids[1:]]
 
 
 def import_scores(

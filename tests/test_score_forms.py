@@ -140,7 +140,7 @@ def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "bytes.npz", scores=SCORES.numpy(), query_ids=[7, 8], gallery_ids=as_bytes)
     assert load_scores(tmp_path / "bytes.npz").gallery_ids == IDS["gallery_ids"]
     np.savez(tmp_path / "half.npz", scores=SCORES.numpy(), query_ids=names["query_ids"])
-    with pytest.raises(InputError, match=r"without all; give --gallery FILE, or convert"):
+    with pytest.raises(InputError, match=r"without all; convert"):
         load_scores(tmp_path / "half.npz")
     np.savez(tmp_path / "object.npz", scores=np.array([[None]]))
     with pytest.raises(InputError, match="found damaged ones or Python objects"):
@@ -238,7 +238,7 @@ def test_numbers_with_blanks_between_are_no_ranked_list(tmp_path: Path) -> None:
 def test_a_table_of_numbers_alone_has_no_ids(tmp_path: Path) -> None:
     path = saved(tmp_path, "0.5,0.25,1\n2,-1,0\n", "t.csv")
     assert torch.equal(read(path).scores, SCORES)
-    with pytest.raises(InputError, match=r"a CSV table without ids .*give --queries FILE"):
+    with pytest.raises(InputError, match=r"a CSV table without ids .*convert it with"):
         load_scores(path)
 
 
@@ -273,7 +273,7 @@ def test_parquet(tmp_path: Path) -> None:
         assert found.gallery_ids == IDS["gallery_ids"]
         assert torch.equal(found.scores, SCORES)
     arrow.parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match="without all; give --queries FILE"):
+    with pytest.raises(InputError, match=r"without all; convert it .*--queries FILE"):
         load_scores(tmp_path / "t.parquet")
     for bad, message in (
         (

@@ -239,8 +239,11 @@ class Fusion:
 
     @cached_property
     def listed(self) -> list[Tensor]:
-        """For each member, :func:`listed_counts`."""
-        return [listed_counts(file, self.query_ids) for file in self.files]
+        """For each member, how many images of each query have scores of their own, int64 [Q].
+
+        The others share one score below these, so they stand at later places.
+        """
+        return [file.listed_counts(self.query_ids) for file in self.files]
 
     def block(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
@@ -366,15 +369,6 @@ def aligned(
                 f"{'it' if count == 1 else 'them'}",
             )
     return fusion
-
-
-def listed_counts(file: ScoreFile, query_ids: Sequence[str]) -> Tensor:
-    """Return how many images of each query have scores of their own, int64 [Q].
-
-    The others share one score below these, so they stand at later places.
-    """
-    known, whole = file.meta.get("listed") or {}, len(file.gallery_ids)
-    return torch.tensor([known.get(query_id, whole) for query_id in query_ids])
 
 
 def check_same_ids(file: ScoreFile, first: ScoreFile, path: str, first_path: str) -> None:

@@ -21,7 +21,6 @@ from ensemble.fuse import (
     aligned,
     check_members,
     check_same_ids,
-    listed_counts,
     row_order,
 )
 from ensemble.ladder import ladder_table
@@ -268,7 +267,7 @@ def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: F
         name=reranker.name,
         path=reranker.path,
         scores=file.scores if rows is None else file.scores[rows],
-        listed=listed_counts(file, fusion.query_ids),
+        listed=file.listed_counts(fusion.query_ids),
         depth=config.rerank_depth,
         prior=config.rerank_prior,
     )

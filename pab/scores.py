@@ -87,10 +87,15 @@ class ScoreFile:
         """Whether the scores are 1 / r at the r-th place of a form that has an order alone."""
         return self.meta.get("scores_are") == RECIPROCAL_RANKS
 
-    def listed_counts(self) -> Tensor:
-        """Images listed per row, int64 ``[Q]``; ``G`` where all have scores of their own."""
+    def listed_counts(self, query_ids: Sequence[str] | None = None) -> Tensor:
+        """Images listed per query, int64 ``[Q]``; ``G`` where all have scores of their own.
+
+        Args:
+            query_ids: the wanted order; None is that of the rows.
+        """
         listed, n_gallery = self.listed or {}, len(self.gallery_ids)
-        return torch.tensor([listed.get(query_id, n_gallery) for query_id in self.query_ids])
+        order = self.query_ids if query_ids is None else query_ids
+        return torch.tensor([listed.get(query_id, n_gallery) for query_id in order])
 
 
 def save_scores(path: str | Path, score_file: ScoreFile) -> None:

@@ -39,9 +39,10 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import existing_file, sha256_of_file
 from pab.core.notices import notice
 from pab.core.tensor_files import release_pages, write_tensors
+from pab.core.text_files import read_text
 from pab.data.annotations import read_id_list, read_retrieval
 from pab.data.names import plain_names, respelt
-from pab.formats.contents import Listing, Matrix
+from pab.formats.contents import Listing, Matrix, id_texts
 from pab.formats.forms import read_form
 from pab.ranking import rows_in_order
 
@@ -606,11 +607,16 @@ def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
 def read_query_ids(path: str | Path) -> list[str]:
     """Read query ids in the order of the rows: one per line, or those of an annotation file.
 
+    A JSON array of ids is read too.
+
     Raises:
         InputError: a file of neither kind, or an id twice.
     """
     path = existing_file(path, "a list of query ids, one per line")
     if _is_json(path):
+        ids = _json_ids(path)
+        if ids is not None:
+            return ids
         return [query.query_id for query in read_retrieval(path).queries]
     return read_id_list(path, "a list of query ids, one per line")
 
@@ -632,8 +638,11 @@ def read_gallery_ids(path: str | Path) -> list[str]:
         return [image.gallery_id for image in images]
     path = existing_file(path, "a list of gallery ids, one per line, or a folder of images")
     if _is_json(path):
+        ids = _json_ids(path)
+        if ids is not None:
+            return plain_names(ids, path)
         raise InputError(
-            path, "expected gallery ids, one per line, or a folder of images, found JSON"
+            path, "expected gallery ids, one per line, or a folder of images, found other JSON"
         )
     return plain_names(read_id_list(path, "a list of gallery ids, one per line"), path)
 
@@ -641,6 +650,23 @@ def read_gallery_ids(path: str | Path) -> list[str]:
 def _is_json(path: Path) -> bool:
     with path.open("rb") as handle:
         return handle.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+
+
+def _json_ids(path: Path) -> list[str] | None:
+    """The ids of a JSON array of texts and whole numbers; None if the file is something else.
+
+    Raises:
+        InputError: an id twice.
+    """
+    try:
+        values = json.loads(read_text(path, "a list of ids"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, list) or not values or {type(one) for one in values} - {str, int}:
+        return None
+    ids = id_texts(values, path, "ids")
+    _check_ids(path, "ids", ids)
+    return ids
 
 
 def import_scores(

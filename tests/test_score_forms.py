@@ -470,8 +470,13 @@ def test_id_lists(tmp_path: Path) -> None:
     assert read_gallery_ids(path) == ["b", "a"]
     assert read_query_ids(path) == ["b.jpg", "a.jpg"]
     labelled = saved(tmp_path, '{"image": "a.jpg", "image_id": "i", "caption": ["x", "y"]}\n', "l")
-    with pytest.raises(InputError, match="found JSON"):
+    with pytest.raises(InputError, match="found other JSON"):
         read_gallery_ids(labelled)
+    array = saved(tmp_path, '["b.jpg", 7]', "ids.json")
+    assert read_gallery_ids(array) == ["b", "7"]
+    assert read_query_ids(array) == ["b.jpg", "7"]
+    with pytest.raises(InputError, match="expected distinct ids, found 'a' twice"):
+        read_query_ids(saved(tmp_path, '["a", "a"]', "ids.json"))
     with pytest.raises(InputError, match=r"found 'a\.jpg' and 'a\.png'"):
         read_gallery_ids(saved(tmp_path, "a.jpg\na.png\n", "g.txt"))
     with pytest.raises(InputError, match="found no such file"):

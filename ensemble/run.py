@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ensemble.chain import stages
@@ -32,7 +31,7 @@ from pab import __version__
 from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
-from pab.core.outputs import check_outputs
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import Retrieval, read_query_order, read_retrieval
 from pab.data.label_config import LabelConfig
 from pab.evaluate import Evaluation, evaluate
@@ -45,6 +44,8 @@ from pab.ranking import (
     write_ranked_list,
 )
 from pab.scores import ScoreFile, save_scores
+
+READ = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")  # files
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def run(config: RunConfig) -> None:
     inputs = [*members, *([reranker] if reranker else [])]
     outputs = {"save_score": config.save_score, "output_file": config.output_file}
     check_outputs(outputs, omit="give another file")
-    check_inputs_are_kept(config, inputs)
+    read = {name: getattr(config, name) for name in READ}
+    check_inputs_are_kept(outputs, {**read, **{member.name: member.path for member in inputs}})
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(
@@ -232,21 +234,6 @@ def run(config: RunConfig) -> None:
         print(evaluation.table(only=protocol.metrics if protocol else None))
     if rungs:
         print(f"\n{ladder_table(rungs)}")
-
-
-def check_inputs_are_kept(config: RunConfig, inputs: Sequence[Member]) -> None:
-    """Refuse to write over a file that is fused.
-
-    Raises:
-        InputError: naming the flag and the file.
-    """
-    for name in ("output_file", "save_score"):
-        path = getattr(config, name)
-        for member in inputs:
-            if path is not None and Path(path).resolve() == Path(member.path).resolve():
-                raise InputError(
-                    f"--{name}", f"{path} is the file of {member.name}: it would be overwritten"
-                )
 
 
 def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: Fusion) -> Reranking:

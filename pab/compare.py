@@ -22,7 +22,7 @@ from typing import Any
 from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
-from pab.core.outputs import check_outputs
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
 from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
@@ -191,6 +191,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.query_order and not (args.annotation or args.answers):
         raise InputError("--query_order", "expected --answers or --annotation with it")
     check_outputs({"json": args.json}, omit="leave it out")
+    inputs = {"A": args.a, "B": args.b, "the answers": args.answers, "the queries": args.annotation}
+    check_inputs_are_kept({"json": args.json}, inputs)
     a, b = read_ranked_list(args.a), read_ranked_list(args.b)
     if len(a) != len(b):
         raise InputError(args.b, f"expected {len(a)} lines as in {args.a}, found {len(b)}")

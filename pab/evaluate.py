@@ -25,7 +25,7 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json, write_text
 from pab.core.notices import notice
-from pab.core.outputs import check_outputs
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import Retrieval, read_query_order, read_retrieval
 from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
@@ -373,7 +373,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.top_k is not None and (not args.trec or args.top_k < 1):
         raise InputError("--top_k", f"goes with --trec, from 1 up; found {args.top_k}")
     trec = f"{args.trec}.run" if args.trec else None
-    check_outputs({"json": args.json, "trec": trec}, omit="leave it out")
+    outputs = {"json": args.json, "trec": trec}
+    check_outputs(outputs, omit="leave it out")
+    inputs = {"the ranking": path, "the annotation": args.annotation, "the answers": args.answers}
+    check_inputs_are_kept(outputs, inputs)
     retrieval = read_retrieval(
         args.annotation,
         image_folder=args.image_folder,

@@ -109,3 +109,8 @@ def test_published_lists() -> None:
     found = compare(lhp, clip)
     assert found.lines == 1978
     assert found.distinct_first[0] == 1746  # the count known for LHP's published ranking
+
+
+def test_no_output_replaces_a_list(lists: list[str]) -> None:
+    with pytest.raises(InputError, match="is the file of B: it would be overwritten"):
+        main([*lists, "--json", lists[1]])

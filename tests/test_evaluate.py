@@ -383,3 +383,13 @@ def test_outputs_are_checked_first(tmp_path: Path) -> None:
     words = ["--score", str(tmp_path / "s.pt"), "--annotation", str(tmp_path / "a.json")]
     with pytest.raises(InputError, match=f"--json: {tmp_path} is a directory; leave it out"):
         main([*words, "--trec", str(tmp_path / "t"), "--json", str(tmp_path)])
+
+
+def test_no_output_replaces_an_input(score: Path, annotation: Path) -> None:
+    before = score.read_bytes()
+    words = ["--score", str(score), "--annotation", str(annotation)]
+    with pytest.raises(InputError, match="is the file of the ranking: it would be overwritten"):
+        main([*words, "--json", str(score)])
+    assert score.read_bytes() == before
+    with pytest.raises(InputError, match="is the file of annotation: it would be overwritten"):
+        fuse(["--beit3_score", *words[1:], "--output_file", str(annotation)])

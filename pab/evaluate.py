@@ -257,6 +257,13 @@ def evaluate_predictions(
                         f"expected names of the gallery, found {name!r}, which it does not hold",
                         item=f"line {number}",
                     )
+    right = frozenset().union(*relevant.values())
+    if right.isdisjoint(name for line in names for name in line):
+        notice(
+            where,
+            f"names no right image for any query: its names are like {names[0][0]!r}, right ones "
+            f"like {min(right)!r}",
+        )
     n_gallery = None if retrieval.gallery is None else len(retrieval.gallery)
     shortest = min(map(len, names))
     if shortest < SHORT_LIST and shortest != n_gallery:

@@ -393,3 +393,15 @@ def test_no_output_replaces_an_input(score: Path, annotation: Path) -> None:
     assert score.read_bytes() == before
     with pytest.raises(InputError, match="is the file of annotation: it would be overwritten"):
         fuse(["--beit3_score", *words[1:], "--output_file", str(annotation)])
+
+
+def test_names_of_another_set_are_told(
+    masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query, key = masked
+    (tmp_path / "p.txt").write_text("img_1 img_2\n" * 3)
+    common = ["--annotation", str(query), "--answers", str(key)]
+    main(["--predictions", str(tmp_path / "p.txt"), *common])
+    said = capsys.readouterr()
+    assert "names no right image for any query: its names are like 'img_1'" in said.err
+    assert said.out.splitlines()[1].split()[2] == "0.00"

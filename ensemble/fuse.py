@@ -240,8 +240,11 @@ class Fusion:
 
     @cached_property
     def listed(self) -> list[Tensor]:
-        """Apply :func:`listed_counts` to each member."""
-        return [listed_counts(file, self.query_ids) for file in self.files]
+        """For each member, how many images of each query have scores of their own, int64 [Q].
+
+        The others share one score below these, so they stand at later places.
+        """
+        return [file.listed_counts(self.query_ids) for file in self.files]
 
     def block(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
@@ -367,15 +370,6 @@ def aligned(
                 f"{'it' if count == 1 else 'them'}",
             )
     return fusion
-
-
-def listed_counts(file: ScoreFile, query_ids: Sequence[str]) -> Tensor:
-    """Return the number of images with own scores per query, int64 [Q].
-
-    All other images share one lower score, so they are at later places.
-    """
-    known, whole = file.meta.get("listed") or {}, len(file.gallery_ids)
-    return torch.tensor([known.get(query_id, whole) for query_id in query_ids])
 
 
 def check_same_ids(file: ScoreFile, first: ScoreFile, path: str, first_path: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ensemble.chain import stages
@@ -21,7 +20,6 @@ from ensemble.fuse import (
     aligned,
     check_members,
     check_same_ids,
-    listed_counts,
     row_order,
 )
 from ensemble.ladder import ladder_table
@@ -33,6 +31,7 @@ from pab import __version__
 from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import Retrieval, read_query_order, read_retrieval
 from pab.data.label_config import LabelConfig
 from pab.evaluate import Evaluation, evaluate
@@ -45,6 +44,8 @@ from pab.ranking import (
     write_ranked_list,
 )
 from pab.scores import ScoreFile, save_scores
+
+READ = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")  # files
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,6 @@ class RunConfig(FusionConfig, LabelConfig):
         if self.answers and not (self.annotation or self.protocol):
             raise InputError("--answers", "expected the queries it is the key of",
                              todo="give --annotation")  # fmt: skip
-        if self.save_score and Path(self.save_score) == Path(self.output_file):
-            raise InputError("--save_score", f"{self.save_score} is given as --output_file too")
         if self.protocol is None and self.data_root is not None:
             raise InputError("--data_root", "goes with --protocol")
         fixed = ("annotation", "image_folder", "query_order") if self.protocol else ()
@@ -154,7 +153,10 @@ def run(config: RunConfig) -> None:
     members, reranker = config.members(), config.reranker()
     check_members(members, config.fusion)
     inputs = [*members, *([reranker] if reranker else [])]
-    check_outputs(config, inputs)
+    outputs = {"save_score": config.save_score, "output_file": config.output_file}
+    check_outputs(outputs, omit="give another file")
+    read = {name: getattr(config, name) for name in READ}
+    check_inputs_are_kept(outputs, {**read, **{member.name: member.path for member in inputs}})
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(
@@ -234,21 +236,6 @@ def run(config: RunConfig) -> None:
         print(f"\n{ladder_table(rungs)}")
 
 
-def check_outputs(config: RunConfig, inputs: Sequence[Member]) -> None:
-    """Reject outputs that would overwrite an input.
-
-    Raises:
-        InputError: names the flag and the file.
-    """
-    for name in ("output_file", "save_score"):
-        path = getattr(config, name)
-        for member in inputs:
-            if path is not None and Path(path).resolve() == Path(member.path).resolve():
-                raise InputError(
-                    f"--{name}", f"{path} is the file of {member.name}: it would be overwritten"
-                )
-
-
 def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: Fusion) -> Reranking:
     """Return the reranker's scores with the rows and columns of the fusion.
 
@@ -267,7 +254,7 @@ def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: F
         name=reranker.name,
         path=reranker.path,
         scores=file.scores if rows is None else file.scores[rows],
-        listed=listed_counts(file, fusion.query_ids),
+        listed=file.listed_counts(fusion.query_ids),
         depth=config.rerank_depth,
         prior=config.rerank_prior,
     )

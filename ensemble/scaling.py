@@ -36,10 +36,17 @@ def scaled_block(
         where: the member's file, for the error.
 
     Raises:
-        InputError: ``minmax`` of a constant matrix, which has no ranking.
+        InputError: ``minmax`` of a constant matrix, which ranks nothing, or scores so far apart
+            that their range is no float32.
     """
+    low, high = bounds
+    if scaling != "rank" and high - low > torch.finfo().max:
+        raise InputError(
+            where,
+            f"its scores, from {low:g} to {high:g}, overflow at --scaling {scaling}",
+            todo="divide them by a constant, or fuse with --scaling rank",
+        )
     if scaling == "minmax":
-        low, high = bounds
         if low == high:
             raise InputError(where, f"all its scores are {low:g}: they rank nothing")
         return (block - low).div_(high - low)

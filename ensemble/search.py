@@ -25,10 +25,11 @@ from ensemble.decode import DecodeSettings
 from ensemble.fuse import Fusion, Member, aligned, check_members, keeps_of, without_weight
 from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
-from ensemble.uit_candidates import check_candidates
+from ensemble.uit_candidates import candidates_of, check_candidates
 from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
+from pab.core.outputs import check_outputs
 from pab.data.annotations import Retrieval, read_retrieval
 from pab.data.label_config import LabelConfig
 from pab.metrics import Metrics
@@ -229,6 +230,7 @@ def run(config: SearchConfig) -> None:
     members = config.members()
     if len(members) < 2:
         raise InputError("ensemble", f"expected two members or more, found {len(members)}")
+    check_outputs({"trials": config.trials, "out": config.out}, omit="give another file")
     retrieval = read_retrieval(
         config.annotation,
         image_folder=config.image_folder,
@@ -270,6 +272,9 @@ def run(config: SearchConfig) -> None:
     print(f"shares of the sum: {shares}")
     chosen["scaling"] = config.scaling
     chosen |= chosen_members(config, members, keeps)
+    candidates = config.uit_k or candidates_of(members, files)
+    if candidates is not None:
+        chosen["uit_k"] = candidates
     if config.decodings():
         chosen |= choose_decoding(config, found, fusion, judge)
     header = f"# Weights chosen by: python -m ensemble.search, {len(query_ids)} queries\n"

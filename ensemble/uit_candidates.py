@@ -12,6 +12,20 @@ from pab.scores import ScoreFile
 UIT = "uit"
 
 
+def candidates_of(members: Sequence[Member], files: Sequence[ScoreFile]) -> int | None:
+    """Return the number of candidates per query that UIT's score file names; None if it has none.
+
+    Args:
+        members: of the fusion.
+        files: their scores, in the same order.
+    """
+    for member, file in zip(members, files, strict=True):
+        found = file.meta.get("k_test")
+        if member.name == UIT and isinstance(found, int):
+            return found
+    return None
+
+
 def check_candidates(
     members: Sequence[Member], files: Sequence[ScoreFile], expected: int | None
 ) -> None:

@@ -4,10 +4,11 @@ Command line::
 
     python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
 
-Without labels, prints the agreement of top-1 images, the overlap of the top ten, and the number of
-queries with a duplicate top-1. If every image answers only one query, a duplicate top-1 is wrong
-for all but one of its queries. With labels, prints which list is right where they differ, and
-whether the difference is significant.
+Without labels: how many first places agree, how much of the tens is shared, and how many queries
+claim an image that another query claims too. In a set where every image answers one query such
+double claims are certainly wrong for all but one of them. With labels: which list is right where
+they differ, and whether the difference is more than chance. Names are matched without their image
+ending and in either Unicode form.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import Any
 from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
 from pab.data.label_config import add_label_flags, label_config
+from pab.data.names import respelt
 from pab.evaluate import Evaluation, evaluate_predictions
 from pab.metrics import paired_bootstrap
 from pab.ranking import read_ranked_list
@@ -186,9 +189,16 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--show", f"expected 0 or more, found {args.show}")
     if args.query_order and not (args.annotation or args.answers):
         raise InputError("--query_order", "expected --answers or --annotation with it")
+    check_outputs({"json": args.json}, omit="leave it out")
+    inputs = {"A": args.a, "B": args.b, "the answers": args.answers, "the queries": args.annotation}
+    check_inputs_are_kept({"json": args.json}, inputs)
     a, b = read_ranked_list(args.a), read_ranked_list(args.b)
     if len(a) != len(b):
         raise InputError(args.b, f"expected {len(a)} lines as in {args.a}, found {len(b)}")
+    known = {name for line in a for name in line}
+    listed = {name for line in b for name in line}
+    spelt = respelt(listed, known, args.b, known_name=str(args.a))
+    b = [[spelt[name] for name in line] for line in b]
     comparison = compare(a, b)
     report = comparison.table()
     figures = asdict(comparison)

@@ -25,6 +25,7 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json, write_text
 from pab.core.notices import notice
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import Retrieval, read_query_order, read_retrieval
 from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
@@ -208,6 +209,19 @@ def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) 
     return sorted(frozenset().union(*relevant.values()))
 
 
+def respelt_lists(
+    names: Sequence[Sequence[str]], retrieval: Retrieval, where: str | Path
+) -> list[list[str]]:
+    """Return ranked lists in the spelling of the gallery, or else of the right answers.
+
+    Raises:
+        InputError: two names of the lists would be one.
+    """
+    listed = {name for line in names for name in line}
+    spelt = respelt(listed, _known_images(retrieval, retrieval.relevant or {}), where)
+    return [[spelt[name] for name in line] for line in names]
+
+
 def evaluate_predictions(
     names: Sequence[Sequence[str]],
     retrieval: Retrieval,
@@ -232,9 +246,7 @@ def evaluate_predictions(
         raise InputError(
             where, f"expected {len(query_ids)} lines, one per query, found {len(names)}"
         )
-    listed = {name for line in names for name in line}
-    spelt = respelt(listed, _known_images(retrieval, relevant), where)
-    names = [[spelt[name] for name in line] for line in names]
+    names = respelt_lists(names, retrieval, where)
     if retrieval.gallery is not None:
         known = {image.gallery_id for image in retrieval.gallery}
         for number, line in enumerate(names, start=1):
@@ -245,6 +257,13 @@ def evaluate_predictions(
                         f"expected names of the gallery, found {name!r}, which it does not hold",
                         item=f"line {number}",
                     )
+    right = frozenset().union(*relevant.values())
+    if right.isdisjoint(name for line in names for name in line):
+        notice(
+            where,
+            f"names no right image for any query: its names are like {names[0][0]!r}, right ones "
+            f"like {min(right)!r}",
+        )
     n_gallery = None if retrieval.gallery is None else len(retrieval.gallery)
     shortest = min(map(len, names))
     if shortest < SHORT_LIST and shortest != n_gallery:
@@ -359,6 +378,11 @@ def main(argv: list[str] | None = None) -> None:
     path = args.score or args.predictions
     if args.top_k is not None and (not args.trec or args.top_k < 1):
         raise InputError("--top_k", f"goes with --trec, from 1 up; found {args.top_k}")
+    trec = f"{args.trec}.run" if args.trec else None
+    outputs = {"json": args.json, "trec": trec}
+    check_outputs(outputs, omit="leave it out")
+    inputs = {"the ranking": path, "the annotation": args.annotation, "the answers": args.answers}
+    check_inputs_are_kept(outputs, inputs)
     retrieval = read_retrieval(
         args.annotation,
         image_folder=args.image_folder,
@@ -388,9 +412,10 @@ def main(argv: list[str] | None = None) -> None:
             order = order_queries(query_ids, read_query_order(order_file), where=order_file)
         evaluation = evaluate_predictions(found.names, retrieval, query_order=order, where=path)
         ranked_ids = evaluation.metrics.query_ids
-        ranking = _list_ranking(found.names, top_k)
+        # The run and the qrels have to spell a name in one way.
+        ranking = _list_ranking(respelt_lists(found.names, retrieval, path), top_k)
     else:
-        from pab.scores import read_gallery_ids, read_query_ids, to_score_file
+        from pab.scores import read_gallery_ids, read_query_ids, respell, to_score_file
 
         score_file = to_score_file(
             found,
@@ -398,6 +423,9 @@ def main(argv: list[str] | None = None) -> None:
             query_ids=read_query_ids(args.queries) if args.queries else None,
             gallery_ids=read_gallery_ids(args.gallery) if args.gallery else None,
         )
+        query_ids = [query.query_id for query in retrieval.queries]
+        known_images = _known_images(retrieval, relevant)
+        score_file = respell(score_file, query_ids, known_images, where=path)
         evaluation = evaluate(score_file, retrieval, where=path)
         ranked_ids = score_file.query_ids
         ranking = ranking_of(score_file, top_k) if args.trec else []

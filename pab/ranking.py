@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pab.core.errors import InputError
-from pab.core.files import atomic_path, existing_file, write_text
+from pab.core.files import DAMAGED_ARCHIVE, atomic_path, existing_file, write_text
 from pab.core.notices import notice
 from pab.core.text_files import read_text, text_of
 
@@ -207,7 +207,7 @@ def is_list_archive(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _list_member(archive) is not None
-    except (zipfile.BadZipFile, OSError):
+    except DAMAGED_ARCHIVE:
         return False
 
 
@@ -232,7 +232,7 @@ def _archived_text(path: Path) -> str:
                     todo="give the ranked list (.txt), not the score file (.pt)",
                 )  # fmt: skip
             raw = archive.read(member)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise InputError(path, f"expected a zip file with {ANSWER}: {error}") from error
     if member != ANSWER:
         notice(path, f"read its {member!r} as {ANSWER}")

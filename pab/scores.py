@@ -40,9 +40,10 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import existing_file, sha256_of_file
 from pab.core.notices import notice
 from pab.core.tensor_files import release_pages, write_tensors
+from pab.core.text_files import read_text
 from pab.data.annotations import read_id_list, read_retrieval
 from pab.data.names import plain_names, respelt
-from pab.formats.contents import Listing, Matrix
+from pab.formats.contents import Listing, Matrix, id_texts
 from pab.formats.forms import read_form
 from pab.ranking import rows_in_order
 
@@ -88,10 +89,15 @@ class ScoreFile:
         """True if the scores are reciprocal ranks (1 / r), read from a format without scores."""
         return self.meta.get("scores_are") == RECIPROCAL_RANKS
 
-    def listed_counts(self) -> Tensor:
-        """Number of listed images per row, int64 ``[Q]``; ``G`` if all have their own scores."""
+    def listed_counts(self, query_ids: Sequence[str] | None = None) -> Tensor:
+        """Images listed per query, int64 ``[Q]``; ``G`` where all have scores of their own.
+
+        Args:
+            query_ids: the wanted order; None is that of the rows.
+        """
         listed, n_gallery = self.listed or {}, len(self.gallery_ids)
-        return torch.tensor([listed.get(query_id, n_gallery) for query_id in self.query_ids])
+        order = self.query_ids if query_ids is None else query_ids
+        return torch.tensor([listed.get(query_id, n_gallery) for query_id in order])
 
 
 def save_scores(path: str | Path, score_file: ScoreFile) -> None:
@@ -140,7 +146,7 @@ def load_scores(
             command that converts it.
     """
     found = read_form(path, mmap=mmap)
-    return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids)
+    return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids, id_flags=False)
 
 
 def to_score_file(
@@ -150,15 +156,17 @@ def to_score_file(
     query_ids: Sequence[str] | None = None,
     gallery_ids: Sequence[str] | None = None,
     keep_endings: bool = True,
+    id_flags: bool = True,
 ) -> ScoreFile:
     """Build a checked score file from the result of :func:`read_form`; see :func:`load_scores`.
 
     Args:
         found: content of the file.
         path: the file, for notices and errors.
-        query_ids: see :func:`load_scores`.
-        gallery_ids: see :func:`load_scores`.
-        keep_endings: keep image extensions of names in this project's score files.
+        query_ids: as in :func:`load_scores`.
+        gallery_ids: as in :func:`load_scores`.
+        keep_endings: whether a score file of this project keeps the image endings of its names.
+        id_flags: whether the command has the flags ``--queries`` and ``--gallery``, for the error.
 
     Raises:
         InputError: ids that are missing or do not match, or scores that are NaN or infinite.
@@ -166,9 +174,9 @@ def to_score_file(
     for remark in found.remarks:
         notice(path, remark)
     if isinstance(found, Listing):
-        score_file = _of_listing(found, path, query_ids, gallery_ids)
+        score_file = _of_listing(found, path, query_ids, gallery_ids, id_flags)
     else:
-        score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings)
+        score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings, id_flags)
     check_scores(score_file, path)
     if score_file.scores.is_contiguous():
         release_pages(score_file.scores)  # the check has read all pages
@@ -181,9 +189,10 @@ def _of_matrix(
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
     keep_endings: bool,
+    id_flags: bool,
 ) -> ScoreFile:
-    """Build a score file from a matrix: ids, sorted columns, float32."""
-    rows, names = _ids_of(found, path, query_ids, gallery_ids)
+    """A matrix with its ids, columns sorted, as float32."""
+    rows, names = _ids_of(found, path, query_ids, gallery_ids, id_flags)
     for key, ids in (("query_ids", rows), ("gallery_ids", names)):
         _check_ids(path, key, ids)
     if found.gallery_ids is not None:
@@ -205,6 +214,7 @@ def _ids_of(
     path: str | Path,
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
+    id_flags: bool,
 ) -> tuple[list[str], list[str]]:
     """Return the ids of a matrix's rows and columns, its own or the given ones.
 
@@ -222,8 +232,10 @@ def _ids_of(
             path,
             f"expected scores with ids, found {found.form} {shape} without "
             f"{'any' if len(missing) == 2 else 'all'}",
-            todo=f"give {' and '.join(missing)}, or convert it with: python -m pab.scores import "
-            f"{shlex.quote(str(path))} {' '.join(missing)} --out FILE",
+            todo=f"give {' and '.join(missing)}, or "
+            * id_flags
+            + f"convert it with: python -m pab.scores import {shlex.quote(str(path))} "
+            f"{' '.join(missing)} --out FILE",
         )
     ids = [list(own if own is not None else given or []) for *_, own, given in axes]
     sizes = [len(one) for one in ids]
@@ -311,11 +323,12 @@ def _of_listing(
     path: str | Path,
     query_ids: Sequence[str] | None,
     gallery_ids: Sequence[str] | None,
+    id_flags: bool,
 ) -> ScoreFile:
     """Build a score file from listed images, with their scores, or 1 / r for the r-th image."""
     if not found.names:
         raise InputError(path, "expected ranked images per query, found none")
-    rows = _query_ids_of(found, path, query_ids)
+    rows = _query_ids_of(found, path, query_ids, id_flags)
     items = [
         f"line {number}" if found.query_ids is None else f"query {query_id!r}"
         for number, query_id in enumerate(rows, start=1)
@@ -358,7 +371,9 @@ def _of_listing(
     return ScoreFile(scores, list(listed_images), gallery, meta)
 
 
-def _query_ids_of(found: Listing, path: str | Path, query_ids: Sequence[str] | None) -> list[str]:
+def _query_ids_of(
+    found: Listing, path: str | Path, query_ids: Sequence[str] | None, id_flags: bool
+) -> list[str]:
     if found.query_ids is not None:
         if query_ids is None:
             return found.query_ids
@@ -371,8 +386,10 @@ def _query_ids_of(found: Listing, path: str | Path, query_ids: Sequence[str] | N
             path,
             f"expected scores with query ids, found {found.form}, which does not say which query "
             "a line is for",
-            todo="give the order of its lines: --queries FILE (one id per line), or convert it "
-            f"with: python -m pab.scores import {shlex.quote(str(path))} --queries FILE --out FILE",
+            todo="give the order of its lines: --queries FILE (one id per line), or "
+            * id_flags
+            + f"convert it with: python -m pab.scores import {shlex.quote(str(path))} "
+            "--queries FILE --out FILE",
         )
     if len(query_ids) != len(found.names):
         raise InputError(
@@ -591,13 +608,18 @@ def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
 def read_query_ids(path: str | Path) -> list[str]:
     """Read query ids in row order: one per line, or those of an annotation file.
 
+    A JSON array of ids is read too.
+
     Raises:
         InputError: neither kind of file, or a duplicate id.
     """
     path = existing_file(path, "a list of query ids, one per line")
     if _is_json(path):
+        ids = _json_ids(path)
+        if ids is not None:
+            return ids
         return [query.query_id for query in read_retrieval(path).queries]
-    return _id_list(path, "query ids")
+    return read_id_list(path, "a list of query ids, one per line")
 
 
 def read_gallery_ids(path: str | Path) -> list[str]:
@@ -617,10 +639,13 @@ def read_gallery_ids(path: str | Path) -> list[str]:
         return [image.gallery_id for image in images]
     path = existing_file(path, "a list of gallery ids, one per line, or a folder of images")
     if _is_json(path):
+        ids = _json_ids(path)
+        if ids is not None:
+            return plain_names(ids, path)
         raise InputError(
-            path, "expected gallery ids, one per line, or a folder of images, found JSON"
+            path, "expected gallery ids, one per line, or a folder of images, found other JSON"
         )
-    return plain_names(_id_list(path, "gallery ids"), path)
+    return plain_names(read_id_list(path, "a list of gallery ids, one per line"), path)
 
 
 def _is_json(path: Path) -> bool:
@@ -628,9 +653,21 @@ def _is_json(path: Path) -> bool:
         return handle.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
 
 
-def _id_list(path: Path, what: str) -> list[str]:
-    ids = read_id_list(path, f"a list of {what}, one per line")
-    return [ids[0].removeprefix("\ufeff"), *ids[1:]]
+def _json_ids(path: Path) -> list[str] | None:
+    """The ids of a JSON array of texts and whole numbers; None if the file is something else.
+
+    Raises:
+        InputError: an id twice.
+    """
+    try:
+        values = json.loads(read_text(path, "a list of ids"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, list) or not values or {type(one) for one in values} - {str, int}:
+        return None
+    ids = id_texts(values, path, "ids")
+    _check_ids(path, "ids", ids)
+    return ids
 
 
 def import_scores(

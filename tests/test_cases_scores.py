@@ -72,13 +72,12 @@ def test_whole_matrices(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", WITHOUT_IDS)
 def test_files_without_ids_ask_for_both_lists(name: str, tmp_path: Path) -> None:
-    for run in (
-        lambda: imported(name, tmp_path),
-        lambda: fused(tmp_path, DATA / name),
-        lambda: load_scores(DATA / name),
-    ):
+    for run in (lambda: imported(name, tmp_path), lambda: fused(tmp_path, DATA / name)):
         with pytest.raises(InputError, match=f"{name}.*give --queries FILE and --gallery FILE"):
             run()
+    # Commands without these flags (uit.infer --candidates, ...) name the conversion alone.
+    with pytest.raises(InputError, match=f"{name}.*any; convert it .* --queries FILE --gallery"):
+        load_scores(DATA / name)
     assert not (tmp_path / "imported.pt").exists()
     assert not (tmp_path / "o.txt").exists()
 

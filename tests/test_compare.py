@@ -55,6 +55,15 @@ def test_output_without_labels(lists: list[str], capsys: pytest.CaptureFixture[s
     assert "right" not in out
 
 
+def test_names_in_two_spellings_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("M\u00fcller.jpg b.jpg\nb.jpg c.jpg\n")
+    (tmp_path / "b.txt").write_text("Mu\u0308ller b\nb c\n")
+    main([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    said = capsys.readouterr()
+    assert "same 2, same order           2" in said.out
+    assert "1 names are matched" in said.err
+
+
 def test_output_with_answers(
     lists: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,3 +109,8 @@ def test_published_lists() -> None:
     found = compare(lhp, clip)
     assert found.lines == 1978
     assert found.distinct_first[0] == 1746  # the count known for LHP's published ranking
+
+
+def test_no_output_replaces_a_list(lists: list[str]) -> None:
+    with pytest.raises(InputError, match="is the file of B: it would be overwritten"):
+        main([*lists, "--json", lists[1]])

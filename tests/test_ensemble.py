@@ -674,6 +674,35 @@ def test_weights_that_have_no_part_need_not_be_given(
     assert "no --member has the name 'z': not used" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_leaves_no_other(
+    files: dict[str, str], annotation: Path, tmp_path: Path
+) -> None:
+    words = ["--beit3_score", files["a"], "--uit_score", files["b"]]
+    saved = tmp_path / "saved.pt"
+    with pytest.raises(InputError, match=f"--output_file: {annotation.parent} is a directory"):
+        run([*words, "--save_score", str(saved), "--output_file", str(annotation.parent)])
+    trials = ["--annotation", str(annotation), "--trials", str(tmp_path / "trials.csv")]
+    with pytest.raises(InputError, match=f"--out: {annotation.parent} is a directory"):
+        search([*words, *trials, "--out", str(annotation.parent)])
+    assert not saved.exists()
+    assert not (tmp_path / "trials.csv").exists()
+
+
+@pytest.mark.parametrize("scaling", ["minmax", "minmax_query", "zscore"])
+def test_scores_that_overflow_when_scaled_are_refused(
+    files: dict[str, str], scaling: str, tmp_path: Path
+) -> None:
+    huge = torch.linspace(-1, 1, 12).expand(12, 12) * 3.2e38
+    path = write(tmp_path / "huge.pt", huge, QUERIES, IMAGES)
+    words = ["--beit3_score", files["a"], "--uit_score", path, "--scaling", scaling]
+    out = tmp_path / "o.txt"
+    with pytest.raises(
+        InputError, match=rf"huge.pt: its scores, .* overflow at --scaling {scaling}"
+    ):
+        run([*words, "--output_file", str(out)])
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("flag", ["--output_file", "--save_score"])
 def test_no_output_replaces_an_input(files: dict[str, str], tmp_path: Path, flag: str) -> None:
     before = Path(files["a"]).read_bytes()

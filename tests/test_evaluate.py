@@ -14,6 +14,7 @@ from ensemble.run import main as fuse
 from pab.core.errors import InputError
 from pab.data.annotations import read_retrieval
 from pab.evaluate import TWIN, evaluate, main
+from pab.ranking import ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 from pab.scores import main as convert
 
@@ -141,6 +142,21 @@ def test_trec_files_keep_the_order_where_scores_tie(
     qrels = (tmp_path / "t.qrels").read_text().splitlines()
     assert {"i2#0 0 i2 1", "i2#0 0 i3 1", "i1#0 0 i1 1"} < set(qrels)
     assert len(qrels) == 7
+
+
+def test_trec_files_spell_a_name_in_one_way(masked: tuple[Path, Path], tmp_path: Path) -> None:
+    query, key = masked
+    common = ["--annotation", str(query), "--answers", str(key), "--trec", f"{tmp_path}/t"]
+    names = ["A.jpg", "B.jpg", "C.jpg"]
+    score_file = ScoreFile(torch.eye(3), ["x", "y", "z"], names)
+    save_scores(tmp_path / "s.pt", score_file)
+    write_ranked_list(tmp_path / "s.txt", ranked_names(score_file.scores, names))
+    for source in (["--score", f"{tmp_path}/s.pt"], ["--predictions", f"{tmp_path}/s.txt"]):
+        main([*source, *common])
+        run = [line.split() for line in (tmp_path / "t.run").read_text().splitlines()]
+        first = [(line[0], line[2]) for line in run if line[3] == "1"]
+        qrels = [line.split() for line in (tmp_path / "t.qrels").read_text().splitlines()]
+        assert sorted(first) == sorted((line[0], line[2]) for line in qrels)
 
 
 def test_predictions_of_a_name_masked_set(
@@ -360,3 +376,32 @@ def test_an_answer_key_may_begin_with_a_mark(
     words = ["--predictions", str(tmp_path / "p.txt"), "--annotation", str(masked[0])]
     main([*words, "--answers", str(masked[1])])
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
+
+
+def test_outputs_are_checked_first(tmp_path: Path) -> None:
+    """Before anything is read, so that neither is left alone."""
+    words = ["--score", str(tmp_path / "s.pt"), "--annotation", str(tmp_path / "a.json")]
+    with pytest.raises(InputError, match=f"--json: {tmp_path} is a directory; leave it out"):
+        main([*words, "--trec", str(tmp_path / "t"), "--json", str(tmp_path)])
+
+
+def test_no_output_replaces_an_input(score: Path, annotation: Path) -> None:
+    before = score.read_bytes()
+    words = ["--score", str(score), "--annotation", str(annotation)]
+    with pytest.raises(InputError, match="is the file of the ranking: it would be overwritten"):
+        main([*words, "--json", str(score)])
+    assert score.read_bytes() == before
+    with pytest.raises(InputError, match="is the file of annotation: it would be overwritten"):
+        fuse(["--beit3_score", *words[1:], "--output_file", str(annotation)])
+
+
+def test_names_of_another_set_are_told(
+    masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query, key = masked
+    (tmp_path / "p.txt").write_text("img_1 img_2\n" * 3)
+    common = ["--annotation", str(query), "--answers", str(key)]
+    main(["--predictions", str(tmp_path / "p.txt"), *common])
+    said = capsys.readouterr()
+    assert "names no right image for any query: its names are like 'img_1'" in said.err
+    assert said.out.splitlines()[1].split()[2] == "0.00"

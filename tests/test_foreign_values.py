@@ -8,6 +8,7 @@ import os
 import pickle
 import types
 from collections import OrderedDict, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +23,7 @@ from pab.core.checkpoints import read_checkpoint
 from pab.core.errors import InputError
 from pab.core.foreign_values import STAND_INS
 from pab.core.state_dicts import model_state
+from pab.core.tensor_files import read_tensors
 
 PLAIN = st.sampled_from(["?", "i1", "i2", "i4", "i8", "u1", "u2", "f2", "f4", "f8", "c8", "<U5"])
 
@@ -189,3 +191,13 @@ def test_random_damage_never_escapes(tmp_path: Path) -> None:
 def test_another_pickle_protocol_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"own pickle protocol.*save it again without pickle_pro"):
         read(tmp_path, {"w": torch.ones(1)}, pickle_protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def test_threads_that_read_at_the_same_time(tmp_path: Path) -> None:
+    """The classes that one thread may read are not taken away when another one has finished."""
+    paths = [tmp_path / f"{number}.pt" for number in range(2)]
+    for path in paths:
+        torch.save({"names": np.array([f"image {n}" for n in range(2000)])}, path)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda path: read_tensors(path, "names", mmap=True), paths * 40))
+    assert all(len(content["names"]) == 2000 for content in found)

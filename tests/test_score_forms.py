@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from pab.core.errors import InputError
 from pab.evaluate import main as evaluate
 from pab.formats import export as score_export
 from pab.formats import tables as score_tables
+from pab.formats.contents import Listing
 from pab.formats.forms import read_form
-from pab.ranking import ranked_names
+from pab.ranking import ranked_names, write_ranked_list
 from pab.scores import ScoreFile, load_scores, main, read_gallery_ids, read_query_ids, save_scores
 
 SCORES = torch.tensor([[0.5, 0.25, 1.0], [2.0, -1.0, 0.0]])
@@ -134,12 +136,38 @@ def test_npz(tmp_path: Path) -> None:
     found = load_scores(tmp_path / "s.npz")
     assert (found.query_ids, found.gallery_ids) == (["7", "8"], ["a", "b", "c"])
     assert torch.equal(found.scores, SCORES[:, [1, 2, 0]])
+    as_bytes = np.array([one.encode() for one in IDS["gallery_ids"]])  # of NumPy's type S
+    np.savez(tmp_path / "bytes.npz", scores=SCORES.numpy(), query_ids=[7, 8], gallery_ids=as_bytes)
+    assert load_scores(tmp_path / "bytes.npz").gallery_ids == IDS["gallery_ids"]
     np.savez(tmp_path / "half.npz", scores=SCORES.numpy(), query_ids=names["query_ids"])
-    with pytest.raises(InputError, match=r"without all; give --gallery FILE, or convert"):
+    with pytest.raises(InputError, match=r"without all; convert"):
         load_scores(tmp_path / "half.npz")
     np.savez(tmp_path / "object.npz", scores=np.array([[None]]))
     with pytest.raises(InputError, match="found damaged ones or Python objects"):
         load_scores(tmp_path / "object.npz")
+
+
+@pytest.mark.parametrize("name", ["s.npz", "answer.zip", "s.npy"])
+def test_changed_bytes_never_escape(tmp_path: Path, name: str) -> None:
+    path, ids = tmp_path / name, [f"g{i:02}" for i in range(50)]
+    if name == "s.npz":
+        np.savez_compressed(path, scores=np.random.default_rng(0).random((9, 50)), gallery_ids=ids)
+    elif name == "s.npy":
+        np.save(path, np.zeros((9, 50), dtype=np.float32))
+    else:
+        write_ranked_list(path, [ids[i:] + ids[:i] for i in range(50)])
+    whole, generator = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(whole)
+        for _ in range(generator.choice((1, 30))):
+            changed[generator.randrange(len(changed))] = generator.randrange(256)
+        path.write_bytes(changed)
+        try:
+            load_scores(path, query_ids=ids, gallery_ids=ids)
+        except InputError:
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.parametrize("name", ["s.npy", "s.npz", "s.pt", "s.parquet"])
@@ -189,10 +217,28 @@ def test_tables(tmp_path: Path, text: str, name: str) -> None:
     assert torch.equal(found.scores, SCORES)
 
 
+def test_numbers_as_names_of_columns(tmp_path: Path) -> None:
+    for head, names in (("0_1,0_2", ["0_1", "0_2"]), ("5,10", ["10", "5"])):
+        for corner in ("query,", ",", ""):
+            text = f"{corner}{head}\n0_3,0.5,0.25\n0_4,1,0\n"
+            found = load_scores(saved(tmp_path, text, "t.csv"))
+            assert (found.query_ids, found.gallery_ids) == (["0_3", "0_4"], names)
+    with pytest.raises(InputError, match="expected a number for image '0_2', found '0_4'"):
+        read_form(saved(tmp_path, "0_1,0_2\n0_3,0_4\n", "t.csv"))
+
+
+def test_numbers_with_blanks_between_are_no_ranked_list(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "s.txt", SCORES.numpy())
+    assert torch.equal(read(tmp_path / "s.txt").scores, SCORES)
+    with pytest.raises(InputError, match="found a table of numbers without ids"):
+        load_scores(tmp_path / "s.txt")
+    assert isinstance(read_form(saved(tmp_path, "12 7 0_1\n7 12 0_1\n", "l.txt")), Listing)
+
+
 def test_a_table_of_numbers_alone_has_no_ids(tmp_path: Path) -> None:
     path = saved(tmp_path, "0.5,0.25,1\n2,-1,0\n", "t.csv")
     assert torch.equal(read(path).scores, SCORES)
-    with pytest.raises(InputError, match=r"a CSV table without ids .*give --queries FILE"):
+    with pytest.raises(InputError, match=r"a CSV table without ids .*convert it with"):
         load_scores(path)
 
 
@@ -202,6 +248,7 @@ def test_a_table_of_numbers_alone_has_no_ids(tmp_path: Path) -> None:
         ("query,a,b\nq1,0.5,0.25\nq2,1\n", "line 3: expected 2 scores, found 1"),
         ("query,a,b\nq1,0.5,0.25\nq2,1,x\n", "line 3: expected a number for image 'b', found 'x'"),
         ("query,a,b\nq1,0.5,0.25\nq2,,1\n", "for image 'a', found an empty cell"),
+        ("0.5,0.25\n0.5,0.25,1\n", "line 2: expected 2 scores, found 3"),
         ("query,a,b\nq1,0.5,nan\n", "query 'q1': expected finite scores, found nan"),
         ("query,a,a\nq1,0.5,1\n", "expected distinct ids, found 'a' twice"),
         ("query,a.jpg,a.png\nq1,0.5,1\n", "found 'a.jpg' and 'a.png'; rename one"),
@@ -226,7 +273,7 @@ def test_parquet(tmp_path: Path) -> None:
         assert found.gallery_ids == IDS["gallery_ids"]
         assert torch.equal(found.scores, SCORES)
     arrow.parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match="without all; give --queries FILE"):
+    with pytest.raises(InputError, match=r"without all; convert it .*--queries FILE"):
         load_scores(tmp_path / "t.parquet")
     for bad, message in (
         (
@@ -336,6 +383,7 @@ def test_rankings_without_scores(
         ('{"q1": {"a": Infinity}}', "expected finite scores, found inf"),
         ('{"q1": {"a": 1e39}}', "expected finite scores, found 1e[+]39"),
         ('{"q1": {"a": -1e39}}', "expected finite scores, found -1e[+]39"),
+        ('{"q1": {"a": 1' + 400 * "0" + "}}", "expected finite scores, found a whole number"),
         ('{"q1": {"a": 1, "z": 2}}', "query 'q1': the name 'z' is not in the gallery"),
         ('{"q1": {"a.jpg": 1, "a.png": 2}}', "both mean 'a' of the gallery"),
         ('{"q1": {"a": 1}, "q2": ["a"]}', "query 'q2': expected an object of images and scores"),
@@ -422,8 +470,13 @@ def test_id_lists(tmp_path: Path) -> None:
     assert read_gallery_ids(path) == ["b", "a"]
     assert read_query_ids(path) == ["b.jpg", "a.jpg"]
     labelled = saved(tmp_path, '{"image": "a.jpg", "image_id": "i", "caption": ["x", "y"]}\n', "l")
-    with pytest.raises(InputError, match="found JSON"):
+    with pytest.raises(InputError, match="found other JSON"):
         read_gallery_ids(labelled)
+    array = saved(tmp_path, '["b.jpg", 7]', "ids.json")
+    assert read_gallery_ids(array) == ["b", "7"]
+    assert read_query_ids(array) == ["b.jpg", "7"]
+    with pytest.raises(InputError, match="expected distinct ids, found 'a' twice"):
+        read_query_ids(saved(tmp_path, '["a", "a"]', "ids.json"))
     with pytest.raises(InputError, match=r"found 'a\.jpg' and 'a\.png'"):
         read_gallery_ids(saved(tmp_path, "a.jpg\na.png\n", "g.txt"))
     with pytest.raises(InputError, match="found no such file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,3 +147,32 @@ def test_a_fusion_without_uit_is_not_compared(tmp_path: Path) -> None:
 
 def test_no_candidates_is_no_number(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "--uit_k: must be at least 1" in refused(fuse, words(tmp_path, {}, "--uit_k", "0"))
+
+
+def test_searched_weights_name_their_candidates(tmp_path: Path) -> None:
+    key, query, weights = (tmp_path / name for name in ("key.json", "query.json", "w.yaml"))
+    lines = [{"query_index": one, "caption": f"person {one}"} for one in QUERIES]
+    query.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    key.write_text(json.dumps({one: {"gallery": IMAGES[n]} for n, one in enumerate(QUERIES)}))
+    given = words(tmp_path, {"k_test": 12})[:4]
+    search(
+        [
+            *given,
+            "--annotation",
+            str(query),
+            "--answers",
+            str(key),
+            "--folds",
+            "0",
+            "--grid_step",
+            "0.5",
+            "--trials",
+            str(tmp_path / "t.csv"),
+            "--out",
+            str(weights),
+        ]
+    )
+    assert load_config(RunConfig, weights, {}).uit_k == 12
+    score_file(tmp_path / "uit.pt", {"k_test": 10})
+    with pytest.raises(InputError, match=r"expected 12 candidates per query \(--uit_k\), found 10"):
+        fuse(["--config", str(weights), "--output_file", str(tmp_path / "list.txt")])

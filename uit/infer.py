@@ -189,6 +189,7 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
         path,
         query_ids=job.order if lists else None,
         gallery_ids=job.gallery_ids if lists else None,
+        id_flags=False,
     )
     if processes.is_main():
         tell_other_data({"the annotation": {"data_sha256": job.data_sha256}, path: file.meta})

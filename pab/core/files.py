@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pab.core.errors import InputError
+
+# What zipfile raises for a zip file that is damaged, encrypted or packed in an unknown way, and
+# what the three unpackers behind it raise.
+DAMAGED_ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, LookupError,
+)  # fmt: skip
 
 
 @contextmanager

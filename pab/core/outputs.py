@@ -53,6 +53,26 @@ def check_outputs(outputs: Mapping[str, str | Path | None], *, omit: str = NONE_
             )
 
 
+def check_inputs_are_kept(
+    outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]
+) -> None:
+    """Refuse to write over a file that is read.
+
+    Args:
+        outputs: flag without its dashes -> file to write; None writes nothing.
+        inputs: what a file is, for the error -> file that is read; None reads nothing.
+
+    Raises:
+        InputError: naming the flag and the file.
+    """
+    for name, path in outputs.items():
+        for what, source in inputs.items():
+            if path and source and Path(path).resolve() == Path(source).resolve():
+                raise InputError(
+                    f"--{name}", f"{path} is the file of {what}: it would be overwritten"
+                )
+
+
 def check_output_folder(flag: str, path: str | Path) -> None:
     """Reject a folder in which no file can be made.
 

@@ -7,6 +7,7 @@ import mmap as memory_map
 import pickle
 import re
 import struct
+import threading
 import types
 import warnings
 import zipfile
@@ -27,6 +28,10 @@ _UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, struct.error, zipfile.BadZipFile, OverflowError, OSError,
 )  # fmt: skip
+
+# torch keeps the allowed classes in one list per process: a second thread that leaves the block
+# below would take them away from a first one that is still reading.
+_ONE_READER = threading.Lock()
 
 SAVE_ALONE = "it was not loaded, for it could run code; save the tensors alone"
 
@@ -57,6 +62,7 @@ def read_tensors(
     allowed = [*((made, name) for name, made in STAND_INS.items()), *others]
     try:
         with (
+            _ONE_READER,
             torch.serialization.safe_globals(allowed),
             warnings.catch_warnings(),
             path.open("rb") as handle,

@@ -15,20 +15,28 @@ torch is imported only for matrices, so that commands on lists start quickly.
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pab.core.errors import InputError
-from pab.core.files import existing_file
+from pab.core.files import DAMAGED_ARCHIVE, existing_file
 from pab.core.text_files import read_text
 from pab.data.json_lines import shortened
 from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix, id_texts
 from pab.formats.runs import is_trec_run, json_run, ranked_list, trec_run
-from pab.formats.tables import bare_separator_of, parquet_table, separator_of, text_table
+from pab.formats.tables import (
+    bare_separator_of,
+    decimal_lines,
+    parquet_table,
+    separator_of,
+    text_table,
+)
 from pab.ranking import is_list_archive
 
 if TYPE_CHECKING:
@@ -38,7 +46,13 @@ KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 REMEDY = "export the scores again with the tool that wrote them"
 _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", ".pkl", ".zip"))
 _TABLE_ENDINGS = frozenset((".csv", ".tsv"))
-_HEAD = 1 << 16  # bytes read to detect the form of a text
+_BLANK_TABLE = "a table of numbers without ids"
+_HEAD = 1 << 16  # bytes that tell the form of a text
+# What NumPy raises for a damaged array: its header is read as the text of a Python dict.
+_DAMAGED_ARRAY = (
+    ValueError, TypeError, OSError, EOFError, OverflowError, MemoryError, SyntaxError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 def read_form(path: str | Path, *, mmap: bool = True) -> Matrix | Listing:
@@ -83,6 +97,9 @@ def _text_form(path: Path) -> Matrix | Listing:
     if path.suffix.lower() not in _TABLE_ENDINGS:
         if is_trec_run(start.split("\n", 1)[0]):
             return trec_run(text, path)
+        if decimal_lines(start):
+            tabbed = "\n".join("\t".join(line.split()) for line in text.split("\n"))
+            return replace(text_table(tabbed, path, "\t", ids=False), form=_BLANK_TABLE)
         if separator_of(start) is None:
             return ranked_list(path)
     separator = separator_of(start)
@@ -102,7 +119,7 @@ def _text_form(path: Path) -> Matrix | Listing:
 def _npy(path: Path, mmap: bool) -> Matrix:
     try:
         array = np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except _DAMAGED_ARRAY as error:
         raise InputError(
             path, f"expected an array of NumPy, found a damaged one ({error})", todo=REMEDY
         ) from error
@@ -113,7 +130,7 @@ def _is_npz(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except DAMAGED_ARCHIVE:
         return False
     return bool(names) and all(name.endswith(".npy") for name in names)
 
@@ -122,7 +139,7 @@ def _npz(path: Path) -> Matrix:
     try:
         with np.load(path, allow_pickle=False) as archive:
             content = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (*_DAMAGED_ARRAY, *DAMAGED_ARCHIVE) as error:
         raise InputError(
             path, f"expected arrays of NumPy, found damaged ones or Python objects ({error})",
             todo=REMEDY,
@@ -215,6 +232,12 @@ def _ids(values: Any, path: Path, name: str) -> list[str]:
         return values  # the usual case, which must not copy
     if getattr(values, "ndim", None) == 1:  # an array or a tensor
         values = values.tolist()
+    if isinstance(values, list) and values and set(map(type, values)) == {bytes}:
+        try:  # NumPy's type S, as HDF5 and older Python write texts
+            return [value.decode("utf-8") for value in values]
+        except UnicodeDecodeError as error:
+            problem = f"expected ids in UTF-8, found {error.object!r:.60}"
+            raise InputError(path, problem, item=name) from error
     if not isinstance(values, list | tuple):
         raise InputError(path, f"expected a list of strings, found {_kind(values)}", item=name)
     return id_texts(values, path, name)

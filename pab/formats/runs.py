@@ -25,6 +25,7 @@ from typing import Any
 from pab.core.errors import InputError
 from pab.data.json_lines import kind, shortened
 from pab.formats.contents import QUERY_ID_KEYS, Listing, id_text
+from pab.formats.tables import number_of
 from pab.ranking import read_ranked_list
 
 TREC_FIELDS = 6
@@ -48,7 +49,7 @@ def is_trec_run(line: str) -> bool:
     fields = _BLANKS.split(line.strip(), TREC_FIELDS - 1)
     if len(fields) < TREC_FIELDS or fields[1].upper() != "Q0":
         return False
-    return fields[3].lstrip("-").isdecimal() and _number(fields[4]) is not None
+    return fields[3].lstrip("-").isdecimal() and number_of(fields[4]) is not None
 
 
 def trec_run(text: str, path: Path) -> Listing:
@@ -73,7 +74,7 @@ def trec_run(text: str, path: Path) -> Listing:
                 item=item,
             )
         query, _, image, rank = fields[:4]
-        score = _number(fields[4])
+        score = number_of(fields[4])
         if score is None:
             raise InputError(
                 path, f"expected a number as the score, found {shortened(fields[4])}", item=item
@@ -94,13 +95,6 @@ def trec_run(text: str, path: Path) -> Listing:
             "trec_eval"
         )
     return _scored("a TREC run", found, remarks)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _other_order(listed: Sequence[tuple[int, float]]) -> bool:
@@ -272,7 +266,14 @@ def _beside(names: list[str], values: Any, path: Path, item: str) -> dict[str, f
 
 def _score(value: Any, name: str, path: Path, item: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InputError(
+                path,
+                f"expected finite scores, found a whole number too large for image {name!r}",
+                item=item,
+            ) from error
     raise InputError(
         path, f"expected a number for image {shortened(name)}, found {kind(value)}", item=item
     )

@@ -24,16 +24,18 @@ PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
 def separator_of(text: str) -> str | None:
     """Return the separator of a numeric table; None if the text is not such a table.
 
-    Header and first row must have the same number of cells (or the header one less, if it names
-    only the columns). All cells of the row except the first must be numbers.
+    The header and the first row must have the same number of cells, or the header one less, where
+    it names the columns alone. All cells of the row but the first must be numbers; those of the
+    header must not all be, except for whole numbers in a header that is one shorter.
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
     for separator in _SEPARATORS:
         head, row = (next(csv.reader([line], delimiter=separator), []) for line in (first, second))
         if len(row) > 1 and len(row) - len(head) in (0, 1):
-            has_words = any(_number(cell) is None for cell in head)
-            if has_words and all(_number(cell) is not None for cell in row[1:]):
+            names_alone = len(head) < len(row) and not any("." in cell for cell in head)
+            is_header = names_alone or any(number_of(cell) is None for cell in head)
+            if is_header and all(number_of(cell) is not None for cell in row[1:]):
                 return separator
     return None
 
@@ -43,14 +45,27 @@ def bare_separator_of(text: str) -> str | None:
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     for separator in _SEPARATORS:
         row = next(csv.reader([first], delimiter=separator), [])
-        if len(row) > 1 and all(_number(cell) is not None for cell in row):
+        if len(row) > 1 and all(number_of(cell) is not None for cell in row):
             return separator
     return None
 
 
-def _number(cell: str) -> float | None:
+def decimal_lines(text: str) -> bool:
+    """Return whether the first line is decimal fractions with blanks between, as NumPy's savetxt.
+
+    Names of a ranked list may be whole numbers, but they are no fractions.
+    """
+    first = next((line for line in io.StringIO(text) if line.strip()), "").split()
+    return len(first) > 1 and all("." in cell and number_of(cell) is not None for cell in first)
+
+
+def number_of(cell: str) -> float | None:
+    """Return the number that a text stands for; None if it is none.
+
+    Python's ``0_12`` for 12 is none: PAB's image ids look like it.
+    """
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)
     except ValueError:
         return None
 
@@ -108,9 +123,11 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
 
 def _row(row: list[str], columns: list[str], path: Path, item: str) -> np.ndarray:
     try:
+        if "_" in "".join(row):  # see number_of
+            raise ValueError("a digit separator")
         return np.array(row, dtype=np.float32)
     except ValueError as error:
-        place = next(i for i, cell in enumerate(row) if _number(cell) is None)
+        place = next((i for i, cell in enumerate(row) if number_of(cell) is None), 0)
         column = f"image {columns[place]!r}" if columns else f"column {place + 1}"
         found = shortened(row[place]) if row[place].strip() else "an empty cell"
         raise InputError(

@@ -62,7 +62,7 @@ class Part:
 
     @property
     def usable(self) -> bool:
-        """Whether a command could do something with it."""
+        """True if a command can use the part."""
         return bool(self.lines and self.found and self.commands)
 
     def row(self) -> str:

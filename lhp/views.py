@@ -21,7 +21,7 @@ VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # distribution whose draw selects t
 
 
 def local_threshold(local_prob: float) -> float:
-    """Threshold of the draw, above which the view is local; infinite for 0, -infinite for 1."""
+    """Draw value above which the view is local: 0.5 at 0.5, infinite at 0, -infinite at 1."""
     if local_prob <= 0:
         return math.inf
     if local_prob >= 1:

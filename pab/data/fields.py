@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from pab.data.captions import has_visible
 from pab.core.errors import InputError
+from pab.data.captions import has_visible
 from pab.data.json_lines import kind, shortened
 
 EXACT = 2**53  # larger floats may have lost digits

@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
-from pab.data.json_lines import shortened
 from pab.core.notices import notice
+from pab.data.json_lines import shortened
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))  # for benchmarks
 # For photo search, and for image names in other tools' files.

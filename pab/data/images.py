@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from pab.data.annotations import GalleryImage
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
+from pab.data.annotations import GalleryImage
 from pab.data.image_paths import IMAGE_ENDINGS
 
 if TYPE_CHECKING:

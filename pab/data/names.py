@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pab.core.errors import InputError
-from pab.data.image_paths import PHOTO_ENDINGS
 from pab.core.notices import notice
+from pab.data.image_paths import PHOTO_ENDINGS
 
 
 def without_ending(name: str) -> str:

@@ -22,9 +22,9 @@ import numpy as np
 import pillow_heif
 from PIL import Image
 
-from pab.data.annotations import GalleryImage
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
+from pab.data.annotations import GalleryImage
 from pab.data.image_paths import PHOTO_ENDINGS
 from pab.data.images import ImageReader, reason
 

@@ -26,15 +26,14 @@ from typing import Any, BinaryIO, TextIO, overload
 
 import numpy as np
 
+from pab.core.errors import InputError
+from pab.core.files import existing_file, existing_folder, write_text
+from pab.core.notices import notice, recorded
 from pab.data.annotations import TrainPair, train_pair
 from pab.data.bad_lines import BadLines
-from pab.data.tree import find_shards, shard_order
-from pab.core.errors import InputError
 from pab.data.fields import FieldNotes
-from pab.core.files import existing_file, existing_folder, write_text
 from pab.data.image_paths import ImageFinder
 from pab.data.json_lines import entries, json_object, utf8_bytes, wide_encoding
-from pab.core.notices import notice, recorded
 from pab.data.tables import (
     TableColumns,
     captioned_images,
@@ -44,6 +43,7 @@ from pab.data.tables import (
     is_table,
     table_base,
 )
+from pab.data.tree import find_shards, shard_order
 
 INDEX_FORMAT = 4  # raise it when the index or the checks behind it change
 SKIPPED = "skipped.txt"  # the bad lines of a set, one per line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,3 +37,10 @@ def test_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'a'"):
         export_weights(source, out, "fp16")
     assert not out.exists()
+
+
+def test_an_epoch_beside_flat_weights_is_no_weight(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    torch.save({"a": torch.ones(2), "scale": np.float32(2), "epoch": np.int64(3)}, source)
+    export_weights(source, out, "fp32")
+    assert model_state(read_checkpoint(out), out).keys() == {"a", "scale"}

@@ -29,6 +29,7 @@ ALWAYS_WRAPPERS = frozenset({
     "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
 })  # fmt: skip
 WRAPPERS = frozenset({"module", "model"})
+COUNTERS = frozenset({"epoch", "step", "global_step", "iteration"})  # beside flat weights
 
 
 def model_state(
@@ -118,13 +119,19 @@ def _without_remarks(
         return found  # refused, by the name of its first entry
     remarks = [
         name for name, value in found.items()
-        if _as_tensor(value) is None
-        or (isinstance(value, np.generic) and fits and name not in fits and "." not in str(name))
+        if _as_tensor(value) is None or _is_remark(name, value, fits)
     ]  # fmt: skip
     if remarks:
         named = ", ".join(map(str, remarks[:5])) + (" ..." if len(remarks) > 5 else "")
         notice(path, f"entries that are no tensors are left out: {named}")
     return {name: value for name, value in found.items() if name not in remarks}
+
+
+def _is_remark(name: object, value: object, fits: Collection[str]) -> bool:
+    """True for a NumPy scalar that is no weight: the model lacks it, or it counts training."""
+    if not isinstance(value, np.generic) or "." in str(name):
+        return False
+    return name not in fits if fits else name in COUNTERS
 
 
 def _as_tensor(value: object) -> Tensor | None:

@@ -22,7 +22,15 @@ import yaml
 from ensemble.chain import decoded
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.decode import DecodeSettings
-from ensemble.fuse import Fusion, Member, aligned, check_members, keeps_of, without_weight
+from ensemble.fuse import (
+    RANKED_LIST,
+    Fusion,
+    Member,
+    aligned,
+    check_members,
+    keeps_of,
+    without_weight,
+)
 from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
 from ensemble.uit_candidates import candidates_of, check_candidates
@@ -220,6 +228,12 @@ def chosen_members(
     return chosen
 
 
+def line_order(config: SearchConfig) -> dict[str, Any]:
+    """Return the settings of `ensemble.run` that give the order of a ranked list's lines."""
+    names = ("annotation", "answers", "image_folder")
+    return {name: getattr(config, name) for name in names if getattr(config, name)}
+
+
 def run(config: SearchConfig) -> None:
     """Search, print the steps, write weights and trials.
 
@@ -272,6 +286,8 @@ def run(config: SearchConfig) -> None:
     print(f"shares of the sum: {shares}")
     chosen["scaling"] = config.scaling
     chosen |= chosen_members(config, members, keeps)
+    if any(file.meta.get("model") == RANKED_LIST for file in files):
+        chosen |= line_order(config)
     candidates = config.uit_k or candidates_of(members, files)
     if candidates is not None:
         chosen["uit_k"] = candidates

@@ -118,7 +118,7 @@ def pair_model(
     model.to(device)
     if config.checkpoint_activations:
         model.visual_encoder.set_grad_checkpointing(True)
-        model.qformer.gradient_checkpointing_enable()
+        model.qformer.activation_checkpointing_enable()
     tower = [model.visual_encoder, model.ln_vision]
     frozen = tower if config.freeze == "image" else []
     module = adapted(model, config, frozen=frozen, temperature=model.temp)

@@ -75,12 +75,9 @@ def pair_model(
         return encode_captions(model, tokenizer, captions, **options) @ images.T
 
     scoring = command_line(
-        "python -m lhp.infer",
-        model=config.model,
-        input_size=config.input_size,
-        tokenizer=config.sentencepiece_model,
-        max_text_length=config.max_text_length,
-    )
+        "python -m lhp.infer", model=config.model, input_size=config.input_size,
+        tokenizer=config.sentencepiece_model, max_text_length=config.max_text_length,
+    )  # fmt: skip
     return PairModel(
         module=model,
         view=HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio),

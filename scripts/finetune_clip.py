@@ -11,19 +11,22 @@ from functools import partial
 
 from lhp.views import HybridView
 from pab.core.errors import run_cli
-from pab.encoders.clip.finetune import TrainConfig, train
+from pab.encoders.clip.finetune import TrainConfig, files_of, pair_model
 from pab.training.command import training_command
+from pab.training.pairs import train_pairs
+
+
+def train(config: TrainConfig, command: str) -> None:
+    """Run the recipe with LHP's views."""
+    train_pairs(config, command, files_of(config), partial(pair_model, config, HybridView))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
     training_command(
-        TrainConfig,
-        partial(train, view=HybridView),
-        argv,
-        prog="python scripts/finetune_clip.py",
+        TrainConfig, train, argv, prog="python scripts/finetune_clip.py",
         description="Fine-tune CLIP with the local-global hybrid perspective.",
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -59,7 +59,12 @@ def train(config: TrainConfig, command: str) -> None:
     model = same_start(
         config.seed, lambda: build_model(config, tokenizer, start=setup.resume is None)
     ).to(device)
-    check_validation_space(model, len(data.val_rows))
+    values = (1 + model.config.swin.grids[-1] ** 2) * model.config.swin.width  # of an image
+    check_free_space(
+        "TMPDIR", tempfile.gettempdir(), 4 * len(data.val_rows) * values,
+        "the features of the validation images",
+        todo="make room, or name another folder for temporary files with TMPDIR",
+    )  # fmt: skip
     augmentation = Augmentation(config.flip_prob, config.augment_level, config.erasing_prob)
     view = TrainingView(config.input_size, augmentation)
     dataset = UitDataset(data.pairs, data.train_rows, view, tokenizer, draws, config.seed)
@@ -81,6 +86,11 @@ def train(config: TrainConfig, command: str) -> None:
         warmup = int(COSINE_WARMUP_SHARE * total_steps)
     # A run shorter than its warm-up uses only the beginning of the warm-up.
     at = multiplier(config.schedule, max(total_steps, warmup), warmup)
+    scoring = command_line(
+        "python -m uit.infer", model=config.model, input_size=config.input_size,
+        window=config.window, text_encoder=config.text_encoder, max_words=config.max_words,
+        max_text_length=config.max_text_length,
+    )  # fmt: skip
     run = Run(
         setup,
         model=model,
@@ -90,7 +100,7 @@ def train(config: TrainConfig, command: str) -> None:
         rates=[config.lr * at(step) for step in range(total_steps)],
         warmup_steps=warmup,
         facts={"architecture": config.model, "input_size": config.input_size},
-        scoring=scoring_command(config),
+        scoring=f"{scoring} --checkpoint",
     )
     run.resume()
     if run.stopped:  # by --max_steps, in an earlier start
@@ -115,34 +125,6 @@ def train(config: TrainConfig, command: str) -> None:
                 run.validated(figures)
             run.end_epoch()
         run.finish()
-
-
-def check_validation_space(model: Uit, images: int) -> None:
-    """Check that the disk of temporary files has space for the validation images' features.
-
-    Raises:
-        InputError: naming the space needed and found.
-    """
-    values = (1 + model.config.swin.grids[-1] ** 2) * model.config.swin.width  # tokens x width
-    check_free_space(
-        "TMPDIR", tempfile.gettempdir(), 4 * images * values,
-        "the features of the validation images",
-        todo="make room, or name another folder for temporary files with TMPDIR",
-    )  # fmt: skip
-
-
-def scoring_command(config: TrainConfig) -> str:
-    """Command that scores with a weight file of the run; the file's path is appended."""
-    flags = command_line(
-        "python -m uit.infer",
-        model=config.model,
-        input_size=config.input_size,
-        window=config.window,
-        text_encoder=config.text_encoder,
-        max_words=config.max_words,
-        max_text_length=config.max_text_length,
-    )
-    return f"{flags} --checkpoint"
 
 
 def text_draws(config: TrainConfig) -> TextDraws:

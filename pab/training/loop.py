@@ -273,20 +273,13 @@ class Run:
         place = self.place
         generators = processes.gather_objects(rng_state(self.setup.device))
         state = TrainingState(
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            step=place.step,
-            epoch=place.epoch,
-            step_in_epoch=place.step_in_epoch,
-            rng=generators,
-            config=self.setup.identity.settings,
-            scaler=self.scaler.state_dict(),
-            ema=self.ema.state_dict() if self.ema else None,
-            best_metric=place.best_metric,
+            model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=place.step,
+            epoch=place.epoch, step_in_epoch=place.step_in_epoch, rng=generators,
+            config=self.setup.identity.settings, scaler=self.scaler.state_dict(),
+            ema=self.ema.state_dict() if self.ema else None, best_metric=place.best_metric,
             skipped={"total": place.skipped[0], "in_row": place.skipped[1]},
-            facts=_as_text(self.facts),
-            content=self.content,
-        )
+            facts=_as_text(self.facts), content=self.content,
+        )  # fmt: skip
         if processes.is_main() and self.config.save_ckpt:
             keep_previous(self.output)
             save_training_state(self.output / LAST, state)
@@ -338,15 +331,10 @@ class Run:
         config, setup, resume = self.config, self.setup, self.setup.resume
         total = config.epochs * self.steps
         with RunLog(
-            self.output,
-            config.log_dir,
-            config,
-            setup.command,
-            resumed_at=self.saved_at,
+            self.output, config.log_dir, config, setup.command, resumed_at=self.saved_at,
             validates_again=self.place.step_in_epoch == self.steps,
-            resumed_from=resume.record() if resume else None,
-            skipped_steps=self.place.skipped[0],
-        ) as self.log:
+            resumed_from=resume.record() if resume else None, skipped_steps=self.place.skipped[0],
+        ) as self.log:  # fmt: skip
             if processes.is_main() and config.save_ckpt:
                 prepare_folder(self.output, resume)
             if resume is not None and not resume.exact:

@@ -132,14 +132,9 @@ def train_pairs(
                 for loaded in islice(feed, config.update_freq):
                     batch = PairBatch(*(t.to(device, non_blocking=True) for t in loaded))
                     loss += pair_backward(
-                        model.vectors,
-                        batch,
-                        model.logit_scale(),
-                        chunk=config.grad_cache_chunk,
-                        share=config.update_freq,
-                        scaler=run.scaler,
-                        device=device,
-                    )
+                        model.vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
+                        share=config.update_freq, scaler=run.scaler, device=device,
+                    )  # fmt: skip
                 run.step({"loss": loss, "logit_scale": model.logit_scale().exp()})
                 if run.stopped:
                     return

@@ -32,8 +32,8 @@ from pab.encoders.similarity import blip2_scores
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
-from pab.training.pairs import PairModel, train_pairs
-from pab.training.resume import named_files
+from pab.training.pairs import PairModel
+from pab.training.resume import ContentHash, named_files
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,14 @@ class TrainConfig(FinetuneConfig):
             )
 
 
-def train(config: TrainConfig, command: str, view: MakeView) -> None:
-    """Run the whole recipe.
-
-    Args:
-        config: settings of the recipe.
-        command: command with its arguments, as typed.
-        view: makes the random view of training images.
-
-    Raises:
-        InputError: see :func:`pab.training.pairs.train_pairs`.
-    """
+def files_of(config: TrainConfig) -> dict[str, ContentHash]:
+    """Hashes of the files named by the settings: weights and vocabulary."""
     scratch = config.pretrained == SCRATCH
-    files = named_files(
+    return named_files(
         pretrained="" if scratch else config.pretrained,
         image_weights="" if scratch else config.image_weights,
         text_encoder=Path(config.text_encoder) / VOCABULARY,
     )
-    train_pairs(config, command, files, partial(pair_model, config, view))
 
 
 def pair_model(
@@ -133,11 +123,9 @@ def pair_model(
         )  # fmt: skip
 
     scoring = command_line(
-        "python scripts/blip2_infer.py",
-        model=config.model,
-        text_encoder=config.text_encoder,
+        "python scripts/blip2_infer.py", model=config.model, text_encoder=config.text_encoder,
         query_pooling=config.query_pooling,
-    )
+    )  # fmt: skip
     return PairModel(
         module=module,
         view=view(

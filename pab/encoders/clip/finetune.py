@@ -27,7 +27,7 @@ from pab.encoders.similarity import clip_scores
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
-from pab.training.pairs import PairModel, train_pairs
+from pab.training.pairs import PairModel
 from pab.training.resume import ContentHash, hash_of_files, named_files
 
 TEXT_ENDINGS = (".json", ".txt", ".model")  # extensions of a folder's configuration and tokenizer
@@ -46,20 +46,6 @@ class TrainConfig(FinetuneConfig):
         None, "tag with the preprocessing of a weight file; required if nothing else determines it"
     )
     output_dir: str = flag("output/clip", "folder for checkpoints and the log")
-
-
-def train(config: TrainConfig, command: str, view: MakeView) -> None:
-    """Run the whole recipe.
-
-    Args:
-        config: settings of the recipe.
-        command: command with its arguments, as typed.
-        view: makes the random view of training images.
-
-    Raises:
-        InputError: see :func:`pab.training.pairs.train_pairs`.
-    """
-    train_pairs(config, command, files_of(config), partial(pair_model, config, view))
 
 
 def files_of(config: TrainConfig) -> dict[str, ContentHash]:

@@ -16,9 +16,9 @@ import torch
 from ensemble.fuse import RANKED_LIST, Member
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.data.annotations import Retrieval
 from pab.data.images import list_gallery
 from pab.data.names import one_spelling
+from pab.data.records import Retrieval
 from pab.formats.contents import Listing
 from pab.formats.forms import read_form
 from pab.ranking import some

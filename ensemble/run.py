@@ -32,17 +32,13 @@ from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
-from pab.ranking import (
-    check_names,
-    order_queries,
-    ranked_names,
-    rows_in_order,
-    write_ranked_list,
-)
+from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 
 READ = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")  # files

@@ -38,8 +38,9 @@ from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
 from pab.core.outputs import check_outputs
-from pab.data.annotations import Retrieval, read_retrieval
+from pab.data.annotations import read_retrieval
 from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 from pab.metrics import Metrics
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}

@@ -26,10 +26,11 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json, write_text
 from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
-from pab.data.records import Relevance
+from pab.data.records import Relevance, Retrieval
 from pab.formats.contents import Listing
 from pab.formats.export import DEFAULT_TOP_K, Ranking, check_words, ranking_of, trec_lines
 from pab.formats.forms import read_form

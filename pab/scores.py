@@ -41,7 +41,8 @@ from pab.core.files import existing_file, sha256_of_file
 from pab.core.notices import notice
 from pab.core.tensor_files import release_pages, write_tensors
 from pab.core.text_files import read_text
-from pab.data.annotations import read_id_list, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_id_list
 from pab.data.names import plain_names, respelt
 from pab.formats.contents import Listing, Matrix, id_texts
 from pab.formats.forms import read_form

@@ -11,8 +11,9 @@ import pytest
 
 from pab.core.errors import InputError
 from pab.core.files import write_json
-from pab.data.annotations import read_retrieval, read_train_pairs
+from pab.data.annotations import read_retrieval
 from pab.data.image_paths import ImageFinder, checked_path, image_file
+from pab.data.pairs import read_train_pairs
 from pab.data.training_set import TrainingSet
 from tests.conftest import write_lines
 

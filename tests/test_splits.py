@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pab.core.errors import InputError
-from pab.data.annotations import read_id_list, read_retrieval, retrieval_of_pairs
+from pab.data.annotations import read_retrieval, retrieval_of_pairs
+from pab.data.id_lists import read_id_list
 from pab.data.splits import TRAIN_IDS, VAL_IDS, VAL_PAIRS, validation_split, write_split
 from pab.data.training_set import TrainingSet
 

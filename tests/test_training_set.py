@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 import pab.data.training_set
 from pab.core.errors import InputError
 from pab.core.notices import forget_notices
-from pab.data.annotations import read_retrieval, read_train_pairs, retrieval_of_pairs
+from pab.data.annotations import read_retrieval, retrieval_of_pairs
+from pab.data.pairs import read_train_pairs
 from pab.data.splits import write_split
 from pab.data.training_set import SKIPPED, TrainingSet
 from pab.data.tree import find_shards

@@ -29,11 +29,12 @@ import numpy as np
 from pab.core.errors import InputError
 from pab.core.files import existing_file, existing_folder, write_text
 from pab.core.notices import notice, recorded
-from pab.data.annotations import TrainPair, train_pair
 from pab.data.bad_lines import BadLines
 from pab.data.fields import FieldNotes
 from pab.data.image_paths import ImageFinder
 from pab.data.json_lines import entries, json_object, utf8_bytes, wide_encoding
+from pab.data.pairs import train_pair
+from pab.data.records import TrainPair
 from pab.data.tables import (
     TableColumns,
     captioned_images,

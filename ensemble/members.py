@@ -16,23 +16,16 @@ import torch
 from ensemble.fuse import RANKED_LIST, Member
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.data.images import list_gallery
 from pab.data.names import one_spelling
 from pab.data.records import Retrieval
 from pab.formats.contents import Listing
+from pab.formats.conversion import to_score_file
+from pab.formats.description import listed_in_part, only_named
 from pab.formats.forms import read_form
 from pab.ranking import some
-from pab.scores import (
-    ScoreFile,
-    listed_in_part,
-    only_named,
-    read_gallery_ids,
-    read_query_ids,
-    respell,
-    tell_other_data,
-    to_score_file,
-    with_all_images,
-)
+from pab.scores import ScoreFile, respell, tell_other_data, with_all_images
 
 
 def load_members(

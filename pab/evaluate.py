@@ -45,7 +45,7 @@ from pab.metrics import (
 from pab.ranking import order_queries, rows_in_order, some
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 TWIN = "over twin"  # fraction of queries with a twin that rank the right image above it
 SHORT_LIST = 10  # number of places used by R@10 and mAP@10
@@ -416,7 +416,9 @@ def main(argv: list[str] | None = None) -> None:
         # The run and the qrels have to spell a name in one way.
         ranking = _list_ranking(respelt_lists(found.names, retrieval, path), top_k)
     else:
-        from pab.scores import read_gallery_ids, read_query_ids, respell, to_score_file
+        from pab.data.id_lists import read_gallery_ids, read_query_ids
+        from pab.formats.conversion import to_score_file
+        from pab.scores import respell
 
         score_file = to_score_file(
             found,

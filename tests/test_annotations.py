@@ -12,8 +12,8 @@ import pytest
 from pab.core.errors import InputError
 from pab.data.annotations import read_retrieval, retrieval_of_pairs
 from pab.data.id_lists import read_query_order
-from pab.data.pairs import read_train_pairs
 from pab.data.records import Query, TrainPair
+from tests.train_pairs import read_train_pairs
 
 PAIR = {
     "image": "train/imgs_0/goal/0.jpg",

@@ -12,10 +12,10 @@ import pytest
 from pab.core.errors import InputError
 from pab.core.files import write_json
 from pab.data.annotations import read_retrieval
-from pab.data.image_paths import ImageFinder, checked_path, image_file
-from pab.data.pairs import read_train_pairs
+from pab.data.image_paths import ImageFinder, checked_path
 from pab.data.training_set import TrainingSet
 from tests.conftest import write_lines
+from tests.train_pairs import read_train_pairs
 
 
 def touch(*paths: Path) -> None:
@@ -127,7 +127,7 @@ LAYOUTS = {
 def test_every_layout_is_found(
     tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert image_file(tmp_path, WRITTEN) == tmp_path / WRITTEN  # nothing is there: as written
+    assert ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN  # nothing is there: as written
     touch(tmp_path / place, *(tmp_path / place.replace("0.", f"{n}.") for n in range(1, 4)))
     finder = ImageFinder(tmp_path)
     for name in (f"{n}.jpg" for n in range(4)):
@@ -146,7 +146,7 @@ def test_every_layout_is_found(
 def test_the_file_as_written_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place in LAYOUTS:
         touch(tmp_path / place)
-    assert image_file(tmp_path, WRITTEN) == tmp_path / WRITTEN
+    assert ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN
     assert ImageFinder(tmp_path).absent([WRITTEN]) == []
     assert notes(capsys) == []
 

@@ -170,11 +170,6 @@ def part_of(shard: int) -> int:
 # ---------------------------------------------------------------------------------------- files
 
 
-def image_file(root: str | Path, image: str) -> Path:
-    """Find one image under a data root; for many images, use :class:`ImageFinder`."""
-    return ImageFinder(root).find(image)
-
-
 class _Place(NamedTuple):
     """The files of one folder.
 

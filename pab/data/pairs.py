@@ -39,17 +39,6 @@ _OPTIONAL = {
 PAIR_FIELDS = frozenset(("image", "caption", "image_id", *_OPTIONAL))
 
 
-def read_train_pairs(path: str | Path) -> Iterator[TrainPair]:
-    """Yield the valid pairs of a training shard, then raise for the bad lines.
-
-    Raises:
-        InputError: the file is missing or unreadable, or lines are bad (all counted, the first
-            twenty named).
-    """
-    path = existing_file(path, "a training annotation file")
-    yield from read_records(path, train_pair)
-
-
 def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[TrainPair]:
     """Stream the usable pairs of several shards; ``bad`` takes the others, as training would.
 

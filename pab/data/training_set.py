@@ -22,7 +22,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, overload
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class _Shard:
 
 
 class TrainingSet(Sequence[TrainPair]):
-    """Training pairs by index: all pairs of some shards in numeric order, or a subset.
+    """Training pairs by index: all pairs of some shards in numeric order.
 
     Created by :meth:`open`. Pickling stores paths, and unpickling opens the set again.
 
@@ -91,10 +91,9 @@ class TrainingSet(Sequence[TrainPair]):
         index: Path,
         shards: list[_Shard],
         skipped: int,
-        selection: np.ndarray | None = None,
     ) -> None:
         self.root, self.cache_dir, self.skipped = root, index.parent, skipped
-        self._index, self._shards, self._selection = index, shards, selection
+        self._index, self._shards = index, shards
         self._lines = _load_lines(index)
         self._finder = ImageFinder(root)
         self._handles: dict[int, BinaryIO] = {}
@@ -159,24 +158,16 @@ class TrainingSet(Sequence[TrainPair]):
     # ------------------------------------------------------------------------------ a sequence
 
     def __len__(self) -> int:
-        return len(self._lines) if self._selection is None else len(self._selection)
+        return len(self._lines)
 
-    @overload
-    def __getitem__(self, index: int) -> TrainPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> TrainingSet: ...
-    def __getitem__(self, index: int | slice) -> TrainPair | TrainingSet:
-        """Return one pair, or a subset for a slice.
+    def __getitem__(self, index: int) -> TrainPair:  # type: ignore[override]
+        """Return one pair.
 
         Raises:
             IndexError: the pair does not exist.
             InputError: a shard was changed or removed after indexing.
         """
-        if isinstance(index, slice):
-            return self.subset(np.arange(len(self))[index])
         position = range(len(self))[index]  # handles negative numbers, raises IndexError
-        if self._selection is not None:
-            position = int(self._selection[position])
         offset, length, shard, *_ = self._lines[position].item()
         path = Path(self._shards[shard].path)
         raw = os.pread(self._handle(shard).fileno(), length, offset)
@@ -184,19 +175,6 @@ class TrainingSet(Sequence[TrainPair]):
             raise _changed(path)
         item = f"the line at byte {offset}"
         return train_pair(json_object(raw, path, item), path, item, root=self.root)
-
-    def subset(self, indices: np.ndarray) -> TrainingSet:
-        """Select pairs by index, in the given order; takes no more memory than the index array.
-
-        Raises:
-            IndexError: an index is negative or too large.
-        """
-        chosen = np.asarray(indices, dtype=np.int64)
-        if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
-            raise IndexError(f"subset of {len(self)} pairs by an index outside 0..{len(self) - 1}")
-        if self._selection is not None:
-            chosen = self._selection[chosen]
-        return TrainingSet(self.root, self._index, self._shards, self.skipped, chosen)
 
     # ------------------------------------------------------------------------- ids, videos, files
 
@@ -206,8 +184,7 @@ class TrainingSet(Sequence[TrainPair]):
 
         A pair without ``source_id`` is its own video; captions of one image share it.
         """
-        videos = self._lines["video"]
-        return videos if self._selection is None else videos[self._selection]
+        return self._lines["video"]
 
     def identity(self, index: int) -> int:
         """Identity of a pair in the losses; pairs with equal numbers match each other.
@@ -215,18 +192,15 @@ class TrainingSet(Sequence[TrainPair]):
         Every pair has its own identity, except captions of one image
         (:attr:`pab.data.records.TrainPair.captioned_image`).
         """
-        position = index if self._selection is None else int(self._selection[index])
-        return int(self._lines[position]["identity"])
+        return int(self._lines[index]["identity"])
 
     def image_ids(self) -> list[str]:
         """``image_id`` of every pair, in order."""
-        every = (self._index / "image_ids.txt").read_text(encoding="utf-8").split("\n")
-        return every if self._selection is None else [every[i] for i in self._selection]
+        return (self._index / "image_ids.txt").read_text(encoding="utf-8").split("\n")
 
     def images(self) -> list[str]:
         """``image`` of every pair, in order."""
-        every = (self._index / "images.txt").read_text(encoding="utf-8").split("\0")[:-1]
-        return every if self._selection is None else [every[i] for i in self._selection]
+        return (self._index / "images.txt").read_text(encoding="utf-8").split("\0")[:-1]
 
     def missing_images(self) -> list[str]:
         """Return ``image`` of the pairs without an image file, in order; lists each folder once.
@@ -249,36 +223,11 @@ class TrainingSet(Sequence[TrainPair]):
         identity = np.ascontiguousarray(self._lines["identity"])
         if (identity != np.arange(len(identity))).any():  # captions that share an image
             digest.update(identity.tobytes())
-        if self._selection is not None:
-            digest.update(self._selection.tobytes())
         return digest.hexdigest()
-
-    def indices_of(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Return indices of pairs by ``image_id``, int64, in the given order.
-
-        Raises:
-            InputError: an id is not in the set.
-        """
-        wanted = dict.fromkeys(image_ids, -1)
-        for index, image_id in enumerate(self.image_ids()):
-            if image_id in wanted:
-                wanted[image_id] = index
-        missing = [image_id for image_id, index in wanted.items() if index < 0]
-        if missing:
-            raise InputError(
-                self.root,
-                f"expected training pairs for all ids, found none for {len(missing)} of them",
-                item=f"image_id {missing[0]!r}",
-            )
-        return np.array([wanted[image_id] for image_id in image_ids], dtype=np.int64)
 
     def image_path(self, pair: TrainPair) -> Path:
         """File of a pair's image."""
         return self._finder.find(pair.image)
-
-    def twin_path(self, pair: TrainPair) -> Path | None:
-        """File of the twin's image; None if the pair names none."""
-        return None if pair.hard_i is None else self._finder.find(f"train/{pair.hard_i}")
 
     def write_skipped(self, folder: str | Path) -> None:
         """List the skipped bad lines in ``skipped.txt`` of a folder, if there are any.

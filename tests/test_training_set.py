@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-import pab.data.training_set
 from pab.core.errors import InputError
 from pab.core.notices import forget_notices
+from pab.data import training_index_writer
 from pab.data.annotations import read_retrieval, retrieval_of_pairs
 from pab.data.splits import write_split
-from pab.data.training_set import SKIPPED, TrainingSet
+from pab.data.training_index import SKIPPED
+from pab.data.training_set import TrainingSet
 from pab.data.tree import find_shards
 from tests.train_pairs import read_train_pairs
 
@@ -90,9 +91,9 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(
 ) -> None:
     TrainingSet.open(root)
     checks = []
-    check = pab.data.training_set._check_lines
+    check = training_index_writer._check_lines
     monkeypatch.setattr(
-        pab.data.training_set, "_check_lines", lambda *args: checks.append(args) or check(*args)
+        training_index_writer, "_check_lines", lambda *args: checks.append(args) or check(*args)
     )
     TrainingSet.open(root)
     assert not checks

@@ -13,17 +13,9 @@ from typing import Any
 
 from ensemble.chain import stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.fuse import (
-    RANKED_LIST,
-    Fusion,
-    Member,
-    aligned,
-    check_members,
-    check_same_ids,
-    row_order,
-)
+from ensemble.fuse import Fusion, aligned, check_same_ids, row_order
 from ensemble.ladder import ladder_table
-from ensemble.members import known_gallery, load_members
+from ensemble.members import RANKED_LIST, Member, check_members, known_gallery, load_members
 from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
 from ensemble.rerank_prior import Reranking
 from ensemble.uit_candidates import check_candidates

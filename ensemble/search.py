@@ -22,16 +22,15 @@ import yaml
 from ensemble.chain import decoded
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.decode import DecodeSettings
-from ensemble.fuse import (
+from ensemble.fuse import Fusion, aligned, keeps_of
+from ensemble.members import (
     RANKED_LIST,
-    Fusion,
     Member,
-    aligned,
     check_members,
-    keeps_of,
+    known_gallery,
+    load_members,
     without_weight,
 )
-from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
 from ensemble.uit_candidates import candidates_of, check_candidates
 from pab.core.config import config_from_args, flag

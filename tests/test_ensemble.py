@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ensemble.config import FusionConfig
-from ensemble.fuse import Member, aligned, best_candidates, keeps_of, parse_member, shares_of
-from ensemble.members import load_members
+from ensemble.fuse import aligned, best_candidates, keeps_of, shares_of
+from ensemble.members import Member, load_members, parse_member
 from ensemble.run import RunConfig
 from ensemble.run import main as run
 from ensemble.scaling import mean_places, scaled_block

@@ -31,6 +31,7 @@ from pab.scores import ScoreFile, respell, tell_other_data, with_all_images
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
 SUM_TOLERANCE = 1e-6
+FILE_FLAGS = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")
 RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list: 0 means "not named"
 
 
@@ -250,6 +251,12 @@ def _as_member(
     least = 1.0 / file.listed_counts().float()
     scores = torch.where(file.scores >= least[:, None], file.scores, 0.0)
     return ScoreFile(scores, file.query_ids, file.gallery_ids, {**file.meta, "model": RANKED_LIST})
+
+
+def inputs_of(config: object, members: Sequence[Member]) -> dict[str, str | None]:
+    """Files that a command reads, by the name of their flag or member."""
+    named = {name: getattr(config, name, None) for name in FILE_FLAGS}
+    return {**named, **{member.name: member.path for member in members}}
 
 
 def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:

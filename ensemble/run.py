@@ -15,7 +15,14 @@ from ensemble.chain import stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.fuse import Fusion, aligned, check_same_ids, row_order
 from ensemble.ladder import ladder_table
-from ensemble.members import RANKED_LIST, Member, check_members, known_gallery, load_members
+from ensemble.members import (
+    RANKED_LIST,
+    Member,
+    check_members,
+    inputs_of,
+    known_gallery,
+    load_members,
+)
 from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
 from ensemble.rerank_prior import Reranking
 from ensemble.uit_candidates import check_candidates
@@ -32,8 +39,6 @@ from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
 from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
 from pab.scores import ScoreFile, save_scores
-
-READ = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")  # files
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,7 @@ def run(config: RunConfig) -> None:
     inputs = [*members, *([reranker] if reranker else [])]
     outputs = {"save_score": config.save_score, "output_file": config.output_file}
     check_outputs(outputs, omit="give another file")
-    read = {name: getattr(config, name) for name in READ}
-    check_inputs_are_kept(outputs, {**read, **{member.name: member.path for member in inputs}})
+    check_inputs_are_kept(outputs, inputs_of(config, inputs))
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(

@@ -713,6 +713,44 @@ def test_no_output_replaces_an_input(files: dict[str, str], tmp_path: Path, flag
     assert Path(files["a"]).read_bytes() == before
 
 
+@pytest.mark.parametrize("flag", ["--out", "--trials"])
+@pytest.mark.parametrize("what", ["lhp", "annotation", "decode_bank"])
+def test_a_search_replaces_no_input(annotation: Path, tmp_path: Path, flag: str, what: str) -> None:
+    paths = labelled(tmp_path)
+    files = {"lhp": paths["a"], "annotation": str(annotation), "decode_bank": paths["c"]}
+    words = [
+        "--beit3_score",
+        paths["a"],
+        "--uit_score",
+        paths["b"],
+        "--annotation",
+        files["annotation"],
+    ]
+    words += ["--decode", "querybank", "--decode_bank", paths["c"], "--folds", "0"]
+    words += ["--out", str(tmp_path / "w.yaml"), "--trials", str(tmp_path / "t.csv")]
+    before = Path(files[what]).read_bytes()
+    with pytest.raises(
+        InputError, match=f"{flag}: .* is the file of {what}: it would be overwritten"
+    ):
+        search([*words, flag, files[what]])
+    assert Path(files[what]).read_bytes() == before
+
+
+def test_a_search_names_the_file_that_lacks_images(annotation: Path, tmp_path: Path) -> None:
+    few = {
+        name: write(
+            tmp_path / f"few_{name}.pt", torch.rand(12, 11),
+            [f"{image}#0" for image in IMAGES], IMAGES[:11],
+        )
+        for name in ("a", "b")
+    }  # fmt: skip
+    words = ["--beit3_score", few["a"], "--uit_score", few["b"], "--annotation", str(annotation)]
+    words += ["--out", str(tmp_path / "w.yaml"), "--trials", str(tmp_path / "t.csv")]
+    with pytest.raises(InputError, match="i11") as caught:
+        search(words)
+    assert str(caught.value).startswith(few["a"])
+
+
 def test_sinkhorn_says_if_it_has_not_converged(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

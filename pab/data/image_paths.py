@@ -55,7 +55,8 @@ def checked_path(
 ) -> str:
     """Return an image path relative to the data root, after checking that it stays inside.
 
-    Backslashes are read as ``/``, unless a file has exactly this name. An absolute path inside the root becomes relative.
+    Backslashes are read as ``/``, unless a file has exactly this name. An absolute path inside the
+    root becomes relative.
 
     Args:
         value: the path, not empty.

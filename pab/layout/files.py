@@ -295,7 +295,7 @@ def _pairs(path: Path) -> Found:
 
 def _answers(path: Path) -> Found:
     key = read_answers(path)
-    normal = sum(answer[1] is not None for answer in key.values())
+    normal = sum(answer.is_normal is True for answer in key.values())
     facts = (count(len(key), "answer"), f"{normal:,} normal")
     queries = path.absolute().parent / "query.json"
     annotation = quoted(queries) if queries.is_file() else "QUERIES"

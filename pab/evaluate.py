@@ -27,7 +27,7 @@ from pab.core.files import write_json, write_text
 from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import read_retrieval
-from pab.data.id_lists import read_query_order
+from pab.data.id_lists import read_gallery_ids, read_query_ids, read_query_order
 from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
 from pab.data.records import Relevance, Retrieval
@@ -166,7 +166,7 @@ def evaluate(
     Raises:
         InputError: no labels, or ids of queries or images that do not match.
     """
-    from pab.scores import respell
+    from pab.scores import respell  # imports torch, which ranked lists do not need
 
     relevant = _labels(retrieval)
     query_ids = [query.query_id for query in retrieval.queries]
@@ -416,8 +416,7 @@ def main(argv: list[str] | None = None) -> None:
         # The run and the qrels have to spell a name in one way.
         ranking = _list_ranking(respelt_lists(found.names, retrieval, path), top_k)
     else:
-        from pab.data.id_lists import read_gallery_ids, read_query_ids
-        from pab.formats.conversion import to_score_file
+        from pab.formats.conversion import to_score_file  # imports torch
         from pab.scores import respell
 
         score_file = to_score_file(

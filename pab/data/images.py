@@ -17,6 +17,7 @@ from pathlib import Path
 from struct import error as StructError
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from PIL import Image
 
 from pab.core.errors import InputError
@@ -210,8 +211,6 @@ class ImageReader:
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to RGB; Pillow's own conversion would clip 16 bits at 255."""
     if image.mode.startswith("I;16"):
-        import numpy as np
-
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert("RGB")
 

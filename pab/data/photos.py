@@ -279,7 +279,7 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
 
 def _large(image: Image.Image) -> Image.Image:
     """Apply :func:`_upright_rgb` to a large image, and return its memory to the system."""
-    from pab.core.devices import return_freed_memory
+    from pab.core.devices import return_freed_memory  # imports torch
 
     result = _upright_rgb(image)
     image.close()

@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
 from pab.data.annotations import read_retrieval
@@ -60,7 +62,7 @@ def _unknown(path: Path, found: str) -> InputError:
 
 
 def _tensors(path: Path) -> Found:
-    from pab.core.checkpoints import LET_IN, read_checkpoint
+    from pab.core.checkpoints import LET_IN, read_checkpoint  # imports torch
     from pab.core.tensor_files import read_tensors
 
     if path.suffix != ".safetensors":
@@ -79,8 +81,6 @@ def _tensors(path: Path) -> Found:
 
 
 def _picture(path: Path) -> Found:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             facts = (f"{image.format}, {image.width} x {image.height} pixels",)
@@ -295,7 +295,7 @@ def _pairs(path: Path) -> Found:
 
 def _answers(path: Path) -> Found:
     key = read_answers(path)
-    normal = sum(answer[1] is not None for answer in key.values())
+    normal = sum(answer.is_normal is True for answer in key.values())
     facts = (count(len(key), "answer"), f"{normal:,} normal")
     queries = path.absolute().parent / "query.json"
     annotation = quoted(queries) if queries.is_file() else "QUERIES"

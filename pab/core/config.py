@@ -17,7 +17,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Container, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
@@ -55,11 +55,17 @@ def flag(default: Any, help_text: str, *, group: Group | None = None, **bounds: 
     Args:
         default: value of the field if neither the file nor the command line sets it.
         help_text: text of ``--help``.
-        group: section of ``--help``; ``advanced`` if no class gives one.
+        group: section of ``--help``; else the class's ``flag_group``, or ``advanced``.
         bounds: ``ge``, ``gt``, ``le`` and ``lt``; an optional field may also be None.
     """
     grouped = {} if group is None else {"group": group}
     return dataclasses.field(default=default, metadata={"help": help_text, **grouped, **bounds})
+
+
+data_flag = partial(flag, group="data")
+model_flag = partial(flag, group="model")
+output_flag = partial(flag, group="output")
+speed_flag = partial(flag, group="speed")
 
 
 class Bounded:
@@ -149,7 +155,7 @@ def add_config_flags(
             continue
         kind, optional = _without_none(kinds[field.name])
         facts, name = _facts(cls, field.name), f"--{field.name}"
-        group = parser.groups[facts.get("group", "advanced")]
+        group = parser.groups[facts.get("group", getattr(cls, "flag_group", "advanced"))]
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field.name}
         text = _help_of(field.default, str(facts.get("help", "")))
         if kind is bool:

@@ -29,7 +29,7 @@ from lhp.views import HybridView
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
 from pab.scoring.compute import Compute
 from pab.scoring.encoder import scores_of
 from pab.training.command import training_command

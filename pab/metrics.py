@@ -39,7 +39,7 @@ from pab.core.errors import InputError
 from pab.ranking import ranks_of
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

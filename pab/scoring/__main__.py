@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pab.core.config import CommandParser
+from pab.core.commands import CommandParser
 from pab.core.errors import run_cli
 from pab.scoring.job import scoring_command
 from pab.scoring.members import member_config, members

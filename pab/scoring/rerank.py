@@ -18,9 +18,10 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.data.records import GalleryImage
 from pab.formats.contents import Listing
+from pab.formats.conversion import to_score_file
 from pab.formats.forms import read_form
 from pab.ranking import top_k
-from pab.scores import ScoreFile, align, respell, tell_other_data, to_score_file, with_all_images
+from pab.scores import ScoreFile, align, respell, tell_other_data, with_all_images
 from pab.scoring.job import ScoringJob
 
 

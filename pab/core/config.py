@@ -23,6 +23,7 @@ import yaml
 
 from pab.core.errors import EXIT_BAD_INPUT, InputError
 from pab.core.files import existing_file, write_text
+from pab.core.resources import config_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -111,7 +112,7 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: dict[str,
     kinds = _field_types(cls)
     values: dict[str, Any] = {}
     if yaml_path is not None:
-        for key, value in _read_yaml(Path(yaml_path)).items():
+        for key, value in _read_yaml(config_path(yaml_path)).items():
             values[key] = _checked(key, value, kinds, str(yaml_path), str)
     for key, value in overrides.items():
         values[key] = _checked(key, value, kinds, f"--{key}", lambda _: "flag")

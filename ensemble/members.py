@@ -7,7 +7,7 @@ lines must be given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,6 +42,7 @@ def load_members(
     *,
     queries: str | Path | None = None,
     gallery: str | Path | None = None,
+    loaded: Mapping[str, ScoreFile] | None = None,
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
@@ -55,6 +56,7 @@ def load_members(
             members name.
         queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
         gallery: file of gallery ids, or the gallery's folder, for members without ids.
+        loaded: member path -> its valid scores, for members that are already in memory.
 
     Raises:
         InputError: an unreadable file, ids that are missing or do not match, a run that lacks
@@ -64,6 +66,8 @@ def load_members(
     columns = read_gallery_ids(gallery) if gallery else None
 
     def read(path: str) -> ScoreFile | Listing:
+        if loaded and path in loaded:
+            return loaded[path]
         found = read_form(path)
         if isinstance(found, Listing):
             return found

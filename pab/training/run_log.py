@@ -28,6 +28,7 @@ from pab.core import processes
 from pab.core.config import save_resolved
 from pab.core.errors import InputError
 from pab.core.files import write_json, write_text
+from pab.core.resources import CODE_ROOT
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "sentencepiece")
 SECONDS_BETWEEN_LINES = 30.0  # between progress lines if stderr is not a terminal
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 class RunLog:
@@ -86,7 +86,7 @@ class RunLog:
             "resumed_from": dict(resumed_from) if resumed_from is not None else None,
             "processes": processes.world_size(),
             "versions": versions(),
-            "git": git_state(PROJECT_ROOT),
+            "git": git_state(CODE_ROOT),
         }
         self._record = output_dir / "run.json"
         earlier = _earlier_starts(self._record) if resumed_at is not None else []

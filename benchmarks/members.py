@@ -81,7 +81,7 @@ def main() -> None:
             + ["--save_score", str(out), "--output_file", str(out.with_suffix(".txt"))]
         )
         found = judged(out, TEST)
-        rows.append(table_row(f"+ {NAMES[name]}, the others keep {keep:g}", found, before))
+        rows.append(table_row(f"+ {NAMES[name]}, weight {keep:g}", found, before))
         before = found
     text = [
         f"`python benchmarks/members.py --out {args.out}`: the four shipped mini models alone,",

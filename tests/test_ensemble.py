@@ -375,7 +375,7 @@ def test_grids_reach_both_ends(step: float, count: int) -> None:
 
 
 def fused(tmp_path: Path, *words: str, name: str = "fused") -> ScoreFile:
-    """What `ensemble.run` makes of these words."""
+    """Run `ensemble.run` with these flags; return its score file."""
     out = tmp_path / f"{name}.pt"
     run([*words, "--save_score", str(out), "--output_file", str(tmp_path / f"{name}.txt")])
     return load_scores(out)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "data/README.md", "checkpoints/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 MOST_WORDS = 34  # of a sentence
 MOST_CELL_WORDS = 8  # of a cell of a table of README.md
 HISTORY = "log.md"  # its table quotes old results and is not rewritten
@@ -54,7 +57,7 @@ def long_sentences(text: str) -> list[str]:
     return [line for line in sentences(plain(text)) if len(line.split()) > MOST_WORDS]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_sentences_are_short(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     if page.name == HISTORY:

@@ -329,8 +329,8 @@ PAGE = """# Metrics and fusion compared with ir-measures and ranx
 
 Written by `benchmarks/peers.py --out docs/peers.md` (ir-measures 0.4.3, ranx 0.3.21; its docstring
 has the commands). The data are drawn: many tied scores, 1 to 15 right images per query, runs that
-list only some images, and runs with missing queries. Figures that must agree within {limit:.0e} differ
-by {worst:.1e} at most.
+list only some images, and runs with missing queries. Figures that must agree within {limit:.0e}
+differ by {worst:.1e} at most.
 
 {table}
 

@@ -43,11 +43,11 @@ def arbitrate(
     rankings = columns.tolist()
     places = [0] * len(rankings)
     for _ in range(passes):
-        claims: dict[int, list[int]] = defaultdict(list)
+        rows_of: dict[int, list[int]] = defaultdict(list)
         for row, ranking in enumerate(rankings):
-            claims[ranking[places[row]]].append(row)
+            rows_of[ranking[places[row]]].append(row)
         moves = []
-        for rows in claims.values():
+        for rows in rows_of.values():
             owner = max(rows, key=lambda row: (margins[row], query_ids[row]))
             moves += [
                 row

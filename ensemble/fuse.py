@@ -33,29 +33,29 @@ STRETCH = 64  # columns per stretch; its maximum is taken first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 
 
-def shares_of(keeps: Sequence[float]) -> list[float]:
+def shares_from_weights(weights: Sequence[float]) -> list[float]:
     """Return each member's share in the fused sum.
 
     Args:
-        keeps: weight kept by the running sum when the second, third, ... member is added.
+        weights: weight kept by the running sum when the second, third, ... member is added.
 
     Returns:
         One share per member; they sum to 1.
     """
     shares = [1.0]
-    for keep in keeps:
-        shares = [share * keep for share in shares] + [1.0 - keep]
+    for weight in weights:
+        shares = [share * weight for share in shares] + [1.0 - weight]
     return shares
 
 
-def keeps_of(shares: Sequence[float]) -> list[float]:
-    """Return the kept weights for given shares; the inverse of :func:`shares_of`."""
-    keeps, before = [], shares[0]
+def kept_weights(shares: Sequence[float]) -> list[float]:
+    """Return the kept weights for given shares; the inverse of :func:`shares_from_weights`."""
+    weights, before = [], shares[0]
     for share in shares[1:]:
         total = before + share
-        keeps.append(before / total if total > 0 else 1.0)
+        weights.append(before / total if total > 0 else 1.0)
         before = total
-    return keeps
+    return weights
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Fusion:
         """
         if self.rule != "iterative" or self.scaling != "minmax":
             return torch.cat([top_k(block, k) for block in self.blocks()])
-        shares = shares_of([member.weight for member in self.members[1:]])
+        shares = shares_from_weights([member.weight for member in self.members[1:]])
         factors, shift, scale = [], 0.0, 0.0
         for share, file, member in zip(shares, self.files, self.members, strict=True):
             low, high = file.bounds

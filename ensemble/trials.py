@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ensemble.fuse import Fusion, blend, shares_of
+from ensemble.fuse import Fusion, blend, shares_from_weights
 from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.notices import notice
@@ -118,7 +118,7 @@ class Found:
         for step in self.steps:
             gain = judge.difference(step.before, step.after, seed)
             lines.append(
-                f"+ {step.member}, keep {step.weight:g}: {judge.figures(step.after)}; gain {gain}"
+                f"+ {step.member}, weight {step.weight:g}: {judge.figures(step.after)}; gain {gain}"
             )
         if not self.steps:
             gain = judge.difference(metrics, self.metrics, seed)
@@ -151,7 +151,7 @@ def by_steps(
     start = max(range(len(alone)), key=lambda n: judge.key(alone[n]))
     trials = [Trial(members[n].name, 1.0, found.mean()) for n, found in enumerate(alone)]
     fused, best = scaled[start], alone[start]
-    order, keeps, steps = [start], [], []
+    order, kept, steps = [start], [], []
     waiting = [number for number in range(len(members)) if number != start]
     while waiting:
         found: tuple[tuple[float, float], int, float, Metrics] | None = None
@@ -167,10 +167,10 @@ def by_steps(
         steps.append(Step(members[number].name, weight, best, metrics))
         fused, best = blend(fused, scaled[number], weight), metrics
         order.append(number)
-        keeps.append(weight)
+        kept.append(weight)
         waiting.remove(number)
     shares = [0.0] * len(members)
-    for number, share in zip(order, shares_of(keeps), strict=True):
+    for number, share in zip(order, shares_from_weights(kept), strict=True):
         shares[number] = share
     return Found(shares, fused, best, (members[start].name, alone[start]), steps, trials)
 
@@ -211,8 +211,8 @@ class Simplex:
                 todo="take a larger step, such as 0.05",
             )  # fmt: skip
         points = []
-        for whole in compositions(parts, count):
-            shares = [part / parts for part in whole]
+        for grid_parts in compositions(parts, count):
+            shares = [part / parts for part in grid_parts]
             points.append((shares, judge(shared_sum(fusion, shares))))
         return cls(fusion, points, points[0][1])
 

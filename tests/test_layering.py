@@ -58,7 +58,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def is_module(name: str) -> bool:
-    """Whether a dotted name is a module or package of this repository."""
+    """Return true if a dotted name is a module or package of this repository."""
     place = ROOT / name.replace(".", "/")
     return place.is_dir() or place.with_suffix(".py").is_file()
 

@@ -10,15 +10,16 @@ const orders = {
   id: (a, b) => a.dataset.id.localeCompare(b.dataset.id, undefined, {numeric: true}),
 };
 let order = "";
+const spaced = text => " " + text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ");  // words match by their start
 function apply() {
   const wanted = Object.fromEntries(new FormData(form));
-  const words = wanted.words.toLowerCase().split(/\s+/);
+  const words = spaced(wanted.words).split(" ");
   let shown = 0;
   for (const query of queries) {
-    const caption = query.querySelector(".caption").textContent.toLowerCase();
+    const caption = spaced(query.querySelector(".caption").textContent);
     const fits = ["outcome", "kind", "action"].every(name => !wanted[name] || query.dataset[name] === wanted[name])
       && (!wanted.failure || query.dataset.failure.split(" ").includes(wanted.failure))
-      && words.every(word => caption.includes(word));
+      && words.every(word => caption.includes(" " + word));
     query.hidden = !fits;
     shown += fits;
   }
@@ -39,13 +40,14 @@ let current = null;
 const visible = from => [...from.closest("article, .step").querySelectorAll(".shot")].filter(shot => shot.getClientRects().length);
 function focusOn(shot) {
   shot.tabIndex = -1;
+  shot.setAttribute("role", "button");
   shot.focus();
 }
 function show(shot) {
   current = shot;
   const place = shot.closest("article, .step");
   zoom.querySelector("use").setAttribute("href", shot.firstElementChild.getAttribute("href"));
-  zoom.querySelector(".name").textContent = `${shot.closest("ol").ariaLabel}: ${shot.ariaLabel}`;
+  zoom.querySelector(".name").textContent = `${shot.closest("ol").getAttribute("aria-label")}: ${shot.getAttribute("aria-label")}`;
   zoom.querySelector(".soft").textContent = place.querySelector(".caption").textContent;
   if (!zoom.open) zoom.showModal();
 }
@@ -80,15 +82,15 @@ for (const head of document.querySelectorAll("thead th")) {
   button.append(...head.childNodes);
   head.append(button);
   button.addEventListener("click", () => {
-    const falls = head.ariaSort !== "descending";
+    const falls = head.getAttribute("aria-sort") !== "descending";
     const body = head.closest("table").tBodies[0];
     const value = row => {
       const text = row.cells[head.cellIndex].textContent.replaceAll(",", "");
       return Number.isNaN(parseFloat(text)) ? text : parseFloat(text);
     };
     const rows = [...body.rows].sort((a, b) => (value(a) > value(b)) - (value(a) < value(b)));
-    for (const other of head.parentElement.cells) other.ariaSort = null;
-    head.ariaSort = falls ? "descending" : "ascending";
+    for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", falls ? "descending" : "ascending");
     body.append(...(falls ? rows.reverse() : rows));
   });
 }

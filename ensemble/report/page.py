@@ -146,7 +146,7 @@ def write_report(
     ranks = None if main.evaluation is None else main.evaluation.metrics.best_rank.tolist()
     rows = choose_queries(ranks, kinds, n_queries, seed)
     album = Album(gallery, retrieval)
-    changes = steps_shown(rankings, steps, queries, album, seed)  # first: large thumbnails
+    changes = steps_shown(rankings, steps, queries, album, seed)
     strips = _strips(rows, rankings, queries, album)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -277,10 +277,10 @@ def _strips(
         rank = None if one.evaluation is None else int(one.evaluation.metrics.best_rank[row])
         return RankedList(one.name, rank, album.ranked(one.scores, row, places, **size))
 
-    def strip(row: int, found: RankedList) -> Strip:
-        query = queries[main.scores.query_ids[row]]
+    strips = []
+    for row in rows:
+        found = ranked(main, row)
         rank = found.rank or 1
-        below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
         tests = {
             "near": 1 < rank <= TOP_IMAGES,
             "far": rank > TOP_IMAGES,
@@ -288,11 +288,12 @@ def _strips(
             "duplicate": rank > 1 and shared[row],
         }
         failures = [key for key, holds in tests.items() if holds]
-        lists = [ranked(one, row, side=SMALL_PX) for one in others]
-        return Strip(query, _kind(query), failures, found, below, lists)
-
-    shown = [ranked(main, row) for row in rows]  # before the others: large thumbnails
-    return [strip(row, found) for row, found in zip(rows, shown, strict=True)]
+        below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
+        query = queries[main.scores.query_ids[row]]
+        strips.append(Strip(query, _kind(query), failures, found, below, []))
+    for row, strip in zip(rows, strips, strict=True):  # last: small thumbnails
+        strip.others.extend(ranked(one, row, side=SMALL_PX) for one in others)
+    return strips
 
 
 def comparison(rankings: Sequence[NamedScores], seed: int = 0) -> str:

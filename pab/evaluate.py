@@ -26,6 +26,7 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json, write_text
 from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
+from pab.core.progress import progress
 from pab.data.annotations import Retrieval, read_query_order, read_retrieval
 from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
@@ -316,7 +317,8 @@ def write_trec(
     Raises:
         InputError: an id contains a blank, which the format cannot represent.
     """
-    run = "".join(trec_lines(f"{prefix}.run", query_ids, ranking))
+    shown = progress(ranking, f"writing {prefix}.run", "queries")
+    run = "".join(trec_lines(f"{prefix}.run", query_ids, shown))
     qrels: list[str] = []
     for query_id, images in relevant.items():
         check_words(f"{prefix}.qrels", (query_id, *images))

@@ -35,6 +35,7 @@ from ensemble.report.steps import steps_shown
 from pab.core.config import CommandParser
 from pab.core.errors import InputError
 from pab.core.files import write_text
+from pab.core.progress import progress
 from pab.data.annotations import GalleryImage, Query, Retrieval, read_retrieval
 from pab.data.images import list_gallery
 from pab.data.label_config import add_label_flags, label_config
@@ -102,7 +103,10 @@ def write_report(
     ranks = None if main.evaluation is None else main.evaluation.metrics.best_rank.tolist()
     rows = choose_queries(ranks, kinds, n_queries, seed)
     thumbnails = Thumbnails(gallery)
-    strips = [_strip(row, members, retrieval, queries, thumbnails) for row in rows]
+    strips = [
+        _strip(row, members, retrieval, queries, thumbnails)
+        for row in progress(rows, "making pictures", "queries")
+    ]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # captions and file names are untrusted text

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from pab.core.errors import InputError
 from pab.core.files import existing_file
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.data.bad_lines import BadLines
 from pab.data.fields import (
     FieldNotes,
@@ -236,7 +237,7 @@ def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[Tr
         once(pair.image_id, path, f"{item} of {path.name}")
         return pair
 
-    for path in paths:
+    for path in progress(paths, "reading shards", "files"):
         yield from _records(existing_file(path, "a training annotation file"), pair_of, bad)
 
 
@@ -286,7 +287,10 @@ def _records(
         collected: takes the bad lines; without it they are raised.
     """
     bad, notes = BadLines() if collected is None else collected, FieldNotes()
-    for number, _, raw in entries(path):
+    size = path.stat().st_size
+    for number, _, raw in progress(
+        entries(path), f"reading {path.name}", "B", size, lambda entry: len(entry[2])
+    ):
         item = f"line {number}"
         try:
             record = record_of(json_object(raw, path, item), path, item, notes)

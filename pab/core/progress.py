@@ -148,10 +148,12 @@ def progress(
     if total is None and size is None and isinstance(items, Sized):
         total = len(items)
     with Progress(total, what, unit) as bar:
+        finished = 0
         for item in items:
-            bar.update(0)  # so that a bar appears before a slow first item is done
+            bar.update(finished)  # here, so that a bar appears before a slow first item is done
             yield item
-            bar.update(1 if size is None else size(item))
+            finished = 1 if size is None else size(item)
+        bar.update(finished)
 
 
 def write_line(text: str) -> None:

@@ -13,17 +13,16 @@ from typing import Any
 
 from ensemble.chain import stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.fuse import (
-    RANKED_LIST,
-    Fusion,
-    Member,
-    aligned,
-    check_members,
-    check_same_ids,
-    row_order,
-)
+from ensemble.fuse import Fusion, aligned, check_same_ids, row_order
 from ensemble.ladder import ladder_table
-from ensemble.members import known_gallery, load_members
+from ensemble.members import (
+    RANKED_LIST,
+    Member,
+    check_members,
+    inputs_of,
+    known_gallery,
+    load_members,
+)
 from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
 from ensemble.rerank_prior import Reranking
 from ensemble.uit_candidates import check_candidates
@@ -32,20 +31,14 @@ from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
-from pab.ranking import (
-    check_names,
-    order_queries,
-    ranked_names,
-    rows_in_order,
-    write_ranked_list,
-)
+from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
 from pab.scores import ScoreFile, save_scores
-
-READ = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")  # files
 
 
 @dataclass(frozen=True)
@@ -155,8 +148,7 @@ def run(config: RunConfig) -> None:
     inputs = [*members, *([reranker] if reranker else [])]
     outputs = {"save_score": config.save_score, "output_file": config.output_file}
     check_outputs(outputs, omit="give another file")
-    read = {name: getattr(config, name) for name in READ}
-    check_inputs_are_kept(outputs, {**read, **{member.name: member.path for member in inputs}})
+    check_inputs_are_kept(outputs, inputs_of(config, inputs))
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(

@@ -22,25 +22,26 @@ import yaml
 from ensemble.chain import decoded
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.decode import DecodeSettings
-from ensemble.fuse import (
+from ensemble.fuse import Fusion, aligned, keeps_of
+from ensemble.members import (
     RANKED_LIST,
-    Fusion,
     Member,
-    aligned,
     check_members,
-    keeps_of,
+    inputs_of,
+    known_gallery,
+    load_members,
     without_weight,
 )
-from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
 from ensemble.uit_candidates import candidates_of, check_candidates
 from pab.core.config import config_from_args, flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
-from pab.core.outputs import check_outputs
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.core.progress import progress
-from pab.data.annotations import Retrieval, read_retrieval
+from pab.data.annotations import read_retrieval
 from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 from pab.metrics import Metrics
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
@@ -245,7 +246,9 @@ def run(config: SearchConfig) -> None:
     members = config.members()
     if len(members) < 2:
         raise InputError("ensemble", f"expected two members or more, found {len(members)}")
-    check_outputs({"trials": config.trials, "out": config.out}, omit="give another file")
+    outputs = {"trials": config.trials, "out": config.out}
+    check_outputs(outputs, omit="give another file")
+    check_inputs_are_kept(outputs, inputs_of(config, members))
     retrieval = read_retrieval(
         config.annotation,
         image_folder=config.image_folder,
@@ -268,7 +271,7 @@ def run(config: SearchConfig) -> None:
     )
     check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
-    judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
+    judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant, members[0].path)
     search = searcher(config, fusion, judge)
     found = search(judge)
     print(found.described(judge, config.seed))

@@ -20,8 +20,8 @@ from lhp.beit3 import (
 from lhp.tokenizer import Tokenizer, pad_batch
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.errors import InputError
-from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader, recipe
+from pab.data.records import GalleryImage
 from pab.scoring.encoding import caption_vectors, image_vectors
 from pab.scoring.feature_cache import FeatureCache
 

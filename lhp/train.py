@@ -30,7 +30,7 @@ from lhp.views import HybridView
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs

@@ -23,9 +23,12 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.label_config import add_label_flags, label_config
+from pab.data.masked_queries import read_answers
 from pab.data.names import respelt
+from pab.data.records import Query, Retrieval
 from pab.evaluate import Evaluation, evaluate_predictions
 from pab.metrics import paired_bootstrap
 from pab.ranking import read_ranked_list

@@ -40,7 +40,7 @@ from pab.core.progress import progress
 from pab.ranking import ranks_of
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -22,8 +22,8 @@ from lhp.views import HybridView
 from pab.core.config import flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
-from pab.data.annotations import Retrieval
 from pab.data.images import recipe
+from pab.data.records import Retrieval
 from pab.data.wordpiece import VOCABULARY, Tokenizer
 from pab.encoders.blip2.model import (
     MODELS,
@@ -37,13 +37,7 @@ from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
 from pab.encoders.similarity import blip2_scores
-from pab.encoders.tuning import (
-    SCRATCH,
-    FinetuneConfig,
-    adapted,
-    merged_state,
-    own_name,
-)
+from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs

@@ -25,7 +25,7 @@ from pab.core.config import flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
 from pab.core.weight_folders import weights_or_path
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
 from pab.encoders.clip.identity import ARCHITECTURE, CONFIGURATION
 from pab.encoders.clip.model import ClipEncoder, load_clip, new_clip
 from pab.encoders.clip.names import FOLDER, architecture, label
@@ -33,13 +33,7 @@ from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
 from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
 from pab.encoders.similarity import clip_scores
-from pab.encoders.tuning import (
-    SCRATCH,
-    FinetuneConfig,
-    adapted,
-    merged_state,
-    own_name,
-)
+from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 
 from ensemble.run import main as fuse
 from pab.core.errors import InputError
+from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.evaluate import main as evaluate
 from pab.formats import export as score_export
 from pab.formats import tables as score_tables
 from pab.formats.contents import Listing
 from pab.formats.forms import read_form
 from pab.ranking import ranked_names, write_ranked_list
-from pab.scores import ScoreFile, load_scores, main, read_gallery_ids, read_query_ids, save_scores
+from pab.scores import ScoreFile, load_scores, main, save_scores
 
 SCORES = torch.tensor([[0.5, 0.25, 1.0], [2.0, -1.0, 0.0]])
 IDS: dict[str, Any] = {"query_ids": ["q1", "q2"], "gallery_ids": ["a", "b", "c"]}

@@ -21,8 +21,8 @@ from PIL import Image
 
 import pab.data.photos
 from pab.core.errors import InputError
-from pab.data.annotations import GalleryImage
 from pab.data.photos import list_photos, load_photo
+from pab.data.records import GalleryImage
 from pab.scoring.encoder import Encoder, OpenEncoder
 from pab.search.__main__ import TOP_K, main
 from pab.search.engine import search

@@ -21,8 +21,8 @@ from pab.core import processes
 from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.progress import progress
-from pab.data.annotations import GalleryImage
 from pab.data.images import recipe
+from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoding import loaded
 from pab.scoring.feature_cache import FeatureCache

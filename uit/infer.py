@@ -20,16 +20,9 @@ from pab.core.devices import pick_device
 from pab.core.errors import InputError, run_cli
 from pab.core.outputs import check_output_folder, check_outputs
 from pab.formats.contents import Listing
+from pab.formats.conversion import to_score_file
 from pab.formats.forms import read_form
-from pab.scores import (
-    ScoreFile,
-    align,
-    respell,
-    save_scores,
-    tell_other_data,
-    to_score_file,
-    with_all_images,
-)
+from pab.scores import ScoreFile, align, respell, save_scores, tell_other_data, with_all_images
 from pab.scoring.job import (
     ScoringConfig,
     ScoringJob,

@@ -22,8 +22,8 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.progress import progress
-from pab.data.annotations import GalleryImage
 from pab.data.image_paths import IMAGE_ENDINGS
+from pab.data.records import GalleryImage
 
 if TYPE_CHECKING:
     from torch import Tensor

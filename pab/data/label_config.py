@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pab.core.commands import CommandParser
 from pab.core.config import add_config_flags, flag, load_config
 from pab.core.errors import InputError
 from pab.data.tables import TableColumns
@@ -48,7 +49,7 @@ class LabelConfig(TableConfig):
         return {"same_caption_counts": self.same_caption_counts, "columns": self.columns()}
 
 
-def add_label_flags(parser: argparse.ArgumentParser) -> None:
+def add_label_flags(parser: CommandParser) -> None:
     """Add the flags of :class:`LabelConfig` to a command without a config."""
     add_config_flags(parser, LabelConfig)
 

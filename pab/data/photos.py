@@ -25,9 +25,9 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.progress import Progress
-from pab.data.annotations import GalleryImage
 from pab.data.image_paths import PHOTO_ENDINGS
 from pab.data.images import ImageReader, reason
+from pab.data.records import GalleryImage
 
 # Pillow's names of the decoders for photographs; JPEG's also opens MPO.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader, ImageTransform
+from pab.data.records import GalleryImage
 from pab.scoring.encoding import caption_vectors, image_vectors
 from pab.scoring.feature_cache import FeatureCache
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pab.data.annotations import GalleryImage, Query
 from pab.data.images import ImageReader, ImageTransform
+from pab.data.records import GalleryImage, Query
 from pab.data.wordpiece import Tokenizer
 from pab.encoders.captions import CaptionIds
 from pab.encoders.compute import Compute

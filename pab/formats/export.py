@@ -31,7 +31,7 @@ from pab.core.notices import notice
 from pab.core.progress import progress
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 FORMATS = ("pt", "bare", "npy", "npz", "csv", "parquet", "trec", "ranx", "rankings")
 LISTS = ("trec", "ranx", "rankings")
@@ -82,7 +82,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
         notice(out, "images that were not listed are written with the score below the listed ones")
     match form:
         case "pt":
-            from pab.scores import save_scores
+            from pab.formats.score_file import save_scores
 
             save_scores(out, score_file)
         case "bare" | "prefix":

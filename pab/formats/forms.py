@@ -27,8 +27,9 @@ import numpy as np
 from pab.core.errors import InputError
 from pab.core.files import DAMAGED_ARCHIVE, existing_file
 from pab.core.text_files import read_text
+from pab.data.id_lists import id_texts
 from pab.data.json_lines import shortened
-from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix, id_texts
+from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix
 from pab.formats.runs import is_trec_run, json_run, ranked_list, trec_run
 from pab.formats.tables import (
     bare_separator_of,

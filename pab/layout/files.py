@@ -14,8 +14,11 @@ from typing import Any
 
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
-from pab.data.annotations import read_answers, read_id_list, read_labelled_images, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_id_list
 from pab.data.image_paths import data_root
+from pab.data.labelled_images import read_labelled_images
+from pab.data.masked_queries import read_answers
 from pab.layout.folders import is_photo_name
 from pab.layout.found import Found, count, quoted
 from pab.layout.scores import describe_scores, holds_scores

@@ -15,8 +15,8 @@ def describe_scores(path: Path) -> Found:
         InputError: the file violates a rule of its form; the message names it.
     """
     from pab.formats.contents import Matrix
+    from pab.formats.description import show
     from pab.formats.forms import read_form
-    from pab.scores import show
 
     facts = tuple(
         line for line in show(path).splitlines() if not line.startswith(("file ", "form "))

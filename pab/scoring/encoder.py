@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader
+from pab.data.records import GalleryImage
 
 
 class EncodeImages(Protocol):

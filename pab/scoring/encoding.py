@@ -15,8 +15,8 @@ from torch import Tensor
 from pab.core import processes
 from pab.core.devices import autocast
 from pab.core.progress import progress
-from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader, ImageTransform, image_loader
+from pab.data.records import GalleryImage
 from pab.scoring.feature_cache import FeatureCache, caption_digest
 
 Encode = Callable[[Tensor], Tensor]  # a batch on the model's device -> unit vectors [B, D]

@@ -29,8 +29,8 @@ from torch import Tensor
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_file, write_text
 from pab.core.progress import progress
-from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader
+from pab.data.records import GalleryImage
 
 FORMAT = 1  # version of the file format; part of the key, so another format is another cache
 DIGEST_BYTES = 32

@@ -23,9 +23,11 @@ from pab.core.devices import pick_device
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_lines
 from pab.core.outputs import check_output_folder, check_outputs
-from pab.data.annotations import GalleryImage, Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.images import list_gallery, verify_images
 from pab.data.label_config import LabelConfig
+from pab.data.records import GalleryImage, Retrieval
 from pab.evaluate import evaluate
 from pab.ranking import order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores

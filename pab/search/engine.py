@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pab.data.annotations import GalleryImage
 from pab.data.photos import photo_reader
+from pab.data.records import GalleryImage
 from pab.ranking import top_k as best_columns
 from pab.scoring.encoder import OpenEncoder
 from pab.scoring.job import check_finite

@@ -31,7 +31,7 @@ from pab.core.devices import (
 )
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
 from pab.data.splits import write_split
 from pab.metrics import evaluate_scores
 from pab.scores import ScoreFile

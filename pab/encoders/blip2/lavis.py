@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pab.core.checkpoints import model_state, read_checkpoint
 from pab.core.errors import InputError
-from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader, ImageTransform
+from pab.data.records import GalleryImage
 from pab.encoders.compute import Compute
 from pab.encoders.pooling import Pooling, similarity_of_rows
 from pab.scoring.encoder import Encoder

@@ -41,6 +41,7 @@ from pab import __version__
 from pab.core.config import CommandParser
 from pab.core.errors import InputError
 from pab.core.files import write_text
+from pab.core.progress import progress
 from pab.data.annotations import read_retrieval
 from pab.data.images import list_gallery
 from pab.data.label_config import add_label_flags, label_config
@@ -278,7 +279,7 @@ def _strips(
         return RankedList(one.name, rank, album.ranked(one.scores, row, places, **size))
 
     strips = []
-    for row in rows:
+    for row in progress(rows, "making pictures", "queries"):
         found = ranked(main, row)
         rank = found.rank or 1
         tests = {

@@ -33,7 +33,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")  # JSON's own white space
 EXPECTED = "expected a JSON object"
 
 
-class _Twice(ValueError):
+class Twice(ValueError):
     """Duplicate field in an object; the message is its name."""
 
 
@@ -43,11 +43,11 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in fields if names.count(name) > 1)
-        raise _Twice(twice)
+        raise Twice(twice)
     return fields
 
 
-_OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # json.loads would build one per call
+OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # json.loads would build one per call
 _ANY = json.JSONDecoder()  # finds the end of a value; repeated fields are checked later
 
 
@@ -224,9 +224,9 @@ def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
     """Parse an entry as a JSON object; raises for bad UTF-8, bad JSON and other values."""
     text = decoded(raw, path, item).rstrip()  # else truncation is reported on a later line
     try:
-        value = _OBJECT.decode(text)
-    except _Twice as error:
-        raise _found_twice(error, path, item) from error
+        value = OBJECT.decode(text)
+    except Twice as error:
+        raise found_twice(error, path, item) from error
     except (ValueError, RecursionError) as error:  # a JSONDecodeError, or a number beyond limits
         raise InputError(path, f"{EXPECTED}, found broken JSON{_reason(error)}", item=item) from (
             error
@@ -241,9 +241,9 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
     existing_file(path, what)
     text = text_of(path)
     try:
-        value = _OBJECT.decode(text)
-    except _Twice as error:
-        raise _found_twice(error, path, None) from error
+        value = OBJECT.decode(text)
+    except Twice as error:
+        raise found_twice(error, path, None) from error
     except (ValueError, RecursionError) as error:
         line = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else None
         problem = f"expected {what}, found broken JSON{_reason(error)}"
@@ -253,7 +253,7 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
-def _found_twice(error: _Twice, path: Path, item: str | None) -> InputError:
+def found_twice(error: Twice, path: Path, item: str | None) -> InputError:
     name = shortened(str(error))
     return InputError(path, f"expected every key once, found {name} twice", item=item)
 

@@ -4,4 +4,4 @@ This package contains no model. It imports none of the packages above it (lhp, u
 scripts).
 """
 
-__version__ = "0.1.0"
+from pab.core import __version__ as __version__

@@ -29,8 +29,8 @@ from pab.core.errors import InputError
 from pab.metrics import evaluate_scores
 from pab.ranking import top_k
 from pab.scores import ScoreFile, load_scores, save_scores
+from pab.scoring.rerank import choose_candidates, fill
 from tests.conftest import GOLDEN, needs_golden, write_lines
-from uit.rerank import choose_candidates, fill
 
 ROOT = Path(__file__).parents[1]
 QUERIES, IMAGES = [f"i{n}#0" for n in range(12)], [f"i{n:02d}" for n in range(12)]

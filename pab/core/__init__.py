@@ -2,3 +2,5 @@
 
 Foundation of all other packages; imports none of them.
 """
+
+__version__ = "0.1.0"

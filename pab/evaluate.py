@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
-from pab.core.files import write_json, write_text
+from pab.core.files import write_json
 from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import read_retrieval
@@ -32,7 +32,7 @@ from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
 from pab.data.records import Relevance, Retrieval
 from pab.formats.contents import Listing
-from pab.formats.export import DEFAULT_TOP_K, Ranking, check_words, ranking_of, trec_lines
+from pab.formats.export import DEFAULT_TOP_K, Ranking, ranking_of, write_trec
 from pab.formats.forms import read_form
 from pab.metrics import (
     FloatArray,
@@ -296,34 +296,6 @@ def _groups(retrieval: Retrieval, query_ids: Sequence[str]) -> dict[str, NDArray
         "abnormal": np.array([kind is False for kind in kinds]),
     }
     return {group: mask for group, mask in masks.items() if mask.any()}
-
-
-def write_trec(
-    prefix: str | Path,
-    query_ids: Sequence[str],
-    ranking: Sequence[Ranking],
-    relevant: Mapping[str, frozenset[str]],
-) -> None:
-    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC format.
-
-    The run preserves the order of images with equal scores (:func:`pab.formats.export.trec_lines`).
-
-    Args:
-        prefix: prefix of the two file names.
-        query_ids: ``Q`` ids.
-        ranking: gallery names (best first) and their scores, per query.
-        relevant: query id -> right gallery ids; may contain queries that the ranking lacks.
-
-    Raises:
-        InputError: an id contains a blank, which the format cannot represent.
-    """
-    run = "".join(trec_lines(f"{prefix}.run", query_ids, ranking))
-    qrels: list[str] = []
-    for query_id, images in relevant.items():
-        check_words(f"{prefix}.qrels", (query_id, *images))
-        qrels.extend(f"{query_id} 0 {name} 1\n" for name in sorted(images))
-    write_text(f"{prefix}.run", run)
-    write_text(f"{prefix}.qrels", "".join(qrels))
 
 
 def _list_ranking(names: Sequence[Sequence[str]], top_k: int) -> list[Ranking]:

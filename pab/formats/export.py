@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,6 +204,34 @@ def trec_lines(
         for rank, (name, score) in enumerate(zip(names, scores, strict=True), start=1):
             below = min(np.float32(score), np.nextafter(below, np.float32(-np.inf)))
             yield f"{query_id} Q0 {name} {rank} {below:.9g} pab\n"
+
+
+def write_trec(
+    prefix: str | Path,
+    query_ids: Sequence[str],
+    ranking: Sequence[Ranking],
+    relevant: Mapping[str, frozenset[str]],
+) -> None:
+    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC format.
+
+    The run preserves the order of images with equal scores (:func:`trec_lines`).
+
+    Args:
+        prefix: prefix of the two file names.
+        query_ids: ``Q`` ids.
+        ranking: gallery names (best first) and their scores, per query.
+        relevant: query id -> right gallery ids; may contain queries that the ranking lacks.
+
+    Raises:
+        InputError: an id contains a blank, which the format cannot represent.
+    """
+    run = "".join(trec_lines(f"{prefix}.run", query_ids, ranking))
+    qrels: list[str] = []
+    for query_id, images in relevant.items():
+        check_words(f"{prefix}.qrels", (query_id, *images))
+        qrels.extend(f"{query_id} 0 {name} 1\n" for name in sorted(images))
+    write_text(f"{prefix}.run", run)
+    write_text(f"{prefix}.qrels", "".join(qrels))
 
 
 def check_words(where: str | Path, ids: Iterable[str]) -> None:

@@ -107,21 +107,22 @@ def align(
         where=where,
         known_name=reference_name,
     )
-    if score_file.gallery_ids != reference.gallery_ids:
-        rows_in_order(
-            score_file.gallery_ids,
-            reference.gallery_ids,
-            where=f"{where}, gallery_ids",
-            order_name=reference_name,
-        )
-    if score_file.query_ids != reference.query_ids:
-        rows_in_order(
-            score_file.query_ids,
-            reference.query_ids,
-            where=f"{where}, query_ids",
-            order_name=reference_name,
-        )
+    check_same_ids(score_file, reference, where, reference_name)
     return reorder(score_file, reference.query_ids, where=where)
+
+
+def check_same_ids(
+    score_file: ScoreFile, reference: ScoreFile, where: str | Path, reference_name: str
+) -> None:
+    """Reject a score file whose ids differ from those of the reference.
+
+    Raises:
+        InputError: names the file and the ids.
+    """
+    for kind in ("gallery_ids", "query_ids"):
+        ids, wanted = getattr(score_file, kind), getattr(reference, kind)
+        if ids != wanted:
+            rows_in_order(ids, wanted, where=f"{where}, {kind}", order_name=reference_name)
 
 
 def respell(

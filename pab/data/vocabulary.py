@@ -28,10 +28,11 @@ def vocabulary_command(
         out: help text of ``--out``.
         pieces: default of ``--vocab_size``.
     """
-    parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--data_path", type=Path, required=True, help="data root in PAB's layout")
-    parser.add_argument("--out", type=Path, required=True, help=out)
-    parser.add_argument(
+    parser = CommandParser(prog=prog)
+    data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
+    data.add_argument("--data_path", type=Path, required=True, help="data root in PAB's layout")
+    output.add_argument("--out", type=Path, required=True, help=out)
+    model.add_argument(
         "--vocab_size", type=int, default=pieces, help=f"maximum pieces (default {pieces})"
     )
     args = parser.parse_args(argv)

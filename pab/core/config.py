@@ -68,33 +68,6 @@ output_flag = partial(flag, group="output")
 speed_flag = partial(flag, group="speed")
 
 
-class Bounded:
-    """Mixin with the range checks that configs run on their fields."""
-
-    def check_least(self, least: int, *names: str) -> None:
-        """Reject settings below a bound.
-
-        Raises:
-            InputError: naming the flag.
-        """
-        bound = "must not be negative" if least == 0 else f"must be at least {least}"
-        for name in names:
-            if getattr(self, name) < least:
-                raise InputError(f"--{name}", f"{bound}, found {getattr(self, name)}")
-
-    def check_share(self, *names: str, below_one: bool = False) -> None:
-        """Reject settings outside [0, 1], or outside [0, 1).
-
-        Raises:
-            InputError: naming the flag.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (below_one and value == 1):
-                bound = "[0, 1)" if below_one else "[0, 1]"
-                raise InputError(f"--{name}", f"must lie in {bound}, found {value}")
-
-
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML loader that rejects duplicate keys."""
 

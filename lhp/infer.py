@@ -120,7 +120,6 @@ def main(argv: list[str] | None = None) -> None:
         infer,
         argv,
         prog="python -m lhp.infer",
-        description="Score a gallery against captions with a fine-tuned BEiT-3.",
     )
 
 

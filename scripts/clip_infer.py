@@ -94,7 +94,6 @@ def main(argv: list[str] | None = None) -> None:
         infer,
         argv,
         prog="python scripts/clip_infer.py",
-        description="Score a gallery against captions with CLIP, zero-shot.",
     )
 
 

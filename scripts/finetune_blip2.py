@@ -186,7 +186,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog=PROG,
-        description="Fine-tune BLIP-2 with the local-global hybrid perspective.",
     )
 
 

@@ -205,7 +205,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog=PROG,
-        description="Fine-tune CLIP with the local-global hybrid perspective.",
     )
 
 

@@ -218,7 +218,6 @@ def main(argv: list[str] | None = None) -> None:
         infer,
         argv,
         prog="python -m uit.infer",
-        description="Score each query's candidates with a fine-tuned UIT.",
     )
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from pab.core.commands import CommandParser
-from pab.core.config import add_debug_flag, config_from_args, names_flag, with_debug
+from pab.core.commands import CommandParser, add_debug_flag, names_flag, with_debug
+from pab.core.config import config_from_args
 from pab.core.errors import InputError, run_cli
 from pab.core.files import existing_file
 from pab.data.tree import labelled_test
@@ -46,7 +46,6 @@ def main(argv: list[str] | None = None) -> None:
         TrainConfig,
         given,
         prog="python -m uit.run",
-        description="Fine-tune UIT, or evaluate it on the labelled test.",
         extra=_add_own_flags,
     )
     if own.evaluate:

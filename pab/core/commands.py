@@ -1,13 +1,14 @@
-"""The list of all commands, and the parser that they share."""
+"""The list of all commands, the parser that they share, and ``--debug``."""
 
 from __future__ import annotations
 
 import argparse
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from pab.core import __version__
-from pab.core.errors import EXIT_BAD_INPUT
+from pab.core.errors import EXIT_BAD_INPUT, InputError
 
 Group = Literal["data", "model", "optimization", "output", "speed", "advanced"]
 
@@ -85,3 +86,28 @@ class CommandParser(argparse.ArgumentParser):
         """Print one line on stderr and exit with code 2."""
         words = " ".join(message.split())  # a value may contain line breaks
         self.exit(EXIT_BAD_INPUT, f"error: {words}; see {self.prog} --help\n")
+
+
+def add_debug_flag(parser: CommandParser, path: str) -> None:
+    """Add ``--debug`` for the help text; :func:`with_debug` has replaced it before parsing."""
+    parser.groups["advanced"].add_argument(
+        "--debug", action="store_true", help=f"short for --config {path}"
+    )
+
+
+def names_flag(argv: Sequence[str], name: str) -> bool:
+    """Return true if a command line contains a flag, such as ``--config``."""
+    return any(word.split("=")[0] == name for word in argv)
+
+
+def with_debug(argv: Sequence[str], path: str) -> list[str]:
+    """Replace ``--debug`` in a command line by ``--config PATH``.
+
+    Raises:
+        InputError: the command line also contains ``--config``.
+    """
+    if "--debug" not in argv:
+        return list(argv)
+    if names_flag(argv, "--config"):
+        raise InputError("--debug", f"contradicts --config: it stands for {path}")
+    return ["--config", path, *(word for word in argv if word != "--debug")]

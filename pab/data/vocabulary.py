@@ -14,7 +14,6 @@ def vocabulary_command(
     argv: list[str] | None,
     *,
     prog: str,
-    description: str | None,
     out: str,
     pieces: int,
 ) -> None:
@@ -24,7 +23,6 @@ def vocabulary_command(
         make: function (captions, output path, maximum pieces) -> number of pieces written.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: text for ``--help``.
         out: help text of ``--out``.
         pieces: default of ``--vocab_size``.
     """

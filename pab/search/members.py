@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol, cast
 
-from pab.core.config import config_from_args, names_flag
+from pab.core.commands import names_flag
+from pab.core.config import config_from_args
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.scoring.encoder import OpenEncoder
@@ -109,7 +110,7 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
             )
     if architecture is not None:
         argv = ["--model", architecture, *argv]
-    config, rest = config_from_args(module.InferConfig, argv, prog=prog, description="")
+    config, rest = config_from_args(module.InferConfig, argv, prog=prog)
     if rest.config is not None:
         defaults = {field.name: field.default for field in fields(module.InferConfig)}
         ignored = [one for one in unused if getattr(config, one) != defaults[one]]

@@ -323,7 +323,6 @@ def main(argv: list[str] | None = None) -> None:
         SearchConfig,
         argv,
         prog="python -m ensemble.search",
-        description="Choose the fusion's weights on labelled validation scores.",
     )
     run(config)
 

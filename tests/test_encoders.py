@@ -19,10 +19,10 @@ from pab.core.errors import InputError
 from pab.data.images import list_gallery, load_image, recipe
 from pab.data.records import GalleryImage
 from pab.scores import load_scores
-from pab.scoring import Encoder, load_encoder
+from pab.scoring import Encoder, Origin, load_encoder
 from pab.scoring.__main__ import main as score
 from pab.scoring.members import member_config, members
-from pab.scoring.rerank import rerank_best
+from pab.scoring.rerank import Reranker, rerank_best
 from uit.infer import InferConfig as UitConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,8 +209,10 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], expected: str) -> No
 # ----------------------------------------------------------------------------------- re-ranking
 
 
-class ByPlace:
+class ByPlace(Reranker):
     """Scores pairs by the length of the caption and the position of the image."""
+
+    origin = Origin("place")
 
     def rerank(
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
@@ -225,6 +227,8 @@ def test_a_reranker_scores_only_pairs(gallery: list[GalleryImage]) -> None:
     below = [torch.nextafter(torch.tensor(low), torch.tensor(-torch.inf)) for low in (0.0, 0.0)]
     assert found[0].tolist() == [below[0], 2.0, below[0], 0.0, below[0]]
     assert found[1].tolist() == [1.0, 0.0, below[1], below[1], below[1]]
+    with pytest.raises(InputError, match="--candidates: expected a score file or a ranked list"):
+        ByPlace().first_scores(["ten", "a"], gallery)
 
 
 def test_the_cross_encoder_encodes_a_gallery_once(
@@ -244,8 +248,8 @@ def test_the_cross_encoder_encodes_a_gallery_once(
         model="uit_mini", input_size=64, window=4, checkpoint=weights, text_encoder=bert,
         max_words=72, max_text_length=72, num_workers=0, device="cpu",
     )  # fmt: skip
-    reranker = config.open_reranker()
-    itc = reranker.itc(CAPTIONS, gallery)
+    reranker = uit.rerank.open_reranker(config)
+    itc = reranker.first_scores(CAPTIONS, gallery)
     torch.testing.assert_close(
         itc, encoders["uit"].encode_texts(CAPTIONS) @ encoders["uit"].encode_images(gallery).T,
         rtol=0, atol=1e-5,

@@ -12,23 +12,26 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pab.core import processes
+from pab.core.checkpoints import checkpoint_hash
 from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.data.images import ImageReader, recipe
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
-from pab.scoring.encoding import loaded
+from pab.scoring.encoding import Compute, loaded
 from pab.scoring.feature_cache import FeatureCache
 from uit.model import Uit, UitConfig, model_config, tensor_names
 from uit.weights import load_uit_state, uit_state
+
+if TYPE_CHECKING:
+    from uit.infer import InferConfig
 
 WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
 
@@ -224,8 +227,7 @@ class UitEncoder:
         model: weights in ``compute.weights``.
         tokenizer: tokenizer of the model.
         compute: device, number format and batching.
-        origin: see :class:`pab.scoring.encoder.Origin`.
-        fingerprint: see :class:`pab.scoring.encoder.Encoder`.
+        origin, fingerprint: see the interface.
     """
 
     model: Uit
@@ -266,3 +268,23 @@ class UitEncoder:
             self.model, self.tokenizer, self.ids(captions), batch_size=self.compute.batch_size,
             device=self.compute.device, dtype=self.compute.dtype,
         )  # fmt: skip
+
+
+def load_encoder(config: InferConfig) -> UitEncoder:
+    """Load the model that the settings name, without a feature cache.
+
+    Raises:
+        InputError: settings, vocabulary or checkpoint are invalid.
+    """
+    compute = config.compute()
+    tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
+    model = load_model(config.model, config.input_size, config.window, config.checkpoint, tokenizer)
+    sha256 = checkpoint_hash(config.checkpoint)
+    sizes = f"{config.model}, {config.input_size} px, windows of {config.window}"
+    return UitEncoder(
+        model.to(compute.device, compute.dtype),
+        tokenizer,
+        compute,
+        Origin(config.model, config.checkpoint, sha256, compute.dtype_name),
+        compute.fingerprint(weights=sha256, model=sizes),
+    )

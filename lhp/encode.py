@@ -36,7 +36,6 @@ def load_model(
         input_size: resolution in pixels; None uses the resolution in the name.
         checkpoint: released weights or this project's; positions are resized to the resolution,
             and heads of other tasks are ignored.
-        tokenizer: must not have more ids than the checkpoint's word embedding.
         tokenizer: must not have more ids than the checkpoint has word vectors.
 
     Raises:

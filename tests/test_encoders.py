@@ -74,6 +74,7 @@ def test_all_kinds_of_images_give_the_same_vectors(
     mixed = [str(paths[0]), paths[1], opened[2], pixels[3], gallery[4]]
     for images in (paths, [str(p) for p in paths], opened, pixels, torch.stack(pixels), mixed):
         assert torch.equal(encoder.encode_images(images), expected)  # type: ignore[arg-type]
+    (expected * torch.ones(1, requires_grad=True)).sum().backward()
     alone = encoder.encode_images(paths[0])  # type: ignore[arg-type]
     torch.testing.assert_close(alone, expected[:1], rtol=0, atol=1e-5)
 
@@ -109,6 +110,7 @@ def test_scores_are_those_of_the_scoring_command(
 def test_one_caption_is_not_its_characters(name: str, encoders: dict[str, Encoder]) -> None:
     texts = encoders[name].encode_texts(CAPTIONS)
     alone = encoders[name].encode_texts(CAPTIONS[1])
+    (texts * torch.ones(1, requires_grad=True)).sum().backward()  # a probe may be trained on them
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(alone, texts[1:], rtol=0, atol=1e-5)
 

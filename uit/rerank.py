@@ -24,6 +24,7 @@ from pab.core.devices import autocast, dtype_of
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoder import Origin
+from pab.scoring.encoding import Compute
 from pab.scoring.rerank import Reranker
 from uit.encode import GalleryFeatures, UitEncoder, encode_gallery, load_encoder
 from uit.model import Uit
@@ -42,12 +43,12 @@ class UitReranker(Reranker):
 
     Args:
         encoder: the model's ITC.
-        stored: further arguments of :func:`uit.encode.encode_gallery`: ``cache``, ``cache_dtype``,
-            ``cache_dir``.
+        compute: that of ``encoder``, with a cache of vectors and tokens.
+        stored: further arguments of :func:`uit.encode.encode_gallery`.
     """
 
-    def __init__(self, encoder: UitEncoder, **stored: Any) -> None:
-        self.encoder, self.compute, self._stored = encoder, encoder.compute, stored
+    def __init__(self, encoder: UitEncoder, compute: Compute, **stored: Any) -> None:
+        self.encoder, self.compute, self._stored = encoder, compute, stored
         self._last: tuple[Sequence[GalleryImage], GalleryFeatures] | None = None
 
     @property
@@ -59,11 +60,7 @@ class UitReranker(Reranker):
         """Tokens and vectors of a gallery; those of the last gallery are reused."""
         if self._last is None or self._last[0] is not images:
             self._last = None  # before the next gallery needs memory
-            found = encode_gallery(
-                self.encoder.model, images, batch_size=self.compute.batch_size,
-                num_workers=self.compute.num_workers, device=self.compute.device,
-                dtype=self.compute.dtype, **self._stored,
-            )  # fmt: skip
+            found = encode_gallery(self.encoder.model, images, self.compute, **self._stored)
             self._last = images, found
         return self._last[1]
 
@@ -91,10 +88,8 @@ def open_reranker(config: InferConfig) -> UitReranker:
     """
     encoder = load_encoder(config)
     compute = encoder.compute.with_cache({**encoder.fingerprint, "features": "with tokens"})
-    return UitReranker(
-        encoder, cache=compute.cache, cache_dtype=dtype_of(config.cache_dtype),
-        cache_dir=config.cache_dir,
-    )  # fmt: skip
+    dtype = dtype_of(config.cache_dtype)
+    return UitReranker(encoder, compute, cache_dtype=dtype, cache_dir=config.cache_dir)
 
 
 @torch.inference_mode()

@@ -70,7 +70,6 @@ class Compute:
             return self
         return replace(self, cache=FeatureCache(self.cache_dir, {**fingerprint, **made_by()}))
 
-    @torch.inference_mode()
     def images(
         self,
         encode: Callable[[Tensor], Tensor],
@@ -80,53 +79,79 @@ class Compute:
         *,
         full_batches: bool = False,
     ) -> Tensor:
-        """Encode images; only one batch of files (plus prefetched ones) is in memory.
-
-        Args:
-            encode: pixels [B, 3, S, S] on the device -> [B, D].
-            images: see :meth:`pab.scoring.encoder.Encoder.encode_images`. If one of them is not a
-                file, the cache is not used.
-            transform: a recipe, or RGB image -> pixels. Tensors are not transformed.
-            reader: decodes the files; None uses the benchmark reader.
-            full_batches: fill the last batch by repeating the last image, for an encoder compiled
-                for one shape.
+        """Encode images; see :meth:`image_rows` for the arguments.
 
         Returns:
             float32 [G, D] on the CPU, in the order of ``images``. Images that the reader reports as
                 unreadable have zero rows.
         """
-        reader = reader or ImageReader()
-        pictures = as_images(images)
-        files = [picture for picture in pictures if isinstance(picture, GalleryImage)]
-        cache = self.cache if len(files) == len(pictures) else None
-        mine = list(processes.share_of(len(pictures)))
-        digests: dict[int, bytes] = {}
-        known: list[int] = []
-        new = mine
-        if cache is not None:
-            digests, known, new = cache.of_images(files, mine, self.num_workers, reader)
-        parts = [cache.vectors([digests[i] for i in known])] if cache is not None and known else []
-        order = list(known)
-        batches = loaded(pictures, new, transform, self.batch_size, self.num_workers, reader)
-        for pixels, places in batches:
-            rows = len(pixels)
-            if full_batches and rows < self.batch_size:
-                pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)])
-            with autocast(self.device, self.dtype):
-                vectors = encode(pixels.to(self.device, self.weights))[:rows].float().cpu()
-            if cache is not None:
-                cache.keep([digests[place] for place in places], vectors)
-            parts.append(vectors)
+        pictures, reader = as_images(images), reader or ImageReader()
+        order: list[int] = []
+        parts: list[Tensor] = []
+        for places, rows in self.image_rows(
+            encode, pictures, transform, reader, full_batches=full_batches
+        ):
             order += places
+            parts.append(rows)
         unreadable = reader.unreadable or {}
-        failed = [i for i in mine if getattr(pictures[i], "gallery_id", None) in unreadable]
+        failed = [
+            i for i in processes.share_of(len(pictures))
+            if getattr(pictures[i], "gallery_id", None) in unreadable
+        ]  # fmt: skip
         if failed:
             parts.append(torch.zeros(len(failed), parts[0].shape[1] if parts else 0))
             order += failed
         found = torch.cat(parts) if parts else None
         return processes.assemble(order, found, len(pictures), self.device)
 
-    @torch.inference_mode()
+    def image_rows(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        images: Sequence[Loadable],
+        transform: ImageRecipe | ImageTransform,
+        reader: ImageReader,
+        *,
+        full_batches: bool = False,
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Encode this process's share of the images, batch by batch.
+
+        Args:
+            encode: pixels [B, 3, S, S] on the device -> [B, D].
+            images: the images. If one of them is not a file, the cache is not used.
+            transform: a recipe, or RGB image -> pixels. Tensors are not transformed.
+            reader: decodes the files.
+            full_batches: fill the last batch by repeating the last image, for an encoder compiled
+                for one shape.
+
+        Yields:
+            Positions of B images, and their rows, float32 [B, D] on the CPU. Cached rows come
+            first. Images that the reader reports as unreadable are left out.
+        """
+        files = [image for image in images if isinstance(image, GalleryImage)]
+        cache = self.cache if len(files) == len(images) else None
+        new = list(processes.share_of(len(images)))
+        digests: dict[int, bytes] = {}
+        if cache is not None:
+            digests, known, new = cache.of_images(files, new, self.num_workers, reader)
+            for start in range(0, len(known), self.batch_size):
+                places = known[start : start + self.batch_size]
+                yield places, cache.vectors([digests[place] for place in places])
+        if not new:
+            return
+        loader = image_loader(
+            [images[position] for position in new], transform, self.batch_size, self.num_workers,
+            reader=reader,
+        )  # fmt: skip
+        for pixels, loaded in loader:
+            places, rows = [new[position] for position in loaded], len(pixels)
+            if full_batches and rows < self.batch_size:
+                pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)])
+            with torch.inference_mode(), autocast(self.device, self.dtype):
+                found = encode(pixels.to(self.device, self.weights))[:rows].float().cpu()
+            if cache is not None:
+                cache.keep([digests[place] for place in places], found)
+            yield places, found
+
     def captions(
         self,
         encode: Callable[[list[int]], Tensor],
@@ -154,7 +179,7 @@ class Compute:
         lengths = [len(rows[position]) for position in new]
         for batch in batches_by_length(lengths, self.batch_size * longest):
             places = [new[position] for position in batch]
-            with autocast(self.device, self.dtype):
+            with torch.inference_mode(), autocast(self.device, self.dtype):
                 vectors = encode(places).float().cpu()
             if self.cache is not None:
                 self.cache.keep([digests[place] for place in places], vectors)
@@ -162,22 +187,6 @@ class Compute:
             order += places
         found = torch.cat(parts) if parts else None
         return processes.assemble(order, found, len(rows), self.device)
-
-
-def loaded(
-    images: Sequence[Loadable],
-    positions: Sequence[int],
-    transform: ImageRecipe | ImageTransform,
-    batch_size: int,
-    num_workers: int,
-    reader: ImageReader | None = None,
-) -> Iterator[tuple[Tensor, list[int]]]:
-    """Load some of the images in batches: pixels [B, 3, S, S] and their positions."""
-    if not positions:
-        return
-    some = [images[position] for position in positions]
-    for pixels, places in image_loader(some, transform, batch_size, num_workers, reader=reader):
-        yield pixels, [positions[place] for place in places]
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -239,9 +239,9 @@ def test_the_cross_encoder_encodes_a_gallery_once(
     seen: list[int] = []
     true_encode = uit.rerank.encode_gallery
 
-    def counting(model: Any, images: Sequence[GalleryImage], **options: Any) -> Any:
+    def counting(model: Any, images: Sequence[GalleryImage], *more: Any, **options: Any) -> Any:
         seen.append(len(images))
-        return true_encode(model, images, **options)
+        return true_encode(model, images, *more, **options)
 
     monkeypatch.setattr("uit.rerank.encode_gallery", counting)
     monkeypatch.chdir(ROOT)

@@ -33,6 +33,7 @@ from pab.core.files import sha256_of_file
 from pab.core.notices import notice
 from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.data.names import respelt
+from pab.formats import export as score_export
 from pab.formats.contents import Listing, Matrix
 from pab.formats.conversion import to_score_file
 from pab.formats.description import describe, listed_in_part, only_named, show
@@ -242,8 +243,6 @@ def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Convert, show and export scores in all forms."""
-    from pab.formats import export as score_export
-
     parser = CommandParser(
         prog="python -m pab.scores", description=main.__doc__, allow_abbrev=False
     )

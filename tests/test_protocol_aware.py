@@ -354,7 +354,7 @@ def test_what_a_config_says_is_switched_off(
     words = [word for word in given_files if word not in ("--rerank", rerank)]
     run(["--config", str(recipe), *words, "--decode", "none", "--rerank"]
         + ["--output_file", str(tmp_path / "o.txt")])  # fmt: skip
-    assert "lhp -> clip (keep 0.9) (per query)" in capsys.readouterr().err
+    assert "lhp -> clip (weight 0.9) (per query)" in capsys.readouterr().err
 
 
 def test_the_rows_of_a_reranker_may_come_in_any_order(
@@ -378,9 +378,9 @@ def test_the_rows_of_a_reranker_may_come_in_any_order(
     ("words", "expected"),
     [
         (["--rerank", "x={r}"], "--rerank: expected one reranker, found 2"),
-        (["--rerank_depth", "0"], "--rerank_depth: must be at least 1"),
-        (["--rerank_prior", "-0.1"], "--rerank_prior: must lie in [0, 1e+06]"),
-        (["--rerank_prior", "1e30"], "--rerank_prior: must lie in [0, 1e+06], found 1e+30"),
+        (["--rerank_depth", "0"], "--rerank_depth: expected a number greater than or equal to 1"),
+        (["--rerank_prior", "-0.1"], "--rerank_prior: expected a number greater"),
+        (["--rerank_prior", "1e30"], "--rerank_prior: expected a number less"),
         (["--decode", "assignment"], "--decode_top: an assignment after --rerank"),
         (["--decode", "assignment", "--decode_slack", "1", "--decode_top", "21"], "at most 20"),
         (["--decode", "assignment", "--decode_top", "2"], "--decode_top: goes with --decode_slack"),
@@ -389,11 +389,11 @@ def test_the_rows_of_a_reranker_may_come_in_any_order(
         (["--decode", "assignment", "--decode_slack", "1", "--decode_scope", "collisions"],
          "--decode_scope: collisions goes with --decode_top"),
         (["--decode", "margin", "none"], "--decode: none goes alone"),
-        (["--decode", "margin", "--decode_tau", "-1"], "--decode_tau: must lie in"),
-        (["--decode", "sinkhorn", "--decode_factor", "1e30"], "--decode_factor: must be above 0"),
-        (["--decode", "assignment", "--decode_slack", "1e300"], "--decode_slack: must lie in"),
+        (["--decode", "margin", "--decode_tau", "-1"], "--decode_tau: expected a number"),
+        (["--decode", "sinkhorn", "--decode_factor", "1e30"], "--decode_factor: expected a number"),
+        (["--decode", "assignment", "--decode_slack", "1e30"], "--decode_slack: expected a number"),
         (["--decode", "sinkhorn", "dual_softmax"], "dual_softmax cannot follow sinkhorn"),
-        (["--fusion", "reciprocal_rank", "--rank_k", "1" + "0" * 30], "--rank_k: must lie in"),
+        (["--fusion", "reciprocal_rank", "--rank_k", "9" * 30], "--rank_k: expected a number"),
         (["--clip_weight", "nan"], "--clip_weight"),
         (["--member", "x={r}:nan"], "weight of x: must lie in [0, 1], found nan"),
         (["--member", "x={r}:inf"], "weight of x: must lie in [0, 1], found inf"),

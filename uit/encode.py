@@ -21,6 +21,7 @@ from pab.core import processes
 from pab.core.checkpoints import checkpoint_hash
 from pab.core.devices import autocast
 from pab.core.errors import InputError
+from pab.core.progress import progress
 from pab.data.images import ImageReader, recipe
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
@@ -226,7 +227,7 @@ class UitEncoder:
         """
         rows, size, device = self.ids(captions), self.compute.batch_size, self.compute.device
         vectors = torch.empty(len(rows), self.model.config.embed_dim)
-        for start in range(0, len(rows), size):
+        for start in progress(range(0, len(rows), size), "encoding captions", "batches"):
             batch = self.tokenizer.pad_rows(rows[start : start + size], self.tokenizer.max_length)
             ids, mask = (part.to(device) for part in batch)
             with torch.inference_mode(), autocast(device, self.compute.dtype):

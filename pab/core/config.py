@@ -17,7 +17,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Container, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
@@ -37,6 +37,7 @@ from typing_extensions import TypedDict
 from pab.core.commands import CommandParser, Group
 from pab.core.errors import InputError
 from pab.core.files import existing_file, write_text
+from pab.core.resources import config_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -55,11 +56,17 @@ def flag(default: Any, help_text: str, *, group: Group | None = None, **bounds: 
     Args:
         default: value of the field if neither the file nor the command line sets it.
         help_text: text of ``--help``.
-        group: section of ``--help``; ``advanced`` if no class gives one.
+        group: section of ``--help``; else the class's ``flag_group``, or ``advanced``.
         bounds: ``ge``, ``gt``, ``le`` and ``lt``; an optional field may also be None.
     """
     grouped = {} if group is None else {"group": group}
     return dataclasses.field(default=default, metadata={"help": help_text, **grouped, **bounds})
+
+
+data_flag = partial(flag, group="data")
+model_flag = partial(flag, group="model")
+output_flag = partial(flag, group="output")
+speed_flag = partial(flag, group="speed")
 
 
 class Bounded:
@@ -117,7 +124,7 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
         InputError: unknown key, value of the wrong type or out of bounds, or a file that is missing
             or not a YAML mapping.
     """
-    from_file = {} if yaml_path is None else _read_yaml(Path(yaml_path))
+    from_file = {} if yaml_path is None else _read_yaml(config_path(yaml_path))
     found: dict[str, Any] = {}
     for values, path in ((from_file, yaml_path), (overrides, None)):
         try:
@@ -149,7 +156,7 @@ def add_config_flags(
             continue
         kind, optional = _without_none(kinds[field.name])
         facts, name = _facts(cls, field.name), f"--{field.name}"
-        group = parser.groups[facts.get("group", "advanced")]
+        group = parser.groups[facts.get("group", getattr(cls, "flag_group", "advanced"))]
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field.name}
         text = _help_of(field.default, str(facts.get("help", "")))
         if kind is bool:

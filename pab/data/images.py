@@ -17,10 +17,12 @@ from pathlib import Path
 from struct import error as StructError
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
+from pab.core.progress import progress
 from pab.data.image_paths import IMAGE_ENDINGS
 from pab.data.records import GalleryImage
 
@@ -212,8 +214,6 @@ class ImageReader:
 def as_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to RGB; Pillow's own conversion would clip 16 bits at 255."""
     if image.mode.startswith("I;16"):
-        import numpy as np
-
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert("RGB")
 
@@ -232,7 +232,8 @@ def verify_images(paths: list[Path], num_workers: int = 0) -> None:
         InputError: images are missing or damaged; the message names up to twenty and counts all.
     """
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        problems = [problem for problem in pool.map(_problem_of, paths) if problem is not None]
+        found = progress(pool.map(_problem_of, paths), "checking images", "images", len(paths))
+        problems = [problem for problem in found if problem is not None]
     if not problems:
         return
     shown = "; ".join(problems[:_NAMED_BAD_IMAGES])

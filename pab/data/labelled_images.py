@@ -13,7 +13,7 @@ from pab.data.bad_lines import BadLines
 from pab.data.fields import FieldNotes, caption_text, one_caption
 from pab.data.pairs import pair_fields
 from pab.data.record_lines import Once, read_records
-from pab.data.records import LabelledImage, TrainPair, image_keys, is_normal
+from pab.data.records import LabelledImage, TrainPair, image_keys
 from pab.data.tables import TableColumns, captioned_images
 
 
@@ -29,15 +29,15 @@ def labelled_images_of(pairs: Iterable[TrainPair]) -> list[LabelledImage]:
             found = images[key]
             images[key] = replace(found, captions=(*found.captions, pair.caption))
             continue
-        images[number if key is None else key] = LabelledImage(
-            pair.image,
-            pair.image_id if key is None else key[0],
-            (pair.caption,),
-            pair.hard_i_id,
-            pair.action,
-            pair.is_normal,
-        )
+        image_id = pair.image_id if key is None else key[0]
+        images[number if key is None else key] = _labelled(pair, image_id, (pair.caption,))
     return list(images.values())
+
+
+def _labelled(pair: TrainPair, image_id: str, captions: tuple[str, ...]) -> LabelledImage:
+    return LabelledImage(
+        pair.image, image_id, captions, pair.hard_i_id, pair.action, pair.is_normal
+    )
 
 
 def read_labelled_images(
@@ -58,18 +58,10 @@ def read_labelled_images(
     once = Once("image_id")
 
     def image_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> LabelledImage:
-        checked = pair_fields(fields, path, item, notes, root)
-        normal, anomaly = checked.get("normal"), checked.get("anomaly")
-        image = LabelledImage(
-            image=checked["image"],
-            image_id=checked["image_id"],
-            captions=_captions(fields, path, item),
-            twin_id=checked.get("hard_i_id"),
-            action=normal if normal is not None else anomaly,
-            is_normal=is_normal(normal, anomaly),
-        )
-        once(image.image_id, path, item)
-        return image
+        pair = TrainPair(caption="", **pair_fields(fields, path, item, notes, root))
+        captions = _captions(fields, path, item)
+        once(pair.image_id, path, item)
+        return _labelled(pair, pair.image_id, captions)
 
     yield from read_records(path, image_of, bad)
 

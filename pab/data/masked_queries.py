@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
@@ -18,6 +18,14 @@ from pab.data.records import Query, Retrieval, is_normal
 _QUERY_FIELDS = frozenset(("query_index", "caption"))
 _RECORD_FIELDS = PAIR_FIELDS | _QUERY_FIELDS
 _ANSWER_FIELDS = frozenset(("gallery", "normal", "anomaly"))
+
+
+class Answer(NamedTuple):
+    """Right image of a query, with its action if the key names it."""
+
+    gallery_id: str
+    action: str | None
+    is_normal: bool | None
 
 
 def holds_queries(path: Path, *, otherwise: bool) -> bool:
@@ -98,18 +106,18 @@ def with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retri
             f"{len(missing)} queries of {annotation} have no answer",
             item=f"query {missing[0]!r}",
         )
-    answered = []
-    for query in queries:
-        gallery_id, normal, anomaly = key[query.query_id]
-        action = normal if normal is not None else anomaly
-        normality = is_normal(normal, anomaly)
-        answered.append(Query(query.query_id, query.caption, gallery_id, action, normality))
-    relevant = {query.query_id: frozenset((str(query.image_id),)) for query in answered}
-    return Retrieval(answered, None, relevant, {})
+    return answered(queries, key)
 
 
-def read_answers(path: str | Path) -> dict[str, tuple[str, str | None, str | None]]:
-    """Read an answer key as query id -> (gallery id, normal action, abnormal action).
+def answered(queries: Iterable[Query], key: Mapping[str, Answer]) -> Retrieval:
+    """Label queries by an answer key that holds all of them."""
+    labelled = [Query(one.query_id, one.caption, *key[one.query_id]) for one in queries]
+    relevant = {one.query_id: frozenset((key[one.query_id].gallery_id,)) for one in labelled}
+    return Retrieval(labelled, None, relevant, {})
+
+
+def read_answers(path: str | Path) -> dict[str, Answer]:
+    """Read an answer key, by query id.
 
     Raises:
         InputError: the file is missing or not a JSON object, or answers are bad (all counted, the
@@ -131,9 +139,7 @@ def read_answers(path: str | Path) -> dict[str, tuple[str, str | None, str | Non
     return answers
 
 
-def _answer(
-    fields: object, path: Path, item: str, notes: FieldNotes
-) -> tuple[str, str | None, str | None]:
+def _answer(fields: object, path: Path, item: str, notes: FieldNotes) -> Answer:
     if type(fields) is not dict:
         raise InputError(path, f"expected an object, found {kind(fields)}", item=item)
     gallery = required_id(fields, "gallery", path, item)
@@ -141,4 +147,4 @@ def _answer(
     if normal is not None and anomaly is not None:
         raise InputError(path, "expected 'normal' or 'anomaly', found both", item=item)
     notes.ignore_unknown(fields, _ANSWER_FIELDS)
-    return gallery, normal, anomaly
+    return Answer(gallery, anomaly if normal is None else normal, is_normal(normal, anomaly))

@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
 from pab.data.annotations import read_retrieval
@@ -19,15 +21,18 @@ from pab.data.id_lists import read_id_list
 from pab.data.image_paths import data_root
 from pab.data.labelled_images import read_labelled_images
 from pab.data.masked_queries import read_answers
+from pab.data.tables import TableColumns
 from pab.layout.folders import is_photo_name
-from pab.layout.found import Found, count, quoted
+from pab.layout.found import Found, blank_names, captioned_commands, count, quoted
 from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
 
 TENSOR_ENDINGS = frozenset((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
 _HEAD = 1 << 16  # bytes of a text file that determine its kind
 _TREC = re.compile(r"\S+\s+Q0\s+\S+\s+\d+\s+\S+\s+\S+")
-IMAGE_KEY, CAPTION_KEY = "filepath", "title"  # OpenCLIP's column names
+# Usual names of a caption table's columns; OpenCLIP's, which need no flags, come first.
+IMAGE_KEYS = ("filepath", "image", "image_path", "path", "file", "filename", "file_name")
+CAPTION_KEYS = ("title", "caption", "text", "description")
 
 
 def explain_file(path: Path) -> Found:
@@ -60,7 +65,7 @@ def _unknown(path: Path, found: str) -> InputError:
 
 
 def _tensors(path: Path) -> Found:
-    from pab.core.checkpoints import LET_IN, read_checkpoint
+    from pab.core.checkpoints import LET_IN, read_checkpoint  # imports torch
     from pab.core.tensor_files import read_tensors
 
     if path.suffix != ".safetensors":
@@ -79,8 +84,6 @@ def _tensors(path: Path) -> Found:
 
 
 def _picture(path: Path) -> Found:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             facts = (f"{image.format}, {image.width} x {image.height} pixels",)
@@ -178,35 +181,36 @@ def _table(path: Path, head: str) -> Found:
     separators = [s for s in ("\t", ",", ";") if s in first]
     for separator in separators:
         columns = next(csv.reader(io.StringIO(first), delimiter=separator))
-        if IMAGE_KEY in columns and CAPTION_KEY in columns:
-            return _caption_table(path, columns)
+        images = [name for name in IMAGE_KEYS if name in columns]
+        captions = [name for name in CAPTION_KEYS if name in columns]
+        if images and captions:
+            return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
         if rest and len(columns) > 2 and _are_numbers(rest[0].split(separator)[1:]):
             return describe_scores(path)
     columns = next(csv.reader(io.StringIO(first), delimiter=(separators or [","])[0]))
     return Found(
-        "a table of other columns than a caption table's",
+        "a table without the usual columns of a caption table",
         (f"columns: {', '.join(columns)}",),
         (
-            f"python -m lhp.infer --annotation {quoted(path)} --image_folder FOLDER "
+            f"python scripts/clip_infer.py --annotation {quoted(path)} --image_folder FOLDER "
             "--csv_image_key COLUMN --csv_caption_key COLUMN",
         ),
     )
 
 
-def _caption_table(path: Path, columns: list[str]) -> Found:
-    found = read_retrieval(path)
+def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Found:
+    found = read_retrieval(path, image_folder=path.parent, columns=columns)
     assert found.gallery is not None
-    facts = (
+    absent = [str(image.path) for image in found.gallery if not image.path.is_file()]
+    facts = [
         f"{count(len(found.gallery), 'image')}, {count(len(found.queries), 'caption')}",
-        f"columns: {', '.join(columns)}",
-    )
-    place = quoted(path.absolute().parent)
-    commands = (
-        f"python -m lhp.infer --annotation {quoted(path)} --image_folder {place}",
-        f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place} "
-        f"--train_shards {quoted(Path(path.name))}",
-    )
-    return Found("a table of images and captions (OpenCLIP's form)", facts, commands)
+        f"columns: {', '.join(header)}",
+        *blank_names([image.gallery_id for image in found.gallery]),
+    ]
+    if absent:
+        facts.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
+    commands = captioned_commands(path, path.parent, columns)
+    return Found("a table of images and captions (OpenCLIP's form)", tuple(facts), commands)
 
 
 def _are_numbers(cells: list[str]) -> bool:
@@ -295,7 +299,7 @@ def _pairs(path: Path) -> Found:
 
 def _answers(path: Path) -> Found:
     key = read_answers(path)
-    normal = sum(answer[1] is not None for answer in key.values())
+    normal = sum(answer.is_normal is True for answer in key.values())
     facts = (count(len(key), "answer"), f"{normal:,} normal")
     queries = path.absolute().parent / "query.json"
     annotation = quoted(queries) if queries.is_file() else "QUERIES"

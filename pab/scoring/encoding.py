@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pab.core import processes
 from pab.core.devices import DTYPES, autocast
+from pab.core.progress import progress
 from pab.data.images import ImageReader, ImageRecipe, ImageTransform, image_loader
 from pab.data.records import GalleryImage
 from pab.scoring.encoder import AnyImage, as_images
@@ -133,7 +134,8 @@ class Compute:
         digests: dict[int, bytes] = {}
         if cache is not None:
             digests, known, new = cache.of_images(files, new, self.num_workers, reader)
-            for start in range(0, len(known), self.batch_size):
+            starts = range(0, len(known), self.batch_size)
+            for start in progress(starts, "reading the feature cache", "batches"):
                 places = known[start : start + self.batch_size]
                 yield places, cache.vectors([digests[place] for place in places])
         if not new:
@@ -142,7 +144,9 @@ class Compute:
             [images[position] for position in new], transform, self.batch_size, self.num_workers,
             reader=reader,
         )  # fmt: skip
-        for pixels, loaded in loader:
+        for pixels, loaded in progress(
+            loader, "encoding images", "images", len(new), lambda batch: len(batch[1])
+        ):
             places, rows = [new[position] for position in loaded], len(pixels)
             if full_batches and rows < self.batch_size:
                 pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)])
@@ -177,7 +181,8 @@ class Compute:
             order, new = self.cache.split(digests)
             parts = [self.cache.vectors([digests[i] for i in order])] if order else []
         lengths = [len(rows[position]) for position in new]
-        for batch in batches_by_length(lengths, self.batch_size * longest):
+        batches = batches_by_length(lengths, self.batch_size * longest)
+        for batch in progress(batches, "encoding captions", "captions", len(new), len):
             places = [new[position] for position in batch]
             with torch.inference_mode(), autocast(self.device, self.dtype):
                 vectors = encode(places).float().cpu()

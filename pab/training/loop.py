@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pab.core import processes
-from pab.core.checkpoints import TrainingState, rng_state, save_training_state, save_weights
+from pab.core.checkpoints import TrainingState, save_training_state, save_weights
 from pab.core.devices import (
     autocast,
     dtype_of,
     keep_freed_memory,
     make_scaler,
     pick_device,
+    rng_state,
     seed_everything,
 )
 from pab.core.errors import InputError

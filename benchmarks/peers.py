@@ -32,11 +32,11 @@ import torch
 from ir_measures import AP, IPrec, Qrel, ScoredDoc, Success
 from torch import Tensor
 
-from ensemble.fuse import Member, aligned
-from ensemble.members import load_members
+from ensemble.fuse import aligned
+from ensemble.members import Member, load_members
 from pab.core.errors import InputError
 from pab.core.files import write_text
-from pab.data.annotations import Query, Retrieval
+from pab.data.records import Query, Retrieval
 from pab.evaluate import evaluate
 from pab.formats.export import export
 from pab.metrics import MAP_DEPTH

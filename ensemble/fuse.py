@@ -10,15 +10,14 @@ Shape letters: `Q` queries, `q` rows of a block, `G` gallery images.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ensemble.members import RANKED_LIST, Member, Rule
 from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
 from pab.core.errors import InputError
@@ -27,111 +26,11 @@ from pab.core.tensor_files import release_pages
 from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile
 
-Rule = Literal["iterative", "sum", "reciprocal_rank"]
 BLOCK_ELEMENTS = 1 << 19  # scores per block: 2 MiB, so that a block fits in the CPU cache
 BLOCKS_KEPT = 32  # blocks whose memory pages are kept before release
 SPARE_CANDIDATES = 22  # candidates beyond the requested k
 STRETCH = 64  # columns per stretch; its maximum is taken first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
-SUM_TOLERANCE = 1e-6
-RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list: 0 means "not named"
-
-
-@dataclass(frozen=True)
-class Member:
-    """Score file of a model, and its weight in the fusion.
-
-    Attributes:
-        name: name in tables.
-        path: the score file, or a ranked list (.txt).
-        weight: 0 to 1. Iterative fusion: the weight kept by the running sum when this member is
-            added (unused for the first one). Sum: the member's own share.
-    """
-
-    name: str
-    path: str
-    weight: float
-
-
-def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
-    """Parse the ``NAME:NUMBER`` entries of a flag.
-
-    Raises:
-        InputError: an entry without a colon or a number, or a duplicate name.
-    """
-    found: dict[str, float] = {}
-    for text in texts:
-        name, colon, number = text.rpartition(":")
-        if not colon or not name:
-            raise InputError(flag, f"expected NAME:NUMBER, found {text!r}")
-        if name in found:
-            raise InputError(flag, f"expected every name once, found {name!r} twice")
-        try:
-            found[name] = float(number)
-        except ValueError as error:
-            raise InputError(flag, f"expected a number for {name!r}, found {number!r}") from error
-    return found
-
-
-MEMBER = re.compile(r"([^=]+)=(.+?)(?::([^:/\\]+))?")
-
-
-def without_weight(text: str) -> str:
-    """Reduce a ``--member`` to ``NAME=FILE``; malformed text is unchanged."""
-    match = MEMBER.fullmatch(text)
-    return text if match is None else f"{match[1]}={match[2]}"
-
-
-def parse_member(
-    text: str, weights: Mapping[str, float] | None = None, default: float | None = None
-) -> Member:
-    """Parse ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` with a weight given elsewhere.
-
-    Args:
-        text: value of the flag.
-        weights: name -> weight, for members without a weight in ``text``.
-        default: weight for members without any; None requires one.
-
-    Raises:
-        InputError: malformed, no weight, or two weights.
-    """
-    match = MEMBER.fullmatch(text)
-    if match is None:
-        raise InputError("--member", f"expected NAME=FILE:WEIGHT, found {text!r}")
-    name, path, weight = match.groups()
-    weights = weights or {}
-    if weight is None:
-        found = weights.get(name, default)
-        if found is None:
-            raise InputError("--member", f"expected NAME=FILE:WEIGHT, found no weight for {name!r}")
-        return Member(name, path, found)
-    if name in weights:
-        raise InputError(
-            "--member", f"the weight of {name!r} is given here and by --member_weights"
-        )
-    return Member(name, path, named_numbers("--member", [f"{name}:{weight}"])[name])
-
-
-def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
-    """Reject members that cannot be fused.
-
-    Raises:
-        InputError: no member, a duplicate name, a weight outside [0, 1], or shares that do not sum
-            to 1.
-    """
-    if not members:
-        raise InputError("ensemble", "expected score files to fuse, found none")
-    names = [member.name for member in members]
-    for member in members:
-        if names.count(member.name) > 1:
-            raise InputError("--member", f"expected distinct names, found {member.name!r} twice")
-        if not 0.0 <= member.weight <= 1.0:
-            raise InputError(
-                f"weight of {member.name}", f"must lie in [0, 1], found {member.weight}"
-            )
-    total = sum(member.weight for member in members)
-    if rule == "sum" and abs(total - 1.0) > SUM_TOLERANCE:
-        raise InputError("--shares", f"must add up to 1, found {total:g}")
 
 
 def shares_of(keeps: Sequence[float]) -> list[float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ensemble.fuse import RECIPROCAL_RANK_K, Member, Rule, aligned, check_members
-from ensemble.members import load_members
+from ensemble.fuse import RECIPROCAL_RANK_K, aligned
+from ensemble.members import Member, Rule, check_members, load_members
 from ensemble.run import RunConfig, meta_of
 from ensemble.scaling import Scaling
 from pab.core.config import load_config

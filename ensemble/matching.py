@@ -28,8 +28,7 @@ def priced_matching(
     Returns:
         Column of each query [Q]; ``STAYS_OUT`` for a query that opts out.
     """
-    # Imported here: plain fusion does not need its import time and memory.
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array  # plain fusion does not need scipy
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
     n_queries = len(columns)

@@ -15,7 +15,8 @@ from ensemble.members import known_gallery
 from pab.core.config import CommandParser, flag, load_config
 from pab.core.errors import InputError, run_cli
 from pab.core.resources import CONFIGS
-from pab.data.annotations import read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.tree import labelled_test
 from pab.ranking import order_queries, read_ranked_list
 

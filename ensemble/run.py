@@ -14,68 +14,64 @@ from typing import Any
 
 from ensemble.chain import stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.fuse import (
-    RANKED_LIST,
-    Fusion,
-    Member,
-    aligned,
-    check_members,
-    check_same_ids,
-    row_order,
-)
+from ensemble.fuse import Fusion, aligned, check_same_ids, row_order
 from ensemble.ladder import ladder_table
-from ensemble.members import known_gallery, load_members
+from ensemble.members import (
+    RANKED_LIST,
+    Member,
+    check_members,
+    inputs_of,
+    known_gallery,
+    load_members,
+)
 from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
 from ensemble.rerank_prior import Reranking
 from ensemble.uit_candidates import check_candidates
 from pab import __version__
-from pab.core.config import config_from_args, flag
+from pab.core.config import config_from_args, data_flag, flag, model_flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
-from pab.ranking import (
-    check_names,
-    order_queries,
-    ranked_names,
-    rows_in_order,
-    write_ranked_list,
-)
+from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
 from pab.scores import ScoreFile, save_scores
-
-READ = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")  # files
 
 
 @dataclass(frozen=True)
 class RunConfig(FusionConfig, LabelConfig):
     """Settings of one fusion; each field is a flag of `python -m ensemble.run`."""
 
-    output_file: str = flag(
+    output_file: str = output_flag(
         "reproduce.txt", "ranked list to write; answer.zip: a zip that holds answer.txt"
     )
-    save_score: str | None = flag(None, "score file of the fused matrix to write")
-    top_k: int = flag(10, "names per line of the ranked list")
-    annotation: str | None = flag(None, "labelled annotation, or query.json with --answers")
-    answers: str | None = flag(None, "answer key of a name-masked set; prints metrics")
-    image_folder: str | None = flag(
+    save_score: str | None = output_flag(None, "score file of the fused matrix to write")
+    top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
+    annotation: str | None = data_flag(None, "labelled annotation, or query.json with --answers")
+    answers: str | None = data_flag(None, "answer key of a name-masked set; prints metrics")
+    image_folder: str | None = data_flag(
         None, "root of the annotation's image paths, if it is outside an annotation folder"
     )
-    query_order: str | None = flag(None, "file of query ids, one per line, in output order")
-    protocol: str | None = flag(
+    query_order: str | None = data_flag(None, "file of query ids, one per line, in output order")
+    protocol: str | None = data_flag(
         None, "pab, www25, track4 or ucc: sets files, line order and metrics, and checks the answer"
     )
-    data_root: str | None = flag(None, "root of the protocol's data (default: the protocol's)")
-    rerank: tuple[str, ...] = flag(
+    data_root: str | None = data_flag(None, "root of the protocol's data (default: the protocol's)")
+    rerank: tuple[str, ...] = model_flag(
         (), "reranker's scores, NAME=FILE: reorders the first images of each query"
     )
-    rerank_depth: int = flag(20, "images per query that the reranker reorders")
+    rerank_depth: int = flag(20, "images per query that the reranker reorders", ge=1)
     rerank_prior: float = flag(
-        0.5, "penalty per place in the fused order, in the unit of the reranker's scores"
+        0.5,
+        "penalty per place in the fused order, in the unit of the reranker's scores",
+        ge=0,
+        le=LARGEST_FACTOR,
     )
-    ladder: bool = flag(
+    ladder: bool = output_flag(
         False, "print R@1, mAP@10 and the paired interval after every stage; needs labels"
     )
 
@@ -86,8 +82,6 @@ class RunConfig(FusionConfig, LabelConfig):
             InputError: naming the flag.
         """
         super().check()
-        if self.top_k < 1:
-            raise InputError("--top_k", f"must be at least 1, found {self.top_k}")
         if self.answers and not (self.annotation or self.protocol):
             raise InputError("--answers", "expected the queries it is the key of",
                              todo="give --annotation")  # fmt: skip
@@ -105,13 +99,6 @@ class RunConfig(FusionConfig, LabelConfig):
 
     def _check_rerank(self) -> None:
         """Reject reranker settings that are invalid alone or with the decodings."""
-        if self.rerank_depth < 1:
-            raise InputError("--rerank_depth", f"must be at least 1, found {self.rerank_depth}")
-        if not 0 <= self.rerank_prior <= LARGEST_FACTOR:
-            raise InputError(
-                "--rerank_prior",
-                f"must lie in [0, {LARGEST_FACTOR:g}], found {self.rerank_prior:g}",
-            )
         if not self.rerank:
             return
         if len(self.rerank) > 1:
@@ -156,8 +143,7 @@ def run(config: RunConfig) -> None:
     inputs = [*members, *([reranker] if reranker else [])]
     outputs = {"save_score": config.save_score, "output_file": config.output_file}
     check_outputs(outputs, omit="give another file")
-    read = {name: getattr(config, name) for name in READ}
-    check_inputs_are_kept(outputs, {**read, **{member.name: member.path for member in inputs}})
+    check_inputs_are_kept(outputs, inputs_of(config, inputs))
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(

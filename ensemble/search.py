@@ -22,24 +22,25 @@ import yaml
 from ensemble.chain import decoded
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.decode import DecodeSettings
-from ensemble.fuse import (
+from ensemble.fuse import Fusion, aligned, keeps_of
+from ensemble.members import (
     RANKED_LIST,
-    Fusion,
     Member,
-    aligned,
     check_members,
-    keeps_of,
+    inputs_of,
+    known_gallery,
+    load_members,
     without_weight,
 )
-from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
 from ensemble.uit_candidates import candidates_of, check_candidates
-from pab.core.config import config_from_args, flag
+from pab.core.config import config_from_args, data_flag, flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
-from pab.core.outputs import check_outputs
-from pab.data.annotations import Retrieval, read_retrieval
+from pab.core.outputs import check_inputs_are_kept, check_outputs
+from pab.data.annotations import read_retrieval
 from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 from pab.metrics import Metrics
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
@@ -64,22 +65,38 @@ class SearchConfig(FusionConfig, LabelConfig):
 
     finds_weights: ClassVar[bool] = True  # so that no member needs a weight
 
-    annotation: str = flag("", "labelled annotation of the validation split")
-    image_folder: str | None = flag(
+    annotation: str = data_flag("", "labelled annotation of the validation split")
+    image_folder: str | None = data_flag(
         None, "root of the annotation's image paths, if it is outside an annotation folder"
     )
-    answers: str | None = flag(None, "answer key of a name-masked set")
+    answers: str | None = data_flag(None, "answer key of a name-masked set")
     method: Literal["steps", "simplex"] = flag(
-        "steps", "one weight after another (Algorithm 2), or all shares at once"
+        "steps",
+        "one weight after another (Algorithm 2), or all shares at once",
+        group="optimization",
     )
-    order: Literal["given", "greedy"] = flag("given", "steps: how the order of members is chosen")
-    grid_step: float = flag(0.0125, "step of the weight grid in [0, 1] (simplex: about 0.05)")
-    folds: int = flag(5, "folds of a cross-validated estimate of the result; 0: no estimate")
+    order: Literal["given", "greedy"] = flag(
+        "given", "steps: how the order of members is chosen", group="optimization"
+    )
+    grid_step: float = flag(
+        0.0125,
+        "step of the weight grid in [0, 1] (simplex: about 0.05)",
+        gt=0,
+        le=1,
+        group="optimization",
+    )
+    folds: int = flag(
+        5, "folds of a cross-validated estimate of the result; 0: no estimate", group="optimization"
+    )
     decode_grid: tuple[float, ...] = flag(
-        (), "with --decode: slacks, factors or taus to try (default: a built-in list)"
+        (),
+        "with --decode: slacks, factors or taus to try (default: a built-in list)",
+        group="optimization",
     )
-    trials: str = flag("output/ensemble/trials.csv", "file for all trials")
-    out: str = flag("output/ensemble/weights.yaml", "file for the weights (ensemble.run --config)")
+    trials: str = output_flag("output/ensemble/trials.csv", "file for all trials")
+    out: str = output_flag(
+        "output/ensemble/weights.yaml", "file for the weights (ensemble.run --config)"
+    )
     allow_test: bool = flag(False, "accept a test set; the written weights record it")
     seed: int = flag(0, "seed of the bootstrap and the folds")
 
@@ -92,8 +109,6 @@ class SearchConfig(FusionConfig, LabelConfig):
         super().check()
         if not self.annotation:
             raise InputError("--annotation", "expected a labelled validation split, found none")
-        if not 0 < self.grid_step <= 1:
-            raise InputError("--grid_step", f"must lie in (0, 1], found {self.grid_step}")
         if self.folds < 0 or self.folds == 1:
             raise InputError("--folds", f"must be 0 or at least 2, found {self.folds}")
         if self.fusion != "iterative":
@@ -244,7 +259,9 @@ def run(config: SearchConfig) -> None:
     members = config.members()
     if len(members) < 2:
         raise InputError("ensemble", f"expected two members or more, found {len(members)}")
-    check_outputs({"trials": config.trials, "out": config.out}, omit="give another file")
+    outputs = {"trials": config.trials, "out": config.out}
+    check_outputs(outputs, omit="give another file")
+    check_inputs_are_kept(outputs, inputs_of(config, members))
     retrieval = read_retrieval(
         config.annotation,
         image_folder=config.image_folder,
@@ -267,7 +284,7 @@ def run(config: SearchConfig) -> None:
     )
     check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
-    judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
+    judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant, members[0].path)
     search = searcher(config, fusion, judge)
     found = search(judge)
     print(found.described(judge, config.seed))

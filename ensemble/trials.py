@@ -33,6 +33,7 @@ class Judge:
 
     Attributes:
         query_ids, gallery_ids: ids of rows and columns.
+        where: file of the first member, for errors.
         relevant: query id -> ids of the right images.
         counted: mask of the queries used for choices [Q]; None uses all.
     """
@@ -40,6 +41,7 @@ class Judge:
     query_ids: list[str]
     gallery_ids: list[str]
     relevant: Mapping[str, frozenset[str]]
+    where: str
     counted: NDArray[np.bool_] | None = None
 
     def counting(self, queries: NDArray[np.bool_]) -> Judge:
@@ -48,7 +50,8 @@ class Judge:
 
     def __call__(self, scores: Tensor) -> Metrics:
         """Compute the metrics of every query from a matrix [Q, G]."""
-        return evaluate_scores(ScoreFile(scores, self.query_ids, self.gallery_ids), self.relevant)
+        file = ScoreFile(scores, self.query_ids, self.gallery_ids)
+        return evaluate_scores(file, self.relevant, where=self.where)
 
     def key(self, metrics: Metrics) -> tuple[float, float]:
         """Selection key: R@1, with mAP as the tie-breaker."""

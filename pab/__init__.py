@@ -12,18 +12,19 @@ only. The packages ``lhp``, ``uit`` and ``ensemble`` build on this one.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pab.core import __version__ as __version__
+
 if TYPE_CHECKING:
     from ensemble.library import fuse
     from pab.library import evaluate, rank
     from pab.scores import load_scores
-    from pab.scoring.encoder import load_encoder  # type: ignore[attr-defined]
+    from pab.scoring import load_encoder
 
 __all__ = ["evaluate", "fuse", "load_encoder", "load_scores", "rank"]
-__version__ = "0.1.0"
 _HOMES = {
     "evaluate": "pab.library",
     "fuse": "ensemble.library",
-    "load_encoder": "pab.scoring.encoder",
+    "load_encoder": "pab.scoring",
     "load_scores": "pab.scores",
     "rank": "pab.library",
 }

@@ -23,9 +23,12 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.label_config import add_label_flags, label_config
+from pab.data.masked_queries import answered, read_answers
 from pab.data.names import respelt
+from pab.data.records import Query, Retrieval
 from pab.evaluate import Evaluation, evaluate_predictions
 from pab.metrics import paired_bootstrap
 from pab.ranking import read_ranked_list
@@ -117,22 +120,11 @@ def read_labels(
         retrieval = read_retrieval(annotation, answers=answers, **reading)
     elif answers is not None:
         key = read_answers(answers)
-        queries = [
-            Query(query_id, "", gallery_id, normal or anomaly, _is_normal(normal, anomaly))
-            for query_id, (gallery_id, normal, anomaly) in key.items()
-        ]
-        relevant = {
-            query_id: frozenset((gallery_id,)) for query_id, (gallery_id, *_) in key.items()
-        }
-        retrieval = Retrieval(queries, None, relevant, {})
+        retrieval = answered((Query(query_id, "") for query_id in key), key)
     else:
         return None
     ids = [query.query_id for query in retrieval.queries]
     return retrieval, read_query_order(query_order) if query_order else ids
-
-
-def _is_normal(normal: str | None, anomaly: str | None) -> bool | None:
-    return True if normal is not None else (None if anomaly is None else False)
 
 
 def labelled_table(a: Evaluation, b: Evaluation) -> str:

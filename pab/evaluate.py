@@ -28,10 +28,11 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
 from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_gallery_ids, read_query_ids, read_query_order
 from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
-from pab.data.records import Relevance
+from pab.data.records import Relevance, Retrieval
 from pab.formats.contents import Listing
 from pab.formats.export import DEFAULT_TOP_K, Ranking, ranking_of, write_trec
 from pab.formats.forms import read_form
@@ -46,7 +47,7 @@ from pab.metrics import (
 from pab.ranking import order_queries, rows_in_order, some
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 TWIN = "over twin"  # fraction of queries with a twin that rank the right image above it
 SHORT_LIST = 10  # number of places used by R@10 and mAP@10
@@ -188,7 +189,7 @@ def evaluate(
     Raises:
         InputError: no labels, or ids of queries or images that do not match.
     """
-    from pab.scores import respell
+    from pab.scores import respell  # imports torch, which ranked lists do not need
 
     relevant = _labels(retrieval)
     query_ids = [query.query_id for query in retrieval.queries]
@@ -406,7 +407,8 @@ def main(argv: list[str] | None = None) -> None:
         # The run and the qrels have to spell a name in one way.
         ranking = _list_ranking(respelt_lists(found.names, retrieval, path), top_k)
     else:
-        from pab.scores import read_gallery_ids, read_query_ids, respell, to_score_file
+        from pab.formats.conversion import to_score_file  # imports torch
+        from pab.scores import respell
 
         score_file = to_score_file(
             found,

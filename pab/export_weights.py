@@ -20,7 +20,7 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
         InputError: not a checkpoint, an unknown extension, adapters that cannot be merged, or a
             weight that is not finite, in the file or after conversion.
     """
-    import torch
+    import torch  # --help does not need it
 
     from pab.core.checkpoints import model_state, read_checkpoint, save_weights
     from pab.core.devices import dtype_of

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ensemble.config import FusionConfig
-from ensemble.fuse import Member, aligned, best_candidates, keeps_of, parse_member, shares_of
-from ensemble.members import load_members
+from ensemble.fuse import aligned, best_candidates, keeps_of, shares_of
+from ensemble.members import Member, load_members, parse_member
 from ensemble.run import RunConfig
 from ensemble.run import main as run
 from ensemble.scaling import mean_places, scaled_block
@@ -29,8 +29,8 @@ from pab.core.errors import InputError
 from pab.metrics import evaluate_scores
 from pab.ranking import top_k
 from pab.scores import ScoreFile, load_scores, save_scores
+from pab.scoring.rerank import choose_candidates, fill
 from tests.conftest import GOLDEN, needs_golden, write_lines
-from uit.rerank import choose_candidates, fill
 
 ROOT = Path(__file__).parents[1]
 QUERIES, IMAGES = [f"i{n}#0" for n in range(12)], [f"i{n:02d}" for n in range(12)]
@@ -711,6 +711,44 @@ def test_no_output_replaces_an_input(files: dict[str, str], tmp_path: Path, flag
         with pytest.raises(InputError, match="is the file of lhp: it would be overwritten"):
             run(["--beit3_score", files["a"], "--clip_score", files["b"], flag, path])
     assert Path(files["a"]).read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", ["--out", "--trials"])
+@pytest.mark.parametrize("what", ["lhp", "annotation", "decode_bank"])
+def test_a_search_replaces_no_input(annotation: Path, tmp_path: Path, flag: str, what: str) -> None:
+    paths = labelled(tmp_path)
+    files = {"lhp": paths["a"], "annotation": str(annotation), "decode_bank": paths["c"]}
+    words = [
+        "--beit3_score",
+        paths["a"],
+        "--uit_score",
+        paths["b"],
+        "--annotation",
+        files["annotation"],
+    ]
+    words += ["--decode", "querybank", "--decode_bank", paths["c"], "--folds", "0"]
+    words += ["--out", str(tmp_path / "w.yaml"), "--trials", str(tmp_path / "t.csv")]
+    before = Path(files[what]).read_bytes()
+    with pytest.raises(
+        InputError, match=f"{flag}: .* is the file of {what}: it would be overwritten"
+    ):
+        search([*words, flag, files[what]])
+    assert Path(files[what]).read_bytes() == before
+
+
+def test_a_search_names_the_file_that_lacks_images(annotation: Path, tmp_path: Path) -> None:
+    few = {
+        name: write(
+            tmp_path / f"few_{name}.pt", torch.rand(12, 11),
+            [f"{image}#0" for image in IMAGES], IMAGES[:11],
+        )
+        for name in ("a", "b")
+    }  # fmt: skip
+    words = ["--beit3_score", few["a"], "--uit_score", few["b"], "--annotation", str(annotation)]
+    words += ["--out", str(tmp_path / "w.yaml"), "--trials", str(tmp_path / "t.csv")]
+    with pytest.raises(InputError, match="i11") as caught:
+        search(words)
+    assert str(caught.value).startswith(few["a"])
 
 
 def test_sinkhorn_says_if_it_has_not_converged(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,13 +21,14 @@ from hypothesis import strategies as st
 
 from ensemble.run import main as fuse
 from pab.core.errors import InputError
+from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.evaluate import main as evaluate
 from pab.formats import export as score_export
 from pab.formats import tables as score_tables
 from pab.formats.contents import Listing
 from pab.formats.forms import read_form
 from pab.ranking import ranked_names, write_ranked_list
-from pab.scores import ScoreFile, load_scores, main, read_gallery_ids, read_query_ids, save_scores
+from pab.scores import ScoreFile, load_scores, main, save_scores
 
 SCORES = torch.tensor([[0.5, 0.25, 1.0], [2.0, -1.0, 0.0]])
 IDS: dict[str, Any] = {"query_ids": ["q1", "q2"], "gallery_ids": ["a", "b", "c"]}
@@ -650,6 +652,31 @@ def test_a_name_with_a_blank_leaves_no_zip(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'c d' cannot be written"):
         fuse(["--beit3_score", str(tmp_path / "s.pt"), "--output_file", str(tmp_path / "x.zip")])
     assert [path.name for path in tmp_path.iterdir()] == ["s.pt"]
+
+
+def declaring(path: Path, size: int) -> Path:
+    """Make a zip file's first member declare this unpacked size."""
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"PK\1\2") + 24  # in the archive's directory
+    raw[at : at + 4] = struct.pack("<I", size)
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize("name", ["answer.zip", "s.npz"])
+def test_an_archive_far_larger_inside_is_not_unpacked(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "s.npz":
+        np.savez_compressed(path, scores=SCORES.numpy())
+    else:
+        write_ranked_list(path, [["a", "b"], ["b", "a"]])
+    before = path.read_bytes()
+    with pytest.raises(
+        InputError, match=r"expected a zip file .*, found 2\.0 GiB packed in \d+ bytes"
+    ):
+        read_form(declaring(path, 1 << 31))
+    path.write_bytes(before)
+    read_form(declaring(path, struct.unpack_from("<I", before, before.index(b"PK\1\2") + 24)[0]))
 
 
 # ------------------------------------------------------------------------------------------ members

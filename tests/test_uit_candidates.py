@@ -146,7 +146,9 @@ def test_a_fusion_without_uit_is_not_compared(tmp_path: Path) -> None:
 
 
 def test_no_candidates_is_no_number(tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert "--uit_k: must be at least 1" in refused(fuse, words(tmp_path, {}, "--uit_k", "0"))
+    assert "--uit_k: expected a number greater than or equal to 1" in refused(
+        fuse, words(tmp_path, {}, "--uit_k", "0")
+    )
 
 
 def test_searched_weights_name_their_candidates(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pab.core.commands import CommandParser
 from pab.core.config import add_debug_flag, config_from_args, names_flag, with_debug
 from pab.core.errors import InputError, run_cli
 from pab.core.files import existing_file
@@ -116,7 +117,7 @@ def _words(argv: list[str]) -> list[str]:
     return words if names_flag(words, "--config") else ["--config", DEFAULT_CONFIG, *words]
 
 
-def _add_own_flags(parser: argparse.ArgumentParser) -> None:
+def _add_own_flags(parser: CommandParser) -> None:
     parser.add_argument("--dist", default="f1", metavar="fN", help="first N GPUs (default f1)")
     parser.add_argument(
         "--evaluate",

@@ -17,7 +17,7 @@ import numpy as np
 from ensemble.report.charts import Chart, Series, line_chart
 from pab.core.errors import InputError
 from pab.core.files import existing_file
-from pab.data.annotations import Query
+from pab.data.records import Query
 from pab.metrics import paired_bootstrap
 from pab.scores import ScoreFile
 

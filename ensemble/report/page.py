@@ -35,9 +35,10 @@ from ensemble.report.steps import steps_shown
 from pab.core.config import CommandParser
 from pab.core.errors import InputError
 from pab.core.files import write_text
-from pab.data.annotations import GalleryImage, Query, Retrieval, read_retrieval
+from pab.data.annotations import read_retrieval
 from pab.data.images import list_gallery
 from pab.data.label_config import add_label_flags, label_config
+from pab.data.records import GalleryImage, Query, Retrieval
 from pab.evaluate import evaluate, text_table
 from pab.metrics import paired_bootstrap
 from pab.ranking import rows_in_order, top_k

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pab.data.annotations import GalleryImage
 from pab.data.images import load_image
+from pab.data.records import GalleryImage
 from pab.data.thumbnails import data_url
 
 THUMBNAIL_PX = 128  # pixels of the longer side

@@ -10,7 +10,7 @@ from itertools import pairwise
 from ensemble.report.findings import Change, change
 from ensemble.report.members import Member, ranks_of_members
 from ensemble.report.pictures import Picture, Thumbnails
-from pab.data.annotations import Query, Retrieval
+from pab.data.records import Query, Retrieval
 from pab.ranking import top_k
 
 STEP_EXAMPLES = 3  # examples shown per step, of won and of lost queries each

@@ -9,7 +9,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from pab.core.errors import InputError
 DAMAGED_ARCHIVE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, LookupError,
 )  # fmt: skip
+
+# Limits against small files that unpack to fill the memory (deflate packs zeros 1,000 times).
+LARGEST_RATIO = 100  # unpacked bytes per packed byte
+ALWAYS_UNPACKED = 1 << 30  # bytes; scores of few values may pack well
 
 
 @contextmanager
@@ -98,6 +102,25 @@ def existing_folder(path: str | Path, what: str) -> Path:
     if not path.is_dir():
         raise InputError(path, f"expected {what}, found no such folder")
     return path
+
+
+def check_unpacked_size(path: str | Path, entries: Iterable[zipfile.ZipInfo]) -> None:
+    """Reject zip entries that would fill the memory; their declared sizes bound what is read.
+
+    Raises:
+        InputError: they unpack to more than :data:`ALWAYS_UNPACKED` bytes and more than
+            :data:`LARGEST_RATIO` times their packed size.
+    """
+    entries = list(entries)
+    packed = sum(entry.compress_size for entry in entries)
+    size = sum(entry.file_size for entry in entries)
+    if size > max(ALWAYS_UNPACKED, LARGEST_RATIO * packed):
+        raise InputError(
+            path,
+            f"expected a zip file that unpacks to at most {LARGEST_RATIO} times its size, found "
+            f"{size / 2**30:.1f} GiB packed in {packed} bytes",
+            todo="unpack it and give the file inside, if that size is right",
+        )
 
 
 def sha256_of_file(path: str | Path) -> str:

@@ -220,12 +220,6 @@ def _after_space(text: str, position: int) -> int:
     return _SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
-def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and content of each JSON object in a file."""
-    for number, _, raw in entries(path):
-        yield number, json_object(raw, path, f"line {number}")
-
-
 def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
     """Parse an entry as a JSON object; raises for bad UTF-8, bad JSON and other values."""
     text = decoded(raw, path, item).rstrip()  # else truncation is reported on a later line

@@ -24,9 +24,9 @@ from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
-from pab.data.annotations import GalleryImage
 from pab.data.image_paths import PHOTO_ENDINGS
 from pab.data.images import ImageReader, reason
+from pab.data.records import GalleryImage
 
 # Pillow's names of the decoders for photographs; JPEG's also opens MPO.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")
@@ -279,7 +279,7 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
 
 def _large(image: Image.Image) -> Image.Image:
     """Apply :func:`_upright_rgb` to a large image, and return its memory to the system."""
-    from pab.core.devices import return_freed_memory
+    from pab.core.devices import return_freed_memory  # imports torch
 
     result = _upright_rgb(image)
     image.close()

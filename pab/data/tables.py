@@ -137,8 +137,8 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
         return root
     for row in islice(_table_rows(path, columns, BadLines()), _PROBED):
         for folder in (path.parent, root):
-            name = row.image.replace("\\", "/")
-            if name.strip() and "\0" not in name and (folder / name).exists():
+            names = (row.image, row.image.replace("\\", "/")) if row.image.strip() else ()
+            if "\0" not in row.image and any((folder / name).exists() for name in names):
                 return folder
     return root
 
@@ -246,7 +246,7 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
     if "\0" not in written:
         if inside_root(f"{base.absolute().as_posix()}/x", root) is None:
             todo = f"name the folder that holds the images with --image_folder, not {root}"
-        place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path))
+        place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path, base))
         inside = inside_root(place, root)
         if inside is not None:
             return inside

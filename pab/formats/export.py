@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 from pab.core.errors import InputError
 from pab.core.files import atomic_path, write_text
 from pab.core.notices import notice
+from pab.formats.tables import pyarrow
+from pab.ranking import top_k as best_columns
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 FORMATS = ("pt", "bare", "npy", "npz", "csv", "parquet", "trec", "ranx", "rankings")
 LISTS = ("trec", "ranx", "rankings")
@@ -81,7 +83,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
         notice(out, "images that were not listed are written with the score below the listed ones")
     match form:
         case "pt":
-            from pab.scores import save_scores
+            from pab.formats.score_file import save_scores  # imports torch, like the next
 
             save_scores(out, score_file)
         case "bare" | "prefix":
@@ -123,8 +125,6 @@ def _write_csv(score_file: ScoreFile, out: Path) -> None:
 
 
 def _write_parquet(score_file: ScoreFile, out: Path) -> None:
-    from pab.formats.tables import pyarrow
-
     arrow = pyarrow(out)
     name = "query"
     while name in score_file.gallery_ids:
@@ -173,8 +173,6 @@ def ranking_of(score_file: ScoreFile, top_k: int) -> list[Ranking]:
 
     Images that the scores' source did not list are omitted.
     """
-    from pab.ranking import top_k as best_columns
-
     best = best_columns(score_file.scores, top_k)
     values = score_file.scores.gather(1, best).numpy()
     counts = score_file.listed_counts().tolist()

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from pab.core.errors import InputError
+from pab.data.id_lists import id_text
 from pab.data.json_lines import kind, shortened
-from pab.formats.contents import QUERY_ID_KEYS, Listing, id_text
+from pab.formats.contents import QUERY_ID_KEYS, Listing
 from pab.formats.tables import number_of
 from pab.ranking import read_ranked_list
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pab.core.errors import InputError
+from pab.data.id_lists import id_texts
 from pab.data.json_lines import shortened
-from pab.formats.contents import QUERY_ID_KEYS, Matrix, id_texts
+from pab.formats.contents import QUERY_ID_KEYS, Matrix
 
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index

@@ -12,10 +12,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
-from pab.data.annotations import read_answers, read_id_list, read_labelled_images, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_id_list
 from pab.data.image_paths import data_root
+from pab.data.labelled_images import read_labelled_images
+from pab.data.masked_queries import read_answers
 from pab.layout.folders import is_photo_name
 from pab.layout.found import Found, count, quoted
 from pab.layout.scores import describe_scores, holds_scores
@@ -57,7 +62,7 @@ def _unknown(path: Path, found: str) -> InputError:
 
 
 def _tensors(path: Path) -> Found:
-    from pab.core.checkpoints import LET_IN, read_checkpoint
+    from pab.core.checkpoints import LET_IN, read_checkpoint  # imports torch
     from pab.core.tensor_files import read_tensors
 
     if path.suffix != ".safetensors":
@@ -76,8 +81,6 @@ def _tensors(path: Path) -> Found:
 
 
 def _picture(path: Path) -> Found:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             facts = (f"{image.format}, {image.width} x {image.height} pixels",)
@@ -292,7 +295,7 @@ def _pairs(path: Path) -> Found:
 
 def _answers(path: Path) -> Found:
     key = read_answers(path)
-    normal = sum(answer[1] is not None for answer in key.values())
+    normal = sum(answer.is_normal is True for answer in key.values())
     facts = (count(len(key), "answer"), f"{normal:,} normal")
     queries = path.absolute().parent / "query.json"
     annotation = quoted(queries) if queries.is_file() else "QUERIES"

@@ -52,7 +52,7 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
     Raises:
         InputError: the checkpoint has no tensors.
     """
-    from pab.core.checkpoints import STATE_MARK, model_state
+    from pab.core.checkpoints import STATE_MARK, model_state  # imports torch
 
     state = model_state(checkpoint, path)
     model = known_model(state)

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from ensemble.library import fuse
     from pab.library import evaluate, rank
     from pab.scores import load_scores
-    from pab.scoring import load_encoder
+    from pab.scoring.members import load_encoder
 
 __all__ = ["evaluate", "fuse", "load_encoder", "load_scores", "rank"]
 _HOMES = {
     "evaluate": "pab.library",
     "fuse": "ensemble.library",
-    "load_encoder": "pab.scoring",
+    "load_encoder": "pab.scoring.members",
     "load_scores": "pab.scores",
     "rank": "pab.library",
 }

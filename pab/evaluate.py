@@ -278,7 +278,7 @@ def evaluate_predictions(
                 if name not in known:
                     raise InputError(
                         where,
-                        f"expected names of the gallery, found {name!r}, which it does not hold",
+                        f"expected names of the gallery, found {name!r}",
                         item=f"line {number}",
                     )
     right = frozenset().union(*relevant.values())
@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.query_order and not is_list:
         raise InputError(
             "--query_order",
-            "a score file carries its query ids",
+            "expected a ranked list with it, found a score file, which has query ids",
             todo="use --query_order with ranked lists, and --queries with scores without ids",
         )
     top_k = args.top_k or DEFAULT_TOP_K

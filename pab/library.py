@@ -18,8 +18,8 @@ from pab.data.records import Query, Retrieval
 from pab.evaluate import Evaluation, read_labels
 from pab.evaluate import evaluate as evaluate_score_file
 from pab.formats.export import ranking_of
-from pab.formats.score_file import ScoreFile, check_scores
-from pab.scores import load_scores
+from pab.formats.score_file import check_scores
+from pab.scores import ScoreFile, load_scores
 
 
 def rank(

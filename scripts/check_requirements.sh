@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install each requirements file alone in a fresh environment and ask its commands for --help.
-#   bash scripts/check_requirements.sh            each installs PyTorch anew: about 5.5 GB
+# Install each requirements file alone in a fresh environment and run its commands with --help.
+#   bash scripts/check_requirements.sh            each file installs PyTorch, about 5.5 GB
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

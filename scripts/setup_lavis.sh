@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv-lavis, where BLIP-2 runs by LAVIS itself; the project's own environment is not touched.
+# Make .venv-lavis, in which BLIP-2 runs with LAVIS's own code. The project's environment is unchanged.
 #   bash scripts/setup_lavis.sh
 #   .venv-lavis/bin/python scripts/blip2_infer.py --backend lavis
 set -euo pipefail

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ensemble.config import FusionConfig
-from ensemble.fuse import aligned, best_candidates, keeps_of, shares_of
+from ensemble.fuse import aligned, best_candidates, kept_weights, shares_from_weights
 from ensemble.members import Member, load_members, parse_member
 from ensemble.run import RunConfig
 from ensemble.run import main as run
@@ -368,7 +368,7 @@ def test_grids_reach_both_ends(step: float, count: int) -> None:
 
 
 def fused(tmp_path: Path, *words: str, name: str = "fused") -> ScoreFile:
-    """What `ensemble.run` makes of these words."""
+    """Run `ensemble.run` with these flags; return its score file."""
     out = tmp_path / f"{name}.pt"
     run([*words, "--save_score", str(out), "--output_file", str(tmp_path / f"{name}.txt")])
     return load_scores(out)
@@ -402,9 +402,9 @@ def test_one_sum_is_the_iterative_fusion_with_its_shares(
 ) -> None:
     words = ["--beit3_score", files["a"], "--uit_score", files["b"], "--clip_score", files["c"]]
     keeps = ["--beit3_weight", "0.8", "--clip_weight", "0.5"]
-    shares = shares_of([0.8, 0.5])
+    shares = shares_from_weights([0.8, 0.5])
     assert shares == pytest.approx([0.4, 0.1, 0.5])
-    assert keeps_of(shares) == pytest.approx([0.8, 0.5])
+    assert kept_weights(shares) == pytest.approx([0.8, 0.5])
     given = [f"{name}:{s}" for name, s in zip(("lhp", "uit", "clip"), shares, strict=True)]
     one = fused(tmp_path, *words, *keeps, name="one").scores
     two = fused(tmp_path, *words, "--fusion", "sum", "--shares", *given, name="two").scores
@@ -412,8 +412,8 @@ def test_one_sum_is_the_iterative_fusion_with_its_shares(
 
 
 def test_shares_of_nothing_first() -> None:
-    assert keeps_of([0.0, 0.0, 1.0]) == [1.0, 0.0]
-    assert shares_of(keeps_of([0.0, 0.25, 0.75])) == pytest.approx([0.0, 0.25, 0.75])
+    assert kept_weights([0.0, 0.0, 1.0]) == [1.0, 0.0]
+    assert shares_from_weights(kept_weights([0.0, 0.25, 0.75])) == pytest.approx([0.0, 0.25, 0.75])
 
 
 def test_reciprocal_ranks(files: dict[str, str], tmp_path: Path) -> None:

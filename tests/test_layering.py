@@ -39,7 +39,7 @@ LIGHT = ("pab.data.annotations", "pab.scores", "pab.ranking", "pab.metrics", "pa
 # test_library.py checks that `import pab` loads none of them.
 LAZY = {
     ("pab/__init__.py", "ensemble.library"),
-    ("pab/__init__.py", "pab.scoring"),
+    ("pab/__init__.py", "pab.scoring.members"),
 }
 
 MODULES = sorted(path for room in PACKAGES for path in (ROOT / room).rglob("*.py"))
@@ -58,7 +58,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def is_module(name: str) -> bool:
-    """Whether a dotted name is a module or package of this repository."""
+    """Return true if a dotted name is a module or package of this repository."""
     place = ROOT / name.replace(".", "/")
     return place.is_dir() or place.with_suffix(".py").is_file()
 

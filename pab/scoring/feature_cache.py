@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_file, write_text
+from pab.core.progress import progress
 from pab.core.resources import CODE_ROOT
 from pab.data.images import ImageReader
 from pab.data.records import GalleryImage
@@ -232,4 +233,4 @@ def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes | InputErr
             return InputError(path, f"cannot be read: {error.strerror or error}")
 
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        return list(pool.map(digest, paths))
+        return list(progress(pool.map(digest, paths), "hashing images", "images", len(paths)))

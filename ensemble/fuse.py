@@ -22,6 +22,7 @@ from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.core.tensor_files import release_pages
 from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile
@@ -97,7 +98,8 @@ class Fusion:
     def scaled_members(self) -> list[Tensor]:
         """Whole scaled matrix of each member, float32 [Q, G]; read-only."""
         count = len(self.query_ids)
-        return [self.member_block(number, 0, count) for number in range(len(self.members))]
+        numbers = progress(range(len(self.members)), "scaling members", "members")
+        return [self.member_block(number, 0, count) for number in numbers]
 
     @cached_property
     def flat(self) -> list[Tensor]:
@@ -169,7 +171,8 @@ class Fusion:
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Yield the row range of each block, and release file memory after use."""
         rows = max(1, BLOCK_ELEMENTS // len(self.gallery_ids))
-        for number, start in enumerate(range(0, len(self.query_ids), rows), start=1):
+        starts = progress(range(0, len(self.query_ids), rows), "fusing", "blocks of queries")
+        for number, start in enumerate(starts, start=1):
             yield start, min(start + rows, len(self.query_ids))
             if number % BLOCKS_KEPT == 0:
                 for file in self.files:

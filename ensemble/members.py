@@ -139,6 +139,7 @@ def load_members(
     *,
     queries: str | Path | None = None,
     gallery: str | Path | None = None,
+    loaded: Mapping[str, ScoreFile] | None = None,
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
@@ -152,6 +153,7 @@ def load_members(
             members name.
         queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
         gallery: file of gallery ids, or the gallery's folder, for members without ids.
+        loaded: member path -> its valid scores, for members that are already in memory.
 
     Raises:
         InputError: an unreadable file, ids that are missing or do not match, a run that lacks
@@ -161,6 +163,8 @@ def load_members(
     columns = read_gallery_ids(gallery) if gallery else None
 
     def read(path: str) -> ScoreFile | Listing:
+        if loaded and path in loaded:
+            return loaded[path]
         found = read_form(path)
         if isinstance(found, Listing):
             return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ensemble.chain import stages
@@ -285,8 +286,13 @@ def meta_of(
     return {
         "model": "ensemble",
         "members": [
-            {"name": m.name, "file": m.path, "weight": m.weight, "sha256": sha256_of_file(m.path)}
-            for m in members
+            {
+                "name": m.name,
+                "file": m.path,
+                "weight": m.weight,
+                **({"sha256": sha256_of_file(m.path)} if Path(m.path).is_file() else {}),
+            }
+            for m in members  # scores in memory have no file
         ],
         "fusion": config.fusion,
         "scaling": config.scaling,

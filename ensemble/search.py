@@ -38,6 +38,7 @@ from pab.core.config import config_from_args, data_flag, flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
 from pab.core.outputs import check_inputs_are_kept, check_outputs
+from pab.core.progress import progress
 from pab.data.annotations import read_retrieval
 from pab.data.label_config import LabelConfig
 from pab.data.records import Retrieval
@@ -150,7 +151,7 @@ def held_out(
     count = len(judge.query_ids)
     fold_of = np.random.default_rng(config.seed).permutation(count) % config.folds
     values = {name: np.zeros(count) for name in ("R@1", "mAP")}
-    for fold in range(config.folds):
+    for fold in progress(range(config.folds), "cross-validating", "folds"):
         inside = fold_of == fold
         found = search(judge.counting(~inside))
         for name, kept in values.items():
@@ -181,7 +182,7 @@ def choose_decoding(
     name = NUMBERS.get(wanted.method, "decode_factor")
     usual = {"decode_slack": SLACKS, "decode_tau": TAUS, "decode_factor": FACTORS}[name]
     best: tuple[tuple[float, float], float, Metrics] | None = None
-    for value in config.decode_grid or usual:
+    for value in progress(config.decode_grid or usual, "trying decodings", "values"):
         if wanted.top is not None and math.isinf(value):
             continue  # infeasible: not every query can have one of its first images
         settings = with_number(wanted, value)

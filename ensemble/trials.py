@@ -20,6 +20,7 @@ from ensemble.fuse import Fusion, blend, shares_from_weights
 from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.notices import notice
+from pab.core.progress import Progress, progress
 from pab.metrics import Difference, Metrics, evaluate_scores, paired_bootstrap
 from pab.scores import ScoreFile
 
@@ -153,12 +154,15 @@ def by_steps(
     fused, best = scaled[start], alone[start]
     order, kept, steps = [start], [], []
     waiting = [number for number in range(len(members)) if number != start]
+    rounds = len(waiting) * (len(waiting) + 1) // 2 if greedy else len(waiting)
+    shown = Progress(rounds * len(weights), "trying weights", "trials")
     while waiting:
         found: tuple[tuple[float, float], int, float, Metrics] | None = None
         for number in waiting if greedy else waiting[:1]:
             for weight in weights:
                 metrics = judge(blend(fused, scaled[number], weight))
                 trials.append(Trial(members[number].name, weight, metrics.mean()))
+                shown.update()
                 key = judge.key(metrics)
                 if found is None or key > found[0]:
                     found = key, number, weight, metrics
@@ -169,6 +173,7 @@ def by_steps(
         order.append(number)
         kept.append(weight)
         waiting.remove(number)
+    shown.close()
     shares = [0.0] * len(members)
     for number, share in zip(order, shares_from_weights(kept), strict=True):
         shares[number] = share
@@ -211,7 +216,7 @@ class Simplex:
                 todo="take a larger step, such as 0.05",
             )  # fmt: skip
         points = []
-        for grid_parts in compositions(parts, count):
+        for grid_parts in progress(compositions(parts, count), "trying shares", "trials", needed):
             shares = [part / parts for part in grid_parts]
             points.append((shares, judge(shared_sum(fusion, shares))))
         return cls(fusion, points, points[0][1])

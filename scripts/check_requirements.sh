@@ -18,6 +18,7 @@ for file in "${!commands[@]}"; do
     trap 'rm -rf "$home"' EXIT
     "$python" -m venv "$home/venv"
     "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
+    "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
     for command in ${commands[$file]}; do
         case $command in *.py) words=("$command") ;; *) words=(-m "$command") ;; esac
         "$home/venv/bin/python" "${words[@]}" --help > /dev/null

@@ -49,7 +49,7 @@ _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", 
 _TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 _BLANK_TABLE = "a table of numbers without ids"
 _HEAD = 1 << 16  # bytes that tell the form of a text
-# What NumPy raises for a damaged array: its header is read as the text of a Python dict.
+# Errors of NumPy for a damaged array: its header is read as the text of a Python dict.
 _DAMAGED_ARRAY = (
     ValueError, TypeError, OSError, EOFError, OverflowError, MemoryError, SyntaxError,
     tokenize.TokenError,

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     checking = commands.add_parser(
-        "check", help="what it is, what is missing, what to run next", allow_abbrev=False
+        "check", help="describe a path and name the next command", allow_abbrev=False
     )
     checking.add_argument(
         "root", nargs="?", metavar="PATH", default="data/PAB", help="default: data/PAB"

@@ -89,7 +89,7 @@ def test_ranked_lists_beside_score_files(
     words = ["--beit3_score", files["a"], "--uit_score", str(tmp_path / "b.txt")]
     capsys.readouterr()
     found = fused(tmp_path, *words, "--query_order", str(order)).scores
-    assert "what it does not name counts nothing" in capsys.readouterr().err
+    assert "images that are not listed score 0" in capsys.readouterr().err
     best = top_k(load_scores(files["b"]).scores, 4)
     listed = torch.zeros(12, 12).scatter_(1, best, (1 / torch.arange(1.0, 5.0)).expand(12, -1))
     expected = 0.925 * unit(load_scores(files["a"]).scores) + 0.075 * listed

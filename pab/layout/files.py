@@ -134,9 +134,9 @@ def _text(path: Path) -> Found:
     try:
         head = raw.decode(encoding, errors="strict" if len(raw) < _HEAD else "ignore").lstrip()
     except UnicodeDecodeError as error:
-        raise _unknown(path, "a file that is no text") from error
+        raise _unknown(path, "a file that is not text") from error
     if "\0" in head:
-        raise _unknown(path, "a file that is no text")
+        raise _unknown(path, "a file that is not text")
     if {"[PAD]", "[UNK]"} <= set(head.split("\n", 1000)):
         command = f"python -m uit.infer --text_encoder {quoted(path.absolute().parent)}"
         return Found("BERT's vocabulary", (), (command,))
@@ -217,7 +217,7 @@ def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Foun
 def _json(path: Path) -> Found:
     """Describe annotations, queries, an answer key, or scores."""
     if path.name == "source_caption.json":
-        return Found("captions of the source videos, which no command reads")
+        return Found("captions of the source videos (not used)")
     entry = next(entries(path), None)
     first = {} if entry is None else json_object(entry[2], path, f"line {entry[0]}")
     if "query_index" in first and ("topk_gallery" in first or "reranked" in first):

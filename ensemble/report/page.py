@@ -292,7 +292,8 @@ def _strips(
         below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
         query = queries[main.scores.query_ids[row]]
         strips.append(Strip(query, _kind(query), failures, found, below, []))
-    for row, strip in zip(rows, strips, strict=True):  # last: small thumbnails
+    small = progress(rows, "making small pictures", "queries")
+    for row, strip in zip(small, strips, strict=True):  # last: small thumbnails
         strip.others.extend(ranked(one, row, side=SMALL_PX) for one in others)
     return strips
 

@@ -265,6 +265,7 @@ def scoring_command(
     argv: list[str] | None,
     *,
     prog: str,
+    description: str = "",
 ) -> None:
     """Parse the command line of a scoring command and run it, in each process of the group.
 
@@ -273,7 +274,8 @@ def scoring_command(
         score: called with the settings.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
+        description: see :func:`pab.core.config.config_from_args`.
     """
-    config, _ = config_from_args(cls, argv, prog=prog)
+    config, _ = config_from_args(cls, argv, prog=prog, description=description)
     with processes.joined(pick_device(config.device)):
         score(config)

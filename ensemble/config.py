@@ -6,13 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ensemble.decode import LOGARITHMS, DecodeSettings, Decoding
-from ensemble.fuse import (
-    RECIPROCAL_RANK_K,
-    Member,
-    named_numbers,
-    parse_member,
-    without_weight,
-)
+from ensemble.fuse import RECIPROCAL_RANK_K
+from ensemble.members import Member, named_numbers, parse_member, without_weight
 from ensemble.reciprocal_rank import MOST_RANK_K
 from pab.core.config import data_flag, flag, model_flag
 from pab.core.errors import InputError

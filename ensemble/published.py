@@ -29,7 +29,7 @@ PUBLISHED = {
 
 def main(argv: list[str] | None = None) -> None:
     """Print a score file's metrics on the labelled test set beside the published ones."""
-    from pab.scores import load_scores
+    from pab.scores import load_scores  # imports torch, which --help does not need
 
     parser = CommandParser(prog="python -m ensemble.published")
     data = parser.groups["data"]

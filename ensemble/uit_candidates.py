@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ensemble.fuse import Member
+from ensemble.members import Member
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.scores import ScoreFile

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pab.core.errors import InputError
-from pab.core.files import DAMAGED_ARCHIVE, atomic_path, existing_file, write_text
+from pab.core.files import (
+    DAMAGED_ARCHIVE,
+    atomic_path,
+    check_unpacked_size,
+    existing_file,
+    write_text,
+)
 from pab.core.notices import notice
 from pab.core.text_files import read_text, text_of
 
@@ -231,6 +237,7 @@ def _archived_text(path: Path) -> str:
                     path, f"expected a zip file with {ANSWER}, found one without",
                     todo="give the ranked list (.txt), not the score file (.pt)",
                 )  # fmt: skip
+            check_unpacked_size(path, [archive.getinfo(member)])
             raw = archive.read(member)
     except DAMAGED_ARCHIVE as error:
         raise InputError(path, f"expected a zip file with {ANSWER}: {error}") from error

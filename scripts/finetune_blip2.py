@@ -22,9 +22,10 @@ from lhp.views import HybridView
 from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
-from pab.data.annotations import Retrieval
 from pab.data.images import recipe
+from pab.data.records import Retrieval
 from pab.data.wordpiece import VOCABULARY, Tokenizer
+from pab.encoders.blip2.encoder import Blip2Encoder
 from pab.encoders.blip2.model import (
     MODELS,
     Blip2,
@@ -33,17 +34,11 @@ from pab.encoders.blip2.model import (
     start_from_scratch,
 )
 from pab.encoders.captions import CaptionIds
-from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
-from pab.encoders.similarity import blip2_scores
-from pab.encoders.tuning import (
-    SCRATCH,
-    FinetuneConfig,
-    adapted,
-    merged_state,
-    own_name,
-)
+from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
+from pab.scoring.compute import Compute
+from pab.scoring.encoder import scores_of
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs
@@ -137,10 +132,9 @@ def pair_model(
     def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None
         compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        return blip2_scores(
-            model, tokenizer, transform, retrieval.queries, retrieval.gallery,
-            config.query_pooling, compute,
-        )  # fmt: skip
+        encoder = Blip2Encoder(model, tokenizer, transform, config.query_pooling, compute)
+        captions = [query.caption for query in retrieval.queries]
+        return scores_of(encoder, captions, retrieval.gallery)
 
     return PairModel(
         module=module,

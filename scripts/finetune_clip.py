@@ -25,21 +25,16 @@ from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
 from pab.core.weight_folders import weights_or_path
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
+from pab.encoders.clip.encoder import ClipEncoder
 from pab.encoders.clip.identity import ARCHITECTURE, CONFIGURATION
-from pab.encoders.clip.model import ClipEncoder, load_clip, new_clip
+from pab.encoders.clip.model import ClipModel, load_clip, new_clip
 from pab.encoders.clip.names import FOLDER, architecture, label
 from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
-from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
-from pab.encoders.similarity import clip_scores
-from pab.encoders.tuning import (
-    SCRATCH,
-    FinetuneConfig,
-    adapted,
-    merged_state,
-    own_name,
-)
+from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
+from pab.scoring.compute import Compute
+from pab.scoring.encoder import scores_of
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs
@@ -123,7 +118,8 @@ def pair_model(
     def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None
         compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        return clip_scores(clip, retrieval.queries, retrieval.gallery, compute)
+        captions = [query.caption for query in retrieval.queries]
+        return scores_of(ClipEncoder(clip, compute), captions, retrieval.gallery)
 
     return PairModel(
         module=module,
@@ -171,7 +167,7 @@ def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:
     }
 
 
-def image_side(clip: ClipEncoder) -> int:
+def image_side(clip: ClipModel) -> int:
     """Side of the model's square input, pixels.
 
     Raises:
@@ -191,7 +187,7 @@ def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def pair_vectors(
-    clip: ClipEncoder, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
+    clip: ClipModel, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Image and text vectors of a batch, stacked as [B, 2, D]."""
     with autocast(device, dtype):

@@ -27,11 +27,10 @@ from pab.core.checkpoints import (
     load_training_state,
     model_state,
     read_checkpoint,
-    rng_state,
     save_training_state,
     save_weights,
-    set_rng_state,
 )
+from pab.core.devices import rng_state, set_rng_state
 from pab.core.errors import InputError
 from tests.conftest import GOLDEN, needs_golden
 

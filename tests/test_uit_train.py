@@ -23,19 +23,15 @@ from pab.core.checkpoints import load_training_state, model_state, read_checkpoi
 from pab.core.config import load_config
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
 from pab.data.training_set import TrainingSet
 from pab.data.wordpiece import VOCABULARY, Tokenizer
 from pab.formats.export import export
 from pab.ranking import ranked_names, write_ranked_list
 from pab.scores import ScoreFile, load_scores, save_scores
+from pab.scoring.rerank import choose_candidates, fill
 from pab.training.config import TrainingConfig
-from pab.training.data import (
-    checked,
-    open_training_data,
-    training_loader,
-    validation_retrieval,
-)
+from pab.training.data import checked, open_training_data, training_loader, validation_retrieval
 from pab.training.loop import BEST, FINAL
 from pab.training.resume import LAST
 from pab.training.run_log import read_log
@@ -51,7 +47,7 @@ from uit.make_vocabulary import make_vocabulary
 from uit.masking import NO_LABEL, WordMasking
 from uit.model import MODELS, Uit, model_config
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
-from uit.rerank import choose_candidates, fill, match_scores
+from uit.rerank import match_scores
 from uit.run import main as run
 from uit.train import build_model
 from uit.weights import load_bert, load_swin, load_uit

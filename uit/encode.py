@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +20,12 @@ from torch import Tensor
 from pab.core import processes
 from pab.core.devices import autocast
 from pab.core.errors import InputError
-from pab.data.annotations import GalleryImage
-from pab.data.images import recipe
+from pab.core.progress import progress
+from pab.data.images import ImageReader, recipe
+from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
+from pab.scoring.compute import Compute
+from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
 from pab.scoring.encoding import loaded
 from pab.scoring.feature_cache import FeatureCache
 from uit.model import Uit, UitConfig, model_config, tensor_names
@@ -130,14 +133,18 @@ def encode_gallery(
     new = mine
     if cache is not None:
         digests, known, new = cache.of_images(images, mine, num_workers)
-        for start in range(0, len(known), batch_size):
+        starts = range(0, len(known), batch_size)
+        for start in progress(starts, "reading the feature cache", "batches"):
             places = known[start : start + batch_size]
             kept = cache.vectors([digests[place] for place in places])
             vectors[[row_of[place] for place in places]] = kept[:, :width]
             tokens[places] = kept[:, width:].view(-1, *shape[1:]).to(cache_dtype)
     transform = recipe("uit", swin.image_size).transform()
     weights = model.vision_encoder.norm.weight.dtype
-    for pixels, places in loaded(images, new, transform, batch_size, num_workers):
+    batches = loaded(images, new, transform, batch_size, num_workers)
+    for pixels, places in progress(
+        batches, "encoding images", "images", len(new), lambda batch: len(batch[1])
+    ):
         with autocast(device, dtype):
             found = model.vision_encoder(pixels.to(device, weights))
             vector = model.image_vector(found).float().cpu()
@@ -205,10 +212,62 @@ def encode_captions(
 ) -> Tensor:
     """Encode captions to float32 [Q, E]; each is padded to the recipe's length, as published."""
     vectors = torch.empty(len(rows), model.config.embed_dim)
-    for start in range(0, len(rows), batch_size):
+    for start in progress(range(0, len(rows), batch_size), "encoding captions", "batches"):
         ids, mask = tokenizer.pad_rows(list(rows[start : start + batch_size]), tokenizer.max_length)
         ids, mask = ids.to(device), mask.to(device)
         with autocast(device, dtype):
             text = model.text_encoder.encode_text(ids, mask)
             vectors[start : start + batch_size] = model.text_vector(text).cpu()
     return vectors
+
+
+@dataclass(frozen=True)
+class UitEncoder:
+    """UIT's ITC as an encoder (:class:`pab.scoring.encoder.Encoder`).
+
+    Attributes:
+        model: weights in ``compute.weights``.
+        tokenizer: tokenizer of the model.
+        compute: device, number format and batching.
+        origin: see :class:`pab.scoring.encoder.Origin`.
+        fingerprint: see :class:`pab.scoring.encoder.Encoder`.
+    """
+
+    model: Uit
+    tokenizer: Tokenizer
+    compute: Compute
+    origin: Origin = UNKNOWN
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    similarity = staticmethod(cosine)
+
+    def encode_images(
+        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
+    ) -> Tensor:
+        """Map images to unit vectors, float32 [G, E] on the CPU."""
+        return self.compute.images(
+            lambda pixels: self.model.image_vector(self.model.vision_encoder(pixels)),
+            images,
+            recipe("uit", self.model.config.swin.image_size),
+            reader,
+        )
+
+    def ids(self, captions: Sequence[str]) -> list[list[int]]:
+        """Token ids of each caption.
+
+        Raises:
+            InputError: the vocabulary does not cover the captions.
+        """
+        rows = [self.tokenizer.encode(caption) for caption in as_captions(captions)]
+        self.tokenizer.check_known(rows)
+        return rows
+
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Map captions to unit vectors, float32 [Q, E] on the CPU.
+
+        Raises:
+            InputError: the vocabulary does not cover the captions.
+        """
+        return encode_captions(
+            self.model, self.tokenizer, self.ids(captions), batch_size=self.compute.batch_size,
+            device=self.compute.device, dtype=self.compute.dtype,
+        )  # fmt: skip

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pab.core.errors import InputError
-from pab.core.files import DAMAGED_ARCHIVE, existing_file
+from pab.core.files import DAMAGED_ARCHIVE, check_unpacked_size, existing_file
 from pab.core.text_files import read_text
+from pab.data.id_lists import id_texts
 from pab.data.json_lines import shortened
-from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix, id_texts
+from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix
 from pab.formats.runs import is_trec_run, json_run, ranked_list, trec_run
 from pab.formats.tables import (
     bare_separator_of,
@@ -137,6 +138,8 @@ def _is_npz(path: Path) -> bool:
 
 def _npz(path: Path) -> Matrix:
     try:
+        with zipfile.ZipFile(path) as packed:
+            check_unpacked_size(path, packed.infolist())
         with np.load(path, allow_pickle=False) as archive:
             content = {name: archive[name] for name in archive.files}
     except (*_DAMAGED_ARRAY, *DAMAGED_ARCHIVE) as error:

@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pab.core.errors import InputError
-from pab.data.annotations import (
-    read_labelled_images,
-    read_query_order,
-    read_retrieval,
-    read_shards,
-)
+from pab.data.annotations import read_retrieval
 from pab.data.bad_lines import BadLines
+from pab.data.id_lists import read_query_order
 from pab.data.image_paths import ImageFinder, file_names, is_image_name
+from pab.data.labelled_images import read_labelled_images
+from pab.data.pairs import read_shards
 from pab.data.tree import SHARD_FOLDERS, find_shards, labelled_test
 from pab.layout.found import count, quoted
 

@@ -8,28 +8,34 @@ Shape letters: `G` gallery, `Q` captions, `N` ids of a caption, `D` width of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pab.core import processes
 from pab.core.devices import autocast
-from pab.data.annotations import GalleryImage
-from pab.data.images import ImageReader, ImageTransform, image_loader
+from pab.core.progress import progress
+from pab.data.images import ImageReader, ImageRecipe, ImageTransform, image_loader
+from pab.data.records import GalleryImage
+from pab.scoring.encoder import AnyImage, as_images
 from pab.scoring.feature_cache import FeatureCache, caption_digest
+
+if TYPE_CHECKING:
+    from pab.data.images import Loadable
 
 Encode = Callable[[Tensor], Tensor]  # a batch on the model's device -> unit vectors [B, D]
 
 
 def loaded(
-    images: Sequence[GalleryImage],
+    images: Sequence[Loadable],
     positions: Sequence[int],
-    transform: ImageTransform,
+    transform: ImageRecipe | ImageTransform,
     batch_size: int,
     num_workers: int,
     reader: ImageReader | None = None,
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Load some of a gallery's images in batches: pixels [B, 3, S, S] and their positions."""
+    """Load some of the images in batches: pixels [B, 3, S, S] and their positions."""
     if not positions:
         return
     some = [images[position] for position in positions]
@@ -40,8 +46,8 @@ def loaded(
 @torch.inference_mode()
 def image_vectors(
     encode: Encode,
-    images: Sequence[GalleryImage],
-    transform: ImageTransform,
+    images: Sequence[AnyImage],
+    transform: ImageRecipe | ImageTransform,
     *,
     batch_size: int,
     num_workers: int,
@@ -52,12 +58,12 @@ def image_vectors(
     cache: FeatureCache | None = None,
     reader: ImageReader | None = None,
 ) -> Tensor:
-    """Encode a gallery; only one batch of images (plus prefetched ones) is in memory.
+    """Encode images; only one batch of files (plus prefetched ones) is in memory.
 
     Args:
         encode: pixels [B, 3, S, S] -> [B, D].
-        images: the gallery.
-        transform: RGB image -> pixels.
+        images: see :meth:`pab.scoring.encoder.Encoder.encode_images`.
+        transform: a recipe, or RGB image -> pixels; preprocessed tensors are taken as they are.
         batch_size: images per batch.
         num_workers: loader processes.
         device: device of the model.
@@ -65,7 +71,8 @@ def image_vectors(
         weights: number format of the model's weights and of its pixels.
         full_batches: fill the last batch by repeating the last image, for an encoder compiled for
             one shape.
-        cache: cache of this encoder's vectors; only images that it lacks are encoded.
+        cache: cache of this encoder's vectors; only images that it lacks are encoded. Not used if
+            an image is not a file.
         reader: decodes the files; None uses the benchmark reader.
 
     Returns:
@@ -73,15 +80,22 @@ def image_vectors(
             unreadable have zero rows.
     """
     reader = reader or ImageReader()
-    mine = list(processes.share_of(len(images)))
+    pictures = as_images(images)
+    files = [picture for picture in pictures if isinstance(picture, GalleryImage)]
+    if len(files) < len(pictures):
+        cache = None
+    mine = list(processes.share_of(len(pictures)))
     digests: dict[int, bytes] = {}
     known: list[int] = []
     new = mine
     if cache is not None:
-        digests, known, new = cache.of_images(images, mine, num_workers, reader)
+        digests, known, new = cache.of_images(files, mine, num_workers, reader)
     parts = [cache.vectors([digests[i] for i in known])] if cache is not None and known else []
     order = list(known)
-    for pixels, places in loaded(images, new, transform, batch_size, num_workers, reader):
+    batches = loaded(pictures, new, transform, batch_size, num_workers, reader)
+    for pixels, places in progress(
+        batches, "encoding images", "images", len(new), lambda batch: len(batch[1])
+    ):
         rows = len(pixels)
         if full_batches and rows < batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(batch_size - rows, -1, -1, -1)])
@@ -91,11 +105,12 @@ def image_vectors(
             cache.keep([digests[place] for place in places], vectors)
         parts.append(vectors)
         order += places
-    failed = [i for i in mine if images[i].gallery_id in (reader.unreadable or {})]
+    unreadable = reader.unreadable or {}
+    failed = [i for i in mine if getattr(pictures[i], "gallery_id", None) in unreadable]
     if failed:
         parts.append(torch.zeros(len(failed), parts[0].shape[1] if parts else 0))
         order += failed
-    return processes.assemble(order, torch.cat(parts) if parts else None, len(images), device)
+    return processes.assemble(order, torch.cat(parts) if parts else None, len(pictures), device)
 
 
 @torch.inference_mode()
@@ -129,7 +144,8 @@ def caption_vectors(
         digests = {position: caption_digest(rows[position]) for position in new}
         order, new = cache.split(digests)
         parts = [cache.vectors([digests[i] for i in order])] if order else []
-    for batch in batches_by_length([len(rows[position]) for position in new], token_budget):
+    batches = batches_by_length([len(rows[position]) for position in new], token_budget)
+    for batch in progress(batches, "encoding captions", "captions", len(new), len):
         places = [new[position] for position in batch]
         with autocast(device, dtype):
             vectors = encode(places).float().cpu()

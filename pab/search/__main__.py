@@ -17,8 +17,9 @@ from pab.core.files import write_json
 from pab.core.notices import notice
 from pab.core.outputs import cannot_be_written, check_outputs
 from pab.data.photos import PHOTO_ENDINGS, PhotoFolder, list_photos
+from pab.scoring.members import members
 from pab.search.engine import search
-from pab.search.members import MEMBERS, read_member
+from pab.search.members import read_member
 from pab.search.page import write_page
 from pab.search.queries import check_query
 from pab.search.results import as_plain, one_line, unreadable_file, write_unreadable
@@ -57,7 +58,7 @@ def build_parser() -> CommandParser:
     data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
     once: dict[str, Any] = {"action": _Once}
     model.add_argument(
-        "--model", choices=MEMBERS, required=True, help="member that encodes", **once
+        "--model", choices=members(), required=True, help="member that encodes", **once
     )
     model.add_argument("--arch", metavar="NAME", help="architecture of the member", **once)
     data.add_argument(
@@ -97,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     check_files(args, listing, folder)
     tell_left_out(args.image_folder, folder)
 
-    with member.open() as opened:
-        answers = search(opened, folder.photos, args.query, top_k)
+    encoder = member.open()
+    answers = search(encoder, folder.photos, args.query, top_k)
     unreadable = dict(sorted({**folder.unreadable, **answers.unreadable}.items()))
     write_unreadable(listing, unreadable)
     if not answers.indexed:
@@ -109,8 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.json is not None:
         facts = {
             "model": args.model,
-            "architecture": opened.architecture,
-            "checkpoint": opened.checkpoint,
+            "architecture": encoder.origin.architecture,
+            "checkpoint": encoder.origin.checkpoint,
             "image_folder": str(args.image_folder),
         }
         write_json(args.json, as_plain(args.query, answers, unreadable, **facts))

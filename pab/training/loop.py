@@ -20,18 +20,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pab.core import processes
-from pab.core.checkpoints import TrainingState, rng_state, save_training_state, save_weights
+from pab.core.checkpoints import TrainingState, save_training_state, save_weights
 from pab.core.devices import (
     autocast,
     dtype_of,
     keep_freed_memory,
     make_scaler,
     pick_device,
+    rng_state,
     seed_everything,
 )
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
 from pab.data.splits import write_split
 from pab.metrics import evaluate_scores
 from pab.scores import ScoreFile

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pab.data.annotations import Retrieval
 from pab.data.images import ImageTransform
+from pab.data.records import Retrieval
 from pab.training.config import ContrastiveConfig
 from pab.training.contrastive import pair_backward
 from pab.training.data import epoch_batches, open_training_data, validation_retrieval

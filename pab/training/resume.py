@@ -24,9 +24,9 @@ from pab.core.checkpoints import (
     load_training_state,
     model_state,
     read_checkpoint,
-    set_rng_state,
 )
 from pab.core.config import as_plain
+from pab.core.devices import set_rng_state
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_file, sha256_of_lines
 from pab.core.notices import notice

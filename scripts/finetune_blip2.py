@@ -37,8 +37,8 @@ from pab.encoders.captions import CaptionIds
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import scores_of
+from pab.scoring.encoding import Compute
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs

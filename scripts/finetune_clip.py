@@ -33,8 +33,8 @@ from pab.encoders.clip.names import FOLDER, architecture, label
 from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import scores_of
+from pab.scoring.encoding import Compute
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs

@@ -7,23 +7,18 @@ own ITC similarity. The cross encoder then scores them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pab.core import processes
-from pab.core.checkpoints import checkpoint_hash
 from pab.core.config import data_flag, flag, output_flag, speed_flag
-from pab.core.devices import dtype_of
 from pab.core.errors import InputError, run_cli
 from pab.core.outputs import check_output_folder, check_outputs
-from pab.scores import save_scores
-from pab.scoring.encoder import Origin
-from pab.scoring.job import MemberConfig, finish, prepare, score_file_of, scoring_command
-from pab.scoring.rerank import read_candidates, rerank_best
+from pab.scoring.job import MemberConfig, scoring_command
+from pab.scoring.rerank import score_candidates
 
 if TYPE_CHECKING:
     from uit.encode import UitEncoder
-    from uit.rerank import UitReranker
 
 PUBLISHED_K = 10  # candidates per query in the only scoring configuration of the release
 # Default outputs; k is empty for the published number of candidates, otherwise _kN.
@@ -99,59 +94,25 @@ class InferConfig(MemberConfig):
             output_file=LIST.format(k=k) if self.output_file == AUTO else self.output_file,
         )
 
-    def load(self) -> UitEncoder:
-        """Load the model without a feature cache."""
-        from pab.data.wordpiece import Tokenizer
-        from uit.encode import UitEncoder, load_model
-
-        compute = self.compute()
-        tokenizer = Tokenizer(self.text_encoder, self.max_words, self.max_text_length)
-        model = load_model(self.model, self.input_size, self.window, self.checkpoint, tokenizer)
-        sha256 = checkpoint_hash(self.checkpoint)
-        sizes = f"{self.model}, {self.input_size} px, windows of {self.window}"
-        return UitEncoder(
-            model.to(compute.device, compute.dtype),
-            tokenizer,
-            compute,
-            Origin(self.model, self.checkpoint, sha256, compute.dtype_name),
-            compute.fingerprint(weights=sha256, model=sizes),
-        )
-
     def open(self) -> UitEncoder:
         """Load the model for its ITC; see :meth:`MemberConfig.open`."""
-        encoder = self.load()
+        from uit.encode import load_encoder
+
+        encoder = load_encoder(self)
         return replace(encoder, compute=encoder.compute.with_cache(encoder.fingerprint))
-
-    def open_reranker(self) -> UitReranker:
-        """Load the model for its cross encoder, whose cache also holds image tokens."""
-        from uit.rerank import UitReranker
-
-        encoder = self.load()
-        compute = encoder.compute.with_cache({**encoder.fingerprint, "features": "with tokens"})
-        return UitReranker(
-            encoder, cache=compute.cache, cache_dtype=dtype_of(self.cache_dtype),
-            cache_dir=self.cache_dir,
-        )  # fmt: skip
 
     def score(self) -> None:
         """Score each query's candidates; see :meth:`MemberConfig.score`."""
+        from uit.rerank import open_reranker
+
         self.compute()  # rejects unsupported settings before the data is read
         check_outputs({"save_itc": self.save_itc})
         if self.cache_dir:
             check_output_folder("--cache_dir", self.cache_dir)
-        config = self.with_outputs()
-        job = prepare(config)
-        chosen = read_candidates(self.candidates, job, self.k_test) if self.candidates else None
-        reranker = self.open_reranker()
-        origin = reranker.encoder.origin
-        if chosen is None:
-            itc = score_file_of(job, origin, reranker.itc(job.captions, job.gallery), kind="itc")
-            if self.save_itc and processes.is_main():
-                save_scores(self.save_itc, itc)
-            chosen = itc.scores
-        scores = rerank_best(reranker, job.captions, job.gallery, chosen, self.k_test)
-        facts: dict[str, Any] = {"k_test": self.k_test, "candidates": self.candidates or "itc"}
-        finish(config, job, score_file_of(job, origin, scores, kind="itm", **facts))
+        score_candidates(
+            self.with_outputs(), partial(open_reranker, self), candidates=self.candidates,
+            k=self.k_test, save_first=self.save_itc,
+        )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

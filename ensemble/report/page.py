@@ -42,6 +42,7 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.progress import progress
+from pab.core.resources import CODE_ROOT
 from pab.data.annotations import read_retrieval
 from pab.data.images import list_gallery
 from pab.data.label_config import add_label_flags, label_config
@@ -177,7 +178,7 @@ def write_report(
         thumbnails=album.thumbnails,
         command=command,
         version=__version__,
-        git=git_state(Path(__file__).resolve().parents[2]),
+        git=git_state(CODE_ROOT),
         date=datetime.now(UTC),
     )
     write_text(path, page)

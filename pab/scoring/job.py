@@ -31,8 +31,8 @@ from pab.data.records import GalleryImage, Retrieval
 from pab.evaluate import evaluate
 from pab.ranking import order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import Encoder, Origin, scores_of
+from pab.scoring.encoding import Compute
 
 GALLERY = "data/PAB/name-masked_test-set/gallery"
 QUERIES = "data/PAB/name-masked_test-set/query.json"

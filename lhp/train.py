@@ -145,7 +145,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog="python -m lhp.train",
-        description="Fine-tune BEiT-3 with the local-global hybrid perspective.",
         debug_config=DEBUG_CONFIG,
     )
 

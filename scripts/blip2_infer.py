@@ -16,7 +16,6 @@ def main(argv: list[str] | None = None) -> None:
         InferConfig,
         argv,
         prog="python scripts/blip2_infer.py",
-        description="Score a gallery against captions with BLIP-2, zero-shot.",
     )
 
 

@@ -13,7 +13,6 @@ def main(argv: list[str] | None = None) -> None:
         InferConfig,
         argv,
         prog="python scripts/clip_infer.py",
-        description="Score a gallery against captions with CLIP, zero-shot.",
     )
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pab.core.config import flag
+from pab.core.config import data_flag, flag, output_flag, speed_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.outputs import check_output_folder, check_outputs
 from pab.scoring.job import MemberConfig, scoring_command
@@ -40,22 +40,26 @@ class InferConfig(MemberConfig):
     )  # fmt: skip
 
     model: Literal["uit_base", "uit_mini", "uit_debug"] = flag("uit_base", "architecture")
-    input_size: int = flag(224, "side of the square input, pixels")
-    window: int = flag(7, "side of Swin's attention windows, tokens")
+    input_size: int = flag(224, "side of the square input, pixels", ge=1)
+    window: int = flag(7, "side of Swin's attention windows, tokens", ge=1)
     checkpoint: str = flag("checkpoints/uit/uit.pth", "fine-tuned weights")
     text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt")
-    max_words: int = flag(56, "maximum words read per caption")
-    max_text_length: int = flag(56, "token ids per caption, with special tokens and padding")
-    candidates: str | None = flag(
+    max_words: int = flag(56, "maximum words read per caption", ge=1)
+    max_text_length: int = flag(56, "token ids per caption, with special tokens and padding", ge=3)
+    candidates: str | None = data_flag(
         None, "scores or ranked list that select candidates, in any form (none: UIT's own ITC)"
     )
-    k_test: int = flag(PUBLISHED_K, "candidates per query that the cross encoder scores")
+    k_test: int = flag(PUBLISHED_K, "candidates per query that the cross encoder scores", ge=1)
     feature_cache: bool = flag(
         False, "cache image tokens and vectors on disk for later runs (0.2 MB per image)"
     )
-    save_itc: str | None = flag(None, "score file for the ITC similarities")
-    cache_dtype: Literal["fp32", "bf16"] = flag("fp32", "number format of the gallery's features")
-    cache_dir: str | None = flag(None, "temporary folder of the gallery's features (default: temp)")
+    save_itc: str | None = output_flag(None, "score file for the ITC similarities")
+    cache_dtype: Literal["fp32", "bf16"] = speed_flag(
+        "fp32", "number format of the gallery's features"
+    )
+    cache_dir: str | None = speed_flag(
+        None, "temporary folder of the gallery's features (default: temp)"
+    )
     save_score: str | None = flag(
         AUTO, f"score file to write; auto: {SCORES.format(k='')}, with _kN after uit for another N"
     )
@@ -68,8 +72,6 @@ class InferConfig(MemberConfig):
             InputError: naming the flag.
         """
         super().check()
-        self.check_least(1, "k_test", "max_words")
-        self.check_least(3, "max_text_length")
         if self.save_itc and self.candidates:
             raise InputError(
                 "--save_itc", "contradicts --candidates: ITC is not computed where a file chooses"
@@ -119,7 +121,6 @@ def main(argv: list[str] | None = None) -> None:
         InferConfig,
         argv,
         prog="python -m uit.infer",
-        description="Score each query's candidates with a fine-tuned UIT.",
     )
 
 

@@ -219,7 +219,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog="python -m uit.train",
-        description="Fine-tune UIT in this process; python -m uit.run starts several.",
     )
 
 

@@ -22,6 +22,7 @@ from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.core.tensor_files import release_pages
 from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile, check_same_ids
@@ -33,29 +34,29 @@ STRETCH = 64  # columns per stretch; its maximum is taken first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 
 
-def shares_of(keeps: Sequence[float]) -> list[float]:
+def shares_from_weights(weights: Sequence[float]) -> list[float]:
     """Return each member's share in the fused sum.
 
     Args:
-        keeps: weight kept by the running sum when the second, third, ... member is added.
+        weights: weight kept by the running sum when the second, third, ... member is added.
 
     Returns:
         One share per member; they sum to 1.
     """
     shares = [1.0]
-    for keep in keeps:
-        shares = [share * keep for share in shares] + [1.0 - keep]
+    for weight in weights:
+        shares = [share * weight for share in shares] + [1.0 - weight]
     return shares
 
 
-def keeps_of(shares: Sequence[float]) -> list[float]:
-    """Return the kept weights for given shares; the inverse of :func:`shares_of`."""
-    keeps, before = [], shares[0]
+def kept_weights(shares: Sequence[float]) -> list[float]:
+    """Return the kept weights for given shares; the inverse of :func:`shares_from_weights`."""
+    weights, before = [], shares[0]
     for share in shares[1:]:
         total = before + share
-        keeps.append(before / total if total > 0 else 1.0)
+        weights.append(before / total if total > 0 else 1.0)
         before = total
-    return keeps
+    return weights
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Fusion:
     def scaled_members(self) -> list[Tensor]:
         """Whole scaled matrix of each member, float32 [Q, G]; read-only."""
         count = len(self.query_ids)
-        return [self.member_block(number, 0, count) for number in range(len(self.members))]
+        numbers = progress(range(len(self.members)), "scaling members", "members")
+        return [self.member_block(number, 0, count) for number in numbers]
 
     @cached_property
     def flat(self) -> list[Tensor]:
@@ -169,7 +171,8 @@ class Fusion:
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Yield the row range of each block, and release file memory after use."""
         rows = max(1, BLOCK_ELEMENTS // len(self.gallery_ids))
-        for number, start in enumerate(range(0, len(self.query_ids), rows), start=1):
+        starts = progress(range(0, len(self.query_ids), rows), "fusing", "blocks of queries")
+        for number, start in enumerate(starts, start=1):
             yield start, min(start + rows, len(self.query_ids))
             if number % BLOCKS_KEPT == 0:
                 for file in self.files:
@@ -189,7 +192,7 @@ class Fusion:
         """
         if self.rule != "iterative" or self.scaling != "minmax":
             return torch.cat([top_k(block, k) for block in self.blocks()])
-        shares = shares_of([member.weight for member in self.members[1:]])
+        shares = shares_from_weights([member.weight for member in self.members[1:]])
         factors, shift, scale = [], 0.0, 0.0
         for share, file, member in zip(shares, self.files, self.members, strict=True):
             low, high = file.bounds

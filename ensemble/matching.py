@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pab.core.progress import write_line
+
 STAYS_OUT = -1
+ANNOUNCED_PAIRS = 1_000_000  # from here on the solver takes seconds (benchmarks/decoding.py)
 
 
 def priced_matching(
@@ -34,6 +37,8 @@ def priced_matching(
     n_queries = len(columns)
     rows, places = np.nonzero(np.ones_like(costs, dtype=bool) if limit is None else costs <= limit)
     values, ends = costs[rows, places], columns[rows, places]
+    if len(rows) >= ANNOUNCED_PAIRS:  # scipy's solver does not report its progress
+        write_line(f"matching {n_queries} queries with images, {len(rows)} possible pairs")
     if price is not None:  # one extra column per query
         own = np.arange(n_queries)
         rows = np.concatenate([rows, own])

@@ -139,6 +139,7 @@ def load_members(
     *,
     queries: str | Path | None = None,
     gallery: str | Path | None = None,
+    loaded: Mapping[str, ScoreFile] | None = None,
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
@@ -152,6 +153,7 @@ def load_members(
             members name.
         queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
         gallery: file of gallery ids, or the gallery's folder, for members without ids.
+        loaded: member path -> its valid scores, for members that are already in memory.
 
     Raises:
         InputError: an unreadable file, ids that are missing or do not match, a run that lacks
@@ -161,6 +163,8 @@ def load_members(
     columns = read_gallery_ids(gallery) if gallery else None
 
     def read(path: str) -> ScoreFile | Listing:
+        if loaded and path in loaded:
+            return loaded[path]
         found = read_form(path)
         if isinstance(found, Listing):
             return found
@@ -172,8 +176,8 @@ def load_members(
     listings = {path: found for path, found in contents.items() if isinstance(found, Listing)}
     files = {path: found for path, found in contents.items() if isinstance(found, ScoreFile)}
     tell_other_data({path: file.meta for path, file in files.items()})
-    whole = next((file for file in files.values() if file.listed is None), None)
-    images = whole.gallery_ids if whole is not None else columns or gallery_ids
+    complete = next((file for file in files.values() if file.listed is None), None)
+    images = complete.gallery_ids if complete is not None else columns or gallery_ids
     if images is None:
         images = _named_by(files, listings)
     lines = rows if rows is not None else line_order
@@ -186,7 +190,7 @@ def load_members(
             query_ids=lines if listing.query_ids is None else line_order,
             gallery_ids=images,
         )
-    first = whole if whole is not None else files[paths[0]]
+    first = complete if complete is not None else files[paths[0]]
     asked = first.query_ids if line_order is None else line_order
     return [_as_member(files[member.path], member.path, asked, images) for member in members]
 

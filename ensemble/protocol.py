@@ -14,12 +14,12 @@ from typing import Any
 from ensemble.members import known_gallery
 from pab.core.config import CommandParser, flag, load_config
 from pab.core.errors import InputError, run_cli
+from pab.core.resources import CONFIGS
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_query_order
 from pab.data.tree import labelled_test
 from pab.ranking import order_queries, read_ranked_list
 
-FOLDER = Path(__file__).resolve().parents[1] / "configs/protocols"
 LABELLED_TEST = "annotation/test/pair.json"  # attr.json if this is missing
 ANSWER_NAMES = 10  # names per line in every protocol's answer
 
@@ -54,7 +54,7 @@ class Protocol:
 
 def names() -> list[str]:
     """List the available protocols."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / "protocols").glob("*.yaml"))
 
 
 def load_protocol(name: str) -> Protocol:
@@ -65,7 +65,7 @@ def load_protocol(name: str) -> Protocol:
     """
     if name not in names():
         raise InputError("--protocol", f"expected one of {', '.join(names())}, found {name!r}")
-    return load_config(Protocol, FOLDER / f"{name}.yaml", {})
+    return load_config(Protocol, CONFIGS / f"protocols/{name}.yaml", {})
 
 
 def check_answer(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ensemble.chain import stages
@@ -179,7 +180,7 @@ def run(config: RunConfig) -> None:
         rows_in_order(
             fusion.gallery_ids, gallery, where=members[0].path, order_name="the protocol's gallery"
         )
-    whole: ScoreFile | None = None  # computed if a step needs more than a few rows at a time
+    result: ScoreFile | None = None  # computed if a step needs more than a few rows at a time
     evaluation: Evaluation | None = None
     rungs: list[tuple[str, Metrics]] = []
     if config.decodings() or reranking or config.save_score or labelled:
@@ -188,19 +189,19 @@ def run(config: RunConfig) -> None:
             fusion.matrix(), fusion.query_ids, fusion.gallery_ids, reranking, config.decodings()
         ):
             facts += [stage.facts] if stage.facts else []
-            whole = ScoreFile(stage.scores, fusion.query_ids, fusion.gallery_ids)
+            result = ScoreFile(stage.scores, fusion.query_ids, fusion.gallery_ids)
             if config.ladder and retrieval is not None and retrieval.relevant is not None:
-                found = evaluate_scores(whole, retrieval.relevant, where=members[0].path)
+                found = evaluate_scores(result, retrieval.relevant, where=members[0].path)
                 rungs.append((stage.name, found))
-        assert whole is not None
+        assert result is not None
         if config.save_score:  # hashes every input file
             meta = meta_of(config, members, reranker, files, facts)
             if retrieval is not None and labelled:
                 meta["relevance"] = retrieval.relevance
-            whole = replace(whole, meta=meta)
-        names = ranked_names(whole.scores, fusion.gallery_ids, config.top_k)
+            result = replace(result, meta=meta)
+        names = ranked_names(result.scores, fusion.gallery_ids, config.top_k)
         if retrieval is not None and labelled:
-            evaluation = evaluate(whole, retrieval, where=members[0].path)
+            evaluation = evaluate(result, retrieval, where=members[0].path)
     else:
         columns = fusion.best_columns(config.top_k)
         names = [[fusion.gallery_ids[i] for i in row] for row in columns.tolist()]
@@ -210,8 +211,8 @@ def run(config: RunConfig) -> None:
     check_names(config.output_file, answer)
     if protocol is not None:
         check_answer(answer, len(order), fusion.gallery_ids, config.output_file)
-    if config.save_score and whole is not None:
-        save_scores(config.save_score, whole)
+    if config.save_score and result is not None:
+        save_scores(config.save_score, result)
     write_ranked_list(config.output_file, answer)
     kind = "per query" if per_query(config, files) else "joint over all queries"
     print(f"{described(config, members)} ({kind}): {len(order)} queries -> {config.output_file}",
@@ -285,8 +286,13 @@ def meta_of(
     return {
         "model": "ensemble",
         "members": [
-            {"name": m.name, "file": m.path, "weight": m.weight, "sha256": sha256_of_file(m.path)}
-            for m in members
+            {
+                "name": m.name,
+                "file": m.path,
+                "weight": m.weight,
+                **({"sha256": sha256_of_file(m.path)} if Path(m.path).is_file() else {}),
+            }
+            for m in members  # scores in memory have no file
         ],
         "fusion": config.fusion,
         "scaling": config.scaling,
@@ -303,7 +309,7 @@ def described(config: RunConfig, members: Sequence[Member]) -> str:
     """Describe the fusion and its stages in one line."""
     if config.fusion == "iterative":
         steps = " -> ".join(
-            member.name if i == 0 else f"{member.name} (keep {member.weight:g})"
+            member.name if i == 0 else f"{member.name} (weight {member.weight:g})"
             for i, member in enumerate(members)
         )
     elif config.fusion == "sum":

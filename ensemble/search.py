@@ -22,7 +22,7 @@ import yaml
 from ensemble.chain import decoded
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.decode import DecodeSettings
-from ensemble.fuse import Fusion, aligned, keeps_of
+from ensemble.fuse import Fusion, aligned, kept_weights
 from ensemble.members import (
     RANKED_LIST,
     Member,
@@ -38,6 +38,7 @@ from pab.core.config import config_from_args, data_flag, flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
 from pab.core.outputs import check_inputs_are_kept, check_outputs
+from pab.core.progress import progress
 from pab.data.annotations import read_retrieval
 from pab.data.label_config import LabelConfig
 from pab.data.records import Retrieval
@@ -150,7 +151,7 @@ def held_out(
     count = len(judge.query_ids)
     fold_of = np.random.default_rng(config.seed).permutation(count) % config.folds
     values = {name: np.zeros(count) for name in ("R@1", "mAP")}
-    for fold in range(config.folds):
+    for fold in progress(range(config.folds), "cross-validating", "folds"):
         inside = fold_of == fold
         found = search(judge.counting(~inside))
         for name, kept in values.items():
@@ -181,7 +182,7 @@ def choose_decoding(
     name = NUMBERS.get(wanted.method, "decode_factor")
     usual = {"decode_slack": SLACKS, "decode_tau": TAUS, "decode_factor": FACTORS}[name]
     best: tuple[tuple[float, float], float, Metrics] | None = None
-    for value in config.decode_grid or usual:
+    for value in progress(config.decode_grid or usual, "trying decodings", "values"):
         if wanted.top is not None and math.isinf(value):
             continue  # infeasible: not every query can have one of its first images
         settings = with_number(wanted, value)
@@ -213,14 +214,14 @@ def with_number(settings: DecodeSettings, value: float) -> DecodeSettings:
 
 
 def chosen_members(
-    config: SearchConfig, members: Sequence[Member], keeps: Sequence[float]
+    config: SearchConfig, members: Sequence[Member], weights: Sequence[float]
 ) -> dict[str, Any]:
     """Return the members' files and weights as settings of `ensemble.run`.
 
     Args:
         config: settings with the files.
         members: members in fusion order.
-        keeps: weight kept by the running sum for each member but the first.
+        weights: weight kept by the running sum for each member but the first.
     """
     chosen: dict[str, Any] = {}
     for score in SCORE_FLAGS.values():
@@ -233,11 +234,11 @@ def chosen_members(
         chosen["member"] = [without_weight(text) for text in config.member]
     by_flag = {name for name, score in SCORE_FLAGS.items() if getattr(config, score)}
     others = []
-    for member, keep in zip(members[1:], keeps, strict=True):
+    for member, weight in zip(members[1:], weights, strict=True):
         if member.name in by_flag:
-            chosen[WEIGHT_FLAGS[member.name]] = keep
+            chosen[WEIGHT_FLAGS[member.name]] = weight
         else:  # given by --member, even if it has the name of a published member
-            others.append(f"{member.name}:{keep:.9g}")
+            others.append(f"{member.name}:{weight:.9g}")
     if others:
         chosen["member_weights"] = others
     return chosen
@@ -298,11 +299,11 @@ def run(config: SearchConfig) -> None:
         )
     chosen: dict[str, Any] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
     in_order = config.method == "steps" and config.order == "given"
-    keeps = [step.weight for step in found.steps] if in_order else keeps_of(found.shares)
+    weights = [step.weight for step in found.steps] if in_order else kept_weights(found.shares)
     shares = ", ".join(f"{m.name} {s:.4g}" for m, s in zip(members, found.shares, strict=True))
     print(f"shares of the sum: {shares}")
     chosen["scaling"] = config.scaling
-    chosen |= chosen_members(config, members, keeps)
+    chosen |= chosen_members(config, members, weights)
     if any(file.meta.get("model") == RANKED_LIST for file in files):
         chosen |= line_order(config)
     candidates = config.uit_k or candidates_of(members, files)

@@ -4,11 +4,10 @@ Command line::
 
     python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
 
-Without labels: how many first places agree, how much of the tens is shared, and how many queries
-claim an image that another query claims too. In a set where every image answers one query such
-double claims are certainly wrong for all but one of them. With labels: which list is right where
-they differ, and whether the difference is more than chance. Names are matched without their image
-ending and in either Unicode form.
+Without labels, it counts equal top-1 images, shared images of the first ten, and queries with a
+duplicate top-1 image. In a one-to-one set, a top-1 image of several queries is wrong for all but
+one of them. With labels, it also reports which list is right where they differ, with paired
+bootstrap intervals. Names are matched without their image ending and in either Unicode form.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Comparison:
         same_order: queries with the same first ``depth`` images in the same order.
         overlap: mean number of shared images within ``depth``.
         distinct_first: number of distinct top-1 images, per list.
-        double_claims: number of queries with a duplicate top-1, per list.
+        duplicate_top1: number of queries with a duplicate top-1, per list.
         differing: line numbers (from 1) with different top-1 images.
     """
 
@@ -59,7 +58,7 @@ class Comparison:
     same_order: int
     overlap: float
     distinct_first: tuple[int, int]
-    double_claims: tuple[int, int]
+    duplicate_top1: tuple[int, int]
     differing: list[int]
 
     def table(self) -> str:
@@ -72,7 +71,7 @@ class Comparison:
             (f"same {depth}, any order", f"{self.same_set}"),
             (f"same {depth}, same order", f"{self.same_order}"),
             ("distinct first images", _both(self.distinct_first)),
-            ("queries with a double claim", _both(self.double_claims)),
+            ("queries with duplicate top-1", _both(self.duplicate_top1)),
         ]
         return "\n".join(f"{label:<28} {value}" for label, value in rows)
 
@@ -96,7 +95,7 @@ def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Compariso
         same_order=sum(x == y for x, y in heads),
         overlap=sum(shared) / len(shared),
         distinct_first=(_distinct_first(a), _distinct_first(b)),
-        double_claims=(_double_claims(a), _double_claims(b)),
+        duplicate_top1=(_duplicate_top1(a), _duplicate_top1(b)),
         differing=[number for number, (x, y) in enumerate(heads, start=1) if x[0] != y[0]],
     )
 
@@ -105,7 +104,7 @@ def _distinct_first(names: Sequence[Sequence[str]]) -> int:
     return len({line[0] for line in names})
 
 
-def _double_claims(names: Sequence[Sequence[str]]) -> int:
+def _duplicate_top1(names: Sequence[Sequence[str]]) -> int:
     return sum(n for n in Counter(line[0] for line in names).values() if n > 1)
 
 

@@ -13,9 +13,11 @@ definitions of the metrics, see :mod:`pab.metrics`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,6 +151,27 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def read_labels(
+    annotation: str | Path, *, image_folder: str | Path | None, **reading: Any
+) -> Retrieval:
+    """Read an annotation, with the images of the folder as the gallery of a name-masked set.
+
+    Args:
+        annotation: see :func:`read_retrieval`.
+        image_folder: the gallery's folder, or the root of the annotation's image paths.
+        reading: further arguments of :func:`read_retrieval`.
+
+    Raises:
+        InputError: see :func:`read_retrieval`.
+    """
+    retrieval = read_retrieval(annotation, image_folder=image_folder, **reading)
+    if retrieval.gallery is None and image_folder:
+        from pab.data.images import list_gallery  # imports Pillow, which score files do not need
+
+        retrieval = replace(retrieval, gallery=list_gallery(image_folder))
+    return retrieval
+
+
 def evaluate(
     score_file: ScoreFile, retrieval: Retrieval, *, where: str | Path = "score file"
 ) -> Evaluation:
@@ -255,7 +278,7 @@ def evaluate_predictions(
                 if name not in known:
                     raise InputError(
                         where,
-                        f"expected names of the gallery, found {name!r}, which it does not hold",
+                        f"expected names of the gallery, found {name!r}",
                         item=f"line {number}",
                     )
     right = frozenset().union(*relevant.values())
@@ -356,23 +379,19 @@ def main(argv: list[str] | None = None) -> None:
     check_outputs(outputs, omit="leave it out")
     inputs = {"the ranking": path, "the annotation": args.annotation, "the answers": args.answers}
     check_inputs_are_kept(outputs, inputs)
-    retrieval = read_retrieval(
+    retrieval = read_labels(
         args.annotation,
         image_folder=args.image_folder,
         answers=args.answers,
         **label_config(args).reading(),
     )
-    if retrieval.gallery is None and args.image_folder:
-        from pab.data.images import list_gallery  # imports Pillow, which score files do not need
-
-        retrieval = replace(retrieval, gallery=list_gallery(args.image_folder))
     relevant = _labels(retrieval, args.annotation)
     found = read_form(path)
     is_list = isinstance(found, Listing) and found.query_ids is None
     if args.query_order and not is_list:
         raise InputError(
             "--query_order",
-            "a score file carries its query ids",
+            "expected a ranked list with it, found a score file, which has query ids",
             todo="use --query_order with ranked lists, and --queries with scores without ids",
         )
     top_k = args.top_k or DEFAULT_TOP_K
@@ -410,6 +429,18 @@ def main(argv: list[str] | None = None) -> None:
         write_json(args.json, {"file": str(path), "annotation": str(args.annotation), **figures})
     print(evaluation.table(intervals=args.intervals, seed=args.seed))
 
+
+class _Callable(ModuleType):
+    """This module as the function ``pab.evaluate``: both have to have the same public name."""
+
+    def __call__(self, *args: Any, **options: Any) -> Evaluation:
+        """Evaluate scores; see :func:`pab.library.evaluate`."""
+        from pab import library
+
+        return library.evaluate(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     run_cli(main)

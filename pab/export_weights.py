@@ -24,11 +24,13 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
 
     from pab.core.checkpoints import model_state, read_checkpoint, save_weights
     from pab.core.devices import dtype_of
+    from pab.core.progress import progress
 
     checkpoint = read_checkpoint(source)
     wanted = dtype_of(dtype)
     state = {}
-    for name, tensor in model_state(checkpoint, source).items():
+    found = model_state(checkpoint, source)
+    for name, tensor in progress(found.items(), "converting weights", "tensors"):
         state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
         if not bool(torch.isfinite(state[name]).all()):
             problem = f"does not fit into {dtype}"

@@ -16,15 +16,13 @@ from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
 from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.file_kinds import Kind, file_kind
-from pab.core.files import sha256_of_file, write_json
+from pab.core.files import BLOCK, sha256_of_file, write_json
+from pab.core.progress import Progress
 from pab.data.json_lines import json_document
 
-BLOCK = 2**20
 TIMEOUT_S = 30.0
 WEIGHTS = (".pth", ".safetensors")  # extensions of files that must contain weights
 NO_WEIGHTS = (Kind.CUT, Kind.EMPTY, Kind.OTHER)
@@ -137,12 +135,11 @@ def download(address: str, part: Path) -> None:
         done = done if goes_on else 0
         left = answer.headers.get("Content-Length")
         total = done + int(left) if left else None
-        with part.open("ab" if goes_on else "wb") as file, tqdm(
-            desc=part.stem, total=total, initial=done, unit="B", unit_scale=True, mininterval=1.0
-        ) as progress:  # fmt: skip
+        mode = "ab" if goes_on else "wb"
+        with part.open(mode) as file, Progress(total, f"fetching {part.stem}", "B", done) as shown:
             while block := answer.read(BLOCK):
                 file.write(block)
-                progress.update(len(block))
+                shown.update(len(block))
     if total is not None and part.stat().st_size != total:
         raise OSError(f"{part.stat().st_size} of {total} bytes came")
 

@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pab.core.errors import InputError
+from pab.core.progress import progress
 from pab.ranking import ranks_of
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def _resampled_means(values: FloatArray, seed: int, n: int) -> FloatArray:
     generator = np.random.default_rng(seed)
     means = np.empty((n, *values.shape[1:]))
     block = max(1, _BLOCK_ELEMENTS // n_queries)
-    for start in range(0, n, block):
+    for start in progress(range(0, n, block), "resampling queries", "blocks"):
         size = min(block, n - start)
         drawn = generator.integers(n_queries, size=(size, n_queries))
         # Count the draws of each query; a product with these counts gives the resampled sums.

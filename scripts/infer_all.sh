@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The published inference: LHP, BLIP-2 and CLIP score, then UIT over LHP's candidates and the fusion.
-#   bash scripts/infer_all.sh     every path as the README says
-# Arguments are those of iterative_ensemble.sh. --annotation, --answers, --query_order and
-# --image_folder go to every step; a member whose score file is given (or "none") is not scored.
+#   bash scripts/infer_all.sh     default paths, as in the README
+# Takes the arguments of iterative_ensemble.sh. --annotation, --answers, --query_order and
+# --image_folder go to every step. A member with a given score file (or "none") is not scored.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 words=("$@")
-source scripts/ensemble_flags.sh # takes the words off the line
+source scripts/ensemble_flags.sh # consumes the arguments
 
 python=.venv/bin/python
 if [[ $given != *lhp* ]]; then

@@ -5,13 +5,13 @@
 #       --beit3_weight 0.925 --beit3_score sims_score/score_beit3_reproduce.pt \
 #       --blip2_weight 0.9 --blip2_score sims_score/score_blip2_reproduce.pt \
 #       --clip_weight 0.9 --clip_score sims_score/score_clip_reproduce.pt
-# UIT's score file and list go to --output_dir. Members whose score is "none" are left out.
+# UIT's score file and ranked list go to --output_dir. Members with the score "none" are left out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/ensemble_flags.sh
 
 for file in "$beit3_score" "$blip2_score" "$clip_score"; do
-    if [ "$file" != none ] && [ ! -f "$file" ]; then # before UIT's long work, not after it
+    if [ "$file" != none ] && [ ! -f "$file" ]; then # fail before UIT's long run
         echo "error: $file: expected a score file, found no such file" >&2
         exit 2
     fi

@@ -1,5 +1,5 @@
-"""What several tests share: a tiny data set in PAB's layout, its tokenizer, a debug checkpoint,
-and where the reference vectors lie.
+"""Shared by several tests: a tiny data set in PAB's layout, its tokenizer, a debug checkpoint, and
+the place of the reference vectors.
 
 Everything is made by the project's own code or drawn here from a fixed seed, so that the tests run
 without any published file.

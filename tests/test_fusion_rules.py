@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ensemble.fuse import keeps_of, shares_of
+from ensemble.fuse import kept_weights, shares_from_weights
 from ensemble.run import main as run
 from ensemble.scaling import mean_places
 from pab.core.errors import InputError
@@ -56,9 +56,9 @@ def test_one_sum_is_the_iterative_fusion_with_its_shares(
 ) -> None:
     words = ["--beit3_score", files["a"], "--uit_score", files["b"], "--clip_score", files["c"]]
     keeps = ["--beit3_weight", "0.8", "--clip_weight", "0.5"]
-    shares = shares_of([0.8, 0.5])
+    shares = shares_from_weights([0.8, 0.5])
     assert shares == pytest.approx([0.4, 0.1, 0.5])
-    assert keeps_of(shares) == pytest.approx([0.8, 0.5])
+    assert kept_weights(shares) == pytest.approx([0.8, 0.5])
     given = [f"{name}:{s}" for name, s in zip(("lhp", "uit", "clip"), shares, strict=True)]
     one = fused(tmp_path, *words, *keeps, name="one").scores
     two = fused(tmp_path, *words, "--fusion", "sum", "--shares", *given, name="two").scores
@@ -66,8 +66,8 @@ def test_one_sum_is_the_iterative_fusion_with_its_shares(
 
 
 def test_shares_of_nothing_first() -> None:
-    assert keeps_of([0.0, 0.0, 1.0]) == [1.0, 0.0]
-    assert shares_of(keeps_of([0.0, 0.25, 0.75])) == pytest.approx([0.0, 0.25, 0.75])
+    assert kept_weights([0.0, 0.0, 1.0]) == [1.0, 0.0]
+    assert shares_from_weights(kept_weights([0.0, 0.25, 0.75])) == pytest.approx([0.0, 0.25, 0.75])
 
 
 def test_reciprocal_ranks(files: dict[str, str], tmp_path: Path) -> None:

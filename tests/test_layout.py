@@ -126,7 +126,9 @@ def test_track_4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_to_use_is_an_error(tmp_path: Path, root: Path) -> None:
-    with pytest.raises(InputError, match=r"no such folder; download PAB from https://"):
+    with pytest.raises(
+        InputError, match=r"found neither; check its spelling, or download PAB from https://"
+    ):
         main(["check", str(tmp_path / "missing")])
     for folder in ("train", "test", "ucc", "name-masked_test-set/gallery"):
         shutil.rmtree(root / folder)

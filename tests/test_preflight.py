@@ -1,4 +1,4 @@
-"""What a run will need at its end is checked before its first step, by every recipe."""
+"""Every recipe checks before its first step that its end can be reached."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def free_port() -> int:
 
 
 def run_in(world: int, work: Callable[[Path], Any], folder: Path) -> list[Any]:
-    """What ``work`` returns in each of ``world`` processes, by rank."""
+    """Return the results of ``work`` in ``world`` processes, by rank."""
     context = mp.spawn(_entry, (world, free_port(), work, folder), nprocs=world, join=False)
     assert context is not None
     end = time.monotonic() + WAIT

@@ -354,7 +354,7 @@ def test_what_a_config_says_is_switched_off(
     words = [word for word in given_files if word not in ("--rerank", rerank)]
     run(["--config", str(recipe), *words, "--decode", "none", "--rerank"]
         + ["--output_file", str(tmp_path / "o.txt")])  # fmt: skip
-    assert "lhp -> clip (keep 0.9) (per query)" in capsys.readouterr().err
+    assert "lhp -> clip (weight 0.9) (per query)" in capsys.readouterr().err
 
 
 def test_the_rows_of_a_reranker_may_come_in_any_order(

@@ -74,7 +74,7 @@ ANY_BYTES = st.binary(max_size=60) | st.text(max_size=60).map(str.encode)
 
 
 def read_or_refused(read: Callable[[], Any]) -> Any:
-    """What a reader gives back; None where it refuses. Any other exception fails the test."""
+    """Return the result of a reader; None if it refuses. Any other exception fails the test."""
     try:
         found = read()
     except InputError:

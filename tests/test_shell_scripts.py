@@ -153,7 +153,7 @@ def test_a_masked_set_without_its_gallery_is_told(
 ) -> None:
     make_sets(tmp_path, LABELLED, MASKED[0])
     done = reproduce()
-    told = "note: data/name-masked_test-set: not scored, it has no gallery/\n"
+    told = "note: data/name-masked_test-set: not scored, because it has no gallery/\n"
     assert (done.returncode, done.stderr) == (0, told)
 
 
@@ -173,7 +173,7 @@ def test_gpus_is_a_number(
     [
         (["--typo"], "--typo: expected --train, --mini or --answers FILE"),
         (["--answers"], "--answers: expected a file after it"),
-        (["--answers", "no.json"], "--answers: no.json: expected the key"),
+        (["--answers", "no.json"], "--answers: no.json: expected the answer key"),
         (["--train", "--mini"], "--train: the mini models are shipped"),
     ],
 )

@@ -20,6 +20,7 @@ from torch import Tensor
 from pab.core import processes
 from pab.core.devices import autocast
 from pab.core.errors import InputError
+from pab.core.progress import progress
 from pab.data.images import ImageReader, recipe
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
@@ -132,14 +133,18 @@ def encode_gallery(
     new = mine
     if cache is not None:
         digests, known, new = cache.of_images(images, mine, num_workers)
-        for start in range(0, len(known), batch_size):
+        starts = range(0, len(known), batch_size)
+        for start in progress(starts, "reading the feature cache", "batches"):
             places = known[start : start + batch_size]
             kept = cache.vectors([digests[place] for place in places])
             vectors[[row_of[place] for place in places]] = kept[:, :width]
             tokens[places] = kept[:, width:].view(-1, *shape[1:]).to(cache_dtype)
     transform = recipe("uit", swin.image_size).transform()
     weights = model.vision_encoder.norm.weight.dtype
-    for pixels, places in loaded(images, new, transform, batch_size, num_workers):
+    batches = loaded(images, new, transform, batch_size, num_workers)
+    for pixels, places in progress(
+        batches, "encoding images", "images", len(new), lambda batch: len(batch[1])
+    ):
         with autocast(device, dtype):
             found = model.vision_encoder(pixels.to(device, weights))
             vector = model.image_vector(found).float().cpu()
@@ -207,7 +212,7 @@ def encode_captions(
 ) -> Tensor:
     """Encode captions to float32 [Q, E]; each is padded to the recipe's length, as published."""
     vectors = torch.empty(len(rows), model.config.embed_dim)
-    for start in range(0, len(rows), batch_size):
+    for start in progress(range(0, len(rows), batch_size), "encoding captions", "batches"):
         ids, mask = tokenizer.pad_rows(list(rows[start : start + batch_size]), tokenizer.max_length)
         ids, mask = ids.to(device), mask.to(device)
         with autocast(device, dtype):

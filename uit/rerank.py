@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pab.core import processes
 from pab.core.devices import autocast
+from pab.core.progress import Progress
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
 from pab.scoring.feature_cache import FeatureCache
@@ -112,7 +113,9 @@ def match_scores(
     order: list[int] = []
     k = candidates.shape[1]
     groups = list(_groups([len(row) for row in rows], candidates.numpy()))
-    for group in (groups[number] for number in processes.share_of(len(groups))):
+    mine = [groups[number] for number in processes.share_of(len(groups))]
+    shown = Progress(sum(map(len, mine)), "re-ranking", "queries")
+    for group in mine:
         used, place = np.unique(candidates[group].numpy(), return_inverse=True)
         images = torch.from_numpy(place.reshape(len(group), k))
         with autocast(device, dtype):
@@ -130,6 +133,8 @@ def match_scores(
                 ]
             found.append(torch.cat(logits, dim=1).float().cpu())
             order += part
+            shown.update(len(part))
+    shown.close()
     return processes.assemble(order, torch.cat(found) if found else None, len(rows), device)
 
 

@@ -27,6 +27,7 @@ from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
 from pab.core.files import atomic_path, existing_file, sha256_of_file
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.core.state_dicts import model_state as model_state
 from pab.core.tensor_files import other_kind, read_tensors, write_tensors
 
@@ -152,7 +153,7 @@ def load_strict(
             path, f"its tensors do not fit the model: {found}",
             todo="give the checkpoint of this model and size",
         )  # fmt: skip
-    for name in loaded:
+    for name in progress(loaded, "reading weights", "tensors"):
         _require_finite(given[name], wanted[name].dtype, name, path)
     with torch.no_grad():
         for name in loaded:

@@ -37,6 +37,7 @@ from typing_extensions import TypedDict
 from pab.core.commands import CommandParser, Group
 from pab.core.errors import InputError
 from pab.core.files import existing_file, write_text
+from pab.core.resources import config_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -123,7 +124,7 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
         InputError: unknown key, value of the wrong type or out of bounds, or a file that is missing
             or not a YAML mapping.
     """
-    from_file = {} if yaml_path is None else _read_yaml(Path(yaml_path))
+    from_file = {} if yaml_path is None else _read_yaml(config_path(yaml_path))
     found: dict[str, Any] = {}
     for values, path in ((from_file, yaml_path), (overrides, None)):
         try:

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pab.core.errors import InputError
+from pab.core.progress import Progress
+
+BLOCK = 2**20  # bytes read at a time
 
 # What zipfile raises for a zip file that is damaged, encrypted or packed in an unknown way, and
 # what the three unpackers behind it raise.
@@ -125,8 +128,12 @@ def check_unpacked_size(path: str | Path, entries: Iterable[zipfile.ZipInfo]) ->
 
 def sha256_of_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    path, digest = Path(path), hashlib.sha256()
+    with path.open("rb") as file, Progress(path.stat().st_size, f"hashing {path.name}", "B") as bar:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
 
 
 def sha256_of_lines(lines: list[str]) -> str:

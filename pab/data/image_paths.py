@@ -30,6 +30,7 @@ from typing import NamedTuple
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.data.json_lines import shortened
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))  # for benchmarks
@@ -234,7 +235,7 @@ class ImageFinder:
         """
         listed = lru_cache(maxsize=_FOLDERS_LISTED)(self._learnt)
         missing = []
-        for image in images:
+        for image in progress(images, "looking for images", "images"):
             folder, name = _split(image)
             if self._choose(listed(folder), folder, name) is None:
                 missing.append(image)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
+from pab.core.progress import progress
 from pab.data.image_paths import IMAGE_ENDINGS
 from pab.data.records import GalleryImage
 
@@ -231,7 +232,8 @@ def verify_images(paths: list[Path], num_workers: int = 0) -> None:
         InputError: images are missing or damaged; the message names up to twenty and counts all.
     """
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        problems = [problem for problem in pool.map(_problem_of, paths) if problem is not None]
+        found = progress(pool.map(_problem_of, paths), "checking images", "images", len(paths))
+        problems = [problem for problem in found if problem is not None]
     if not problems:
         return
     shown = "; ".join(problems[:_NAMED_BAD_IMAGES])

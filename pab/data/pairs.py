@@ -11,6 +11,7 @@ from typing import Any
 
 from pab.core.errors import InputError
 from pab.core.files import existing_file
+from pab.core.progress import progress
 from pab.data.bad_lines import BadLines
 from pab.data.fields import (
     FieldNotes,
@@ -52,7 +53,7 @@ def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[Tr
         once(pair.image_id, path, f"{item} of {path.name}")
         return pair
 
-    for path in paths:
+    for path in progress(paths, "reading shards", "files"):
         yield from read_records(existing_file(path, "a training annotation file"), pair_of, bad)
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
+from pab.core.progress import Progress
 from pab.data.image_paths import PHOTO_ENDINGS
 from pab.data.images import ImageReader, reason
 from pab.data.records import GalleryImage
@@ -110,6 +111,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
     found = PhotoFolder()
     seen: set[tuple[int, int]] = set()
     waiting = [(False, "")]  # (is a link, relative path): real folders before links
+    shown = Progress(None, "listing photographs", "files")
     while waiting:
         _, relative = heapq.heappop(waiting)
         try:
@@ -125,6 +127,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
                 raise InputError(folder, problem) from error
             found.unreadable[_shown(relative)] = problem
             continue
+        shown.update(len(entries))
         for entry in entries:
             name = f"{relative}/{entry.name}" if relative else entry.name
             if _is_folder(entry):
@@ -134,6 +137,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
                 _take(found, name, Path(entry.path))
             elif _is_photo(entry.name):
                 found.nested[_shown(relative)] += 1
+    shown.close()
     found.photos.sort(key=lambda image: image.gallery_id)
     return found
 

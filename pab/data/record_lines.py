@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.data.bad_lines import BadLines
 from pab.data.fields import FieldNotes
 from pab.data.json_lines import entries, json_object
@@ -28,7 +29,10 @@ def read_records(
         collected: takes the bad lines; without it they are raised.
     """
     bad, notes = BadLines() if collected is None else collected, FieldNotes()
-    for number, _, raw in entries(path):
+    size = path.stat().st_size
+    for number, _, raw in progress(
+        entries(path), f"reading {path.name}", "B", size, lambda entry: len(entry[2])
+    ):
         item = f"line {number}"
         try:
             record = record_of(json_object(raw, path, item), path, item, notes)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.core.text_files import utf8_text
 from pab.data.bad_lines import BadLines
 from pab.data.fields import caption_text, identifier, required_text
@@ -148,7 +149,7 @@ def folder_state(folder: Path) -> str:
     """SHA-256 of names, sizes and times of a folder's images and texts, to detect changes."""
     digest = hashlib.sha256()
     images, texts = _files(folder)
-    for path in sorted([*images, *texts.values()]):
+    for path in progress(sorted([*images, *texts.values()]), "looking for changes", "files"):
         try:
             found = path.stat()
             state = f"{found.st_size} {found.st_mtime_ns}"
@@ -166,7 +167,8 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
     with utf8_bytes(path) as (handle, _):
 
         def texts() -> Iterator[str]:
-            for number, raw in enumerate(handle, start=1):
+            found = progress(handle, f"reading {path.name}", "B", path.stat().st_size, len)
+            for number, raw in enumerate(found, start=1):
                 try:
                     yield utf8_text(raw, path, f"line {number}")
                 except InputError as error:
@@ -270,7 +272,7 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
         notice(folder, f"{len(unused)} text files without an image ({endings}) are ignored")
     joined = 0
-    for image in images:
+    for image in progress(images, "reading captions", "images"):
         name = image.relative_to(folder).as_posix()
         item = f"image {shortened(name)}"
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 
 from pab.core.errors import InputError
 from pab.core.notices import notice, recorded
+from pab.core.progress import Progress, write_line
 from pab.data.bad_lines import BadLines
 from pab.data.fields import FieldNotes
 from pab.data.json_lines import entries, json_object, utf8_bytes, wide_encoding
@@ -42,7 +42,7 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
             f"cannot hold the training set's index: {error.strerror or error}",
             todo="name a folder that can be written with --cache_dir",
         ) from error
-    print(f"checking and indexing {len(shards)} training shards", file=sys.stderr)
+    write_line(f"checking and indexing {len(shards)} training shards")
     try:
         with (
             (temporary / SKIPPED).open("w", encoding="utf-8", errors="backslashreplace") as listed,
@@ -187,16 +187,21 @@ def _check_lines(
 ) -> _Checked:
     """Check all lines; ``bad`` collects invalid ones, and ``folder`` receives the copies."""
     checked = _Checked(root, images)
+    files = [path for path in (Path(shard.path) for shard in shards) if path.is_file()]
+    total = sum(path.stat().st_size for path in files)
+    shown = Progress(total or None, "indexing training pairs", "B")
     for number, shard in enumerate(shards):
         path, known_bad, empty = Path(shard.path), bad.total, True
         source = _readable(number, shard, folder, root, columns, bad)
         checked.shards.append(source)
         for line, offset, raw in _entries(path, source, folder):
             empty = False
+            shown.update(len(raw))
             try:
                 checked.add(raw, path, line, offset)
             except InputError as error:
                 bad.add(error)
         if empty and bad.total == known_bad:
             raise InputError(path, "expected training pairs, found an empty file")
+    shown.close()
     return checked

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pab.core.config import CommandParser
+from pab.core.progress import progress
 from pab.data.training_set import TrainingSet
 
 
@@ -35,6 +36,7 @@ def vocabulary_command(
         "--vocab_size", type=int, default=pieces, help=f"maximum pieces (default {pieces})"
     )
     args = parser.parse_args(argv)
-    captions = [pair.caption for pair in TrainingSet.open(args.data_path)]
+    pairs = progress(TrainingSet.open(args.data_path), "reading captions", "captions")
+    captions = [pair.caption for pair in pairs]
     found = make(captions, args.out, args.vocab_size)
     print(f"{found} pieces from {len(captions)} captions -> {args.out}")

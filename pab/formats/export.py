@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pab.core.errors import InputError
 from pab.core.files import atomic_path, write_text
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.formats.tables import pyarrow
 from pab.ranking import top_k as best_columns
 
@@ -120,7 +121,8 @@ def _write_csv(score_file: ScoreFile, out: Path) -> None:
         separator = "\t" if out.suffix.lower() == ".tsv" else ","
         writer = csv.writer(handle, delimiter=separator, lineterminator="\n")
         writer.writerow(["query", *score_file.gallery_ids])
-        for query_id, row in zip(score_file.query_ids, score_file.scores, strict=True):
+        query_ids = progress(score_file.query_ids, f"writing {out.name}", "queries")
+        for query_id, row in zip(query_ids, score_file.scores, strict=True):
             writer.writerow([query_id, *(f"{value:.9g}" for value in row.tolist())])
 
 
@@ -141,7 +143,7 @@ def _write_lists(score_file: ScoreFile, form: str, out: Path, top_k: int | None)
     depth = top_k or DEFAULT_TOP_K
     if top_k is None and len(score_file.gallery_ids) > depth:
         notice(out, f"holds the first {depth} images of each query; --top_k sets another number")
-    ranking = ranking_of(score_file, depth)
+    ranking = progress(ranking_of(score_file, depth), f"writing {out.name}", "queries")
     if form == "trec":
         write_text(out, "".join(trec_lines(out, score_file.query_ids, ranking)))
     elif form == "ranx":
@@ -154,7 +156,7 @@ def _write_lists(score_file: ScoreFile, form: str, out: Path, top_k: int | None)
         write_text(out, "".join(_ranking_lines(score_file, ranking)))
 
 
-def _ranking_lines(score_file: ScoreFile, ranking: Sequence[Ranking]) -> Iterator[str]:
+def _ranking_lines(score_file: ScoreFile, ranking: Iterable[Ranking]) -> Iterator[str]:
     """Yield JSON lines with an order, and with scores if they add information."""
     for query_id, (names, scores) in zip(score_file.query_ids, ranking, strict=True):
         record: dict[str, Any] = {"query_index": query_id, "topk_gallery": list(names)}
@@ -182,6 +184,35 @@ def ranking_of(score_file: ScoreFile, top_k: int) -> list[Ranking]:
     ]
 
 
+def write_trec(
+    prefix: str | Path,
+    query_ids: Sequence[str],
+    ranking: Sequence[Ranking],
+    relevant: Mapping[str, frozenset[str]],
+) -> None:
+    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC format.
+
+    The run preserves the order of images with equal scores (:func:`trec_lines`).
+
+    Args:
+        prefix: prefix of the two file names.
+        query_ids: ``Q`` ids.
+        ranking: gallery names (best first) and their scores, per query.
+        relevant: query id -> right gallery ids; may contain queries that the ranking lacks.
+
+    Raises:
+        InputError: an id contains a blank, which the format cannot represent.
+    """
+    shown = progress(ranking, f"writing {prefix}.run", "queries")
+    run = "".join(trec_lines(f"{prefix}.run", query_ids, shown))
+    qrels: list[str] = []
+    for query_id, images in relevant.items():
+        check_words(f"{prefix}.qrels", (query_id, *images))
+        qrels.extend(f"{query_id} 0 {name} 1\n" for name in sorted(images))
+    write_text(f"{prefix}.run", run)
+    write_text(f"{prefix}.qrels", "".join(qrels))
+
+
 def trec_lines(
     where: str | Path, query_ids: Iterable[str], ranking: Iterable[Ranking]
 ) -> Iterator[str]:
@@ -204,34 +235,6 @@ def trec_lines(
         for rank, (name, score) in enumerate(zip(names, scores, strict=True), start=1):
             below = min(np.float32(score), np.nextafter(below, np.float32(-np.inf)))
             yield f"{query_id} Q0 {name} {rank} {below:.9g} pab\n"
-
-
-def write_trec(
-    prefix: str | Path,
-    query_ids: Sequence[str],
-    ranking: Sequence[Ranking],
-    relevant: Mapping[str, frozenset[str]],
-) -> None:
-    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC format.
-
-    The run preserves the order of images with equal scores (:func:`trec_lines`).
-
-    Args:
-        prefix: prefix of the two file names.
-        query_ids: ``Q`` ids.
-        ranking: gallery names (best first) and their scores, per query.
-        relevant: query id -> right gallery ids; may contain queries that the ranking lacks.
-
-    Raises:
-        InputError: an id contains a blank, which the format cannot represent.
-    """
-    run = "".join(trec_lines(f"{prefix}.run", query_ids, ranking))
-    qrels: list[str] = []
-    for query_id, images in relevant.items():
-        check_words(f"{prefix}.qrels", (query_id, *images))
-        qrels.extend(f"{query_id} 0 {name} 1\n" for name in sorted(images))
-    write_text(f"{prefix}.run", run)
-    write_text(f"{prefix}.qrels", "".join(qrels))
 
 
 def check_words(where: str | Path, ids: Iterable[str]) -> None:

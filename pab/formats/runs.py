@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pab.core.errors import InputError
+from pab.core.progress import progress
 from pab.data.id_lists import id_text
 from pab.data.json_lines import OBJECT, Twice, found_twice, kind, shortened
 from pab.formats.contents import QUERY_ID_KEYS, Listing
@@ -62,7 +63,8 @@ def trec_run(text: str, path: Path) -> Listing:
     """
     found: dict[str, dict[str, float]] = {}
     ranks: dict[str, list[tuple[int, float]]] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    lines = progress(text.split("\n"), f"reading {path.name}", "lines")
+    for number, line in enumerate(lines, start=1):
         line = line.strip()
         if not line:
             continue

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pab.core.errors import InputError
+from pab.core.progress import progress
 from pab.data.id_lists import id_texts
 from pab.data.json_lines import shortened
 from pab.formats.contents import QUERY_ID_KEYS, Matrix
@@ -83,7 +84,8 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
     Raises:
         InputError: a row of another length, or a cell that is not a number; the message names it.
     """
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    lines = progress(io.StringIO(text, newline=""), f"reading {path.name}", "B", len(text), len)
+    rows = csv.reader(lines, delimiter=separator)
     header: list[str] = []
     if ids:
         header = [cell.strip() for cell in next((row for row in rows if row), [])]

@@ -24,7 +24,8 @@ def explain(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(path, "expected a file or folder, found no such folder", todo=FETCH)
+        todo = f"check its spelling, or {FETCH}"
+        raise InputError(path, "expected a file or folder, found neither", todo=todo)
     if not path.is_dir() and not path.is_file():
         raise InputError(path, "expected a file or folder, found a device or pipe")
     if path.name == "annotation" and path.is_dir() and is_data_root(path.absolute().parent):

@@ -18,17 +18,19 @@ from pab.data.image_paths import data_root
 from pab.data.json_lines import entries, json_object
 from pab.data.labelled_images import read_labelled_images
 from pab.data.masked_queries import read_answers
-from pab.data.tables import SEPARATORS
+from pab.data.tables import SEPARATORS, TableColumns
 from pab.formats.runs import is_trec_run
 from pab.formats.tables import separator_of
 from pab.layout.folders import is_photo_name
-from pab.layout.found import Found, count, quoted
+from pab.layout.found import Found, blank_names, captioned_commands, count, quoted
 from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
 
 TENSOR_ENDINGS = frozenset((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
 _HEAD = 1 << 16  # bytes of a text file that determine its kind
-IMAGE_KEY, CAPTION_KEY = "filepath", "title"  # OpenCLIP's column names
+# Usual names of a caption table's columns; OpenCLIP's, which need no flags, come first.
+IMAGE_KEYS = ("filepath", "image", "image_path", "path", "file", "filename", "file_name")
+CAPTION_KEYS = ("title", "caption", "text", "description")
 
 
 def explain_file(path: Path) -> Found:
@@ -174,37 +176,38 @@ def _lines(path: Path, head: str) -> Found:
 def _table(path: Path, head: str) -> Found:
     """Describe a table of images and captions, or of scores with ids."""
     first = head.splitlines()[0]
-    headers = [next(csv.reader([first], delimiter=s)) for s in SEPARATORS if s in first]
-    for columns in headers:
-        if IMAGE_KEY in columns and CAPTION_KEY in columns:
-            return _caption_table(path, columns)
+    headers = {s: next(csv.reader([first], delimiter=s)) for s in SEPARATORS if s in first}
+    for separator, columns in headers.items():
+        images = [name for name in IMAGE_KEYS if name in columns]
+        captions = [name for name in CAPTION_KEYS if name in columns]
+        if images and captions:
+            return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
     if separator_of(head) is not None:
         return describe_scores(path)
-    columns = headers[0] if headers else [first]
+    columns = next(iter(headers.values()), [first])
     return Found(
-        "a table of other columns than a caption table's",
+        "a table without the usual columns of a caption table",
         (f"columns: {', '.join(columns)}",),
         (
-            f"python -m lhp.infer --annotation {quoted(path)} --image_folder FOLDER "
+            f"python scripts/clip_infer.py --annotation {quoted(path)} --image_folder FOLDER "
             "--csv_image_key COLUMN --csv_caption_key COLUMN",
         ),
     )
 
 
-def _caption_table(path: Path, columns: list[str]) -> Found:
-    found = read_retrieval(path)
+def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Found:
+    found = read_retrieval(path, image_folder=path.parent, columns=columns)
     assert found.gallery is not None
-    facts = (
+    absent = [str(image.path) for image in found.gallery if not image.path.is_file()]
+    facts = [
         f"{count(len(found.gallery), 'image')}, {count(len(found.queries), 'caption')}",
-        f"columns: {', '.join(columns)}",
-    )
-    place = quoted(path.absolute().parent)
-    commands = (
-        f"python -m lhp.infer --annotation {quoted(path)} --image_folder {place}",
-        f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place} "
-        f"--train_shards {quoted(Path(path.name))}",
-    )
-    return Found("a table of images and captions (OpenCLIP's form)", facts, commands)
+        f"columns: {', '.join(header)}",
+        *blank_names([image.gallery_id for image in found.gallery]),
+    ]
+    if absent:
+        facts.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
+    commands = captioned_commands(path, path.parent, columns)
+    return Found("a table of images and captions (OpenCLIP's form)", tuple(facts), commands)
 
 
 # ------------------------------------------------------------------------------------------ JSON

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pab.core import processes
 from pab.core.devices import autocast
+from pab.core.progress import progress
 from pab.data.images import ImageReader, ImageRecipe, ImageTransform, image_loader
 from pab.data.records import GalleryImage
 from pab.scoring.encoder import AnyImage, as_images
@@ -91,7 +92,10 @@ def image_vectors(
         digests, known, new = cache.of_images(files, mine, num_workers, reader)
     parts = [cache.vectors([digests[i] for i in known])] if cache is not None and known else []
     order = list(known)
-    for pixels, places in loaded(pictures, new, transform, batch_size, num_workers, reader):
+    batches = loaded(pictures, new, transform, batch_size, num_workers, reader)
+    for pixels, places in progress(
+        batches, "encoding images", "images", len(new), lambda batch: len(batch[1])
+    ):
         rows = len(pixels)
         if full_batches and rows < batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(batch_size - rows, -1, -1, -1)])
@@ -140,7 +144,8 @@ def caption_vectors(
         digests = {position: caption_digest(rows[position]) for position in new}
         order, new = cache.split(digests)
         parts = [cache.vectors([digests[i] for i in order])] if order else []
-    for batch in batches_by_length([len(rows[position]) for position in new], token_budget):
+    batches = batches_by_length([len(rows[position]) for position in new], token_budget)
+    for batch in progress(batches, "encoding captions", "captions", len(new), len):
         places = [new[position] for position in batch]
         with autocast(device, dtype):
             vectors = encode(places).float().cpu()

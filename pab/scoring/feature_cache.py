@@ -26,6 +26,8 @@ from torch import Tensor
 
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_file, write_text
+from pab.core.progress import progress
+from pab.core.resources import CODE_ROOT
 from pab.data.images import ImageReader
 from pab.data.records import GalleryImage
 
@@ -196,11 +198,10 @@ def made_by() -> dict[str, str]:
 
     Without them in the key, a cache would outlive a bug fix.
     """
-    root = Path(__file__).resolve().parents[2]
     code = hashlib.sha256()
-    drawn = root / "pab/mini"  # its images are ordinary files to the encoders
+    drawn = CODE_ROOT / "pab/mini"  # its images are ordinary files to the encoders
     for room in CODE:
-        for path in sorted((root / room).rglob("*.py")):
+        for path in sorted((CODE_ROOT / room).rglob("*.py")):
             if not path.is_relative_to(drawn):
                 code.update(path.read_bytes())
     found = {"code": code.hexdigest()}
@@ -232,4 +233,4 @@ def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes | InputErr
             return InputError(path, f"cannot be read: {error.strerror or error}")
 
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        return list(pool.map(digest, paths))
+        return list(progress(pool.map(digest, paths), "hashing images", "images", len(paths)))

@@ -101,12 +101,12 @@ def check_answer(
 
 def main(argv: list[str] | None = None) -> None:
     """Check an answer file against a protocol."""
-    parser = CommandParser(
-        prog="python -m ensemble.protocol", description=main.__doc__, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m ensemble.protocol")
     parser.add_argument("protocol", help=", ".join(names()))
     parser.add_argument("file", type=Path, help="the answer file")
-    parser.add_argument("--data_root", help="root of the data (default: the protocol's)")
+    parser.groups["data"].add_argument(
+        "--data_root", help="root of the data (default: the protocol's)"
+    )
     args = parser.parse_args(argv)
     files = load_protocol(args.protocol).files(args.data_root)
     retrieval = read_retrieval(files["annotation"], image_folder=files.get("image_folder"))

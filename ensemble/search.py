@@ -123,7 +123,7 @@ class SearchConfig(FusionConfig, LabelConfig):
                 todo="search with one, and give the others to ensemble.run",
             )  # fmt: skip
         if self.decode_grid and not self.decodings():
-            raise InputError("--decode_grid", "goes with --decode")
+            raise InputError("--decode_grid", "needs --decode")
         if self.decode_slack is not None:
             raise InputError("--decode_slack", "is searched here; set --decode_grid")
         for value in self.decode_grid:
@@ -323,7 +323,6 @@ def main(argv: list[str] | None = None) -> None:
         SearchConfig,
         argv,
         prog="python -m ensemble.search",
-        description="Choose the fusion's weights on labelled validation scores.",
     )
     run(config)
 

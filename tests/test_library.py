@@ -380,7 +380,6 @@ def test_the_lines_on_score_files(python: Path, elsewhere: Path) -> None:
     assert printed == f"{table}\n"
 
 
-@pytest.mark.xfail(reason="load_encoder is not there yet", raises=AssertionError, strict=True)
 def test_the_ten_lines(python: Path, elsewhere: Path) -> None:
     *_, last = run(python, elsewhere, "-c", ten_lines()).stdout.splitlines()
     (photos, *more), first = (ast.literal_eval(part) for part in last.split(" | "))

@@ -324,35 +324,38 @@ def comparison(rankings: Sequence[NamedScores], seed: int = 0) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Write a self-contained HTML report of one or more score files."""
-    parser = CommandParser(
-        prog="python -m ensemble.report", description=main.__doc__, allow_abbrev=False
+    parser = CommandParser(prog="python -m ensemble.report")
+    data, output, advanced = (
+        parser.groups["data"],
+        parser.groups["output"],
+        parser.groups["advanced"],
     )
-    parser.add_argument(
+    data.add_argument(
         "--score",
         action="append",
         required=True,
         metavar="NAME=FILE",
         help="score file and its name (repeatable; the first is the main one)",
     )
-    parser.add_argument(
+    data.add_argument(
         "--annotation",
         type=Path,
         required=True,
         help="query.json, pair.json, attr.json or a training shard",
     )
-    parser.add_argument("--answers", type=Path, help="answer key of a name-masked set")
-    parser.add_argument(
+    data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
+    data.add_argument(
         "--image_folder", type=Path, help="gallery folder, or root of the annotation's image paths"
     )
-    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
-    parser.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
-    parser.add_argument(
+    output.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    output.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
+    output.add_argument(
         "--steps", nargs="+", default=[], metavar="NAME",
         help="names given with --score, in fusion order: shows the changes of each step",
     )  # fmt: skip
-    parser.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
-    parser.add_argument("--title", default=TITLE, help="title of the page")
-    parser.add_argument(
+    data.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
+    output.add_argument("--title", default=TITLE, help="title of the page")
+    advanced.add_argument(
         "--seed", type=int, default=0, help="seed of the sample and the bootstrap (default: 0)"
     )
     add_label_flags(parser)

@@ -35,7 +35,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, str]:
+def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, ...]:
     """Commands that score and tune CLIP, whose public weights load by themselves, on own data."""
     given = {"image": columns.image, "caption": columns.caption}
     flags = "".join(

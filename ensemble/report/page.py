@@ -42,6 +42,7 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.progress import progress
+from pab.core.resources import CODE_ROOT
 from pab.data.annotations import read_retrieval
 from pab.data.images import list_gallery
 from pab.data.label_config import add_label_flags, label_config
@@ -177,7 +178,7 @@ def write_report(
         thumbnails=album.thumbnails,
         command=command,
         version=__version__,
-        git=git_state(Path(__file__).resolve().parents[2]),
+        git=git_state(CODE_ROOT),
         date=datetime.now(UTC),
     )
     write_text(path, page)
@@ -279,7 +280,7 @@ def _strips(
         return RankedList(one.name, rank, album.ranked(one.scores, row, places, **size))
 
     strips = []
-    for row in progress(rows, "making pictures", "queries"):
+    for row in rows:
         found = ranked(main, row)
         rank = found.rank or 1
         tests = {
@@ -292,8 +293,9 @@ def _strips(
         below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
         query = queries[main.scores.query_ids[row]]
         strips.append(Strip(query, _kind(query), failures, found, below, []))
-    for row, strip in zip(rows, strips, strict=True):  # last: small thumbnails
-        strip.others.extend(ranked(one, row, side=SMALL_PX) for one in others)
+    # The other lists come last, so that only images that the main ones lack are small.
+    for i in progress(range(len(rows)), "making pictures", "queries"):
+        strips[i].others.extend(ranked(one, rows[i], side=SMALL_PX) for one in others)
     return strips
 
 

@@ -224,10 +224,7 @@ def test_decodings_say_what_they_are(
         (["--shares", "lhp:1"], "--shares"),
         (["--fusion", "sum"], "every member, found none for lhp"),
         (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.6"], "add up to 1, found 1.1"),
-        (
-            ["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.5", "x:0"],
-            "found x, which is no member",
-        ),
+        (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.5", "x:0"], "x, which is no member"),
         (["--fusion", "sum", "--shares", "lhp:much", "uit:0.5"], "'much'"),
         (["--scaling", "zscore", "--decode", "dual_softmax"], "--scaling: zscore"),
         (["--decode_slack", "0.1"], "--decode_slack: does not go with --decode none"),

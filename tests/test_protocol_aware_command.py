@@ -125,7 +125,7 @@ def test_the_rows_of_a_reranker_may_come_in_any_order(
         (["--rerank_prior", "1e30"], "--rerank_prior: expected a number less"),
         (["--decode", "assignment"], "--decode_top: an assignment after --rerank"),
         (["--decode", "assignment", "--decode_slack", "1", "--decode_top", "21"], "at most 20"),
-        (["--decode", "assignment", "--decode_top", "2"], "--decode_top: goes with --decode_slack"),
+        (["--decode", "assignment", "--decode_top", "2"], "--decode_top: needs --decode_slack"),
         (["--decode", "margin", "--decode_top", "2"], "--decode_top: does not go with"),
         (["--decode", "margin", "--decode_scope", "collisions"], "--decode_scope: does not go"),
         (["--decode", "assignment", "--decode_slack", "1", "--decode_scope", "collisions"],

@@ -202,12 +202,15 @@ def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Foun
     facts = [
         f"{count(len(found.gallery), 'image')}, {count(len(found.queries), 'caption')}",
         f"columns: {', '.join(header)}",
-        *blank_names([image.gallery_id for image in found.gallery]),
     ]
+    problems = list(blank_names([image.gallery_id for image in found.gallery]))
     if absent:
-        facts.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
+        problems.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
     commands = captioned_commands(path, path.parent, columns)
-    return Found("a table of images and captions (OpenCLIP's form)", tuple(facts), commands)
+    if problems:  # the others would be refused
+        commands = (f"python -m pab.layout check {quoted(path)}",)
+    what = "a table of images and captions (OpenCLIP's form)"
+    return Found(what, (*facts, *problems), commands)
 
 
 # ------------------------------------------------------------------------------------------ JSON

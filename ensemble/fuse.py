@@ -25,7 +25,7 @@ from pab.core.notices import notice
 from pab.core.progress import progress
 from pab.core.tensor_files import release_pages
 from pab.ranking import rows_in_order, top_k
-from pab.scores import ScoreFile
+from pab.scores import ScoreFile, check_same_ids
 
 BLOCK_ELEMENTS = 1 << 19  # scores per block: 2 MiB, so that a block fits in the CPU cache
 BLOCKS_KEPT = 32  # blocks whose memory pages are kept before release
@@ -272,22 +272,6 @@ def aligned(
                 f"{'it' if count == 1 else 'them'}",
             )
     return fusion
-
-
-def check_same_ids(file: ScoreFile, first: ScoreFile, path: str, first_path: str) -> None:
-    """Reject a score file whose ids differ from those of the first one.
-
-    Raises:
-        InputError: names the file and the ids.
-    """
-    for kind in ("gallery_ids", "query_ids"):
-        if getattr(file, kind) != getattr(first, kind):
-            rows_in_order(
-                getattr(file, kind),
-                getattr(first, kind),
-                where=f"{path}, {kind}",
-                order_name=first_path,
-            )
 
 
 def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ensemble.chain import stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.fuse import Fusion, aligned, check_same_ids, row_order
+from ensemble.fuse import Fusion, aligned, row_order
 from ensemble.ladder import ladder_table
 from ensemble.members import (
     RANKED_LIST,
@@ -39,7 +39,7 @@ from pab.data.records import Retrieval
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
 from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
-from pab.scores import ScoreFile, save_scores
+from pab.scores import ScoreFile, check_same_ids, save_scores
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,6 @@ def main(argv: list[str] | None = None) -> None:
         RunConfig,
         argv,
         prog="python -m ensemble.run",
-        description="Fuse score files, one member after the other, into a ranked list.",
     )
     run(config)
 

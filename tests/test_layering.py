@@ -39,7 +39,7 @@ LIGHT = ("pab.data.annotations", "pab.scores", "pab.ranking", "pab.metrics", "pa
 # test_library.py checks that `import pab` loads none of them.
 LAZY = {
     ("pab/__init__.py", "ensemble.library"),
-    ("pab/__init__.py", "pab.scoring.encoder"),
+    ("pab/__init__.py", "pab.scoring.members"),
 }
 
 MODULES = sorted(path for room in PACKAGES for path in (ROOT / room).rglob("*.py"))
@@ -101,6 +101,13 @@ def test_no_file_changes_the_import_path() -> None:
     found = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     assert len(found) > 200
     assert [str(path) for path in found if call in path.read_text(encoding="utf-8")] == []
+
+
+def test_one_module_finds_the_checkout() -> None:
+    """A wheel has another layout: the others ask `pab.core.resources` for the project's files."""
+    packages = [path for path in MODULES if not path.is_relative_to(ROOT / "scripts")]
+    found = [path for path in packages if "(__file__).resolve().parents" in path.read_text()]
+    assert [path.relative_to(ROOT).as_posix() for path in found] == ["pab/core/resources.py"]
 
 
 def test_few_files_stand_directly_in_the_package() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from pab.core.errors import InputError
 from pab.core.files import existing_file
 from pab.core.notices import notice
-from pab.core.text_files import read_text
+from pab.core.text_files import read_text, utf8_text
 from pab.data.annotations import read_retrieval
-from pab.data.json_lines import decoded, lines
+from pab.data.json_lines import lines
 from pab.data.names import plain_names
 
 
@@ -29,7 +29,7 @@ def read_id_list(path: str | Path, what: str = "a list of ids, one per line") ->
     path = existing_file(path, what)
     first_seen: dict[str, int] = {}
     for number, _, raw in lines(path):
-        name = decoded(raw, path, f"line {number}").strip()
+        name = utf8_text(raw, path, f"line {number}").strip()
         if name in first_seen:
             raise InputError(
                 path,

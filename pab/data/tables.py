@@ -21,10 +21,11 @@ from typing import NamedTuple
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.progress import progress
+from pab.core.text_files import utf8_text
 from pab.data.bad_lines import BadLines
 from pab.data.fields import caption_text, identifier, required_text
 from pab.data.image_paths import IMAGE_ENDINGS, inside_root, with_slashes
-from pab.data.json_lines import decoded, shortened, text_of, utf8_bytes
+from pab.data.json_lines import shortened, text_of, utf8_bytes
 
 TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
@@ -169,7 +170,7 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
             found = progress(handle, f"reading {path.name}", "B", path.stat().st_size, len)
             for number, raw in enumerate(found, start=1):
                 try:
-                    yield decoded(raw, path, f"line {number}")
+                    yield utf8_text(raw, path, f"line {number}")
                 except InputError as error:
                     broken.append(error)
                     yield raw.decode("utf-8", "replace")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pab.core.devices import DTYPES, autocast, cpu_has_bf16, keep_freed_memory
 from pab.encoders.blip2.model import Blip2, Blip2Config
 from pab.encoders.clip.blocks import ClassTokenBlock, InPlaceQuickGELU, SelfAttention
-from pab.encoders.clip.model import ClipEncoder, Tokenize, build
+from pab.encoders.clip.model import ClipModel, Tokenize, build
 from pab.scoring.encoding import batches_by_length
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def clip_ways() -> tuple[nn.Module, Ways, Ways, int]:
     """CLIP: our model, its encoders, the library's encoders, ids of a padded caption."""
     ours = build(CLIP).eval()
     theirs = as_the_library_has_it(ours)
-    encoder = ClipEncoder(CLIP, ours, lambda image: torch.empty(0), Tokenize(CLIP), Path())
+    encoder = ClipModel(CLIP, ours, lambda image: torch.empty(0), Tokenize(CLIP), Path())
     size = ours.visual.image_size[0]  # type: ignore[union-attr, index]
     pixels = torch.randn(64, 3, size, size)
     words = ["man", "street", "falls", "red", "bicycle", "road", "wet", "jacket"]

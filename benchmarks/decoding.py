@@ -180,11 +180,12 @@ def main() -> None:
         for way in (DecodeSettings(), *settings):
             rows.append(row(one, way, plain))
     text = [
-        f"`python benchmarks/decoding.py --out {args.out}`: the shipped models fused at weights",
-        "chosen on the 501 validation pairs; slack and factors by R@1 there too, where half of the",
-        "images are absent by R@1 on the validation pairs with half of theirs absent. Percent;",
-        "gains in R@1 over no decoding are paired, with 95 % bootstrap intervals. Where half of",
-        "the queries have no image, the others are judged, but all are decoded together.",
+        f"Written by `python benchmarks/decoding.py --out {args.out}`, in percent. The shipped",
+        "models are fused with weights chosen on the 501 validation pairs. Slack and factors are",
+        "chosen there too, by R@1. For the sets with half of the images absent, they are chosen on",
+        "validation pairs with half of the images absent. All queries are decoded together, but",
+        "only those with an image are evaluated. Gains in R@1 over no decoding are paired, with",
+        "95 % bootstrap intervals.",
     ]
     columns = ["set", "decoding", "kind", *METRICS, "R@1 over none", "distinct first images"]
     write_table(args.out, "Decodings on the mini data", text, columns, rows)

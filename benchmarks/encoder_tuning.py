@@ -57,19 +57,20 @@ def main() -> None:
     start = tuned(folder / "before", *first)
     scored = score_encoder("clip", TEST, folder / "before", "--pretrained", str(start))
     before = judged(scored, TEST)
-    rows = [table_row("before", before, None)]
+    rows = [table_row("before tuning", before, None)]
     for name, flags in WAYS.items():
         out = folder / name.replace(" ", "_").replace(",", "")
         weights = tuned(out, *settings, "--pretrained", str(start), *flags)
         scored = score_encoder("clip", TEST, out, "--pretrained", str(weights))
         rows.append(table_row(f"{name} (`{' '.join(flags)}`)", judged(scored, TEST), before))
     text = [
-        f"`python benchmarks/encoder_tuning.py --out {args.out}`. Before: from scratch with",
+        f"Written by `python benchmarks/encoder_tuning.py --out {args.out}`. The first row is a",
+        "model trained from scratch with",
         f"`scripts/finetune_clip.py {' '.join(first)}`.",
-        f"The other rows go on from there with `{' '.join(settings)}`",
-        "and their own flags. The epoch that is best by R@1 on the 501 validation pairs is scored:",
-        "percent on the 2,000 queries of the mini test set with 95 % bootstrap intervals, gains",
-        "paired.",
+        f"The other rows start from it, with `{' '.join(settings)}`",
+        "and their own flags. Each row scores the best epoch by R@1 on the 501 validation pairs.",
+        "Figures are percent on the 2,000 queries of the mini test set, with 95 % bootstrap",
+        "intervals. Gains are paired.",
     ]
     columns = ["what", *METRICS, "R@1 over the first row"]
     write_table(args.out, "Fine-tuning the mini CLIP", text, columns, rows)

@@ -14,13 +14,10 @@ import json
 import random
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
 
 from pab.data.training_set import TrainingSet
 

@@ -69,9 +69,10 @@ def main() -> None:
     lines = [
         "# Local, global and hybrid views on the mini data",
         "",
-        f"`python benchmarks/lhp_views.py --out {args.out} --epochs {args.epochs}`: the mini",
-        f"recipe shortened to {args.epochs} epochs, seeds {', '.join(map(str, args.seeds))}; in",
-        "percent, on the 2,000 queries of the mini test set; mean and range over the seeds.",
+        f"Written by `python benchmarks/lhp_views.py --out {args.out} --epochs {args.epochs}`: the",
+        f"mini recipe shortened to {args.epochs} epochs, with the seeds "
+        f"{', '.join(map(str, args.seeds))}. Figures are percent on",
+        "the 2,000 queries of the mini test set: mean and range over the seeds.",
         "",
         f"| views | {' | '.join(METRICS)} |",
         f"| --- |{' --- |' * len(METRICS)}",

@@ -81,16 +81,17 @@ def main() -> None:
             + ["--save_score", str(out), "--output_file", str(out.with_suffix(".txt"))]
         )
         found = judged(out, TEST)
-        rows.append(table_row(f"+ {NAMES[name]}, the others keep {keep:g}", found, before))
+        rows.append(table_row(f"+ {NAMES[name]}, weight {keep:g}", found, before))
         before = found
     text = [
-        f"`python benchmarks/members.py --out {args.out}`: the four shipped mini models alone,",
-        "then fused one after the other in the published order. UIT re-ranks LHP's 32 candidates.",
-        "Weights are chosen on the 501 validation pairs; figures are percent on the 2,000 queries",
-        "of the mini test set with 95 % bootstrap intervals; gains over the step before: paired.",
+        f"Written by `python benchmarks/members.py --out {args.out}`: the four shipped mini models",
+        "alone, then fused one after the other in the published order. UIT re-ranks LHP's 32",
+        "candidates. A weight is the one kept by the running sum; weights are chosen on the 501",
+        "validation pairs. Figures are percent on the 2,000 queries of the mini test set, with",
+        "95 % bootstrap intervals. Gains over the previous step are paired.",
     ]
-    columns = ["what", *METRICS, "R@1 over the step before"]
-    write_table(args.out, "What each member gives on the mini data", text, columns, rows)
+    columns = ["what", *METRICS, "R@1 over the previous step"]
+    write_table(args.out, "Members and fusion steps on the mini data", text, columns, rows)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from lhp.infer import main as lhp_infer
 from pab.core.files import sha256_of_lines, write_text
-from pab.data.annotations import Retrieval, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.records import Retrieval
 from pab.data.splits import write_split
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import paired_bootstrap

@@ -32,11 +32,11 @@ import torch
 from ir_measures import AP, IPrec, Qrel, ScoredDoc, Success
 from torch import Tensor
 
-from ensemble.fuse import Member, aligned
-from ensemble.members import load_members
+from ensemble.fuse import aligned
+from ensemble.members import Member, load_members
 from pab.core.errors import InputError
 from pab.core.files import write_text
-from pab.data.annotations import Query, Retrieval
+from pab.data.records import Query, Retrieval
 from pab.evaluate import evaluate
 from pab.formats.export import export
 from pab.metrics import MAP_DEPTH
@@ -325,32 +325,32 @@ def main() -> None:
     sys.exit(not holds)
 
 
-PAGE = """# Metrics and fusion beside ir-measures and ranx
+PAGE = """# Metrics and fusion compared with ir-measures and ranx
 
 Written by `benchmarks/peers.py --out docs/peers.md` (ir-measures 0.4.3, ranx 0.3.21; its docstring
 has the commands). The data are drawn: many tied scores, 1 to 15 right images per query, runs that
-list only some images, and runs that lack queries. Figures that must agree within {limit:.0e} differ
-by {worst:.1e} at most.
+list only some images, and runs with missing queries. Figures that must agree within {limit:.0e}
+differ by {worst:.1e} at most.
 
 {table}
 
-Where definitions differ:
+Definitions differ in these points:
 
-- **Ties in metrics.** Here a tie goes to the smaller image id; trec_eval, on which ir-measures
-  rests, gives it to the larger one. With image names in the opposite order both agree. The files
-  that `--trec` and `--format trec` write carry the order in their scores, so that other tools rank
-  as this project does.
-- **mAP@10.** Here the sum of precisions is divided by min(n, 10), so that a list of ten that begins
-  with all it could hold scores 100 (AI City Challenge, Track 4). trec_eval divides by n. Only
-  queries with more than ten right images differ.
+- **Ties in metrics.** This project gives ties to the smaller image id; trec_eval, the base of
+  ir-measures, gives them to the larger one. With reversed image names, both agree. The files of
+  `--trec` and `--format trec` encode the order in their scores, so that other tools rank as this
+  project does.
+- **mAP@10.** This project divides the sum of precisions by min(n, 10), as Track 4 of the AI City
+  Challenge. A list of ten can therefore score 100 with more than ten right images. trec_eval
+  divides by n. Only queries with more than ten right images differ.
 - **mINP** is `IPrec@1.0` of ir-measures: the precision at the last right image.
-- **Missing queries and images.** A query that a run lacks counts 0 in every metric, and a right
-  image that is not listed counts as not found, in both. A fusion refuses a run that lacks queries.
-- **Min-max sum.** ranx scales each query by its own bounds, as `--scaling minmax_query` does; the
+- **Missing queries and images.** In both, a missing query counts 0 in every metric, and a right
+  image that is not listed counts as not found. A fusion rejects a run with missing queries.
+- **Min-max sum.** ranx scales each query by its own bounds, as `--scaling minmax_query` does. The
   published fusion scales a matrix by the bounds of all queries. An image that a run does not list
-  has 0 there and one float32 below the smallest listed score here, which scales to 0 too.
-- **Ties in reciprocal rank fusion.** ranx ranks equal scores one after the other, in an order of
-  its own; here they share the mean of their places. Images that tie with none agree.
+  scores 0 in ranx. Here it gets the float32 below the smallest listed score, which scales to 0 too.
+- **Ties in reciprocal rank fusion.** ranx ranks equal scores one after the other in its own order;
+  this project gives them their mean rank. Images without ties agree.
 """
 
 

@@ -19,8 +19,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from ensemble.decode import DecodeSettings, decode
-from ensemble.fuse import Member, aligned
-from ensemble.members import load_members
+from ensemble.fuse import aligned
+from ensemble.members import Member, load_members
 from pab.ranking import top_k
 
 NAMES = ("LHP", "BLIP-2", "CLIP")

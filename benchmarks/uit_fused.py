@@ -73,14 +73,14 @@ def main() -> None:
         ]
     seeds = " ".join(map(str, args.seeds))
     text = [
-        f"`python benchmarks/uit_fused.py --seeds {seeds} --out {args.out}`:",
+        f"Written by `python benchmarks/uit_fused.py --seeds {seeds} --out {args.out}`:",
         "the shipped mini LHP and the mini UIT of `configs/uit/mini.yaml`, trained with each of",
-        "these seeds (16 is the shipped one), 32 candidates a query. Weights are",
-        "what LHP keeps, chosen on the 501 validation pairs; figures are percent on the 2,000",
-        "queries of the mini test set with 95 % bootstrap intervals, gains are paired.",
+        "these seeds (16 is the shipped one), with 32 candidates per query. A weight is LHP's",
+        "share of the sum, chosen on the 501 validation pairs. Figures are percent on the 2,000",
+        "queries of the mini test set, with 95 % bootstrap intervals. Gains are paired.",
     ]
     columns = ["what", *METRICS, "R@1 over LHP"]
-    write_table(args.out, "What UIT adds to LHP on the mini data", text, columns, rows)
+    write_table(args.out, "UIT fused with LHP on the mini data", text, columns, rows)
 
 
 if __name__ == "__main__":

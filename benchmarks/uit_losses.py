@@ -72,13 +72,13 @@ def main() -> None:
         rows.append(f"| {name} | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     text = [
-        f"`python benchmarks/uit_losses.py --out {args.out} --epochs {args.epochs} "
-        f"--twin_batches_from {args.twin_batches_from}`:",
-        f"the recipe of `configs/uit/mini.yaml` shortened to {args.epochs} epochs (twin batches",
-        f"from epoch {args.twin_batches_from}), one loss left out at a time, seeds "
-        f"{', '.join(map(str, args.seeds))}; percent on",
-        "the 2,000 queries of the mini test set: the mean, and each seed. Re-ranked: the match",
-        "score over the 32 candidates of the shipped LHP.",
+        f"Written by `python benchmarks/uit_losses.py --out {args.out} --epochs {args.epochs} "
+        f"--twin_batches_from {args.twin_batches_from}`.",
+        f"The recipe of `configs/uit/mini.yaml` is shortened to {args.epochs} epochs (twin batches",
+        f"from epoch {args.twin_batches_from}), and one loss is left out at a time. Figures are",
+        "percent on the 2,000 queries of the mini test set: the mean, then the seeds",
+        f"{', '.join(map(str, args.seeds))}. Re-ranked means the match score over the 32",
+        "candidates of the shipped LHP.",
     ]
     write_table(args.out, "UIT's losses on the mini data", text, ["losses", *COLUMNS], rows)
 

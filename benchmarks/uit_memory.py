@@ -19,10 +19,11 @@ from machine import describe
 from torch import Tensor
 
 from pab.data.wordpiece import Tokenizer
+from pab.scoring.rerank import choose_candidates, fill
 from uit.encode import mapped_tensor
 from uit.make_vocabulary import make_vocabulary
 from uit.model import MODELS, Uit
-from uit.rerank import choose_candidates, fill, match_scores
+from uit.rerank import match_scores
 
 CPU = torch.device("cpu")
 BLOCK = 512  # images written at a time

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pab.core.progress import progress
+
 PASSES = 10
 _DIGITS = 9  # decimals of margin differences, so that a gap of exactly tau is not above it
 
@@ -42,12 +44,12 @@ def arbitrate(
     last = columns.shape[1] - 1
     rankings = columns.tolist()
     places = [0] * len(rankings)
-    for _ in range(passes):
-        claims: dict[int, list[int]] = defaultdict(list)
+    for _ in progress(range(passes), "arbitrating", "passes"):
+        rows_of: dict[int, list[int]] = defaultdict(list)
         for row, ranking in enumerate(rankings):
-            claims[ranking[places[row]]].append(row)
+            rows_of[ranking[places[row]]].append(row)
         moves = []
-        for rows in claims.values():
+        for rows in rows_of.values():
             owner = max(rows, key=lambda row: (margins[row], query_ids[row]))
             moves += [
                 row

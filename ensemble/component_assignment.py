@@ -77,7 +77,7 @@ def in_collisions(columns: NDArray[np.int64]) -> NDArray[np.bool_]:
     Returns:
         bool [Q].
     """
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array  # plain fusion does not need scipy
     from scipy.sparse.csgraph import connected_components
 
     n_queries, width = columns.shape

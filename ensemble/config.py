@@ -6,15 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ensemble.decode import LOGARITHMS, DecodeSettings, Decoding
-from ensemble.fuse import (
-    RECIPROCAL_RANK_K,
-    Member,
-    named_numbers,
-    parse_member,
-    without_weight,
-)
+from ensemble.fuse import RECIPROCAL_RANK_K
+from ensemble.members import Member, named_numbers, parse_member, without_weight
 from ensemble.reciprocal_rank import MOST_RANK_K
-from pab.core.config import flag
+from pab.core.config import data_flag, flag, model_flag
 from pab.core.errors import InputError
 from pab.core.notices import notice
 
@@ -31,57 +26,67 @@ class FusionConfig:
 
     finds_weights: ClassVar[bool] = False  # true if the command searches for the weights
 
-    beit3_score: str | None = flag(None, "LHP's scores, in any form (docs/scoring.md)")
-    uit_score: str | None = flag(None, "UIT's scores, in any form")
-    blip2_score: str | None = flag(None, "BLIP-2's scores, in any form")
-    clip_score: str | None = flag(None, "CLIP's scores, in any form")
-    member: tuple[str, ...] = flag(
+    beit3_score: str | None = data_flag(None, "LHP's scores, in any form (docs/scoring.md)")
+    uit_score: str | None = data_flag(None, "UIT's scores, in any form")
+    blip2_score: str | None = data_flag(None, "BLIP-2's scores, in any form")
+    clip_score: str | None = data_flag(None, "CLIP's scores, in any form")
+    member: tuple[str, ...] = data_flag(
         (),
         "another member, NAME=FILE:WEIGHT (the weight kept by the sum before it); may be repeated",
     )
-    beit3_weight: float = flag(0.925, "weight kept by the running sum when UIT is added")
-    blip2_weight: float = flag(0.9, "weight kept by the running sum when BLIP-2 is added")
-    clip_weight: float = flag(0.9, "weight kept by the running sum when CLIP is added")
-    member_weights: tuple[str, ...] = flag((), "NAME:WEIGHT of each member given as NAME=FILE")
-    uit_k: int | None = flag(
-        None, "candidates per query that UIT's scores must be made with; none: no check"
+    beit3_weight: float = model_flag(0.925, "weight kept by the running sum when UIT is added")
+    blip2_weight: float = model_flag(0.9, "weight kept by the running sum when BLIP-2 is added")
+    clip_weight: float = model_flag(0.9, "weight kept by the running sum when CLIP is added")
+    member_weights: tuple[str, ...] = model_flag(
+        (), "NAME:WEIGHT of each member given as NAME=FILE"
     )
-    scaling: Literal["minmax", "minmax_query", "zscore", "rank"] = flag(
+    uit_k: int | None = flag(
+        None, "candidates per query that UIT's scores must be made with; none: no check", ge=1
+    )
+    scaling: Literal["minmax", "minmax_query", "zscore", "rank"] = model_flag(
         "minmax", "scaling of members: by the whole matrix's bounds (published), or per row"
     )
-    fusion: Literal["iterative", "sum", "reciprocal_rank"] = flag(
+    fusion: Literal["iterative", "sum", "reciprocal_rank"] = model_flag(
         "iterative",
         "one member after another (published), one sum by --shares, or the sum of 1/(k+r)",
     )
-    shares: tuple[str, ...] = flag(
+    shares: tuple[str, ...] = model_flag(
         (), "--fusion sum: NAME:SHARE of every member (lhp, uit, blip2, clip, ...), summing to 1"
     )
-    rank_k: int = flag(RECIPROCAL_RANK_K, "k of --fusion reciprocal_rank")
-    decode: tuple[Decoding, ...] = flag(
+    rank_k: int = flag(RECIPROCAL_RANK_K, "k of --fusion reciprocal_rank", ge=0, le=MOST_RANK_K)
+    decode: tuple[Decoding, ...] = model_flag(
         (), "none, querybank (per query), dual_softmax, sinkhorn, margin, assignment (joint); "
         "several are applied in the order given"
     )  # fmt: skip
-    decode_factor: float = flag(20.0, "scale of scores in querybank, dual_softmax and sinkhorn")
-    decode_slack: float | None = flag(
-        None, "assignment: price of keeping the own top-1 image; none: every query takes part"
+    decode_factor: float = flag(
+        20.0, "scale of scores in querybank, dual_softmax and sinkhorn", gt=0, le=LARGEST_FACTOR
     )
-    decode_top: int | None = flag(None, "assignment: number of images considered per query")
+    decode_slack: float | None = flag(
+        None,
+        "assignment: price of keeping the own top-1 image; none: every query takes part",
+        ge=0,
+        le=LARGEST_FACTOR,
+    )
+    decode_top: int | None = flag(None, "assignment: number of images considered per query", ge=1)
     decode_scope: Literal["all", "collisions"] = flag(
         "all", "assignment: over all queries, or only those connected to a duplicate top-1 image"
     )
     decode_tau: float = flag(
-        0.5, "margin: a query gives up its top-1 image if its margin is smaller by more than this"
+        0.5,
+        "margin: a query gives up its top-1 image if its margin is smaller by more than this",
+        ge=0,
+        le=LARGEST_FACTOR,
     )
     decode_bank: str | None = flag(
         None, "querybank: score file of other captions on the gallery, fused in the same way"
     )
-    sinkhorn_steps: int = flag(50, "pairs of row and column normalizations in sinkhorn")
+    sinkhorn_steps: int = flag(50, "pairs of row and column normalizations in sinkhorn", ge=1)
     chosen_on: str | None = flag(None, "data on which the weights were chosen (set by the search)")
     chosen_on_test: bool = flag(False, "weights were chosen on a test set (set by the search)")
-    queries: str | None = flag(
+    queries: str | None = data_flag(
         None, "for members without ids: query ids of the rows, one per line, or query.json"
     )
-    gallery: str | None = flag(
+    gallery: str | None = data_flag(
         None, "for members without ids: image names of the columns, or the gallery's folder"
     )
 
@@ -91,43 +96,19 @@ class FusionConfig:
         Raises:
             InputError: naming the flag.
         """
-        if not 0 <= self.rank_k <= MOST_RANK_K:
-            raise InputError("--rank_k", f"must lie in [0, {MOST_RANK_K}], found {self.rank_k}")
-        if self.uit_k is not None and self.uit_k < 1:
-            raise InputError("--uit_k", f"must be at least 1, found {self.uit_k}")
         if self.shares and self.fusion != "sum":
             raise InputError("--shares", f"does not go with --fusion {self.fusion}")
         if self.fusion == "reciprocal_rank" and self.scaling != "minmax":
-            notice("--scaling", "has no part in --fusion reciprocal_rank")
-        self._check_numbers()
+            notice("--scaling", "has no effect with --fusion reciprocal_rank")
         self._check_decodings()
-
-    def _check_numbers(self) -> None:
-        """Reject numbers of decodings that are out of bounds."""
-        if not 0 < self.decode_factor <= LARGEST_FACTOR:
-            raise InputError(
-                "--decode_factor",
-                f"must be above 0 and at most {LARGEST_FACTOR:g}, found {self.decode_factor:g}",
-            )
-        if self.decode_slack is not None and not 0 <= self.decode_slack <= LARGEST_FACTOR:
-            raise InputError(
-                "--decode_slack",
-                f"must lie in [0, {LARGEST_FACTOR:g}], found {self.decode_slack:g}",
-            )
-        if not 0 <= self.decode_tau <= LARGEST_FACTOR:
-            raise InputError(
-                "--decode_tau", f"must lie in [0, {LARGEST_FACTOR:g}], found {self.decode_tau:g}"
-            )
-        if self.decode_top is not None and self.decode_top < 1:
-            raise InputError("--decode_top", f"must be at least 1, found {self.decode_top}")
-        if self.sinkhorn_steps < 1:
-            raise InputError("--sinkhorn_steps", f"must be at least 1, found {self.sinkhorn_steps}")
 
     def _check_decodings(self) -> None:
         """Reject decodings that contradict one another or other settings."""
         methods = [method for method in self.decode if method != "none"]
         if methods and len(methods) < len(self.decode):
-            raise InputError("--decode", f"none goes alone, found it beside {methods[0]}")
+            raise InputError(
+                "--decode", f"expected none without others, found it with {methods[0]}"
+            )
         if self.decode and not methods:
             return  # decoding is off: ignore a config file's decoding settings
         used = " ".join(methods) or "none"
@@ -142,25 +123,25 @@ class FusionConfig:
         searched = self.finds_weights  # the slack is then searched too
         if self.decode_top is not None and self.decode_slack is None and not searched:
             raise InputError(
-                "--decode_top", "goes with --decode_slack",
-                todo="give the price of keeping an image that another query has",
+                "--decode_top", "needs --decode_slack",
+                todo="set the price of keeping an image that another query has",
             )  # fmt: skip
         if self.decode_scope == "collisions" and self.decode_top is None:
             raise InputError(
-                "--decode_scope", "collisions goes with --decode_top and --decode_slack",
-                todo="give both, such as 2 and 1.0",
+                "--decode_scope", "collisions needs --decode_top and --decode_slack",
+                todo="set both, such as 2 and 1.0",
             )  # fmt: skip
         if (methods.count("querybank") > 0) != (self.decode_bank is not None):
             raise InputError(
                 "--decode_bank",
-                "goes with --decode querybank, and that with it",
-                todo="score training captions on the same gallery, and fuse them as these are",
+                "expected together with --decode querybank",
+                todo="score training captions on the same gallery, and fuse them in the same way",
             )
         if "dual_softmax" not in methods:
             return
         if self.scaling == "zscore" and self.fusion != "reciprocal_rank":
             raise InputError(
-                "--scaling", "zscore has negative scores, which dual_softmax would turn round"
+                "--scaling", "zscore gives negative scores, whose order dual_softmax would reverse"
             )
         last = len(methods) - 1 - methods[::-1].index("dual_softmax")
         earlier = LOGARITHMS.intersection(methods[:last])
@@ -208,7 +189,7 @@ class FusionConfig:
                 notice("--member_weights", f"no --member has the name {unknown[0]!r}: not used")
             return found
         if weights or any(text != without_weight(text) for text in self.member):
-            notice("--member", f"weights have no part in --fusion {self.fusion}")
+            notice("--member", f"weights have no effect with --fusion {self.fusion}")
         found += [parse_member(without_weight(text), default=1.0) for text in self.member]
         if self.fusion == "reciprocal_rank":
             return found
@@ -218,7 +199,7 @@ class FusionConfig:
         if missing or extra:
             raise InputError(
                 "--shares",
-                f"expected NAME:SHARE of every member, found "
-                f"{'none of ' + missing[0] if missing else 'one of no member, ' + extra[0]}",
+                f"expected NAME:SHARE for every member, found "
+                f"{'none for ' + missing[0] if missing else extra[0] + ', which is no member'}",
             )
         return [replace(member, weight=shares[member.name]) for member in found]

@@ -36,6 +36,7 @@ from ensemble.component_assignment import component_assignment
 from ensemble.matching import STAYS_OUT, priced_matching
 from ensemble.rerank_prior import Evidence
 from pab.core.errors import InputError
+from pab.core.progress import progress
 from pab.ranking import rows_in_order, top_k
 from pab.scores import load_scores
 
@@ -169,7 +170,7 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     hubs = torch.zeros(scores.shape[1], dtype=torch.bool)
     hubs[top_k(bank, 1)[:, 0]] = True
     attraction = torch.full((scores.shape[1],), -torch.inf, dtype=torch.float64)  # [G]
-    for rows in bank.split(ROWS_A_BLOCK):
+    for rows in progress(bank.split(ROWS_A_BLOCK), "reading the bank", "blocks of captions"):
         found = torch.logsumexp(factor * rows.double(), dim=0)
         attraction = torch.logaddexp(attraction, found)
     acts = hubs[top_k(scores, 1)[:, 0]]  # [Q]
@@ -215,7 +216,7 @@ def sinkhorn(scores: Tensor, factor: float, steps: int) -> Tensor:
     row = torch.zeros(n_queries, 1)
     column = torch.zeros(1, n_gallery)
     slack = 0.0  # logarithm of the extra row's potential
-    for _ in range(steps):
+    for _ in progress(range(steps), "sinkhorn", "steps"):
         row = -torch.logsumexp(logits + column, dim=1, keepdim=True)
         total = torch.logsumexp(logits + row, dim=0, keepdim=True)
         if spare > 0:
@@ -272,7 +273,7 @@ def assignment(
     if slack is None and n_queries > n_gallery:
         raise InputError(
             "--decode", f"{n_queries} queries cannot each have one of {n_gallery} images",
-            todo="give a price for staying out with --decode_slack",
+            todo="set the price of opting out with --decode_slack",
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)
     # The others take at most Q - 1 of a query's images, so its Q best are enough. If the top-1

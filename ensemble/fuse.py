@@ -10,153 +10,53 @@ Shape letters: `Q` queries, `q` rows of a block, `G` gallery images.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ensemble.members import RANKED_LIST, Member, Rule
 from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.core.tensor_files import release_pages
 from pab.ranking import rows_in_order, top_k
-from pab.scores import ScoreFile
+from pab.scores import ScoreFile, check_same_ids
 
-Rule = Literal["iterative", "sum", "reciprocal_rank"]
 BLOCK_ELEMENTS = 1 << 19  # scores per block: 2 MiB, so that a block fits in the CPU cache
 BLOCKS_KEPT = 32  # blocks whose memory pages are kept before release
 SPARE_CANDIDATES = 22  # candidates beyond the requested k
 STRETCH = 64  # columns per stretch; its maximum is taken first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
-SUM_TOLERANCE = 1e-6
-RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list: 0 means "not named"
 
 
-@dataclass(frozen=True)
-class Member:
-    """Score file of a model, and its weight in the fusion.
-
-    Attributes:
-        name: name in tables.
-        path: the score file, or a ranked list (.txt).
-        weight: 0 to 1. Iterative fusion: the weight kept by the running sum when this member is
-            added (unused for the first one). Sum: the member's own share.
-    """
-
-    name: str
-    path: str
-    weight: float
-
-
-def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
-    """Parse the ``NAME:NUMBER`` entries of a flag.
-
-    Raises:
-        InputError: an entry without a colon or a number, or a duplicate name.
-    """
-    found: dict[str, float] = {}
-    for text in texts:
-        name, colon, number = text.rpartition(":")
-        if not colon or not name:
-            raise InputError(flag, f"expected NAME:NUMBER, found {text!r}")
-        if name in found:
-            raise InputError(flag, f"expected every name once, found {name!r} twice")
-        try:
-            found[name] = float(number)
-        except ValueError as error:
-            raise InputError(flag, f"expected a number for {name!r}, found {number!r}") from error
-    return found
-
-
-MEMBER = re.compile(r"([^=]+)=(.+?)(?::([^:/\\]+))?")
-
-
-def without_weight(text: str) -> str:
-    """Reduce a ``--member`` to ``NAME=FILE``; malformed text is unchanged."""
-    match = MEMBER.fullmatch(text)
-    return text if match is None else f"{match[1]}={match[2]}"
-
-
-def parse_member(
-    text: str, weights: Mapping[str, float] | None = None, default: float | None = None
-) -> Member:
-    """Parse ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` with a weight given elsewhere.
-
-    Args:
-        text: value of the flag.
-        weights: name -> weight, for members without a weight in ``text``.
-        default: weight for members without any; None requires one.
-
-    Raises:
-        InputError: malformed, no weight, or two weights.
-    """
-    match = MEMBER.fullmatch(text)
-    if match is None:
-        raise InputError("--member", f"expected NAME=FILE:WEIGHT, found {text!r}")
-    name, path, weight = match.groups()
-    weights = weights or {}
-    if weight is None:
-        found = weights.get(name, default)
-        if found is None:
-            raise InputError("--member", f"expected NAME=FILE:WEIGHT, found no weight for {name!r}")
-        return Member(name, path, found)
-    if name in weights:
-        raise InputError(
-            "--member", f"the weight of {name!r} is given here and by --member_weights"
-        )
-    return Member(name, path, named_numbers("--member", [f"{name}:{weight}"])[name])
-
-
-def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
-    """Reject members that cannot be fused.
-
-    Raises:
-        InputError: no member, a duplicate name, a weight outside [0, 1], or shares that do not sum
-            to 1.
-    """
-    if not members:
-        raise InputError("ensemble", "expected score files to fuse, found none")
-    names = [member.name for member in members]
-    for member in members:
-        if names.count(member.name) > 1:
-            raise InputError("--member", f"expected distinct names, found {member.name!r} twice")
-        if not 0.0 <= member.weight <= 1.0:
-            raise InputError(
-                f"weight of {member.name}", f"must lie in [0, 1], found {member.weight}"
-            )
-    total = sum(member.weight for member in members)
-    if rule == "sum" and abs(total - 1.0) > SUM_TOLERANCE:
-        raise InputError("--shares", f"must add up to 1, found {total:g}")
-
-
-def shares_of(keeps: Sequence[float]) -> list[float]:
+def shares_from_weights(weights: Sequence[float]) -> list[float]:
     """Return each member's share in the fused sum.
 
     Args:
-        keeps: weight kept by the running sum when the second, third, ... member is added.
+        weights: weight kept by the running sum when the second, third, ... member is added.
 
     Returns:
         One share per member; they sum to 1.
     """
     shares = [1.0]
-    for keep in keeps:
-        shares = [share * keep for share in shares] + [1.0 - keep]
+    for weight in weights:
+        shares = [share * weight for share in shares] + [1.0 - weight]
     return shares
 
 
-def keeps_of(shares: Sequence[float]) -> list[float]:
-    """Return the kept weights for given shares; the inverse of :func:`shares_of`."""
-    keeps, before = [], shares[0]
+def kept_weights(shares: Sequence[float]) -> list[float]:
+    """Return the kept weights for given shares; the inverse of :func:`shares_from_weights`."""
+    weights, before = [], shares[0]
     for share in shares[1:]:
         total = before + share
-        keeps.append(before / total if total > 0 else 1.0)
+        weights.append(before / total if total > 0 else 1.0)
         before = total
-    return keeps
+    return weights
 
 
 @dataclass(frozen=True)
@@ -198,7 +98,8 @@ class Fusion:
     def scaled_members(self) -> list[Tensor]:
         """Whole scaled matrix of each member, float32 [Q, G]; read-only."""
         count = len(self.query_ids)
-        return [self.member_block(number, 0, count) for number in range(len(self.members))]
+        numbers = progress(range(len(self.members)), "scaling members", "members")
+        return [self.member_block(number, 0, count) for number in numbers]
 
     @cached_property
     def flat(self) -> list[Tensor]:
@@ -270,7 +171,8 @@ class Fusion:
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Yield the row range of each block, and release file memory after use."""
         rows = max(1, BLOCK_ELEMENTS // len(self.gallery_ids))
-        for number, start in enumerate(range(0, len(self.query_ids), rows), start=1):
+        starts = progress(range(0, len(self.query_ids), rows), "fusing", "blocks of queries")
+        for number, start in enumerate(starts, start=1):
             yield start, min(start + rows, len(self.query_ids))
             if number % BLOCKS_KEPT == 0:
                 for file in self.files:
@@ -290,7 +192,7 @@ class Fusion:
         """
         if self.rule != "iterative" or self.scaling != "minmax":
             return torch.cat([top_k(block, k) for block in self.blocks()])
-        shares = shares_of([member.weight for member in self.members[1:]])
+        shares = shares_from_weights([member.weight for member in self.members[1:]])
         factors, shift, scale = [], 0.0, 0.0
         for share, file, member in zip(shares, self.files, self.members, strict=True):
             low, high = file.bounds
@@ -340,7 +242,7 @@ def aligned(
     """Create a fusion of members whose rows may have any order.
 
     Args:
-        members: members that passed :func:`check_members`.
+        members: members that passed :func:`ensemble.members.check_members`.
         files: their score files.
         query_ids: requested order; None uses that of the first member.
         how: ``scaling``, ``rule`` and ``rank_k`` of :class:`Fusion`.
@@ -370,22 +272,6 @@ def aligned(
                 f"{'it' if count == 1 else 'them'}",
             )
     return fusion
-
-
-def check_same_ids(file: ScoreFile, first: ScoreFile, path: str, first_path: str) -> None:
-    """Reject a score file whose ids differ from those of the first one.
-
-    Raises:
-        InputError: names the file and the ids.
-    """
-    for kind in ("gallery_ids", "query_ids"):
-        if getattr(file, kind) != getattr(first, kind):
-            rows_in_order(
-                getattr(file, kind),
-                getattr(first, kind),
-                where=f"{path}, {kind}",
-                order_name=first_path,
-            )
 
 
 def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Read the members of a fusion: scores in any form, and ranked lists as reciprocal ranks.
+"""Members of a fusion: parse their flags, check them, and read their scores in any form.
 
 A form without scores (a ranked list, rankings) gets score 1 / r for its r-th image and 0 for images
 that it does not name. A ranked list has no ids: line N belongs to query N, so the order of its
@@ -7,32 +7,129 @@ lines must be given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from ensemble.fuse import RANKED_LIST, Member
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.data.annotations import Retrieval
+from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.data.images import list_gallery
 from pab.data.names import one_spelling
+from pab.data.records import Retrieval
 from pab.formats.contents import Listing
+from pab.formats.conversion import to_score_file
+from pab.formats.description import listed_in_part, only_named
 from pab.formats.forms import read_form
 from pab.ranking import some
-from pab.scores import (
-    ScoreFile,
-    listed_in_part,
-    only_named,
-    read_gallery_ids,
-    read_query_ids,
-    respell,
-    tell_other_data,
-    to_score_file,
-    with_all_images,
-)
+from pab.scores import ScoreFile, respell, tell_other_data, with_all_images
+
+Rule = Literal["iterative", "sum", "reciprocal_rank"]
+SUM_TOLERANCE = 1e-6
+FILE_FLAGS = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")
+RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list: 0 means "not named"
+
+
+@dataclass(frozen=True)
+class Member:
+    """Score file of a model, and its weight in the fusion.
+
+    Attributes:
+        name: name in tables.
+        path: the score file, or a ranked list (.txt).
+        weight: 0 to 1. Iterative fusion: the weight kept by the running sum when this member is
+            added (unused for the first one). Sum: the member's own share.
+    """
+
+    name: str
+    path: str
+    weight: float
+
+
+def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
+    """Parse the ``NAME:NUMBER`` entries of a flag.
+
+    Raises:
+        InputError: an entry without a colon or a number, or a duplicate name.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, colon, number = text.rpartition(":")
+        if not colon or not name:
+            raise InputError(flag, f"expected NAME:NUMBER, found {text!r}")
+        if name in found:
+            raise InputError(flag, f"expected every name once, found {name!r} twice")
+        try:
+            found[name] = float(number)
+        except ValueError as error:
+            raise InputError(flag, f"expected a number for {name!r}, found {number!r}") from error
+    return found
+
+
+MEMBER = re.compile(r"([^=]+)=(.+?)(?::([^:/\\]+))?")
+
+
+def without_weight(text: str) -> str:
+    """Reduce a ``--member`` to ``NAME=FILE``; malformed text is unchanged."""
+    match = MEMBER.fullmatch(text)
+    return text if match is None else f"{match[1]}={match[2]}"
+
+
+def parse_member(
+    text: str, weights: Mapping[str, float] | None = None, default: float | None = None
+) -> Member:
+    """Parse ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` with a weight given elsewhere.
+
+    Args:
+        text: value of the flag.
+        weights: name -> weight, for members without a weight in ``text``.
+        default: weight for members without any; None requires one.
+
+    Raises:
+        InputError: malformed, no weight, or two weights.
+    """
+    match = MEMBER.fullmatch(text)
+    if match is None:
+        raise InputError("--member", f"expected NAME=FILE:WEIGHT, found {text!r}")
+    name, path, weight = match.groups()
+    weights = weights or {}
+    if weight is None:
+        found = weights.get(name, default)
+        if found is None:
+            raise InputError("--member", f"expected NAME=FILE:WEIGHT, found no weight for {name!r}")
+        return Member(name, path, found)
+    if name in weights:
+        raise InputError(
+            "--member", f"the weight of {name!r} is given here and by --member_weights"
+        )
+    return Member(name, path, named_numbers("--member", [f"{name}:{weight}"])[name])
+
+
+def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
+    """Reject members that cannot be fused.
+
+    Raises:
+        InputError: no member, a duplicate name, a weight outside [0, 1], or shares that do not sum
+            to 1.
+    """
+    if not members:
+        raise InputError("ensemble", "expected score files to fuse, found none")
+    names = [member.name for member in members]
+    for member in members:
+        if names.count(member.name) > 1:
+            raise InputError("--member", f"expected distinct names, found {member.name!r} twice")
+        if not 0.0 <= member.weight <= 1.0:
+            raise InputError(
+                f"weight of {member.name}", f"must lie in [0, 1], found {member.weight}"
+            )
+    total = sum(member.weight for member in members)
+    if rule == "sum" and abs(total - 1.0) > SUM_TOLERANCE:
+        raise InputError("--shares", f"must add up to 1, found {total:g}")
 
 
 def load_members(
@@ -42,6 +139,7 @@ def load_members(
     *,
     queries: str | Path | None = None,
     gallery: str | Path | None = None,
+    loaded: Mapping[str, ScoreFile] | None = None,
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
@@ -55,6 +153,7 @@ def load_members(
             members name.
         queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
         gallery: file of gallery ids, or the gallery's folder, for members without ids.
+        loaded: member path -> its valid scores, for members that are already in memory.
 
     Raises:
         InputError: an unreadable file, ids that are missing or do not match, a run that lacks
@@ -64,6 +163,8 @@ def load_members(
     columns = read_gallery_ids(gallery) if gallery else None
 
     def read(path: str) -> ScoreFile | Listing:
+        if loaded and path in loaded:
+            return loaded[path]
         found = read_form(path)
         if isinstance(found, Listing):
             return found
@@ -75,8 +176,8 @@ def load_members(
     listings = {path: found for path, found in contents.items() if isinstance(found, Listing)}
     files = {path: found for path, found in contents.items() if isinstance(found, ScoreFile)}
     tell_other_data({path: file.meta for path, file in files.items()})
-    whole = next((file for file in files.values() if file.listed is None), None)
-    images = whole.gallery_ids if whole is not None else columns or gallery_ids
+    complete = next((file for file in files.values() if file.listed is None), None)
+    images = complete.gallery_ids if complete is not None else columns or gallery_ids
     if images is None:
         images = _named_by(files, listings)
     lines = rows if rows is not None else line_order
@@ -89,7 +190,7 @@ def load_members(
             query_ids=lines if listing.query_ids is None else line_order,
             gallery_ids=images,
         )
-    first = whole if whole is not None else files[paths[0]]
+    first = complete if complete is not None else files[paths[0]]
     asked = first.query_ids if line_order is None else line_order
     return [_as_member(files[member.path], member.path, asked, images) for member in members]
 
@@ -114,7 +215,7 @@ def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
         return None
     if len(bare) < len(contents):
         raise InputError(
-            bare[0], "a ranked list does not say which query a line is for",
+            bare[0], "a ranked list does not name the query of a line",
             todo="give the order of its lines: --query_order FILE, --annotation FILE or "
             "--queries FILE",
         )  # fmt: skip
@@ -150,10 +251,16 @@ def _as_member(
         if min(listed.values()) < len(gallery_ids):
             notice(path, listed_in_part(file))
         return file
-    notice(path, "a ranked list, through reciprocal rank; what it does not name counts nothing")
+    notice(path, "a ranked list: rank r scores 1 / r, and images that are not listed score 0")
     least = 1.0 / file.listed_counts().float()
     scores = torch.where(file.scores >= least[:, None], file.scores, 0.0)
     return ScoreFile(scores, file.query_ids, file.gallery_ids, {**file.meta, "model": RANKED_LIST})
+
+
+def inputs_of(config: object, members: Sequence[Member]) -> dict[str, str | None]:
+    """Files that a command reads, by the name of their flag or member."""
+    named = {name: getattr(config, name, None) for name in FILE_FLAGS}
+    return {**named, **{member.name: member.path for member in members}}
 
 
 def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:

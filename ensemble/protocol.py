@@ -14,11 +14,12 @@ from typing import Any
 from ensemble.members import known_gallery
 from pab.core.config import CommandParser, flag, load_config
 from pab.core.errors import InputError, run_cli
-from pab.data.annotations import read_query_order, read_retrieval
+from pab.core.resources import CONFIGS
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.tree import labelled_test
 from pab.ranking import order_queries, read_ranked_list
 
-FOLDER = Path(__file__).resolve().parents[1] / "configs/protocols"
 LABELLED_TEST = "annotation/test/pair.json"  # attr.json if this is missing
 ANSWER_NAMES = 10  # names per line in every protocol's answer
 
@@ -53,7 +54,7 @@ class Protocol:
 
 def names() -> list[str]:
     """List the available protocols."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / "protocols").glob("*.yaml"))
 
 
 def load_protocol(name: str) -> Protocol:
@@ -64,7 +65,7 @@ def load_protocol(name: str) -> Protocol:
     """
     if name not in names():
         raise InputError("--protocol", f"expected one of {', '.join(names())}, found {name!r}")
-    return load_config(Protocol, FOLDER / f"{name}.yaml", {})
+    return load_config(Protocol, CONFIGS / f"protocols/{name}.yaml", {})
 
 
 def check_answer(
@@ -85,10 +86,10 @@ def check_answer(
         InputError: names the line.
     """
     if len(lines) != query_count:
-        raise InputError(where, f"expected {query_count} lines, one a query, found {len(lines)}")
+        raise InputError(where, f"expected {query_count} lines, one per query, found {len(lines)}")
     wanted = min(ANSWER_NAMES, len(gallery_ids))
     if len(lines[0]) != wanted:
-        raise InputError(where, f"expected {wanted} names a line, found {len(lines[0])}")
+        raise InputError(where, f"expected {wanted} names per line, found {len(lines[0])}")
     known = set(gallery_ids)
     for number, line in enumerate(lines, start=1):
         unknown = next((name for name in line if name not in known), None)
@@ -100,12 +101,12 @@ def check_answer(
 
 def main(argv: list[str] | None = None) -> None:
     """Check an answer file against a protocol."""
-    parser = CommandParser(
-        prog="python -m ensemble.protocol", description=main.__doc__, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m ensemble.protocol")
     parser.add_argument("protocol", help=", ".join(names()))
     parser.add_argument("file", type=Path, help="the answer file")
-    parser.add_argument("--data_root", help="root of the data (default: the protocol's)")
+    parser.groups["data"].add_argument(
+        "--data_root", help="root of the data (default: the protocol's)"
+    )
     args = parser.parse_args(argv)
     files = load_protocol(args.protocol).files(args.data_root)
     retrieval = read_retrieval(files["annotation"], image_folder=files.get("image_folder"))
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         ids = order_queries(ids, read_query_order(files["query_order"]), where=files["query_order"])
     gallery = known_gallery(retrieval, files.get("image_folder")) or []
     check_answer(read_ranked_list(args.file), len(ids), gallery, args.file)
-    print(f"{args.file}: {len(ids)} lines of distinct known names, as {args.protocol} asks")
+    print(f"{args.file}: {len(ids)} lines of distinct known names, as {args.protocol} requires")
 
 
 if __name__ == "__main__":

@@ -86,13 +86,13 @@ class Reranking:
         """
         columns = top_k(fused, self.depth)
         values = self.scores.gather(1, columns)
-        self._tell_unscored(values)
+        self._warn_on_unscored(values)
         places = torch.arange(columns.shape[1], dtype=torch.float64)
         blended = (as_written(values) - self.prior * places).numpy().round(_DIGITS)
         order = torch.from_numpy(np.argsort(-blended, axis=1, kind="stable"))
         return reordered(fused, columns.gather(1, order)), Evidence(self.scores, columns)
 
-    def _tell_unscored(self, values: Tensor) -> None:
+    def _warn_on_unscored(self, values: Tensor) -> None:
         partly = self.listed < self.scores.shape[1]  # [Q]
         if not bool(partly.any()):
             return

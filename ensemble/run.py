@@ -9,72 +9,69 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ensemble.chain import stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.fuse import (
-    RANKED_LIST,
-    Fusion,
-    Member,
-    aligned,
-    check_members,
-    check_same_ids,
-    row_order,
-)
+from ensemble.fuse import Fusion, aligned, row_order
 from ensemble.ladder import ladder_table
-from ensemble.members import known_gallery, load_members
+from ensemble.members import (
+    RANKED_LIST,
+    Member,
+    check_members,
+    inputs_of,
+    known_gallery,
+    load_members,
+)
 from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
 from ensemble.rerank_prior import Reranking
 from ensemble.uit_candidates import check_candidates
 from pab import __version__
-from pab.core.config import config_from_args, flag
+from pab.core.config import config_from_args, data_flag, flag, model_flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
-from pab.ranking import (
-    check_names,
-    order_queries,
-    ranked_names,
-    rows_in_order,
-    write_ranked_list,
-)
-from pab.scores import ScoreFile, save_scores
-
-READ = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")  # files
+from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
+from pab.scores import ScoreFile, check_same_ids, save_scores
 
 
 @dataclass(frozen=True)
 class RunConfig(FusionConfig, LabelConfig):
     """Settings of one fusion; each field is a flag of `python -m ensemble.run`."""
 
-    output_file: str = flag(
+    output_file: str = output_flag(
         "reproduce.txt", "ranked list to write; answer.zip: a zip that holds answer.txt"
     )
-    save_score: str | None = flag(None, "score file of the fused matrix to write")
-    top_k: int = flag(10, "names per line of the ranked list")
-    annotation: str | None = flag(None, "labelled annotation, or query.json with --answers")
-    answers: str | None = flag(None, "answer key of a name-masked set; prints metrics")
-    image_folder: str | None = flag(
+    save_score: str | None = output_flag(None, "score file of the fused matrix to write")
+    top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
+    annotation: str | None = data_flag(None, "labelled annotation, or query.json with --answers")
+    answers: str | None = data_flag(None, "answer key of a name-masked set; prints metrics")
+    image_folder: str | None = data_flag(
         None, "root of the annotation's image paths, if it is outside an annotation folder"
     )
-    query_order: str | None = flag(None, "file of query ids, one per line, in output order")
-    protocol: str | None = flag(
+    query_order: str | None = data_flag(None, "file of query ids, one per line, in output order")
+    protocol: str | None = data_flag(
         None, "pab, www25, track4 or ucc: sets files, line order and metrics, and checks the answer"
     )
-    data_root: str | None = flag(None, "root of the protocol's data (default: the protocol's)")
-    rerank: tuple[str, ...] = flag(
+    data_root: str | None = data_flag(None, "root of the protocol's data (default: the protocol's)")
+    rerank: tuple[str, ...] = model_flag(
         (), "reranker's scores, NAME=FILE: reorders the first images of each query"
     )
-    rerank_depth: int = flag(20, "images per query that the reranker reorders")
+    rerank_depth: int = flag(20, "images per query that the reranker reorders", ge=1)
     rerank_prior: float = flag(
-        0.5, "penalty per place in the fused order, in the unit of the reranker's scores"
+        0.5,
+        "penalty per place in the fused order, in the unit of the reranker's scores",
+        ge=0,
+        le=LARGEST_FACTOR,
     )
-    ladder: bool = flag(
+    ladder: bool = output_flag(
         False, "print R@1, mAP@10 and the paired interval after every stage; needs labels"
     )
 
@@ -85,13 +82,11 @@ class RunConfig(FusionConfig, LabelConfig):
             InputError: naming the flag.
         """
         super().check()
-        if self.top_k < 1:
-            raise InputError("--top_k", f"must be at least 1, found {self.top_k}")
         if self.answers and not (self.annotation or self.protocol):
             raise InputError("--answers", "expected the queries it is the key of",
                              todo="give --annotation")  # fmt: skip
         if self.protocol is None and self.data_root is not None:
-            raise InputError("--data_root", "goes with --protocol")
+            raise InputError("--data_root", "needs --protocol")
         fixed = ("annotation", "image_folder", "query_order") if self.protocol else ()
         for name in fixed:
             if getattr(self, name) is not None:
@@ -104,13 +99,6 @@ class RunConfig(FusionConfig, LabelConfig):
 
     def _check_rerank(self) -> None:
         """Reject reranker settings that are invalid alone or with the decodings."""
-        if self.rerank_depth < 1:
-            raise InputError("--rerank_depth", f"must be at least 1, found {self.rerank_depth}")
-        if not 0 <= self.rerank_prior <= LARGEST_FACTOR:
-            raise InputError(
-                "--rerank_prior",
-                f"must lie in [0, {LARGEST_FACTOR:g}], found {self.rerank_prior:g}",
-            )
         if not self.rerank:
             return
         if len(self.rerank) > 1:
@@ -155,8 +143,7 @@ def run(config: RunConfig) -> None:
     inputs = [*members, *([reranker] if reranker else [])]
     outputs = {"save_score": config.save_score, "output_file": config.output_file}
     check_outputs(outputs, omit="give another file")
-    read = {name: getattr(config, name) for name in READ}
-    check_inputs_are_kept(outputs, {**read, **{member.name: member.path for member in inputs}})
+    check_inputs_are_kept(outputs, inputs_of(config, inputs))
     retrieval: Retrieval | None = None
     if config.annotation:
         retrieval = read_retrieval(
@@ -193,7 +180,7 @@ def run(config: RunConfig) -> None:
         rows_in_order(
             fusion.gallery_ids, gallery, where=members[0].path, order_name="the protocol's gallery"
         )
-    whole: ScoreFile | None = None  # computed if a step needs more than a few rows at a time
+    result: ScoreFile | None = None  # computed if a step needs more than a few rows at a time
     evaluation: Evaluation | None = None
     rungs: list[tuple[str, Metrics]] = []
     if config.decodings() or reranking or config.save_score or labelled:
@@ -202,19 +189,19 @@ def run(config: RunConfig) -> None:
             fusion.matrix(), fusion.query_ids, fusion.gallery_ids, reranking, config.decodings()
         ):
             facts += [stage.facts] if stage.facts else []
-            whole = ScoreFile(stage.scores, fusion.query_ids, fusion.gallery_ids)
+            result = ScoreFile(stage.scores, fusion.query_ids, fusion.gallery_ids)
             if config.ladder and retrieval is not None and retrieval.relevant is not None:
-                found = evaluate_scores(whole, retrieval.relevant, where=members[0].path)
+                found = evaluate_scores(result, retrieval.relevant, where=members[0].path)
                 rungs.append((stage.name, found))
-        assert whole is not None
+        assert result is not None
         if config.save_score:  # hashes every input file
             meta = meta_of(config, members, reranker, files, facts)
             if retrieval is not None and labelled:
                 meta["relevance"] = retrieval.relevance
-            whole = replace(whole, meta=meta)
-        names = ranked_names(whole.scores, fusion.gallery_ids, config.top_k)
+            result = replace(result, meta=meta)
+        names = ranked_names(result.scores, fusion.gallery_ids, config.top_k)
         if retrieval is not None and labelled:
-            evaluation = evaluate(whole, retrieval, where=members[0].path)
+            evaluation = evaluate(result, retrieval, where=members[0].path)
     else:
         columns = fusion.best_columns(config.top_k)
         names = [[fusion.gallery_ids[i] for i in row] for row in columns.tolist()]
@@ -224,8 +211,8 @@ def run(config: RunConfig) -> None:
     check_names(config.output_file, answer)
     if protocol is not None:
         check_answer(answer, len(order), fusion.gallery_ids, config.output_file)
-    if config.save_score and whole is not None:
-        save_scores(config.save_score, whole)
+    if config.save_score and result is not None:
+        save_scores(config.save_score, result)
     write_ranked_list(config.output_file, answer)
     kind = "per query" if per_query(config, files) else "joint over all queries"
     print(f"{described(config, members)} ({kind}): {len(order)} queries -> {config.output_file}",
@@ -299,8 +286,13 @@ def meta_of(
     return {
         "model": "ensemble",
         "members": [
-            {"name": m.name, "file": m.path, "weight": m.weight, "sha256": sha256_of_file(m.path)}
-            for m in members
+            {
+                "name": m.name,
+                "file": m.path,
+                "weight": m.weight,
+                **({"sha256": sha256_of_file(m.path)} if Path(m.path).is_file() else {}),
+            }
+            for m in members  # scores in memory have no file
         ],
         "fusion": config.fusion,
         "scaling": config.scaling,
@@ -317,7 +309,7 @@ def described(config: RunConfig, members: Sequence[Member]) -> str:
     """Describe the fusion and its stages in one line."""
     if config.fusion == "iterative":
         steps = " -> ".join(
-            member.name if i == 0 else f"{member.name} (keep {member.weight:g})"
+            member.name if i == 0 else f"{member.name} (weight {member.weight:g})"
             for i, member in enumerate(members)
         )
     elif config.fusion == "sum":
@@ -337,7 +329,6 @@ def main(argv: list[str] | None = None) -> None:
         RunConfig,
         argv,
         prog="python -m ensemble.run",
-        description="Fuse score files, one member after the other, into a ranked list.",
     )
     run(config)
 

@@ -22,24 +22,26 @@ import yaml
 from ensemble.chain import decoded
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.decode import DecodeSettings
-from ensemble.fuse import (
+from ensemble.fuse import Fusion, aligned, kept_weights
+from ensemble.members import (
     RANKED_LIST,
-    Fusion,
     Member,
-    aligned,
     check_members,
-    keeps_of,
+    inputs_of,
+    known_gallery,
+    load_members,
     without_weight,
 )
-from ensemble.members import known_gallery, load_members
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
 from ensemble.uit_candidates import candidates_of, check_candidates
-from pab.core.config import config_from_args, flag
+from pab.core.config import config_from_args, data_flag, flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
-from pab.core.outputs import check_outputs
-from pab.data.annotations import Retrieval, read_retrieval
+from pab.core.outputs import check_inputs_are_kept, check_outputs
+from pab.core.progress import progress
+from pab.data.annotations import read_retrieval
 from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 from pab.metrics import Metrics
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
@@ -64,22 +66,38 @@ class SearchConfig(FusionConfig, LabelConfig):
 
     finds_weights: ClassVar[bool] = True  # so that no member needs a weight
 
-    annotation: str = flag("", "labelled annotation of the validation split")
-    image_folder: str | None = flag(
+    annotation: str = data_flag("", "labelled annotation of the validation split")
+    image_folder: str | None = data_flag(
         None, "root of the annotation's image paths, if it is outside an annotation folder"
     )
-    answers: str | None = flag(None, "answer key of a name-masked set")
+    answers: str | None = data_flag(None, "answer key of a name-masked set")
     method: Literal["steps", "simplex"] = flag(
-        "steps", "one weight after another (Algorithm 2), or all shares at once"
+        "steps",
+        "one weight after another (Algorithm 2), or all shares at once",
+        group="optimization",
     )
-    order: Literal["given", "greedy"] = flag("given", "steps: how the order of members is chosen")
-    grid_step: float = flag(0.0125, "step of the weight grid in [0, 1] (simplex: about 0.05)")
-    folds: int = flag(5, "folds of a cross-validated estimate of the result; 0: no estimate")
+    order: Literal["given", "greedy"] = flag(
+        "given", "steps: how the order of members is chosen", group="optimization"
+    )
+    grid_step: float = flag(
+        0.0125,
+        "step of the weight grid in [0, 1] (simplex: about 0.05)",
+        gt=0,
+        le=1,
+        group="optimization",
+    )
+    folds: int = flag(
+        5, "folds of a cross-validated estimate of the result; 0: no estimate", group="optimization"
+    )
     decode_grid: tuple[float, ...] = flag(
-        (), "with --decode: slacks, factors or taus to try (default: a built-in list)"
+        (),
+        "with --decode: slacks, factors or taus to try (default: a built-in list)",
+        group="optimization",
     )
-    trials: str = flag("output/ensemble/trials.csv", "file for all trials")
-    out: str = flag("output/ensemble/weights.yaml", "file for the weights (ensemble.run --config)")
+    trials: str = output_flag("output/ensemble/trials.csv", "file for all trials")
+    out: str = output_flag(
+        "output/ensemble/weights.yaml", "file for the weights (ensemble.run --config)"
+    )
     allow_test: bool = flag(False, "accept a test set; the written weights record it")
     seed: int = flag(0, "seed of the bootstrap and the folds")
 
@@ -92,8 +110,6 @@ class SearchConfig(FusionConfig, LabelConfig):
         super().check()
         if not self.annotation:
             raise InputError("--annotation", "expected a labelled validation split, found none")
-        if not 0 < self.grid_step <= 1:
-            raise InputError("--grid_step", f"must lie in (0, 1], found {self.grid_step}")
         if self.folds < 0 or self.folds == 1:
             raise InputError("--folds", f"must be 0 or at least 2, found {self.folds}")
         if self.fusion != "iterative":
@@ -103,13 +119,13 @@ class SearchConfig(FusionConfig, LabelConfig):
             )  # fmt: skip
         if len(self.decode) > 1:
             raise InputError(
-                "--decode", f"the search chooses one decoding's number, found {len(self.decode)}",
+                "--decode", f"expected one decoding to search, found {len(self.decode)}",
                 todo="search with one, and give the others to ensemble.run",
             )  # fmt: skip
         if self.decode_grid and not self.decodings():
-            raise InputError("--decode_grid", "goes with --decode")
+            raise InputError("--decode_grid", "needs --decode")
         if self.decode_slack is not None:
-            raise InputError("--decode_slack", "is what is searched for: give --decode_grid")
+            raise InputError("--decode_slack", "is searched here; set --decode_grid")
         for value in self.decode_grid:
             least = 0 if self.decode[0] in ("assignment", "margin") else math.nextafter(0, 1)
             if not least <= value <= LARGEST_FACTOR:
@@ -117,7 +133,7 @@ class SearchConfig(FusionConfig, LabelConfig):
         if self.method == "simplex" and self.order != "given":
             raise InputError("--order", "has no meaning for --method simplex")
         if self.chosen_on or self.chosen_on_test:
-            raise InputError("--chosen_on", "is written by the search, not given to it")
+            raise InputError("--chosen_on", "is an output of the search, not a setting")
 
 
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
@@ -135,7 +151,7 @@ def held_out(
     count = len(judge.query_ids)
     fold_of = np.random.default_rng(config.seed).permutation(count) % config.folds
     values = {name: np.zeros(count) for name in ("R@1", "mAP")}
-    for fold in range(config.folds):
+    for fold in progress(range(config.folds), "cross-validating", "folds"):
         inside = fold_of == fold
         found = search(judge.counting(~inside))
         for name, kept in values.items():
@@ -166,7 +182,7 @@ def choose_decoding(
     name = NUMBERS.get(wanted.method, "decode_factor")
     usual = {"decode_slack": SLACKS, "decode_tau": TAUS, "decode_factor": FACTORS}[name]
     best: tuple[tuple[float, float], float, Metrics] | None = None
-    for value in config.decode_grid or usual:
+    for value in progress(config.decode_grid or usual, "trying decodings", "values"):
         if wanted.top is not None and math.isinf(value):
             continue  # infeasible: not every query can have one of its first images
         settings = with_number(wanted, value)
@@ -198,14 +214,14 @@ def with_number(settings: DecodeSettings, value: float) -> DecodeSettings:
 
 
 def chosen_members(
-    config: SearchConfig, members: Sequence[Member], keeps: Sequence[float]
+    config: SearchConfig, members: Sequence[Member], weights: Sequence[float]
 ) -> dict[str, Any]:
     """Return the members' files and weights as settings of `ensemble.run`.
 
     Args:
         config: settings with the files.
         members: members in fusion order.
-        keeps: weight kept by the running sum for each member but the first.
+        weights: weight kept by the running sum for each member but the first.
     """
     chosen: dict[str, Any] = {}
     for score in SCORE_FLAGS.values():
@@ -218,11 +234,11 @@ def chosen_members(
         chosen["member"] = [without_weight(text) for text in config.member]
     by_flag = {name for name, score in SCORE_FLAGS.items() if getattr(config, score)}
     others = []
-    for member, keep in zip(members[1:], keeps, strict=True):
+    for member, weight in zip(members[1:], weights, strict=True):
         if member.name in by_flag:
-            chosen[WEIGHT_FLAGS[member.name]] = keep
+            chosen[WEIGHT_FLAGS[member.name]] = weight
         else:  # given by --member, even if it has the name of a published member
-            others.append(f"{member.name}:{keep:.9g}")
+            others.append(f"{member.name}:{weight:.9g}")
     if others:
         chosen["member_weights"] = others
     return chosen
@@ -243,8 +259,10 @@ def run(config: SearchConfig) -> None:
     """
     members = config.members()
     if len(members) < 2:
-        raise InputError("ensemble", f"expected two members or more, found {len(members)}")
-    check_outputs({"trials": config.trials, "out": config.out}, omit="give another file")
+        raise InputError("ensemble", f"expected at least two members, found {len(members)}")
+    outputs = {"trials": config.trials, "out": config.out}
+    check_outputs(outputs, omit="give another file")
+    check_inputs_are_kept(outputs, inputs_of(config, members))
     retrieval = read_retrieval(
         config.annotation,
         image_folder=config.image_folder,
@@ -257,7 +275,7 @@ def run(config: SearchConfig) -> None:
     if on_test and not config.allow_test:
         raise InputError(
             config.annotation, "is a test set: weights are chosen on validation data",
-            todo="score the validation split (see docs/ensemble.md), or say --allow_test",
+            todo="score the validation split (see docs/ensemble.md), or give --allow_test",
         )  # fmt: skip
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
@@ -267,7 +285,7 @@ def run(config: SearchConfig) -> None:
     )
     check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
-    judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant)
+    judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant, members[0].path)
     search = searcher(config, fusion, judge)
     found = search(judge)
     print(found.described(judge, config.seed))
@@ -281,11 +299,11 @@ def run(config: SearchConfig) -> None:
         )
     chosen: dict[str, Any] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
     in_order = config.method == "steps" and config.order == "given"
-    keeps = [step.weight for step in found.steps] if in_order else keeps_of(found.shares)
+    weights = [step.weight for step in found.steps] if in_order else kept_weights(found.shares)
     shares = ", ".join(f"{m.name} {s:.4g}" for m, s in zip(members, found.shares, strict=True))
     print(f"shares of the sum: {shares}")
     chosen["scaling"] = config.scaling
-    chosen |= chosen_members(config, members, keeps)
+    chosen |= chosen_members(config, members, weights)
     if any(file.meta.get("model") == RANKED_LIST for file in files):
         chosen |= line_order(config)
     candidates = config.uit_k or candidates_of(members, files)
@@ -305,7 +323,6 @@ def main(argv: list[str] | None = None) -> None:
         SearchConfig,
         argv,
         prog="python -m ensemble.search",
-        description="Choose the fusion's weights on labelled validation scores.",
     )
     run(config)
 

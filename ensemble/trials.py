@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ensemble.fuse import Fusion, blend, shares_of
+from ensemble.fuse import Fusion, blend, shares_from_weights
 from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.notices import notice
+from pab.core.progress import Progress, progress
 from pab.metrics import Difference, Metrics, evaluate_scores, paired_bootstrap
 from pab.scores import ScoreFile
 
@@ -33,6 +34,7 @@ class Judge:
 
     Attributes:
         query_ids, gallery_ids: ids of rows and columns.
+        where: file of the first member, for errors.
         relevant: query id -> ids of the right images.
         counted: mask of the queries used for choices [Q]; None uses all.
     """
@@ -40,6 +42,7 @@ class Judge:
     query_ids: list[str]
     gallery_ids: list[str]
     relevant: Mapping[str, frozenset[str]]
+    where: str
     counted: NDArray[np.bool_] | None = None
 
     def counting(self, queries: NDArray[np.bool_]) -> Judge:
@@ -48,7 +51,8 @@ class Judge:
 
     def __call__(self, scores: Tensor) -> Metrics:
         """Compute the metrics of every query from a matrix [Q, G]."""
-        return evaluate_scores(ScoreFile(scores, self.query_ids, self.gallery_ids), self.relevant)
+        file = ScoreFile(scores, self.query_ids, self.gallery_ids)
+        return evaluate_scores(file, self.relevant, where=self.where)
 
     def key(self, metrics: Metrics) -> tuple[float, float]:
         """Selection key: R@1, with mAP as the tie-breaker."""
@@ -115,7 +119,7 @@ class Found:
         for step in self.steps:
             gain = judge.difference(step.before, step.after, seed)
             lines.append(
-                f"+ {step.member}, keep {step.weight:g}: {judge.figures(step.after)}; gain {gain}"
+                f"+ {step.member}, weight {step.weight:g}: {judge.figures(step.after)}; gain {gain}"
             )
         if not self.steps:
             gain = judge.difference(metrics, self.metrics, seed)
@@ -148,14 +152,17 @@ def by_steps(
     start = max(range(len(alone)), key=lambda n: judge.key(alone[n]))
     trials = [Trial(members[n].name, 1.0, found.mean()) for n, found in enumerate(alone)]
     fused, best = scaled[start], alone[start]
-    order, keeps, steps = [start], [], []
+    order, kept, steps = [start], [], []
     waiting = [number for number in range(len(members)) if number != start]
+    rounds = len(waiting) * (len(waiting) + 1) // 2 if greedy else len(waiting)
+    shown = Progress(rounds * len(weights), "trying weights", "trials")
     while waiting:
         found: tuple[tuple[float, float], int, float, Metrics] | None = None
         for number in waiting if greedy else waiting[:1]:
             for weight in weights:
                 metrics = judge(blend(fused, scaled[number], weight))
                 trials.append(Trial(members[number].name, weight, metrics.mean()))
+                shown.update()
                 key = judge.key(metrics)
                 if found is None or key > found[0]:
                     found = key, number, weight, metrics
@@ -164,10 +171,11 @@ def by_steps(
         steps.append(Step(members[number].name, weight, best, metrics))
         fused, best = blend(fused, scaled[number], weight), metrics
         order.append(number)
-        keeps.append(weight)
+        kept.append(weight)
         waiting.remove(number)
+    shown.close()
     shares = [0.0] * len(members)
-    for number, share in zip(order, shares_of(keeps), strict=True):
+    for number, share in zip(order, shares_from_weights(kept), strict=True):
         shares[number] = share
     return Found(shares, fused, best, (members[start].name, alone[start]), steps, trials)
 
@@ -208,8 +216,8 @@ class Simplex:
                 todo="take a larger step, such as 0.05",
             )  # fmt: skip
         points = []
-        for whole in compositions(parts, count):
-            shares = [part / parts for part in whole]
+        for grid_parts in progress(compositions(parts, count), "trying shares", "trials", needed):
+            shares = [part / parts for part in grid_parts]
             points.append((shares, judge(shared_sum(fusion, shares))))
         return cls(fusion, points, points[0][1])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,10 +21,9 @@ from lhp.beit3 import (
 from lhp.tokenizer import Tokenizer, pad_batch
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.errors import InputError
-from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader, recipe
-from pab.scoring.encoding import caption_vectors, image_vectors
-from pab.scoring.feature_cache import FeatureCache
+from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
+from pab.scoring.encoding import Compute
 
 
 def load_model(
@@ -36,7 +36,6 @@ def load_model(
         input_size: resolution in pixels; None uses the resolution in the name.
         checkpoint: released weights or this project's; positions are resized to the resolution,
             and heads of other tasks are ignored.
-        tokenizer: must not have more ids than the checkpoint's word embedding.
         tokenizer: must not have more ids than the checkpoint has word vectors.
 
     Raises:
@@ -75,49 +74,6 @@ def check_text_length(max_length: int, sizes: Beit3Config) -> None:
         )
 
 
-def encode_images(
-    model: Beit3Retrieval,
-    images: Sequence[GalleryImage],
-    *,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    compiled: bool = False,
-    cache: FeatureCache | None = None,
-    reader: ImageReader | None = None,
-) -> Tensor:
-    """Encode a gallery; only one batch of images (plus prefetched ones) is in memory.
-
-    Args:
-        model: weights in float32 (matrix products then use autocast) or already in ``dtype``.
-        images: the gallery.
-        batch_size: images per batch.
-        num_workers: loader processes.
-        device: device of the model.
-        dtype: number format of matrix products.
-        compiled: compile the image encoder first (:func:`compiled_image_encoder`).
-        cache: cache of this model's vectors.
-        reader: see :func:`pab.scoring.encoding.image_vectors`.
-
-    Returns:
-        float32 [G, D] on the CPU, in the order of ``images``.
-    """
-    return image_vectors(
-        compiled_image_encoder(model) if compiled else model.encode_image,
-        images,
-        recipe("beit3", model.config.img_size).transform(),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        dtype=dtype,
-        weights=model.vision_head.weight.dtype,
-        full_batches=compiled,  # one shape, so one compilation
-        cache=cache,
-        reader=reader,
-    )
-
-
 def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
     """Compile ``model.encode_image`` for one batch shape, with frozen weights.
 
@@ -130,36 +86,48 @@ def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
     return compiled
 
 
-def encode_captions(
-    model: Beit3Retrieval,
-    tokenizer: Tokenizer,
-    captions: Sequence[str],
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    cache: FeatureCache | None = None,
-) -> Tensor:
-    """Encode captions; captions of similar length share a batch, so that padding is minimal.
+@dataclass(frozen=True)
+class LhpEncoder:
+    """BEiT-3 as an encoder (:class:`pab.scoring.encoder.Encoder`).
 
-    Args:
-        batch_size: images per batch; a text batch holds as many tokens as such an image batch.
-        cache: cache of this model's vectors.
-
-    Returns:
-        float32 [Q, D] on the CPU, in the order of ``captions``.
+    Attributes:
+        model: weights in ``compute.weights``.
+        tokenizer: tokenizer of the model.
+        compute: device, number format and batching.
+        compiled: result of :func:`compiled_image_encoder`; None uses the model itself.
+        origin, fingerprint: see the interface.
     """
-    rows = [tokenizer.encode(caption) for caption in captions]
 
-    def encode(positions: list[int]) -> Tensor:
-        ids, mask = pad_batch([rows[i] for i in positions])
-        return model.encode_text(ids.to(device), mask.to(device))
+    model: Beit3Retrieval
+    tokenizer: Tokenizer
+    compute: Compute
+    compiled: Callable[[Tensor], Tensor] | None = None
+    origin: Origin = UNKNOWN
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    similarity = staticmethod(cosine)
 
-    return caption_vectors(
-        encode,
-        rows,
-        token_budget=batch_size * (model.config.patches + 1),
-        device=device,
-        dtype=dtype,
-        cache=cache,
-    )
+    def encode_images(
+        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
+    ) -> Tensor:
+        """Map images to unit vectors, float32 [G, D] on the CPU."""
+        return self.compute.images(
+            self.compiled or self.model.encode_image,
+            images,
+            recipe("beit3", self.model.config.img_size),
+            reader,
+            full_batches=self.compiled is not None,  # one shape, so one compilation
+        )
+
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Map captions to unit vectors, float32 [Q, D] on the CPU.
+
+        A batch holds as many tokens as a batch of images. Captions of similar length share one.
+        """
+        rows = [self.tokenizer.encode(caption) for caption in as_captions(captions)]
+
+        def encode(positions: list[int]) -> Tensor:
+            ids, mask = pad_batch([rows[i] for i in positions])
+            device = self.compute.device
+            return self.model.encode_text(ids.to(device), mask.to(device))
+
+        return self.compute.captions(encode, rows, longest=self.model.config.patches + 1)

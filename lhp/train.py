@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +23,15 @@ from lhp.beit3 import (
     start_from_scratch,
 )
 from lhp.config import TrainConfig
-from lhp.encode import check_text_length, encode_captions, encode_images
+from lhp.encode import LhpEncoder, check_text_length
 from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
+from pab.scoring.encoder import scores_of
+from pab.scoring.encoding import Compute
 from pab.training.command import training_command
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
@@ -65,14 +66,9 @@ def pair_model(
 
     def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None
-        options: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "device": device,
-            "dtype": dtype,
-        }
-        images = encode_images(model, retrieval.gallery, num_workers=config.num_workers, **options)
-        captions = [query.caption for query in retrieval.queries]
-        return encode_captions(model, tokenizer, captions, **options) @ images.T
+        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
+        encoder = LhpEncoder(model, tokenizer, compute)
+        return scores_of(encoder, [q.caption for q in retrieval.queries], retrieval.gallery)
 
     scoring = command_line(
         "python -m lhp.infer", model=config.model, input_size=config.input_size,
@@ -150,7 +146,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog="python -m lhp.train",
-        description="Fine-tune BEiT-3 with the local-global hybrid perspective.",
         debug_config=DEBUG_CONFIG,
     )
 

@@ -13,6 +13,7 @@ import sentencepiece
 
 from pab.core.errors import InputError, run_cli
 from pab.core.files import atomic_path
+from pab.core.progress import write_line
 from pab.data.vocabulary import vocabulary_command
 
 
@@ -26,6 +27,7 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
         InputError: the captions yield fewer tokens.
     """
     model = io.BytesIO()
+    write_line(f"training a tokenizer of {vocab_size} pieces on {len(captions)} captions")
     try:
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=iter(captions),
@@ -52,7 +54,7 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
     vocabulary_command(
-        train_tokenizer, argv, prog="python -m lhp.train_tokenizer", description=__doc__,
+        train_tokenizer, argv, prog="python -m lhp.train_tokenizer",
         out="model file to write (.spm)", pieces=2000,
     )  # fmt: skip
 

@@ -1,7 +1,42 @@
-"""Code shared by all models: data, images, score files, metrics, training tools.
+"""Text-based person anomaly retrieval: everything that the models share, and the public functions.
 
-This package contains no model. It imports none of the packages above it (lhp, uit, ensemble,
-scripts).
+``from pab import load_encoder, load_scores, fuse, rank, evaluate`` is the library
+(docs/library.md). Each function is imported at its first use, so ``import pab`` stays fast.
+
+Rooms, from the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the
+public modules of this folder with ``formats`` and ``layout``, ``training`` and ``scoring``,
+``encoders`` (CLIP, BLIP-2) and ``search``. ``mini`` draws a small data set. Imports run downward
+only. The packages ``lhp``, ``uit`` and ``ensemble`` build on this one.
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pab.core import __version__ as __version__
+
+if TYPE_CHECKING:
+    from ensemble.library import fuse
+    from pab.library import evaluate, rank
+    from pab.scores import load_scores
+    from pab.scoring.members import load_encoder
+
+__all__ = ["evaluate", "fuse", "load_encoder", "load_scores", "rank"]
+_HOMES = {
+    "evaluate": "pab.library",
+    "fuse": "ensemble.library",
+    "load_encoder": "pab.scoring.members",
+    "load_scores": "pab.scores",
+    "rank": "pab.library",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function at its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public functions beside the modules that are loaded."""
+    return sorted({*globals(), *__all__})

@@ -4,11 +4,10 @@ Command line::
 
     python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
 
-Without labels: how many first places agree, how much of the tens is shared, and how many queries
-claim an image that another query claims too. In a set where every image answers one query such
-double claims are certainly wrong for all but one of them. With labels: which list is right where
-they differ, and whether the difference is more than chance. Names are matched without their image
-ending and in either Unicode form.
+Without labels, it counts equal top-1 images, shared images of the first ten, and queries with a
+duplicate top-1 image. In a one-to-one set, a top-1 image of several queries is wrong for all but
+one of them. With labels, it also reports which list is right where they differ, with paired
+bootstrap intervals. Names are matched without their image ending and in either Unicode form.
 """
 
 from __future__ import annotations
@@ -23,9 +22,12 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Query, Retrieval, read_answers, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.label_config import add_label_flags, label_config
+from pab.data.masked_queries import answered, read_answers
 from pab.data.names import respelt
+from pab.data.records import Query, Retrieval
 from pab.evaluate import Evaluation, evaluate_predictions
 from pab.metrics import paired_bootstrap
 from pab.ranking import read_ranked_list
@@ -45,7 +47,7 @@ class Comparison:
         same_order: queries with the same first ``depth`` images in the same order.
         overlap: mean number of shared images within ``depth``.
         distinct_first: number of distinct top-1 images, per list.
-        double_claims: number of queries with a duplicate top-1, per list.
+        duplicate_top1: number of queries with a duplicate top-1, per list.
         differing: line numbers (from 1) with different top-1 images.
     """
 
@@ -56,7 +58,7 @@ class Comparison:
     same_order: int
     overlap: float
     distinct_first: tuple[int, int]
-    double_claims: tuple[int, int]
+    duplicate_top1: tuple[int, int]
     differing: list[int]
 
     def table(self) -> str:
@@ -69,7 +71,7 @@ class Comparison:
             (f"same {depth}, any order", f"{self.same_set}"),
             (f"same {depth}, same order", f"{self.same_order}"),
             ("distinct first images", _both(self.distinct_first)),
-            ("queries with a double claim", _both(self.double_claims)),
+            ("queries with duplicate top-1", _both(self.duplicate_top1)),
         ]
         return "\n".join(f"{label:<28} {value}" for label, value in rows)
 
@@ -93,7 +95,7 @@ def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Compariso
         same_order=sum(x == y for x, y in heads),
         overlap=sum(shared) / len(shared),
         distinct_first=(_distinct_first(a), _distinct_first(b)),
-        double_claims=(_double_claims(a), _double_claims(b)),
+        duplicate_top1=(_duplicate_top1(a), _duplicate_top1(b)),
         differing=[number for number, (x, y) in enumerate(heads, start=1) if x[0] != y[0]],
     )
 
@@ -102,7 +104,7 @@ def _distinct_first(names: Sequence[Sequence[str]]) -> int:
     return len({line[0] for line in names})
 
 
-def _double_claims(names: Sequence[Sequence[str]]) -> int:
+def _duplicate_top1(names: Sequence[Sequence[str]]) -> int:
     return sum(n for n in Counter(line[0] for line in names).values() if n > 1)
 
 
@@ -117,22 +119,11 @@ def read_labels(
         retrieval = read_retrieval(annotation, answers=answers, **reading)
     elif answers is not None:
         key = read_answers(answers)
-        queries = [
-            Query(query_id, "", gallery_id, normal or anomaly, _is_normal(normal, anomaly))
-            for query_id, (gallery_id, normal, anomaly) in key.items()
-        ]
-        relevant = {
-            query_id: frozenset((gallery_id,)) for query_id, (gallery_id, *_) in key.items()
-        }
-        retrieval = Retrieval(queries, None, relevant, {})
+        retrieval = answered((Query(query_id, "") for query_id in key), key)
     else:
         return None
     ids = [query.query_id for query in retrieval.queries]
     return retrieval, read_query_order(query_order) if query_order else ids
-
-
-def _is_normal(normal: str | None, anomaly: str | None) -> bool | None:
-    return True if normal is not None else (None if anomaly is None else False)
 
 
 def labelled_table(a: Evaluation, b: Evaluation) -> str:
@@ -165,22 +156,21 @@ def labelled_table(a: Evaluation, b: Evaluation) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Compare two ranked lists of the same queries."""
-    parser = CommandParser(
-        prog="python -m pab.compare", description=main.__doc__, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m pab.compare")
+    data, output = parser.groups["data"], parser.groups["output"]
     parser.add_argument("a", type=Path, metavar="A.txt")
     parser.add_argument("b", type=Path, metavar="B.txt")
-    parser.add_argument(
+    data.add_argument(
         "--answers", type=Path, help="answer key of a name-masked set; shows which list is right"
     )
-    parser.add_argument(
+    data.add_argument(
         "--annotation",
         type=Path,
         help="queries of the lines (default: the order of --answers)",
     )
-    parser.add_argument("--query_order", type=Path, help="query id of each line, one per line")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument(
+    data.add_argument("--query_order", type=Path, help="query id of each line, one per line")
+    output.add_argument("--json", type=Path, help="also write the figures to this file")
+    output.add_argument(
         "--show", type=int, default=20, help="differing lines to print (default: 20)"
     )
     add_label_flags(parser)

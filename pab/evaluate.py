@@ -13,9 +13,11 @@ definitions of the metrics, see :mod:`pab.metrics`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,15 +25,16 @@ from numpy.typing import NDArray
 
 from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
-from pab.core.files import write_json, write_text
+from pab.core.files import write_json
 from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_gallery_ids, read_query_ids, read_query_order
 from pab.data.label_config import add_label_flags, label_config
 from pab.data.names import respelt
-from pab.data.records import Relevance
+from pab.data.records import Relevance, Retrieval
 from pab.formats.contents import Listing
-from pab.formats.export import DEFAULT_TOP_K, Ranking, check_words, ranking_of, trec_lines
+from pab.formats.export import DEFAULT_TOP_K, Ranking, ranking_of, write_trec
 from pab.formats.forms import read_form
 from pab.metrics import (
     FloatArray,
@@ -44,7 +47,7 @@ from pab.metrics import (
 from pab.ranking import order_queries, rows_in_order, some
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 TWIN = "over twin"  # fraction of queries with a twin that rank the right image above it
 SHORT_LIST = 10  # number of places used by R@10 and mAP@10
@@ -148,6 +151,27 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def read_labels(
+    annotation: str | Path, *, image_folder: str | Path | None, **reading: Any
+) -> Retrieval:
+    """Read an annotation, with the images of the folder as the gallery of a name-masked set.
+
+    Args:
+        annotation: see :func:`read_retrieval`.
+        image_folder: the gallery's folder, or the root of the annotation's image paths.
+        reading: further arguments of :func:`read_retrieval`.
+
+    Raises:
+        InputError: see :func:`read_retrieval`.
+    """
+    retrieval = read_retrieval(annotation, image_folder=image_folder, **reading)
+    if retrieval.gallery is None and image_folder:
+        from pab.data.images import list_gallery  # imports Pillow, which score files do not need
+
+        retrieval = replace(retrieval, gallery=list_gallery(image_folder))
+    return retrieval
+
+
 def evaluate(
     score_file: ScoreFile, retrieval: Retrieval, *, where: str | Path = "score file"
 ) -> Evaluation:
@@ -165,7 +189,7 @@ def evaluate(
     Raises:
         InputError: no labels, or ids of queries or images that do not match.
     """
-    from pab.scores import respell
+    from pab.scores import respell  # imports torch, which ranked lists do not need
 
     relevant = _labels(retrieval)
     query_ids = [query.query_id for query in retrieval.queries]
@@ -254,7 +278,7 @@ def evaluate_predictions(
                 if name not in known:
                     raise InputError(
                         where,
-                        f"expected names of the gallery, found {name!r}, which it does not hold",
+                        f"expected names of the gallery, found {name!r}",
                         item=f"line {number}",
                     )
     right = frozenset().union(*relevant.values())
@@ -297,109 +321,78 @@ def _groups(retrieval: Retrieval, query_ids: Sequence[str]) -> dict[str, NDArray
     return {group: mask for group, mask in masks.items() if mask.any()}
 
 
-def write_trec(
-    prefix: str | Path,
-    query_ids: Sequence[str],
-    ranking: Sequence[Ranking],
-    relevant: Mapping[str, frozenset[str]],
-) -> None:
-    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC format.
-
-    The run preserves the order of images with equal scores (:func:`pab.formats.export.trec_lines`).
-
-    Args:
-        prefix: prefix of the two file names.
-        query_ids: ``Q`` ids.
-        ranking: gallery names (best first) and their scores, per query.
-        relevant: query id -> right gallery ids; may contain queries that the ranking lacks.
-
-    Raises:
-        InputError: an id contains a blank, which the format cannot represent.
-    """
-    run = "".join(trec_lines(f"{prefix}.run", query_ids, ranking))
-    qrels: list[str] = []
-    for query_id, images in relevant.items():
-        check_words(f"{prefix}.qrels", (query_id, *images))
-        qrels.extend(f"{query_id} 0 {name} 1\n" for name in sorted(images))
-    write_text(f"{prefix}.run", run)
-    write_text(f"{prefix}.qrels", "".join(qrels))
-
-
 def _list_ranking(names: Sequence[Sequence[str]], top_k: int) -> list[Ranking]:
     return [(line[:top_k], np.arange(len(line), 0, -1, dtype=np.float32)[:top_k]) for line in names]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the metrics of scores or of a ranked list, in any form."""
-    parser = CommandParser(
-        prog="python -m pab.evaluate", description=main.__doc__, allow_abbrev=False
+    parser = CommandParser(prog="python -m pab.evaluate")
+    data, output, advanced = (
+        parser.groups["data"],
+        parser.groups["output"],
+        parser.groups["advanced"],
     )
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = data.add_mutually_exclusive_group(required=True)
     source.add_argument("--score", type=Path, help="score file (.pt), or scores in another form")
     source.add_argument(
         "--predictions", type=Path, help="ranked list (.txt, answer.zip), or in another form"
     )
-    parser.add_argument(
+    data.add_argument(
         "--annotation",
         type=Path,
         required=True,
         help="query.json, pair.json, attr.json or a training shard",
     )
-    parser.add_argument("--answers", type=Path, help="answer key of a name-masked set")
-    parser.add_argument(
+    data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
+    data.add_argument(
         "--image_folder",
         type=Path,
         help="gallery folder, or root of the annotation's image paths",
     )
-    parser.add_argument(
+    data.add_argument(
         "--query_order", type=Path, help="query id of each line of a ranked list, one per line"
     )
-    parser.add_argument(
-        "--queries", type=Path, help="query ids of the rows, for scores without ids"
-    )
-    parser.add_argument(
+    data.add_argument("--queries", type=Path, help="query ids of the rows, for scores without ids")
+    data.add_argument(
         "--gallery",
         type=Path,
         help="image names of the columns, or the gallery folder, for scores without ids",
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--trec", metavar="PREFIX", help="also write PREFIX.run and PREFIX.qrels")
-    parser.add_argument(
+    output.add_argument("--json", type=Path, help="also write the figures to this file")
+    output.add_argument("--trec", metavar="PREFIX", help="also write PREFIX.run and PREFIX.qrels")
+    output.add_argument(
         "--top_k",
         type=int,
         help=f"images per query in PREFIX.run (default: {DEFAULT_TOP_K} at most)",
     )
-    parser.add_argument(
+    output.add_argument(
         "--intervals", action="store_true", help="add 95%% bootstrap intervals over queries"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    advanced.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_label_flags(parser)
     args = parser.parse_args(argv)
     path = args.score or args.predictions
     if args.top_k is not None and (not args.trec or args.top_k < 1):
-        raise InputError("--top_k", f"goes with --trec, from 1 up; found {args.top_k}")
+        raise InputError("--top_k", f"expected --trec with it and at least 1, found {args.top_k}")
     trec = f"{args.trec}.run" if args.trec else None
     outputs = {"json": args.json, "trec": trec}
     check_outputs(outputs, omit="leave it out")
     inputs = {"the ranking": path, "the annotation": args.annotation, "the answers": args.answers}
     check_inputs_are_kept(outputs, inputs)
-    retrieval = read_retrieval(
+    retrieval = read_labels(
         args.annotation,
         image_folder=args.image_folder,
         answers=args.answers,
         **label_config(args).reading(),
     )
-    if retrieval.gallery is None and args.image_folder:
-        from pab.data.images import list_gallery  # imports Pillow, which score files do not need
-
-        retrieval = replace(retrieval, gallery=list_gallery(args.image_folder))
     relevant = _labels(retrieval, args.annotation)
     found = read_form(path)
     is_list = isinstance(found, Listing) and found.query_ids is None
     if args.query_order and not is_list:
         raise InputError(
             "--query_order",
-            "a score file carries its query ids",
+            "expected a ranked list with it, found a score file, which has query ids",
             todo="use --query_order with ranked lists, and --queries with scores without ids",
         )
     top_k = args.top_k or DEFAULT_TOP_K
@@ -415,7 +408,8 @@ def main(argv: list[str] | None = None) -> None:
         # The run and the qrels have to spell a name in one way.
         ranking = _list_ranking(respelt_lists(found.names, retrieval, path), top_k)
     else:
-        from pab.scores import read_gallery_ids, read_query_ids, respell, to_score_file
+        from pab.formats.conversion import to_score_file  # imports torch
+        from pab.scores import respell
 
         score_file = to_score_file(
             found,
@@ -436,6 +430,18 @@ def main(argv: list[str] | None = None) -> None:
         write_json(args.json, {"file": str(path), "annotation": str(args.annotation), **figures})
     print(evaluation.table(intervals=args.intervals, seed=args.seed))
 
+
+class _Callable(ModuleType):
+    """This module as the function ``pab.evaluate``: both have to have the same public name."""
+
+    def __call__(self, *args: Any, **options: Any) -> Evaluation:
+        """Evaluate scores; see :func:`pab.library.evaluate`."""
+        from pab import library
+
+        return library.evaluate(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     run_cli(main)

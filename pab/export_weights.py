@@ -20,15 +20,17 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
         InputError: not a checkpoint, an unknown extension, adapters that cannot be merged, or a
             weight that is not finite, in the file or after conversion.
     """
-    import torch
+    import torch  # --help does not need it
 
     from pab.core.checkpoints import model_state, read_checkpoint, save_weights
     from pab.core.devices import dtype_of
+    from pab.core.progress import progress
 
     checkpoint = read_checkpoint(source)
     wanted = dtype_of(dtype)
     state = {}
-    for name, tensor in model_state(checkpoint, source).items():
+    found = model_state(checkpoint, source)
+    for name, tensor in progress(found.items(), "converting weights", "tensors"):
         state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
         if not bool(torch.isfinite(state[name]).all()):
             problem = f"does not fit into {dtype}"
@@ -41,12 +43,11 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and write."""
-    parser = CommandParser(
-        prog="python -m pab.export_weights", description=__doc__, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m pab.export_weights")
+    output = parser.groups["output"]
     parser.add_argument("checkpoint", type=Path, help="checkpoint to read")
-    parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument(
+    output.add_argument("--out", type=Path, required=True, help="file to write")
+    output.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="number format"
     )
     args = parser.parse_args(argv)

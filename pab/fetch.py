@@ -2,8 +2,8 @@
 
 Without a name, or with `--check`, it lists each file with its source, and whether it is present,
 missing or not a weight file. A download resumes where an earlier one stopped. Size and SHA-256 of
-a file are then written to the table of `checkpoints/README.md`. Some files are behind a page that
-needs a browser: for these, the command prints URL, file name and target.
+a file are then written to `manifest.json` in the checkpoint folder. Some files are behind a page
+that needs a browser: for these, the command prints URL, file name and target.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ import sys
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
-
-from tqdm import tqdm
 
 from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.file_kinds import Kind, file_kind
-from pab.core.files import sha256_of_file, write_text
+from pab.core.files import BLOCK, sha256_of_file, write_json
+from pab.core.progress import Progress
+from pab.data.json_lines import json_document
 
-BLOCK = 2**20
 TIMEOUT_S = 30.0
 WEIGHTS = (".pth", ".safetensors")  # extensions of files that must contain weights
 NO_WEIGHTS = (Kind.CUT, Kind.EMPTY, Kind.OTHER)
-TABLE = "README.md"  # in the checkpoint folder; one row per file, with the size in the last column
+MANIFEST = "manifest.json"  # in the checkpoint folder: path -> size and hash when it was fetched
 BEIT3 = "https://github.com/addf400/files/releases/download/beit3"
 SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 BERT = "https://huggingface.co/bert-base-uncased"
@@ -97,6 +96,7 @@ def fetch(name: str, folder: Path) -> Path:
             name, f"is behind a page that a program cannot download from: {source.address}",
             todo=by_hand,
         )  # fmt: skip
+    known = manifest(folder)  # a damaged one fails before the download
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     try:
@@ -111,8 +111,8 @@ def fetch(name: str, folder: Path) -> Path:
         part.unlink()
         raise InputError(name, f"{source.address} gave {other}", todo=by_hand)
     part.replace(target)
-    if (folder / TABLE).is_file():  # a user's own folder has no table
-        record(folder, source.path)
+    facts = {"bytes": target.stat().st_size, "sha256": sha256_of_file(target)}
+    write_json(folder / MANIFEST, {**known, source.path: facts})
     return target
 
 
@@ -135,31 +135,35 @@ def download(address: str, part: Path) -> None:
         done = done if goes_on else 0
         left = answer.headers.get("Content-Length")
         total = done + int(left) if left else None
-        with part.open("ab" if goes_on else "wb") as file, tqdm(
-            desc=part.stem, total=total, initial=done, unit="B", unit_scale=True, mininterval=1.0
-        ) as progress:  # fmt: skip
+        mode = "ab" if goes_on else "wb"
+        with part.open(mode) as file, Progress(total, f"fetching {part.stem}", "B", done) as shown:
             while block := answer.read(BLOCK):
                 file.write(block)
-                progress.update(len(block))
+                shown.update(len(block))
     if total is not None and part.stat().st_size != total:
         raise OSError(f"{part.stat().st_size} of {total} bytes came")
 
 
-def record(folder: Path, path: str) -> None:
-    """Write a file's size and hash to its row of the folder's table.
+def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the size and hash of each fetched file; empty if there is no manifest.
 
     Raises:
-        InputError: the table has no row for the file.
+        InputError: the manifest is damaged.
     """
-    table, file = folder / TABLE, folder / path
-    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
-    rows = [i for i, line in enumerate(lines) if line.startswith(f"| `{path}` |")]
-    if not rows:
-        raise InputError(table, f"expected a row for `{path}`, found none", todo="add one")
-    cells = lines[rows[0]].rstrip().removesuffix("|").split("|")
-    cells[-1] = f" {file.stat().st_size:,} bytes, SHA-256 `{sha256_of_file(file)}` "
-    lines[rows[0]] = "|".join(cells) + "|"
-    write_text(table, "\n".join(lines) + "\n")
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    found = json_document(path, "sizes and hashes of fetched files")
+    for name, facts in found.items():
+        kinds = (
+            [type(facts.get(key)) for key in ("bytes", "sha256")] if isinstance(facts, dict) else []
+        )
+        if kinds != [int, str]:
+            raise InputError(
+                path, "expected the fields bytes and sha256, found others", item=name,
+                todo="remove this file",
+            )  # fmt: skip
+    return found
 
 
 def not_weights(file: Path, ending: str) -> str:
@@ -170,13 +174,19 @@ def not_weights(file: Path, ending: str) -> str:
 
 def check(folder: Path) -> str:
     """List each file in one line, with its presence and source."""
-    lines = []
+    lines, fetched = [], manifest(folder)
     for name, source in SOURCES.items():
         target = folder / source.path
         found = "missing"
         if target.is_file():
-            other = not_weights(target, target.suffix)
-            found = f"{target.stat().st_size:,} bytes" + (f", but {other}" if other else "")
+            size, facts = target.stat().st_size, fetched.get(source.path)
+            found, other = f"{size:,} bytes", not_weights(target, target.suffix)
+            if other:
+                found += f", but {other}"
+            elif facts and facts["bytes"] != size:
+                found += f", but {facts['bytes']:,} were fetched"
+            elif facts:
+                found += f", SHA-256 {facts['sha256']}"
         how = source.address if source.kind == "file" else f"by hand from {source.address}"
         lines.append(f"{name:17} {source.path}: {found}; {how}")
     lines.append(
@@ -187,10 +197,11 @@ def check(folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and download."""
-    parser = CommandParser(prog="python -m pab.fetch", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="python -m pab.fetch")
+    output, advanced = parser.groups["output"], parser.groups["advanced"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
-    parser.add_argument("--folder", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--check", action="store_true", help="list which files are present")
+    output.add_argument("--folder", type=Path, default=Path("checkpoints"))
+    advanced.add_argument("--check", action="store_true", help="list which files are present")
     args = parser.parse_args(argv)
     if args.check and args.names:
         raise InputError("--check", "takes no names: it says it of all files")

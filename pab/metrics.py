@@ -36,10 +36,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pab.core.errors import InputError
+from pab.core.progress import progress
 from pab.ranking import ranks_of
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -283,24 +284,19 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference of means in percentage points, with its 95 % bootstrap interval.
-
-    ``share_above`` is the fraction (0 to 1) of resamples with a difference above zero.
-    """
+    """Paired difference of means in percentage points, with its 95 % bootstrap interval."""
 
     mean: float
     low: float
     high: float
-    share_above: float
 
 
 def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAMPLES) -> Difference:
     """Gain of ``b`` over ``a`` on the same queries; both are ``[Q]``, in the same order."""
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected two arrays [Q] of one length, found {a.shape} and {b.shape}")
-    means = _resampled_means(b - a, seed, n)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Difference(float((b - a).mean()), float(low), float(high), float((means > 0).mean()))
+    low, high = bootstrap_interval(b - a, seed, n)
+    return Difference(float((b - a).mean()), float(low), float(high))
 
 
 def _resampled_means(values: FloatArray, seed: int, n: int) -> FloatArray:
@@ -311,7 +307,7 @@ def _resampled_means(values: FloatArray, seed: int, n: int) -> FloatArray:
     generator = np.random.default_rng(seed)
     means = np.empty((n, *values.shape[1:]))
     block = max(1, _BLOCK_ELEMENTS // n_queries)
-    for start in range(0, n, block):
+    for start in progress(range(0, n, block), "resampling queries", "blocks"):
         size = min(block, n - start)
         drawn = generator.integers(n_queries, size=(size, n_queries))
         # Count the draws of each query; a product with these counts gives the resampled sums.

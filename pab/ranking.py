@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pab.core.errors import InputError
-from pab.core.files import DAMAGED_ARCHIVE, atomic_path, existing_file, write_text
+from pab.core.files import (
+    DAMAGED_ARCHIVE,
+    atomic_path,
+    check_unpacked_size,
+    existing_file,
+    write_text,
+)
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.core.text_files import read_text, text_of
 
 if TYPE_CHECKING:
@@ -52,7 +59,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     k = min(k, n_gallery)
     best = torch.empty(n_queries, k, dtype=torch.long, device=scores.device)
     rows = max(1, _BLOCK_ELEMENTS // max(1, n_gallery))
-    for start in range(0, n_queries, rows):
+    for start in progress(range(0, n_queries, rows), "ranking", "blocks of queries"):
         best[start : start + rows] = _top_k_block(scores[start : start + rows], k)
     return best
 
@@ -92,7 +99,7 @@ def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     column_numbers = torch.arange(n_gallery, device=scores.device)
     ranks = torch.empty_like(rows)
     pairs = max(1, _BLOCK_ELEMENTS // max(1, n_gallery))
-    for start in range(0, len(rows), pairs):
+    for start in progress(range(0, len(rows), pairs), "finding ranks", "blocks of queries"):
         row, column = rows[start : start + pairs], columns[start : start + pairs]
         line = scores[row]  # [p, G]
         own = line.gather(1, column[:, None])
@@ -231,6 +238,7 @@ def _archived_text(path: Path) -> str:
                     path, f"expected a zip file with {ANSWER}, found one without",
                     todo="give the ranked list (.txt), not the score file (.pt)",
                 )  # fmt: skip
+            check_unpacked_size(path, [archive.getinfo(member)])
             raw = archive.read(member)
     except DAMAGED_ARCHIVE as error:
         raise InputError(path, f"expected a zip file with {ANSWER}: {error}") from error

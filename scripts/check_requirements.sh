@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install each requirements file alone in a fresh environment and ask its commands for --help.
-#   bash scripts/check_requirements.sh            each installs PyTorch anew: about 5.5 GB
+# Install each requirements file alone in a fresh environment and run its commands with --help.
+#   bash scripts/check_requirements.sh            each file installs PyTorch, about 5.5 GB
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,6 +18,7 @@ for file in "${!commands[@]}"; do
     trap 'rm -rf "$home"' EXIT
     "$python" -m venv "$home/venv"
     "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
+    "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
     for command in ${commands[$file]}; do
         case $command in *.py) words=("$command") ;; *) words=(-m "$command") ;; esac
         PYTHONPATH=. "$home/venv/bin/python" "${words[@]}" --help > /dev/null

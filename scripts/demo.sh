@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on the mini data: set up, build the data, score, rank, evaluate, report.
+# Run all steps on the mini data: set up, build the data, score, fuse, evaluate, report.
 #   bash scripts/demo.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,7 +20,7 @@ echo "1 of 5: LHP scores 2,000 captions against 2,000 images ..."
 $python -m lhp.infer --config configs/lhp/mini_infer.yaml "${test[@]}" \
     --save_score "$out/score_lhp.pt" --output_file "$out/predictions_lhp.txt"
 
-echo "2 of 5: UIT's cross encoder scores LHP's 32 best images of each caption ..."
+echo "2 of 5: UIT's cross encoder scores LHP's 32 best images per caption ..."
 $python -m uit.infer --config configs/uit/mini_infer.yaml "${test[@]}" \
     --candidates "$out/score_lhp.pt" \
     --save_score "$out/score_uit.pt" --output_file "$out/predictions_uit.txt"
@@ -33,8 +33,8 @@ echo "4 of 5: CLIP scores all pairs ..."
 $python scripts/clip_infer.py --config configs/clip/mini_infer.yaml "${test[@]}" \
     --save_score "$out/score_clip.pt" --output_file "$out/predictions_clip.txt"
 
-echo "5 of 5: fusing the four, one after the other ..."
-fuse() { # name of the score file, name of the ranked list, flags of the members: the last ones count
+echo "5 of 5: fusing the four score files, one after the other ..."
+fuse() { # score file, ranked list, member flags; they override the ones below
     local scores=$out/$1 list=$out/$2
     shift 2
     $python -m ensemble.run --config configs/ensemble/mini.yaml --blip2_score none --clip_score none \

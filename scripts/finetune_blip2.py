@@ -22,10 +22,7 @@ def train(config: TrainConfig, command: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    training_command(
-        TrainConfig, train, argv, prog="python scripts/finetune_blip2.py",
-        description="Fine-tune BLIP-2 with the local-global hybrid perspective.",
-    )  # fmt: skip
+    training_command(TrainConfig, train, argv, prog="python scripts/finetune_blip2.py")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,7 @@ def train(config: TrainConfig, command: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    training_command(
-        TrainConfig, train, argv, prog="python scripts/finetune_clip.py",
-        description="Fine-tune CLIP with the local-global hybrid perspective.",
-    )  # fmt: skip
+    training_command(TrainConfig, train, argv, prog="python scripts/finetune_clip.py")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune LHP as published; arguments win over the recipe, GPUS=4 starts four processes.
+# Fine-tune LHP as published. Arguments override the recipe; GPUS=4 starts four processes.
 #   bash scripts/finetune_lhp.sh     GPUS=4 bash scripts/finetune_lhp.sh --batch_size 46
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

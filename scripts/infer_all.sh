@@ -1,21 +1,8 @@
 #!/usr/bin/env bash
 # The published inference: LHP, BLIP-2 and CLIP score, then UIT over LHP's candidates and the fusion.
-#   bash scripts/infer_all.sh     every path as the README says
-# Arguments are those of iterative_ensemble.sh. --annotation, --answers, --query_order and
-# --image_folder go to every step; a member whose score file is given (or "none") is not scored.
+#   bash scripts/infer_all.sh     default paths, as in the README
+# Takes the arguments of iterative_ensemble.sh. --annotation, --answers, --query_order and
+# --image_folder go to every step. A member with a given score file (or "none") is not scored.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-words=("$@")
-source scripts/ensemble_flags.sh # takes the words off the line
-
-python=.venv/bin/python
-if [[ $given != *lhp* ]]; then
-    $python -m lhp.infer "${data[@]}"
-fi
-if [[ $given != *blip2* ]]; then
-    $python scripts/blip2_infer.py "${data[@]}"
-fi
-if [[ $given != *clip* ]]; then
-    $python scripts/clip_infer.py "${data[@]}"
-fi
-bash scripts/iterative_ensemble.sh "${words[@]}"
+exec .venv/bin/python -m scripts.published_inference infer_all "$@"

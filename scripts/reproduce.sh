@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The paper on a GPU, step by step, each published number beside the one obtained.
+# Reproduce the paper step by step, and print each published figure beside the one obtained.
 #   bash scripts/reproduce.sh                  score the released checkpoints, fuse, compare
 #   bash scripts/reproduce.sh --train          fine-tune LHP and UIT first (days; GPUS=4 uses four)
 #   bash scripts/reproduce.sh --mini           the same steps with the mini models on the mini data
 #   bash scripts/reproduce.sh --answers FILE   also compare on the name-masked set, with its key
-# Scored are the labelled test and the name-masked set, whichever of them is there.
-# DATA and OUT name other folders of data and of results.
-# Expected hours: docs/reproduce.md. A step whose score file is there is not run again.
+# Scores the labelled test set and the name-masked set, whichever exist.
+# DATA and OUT set other folders for data and results.
+# Steps with an existing score file are skipped. Expected hours: docs/reproduce.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,7 +28,7 @@ if $train && $mini; then
     exit 2
 fi
 if [ -n "$answers" ] && [ ! -f "$answers" ]; then
-    echo "error: --answers: $answers: expected the key of the name-masked set, found no such file" >&2
+    echo "error: --answers: $answers: expected the answer key of the name-masked set, found no such file" >&2
     exit 2
 fi
 data=data/PAB out=output/reproduce
@@ -37,7 +37,7 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     echo "error: GPUS: expected a number of GPUs, found $gpus" >&2
     exit 2
 fi
-# Each way has a folder of its own: never one model's scores under another's name.
+# One output folder per mode, so that score files of different models never mix.
 if $train; then
     out=output/reproduce_trained
 elif $mini; then
@@ -53,7 +53,7 @@ if $mini; then
     weights=(--config configs/ensemble/mini.yaml)
 fi
 
-first_of() {  # file ...: the first that is there, or nothing
+first_of() {  # file ...: print the first existing file, if any
     local file
     for file in "$@"; do
         if [ -f "$file" ]; then
@@ -66,7 +66,7 @@ test=$(first_of "$data"/annotation/test/{pair,attr}.json)
 masked=$data/name-masked_test-set
 queries=$(first_of "$masked"/{query,query_text}.json)
 if [ -n "$queries" ] && [ ! -d "$masked/gallery" ]; then
-    echo "note: $masked: not scored, it has no gallery/" >&2
+    echo "note: $masked: not scored, because it has no gallery/" >&2
     queries=
 fi
 answers=${answers:-$(first_of "$masked/answers.json")}
@@ -79,7 +79,7 @@ if [ -z "$test$queries" ]; then
 fi
 if $train; then
     if [ $((lhp_batch % gpus)) -ne 0 ] || [ $((uit_batch % gpus)) -ne 0 ]; then
-        echo "error: GPUS: the published 184 and 84 pairs a step do not divide by $gpus" >&2
+        echo "error: GPUS: expected a divisor of the published 184 and 84 pairs per step, found $gpus" >&2
         exit 2
     fi
     lhp_batch=$((lhp_batch / gpus)) uit_batch=$((uit_batch / gpus))
@@ -90,7 +90,7 @@ if $train; then
     uit+=(--checkpoint "$out/uit/checkpoint-final.pth")
 fi
 
-score() {  # name, command ...; files of the set $set, data flags of ${data_flags[@]}
+score() {  # name, command ...: run it for the set $set, unless its score file exists
     local name=$1
     shift
     if [ ! -f "$out/score_$name$set.pt" ]; then
@@ -108,7 +108,7 @@ fuse() {  # member flags ...
     $python -m ensemble.run "${weights[@]}" --uit_score none --blip2_score none --clip_score none \
         "$@" "${order[@]}" --save_score "$out/fused$set.pt" --output_file "$out/predictions$set.txt"
 }
-fuse_all() {  # fuse one member after the other; compare each step where there are ${labels[@]}
+fuse_all() {  # fuse one member after the other; with labels, compare each step
     local step=lhp members=(--beit3_score "$out/score_lhp$set.pt") name
     for name in lhp uit blip2 clip; do
         if [ $name != lhp ]; then
@@ -141,7 +141,7 @@ if [ -n "$queries" ]; then
     score_all
     fuse_all
     if [ -z "$answers" ]; then
-        echo "no figures: the name-masked set has no labels, and no key was given with --answers"
+        echo "no figures: the name-masked set has no labels; give its key with --answers"
     fi
     echo "ranked list: $out/predictions_masked.txt"
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv and install what the project needs; does nothing where that has been done.
+# Make .venv and install the dependencies; does nothing if they are installed already.
 #   bash scripts/setup.sh            PYTHON=python3.12 bash scripts/setup.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,13 +18,13 @@ if [ -z "$python" ]; then
     done
 fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    echo "error: setup needs Python 3.11 or newer, found '${python:-none}'; name one: PYTHON=/path/to/python3.11" >&2
+    echo "error: expected Python 3.11 or newer, found '${python:-none}'; set PYTHON=/path/to/python3.11" >&2
     exit 2
 fi
 
-echo "Installing into .venv with $("$python" --version); about 5.5 GB, nearly all of it PyTorch." >&2
+echo "Installing into .venv with $("$python" --version): about 5.5 GB, mostly PyTorch." >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-# All files in one command: torch and torchvision have to be chosen together.
+# One command for all files, so that pip resolves torch and torchvision together.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     -r requirements_lhp.txt -r requirements_uit.txt -r requirements_dev.txt
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -37,7 +37,7 @@ def coded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def as_rgb(data: bytes) -> Image.Image:
-    """What a file shows."""
+    """Return the picture of a file."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
@@ -99,37 +99,37 @@ def image_cases() -> list[ImageCase]:
         ("one pixel", "odd.png", coded(picture((1, 1)), "PNG"), picture((1, 1))),
         ("20,000 x 20 pixels", "odd.png", coded(picture((20000, 20)), "PNG"), picture((20000, 20))),
         ("20 x 20,000 pixels", "odd.png", coded(picture((20, 20000)), "PNG"), picture((20, 20000))),
-        ("JPEG called .png", "odd.png", jpeg, as_rgb(jpeg)),
-        ("PNG called .JPG, in capitals", "odd.JPG", png, base),
-        ("bytes behind the end of a JPEG", "odd.jpg", jpeg + b"\0" * 999, as_rgb(jpeg)),
+        ("JPEG named .png", "odd.png", jpeg, as_rgb(jpeg)),
+        ("PNG named .JPG", "odd.JPG", png, base),
+        ("JPEG with trailing bytes", "odd.jpg", jpeg + b"\0" * 999, as_rgb(jpeg)),
     ]  # fmt: skip
     cases = [ImageCase(what, name, data, right=right) for what, name, data, right in made]
     cases += [
-        ImageCase("half of a JPEG", "odd.jpg", jpeg[: len(jpeg) // 2], refused="odd.jpg"),
-        ImageCase("half of a PNG", "odd.png", png[: len(png) // 2], refused="odd.png"),
+        ImageCase("truncated JPEG", "odd.jpg", jpeg[: len(jpeg) // 2], refused="odd.jpg"),
+        ImageCase("truncated PNG", "odd.png", png[: len(png) // 2], refused="odd.png"),
         ImageCase("decompression bomb, 40,000 x 40,000", "odd.png", bomb(40000), refused="odd.png"),
-        ImageCase("TIFF called .jpg", "odd.jpg", coded(base, "TIFF"), refused="odd.jpg"),
-        ImageCase("SVG called .png", "odd.png", b"<svg xmlns='x'/>", refused="odd.png"),
-        ImageCase("no bytes", "odd.png", b"", refused="an empty file"),
-        ImageCase("text", "odd.jpg", b"no image\n", refused="odd.jpg"),
-        ImageCase("a folder called odd.jpg", "odd.jpg", None, refused="a directory"),
+        ImageCase("TIFF named .jpg", "odd.jpg", coded(base, "TIFF"), refused="odd.jpg"),
+        ImageCase("SVG named .png", "odd.png", b"<svg xmlns='x'/>", refused="odd.png"),
+        ImageCase("empty file", "odd.png", b"", refused="an empty file"),
+        ImageCase("text file", "odd.jpg", b"no image\n", refused="odd.jpg"),
+        ImageCase("folder named odd.jpg", "odd.jpg", None, refused="a directory"),
         ImageCase("GIF", "odd.gif", coded(base, "GIF"), ignored=True),
         ImageCase("hidden file", ".odd.jpg", jpeg, ignored=True),
         ImageCase("name with a blank", "odd one.png", png, refused="'odd one'"),
         ImageCase("name with a line break", "odd\none.png", png, refused="odd"),
         ImageCase("name in Greek", "γάτα.png", png, right=base),
-        ImageCase("name of an emoji", "🚲.png", png, right=base),
+        ImageCase("emoji as the name", "🚲.png", png, right=base),
         ImageCase("name with two dots", "a.b.png", png, right=base),
-        ImageCase("name with a dash first", "-odd.png", png, right=base),
-        ImageCase("name of 200 letters", "x" * 200 + ".png", png, right=base),
-        ImageCase("name that another has but for the ending", "G00.png", png, refused="'G00"),
+        ImageCase("name that starts with a dash", "-odd.png", png, right=base),
+        ImageCase("name of 200 characters", "x" * 200 + ".png", png, right=base),
+        ImageCase("name equal to another but for the extension", "G00.png", png, refused="'G00"),
     ]
     return cases
 
 
 @dataclass(frozen=True)
 class TextCase:
-    """The content of a text file: right, or refused with these words."""
+    """Content of a text file, and the words of its refusal, if any."""
 
     what: str
     data: bytes
@@ -142,54 +142,54 @@ def query(caption: Any, **more: Any) -> bytes:
 
 
 def caption_cases() -> list[TextCase]:
-    """What may stand in a caption, and how an annotation may be broken."""
+    """Captions with odd content, and damaged annotations."""
     good = query("a man falls")
     return [
         TextCase("emoji", query("a man 🚲 falls 🤕")),
         TextCase("control characters", query("a\x00man\x07falls\x1b[31m")),
         TextCase("10,000 words", query("word " * 10_000)),
-        TextCase("one word of 100,000 letters", query("x" * 100_000)),
-        TextCase("right to left", query("رجل يسقط من دراجته")),
-        TextCase("nothing but points", query("...")),
-        TextCase("words of the tokenizer's own", query("<s> [SEP] </s> <pad> <unk>")),
-        TextCase("accents apart from their letters", query("un cafe\u0301")),
-        TextCase("blanks of no width", query("a\u200bman\u200b falls")),
+        TextCase("one word of 100,000 characters", query("x" * 100_000)),
+        TextCase("right-to-left text", query("رجل يسقط من دراجته")),
+        TextCase("only full stops", query("...")),
+        TextCase("the tokenizer's special tokens", query("<s> [SEP] </s> <pad> <unk>")),
+        TextCase("combining accents (NFD)", query("un cafe\u0301")),
+        TextCase("zero-width spaces between words", query("a\u200bman\u200b falls")),
         TextCase("markup", query("<script>alert(1)</script>")),
-        TextCase("line ends of Windows", good.replace(b"\n", b"\r\n")),
-        TextCase("no line end at the last line", good.rstrip(b"\n")),
+        TextCase("Windows line ends", good.replace(b"\n", b"\r\n")),
+        TextCase("no newline at the end", good.rstrip(b"\n")),
         TextCase("empty caption", query(""), "caption"),
-        TextCase("caption of blanks", query("  \t "), "caption"),
-        TextCase("caption null", query(None), "caption"),
-        TextCase("caption a number", query(7), "caption"),
+        TextCase("blank caption", query("  \t "), "caption"),
+        TextCase("null caption", query(None), "caption"),
+        TextCase("numeric caption", query(7), "caption"),
         TextCase(
-            "half a surrogate pair", b'{"query_index": "q1", "caption": "a \\ud800"}\n', "caption"
+            "lone surrogate", b'{"query_index": "q1", "caption": "a \\ud800"}\n', "caption"
         ),
-        TextCase("the same id twice", good + good, "q1"),
+        TextCase("duplicate id", good + good, "q1"),
         TextCase("unknown field", query("a", colour="red")),
-        TextCase("Track 4's change", query("a", change="b")),
-        TextCase("an id that is a number", good.replace(b'"q1"', b"7")),
+        TextCase("field \"change\" of Track 4", query("a", change="b")),
+        TextCase("numeric id", good.replace(b'"q1"', b"7")),
         TextCase("byte-order mark", b"\xef\xbb\xbf" + good),
         TextCase("JSON array", b"[" + good.strip() + b"]"),
-        TextCase("one object of id and caption", b'{"q1": "a man falls"}\n'),
+        TextCase("one object of ids and captions", b'{"q1": "a man falls"}\n'),
         TextCase("several captions", query(["a man", "a woman"]), "caption"),
-        TextCase("blanks of no width alone", query("\u200b\u200b"), "caption"),
-        TextCase("no id", b'{"caption": "a man"}\n', "line 1"),
-        TextCase("a list", b'["a man"]\n', "line 1"),
+        TextCase("only zero-width spaces", query("\u200b\u200b"), "caption"),
+        TextCase("missing id", b'{"caption": "a man"}\n', "line 1"),
+        TextCase("a list instead of an object", b'["a man"]\n', "line 1"),
         TextCase(
-            "a field twice", b'{"query_index": "q1", "caption": "a", "caption": "b"}\n', "caption"
+            "duplicate field", b'{"query_index": "q1", "caption": "a", "caption": "b"}\n', "caption"
         ),
         TextCase("NaN", b'{"query_index": NaN, "caption": "a"}\n', "line 1"),
-        TextCase("a comma too many", b'{"query_index": "q1", "caption": "a",}\n', "line 1"),
+        TextCase("trailing comma", b'{"query_index": "q1", "caption": "a",}\n', "line 1"),
         TextCase("100,000 brackets", b"[" * 100_000 + b"\n", "line 1"),
-        TextCase("other bytes than UTF-8", b"\xff\xfe\x00a\n", "UTF-8"),
-        TextCase("zip", b"PK\x03\x04" + bytes(40), "line 1"),
+        TextCase("bytes that are not UTF-8", b"\xff\xfe\x00a\n", "UTF-8"),
+        TextCase("zip archive", b"PK\x03\x04" + bytes(40), "line 1"),
         TextCase("empty file", b"", "empty"),
     ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ScoreCase:
-    """The content of a score file, as an object or as bytes: right, or refused."""
+    """Content of a score file, as an object or as bytes, and the words of its refusal, if any."""
 
     what: str
     content: Any
@@ -222,38 +222,38 @@ def score_cases(good: dict[str, Any]) -> list[ScoreCase]:
     stream = io.BytesIO()
     torch.save(good, stream)
     return [
-        ScoreCase("a right one", good),
+        ScoreCase("valid file", good),
         ScoreCase("values of 1e30", with_(scores=scores * 1e30)),
-        ScoreCase("code in it", with_(meta={"x": Code()}), "x.pt"),
-        ScoreCase("a bare tensor", scores, "pab.scores import"),
+        ScoreCase("pickled code", with_(meta={"x": Code()}), "x.pt"),
+        ScoreCase("bare tensor", scores, "pab.scores import"),
         ScoreCase("float64", with_(scores=scores.double())),
         ScoreCase("NaN", with_(scores=spoilt(1, 2, float("nan"))), "finite"),
         ScoreCase("infinity", with_(scores=spoilt(1, 2, float("inf"))), "finite"),
-        ScoreCase("all alike", with_(scores=torch.zeros_like(scores)), "rank nothing"),
-        ScoreCase("an id too few", with_(query_ids=good["query_ids"][1:]), "query_ids"),
-        ScoreCase("an id twice", with_(gallery_ids=["a", "a", "c"]), "'a' twice"),
-        ScoreCase("ids not sorted", with_(scores=scores.flip(1), gallery_ids=["c", "b", "a"])),
-        ScoreCase("a line break in an id", with_(gallery_ids=["a", "b\n", "c"]), "gallery_ids"),
-        ScoreCase("a further key", {**good, "x": 1}),
-        ScoreCase("sparse", with_(scores=scores.to_sparse()), "x.pt"),
-        ScoreCase("half of a file", stream.getvalue()[:600], "x.pt"),
-        ScoreCase("text", b"no scores\n", "x.pt"),
-        ScoreCase("empty", b"", "x.pt"),
+        ScoreCase("equal scores only", with_(scores=torch.zeros_like(scores)), "rank nothing"),
+        ScoreCase("missing id", with_(query_ids=good["query_ids"][1:]), "query_ids"),
+        ScoreCase("duplicate id", with_(gallery_ids=["a", "a", "c"]), "'a' twice"),
+        ScoreCase("unsorted ids", with_(scores=scores.flip(1), gallery_ids=["c", "b", "a"])),
+        ScoreCase("line break in an id", with_(gallery_ids=["a", "b\n", "c"]), "gallery_ids"),
+        ScoreCase("additional key", {**good, "x": 1}),
+        ScoreCase("sparse tensor", with_(scores=scores.to_sparse()), "x.pt"),
+        ScoreCase("truncated file", stream.getvalue()[:600], "x.pt"),
+        ScoreCase("text file", b"no scores\n", "x.pt"),
+        ScoreCase("empty file", b"", "x.pt"),
     ]
 
 
 def list_cases() -> list[TextCase]:
     """Ranked lists of three queries and three images."""
     return [
-        TextCase("line ends of Windows", b"a b c\r\nb a c\r\nc a b\r\n"),
+        TextCase("Windows line ends", b"a b c\r\nb a c\r\nc a b\r\n"),
         TextCase("tabs", b"a\tb c\nb a\tc\nc b a\n"),
-        TextCase("no line end at the last line", b"a b c\nb a c\nc a b"),
-        TextCase("empty", b"", "empty"),
-        TextCase("an empty line", b"a b c\n\n", "line 2"),
-        TextCase("a name twice", b"a b a\nb a c\n", "'a' twice"),
+        TextCase("no newline at the end", b"a b c\nb a c\nc a b"),
+        TextCase("empty file", b"", "empty"),
+        TextCase("empty line", b"a b c\n\n", "line 2"),
+        TextCase("duplicate name", b"a b a\nb a c\n", "'a' twice"),
         TextCase("lines of unequal length", b"a b c\nb a\n", "line 2"),
-        TextCase("a line too many", b"a b c\n" * 4, "expected 3 lines"),
-        TextCase("other bytes than UTF-8", b"\xff\xfe a\n", "UTF-8"),
+        TextCase("one line too many", b"a b c\n" * 4, "expected 3 lines"),
+        TextCase("bytes that are not UTF-8", b"\xff\xfe a\n", "UTF-8"),
     ]
 
 

@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 
 from pab.core.errors import InputError
-from pab.data.annotations import (
-    Query,
-    TrainPair,
-    read_query_order,
-    read_retrieval,
-    read_train_pairs,
-    retrieval_of_pairs,
-)
+from pab.data.annotations import read_retrieval, retrieval_of_pairs
+from pab.data.id_lists import read_query_order
+from pab.data.records import Query, TrainPair
+from tests.train_pairs import read_train_pairs
 
 PAIR = {
     "image": "train/imgs_0/goal/0.jpg",

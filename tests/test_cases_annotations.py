@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from pab.core.errors import InputError
-from pab.data.annotations import read_query_order, read_retrieval
-from pab.data.training_set import SKIPPED, TrainingSet
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
+from pab.data.training_index import SKIPPED
+from pab.data.training_set import TrainingSet
 from pab.evaluate import main as evaluate
 
 CASES = Path(__file__).parent / "data" / "annotations"

@@ -143,7 +143,8 @@ def test_a_mark_before_the_first_name(tmp_path: Path, capsys: pytest.CaptureFixt
     plain = raw.removeprefix(b"\xef\xbb\xbf")
     assert plain != raw
     tables = []
-    for content in (raw, plain, plain.replace(b"\n", b"\r\n"), raw.decode().encode("utf-16")):
+    wide = [raw.decode().encode(encoding) for encoding in ("utf-16", "utf-32")]
+    for content in (raw, plain, plain.replace(b"\n", b"\r\n"), *wide):
         (tmp_path / "list.txt").write_bytes(content)
         evaluate(["--predictions", str(tmp_path / "list.txt"), *labels])
         tables.append(capsys.readouterr().out)

@@ -36,7 +36,7 @@ def test_figures_by_hand() -> None:
     assert (found.same_first, found.same_set, found.same_order) == (2, 2, 1)
     assert found.overlap == pytest.approx((3 + 2 + 3 + 2) / 4)
     assert found.distinct_first == (3, 4)
-    assert found.double_claims == (2, 0)
+    assert found.duplicate_top1 == (2, 0)
     assert found.differing == [2, 4]
 
 
@@ -50,7 +50,7 @@ def test_output_without_labels(lists: list[str], capsys: pytest.CaptureFixture[s
     main([*lists, "--show", "1"])
     out = capsys.readouterr().out
     assert "same first image             2 (50.0%)" in out
-    assert "queries with a double claim  A 2, B 0" in out
+    assert "queries with duplicate top-1 A 2, B 0" in out
     assert "first images differ in 2 lines, the first 1 of them:\nline 2  A a  B b\n" in out
     assert "right" not in out
 

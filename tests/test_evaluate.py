@@ -195,7 +195,7 @@ def test_names_of_no_image_are_refused_where_the_folder_is_known(
     predictions.write_text("A B\nB A\nC D\n")
     main(args)  # without the folder nobody can tell that there is no D
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
-    with pytest.raises(InputError, match=r"p\.txt, line 3: .*found 'D', which it does not hold"):
+    with pytest.raises(InputError, match=r"p\.txt, line 3: .*found 'D'"):
         main([*args, "--image_folder", str(folder), "--json", str(tmp_path / "m.json")])
     assert not (tmp_path / "m.json").exists()
     predictions.write_text("A B\nB A\nC B\n")
@@ -255,7 +255,9 @@ def test_scores_of_other_queries_or_images_are_refused(annotation: Path) -> None
 
 
 def test_query_order_contradicts_a_score_file(annotation: Path, score: Path) -> None:
-    with pytest.raises(InputError, match="--query_order: a score file carries its query ids"):
+    with pytest.raises(
+        InputError, match=r"--query_order: .*found a score file, which has query ids"
+    ):
         main(["--score", str(score), "--annotation", str(annotation), "--query_order", "x.txt"])
 
 
@@ -364,7 +366,7 @@ def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> No
     ids = ["--queries", str(tmp_path / "q.txt"), "--gallery", str(tmp_path / "g.txt")]
     main([*words, *ids, "--json", str(tmp_path / "m.json")])
     assert json.loads((tmp_path / "m.json").read_text())["groups"]["all"]["R@1"] == 20
-    with pytest.raises(InputError, match="--top_k: goes with --trec"):
+    with pytest.raises(InputError, match="--top_k: expected --trec"):
         main([*words, *ids, "--top_k", "3"])
 
 

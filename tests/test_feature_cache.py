@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pab.core.errors import InputError
 from pab.data.images import list_gallery, recipe
-from pab.scoring.encoding import caption_vectors, image_vectors
+from pab.scoring.encoding import Compute
 from pab.scoring.feature_cache import HASHES, VECTORS, FeatureCache, digests_of, made_by
 from tests.conftest import draw
 
@@ -42,15 +42,12 @@ def vectors(folder: Path, caches: Path | None, facts: dict[str, str] = FACTS) ->
     encoder = Encoder()
 
     def run(cache: FeatureCache | None) -> Tensor:
-        return image_vectors(
-            encoder, list_gallery(folder), recipe("clip", 8).transform(), batch_size=3,
-            num_workers=0, device=CPU, dtype=torch.float32, weights=torch.float32, cache=cache,
-        )  # fmt: skip
+        compute = Compute(CPU, torch.float32, torch.float32, 3, 0, cache=cache)
+        return compute.images(encoder, list_gallery(folder), recipe("clip", 8))
 
     if caches is None:
         return run(None), encoder.seen
-    with FeatureCache(caches, facts) as cache:
-        return run(cache), encoder.seen
+    return run(FeatureCache(caches, facts)), encoder.seen
 
 
 def test_a_second_run_encodes_nothing(gallery: Path, tmp_path: Path) -> None:
@@ -100,18 +97,10 @@ def test_a_killed_runs_last_pair_is_left_out(
 
 def test_what_a_run_had_when_it_ended_is_kept(gallery: Path, tmp_path: Path) -> None:
     digests = digests_of(sorted(gallery.iterdir()), 2)
-
-    def killed() -> None:
-        with FeatureCache(tmp_path / "c", FACTS) as cache:
-            cache.keep(digests[:2], torch.rand(2, 3))
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        killed()
-    with FeatureCache(tmp_path / "c", FACTS) as cache:
-        assert len(cache) == 2
-        known, new = cache.split(dict(enumerate(digests)))
-    assert (known, new) == ([0, 1], [2, 3, 4, 5, 6])
+    FeatureCache(tmp_path / "c", FACTS).keep(digests[:2], torch.rand(2, 3))  # and never closed
+    cache = FeatureCache(tmp_path / "c", FACTS)
+    assert len(cache) == 2
+    assert cache.split(dict(enumerate(digests))) == ([0, 1], [2, 3, 4, 5, 6])
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
@@ -120,33 +109,33 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
         FeatureCache(tmp_path / "file/c", FACTS)
 
 
-def test_a_full_disk_is_said(
-    gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = FeatureCache(tmp_path / "c", FACTS)
-
-    def full(width: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(cache, "_open_part", full)
-    with pytest.raises(InputError, match="No space left on device"):
-        cache.keep([b"x" * 32], torch.rand(1, 3))
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_disk_that_fills_while_it_is_written_to_is_said_once(
+def test_a_full_disk_is_said_and_what_follows_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(width: int) -> tuple[BinaryIO, BinaryIO]:
-        return Path("/dev/full").open("wb"), Path("/dev/full").open("wb")
+    """A torn row would shift the rows that a longer-lived process appends to the same file."""
+    cache = FeatureCache(tmp_path / "c", FACTS)
+    rows = torch.rand(3, 3)
+    cache.keep([b"a" * 32], rows[:1])
+    with monkeypatch.context() as patch:
+        true_open = Path.open
 
-    def fill() -> None:
-        with FeatureCache(tmp_path / "c", FACTS) as cache:
-            monkeypatch.setattr(cache, "_open_part", full)
-            cache.keep([b"x" * 32], torch.rand(1, 3))
+        def full(path: Path, mode: str = "r") -> Any:
+            if path.suffix == HASHES:  # the vectors are written, their hashes are not
+                raise OSError(28, "No space left on device")
+            return true_open(path, mode)
 
-    with pytest.raises(InputError, match="No space left on device"):
-        fill()
+        patch.setattr(Path, "open", full)
+        with pytest.raises(InputError, match="No space left on device"):
+            cache.keep([b"b" * 32], rows[1:2])
+        (part,) = (tmp_path / "c").rglob(f"*{VECTORS}")
+        patch.setattr(Path, "open", lambda path, mode: true_open(Path("/dev/full"), mode))
+        with pytest.raises(InputError, match=f"{part.parent}.*No space left on device"):
+            cache.keep([b"b" * 32], rows[1:2])
+    cache.keep([b"c" * 32], rows[2:])
+    for one in (cache, FeatureCache(tmp_path / "c", FACTS)):
+        assert len(one) == 2
+        assert torch.equal(one.vectors([b"a" * 32, b"c" * 32]), rows[[0, 2]])
 
 
 def test_other_code_or_libraries_make_another_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,12 +149,11 @@ def test_other_code_or_libraries_make_another_cache(monkeypatch: pytest.MonkeyPa
 def test_vectors_are_read_back_while_more_are_written(tmp_path: Path) -> None:
     rows = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
     digests = [bytes([number]) * 32 for number in range(6)]
-    with FeatureCache(tmp_path, FACTS) as cache:
-        for start in (0, 2, 4):
-            cache.keep(digests[start : start + 2], rows[start : start + 2])
-            assert torch.equal(cache.vectors(digests[: start + 2]), rows[: start + 2])
-    with FeatureCache(tmp_path, FACTS) as cache:
-        assert torch.equal(cache.vectors(digests[::-1]), rows.flip(0))
+    cache = FeatureCache(tmp_path, FACTS)
+    for start in (0, 2, 4):
+        cache.keep(digests[start : start + 2], rows[start : start + 2])
+        assert torch.equal(cache.vectors(digests[: start + 2]), rows[: start + 2])
+    assert torch.equal(FeatureCache(tmp_path, FACTS).vectors(digests[::-1]), rows.flip(0))
 
 
 CAPTIONS = [[1, 5, 6, 2], [1, 7, 2], [1, 56, 2], [1, 2]]
@@ -179,9 +167,9 @@ def texts(rows: list[list[int]], caches: Path) -> tuple[Tensor, list[int]]:
         seen.extend(positions)
         return torch.tensor([[float(sum(rows[i])), float(len(rows[i]))] for i in positions])
 
-    with FeatureCache(caches, FACTS) as cache:
-        on = {"device": CPU, "dtype": torch.float32}
-        found = caption_vectors(encode, rows, token_budget=6, cache=cache, **on)  # type: ignore[arg-type]
+    cache = FeatureCache(caches, FACTS)
+    compute = Compute(CPU, torch.float32, torch.float32, 2, 0, cache=cache)
+    found = compute.captions(encode, rows, longest=3)
     return found, sorted(seen)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ import pytest
 
 import pab.fetch
 from pab.core.errors import InputError
-from pab.fetch import SOURCES, Source, check, fetch, main
+from pab.fetch import MANIFEST, SOURCES, Source, check, fetch, main
 
 CONTENT = bytes(range(256)) * 4096
 
@@ -69,28 +70,46 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> Pat
         "page": Source("a/page.pth", f"{address}/page", "page"),
     }
     monkeypatch.setattr(pab.fetch, "SOURCES", made)
-    rows = [f"| `{source.path}` | role | here | MIT | not known |" for source in made.values()]
-    (tmp_path / "README.md").write_text("\n".join(["# Files", "", *rows, ""]))
     return tmp_path
-
-
-def test_a_folder_without_a_table_is_no_failure(folder: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    assert fetch("whole", elsewhere).read_bytes() == CONTENT
-    assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == ["whole.pth"]
 
 
 def test_a_file_is_fetched_once_and_recorded(folder: Path) -> None:
     assert fetch("whole", folder).read_bytes() == CONTENT
-    digest = hashlib.sha256(CONTENT).hexdigest()
-    table = (folder / "README.md").read_text().splitlines()
-    size = f"{len(CONTENT):,} bytes, SHA-256 `{digest}`"
-    assert table[2] == f"| `a/whole.pth` | role | here | MIT | {size} |"
-    assert table[3].endswith("| not known |")
+    facts = {"bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    assert json.loads((folder / MANIFEST).read_text()) == {"a/whole.pth": facts}
     fetch("whole", folder)
     assert Server.asked == [None]
-    assert f"a/whole.pth: {len(CONTENT):,} bytes" in check(folder)
+    line = f"a/whole.pth: {len(CONTENT):,} bytes, SHA-256 {facts['sha256']}; "
+    assert line in check(folder)
     assert "a/cut.pth: missing" in check(folder)
+
+
+def test_a_later_file_is_added_to_the_manifest(folder: Path) -> None:
+    earlier = {"z/other.pth": {"bytes": 3, "sha256": "0" * 64}}
+    (folder / MANIFEST).write_text(json.dumps(earlier))
+    fetch("whole", folder)
+    assert sorted(json.loads((folder / MANIFEST).read_text())) == ["a/whole.pth", "z/other.pth"]
+    (folder / "a/whole.pth").write_bytes(CONTENT[:-1])
+    assert f"{len(CONTENT) - 1:,} bytes, but {len(CONTENT):,} were fetched; " in check(folder)
+    for text, expected in (
+        ("{", "broken JSON"),
+        ('{"a": {"bytes": "3"}}', "a: .*remove this file"),
+    ):
+        (folder / MANIFEST).write_text(text)
+        with pytest.raises(InputError, match=f"manifest.json.*{expected}"):
+            check(folder)
+
+
+def test_no_tracked_file_is_written(folder: Path) -> None:
+    """The checkpoint folder's page is documentation; git leaves the manifest out."""
+    page = folder / "README.md"
+    page.write_text("| `a/whole.pth` | role | here | MIT | not known |\n")
+    before = page.read_text()
+    fetch("whole", folder)
+    assert page.read_text() == before
+    rules = (Path(__file__).parents[1] / ".gitignore").read_text().splitlines()
+    assert "/checkpoints/*" in rules
+    assert f"!/checkpoints/{MANIFEST}" not in rules
 
 
 def test_a_download_goes_on_where_it_stopped(folder: Path) -> None:

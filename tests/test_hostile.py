@@ -1,4 +1,4 @@
-"""Every odd or hostile input is answered right or refused in one line; the table says which.
+"""Every odd or hostile input is read correctly or refused in one line; a table lists the outcomes.
 
 `PAB_WRITE_TABLES=1 python -m pytest tests/test_hostile.py` writes `docs/reliability.md` anew.
 """
@@ -232,7 +232,7 @@ def test_photograph(case: FileCase, tmp_path: Path) -> None:
 
 
 def table() -> str:
-    """The cases as a page."""
+    """Format the cases as a page."""
     rows = []
     for kind, cases in (
         ("image", image_cases()), ("caption or annotation", caption_cases()),
@@ -242,17 +242,20 @@ def table() -> str:
         ("photograph (photo search)", photo_cases()),
     ):  # fmt: skip
         for case in cases:
-            outcome = "refused, naming it" if case.refused else "right"
+            outcome = "refused" if case.refused else "read correctly"
             if isinstance(case, ImageCase) and case.ignored:
-                outcome = "left alone: no image of the gallery"
+                outcome = "ignored: not a gallery image"
             rows.append(f"| {kind} | {case.what} | {outcome} |")
     lines = [
         "# Odd and hostile inputs",
         "",
-        f"{len(rows)} cases, each a test (`tests/test_hostile.py`, which writes this page with",
-        "`PAB_WRITE_TABLES=1`). Right: an image scores as the plain RGB picture it shows does,",
-        "other inputs give what they say. Refused: exit code 2, one line that names the file and",
-        "the line or item, nothing written, no code of a file run.",
+        f"Each of these {len(rows)} cases is a test. `tests/test_hostile.py` writes this page if",
+        "`PAB_WRITE_TABLES=1` is set.",
+        "",
+        "- **Read correctly**: an image scores like the same picture in a plain RGB file. Any",
+        "  other input gives the stated content.",
+        "- **Refused**: the command ends with exit code 2 and one line that names the file and the",
+        "  line or item. It writes nothing and runs no code from the file.",
         "",
         "| input | case | outcome |",
         "| --- | --- | --- |",

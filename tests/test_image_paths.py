@@ -7,14 +7,17 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pab.core.errors import InputError
 from pab.core.files import write_json
-from pab.data.annotations import read_retrieval, read_train_pairs
-from pab.data.image_paths import ImageFinder, checked_path, image_file
+from pab.data.annotations import read_retrieval
+from pab.data.image_paths import ImageFinder, checked_path
+from pab.data.splits import write_split
 from pab.data.training_set import TrainingSet
-from tests.conftest import write_lines
+from tests.conftest import draw, write_lines
+from tests.train_pairs import read_train_pairs
 
 
 def touch(*paths: Path) -> None:
@@ -126,7 +129,7 @@ LAYOUTS = {
 def test_every_layout_is_found(
     tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert image_file(tmp_path, WRITTEN) == tmp_path / WRITTEN  # nothing is there: as written
+    assert ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN  # nothing is there: as written
     touch(tmp_path / place, *(tmp_path / place.replace("0.", f"{n}.") for n in range(1, 4)))
     finder = ImageFinder(tmp_path)
     for name in (f"{n}.jpg" for n in range(4)):
@@ -145,7 +148,7 @@ def test_every_layout_is_found(
 def test_the_file_as_written_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place in LAYOUTS:
         touch(tmp_path / place)
-    assert image_file(tmp_path, WRITTEN) == tmp_path / WRITTEN
+    assert ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN
     assert ImageFinder(tmp_path).absent([WRITTEN]) == []
     assert notes(capsys) == []
 
@@ -244,3 +247,30 @@ def test_paths_of_a_table_follow_the_same_rule(
     assert found.gallery is not None
     assert [image.gallery_id for image in found.gallery] == ["a/0", "a/1", "a/2", "a/3"]
     assert f"note: {table}: backslashes in image paths are read as '/'" in notes(capsys)
+
+
+def test_a_backslash_in_a_file_name_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A photograph of that very name is not looked for in a folder, in any later step."""
+    draw(tmp_path / "a\\b.jpg", 1, True)
+    (tmp_path / "a\\b.txt").write_text("a man falls")
+    draw(tmp_path / "c.jpg", 2, True)
+    (tmp_path / "c.txt").write_text("a woman runs")
+    pairs = TrainingSet.open(tmp_path)
+    assert [(pair.image, pair.image_id) for pair in pairs] == [
+        ("a\\b.jpg", "a\\b#0"), ("c.jpg", "c#0"),
+    ]  # fmt: skip
+    assert pairs.image_path(pairs[0]) == tmp_path / "a\\b.jpg"
+    assert pairs.missing_images() == []
+    gallery = read_retrieval(tmp_path).gallery
+    assert gallery is not None
+    assert [image.path for image in gallery] == [tmp_path / "a\\b.jpg", tmp_path / "c.jpg"]
+    write_split(tmp_path / "out", pairs, np.array([1]), np.array([0]))
+    held_out = read_retrieval(tmp_path / "out/val_pairs.json", image_folder=tmp_path).gallery
+    assert held_out is not None
+    assert [image.path for image in held_out] == [tmp_path / "a\\b.jpg"]
+    table = tmp_path / "pairs.csv"
+    table.write_text("filepath,title\na\\b.jpg,a man falls\n")
+    assert TrainingSet.open(table)[0].image == "a\\b.jpg"
+    assert not any("backslashes" in note for note in notes(capsys))

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from pab.core.errors import InputError
-from pab.data.annotations import GalleryImage
 from pab.data.images import image_loader, list_gallery, load_image, recipe, verify_images
+from pab.data.records import GalleryImage
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -80,7 +80,7 @@ def test_everything_is_there(root: Path, capsys: pytest.CaptureFixture[str]) -> 
         "masked test": ["5", "1,978", "7"],
     }
     assert "annotation/train/pair_*.json (2)" in output
-    assert "all parts are there" in output
+    assert "all parts found" in output
     assert "https://" not in output
 
 
@@ -111,7 +111,7 @@ def test_a_release_with_actions_in_its_training_shards(
     main(["check", str(root)])
     output = capsys.readouterr().out
     assert "annotation/train/attr_*.json (2)" in output
-    assert "all parts are there" in output
+    assert "all parts found" in output
 
 
 def test_track_4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,9 @@ def test_track_4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_to_use_is_an_error(tmp_path: Path, root: Path) -> None:
-    with pytest.raises(InputError, match=r"no such folder; download PAB from https://"):
+    with pytest.raises(
+        InputError, match=r"found neither; check its spelling, or download PAB from https://"
+    ):
         main(["check", str(tmp_path / "missing")])
     for folder in ("train", "test", "ucc", "name-masked_test-set/gallery"):
         shutil.rmtree(root / folder)

@@ -81,7 +81,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
             "1 image that cannot be used",
             "'a/2.jpg'",
         ],
-        "python -m lhp.train --config configs/lhp/finetune.yaml --data_path {path} "
+        "python scripts/finetune_clip.py --config configs/clip/finetune.yaml --data_path {path} "
         "--skip_bad_lines",
     ),
     "photo s": (
@@ -115,6 +115,18 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         ["images of PAB's training shards", "2 folders imgs_N, N from 8 to 15", "part 2: "],
         "python -m pab.layout check {folder}",
     ),
+    "own data": (
+        lambda path: [picture(path / "p/0.jpg"), write_text(path / "a.csv", "filepath,title\n")],
+        ["a folder of photographs", "1 table beside them: a.csv"],
+        "python -m pab.layout check {table}",
+    ),
+    "run": (
+        lambda path: [
+            write_text(path / f"{name}.pth", "") for name in ("checkpoint-0", "checkpoint-best")
+        ],
+        ["a folder of files"],
+        "python -m pab.layout check {path}/checkpoint-best.pth",
+    ),
     "tables": (
         lambda path: write_text(path / "a.csv", "filepath,title\n"),
         ["1 .csv files: check one of them"],
@@ -131,7 +143,8 @@ def test_folders(tmp_path: Path, name: str) -> None:
     text = explain(path)
     for fact in facts:
         assert fact in text
-    assert f"  {command.format(path=shlex.quote(str(path)), folder=tmp_path)}" in text.splitlines()
+    names = {"path": shlex.quote(str(path)), "table": shlex.quote(f"{path}/a.csv")}
+    assert f"  {command.format(**names, folder=tmp_path)}" in text.splitlines()
     linked = tmp_path / "link"
     linked.symlink_to(path)
     assert explain(linked).splitlines()[0].replace(str(linked), str(path)) == text.splitlines()[0]
@@ -200,15 +213,35 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
         "python -m pab.evaluate --predictions LIST.txt --annotation QUERIES --answers {path}",
     ),
     "a.csv": (
-        lambda path: write_text(path, 'filepath,title\n0.jpg,"a, b"\n1.jpg,c\n'),
+        lambda path: [
+            *(picture(path.with_name(name)) for name in ("0.jpg", "1.jpg")),
+            write_text(path, 'filepath,title\n0.jpg,"a, b"\n1.jpg,c\n'),
+        ],
         ["a table of images and captions", "2 images, 2 captions", "columns: filepath, title"],
-        "python -m lhp.infer --annotation {path} --image_folder {folder}",
+        "python scripts/clip_infer.py --annotation {path} --image_folder {folder}",
     ),
     "b.tsv": (
-        lambda path: write_text(path, "path\ttext\n0.jpg\ta\n"),
-        ["columns: path, text"],
-        "python -m lhp.infer --annotation {path} --image_folder FOLDER --csv_image_key COLUMN "
-        "--csv_caption_key COLUMN",
+        lambda path: [
+            picture(path.with_name("0.jpg")),
+            write_text(path, "path\ttext\n0.jpg\ta\n"),
+        ],
+        ["a table of images and captions", "1 image, 1 caption", "columns: path, text"],
+        "python scripts/finetune_clip.py --config configs/clip/finetune.yaml --data_path {path} "
+        "--csv_image_key path --csv_caption_key text",
+    ),
+    "bad.csv": (
+        lambda path: [
+            picture(path.with_name("a b.jpg")),
+            write_text(path, "filepath,title\na b.jpg,a\n0.jpg,b\n"),
+        ],
+        ["1 image name with a blank, such as 'a b'", "1 image not found, the first"],
+        "python -m pab.layout check {path}",
+    ),
+    "c.tsv": (
+        lambda path: write_text(path, "where\twords\n0.jpg\ta\n"),
+        ["columns: where, words"],
+        "python scripts/clip_infer.py --annotation {path} --image_folder FOLDER "
+        "--csv_image_key COLUMN --csv_caption_key COLUMN",
     ),
     "x.jpg": (
         picture,
@@ -300,6 +333,13 @@ def test_shipped_checkpoints(name: str, what: str) -> None:
         assert f"--model {name_of_model(text)}" in text.splitlines()[-1]
 
 
+def test_a_tuned_folder_model_is_named_by_its_folder(tmp_path: Path) -> None:
+    state, facts = {"visual.x": torch.ones(2)}, {"architecture": "clip"}
+    torch.save({"model": state, "metadata": facts}, tmp_path / "checkpoint-best.pth")
+    write_text(tmp_path / "config.yaml", "model: local-dir:models/clip\nlr: 1.0\n")
+    assert "--model local-dir:models/clip --pretrained" in explain(tmp_path / "checkpoint-best.pth")
+
+
 def name_of_model(text: str) -> str:
     line = next(line for line in text.splitlines() if line.startswith("  architecture: "))
     return line.removeprefix("  architecture: ")
@@ -308,9 +348,9 @@ def name_of_model(text: str) -> str:
 UNKNOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty.json": (lambda path: path.touch(), "an empty file"),
     "blank.txt": (lambda path: path.write_text("\n \n"), "found"),
-    "bytes.bin.x": (lambda path: path.write_bytes(bytes(range(256))), "a file that is no text"),
+    "bytes.bin.x": (lambda path: path.write_bytes(bytes(range(256))), "a file that is not text"),
     "notes.md": (lambda path: path.write_text("# Notes\n\nToday it rained.\n"), "text that begins"),
-    "odd.json": (lambda path: path.write_text("[1, 2]"), "JSON of another form"),
+    "odd.json": (lambda path: path.write_text("[1]"), "expected a JSON object, found the number 1"),
     "broken.json": (lambda path: path.write_text('{"a": '), "broken JSON"),
     "other.safetensors": (
         lambda path: save_file({"fc.weight": torch.ones(2)}, path), "tensors of no model"

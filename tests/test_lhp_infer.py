@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from lhp.beit3 import Beit3Retrieval, model_config
-from lhp.encode import encode_captions
+from lhp.encode import LhpEncoder
 from lhp.infer import main
 from lhp.tokenizer import Tokenizer
 from pab.core.checkpoints import checkpoint_hash, save_weights
@@ -25,7 +26,7 @@ from pab.data.annotations import read_retrieval
 from pab.data.images import load_image, recipe
 from pab.ranking import read_ranked_list
 from pab.scores import ScoreFile, load_scores
-from pab.scoring.encoding import batches_by_length
+from pab.scoring.encoding import Compute, batches_by_length
 from tests.conftest import MODEL, TEST_IMAGES, save_released
 from tests.test_processes import run_in
 
@@ -300,11 +301,10 @@ def test_text_batches_equal_one_by_one(
         "seven",
     ]
     captions = [" ".join(words[: 1 + (i * 5) % len(words)]) for i in range(17)]
-    options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
-    together = encode_captions(model, tokenizer, captions, batch_size=4, **options)
-    alone = torch.cat(
-        [encode_captions(model, tokenizer, [one], batch_size=1, **options) for one in captions]
-    )
+    four = Compute(torch.device("cpu"), torch.float32, torch.float32, 4, 0)
+    together = LhpEncoder(model, tokenizer, four).encode_texts(captions)
+    one = LhpEncoder(model, tokenizer, replace(four, batch_size=1))
+    alone = torch.cat([one.encode_texts([caption]) for caption in captions])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 

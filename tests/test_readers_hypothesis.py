@@ -15,19 +15,17 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from pab.core.errors import InputError
-from pab.data.annotations import (
-    Query,
-    TrainPair,
-    read_answers,
-    read_id_list,
-    read_retrieval,
-    read_train_pairs,
-)
+from pab.data.annotations import read_retrieval
 from pab.data.captions import has_visible
+from pab.data.id_lists import read_id_list
+from pab.data.masked_queries import read_answers
+from pab.data.records import Query, TrainPair
 from pab.data.training_set import TrainingSet
+from pab.formats.score_file import check_scores
 from pab.ranking import read_ranked_list, write_ranked_list
-from pab.scores import ScoreFile, check_scores, load_scores, save_scores
+from pab.scores import ScoreFile, load_scores, save_scores
 from tests.conftest import write_lines
+from tests.train_pairs import read_train_pairs
 
 often = settings(
     max_examples=150,
@@ -76,7 +74,7 @@ ANY_BYTES = st.binary(max_size=60) | st.text(max_size=60).map(str.encode)
 
 
 def read_or_refused(read: Callable[[], Any]) -> Any:
-    """What a reader gives back; None where it refuses. Any other exception fails the test."""
+    """Return the result of a reader; None if it refuses. Any other exception fails the test."""
     try:
         found = read()
     except InputError:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ensemble.fuse import RANKED_LIST, Member, aligned
+from ensemble.fuse import aligned
+from ensemble.members import RANKED_LIST, Member
 from ensemble.reciprocal_rank import exact_scores
 from ensemble.run import main as run
 from pab.ranking import top_k

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
+import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,16 @@ import torch
 from PIL import Image
 
 from ensemble.report.charts import Series, line_chart, round_steps
+from ensemble.report.inputs import NamedScores
 from ensemble.report.page import choose_queries, main
 from ensemble.run import main as fuse
+from pab import __version__
 from pab.core.errors import InputError
-from pab.scores import ScoreFile, save_scores
+from pab.scores import ScoreFile, load_scores, save_scores
+from pab.training.run_log import git_state
 
 N = 14
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -64,19 +70,37 @@ class _Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
-    def all(self, name: str) -> list[dict[str, str | None]]:
+    def all(self, name: str) -> list[dict[str, str]]:
         return [attrs for tag, attrs in self.tags if tag == name]
+
+    def values(self, name: str) -> list[str]:
+        return [attrs[name] for _, attrs in self.tags if name in attrs]
+
+    def shots(self) -> list[str]:
+        """Labels of the pictures."""
+        return [a["aria-label"] for a in self.all("svg") if a.get("class") == "shot"]
+
+    def tab_stops(self) -> int:
+        return sum(
+            attrs.get("tabindex") == "0" or tag in ("a", "button", "input", "select", "summary")
+            for tag, attrs in self.tags
+        )
 
 
 def report(tmp_path: Path, *args: str) -> str:
     main([*args, "--out", str(tmp_path / "out" / "report.html")])
     return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def section(text: str, name: str) -> str:
+    """Text of a section of the page, by its id."""
+    return re.split(r"</section>|</footer>", text.split(f'id="{name}"')[1])[0]
 
 
 def test_page(annotation: Path, score: str, tmp_path: Path) -> None:
@@ -86,54 +110,178 @@ def test_page(annotation: Path, score: str, tmp_path: Path) -> None:
     articles = page.all("article")
     assert [a["data-outcome"] for a in articles] == ["failure"] * 2 + ["success"] * (N - 2)
     assert [a["data-kind"] for a in articles[:2]] == ["normal", "abnormal"]  # worst first
+    # Query 0's first image is query 13's, query 1's is its twin.
+    assert [a["data-failure"] for a in articles[:3]] == ["far duplicate", "near twin", ""]
+    assert [a["data-rank"] for a in articles[:3]] == ["14", "2", "1"]
+    assert [a["data-action"] for a in articles[:2]] == ["Walking", "Falling"]
+    assert articles[0]["data-id"] == "i00#0"
     assert "rank 14" in text
 
-    items = [attrs["class"] or "" for attrs in page.all("li")]
+    queries = section(text, "queries")
+    items = [attrs.get("class", "") for attrs in _Page(queries).all("li")]
     assert items[0] == "right"  # query 0's right image, put before its ten
     assert len(items) == N * 10 + 1
     assert items.count("right") == N
     assert items[11] == "twin"  # query 1's best is its twin
     assert items[12] == "right"
 
-    images = page.all("img")
-    assert all(image["alt"] for image in images)
-    assert images[0]["alt"] == "Right image i00 at rank 14"
-    code = (images[0]["src"] or "").removeprefix("data:image/jpeg;base64,")
+    shots = page.shots()
+    assert len(shots) == len(items)
+    assert shots[0] == "i00, rank 14, score -1.000, right image"
+    assert shots[11] == "i00, rank 1, score 2.000, twin"
+    # One thumbnail per image, though most images are shown several times.
+    images = {image["id"]: image["href"] for image in page.all("image")}
+    assert len(images) == N
+    drawn = [use["href"].removeprefix("#") for use in page.all("use") if "href" in use]
+    assert {*drawn} == {*images}
+    code = images[drawn[0]].removeprefix("data:image/webp;base64,")
     with Image.open(io.BytesIO(base64.b64decode(code))) as thumbnail:
-        assert thumbnail.size == (85, 128)
+        assert thumbnail.size == (128, 192)
 
-    pressed = [b["aria-pressed"] for b in page.all("button")]
-    assert pressed == ["true", "false", "false"] * 2
     assert "abnormal: Falling" in text
     assert "over twin" in text
+
+
+def test_sections_stand_in_the_order_of_interest(
+    annotation: Path, score: str, tmp_path: Path
+) -> None:
+    text = report(
+        tmp_path, "--score", f"b={score}", "--score", f"a={score}", "--steps", "a", "b",
+        "--annotation", str(annotation),
+    )  # fmt: skip
+    page = _Page(text)
+    wanted = ["metrics", "queries", "steps", "curves", "tables", "made"]
+    assert [value for value in page.values("id") if value in wanted] == wanted
+    assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in wanted]
+    assert len(page.values("id")) == len({*page.values("id")})
+    tables = section(text, "tables")
+    assert len(_Page(tables).all("details")) == 3
+    assert "open" not in {name for d in _Page(tables).all("details") for name in d}, "folded"
+
+
+def test_filters_match_the_queries(annotation: Path, score: str, tmp_path: Path) -> None:
+    text = report(tmp_path, "--score", f"LHP={score}", "--annotation", str(annotation))
+    page = _Page(text)
+    assert [s["name"] for s in page.all("select")] == [
+        "outcome", "kind", "failure", "action", "order",
+    ]  # fmt: skip
+    assert [i["name"] for i in page.all("input")] == ["words"]
+    offered = {option["value"] for option in page.all("option")} - {"", "best", "action", "id"}
+    articles = page.all("article")
+    names = ("outcome", "kind", "failure", "action")
+    assert offered == {
+        word for a in articles for name in names for word in a[f"data-{name}"].split()
+    }
+    assert '<option value="Falling">Falling (7)</option>' in text
+    assert '<option value="twin">twin at rank 1 (1)</option>' in text
+    assert "hidden" in page.all("form")[0], "filters need the script, which shows them"
+
+
+def test_a_query_is_one_tab_stop(annotation: Path, score: str, tmp_path: Path) -> None:
+    one = ["--score", f"LHP={score}", "--annotation", str(annotation)]
+    for args in (one, [*one, "--score", f"UIT={score}", "--steps", "LHP", "UIT"]):
+        articles = report(tmp_path, *args).split("<article")[1:]
+        assert len(articles) == N
+        stops = [_Page("<article" + a.split("</article>")[0]).tab_stops() for a in articles]
+        assert stops == [1] * N
+
+
+def test_lists_of_the_other_rankings_are_folded_below_a_query(
+    annotation: Path, score: str, tmp_path: Path
+) -> None:
+    other = save(tmp_path / "o.pt", torch.eye(N).flip(0))
+    text = report(
+        tmp_path, "--score", f"LHP={score}", "--score", f"UIT={other}", "--annotation",
+        str(annotation),
+    )  # fmt: skip
+    lists = text.split('<details class="lists">')[1].split("</details>")[0]
+    # Query 0: image 13 has a 1, and image 0 leads those with a 0.
+    assert "<summary>Other rankings: UIT <b>2</b></summary>" in lists
+    assert _Page(lists).shots()[:2] == [
+        "i13, rank 1, score 1.000",
+        "i00, rank 2, score 0.000, right image",
+    ]
+    assert len(_Page(lists).shots()) == 10
+
+
+def test_members_and_fusion_steps_have_separate_tables(
+    annotation: Path, score: str, tmp_path: Path
+) -> None:
+    fused = tmp_path / "fused.pt"
+    fuse(["--beit3_score", score, "--uit_score", score, "--beit3_weight", "0.75",
+          "--save_score", str(fused), "--output_file", str(tmp_path / "list.txt")])  # fmt: skip
+    text = report(
+        tmp_path, "--score", f"all={fused}", "--score", f"LHP={score}", "--score", f"UIT={score}",
+        "--score", f"imported={score}", "--steps", "LHP", "imported", "all",
+        "--annotation", str(annotation),
+    )  # fmt: skip
+    metrics = section(text, "metrics")
+    assert re.findall(r"<h3>(.+?)</h3>", metrics) == ["Members", "Fusion steps"]
+    tables = metrics.split("<table>")[1:]
+    rows = [re.findall(r'<th scope="row">(\w+)</th>', table) for table in tables]
+    assert rows == [["LHP", "UIT"], ["imported", "all"]], "a step without a record is a step, too"
+    foot = section(text, "made")
+    assert "<b>all</b>: iterative fusion, weights: lhp, uit 0.75" in foot
+    assert "<b>LHP</b>: m&lt;1&gt;" in foot
+
+
+def test_foot_names_command_commit_date_and_weights(
+    annotation: Path, score: str, tmp_path: Path
+) -> None:
+    save_scores(
+        tmp_path / "c.pt",
+        replace(
+            load_scores(score),
+            meta={
+                "model": "net",
+                "checkpoint": "a<b>.pth",
+                "checkpoint_sha256": "0123456789abcdef",
+            },
+        ),
+    )
+    args = ("--score", f"A <b>={tmp_path / 'c.pt'}", "--annotation", str(annotation))
+    foot = section(report(tmp_path, *args), "made")
+    command = html.unescape(foot.split("<pre>")[1].split("</pre>")[0])
+    out = ("--out", str(tmp_path / "out/report.html"))
+    assert shlex.split(command) == ["python", "-m", "ensemble.report", *args, *out]
+    git = git_state(ROOT)
+    assert (git["commit"] if git else __version__) in foot
+    assert re.search(r"<time datetime=.+?>\d{4}-\d\d-\d\d \d\d:\d\d UTC</time>", foot)
+    assert "net, a&lt;b&gt;.pth, SHA-256 0123456789ab</li>" in foot
+
+
+@pytest.mark.parametrize("members", [3, [], ["uit"], [{}]])
+def test_origin_of_a_file_with_an_odd_record(members: object) -> None:
+    scores = ScoreFile(torch.zeros(1, 1), ["q"], ["g"], {"model": "ensemble", "members": members})
+    assert NamedScores("A", scores, None).origin
 
 
 def test_page_needs_no_network_and_escapes_text(
     annotation: Path, score: str, tmp_path: Path
 ) -> None:
     text = report(
-        tmp_path, "--score", f"A&B={score}", "--annotation", str(annotation), "--title", "<i>T</i>"
-    )
+        tmp_path, "--score", f"A&B={score}", "--score", f"<u>={score}", "--annotation",
+        str(annotation), "--title", "<i>T</i>",
+    )  # fmt: skip
     page = _Page(text)
     assert len(page.all("script")) == 1
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(3)&lt;/script&gt; &amp; person 3" in text
     assert "<title>&lt;i&gt;T&lt;/i&gt;</title>" in text
     assert "A&amp;B (m&lt;1&gt;)" in text
+    assert not page.all("u")
     links = [
-        value
-        for _, attrs in page.tags
-        for name, value in attrs.items()
-        if name in ("src", "href", "srcset", "action", "data")
+        value for name in ("src", "href", "srcset", "action", "data") for value in page.values(name)
     ]
-    assert all(link and link.startswith("data:") for link in links)
+    ids = page.values("id")
+    assert all(link.startswith("data:") or link.removeprefix("#") in ids for link in links)
     assert not re.search(r"https?://|url\(|@import", text)
 
 
 def test_same_inputs_give_the_same_bytes(annotation: Path, score: str, tmp_path: Path) -> None:
     args = ("--score", f"LHP={score}", "--annotation", str(annotation), "--queries", "6")
-    first = report(tmp_path, *args)
-    assert first == report(tmp_path, *args)
+    first, second = (re.sub("<time .+?</time>", "", report(tmp_path, *args)) for _ in range(2))
+    assert first == second
     assert len(_Page(first).all("article")) == 6
 
 
@@ -145,7 +293,6 @@ def test_several_score_files(
         tmp_path, "--score", f"LHP={score}", "--score", f"UIT={other}", "--annotation",
         str(annotation),
     )  # fmt: skip
-    assert "UIT: rank 2" in text  # query 0: image 13 has a 1, and image 0 leads those with a 0
     for row in ("LHP", "LHP, normal", "LHP, abnormal", "UIT", "UIT, normal", "UIT, abnormal"):
         assert f'<th scope="row">{row}</th>' in text
     header, first, second, _ = capsys.readouterr().out.splitlines()
@@ -169,10 +316,11 @@ def test_name_masked_set_without_labels(tmp_path: Path) -> None:
     args = ("--score", f"CLIP={path}", "--annotation", str(query))
     text = report(tmp_path, *args, "--image_folder", str(tmp_path / "gallery"))
     page = _Page(text)
-    assert [image["title"] for image in page.all("img")] == ["B", "C", "A"]
-    assert len(page.all("table")) == 1, "double claims need no labels"
-    assert not page.all("svg")
-    assert not page.all("button")
+    assert [label.split(",")[0] for label in page.shots()] == ["B", "C", "A"]
+    assert len(page.all("table")) == 1, "duplicate top-1 images need no labels"
+    assert not page.all("polyline")
+    assert [one["name"] for one in page.all("select")] == ["order"]
+    assert [link["href"] for link in page.all("a")] == ["#queries", "#tables", "#made"]
     with pytest.raises(InputError, match="give their folder with --image_folder"):
         report(tmp_path, *args)
     (tmp_path / "gallery" / "C.png").unlink()
@@ -219,7 +367,7 @@ def test_choice_fills_up_from_what_there_is() -> None:
     assert len(choose_queries(None, ["normal"] * 50, 8)) == 8
 
 
-# ------------------------------------------------------ curves, steps, double claims, actions
+# ------------------------------------------------------ curves, steps, duplicate top-1, actions
 
 
 def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -> None:
@@ -233,20 +381,43 @@ def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -
         tmp_path, "--score", f"after={other}", "--score", f"before={score}", "--annotation",
         str(annotation), "--steps", "before", "after", "--trials", str(trials),
     )  # fmt: skip
-    page = _Page(text)
-    assert "before to after: 2 first places won, 1 lost" in text
-    assert len(page.all("svg")) == 2
-    assert len(page.all("polyline")) == 3, "two recall curves and one weight sweep"
-    (ring,) = page.all("circle")
-    x_of_half = float(page.all("polyline")[2]["points"].split()[1].split(",")[0])  # type: ignore[union-attr]
-    assert float(ring["cx"] or 0) == x_of_half
-    assert [c for c in (attrs.get("class") for attrs in page.all("li")) if c == "named"] != []
+    assert "before to after: 2 queries won, 1 lost" in text
+    curves = _Page(section(text, "curves"))
+    assert [svg.get("class") for svg in curves.all("svg") if "viewbox" in svg] == ["plot"] * 2
+    lines = [line["points"] for line in curves.all("polyline") if line["points"] != "0,5 34,5"]
+    assert len(lines) == 3, "two recall curves and one weight sweep"
+    (ring,) = curves.all("circle")
+    x_of_half = float(lines[2].split()[1].split(",")[0])
+    assert float(ring["cx"]) == x_of_half
+    # Query 5, lost: its image before, its twin after, and its image again.
+    assert _Page(text.split("Lost, a sample")[1].split("</ol>")[0]).shots() == [
+        "i05, rank 1, score 1.005, right image",
+        "i04, rank 1, score 2.000, twin",
+        "i05, rank 2, score 1.005, right image",
+    ]
     # After: query 5 takes query 4's image. Before: query 0 takes query 13's, query 1 query 0's.
-    table = text.split("<h2>Double claims</h2>")[1].split("</table>")[0]
-    cells = re.findall(r">(\d+)<", table)
+    cells = re.findall(
+        r">(\d+)<", text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
+    )
     assert cells == ["13", "2", "13", "2"]
-    actions = text.split("<h2>R@1 by action</h2>")[1].split("</table>")[0]
+    actions = text.split("R@1 by action</summary>")[1].split("</table>")[0]
     assert re.findall(r'scope="row">(\w+)<', actions) == ["Falling", "Walking"]
+
+
+def test_labels_of_a_chart_follow_its_lines(annotation: Path, score: str, tmp_path: Path) -> None:
+    perfect, poor = save(tmp_path / "p.pt", torch.eye(N)), save(tmp_path / "q.pt", -torch.eye(N))
+    text = report(
+        tmp_path, "--score", f"middle={score}", "--score", f"poor={poor}", "--score",
+        f"perfect={perfect}", "--annotation", str(annotation),
+    )  # fmt: skip
+    plot, legend = section(text, "curves").split('<div class="legend">')
+    assert re.findall("<b>(.+?)</b><span>(.+?)</span>", legend) == [
+        ("perfect", "100.00"), ("middle", "85.71"), ("poor", "0.00"),
+    ]  # fmt: skip
+    starts = [float(p["points"].split()[0].split(",")[1]) for p in _Page(plot).all("polyline")]
+    assert starts == sorted(starts), "the drawing's y runs downward"
+    colours = re.findall(r'class="(s\d)"', plot)
+    assert colours == re.findall(r'class="(s\d)"', legend)
 
 
 def test_stages_of_a_fusion_are_steps(annotation: Path, score: str, tmp_path: Path) -> None:
@@ -261,19 +432,23 @@ def test_stages_of_a_fusion_are_steps(annotation: Path, score: str, tmp_path: Pa
         "--steps", "fused", "margin", "--trials", str(trials),
     )  # fmt: skip
     # Query 0 wants image 13, which query 13 wants more, and then image 12, 11 and so on.
-    assert "fused to margin: 0 first places won, 0 lost" in text
-    table = text.split("<h2>Double claims</h2>")[1].split("</table>")[0]
-    assert re.findall(r'scope="row">(\w+)<', table) == ["margin", "fused"]
+    assert "fused to margin: 0 queries won, 0 lost" in text
+    table = text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
+    assert re.findall(r'scope="row">(\w+)<', table) == ["fused", "margin"], "as the steps"
     assert table.count("jointly over all queries") == 1
     assert "Actions of fewer than 5 queries are left out." in text
 
 
-def test_names_of_lines_do_not_cover_each_other() -> None:
-    series = [Series(f"s{i}", (1, 2), (0, 50 + 0.01 * i)) for i in range(6)]
+def test_lines_keep_inside_the_chart() -> None:
+    series = [Series(f"s{i}", (1, 2), (0, 50 + i), 50 + i, mark=1) for i in range(3)]
     chart = line_chart("t", series, "x", "y")
-    places = sorted(line.name_y for line in chart.lines)
-    assert all(b - a >= 14.9 for a, b in pairwise(places))
-    assert places[-1] <= chart.bottom
+    assert [line.name for line in chart.lines] == ["s2", "s1", "s0"]
+    for line in chart.lines:
+        for point in line.points.split():
+            x, y = map(float, point.split(","))
+            assert chart.left <= x <= chart.right
+            assert chart.top <= y <= chart.bottom
+        assert line.mark == (x, y)
     assert chart.y_ticks[0].text == "0"
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pab.core import processes
+from pab.core import processes, progress
 from pab.core.config import load_config
 from pab.core.errors import InputError
-from pab.training import run_log
-from pab.training.run_log import Progress, RunLog, git_state, read_log, versions
+from pab.training.run_log import RunLog, git_state, read_log, versions
 
 
 @dataclass(frozen=True)
@@ -123,38 +122,39 @@ def test_only_the_main_process_writes(
     with open_log(tmp_path / "run", log_dir=tmp_path / "board") as log:
         log.log(1, {"loss": 1.0})
         log.message("hello")
-        with log.progress(3, "epoch 1") as progress:
-            progress.update(3)
+        with log.progress(3, "training") as shown:
+            shown.update(3)
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == ""
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
-    with Progress(40, "epoch 1", done=10) as progress:
+    monkeypatch.setattr(progress, "clock", lambda: now[0])
+    with open_log(tmp_path) as log, log.progress(40, "training", done=10) as shown:
         for _ in range(20):
             now[0] += 10.0
-            progress.update(1, loss=0.51234)
+            shown.update(1, loss=0.51234)
         now[0] += 4.0
-        progress.update(10)
+        shown.update(10)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 7  # 200 s at one a 30 s, and the last
-    assert lines[0] == "epoch 1 13/40 loss=0.5123 (30 s, 0.1/s, 270 s left)"
-    assert lines[-1].startswith("epoch 1 40/40")
+    assert lines[0] == "training: 13/40, 0.1 steps/s, 4:30 left, loss 0.5123"
+    assert lines[-1] == "training: 40/40, 0.15 steps/s, 3:24 in all, loss 0.5123"
 
 
-def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_is_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with Progress(4, "epoch 1") as progress:
-        progress.update(4, loss=0.5)
+    monkeypatch.setattr(progress, "BAR_AFTER_S", 0.0)
+    with open_log(tmp_path) as log, log.progress(4, "training") as shown:
+        shown.update(4, loss=0.5)
     assert "4/4" in terminal.getvalue()
     assert "loss=0.5" in terminal.getvalue()
 
@@ -195,5 +195,5 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_versions_say_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_log, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr("pab.training.run_log.PACKAGES", ("torch", "no-such-package"))
     assert versions()["no-such-package"] is None

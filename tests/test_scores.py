@@ -16,15 +16,8 @@ import torch
 
 from pab.core.errors import InputError
 from pab.core.tensor_files import read_tensors, release_pages, write_tensors
-from pab.scores import (
-    ScoreFile,
-    _float32_columns,
-    align,
-    load_scores,
-    main,
-    reorder,
-    save_scores,
-)
+from pab.formats.score_file import float32_columns
+from pab.scores import ScoreFile, align, load_scores, main, reorder, save_scores
 
 
 @pytest.fixture
@@ -154,17 +147,15 @@ def test_what_has_one_meaning_is_read(
 def test_sorted_float32_columns_stay_on_disk(scores: ScoreFile, tmp_path: Path) -> None:
     save_scores(tmp_path / "s.pt", scores)
     mapped = read_tensors(tmp_path / "s.pt", "a score file", mmap=True)["scores"]
-    assert _float32_columns(mapped, [0, 1, 2, 3]) is mapped
-    assert (
-        _float32_columns(mapped, [1, 0, 2, 3]).tolist() == scores.scores[:, [1, 0, 2, 3]].tolist()
-    )
+    assert float32_columns(mapped, [0, 1, 2, 3]) is mapped
+    assert float32_columns(mapped, [1, 0, 2, 3]).tolist() == scores.scores[:, [1, 0, 2, 3]].tolist()
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are not listed here")
 def test_sorting_a_mapped_matrix_holds_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pab.scores._BLOCK_ELEMENTS", 1 << 14)
+    monkeypatch.setattr("pab.formats.score_file.BLOCK_ELEMENTS", 1 << 14)
     matrix = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0))
     names = [f"g{1023 - i:04}" for i in range(1024)]
     torch.save(raw(ScoreFile(matrix, [f"q{i}" for i in range(1024)], names)), tmp_path / "m.pt")
@@ -177,7 +168,7 @@ def test_sorting_a_mapped_matrix_holds_it_once(
 def test_non_finite_scores_are_refused_both_ways(
     scores: ScoreFile, tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pab.scores._BLOCK_ELEMENTS", 4)  # a row a block
+    monkeypatch.setattr("pab.formats.score_file.BLOCK_ELEMENTS", 4)  # a row a block
     matrix = scores.scores.clone()
     matrix[2, 1] = value
     with pytest.raises(InputError, match=r"query 'q3': expected finite scores.*image 'b'"):

@@ -21,18 +21,18 @@ from PIL import Image
 
 import pab.data.photos
 from pab.core.errors import InputError
-from pab.data.annotations import GalleryImage
 from pab.data.photos import list_photos, load_photo
-from pab.scoring.encoder import Encoder, OpenEncoder
+from pab.scoring.encoder import Encoder, Origin
 from pab.search.__main__ import TOP_K, main
 from pab.search.engine import search
-from pab.search.members import MEMBERS, load_module, read_member
+from pab.search.members import read_member
 from pab.search.queries import check_query
-from scripts import blip2_infer, clip_infer
+from scripts import clip_infer
 
 ROOT = Path(__file__).parents[1]
 LHP = ["--model", "lhp", "--config", "configs/lhp/mini_infer.yaml"]
 CLIP = ["--model", "clip", "--arch", "local-dir:checkpoints/mini/clip"]
+UIT = ["--model", "uit", "--config", "configs/uit/mini_infer.yaml"]
 BLIP2 = ["--model", "blip2", "--arch", "mini", "--text_encoder", "checkpoints/mini/bert"]
 HERE = ["--num_workers", "0"]
 CASES = SHARED / "cases/photos"
@@ -87,7 +87,7 @@ def ranked(output: str) -> dict[str, list[str]]:
 # ------------------------------------------------------------------------------------- the command
 
 
-@pytest.mark.parametrize("model", [LHP, CLIP, BLIP2], ids=["lhp", "clip", "blip2"])
+@pytest.mark.parametrize("model", [LHP, UIT, CLIP, BLIP2], ids=lambda words: words[1])
 def test_every_member_finds_every_readable_image(
     folder: Path, model: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -383,36 +383,37 @@ def test_queries_that_describe_something(query: str) -> None:
 # ------------------------------------------------------------------------------------- the engine
 
 
-def vectors_by_name(images: list[GalleryImage], *, reader: Any = None) -> torch.Tensor:
-    return torch.tensor([[1.0] if "good" in image.gallery_id else [0.5] for image in images])
+class ByName(Encoder):
+    """Photographs called "good" are better than all others, which are equal."""
+
+    origin = Origin("none", "none.pth")
+
+    def __init__(self, text: float = 1.0) -> None:
+        self.text = text
+
+    def encode_images(self, images: Any, *, reader: Any = None) -> torch.Tensor:
+        return torch.tensor([[1.0] if "good" in image.gallery_id else [0.5] for image in images])
+
+    def encode_texts(self, captions: Any) -> torch.Tensor:
+        return torch.full((len(captions), 1), self.text)
 
 
 def test_ties_go_to_the_smaller_name(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "good.png", "c.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    encoder = Encoder(vectors_by_name, lambda captions: torch.ones(len(captions), 1))  # type: ignore[arg-type]
-    opened = OpenEncoder(encoder, "none", "none.pth", "", "fp32")
-    answers = search(opened, list_photos(tmp_path).photos, ["x"], top_k=3)
+    photos = list_photos(tmp_path).photos
+    answers = search(ByName(), photos, ["x"], top_k=3)
     assert [hit.name for hit in answers.hits[0]] == ["good.png", "a.png", "b.png"]
     assert answers.indexed == 4
-    infinite = Encoder(vectors_by_name, lambda captions: torch.full((len(captions), 1), torch.inf))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"none.pth, query 'x': the model's scores are not finite"):
-        search(
-            OpenEncoder(infinite, "none", "none.pth", "", "fp32"),
-            list_photos(tmp_path).photos, ["x"], top_k=3,
-        )  # fmt: skip
+        search(ByName(torch.inf), photos, ["x"], top_k=3)
 
 
-def test_members_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir("/")  # the scripts are no installed package
-    for name in MEMBERS:
-        module = load_module(name)
-        assert hasattr(module.InferConfig, "check")
-        assert callable(module.open_encoder)
-        assert load_module(name) is module
-    assert Path(load_module("blip2").__file__) == Path(blip2_infer.__file__)  # type: ignore[attr-defined]
-    member = read_member("clip", "RN50", ["--batch_size", "3"], prog="p")
-    assert (member.config.model, member.config.batch_size) == ("RN50", 3)  # type: ignore[attr-defined]
+def test_a_members_flags() -> None:
+    config = read_member("clip", "RN50", ["--batch_size", "3"], prog="p")
+    assert (config.model, config.batch_size) == ("RN50", 3)  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="--k_test: photo search does not take this flag"):
+        read_member("uit", None, ["--k_test", "3"], prog="p")
 
 
 def test_the_command_starts_from_anywhere(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pab.core.errors import InputError
 from pab.core.notices import forget_notices
 from pab.data.annotations import read_retrieval
 from pab.data.tables import TableColumns, is_captioned_folder
-from pab.data.training_set import SKIPPED, TrainingSet
+from pab.data.training_index import SKIPPED
+from pab.data.training_set import TrainingSet
 from pab.training.contrastive import symmetric_infonce
 from tests.conftest import MODEL, draw
 

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-import pab.data.training_set
 from pab.core.errors import InputError
 from pab.core.notices import forget_notices
-from pab.data.annotations import read_retrieval, read_train_pairs, retrieval_of_pairs
+from pab.data import training_index_writer
+from pab.data.annotations import read_retrieval, retrieval_of_pairs
 from pab.data.splits import write_split
-from pab.data.training_set import SKIPPED, TrainingSet
+from pab.data.training_index import SKIPPED
+from pab.data.training_set import TrainingSet
 from pab.data.tree import find_shards
+from tests.train_pairs import read_train_pairs
 
 
 def pair(shard: int, k: int, **more: Any) -> dict[str, Any]:
@@ -66,19 +68,6 @@ def test_blank_lines_and_a_missing_last_newline(root: Path) -> None:
     assert TrainingSet.open(root)[7].image_id == "2_3"
 
 
-def test_subsets_of_subsets(root: Path) -> None:
-    pairs = TrainingSet.open(root)
-    odd = pairs.subset(np.array([9, 1, 3]))
-    assert ids(odd) == odd.image_ids() == ["10_1", "0_1", "0_3"]
-    assert ids(odd.subset(np.array([2, 0]))) == ["0_3", "10_1"]
-    assert ids(pairs[1:3]) == ["0_1", "0_2"]
-    np.testing.assert_array_equal(odd.videos, pairs.videos[[9, 1, 3]])
-    assert len(pairs.subset(np.array([], dtype=int))) == 0
-    for bad in (-1, 3):
-        with pytest.raises(IndexError):
-            odd.subset(np.array([bad]))
-
-
 def test_videos_join_pairs_of_one_source_only(tmp_path: Path) -> None:
     no_source = {**pair(0, 0), "source_id": None}
     write_shard(tmp_path, 0, pair(0, 1), no_source, pair(0, 2), {**no_source, "image_id": "0"})
@@ -87,22 +76,14 @@ def test_videos_join_pairs_of_one_source_only(tmp_path: Path) -> None:
     assert TrainingSet.open(tmp_path).videos.tolist() == [0, 1, 2, 3, 0, 4, 5]
 
 
-def test_indices_by_id(root: Path) -> None:
-    pairs = TrainingSet.open(root)
-    assert pairs.indices_of(["10_1", "0_0"]).tolist() == [9, 0]
-    with pytest.raises(InputError, match=r"image_id 'x': .*none for 1 of them"):
-        pairs.indices_of(["0_0", "x"])
-
-
-def test_image_files_and_their_twins(tmp_path: Path) -> None:
-    write_shard(tmp_path, 0, pair(0, 0), pair(0, 1, hard_i="imgs_0/wentwrong/1.jpg"))
+def test_image_files(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, pair(0, 0), pair(0, 1, image="train/imgs_0/wentwrong/1.jpg"))
     place = tmp_path / "train" / "imgs_0" / "wentrong"
     place.mkdir(parents=True)
     (place / "1.jpg").touch()
     pairs = TrainingSet.open(tmp_path)
     assert pairs.image_path(pairs[0]) == tmp_path / "train/imgs_0/goal/0.jpg"
-    assert pairs.twin_path(pairs[0]) is None
-    assert pairs.twin_path(pairs[1]) == place / "1.jpg"
+    assert pairs.image_path(pairs[1]) == place / "1.jpg"
 
 
 def test_the_index_is_made_once_and_anew_when_a_shard_changes(
@@ -110,9 +91,9 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(
 ) -> None:
     TrainingSet.open(root)
     checks = []
-    check = pab.data.training_set._check_lines
+    check = training_index_writer._check_lines
     monkeypatch.setattr(
-        pab.data.training_set, "_check_lines", lambda *args: checks.append(args) or check(*args)
+        training_index_writer, "_check_lines", lambda *args: checks.append(args) or check(*args)
     )
     TrainingSet.open(root)
     assert not checks
@@ -140,8 +121,8 @@ def test_a_shard_that_changes_while_open_is_noticed(root: Path) -> None:
 def test_unpickled_and_in_workers_it_reads_the_same(root: Path) -> None:
     pairs = TrainingSet.open(root)
     assert pairs[0].image_id == "0_0"  # a file is open now
-    subset = pickle.loads(pickle.dumps(pairs.subset(np.array([5, 0]))))  # noqa: S301
-    assert ids(subset) == ["2_1", "0_0"]
+    again = pickle.loads(pickle.dumps(pairs))  # noqa: S301
+    assert ids(again) == ids(pairs)
     assert len(pickle.dumps(pairs)) < 2000
     loader: DataLoader = DataLoader(pairs, batch_size=5, num_workers=2, collate_fn=list)  # type: ignore[arg-type]
     assert [p for batch in loader for p in batch] == list(pairs)
@@ -292,7 +273,6 @@ def test_captions_of_one_image_share_its_identity(tmp_path: Path) -> None:
     pairs = TrainingSet.open(tmp_path)
     assert [pairs.identity(n) for n in range(5)] == [0, 1, 0, 3, 4]
     assert pairs.videos.tolist() == [0, 1, 0, 2, 3]
-    assert pairs.subset(np.array([2, 4])).identity(0) == 0
     write_split(tmp_path / "out", pairs, np.array([1, 3, 4]), np.array([0, 2]))
     found = read_retrieval(tmp_path / "out/val_pairs.json", image_folder=tmp_path)
     assert [query.query_id for query in found.queries] == ["a#0", "a#1"]

@@ -29,7 +29,7 @@ def view(local_prob: float, size: int = 16) -> HybridView:
 
 
 def local_share(local_prob: float, draws: int) -> int:
-    """How many of the views are not the whole image."""
+    """Count the views that are not the whole image."""
     hybrid, image = view(local_prob, 8), gradient_image(32, 32)
     whole = recipe("beit3", 8).transform()(image)
     torch.manual_seed(0)

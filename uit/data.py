@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pab.data.annotations import TrainPair
+from pab.data.records import TrainPair
 from pab.data.training_set import TrainingSet
 from pab.data.wordpiece import Tokenizer
 from pab.training.data import BadSample, TrainingSamples

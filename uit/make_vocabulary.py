@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
+from pab.core.progress import progress
 from pab.data.vocabulary import vocabulary_command
 from pab.data.wordpiece import CONTINUES, SPECIAL, VOCABULARY
 
@@ -35,7 +36,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
     """
     normalise, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()
-    for caption in captions:
+    for caption in progress(captions, "counting words", "captions"):
         split_words = split.pre_tokenize_str(normalise.normalize_str(caption))
         counts.update(word for word, _ in split_words)
     characters = sorted({character for word in counts for character in word})
@@ -55,7 +56,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and make the vocabulary."""
     vocabulary_command(
-        make_vocabulary, argv, prog="python -m uit.make_vocabulary", description=__doc__,
+        make_vocabulary, argv, prog="python -m uit.make_vocabulary",
         out="folder for vocab.txt", pieces=2000,
     )  # fmt: skip
 

@@ -13,53 +13,84 @@ Shape letters: `Q` queries, `G` gallery, `K` candidates per query, `M` image tok
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pab.core import processes
-from pab.core.devices import autocast
-from pab.core.notices import notice
+from pab.core.devices import autocast, dtype_of
+from pab.core.progress import Progress
+from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
-from pab.ranking import top_k
+from pab.scoring.encoder import Origin
+from pab.scoring.encoding import Compute
+from pab.scoring.rerank import Reranker
+from uit.encode import GalleryFeatures, UitEncoder, encode_gallery, load_encoder
 from uit.model import Uit
+
+if TYPE_CHECKING:
+    from uit.infer import InferConfig
 
 IMAGES_A_GROUP = 512  # images with keys and values in memory (2 MB each at full size, fp32)
 PAIRS_A_PASS = 128
 
 
-def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
-    """Select the k best images per query, int64 [Q, K]; ties go to the smaller id.
+class UitReranker(Reranker):
+    """UIT's cross encoder as a reranker, with ITC as its first stage.
 
-    A k above the gallery size selects all images, with a notice. All processes get rank 0's choice,
-    because GPUs of different types round differently.
-
-    Args:
-        scores: [Q, G].
-        k: candidates per query.
-        flag: setting of k, for the notice.
-    """
-    gallery = scores.shape[1]
-    if k > gallery:
-        notice(flag, f"{k} is more than the gallery's {gallery} images: all are candidates")
-    return processes.broadcast_object(top_k(scores, min(k, gallery)))
-
-
-def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
-    """Build the whole score matrix: candidates' logits, others just below the row's minimum.
+    Both share the features of a gallery, which is encoded once.
 
     Args:
-        match: float32 [Q, K].
-        candidates: int64 [Q, K].
-        gallery: G.
-
-    Returns:
-        float32 [Q, G]. Other images get the next smaller float32, so that they never tie with a
-        candidate.
+        encoder: the model's ITC.
+        compute: that of ``encoder``, with a cache of vectors and tokens.
+        stored: further arguments of :func:`uit.encode.encode_gallery`.
     """
-    below = torch.nextafter(match.amin(dim=1, keepdim=True), torch.tensor(-torch.inf))
-    return below.expand(-1, gallery).contiguous().scatter_(1, candidates, match)
+
+    def __init__(self, encoder: UitEncoder, compute: Compute, **stored: Any) -> None:
+        self.encoder, self.compute, self._stored = encoder, compute, stored
+        self._last: tuple[Sequence[GalleryImage], GalleryFeatures] | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """Source of the model."""
+        return self.encoder.origin
+
+    def features(self, images: Sequence[GalleryImage]) -> GalleryFeatures:
+        """Tokens and vectors of a gallery; those of the last gallery are reused."""
+        if self._last is None or self._last[0] is not images:
+            self._last = None  # before the next gallery needs memory
+            found = encode_gallery(self.encoder.model, images, self.compute, **self._stored)
+            self._last = images, found
+        return self._last[1]
+
+    def first_scores(self, captions: Sequence[str], images: Sequence[GalleryImage]) -> Tensor:
+        """ITC similarities, float32 [Q, G]; captions go first, to fail early."""
+        texts = self.encoder.encode_texts(captions)
+        return self.encoder.similarity(texts, self.features(images).vectors)
+
+    def rerank(
+        self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
+    ) -> Tensor:
+        """Match logits of each query's candidates, float32 [Q, K]."""
+        rows = self.encoder.ids(captions)
+        return match_scores(
+            self.encoder.model, self.encoder.tokenizer, rows, self.features(images).tokens,
+            candidates, device=self.compute.device, dtype=self.compute.dtype,
+        )  # fmt: skip
+
+
+def open_reranker(config: InferConfig) -> UitReranker:
+    """Load the model that the settings name; its cache also holds image tokens.
+
+    Raises:
+        InputError: see :func:`uit.encode.load_encoder`.
+    """
+    encoder = load_encoder(config)
+    compute = encoder.compute.with_cache({**encoder.fingerprint, "features": "with tokens"})
+    dtype = dtype_of(config.cache_dtype)
+    return UitReranker(encoder, compute, cache_dtype=dtype, cache_dir=config.cache_dir)
 
 
 @torch.inference_mode()
@@ -89,7 +120,9 @@ def match_scores(
     order: list[int] = []
     k = candidates.shape[1]
     groups = list(_groups([len(row) for row in rows], candidates.numpy()))
-    for group in (groups[number] for number in processes.share_of(len(groups))):
+    mine = [groups[number] for number in processes.share_of(len(groups))]
+    shown = Progress(sum(map(len, mine)), "re-ranking", "queries")
+    for group in mine:
         used, place = np.unique(candidates[group].numpy(), return_inverse=True)
         images = torch.from_numpy(place.reshape(len(group), k))
         with autocast(device, dtype):
@@ -107,6 +140,8 @@ def match_scores(
                 ]
             found.append(torch.cat(logits, dim=1).float().cpu())
             order += part
+            shown.update(len(part))
+    shown.close()
     return processes.assemble(order, torch.cat(found) if found else None, len(rows), device)
 
 

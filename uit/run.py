@@ -18,7 +18,8 @@ import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from pab.core.config import add_debug_flag, config_from_args, names_flag, with_debug
+from pab.core.commands import CommandParser, add_debug_flag, names_flag, with_debug
+from pab.core.config import config_from_args
 from pab.core.errors import InputError, run_cli
 from pab.core.files import existing_file
 from pab.data.tree import labelled_test
@@ -49,7 +50,6 @@ def main(argv: list[str] | None = None) -> None:
         TrainConfig,
         given,
         prog="python -m uit.run",
-        description="Fine-tune UIT, or evaluate it on the labelled test.",
         extra=_add_own_flags,
     )
     if own.evaluate:
@@ -133,23 +133,26 @@ def _words(argv: list[str]) -> list[str]:
     return words if names_flag(words, "--config") else ["--config", DEFAULT_CONFIG, *words]
 
 
-def _add_own_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dist", default="f1", metavar="fN", help="first N GPUs (default f1)")
-    parser.add_argument(
+def _add_own_flags(parser: CommandParser) -> None:
+    data, model, training, output, speed = (
+        parser.groups[name] for name in ("data", "model", "optimization", "output", "speed")
+    )
+    speed.add_argument("--dist", default="f1", metavar="fN", help="first N GPUs (default f1)")
+    output.add_argument(
         "--evaluate",
         action="store_true",
         help="score the labelled test set of data_path with --checkpoint instead of training",
     )
-    parser.add_argument(
+    model.add_argument(
         "--k_test", type=int, default=PUBLISHED_K, metavar="N",
         help=f"candidates per query that --evaluate re-ranks (default {PUBLISHED_K})",
     )  # fmt: skip
-    parser.add_argument(
+    data.add_argument(
         "--same_caption_counts", action="store_true",
         help="with --evaluate: every image with the same caption on its line counts as right",
     )  # fmt: skip
-    parser.add_argument("--bs", metavar="N", help="short for --batch_size")
-    parser.add_argument("--epo", metavar="N", help="short for --epochs")
+    training.add_argument("--bs", metavar="N", help="short for --batch_size")
+    training.add_argument("--epo", metavar="N", help="short for --epochs")
     add_debug_flag(parser, DEBUG_CONFIG)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -17,6 +16,8 @@ from pab.core.errors import InputError, run_cli
 from pab.core.outputs import check_free_space
 from pab.core.weight_folders import weights_or_path
 from pab.data.wordpiece import Tokenizer
+from pab.scoring.encoding import Compute
+from pab.scoring.rerank import rerank_best
 from pab.training.command import training_command
 from pab.training.data import (
     TrainingData,
@@ -33,11 +34,11 @@ from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
 from uit.eda import WordNet
-from uit.encode import encode_captions, encode_gallery, with_vocabulary
+from uit.encode import UitEncoder, with_vocabulary
 from uit.masking import WordMasking
 from uit.model import Uit, model_config
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
-from uit.rerank import choose_candidates, fill, match_scores
+from uit.rerank import UitReranker
 from uit.schedules import COSINE_WARMUP_SHARE, multiplier
 from uit.weights import start_weights
 
@@ -196,16 +197,12 @@ def validation_metrics(
     """Validation metrics in percent: those of ITC, and those of the re-ranked candidates."""
     retrieval = validation_retrieval(data)
     assert retrieval.gallery is not None
-    rows = [tokenizer.encode(query.caption) for query in retrieval.queries]
-    on: dict[str, Any] = {"device": device, "dtype": dtype}
-    features = encode_gallery(
-        model, retrieval.gallery, batch_size=config.batch_size, num_workers=config.num_workers, **on
-    )
-    texts = encode_captions(model, tokenizer, rows, batch_size=config.batch_size, **on)
-    itc = texts @ features.vectors.T
-    candidates = choose_candidates(itc, config.k_val, "--k_val")
-    match = match_scores(model, tokenizer, rows, features.tokens, candidates, **on)
-    figures = retrieval_metrics(retrieval, fill(match, candidates, itc.shape[1]))
+    captions = [query.caption for query in retrieval.queries]
+    compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
+    reranker = UitReranker(UitEncoder(model, tokenizer, compute), compute)
+    itc = reranker.first_scores(captions, retrieval.gallery)
+    match = rerank_best(reranker, captions, retrieval.gallery, itc, config.k_val, "--k_val")
+    figures = retrieval_metrics(retrieval, match)
     itc_figures = retrieval_metrics(retrieval, itc)
     return {**figures, **{f"itc {name}": value for name, value in itc_figures.items()}}
 
@@ -217,7 +214,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog="python -m uit.train",
-        description="Fine-tune UIT in this process; python -m uit.run starts several.",
     )
 
 

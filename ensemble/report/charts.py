@@ -9,30 +9,34 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 130, 12, 40  # margins; the right margin holds the series names
+WIDTH, HEIGHT = 360, 250  # as wide as a phone, so that the text of the axes stays legible there
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 42  # margins
 TICKS = 5
-NAME_GAP = 15  # minimum distance of two series names
 
 
 @dataclass(frozen=True)
 class Series:
-    """Named series: ascending x, and y in data units; ``mark`` is the index of a ringed point."""
+    """Named series: ascending x, and y in data units.
+
+    Attributes:
+        figure: number beside the name; the lines are in its order, largest first.
+        mark: index of a ringed point.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    figure: float
     mark: int | None = None
 
 
 @dataclass(frozen=True)
 class Line:
-    """Laid-out series: SVG points, position of its name, ringed point."""
+    """Laid-out series: SVG points and ringed point."""
 
     name: str
+    figure: float
     points: str
-    name_y: float
-    end_y: float
     mark: tuple[float, float] | None
 
 
@@ -81,7 +85,7 @@ def line_chart(
     x_ticks: Sequence[float] | None = None,
     log_x: bool = False,
 ) -> Chart:
-    """Lay out a line chart.
+    """Lay out a line chart; its lines are in descending order of their figures.
 
     Args:
         title: title of the chart, also for screen readers.
@@ -107,38 +111,16 @@ def line_chart(
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
     lines = []
-    for one in series:
+    for one in sorted(series, key=lambda one: -one.figure):
         points = [(place_x(x), place_y(y)) for x, y in zip(one.x, one.y, strict=True)]
-        lines.append(
-            Line(
-                one.name,
-                " ".join(f"{x:g},{y:g}" for x, y in points),
-                points[-1][1],
-                points[-1][1],
-                None if one.mark is None else points[one.mark],
-            )
-        )
+        text = " ".join(f"{x:g},{y:g}" for x, y in points)
+        mark = None if one.mark is None else points[one.mark]
+        lines.append(Line(one.name, one.figure, text, mark))
     return Chart(
         title,
         x_label,
         y_label,
-        _names_apart(lines),
+        lines,
         [Tick(f"{x:g}", place_x(x)) for x in x_steps],
         [Tick(f"{y:g}", place_y(y)) for y in y_steps],
     )
-
-
-def _names_apart(lines: Sequence[Line]) -> list[Line]:
-    """Move the names of the lines so that they do not overlap."""
-    order = sorted(range(len(lines)), key=lambda i: lines[i].end_y)
-    wanted = {i: lines[i].end_y for i in order}
-    below = -math.inf
-    for i in order:  # push down, ...
-        wanted[i] = below = max(wanted[i], below + NAME_GAP)
-    above: float = HEIGHT - BOTTOM + NAME_GAP
-    for i in reversed(order):  # ... and back up from the lower edge
-        wanted[i] = above = min(wanted[i], above - NAME_GAP)
-    return [
-        Line(line.name, line.points, round(wanted[i], 1), line.end_y, line.mark)
-        for i, line in enumerate(lines)
-    ]

@@ -1,4 +1,4 @@
-"""Findings of a report: recall curves, weight sweeps, fusion steps, collisions, actions.
+"""Findings of a report: recall curves, weight sweeps, fusion steps, duplicate top-1, actions.
 
 Shape letters: `Q` queries.
 """
@@ -17,8 +17,9 @@ import numpy as np
 from ensemble.report.charts import Chart, Series, line_chart
 from pab.core.errors import InputError
 from pab.core.files import existing_file
-from pab.data.annotations import Query
+from pab.data.records import Query
 from pab.metrics import paired_bootstrap
+from pab.ranking import top_k
 from pab.scores import ScoreFile
 
 CURVE_K = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
@@ -49,10 +50,10 @@ def recall_curve(ranks: Sequence[tuple[str, np.ndarray]]) -> Chart:
     Args:
         ranks: per ranking, its name and the best rank of every query's right image [Q].
     """
-    series = [
-        Series(name, CURVE_K, [100 * float((rank <= k).mean()) for k in CURVE_K])
-        for name, rank in ranks
-    ]
+    series = []
+    for name, rank in ranks:
+        recalls = [100 * float((rank <= k).mean()) for k in CURVE_K]
+        series.append(Series(name, CURVE_K, recalls, recalls[0]))
     return line_chart(
         "Share of queries whose right image is among the first K",
         series, "K", "R@K, %", x_ticks=(1, 2, 5, 10, 20, 50), log_x=True,
@@ -88,15 +89,16 @@ def weight_sweep(path: str | Path) -> Chart:
             continue  # the search's starting point has no weight
         x = sorted(tried)
         best = max(range(len(x)), key=lambda i: (*tried[x[i]], x[i]))
-        series.append(Series(f"+ {member}", x, [tried[weight][0] for weight in x], best))
+        recalls = [tried[weight][0] for weight in x]
+        series.append(Series(f"+ {member}", x, recalls, recalls[best], best))
     if not series:
         raise InputError(
             path, "holds no member with several weights",
             todo="give the trials of a search by steps",
         )  # fmt: skip
     return line_chart(
-        "R@1 on the validation queries over what the others keep",
-        series, "what the members before keep", "R@1, %",
+        "R@1 on the validation queries by weight; the ring marks the chosen one",
+        series, "weight kept by the running sum", "R@1, %",
     )  # fmt: skip
 
 
@@ -113,13 +115,11 @@ def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: 
     )
 
 
-def collisions(scores: ScoreFile) -> tuple[int, int]:
-    """Count the distinct top-1 images, and the queries that share theirs with another query."""
-    from pab.ranking import top_k
-
+def duplicate_top1(scores: ScoreFile) -> tuple[int, np.ndarray]:
+    """Count the distinct top-1 images, and find the queries that share theirs [Q]."""
     first = top_k(scores.scores, 1)[:, 0].numpy()
     counts = np.bincount(first)
-    return int((counts > 0).sum()), int((counts[first] > 1).sum())
+    return int((counts > 0).sum()), counts[first] > 1
 
 
 def by_action(
@@ -129,7 +129,7 @@ def by_action(
 
     Args:
         queries: in the order of the ranks.
-        ranks: name and best rank [Q] per ranking.
+        ranks: name and best rank [Q] per ranking; the first one sorts the actions, hardest first.
     """
     if not ranks:
         return []

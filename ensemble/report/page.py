@@ -1,9 +1,10 @@
 """HTML report with metrics and ranked images, in one self-contained file.
 
-The file embeds everything (thumbnails as base64 JPEG, style, script) and makes no network requests.
+The file embeds everything (thumbnails as base64 WebP, style, script) and makes no network requests.
 The first ``--score`` is the main one, and the page shows its ten best images. Further ones add rows
-to the metrics, curves and tables. ``--steps`` names the score files in fusion order, and the page
-shows each step's won and lost queries. ``--trials`` adds the weight sweep of the search.
+to the metrics, curves and tables, and their ten best images of a query are folded below it.
+``--steps`` names the score files in fusion order, and the page shows each step's won and lost
+queries. ``--trials`` adds the weight sweep of the search.
 
 Command line::
 
@@ -14,8 +15,12 @@ Command line::
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,26 +30,65 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ensemble.report.findings import (
     LEAST_OF_AN_ACTION,
     by_action,
-    collisions,
+    duplicate_top1,
     recall_curve,
     weight_sweep,
 )
-from ensemble.report.members import Member, ranks_of_members
-from ensemble.report.pictures import Picture, Thumbnails
+from ensemble.report.inputs import NamedScores, best_ranks, check_steps, read_inputs
+from ensemble.report.pictures import SMALL_PX, Album, Picture
 from ensemble.report.steps import steps_shown
+from pab import __version__
 from pab.core.config import CommandParser
 from pab.core.errors import InputError
 from pab.core.files import write_text
-from pab.data.annotations import GalleryImage, Query, Retrieval, read_retrieval
+from pab.core.progress import progress
+from pab.core.resources import CODE_ROOT
+from pab.data.annotations import read_retrieval
 from pab.data.images import list_gallery
 from pab.data.label_config import add_label_flags, label_config
-from pab.evaluate import evaluate, text_table
+from pab.data.records import GalleryImage, Query, Retrieval
+from pab.evaluate import text_table
 from pab.metrics import paired_bootstrap
-from pab.ranking import rows_in_order, top_k
+from pab.ranking import rows_in_order
+from pab.training.run_log import git_state
 
 TOP_IMAGES = 10
 FAILURE_SHARE = 0.6  # of the displayed queries, if there are enough failures
 TITLE = "Text-based person anomaly retrieval"
+FAILURES = {  # kinds of failure; a query can be of several
+    "near": f"right image at rank 2 to {TOP_IMAGES}",
+    "far": f"right image below rank {TOP_IMAGES}",
+    "twin": "twin at rank 1",
+    "duplicate": "duplicate top-1",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rankings that share tables: the members, or the fusion steps.
+
+    Attributes:
+        title: heading of the tables.
+        rankings: in the order of the rows.
+        metrics: a row of (value, low, high) by metric, per ranking and group of queries.
+        duplicates: numbers of distinct top-1 images and of queries that share theirs, per ranking.
+        actions: rows of :func:`by_action`.
+    """
+
+    title: str
+    rankings: list[NamedScores]
+    metrics: list[dict[str, Any]]
+    duplicates: list[tuple[int, int]]
+    actions: list[tuple[str, int, list[float]]]
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """Best images of a query in one ranking; ``rank`` of the right image is None without labels."""
+
+    name: str
+    rank: int | None
+    pictures: list[Picture]
 
 
 @dataclass(frozen=True)
@@ -54,23 +98,23 @@ class Strip:
     Attributes:
         query: the query.
         kind: normal, abnormal, or empty if unknown.
-        rank: rank of the best right image in the main score file; None without labels.
-        others: (name, rank) for each other score file.
-        pictures: the ten best images.
-        below: the best right image, if it is not among the ten.
+        failures: keys of :data:`FAILURES`.
+        main: list of the main score file.
+        below: its best right image, if that is not among the ten.
+        others: lists of the other score files.
     """
 
     query: Query
     kind: str
-    rank: int | None
-    others: list[tuple[str, int]]
-    pictures: list[Picture]
+    failures: list[str]
+    main: RankedList
     below: Picture | None
+    others: list[RankedList]
 
 
 def write_report(
     path: str | Path,
-    members: Sequence[Member],
+    rankings: Sequence[NamedScores],
     retrieval: Retrieval,
     gallery: Sequence[GalleryImage],
     *,
@@ -79,30 +123,33 @@ def write_report(
     seed: int = 0,
     steps: Sequence[str] = (),
     trials: Path | None = None,
+    command: str = "",
 ) -> None:
     """Write the report.
 
     Args:
         path: output HTML file.
-        members: one or more members with the same queries and images; the first is the main one.
+        rankings: one or more rankings of the same queries and images; the first is the main one.
         retrieval: queries, with labels if there are any.
         gallery: the images.
         n_queries: number of displayed queries.
         title: title of the page.
         seed: seed of the sample of successes and of the bootstrap.
-        steps: names of members in fusion order, whose changes are shown.
+        steps: names of rankings in fusion order, whose changes are shown.
         trials: trials file of the search, for its weight sweep.
+        command: command line that the page names.
 
     Raises:
         InputError: a displayed image is missing or unreadable, or the trials file is invalid.
     """
-    main = members[0]
+    main = rankings[0]
     queries = {query.query_id: query for query in retrieval.queries}
     kinds = [_kind(queries[query_id]) for query_id in main.scores.query_ids]
     ranks = None if main.evaluation is None else main.evaluation.metrics.best_rank.tolist()
     rows = choose_queries(ranks, kinds, n_queries, seed)
-    thumbnails = Thumbnails(gallery)
-    strips = [_strip(row, members, retrieval, queries, thumbnails) for row in rows]
+    album = Album(gallery, retrieval)
+    changes = steps_shown(rankings, steps, queries, album, seed)
+    strips = _strips(rows, rankings, queries, album)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # captions and file names are untrusted text
@@ -110,30 +157,37 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    groups = _groups(rankings, steps, [queries[one] for one in main.scores.query_ids], seed)
     page = environment.get_template("report.html.j2").render(
         title=title,
         main=main,
-        metrics=None if ranks is None else _metrics_table(members, seed),
-        curve=None if ranks is None else recall_curve(ranks_of_members(members)),
+        groups=groups,
+        curve=None if ranks is None else recall_curve(best_ranks(rankings)),
         sweep=None if trials is None else weight_sweep(trials),
-        steps=steps_shown(members, steps, retrieval, queries, thumbnails, seed),
-        collisions=[
-            (m.name, *collisions(m.scores), m.scores.meta.get("per_query") is False)
-            for m in members
-        ],
-        actions=by_action(
-            [queries[one] for one in main.scores.query_ids], ranks_of_members(members)
-        ),
+        steps=changes,
         least=LEAST_OF_AN_ACTION,
-        names=[member.name for member in members],
         strips=strips,
         failures=None if ranks is None else sum(rank > 1 for rank in ranks),
+        failure_names=FAILURES,
+        failure_kinds=_options((key for one in strips for key in one.failures), **FAILURES),
+        kinds=_options(one.kind for one in strips),
+        actions=_options(one.query.action for one in strips),
         n_gallery=len(main.scores.gallery_ids),
         n_queries=len(main.scores.query_ids),
-        kinds=sorted({strip.kind for strip in strips if strip.kind}, reverse=True),
-        has_twins=any(picture.mark == "twin" for strip in strips for picture in strip.pictures),
+        has_twins=bool(retrieval.twins),
+        thumbnails=album.thumbnails,
+        command=command,
+        version=__version__,
+        git=git_state(CODE_ROOT),
+        date=datetime.now(UTC),
     )
     write_text(path, page)
+
+
+def _options(values: Iterable[str | None], **names: str) -> list[tuple[str, str]]:
+    """Choices of a filter: each value with its name and number of queries."""
+    counts = sorted(Counter(filter(None, values)).items())
+    return [(value, f"{names.get(value, value)} ({n})") for value, n in counts]
 
 
 def choose_queries(
@@ -174,159 +228,136 @@ def _kind(query: Query) -> str:
     return {True: "normal", False: "abnormal", None: ""}[query.is_normal]
 
 
-def _metrics_table(members: Sequence[Member], seed: int) -> dict[str, Any]:
-    """Column names, and per member and group a row of (value, low, high) by column."""
-    columns: list[str] = []
-    rows = []
-    for member in members:
-        evaluation = member.evaluation
-        assert evaluation is not None  # all members have the annotation's labels
-        for group, chosen in evaluation.groups.items():
-            values, bounds = evaluation.summary(group), evaluation.intervals(group, seed)
-            columns = columns if len(columns) >= len(values) else list(values)
-            cells = {name: (value, *bounds[name]) for name, value in values.items()}
-            rows.append({"name": member.name, "group": group, "n": chosen.sum(), "cells": cells})
-    return {"columns": columns, "rows": rows}
-
-
-def _strip(
-    row: int,
-    members: Sequence[Member],
-    retrieval: Retrieval,
-    queries: dict[str, Query],
-    thumbnails: Thumbnails,
-) -> Strip:
-    main = members[0]
-    scores = main.scores.scores[row]  # [G]
-    query = queries[main.scores.query_ids[row]]
-    right = (retrieval.relevant or {}).get(query.query_id, frozenset())
-    twin = retrieval.twins.get(query.query_id)
-
-    def picture(column: int, rank: int) -> Picture:
-        name = main.scores.gallery_ids[column]
-        mark = "right" if name in right else "twin" if name == twin else ""
-        return Picture(name, rank, float(scores[column]), mark, thumbnails[name])
-
-    best = top_k(scores[None], TOP_IMAGES)[0].tolist()
-    pictures = [picture(column, rank) for rank, column in enumerate(best, start=1)]
-    rank, below = None, None
-    if main.evaluation is not None:
-        rank = int(main.evaluation.metrics.best_rank[row])
-        if rank > len(best):
-            below = picture(int(top_k(scores[None], rank)[0, -1]), rank)
-    others = [
-        (member.name, int(member.evaluation.metrics.best_rank[row]))
-        for member in members[1:]
-        if member.evaluation is not None
+def _groups(
+    rankings: Sequence[NamedScores], steps: Sequence[str], queries: Sequence[Query], seed: int
+) -> list[Group]:
+    """Tables of the members, and of the fusion steps in their order; no group is empty."""
+    fused = [i for i, one in enumerate(rankings) if one.is_fusion or one.name in steps[1:]]
+    order = {name: place for place, name in enumerate(steps)}
+    fused.sort(key=lambda i: order.get(rankings[i].name, len(order)))
+    single = [i for i in range(len(rankings)) if i not in fused]
+    duplicates = [duplicate_top1(one.scores) for one in rankings]
+    actions = by_action(queries, best_ranks(rankings))
+    return [
+        Group(
+            title,
+            [rankings[i] for i in places],
+            [row for i in places for row in _metrics_rows(rankings[i], seed)],
+            [(duplicates[i][0], int(duplicates[i][1].sum())) for i in places],
+            [(name, n, [shares[i] for i in places]) for name, n, shares in actions],
+        )
+        for title, places in (("Members", single), ("Fusion steps", fused))
+        if places
     ]
-    return Strip(query, _kind(query), rank, others, pictures, below)
 
 
-def comparison(members: Sequence[Member], seed: int = 0) -> str:
-    """Format all members' overall metrics, and the gain of the first over each other in R@1.
+def _metrics_rows(ranking: NamedScores, seed: int) -> list[dict[str, Any]]:
+    """Per group of queries a row of (value, low, high) by metric; empty without labels."""
+    if ranking.evaluation is None:
+        return []
+    rows = []
+    for group, chosen in ranking.evaluation.groups.items():
+        bounds = ranking.evaluation.intervals(group, seed)
+        values = ranking.evaluation.summary(group).items()
+        cells = {name: (value, *bounds[name]) for name, value in values}
+        rows.append({"name": ranking.name, "group": group, "n": chosen.sum(), "cells": cells})
+    return rows
+
+
+def _strips(
+    rows: Sequence[int],
+    rankings: Sequence[NamedScores],
+    queries: dict[str, Query],
+    album: Album,
+) -> list[Strip]:
+    """Displayed queries with their ranked lists."""
+    main, *others = rankings
+    shared = duplicate_top1(main.scores)[1]
+    places = range(1, min(TOP_IMAGES, len(main.scores.gallery_ids)) + 1)
+
+    def ranked(one: NamedScores, row: int, **size: int) -> RankedList:
+        rank = None if one.evaluation is None else int(one.evaluation.metrics.best_rank[row])
+        return RankedList(one.name, rank, album.ranked(one.scores, row, places, **size))
+
+    strips = []
+    for row in progress(rows, "making pictures", "queries"):
+        found = ranked(main, row)
+        rank = found.rank or 1
+        tests = {
+            "near": 1 < rank <= TOP_IMAGES,
+            "far": rank > TOP_IMAGES,
+            "twin": rank > 1 and found.pictures[0].mark == "twin",
+            "duplicate": rank > 1 and shared[row],
+        }
+        failures = [key for key, holds in tests.items() if holds]
+        below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
+        query = queries[main.scores.query_ids[row]]
+        strips.append(Strip(query, _kind(query), failures, found, below, []))
+    # The other lists come last, so that only images that the main ones lack are small.
+    for i in progress(range(len(rows)), "making small pictures", "queries"):
+        strips[i].others.extend(ranked(one, rows[i], side=SMALL_PX) for one in others)
+    return strips
+
+
+def comparison(rankings: Sequence[NamedScores], seed: int = 0) -> str:
+    """Format all rankings' overall metrics, and the gain of the first over each other in R@1.
 
     The gain is in percentage points, with its paired 95 % bootstrap interval over queries.
     """
     rows: list[list[str]] = []
-    main = members[0].evaluation
-    assert main is not None  # all members have the annotation's labels
-    for member in members:
-        evaluation = member.evaluation
+    main = rankings[0].evaluation
+    assert main is not None  # all rankings have the annotation's labels
+    for ranking in rankings:
+        evaluation = ranking.evaluation
         assert evaluation is not None
         figures, bounds = evaluation.summary(), evaluation.intervals(seed=seed)
         if not rows:
-            rows = [["", *figures, f"R@1 of {member.name} over it"]]
+            rows = [["", *figures, f"R@1 of {ranking.name} over it"]]
         cells = [f"{value:.2f}" for value in figures.values()]
         cells[0] += " [{:.1f}, {:.1f}]".format(*bounds["R@1"])
         gain = "-"
-        if member is not members[0]:
+        if ranking is not rankings[0]:
             ours, theirs = (e.metrics.values["R@1"] for e in (main, evaluation))
             found = paired_bootstrap(theirs, ours, seed)
             gain = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-        rows.append([member.name, *cells, gain])
+        rows.append([ranking.name, *cells, gain])
     return text_table(rows)
-
-
-def read_members(named: Sequence[str], retrieval: Retrieval) -> list[Member]:
-    """Read ``NAME=FILE`` score files, align their order, and evaluate them.
-
-    Raises:
-        InputError: malformed, a duplicate name, or files whose queries or galleries do not match
-            the annotation or each other.
-    """
-    from pab.scores import align, load_scores, reorder  # imports torch, which --help does not need
-
-    members: list[Member] = []
-    for text in named:
-        name, sign, file = text.partition("=")
-        if not (name.strip() and sign and file):
-            raise InputError("--score", f"expected NAME=FILE, found {text!r}")
-        if name in {member.name for member in members}:
-            raise InputError("--score", f"expected distinct names, found {name!r} twice")
-        scores = load_scores(file)
-        if members:
-            scores = align(
-                scores, members[0].scores, where=file, reference_name=f"{members[0].name}'s file"
-            )
-        else:
-            ids = [query.query_id for query in retrieval.queries]
-            scores = reorder(scores, ids, where=file)
-        evaluation = (
-            evaluate(scores, retrieval, where=file) if retrieval.relevant is not None else None
-        )
-        members.append(Member(name, scores, evaluation))
-    return members
-
-
-def check_steps(steps: Sequence[str], members: Sequence[Member]) -> None:
-    """Reject steps that are not a fusion of the given files.
-
-    Raises:
-        InputError: a name without ``--score``, a single step, or no labels.
-    """
-    known = [member.name for member in members]
-    unknown = next((name for name in steps if name not in known), None)
-    if unknown is not None:
-        raise InputError(
-            "--steps", f"expected names of --score ({', '.join(known)}), found {unknown!r}"
-        )
-    if len(steps) == 1:
-        raise InputError("--steps", f"expected two names or more, found {steps[0]!r} alone")
-    if steps and members[0].evaluation is None:
-        raise InputError("--steps", "cannot be judged without labels", todo="give --answers")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write a self-contained HTML report of one or more score files."""
-    parser = CommandParser(
-        prog="python -m ensemble.report", description=main.__doc__, allow_abbrev=False
+    parser = CommandParser(prog="python -m ensemble.report")
+    data, output, advanced = (
+        parser.groups["data"],
+        parser.groups["output"],
+        parser.groups["advanced"],
     )
-    parser.add_argument(
+    data.add_argument(
         "--score",
         action="append",
         required=True,
         metavar="NAME=FILE",
         help="score file and its name (repeatable; the first is the main one)",
     )
-    parser.add_argument(
+    data.add_argument(
         "--annotation",
         type=Path,
         required=True,
         help="query.json, pair.json, attr.json or a training shard",
     )
-    parser.add_argument("--answers", type=Path, help="answer key of a name-masked set")
-    parser.add_argument(
+    data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
+    data.add_argument(
         "--image_folder", type=Path, help="gallery folder, or root of the annotation's image paths"
     )
-    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
-    parser.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
-    parser.add_argument(
+    output.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    output.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
+    output.add_argument(
         "--steps", nargs="+", default=[], metavar="NAME",
         help="names given with --score, in fusion order: shows the changes of each step",
     )  # fmt: skip
-    parser.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
-    parser.add_argument("--title", default=TITLE, help="title of the page")
-    parser.add_argument(
+    data.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
+    output.add_argument("--title", default=TITLE, help="title of the page")
+    advanced.add_argument(
         "--seed", type=int, default=0, help="seed of the sample and the bootstrap (default: 0)"
     )
     add_label_flags(parser)
@@ -348,18 +379,19 @@ def main(argv: list[str] | None = None) -> None:
                 todo="give their folder with --image_folder",
             )
         gallery = list_gallery(args.image_folder)
-    members = read_members(args.score, retrieval)
-    check_steps(args.steps, members)
+    rankings = read_inputs(args.score, retrieval)
+    check_steps(args.steps, rankings)
     names = [image.gallery_id for image in gallery]
     rows_in_order(
-        members[0].scores.gallery_ids,
+        rankings[0].scores.gallery_ids,
         sorted(names),
         where=args.score[0].partition("=")[2],
         order_name="the image folder" if retrieval.gallery is None else "the annotation",
     )
+    words = sys.argv[1:] if argv is None else argv
     write_report(
         args.out,
-        members,
+        rankings,
         retrieval,
         gallery,
         n_queries=args.queries,
@@ -367,7 +399,8 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
         steps=args.steps,
         trials=args.trials,
+        command=shlex.join(["python", "-m", "ensemble.report", *words]),
     )
-    if members[0].evaluation is not None and len(members) > 1:
-        print(comparison(members, args.seed))
+    if rankings[0].evaluation is not None and len(rankings) > 1:
+        print(comparison(rankings, args.seed))
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB")

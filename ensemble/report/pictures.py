@@ -1,38 +1,79 @@
-"""Pictures of a report: ranked images and their thumbnails."""
+"""Pictures of a report: ranked images with their marks, and one thumbnail per image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pab.data.annotations import GalleryImage
 from pab.data.images import load_image
+from pab.data.records import GalleryImage, Retrieval
 from pab.data.thumbnails import data_url
+from pab.ranking import top_k
+from pab.scores import ScoreFile
 
-THUMBNAIL_PX = 128  # pixels of the longer side
-JPEG_QUALITY = 70
+LARGE_PX, SMALL_PX = 192, 128  # longer side of thumbnails in ranked lists: of the main one, others
+QUALITY = 60  # WebP; the report of the mini test set then stays below 3 MB
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Gallery image at its place in a query's ranking; ``mark`` is right, twin or empty."""
+    """Gallery image at its place in a query's ranking.
+
+    Attributes:
+        name: id of the image.
+        rank: its place, from 1.
+        score: its score in this ranking.
+        mark: right, twin or empty.
+        number: index of its thumbnail in :attr:`Album.thumbnails`.
+    """
 
     name: str
     rank: int
     score: float
     mark: str
-    source: str
+    number: int
 
 
-class Thumbnails:
-    """Map gallery ids to data URLs of thumbnails, created on first use."""
+class Album:
+    """Create the pictures of a page; several pictures of an image share one thumbnail.
 
-    def __init__(self, gallery: Sequence[GalleryImage]) -> None:
+    Attributes:
+        thumbnails: data URLs.
+    """
+
+    def __init__(self, gallery: Sequence[GalleryImage], retrieval: Retrieval) -> None:
         self._paths = {image.gallery_id: image.path for image in gallery}
-        self._made: dict[str, str] = {}
+        self._relevant = retrieval.relevant or {}
+        self._twins = retrieval.twins
+        self._numbers: dict[str, int] = {}
+        self.thumbnails: list[str] = []
 
-    def __getitem__(self, gallery_id: str) -> str:
-        if gallery_id not in self._made:
-            image = load_image(self._paths[gallery_id])
-            self._made[gallery_id] = data_url(image, THUMBNAIL_PX, JPEG_QUALITY)
-        return self._made[gallery_id]
+    def ranked(
+        self, scores: ScoreFile, row: int, ranks: Sequence[int], side: int = LARGE_PX
+    ) -> list[Picture]:
+        """Return the pictures at some ranks of a query.
+
+        Args:
+            scores: the ranking.
+            row: row of the query.
+            ranks: from 1 to the size of the gallery.
+            side: longer side in pixels of thumbnails that do not exist yet.
+
+        Raises:
+            InputError: an image is missing or unreadable.
+        """
+        query = scores.query_ids[row]
+        columns = top_k(scores.scores[row][None], max(ranks))[0].tolist()
+        pictures = []
+        for rank in ranks:
+            name = scores.gallery_ids[columns[rank - 1]]
+            right = name in self._relevant.get(query, ())
+            mark = "right" if right else "twin" if name == self._twins.get(query) else ""
+            if name not in self._numbers:
+                self._numbers[name] = len(self.thumbnails)
+                self.thumbnails.append(
+                    data_url(load_image(self._paths[name]), side, QUALITY, "webp")
+                )
+            score = float(scores.scores[row, columns[rank - 1]])
+            pictures.append(Picture(name, rank, score, mark, self._numbers[name]))
+        return pictures

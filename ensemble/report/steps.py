@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ensemble.report.findings import Change, change
-from ensemble.report.members import Member, ranks_of_members
-from ensemble.report.pictures import Picture, Thumbnails
-from pab.data.annotations import Query, Retrieval
-from pab.ranking import top_k
+from ensemble.report.inputs import NamedScores, best_ranks
+from ensemble.report.pictures import Album, Picture
+from pab.data.records import Query
 
 STEP_EXAMPLES = 3  # examples shown per step, of won and of lost queries each
 
@@ -36,40 +35,23 @@ class StepShown:
 
 
 def steps_shown(
-    members: Sequence[Member],
+    rankings: Sequence[NamedScores],
     names: Sequence[str],
-    retrieval: Retrieval,
     queries: dict[str, Query],
-    thumbnails: Thumbnails,
+    album: Album,
     seed: int,
 ) -> list[StepShown]:
     """List the changes of each step, with pictures of some queries that it won and lost."""
-    ranks = dict(ranks_of_members(members))
-    by_name = {member.name: member for member in members}
-    ids = members[0].scores.query_ids
-
-    def first(name: str, row: int) -> Picture:
-        scores = by_name[name].scores
-        column = int(top_k(scores.scores[row][None], 1)[0, 0])
-        return picture(name, row, column, 1)
-
-    def picture(name: str, row: int, column: int, rank: int) -> Picture:
-        scores = by_name[name].scores
-        image = scores.gallery_ids[column]
-        right = (retrieval.relevant or {}).get(ids[row], frozenset())
-        mark = (
-            "right" if image in right else "twin" if image == retrieval.twins.get(ids[row]) else ""
-        )
-        return Picture(image, rank, float(scores.scores[row, column]), mark, thumbnails[image])
+    ranks = dict(best_ranks(rankings))
+    scores = {ranking.name: ranking.scores for ranking in rankings}
 
     def example(found: Change, row: int) -> Example:
-        rank = int(ranks[found.after][row])
-        after = by_name[found.after].scores
-        column = int(top_k(after.scores[row][None], rank)[0, -1])
+        after = scores[found.after]
         return Example(
-            queries[ids[row]], first(found.before, row), first(found.after, row),
-            picture(found.after, row, column, rank),
-        )  # fmt: skip
+            queries[after.query_ids[row]],
+            *album.ranked(scores[found.before], row, [1]),
+            *album.ranked(after, row, [1, int(ranks[found.after][row])]),
+        )
 
     shown = []
     for before, after in pairwise(names):

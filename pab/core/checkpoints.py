@@ -11,9 +11,8 @@ import argparse
 import dataclasses
 import fnmatch
 import json
-import random
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
 from pab.core.files import atomic_path, existing_file, sha256_of_file
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.core.state_dicts import model_state as model_state
 from pab.core.tensor_files import other_kind, read_tensors, write_tensors
 
@@ -153,7 +153,7 @@ def load_strict(
             path, f"its tensors do not fit the model: {found}",
             todo="give the checkpoint of this model and size",
         )  # fmt: skip
-    for name in loaded:
+    for name in progress(loaded, "reading weights", "tensors"):
         _require_finite(given[name], wanted[name].dtype, name, path)
     with torch.no_grad():
         for name in loaded:
@@ -372,47 +372,3 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"{where}: {type(value).__name__} cannot go into a training state")
-
-
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """Save the state of all random generators: Python, NumPy, torch and the device."""
-    legacy: Any = np.random.get_state(legacy=True)
-    kind, words, *rest = legacy
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [kind, words.tolist(), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    getter, _ = _device_generator(device)
-    if getter is not None:
-        state[device.type] = getter()
-    return state
-
-
-def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore the generators from :func:`rng_state`.
-
-    If the run resumes on another kind of device, that device's generator keeps its seed.
-    """
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, numpy_words, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(numpy_words, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    _, setter = _device_generator(device)
-    if setter is not None and device.type in state:
-        setter(state[device.type])
-
-
-def _device_generator(
-    device: torch.device,
-) -> tuple[Callable[[], Tensor] | None, Callable[[Tensor], None] | None]:
-    """Getter and setter of an accelerator's generator state; (None, None) for the CPU."""
-    if device.type == "cuda":
-        return (
-            lambda: torch.cuda.get_rng_state(device),
-            lambda state: torch.cuda.set_rng_state(state, device),
-        )
-    if device.type == "mps":
-        return torch.mps.get_rng_state, torch.mps.set_rng_state
-    return None, None

@@ -1,10 +1,11 @@
 """Flat frozen dataclasses as configs, filled from a YAML file and then from flags.
 
-The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, ``Path``,
-``Literal[...]``, ``tuple[X, X]`` or ``tuple[X, ...]``, and any of these ``| None``. For a
-``tuple[str, ...]``, a single value becomes a tuple of one, and integers become text. The help text
-of a field is in ``field(metadata={"help": ...})``. A config may define ``check()``, which raises if
-settings contradict one another.
+The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, ``Literal[...]`` of
+texts, ``tuple[X, X]`` or ``tuple[X, ...]``, and any of these ``| None``. For a ``tuple[str, ...]``,
+a single value becomes a tuple of one, and integers become text. :func:`flag` adds the help text,
+the group and the bounds. Pydantic validates the values of the file and of the command line
+strictly: 3 is a float; "3" and True are not integers. A config may define ``check()`` for the rules
+between fields; it raises if settings contradict one another.
 """
 
 from __future__ import annotations
@@ -12,179 +13,130 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import math
+import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 import yaml
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter
+from pydantic import ValidationError as PydanticError
+from typing_extensions import TypedDict
 
-from pab.core.errors import EXIT_BAD_INPUT, InputError
+from pab.core.commands import CommandParser, Group
+from pab.core.errors import InputError
 from pab.core.files import existing_file, write_text
+from pab.core.resources import config_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T", bound="DataclassInstance")
 
-NONE_WORD = "none"  # on the command line: unset an optional field that the YAML file sets
 
+def flag(default: Any, help_text: str, *, group: Group | None = None, **bounds: float) -> Any:
+    """Define a config field that becomes a command-line flag.
 
-class CommandParser(argparse.ArgumentParser):
-    """Argument parser that reports a wrong flag in one line, like every other input error.
+    A field that overrides another one keeps the group and the bounds that it does not give.
 
-    Subparsers have this class too.
+    Args:
+        default: value of the field if neither the file nor the command line sets it.
+        help_text: text of ``--help``.
+        group: section of ``--help``; else the class's ``flag_group``, or ``advanced``.
+        bounds: ``ge``, ``gt``, ``le`` and ``lt``; an optional field may also be None.
     """
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line on stderr and exit with code 2."""
-        words = " ".join(message.split())  # a value may contain line breaks
-        self.exit(EXIT_BAD_INPUT, f"error: {words}; see {self.prog} --help\n")
+    grouped = {} if group is None else {"group": group}
+    return dataclasses.field(default=default, metadata={"help": help_text, **grouped, **bounds})
 
 
-def flag(default: Any, help_text: str) -> Any:
-    """Define a config field that becomes a command-line flag with this help text."""
-    return dataclasses.field(default=default, metadata={"help": help_text})
-
-
-class Bounded:
-    """Mixin with the range checks that configs run on their fields."""
-
-    def check_least(self, least: int, *names: str) -> None:
-        """Reject settings below a bound.
-
-        Raises:
-            InputError: naming the flag.
-        """
-        bound = "must not be negative" if least == 0 else f"must be at least {least}"
-        for name in names:
-            if getattr(self, name) < least:
-                raise InputError(f"--{name}", f"{bound}, found {getattr(self, name)}")
-
-    def check_share(self, *names: str, below_one: bool = False) -> None:
-        """Reject settings outside [0, 1], or outside [0, 1).
-
-        Raises:
-            InputError: naming the flag.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (below_one and value == 1):
-                bound = "[0, 1)" if below_one else "[0, 1]"
-                raise InputError(f"--{name}", f"must lie in {bound}, found {value}")
-
-
-class _WrongType(Exception):
-    """A value does not fit a field's type; the message names the expected and the found type."""
+data_flag = partial(flag, group="data")
+model_flag = partial(flag, group="model")
+output_flag = partial(flag, group="output")
+speed_flag = partial(flag, group="speed")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML loader that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        keys: list[Any] = []
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
+            keys.append(self.construct_object(key_node, deep=True))
+            if keys.count(keys[-1]) > 1:
+                twice = f"key {keys[-1]!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, twice, key_node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def load_config(cls: type[T], yaml_path: str | Path | None, overrides: dict[str, Any]) -> T:
+def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[str, Any]) -> T:
     """Build a config from the defaults of ``cls``, a YAML file, and ``overrides``, in this order.
 
     Args:
-        cls: a flat dataclass.
+        cls: a flat dataclass; every field has a default.
         yaml_path: YAML mapping of field names to values; None reads no file.
         overrides: field name -> value, for instance from the command line; these win.
 
     Raises:
-        InputError: unknown key, value of the wrong type, missing required key, or a file that is
-            missing or not a YAML mapping.
+        InputError: unknown key, value of the wrong type or out of bounds, or a file that is missing
+            or not a YAML mapping.
     """
-    kinds = _field_types(cls)
-    values: dict[str, Any] = {}
-    if yaml_path is not None:
-        for key, value in _read_yaml(Path(yaml_path)).items():
-            values[key] = _checked(key, value, kinds, str(yaml_path), str)
-    for key, value in overrides.items():
-        values[key] = _checked(key, value, kinds, f"--{key}", lambda _: "flag")
-    missing = [
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.init
-        and field.name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        flags = ", ".join(f"--{name}" for name in missing)
-        raise InputError(
-            yaml_path or "command line", f"required setting not given: {', '.join(missing)}",
-            todo=f"give {flags}",
-        )  # fmt: skip
-    return cls(**values)
+    from_file = {} if yaml_path is None else _read_yaml(config_path(yaml_path))
+    found: dict[str, Any] = {}
+    for values, path in ((from_file, yaml_path), (overrides, None)):
+        try:
+            found |= _validator(cls).validate_python(values)
+        except PydanticError as error:
+            fault = error.errors()[0]
+            name = str(fault["loc"][0])
+            where, item = (f"--{name}", None) if path is None else (str(path), name)
+            if fault["type"] != "extra_forbidden":
+                raise InputError(where, _described(fault), item=item) from error
+            known = [field.name for field in dataclasses.fields(cls)]
+            (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            todo = f"the nearest known one is '{near}'"
+            raise InputError(where, f"unknown setting '{name}'", todo=todo) from error
+    return cls(**found)
 
 
-def add_config_flags(parser: argparse.ArgumentParser, cls: type[DataclassInstance]) -> None:
+def add_config_flags(
+    parser: CommandParser, cls: type[DataclassInstance], *, omit: Container[str] = ()
+) -> None:
     """Add one flag per field; a flag that is not given sets no attribute.
 
     A ``bool`` field becomes the switches ``--name`` and ``--no_name``. A tuple takes several
-    values; a tuple of any length may be repeated. An optional field accepts the word ``none``.
+    values; a tuple of any length may be repeated. The word ``none`` unsets an optional field.
     """
-    kinds = _field_types(cls)
+    kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        kind, optional = _without_none(kinds[field.name])
-        text = _help_of(field)
-        if kind is bool:
-            switches = parser.add_mutually_exclusive_group()
-            off = f"turn --{field.name} off" if field.default is True else argparse.SUPPRESS
-            for flag, value, words in (
-                (f"--{field.name}", True, text),
-                (f"--no_{field.name}", False, off),
-            ):
-                switches.add_argument(
-                    flag, dest=field.name, action="store_const", const=value,
-                    default=argparse.SUPPRESS, help=words,
-                )  # fmt: skip
+        if field.name in omit:
             continue
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text, "dest": field.name}
+        kind, optional = _without_none(kinds[field.name])
+        facts, name = _facts(cls, field.name), f"--{field.name}"
+        group = parser.groups[facts.get("group", getattr(cls, "flag_group", "advanced"))]
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field.name}
+        text = _help_of(field.default, str(facts.get("help", "")))
+        if kind is bool:
+            switches = group.add_mutually_exclusive_group()
+            options["action"] = "store_const"
+            switches.add_argument(name, const=True, help=text, **options)
+            off = f"turn {name} off" if field.default is True else argparse.SUPPRESS
+            switches.add_argument(f"--no_{field.name}", const=False, help=off, **options)
+            continue
         if typing.get_origin(kind) is tuple:
-            kind, options["nargs"] = _tuple_of(kind)
-            if options["nargs"] == "*":
-                options["action"] = "extend"  # repeated flags accumulate
-        options["type"] = _flag_type(kind, optional)
-        options["metavar"] = _metavar(kind)
-        parser.add_argument(f"--{field.name}", **options)
-
-
-def add_debug_flag(parser: argparse.ArgumentParser, path: str) -> None:
-    """Add ``--debug`` for the help text; :func:`with_debug` has replaced it before parsing."""
-    parser.add_argument("--debug", action="store_true", help=f"short for --config {path}")
-
-
-def names_flag(argv: Sequence[str], name: str) -> bool:
-    """Return true if a command line contains a flag, such as ``--config``."""
-    return any(word.split("=")[0] == name for word in argv)
-
-
-def with_debug(argv: Sequence[str], path: str) -> list[str]:
-    """Replace ``--debug`` in a command line by ``--config PATH``.
-
-    Raises:
-        InputError: the command line also contains ``--config``.
-    """
-    if "--debug" not in argv:
-        return list(argv)
-    if names_flag(argv, "--config"):
-        raise InputError("--debug", f"contradicts --config: it stands for {path}")
-    return ["--config", path, *(word for word in argv if word != "--debug")]
+            parts = typing.get_args(kind)
+            kind, options["nargs"] = parts[0], len(parts)
+            if parts[-1] is Ellipsis:
+                options |= {"nargs": "*", "action": "extend"}  # repeated flags accumulate
+        words = {int: "N", float: "X"}.get(kind, "TEXT")
+        if typing.get_origin(kind) is Literal:
+            words = "{" + ",".join(typing.get_args(kind)) + "}"
+        options |= {"type": _from_text(kind, optional), "metavar": words}
+        group.add_argument(name, help=text, **options)
 
 
 def config_from_args(
@@ -192,8 +144,8 @@ def config_from_args(
     argv: list[str] | None,
     *,
     prog: str,
-    description: str,
-    extra: Callable[[argparse.ArgumentParser], None] | None = None,
+    description: str = "",
+    extra: Callable[[CommandParser], None] | None = None,
 ) -> tuple[T, argparse.Namespace]:
     """Parse a command line into a checked config; flags override ``--config FILE``.
 
@@ -201,7 +153,7 @@ def config_from_args(
         cls: the config's dataclass; its ``check()``, if defined, is called on the result.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: one sentence for ``--help``.
+        description: sentence for ``--help`` of a command that `python -m pab` does not list.
         extra: adds flags that are not config fields; the namespace holds their values.
 
     Returns:
@@ -210,9 +162,10 @@ def config_from_args(
 
     Raises:
         InputError: see :func:`load_config`; also anything that ``check()`` raises.
-        SystemExit: exit of argparse (code 2) for an unknown or malformed flag.
+        SystemExit: exit of argparse: code 2 for an unknown flag, 0 for ``--help``.
     """
-    parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
+    usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
+    parser = CommandParser(prog=prog, description=description, usage=usage)
     parser.add_argument(
         "--config", type=Path, default=None, metavar="FILE", help="YAML file; flags win over it"
     )
@@ -220,32 +173,26 @@ def config_from_args(
     if extra is not None:
         extra(parser)
     namespace = parser.parse_args(argv)
-    names = {field.name for field in dataclasses.fields(cls)}
-    overrides = {key: value for key, value in vars(namespace).items() if key in names}
-    for name in overrides:
-        delattr(namespace, name)
+    given = vars(namespace)
+    names = [field.name for field in dataclasses.fields(cls) if field.name in given]
+    overrides = {name: given.pop(name) for name in names}
+    overrides = {name: None if v == [None] else v for name, v in overrides.items()}  # for a tuple
     config = load_config(cls, namespace.config, overrides)
-    check = getattr(config, "check", None)
-    if check is not None:
-        check()
+    if hasattr(config, "check"):
+        config.check()
     return config, namespace
 
 
 def as_plain(config: DataclassInstance) -> dict[str, Any]:
-    """Convert a config to a dict of plain values (paths as text, tuples as lists)."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    """Convert a config to a dict of plain values (tuples as lists)."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def save_resolved(path: str | Path, config: DataclassInstance) -> None:
     """Write all settings as YAML, atomically; :func:`load_config` restores the same config."""
     text = yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True, width=100)
     write_text(path, text)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return value.as_posix()
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -255,161 +202,102 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, f"expected YAML, found: {error}") from error
-    if loaded is None:  # an empty file, or only comments
-        return {}
+    loaded = {} if loaded is None else loaded  # an empty file, or only comments
     if not isinstance(loaded, dict):
         raise InputError(path, f"expected a mapping of settings, found {type(loaded).__name__}")
-    wrong = [key for key in loaded if not isinstance(key, str)]
-    if wrong:
-        raise InputError(path, f"expected setting names, found the key {wrong[0]!r}")
+    for key in loaded:
+        if not isinstance(key, str):
+            raise InputError(path, f"expected setting names, found the key {key!r}")
     return loaded
 
 
-def _checked(
-    key: str, value: Any, kinds: dict[str, Any], where: str, item: Callable[[str], str]
-) -> Any:
-    if key not in kinds:
-        near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.0)
-        raise InputError(
-            where, f"unknown setting '{key}'", todo=f"the nearest known one is '{near[0]}'"
-        )
-    try:
-        return _convert(value, kinds[key])
-    except _WrongType as error:
-        raise InputError(where, str(error), item=item(key)) from error
+@cache
+def _validator(cls: type[DataclassInstance]) -> TypeAdapter[dict[str, Any]]:
+    """Build the validator of a class: its fields by name, with bounds; other names are errors."""
+    kinds, rows = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        facts = _facts(cls, field.name)
+        bounds = {name: value for name, value in facts.items() if name not in ("help", "group")}
+        rows[field.name] = Annotated[_strict(kinds[field.name]), Field(**bounds)]
+    make: Any = TypedDict
+    table = make(cls.__name__, rows, total=False)
+    table.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(table)
 
 
-def _field_types(cls: type[DataclassInstance]) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+def _facts(cls: type, name: str) -> dict[str, Any]:
+    """Help, group and bounds of a field; those of base classes hold unless overridden."""
+    facts: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        fields = vars(base).get("__dataclass_fields__", {})
+        facts |= fields[name].metadata if name in fields else {}
+    return facts
+
+
+def _number(value: Any) -> Any:
+    """Convert text to a number if it is one: YAML 1.1 reads 1e-5 (without a point) as text."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
+def _strict(kind: Any) -> Any:
+    """Return a field's type for pydantic, with strict scalars."""
+    kind, optional = _without_none(kind)
+    if typing.get_origin(kind) is tuple:
+        parts = typing.get_args(kind)
+        element, size = _strict(parts[0]), Field(min_length=len(parts), max_length=len(parts))
+        if parts[-1] is Ellipsis:  # YAML: a single value in place of a list
+            size = BeforeValidator(lambda v: [v] if isinstance(v, (str, int, float)) else v)
+        if parts == (str, ...):  # YAML: 3 for "3"
+            element = Annotated[element, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
+        kind = Annotated[tuple[element, ...], size]  # type: ignore[valid-type,misc]
+    kind = SCALARS.get(kind, kind)
+    return kind | None if optional else kind
+
+
+SCALARS = {
+    int: Annotated[int, Strict()],
+    float: Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_number)],
+    bool: Annotated[bool, Strict()],
+    str: Annotated[str, Strict()],
+}
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
     """``X | None`` -> (X, True); anything else -> (unchanged, False)."""
     if typing.get_origin(kind) not in (Union, types.UnionType):
         return kind, False
-    rest = [part for part in typing.get_args(kind) if part is not types.NoneType]
-    if len(rest) != 1:
-        raise TypeError(f"config fields may be optional, but of one type only: {kind}")
-    return rest[0], True
+    (rest,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
+    return rest, True
 
 
-def _tuple_of(kind: Any) -> tuple[Any, int | str]:
-    """``tuple[X, X]`` -> (X, 2); ``tuple[X, ...]`` -> (X, "*"): element type and argparse nargs."""
-    parts = typing.get_args(kind)
-    if len(parts) == 2 and parts[1] is Ellipsis:
-        return parts[0], "*"
-    if not parts or any(part != parts[0] for part in parts):
-        raise TypeError(f"config tuples hold one type: {kind}")
-    return parts[0], len(parts)
+def _described(fault: ErrorDetails) -> str:
+    """Describe a fault that pydantic found as what was expected and what was found."""
+    expected = re.sub(r"^\w+ should (be|have) | after validation, not \d+$", "", fault["msg"])
+    number = "a number " if fault["type"].startswith(("greater", "less")) else ""
+    value = fault["input"]
+    found = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+    return f"expected {number}{expected}, found {found}"
 
 
-def _convert(value: Any, kind: Any) -> Any:
-    """Convert ``value`` to ``kind`` strictly: 3 is a float; "3" and True are not ints."""
-    kind, optional = _without_none(kind)
-    if value is None or (value == [None] and optional):  # [None]: the word none as a tuple flag
-        if optional:
-            return None
-        raise _WrongType(f"expected {_describe(kind)}, found nothing")
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        return _convert_choice(value, kind)
-    if origin is tuple:
-        return _convert_tuple(value, kind)
-    if kind is Path:
-        if isinstance(value, (str, Path)) and str(value):
-            return Path(value)
-    elif kind is float:
-        return _convert_float(value)
-    elif kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif kind in (str, bool):
-        if isinstance(value, kind):
-            return value
-    else:
-        raise TypeError(f"config fields of type {kind} are not supported")
-    raise _WrongType(f"expected {_describe(kind)}, found {_found(value)}")
-
-
-def _convert_choice(value: Any, kind: Any) -> Any:
-    for choice in typing.get_args(kind):
-        if value == choice and type(value) is type(choice):
-            return choice
-    raise _WrongType(f"expected {_describe(kind)}, found {_found(value)}")
-
-
-def _convert_tuple(value: Any, kind: Any) -> tuple[Any, ...]:
-    element, count = _tuple_of(kind)
-    if count == "*" and isinstance(value, (str, int, float)):
-        value = [value]  # YAML: a single value in place of a list
-    if not isinstance(value, (list, tuple)) or (count != "*" and len(value) != count):
-        raise _WrongType(f"expected {_describe(kind)}, found {_found(value)}")
-    if element is str:
-        value = [str(part) if type(part) is int else part for part in value]  # YAML: 3 for "3"
-    return tuple(_convert(part, element) for part in value)
-
-
-def _convert_float(value: Any) -> float:
-    number = math.nan
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
-    elif isinstance(value, str):  # YAML 1.1 reads 1e-5 (without a decimal point) as text
-        try:
-            number = float(value)
-        except ValueError as error:
-            raise _WrongType(f"expected a number, found {_found(value)}") from error
-    if not math.isfinite(number):
-        raise _WrongType(f"expected a finite number, found {_found(value)}")
-    return number
-
-
-def _describe(kind: Any) -> str:
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        return "one of " + ", ".join(str(choice) for choice in typing.get_args(kind))
-    if origin is tuple:
-        element, count = _tuple_of(kind)
-        return f"a list of {'any number' if count == '*' else count} x {_describe(element)}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
-    return words.get(kind, "text")
-
-
-def _found(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
-
-
-def _flag_type(kind: Any, optional: bool) -> Callable[[str], Any]:
-    """Build argparse's converter for a field; conversion errors name the flag."""
+def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
+    """Build argparse's converter of a field; the validator rejects what stays text."""
 
     def convert(text: str) -> Any:
-        if optional and text.lower() == NONE_WORD:
+        if optional and text.lower() == "none":
             return None
-        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-        value: Any = next((choice for choice in choices if str(choice) == text), text)
-        if kind is int:
-            try:
-                value = int(text)
-            except ValueError:
-                value = text  # rejected below, with the message used for all wrong values
-        try:
-            return _convert(value, kind)
-        except _WrongType as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+        with suppress(ValueError):
+            return kind(text) if kind in (int, float) else text
+        return text
 
     return convert
 
 
-def _metavar(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "{" + ",".join(str(choice) for choice in typing.get_args(kind)) + "}"
-    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
-
-
-def _help_of(field: dataclasses.Field[Any]) -> str:
-    text = str(field.metadata.get("help", ""))
-    if field.default is not dataclasses.MISSING:
-        text = f"{text} (default: {_plain(field.default)})".strip()
-    elif field.default_factory is dataclasses.MISSING:
-        text = f"{text} (required)".strip()
+def _help_of(default: Any, text: str) -> str:
+    """Add the default to a help text as it would be typed; leave out "off" and "none"."""
+    values = default if isinstance(default, tuple) else (default,)
+    shown = " ".join(f"{v:.10g}" if isinstance(v, float) else str(v) for v in values)
+    if shown not in ("", "None", "False"):
+        text += f" (default: {'on' if default is True else shown})"
     return text.replace("%", "%%")

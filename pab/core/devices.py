@@ -6,7 +6,9 @@ import ctypes
 import os
 import platform
 import random
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,6 +179,45 @@ def seed_everything(seed: int, rank: int = 0) -> None:
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Save the state of all random generators: Python, NumPy, torch and the device."""
+    legacy: Any = np.random.get_state(legacy=True)
+    kind, words, *rest = legacy
+    numpy = [kind, words.tolist(), *rest]
+    return {"python": random.getstate(), "numpy": numpy, **torch_rng_state(device)}
+
+
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore the generators from :func:`rng_state`.
+
+    If the run resumes on another kind of device, that device's generator keeps its seed.
+    """
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, numpy_words, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(numpy_words, dtype=np.uint32), *rest))
+    set_torch_rng_state(state, device)
+
+
+def torch_rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Save the state of torch's generators: the CPU's, and the device's if it has its own."""
+    state = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore torch's generators from :func:`torch_rng_state`; ignore other devices' states."""
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def synchronize(device: torch.device) -> None:

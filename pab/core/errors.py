@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from pab.core.progress import closing_bars
+
 EXIT_BAD_INPUT = 2
 
 
@@ -51,7 +53,8 @@ def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = N
     A lost process exits with code 1; the process at fault reports the cause.
     """
     try:
-        main(argv)
+        with closing_bars():
+            main(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)

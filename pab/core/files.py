@@ -9,18 +9,25 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pab.core.errors import InputError
+from pab.core.progress import Progress
+
+BLOCK = 2**20  # bytes read at a time
 
 # What zipfile raises for a zip file that is damaged, encrypted or packed in an unknown way, and
 # what the three unpackers behind it raise.
 DAMAGED_ARCHIVE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, LookupError,
 )  # fmt: skip
+
+# Limits against small files that unpack to fill the memory (deflate packs zeros 1,000 times).
+LARGEST_RATIO = 100  # unpacked bytes per packed byte
+ALWAYS_UNPACKED = 1 << 30  # bytes; scores of few values may pack well
 
 
 @contextmanager
@@ -100,10 +107,33 @@ def existing_folder(path: str | Path, what: str) -> Path:
     return path
 
 
+def check_unpacked_size(path: str | Path, entries: Iterable[zipfile.ZipInfo]) -> None:
+    """Reject zip entries that would fill the memory; their declared sizes bound what is read.
+
+    Raises:
+        InputError: they unpack to more than :data:`ALWAYS_UNPACKED` bytes and more than
+            :data:`LARGEST_RATIO` times their packed size.
+    """
+    entries = list(entries)
+    packed = sum(entry.compress_size for entry in entries)
+    size = sum(entry.file_size for entry in entries)
+    if size > max(ALWAYS_UNPACKED, LARGEST_RATIO * packed):
+        raise InputError(
+            path,
+            f"expected a zip file that unpacks to at most {LARGEST_RATIO} times its size, found "
+            f"{size / 2**30:.1f} GiB packed in {packed} bytes",
+            todo="unpack it and give the file inside, if that size is right",
+        )
+
+
 def sha256_of_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    path, digest = Path(path), hashlib.sha256()
+    with path.open("rb") as file, Progress(path.stat().st_size, f"hashing {path.name}", "B") as bar:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
 
 
 def sha256_of_lines(lines: list[str]) -> str:

@@ -6,10 +6,11 @@ once per process, and only by rank 0.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pab.core.progress import write_line
 
 _said: set[str] = set()
 _records: list[list[tuple[str, str]]] = []
@@ -25,19 +26,9 @@ def notice(where: str | Path, text: str) -> None:
     for record in _records:
         record.append((str(where), text))
     line = " ".join(f"note: {where}: {text}".split())
-    if line in _said or not _is_main():
-        return
-    _said.add(line)
-    print(line, file=sys.stderr)
-
-
-def _is_main() -> bool:
-    """Return true if this process prints notices; without torch it is the only process."""
-    if "torch" not in sys.modules:
-        return True
-    from pab.core import processes
-
-    return processes.is_main()
+    if line not in _said:
+        _said.add(line)
+        write_line(line)
 
 
 @contextmanager

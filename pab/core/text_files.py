@@ -1,4 +1,4 @@
-"""Text files of other programs: UTF-8, with or without a byte-order mark, or UTF-16."""
+"""Text files of other programs: UTF-8, or UTF-16 and UTF-32 with their byte-order mark."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ from pab.core.files import existing_file
 from pab.core.notices import notice
 
 MARK = "\ufeff"  # byte-order mark; programs that join files may leave several
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# UTF-32's marks start with those of UTF-16, so they come first.
+_WIDE_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+SAVE_AS_UTF8 = "save the file as UTF-8"
+
+
+def wide_encoding(raw: bytes) -> str | None:
+    """Return ``"UTF-16"`` or ``"UTF-32"`` if bytes start with that mark; None for UTF-8."""
+    return next((name for mark, name in _WIDE_MARKS.items() if raw.startswith(mark)), None)
 
 
 def read_text(path: str | Path, what: str, *, todo: str | None = None) -> str:
     """Read a text file without its byte-order mark.
 
-    UTF-16 is accepted, with a notice, if the file starts with its byte-order mark: Windows shells
-    write it when output is redirected.
+    UTF-16 and UTF-32 are accepted, with a notice, if the file starts with their byte-order mark:
+    Windows shells write UTF-16 when output is redirected.
 
     Args:
         path: the file.
@@ -25,7 +37,7 @@ def read_text(path: str | Path, what: str, *, todo: str | None = None) -> str:
         todo: remedy if the file is not text.
 
     Raises:
-        InputError: the file is missing, or neither UTF-8 nor UTF-16.
+        InputError: the file is missing, or in none of these encodings.
     """
     path = existing_file(path, what)
     try:
@@ -39,23 +51,40 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
     """Decode the bytes of a text file; see :func:`read_text`.
 
     Raises:
-        InputError: neither UTF-8 nor UTF-16.
+        InputError: in none of the encodings.
     """
-    if raw.startswith(_UTF16):
-        try:
-            text = raw.decode("utf-16")
-        except UnicodeDecodeError:
-            pass  # bytes that only look like a mark; the error below names the first bad byte
-        else:
-            notice(path, "read as UTF-16, which its byte-order mark names")
-            return text.lstrip(MARK)
+    encoding = wide_encoding(raw)
+    if encoding is None:
+        return utf8_text(raw, path, todo=todo).lstrip(MARK)
     try:
-        return raw.decode("utf-8").lstrip(MARK)
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        text = raw.decode(encoding)
+    except UnicodeError as error:
         raise InputError(
             path,
-            f"expected UTF-8 text, found byte 0x{raw[error.start]:02x}",
-            item=f"line {line}",
-            todo=todo,
+            f"expected UTF-8 text, found the mark of {encoding} before bytes that are not "
+            f"{encoding}",
+            todo=todo or SAVE_AS_UTF8,
+        ) from error
+    notice(path, f"is read as {encoding}, as its byte-order mark says")
+    return text.lstrip(MARK)
+
+
+def utf8_text(
+    raw: bytes, path: str | Path, item: str | None = None, *, todo: str | None = None
+) -> str:
+    """Decode bytes of a UTF-8 file; the error names the line, or ``item``, and the column.
+
+    Raises:
+        InputError: not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = error.start
+        line, column = raw.count(b"\n", 0, at) + 1, at - raw.rfind(b"\n", 0, at)
+        raise InputError(
+            path,
+            f"expected UTF-8 text, found byte 0x{raw[at]:02x} at column {column}",
+            item=item or f"line {line}",
+            todo=todo or SAVE_AS_UTF8,
         ) from error

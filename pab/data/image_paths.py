@@ -30,6 +30,7 @@ from typing import NamedTuple
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.data.json_lines import shortened
 
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))  # for benchmarks
@@ -55,7 +56,8 @@ def checked_path(
 ) -> str:
     """Return an image path relative to the data root, after checking that it stays inside.
 
-    Backslashes are read as ``/``. An absolute path inside the root becomes relative.
+    Backslashes are read as ``/``, unless a file has exactly this name. An absolute path inside the
+    root becomes relative.
 
     Args:
         value: the path, not empty.
@@ -71,12 +73,13 @@ def checked_path(
     """
     if ".." not in value and value[0] != "/" and "\\" not in value and "\0" not in value:
         return value
-    text = with_slashes(value, path)
+    root = _root_above(path) if root is None else root
+    text = with_slashes(value, path, None if root is None else root / below)
     found = None
     if "\0" in text:
         found = "a path with a NUL character"
     elif text[0] == "/" or _DRIVE.match(text):
-        inside = inside_root(text, root if root is not None else _root_above(path))
+        inside = inside_root(text, root)
         if inside is not None:
             notice(path, "absolute image paths inside the data root are read relative to it")
             return posixpath.relpath(f"/{inside}", f"/{below}")
@@ -101,9 +104,12 @@ def _leaves(text: str, below: str) -> bool:
     return False
 
 
-def with_slashes(value: str, path: Path) -> str:
-    """Replace backslashes by ``/`` in an image path of the file ``path``."""
-    if "\\" not in value:
+def with_slashes(value: str, path: Path, base: Path | None) -> str:
+    """Replace backslashes by ``/`` in an image path of the file ``path``.
+
+    They stay if they belong to a name: a file of exactly this path exists under ``base``.
+    """
+    if "\\" not in value or (base is not None and (base / value).is_file()):
         return value
     notice(path, "backslashes in image paths are read as '/'")
     return value.replace("\\", "/")
@@ -170,11 +176,6 @@ def part_of(shard: int) -> int:
 # ---------------------------------------------------------------------------------------- files
 
 
-def image_file(root: str | Path, image: str) -> Path:
-    """Find one image under a data root; for many images, use :class:`ImageFinder`."""
-    return ImageFinder(root).find(image)
-
-
 class _Place(NamedTuple):
     """The files of one folder.
 
@@ -234,7 +235,7 @@ class ImageFinder:
         """
         listed = lru_cache(maxsize=_FOLDERS_LISTED)(self._learnt)
         missing = []
-        for image in images:
+        for image in progress(images, "looking for images", "images"):
             folder, name = _split(image)
             if self._choose(listed(folder), folder, name) is None:
                 missing.append(image)

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from struct import error as StructError
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
-from pab.data.annotations import GalleryImage
+from pab.core.progress import progress
 from pab.data.image_paths import IMAGE_ENDINGS
+from pab.data.records import GalleryImage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Loadable = GalleryImage | Image.Image | Tensor  # a file, an RGB image, or its pixels
 
 ImageTransform = Callable[[Image.Image], "Tensor"]
 
@@ -185,7 +189,7 @@ def load_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            return _as_rgb(image)
+            return as_rgb(image)
     except _DECODING_ERRORS as error:
         raise InputError(path, f"expected an image, found {reason(path, error)}") from error
 
@@ -207,11 +211,9 @@ class ImageReader:
     unreadable: dict[str, InputError] | None = None
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to RGB; Pillow's own conversion would clip 16 bits at 255."""
     if image.mode.startswith("I;16"):
-        import numpy as np
-
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert("RGB")
 
@@ -230,7 +232,8 @@ def verify_images(paths: list[Path], num_workers: int = 0) -> None:
         InputError: images are missing or damaged; the message names up to twenty and counts all.
     """
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        problems = [problem for problem in pool.map(_problem_of, paths) if problem is not None]
+        found = progress(pool.map(_problem_of, paths), "checking images", "images", len(paths))
+        problems = [problem for problem in found if problem is not None]
     if not problems:
         return
     shown = "; ".join(problems[:_NAMED_BAD_IMAGES])
@@ -284,7 +287,7 @@ class _Images:
 
     def __init__(
         self,
-        images: list[GalleryImage],
+        images: Sequence[Loadable],
         transform: ImageTransform,
         load: Callable[[Path], Image.Image],
     ) -> None:
@@ -294,11 +297,13 @@ class _Images:
         return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[Tensor | InputError, int]:
-        try:
-            image = self.load(self.images[position].path)
-        except InputError as error:
-            return error, position
-        return self.transform(image), position
+        image = self.images[position]
+        if isinstance(image, GalleryImage):
+            try:
+                image = self.load(image.path)
+            except InputError as error:
+                return error, position
+        return (self.transform(image) if isinstance(image, Image.Image) else image), position
 
 
 def _collate(
@@ -323,7 +328,7 @@ class ImageLoader:
 
     def __init__(
         self,
-        images: list[GalleryImage],
+        images: Sequence[Loadable],
         transform: ImageTransform,
         batch_size: int,
         num_workers: int,
@@ -349,13 +354,15 @@ class ImageLoader:
             for position, error in failed.items():
                 if self._unreadable is None:
                     raise error
-                self._unreadable[self._images[position].gallery_id] = error
+                image = self._images[position]
+                assert isinstance(image, GalleryImage), "only files are decoded"
+                self._unreadable[image.gallery_id] = error
             if positions:
                 yield pixels, positions
 
 
 def image_loader(
-    images: list[GalleryImage],
+    images: Sequence[Loadable],
     transform: ImageRecipe | ImageTransform,
     batch_size: int,
     num_workers: int = 0,
@@ -366,7 +373,7 @@ def image_loader(
     """Load images in batches, in the given order; see :class:`ImageLoader`.
 
     Args:
-        images: images to load.
+        images: files, RGB images, or preprocessed tensors [3, H, W].
         transform: a recipe, or any function from an RGB image to a float32 [3, H, W].
         batch_size: images per batch; the last batch may be smaller.
         num_workers: loader processes; 0 loads in this process.

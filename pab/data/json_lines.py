@@ -18,22 +18,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pab.core import text_files
 from pab.core.errors import InputError
 from pab.core.files import existing_file
-from pab.core.notices import notice
 
-# UTF-32's marks start with those of UTF-16, so they come first.
-_WIDE_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
 _SPACE = re.compile(r"[ \t\r\n]*")  # JSON's own white space
 EXPECTED = "expected a JSON object"
 
 
-class _Twice(ValueError):
+class Twice(ValueError):
     """Duplicate field in an object; the message is its name."""
 
 
@@ -43,11 +36,11 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in fields if names.count(name) > 1)
-        raise _Twice(twice)
+        raise Twice(twice)
     return fields
 
 
-_OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # json.loads would build one per call
+OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # json.loads would build one per call
 _ANY = json.JSONDecoder()  # finds the end of a value; repeated fields are checked later
 
 
@@ -55,22 +48,21 @@ _ANY = json.JSONDecoder()  # finds the end of a value; repeated fields are check
 
 
 def wide_encoding(path: Path) -> str | None:
-    """Return ``"UTF-16"`` or ``"UTF-32"`` if the file starts with that mark; None for UTF-8."""
+    """Apply :func:`pab.core.text_files.wide_encoding` to a file."""
     try:
         with path.open("rb") as handle:
-            head = handle.read(4)
+            return text_files.wide_encoding(handle.read(4))
     except OSError as error:
         raise _unreadable(path, error) from error
-    return next((name for mark, name in _WIDE_MARKS.items() if head.startswith(mark)), None)
 
 
 @contextmanager
 def utf8_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open the text as a stream of UTF-8 bytes after its mark, with the offset of its start."""
-    encoding = wide_encoding(path)
+    is_wide = wide_encoding(path) is not None
     try:
-        if encoding is not None:
-            yield io.BytesIO(_narrowed(path, encoding)), 0
+        if is_wide:
+            yield io.BytesIO(text_files.text_of(path.read_bytes(), path).encode()), 0
             return
         with path.open("rb") as handle:
             start = 3 if handle.read(3) == codecs.BOM_UTF8 else 0
@@ -78,21 +70,6 @@ def utf8_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             yield handle, start
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def _narrowed(path: Path, encoding: str) -> bytes:
-    """Convert the text of a UTF-16 or UTF-32 file to UTF-8."""
-    try:
-        narrow = path.read_bytes().decode(encoding).encode()
-    except UnicodeError as error:
-        raise InputError(
-            path,
-            f"expected UTF-8 text, found the mark of {encoding} before bytes that are not "
-            f"{encoding}",
-            todo="save the file as UTF-8",
-        ) from error
-    notice(path, f"is read as {encoding}, as its byte-order mark says")
-    return narrow
 
 
 def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -104,33 +81,10 @@ def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             offset += len(raw)
 
 
-def decoded(raw: bytes, path: Path, item: str) -> str:
-    """Decode UTF-8 bytes."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(raw[error.start], error.start + 1, path, item) from error
-
-
 def text_of(path: Path) -> str:
     """Read the whole text of a file."""
     with utf8_bytes(path) as (handle, _):
-        raw = handle.read()
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = error.start
-        number, begin = raw.count(b"\n", 0, at) + 1, raw.rfind(b"\n", 0, at) + 1
-        raise _not_utf8(raw[at], at - begin + 1, path, f"line {number}") from error
-
-
-def _not_utf8(byte: int, column: int, path: Path, item: str) -> InputError:
-    return InputError(
-        path,
-        f"expected UTF-8 text, found byte 0x{byte:02x} at column {column}",
-        item=item,
-        todo="save the file as UTF-8",
-    )
+        return text_files.utf8_text(handle.read(), path)
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -220,19 +174,15 @@ def _after_space(text: str, position: int) -> int:
     return _SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
-def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and content of each JSON object in a file."""
-    for number, _, raw in entries(path):
-        yield number, json_object(raw, path, f"line {number}")
-
-
 def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
     """Parse an entry as a JSON object; raises for bad UTF-8, bad JSON and other values."""
-    text = decoded(raw, path, item).rstrip()  # else truncation is reported on a later line
+    text = text_files.utf8_text(
+        raw, path, item
+    ).rstrip()  # else truncation is reported on a later line
     try:
-        value = _OBJECT.decode(text)
-    except _Twice as error:
-        raise _found_twice(error, path, item) from error
+        value = OBJECT.decode(text)
+    except Twice as error:
+        raise found_twice(error, path, item) from error
     except (ValueError, RecursionError) as error:  # a JSONDecodeError, or a number beyond limits
         raise InputError(path, f"{EXPECTED}, found broken JSON{_reason(error)}", item=item) from (
             error
@@ -247,9 +197,9 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
     existing_file(path, what)
     text = text_of(path)
     try:
-        value = _OBJECT.decode(text)
-    except _Twice as error:
-        raise _found_twice(error, path, None) from error
+        value = OBJECT.decode(text)
+    except Twice as error:
+        raise found_twice(error, path, None) from error
     except (ValueError, RecursionError) as error:
         line = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else None
         problem = f"expected {what}, found broken JSON{_reason(error)}"
@@ -259,7 +209,7 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
-def _found_twice(error: _Twice, path: Path, item: str | None) -> InputError:
+def found_twice(error: Twice, path: Path, item: str | None) -> InputError:
     name = shortened(str(error))
     return InputError(path, f"expected every key once, found {name} twice", item=item)
 

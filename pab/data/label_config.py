@@ -6,7 +6,8 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pab.core.config import add_config_flags, flag, load_config
+from pab.core.commands import CommandParser
+from pab.core.config import add_config_flags, data_flag, load_config
 from pab.core.errors import InputError
 from pab.data.tables import TableColumns
 
@@ -15,9 +16,9 @@ from pab.data.tables import TableColumns
 class TableConfig:
     """Format of a CSV or TSV table; names and defaults are OpenCLIP's."""
 
-    csv_image_key: str = flag("filepath", "table column with the image path")
-    csv_caption_key: str = flag("title", "table column with the caption")
-    csv_separator: str = flag(
+    csv_image_key: str = data_flag("filepath", "table column with the image path")
+    csv_caption_key: str = data_flag("title", "table column with the caption")
+    csv_separator: str = data_flag(
         r"\t", "column separator of a table; comma and semicolon are also detected from the header"
     )
 
@@ -39,7 +40,7 @@ class TableConfig:
 class LabelConfig(TableConfig):
     """Table format, and relevance rule of a labelled set."""
 
-    same_caption_counts: bool = flag(
+    same_caption_counts: bool = data_flag(
         False, "every image whose line has the same caption counts as right (published: its own)"
     )
 
@@ -48,7 +49,7 @@ class LabelConfig(TableConfig):
         return {"same_caption_counts": self.same_caption_counts, "columns": self.columns()}
 
 
-def add_label_flags(parser: argparse.ArgumentParser) -> None:
+def add_label_flags(parser: CommandParser) -> None:
     """Add the flags of :class:`LabelConfig` to a command without a config."""
     add_config_flags(parser, LabelConfig)
 

@@ -24,9 +24,10 @@ from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
-from pab.data.annotations import GalleryImage
+from pab.core.progress import Progress
 from pab.data.image_paths import PHOTO_ENDINGS
 from pab.data.images import ImageReader, reason
+from pab.data.records import GalleryImage
 
 # Pillow's names of the decoders for photographs; JPEG's also opens MPO.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")
@@ -110,6 +111,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
     found = PhotoFolder()
     seen: set[tuple[int, int]] = set()
     waiting = [(False, "")]  # (is a link, relative path): real folders before links
+    shown = Progress(None, "listing photographs", "files")
     while waiting:
         _, relative = heapq.heappop(waiting)
         try:
@@ -125,6 +127,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
                 raise InputError(folder, problem) from error
             found.unreadable[_shown(relative)] = problem
             continue
+        shown.update(len(entries))
         for entry in entries:
             name = f"{relative}/{entry.name}" if relative else entry.name
             if _is_folder(entry):
@@ -134,6 +137,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
                 _take(found, name, Path(entry.path))
             elif _is_photo(entry.name):
                 found.nested[_shown(relative)] += 1
+    shown.close()
     found.photos.sort(key=lambda image: image.gallery_id)
     return found
 
@@ -279,7 +283,7 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
 
 def _large(image: Image.Image) -> Image.Image:
     """Apply :func:`_upright_rgb` to a large image, and return its memory to the system."""
-    from pab.core.devices import return_freed_memory
+    from pab.core.devices import return_freed_memory  # imports torch
 
     result = _upright_rgb(image)
     image.close()

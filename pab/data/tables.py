@@ -20,10 +20,12 @@ from typing import NamedTuple
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.core.progress import progress
+from pab.core.text_files import utf8_text
 from pab.data.bad_lines import BadLines
 from pab.data.fields import caption_text, identifier, required_text
 from pab.data.image_paths import IMAGE_ENDINGS, inside_root, with_slashes
-from pab.data.json_lines import decoded, shortened, text_of, utf8_bytes
+from pab.data.json_lines import shortened, text_of, utf8_bytes
 
 TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
@@ -137,8 +139,8 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
         return root
     for row in islice(_table_rows(path, columns, BadLines()), _PROBED):
         for folder in (path.parent, root):
-            name = row.image.replace("\\", "/")
-            if name.strip() and "\0" not in name and (folder / name).exists():
+            names = (row.image, row.image.replace("\\", "/")) if row.image.strip() else ()
+            if "\0" not in row.image and any((folder / name).exists() for name in names):
                 return folder
     return root
 
@@ -147,7 +149,7 @@ def folder_state(folder: Path) -> str:
     """SHA-256 of names, sizes and times of a folder's images and texts, to detect changes."""
     digest = hashlib.sha256()
     images, texts = _files(folder)
-    for path in sorted([*images, *texts.values()]):
+    for path in progress(sorted([*images, *texts.values()]), "looking for changes", "files"):
         try:
             found = path.stat()
             state = f"{found.st_size} {found.st_mtime_ns}"
@@ -165,9 +167,10 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
     with utf8_bytes(path) as (handle, _):
 
         def texts() -> Iterator[str]:
-            for number, raw in enumerate(handle, start=1):
+            found = progress(handle, f"reading {path.name}", "B", path.stat().st_size, len)
+            for number, raw in enumerate(found, start=1):
                 try:
-                    yield decoded(raw, path, f"line {number}")
+                    yield utf8_text(raw, path, f"line {number}")
                 except InputError as error:
                     broken.append(error)
                     yield raw.decode("utf-8", "replace")
@@ -246,7 +249,7 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
     if "\0" not in written:
         if inside_root(f"{base.absolute().as_posix()}/x", root) is None:
             todo = f"name the folder that holds the images with --image_folder, not {root}"
-        place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path))
+        place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path, base))
         inside = inside_root(place, root)
         if inside is not None:
             return inside
@@ -269,7 +272,7 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
         notice(folder, f"{len(unused)} text files without an image ({endings}) are ignored")
     joined = 0
-    for image in images:
+    for image in progress(images, "reading captions", "images"):
         name = image.relative_to(folder).as_posix()
         item = f"image {shortened(name)}"
         try:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
+from pab.core.progress import write_line
 from pab.data.vocabulary import vocabulary_command
 
 START, END = "<start_of_text>", "<end_of_text>"
@@ -47,6 +48,7 @@ def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrained
     trainer = BpeTrainer(
         vocab_size=vocab_size - 2, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
+    write_line(f"training a tokenizer of {vocab_size} tokens")
     tokenizer.train_from_iterator(captions, trainer)
     tokenizer.add_special_tokens([START, END])
     ends = [(word, tokenizer.token_to_id(word)) for word in (START, END)]
@@ -70,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
     vocabulary_command(
         write_clip_tokenizer, argv, prog="python -m pab.encoders.train_clip_tokenizer",
-        description=__doc__, out="the model's folder", pieces=1500,
+        out="the model's folder", pieces=1500,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from pab.core.config import flag
+from pab.core.config import flag, speed_flag
 from pab.data.images import ImageTransform
 from pab.encoders.layer_numbers import BLOCK
 from pab.training.config import ContrastiveConfig
@@ -32,9 +32,11 @@ class FinetuneConfig(ContrastiveConfig):
 
     # Model
     freeze: Literal["none", "image", "text"] = flag("none", "tower whose weights are frozen")
-    lora_rank: int = flag(0, "rank of low-rank updates to train instead of the weights; 0: off")
-    lora_alpha: int = flag(16, "LoRA: updates are scaled by alpha / rank")
-    checkpoint_activations: bool = flag(False, "recompute blocks in the backward pass")
+    lora_rank: int = flag(
+        0, "rank of low-rank updates to train instead of the weights; 0: off", ge=0
+    )
+    lora_alpha: int = flag(16, "LoRA: updates are scaled by alpha / rank", ge=1)
+    checkpoint_activations: bool = speed_flag(False, "recompute blocks in the backward pass")
 
     # Optimization
     lr: float = flag(2e-5, "peak learning rate; LoRA needs about ten times as much")
@@ -42,16 +44,6 @@ class FinetuneConfig(ContrastiveConfig):
     opt_betas: tuple[float, float] = flag((0.9, 0.98), "AdamW betas")
     epochs: int = flag(3, "passes over the data")
     layer_decay: float = flag(0.75, "learning-rate factor from each layer to the one below")
-
-    def check(self) -> None:
-        """See :class:`ContrastiveConfig`.
-
-        Raises:
-            InputError: naming the flag.
-        """
-        super().check()
-        self.check_least(0, "lora_rank")
-        self.check_least(1, "lora_alpha")
 
 
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:

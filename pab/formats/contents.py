@@ -5,12 +5,8 @@ Shape letters: ``Q`` queries, ``G`` gallery images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pab.core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,26 +57,3 @@ class Listing:
     query_ids: list[str] | None = None
     scores: list[list[float]] | None = None
     remarks: tuple[str, ...] = ()
-
-
-def id_text(value: Any, where: str | Path, item: str) -> str:
-    """Convert an id to text; an integer becomes its decimal digits.
-
-    Raises:
-        InputError: neither text nor an integer.
-    """
-    if isinstance(value, str):
-        return str(value)
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if whole and not isinstance(value, bool):
-        return str(int(value))
-    raise InputError(
-        where,
-        f"expected a list of strings or whole numbers as ids, found {value!r:.60}",
-        item=item,
-    )
-
-
-def id_texts(values: Iterable[Any], where: str | Path, item: str) -> list[str]:
-    """Convert ids to text; see :func:`id_text`."""
-    return [id_text(value, where, item) for value in values]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,12 @@ from numpy.typing import NDArray
 from pab.core.errors import InputError
 from pab.core.files import atomic_path, write_text
 from pab.core.notices import notice
+from pab.core.progress import progress
+from pab.formats.tables import pyarrow
+from pab.ranking import top_k as best_columns
 
 if TYPE_CHECKING:
-    from pab.scores import ScoreFile
+    from pab.formats.score_file import ScoreFile
 
 FORMATS = ("pt", "bare", "npy", "npz", "csv", "parquet", "trec", "ranx", "rankings")
 LISTS = ("trec", "ranx", "rankings")
@@ -73,7 +76,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
             represent, or a file that cannot be written.
     """
     if top_k is not None and form not in LISTS:
-        raise InputError("--top_k", f"goes with --format {', '.join(LISTS)}")
+        raise InputError("--top_k", f"needs --format {', '.join(LISTS)}")
     if top_k is not None and top_k < 1:
         raise InputError("--top_k", f"must be at least 1, found {top_k}")
     written = paths(form, out)
@@ -81,7 +84,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
         notice(out, "images that were not listed are written with the score below the listed ones")
     match form:
         case "pt":
-            from pab.scores import save_scores
+            from pab.formats.score_file import save_scores  # imports torch, like the next
 
             save_scores(out, score_file)
         case "bare" | "prefix":
@@ -118,13 +121,12 @@ def _write_csv(score_file: ScoreFile, out: Path) -> None:
         separator = "\t" if out.suffix.lower() == ".tsv" else ","
         writer = csv.writer(handle, delimiter=separator, lineterminator="\n")
         writer.writerow(["query", *score_file.gallery_ids])
-        for query_id, row in zip(score_file.query_ids, score_file.scores, strict=True):
+        query_ids = progress(score_file.query_ids, f"writing {out.name}", "queries")
+        for query_id, row in zip(query_ids, score_file.scores, strict=True):
             writer.writerow([query_id, *(f"{value:.9g}" for value in row.tolist())])
 
 
 def _write_parquet(score_file: ScoreFile, out: Path) -> None:
-    from pab.formats.tables import pyarrow
-
     arrow = pyarrow(out)
     name = "query"
     while name in score_file.gallery_ids:
@@ -141,7 +143,7 @@ def _write_lists(score_file: ScoreFile, form: str, out: Path, top_k: int | None)
     depth = top_k or DEFAULT_TOP_K
     if top_k is None and len(score_file.gallery_ids) > depth:
         notice(out, f"holds the first {depth} images of each query; --top_k sets another number")
-    ranking = ranking_of(score_file, depth)
+    ranking = progress(ranking_of(score_file, depth), f"writing {out.name}", "queries")
     if form == "trec":
         write_text(out, "".join(trec_lines(out, score_file.query_ids, ranking)))
     elif form == "ranx":
@@ -154,7 +156,7 @@ def _write_lists(score_file: ScoreFile, form: str, out: Path, top_k: int | None)
         write_text(out, "".join(_ranking_lines(score_file, ranking)))
 
 
-def _ranking_lines(score_file: ScoreFile, ranking: Sequence[Ranking]) -> Iterator[str]:
+def _ranking_lines(score_file: ScoreFile, ranking: Iterable[Ranking]) -> Iterator[str]:
     """Yield JSON lines with an order, and with scores if they add information."""
     for query_id, (names, scores) in zip(score_file.query_ids, ranking, strict=True):
         record: dict[str, Any] = {"query_index": query_id, "topk_gallery": list(names)}
@@ -173,8 +175,6 @@ def ranking_of(score_file: ScoreFile, top_k: int) -> list[Ranking]:
 
     Images that the scores' source did not list are omitted.
     """
-    from pab.ranking import top_k as best_columns
-
     best = best_columns(score_file.scores, top_k)
     values = score_file.scores.gather(1, best).numpy()
     counts = score_file.listed_counts().tolist()
@@ -182,6 +182,35 @@ def ranking_of(score_file: ScoreFile, top_k: int) -> list[Ranking]:
         ([score_file.gallery_ids[column] for column in columns[:count]], row[:count])
         for columns, row, count in zip(best.tolist(), values, counts, strict=True)
     ]
+
+
+def write_trec(
+    prefix: str | Path,
+    query_ids: Sequence[str],
+    ranking: Sequence[Ranking],
+    relevant: Mapping[str, frozenset[str]],
+) -> None:
+    """Write ``PREFIX.run`` and ``PREFIX.qrels`` in TREC format.
+
+    The run preserves the order of images with equal scores (:func:`trec_lines`).
+
+    Args:
+        prefix: prefix of the two file names.
+        query_ids: ``Q`` ids.
+        ranking: gallery names (best first) and their scores, per query.
+        relevant: query id -> right gallery ids; may contain queries that the ranking lacks.
+
+    Raises:
+        InputError: an id contains a blank, which the format cannot represent.
+    """
+    shown = progress(ranking, f"writing {prefix}.run", "queries")
+    run = "".join(trec_lines(f"{prefix}.run", query_ids, shown))
+    qrels: list[str] = []
+    for query_id, images in relevant.items():
+        check_words(f"{prefix}.qrels", (query_id, *images))
+        qrels.extend(f"{query_id} 0 {name} 1\n" for name in sorted(images))
+    write_text(f"{prefix}.run", run)
+    write_text(f"{prefix}.qrels", "".join(qrels))
 
 
 def trec_lines(

@@ -17,14 +17,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pab.core.errors import InputError
-from pab.data.json_lines import kind, shortened
-from pab.formats.contents import QUERY_ID_KEYS, Listing, id_text
+from pab.core.progress import progress
+from pab.data.id_lists import id_text
+from pab.data.json_lines import OBJECT, Twice, found_twice, kind, shortened
+from pab.formats.contents import QUERY_ID_KEYS, Listing
 from pab.formats.tables import number_of
 from pab.ranking import read_ranked_list
 
@@ -61,7 +63,8 @@ def trec_run(text: str, path: Path) -> Listing:
     """
     found: dict[str, dict[str, float]] = {}
     ranks: dict[str, list[tuple[int, float]]] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    lines = progress(text.split("\n"), f"reading {path.name}", "lines")
+    for number, line in enumerate(lines, start=1):
         line = line.strip()
         if not line:
             continue
@@ -127,14 +130,15 @@ def json_run(text: str, path: Path) -> Listing:
 
 def _json_values(text: str, path: Path) -> list[Any]:
     """Parse all consecutive JSON values of a text: one document, or JSON lines."""
-    decoder = json.JSONDecoder(object_pairs_hook=_each_once(path))
     values, place = [], 0
     while place < len(text):
         if text[place].isspace():
             place += 1
             continue
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, place = OBJECT.raw_decode(text, place)
+        except Twice as error:
+            raise found_twice(error, path, None) from error
         except (ValueError, RecursionError) as error:
             broken = error.pos if isinstance(error, json.JSONDecodeError) else place
             raise InputError(
@@ -144,17 +148,6 @@ def _json_values(text: str, path: Path) -> list[Any]:
             ) from error
         values.append(value)
     return values
-
-
-def _each_once(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    def fields_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-            raise InputError(path, f"expected every key once, found {shortened(twice)} twice")
-        return fields
-
-    return fields_of
 
 
 def _first_of(keys: Sequence[str], fields: dict[str, Any]) -> str | None:
@@ -271,7 +264,7 @@ def _score(value: Any, name: str, path: Path, item: str) -> float:
         except OverflowError as error:
             raise InputError(
                 path,
-                f"expected finite scores, found a whole number too large for image {name!r}",
+                f"expected finite scores, found an integer too large for image {name!r}",
                 item=item,
             ) from error
     raise InputError(
@@ -299,4 +292,4 @@ def _without_images(found: dict[str, Any]) -> list[str]:
     empty = [query for query, listed in found.items() if not listed]
     if not empty:
         return []
-    return [f"{len(empty)} queries list no image, such as {shortened(empty[0])}: they are left out"]
+    return [f"{len(empty)} queries list no image, such as {shortened(empty[0])}: they are skipped"]

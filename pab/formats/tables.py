@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from pab.core.errors import InputError
+from pab.core.progress import progress
+from pab.data.id_lists import id_texts
 from pab.data.json_lines import shortened
-from pab.formats.contents import QUERY_ID_KEYS, Matrix, id_texts
+from pab.formats.contents import QUERY_ID_KEYS, Matrix
 
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
@@ -26,7 +28,7 @@ def separator_of(text: str) -> str | None:
 
     The header and the first row must have the same number of cells, or the header one less, where
     it names the columns alone. All cells of the row but the first must be numbers; those of the
-    header must not all be, except for whole numbers in a header that is one shorter.
+    header must not all be, except for integers in a header that is one shorter.
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
@@ -53,7 +55,7 @@ def bare_separator_of(text: str) -> str | None:
 def decimal_lines(text: str) -> bool:
     """Return whether the first line is decimal fractions with blanks between, as NumPy's savetxt.
 
-    Names of a ranked list may be whole numbers, but they are no fractions.
+    Names of a ranked list may be integers, but not fractions.
     """
     first = next((line for line in io.StringIO(text) if line.strip()), "").split()
     return len(first) > 1 and all("." in cell and number_of(cell) is not None for cell in first)
@@ -82,7 +84,8 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
     Raises:
         InputError: a row of another length, or a cell that is not a number; the message names it.
     """
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    lines = progress(io.StringIO(text, newline=""), f"reading {path.name}", "B", len(text), len)
+    rows = csv.reader(lines, delimiter=separator)
     header: list[str] = []
     if ids:
         header = [cell.strip() for cell in next((row for row in rows if row), [])]

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
-import re
 import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+
+from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
-from pab.data.annotations import read_answers, read_id_list, read_labelled_images, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_id_list
 from pab.data.image_paths import data_root
+from pab.data.json_lines import entries, json_object
+from pab.data.labelled_images import read_labelled_images
+from pab.data.masked_queries import read_answers
+from pab.data.tables import SEPARATORS, TableColumns
+from pab.formats.runs import is_trec_run
+from pab.formats.tables import separator_of
 from pab.layout.folders import is_photo_name
-from pab.layout.found import Found, count, quoted
+from pab.layout.found import Found, blank_names, captioned_commands, count, quoted
 from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
 
 TENSOR_ENDINGS = frozenset((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
 _HEAD = 1 << 16  # bytes of a text file that determine its kind
-_TREC = re.compile(r"\S+\s+Q0\s+\S+\s+\d+\s+\S+\s+\S+")
-IMAGE_KEY, CAPTION_KEY = "filepath", "title"  # OpenCLIP's column names
+# Usual names of a caption table's columns; OpenCLIP's, which need no flags, come first.
+IMAGE_KEYS = ("filepath", "image", "image_path", "path", "file", "filename", "file_name")
+CAPTION_KEYS = ("title", "caption", "text", "description")
 
 
 def explain_file(path: Path) -> Found:
@@ -57,7 +63,7 @@ def _unknown(path: Path, found: str) -> InputError:
 
 
 def _tensors(path: Path) -> Found:
-    from pab.core.checkpoints import LET_IN, read_checkpoint
+    from pab.core.checkpoints import LET_IN, read_checkpoint  # imports torch
     from pab.core.tensor_files import read_tensors
 
     if path.suffix != ".safetensors":
@@ -76,8 +82,6 @@ def _tensors(path: Path) -> Found:
 
 
 def _picture(path: Path) -> Found:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
             facts = (f"{image.format}, {image.width} x {image.height} pixels",)
@@ -130,14 +134,14 @@ def _text(path: Path) -> Found:
     try:
         head = raw.decode(encoding, errors="strict" if len(raw) < _HEAD else "ignore").lstrip()
     except UnicodeDecodeError as error:
-        raise _unknown(path, "a file that is no text") from error
+        raise _unknown(path, "a file that is not text") from error
     if "\0" in head:
-        raise _unknown(path, "a file that is no text")
+        raise _unknown(path, "a file that is not text")
     if {"[PAD]", "[UNK]"} <= set(head.split("\n", 1000)):
         command = f"python -m uit.infer --text_encoder {quoted(path.absolute().parent)}"
         return Found("BERT's vocabulary", (), (command,))
     if head[:1] in ("{", "["):
-        return _json(path, head, encoding)
+        return _json(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         return _table(path, head)
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -152,7 +156,7 @@ def _lines(path: Path, head: str) -> Found:
     lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         raise _unknown(path, "blank lines")
-    if _TREC.fullmatch(lines[0].strip()):
+    if is_trec_run(lines[0]):
         return describe_scores(path)
     whole = lines[:-1] if path.stat().st_size > _HEAD else lines  # the last line may be truncated
     lengths = {len(line.split()) for line in whole}
@@ -171,87 +175,68 @@ def _lines(path: Path, head: str) -> Found:
 
 def _table(path: Path, head: str) -> Found:
     """Describe a table of images and captions, or of scores with ids."""
-    first, *rest = head.splitlines()
-    separators = [s for s in ("\t", ",", ";") if s in first]
-    for separator in separators:
-        columns = next(csv.reader(io.StringIO(first), delimiter=separator))
-        if IMAGE_KEY in columns and CAPTION_KEY in columns:
-            return _caption_table(path, columns)
-        if rest and len(columns) > 2 and _are_numbers(rest[0].split(separator)[1:]):
-            return describe_scores(path)
-    columns = next(csv.reader(io.StringIO(first), delimiter=(separators or [","])[0]))
+    first = head.splitlines()[0]
+    headers = {s: next(csv.reader([first], delimiter=s)) for s in SEPARATORS if s in first}
+    for separator, columns in headers.items():
+        images = [name for name in IMAGE_KEYS if name in columns]
+        captions = [name for name in CAPTION_KEYS if name in columns]
+        if images and captions:
+            return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
+    if separator_of(head) is not None:
+        return describe_scores(path)
+    columns = next(iter(headers.values()), [first])
     return Found(
-        "a table of other columns than a caption table's",
+        "a table without the usual columns of a caption table",
         (f"columns: {', '.join(columns)}",),
         (
-            f"python -m lhp.infer --annotation {quoted(path)} --image_folder FOLDER "
+            f"python scripts/clip_infer.py --annotation {quoted(path)} --image_folder FOLDER "
             "--csv_image_key COLUMN --csv_caption_key COLUMN",
         ),
     )
 
 
-def _caption_table(path: Path, columns: list[str]) -> Found:
-    found = read_retrieval(path)
+def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Found:
+    found = read_retrieval(path, image_folder=path.parent, columns=columns)
     assert found.gallery is not None
-    facts = (
+    absent = [str(image.path) for image in found.gallery if not image.path.is_file()]
+    facts = [
         f"{count(len(found.gallery), 'image')}, {count(len(found.queries), 'caption')}",
-        f"columns: {', '.join(columns)}",
-    )
-    place = quoted(path.absolute().parent)
-    commands = (
-        f"python -m lhp.infer --annotation {quoted(path)} --image_folder {place}",
-        f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place} "
-        f"--train_shards {quoted(Path(path.name))}",
-    )
-    return Found("a table of images and captions (OpenCLIP's form)", facts, commands)
-
-
-def _are_numbers(cells: list[str]) -> bool:
-    try:
-        return bool(cells) and all(float(cell) is not None for cell in cells)
-    except ValueError:
-        return False
+        f"columns: {', '.join(header)}",
+    ]
+    problems = list(blank_names([image.gallery_id for image in found.gallery]))
+    if absent:
+        problems.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
+    commands = captioned_commands(path, path.parent, columns)
+    if problems:  # the others would be refused
+        commands = (f"python -m pab.layout check {quoted(path)}",)
+    what = "a table of images and captions (OpenCLIP's form)"
+    return Found(what, (*facts, *problems), commands)
 
 
 # ------------------------------------------------------------------------------------------ JSON
 
 
-def _json(path: Path, head: str, encoding: str) -> Found:
+def _json(path: Path) -> Found:
     """Describe annotations, queries, an answer key, or scores."""
-    first = _first_object(path, head, encoding)
     if path.name == "source_caption.json":
-        return Found("captions of the source videos, which no command reads")
-    if isinstance(first, dict):
-        if "query_index" in first and ("topk_gallery" in first or "reranked" in first):
+        return Found("captions of the source videos (not used)")
+    entry = next(entries(path), None)
+    first = {} if entry is None else json_object(entry[2], path, f"line {entry[0]}")
+    if "query_index" in first and ("topk_gallery" in first or "reranked" in first):
+        return describe_scores(path)
+    if "query_index" in first:
+        return _queries(path)
+    if "image" in first or "image_id" in first:
+        return _pairs(path)
+    values = list(first.values())
+    if values and all(isinstance(value, dict) for value in values):
+        if all("gallery" in value for value in values):
+            return _answers(path)
+        if all(type(score) in (int, float) for value in values for score in value.values()):
             return describe_scores(path)
-        if "query_index" in first:
-            return _queries(path)
-        if "image" in first or "image_id" in first:
-            return _pairs(path)
-        values = list(first.values())
-        if values and all(isinstance(value, dict) for value in values):
-            if all("gallery" in value for value in values):
-                return _answers(path)
-            if all(type(score) in (int, float) for value in values for score in value.values()):
-                return describe_scores(path)
-        if values and all(isinstance(value, str) for value in values):
-            return _queries(path)
+    if values and all(isinstance(value, str) for value in values):
+        return _queries(path)
     raise _unknown(path, "JSON of another form")
-
-
-def _first_object(path: Path, head: str, encoding: str) -> Any:
-    """Read the first JSON value of a file of lines or of an array; a single value is read whole."""
-    decoder = json.JSONDecoder()
-    text = head[1:].lstrip() if head[0] == "[" else head
-    try:
-        return decoder.raw_decode(text)[0]
-    except ValueError:  # truncated or broken: parse the whole file
-        pass
-    text = path.read_text(encoding=encoding).lstrip()
-    try:
-        return decoder.raw_decode(text[1:].lstrip() if text[0] == "[" else text)[0]
-    except ValueError as error:
-        raise _unknown(path, f"broken JSON ({error})") from error
 
 
 def _queries(path: Path) -> Found:
@@ -292,7 +277,7 @@ def _pairs(path: Path) -> Found:
 
 def _answers(path: Path) -> Found:
     key = read_answers(path)
-    normal = sum(answer[1] is not None for answer in key.values())
+    normal = sum(answer.is_normal is True for answer in key.values())
     facts = (count(len(key), "answer"), f"{normal:,} normal")
     queries = path.absolute().parent / "query.json"
     annotation = quoted(queries) if queries.is_file() else "QUERIES"

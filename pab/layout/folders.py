@@ -11,12 +11,13 @@ from pathlib import Path
 from pab.core.errors import InputError
 from pab.data.bad_lines import BadLines
 from pab.data.image_paths import PHOTO_ENDINGS, file_names, part_of
-from pab.data.tables import TableColumns, captioned_images, is_captioned_folder
+from pab.data.tables import TABLE_ENDINGS, TableColumns, captioned_images, is_captioned_folder
 from pab.data.tree import shard_number
-from pab.layout.found import Found, count, quoted
+from pab.layout.found import Found, blank_names, captioned_commands, count, quoted
 from pab.layout.parts import masked_part, query_file
 from pab.layout.weights import explain_weight_folder
 
+_RUN_WEIGHTS = ("checkpoint-best.pth", "checkpoint-final.pth")  # of a training run, best first
 KNOWN_ENDINGS = frozenset((
     ".json", ".jsonl", ".csv", ".tsv", ".txt", ".pt", ".pth", ".bin", ".safetensors", ".npy",
     ".npz", ".parquet", ".zip", ".yaml",
@@ -53,7 +54,8 @@ def explain_folder(folder: Path) -> Found:
     endings = Counter(Path(name).suffix.lower() for name in names if name[0] != ".")
     known = ", ".join(f"{endings[e]} {e}" for e in sorted(endings) if e in KNOWN_ENDINGS)
     if known:
-        first = next(name for name in names if Path(name).suffix.lower() in KNOWN_ENDINGS)
+        first = next((name for name in _RUN_WEIGHTS if name in names), None)
+        first = first or next(n for n in names if Path(n).suffix.lower() in KNOWN_ENDINGS)
         command = f"python -m pab.layout check {quoted(folder / first)}"
         return Found("a folder of files", (f"{known} files: check one of them",), (command,))
     below = sum(path.is_dir() for path in folder.iterdir())
@@ -114,24 +116,27 @@ def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
     place = quoted(folder)
     if is_captioned_folder(folder):
         bad = BadLines()
-        captions = sum(1 for _ in captioned_images(folder, folder, TableColumns(), bad))
-        facts.append(f"{count(captions, 'caption')} (.txt) beside them")
-        train = f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {place}"
-        score = f"python -m lhp.infer --annotation {place} --image_folder {place}"
+        ids = [line.image_id for line in captioned_images(folder, folder, TableColumns(), bad)]
+        facts += [f"{count(len(ids), 'caption')} (.txt) beside them", *blank_names(ids)]
+        score, tune = captioned_commands(folder, folder, TableColumns())
         if bad.total:
             facts.append(f"{count(bad.total, 'image')} that cannot be used: {bad.summary()}")
             facts += [f"  {fault}" for fault in bad.first]
-            commands: tuple[str, ...] = (f"{train} --skip_bad_lines",)  # scoring needs all
+            commands: tuple[str, ...] = (f"{tune} --skip_bad_lines",)  # scoring needs all
         else:
-            commands = (train, score)
+            commands = (score, tune)
         return Found("a folder of images with captions", tuple(facts), commands)
     recursive = ""
     if nested:
         folders = len({os.path.dirname(name) for name in nested})  # noqa: PTH120
         facts.append(f"{len(nested):,} of them in {count(folders, 'nested folder')}")
         recursive = " --recursive"
-    command = f'python -m pab.search --model clip --image_folder {place}{recursive} --query "TEXT"'
-    return Found("a folder of photographs", tuple(facts), (command,))
+    search = f'python -m pab.search --model clip --image_folder {place}{recursive} --query "TEXT"'
+    tables = [name for name in names if Path(name).suffix.lower() in TABLE_ENDINGS]
+    if tables:
+        facts.append(f"{count(len(tables), 'table')} beside them: {', '.join(tables)}")
+    checks = [f"python -m pab.layout check {quoted(folder / name)}" for name in tables]
+    return Found("a folder of photographs", tuple(facts), (search, *checks))
 
 
 def _nested_photos(folder: Path) -> list[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pab.data.tables import TableColumns
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,26 @@ def quoted(path: Path) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Format a number with its noun: "1 image", "1,978 images"; ``plural`` defaults to NOUN + s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, ...]:
+    """Commands that score and tune CLIP, whose public weights load by themselves, on own data."""
+    given = {"image": columns.image, "caption": columns.caption}
+    flags = "".join(
+        f" --csv_{name}_key {shlex.quote(column)}"
+        for name, column in given.items()
+        if column != getattr(TableColumns(), name)
+    )
+    data = quoted(place)
+    score = f"python scripts/clip_infer.py --annotation {data} --image_folder {quoted(images)}"
+    tune = f"python scripts/finetune_clip.py --config configs/clip/finetune.yaml --data_path {data}"
+    return score + flags, tune + flags
+
+
+def blank_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Warn of image names that a ranked list cannot hold; empty if there are none."""
+    blank = [name for name in names if any(map(str.isspace, name))]
+    if not blank:
+        return ()
+    what = f"{count(len(blank), 'image name')} with a blank, such as {blank[0]!r}"
+    return (f"{what}: scoring refuses them, so rename the files first",)

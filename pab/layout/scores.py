@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pab.formats.contents import Matrix
+from pab.formats.forms import read_form
 from pab.layout.found import Found, quoted
 
 
@@ -14,9 +16,7 @@ def describe_scores(path: Path) -> Found:
     Raises:
         InputError: the file violates a rule of its form; the message names it.
     """
-    from pab.formats.contents import Matrix
-    from pab.formats.forms import read_form
-    from pab.scores import show
+    from pab.formats.description import show  # imports torch
 
     facts = tuple(
         line for line in show(path).splitlines() if not line.startswith(("file ", "form "))

@@ -52,7 +52,7 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
     Raises:
         InputError: the checkpoint has no tensors.
     """
-    from pab.core.checkpoints import STATE_MARK, model_state
+    from pab.core.checkpoints import STATE_MARK, model_state  # imports torch
 
     state = model_state(checkpoint, path)
     model = known_model(state)
@@ -75,11 +75,25 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
     made = [command.format(file=file) for command in commands]
     architecture = metadata.get("architecture") if isinstance(metadata, dict) else None
     if architecture is not None:
-        name = f"--model {shlex.quote(str(architecture))}"
+        name = f"--model {shlex.quote(_model_of_run(path) or str(architecture))}"
         if model in ("beit3", "beit3 without heads", "uit"):  # their defaults are the published
             made = [f"{command} {name}" for command in made]
         made = [command.replace("--model NAME", name) for command in made]
     return Found(what, tuple(facts), tuple(made))
+
+
+def _model_of_run(path: Path) -> str | None:
+    """Return ``--model`` of the run whose folder a checkpoint is in, if that names a folder.
+
+    The metadata of a ``local-dir:FOLDER`` model hold the folder's last part alone.
+    """
+    config = path.with_name("config.yaml")
+    if not config.is_file():
+        return None
+    lines = config.read_text(encoding="utf-8", errors="replace").splitlines()
+    start = "model: "
+    models = (line.removeprefix(start) for line in lines if line.startswith(f"{start}local-dir:"))
+    return next(models, None)
 
 
 # Model -> description of a checkpoint, and the commands that accept it.
@@ -104,11 +118,11 @@ _MODELS = {
     ),
     "transformers clip": ("a checkpoint of CLIP in transformers' names, which no command reads",),
     "swin": (
-        "weights of a Swin Transformer, UIT's image tower at the start",
+        "weights of a Swin Transformer, UIT's initial image encoder",
         "python -m uit.run --task cmp --checkpoint '' --swin {file} --bert BERT",
     ),
     "bert": (
-        "weights of BERT, UIT's text tower at the start",
+        "weights of BERT, UIT's initial text encoder",
         "python -m uit.run --task cmp --checkpoint '' --swin SWIN --bert {file}",
     ),
 }  # fmt: skip

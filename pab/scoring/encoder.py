@@ -1,35 +1,87 @@
-"""Interface of models that embed images and captions separately."""
+"""The one interface of models that embed images and captions separately.
+
+Shape letters: `G` images, `Q` captions, `D` width of the vectors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
 
+from PIL import Image
 from torch import Tensor
 
-from pab.data.annotations import GalleryImage
-from pab.data.images import ImageReader
+from pab.core.errors import InputError
+from pab.data.images import ImageReader, as_rgb
+from pab.data.records import GalleryImage
+
+AnyImage = GalleryImage | str | Path | Image.Image | Tensor
 
 
-class EncodeImages(Protocol):
-    """Map images to vectors, float32 [G, D] on the CPU, in the order of the images."""
+@dataclass(frozen=True)
+class Origin:
+    """Source of a model's vectors, as recorded in score files; fields are empty if unknown.
 
-    def __call__(
-        self, images: Sequence[GalleryImage], /, *, reader: ImageReader | None = None
-    ) -> Tensor: ...
+    Attributes:
+        architecture: name of the architecture.
+        checkpoint: source of the weights.
+        checkpoint_sha256: hash of the checkpoint; empty if the weights are not a single file.
+        dtype: number format of the model.
+        more: further entries of a score file's ``meta``.
+    """
+
+    architecture: str = ""
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
+    dtype: str = "fp32"
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
-class EncodeTexts(Protocol):
-    """Map captions to unit vectors, float32 [Q, D] on the CPU, in the order of the captions."""
-
-    def __call__(self, captions: Sequence[str], /) -> Tensor: ...
+UNKNOWN = Origin()  # of a model in training
 
 
-class Similarity(Protocol):
-    """Map vectors of captions and images to scores, float32 [Q, G]."""
+class Encoder(Protocol):
+    """Model that embeds images and captions in one space.
 
-    def __call__(self, texts: Tensor, images: Tensor, /) -> Tensor: ...
+    A class that derives from it inherits cosine similarity and an empty fingerprint.
+    """
+
+    @property
+    def origin(self) -> Origin:
+        """Source of the vectors."""
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Facts that the vectors depend on: weights' hash, preprocessing, number format, device.
+
+        They are the key of the feature cache. Empty if vectors are never cached.
+        """
+        return MappingProxyType({})
+
+    def encode_images(
+        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
+    ) -> Tensor:
+        """Map images to vectors, float32 [G, D] on the CPU, in the order of the images.
+
+        A model with several vectors per image concatenates them into one row.
+
+        Args:
+            images: paths, gallery images, PIL images, or preprocessed tensors [3, H, W].
+            reader: decodes the files; None uses the benchmark reader.
+
+        Raises:
+            InputError: a file cannot be read, or a tensor has another shape.
+        """
+
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Map captions to unit vectors, float32 [Q, D] on the CPU, in the order of the captions."""
+
+    def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
+        """Map vectors of captions and images to scores, float32 [Q, G]."""
+        return cosine(texts, images)
 
 
 def cosine(texts: Tensor, images: Tensor) -> Tensor:
@@ -37,41 +89,41 @@ def cosine(texts: Tensor, images: Tensor) -> Tensor:
     return texts @ images.T
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """Encoding and similarity functions of a loaded model, cached if its settings say so.
+def scores_of(encoder: Encoder, captions: Sequence[str], gallery: Sequence[GalleryImage]) -> Tensor:
+    """Score captions against a gallery, float32 [Q, G]; captions go first, to fail early."""
+    texts = encoder.encode_texts(captions)
+    return encoder.similarity(texts, encoder.encode_images(gallery))
 
-    Attributes:
-        encode_images: see :class:`EncodeImages`. A model with several vectors per image
-            concatenates them into one row.
-        encode_texts: see :class:`EncodeTexts`.
-        similarity: see :class:`Similarity`.
+
+def as_images(images: Iterable[AnyImage]) -> list[GalleryImage | Image.Image | Tensor]:
+    """Convert images of any kind to gallery images, RGB images and preprocessed tensors.
+
+    Raises:
+        InputError: an image of another kind, or a tensor of another shape.
     """
+    if isinstance(images, (str, Path, Image.Image)):
+        images = [images]
+    found: list[GalleryImage | Image.Image | Tensor] = []
+    for number, image in enumerate(images):
+        if isinstance(image, (str, Path)):
+            image = GalleryImage(str(image), Path(image))
+        elif isinstance(image, Image.Image):
+            image = as_rgb(image)
+        elif isinstance(image, Tensor):
+            if image.ndim != 3 or len(image) != 3 or not image.is_floating_point():
+                raise InputError(
+                    "images", "expected a preprocessed tensor [3, H, W] of floating-point numbers, "
+                    f"found {image.dtype} {list(image.shape)}", item=f"position {number}",
+                )  # fmt: skip
+        elif not isinstance(image, GalleryImage):
+            raise InputError(
+                "images", f"expected a path, a PIL image or a tensor, found {type(image).__name__}",
+                item=f"position {number}",
+            )  # fmt: skip
+        found.append(image)
+    return found
 
-    encode_images: EncodeImages
-    encode_texts: EncodeTexts
-    similarity: Similarity = cosine
 
-    def scores(self, captions: Sequence[str], gallery: Sequence[GalleryImage]) -> Tensor:
-        """Score captions against a gallery, float32 [Q, G]; captions go first, to fail early."""
-        texts = self.encode_texts(captions)
-        return self.similarity(texts, self.encode_images(gallery))
-
-
-@dataclass(frozen=True)
-class OpenEncoder:
-    """Encoder with its origin; returned by ``open_encoder(config)`` of a member's module.
-
-    Attributes:
-        encoder: the encoding and similarity functions.
-        architecture: name of the architecture.
-        checkpoint: source of the weights.
-        checkpoint_sha256: hash of the checkpoint; empty if the weights are not a single file.
-        dtype: number format of the model.
-    """
-
-    encoder: Encoder
-    architecture: str
-    checkpoint: str
-    checkpoint_sha256: str
-    dtype: str
+def as_captions(captions: Sequence[str]) -> list[str]:
+    """Captions as a list; a single text becomes a list of one, not of its characters."""
+    return [captions] if isinstance(captions, str) else list(captions)

@@ -17,10 +17,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -28,8 +26,10 @@ from torch import Tensor
 
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_file, write_text
-from pab.data.annotations import GalleryImage
+from pab.core.progress import progress
+from pab.core.resources import CODE_ROOT
 from pab.data.images import ImageReader
+from pab.data.records import GalleryImage
 
 FORMAT = 1  # version of the file format; part of the key, so another format is another cache
 DIGEST_BYTES = 32
@@ -38,8 +38,8 @@ LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers"
 HASHES, VECTORS, FACTS = ".sha256", ".float32", "encoder.json"
 
 
-class FeatureCache(AbstractContextManager["FeatureCache"]):
-    """Cache for the vectors of one encoder; use it as a context manager.
+class FeatureCache:
+    """Cache for the vectors of one encoder. Files are open only while they are written.
 
     Args:
         folder: folder of all caches.
@@ -55,7 +55,7 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._rows: dict[bytes, tuple[Path, int]] = {}  # file of a vector, and its row there
         self._matrices: dict[Path, np.memmap] = {}
-        self._parts: dict[int, tuple[BinaryIO, BinaryIO]] = {}  # parts of this run, by width
+        self._parts: dict[int, Path] = {}  # hashes of this run's parts, by width
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -73,13 +73,6 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
                     hashes, f"kept vectors cannot be read: {error.strerror or error}",
                     todo=f"remove {self.folder}, or say --no_feature_cache",
                 ) from error  # fmt: skip
-
-    def __exit__(self, *_: object) -> None:
-        for part in self._parts.values():
-            for handle in part:
-                with suppress(OSError):  # the failed write has already been reported
-                    handle.close()
-        self._parts.clear()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -169,34 +162,35 @@ class FeatureCache(AbstractContextManager["FeatureCache"]):
             InputError: the disk is full, or the folder cannot be written.
         """
         matrix = vectors.contiguous().numpy()
+        width = matrix.shape[1]
         try:
-            width = matrix.shape[1]
-            if width not in self._parts:
-                self._parts[width] = self._open_part(width)
-            part = self._parts[width]
-            first = part[0].tell() // matrix[0].nbytes
-            for handle, data in zip(part, (matrix.tobytes(), b"".join(digests)), strict=True):
-                handle.write(data)
-                handle.flush()
+            # After a failed write, the next one starts a new part: a torn row would shift others.
+            hashes = self._parts.pop(width, None) or self._new_part(width)
+            part = hashes.with_suffix(VECTORS)
+            first = hashes.stat().st_size // DIGEST_BYTES
+            for path, data in ((part, matrix.tobytes()), (hashes, b"".join(digests))):
+                with path.open("ab") as file:
+                    file.write(data)
+            self._parts[width] = hashes
         except OSError as error:
             raise InputError(
                 self.folder, f"vectors cannot be kept: {error.strerror or error}",
                 todo="make room, or say --no_feature_cache",
             ) from error  # fmt: skip
         for row, digest in enumerate(digests, start=first):
-            self._rows.setdefault(digest, (Path(part[0].name), row))
+            self._rows.setdefault(digest, (part, row))
 
-    def _open_part(self, width: int) -> tuple[BinaryIO, BinaryIO]:
-        """Open a new pair of files whose name no other process uses."""
+    def _new_part(self, width: int) -> Path:
+        """Create a file of hashes whose name no other process uses."""
         number = 0
         while True:
-            stem = self.folder / f"{number}_{os.getpid()}x{width}"
+            hashes = self.folder / f"{number}_{os.getpid()}x{width}{HASHES}"
             try:
-                hashes = stem.with_suffix(HASHES).open("xb")
+                hashes.touch(exist_ok=False)
             except FileExistsError:
                 number += 1
                 continue
-            return stem.with_suffix(VECTORS).open("wb"), hashes
+            return hashes
 
 
 def made_by() -> dict[str, str]:
@@ -204,11 +198,10 @@ def made_by() -> dict[str, str]:
 
     Without them in the key, a cache would outlive a bug fix.
     """
-    root = Path(__file__).resolve().parents[2]
     code = hashlib.sha256()
-    drawn = root / "pab/mini"  # its images are ordinary files to the encoders
+    drawn = CODE_ROOT / "pab/mini"  # its images are ordinary files to the encoders
     for room in CODE:
-        for path in sorted((root / room).rglob("*.py")):
+        for path in sorted((CODE_ROOT / room).rglob("*.py")):
             if not path.is_relative_to(drawn):
                 code.update(path.read_bytes())
     found = {"code": code.hexdigest()}
@@ -240,4 +233,4 @@ def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes | InputErr
             return InputError(path, f"cannot be read: {error.strerror or error}")
 
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        return list(pool.map(digest, paths))
+        return list(progress(pool.map(digest, paths), "hashing images", "images", len(paths)))

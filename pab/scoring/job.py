@@ -1,77 +1,128 @@
-"""Workflow shared by all scoring commands: check the inputs, then write the outputs.
+"""The one frame of all scoring commands: check the inputs, encode, write the outputs.
 
-A command reads its settings and calls :func:`prepare`, which rejects bad input before a model is
-loaded. It then encodes and passes its score matrix to :func:`finish`.
+A member is a subclass of :class:`MemberConfig` with its settings and :meth:`~MemberConfig.open`.
+:meth:`MemberConfig.score` is the whole run. Bad input is rejected before the model is loaded.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pab import __version__
 from pab.core import processes
-from pab.core.config import Bounded, config_from_args, flag
-from pab.core.devices import pick_device
+from pab.core.config import config_from_args, data_flag, output_flag, speed_flag
+from pab.core.devices import autocast, dtype_of, pick_device
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_lines
 from pab.core.outputs import check_output_folder, check_outputs
-from pab.data.annotations import GalleryImage, Retrieval, read_query_order, read_retrieval
+from pab.data.annotations import read_retrieval
+from pab.data.id_lists import read_query_order
 from pab.data.images import list_gallery, verify_images
 from pab.data.label_config import LabelConfig
+from pab.data.records import GalleryImage, Retrieval
 from pab.evaluate import evaluate
 from pab.ranking import order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
-from pab.scoring.feature_cache import FeatureCache, made_by
+from pab.scoring.encoder import Encoder, Origin, scores_of
+from pab.scoring.encoding import Compute
 
 GALLERY = "data/PAB/name-masked_test-set/gallery"
 QUERIES = "data/PAB/name-masked_test-set/query.json"
 
 
 @dataclass(frozen=True)
-class ScoringConfig(LabelConfig, Bounded):
+class ScoringConfig(LabelConfig):
     """Settings shared by all scoring commands."""
 
-    image_folder: str | None = flag(
+    flag_group: ClassVar = "model"  # of the settings that a command adds
+
+    image_folder: str | None = data_flag(
         None, f"folder of the gallery's images (default for name-masked sets: {GALLERY})"
     )
-    annotation: str = flag(
+    annotation: str = data_flag(
         QUERIES, "query.json, pair.json, attr.json, training shard, table, or folder of captions"
     )
-    answers: str | None = flag(None, "answer key of a name-masked set; prints metrics")
-    query_order: str | None = flag(None, "file of query ids, one per line, in output order")
-    save_score: str | None = flag(None, "score file to write")
-    output_file: str | None = flag(
+    answers: str | None = data_flag(None, "answer key of a name-masked set; prints metrics")
+    query_order: str | None = data_flag(None, "file of query ids, one per line, in output order")
+    save_score: str | None = output_flag(None, "score file to write")
+    output_file: str | None = output_flag(
         None, "ranked list to write; answer.zip: a zip that holds answer.txt"
     )
-    top_k: int = flag(10, "names per line of the ranked list")
-    batch_size: int = flag(32, "images (or captions) per batch")
-    num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")
-    device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
-    dtype: Literal["fp32", "bf16", "fp16"] = flag("fp32", "number format of the model")
+    top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
+    batch_size: int = speed_flag(32, "images (or captions) per batch", ge=1)
+    num_workers: int = speed_flag(2, "loader processes; 0 loads in the scoring process", ge=0)
+    device: Literal["auto", "cuda", "mps", "cpu"] = speed_flag(
+        "auto", "auto: CUDA, else MPS, else CPU"
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] = speed_flag("fp32", "number format of the model")
 
-    feature_cache: bool = flag(True, "cache vectors on disk for later runs")
-    feature_cache_dir: str = flag("output/features", "folder of the feature cache")
+    feature_cache: bool = speed_flag(True, "cache vectors on disk for later runs")
+    feature_cache_dir: str = speed_flag("output/features", "folder of the feature cache")
 
     def check(self) -> None:
-        """Reject invalid values.
+        """Reject an invalid separator.
 
         Raises:
             InputError: naming the flag.
         """
         self.columns()
-        self.check_least(1, "top_k", "batch_size")
-        self.check_least(0, "num_workers")
 
 
-Config = TypeVar("Config", bound=ScoringConfig)
+class MemberConfig(ScoringConfig, ABC):
+    """Settings of a member: derive from it, add fields, and implement :meth:`open`.
+
+    Attributes:
+        scoring_only: names of added fields that :meth:`open` ignores.
+    """
+
+    scoring_only: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def open(self) -> Encoder:
+        """Load the model; ignores settings for data and outputs.
+
+        Raises:
+            InputError: settings or weights are invalid.
+        """
+
+    @classmethod
+    def of_checkpoint(cls, path: str) -> dict[str, str]:
+        """Settings that :func:`pab.scoring.members.load_encoder` derives from ``checkpoint=``."""
+        return {"checkpoint": path}
+
+    def compute(self) -> Compute:
+        """Select the device and the number format; ``auto`` is fp16 on a GPU, otherwise fp32.
+
+        Raises:
+            InputError: the device does not exist or cannot run the format.
+        """
+        device, name = pick_device(self.device), str(self.dtype)
+        if name == "auto":
+            name = "fp16" if device.type == "cuda" else "fp32"
+        dtype = dtype_of(name)
+        autocast(device, dtype)  # rejects a format that this device cannot run
+        folder = self.feature_cache_dir if self.feature_cache else None
+        return Compute(device, dtype, dtype, self.batch_size, self.num_workers, folder)
+
+    def score(self) -> None:
+        """Score every image of the gallery against every caption.
+
+        Raises:
+            InputError: settings, data or weights are invalid; nothing is written.
+        """
+        self.compute()  # rejects unsupported settings before the data is read
+        job = prepare(self)
+        encoder = self.open()
+        scores = scores_of(encoder, job.captions, job.gallery)
+        finish(self, job, score_file_of(job, encoder.origin, scores))
 
 
 @dataclass(frozen=True)
@@ -95,6 +146,11 @@ class ScoringJob:
     def query_ids(self) -> list[str]:
         """Ids of the queries, in row order."""
         return [query.query_id for query in self.retrieval.queries]
+
+    @property
+    def captions(self) -> list[str]:
+        """Captions of the queries, in row order."""
+        return [query.caption for query in self.retrieval.queries]
 
     @property
     def gallery_ids(self) -> list[str]:
@@ -150,64 +206,29 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     return ScoringJob(retrieval, gallery, order, data_sha256)
 
 
-@contextmanager
-def features_of(
-    config: ScoringConfig, *, device: torch.device, dtype: str, **facts: object
-) -> Iterator[FeatureCache | None]:
-    """Open the feature cache of this run's encoder; None if the settings disable it.
-
-    Args:
-        config: settings of the run.
-        device: device of the model; GPU and CPU vectors differ in rounding.
-        dtype: number format of the model.
-        facts: other facts that the vectors depend on: weights' hash, preprocessing.
-
-    Raises:
-        InputError: the folder cannot be made.
-    """
-    if not config.feature_cache:
-        yield None
-        return
-    known = {name: str(value) for name, value in facts.items()}
-    known |= {"device": device.type, "dtype": dtype, **made_by()}
-    with FeatureCache(config.feature_cache_dir, known) as cache:
-        yield cache
-
-
-def score_file_of(
-    config: ScoringConfig,
-    job: ScoringJob,
-    scores: Tensor,
-    *,
-    model: str,
-    checkpoint: str,
-    checkpoint_sha256: str,
-    **more: Any,
-) -> ScoreFile:
+def score_file_of(job: ScoringJob, origin: Origin, scores: Tensor, **more: Any) -> ScoreFile:
     """Combine a score matrix with the job's ids, and record its origin in ``meta``.
 
     Args:
-        config: settings of the run.
         job: checked inputs of the run.
+        origin: source of the scores.
         scores: float32 [queries, gallery], with rows as in ``job.query_ids`` and columns as in
             ``job.gallery_ids``.
-        model: name of the architecture.
-        checkpoint: file of the weights.
-        checkpoint_sha256: hash of that file.
         more: further entries of ``meta``.
 
     Raises:
         InputError: a score is NaN or infinite.
     """
-    check_finite(scores, checkpoint, job.query_ids)
+    check_finite(scores, origin.checkpoint, job.query_ids)
     meta = {
-        "model": model,
-        "checkpoint": checkpoint,
-        "checkpoint_sha256": checkpoint_sha256,
-        "dtype": config.dtype,
+        "model": origin.architecture,
+        "checkpoint": origin.checkpoint,
+        "checkpoint_sha256": origin.checkpoint_sha256,
+        "dtype": origin.dtype,
         "data_sha256": job.data_sha256,
         **({} if job.retrieval.relevant is None else {"relevance": job.retrieval.relevance}),
         "project_version": __version__,
+        **origin.more,
         **more,
     }
     return ScoreFile(scores.float().contiguous(), job.query_ids, job.gallery_ids, meta)
@@ -257,23 +278,14 @@ def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> Non
         print(evaluate(score_file, job.retrieval).table())
 
 
-def scoring_command(
-    cls: type[Config],
-    score: Callable[[Config], None],
-    argv: list[str] | None,
-    *,
-    prog: str,
-    description: str,
-) -> None:
+def scoring_command(cls: type[MemberConfig], argv: list[str] | None, *, prog: str) -> None:
     """Parse the command line of a scoring command and run it, in each process of the group.
 
     Args:
-        cls: dataclass of the command's settings.
-        score: called with the settings.
+        cls: settings of the member.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: one sentence for ``--help``.
     """
-    config, _ = config_from_args(cls, argv, prog=prog, description=description)
+    config, _ = config_from_args(cls, argv, prog=prog)
     with processes.joined(pick_device(config.device)):
-        score(config)
+        config.score()

@@ -17,8 +17,9 @@ from pab.core.files import write_json
 from pab.core.notices import notice
 from pab.core.outputs import cannot_be_written, check_outputs
 from pab.data.photos import PHOTO_ENDINGS, PhotoFolder, list_photos
+from pab.scoring.members import members
 from pab.search.engine import search
-from pab.search.members import MEMBERS, read_member
+from pab.search.members import read_member
 from pab.search.page import write_page
 from pab.search.queries import check_query
 from pab.search.results import as_plain, one_line, unreadable_file, write_unreadable
@@ -51,17 +52,16 @@ def build_parser() -> CommandParser:
     """Build the parser of the search flags, without those of the members."""
     parser = CommandParser(
         prog=PROG,
-        description="Rank the photographs of a folder by how well they match a description.",
         epilog="All other flags go to the encoder (--config, --checkpoint, --pretrained, --device, "
         "--dtype, --batch_size, ...): see the --help of the member's scoring command.",
-        allow_abbrev=False,
     )
+    data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
     once: dict[str, Any] = {"action": _Once}
-    parser.add_argument(
-        "--model", choices=MEMBERS, required=True, help="member that encodes", **once
+    model.add_argument(
+        "--model", choices=members(), required=True, help="member that encodes", **once
     )
-    parser.add_argument("--arch", metavar="NAME", help="architecture of the member", **once)
-    parser.add_argument(
+    model.add_argument("--arch", metavar="NAME", help="architecture of the member", **once)
+    data.add_argument(
         "--image_folder",
         type=Path,
         required=True,
@@ -69,16 +69,16 @@ def build_parser() -> CommandParser:
         help="folder of photographs",
         **once,
     )
-    parser.add_argument("--recursive", action="store_true", help="also search the folders below it")
-    parser.add_argument(
+    data.add_argument("--recursive", action="store_true", help="also search the folders below it")
+    data.add_argument(
         "--query", action="append", required=True, metavar="TEXT",
         help="description of the photographs to find; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
+    output.add_argument(
         "--top_k", type=int, metavar="N", help=f"photographs per query (default: {TOP_K})", **once
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of results", **once)
-    parser.add_argument(
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a page of results", **once)
+    output.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results as JSON", **once
     )
     return parser
@@ -98,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     check_files(args, listing, folder)
     tell_left_out(args.image_folder, folder)
 
-    with member.open() as opened:
-        answers = search(opened, folder.photos, args.query, top_k)
+    encoder = member.open()
+    answers = search(encoder, folder.photos, args.query, top_k)
     unreadable = dict(sorted({**folder.unreadable, **answers.unreadable}.items()))
     write_unreadable(listing, unreadable)
     if not answers.indexed:
@@ -110,8 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.json is not None:
         facts = {
             "model": args.model,
-            "architecture": opened.architecture,
-            "checkpoint": opened.checkpoint,
+            "architecture": encoder.origin.architecture,
+            "checkpoint": encoder.origin.checkpoint,
             "image_folder": str(args.image_folder),
         }
         write_json(args.json, as_plain(args.query, answers, unreadable, **facts))

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pab.data.annotations import GalleryImage
 from pab.data.photos import photo_reader
+from pab.data.records import GalleryImage
 from pab.ranking import top_k as best_columns
-from pab.scoring.encoder import OpenEncoder
+from pab.scoring.encoder import Encoder
 from pab.scoring.job import check_finite
 
 
@@ -43,12 +43,12 @@ class Answers:
 
 
 def search(
-    opened: OpenEncoder, photos: Sequence[GalleryImage], queries: Sequence[str], top_k: int
+    encoder: Encoder, photos: Sequence[GalleryImage], queries: Sequence[str], top_k: int
 ) -> Answers:
     """Rank photographs for each query; equal scores go to the smaller name.
 
     Args:
-        opened: the encoder.
+        encoder: the member's encoder.
         photos: sorted by name.
         queries: descriptions.
         top_k: photographs per query.
@@ -60,14 +60,14 @@ def search(
         return Answers(0, {}, [[] for _ in queries])
     reader = photo_reader()
     assert reader.unreadable is not None
-    texts = opened.encoder.encode_texts(queries)  # first: bad queries fail early
-    images = opened.encoder.encode_images(photos, reader=reader)
+    texts = encoder.encode_texts(queries)  # first: bad queries fail early
+    images = encoder.encode_images(photos, reader=reader)
     kept = [i for i, photo in enumerate(photos) if photo.gallery_id not in reader.unreadable]
     unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}
     if not kept:
         return Answers(0, unreadable, [[] for _ in queries])
-    scores = opened.encoder.similarity(texts, images[kept])  # [Q, G]
-    check_finite(scores, opened.checkpoint, queries)
+    scores = encoder.similarity(texts, images[kept])  # [Q, G]
+    check_finite(scores, encoder.origin.checkpoint, queries)
     columns = best_columns(scores, top_k)
     values = scores.gather(1, columns)
     hits = [

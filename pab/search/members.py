@@ -1,31 +1,16 @@
-"""Models available to photo search, by name.
-
-They belong to packages above this one, so their modules are loaded at run time.
-"""
+"""Flags of the member that a photo search uses; see :mod:`pab.scoring.members`."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Protocol, cast
+from dataclasses import fields
 
-from pab.core.config import config_from_args, names_flag
+from pab.core.commands import names_flag
+from pab.core.config import config_from_args
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.scoring.encoder import OpenEncoder
-from pab.scoring.job import ScoringConfig
+from pab.scoring.job import MemberConfig, ScoringConfig
+from pab.scoring.members import member_config
 
-ROOT = Path(__file__).resolve().parents[2]
-# Name -> module, or a file in the scripts folder, which is not an installed package.
-MEMBERS = {
-    "lhp": "lhp.infer",
-    "clip": "scripts/clip_infer.py",
-    "blip2": "scripts/blip2_infer.py",
-}
 # Scoring settings that concern the model and its speed. All others concern a benchmark.
 SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feature_cache_dir")
 INSTEAD = {
@@ -38,58 +23,11 @@ INSTEAD = {
 }
 
 
-class Module(Protocol):
-    """Interface of a member's module: its settings, and a loader that takes them."""
-
-    InferConfig: type[ScoringConfig]
-
-    def open_encoder(self, config: ScoringConfig) -> AbstractContextManager[OpenEncoder]:
-        """Load the model."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A model with its settings.
-
-    Attributes:
-        name: a key of :data:`MEMBERS`.
-        module: see :class:`Module`.
-        config: settings of the model; those for data and outputs are ignored.
-    """
-
-    name: str
-    module: Module
-    config: ScoringConfig
-
-    def open(self) -> AbstractContextManager[OpenEncoder]:
-        """Load the model.
-
-        Raises:
-            InputError: settings or weights are invalid.
-        """
-        return self.module.open_encoder(self.config)
-
-
-def load_module(name: str) -> Module:
-    """Load a member's module by name."""
-    target = MEMBERS[name]
-    if not target.endswith(".py"):
-        return cast(Module, importlib.import_module(target))
-    spec = importlib.util.spec_from_file_location(f"pab_member_{name}", ROOT / target)
-    assert spec is not None
-    assert spec.loader is not None
-    if spec.name not in sys.modules:
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # its dataclasses resolve their types there
-        spec.loader.exec_module(module)
-    return cast(Module, sys.modules[spec.name])
-
-
-def read_member(name: str, architecture: str | None, argv: list[str], *, prog: str) -> Member:
-    """Create a member with the settings of a command line.
+def read_member(name: str, architecture: str | None, argv: list[str], *, prog: str) -> MemberConfig:
+    """Read a member's settings from a command line; those for data and outputs are ignored.
 
     Args:
-        name: a key of :data:`MEMBERS`.
+        name: name of the member.
         architecture: the member's ``--model``; None keeps its default.
         argv: other flags of the member, including ``--config``.
         prog: name of the command, as typed.
@@ -97,8 +35,9 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
     Raises:
         InputError: an unknown or invalid setting, or a flag that only benchmark scoring has.
     """
-    module = load_module(name)
-    unused = [field.name for field in fields(ScoringConfig) if field.name not in SHARED]
+    cls = member_config(name)
+    own = [field.name for field in fields(ScoringConfig) if field.name not in SHARED]
+    unused = [*own, *cls.scoring_only]
     for setting in unused:
         if names_flag(argv, f"--{setting}") or names_flag(argv, f"--no_{setting}"):
             words = INSTEAD.get(setting, "it belongs to scoring a benchmark")
@@ -109,10 +48,10 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
             )
     if architecture is not None:
         argv = ["--model", architecture, *argv]
-    config, rest = config_from_args(module.InferConfig, argv, prog=prog, description="")
+    config, rest = config_from_args(cls, argv, prog=prog)
     if rest.config is not None:
-        defaults = {field.name: field.default for field in fields(module.InferConfig)}
+        defaults = {field.name: field.default for field in fields(cls)}
         ignored = [one for one in unused if getattr(config, one) != defaults[one]]
         if ignored:
             notice(rest.config, f"photo search does not use its {', '.join(ignored)}")
-    return Member(name, module, config)
+    return config

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pab.core.files import write_text
+from pab.core.progress import progress
 from pab.data.photos import load_photo
 from pab.data.thumbnails import data_url
 from pab.search.engine import Answers, Hit
@@ -45,10 +46,9 @@ def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unrea
     """
     path = Path(path)
     thumbnails: dict[Path, str] = {}
-    for hits in answers.hits:
-        for hit in hits:
-            if hit.path not in thumbnails:
-                thumbnails[hit.path] = data_url(load_photo(hit.path), THUMBNAIL_PX, JPEG_QUALITY)
+    shown = dict.fromkeys(hit.path for hits in answers.hits for hit in hits)
+    for photo in progress(shown, "making thumbnails", "images"):
+        thumbnails[photo] = data_url(load_photo(photo), THUMBNAIL_PX, JPEG_QUALITY)
     sections = [
         (query, [Picture(hit, thumbnails[hit.path], _address(hit.path, path)) for hit in hits])
         for query, hits in zip(queries, answers.hits, strict=True)

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TypeVar
 
 from pab.core import processes
-from pab.core.config import add_debug_flag, config_from_args, with_debug
+from pab.core.commands import add_debug_flag, with_debug
+from pab.core.config import config_from_args
 from pab.training.config import TrainingConfig
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -21,7 +22,7 @@ def training_command(
     argv: list[str] | None,
     *,
     prog: str,
-    description: str,
+    description: str = "",
     debug_config: str | None = None,
 ) -> None:
     """Parse a recipe's command line, run it, and always leave the process group.
@@ -31,7 +32,7 @@ def training_command(
         train: called with the settings and the whole command as typed.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: one sentence for ``--help``.
+        description: see :func:`pab.core.config.config_from_args`.
         debug_config: config that ``--debug`` selects; None omits the flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pab.core.devices import set_torch_rng_state, torch_rng_state
 from pab.core.processes import all_gather_with_grad
 from pab.training.pair_data import PairBatch
 
@@ -84,32 +85,14 @@ class _Replay:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.before = _draw_state(device)
+        self.before = torch_rng_state(device)
 
     def __enter__(self) -> None:
-        self.after = _draw_state(self.device)
-        _set_draw_state(self.device, self.before)
+        self.after = torch_rng_state(self.device)
+        set_torch_rng_state(self.before, self.device)
 
     def __exit__(self, *exc: object) -> None:
-        _set_draw_state(self.device, self.after)
-
-
-def _draw_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """State of torch's generators: the CPU's, and the device's if it has its own."""
-    if device.type == "cuda":
-        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        return torch.get_rng_state(), torch.mps.get_rng_state()
-    return torch.get_rng_state(), None
-
-
-def _set_draw_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    cpu, own = state
-    torch.set_rng_state(cpu)
-    if own is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(own, device)
-    elif own is not None:
-        torch.mps.set_rng_state(own)
+        set_torch_rng_state(self.after, self.device)
 
 
 def cached_backward(

@@ -17,9 +17,10 @@ from torch.utils.data import Dataset
 
 from pab.core import processes
 from pab.core.errors import InputError
-from pab.data.annotations import Retrieval, TrainPair, retrieval_of_pairs
+from pab.data.annotations import retrieval_of_pairs
 from pab.data.images import load_image, verify_images
 from pab.data.loader import Loader
+from pab.data.records import Retrieval, TrainPair
 from pab.data.splits import validation_split
 from pab.data.tables import is_own_data, is_table
 from pab.data.training_set import TrainingSet

@@ -20,16 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from pab.core import processes
-from pab.core.checkpoints import (
-    TrainingState,
-    load_strict,
-    rng_state,
-    save_training_state,
-    save_weights,
-    set_rng_state,
-)
-from pab.core.devices import make_scaler
+from pab.core.checkpoints import TrainingState, load_strict, save_training_state, save_weights
+from pab.core.devices import make_scaler, rng_state, set_rng_state
 from pab.core.errors import InputError
+from pab.core.progress import Progress
 from pab.data.loader import Loader
 from pab.data.splits import write_split
 from pab.data.tree import labelled_test
@@ -49,7 +43,7 @@ from pab.training.resume import (
     remove_older,
     resume_metadata,
 )
-from pab.training.run_log import Progress, RunLog, read_log
+from pab.training.run_log import RunLog, read_log
 from pab.training.sampling import EpochBatches
 from pab.training.setup import Setup, steps_per_epoch
 

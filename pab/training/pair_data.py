@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pab.data.annotations import TrainPair
 from pab.data.images import ImageTransform
+from pab.data.records import TrainPair
 from pab.data.training_set import TrainingSet
 from pab.training.data import BadSample, TrainingSamples
 

@@ -12,8 +12,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from pab.data.annotations import Retrieval
 from pab.data.images import ImageTransform
+from pab.data.records import Retrieval
 from pab.training.config import ContrastiveConfig
 from pab.training.contrastive import pair_backward
 from pab.training.data import (

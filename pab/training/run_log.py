@@ -2,8 +2,7 @@
 
 Files in the output folder: ``config.yaml`` (all settings), ``run.json`` (number of skipped steps;
 command, seed, versions, git commit and changed settings per start) and ``log.jsonl`` (one line per
-log entry). Curves go to TensorBoard if a log folder is given. Progress goes to stderr. Only rank 0
-writes.
+log entry). Curves go to TensorBoard if a log folder is given. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -13,28 +12,24 @@ import json
 import math
 import platform
 import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tqdm import tqdm
-
 from pab.core import processes
 from pab.core.config import save_resolved
 from pab.core.errors import InputError
 from pab.core.files import write_json, write_text
+from pab.core.progress import Progress, write_line
+from pab.core.resources import CODE_ROOT
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from torch.utils.tensorboard import SummaryWriter
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "sentencepiece")
-SECONDS_BETWEEN_LINES = 30.0  # between progress lines if stderr is not a terminal
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 class RunLog:
@@ -83,7 +78,7 @@ class RunLog:
             "resumed_from": dict(resumed_from) if resumed_from is not None else None,
             "processes": processes.world_size(),
             "versions": versions(),
-            "git": git_state(PROJECT_ROOT),
+            "git": git_state(CODE_ROOT),
         }
         self._record = output_dir / "run.json"
         earlier = _earlier_starts(self._record) if resumed_at is not None else []
@@ -123,12 +118,11 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """Print a line to stderr, above any progress bar."""
-        if self._active:
-            tqdm.write(text, file=sys.stderr)
+        write_line(text)
 
     def progress(self, total: int, what: str, done: int = 0) -> Progress:
         """Create a progress display of ``total`` steps, of which ``done`` are complete."""
-        return Progress(total, what, done, active=self._active)
+        return Progress(total, what, "steps", done)
 
     def close(self) -> None:
         """Close the files."""
@@ -140,80 +134,6 @@ class RunLog:
             self._board = None
 
     def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Progress:
-    """Progress on stderr: a bar on a terminal; otherwise a line every 30 seconds and at the end.
-
-    Args:
-        total: total number of steps.
-        what: label of the bar.
-        done: steps that are already complete.
-        active: false disables the display (ranks other than 0).
-        seconds: seconds between lines if stderr is not a terminal.
-    """
-
-    def __init__(
-        self,
-        total: int,
-        what: str,
-        done: int = 0,
-        *,
-        active: bool = True,
-        seconds: float = SECONDS_BETWEEN_LINES,
-    ) -> None:
-        self.total, self.what, self.done = total, what, done
-        self._active, self._seconds = active, seconds
-        self._first = done
-        self._began = self._last = time.monotonic()
-        self._figures: dict[str, float] = {}
-        terminal = active and sys.stderr.isatty()
-        self._bar: Any = (
-            tqdm(total=total, initial=done, desc=what, file=sys.stderr, dynamic_ncols=True)
-            if terminal
-            else None
-        )
-
-    def update(self, count: int = 1, **figures: float) -> None:
-        """Advance by ``count`` steps and show ``figures``."""
-        self.done += count
-        self._figures.update(figures)
-        if self._bar is not None:
-            self._bar.set_postfix({k: f"{v:.4g}" for k, v in self._figures.items()}, refresh=False)
-            self._bar.update(count)
-        elif self._active and time.monotonic() - self._last >= self._seconds:
-            self._print_line()
-
-    def close(self) -> None:
-        """Finish the display with a last line."""
-        if self._bar is not None:
-            self._bar.close()
-        elif self._active:
-            self._print_line()
-        self._active, self._bar = False, None
-
-    def _print_line(self) -> None:
-        self._last = time.monotonic()
-        elapsed = self._last - self._began
-        rate = (self.done - self._first) / elapsed if elapsed > 0 else 0.0
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-        figures = "".join(f" {name}={value:.4g}" for name, value in self._figures.items())
-        print(
-            f"{self.what} {self.done}/{self.total}{figures} ({elapsed:.0f} s, {rate:.3g}/s{left})",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def __enter__(self) -> Progress:
         return self
 
     def __exit__(

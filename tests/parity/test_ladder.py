@@ -10,8 +10,8 @@ import torch
 
 from ensemble.chain import stages
 from ensemble.config import FusionConfig
-from ensemble.fuse import aligned, check_members
-from ensemble.members import load_members
+from ensemble.fuse import aligned
+from ensemble.members import check_members, load_members
 from ensemble.rerank_prior import Reranking
 from ensemble.run import RunConfig
 from ensemble.run import main as run

@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pab.core.config import flag
+from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
-from pab.data.annotations import Retrieval
 from pab.data.images import recipe
+from pab.data.records import Retrieval
 from pab.data.wordpiece import VOCABULARY, Tokenizer
+from pab.encoders.blip2.encoder import Blip2Encoder
 from pab.encoders.blip2.model import (
     MODELS,
     Blip2,
@@ -25,11 +26,11 @@ from pab.encoders.blip2.model import (
     start_from_scratch,
 )
 from pab.encoders.captions import CaptionIds
-from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
-from pab.encoders.similarity import blip2_scores
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
+from pab.scoring.encoder import scores_of
+from pab.scoring.encoding import Compute
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel
@@ -40,16 +41,20 @@ from pab.training.resume import ContentHash, named_files
 class TrainConfig(FinetuneConfig):
     """Settings of BLIP-2's fine-tuning; flags of `python scripts/finetune_blip2.py`."""
 
-    model: Literal["pretrain_vitL", "mini"] = flag("pretrain_vitL", "ViT-L, or a small model")
-    pretrained: str = flag("checkpoints/blip2/blip2_pretrained_vitL.pth", "weight file, or random")
-    image_weights: str = flag(
+    model: Literal["pretrain_vitL", "mini"] = model_flag("pretrain_vitL", "ViT-L, or a small model")
+    pretrained: str = model_flag(
+        "checkpoints/blip2/blip2_pretrained_vitL.pth", "weight file, or random"
+    )
+    image_weights: str = model_flag(
         "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower, if --pretrained lacks them"
     )
-    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt")
-    query_pooling: Literal["first", "max"] = flag(
+    text_encoder: str = model_flag(
+        "checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt"
+    )
+    query_pooling: Literal["first", "max"] = model_flag(
         "first", "query tokens of the image in the loss: only the first (as in scoring) or the best"
     )
-    dropout: float = flag(0.1, "dropout of the Q-Former, as in BERT")
+    dropout: float = flag(0.1, "dropout of the Q-Former, as in BERT", ge=0, lt=1)
     output_dir: str = flag("output/blip2", "folder for checkpoints and the log")
 
     def check(self) -> None:
@@ -59,7 +64,6 @@ class TrainConfig(FinetuneConfig):
             InputError: naming the flag.
         """
         super().check()
-        self.check_share("dropout", below_one=True)
         if self.freeze == "text":
             raise InputError(
                 "--freeze", "BLIP-2's Q-Former reads captions and images: text alone cannot freeze"
@@ -117,10 +121,9 @@ def pair_model(
     def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None
         compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        return blip2_scores(
-            model, tokenizer, transform, retrieval.queries, retrieval.gallery,
-            config.query_pooling, compute,
-        )  # fmt: skip
+        encoder = Blip2Encoder(model, tokenizer, transform, config.query_pooling, compute)
+        captions = [query.caption for query in retrieval.queries]
+        return scores_of(encoder, captions, retrieval.gallery)
 
     scoring = command_line(
         "python scripts/blip2_infer.py", model=config.model, text_encoder=config.text_encoder,

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from pab.core.checkpoints import model_state, read_checkpoint
 from pab.core.errors import InputError
-from pab.data.annotations import GalleryImage
 from pab.data.images import ImageReader, ImageTransform
-from pab.encoders.compute import Compute
 from pab.encoders.pooling import Pooling, similarity_of_rows
-from pab.scoring.encoder import Encoder
+from pab.scoring.encoder import AnyImage, Origin, as_captions
+from pab.scoring.encoding import Compute
 
 EXTRACTOR = "blip2_feature_extractor"
 # Tensors that a LAVIS checkpoint may lack: the frozen tower, and the position ids 0, 1, 2, ...
@@ -90,36 +89,47 @@ def lavis_names(path: str) -> set[str]:
     return names
 
 
-def lavis_encoder(
-    model: Any,
-    transform: ImageTransform,
-    process: Callable[[str], str],
-    pooling: Pooling,
-    compute: Compute,
-) -> Encoder:
-    """Encoder around LAVIS's feature extractor.
+@dataclass(frozen=True)
+class LavisEncoder:
+    """LAVIS's feature extractor as an encoder (:class:`pab.scoring.encoder.Encoder`).
 
-    Args:
+    Attributes:
         model: the extractor, on the device of ``compute``.
         transform, process: the extractor's image and caption processors.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
+        compute: device and batching.
+        origin, fingerprint: see the interface.
     """
 
-    def of_batch(pixels: Tensor) -> Tensor:
-        found: Tensor = model.extract_features({"image": pixels}, mode="image").image_embeds_proj
-        return found.flatten(1)
+    model: Any
+    transform: ImageTransform
+    process: Callable[[str], str]
+    pooling: Pooling
+    compute: Compute
+    origin: Origin
+    fingerprint: Mapping[str, str]
 
-    def images(gallery: Sequence[GalleryImage], *, reader: ImageReader | None = None) -> Tensor:
-        return compute.images(of_batch, gallery, transform, reader)
+    def encode_images(
+        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
+    ) -> Tensor:
+        """Map images to K unit vectors each, float32 [G, K * E] on the CPU."""
 
-    def texts(captions: Sequence[str]) -> Tensor:
-        words = [process(caption) for caption in captions]
+        def encode(pixels: Tensor) -> Tensor:
+            found = self.model.extract_features({"image": pixels}, mode="image")
+            return found.image_embeds_proj.flatten(1)
+
+        return self.compute.images(encode, images, self.transform, reader)
+
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Map captions to unit vectors, float32 [Q, E] on the CPU."""
+        words = [self.process(caption) for caption in as_captions(captions)]
 
         def encode(positions: list[int]) -> Tensor:
             batch = {"text_input": [words[i] for i in positions]}
-            found: Tensor = model.extract_features(batch, mode="text").text_embeds_proj
-            return found[:, 0]
+            return self.model.extract_features(batch, mode="text").text_embeds_proj[:, 0]
 
-        return compute.captions(encode, [one.split() for one in words], longest=CAPTION_WORDS)
+        return self.compute.captions(encode, [one.split() for one in words], longest=CAPTION_WORDS)
 
-    return Encoder(images, texts, partial(similarity_of_rows, pooling=pooling))
+    def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
+        """Pooled cosine similarities, float32 [Q, G]."""
+        return similarity_of_rows(texts, images, pooling=self.pooling)

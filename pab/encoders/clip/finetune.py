@@ -12,19 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pab.core.config import flag
+from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.weight_folders import weights_or_path
-from pab.data.annotations import Retrieval
+from pab.data.records import Retrieval
+from pab.encoders.clip.encoder import ClipEncoder
 from pab.encoders.clip.identity import ARCHITECTURE, CONFIGURATION
-from pab.encoders.clip.model import ClipEncoder, load_clip, new_clip
+from pab.encoders.clip.model import ClipModel, load_clip, new_clip
 from pab.encoders.clip.names import FOLDER, architecture, label
 from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
-from pab.encoders.compute import Compute
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
-from pab.encoders.similarity import clip_scores
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
+from pab.scoring.encoder import scores_of
+from pab.scoring.encoding import Compute
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel
@@ -38,11 +39,11 @@ LARGEST_SCALE = math.log(100)  # CLIP's bound on the logarithm of the scale
 class TrainConfig(FinetuneConfig):
     """Settings of CLIP's fine-tuning; each field is a flag of `python scripts/finetune_clip.py`."""
 
-    model: str = flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
-    pretrained: str | None = flag(
+    model: str = model_flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
+    pretrained: str | None = model_flag(
         None, "OpenCLIP tag, weight file, or random (default: openai, or the folder's weights)"
     )
-    preprocess_as: str | None = flag(
+    preprocess_as: str | None = model_flag(
         None, "tag with the preprocessing of a weight file; required if nothing else determines it"
     )
     output_dir: str = flag("output/clip", "folder for checkpoints and the log")
@@ -99,7 +100,8 @@ def pair_model(
     def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None
         compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        return clip_scores(clip, retrieval.queries, retrieval.gallery, compute)
+        captions = [query.caption for query in retrieval.queries]
+        return scores_of(ClipEncoder(clip, compute), captions, retrieval.gallery)
 
     scoring = command_line("python scripts/clip_infer.py", model=config.model)
     return PairModel(
@@ -149,7 +151,7 @@ def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:
     }
 
 
-def image_side(clip: ClipEncoder) -> int:
+def image_side(clip: ClipModel) -> int:
     """Side of the model's square input, pixels.
 
     Raises:
@@ -169,7 +171,7 @@ def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def pair_vectors(
-    clip: ClipEncoder, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
+    clip: ClipModel, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Image and text vectors of a batch, stacked as [B, 2, D]."""
     with autocast(device, dtype):

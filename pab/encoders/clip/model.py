@@ -42,7 +42,7 @@ from pab.encoders.clip.weights import PREPARED, fitted, read_weights
 
 
 @dataclass(frozen=True)
-class ClipEncoder:
+class ClipModel:
     """Model with its preprocessing and tokenizer.
 
     Attributes:
@@ -78,7 +78,7 @@ class ClipEncoder:
 
 def load_clip(
     name: str, pretrained: str | None = None, preprocess_as: str | None = None
-) -> ClipEncoder:
+) -> ClipModel:
     """Load a model by name, with weights by tag or from a local file.
 
     Args:
@@ -99,7 +99,7 @@ def load_clip(
     return encoder_of(name, model.eval(), weights.preprocess, weights.path)
 
 
-def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipEncoder:
+def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipModel:
     """Create a model with random weights, for training from scratch or for a resumed run.
 
     Args:
@@ -116,7 +116,7 @@ def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipEncoder
 
 def encoder_of(
     name: str, model: nn.Module, preprocess: dict[str, Any], weights_file: Path
-) -> ClipEncoder:
+) -> ClipModel:
     """Combine a model with its tokenizer and preprocessing.
 
     Args:
@@ -131,7 +131,7 @@ def encoder_of(
             "--model", f"{name} asks for preprocessing that is none: {first_line(error)}"
         ) from error
     record = json.dumps({key: whole[key] for key in PREPARED})
-    return ClipEncoder(name, model, transform, Tokenize(name), weights_file, record)
+    return ClipModel(name, model, transform, Tokenize(name), weights_file, record)
 
 
 def build(name: str) -> nn.Module:

@@ -1,0 +1,77 @@
+"""Fuse score files from Python: ``from pab import fuse``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ensemble.fuse import RECIPROCAL_RANK_K, aligned
+from ensemble.members import Member, Rule, check_members, load_members
+from ensemble.run import RunConfig, meta_of
+from ensemble.scaling import Scaling
+from pab.core.config import load_config
+from pab.core.errors import InputError
+from pab.library import checked
+from pab.scores import ScoreFile
+
+
+def fuse(
+    scores: Sequence[ScoreFile | str | Path],
+    weights: Sequence[float] = (),
+    *,
+    fusion: Rule = "iterative",
+    scaling: Scaling = "minmax",
+    rank_k: int = RECIPROCAL_RANK_K,
+    query_ids: Sequence[str] | None = None,
+) -> ScoreFile:
+    """Fuse the scores of several models, with the settings of ``python -m ensemble.run``.
+
+    Rows and columns are aligned by id, and each matrix is scaled. The published ``iterative``
+    fusion then computes ``S = w S + (1 - w) T`` for each further matrix ``T``.
+
+    Args:
+        scores: score files or their paths, in fusion order; ``Q`` queries, ``G`` images each.
+            A path may have any form that ``ensemble.run`` reads, ranked lists included.
+        weights: numbers from 0 to 1. ``iterative``: the weight kept by the running sum as each file
+            after the first is added. ``sum``: the share of each file, summing to 1.
+            ``reciprocal_rank``: none.
+        fusion: ``iterative``, ``sum``, or ``reciprocal_rank`` (the sum of ``1 / (k + rank)``).
+        scaling: ``minmax`` (published), ``minmax_query``, ``zscore`` or ``rank``.
+        rank_k: k of ``reciprocal_rank``.
+        query_ids: order of the rows, and the query of each line of a ranked list; None uses the
+            first file's order.
+
+    Returns:
+        The fused score file, float32 ``[Q, G]``; ``meta`` records files and weights.
+
+    Raises:
+        InputError: a wrong number of weights, a setting out of range, a file that cannot be read,
+            or ids that differ between files.
+    """
+    settings = {"fusion": fusion, "scaling": scaling, "rank_k": rank_k}
+    config = load_config(RunConfig, None, settings)
+    config.check()
+    count = len(scores)
+    wanted = {"iterative": max(0, count - 1), "sum": count, "reciprocal_rank": 0}[fusion]
+    if len(weights) != wanted:
+        raise InputError(
+            "weights",
+            f"expected {wanted} for {count} score files and {fusion} fusion, found {len(weights)}",
+        )
+    own = [1.0] * (count - wanted) + list(weights)
+    names = [f"score file {number}" for number in range(1, count + 1)]
+    paths = [
+        name if isinstance(one, ScoreFile) else str(one)
+        for name, one in zip(names, scores, strict=True)
+    ]
+    members = [Member(*parts) for parts in zip(names, paths, own, strict=True)]
+    check_members(members, fusion)
+    loaded = {
+        path: checked(one, path)
+        for path, one in zip(paths, scores, strict=True)
+        if isinstance(one, ScoreFile)
+    }
+    files = load_members(members, query_ids, loaded=loaded)
+    fused = aligned(members, files, query_ids, scaling=scaling, rule=fusion, rank_k=rank_k)
+    meta = meta_of(config, members, None, files, ())
+    return ScoreFile(fused.matrix(), fused.query_ids, fused.gallery_ids, meta)

@@ -1,0 +1,107 @@
+"""Score files of a report: names, scores, evaluation and origin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pab.core.errors import InputError
+from pab.data.records import Retrieval
+from pab.evaluate import Evaluation, evaluate
+from pab.scores import ScoreFile, align, load_scores, reorder
+
+HASH_DIGITS = 12  # shown digits of a checkpoint's SHA-256
+
+
+@dataclass(frozen=True)
+class NamedScores:
+    """Score file of the report: name, scores, and evaluation if there are labels."""
+
+    name: str
+    scores: ScoreFile
+    evaluation: Evaluation | None
+
+    @property
+    def is_fusion(self) -> bool:
+        """True for a score file that `ensemble.run` wrote."""
+        return self.scores.meta.get("model") == "ensemble"
+
+    @property
+    def origin(self) -> str:
+        """Model and checkpoint of a member; rule, weights and decoding of a fusion."""
+        meta = self.scores.meta
+        members = meta.get("members")
+        if not isinstance(members, list) or not all(isinstance(one, dict) for one in members):
+            parts = [meta.get("model"), meta.get("checkpoint"), meta.get("dtype")]
+            digest = str(meta.get("checkpoint_sha256", ""))[:HASH_DIGITS]
+            parts.append(f"SHA-256 {digest}" if digest else None)
+            return ", ".join(str(part) for part in parts if part) or "not recorded"
+        rule = meta.get("fusion")
+        shown = [f"{one.get('name')} {one.get('weight')}" for one in members]
+        if rule == "iterative" and members:  # the first member starts the sum, without a weight
+            shown[0] = str(members[0].get("name"))
+        text = f"{rule} fusion, weights: {', '.join(shown)}"
+        chosen_on, decode = meta.get("chosen_on"), meta.get("decode")
+        stages = decode if isinstance(decode, list) else [decode]
+        methods = [one.get("method") for one in stages if isinstance(one, dict)]
+        decoded = ", ".join(str(method) for method in methods if method not in (None, "none"))
+        text += f"; decoding: {decoded}" if decoded else ""
+        return text + (f"; weights chosen on {chosen_on}" if chosen_on else "")
+
+
+def best_ranks(rankings: Sequence[NamedScores]) -> list[tuple[str, np.ndarray]]:
+    """Name and best rank [Q] of every query's right image, for each ranking with labels."""
+    return [
+        (ranking.name, np.asarray(ranking.evaluation.metrics.best_rank))
+        for ranking in rankings
+        if ranking.evaluation is not None
+    ]
+
+
+def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]:
+    """Read ``NAME=FILE`` score files, align their order, and evaluate them.
+
+    Raises:
+        InputError: malformed, a duplicate name, or files whose queries or galleries do not match
+            the annotation or each other.
+    """
+    rankings: list[NamedScores] = []
+    for text in named:
+        name, sign, file = text.partition("=")
+        if not (name.strip() and sign and file):
+            raise InputError("--score", f"expected NAME=FILE, found {text!r}")
+        if name in {one.name for one in rankings}:
+            raise InputError("--score", f"expected distinct names, found {name!r} twice")
+        scores = load_scores(file)
+        if rankings:
+            scores = align(
+                scores, rankings[0].scores, where=file, reference_name=f"{rankings[0].name}'s file"
+            )
+        else:
+            ids = [query.query_id for query in retrieval.queries]
+            scores = reorder(scores, ids, where=file)
+        evaluation = (
+            evaluate(scores, retrieval, where=file) if retrieval.relevant is not None else None
+        )
+        rankings.append(NamedScores(name, scores, evaluation))
+    return rankings
+
+
+def check_steps(steps: Sequence[str], rankings: Sequence[NamedScores]) -> None:
+    """Reject steps that are not a fusion of the given files.
+
+    Raises:
+        InputError: a name without ``--score``, a single step, or no labels.
+    """
+    known = [one.name for one in rankings]
+    unknown = next((name for name in steps if name not in known), None)
+    if unknown is not None:
+        raise InputError(
+            "--steps", f"expected names of --score ({', '.join(known)}), found {unknown!r}"
+        )
+    if len(steps) == 1:
+        raise InputError("--steps", f"expected two names or more, found {steps[0]!r} alone")
+    if steps and rankings[0].evaluation is None:
+        raise InputError("--steps", "cannot be judged without labels", todo="give --answers")

@@ -1,0 +1,162 @@
+"""Check ids of queries and gallery images, and read lists of them."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.core.notices import notice
+from pab.core.text_files import read_text, utf8_text
+from pab.data.annotations import read_retrieval
+from pab.data.json_lines import lines
+from pab.data.names import plain_names
+
+
+def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
+    """Read unique ids, one per line, in file order.
+
+    Blank lines, a byte-order mark and Windows line ends are skipped.
+
+    Raises:
+        InputError: the file is missing, unreadable, not UTF-8, empty, or repeats an id.
+    """
+    path = existing_file(path, what)
+    first_seen: dict[str, int] = {}
+    for number, _, raw in lines(path):
+        name = utf8_text(raw, path, f"line {number}").strip()
+        if name in first_seen:
+            raise InputError(
+                path,
+                f"expected every id once, found {name!r} already on line {first_seen[name]}",
+                item=f"line {number}",
+            )
+        first_seen[name] = number
+    if not first_seen:
+        raise InputError(path, f"expected {what}, found an empty file")
+    return list(first_seen)
+
+
+def read_query_order(path: str | Path) -> list[str]:
+    """Read a query order file (Track 4's ``query_index.txt``): one query id per line.
+
+    Raises:
+        InputError: see :func:`read_id_list`.
+    """
+    return read_id_list(path, "a query order file, one query id per line")
+
+
+def check_ids(where: str | Path, name: str, ids: Any) -> None:
+    """Check that ids are distinct texts of one line; errors name ``where`` and the field ``name``.
+
+    Raises:
+        InputError: names the first id that breaks a rule.
+    """
+    if not isinstance(ids, list) or not set(map(type, ids)) <= {str}:
+        raise InputError(where, "expected a list of strings", item=name)
+    if not ids:
+        raise InputError(where, "expected at least one id, found none", item=name)
+    if "\n".join(ids).splitlines() != ids or list(map(str.strip, ids)) != ids or "" in ids:
+        # Id lists have one id per line.
+        one = next(one for one in ids if one.splitlines() != [one] or one != one.strip())
+        raise InputError(
+            where,
+            f"expected ids of one line without blanks at their ends, found {one!r}",
+            item=name,
+        )
+    if len(set(ids)) != len(ids):
+        twice = next(one for one, count in Counter(ids).items() if count > 1)
+        raise InputError(where, f"expected distinct ids, found {twice!r} twice", item=name)
+
+
+def read_query_ids(path: str | Path) -> list[str]:
+    """Read query ids in row order: one per line, or those of an annotation file.
+
+    A JSON array of ids is read too.
+
+    Raises:
+        InputError: neither kind of file, or a duplicate id.
+    """
+    path = existing_file(path, "a list of query ids, one per line")
+    if _is_json(path):
+        ids = _json_ids(path)
+        if ids is not None:
+            return ids
+        return [query.query_id for query in read_retrieval(path).queries]
+    return read_id_list(path, "a list of query ids, one per line")
+
+
+def read_gallery_ids(path: str | Path) -> list[str]:
+    """Read gallery ids in column order: one per line, or the images of a folder.
+
+    Images of a folder are sorted by their full file names, as in ``sorted(os.listdir(folder))``,
+    where ``a-1.jpg`` comes before ``a.jpg``.
+
+    Raises:
+        InputError: neither, a duplicate id, or two names that differ only in the image extension.
+    """
+    if Path(path).is_dir():
+        from pab.data.images import list_gallery  # imports Pillow, which score files do not need
+
+        images = sorted(list_gallery(path), key=lambda image: image.path.name)
+        notice(path, f"its {len(images)} images are taken in the sorted order of their file names")
+        return [image.gallery_id for image in images]
+    path = existing_file(path, "a list of gallery ids, one per line, or a folder of images")
+    if _is_json(path):
+        ids = _json_ids(path)
+        if ids is not None:
+            return plain_names(ids, path)
+        raise InputError(
+            path, "expected gallery ids, one per line, or a folder of images, found other JSON"
+        )
+    return plain_names(read_id_list(path, "a list of gallery ids, one per line"), path)
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return handle.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+
+
+def _json_ids(path: Path) -> list[str] | None:
+    """The ids of a JSON array of texts and whole numbers; None if the file is something else.
+
+    Raises:
+        InputError: an id twice.
+    """
+    try:
+        values = json.loads(read_text(path, "a list of ids"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, list) or not values or {type(one) for one in values} - {str, int}:
+        return None
+    ids = id_texts(values, path, "ids")
+    check_ids(path, "ids", ids)
+    return ids
+
+
+def id_text(value: Any, where: str | Path, item: str) -> str:
+    """Convert an id to text; an integer becomes its decimal digits.
+
+    Raises:
+        InputError: neither text nor an integer.
+    """
+    if isinstance(value, str):
+        return str(value)
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if whole and not isinstance(value, bool):
+        return str(int(value))
+    raise InputError(
+        where,
+        f"expected a list of strings or whole numbers as ids, found {value!r:.60}",
+        item=item,
+    )
+
+
+def id_texts(values: Iterable[Any], where: str | Path, item: str) -> list[str]:
+    """Convert ids to text; see :func:`id_text`."""
+    return [id_text(value, where, item) for value in values]

@@ -1,0 +1,114 @@
+"""Index of a training set in its cache folder: its name, its files, and how they are read.
+
+The folder's name is a hash of the shards' names, sizes and modification times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.data.tables import (
+    TableColumns,
+    folder_state,
+    is_captioned_folder,
+    is_own_data,
+    is_table,
+    table_base,
+)
+
+INDEX_FORMAT = 4  # raise it when the index or the checks behind it change
+SKIPPED = "skipped.txt"  # the bad lines of a set, one per line
+LINE = np.dtype(
+    [
+        ("offset", "<i8"), ("length", "<i4"), ("shard", "<i4"), ("video", "<i4"),
+        ("identity", "<i4"),
+    ]
+)  # fmt: skip
+# Columns of the first index version, so that saved runs keep their fingerprints.
+FINGERPRINTED = np.dtype([(name, LINE[name]) for name in ("offset", "length", "shard", "video")])
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Source of training pairs.
+
+    Attributes:
+        path: the file or folder; errors name it.
+        state: value that changes when the source changes.
+        copy: name of the converted file in the index folder; None reads the source itself.
+    """
+
+    path: str
+    state: str
+    copy: str | None = None
+
+
+def shard_state(path: Path, root: Path, columns: TableColumns) -> Shard:
+    """Describe a source as it is now.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    if is_captioned_folder(path):
+        return Shard(str(path.absolute()), folder_state(path))
+    existing_file(path, "a training shard")
+    state = state_of(path.stat())
+    if is_table(path):  # not resolved, because its paths may be relative to its folder
+        base = table_base(path, root, columns)
+        return Shard(str(path.absolute()), f"{state}, paths from {base.absolute()}")
+    return Shard(str(path.absolute()), state)
+
+
+def state_of(found: os.stat_result) -> str:
+    """State of a file: its size and modification time."""
+    return f"{found.st_size} bytes of {found.st_mtime_ns}"
+
+
+def index_key(shards: list[Shard], root: Path, columns: TableColumns) -> str:
+    """Hash of everything that the index depends on, 20 hex digits."""
+    facts: list[Any] = [INDEX_FORMAT, [asdict(shard) for shard in shards]]
+    if any(is_own_data(shard.path) for shard in shards):  # copies hold paths below the root
+        facts += [str(root.resolve()), asdict(columns)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+
+
+def changed(path: Path) -> InputError:
+    """Build the error for a shard that differs from its index."""
+    return InputError(path, "changed since it was indexed", todo="start again to index it anew")
+
+
+def load_lines(index: Path) -> np.ndarray:
+    """Memory-map the index: structured [N] with the place of each line."""
+    try:
+        table = np.load(index / "lines.npy", mmap_mode="r", allow_pickle=False)
+        if table.dtype != LINE or table.ndim != 1:
+            raise ValueError(f"expected a list of {LINE}, found {table.dtype}")
+    except (OSError, EOFError, ValueError) as error:
+        raise _damaged(index, error) from error
+    return table
+
+
+def load_facts(index: Path) -> dict[str, Any]:
+    """Read the index's facts about the whole set: shards, notices, bad lines."""
+    try:
+        facts: dict[str, Any] = json.loads((index / "index.json").read_text(encoding="utf-8"))
+        if not facts.keys() >= {"pairs", "shards", "notices", "bad"}:
+            raise ValueError(f"index.json holds {', '.join(facts)}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise _damaged(index, error) from error
+    return facts
+
+
+def _damaged(index: Path, error: Exception) -> InputError:
+    return InputError(
+        index, f"the index is damaged: {error}", todo="remove this folder to make it anew"
+    )

@@ -1,0 +1,207 @@
+"""Check every line of a training set's shards, and write the index."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from pab.core.errors import InputError
+from pab.core.notices import notice, recorded
+from pab.core.progress import Progress, write_line
+from pab.data.bad_lines import BadLines
+from pab.data.fields import FieldNotes
+from pab.data.json_lines import entries, json_object, utf8_bytes, wide_encoding
+from pab.data.pairs import train_pair
+from pab.data.tables import TableColumns, captioned_images, is_table
+from pab.data.training_index import LINE, SKIPPED, Shard
+
+_CHUNK = 1 << 20  # bytes copied at a time
+
+
+def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColumns) -> None:
+    """Check every line of the shards and write the index folder atomically.
+
+    The index also stores the bad lines, so that a run that skips them need not check again.
+    """
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(
+            tempfile.mkdtemp(dir=index.parent, prefix=f".{index.name}.", suffix=".tmp")
+        )
+    except OSError as error:
+        raise InputError(
+            index.parent,
+            f"cannot hold the training set's index: {error.strerror or error}",
+            todo="name a folder that can be written with --cache_dir",
+        ) from error
+    write_line(f"checking and indexing {len(shards)} training shards")
+    try:
+        with (
+            (temporary / SKIPPED).open("w", encoding="utf-8", errors="backslashreplace") as listed,
+            (temporary / "images.txt").open("w", encoding="utf-8") as images,
+            recorded() as notices,
+        ):
+            bad = BadLines(lambda text: listed.write(f"{text}\n"))
+            found = _check_lines(shards, temporary, root, columns, bad, images)
+            for text in found.notes.texts():
+                notice(shards[0].path if len(shards) == 1 else root, text)
+        np.save(temporary / "lines.npy", found.table(), allow_pickle=False)
+        image_ids = "\n".join(found.first_seen)
+        (temporary / "image_ids.txt").write_text(image_ids, encoding="utf-8")
+        facts = {
+            "pairs": len(found.numbers),
+            "shards": [asdict(shard) for shard in found.shards],
+            "notices": notices,
+            "bad": bad.as_plain(),
+        }
+        (temporary / "index.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        temporary.chmod(0o755)  # mkdtemp makes folders private; others may share the data
+        try:
+            temporary.rename(index)
+        except OSError:
+            if not index.is_dir():  # otherwise another process made the same index first
+                raise
+    except OSError as error:
+        raise InputError(
+            index.parent,
+            f"cannot hold the training set's index: {error.strerror or error}",
+            todo="name another folder with --cache_dir",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _readable(
+    number: int, shard: Shard, folder: Path, root: Path, columns: TableColumns, bad: BadLines
+) -> Shard:
+    """Return the shard, with a copy in JSON lines if its own format differs."""
+    path, name = Path(shard.path), f"shard_{number}.json"
+    if is_table(path) or path.is_dir():
+        with (folder / name).open("w", encoding="utf-8") as copy:
+            for found in captioned_images(path, root, columns, bad):
+                line = {
+                    "image": found.image,
+                    "caption": found.caption,
+                    "image_id": f"{found.image_id}#{found.number}",
+                }
+                copy.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return replace(shard, copy=name)
+    if wide_encoding(path) is not None:
+        with utf8_bytes(path) as (text, _), (folder / name).open("wb") as narrow:
+            shutil.copyfileobj(text, narrow, _CHUNK)
+        return replace(shard, copy=name)
+    return shard
+
+
+class _Checked:
+    """Index under construction.
+
+    Args:
+        root: the data root.
+        images: receives ``image`` of each pair, followed by a NUL.
+
+    Attributes:
+        shards: shards read so far.
+        notes: counts of ignored and assumed parts.
+        columns: columns of the table of lines.
+        numbers: line number of each pair.
+        first_seen: ``image_id`` -> index of its pair.
+    """
+
+    def __init__(self, root: Path, images: TextIO) -> None:
+        self._root, self._image_list = root, images
+        self.shards: list[Shard] = []
+        self.notes = FieldNotes()
+        self.columns = {name: array("q") for name in LINE.names or ()}
+        self._append = [column.append for column in self.columns.values()]
+        self.numbers = array("q")
+        self.first_seen: dict[str, int] = {}
+        self._videos: dict[object, int] = {}
+        self._images: dict[tuple[str, str], int] = {}
+        self._next_video = 0
+
+    def add(self, raw: bytes, path: Path, number: int, offset: int) -> None:
+        """Check the next line of the last shard and add its pair.
+
+        Raises:
+            InputError: the line is bad, or repeats an ``image_id``.
+        """
+        item = f"line {number}"
+        pair = train_pair(json_object(raw, path, item), path, item, self.notes, self._root)
+        index = len(self.numbers)
+        before = self.first_seen.setdefault(pair.image_id, index)
+        if before != index:
+            name = Path(self.shards[self.columns["shard"][before]].path).name
+            raise InputError(
+                path,
+                f"expected every image_id once, found {pair.image_id!r} already in "
+                f"{name}, line {self.numbers[before]}",
+                item=item,
+            )
+        image = pair.captioned_image
+        source: object = pair.source_video
+        if source is None:
+            source = image
+        video = self._next_video
+        if source is not None:
+            video = self._videos.setdefault(source, video)
+        self._next_video = max(self._next_video, video + 1)
+        identity = index if image is None else self._images.setdefault(image, index)
+        row = (offset, len(raw), len(self.shards) - 1, video, identity)
+        for append, value in zip(self._append, row, strict=True):
+            append(value)
+        self._image_list.write(f"{pair.image}\0")
+        self.numbers.append(number)
+
+    def table(self) -> np.ndarray:
+        """Build the table of lines, structured [N]."""
+        table = np.empty(len(self.numbers), dtype=LINE)
+        for name, column in self.columns.items():
+            table[name] = np.frombuffer(column, dtype=np.int64)
+        return table
+
+
+def _entries(path: Path, source: Shard, folder: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the entries of a shard or of its copy; errors name the shard."""
+    try:
+        yield from entries(path if source.copy is None else folder / source.copy)
+    except InputError as error:
+        raise InputError(path, error.problem, item=error.item, todo=error.todo) from error
+
+
+def _check_lines(
+    shards: list[Shard],
+    folder: Path,
+    root: Path,
+    columns: TableColumns,
+    bad: BadLines,
+    images: TextIO,
+) -> _Checked:
+    """Check all lines; ``bad`` collects invalid ones, and ``folder`` receives the copies."""
+    checked = _Checked(root, images)
+    files = [path for path in (Path(shard.path) for shard in shards) if path.is_file()]
+    total = sum(path.stat().st_size for path in files)
+    shown = Progress(total or None, "indexing training pairs", "B")
+    for number, shard in enumerate(shards):
+        path, known_bad, empty = Path(shard.path), bad.total, True
+        source = _readable(number, shard, folder, root, columns, bad)
+        checked.shards.append(source)
+        for line, offset, raw in _entries(path, source, folder):
+            empty = False
+            shown.update(len(raw))
+            try:
+                checked.add(raw, path, line, offset)
+            except InputError as error:
+                bad.add(error)
+        if empty and bad.total == known_bad:
+            raise InputError(path, "expected training pairs, found an empty file")
+    shown.close()
+    return checked

@@ -1,0 +1,72 @@
+"""BLIP-2 as an encoder, for scoring and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pab.data.images import ImageReader, ImageTransform
+from pab.data.wordpiece import Tokenizer
+from pab.encoders.blip2.model import ImageTextModel
+from pab.encoders.captions import CaptionIds
+from pab.encoders.pooling import Pooling, similarity_of_rows
+from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions
+from pab.scoring.encoding import Compute
+
+CAPTION_IDS = 64  # maximum ids of a caption with the processor's 50 words; sizes a batch
+
+
+@dataclass(frozen=True)
+class Blip2Encoder:
+    """BLIP-2 as an encoder (:class:`pab.scoring.encoder.Encoder`).
+
+    An image's row holds its K query vectors one after the other, [K * E].
+
+    Attributes:
+        model: the model, on the device of ``compute``.
+        tokenizer: BERT's vocabulary.
+        transform: preprocessing of the model.
+        pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
+        compute: device, number format and batching.
+        origin, fingerprint: see the interface.
+    """
+
+    model: ImageTextModel
+    tokenizer: Tokenizer
+    transform: ImageTransform
+    pooling: Pooling
+    compute: Compute
+    origin: Origin = UNKNOWN
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    def encode_images(
+        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
+    ) -> Tensor:
+        """Map images to K unit vectors each, float32 [G, K * E] on the CPU."""
+        return self.compute.images(
+            lambda pixels: self.model.encode_queries(pixels).flatten(1),
+            images, self.transform, reader,
+        )  # fmt: skip
+
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Map captions to unit vectors, float32 [Q, E] on the CPU.
+
+        Raises:
+            InputError: the vocabulary does not cover the captions.
+        """
+        encode_ids = CaptionIds(self.tokenizer)
+        rows = [encode_ids(caption) for caption in as_captions(captions)]
+        self.tokenizer.check_known(rows)
+
+        def encode(positions: list[int]) -> Tensor:
+            ids, mask = self.tokenizer.pad_rows([rows[i] for i in positions])
+            device = self.compute.device
+            return self.model.encode_text(ids.to(device), mask.to(device))
+
+        return self.compute.captions(encode, rows, longest=CAPTION_IDS)
+
+    def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
+        """Pooled cosine similarities, float32 [Q, G]."""
+        return similarity_of_rows(texts, images, pooling=self.pooling)

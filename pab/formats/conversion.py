@@ -1,0 +1,266 @@
+"""Convert the content of a file in any form to a score file."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pab.core.errors import InputError
+from pab.core.notices import notice
+from pab.core.tensor_files import release_pages
+from pab.data.id_lists import check_ids
+from pab.data.names import plain_names, respelt
+from pab.formats.contents import Listing, Matrix
+from pab.formats.score_file import (
+    RECIPROCAL_RANKS,
+    ScoreFile,
+    check_scores,
+    float32_columns,
+    one_less,
+)
+
+
+def to_score_file(
+    found: Matrix | Listing,
+    path: str | Path,
+    *,
+    query_ids: Sequence[str] | None = None,
+    gallery_ids: Sequence[str] | None = None,
+    keep_endings: bool = True,
+    id_flags: bool = True,
+) -> ScoreFile:
+    """Build a checked score file from the result of :func:`pab.formats.forms.read_form`.
+
+    Args:
+        found: content of the file.
+        path: the file, for notices and errors.
+        query_ids: as in :func:`pab.scores.load_scores`.
+        gallery_ids: as in :func:`pab.scores.load_scores`.
+        keep_endings: whether a score file of this project keeps the image endings of its names.
+        id_flags: whether the command has the flags ``--queries`` and ``--gallery``, for the error.
+
+    Raises:
+        InputError: ids that are missing or do not match, or scores that are NaN or infinite.
+    """
+    for remark in found.remarks:
+        notice(path, remark)
+    if isinstance(found, Listing):
+        score_file = _of_listing(found, path, query_ids, gallery_ids, id_flags)
+    else:
+        score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings, id_flags)
+    check_scores(score_file, path)
+    if score_file.scores.is_contiguous():
+        release_pages(score_file.scores)  # the check has read all pages
+    return score_file
+
+
+def _of_matrix(
+    found: Matrix,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+    keep_endings: bool,
+    id_flags: bool,
+) -> ScoreFile:
+    """A matrix with its ids, columns sorted, as float32."""
+    rows, names = _ids_of(found, path, query_ids, gallery_ids, id_flags)
+    for key, ids in (("query_ids", rows), ("gallery_ids", names)):
+        check_ids(path, key, ids)
+    if found.gallery_ids is not None:
+        names = _spelt(names, path, gallery_ids, keep=found.own and keep_endings)
+    if query_ids is not None and found.query_ids is not None:
+        spelt = respelt(rows, query_ids, path, known_name="the given queries", endings=False)
+        rows = [spelt[one] for one in rows]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    if found.own and order != list(range(len(names))):
+        notice(path, "its gallery ids are not sorted; columns are aligned by id")
+    meta = dict(found.meta) if found.own else {"model": "imported", "form": found.form}
+    scores = float32_columns(found.scores, order)
+    score_file = ScoreFile(scores, rows, [names[i] for i in order], meta)
+    return score_file if found.own else _without_minus_infinity(score_file, path)
+
+
+def _ids_of(
+    found: Matrix,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+    id_flags: bool,
+) -> tuple[list[str], list[str]]:
+    """Return the ids of a matrix's rows and columns, its own or the given ones.
+
+    Raises:
+        InputError: there are none, or their number does not match the rows or columns.
+    """
+    axes = (
+        ("query_ids", "rows", "--queries", found.query_ids, query_ids),
+        ("gallery_ids", "columns", "--gallery", found.gallery_ids, gallery_ids),
+    )
+    shape = list(found.scores.shape)
+    missing = [f"{flag} FILE" for _, _, flag, own, given in axes if own is None and given is None]
+    if missing:
+        raise InputError(
+            path,
+            f"expected scores with ids, found {found.form} {shape} without "
+            f"{'any' if len(missing) == 2 else 'all'}",
+            todo=f"give {' and '.join(missing)}, or "
+            * id_flags
+            + f"convert it with: python -m pab.scores import {shlex.quote(str(path))} "
+            f"{' '.join(missing)} --out FILE",
+        )
+    ids = [list(own if own is not None else given or []) for *_, own, given in axes]
+    sizes = [len(one) for one in ids]
+    if sizes == shape[::-1] != shape:
+        raise InputError(
+            path,
+            f"expected a matrix {sizes} of {sizes[0]} queries and {sizes[1]} images, found {shape}",
+            todo="it is [gallery, queries]: transpose it (scores.T) and save it again",
+        )
+    for (name, kind, flag, own, _), size, wanted in zip(axes, sizes, shape, strict=True):
+        if size == wanted:
+            continue
+        if own is not None:
+            problem = f"expected one id for each of {wanted} in scores, found {size}"
+            raise InputError(path, problem, item=name)
+        raise InputError(
+            path, f"expected {wanted} ids for the {wanted} {kind} of {found.form}, found {size}",
+            item=flag,
+        )  # fmt: skip
+    return ids[0], ids[1]
+
+
+def _spelt(
+    names: list[str], path: str | Path, known: Sequence[str] | None, *, keep: bool = False
+) -> list[str]:
+    """Match names to the spelling of the known gallery, or remove their image extensions.
+
+    Raises:
+        InputError: two names differ only in their extension or Unicode form.
+    """
+    if known is not None:
+        spelt = respelt(names, known, path)
+        names = [spelt[name] for name in names]
+    if keep:
+        return names
+    known_names = set(known or ())
+    plain = dict(zip(names, plain_names(names, path), strict=True))
+    return [name if name in known_names else plain[name] for name in names]
+
+
+def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFile:
+    """Interpret -inf as "not listed"; a matrix without -inf is returned unchanged."""
+    low, _ = score_file.bounds
+    if low != -math.inf:
+        return score_file
+    is_listed = score_file.scores != -math.inf
+    counts = is_listed.sum(dim=1)
+    kept = counts > 0
+    if not kept.any():
+        raise InputError(path, "expected finite scores, found -inf alone")
+    notice(path, f"{int((~is_listed).sum())} scores are -inf: those images count as not listed")
+    if not kept.all():
+        notice(path, f"{int((~kept).sum())} queries list no image and are left out")
+    scores, is_listed, counts = score_file.scores[kept], is_listed[kept], counts[kept]
+    least = scores.masked_fill(~is_listed, math.inf).amin(dim=1, keepdim=True)
+    filled = torch.where(is_listed, scores, one_less(least))
+    ids = [one for one, keep in zip(score_file.query_ids, kept.tolist(), strict=True) if keep]
+    meta = {**score_file.meta, "listed": dict(zip(ids, counts.tolist(), strict=True))}
+    return ScoreFile(filled, ids, score_file.gallery_ids, meta)
+
+
+def _of_listing(
+    found: Listing,
+    path: str | Path,
+    query_ids: Sequence[str] | None,
+    gallery_ids: Sequence[str] | None,
+    id_flags: bool,
+) -> ScoreFile:
+    """Build a score file from listed images, with their scores, or 1 / r for the r-th image."""
+    if not found.names:
+        raise InputError(path, "expected ranked images per query, found none")
+    rows = _query_ids_of(found, path, query_ids, id_flags)
+    items = [
+        f"line {number}" if found.query_ids is None else f"query {query_id!r}"
+        for number, query_id in enumerate(rows, start=1)
+    ]
+    distinct = list(dict.fromkeys(name for listed in found.names for name in listed))
+    spelt = dict(zip(distinct, _spelt(distinct, path, gallery_ids), strict=True))
+    gallery = sorted(gallery_ids if gallery_ids is not None else set(spelt.values()))
+    check_ids(path, "query_ids", rows)
+    check_ids(path, "gallery_ids", gallery)
+    column_of = {name: column for column, name in enumerate(gallery)}
+    scores = torch.empty(len(rows), len(gallery))
+    listed_images: dict[str, int] = {}
+    left_out = 0
+    for row, (query_id, names) in enumerate(zip(rows, found.names, strict=True)):
+        unknown = next((name for name in names if spelt[name] not in column_of), None)
+        if unknown is not None:
+            raise InputError(path, f"the name {unknown!r} is not in the gallery", item=items[row])
+        columns = torch.tensor([column_of[spelt[name]] for name in names])
+        if found.scores is None:
+            values = 1.0 / torch.arange(1, len(names) + 1, dtype=torch.float32)
+        else:
+            values = _finite(found.scores[row], names, path, items[row])
+            scored = values != -math.inf
+            left_out += int((~scored).sum())
+            columns, values = columns[scored], values[scored]
+        if len(values):
+            scores[row] = one_less(values.min())
+            scores[row, columns] = values
+            listed_images[query_id] = len(values)
+    if left_out:
+        notice(path, f"{left_out} scores are -inf: those images count as not listed")
+    if len(listed_images) < len(rows):
+        scores = scores[[row for row, query_id in enumerate(rows) if query_id in listed_images]]
+        notice(path, f"{len(rows) - len(listed_images)} queries list no image and are left out")
+    if not listed_images:
+        raise InputError(path, "expected ranked images per query, found none")
+    meta: dict[str, Any] = {"model": "imported", "form": found.form, "listed": listed_images}
+    if found.scores is None:
+        meta["scores_are"] = RECIPROCAL_RANKS
+    return ScoreFile(scores, list(listed_images), gallery, meta)
+
+
+def _query_ids_of(
+    found: Listing, path: str | Path, query_ids: Sequence[str] | None, id_flags: bool
+) -> list[str]:
+    if found.query_ids is not None:
+        if query_ids is None:
+            return found.query_ids
+        spelt = respelt(
+            found.query_ids, query_ids, path, known_name="the given queries", endings=False
+        )
+        return [spelt[one] for one in found.query_ids]
+    if query_ids is None:
+        raise InputError(
+            path,
+            f"expected scores with query ids, found {found.form}, which does not say which query "
+            "a line is for",
+            todo="give the order of its lines: --queries FILE (one id per line), or "
+            * id_flags
+            + f"convert it with: python -m pab.scores import {shlex.quote(str(path))} "
+            "--queries FILE --out FILE",
+        )
+    if len(query_ids) != len(found.names):
+        raise InputError(
+            path,
+            f"expected a line for each of {len(query_ids)} queries, found {len(found.names)}",
+        )
+    return list(query_ids)
+
+
+def _finite(values: list[float], names: list[str], path: str | Path, item: str) -> Tensor:
+    """Scores of a query as float32; rejects NaN, +inf and values that overflow float32."""
+    result = torch.tensor(values, dtype=torch.float64).float()
+    for value, name, given in zip(result.tolist(), names, values, strict=True):
+        if math.isnan(value) or value == math.inf or (value == -math.inf and given != value):
+            raise InputError(
+                path, f"expected finite scores, found {given} for image {name!r}", item=item
+            )
+    return result

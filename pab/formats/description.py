@@ -1,0 +1,113 @@
+"""Describe scores in any form in lines of text."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import torch
+
+from pab.core.notices import notice
+from pab.formats.contents import Listing, Matrix
+from pab.formats.conversion import to_score_file
+from pab.formats.forms import read_form
+from pab.formats.score_file import ScoreFile
+
+
+def only_named(count: int) -> str:
+    """Notice for a listing without a known gallery."""
+    return (
+        f"its gallery is taken to be the {count} images that it names; --gallery FILE or FOLDER "
+        "gives the whole one"
+    )
+
+
+def listed_in_part(score_file: ScoreFile) -> str:
+    """Notice for scores that list only some images per query."""
+    counts = list((score_file.listed or {}).values())
+    return (
+        f"lists {_listed_text(counts)} of {len(score_file.gallery_ids)} per query; the others "
+        "score just below the listed ones"
+    )
+
+
+def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | None) -> str:
+    """Describe a file of scores in lines of text.
+
+    Args:
+        path: the file.
+        found: its content in its own form.
+        score_file: the content as a score file; None if its rows or columns have no ids.
+    """
+    lines = [f"file      {path}", f"form      {found.form}"]
+    if score_file is None:
+        if isinstance(found, Matrix):
+            rows, columns = found.scores.shape
+            lines += [
+                f"scores    {rows} rows x {columns} columns, "
+                f"{str(found.scores.dtype).removeprefix('torch.')}",
+                *_range_lines(ScoreFile(found.scores, [], [])),
+            ]
+        else:
+            lines.append(f"lists     {len(found.names)} lines of {_listed_text(_counts(found))}")
+        rest = "--queries FILE" + (" --gallery FILE" if isinstance(found, Matrix) else "")
+        lines.append(
+            f"ids       none for its rows{' and columns' * isinstance(found, Matrix)}; add them "
+            f"with: python -m pab.scores import {shlex.quote(str(path))} {rest} --out FILE"
+        )
+        return "\n".join(lines)
+    scores = score_file.scores
+    lines += [
+        f"scores    {scores.shape[0]} queries x {scores.shape[1]} images, float32, "
+        f"{scores.nbytes / 2**20:.1f} MiB",
+        *_range_lines(score_file),
+        f"queries   {_first_and_last(score_file.query_ids)}",
+        f"gallery   {_first_and_last(score_file.gallery_ids)}",
+    ]
+    if score_file.listed is not None:
+        lines.append(f"listed    {_listed_text(list(score_file.listed.values()))} per query")
+    lines.append("meta")
+    lines += [
+        f"  {key}: {json.dumps(value, default=str)}"
+        for key, value in score_file.meta.items()
+        if key != "listed"
+    ]
+    return "\n".join(lines)
+
+
+def _range_lines(score_file: ScoreFile) -> list[str]:
+    low, high = score_file.bounds
+    mean = score_file.scores.mean(dtype=torch.float64).item()
+    return [f"range     {low:.6g} to {high:.6g}, mean {mean:.6g}"]
+
+
+def _counts(found: Listing) -> list[int]:
+    return [len(names) for names in found.names]
+
+
+def _listed_text(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low} images" if low == high else f"{low} to {high} images"
+
+
+def _first_and_last(ids: list[str]) -> str:
+    return ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
+
+
+def show(path: str | Path) -> str:
+    """Describe a file of scores in any form, with or without ids.
+
+    Raises:
+        InputError: the file is unreadable, or scores are NaN or infinite.
+    """
+    path = Path(path)
+    found = read_form(path)
+    with_ids = found.query_ids is not None and (
+        isinstance(found, Listing) or found.gallery_ids is not None
+    )
+    if not with_ids:
+        for remark in found.remarks:
+            notice(path, remark)
+        return describe(path, found, None)
+    return describe(path, found, to_score_file(found, path))

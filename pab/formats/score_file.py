@@ -1,0 +1,188 @@
+"""Matrix of scores with the ids of its rows and columns, its rules, and the file that holds it.
+
+Shape letters: ``Q`` queries, ``G`` gallery images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pab.core.errors import InputError
+from pab.core.progress import progress
+from pab.core.tensor_files import release_pages, write_tensors
+from pab.data.id_lists import check_ids
+
+RECIPROCAL_RANKS = "reciprocal ranks"  # value of meta["scores_are"] for a form without scores
+BLOCK_ELEMENTS = 1 << 22  # scores checked at a time: 16 MiB of float32 for any file size
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Score matrix with the ids of its rows and columns.
+
+    Attributes:
+        scores: float32 ``[Q, G]``, finite, higher is better.
+        query_ids: ``Q`` distinct ids, in row order.
+        gallery_ids: ``G`` distinct ids, sorted.
+        meta: model, checkpoint hash, dtype, data hash, project version, and entries of the model.
+            For a form that lists only some images per query, ``listed`` maps a query id to its
+            number of listed images; the other images get the next float32 below the query's
+            smallest listed score.
+    """
+
+    scores: Tensor
+    query_ids: list[str]
+    gallery_ids: list[str]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Minimum and maximum score; NaN if there is one. Reads the matrix once."""
+        rows = max(1, BLOCK_ELEMENTS // self.scores.shape[1])
+        found = [torch.aminmax(block) for block in self.scores.split(rows)]
+        low = torch.stack([pair.min for pair in found]).min()
+        high = torch.stack([pair.max for pair in found]).max()
+        return float(low), float(high)
+
+    @property
+    def listed(self) -> dict[str, int] | None:
+        """Number of listed images per query id; None if all images have their own scores."""
+        return self.meta.get("listed")
+
+    @property
+    def is_order_alone(self) -> bool:
+        """True if the scores are reciprocal ranks (1 / r), read from a format without scores."""
+        return self.meta.get("scores_are") == RECIPROCAL_RANKS
+
+    def listed_counts(self, query_ids: Sequence[str] | None = None) -> Tensor:
+        """Images listed per query, int64 ``[Q]``; ``G`` where all have scores of their own.
+
+        Args:
+            query_ids: the wanted order; None is that of the rows.
+        """
+        listed, n_gallery = self.listed or {}, len(self.gallery_ids)
+        order = self.query_ids if query_ids is None else query_ids
+        return torch.tensor([listed.get(query_id, n_gallery) for query_id in order])
+
+
+def save_scores(path: str | Path, score_file: ScoreFile) -> None:
+    """Write a score file atomically.
+
+    Raises:
+        InputError: the content violates a rule of :class:`ScoreFile` (for instance, NaN scores).
+    """
+    check_scores(score_file, path)
+    scores = score_file.scores.detach().cpu().contiguous()
+    if scores.untyped_storage().nbytes() != scores.nbytes:
+        scores = scores.clone()  # saving a slice would write all of its storage
+    write_tensors(
+        path,
+        {
+            "scores": scores,
+            "query_ids": list(score_file.query_ids),
+            "gallery_ids": list(score_file.gallery_ids),
+            "meta": score_file.meta,
+        },
+    )
+
+
+def float32_columns(scores: Tensor, order: list[int]) -> Tensor:
+    """Reorder columns and convert to float32 [Q, G]; copy only if something changes."""
+    in_order = order == list(range(len(order)))
+    if in_order and scores.dtype == torch.float32:
+        return scores
+    columns = torch.tensor(order)
+    result = torch.empty(scores.shape, dtype=torch.float32)
+    rows = max(1, BLOCK_ELEMENTS // scores.shape[1])
+    starts = progress(range(0, scores.shape[0], rows), "sorting columns", "blocks of queries")
+    for number, start in enumerate(starts, start=1):
+        block = scores[start : start + rows]
+        result[start : start + rows] = block if in_order else block.index_select(1, columns)
+        if number % 16 == 0 and scores.is_contiguous():
+            release_pages(scores)  # a mapped file need not stay in memory beside its copy
+    return result
+
+
+def one_less(scores: Tensor) -> Tensor:
+    """Return the next smaller float32 of each score."""
+    return torch.nextafter(scores, torch.tensor(-math.inf))
+
+
+def check_scores(score_file: ScoreFile, where: str | Path) -> None:
+    """Check a score file against the rules of :class:`ScoreFile`; errors name ``where``.
+
+    Raises:
+        InputError: names the field, or the query and image, and the expected and found values.
+    """
+    scores = score_file.scores
+    if not isinstance(scores, Tensor):
+        raise InputError(where, f"expected a tensor, found {type(scores).__name__}", item="scores")
+    if scores.ndim != 2 or scores.dtype != torch.float32 or scores.layout != torch.strided:
+        raise InputError(
+            where,
+            f"expected a float32 matrix [queries, gallery], found {scores.dtype} "
+            f"{list(scores.shape)}",
+            item="scores",
+        )
+    for name, ids, size in (
+        ("query_ids", score_file.query_ids, scores.shape[0]),
+        ("gallery_ids", score_file.gallery_ids, scores.shape[1]),
+    ):
+        check_ids(where, name, ids)
+        if len(ids) != size:
+            raise InputError(
+                where,
+                f"expected one id for each of {size} in scores, found {len(ids)}",
+                item=name,
+            )
+    ids = score_file.gallery_ids
+    if ids != sorted(ids):
+        before, after = next(pair for pair in itertools.pairwise(ids) if pair[0] > pair[1])
+        raise InputError(
+            where, f"expected sorted ids, found {before!r} before {after!r}", item="gallery_ids"
+        )
+    meta = score_file.meta
+    if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
+        raise InputError(where, "expected a dict with names as keys", item="meta")
+    _check_listed(score_file, where)
+    _check_finite(score_file, where)
+
+
+def _check_listed(score_file: ScoreFile, where: str | Path) -> None:
+    listed = score_file.meta.get("listed")
+    if listed is None:
+        return
+    n_gallery = len(score_file.gallery_ids)
+    fits = isinstance(listed, dict) and listed.keys() == set(score_file.query_ids)
+    if not fits or any(type(n) is not int or not 1 <= n <= n_gallery for n in listed.values()):
+        raise InputError(
+            where,
+            f"expected a number of images from 1 to {n_gallery} for every query id",
+            item="meta, 'listed'",
+        )
+
+
+def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
+    if all(map(math.isfinite, score_file.bounds)):
+        return
+    rows = max(1, BLOCK_ELEMENTS // score_file.scores.shape[1])
+    for start in range(0, len(score_file.query_ids), rows):
+        finite = torch.isfinite(score_file.scores[start : start + rows])
+        if not finite.all():
+            row, column = (~finite).nonzero()[0].tolist()
+            raise InputError(
+                where,
+                f"expected finite scores, found {score_file.scores[start + row, column].item()} "
+                f"for image {score_file.gallery_ids[column]!r}",
+                item=f"query {score_file.query_ids[start + row]!r}",
+                todo="score again; NaN usually comes from a damaged checkpoint or from fp16",
+            )

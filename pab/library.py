@@ -1,0 +1,112 @@
+"""Rank and evaluate scores from Python: ``from pab import rank, evaluate``.
+
+Both accept score files that are loaded, and paths of scores in any form of
+:mod:`pab.formats.forms`. Errors are :class:`pab.core.errors.InputError`, one line each.
+
+Shape letters: ``Q`` queries, ``G`` gallery images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from pab.core.errors import InputError
+from pab.data.records import Query, Retrieval
+from pab.evaluate import Evaluation, read_labels
+from pab.evaluate import evaluate as evaluate_score_file
+from pab.formats.export import ranking_of
+from pab.formats.score_file import check_scores
+from pab.scores import ScoreFile, load_scores
+
+
+def rank(
+    scores: ScoreFile | str | Path | Tensor,
+    gallery_ids: Sequence[str] | None = None,
+    *,
+    top_k: int = 10,
+) -> list[list[str]]:
+    """Rank the gallery for each query; of equal scores, the smaller gallery id comes first.
+
+    Args:
+        scores: a score file, its path, or a matrix ``[Q, G]`` of any float type, higher is better.
+        gallery_ids: ``G`` distinct ids of the matrix's columns in any order; only for a matrix.
+        top_k: number of images per query.
+
+    Returns:
+        ``Q`` lists of ``min(top_k, G)`` gallery ids, best first, in the order of the rows. A list
+        is shorter where the source of the scores names fewer images.
+
+    Raises:
+        InputError: ids that do not match the matrix, a score that is NaN or infinite, or
+            ``top_k`` below 1.
+    """
+    if top_k < 1:
+        raise InputError("top_k", f"must be at least 1, found {top_k}")
+    if not isinstance(scores, Tensor):
+        if gallery_ids is not None:
+            raise InputError("gallery_ids", "goes with a matrix: a score file has its own ids")
+        return [list(names) for names, _ in ranking_of(checked(scores), top_k)]
+    if scores.ndim != 2 or gallery_ids is None or len(gallery_ids) != scores.shape[1]:
+        found = "none" if gallery_ids is None else len(gallery_ids)
+        raise InputError(
+            "gallery_ids",
+            f"expected one id per column of scores [Q, G], found {found} for {list(scores.shape)}",
+        )
+    columns = sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__)
+    score_file = ScoreFile(
+        scores.detach().float().cpu()[:, columns],
+        [f"row {row}" for row in range(len(scores))],
+        [gallery_ids[column] for column in columns],
+    )
+    return [list(names) for names, _ in ranking_of(checked(score_file), top_k)]
+
+
+def evaluate(
+    scores: ScoreFile | str | Path,
+    annotation: Retrieval | Mapping[str, Iterable[str]] | str | Path,
+    *,
+    answers: str | Path | None = None,
+    image_folder: str | Path | None = None,
+) -> Evaluation:
+    """Evaluate scores against labels: R@1, R@5, R@10, mAP, mAP@10 and mINP in percent.
+
+    Args:
+        scores: a score file or its path; ``Q`` queries in any order.
+        annotation: a labelled annotation or its path, a name-masked ``query.json`` with
+            ``answers``, or the right gallery ids of each query: ``{query id: ids}``.
+        answers: answer key of a name-masked set.
+        image_folder: the gallery's folder, if the scores must cover all its images.
+
+    Returns:
+        Metrics per query; ``.summary()`` gives their means, ``.table()`` the text that
+        ``python -m pab.evaluate`` prints, ``.intervals()`` the 95 % bootstrap intervals.
+
+    Raises:
+        InputError: no labels, or ids of queries or images that do not match.
+    """
+    if isinstance(annotation, Mapping):
+        relevant = {
+            query_id: frozenset([right] if isinstance(right, str) else right)
+            for query_id, right in annotation.items()
+        }
+        annotation = Retrieval([Query(query_id, "") for query_id in relevant], None, relevant, {})
+    elif not isinstance(annotation, Retrieval):
+        annotation = read_labels(annotation, answers=answers, image_folder=image_folder)
+    where = "scores" if isinstance(scores, ScoreFile) else scores
+    return evaluate_score_file(checked(scores), annotation, where=where)
+
+
+def checked(scores: ScoreFile | str | Path, where: str = "scores") -> ScoreFile:
+    """Return a valid score file, read from its path if necessary.
+
+    Raises:
+        InputError: a rule of :class:`pab.scores.ScoreFile` is violated; names ``where`` or the
+            path.
+    """
+    if not isinstance(scores, ScoreFile):
+        return load_scores(scores)
+    check_scores(scores, where)
+    return scores

@@ -1,0 +1,183 @@
+"""Re-ranking shared by all rerankers: read candidates, score their pairs, fill the score matrix.
+
+A reranker implements :class:`Reranker` and nothing else.
+
+Shape letters: `Q` queries, `G` gallery, `K` candidates per query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pab.core import processes
+from pab.core.errors import InputError
+from pab.core.notices import notice
+from pab.data.records import GalleryImage
+from pab.formats.contents import Listing
+from pab.formats.conversion import to_score_file
+from pab.formats.forms import read_form
+from pab.ranking import top_k
+from pab.scores import ScoreFile, align, respell, save_scores, tell_other_data, with_all_images
+from pab.scoring.encoder import Origin
+from pab.scoring.job import ScoringConfig, ScoringJob, finish, prepare, score_file_of
+
+
+class Reranker(Protocol):
+    """Model that scores pairs of a caption and an image together."""
+
+    @property
+    def origin(self) -> Origin:
+        """Source of the scores."""
+
+    def first_scores(self, captions: Sequence[str], images: Sequence[GalleryImage]) -> Tensor:
+        """Select candidates without a file: similarities of the model's own, float32 [Q, G].
+
+        Raises:
+            InputError: the model has none, or an input is invalid.
+        """
+        raise InputError("--candidates", "expected a score file or a ranked list, found none")
+
+    def rerank(
+        self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
+    ) -> Tensor:
+        """Score each query's candidates, float32 [Q, K] on the CPU; larger is better.
+
+        Args:
+            captions: Q captions.
+            images: G images.
+            candidates: int64 [Q, K], positions in ``images``.
+
+        Raises:
+            InputError: an image cannot be read, or a caption is invalid.
+        """
+
+
+def score_candidates(
+    config: ScoringConfig,
+    open_reranker: Callable[[], Reranker],
+    *,
+    candidates: str | None,
+    k: int,
+    save_first: str | None = None,
+) -> None:
+    """Score each query's candidates: the whole run of a re-ranking command.
+
+    Args:
+        config: settings of the run.
+        open_reranker: loads the model, after the inputs are checked.
+        candidates: file that selects the candidates; None uses the model's first scores.
+        k: candidates per query.
+        save_first: score file for the model's first scores.
+
+    Raises:
+        InputError: data, candidates or weights are invalid; no score of a pair is written.
+    """
+    job = prepare(config)
+    chosen = read_candidates(candidates, job, k) if candidates else None
+    reranker = open_reranker()
+    if chosen is None:
+        found = reranker.first_scores(job.captions, job.gallery)
+        first = score_file_of(job, reranker.origin, found, kind="itc")
+        if save_first and processes.is_main():
+            save_scores(save_first, first)
+        chosen = first.scores
+    scores = rerank_best(reranker, job.captions, job.gallery, chosen, k)
+    facts = {"kind": "itm", "k_test": k, "candidates": candidates or "itc"}
+    finish(config, job, score_file_of(job, reranker.origin, scores, **facts))
+
+
+def rerank_best(
+    reranker: Reranker,
+    captions: Sequence[str],
+    images: Sequence[GalleryImage],
+    scores: Tensor,
+    k: int,
+    flag: str = "--k_test",
+) -> Tensor:
+    """Re-rank the k best images of each query; returns the whole matrix, float32 [Q, G].
+
+    Args:
+        scores: [Q, G], scores that select the candidates.
+        k: candidates per query.
+        flag: setting of k, for the notice of :func:`choose_candidates`.
+    """
+    candidates = choose_candidates(scores, k, flag)
+    return fill(reranker.rerank(captions, images, candidates), candidates, len(images))
+
+
+def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
+    """Select the k best images per query, int64 [Q, K]; ties go to the smaller id.
+
+    A k above the gallery size selects all images, with a notice. All processes get rank 0's choice,
+    because GPUs of different types round differently.
+
+    Args:
+        scores: [Q, G].
+        k: candidates per query.
+        flag: setting of k, for the notice.
+    """
+    gallery = scores.shape[1]
+    if k > gallery:
+        notice(flag, f"{k} is more than the gallery's {gallery} images: all are candidates")
+    return processes.broadcast_object(top_k(scores, min(k, gallery)))
+
+
+def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
+    """Build the whole score matrix: candidates' scores, others just below the row's minimum.
+
+    Args:
+        match: float32 [Q, K].
+        candidates: int64 [Q, K].
+        gallery: G.
+
+    Returns:
+        float32 [Q, G]. Other images get the next smaller float32, so that they never tie with a
+        candidate.
+    """
+    below = torch.nextafter(match.amin(dim=1, keepdim=True), torch.tensor(-torch.inf))
+    return below.expand(-1, gallery).contiguous().scatter_(1, candidates, match)
+
+
+def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
+    """Read the scores that select candidates, with the job's rows and columns.
+
+    All forms of scores and lists are accepted. The lines of a ranked list must have the order of
+    this run's own ranked list.
+
+    Args:
+        path: the file.
+        job: scoring job whose queries and images the file must contain.
+        k: candidates per query.
+
+    Raises:
+        InputError: no scores, ids that differ from the job's, or fewer than ``k`` listed images.
+    """
+    found = read_form(path)
+    lists = isinstance(found, Listing)
+    file = to_score_file(
+        found,
+        path,
+        query_ids=job.order if lists else None,
+        gallery_ids=job.gallery_ids if lists else None,
+        id_flags=False,
+    )
+    if processes.is_main():
+        tell_other_data({"the annotation": {"data_sha256": job.data_sha256}, path: file.meta})
+    if file.listed is not None:
+        few = min(file.listed, key=file.listed.__getitem__)
+        if file.listed[few] < min(k, len(job.gallery_ids)):
+            raise InputError(
+                path,
+                f"expected at least {k} images for every query (--k_test), found "
+                f"{file.listed[few]}",
+                item=f"query {few!r}",
+                todo=f"give --k_test {file.listed[few]}, or a file that lists more",
+            )
+        file = respell(file, job.query_ids, job.gallery_ids, where=path)
+        file = with_all_images(file, job.gallery_ids)
+    ids = ScoreFile(torch.empty(0, 0), job.query_ids, job.gallery_ids)
+    return align(file, ids, where=path, reference_name="the annotation").scores

@@ -31,14 +31,13 @@ def main(argv: list[str] | None = None) -> None:
     """Print a score file's metrics on the labelled test set beside the published ones."""
     from pab.scores import load_scores  # imports torch, which --help does not need
 
-    parser = CommandParser(
-        prog="python -m ensemble.published", description=main.__doc__, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m ensemble.published")
+    data = parser.groups["data"]
     parser.add_argument("step", choices=PUBLISHED, help="published step to compare with")
-    parser.add_argument("--score", type=Path, required=True, help="score file")
-    parser.add_argument("--annotation", type=Path, required=True, help="labelled test set")
-    parser.add_argument("--image_folder", type=Path, help="see pab.evaluate")
-    parser.add_argument("--answers", type=Path, help="see pab.evaluate")
+    data.add_argument("--score", type=Path, required=True, help="score file")
+    data.add_argument("--annotation", type=Path, required=True, help="labelled test set")
+    data.add_argument("--image_folder", type=Path, help="see pab.evaluate")
+    data.add_argument("--answers", type=Path, help="see pab.evaluate")
     add_label_flags(parser)
     args = parser.parse_args(argv)
     retrieval = read_retrieval(

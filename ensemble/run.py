@@ -329,7 +329,6 @@ def main(argv: list[str] | None = None) -> None:
         RunConfig,
         argv,
         prog="python -m ensemble.run",
-        description="Fuse score files, one member after the other, into a ranked list.",
     )
     run(config)
 

@@ -22,8 +22,8 @@ from lhp.tokenizer import Tokenizer, pad_batch
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.errors import InputError
 from pab.data.images import ImageReader, recipe
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
+from pab.scoring.encoding import Compute
 
 
 def load_model(
@@ -36,7 +36,6 @@ def load_model(
         input_size: resolution in pixels; None uses the resolution in the name.
         checkpoint: released weights or this project's; positions are resized to the resolution,
             and heads of other tasks are ignored.
-        tokenizer: must not have more ids than the checkpoint's word embedding.
         tokenizer: must not have more ids than the checkpoint has word vectors.
 
     Raises:
@@ -96,8 +95,7 @@ class LhpEncoder:
         tokenizer: tokenizer of the model.
         compute: device, number format and batching.
         compiled: result of :func:`compiled_image_encoder`; None uses the model itself.
-        origin: see :class:`pab.scoring.encoder.Origin`.
-        fingerprint: see :class:`pab.scoring.encoder.Encoder`.
+        origin, fingerprint: see the interface.
     """
 
     model: Beit3Retrieval

@@ -30,8 +30,8 @@ from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
 from pab.data.records import Retrieval
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import scores_of
+from pab.scoring.encoding import Compute
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs
@@ -145,7 +145,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog="python -m lhp.train",
-        description="Fine-tune BEiT-3 with the local-global hybrid perspective.",
         debug_config=DEBUG_CONFIG,
     )
 

@@ -54,7 +54,7 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
     vocabulary_command(
-        train_tokenizer, argv, prog="python -m lhp.train_tokenizer", description=__doc__,
+        train_tokenizer, argv, prog="python -m lhp.train_tokenizer",
         out="model file to write (.spm)", pieces=2000,
     )  # fmt: skip
 

@@ -156,22 +156,21 @@ def labelled_table(a: Evaluation, b: Evaluation) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Compare two ranked lists of the same queries."""
-    parser = CommandParser(
-        prog="python -m pab.compare", description=main.__doc__, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m pab.compare")
+    data, output = parser.groups["data"], parser.groups["output"]
     parser.add_argument("a", type=Path, metavar="A.txt")
     parser.add_argument("b", type=Path, metavar="B.txt")
-    parser.add_argument(
+    data.add_argument(
         "--answers", type=Path, help="answer key of a name-masked set; shows which list is right"
     )
-    parser.add_argument(
+    data.add_argument(
         "--annotation",
         type=Path,
         help="queries of the lines (default: the order of --answers)",
     )
-    parser.add_argument("--query_order", type=Path, help="query id of each line, one per line")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument(
+    data.add_argument("--query_order", type=Path, help="query id of each line, one per line")
+    output.add_argument("--json", type=Path, help="also write the figures to this file")
+    output.add_argument(
         "--show", type=int, default=20, help="differing lines to print (default: 20)"
     )
     add_label_flags(parser)

@@ -327,48 +327,49 @@ def _list_ranking(names: Sequence[Sequence[str]], top_k: int) -> list[Ranking]:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the metrics of scores or of a ranked list, in any form."""
-    parser = CommandParser(
-        prog="python -m pab.evaluate", description=main.__doc__, allow_abbrev=False
+    parser = CommandParser(prog="python -m pab.evaluate")
+    data, output, advanced = (
+        parser.groups["data"],
+        parser.groups["output"],
+        parser.groups["advanced"],
     )
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = data.add_mutually_exclusive_group(required=True)
     source.add_argument("--score", type=Path, help="score file (.pt), or scores in another form")
     source.add_argument(
         "--predictions", type=Path, help="ranked list (.txt, answer.zip), or in another form"
     )
-    parser.add_argument(
+    data.add_argument(
         "--annotation",
         type=Path,
         required=True,
         help="query.json, pair.json, attr.json or a training shard",
     )
-    parser.add_argument("--answers", type=Path, help="answer key of a name-masked set")
-    parser.add_argument(
+    data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
+    data.add_argument(
         "--image_folder",
         type=Path,
         help="gallery folder, or root of the annotation's image paths",
     )
-    parser.add_argument(
+    data.add_argument(
         "--query_order", type=Path, help="query id of each line of a ranked list, one per line"
     )
-    parser.add_argument(
-        "--queries", type=Path, help="query ids of the rows, for scores without ids"
-    )
-    parser.add_argument(
+    data.add_argument("--queries", type=Path, help="query ids of the rows, for scores without ids")
+    data.add_argument(
         "--gallery",
         type=Path,
         help="image names of the columns, or the gallery folder, for scores without ids",
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--trec", metavar="PREFIX", help="also write PREFIX.run and PREFIX.qrels")
-    parser.add_argument(
+    output.add_argument("--json", type=Path, help="also write the figures to this file")
+    output.add_argument("--trec", metavar="PREFIX", help="also write PREFIX.run and PREFIX.qrels")
+    output.add_argument(
         "--top_k",
         type=int,
         help=f"images per query in PREFIX.run (default: {DEFAULT_TOP_K} at most)",
     )
-    parser.add_argument(
+    output.add_argument(
         "--intervals", action="store_true", help="add 95%% bootstrap intervals over queries"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    advanced.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_label_flags(parser)
     args = parser.parse_args(argv)
     path = args.score or args.predictions

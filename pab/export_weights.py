@@ -43,12 +43,11 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and write."""
-    parser = CommandParser(
-        prog="python -m pab.export_weights", description=__doc__, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m pab.export_weights")
+    output = parser.groups["output"]
     parser.add_argument("checkpoint", type=Path, help="checkpoint to read")
-    parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument(
+    output.add_argument("--out", type=Path, required=True, help="file to write")
+    output.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="number format"
     )
     args = parser.parse_args(argv)

@@ -197,10 +197,11 @@ def check(folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and download."""
-    parser = CommandParser(prog="python -m pab.fetch", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="python -m pab.fetch")
+    output, advanced = parser.groups["output"], parser.groups["advanced"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
-    parser.add_argument("--folder", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--check", action="store_true", help="list which files are present")
+    output.add_argument("--folder", type=Path, default=Path("checkpoints"))
+    advanced.add_argument("--check", action="store_true", help="list which files are present")
     args = parser.parse_args(argv)
     if args.check and args.names:
         raise InputError("--check", "takes no names: it says it of all files")

@@ -245,46 +245,42 @@ def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Convert, show and export scores in all forms."""
-    parser = CommandParser(
-        prog="python -m pab.scores", description=main.__doc__, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m pab.scores")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "import", help="make a score file of scores in any form", allow_abbrev=False
-    )
+    command = commands.add_parser("import", help="make a score file of scores in any form")
     command.add_argument(
         "file", type=Path, help="tensor, array, table, run or ranked list; the content tells which"
     )
-    command.add_argument(
+    command.groups["data"].add_argument(
         "--queries",
         type=Path,
         help="for files without ids: query ids of the rows, one per line, or query.json",
     )
-    command.add_argument(
+    command.groups["data"].add_argument(
         "--gallery",
         type=Path,
         help="for files without ids: image names of the columns, one per line, or the gallery "
         "folder (sorted names); for runs and lists: the whole gallery",
     )
-    command.add_argument("--out", type=Path, required=True, help="score file to write")
-    command = commands.add_parser("show", help="explain a file of scores", allow_abbrev=False)
-    command.add_argument("file", type=Path)
-    command = commands.add_parser(
-        "export", help="write a score file in the form of another tool", allow_abbrev=False
+    command.groups["output"].add_argument(
+        "--out", type=Path, required=True, help="score file to write"
     )
+    command = commands.add_parser("show", help="explain a file of scores")
+    command.add_argument("file", type=Path)
+    command = commands.add_parser("export", help="write a score file in the form of another tool")
     command.add_argument("file", type=Path, help="scores with ids, in any form")
-    form = command.add_mutually_exclusive_group(required=True)
+    form = command.groups["output"].add_mutually_exclusive_group(required=True)
     form.add_argument("--format", choices=score_export.FORMATS, help="form to write")
     form.add_argument(
         "--bare", action="store_true", help="plain tensor without ids, plus two id lists"
     )
-    command.add_argument(
+    command.groups["output"].add_argument(
         "--top_k",
         type=int,
         help="trec, ranx, rankings: images per query "
         f"(default: {score_export.DEFAULT_TOP_K} at most)",
     )
-    command.add_argument(
+    command.groups["output"].add_argument(
         "--out",
         type=Path,
         help="file to write; --bare: PREFIX of PREFIX.pt, PREFIX.queries.txt, "

@@ -5,11 +5,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
-
 from pab.core.errors import run_cli
 from pab.encoders.blip2.infer import InferConfig
 from pab.scoring.job import scoring_command
@@ -21,7 +16,6 @@ def main(argv: list[str] | None = None) -> None:
         InferConfig,
         argv,
         prog="python scripts/blip2_infer.py",
-        description="Score a gallery against captions with BLIP-2, zero-shot.",
     )
 
 

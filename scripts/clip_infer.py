@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
-
 from pab.core.errors import run_cli
 from pab.encoders.clip.infer import InferConfig
 from pab.scoring.job import scoring_command
@@ -18,7 +13,6 @@ def main(argv: list[str] | None = None) -> None:
         InferConfig,
         argv,
         prog="python scripts/clip_infer.py",
-        description="Score a gallery against captions with CLIP, zero-shot.",
     )
 
 

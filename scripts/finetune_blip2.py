@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lhp.views import HybridView
-from pab.core.config import flag
+from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
 from pab.data.images import recipe
@@ -37,8 +37,8 @@ from pab.encoders.captions import CaptionIds
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import scores_of
+from pab.scoring.encoding import Compute
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs
@@ -51,16 +51,20 @@ PROG = "python scripts/finetune_blip2.py"
 class TrainConfig(FinetuneConfig):
     """Settings of BLIP-2's fine-tuning; flags of `python scripts/finetune_blip2.py`."""
 
-    model: Literal["pretrain_vitL", "mini"] = flag("pretrain_vitL", "ViT-L, or a small model")
-    pretrained: str = flag("checkpoints/blip2/blip2_pretrained_vitL.pth", "weight file, or random")
-    image_weights: str = flag(
+    model: Literal["pretrain_vitL", "mini"] = model_flag("pretrain_vitL", "ViT-L, or a small model")
+    pretrained: str = model_flag(
+        "checkpoints/blip2/blip2_pretrained_vitL.pth", "weight file, or random"
+    )
+    image_weights: str = model_flag(
         "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower, if --pretrained lacks them"
     )
-    text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt")
-    query_pooling: Literal["first", "max"] = flag(
+    text_encoder: str = model_flag(
+        "checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt"
+    )
+    query_pooling: Literal["first", "max"] = model_flag(
         "first", "query tokens of the image in the loss: only the first (as in scoring) or the best"
     )
-    dropout: float = flag(0.1, "dropout of the Q-Former, as in BERT")
+    dropout: float = flag(0.1, "dropout of the Q-Former, as in BERT", ge=0, lt=1)
     output_dir: str = flag("output/blip2", "folder for checkpoints and the log")
 
     def check(self) -> None:
@@ -70,7 +74,6 @@ class TrainConfig(FinetuneConfig):
             InputError: naming the flag.
         """
         super().check()
-        self.check_share("dropout", below_one=True)
         if self.freeze == "text":
             raise InputError(
                 "--freeze", "BLIP-2's Q-Former reads captions and images: text alone cannot freeze"
@@ -177,7 +180,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog=PROG,
-        description="Fine-tune BLIP-2 with the local-global hybrid perspective.",
     )
 
 

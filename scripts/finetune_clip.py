@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lhp.views import HybridView
-from pab.core.config import flag
+from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
 from pab.core.weight_folders import weights_or_path
@@ -33,8 +33,8 @@ from pab.encoders.clip.names import FOLDER, architecture, label
 from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import scores_of
+from pab.scoring.encoding import Compute
 from pab.training.command import training_command
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs
@@ -50,11 +50,11 @@ PROG = "python scripts/finetune_clip.py"
 class TrainConfig(FinetuneConfig):
     """Settings of CLIP's fine-tuning; each field is a flag of `python scripts/finetune_clip.py`."""
 
-    model: str = flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
-    pretrained: str | None = flag(
+    model: str = model_flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
+    pretrained: str | None = model_flag(
         None, "OpenCLIP tag, weight file, or random (default: openai, or the folder's weights)"
     )
-    preprocess_as: str | None = flag(
+    preprocess_as: str | None = model_flag(
         None, "tag with the preprocessing of a weight file; required if nothing else determines it"
     )
     output_dir: str = flag("output/clip", "folder for checkpoints and the log")
@@ -201,7 +201,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog=PROG,
-        description="Fine-tune CLIP with the local-global hybrid perspective.",
     )
 
 

@@ -5,17 +5,4 @@
 # --image_folder go to every step. A member with a given score file (or "none") is not scored.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-words=("$@")
-source scripts/ensemble_flags.sh # consumes the arguments
-
-python=.venv/bin/python
-if [[ $given != *lhp* ]]; then
-    $python -m lhp.infer "${data[@]}"
-fi
-if [[ $given != *blip2* ]]; then
-    $python scripts/blip2_infer.py "${data[@]}"
-fi
-if [[ $given != *clip* ]]; then
-    $python scripts/clip_infer.py "${data[@]}"
-fi
-bash scripts/iterative_ensemble.sh "${words[@]}"
+exec .venv/bin/python -m scripts.published_inference infer_all "$@"

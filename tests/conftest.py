@@ -21,7 +21,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-import pab.scoring.compute
+import pab.scoring.encoding
 from lhp.beit3 import Beit3Retrieval, model_config
 from lhp.tokenizer import Tokenizer
 from lhp.train_tokenizer import train_tokenizer
@@ -70,7 +70,7 @@ def _feature_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     def elsewhere(folder: str | Path, facts: Mapping[str, str]) -> FeatureCache:
         return FeatureCache(tmp_path / "features" if str(folder) == default else folder, facts)
 
-    monkeypatch.setattr(pab.scoring.compute, "FeatureCache", elsewhere)
+    monkeypatch.setattr(pab.scoring.encoding, "FeatureCache", elsewhere)
 
 
 def draw(path: Path, number: int, normal: bool) -> str:

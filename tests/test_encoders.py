@@ -19,10 +19,10 @@ from pab.core.errors import InputError
 from pab.data.images import list_gallery, load_image, recipe
 from pab.data.records import GalleryImage
 from pab.scores import load_scores
-from pab.scoring import Encoder, load_encoder
+from pab.scoring import Encoder, Origin, load_encoder
 from pab.scoring.__main__ import main as score
 from pab.scoring.members import member_config, members
-from pab.scoring.rerank import rerank_best
+from pab.scoring.rerank import Reranker, rerank_best
 from uit.infer import InferConfig as UitConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +74,7 @@ def test_all_kinds_of_images_give_the_same_vectors(
     mixed = [str(paths[0]), paths[1], opened[2], pixels[3], gallery[4]]
     for images in (paths, [str(p) for p in paths], opened, pixels, torch.stack(pixels), mixed):
         assert torch.equal(encoder.encode_images(images), expected)  # type: ignore[arg-type]
+    (expected * torch.ones(1, requires_grad=True)).sum().backward()
     alone = encoder.encode_images(paths[0])  # type: ignore[arg-type]
     torch.testing.assert_close(alone, expected[:1], rtol=0, atol=1e-5)
 
@@ -109,6 +110,7 @@ def test_scores_are_those_of_the_scoring_command(
 def test_one_caption_is_not_its_characters(name: str, encoders: dict[str, Encoder]) -> None:
     texts = encoders[name].encode_texts(CAPTIONS)
     alone = encoders[name].encode_texts(CAPTIONS[1])
+    (texts * torch.ones(1, requires_grad=True)).sum().backward()  # a probe may be trained on them
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(alone, texts[1:], rtol=0, atol=1e-5)
 
@@ -209,8 +211,10 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], expected: str) -> No
 # ----------------------------------------------------------------------------------- re-ranking
 
 
-class ByPlace:
+class ByPlace(Reranker):
     """Scores pairs by the length of the caption and the position of the image."""
+
+    origin = Origin("place")
 
     def rerank(
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
@@ -225,6 +229,8 @@ def test_a_reranker_scores_only_pairs(gallery: list[GalleryImage]) -> None:
     below = [torch.nextafter(torch.tensor(low), torch.tensor(-torch.inf)) for low in (0.0, 0.0)]
     assert found[0].tolist() == [below[0], 2.0, below[0], 0.0, below[0]]
     assert found[1].tolist() == [1.0, 0.0, below[1], below[1], below[1]]
+    with pytest.raises(InputError, match="--candidates: expected a score file or a ranked list"):
+        ByPlace().first_scores(["ten", "a"], gallery)
 
 
 def test_the_cross_encoder_encodes_a_gallery_once(
@@ -233,9 +239,9 @@ def test_the_cross_encoder_encodes_a_gallery_once(
     seen: list[int] = []
     true_encode = uit.rerank.encode_gallery
 
-    def counting(model: Any, images: Sequence[GalleryImage], **options: Any) -> Any:
+    def counting(model: Any, images: Sequence[GalleryImage], *more: Any, **options: Any) -> Any:
         seen.append(len(images))
-        return true_encode(model, images, **options)
+        return true_encode(model, images, *more, **options)
 
     monkeypatch.setattr("uit.rerank.encode_gallery", counting)
     monkeypatch.chdir(ROOT)
@@ -244,8 +250,8 @@ def test_the_cross_encoder_encodes_a_gallery_once(
         model="uit_mini", input_size=64, window=4, checkpoint=weights, text_encoder=bert,
         max_words=72, max_text_length=72, num_workers=0, device="cpu",
     )  # fmt: skip
-    reranker = config.open_reranker()
-    itc = reranker.itc(CAPTIONS, gallery)
+    reranker = uit.rerank.open_reranker(config)
+    itc = reranker.first_scores(CAPTIONS, gallery)
     torch.testing.assert_close(
         itc, encoders["uit"].encode_texts(CAPTIONS) @ encoders["uit"].encode_images(gallery).T,
         rtol=0, atol=1e-5,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pab.core.errors import InputError
 from pab.data.images import list_gallery, recipe
-from pab.scoring.encoding import caption_vectors, image_vectors
+from pab.scoring.encoding import Compute
 from pab.scoring.feature_cache import HASHES, VECTORS, FeatureCache, digests_of, made_by
 from tests.conftest import draw
 
@@ -42,10 +42,8 @@ def vectors(folder: Path, caches: Path | None, facts: dict[str, str] = FACTS) ->
     encoder = Encoder()
 
     def run(cache: FeatureCache | None) -> Tensor:
-        return image_vectors(
-            encoder, list_gallery(folder), recipe("clip", 8).transform(), batch_size=3,
-            num_workers=0, device=CPU, dtype=torch.float32, weights=torch.float32, cache=cache,
-        )  # fmt: skip
+        compute = Compute(CPU, torch.float32, torch.float32, 3, 0, cache=cache)
+        return compute.images(encoder, list_gallery(folder), recipe("clip", 8))
 
     if caches is None:
         return run(None), encoder.seen
@@ -169,8 +167,9 @@ def texts(rows: list[list[int]], caches: Path) -> tuple[Tensor, list[int]]:
         seen.extend(positions)
         return torch.tensor([[float(sum(rows[i])), float(len(rows[i]))] for i in positions])
 
-    on: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
-    found = caption_vectors(encode, rows, token_budget=6, cache=FeatureCache(caches, FACTS), **on)
+    cache = FeatureCache(caches, FACTS)
+    compute = Compute(CPU, torch.float32, torch.float32, 2, 0, cache=cache)
+    found = compute.captions(encode, rows, longest=3)
     return found, sorted(seen)
 
 

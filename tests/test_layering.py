@@ -103,6 +103,13 @@ def test_no_file_changes_the_import_path() -> None:
     assert [str(path) for path in found if call in path.read_text(encoding="utf-8")] == []
 
 
+def test_one_module_finds_the_checkout() -> None:
+    """A wheel has another layout: the others ask `pab.core.resources` for the project's files."""
+    packages = [path for path in MODULES if not path.is_relative_to(ROOT / "scripts")]
+    found = [path for path in packages if "(__file__).resolve().parents" in path.read_text()]
+    assert [path.relative_to(ROOT).as_posix() for path in found] == ["pab/core/resources.py"]
+
+
 def test_few_files_stand_directly_in_the_package() -> None:
     assert len(list((ROOT / "pab").glob("*.py"))) <= 20
 

@@ -341,7 +341,7 @@ def name_of_model(text: str) -> str:
 UNKNOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty.json": (lambda path: path.touch(), "an empty file"),
     "blank.txt": (lambda path: path.write_text("\n \n"), "found"),
-    "bytes.bin.x": (lambda path: path.write_bytes(bytes(range(256))), "a file that is no text"),
+    "bytes.bin.x": (lambda path: path.write_bytes(bytes(range(256))), "a file that is not text"),
     "notes.md": (lambda path: path.write_text("# Notes\n\nToday it rained.\n"), "text that begins"),
     "odd.json": (lambda path: path.write_text("[1]"), "expected a JSON object, found the number 1"),
     "broken.json": (lambda path: path.write_text('{"a": '), "broken JSON"),

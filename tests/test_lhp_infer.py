@@ -26,8 +26,7 @@ from pab.data.annotations import read_retrieval
 from pab.data.images import load_image, recipe
 from pab.ranking import read_ranked_list
 from pab.scores import ScoreFile, load_scores
-from pab.scoring.compute import Compute
-from pab.scoring.encoding import batches_by_length
+from pab.scoring.encoding import Compute, batches_by_length
 from tests.conftest import MODEL, TEST_IMAGES, save_released
 from tests.test_processes import run_in
 

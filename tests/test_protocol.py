@@ -93,8 +93,8 @@ def test_a_part_of_the_gallery_is_no_answer(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda lines: lines[1:], "expected 10 lines, one a query, found 9"),
-        (lambda lines: [line[:9] for line in lines], "expected 10 names a line, found 9"),
+        (lambda lines: lines[1:], "expected 10 lines, one per query, found 9"),
+        (lambda lines: [line[:9] for line in lines], "expected 10 names per line, found 9"),
         (lambda lines: [["nobody", *line[1:]] for line in lines], "'nobody' is not in the gallery"),
         (lambda lines: [[line[1], *line[1:]] for line in lines], "twice"),
     ],

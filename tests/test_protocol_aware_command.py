@@ -53,7 +53,7 @@ def test_the_whole_chain_and_its_ladder(
     said = capsys.readouterr()
     lines = said.out.splitlines()
     head = next(n for n, line in enumerate(lines) if line.startswith("stage"))
-    assert "R@1 over the stage before" in lines[head]
+    assert "R@1 over the previous stage" in lines[head]
     rungs = lines[head + 1 :]
     assert [line.split("  ")[0] for line in rungs] == [
         "fused", "reranked by vlm", "margin", "assignment",
@@ -129,8 +129,8 @@ def test_the_rows_of_a_reranker_may_come_in_any_order(
         (["--decode", "margin", "--decode_top", "2"], "--decode_top: does not go with"),
         (["--decode", "margin", "--decode_scope", "collisions"], "--decode_scope: does not go"),
         (["--decode", "assignment", "--decode_slack", "1", "--decode_scope", "collisions"],
-         "--decode_scope: collisions goes with --decode_top"),
-        (["--decode", "margin", "none"], "--decode: none goes alone"),
+         "--decode_scope: collisions needs --decode_top"),
+        (["--decode", "margin", "none"], "--decode: expected none without others"),
         (["--decode", "margin", "--decode_tau", "-1"], "--decode_tau: expected a number"),
         (["--decode", "sinkhorn", "--decode_factor", "1e30"], "--decode_factor: expected a number"),
         (["--decode", "assignment", "--decode_slack", "1e30"], "--decode_slack: expected a number"),
@@ -198,7 +198,7 @@ def test_the_ladder_shows_what_every_stage_adds() -> None:
         for name, scores in (("fused", wrong), ("margin", torch.eye(4)))
     ]
     head, first, second = ladder_table(rungs).splitlines()
-    assert head.split() == ["stage", "R@1", "mAP@10", "R@1", "over", "the", "stage", "before"]
+    assert head.split() == ["stage", "R@1", "mAP@10", "R@1", "over", "the", "previous", "stage"]
     assert first.split() == ["fused", "75.00", "87.50", "-"]
     assert second.split()[:4] == ["margin", "100.00", "100.00", "+25.00"]
     assert second.split()[4:] == ["[+0.00,", "+75.00]"]

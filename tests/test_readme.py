@@ -51,8 +51,6 @@ def script_commands() -> Iterator[str]:
     """Commands that the shell scripts call by module: variables filled in, arrays left out."""
     for script in sorted((ROOT / "scripts").glob("*.sh")):
         text = script.read_text(encoding="utf-8")
-        for sourced in re.findall(r"^source (\S+)", text, re.MULTILINE):
-            text = (ROOT / sourced).read_text(encoding="utf-8") + text
         first: dict[str, str] = {}
         for name, value in re.findall(r"(?<![\w$-])(\w+)=([\w./$-]+)(?=\s)", text):
             first.setdefault(name, value)

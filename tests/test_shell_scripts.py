@@ -5,61 +5,121 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scripts.published_inference import commands, main
+
+UIT_CONFIG = "configs/uit/infer.yaml"
+NO_MEMBERS = ["--beit3_score", "none", "--blip2_score", "none", "--clip_score", "none"]
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
-@pytest.mark.parametrize("script", ["iterative_ensemble.sh", "infer_all.sh"])
+@pytest.mark.parametrize("script", ["iterative_ensemble", "infer_all"])
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--typo", "1"], "--typo: unknown flag"),
-        (["--top_k"], "--top_k: expected a value after it"),
+        (["--typo", "1"], "unrecognized arguments: --typo 1"),
+        (["--top_k"], "argument --top_k: expected one argument"),
         (["--task=itr"], "--task: expected cmp, found itr"),
+        (["--k_test", "many"], "--k_test: expected a valid integer, found 'many'"),
+        (["--decode", "none", "margin"], "--decode: none goes alone"),
+        (["--config", "configs/ensemble/mini.yaml"], "configs/ensemble/mini.yaml: unknown setting"),
     ],
 )
-def test_a_wrong_line_is_refused_at_once(script: str, words: list[str], expected: str) -> None:
-    done = subprocess.run(
-        ["bash", SCRIPTS / script, *words], capture_output=True, text=True, check=False
-    )
+def test_a_wrong_line_is_refused_at_once(
+    script: str, words: list[str], expected: str, refused: Callable[..., str]
+) -> None:
+    line = refused(main, [script, *NO_MEMBERS, *words])
+    assert line.startswith(f"error: {expected}")
+
+
+@pytest.mark.parametrize("script", ["iterative_ensemble", "infer_all"])
+def test_help_and_errors_of_the_shell_scripts(script: str) -> None:
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    done = run(["bash", SCRIPTS / f"{script}.sh", "--help"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: bash scripts/{script}.sh [--config FILE]")
+    assert "(default: None)" not in done.stdout
+    done = run(["bash", SCRIPTS / f"{script}.sh", "--version", "--typo"])
+    assert (done.returncode, done.stdout.split()[0]) == (0, "person-anomaly-retrieval")
+    done = run(["bash", SCRIPTS / f"{script}.sh", "--typo"])
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {expected}")
+    assert done.stderr.startswith("error: unrecognized arguments: --typo; see bash scripts/")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_missing_member_is_told_before_uit_scores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["iterative_ensemble", "infer_all"])
+def test_a_missing_member_is_told_before_anything_scores(
+    script: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     there = tmp_path / "lhp.pt"
     there.touch()
-    words = ["--beit3_score", there, "--blip2_score", "none", "--clip_score", tmp_path / "no.pt"]
-    done = subprocess.run(
-        ["bash", SCRIPTS / "iterative_ensemble.sh", *words],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert (
-        done.stderr == f"error: {tmp_path / 'no.pt'}: expected a score file, found no such file\n"
+    words = ["--beit3_score", str(there), "--blip2_score", "none"]
+    missing = tmp_path / "no.pt"
+    line = refused(main, [script, *words, "--clip_score", str(missing)])
+    assert line == f"error: {missing}: expected a score file, found no such file"
+
+
+def test_a_flag_goes_to_the_steps_that_have_it(tmp_path: Path) -> None:
+    there = tmp_path / "lhp.pt"
+    there.touch()
+    argv = f"""--beit3_score {there} --blip2_score none --clip_score={there} --clip_weight 0.8
+        --checkpoint uit.pth --config {UIT_CONFIG} --image_folder photos --k_test 12 --top_k 5
+        --query_order order.txt --member a=a.pt:0.5 --member b=b.pt:0.25 --no_feature_cache
+        --device cpu --output_dir out --same_caption_counts --uit_k 12 --output_file list.txt"""
+    data = "--image_folder photos --query_order order.txt --same_caption_counts"
+    uit, fusion = (" ".join(step) for step in commands("iterative_ensemble", argv.split()))
+    assert uit == (
+        f"-m uit.infer --config {UIT_CONFIG} --checkpoint uit.pth --image_folder photos"
+        " --k_test 12 --query_order order.txt --no_feature_cache --device cpu"
+        f" --same_caption_counts --candidates {there} --save_score out/score_uit.pt"
+        " --output_file out/predictions_uit.txt"
     )
+    assert fusion == (
+        f"-m ensemble.run --beit3_score {there} --blip2_score none --clip_score {there}"
+        " --clip_weight 0.8 --image_folder photos --top_k 5 --query_order order.txt"
+        " --member a=a.pt:0.5 b=b.pt:0.25 --same_caption_counts --uit_k 12"
+        " --output_file list.txt --uit_score out/score_uit.pt"
+    )
+    lhp, *rest = commands("infer_all", [word for word in argv.split() if word != "--beit3_score"
+                                        and word != str(there)])  # fmt: skip
+    assert " ".join(lhp) == f"-m lhp.infer {data}"
+    assert [step[1] for step in rest] == ["uit.infer", "ensemble.run"]
 
 
 def test_a_member_whose_scores_are_given_is_not_scored(tmp_path: Path) -> None:
-    (tmp_path / "scripts").mkdir()
-    for name in ("infer_all.sh", "ensemble_flags.sh"):
-        (tmp_path / "scripts" / name).write_bytes((SCRIPTS / name).read_bytes())
-    (tmp_path / "scripts/iterative_ensemble.sh").write_text('echo "then $*"\n')
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "$@"\n')
-    python.chmod(0o755)
-    words = ["--clip_score", "mine.pt", "--blip2_score", "none", "--answers", "key.json"]
-    done = subprocess.run(
-        ["bash", tmp_path / "scripts/infer_all.sh", *words],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    mine = tmp_path / "mine.pt"
+    mine.touch()
+    argv = ["--clip_score", str(mine), "--blip2_score", "none", "--answers", "key.json"]
+    steps = [" ".join(step) for step in commands("infer_all", argv)]
     data = "--answers key.json --annotation data/PAB/name-masked_test-set/query.json"
-    assert done.stdout.splitlines() == [f"-m lhp.infer {data}", f"then {' '.join(words)}"]
+    scores = "sims_score/score_beit3_reproduce.pt"
+    assert steps == [
+        f"-m lhp.infer {data}",
+        f"-m uit.infer --config {UIT_CONFIG} {data} --candidates {scores}"
+        " --save_score output/score_uit.pt --output_file output/predictions_uit.txt",
+        f"-m ensemble.run --clip_score {mine} --blip2_score none {data} --beit3_score {scores}"
+        " --uit_score output/score_uit.pt",
+    ]
+    every = [step[-1] for step in commands("infer_all", [])[:3]]
+    assert every == ["lhp.infer", "scripts/blip2_infer.py", "scripts/clip_infer.py"]
+
+
+def test_no_step_follows_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        ran.append(command[2])
+        return subprocess.CompletedProcess(command, 3 if command[2] == "uit.infer" else 0)
+
+    monkeypatch.setattr("scripts.published_inference.subprocess.run", run)
+    with pytest.raises(SystemExit) as stop:
+        main(["infer_all", "--blip2_score", "none", "--clip_score", "none"])
+    assert (stop.value.code, ran) == (3, ["lhp.infer", "uit.infer"])
 
 
 @pytest.fixture

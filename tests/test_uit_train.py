@@ -29,6 +29,7 @@ from pab.data.wordpiece import VOCABULARY, Tokenizer
 from pab.formats.export import export
 from pab.ranking import ranked_names, write_ranked_list
 from pab.scores import ScoreFile, load_scores, save_scores
+from pab.scoring.encoding import Compute
 from pab.scoring.rerank import choose_candidates, fill
 from pab.training.config import TrainingConfig
 from pab.training.data import checked, open_training_data, training_loader, validation_retrieval
@@ -41,7 +42,7 @@ from tests.test_processes import run_in
 from uit.augment import LEVELS, Augmentation, TrainingView, operations
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
-from uit.encode import encode_captions, encode_gallery, load_model
+from uit.encode import UitEncoder, encode_gallery, load_model
 from uit.infer import main as infer
 from uit.make_vocabulary import make_vocabulary
 from uit.masking import NO_LABEL, WordMasking
@@ -503,10 +504,11 @@ def test_two_processes_validate_what_is_written(
     load_uit(model, runs.folder / "two" / FINAL)
     retrieval = validation_retrieval(open_training_data(config))
     assert retrieval.gallery is not None
-    rows = [tokenizer.encode(query.caption) for query in retrieval.queries]
-    on: dict[str, Any] = {"device": CPU, "dtype": torch.float32, "batch_size": 4}
-    features = encode_gallery(model, retrieval.gallery, num_workers=0, **on)
-    itc = encode_captions(model, tokenizer, rows, **on) @ features.vectors.T
+    captions = [query.caption for query in retrieval.queries]
+    rows = [tokenizer.encode(caption) for caption in captions]
+    compute = Compute(CPU, torch.float32, torch.float32, 4, 0)
+    features = encode_gallery(model, retrieval.gallery, compute)
+    itc = UitEncoder(model, tokenizer, compute).encode_texts(captions) @ features.vectors.T
     candidates = choose_candidates(itc, 3)
     logits = match_scores(
         model, tokenizer, rows, features.tokens, candidates, device=CPU, dtype=torch.float32

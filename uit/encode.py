@@ -12,24 +12,26 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pab.core import processes
+from pab.core.checkpoints import checkpoint_hash
 from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.progress import progress
 from pab.data.images import ImageReader, recipe
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
-from pab.scoring.encoding import loaded
-from pab.scoring.feature_cache import FeatureCache
+from pab.scoring.encoding import Compute
 from uit.model import Uit, UitConfig, model_config, tensor_names
 from uit.weights import load_uit_state, uit_state
+
+if TYPE_CHECKING:
+    from uit.infer import InferConfig
 
 WORD_TABLE = "text_encoder.bert.embeddings.word_embeddings.weight"
 
@@ -90,71 +92,47 @@ def with_vocabulary(sizes: UitConfig, tokenizer: Tokenizer) -> UitConfig:
     return replace(sizes, bert=replace(sizes.bert, vocab_size=tokenizer.vocab_size))
 
 
-@torch.inference_mode()
 def encode_gallery(
     model: Uit,
     images: Sequence[GalleryImage],
+    compute: Compute,
     *,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    dtype: torch.dtype,
     cache_dtype: torch.dtype = torch.float32,
     cache_dir: str | Path | None = None,
-    cache: FeatureCache | None = None,
 ) -> GalleryFeatures:
     """Encode a gallery to tokens and vectors; only one batch of images is in memory.
 
     With several processes, each encodes a part and all get everything.
 
     Args:
+        model: weights in ``compute.weights``.
         images: the gallery.
-        batch_size: images per batch.
-        num_workers: loader processes.
-        device: device of the model.
-        dtype: number format of matrix products.
+        compute: device, number format and batching; its cache holds vectors and tokens.
         cache_dtype: number format of the stored tokens.
         cache_dir: folder of the token file, which vanishes with the process; None uses the system's
             temporary folder.
-        cache: cache of this model's vectors and tokens; only images that it lacks are encoded.
 
     Raises:
         InputError: the token file cannot be made.
     """
-    swin = model.config.swin
+    swin, width = model.config.swin, model.config.embed_dim
     shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
     tokens = mapped_tensor(shape, cache_dtype, cache_dir)
-    mine = list(processes.share_of(len(images)))
-    width = model.config.embed_dim
-    vectors = torch.empty(len(mine), width)
-    row_of = {position: row for row, position in enumerate(mine)}
-    digests: dict[int, bytes] = {}
-    known: list[int] = []
-    new = mine
-    if cache is not None:
-        digests, known, new = cache.of_images(images, mine, num_workers)
-        starts = range(0, len(known), batch_size)
-        for start in progress(starts, "reading the feature cache", "batches"):
-            places = known[start : start + batch_size]
-            kept = cache.vectors([digests[place] for place in places])
-            vectors[[row_of[place] for place in places]] = kept[:, :width]
-            tokens[places] = kept[:, width:].view(-1, *shape[1:]).to(cache_dtype)
-    transform = recipe("uit", swin.image_size).transform()
-    weights = model.vision_encoder.norm.weight.dtype
-    batches = loaded(images, new, transform, batch_size, num_workers)
-    for pixels, places in progress(
-        batches, "encoding images", "images", len(new), lambda batch: len(batch[1])
-    ):
-        with autocast(device, dtype):
-            found = model.vision_encoder(pixels.to(device, weights))
-            vector = model.image_vector(found).float().cpu()
-        vectors[[row_of[place] for place in places]] = vector
-        tokens[places] = found.to(cache_dtype).cpu()
-        if cache is not None:
-            both = torch.cat([vector, found.float().cpu().flatten(1)], dim=1)
-            cache.keep([digests[place] for place in places], both)
+
+    def encode(pixels: Tensor) -> Tensor:
+        found = model.vision_encoder(pixels)
+        return torch.cat([model.image_vector(found).float(), found.float().flatten(1)], dim=1)
+
+    order: list[int] = []
+    vectors = [torch.empty(0, width)]
+    rows_of = compute.image_rows(encode, images, recipe("uit", swin.image_size), ImageReader())
+    for places, rows in rows_of:
+        order += places
+        vectors.append(rows[:, :width].clone())
+        tokens[places] = rows[:, width:].view(-1, *shape[1:]).to(cache_dtype)
     # Also waits until every process has written its tokens.
-    return GalleryFeatures(tokens, processes.assemble(mine, vectors, len(images), device))
+    found = processes.assemble(order, torch.cat(vectors), len(images), compute.device)
+    return GalleryFeatures(tokens, found)
 
 
 def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
@@ -200,27 +178,6 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
     return tensor
 
 
-@torch.inference_mode()
-def encode_captions(
-    model: Uit,
-    tokenizer: Tokenizer,
-    rows: Sequence[list[int]],
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Encode captions to float32 [Q, E]; each is padded to the recipe's length, as published."""
-    vectors = torch.empty(len(rows), model.config.embed_dim)
-    for start in progress(range(0, len(rows), batch_size), "encoding captions", "batches"):
-        ids, mask = tokenizer.pad_rows(list(rows[start : start + batch_size]), tokenizer.max_length)
-        ids, mask = ids.to(device), mask.to(device)
-        with autocast(device, dtype):
-            text = model.text_encoder.encode_text(ids, mask)
-            vectors[start : start + batch_size] = model.text_vector(text).cpu()
-    return vectors
-
-
 @dataclass(frozen=True)
 class UitEncoder:
     """UIT's ITC as an encoder (:class:`pab.scoring.encoder.Encoder`).
@@ -229,8 +186,7 @@ class UitEncoder:
         model: weights in ``compute.weights``.
         tokenizer: tokenizer of the model.
         compute: device, number format and batching.
-        origin: see :class:`pab.scoring.encoder.Origin`.
-        fingerprint: see :class:`pab.scoring.encoder.Encoder`.
+        origin, fingerprint: see the interface.
     """
 
     model: Uit
@@ -264,10 +220,37 @@ class UitEncoder:
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Map captions to unit vectors, float32 [Q, E] on the CPU.
 
+        Each caption is padded to the recipe's length, as published.
+
         Raises:
             InputError: the vocabulary does not cover the captions.
         """
-        return encode_captions(
-            self.model, self.tokenizer, self.ids(captions), batch_size=self.compute.batch_size,
-            device=self.compute.device, dtype=self.compute.dtype,
-        )  # fmt: skip
+        rows, size, device = self.ids(captions), self.compute.batch_size, self.compute.device
+        vectors = torch.empty(len(rows), self.model.config.embed_dim)
+        for start in progress(range(0, len(rows), size), "encoding captions", "batches"):
+            batch = self.tokenizer.pad_rows(rows[start : start + size], self.tokenizer.max_length)
+            ids, mask = (part.to(device) for part in batch)
+            with torch.inference_mode(), autocast(device, self.compute.dtype):
+                text = self.model.text_encoder.encode_text(ids, mask)
+                vectors[start : start + size] = self.model.text_vector(text).cpu()
+        return vectors
+
+
+def load_encoder(config: InferConfig) -> UitEncoder:
+    """Load the model that the settings name, without a feature cache.
+
+    Raises:
+        InputError: settings, vocabulary or checkpoint are invalid.
+    """
+    compute = config.compute()
+    tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
+    model = load_model(config.model, config.input_size, config.window, config.checkpoint, tokenizer)
+    sha256 = checkpoint_hash(config.checkpoint)
+    sizes = f"{config.model}, {config.input_size} px, windows of {config.window}"
+    return UitEncoder(
+        model.to(compute.device, compute.dtype),
+        tokenizer,
+        compute,
+        Origin(config.model, config.checkpoint, sha256, compute.dtype_name),
+        compute.fingerprint(weights=sha256, model=sizes),
+    )

@@ -56,7 +56,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and make the vocabulary."""
     vocabulary_command(
-        make_vocabulary, argv, prog="python -m uit.make_vocabulary", description=__doc__,
+        make_vocabulary, argv, prog="python -m uit.make_vocabulary",
         out="folder for vocab.txt", pieces=2000,
     )  # fmt: skip
 

@@ -13,64 +13,59 @@ Shape letters: `Q` queries, `G` gallery, `K` candidates per query, `M` image tok
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pab.core import processes
-from pab.core.devices import autocast
+from pab.core.devices import autocast, dtype_of
 from pab.core.progress import Progress
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.feature_cache import FeatureCache
-from uit.encode import GalleryFeatures, UitEncoder, encode_gallery
+from pab.scoring.encoder import Origin
+from pab.scoring.encoding import Compute
+from pab.scoring.rerank import Reranker
+from uit.encode import GalleryFeatures, UitEncoder, encode_gallery, load_encoder
 from uit.model import Uit
+
+if TYPE_CHECKING:
+    from uit.infer import InferConfig
 
 IMAGES_A_GROUP = 512  # images with keys and values in memory (2 MB each at full size, fp32)
 PAIRS_A_PASS = 128
 
 
-class UitReranker:
-    """UIT's cross encoder as a reranker (:class:`pab.scoring.rerank.Reranker`).
+class UitReranker(Reranker):
+    """UIT's cross encoder as a reranker, with ITC as its first stage.
 
-    ITC and the cross encoder share the features of a gallery, which is encoded once.
+    Both share the features of a gallery, which is encoded once.
 
     Args:
         encoder: the model's ITC.
-        cache: cache of image vectors and tokens.
-        cache_dtype: number format of the gallery's tokens.
-        cache_dir: temporary folder of the gallery's tokens; None uses the system's.
+        compute: that of ``encoder``, with a cache of vectors and tokens.
+        stored: further arguments of :func:`uit.encode.encode_gallery`.
     """
 
-    def __init__(
-        self,
-        encoder: UitEncoder,
-        *,
-        cache: FeatureCache | None = None,
-        cache_dtype: torch.dtype = torch.float32,
-        cache_dir: str | None = None,
-    ) -> None:
-        self.encoder, self.compute = encoder, encoder.compute
-        self._stored: dict[str, Any] = {
-            "cache": cache, "cache_dtype": cache_dtype, "cache_dir": cache_dir
-        }  # fmt: skip
+    def __init__(self, encoder: UitEncoder, compute: Compute, **stored: Any) -> None:
+        self.encoder, self.compute, self._stored = encoder, compute, stored
         self._last: tuple[Sequence[GalleryImage], GalleryFeatures] | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """Source of the model."""
+        return self.encoder.origin
 
     def features(self, images: Sequence[GalleryImage]) -> GalleryFeatures:
         """Tokens and vectors of a gallery; those of the last gallery are reused."""
         if self._last is None or self._last[0] is not images:
             self._last = None  # before the next gallery needs memory
-            found = encode_gallery(
-                self.encoder.model, images, batch_size=self.compute.batch_size,
-                num_workers=self.compute.num_workers, device=self.compute.device,
-                dtype=self.compute.dtype, **self._stored,
-            )  # fmt: skip
+            found = encode_gallery(self.encoder.model, images, self.compute, **self._stored)
             self._last = images, found
         return self._last[1]
 
-    def itc(self, captions: Sequence[str], images: Sequence[GalleryImage]) -> Tensor:
+    def first_scores(self, captions: Sequence[str], images: Sequence[GalleryImage]) -> Tensor:
         """ITC similarities, float32 [Q, G]; captions go first, to fail early."""
         texts = self.encoder.encode_texts(captions)
         return self.encoder.similarity(texts, self.features(images).vectors)
@@ -84,6 +79,18 @@ class UitReranker:
             self.encoder.model, self.encoder.tokenizer, rows, self.features(images).tokens,
             candidates, device=self.compute.device, dtype=self.compute.dtype,
         )  # fmt: skip
+
+
+def open_reranker(config: InferConfig) -> UitReranker:
+    """Load the model that the settings name; its cache also holds image tokens.
+
+    Raises:
+        InputError: see :func:`uit.encode.load_encoder`.
+    """
+    encoder = load_encoder(config)
+    compute = encoder.compute.with_cache({**encoder.fingerprint, "features": "with tokens"})
+    dtype = dtype_of(config.cache_dtype)
+    return UitReranker(encoder, compute, cache_dtype=dtype, cache_dir=config.cache_dir)
 
 
 @torch.inference_mode()

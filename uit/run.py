@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from pab.core.commands import CommandParser
-from pab.core.config import add_debug_flag, config_from_args, names_flag, with_debug
+from pab.core.commands import CommandParser, add_debug_flag, names_flag, with_debug
+from pab.core.config import config_from_args
 from pab.core.errors import InputError, run_cli
 from pab.core.files import existing_file
 from pab.data.tree import labelled_test
@@ -46,7 +46,6 @@ def main(argv: list[str] | None = None) -> None:
         TrainConfig,
         given,
         prog="python -m uit.run",
-        description="Fine-tune UIT, or evaluate it on the labelled test.",
         extra=_add_own_flags,
     )
     if own.evaluate:
@@ -118,22 +117,25 @@ def _words(argv: list[str]) -> list[str]:
 
 
 def _add_own_flags(parser: CommandParser) -> None:
-    parser.add_argument("--dist", default="f1", metavar="fN", help="first N GPUs (default f1)")
-    parser.add_argument(
+    data, model, training, output, speed = (
+        parser.groups[name] for name in ("data", "model", "optimization", "output", "speed")
+    )
+    speed.add_argument("--dist", default="f1", metavar="fN", help="first N GPUs (default f1)")
+    output.add_argument(
         "--evaluate",
         action="store_true",
         help="score the labelled test set of data_path with --checkpoint instead of training",
     )
-    parser.add_argument(
+    model.add_argument(
         "--k_test", type=int, default=PUBLISHED_K, metavar="N",
         help=f"candidates per query that --evaluate re-ranks (default {PUBLISHED_K})",
     )  # fmt: skip
-    parser.add_argument(
+    data.add_argument(
         "--same_caption_counts", action="store_true",
         help="with --evaluate: every image with the same caption on its line counts as right",
     )  # fmt: skip
-    parser.add_argument("--bs", metavar="N", help="short for --batch_size")
-    parser.add_argument("--epo", metavar="N", help="short for --epochs")
+    training.add_argument("--bs", metavar="N", help="short for --batch_size")
+    training.add_argument("--epo", metavar="N", help="short for --epochs")
     add_debug_flag(parser, DEBUG_CONFIG)
 
 

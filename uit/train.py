@@ -19,15 +19,10 @@ from pab.core.errors import InputError, run_cli
 from pab.core.outputs import check_free_space
 from pab.core.weight_folders import weights_or_path
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.compute import Compute
+from pab.scoring.encoding import Compute
 from pab.scoring.rerank import rerank_best
 from pab.training.command import training_command
-from pab.training.data import (
-    TrainingData,
-    epoch_batches,
-    open_training_data,
-    validation_retrieval,
-)
+from pab.training.data import TrainingData, epoch_batches, open_training_data, validation_retrieval
 from pab.training.loop import (
     fit,
     new_run,
@@ -204,8 +199,8 @@ def validation_metrics(
     assert retrieval.gallery is not None
     captions = [query.caption for query in retrieval.queries]
     compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-    reranker = UitReranker(UitEncoder(model, tokenizer, compute))
-    itc = reranker.itc(captions, retrieval.gallery)
+    reranker = UitReranker(UitEncoder(model, tokenizer, compute), compute)
+    itc = reranker.first_scores(captions, retrieval.gallery)
     match = rerank_best(reranker, captions, retrieval.gallery, itc, config.k_val, "--k_val")
     figures = retrieval_metrics(retrieval, match)
     itc_figures = retrieval_metrics(retrieval, itc)
@@ -219,7 +214,6 @@ def main(argv: list[str] | None = None) -> None:
         train,
         argv,
         prog="python -m uit.train",
-        description="Fine-tune UIT in this process; python -m uit.run starts several.",
     )
 
 

@@ -42,6 +42,7 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.progress import progress
+from pab.core.resources import CODE_ROOT
 from pab.data.annotations import read_retrieval
 from pab.data.images import list_gallery
 from pab.data.label_config import add_label_flags, label_config
@@ -177,7 +178,7 @@ def write_report(
         thumbnails=album.thumbnails,
         command=command,
         version=__version__,
-        git=git_state(Path(__file__).resolve().parents[2]),
+        git=git_state(CODE_ROOT),
         date=datetime.now(UTC),
     )
     write_text(path, page)
@@ -279,7 +280,7 @@ def _strips(
         return RankedList(one.name, rank, album.ranked(one.scores, row, places, **size))
 
     strips = []
-    for row in progress(rows, "making pictures", "queries"):
+    for row in rows:
         found = ranked(main, row)
         rank = found.rank or 1
         tests = {
@@ -292,8 +293,9 @@ def _strips(
         below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
         query = queries[main.scores.query_ids[row]]
         strips.append(Strip(query, _kind(query), failures, found, below, []))
-    for row, strip in zip(rows, strips, strict=True):  # last: small thumbnails
-        strip.others.extend(ranked(one, row, side=SMALL_PX) for one in others)
+    # The other lists come last, so that only images that the main ones lack are small.
+    for i in progress(range(len(rows)), "making pictures", "queries"):
+        strips[i].others.extend(ranked(one, rows[i], side=SMALL_PX) for one in others)
     return strips
 
 
@@ -324,35 +326,38 @@ def comparison(rankings: Sequence[NamedScores], seed: int = 0) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Write a self-contained HTML report of one or more score files."""
-    parser = CommandParser(
-        prog="python -m ensemble.report", description=main.__doc__, allow_abbrev=False
+    parser = CommandParser(prog="python -m ensemble.report")
+    data, output, advanced = (
+        parser.groups["data"],
+        parser.groups["output"],
+        parser.groups["advanced"],
     )
-    parser.add_argument(
+    data.add_argument(
         "--score",
         action="append",
         required=True,
         metavar="NAME=FILE",
         help="score file and its name (repeatable; the first is the main one)",
     )
-    parser.add_argument(
+    data.add_argument(
         "--annotation",
         type=Path,
         required=True,
         help="query.json, pair.json, attr.json or a training shard",
     )
-    parser.add_argument("--answers", type=Path, help="answer key of a name-masked set")
-    parser.add_argument(
+    data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
+    data.add_argument(
         "--image_folder", type=Path, help="gallery folder, or root of the annotation's image paths"
     )
-    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
-    parser.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
-    parser.add_argument(
+    output.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    output.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
+    output.add_argument(
         "--steps", nargs="+", default=[], metavar="NAME",
         help="names given with --score, in fusion order: shows the changes of each step",
     )  # fmt: skip
-    parser.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
-    parser.add_argument("--title", default=TITLE, help="title of the page")
-    parser.add_argument(
+    data.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
+    output.add_argument("--title", default=TITLE, help="title of the page")
+    advanced.add_argument(
         "--seed", type=int, default=0, help="seed of the sample and the bootstrap (default: 0)"
     )
     add_label_flags(parser)

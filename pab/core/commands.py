@@ -1,27 +1,82 @@
-"""Parser of all commands: grouped flags, `--version`, errors in one line."""
+"""The list of all commands, the parser that they share, and ``--debug``."""
 
 from __future__ import annotations
 
 import argparse
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from pab.core import __version__
-from pab.core.errors import EXIT_BAD_INPUT
+from pab.core.errors import EXIT_BAD_INPUT, InputError
 
 Group = Literal["data", "model", "optimization", "output", "speed", "advanced"]
 
 GROUPS: tuple[Group, ...] = typing.get_args(Group)  # in the order of --help
+# Section -> command -> its sentence in `python -m pab` and in its own --help.
+COMMANDS = {
+    "Whole runs": {
+        "bash scripts/demo.sh": "Install, build the mini data, score, fuse, evaluate and report.",
+        "bash scripts/infer_all.sh": "Score with all members, then fuse, as published.",
+        "bash scripts/reproduce.sh": "Score the published checkpoints and compare with the paper.",
+    },
+    "Score": {
+        "python -m lhp.infer": "Score a gallery with a fine-tuned BEiT-3.",
+        "python -m uit.infer": "Score each query's candidates with a fine-tuned UIT.",
+        "python scripts/clip_infer.py": "Score a gallery with CLIP, zero-shot or fine-tuned.",
+        "python scripts/blip2_infer.py": "Score a gallery with BLIP-2, zero-shot or fine-tuned.",
+        "python -m pab.scoring": "Score a gallery with any member, found by its name.",
+    },
+    "Fuse": {
+        "python -m ensemble.run": "Fuse score files into a ranked list.",
+        "python -m ensemble.search": "Choose the fusion's weights on validation scores.",
+        "python -m ensemble.protocol": "Check an answer file against an evaluation protocol.",
+        "bash scripts/iterative_ensemble.sh": "Score with UIT over LHP's candidates, then fuse.",
+    },
+    "Evaluate": {
+        "python -m pab.evaluate": "Print the metrics of scores or of a ranked list.",
+        "python -m pab.compare": "Compare two ranked lists of the same queries.",
+        "python -m ensemble.report": "Write an HTML report of one or more score files.",
+        "python -m ensemble.published": "Compare a score file's metrics with the paper's.",
+    },
+    "Search": {
+        "python -m pab.search": "Rank the photographs of a folder by how well they match a text.",
+    },
+    "Fine-tune": {
+        "python -m lhp.train": "Fine-tune BEiT-3 with the local-global hybrid perspective.",
+        "python -m uit.run": "Fine-tune UIT, or evaluate it on the labelled test set.",
+        "python -m uit.train": "Fine-tune UIT in this process; uit.run starts it.",
+        "python scripts/finetune_clip.py": "Fine-tune CLIP with LHP's views.",
+        "python scripts/finetune_blip2.py": "Fine-tune BLIP-2 with LHP's views.",
+        "bash scripts/finetune_lhp.sh": "Fine-tune LHP as published.",
+        "bash scripts/finetune_uit.sh": "Fine-tune UIT as published.",
+        "python -m lhp.train_tokenizer": "Train a SentencePiece model on training captions.",
+        "python -m uit.make_vocabulary": "Make a WordPiece vocabulary from training captions.",
+        "python -m pab.encoders.train_clip_tokenizer": "Train a tokenizer for a CLIP from scratch.",
+    },
+    "Data and files": {
+        "python -m pab.layout": "Explain a file or folder, and name the command to run next.",
+        "python -m pab.scores": "Convert, show and export scores in all forms.",
+        "python -m pab.fetch": "Download public checkpoints.",
+        "python -m pab.export_weights": "Export only the weights of a checkpoint.",
+        "python -m pab.mini": "Draw the mini data set.",
+        "python -m pab.mini.contact_sheet": "Make a page of the mini data's pictures.",
+        "python -m pab": "List all commands.",
+    },
+}
 
 
 class CommandParser(argparse.ArgumentParser):
     """Argument parser with grouped flags, ``--version``, and errors in one line.
 
-    Subparsers have this class too.
+    The description of a listed command is its sentence in :data:`COMMANDS`. Subparsers have this
+    class too.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+        known = {prog: text for part in COMMANDS.values() for prog, text in part.items()}
+        sentence = known.get(options.get("prog", ""), options.get("description"))
+        super().__init__(**{"allow_abbrev": False, **options, "description": sentence})
         version = f"person-anomaly-retrieval {__version__}"
         self.add_argument(
             "--version", action="version", version=version, help="show the version and exit"
@@ -32,3 +87,28 @@ class CommandParser(argparse.ArgumentParser):
         """Print one line on stderr and exit with code 2."""
         words = " ".join(message.split())  # a value may contain line breaks
         self.exit(EXIT_BAD_INPUT, f"error: {words}; see {self.prog} --help\n")
+
+
+def add_debug_flag(parser: CommandParser, path: str) -> None:
+    """Add ``--debug`` for the help text; :func:`with_debug` has replaced it before parsing."""
+    parser.groups["advanced"].add_argument(
+        "--debug", action="store_true", help=f"short for --config {path}"
+    )
+
+
+def names_flag(argv: Sequence[str], name: str) -> bool:
+    """Return true if a command line contains a flag, such as ``--config``."""
+    return any(word.split("=")[0] == name for word in argv)
+
+
+def with_debug(argv: Sequence[str], path: str) -> list[str]:
+    """Replace ``--debug`` in a command line by ``--config PATH``.
+
+    Raises:
+        InputError: the command line also contains ``--config``.
+    """
+    if "--debug" not in argv:
+        return list(argv)
+    if names_flag(argv, "--config"):
+        raise InputError("--debug", f"contradicts --config: it stands for {path}")
+    return ["--config", path, *(word for word in argv if word != "--debug")]

@@ -16,22 +16,15 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 import yaml
-from pydantic import (
-    AllowInfNan,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    TypeAdapter,
-    ValidationError,
-    with_config,
-)
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter
+from pydantic import ValidationError as PydanticError
 from typing_extensions import TypedDict
 
 from pab.core.commands import CommandParser, Group
@@ -44,8 +37,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T", bound="DataclassInstance")
-BOUNDS = ("gt", "ge", "lt", "le")  # names of pydantic and annotated_types
-NONE_WORD = "none"  # on the command line: unset an optional field that the YAML file sets
 
 
 def flag(default: Any, help_text: str, *, group: Group | None = None, **bounds: float) -> Any:
@@ -69,46 +60,16 @@ output_flag = partial(flag, group="output")
 speed_flag = partial(flag, group="speed")
 
 
-class Bounded:
-    """Mixin with the range checks that configs run on their fields."""
-
-    def check_least(self, least: int, *names: str) -> None:
-        """Reject settings below a bound.
-
-        Raises:
-            InputError: naming the flag.
-        """
-        bound = "must not be negative" if least == 0 else f"must be at least {least}"
-        for name in names:
-            if getattr(self, name) < least:
-                raise InputError(f"--{name}", f"{bound}, found {getattr(self, name)}")
-
-    def check_share(self, *names: str, below_one: bool = False) -> None:
-        """Reject settings outside [0, 1], or outside [0, 1).
-
-        Raises:
-            InputError: naming the flag.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (below_one and value == 1):
-                bound = "[0, 1)" if below_one else "[0, 1]"
-                raise InputError(f"--{name}", f"must lie in {bound}, found {value}")
-
-
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML loader that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        keys: list[Any] = []
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
+            keys.append(self.construct_object(key_node, deep=True))
+            if keys.count(keys[-1]) > 1:
+                twice = f"key {keys[-1]!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, twice, key_node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -129,7 +90,7 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
     for values, path in ((from_file, yaml_path), (overrides, None)):
         try:
             found |= _validator(cls).validate_python(values)
-        except ValidationError as error:
+        except PydanticError as error:
             fault = error.errors()[0]
             name = str(fault["loc"][0])
             where, item = (f"--{name}", None) if path is None else (str(path), name)
@@ -148,7 +109,7 @@ def add_config_flags(
     """Add one flag per field; a flag that is not given sets no attribute.
 
     A ``bool`` field becomes the switches ``--name`` and ``--no_name``. A tuple takes several
-    values; a tuple of any length may be repeated. An optional field accepts the word ``none``.
+    values; a tuple of any length may be repeated. The word ``none`` unsets an optional field.
     """
     kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -178,37 +139,11 @@ def add_config_flags(
         group.add_argument(name, help=text, **options)
 
 
-def add_debug_flag(parser: CommandParser, path: str) -> None:
-    """Add ``--debug`` for the help text; :func:`with_debug` has replaced it before parsing."""
-    parser.groups["advanced"].add_argument(
-        "--debug", action="store_true", help=f"short for --config {path}"
-    )
-
-
-def names_flag(argv: Sequence[str], name: str) -> bool:
-    """Return true if a command line contains a flag, such as ``--config``."""
-    return any(word.split("=")[0] == name for word in argv)
-
-
-def with_debug(argv: Sequence[str], path: str) -> list[str]:
-    """Replace ``--debug`` in a command line by ``--config PATH``.
-
-    Raises:
-        InputError: the command line also contains ``--config``.
-    """
-    if "--debug" not in argv:
-        return list(argv)
-    if names_flag(argv, "--config"):
-        raise InputError("--debug", f"contradicts --config: it stands for {path}")
-    return ["--config", path, *(word for word in argv if word != "--debug")]
-
-
 def config_from_args(
     cls: type[T],
     argv: list[str] | None,
     *,
     prog: str,
-    description: str,
     extra: Callable[[CommandParser], None] | None = None,
 ) -> tuple[T, argparse.Namespace]:
     """Parse a command line into a checked config; flags override ``--config FILE``.
@@ -217,7 +152,6 @@ def config_from_args(
         cls: the config's dataclass; its ``check()``, if defined, is called on the result.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: one sentence for ``--help``.
         extra: adds flags that are not config fields; the namespace holds their values.
 
     Returns:
@@ -229,7 +163,7 @@ def config_from_args(
         SystemExit: exit of argparse: code 2 for an unknown flag, 0 for ``--help``.
     """
     usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
-    parser = CommandParser(prog=prog, description=description, usage=usage)
+    parser = CommandParser(prog=prog, usage=usage)
     parser.add_argument(
         "--config", type=Path, default=None, metavar="FILE", help="YAML file; flags win over it"
     )
@@ -237,14 +171,13 @@ def config_from_args(
     if extra is not None:
         extra(parser)
     namespace = parser.parse_args(argv)
-    names = {field.name for field in dataclasses.fields(cls)}
-    given = [name for name in vars(namespace) if name in names]
-    overrides = {name: vars(namespace).pop(name) for name in given}
-    overrides = {key: None if value == [None] else value for key, value in overrides.items()}
+    given = vars(namespace)
+    names = [field.name for field in dataclasses.fields(cls) if field.name in given]
+    overrides = {name: given.pop(name) for name in names}
+    overrides = {name: None if v == [None] else v for name, v in overrides.items()}  # for a tuple
     config = load_config(cls, namespace.config, overrides)
-    check = getattr(config, "check", None)
-    if check is not None:
-        check()
+    if hasattr(config, "check"):
+        config.check()
     return config, namespace
 
 
@@ -267,13 +200,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, f"expected YAML, found: {error}") from error
-    if loaded is None:  # an empty file, or only comments
-        return {}
+    loaded = {} if loaded is None else loaded  # an empty file, or only comments
     if not isinstance(loaded, dict):
         raise InputError(path, f"expected a mapping of settings, found {type(loaded).__name__}")
-    wrong = [key for key in loaded if not isinstance(key, str)]
-    if wrong:
-        raise InputError(path, f"expected setting names, found the key {wrong[0]!r}")
+    for key in loaded:
+        if not isinstance(key, str):
+            raise InputError(path, f"expected setting names, found the key {key!r}")
     return loaded
 
 
@@ -283,11 +215,12 @@ def _validator(cls: type[DataclassInstance]) -> TypeAdapter[dict[str, Any]]:
     kinds, rows = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         facts = _facts(cls, field.name)
-        bounds = Field(**{name: facts[name] for name in BOUNDS if name in facts})
-        rows[field.name] = Annotated[_strict(kinds[field.name]), bounds]
-    table = TypedDict(cls.__name__, rows, total=False)  # type: ignore[misc,operator]
-    strict: Any = with_config(ConfigDict(extra="forbid"))(table)
-    return TypeAdapter(strict)
+        bounds = {name: value for name, value in facts.items() if name not in ("help", "group")}
+        rows[field.name] = Annotated[_strict(kinds[field.name]), Field(**bounds)]
+    make: Any = TypedDict
+    table = make(cls.__name__, rows, total=False)
+    table.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(table)
 
 
 def _facts(cls: type, name: str) -> dict[str, Any]:
@@ -301,10 +234,9 @@ def _facts(cls: type, name: str) -> dict[str, Any]:
 
 def _number(value: Any) -> Any:
     """Convert text to a number if it is one: YAML 1.1 reads 1e-5 (without a point) as text."""
-    try:
+    with suppress(ValueError):
         return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    return value
 
 
 def _strict(kind: Any) -> Any:
@@ -340,7 +272,7 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 def _described(fault: ErrorDetails) -> str:
     """Describe a fault that pydantic found as what was expected and what was found."""
-    expected = re.sub(r"^\w+ should (be|have) ", "", fault["msg"])
+    expected = re.sub(r"^\w+ should (be|have) | after validation, not \d+$", "", fault["msg"])
     number = "a number " if fault["type"].startswith(("greater", "less")) else ""
     value = fault["input"]
     found = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
@@ -351,22 +283,19 @@ def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
     """Build argparse's converter of a field; the validator rejects what stays text."""
 
     def convert(text: str) -> Any:
-        if optional and text.lower() == NONE_WORD:
+        if optional and text.lower() == "none":
             return None
-        try:
+        with suppress(ValueError):
             return kind(text) if kind in (int, float) else text
-        except ValueError:
-            return text
+        return text
 
     return convert
 
 
 def _help_of(default: Any, text: str) -> str:
     """Add the default to a help text as it would be typed; leave out "off" and "none"."""
-    if default is True:
-        default = "on"
-    elif isinstance(default, tuple):
-        default = " ".join(map(str, default))
-    if default is not None and default is not False and default != "":
-        text += f" (default: {default})"
+    values = default if isinstance(default, tuple) else (default,)
+    shown = " ".join(f"{v:.10g}" if isinstance(v, float) else str(v) for v in values)
+    if shown not in ("", "None", "False"):
+        text += f" (default: {'on' if default is True else shown})"
     return text.replace("%", "%%")

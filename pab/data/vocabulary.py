@@ -15,7 +15,6 @@ def vocabulary_command(
     argv: list[str] | None,
     *,
     prog: str,
-    description: str | None,
     out: str,
     pieces: int,
 ) -> None:
@@ -25,14 +24,14 @@ def vocabulary_command(
         make: function (captions, output path, maximum pieces) -> number of pieces written.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: text for ``--help``.
         out: help text of ``--out``.
         pieces: default of ``--vocab_size``.
     """
-    parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--data_path", type=Path, required=True, help="data root in PAB's layout")
-    parser.add_argument("--out", type=Path, required=True, help=out)
-    parser.add_argument(
+    parser = CommandParser(prog=prog)
+    data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
+    data.add_argument("--data_path", type=Path, required=True, help="data root in PAB's layout")
+    output.add_argument("--out", type=Path, required=True, help=out)
+    model.add_argument(
         "--vocab_size", type=int, default=pieces, help=f"maximum pieces (default {pieces})"
     )
     args = parser.parse_args(argv)

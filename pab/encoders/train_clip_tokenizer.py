@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
     vocabulary_command(
         write_clip_tokenizer, argv, prog="python -m pab.encoders.train_clip_tokenizer",
-        description=__doc__, out="the model's folder", pieces=1500,
+        out="the model's folder", pieces=1500,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""Readers and writers for scores and ranked lists in other tools' formats.
+"""Readers and writers for scores and ranked lists, in this project's and other tools' formats.
 
-`forms` detects the form of a file and reads it as one of the `contents`: a matrix, or ranked images
-per query. `runs` and `tables` parse the forms: TREC, ranx, JSON rankings, CSV, Parquet. `export`
-writes them. `pab.scores` turns contents into score files with ids. Imports `pab.core` and public
-modules of `pab`.
+`score_file` is the matrix of scores with its ids, and its file. `forms` detects the form of any
+file and reads it as one of the `contents`: a matrix, or ranked images per query. `runs` and
+`tables` parse TREC, ranx, JSON, CSV and Parquet. `conversion` turns contents into score files,
+`export` writes other forms, `description` explains a file. Imports `pab.data`, `pab.core` and
+public modules.
 """

@@ -17,15 +17,11 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     parser = CommandParser(
         prog=PROG,
-        description="Score a gallery against captions with any member.",
         epilog=f"{PROG} NAME --help lists the flags of a member.",
     )
     parser.add_argument("name", metavar="NAME", choices=members(), help=", ".join(members()))
     name = parser.parse_args(words[:1]).name
-    scoring_command(
-        member_config(name), words[1:], prog=f"{PROG} {name}",
-        description=f"Score a gallery against captions with {name}.",
-    )  # fmt: skip
+    scoring_command(member_config(name), words[1:], prog=f"{PROG} {name}")
 
 
 if __name__ == "__main__":

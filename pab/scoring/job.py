@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pab import __version__
 from pab.core import processes
-from pab.core.config import Bounded, config_from_args, flag
+from pab.core.config import config_from_args, data_flag, output_flag, speed_flag
 from pab.core.devices import autocast, dtype_of, pick_device
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_lines
@@ -31,47 +31,49 @@ from pab.data.records import GalleryImage, Retrieval
 from pab.evaluate import evaluate
 from pab.ranking import order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import Encoder, Origin, scores_of
+from pab.scoring.encoding import Compute
 
 GALLERY = "data/PAB/name-masked_test-set/gallery"
 QUERIES = "data/PAB/name-masked_test-set/query.json"
 
 
 @dataclass(frozen=True)
-class ScoringConfig(LabelConfig, Bounded):
+class ScoringConfig(LabelConfig):
     """Settings shared by all scoring commands."""
 
-    image_folder: str | None = flag(
+    flag_group: ClassVar = "model"  # of the settings that a command adds
+
+    image_folder: str | None = data_flag(
         None, f"folder of the gallery's images (default for name-masked sets: {GALLERY})"
     )
-    annotation: str = flag(
+    annotation: str = data_flag(
         QUERIES, "query.json, pair.json, attr.json, training shard, table, or folder of captions"
     )
-    answers: str | None = flag(None, "answer key of a name-masked set; prints metrics")
-    query_order: str | None = flag(None, "file of query ids, one per line, in output order")
-    save_score: str | None = flag(None, "score file to write")
-    output_file: str | None = flag(
+    answers: str | None = data_flag(None, "answer key of a name-masked set; prints metrics")
+    query_order: str | None = data_flag(None, "file of query ids, one per line, in output order")
+    save_score: str | None = output_flag(None, "score file to write")
+    output_file: str | None = output_flag(
         None, "ranked list to write; answer.zip: a zip that holds answer.txt"
     )
-    top_k: int = flag(10, "names per line of the ranked list")
-    batch_size: int = flag(32, "images (or captions) per batch")
-    num_workers: int = flag(2, "loader processes; 0 loads in the scoring process")
-    device: Literal["auto", "cuda", "mps", "cpu"] = flag("auto", "auto: CUDA, else MPS, else CPU")
-    dtype: Literal["fp32", "bf16", "fp16"] = flag("fp32", "number format of the model")
+    top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
+    batch_size: int = speed_flag(32, "images (or captions) per batch", ge=1)
+    num_workers: int = speed_flag(2, "loader processes; 0 loads in the scoring process", ge=0)
+    device: Literal["auto", "cuda", "mps", "cpu"] = speed_flag(
+        "auto", "auto: CUDA, else MPS, else CPU"
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] = speed_flag("fp32", "number format of the model")
 
-    feature_cache: bool = flag(True, "cache vectors on disk for later runs")
-    feature_cache_dir: str = flag("output/features", "folder of the feature cache")
+    feature_cache: bool = speed_flag(True, "cache vectors on disk for later runs")
+    feature_cache_dir: str = speed_flag("output/features", "folder of the feature cache")
 
     def check(self) -> None:
-        """Reject invalid values.
+        """Reject an invalid separator.
 
         Raises:
             InputError: naming the flag.
         """
         self.columns()
-        self.check_least(1, "top_k", "batch_size")
-        self.check_least(0, "num_workers")
 
 
 class MemberConfig(ScoringConfig, ABC):
@@ -276,17 +278,14 @@ def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> Non
         print(evaluate(score_file, job.retrieval).table())
 
 
-def scoring_command(
-    cls: type[MemberConfig], argv: list[str] | None, *, prog: str, description: str
-) -> None:
+def scoring_command(cls: type[MemberConfig], argv: list[str] | None, *, prog: str) -> None:
     """Parse the command line of a scoring command and run it, in each process of the group.
 
     Args:
         cls: settings of the member.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: one sentence for ``--help``.
     """
-    config, _ = config_from_args(cls, argv, prog=prog, description=description)
+    config, _ = config_from_args(cls, argv, prog=prog)
     with processes.joined(pick_device(config.device)):
         config.score()

@@ -7,7 +7,7 @@ Shape letters: `Q` queries, `G` gallery, `K` candidates per query.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -21,12 +21,25 @@ from pab.formats.contents import Listing
 from pab.formats.conversion import to_score_file
 from pab.formats.forms import read_form
 from pab.ranking import top_k
-from pab.scores import ScoreFile, align, respell, tell_other_data, with_all_images
-from pab.scoring.job import ScoringJob
+from pab.scores import ScoreFile, align, respell, save_scores, tell_other_data, with_all_images
+from pab.scoring.encoder import Origin
+from pab.scoring.job import ScoringConfig, ScoringJob, finish, prepare, score_file_of
 
 
 class Reranker(Protocol):
     """Model that scores pairs of a caption and an image together."""
+
+    @property
+    def origin(self) -> Origin:
+        """Source of the scores."""
+
+    def first_scores(self, captions: Sequence[str], images: Sequence[GalleryImage]) -> Tensor:
+        """Select candidates without a file: similarities of the model's own, float32 [Q, G].
+
+        Raises:
+            InputError: the model has none, or an input is invalid.
+        """
+        raise InputError("--candidates", "expected a score file or a ranked list, found none")
 
     def rerank(
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
@@ -41,6 +54,40 @@ class Reranker(Protocol):
         Raises:
             InputError: an image cannot be read, or a caption is invalid.
         """
+
+
+def score_candidates(
+    config: ScoringConfig,
+    open_reranker: Callable[[], Reranker],
+    *,
+    candidates: str | None,
+    k: int,
+    save_first: str | None = None,
+) -> None:
+    """Score each query's candidates: the whole run of a re-ranking command.
+
+    Args:
+        config: settings of the run.
+        open_reranker: loads the model, after the inputs are checked.
+        candidates: file that selects the candidates; None uses the model's first scores.
+        k: candidates per query.
+        save_first: score file for the model's first scores.
+
+    Raises:
+        InputError: data, candidates or weights are invalid; no score of a pair is written.
+    """
+    job = prepare(config)
+    chosen = read_candidates(candidates, job, k) if candidates else None
+    reranker = open_reranker()
+    if chosen is None:
+        found = reranker.first_scores(job.captions, job.gallery)
+        first = score_file_of(job, reranker.origin, found, kind="itc")
+        if save_first and processes.is_main():
+            save_scores(save_first, first)
+        chosen = first.scores
+    scores = rerank_best(reranker, job.captions, job.gallery, chosen, k)
+    facts = {"kind": "itm", "k_test": k, "candidates": candidates or "itc"}
+    finish(config, job, score_file_of(job, reranker.origin, scores, **facts))
 
 
 def rerank_best(

@@ -52,17 +52,16 @@ def build_parser() -> CommandParser:
     """Build the parser of the search flags, without those of the members."""
     parser = CommandParser(
         prog=PROG,
-        description="Rank the photographs of a folder by how well they match a description.",
         epilog="All other flags go to the encoder (--config, --checkpoint, --pretrained, --device, "
         "--dtype, --batch_size, ...): see the --help of the member's scoring command.",
-        allow_abbrev=False,
     )
+    data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
     once: dict[str, Any] = {"action": _Once}
-    parser.add_argument(
+    model.add_argument(
         "--model", choices=members(), required=True, help="member that encodes", **once
     )
-    parser.add_argument("--arch", metavar="NAME", help="architecture of the member", **once)
-    parser.add_argument(
+    model.add_argument("--arch", metavar="NAME", help="architecture of the member", **once)
+    data.add_argument(
         "--image_folder",
         type=Path,
         required=True,
@@ -70,16 +69,16 @@ def build_parser() -> CommandParser:
         help="folder of photographs",
         **once,
     )
-    parser.add_argument("--recursive", action="store_true", help="also search the folders below it")
-    parser.add_argument(
+    data.add_argument("--recursive", action="store_true", help="also search the folders below it")
+    data.add_argument(
         "--query", action="append", required=True, metavar="TEXT",
         help="description of the photographs to find; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
+    output.add_argument(
         "--top_k", type=int, metavar="N", help=f"photographs per query (default: {TOP_K})", **once
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of results", **once)
-    parser.add_argument(
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a page of results", **once)
+    output.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results as JSON", **once
     )
     return parser

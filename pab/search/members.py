@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from pab.core.config import config_from_args, names_flag
+from pab.core.commands import names_flag
+from pab.core.config import config_from_args
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.scoring.job import MemberConfig, ScoringConfig
@@ -47,7 +48,7 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
             )
     if architecture is not None:
         argv = ["--model", architecture, *argv]
-    config, rest = config_from_args(cls, argv, prog=prog, description="")
+    config, rest = config_from_args(cls, argv, prog=prog)
     if rest.config is not None:
         defaults = {field.name: field.default for field in fields(cls)}
         ignored = [one for one in unused if getattr(config, one) != defaults[one]]

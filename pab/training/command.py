@@ -8,7 +8,8 @@ from functools import partial
 from typing import TypeVar
 
 from pab.core import processes
-from pab.core.config import add_debug_flag, config_from_args, with_debug
+from pab.core.commands import add_debug_flag, with_debug
+from pab.core.config import config_from_args
 from pab.training.config import TrainingConfig
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -20,7 +21,6 @@ def training_command(
     argv: list[str] | None,
     *,
     prog: str,
-    description: str,
     debug_config: str | None = None,
 ) -> None:
     """Parse a recipe's command line, run it, and always leave the process group.
@@ -30,7 +30,6 @@ def training_command(
         train: called with the settings and the command line as typed.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: one sentence for ``--help``.
         debug_config: config that ``--debug`` selects; None omits the flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -38,7 +37,6 @@ def training_command(
         cls,
         argv if debug_config is None else with_debug(argv, debug_config),
         prog=prog,
-        description=description,
         extra=None if debug_config is None else partial(add_debug_flag, path=debug_config),
     )
     with processes.leaving_together():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pab.core.config import Bounded, data_flag, flag, output_flag, speed_flag
+from pab.core.config import data_flag, flag, output_flag, speed_flag
 from pab.core.errors import InputError
 from pab.data.label_config import TableConfig
 
 
 @dataclass(frozen=True)
-class TrainingConfig(TableConfig, Bounded):
+class TrainingConfig(TableConfig):
     """Base class of every recipe's settings; recipes override the defaults."""
 
     flag_group: ClassVar = "optimization"

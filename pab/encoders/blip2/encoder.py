@@ -12,8 +12,8 @@ from pab.data.wordpiece import Tokenizer
 from pab.encoders.blip2.model import ImageTextModel
 from pab.encoders.captions import CaptionIds
 from pab.encoders.pooling import Pooling, similarity_of_rows
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions
+from pab.scoring.encoding import Compute
 
 CAPTION_IDS = 64  # maximum ids of a caption with the processor's 50 words; sizes a batch
 
@@ -30,8 +30,7 @@ class Blip2Encoder:
         transform: preprocessing of the model.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
         compute: device, number format and batching.
-        origin: see :class:`pab.scoring.encoder.Origin`.
-        fingerprint: see :class:`pab.scoring.encoder.Encoder`.
+        origin, fingerprint: see the interface.
     """
 
     model: ImageTextModel

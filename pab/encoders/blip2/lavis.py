@@ -18,8 +18,8 @@ from pab.core.checkpoints import model_state, read_checkpoint
 from pab.core.errors import InputError
 from pab.data.images import ImageReader, ImageTransform
 from pab.encoders.pooling import Pooling, similarity_of_rows
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import AnyImage, Origin, as_captions
+from pab.scoring.encoding import Compute
 
 EXTRACTOR = "blip2_feature_extractor"
 # Tensors that a LAVIS checkpoint may lack: the frozen tower, and the position ids 0, 1, 2, ...
@@ -98,8 +98,7 @@ class LavisEncoder:
         transform, process: the extractor's image and caption processors.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
         compute: device and batching.
-        origin: see :class:`pab.scoring.encoder.Origin`.
-        fingerprint: see :class:`pab.scoring.encoder.Encoder`.
+        origin, fingerprint: see the interface.
     """
 
     model: Any

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pab.data.images import ImageReader
 from pab.encoders.clip.model import ClipModel
-from pab.scoring.compute import Compute
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
+from pab.scoring.encoding import Compute
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class ClipEncoder:
     Attributes:
         clip: the model, on the device of ``compute``.
         compute: device, number format and batching.
-        origin: see :class:`pab.scoring.encoder.Origin`.
-        fingerprint: see :class:`pab.scoring.encoder.Encoder`.
+        origin, fingerprint: see the interface.
     """
 
     clip: ClipModel

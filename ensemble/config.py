@@ -123,7 +123,7 @@ class FusionConfig:
         searched = self.finds_weights  # the slack is then searched too
         if self.decode_top is not None and self.decode_slack is None and not searched:
             raise InputError(
-                "--decode_top", "goes with --decode_slack",
+                "--decode_top", "needs --decode_slack",
                 todo="set the price of keeping an image that another query has",
             )  # fmt: skip
         if self.decode_scope == "collisions" and self.decode_top is None:

@@ -123,7 +123,7 @@ class SearchConfig(FusionConfig, LabelConfig):
                 todo="search with one, and give the others to ensemble.run",
             )  # fmt: skip
         if self.decode_grid and not self.decodings():
-            raise InputError("--decode_grid", "goes with --decode")
+            raise InputError("--decode_grid", "needs --decode")
         if self.decode_slack is not None:
             raise InputError("--decode_slack", "is searched here; set --decode_grid")
         for value in self.decode_grid:

@@ -63,7 +63,7 @@ def test_a_protocol_fixes_files_order_and_metrics(
         (["--protocol", "pba"], "expected one of pab, track4, ucc, www25, found 'pba'"),
         (["--protocol", "pab", "--annotation", "x.json"], "--annotation: is fixed by --protocol"),
         (["--protocol", "pab", "--top_k", "5"], "--top_k: is fixed"),
-        (["--data_root", "x"], "--data_root: goes with --protocol"),
+        (["--data_root", "x"], "--data_root: needs --protocol"),
         (["--protocol", "pab", "--data_root", "nowhere"], "nowhere"),
         (["--protocol", "www25", "--data_root", "{root}"], "expected exactly the ids"),
     ],

@@ -280,7 +280,7 @@ def _strips(
         return RankedList(one.name, rank, album.ranked(one.scores, row, places, **size))
 
     strips = []
-    for row in rows:
+    for row in progress(rows, "making pictures", "queries"):
         found = ranked(main, row)
         rank = found.rank or 1
         tests = {
@@ -294,7 +294,7 @@ def _strips(
         query = queries[main.scores.query_ids[row]]
         strips.append(Strip(query, _kind(query), failures, found, below, []))
     # The other lists come last, so that only images that the main ones lack are small.
-    for i in progress(range(len(rows)), "making pictures", "queries"):
+    for i in progress(range(len(rows)), "making small pictures", "queries"):
         strips[i].others.extend(ranked(one, rows[i], side=SMALL_PX) for one in others)
     return strips
 

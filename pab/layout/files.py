@@ -176,16 +176,15 @@ def _lines(path: Path, head: str) -> Found:
 def _table(path: Path, head: str) -> Found:
     """Describe a table of images and captions, or of scores with ids."""
     first = head.splitlines()[0]
-    found = [s for s in SEPARATORS if s in first]
-    headers = [next(csv.reader([first], delimiter=separator)) for separator in found]
-    for separator, columns in zip(found, headers, strict=True):
+    headers = {s: next(csv.reader([first], delimiter=s)) for s in SEPARATORS if s in first}
+    for separator, columns in headers.items():
         images = [name for name in IMAGE_KEYS if name in columns]
         captions = [name for name in CAPTION_KEYS if name in columns]
         if images and captions:
             return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
     if separator_of(head) is not None:
         return describe_scores(path)
-    columns = headers[0] if headers else [first]
+    columns = next(iter(headers.values()), [first])
     return Found(
         "a table without the usual columns of a caption table",
         (f"columns: {', '.join(columns)}",),
@@ -203,12 +202,15 @@ def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Foun
     facts = [
         f"{count(len(found.gallery), 'image')}, {count(len(found.queries), 'caption')}",
         f"columns: {', '.join(header)}",
-        *blank_names([image.gallery_id for image in found.gallery]),
     ]
+    problems = list(blank_names([image.gallery_id for image in found.gallery]))
     if absent:
-        facts.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
+        problems.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
     commands = captioned_commands(path, path.parent, columns)
-    return Found("a table of images and captions (OpenCLIP's form)", tuple(facts), commands)
+    if problems:  # the others would be refused
+        commands = (f"python -m pab.layout check {quoted(path)}",)
+    what = "a table of images and captions (OpenCLIP's form)"
+    return Found(what, (*facts, *problems), commands)
 
 
 # ------------------------------------------------------------------------------------------ JSON

@@ -95,14 +95,16 @@ class FusionConfig:
         if self.shares and self.fusion != "sum":
             raise InputError("--shares", f"does not go with --fusion {self.fusion}")
         if self.fusion == "reciprocal_rank" and self.scaling != "minmax":
-            notice("--scaling", "has no part in --fusion reciprocal_rank")
+            notice("--scaling", "has no effect with --fusion reciprocal_rank")
         self._check_decodings()
 
     def _check_decodings(self) -> None:
         """Reject decodings that contradict one another or other settings."""
         methods = [method for method in self.decode if method != "none"]
         if methods and len(methods) < len(self.decode):
-            raise InputError("--decode", f"none goes alone, found it beside {methods[0]}")
+            raise InputError(
+                "--decode", f"expected none without others, found it with {methods[0]}"
+            )
         if self.decode and not methods:
             return  # decoding is off: ignore a config file's decoding settings
         used = " ".join(methods) or "none"
@@ -117,25 +119,25 @@ class FusionConfig:
         searched = self.finds_weights  # the slack is then searched too
         if self.decode_top is not None and self.decode_slack is None and not searched:
             raise InputError(
-                "--decode_top", "goes with --decode_slack",
-                todo="give the price of keeping an image that another query has",
+                "--decode_top", "needs --decode_slack",
+                todo="set the price of keeping an image that another query has",
             )  # fmt: skip
         if self.decode_scope == "collisions" and self.decode_top is None:
             raise InputError(
-                "--decode_scope", "collisions goes with --decode_top and --decode_slack",
-                todo="give both, such as 2 and 1.0",
+                "--decode_scope", "collisions needs --decode_top and --decode_slack",
+                todo="set both, such as 2 and 1.0",
             )  # fmt: skip
         if (methods.count("querybank") > 0) != (self.decode_bank is not None):
             raise InputError(
                 "--decode_bank",
-                "goes with --decode querybank, and that with it",
-                todo="score training captions on the same gallery, and fuse them as these are",
+                "expected together with --decode querybank",
+                todo="score training captions on the same gallery, and fuse them in the same way",
             )
         if "dual_softmax" not in methods:
             return
         if self.scaling == "zscore" and self.fusion != "reciprocal_rank":
             raise InputError(
-                "--scaling", "zscore has negative scores, which dual_softmax would turn round"
+                "--scaling", "zscore gives negative scores, whose order dual_softmax would reverse"
             )
         last = len(methods) - 1 - methods[::-1].index("dual_softmax")
         earlier = LOGARITHMS.intersection(methods[:last])
@@ -183,7 +185,7 @@ class FusionConfig:
                 notice("--member_weights", f"no --member has the name {unknown[0]!r}: not used")
             return found
         if weights or any(text != without_weight(text) for text in self.member):
-            notice("--member", f"weights have no part in --fusion {self.fusion}")
+            notice("--member", f"weights have no effect with --fusion {self.fusion}")
         found += [parse_member(without_weight(text), default=1.0) for text in self.member]
         if self.fusion == "reciprocal_rank":
             return found
@@ -193,7 +195,7 @@ class FusionConfig:
         if missing or extra:
             raise InputError(
                 "--shares",
-                f"expected NAME:SHARE of every member, found "
-                f"{'none of ' + missing[0] if missing else 'one of no member, ' + extra[0]}",
+                f"expected NAME:SHARE for every member, found "
+                f"{'none for ' + missing[0] if missing else extra[0] + ', which is no member'}",
             )
         return [replace(member, weight=shares[member.name]) for member in found]

@@ -273,7 +273,7 @@ def assignment(
     if slack is None and n_queries > n_gallery:
         raise InputError(
             "--decode", f"{n_queries} queries cannot each have one of {n_gallery} images",
-            todo="give a price for staying out with --decode_slack",
+            todo="set the price of opting out with --decode_slack",
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)
     # The others take at most Q - 1 of a query's images, so its Q best are enough. If the top-1

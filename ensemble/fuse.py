@@ -242,7 +242,7 @@ def aligned(
     """Create a fusion of members whose rows may have any order.
 
     Args:
-        members: members that passed :func:`check_members`.
+        members: members that passed :func:`ensemble.members.check_members`.
         files: their score files.
         query_ids: requested order; None uses that of the first member.
         how: ``scaling``, ``rule`` and ``rank_k`` of :class:`Fusion`.

@@ -26,7 +26,7 @@ def ladder_table(rungs: Sequence[tuple[str, Metrics]], seed: int = 0) -> str:
     for (_, before), (_, after) in pairwise(rungs):
         gain = paired_bootstrap(before.values["R@1"], after.values["R@1"], seed)
         gains.append(f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]")
-    rows = [["stage", *METRICS, "R@1 over the stage before"]]
+    rows = [["stage", *METRICS, "R@1 over the previous stage"]]
     for (name, metrics), gain_cell in zip(rungs, gains, strict=True):
         means = metrics.mean()
         rows.append([name, *(f"{means[metric]:.2f}" for metric in METRICS), gain_cell])

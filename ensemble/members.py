@@ -215,7 +215,7 @@ def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
         return None
     if len(bare) < len(contents):
         raise InputError(
-            bare[0], "a ranked list does not say which query a line is for",
+            bare[0], "a ranked list does not name the query of a line",
             todo="give the order of its lines: --query_order FILE, --annotation FILE or "
             "--queries FILE",
         )  # fmt: skip
@@ -251,7 +251,7 @@ def _as_member(
         if min(listed.values()) < len(gallery_ids):
             notice(path, listed_in_part(file))
         return file
-    notice(path, "a ranked list, through reciprocal rank; what it does not name counts nothing")
+    notice(path, "a ranked list: rank r scores 1 / r, and images that are not listed score 0")
     least = 1.0 / file.listed_counts().float()
     scores = torch.where(file.scores >= least[:, None], file.scores, 0.0)
     return ScoreFile(scores, file.query_ids, file.gallery_ids, {**file.meta, "model": RANKED_LIST})

@@ -86,10 +86,10 @@ def check_answer(
         InputError: names the line.
     """
     if len(lines) != query_count:
-        raise InputError(where, f"expected {query_count} lines, one a query, found {len(lines)}")
+        raise InputError(where, f"expected {query_count} lines, one per query, found {len(lines)}")
     wanted = min(ANSWER_NAMES, len(gallery_ids))
     if len(lines[0]) != wanted:
-        raise InputError(where, f"expected {wanted} names a line, found {len(lines[0])}")
+        raise InputError(where, f"expected {wanted} names per line, found {len(lines[0])}")
     known = set(gallery_ids)
     for number, line in enumerate(lines, start=1):
         unknown = next((name for name in line if name not in known), None)
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         ids = order_queries(ids, read_query_order(files["query_order"]), where=files["query_order"])
     gallery = known_gallery(retrieval, files.get("image_folder")) or []
     check_answer(read_ranked_list(args.file), len(ids), gallery, args.file)
-    print(f"{args.file}: {len(ids)} lines of distinct known names, as {args.protocol} asks")
+    print(f"{args.file}: {len(ids)} lines of distinct known names, as {args.protocol} requires")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class RunConfig(FusionConfig, LabelConfig):
             raise InputError("--answers", "expected the queries it is the key of",
                              todo="give --annotation")  # fmt: skip
         if self.protocol is None and self.data_root is not None:
-            raise InputError("--data_root", "goes with --protocol")
+            raise InputError("--data_root", "needs --protocol")
         fixed = ("annotation", "image_folder", "query_order") if self.protocol else ()
         for name in fixed:
             if getattr(self, name) is not None:

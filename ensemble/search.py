@@ -108,13 +108,13 @@ class SearchConfig(FusionConfig, LabelConfig):
             )  # fmt: skip
         if len(self.decode) > 1:
             raise InputError(
-                "--decode", f"the search chooses one decoding's number, found {len(self.decode)}",
+                "--decode", f"expected one decoding to search, found {len(self.decode)}",
                 todo="search with one, and give the others to ensemble.run",
             )  # fmt: skip
         if self.decode_grid and not self.decodings():
-            raise InputError("--decode_grid", "goes with --decode")
+            raise InputError("--decode_grid", "needs --decode")
         if self.decode_slack is not None:
-            raise InputError("--decode_slack", "is what is searched for: give --decode_grid")
+            raise InputError("--decode_slack", "is searched here; set --decode_grid")
         for value in self.decode_grid:
             least = 0 if self.decode[0] in ("assignment", "margin") else math.nextafter(0, 1)
             if not least <= value <= LARGEST_FACTOR:
@@ -122,7 +122,7 @@ class SearchConfig(FusionConfig, LabelConfig):
         if self.method == "simplex" and self.order != "given":
             raise InputError("--order", "has no meaning for --method simplex")
         if self.chosen_on or self.chosen_on_test:
-            raise InputError("--chosen_on", "is written by the search, not given to it")
+            raise InputError("--chosen_on", "is an output of the search, not a setting")
 
 
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
@@ -248,7 +248,7 @@ def run(config: SearchConfig) -> None:
     """
     members = config.members()
     if len(members) < 2:
-        raise InputError("ensemble", f"expected two members or more, found {len(members)}")
+        raise InputError("ensemble", f"expected at least two members, found {len(members)}")
     outputs = {"trials": config.trials, "out": config.out}
     check_outputs(outputs, omit="give another file")
     check_inputs_are_kept(outputs, inputs_of(config, members))
@@ -264,7 +264,7 @@ def run(config: SearchConfig) -> None:
     if on_test and not config.allow_test:
         raise InputError(
             config.annotation, "is a test set: weights are chosen on validation data",
-            todo="score the validation split (see docs/ensemble.md), or say --allow_test",
+            todo="score the validation split (see docs/ensemble.md), or give --allow_test",
         )  # fmt: skip
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)

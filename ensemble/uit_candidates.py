@@ -50,12 +50,13 @@ def check_candidates(
         found = file.meta.get("k_test")
         if not isinstance(found, int):
             notice(
-                member.path, f"does not say its number of candidates; taken as --uit_k {expected}"
+                member.path,
+                f"does not record its number of candidates; assumed to be --uit_k {expected}",
             )
         elif min(found, len(file.gallery_ids)) != min(expected, len(file.gallery_ids)):
             raise InputError(
                 member.path,
                 f"expected {expected} candidates per query (--uit_k), found {found}",
                 todo=f"score again with python -m uit.infer --k_test {expected}, or fuse with "
-                f"--uit_k {found} (--uit_k none does not compare)",
+                f"--uit_k {found} (--uit_k none skips this check)",
             )

@@ -374,7 +374,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     path = args.score or args.predictions
     if args.top_k is not None and (not args.trec or args.top_k < 1):
-        raise InputError("--top_k", f"goes with --trec, from 1 up; found {args.top_k}")
+        raise InputError("--top_k", f"expected --trec with it and at least 1, found {args.top_k}")
     trec = f"{args.trec}.run" if args.trec else None
     outputs = {"json": args.json, "trec": trec}
     check_outputs(outputs, omit="leave it out")

@@ -26,6 +26,7 @@ from pab.core.files import (
     write_text,
 )
 from pab.core.notices import notice
+from pab.core.progress import progress
 from pab.core.text_files import read_text, text_of
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     k = min(k, n_gallery)
     best = torch.empty(n_queries, k, dtype=torch.long, device=scores.device)
     rows = max(1, _BLOCK_ELEMENTS // max(1, n_gallery))
-    for start in range(0, n_queries, rows):
+    for start in progress(range(0, n_queries, rows), "ranking", "blocks of queries"):
         best[start : start + rows] = _top_k_block(scores[start : start + rows], k)
     return best
 
@@ -98,7 +99,7 @@ def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     column_numbers = torch.arange(n_gallery, device=scores.device)
     ranks = torch.empty_like(rows)
     pairs = max(1, _BLOCK_ELEMENTS // max(1, n_gallery))
-    for start in range(0, len(rows), pairs):
+    for start in progress(range(0, len(rows), pairs), "finding ranks", "blocks of queries"):
         row, column = rows[start : start + pairs], columns[start : start + pairs]
         line = scores[row]  # [p, G]
         own = line.gather(1, column[:, None])

@@ -6,7 +6,8 @@ always stored with the ids of its rows and columns. Gallery ids are sorted, so a
 smaller column everywhere. Files are memory-mapped, and none of their code runs
 (:mod:`pab.core.tensor_files`).
 
-For files of other tools, see the forms in :mod:`pab.formats.forms`.
+:class:`ScoreFile` and :func:`save_scores` come from :mod:`pab.formats.score_file`. For files of
+other tools, see the forms in :mod:`pab.formats.forms`.
 
 Command line::
 

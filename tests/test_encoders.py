@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -145,6 +146,21 @@ def test_vectors_are_cached_on_request_and_only_of_files(
     assert torch.equal(found[1], found[2])
     (facts,) = tmp_path.rglob("encoder.json")
     assert json.loads(facts.read_text()).items() >= dict(encoder.fingerprint).items()
+
+
+def test_vectors_of_a_folder_of_weights_are_not_cached(
+    gallery: list[GalleryImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's weights have no hash, so a cache would outlive their change."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "w").mkdir()
+    shutil.copy("checkpoints/mini/blip2.safetensors", tmp_path / "w/model.safetensors")
+    settings = {**SETTINGS["blip2"], **HERE, "feature_cache": True}
+    settings |= {"feature_cache_dir": str(tmp_path / "f")}
+    encoder = load_encoder("blip2", checkpoint=tmp_path / "w", **settings)
+    encoder.encode_images(gallery)
+    assert not (tmp_path / "f").exists()
+    assert encoder.fingerprint["checkpoint"] == str(tmp_path / "w")
 
 
 @pytest.mark.parametrize(

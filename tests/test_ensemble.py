@@ -224,8 +224,8 @@ def test_weights_that_have_no_part_need_not_be_given(
     assert "note:" not in capsys.readouterr().err
     fused(tmp_path, *first, "--fusion", "reciprocal_rank", "--scaling", "rank")
     said = capsys.readouterr().err
-    assert "note: --member: weights have no part in --fusion reciprocal_rank" in said
-    assert "note: --scaling: has no part in --fusion reciprocal_rank" in said
+    assert "note: --member: weights have no effect with --fusion reciprocal_rank" in said
+    assert "note: --scaling: has no effect with --fusion reciprocal_rank" in said
     fused(tmp_path, *first, "--member_weights", "z:0.5")
     assert "no --member has the name 'z': not used" in capsys.readouterr().err
 

@@ -366,7 +366,7 @@ def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> No
     ids = ["--queries", str(tmp_path / "q.txt"), "--gallery", str(tmp_path / "g.txt")]
     main([*words, *ids, "--json", str(tmp_path / "m.json")])
     assert json.loads((tmp_path / "m.json").read_text())["groups"]["all"]["R@1"] == 20
-    with pytest.raises(InputError, match="--top_k: goes with --trec"):
+    with pytest.raises(InputError, match="--top_k: expected --trec"):
         main([*words, *ids, "--top_k", "3"])
 
 

@@ -89,7 +89,7 @@ def test_ranked_lists_beside_score_files(
     words = ["--beit3_score", files["a"], "--uit_score", str(tmp_path / "b.txt")]
     capsys.readouterr()
     found = fused(tmp_path, *words, "--query_order", str(order)).scores
-    assert "what it does not name counts nothing" in capsys.readouterr().err
+    assert "images that are not listed score 0" in capsys.readouterr().err
     best = top_k(load_scores(files["b"]).scores, 4)
     listed = torch.zeros(12, 12).scatter_(1, best, (1 / torch.arange(1.0, 5.0)).expand(12, -1))
     expected = 0.925 * unit(load_scores(files["a"]).scores) + 0.075 * listed
@@ -222,9 +222,9 @@ def test_decodings_say_what_they_are(
         (["--sinkhorn_steps", "0"], "--sinkhorn_steps"),
         (["--rank_k", "-1"], "--rank_k"),
         (["--shares", "lhp:1"], "--shares"),
-        (["--fusion", "sum"], "every member, found none of lhp"),
+        (["--fusion", "sum"], "every member, found none for lhp"),
         (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.6"], "add up to 1, found 1.1"),
-        (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.5", "x:0"], "one of no member, x"),
+        (["--fusion", "sum", "--shares", "lhp:0.5", "uit:0.5", "x:0"], "x, which is no member"),
         (["--fusion", "sum", "--shares", "lhp:much", "uit:0.5"], "'much'"),
         (["--scaling", "zscore", "--decode", "dual_softmax"], "--scaling: zscore"),
         (["--decode_slack", "0.1"], "--decode_slack: does not go with --decode none"),

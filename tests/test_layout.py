@@ -80,7 +80,7 @@ def test_everything_is_there(root: Path, capsys: pytest.CaptureFixture[str]) -> 
         "masked test": ["5", "1,978", "7"],
     }
     assert "annotation/train/pair_*.json (2)" in output
-    assert "all parts are there" in output
+    assert "all parts found" in output
     assert "https://" not in output
 
 
@@ -111,7 +111,7 @@ def test_a_release_with_actions_in_its_training_shards(
     main(["check", str(root)])
     output = capsys.readouterr().out
     assert "annotation/train/attr_*.json (2)" in output
-    assert "all parts are there" in output
+    assert "all parts found" in output
 
 
 def test_track_4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,6 @@ def tensors(*names: str) -> Callable[[Path], None]:
     return lambda path: torch.save({"model": {name: torch.ones(2) for name in names}}, path)
 
 
-NAMED_OTHERWISE = "path\ttext\na b.jpg\ta\n0.jpg\tb\n"
 PAIR = {"image": "test/0.jpg", "caption": ["a", "b"], "image_id": "0", "normal": "Walking"}
 FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "s.pt": (
@@ -214,21 +213,29 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
         "python -m pab.evaluate --predictions LIST.txt --annotation QUERIES --answers {path}",
     ),
     "a.csv": (
-        lambda path: write_text(path, 'filepath,title\n0.jpg,"a, b"\n1.jpg,c\n'),
+        lambda path: [
+            *(picture(path.with_name(name)) for name in ("0.jpg", "1.jpg")),
+            write_text(path, 'filepath,title\n0.jpg,"a, b"\n1.jpg,c\n'),
+        ],
         ["a table of images and captions", "2 images, 2 captions", "columns: filepath, title"],
         "python scripts/clip_infer.py --annotation {path} --image_folder {folder}",
     ),
     "b.tsv": (
-        lambda path: [picture(path.with_name("a b.jpg")), write_text(path, NAMED_OTHERWISE)],
-        [
-            "a table of images and captions",
-            "2 images, 2 captions",
-            "columns: path, text",
-            "1 image name with a blank, such as 'a b'",
-            "1 image not found, the first",
+        lambda path: [
+            picture(path.with_name("0.jpg")),
+            write_text(path, "path\ttext\n0.jpg\ta\n"),
         ],
+        ["a table of images and captions", "1 image, 1 caption", "columns: path, text"],
         "python scripts/finetune_clip.py --config configs/clip/finetune.yaml --data_path {path} "
         "--csv_image_key path --csv_caption_key text",
+    ),
+    "bad.csv": (
+        lambda path: [
+            picture(path.with_name("a b.jpg")),
+            write_text(path, "filepath,title\na b.jpg,a\n0.jpg,b\n"),
+        ],
+        ["1 image name with a blank, such as 'a b'", "1 image not found, the first"],
+        "python -m pab.layout check {path}",
     ),
     "c.tsv": (
         lambda path: write_text(path, "where\twords\n0.jpg\ta\n"),
@@ -341,7 +348,7 @@ def name_of_model(text: str) -> str:
 UNKNOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty.json": (lambda path: path.touch(), "an empty file"),
     "blank.txt": (lambda path: path.write_text("\n \n"), "found"),
-    "bytes.bin.x": (lambda path: path.write_bytes(bytes(range(256))), "a file that is no text"),
+    "bytes.bin.x": (lambda path: path.write_bytes(bytes(range(256))), "a file that is not text"),
     "notes.md": (lambda path: path.write_text("# Notes\n\nToday it rained.\n"), "text that begins"),
     "odd.json": (lambda path: path.write_text("[1]"), "expected a JSON object, found the number 1"),
     "broken.json": (lambda path: path.write_text('{"a": '), "broken JSON"),

@@ -360,7 +360,7 @@ def test_commands_run_from_any_folder(python: Path, elsewhere: Path) -> None:
     names = dict(zip(found.query_ids, pab.rank(found), strict=True))
     write_ranked_list(elsewhere / "answer.txt", [names[query_id] for query_id in order])
     done = run(python, elsewhere, "-m", "ensemble.protocol", "www25", "answer.txt")
-    assert done.stdout == "answer.txt: 10 lines of distinct known names, as www25 asks\n"
+    assert done.stdout == "answer.txt: 10 lines of distinct known names, as www25 requires\n"
 
     labels = ("--annotation", str(masked / "query.json"), "--answers", str(masked / "answers.json"))
     done = run(python, elsewhere, "-m", "pab.evaluate", "--score", "fused.pt", *labels)

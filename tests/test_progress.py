@@ -176,6 +176,11 @@ def test_a_terminal_shows_a_bar_with_rate_and_remaining_time(size: tuple[int, in
     assert len(screen(shown)) == 2, "one bar, and the empty line below it"
 
 
+def test_a_slow_loop_shows_seconds_per_unit() -> None:
+    shown = errors_in_terminal(LOOP.format(inside="pass").replace("20", "2").replace("0.03", "1.2"))
+    assert re.search(r"\[00:0\d<00:00, +\d\.\d+s/images\]", screen(shown)[0]), shown
+
+
 def test_a_short_loop_leaves_a_terminal_alone() -> None:
     code = LOOP.format(inside="pass").replace("0.1", "30")
     assert errors_in_terminal(code) == ""

@@ -63,7 +63,7 @@ def test_a_protocol_fixes_files_order_and_metrics(
         (["--protocol", "pba"], "expected one of pab, track4, ucc, www25, found 'pba'"),
         (["--protocol", "pab", "--annotation", "x.json"], "--annotation: is fixed by --protocol"),
         (["--protocol", "pab", "--top_k", "5"], "--top_k: is fixed"),
-        (["--data_root", "x"], "--data_root: goes with --protocol"),
+        (["--data_root", "x"], "--data_root: needs --protocol"),
         (["--protocol", "pab", "--data_root", "nowhere"], "nowhere"),
         (["--protocol", "www25", "--data_root", "{root}"], "expected exactly the ids"),
     ],
@@ -93,8 +93,8 @@ def test_a_part_of_the_gallery_is_no_answer(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda lines: lines[1:], "expected 10 lines, one a query, found 9"),
-        (lambda lines: [line[:9] for line in lines], "expected 10 names a line, found 9"),
+        (lambda lines: lines[1:], "expected 10 lines, one per query, found 9"),
+        (lambda lines: [line[:9] for line in lines], "expected 10 names per line, found 9"),
         (lambda lines: [["nobody", *line[1:]] for line in lines], "'nobody' is not in the gallery"),
         (lambda lines: [[line[1], *line[1:]] for line in lines], "twice"),
     ],

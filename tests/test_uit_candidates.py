@@ -125,8 +125,8 @@ def test_a_file_that_does_not_say_its_number_is_fused_with_a_notice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fuse(words(tmp_path, {}, "--uit_k", "10"))
-    wanted = f"note: {tmp_path}/uit.pt: does not say its number of candidates; taken as --uit_k 10"
-    assert wanted in capsys.readouterr().err.splitlines()
+    said = "does not record its number of candidates; assumed to be --uit_k 10"
+    assert f"note: {tmp_path}/uit.pt: {said}" in capsys.readouterr().err.splitlines()
 
 
 def test_a_ranked_list_is_fused_with_a_notice(
@@ -137,7 +137,7 @@ def test_a_ranked_list_is_fused_with_a_notice(
     (tmp_path / "order.txt").write_text("".join(f"{query}\n" for query in QUERIES))
     argv[argv.index("--uit_score") + 1] = str(tmp_path / "uit.txt")
     fuse([*argv, "--query_order", str(tmp_path / "order.txt")])
-    assert "does not say its number of candidates" in capsys.readouterr().err
+    assert "does not record its number of candidates" in capsys.readouterr().err
 
 
 def test_a_fusion_without_uit_is_not_compared(tmp_path: Path) -> None:

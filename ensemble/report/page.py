@@ -293,8 +293,9 @@ def _strips(
         below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
         query = queries[main.scores.query_ids[row]]
         strips.append(Strip(query, _kind(query), failures, found, below, []))
-    for row, strip in zip(rows, strips, strict=True):  # last: small thumbnails
-        strip.others.extend(ranked(one, row, side=SMALL_PX) for one in others)
+    # The other lists come last, so that only images that the main ones lack are small.
+    for i in progress(range(len(rows)), "making small pictures", "queries"):
+        strips[i].others.extend(ranked(one, rows[i], side=SMALL_PX) for one in others)
     return strips
 
 

@@ -35,13 +35,13 @@ def to_score_file(
     keep_endings: bool = True,
     id_flags: bool = True,
 ) -> ScoreFile:
-    """Build a checked score file from the result of :func:`read_form`; see :func:`load_scores`.
+    """Build a checked score file from the result of :func:`pab.formats.forms.read_form`.
 
     Args:
         found: content of the file.
         path: the file, for notices and errors.
-        query_ids: as in :func:`load_scores`.
-        gallery_ids: as in :func:`load_scores`.
+        query_ids: as in :func:`pab.scores.load_scores`.
+        gallery_ids: as in :func:`pab.scores.load_scores`.
         keep_endings: whether a score file of this project keeps the image endings of its names.
         id_flags: whether the command has the flags ``--queries`` and ``--gallery``, for the error.
 

@@ -76,7 +76,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
             represent, or a file that cannot be written.
     """
     if top_k is not None and form not in LISTS:
-        raise InputError("--top_k", f"goes with --format {', '.join(LISTS)}")
+        raise InputError("--top_k", f"needs --format {', '.join(LISTS)}")
     if top_k is not None and top_k < 1:
         raise InputError("--top_k", f"must be at least 1, found {top_k}")
     written = paths(form, out)

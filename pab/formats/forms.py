@@ -49,7 +49,7 @@ _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", 
 _TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 _BLANK_TABLE = "a table of numbers without ids"
 _HEAD = 1 << 16  # bytes that tell the form of a text
-# What NumPy raises for a damaged array: its header is read as the text of a Python dict.
+# Errors of NumPy for a damaged array: its header is read as the text of a Python dict.
 _DAMAGED_ARRAY = (
     ValueError, TypeError, OSError, EOFError, OverflowError, MemoryError, SyntaxError,
     tokenize.TokenError,
@@ -122,7 +122,7 @@ def _npy(path: Path, mmap: bool) -> Matrix:
         array = np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False)
     except _DAMAGED_ARRAY as error:
         raise InputError(
-            path, f"expected an array of NumPy, found a damaged one ({error})", todo=REMEDY
+            path, f"expected a NumPy array, found a damaged one ({error})", todo=REMEDY
         ) from error
     return Matrix("a bare array (.npy)", matrix_of(array, path, "array"))
 
@@ -144,7 +144,7 @@ def _npz(path: Path) -> Matrix:
             content = {name: archive[name] for name in archive.files}
     except (*_DAMAGED_ARRAY, *DAMAGED_ARCHIVE) as error:
         raise InputError(
-            path, f"expected arrays of NumPy, found damaged ones or Python objects ({error})",
+            path, f"expected NumPy arrays, found damaged ones or Python objects ({error})",
             todo=REMEDY,
         ) from error  # fmt: skip
     return _of_dict(content, path, "arrays with ids (.npz)", "arrays without ids (.npz)")
@@ -201,7 +201,7 @@ def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -
             path,
             f"expected exactly one matrix [queries, gallery] of floating-point scores, found "
             f"{found} in keys {shown[:300] or '(none)'}",
-            todo="save the matrix of scores alone",
+            todo="save only the matrix of scores",
         )
     used = {matrices[0]}
     ids: list[list[str] | None] = []
@@ -280,7 +280,7 @@ def matrix_of(value: Any, path: Path, item: str) -> Tensor:
             "expected a matrix [queries, gallery] of floating-point scores, found "
             f"{_kind(value)}{', sparse' if sparse else ''}",
             item=item,
-            todo="save scores where more is better, as float32",
+            todo="save float32 scores, higher for better matches",
         )
     if isinstance(value, torch.Tensor):
         return value.detach()

@@ -264,7 +264,7 @@ def _score(value: Any, name: str, path: Path, item: str) -> float:
         except OverflowError as error:
             raise InputError(
                 path,
-                f"expected finite scores, found a whole number too large for image {name!r}",
+                f"expected finite scores, found an integer too large for image {name!r}",
                 item=item,
             ) from error
     raise InputError(
@@ -292,4 +292,4 @@ def _without_images(found: dict[str, Any]) -> list[str]:
     empty = [query for query, listed in found.items() if not listed]
     if not empty:
         return []
-    return [f"{len(empty)} queries list no image, such as {shortened(empty[0])}: they are left out"]
+    return [f"{len(empty)} queries list no image, such as {shortened(empty[0])}: they are skipped"]

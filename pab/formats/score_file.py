@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pab.core.errors import InputError
+from pab.core.progress import progress
 from pab.core.tensor_files import release_pages, write_tensors
 from pab.data.id_lists import check_ids
 
@@ -102,7 +103,8 @@ def float32_columns(scores: Tensor, order: list[int]) -> Tensor:
     columns = torch.tensor(order)
     result = torch.empty(scores.shape, dtype=torch.float32)
     rows = max(1, BLOCK_ELEMENTS // scores.shape[1])
-    for number, start in enumerate(range(0, scores.shape[0], rows), start=1):
+    starts = progress(range(0, scores.shape[0], rows), "sorting columns", "blocks of queries")
+    for number, start in enumerate(starts, start=1):
         block = scores[start : start + rows]
         result[start : start + rows] = block if in_order else block.index_select(1, columns)
         if number % 16 == 0 and scores.is_contiguous():

@@ -28,7 +28,7 @@ def separator_of(text: str) -> str | None:
 
     The header and the first row must have the same number of cells, or the header one less, where
     it names the columns alone. All cells of the row but the first must be numbers; those of the
-    header must not all be, except for whole numbers in a header that is one shorter.
+    header must not all be, except for integers in a header that is one shorter.
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
@@ -55,7 +55,7 @@ def bare_separator_of(text: str) -> str | None:
 def decimal_lines(text: str) -> bool:
     """Return whether the first line is decimal fractions with blanks between, as NumPy's savetxt.
 
-    Names of a ranked list may be whole numbers, but they are no fractions.
+    Names of a ranked list may be integers, but not fractions.
     """
     first = next((line for line in io.StringIO(text) if line.strip()), "").split()
     return len(first) > 1 and all("." in cell and number_of(cell) is not None for cell in first)

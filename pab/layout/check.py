@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = CommandParser(prog="python -m pab.layout")
     commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("check", help="what it is, what is missing, what to run next")
+    checking = commands.add_parser("check", help="describe a path and name the next command")
     checking.add_argument(
         "root", nargs="?", metavar="PATH", default="data/PAB", help="default: data/PAB"
     )

@@ -134,9 +134,9 @@ def _text(path: Path) -> Found:
     try:
         head = raw.decode(encoding, errors="strict" if len(raw) < _HEAD else "ignore").lstrip()
     except UnicodeDecodeError as error:
-        raise _unknown(path, "a file that is no text") from error
+        raise _unknown(path, "a file that is not text") from error
     if "\0" in head:
-        raise _unknown(path, "a file that is no text")
+        raise _unknown(path, "a file that is not text")
     if {"[PAD]", "[UNK]"} <= set(head.split("\n", 1000)):
         command = f"python -m uit.infer --text_encoder {quoted(path.absolute().parent)}"
         return Found("BERT's vocabulary", (), (command,))
@@ -176,16 +176,15 @@ def _lines(path: Path, head: str) -> Found:
 def _table(path: Path, head: str) -> Found:
     """Describe a table of images and captions, or of scores with ids."""
     first = head.splitlines()[0]
-    found = [s for s in SEPARATORS if s in first]
-    headers = [next(csv.reader([first], delimiter=separator)) for separator in found]
-    for separator, columns in zip(found, headers, strict=True):
+    headers = {s: next(csv.reader([first], delimiter=s)) for s in SEPARATORS if s in first}
+    for separator, columns in headers.items():
         images = [name for name in IMAGE_KEYS if name in columns]
         captions = [name for name in CAPTION_KEYS if name in columns]
         if images and captions:
             return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
     if separator_of(head) is not None:
         return describe_scores(path)
-    columns = headers[0] if headers else [first]
+    columns = next(iter(headers.values()), [first])
     return Found(
         "a table without the usual columns of a caption table",
         (f"columns: {', '.join(columns)}",),
@@ -203,12 +202,15 @@ def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Foun
     facts = [
         f"{count(len(found.gallery), 'image')}, {count(len(found.queries), 'caption')}",
         f"columns: {', '.join(header)}",
-        *blank_names([image.gallery_id for image in found.gallery]),
     ]
+    problems = list(blank_names([image.gallery_id for image in found.gallery]))
     if absent:
-        facts.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
+        problems.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
     commands = captioned_commands(path, path.parent, columns)
-    return Found("a table of images and captions (OpenCLIP's form)", tuple(facts), commands)
+    if problems:  # the others would be refused
+        commands = (f"python -m pab.layout check {quoted(path)}",)
+    what = "a table of images and captions (OpenCLIP's form)"
+    return Found(what, (*facts, *problems), commands)
 
 
 # ------------------------------------------------------------------------------------------ JSON
@@ -217,7 +219,7 @@ def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Foun
 def _json(path: Path) -> Found:
     """Describe annotations, queries, an answer key, or scores."""
     if path.name == "source_caption.json":
-        return Found("captions of the source videos, which no command reads")
+        return Found("captions of the source videos (not used)")
     entry = next(entries(path), None)
     first = {} if entry is None else json_object(entry[2], path, f"line {entry[0]}")
     if "query_index" in first and ("topk_gallery" in first or "reranked" in first):

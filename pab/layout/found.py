@@ -35,14 +35,14 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, str]:
+def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, ...]:
     """Commands that score and tune CLIP, whose public weights load by themselves, on own data."""
-    default = TableColumns()
-    flags = ""
-    if columns.image != default.image:
-        flags += f" --csv_image_key {shlex.quote(columns.image)}"
-    if columns.caption != default.caption:
-        flags += f" --csv_caption_key {shlex.quote(columns.caption)}"
+    given = {"image": columns.image, "caption": columns.caption}
+    flags = "".join(
+        f" --csv_{name}_key {shlex.quote(column)}"
+        for name, column in given.items()
+        if column != getattr(TableColumns(), name)
+    )
     data = quoted(place)
     score = f"python scripts/clip_infer.py --annotation {data} --image_folder {quoted(images)}"
     tune = f"python scripts/finetune_clip.py --config configs/clip/finetune.yaml --data_path {data}"

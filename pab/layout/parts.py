@@ -39,13 +39,13 @@ class Part:
     Attributes:
         name: name of the part.
         place: file or files, relative to the root.
-        published: how many lines PAB has there.
-        lines: how many lines are there; None if the annotation is missing.
-        named: images that the lines name; None for a masked set, whose lines name none.
-        found: how many images are there.
-        missing: what to say of what is not there; empty if all is.
-        commands: what can be run on it.
-        bad: lines that cannot be used.
+        published: number of lines in PAB.
+        lines: number of lines; None if the annotation is missing.
+        named: number of images in the lines; None for a masked set, whose lines list none.
+        found: number of images found.
+        missing: descriptions of missing files; empty if all exist.
+        commands: commands that use it.
+        bad: bad lines.
     """
 
     name: str
@@ -115,21 +115,21 @@ def check_root(root: Path) -> list[Part]:
 def report(root: Path, parts: list[Part]) -> list[str]:
     """Format the findings: a table, other data, and missing parts with their sources."""
     head = (
-        f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   images found, of those named"
+        f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   images found, of those listed"
     )
     text = [f"{root}", head, *(part.row() for part in parts), *_others(root), *_bad_lines(parts)]
     missing = [f"  {line}" for part in parts for line in part.missing]
     if not missing:
-        return [*text, "", "all parts are there"]
+        return [*text, "", "all parts found"]
     return [
         *text,
         "",
-        "not there:",
+        "missing:",
         *missing,
         "",
         f"PAB (annotations, training images, test images): {PAB_SOURCE}",
         f"name-masked test set of the challenge: {CHALLENGE_SOURCE}",
-        f"unpack them so that {root}/annotation, {root}/train, ... stand as in data/README.md",
+        f"unpack them to {root}/annotation, {root}/train, ... (see data/README.md)",
     ]
 
 
@@ -151,7 +151,7 @@ def _bad_lines(parts: list[Part]) -> list[str]:
             text += [f"    {fault}" for fault in bad.first]
             if bad.total > len(bad.first):
                 text.append(f"    and {bad.total - len(bad.first):,} more")
-    return ["", "lines that cannot be used:", *text] if text else []
+    return ["", "bad lines:", *text] if text else []
 
 
 def _others(root: Path) -> list[str]:
@@ -163,7 +163,7 @@ def _others(root: Path) -> list[str]:
     if poses.is_dir():
         kinds = ", ".join(sorted(path.name for path in poses.iterdir() if path.is_dir()))
         found.append(f"pose/ (pose images: {kinds or 'none'})")
-    return ["", f"also there, and read by no command: {'; '.join(found)}"] if found else []
+    return ["", f"also found, but not used: {'; '.join(found)}"] if found else []
 
 
 def _shards(root: Path, finder: ImageFinder, name: str, folder: str) -> Part:

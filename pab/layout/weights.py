@@ -118,11 +118,11 @@ _MODELS = {
     ),
     "transformers clip": ("a checkpoint of CLIP in transformers' names, which no command reads",),
     "swin": (
-        "weights of a Swin Transformer, UIT's image tower at the start",
+        "weights of a Swin Transformer, UIT's initial image encoder",
         "python -m uit.run --task cmp --checkpoint '' --swin {file} --bert BERT",
     ),
     "bert": (
-        "weights of BERT, UIT's text tower at the start",
+        "weights of BERT, UIT's initial text encoder",
         "python -m uit.run --task cmp --checkpoint '' --swin SWIN --bert {file}",
     ),
 }  # fmt: skip

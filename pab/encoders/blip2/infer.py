@@ -77,7 +77,7 @@ class InferConfig(EncoderConfig):
         return Origin(self.model, source, sha256, dtype, more)
 
     def open_port(self) -> Encoder:
-        """Open this project's model; vectors of ViT-g (weights without a hash) are not cached."""
+        """Open this project's model; without a hash of its weights, nothing is cached."""
         from pab.data.images import recipe
         from pab.data.wordpiece import Tokenizer
         from pab.encoders.blip2.encoder import Blip2Encoder
@@ -92,19 +92,20 @@ class InferConfig(EncoderConfig):
         )
         check_vocabulary(tokenizer, sizes)
         source = self.pretrained or DEFAULT_WEIGHTS[self.model]
+        sha256 = checkpoint_hash(source) if Path(source).is_file() else ""
         model: Blip2 | Blip2VitG
+        tower = ""
         if self.model in MODELS:
             model = load_blip2(sizes, source, self.image_weights)
+            if Path(self.image_weights).is_file():
+                tower = checkpoint_hash(self.image_weights)
         else:
             model = load_vit_g(source)
+        if not sha256:
             compute = replace(compute, cache_dir=None)
         images = recipe("blip2", sizes.image_size)
-        sha256 = checkpoint_hash(source) if Path(source).is_file() else ""
-        tower = ""
-        if compute.cache_dir is not None and Path(self.image_weights).is_file():
-            tower = checkpoint_hash(self.image_weights)
         facts = compute.fingerprint(
-            model=self.model, preprocessing=images, checkpoint=sha256, image_weights=tower
+            model=self.model, preprocessing=images, checkpoint=sha256 or source, image_weights=tower
         )
         return Blip2Encoder(
             model.to(compute.device, compute.dtype),

@@ -62,21 +62,17 @@ class FusionConfig:
         20.0, "scale of scores in querybank, dual_softmax and sinkhorn", gt=0, le=LARGEST_FACTOR
     )
     decode_slack: float | None = flag(
-        None,
-        "assignment: price of keeping the own top-1 image; none: every query takes part",
-        ge=0,
-        le=LARGEST_FACTOR,
-    )
+        None, "assignment: price of keeping the own top-1 image; none: every query takes part",
+        ge=0, le=LARGEST_FACTOR,
+    )  # fmt: skip
     decode_top: int | None = flag(None, "assignment: number of images considered per query", ge=1)
     decode_scope: Literal["all", "collisions"] = flag(
         "all", "assignment: over all queries, or only those connected to a duplicate top-1 image"
     )
     decode_tau: float = flag(
-        0.5,
-        "margin: a query gives up its top-1 image if its margin is smaller by more than this",
-        ge=0,
-        le=LARGEST_FACTOR,
-    )
+        0.5, "margin: a query gives up its top-1 image if its margin is smaller by more than this",
+        ge=0, le=LARGEST_FACTOR,
+    )  # fmt: skip
     decode_bank: str | None = flag(
         None, "querybank: score file of other captions on the gallery, fused in the same way"
     )

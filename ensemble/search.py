@@ -65,6 +65,7 @@ class SearchConfig(FusionConfig, LabelConfig):
     """Members and labels; each field is a flag of `python -m ensemble.search`."""
 
     finds_weights: ClassVar[bool] = True  # so that no member needs a weight
+    flag_group: ClassVar = "optimization"
 
     annotation: str = data_flag("", "labelled annotation of the validation split")
     image_folder: str | None = data_flag(
@@ -72,33 +73,21 @@ class SearchConfig(FusionConfig, LabelConfig):
     )
     answers: str | None = data_flag(None, "answer key of a name-masked set")
     method: Literal["steps", "simplex"] = flag(
-        "steps",
-        "one weight after another (Algorithm 2), or all shares at once",
-        group="optimization",
+        "steps", "one weight after another (Algorithm 2), or all shares at once"
     )
-    order: Literal["given", "greedy"] = flag(
-        "given", "steps: how the order of members is chosen", group="optimization"
-    )
+    order: Literal["given", "greedy"] = flag("given", "steps: how the order of members is chosen")
     grid_step: float = flag(
-        0.0125,
-        "step of the weight grid in [0, 1] (simplex: about 0.05)",
-        gt=0,
-        le=1,
-        group="optimization",
+        0.0125, "step of the weight grid in [0, 1] (simplex: about 0.05)", gt=0, le=1
     )
-    folds: int = flag(
-        5, "folds of a cross-validated estimate of the result; 0: no estimate", group="optimization"
-    )
+    folds: int = flag(5, "folds of a cross-validated estimate of the result; 0: no estimate")
     decode_grid: tuple[float, ...] = flag(
-        (),
-        "with --decode: slacks, factors or taus to try (default: a built-in list)",
-        group="optimization",
+        (), "with --decode: slacks, factors or taus to try (default: a built-in list)"
     )
     trials: str = output_flag("output/ensemble/trials.csv", "file for all trials")
     out: str = output_flag(
         "output/ensemble/weights.yaml", "file for the weights (ensemble.run --config)"
     )
-    allow_test: bool = flag(False, "accept a test set; the written weights record it")
+    allow_test: bool = data_flag(False, "accept a test set; the written weights record it")
     seed: int = flag(0, "seed of the bootstrap and the folds")
 
     def check(self) -> None:

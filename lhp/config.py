@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pab.core.config import flag, model_flag, speed_flag
+from pab.core.config import advanced_flag, flag, model_flag, speed_flag
 from pab.training.config import ContrastiveConfig
 
 
@@ -18,8 +18,8 @@ class TrainConfig(ContrastiveConfig):
 
     # Model
     model: str = model_flag("beit3_large_patch16_384", "architecture, beit3_SIZE_patchP_RESOLUTION")
-    task: Literal["pab", "356"] = flag(
-        "pab", "task name; 356 is the release's name for pab", group="advanced"
+    task: Literal["pab", "356"] = advanced_flag(
+        "pab", "task name; 356 is the release's name for pab"
     )
     input_size: int = model_flag(384, "side of the square input, pixels", ge=1)
     drop_path: float = flag(0.16, "stochastic depth rate of the last block", ge=0, lt=1)

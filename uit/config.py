@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pab.core.config import data_flag, flag, model_flag, output_flag
+from pab.core.config import advanced_flag, data_flag, flag, model_flag, output_flag
 from pab.core.errors import InputError
 from pab.training.config import TrainingConfig
 from uit.augment import LEVELS
@@ -22,7 +22,7 @@ class TrainConfig(TrainingConfig):
 
     # Model
     model: Literal["uit_base", "uit_mini", "uit_debug"] = model_flag("uit_base", "architecture")
-    task: Literal["cmp"] = flag("cmp", "task name, as in the release", group="advanced")
+    task: Literal["cmp"] = advanced_flag("cmp", "task name, as in the release")
     input_size: int = model_flag(224, "side of the square input, pixels", ge=1)
     window: int = model_flag(7, "side of Swin's attention windows, tokens", ge=1)
     drop_path: float = flag(0.1, "stochastic depth rate of Swin's last block", ge=0, lt=1)

@@ -58,6 +58,7 @@ data_flag = partial(flag, group="data")
 model_flag = partial(flag, group="model")
 output_flag = partial(flag, group="output")
 speed_flag = partial(flag, group="speed")
+advanced_flag = partial(flag, group="advanced")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -112,12 +113,10 @@ def add_config_flags(
     values; a tuple of any length may be repeated. The word ``none`` unsets an optional field.
     """
     kinds = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if field.name in omit:
-            continue
+    for field in (field for field in dataclasses.fields(cls) if field.name not in omit):
         kind, optional = _without_none(kinds[field.name])
         facts, name = _facts(cls, field.name), f"--{field.name}"
-        group = parser.groups[facts.get("group", getattr(cls, "flag_group", "advanced"))]
+        group = parser.groups[facts["group"]]
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field.name}
         text = _help_of(field.default, str(facts.get("help", "")))
         if kind is bool:
@@ -166,9 +165,7 @@ def config_from_args(
     """
     usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
     parser = CommandParser(prog=prog, description=description, usage=usage)
-    parser.add_argument(
-        "--config", type=Path, default=None, metavar="FILE", help="YAML file; flags win over it"
-    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file; flags win over it")
     add_config_flags(parser, cls)
     if extra is not None:
         extra(parser)
@@ -230,7 +227,9 @@ def _facts(cls: type, name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         fields = vars(base).get("__dataclass_fields__", {})
-        facts |= fields[name].metadata if name in fields else {}
+        if name in fields:
+            facts.setdefault("group", getattr(base, "flag_group", "advanced"))
+            facts |= fields[name].metadata
     return facts
 
 
@@ -256,12 +255,8 @@ def _strict(kind: Any) -> Any:
     return kind | None if optional else kind
 
 
-SCALARS = {
-    int: Annotated[int, Strict()],
-    float: Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_number)],
-    bool: Annotated[bool, Strict()],
-    str: Annotated[str, Strict()],
-}
+SCALARS: dict[Any, Any] = {kind: Annotated[kind, Strict()] for kind in (int, bool, str)}
+SCALARS[float] = Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(_number)]
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:

@@ -22,7 +22,6 @@ def training_command(
     argv: list[str] | None,
     *,
     prog: str,
-    description: str = "",
     debug_config: str | None = None,
 ) -> None:
     """Parse a recipe's command line, run it, and always leave the process group.
@@ -32,7 +31,6 @@ def training_command(
         train: called with the settings and the whole command as typed.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: see :func:`pab.core.config.config_from_args`.
         debug_config: config that ``--debug`` selects; None omits the flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -40,7 +38,6 @@ def training_command(
         cls,
         argv if debug_config is None else with_debug(argv, debug_config),
         prog=prog,
-        description=description,
         extra=None if debug_config is None else partial(add_debug_flag, path=debug_config),
     )
     with processes.leaving_together():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pab.core.config import data_flag, flag, output_flag, speed_flag
+from pab.core.config import advanced_flag, data_flag, flag, output_flag, speed_flag
 from pab.core.errors import InputError
 from pab.data.label_config import TableConfig
 
@@ -69,23 +69,14 @@ class TrainingConfig(TableConfig):
     save_every_steps: int = output_flag(
         0, "also save the training state every N updates; 0: off", ge=0
     )
-    auto_resume: bool = flag(
-        True, "resume from the last checkpoint in output_dir, if any", group="advanced"
+    auto_resume: bool = advanced_flag(True, "resume from the last checkpoint in output_dir, if any")
+    resume_from: Literal["last", "newest_good"] = advanced_flag(
+        "last", "newest_good: if checkpoint-last.pth is damaged, resume from the one before it"
     )
-    resume_from: Literal["last", "newest_good"] = flag(
-        "last",
-        "newest_good: if checkpoint-last.pth is damaged, resume from the one before it",
-        group="advanced",
+    max_skipped_steps: int = advanced_flag(
+        20, "stop after N consecutive steps skipped because loss or gradient was not finite", ge=1
     )
-    max_skipped_steps: int = flag(
-        20,
-        "stop after N consecutive steps skipped because loss or gradient was not finite",
-        ge=1,
-        group="advanced",
-    )
-    max_steps: int = flag(
-        0, "stop (resumable) after N updates; 0 runs to the end", ge=0, group="advanced"
-    )
+    max_steps: int = advanced_flag(0, "stop (resumable) after N updates; 0 runs to the end", ge=0)
 
     def check(self) -> None:
         """Reject values that are invalid alone or in combination.

@@ -715,7 +715,7 @@ def odd(scoring: Scoring, vocabulary: Path, checkpoint: Path) -> dict[str, Any]:
     torch.save({"model": other | {name: torch.full_like(other[name], torch.nan)}}, folder / "n.pth")
     torch.save({"model": {k: v for k, v in other.items() if k != name}}, folder / "m.pth")
     return {
-        "at least 1": {"k_test": 0},
+        "equal to 1": {"k_test": 0},
         "'t0#0'": {"candidates": folder / "ids.pt"},
         "no_such.pt": {"candidates": folder / "no_such.pt"},
         "vocab.txt": {"text_encoder": empty}, "word vectors": {"text_encoder": words},
@@ -729,7 +729,7 @@ def odd(scoring: Scoring, vocabulary: Path, checkpoint: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "expected",
     [
-        "at least 1", "'t0#0'", "no_such.pt", "vocab.txt", "word vectors", "NaN",
+        "equal to 1", "'t0#0'", "no_such.pt", "vocab.txt", "word vectors", "NaN",
         "1 missing", "--save_itc", "--input_size", "--max_words", "--model", "--cache_dtype",
     ],
 )  # fmt: skip

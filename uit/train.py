@@ -22,12 +22,7 @@ from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoding import Compute
 from pab.scoring.rerank import rerank_best
 from pab.training.command import training_command
-from pab.training.data import (
-    TrainingData,
-    epoch_batches,
-    open_training_data,
-    validation_retrieval,
-)
+from pab.training.data import TrainingData, epoch_batches, open_training_data, validation_retrieval
 from pab.training.loop import (
     fit,
     new_run,

@@ -176,15 +176,16 @@ def _lines(path: Path, head: str) -> Found:
 def _table(path: Path, head: str) -> Found:
     """Describe a table of images and captions, or of scores with ids."""
     first = head.splitlines()[0]
-    headers = {s: next(csv.reader([first], delimiter=s)) for s in SEPARATORS if s in first}
-    for separator, columns in headers.items():
+    found = [s for s in SEPARATORS if s in first]
+    headers = [next(csv.reader([first], delimiter=separator)) for separator in found]
+    for separator, columns in zip(found, headers, strict=True):
         images = [name for name in IMAGE_KEYS if name in columns]
         captions = [name for name in CAPTION_KEYS if name in columns]
         if images and captions:
             return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
     if separator_of(head) is not None:
         return describe_scores(path)
-    columns = next(iter(headers.values()), [first])
+    columns = headers[0] if headers else [first]
     return Found(
         "a table without the usual columns of a caption table",
         (f"columns: {', '.join(columns)}",),

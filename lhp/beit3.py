@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 from pab.core.devices import attention
 from pab.core.errors import InputError
-from pab.core.layers import DropPath
 from pab.core.notices import notice
 
 Modality: TypeAlias = Literal["A", "B"]
@@ -213,7 +213,7 @@ class Block(nn.Module):
         self.self_attn_layer_norm = _norms(config.embed_dim, config.norm_eps)
         self.ffn = Multiway(FeedForward(config), FeedForward(config))
         self.final_layer_norm = _norms(config.embed_dim, config.norm_eps)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(
         self, x: Tensor, modality: Modality, key_mask: Tensor | None, read: int | None = None

@@ -33,6 +33,7 @@ from pab.data.records import Retrieval
 from pab.scoring.encoder import scores_of
 from pab.scoring.encoding import Compute
 from pab.training.command import training_command
+from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel, train_pairs
 from pab.training.resume import named_files
@@ -40,7 +41,7 @@ from pab.training.resume import named_files
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
 
 
-def train(config: TrainConfig, argv: list[str]) -> None:
+def train(config: TrainConfig, command: str) -> None:
     """Run the whole recipe.
 
     Raises:
@@ -48,13 +49,8 @@ def train(config: TrainConfig, argv: list[str]) -> None:
             an unreadable training image, or too many consecutive steps that are not finite.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
-    train_pairs(
-        config,
-        argv,
-        command="python -m lhp.train",
-        files=named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model),
-        build=partial(pair_model, config, tokenizer),
-    )
+    files = named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model)
+    train_pairs(config, command, files, partial(pair_model, config, tokenizer))
 
 
 def pair_model(
@@ -74,6 +70,10 @@ def pair_model(
         encoder = LhpEncoder(model, tokenizer, compute)
         return scores_of(encoder, [q.caption for q in retrieval.queries], retrieval.gallery)
 
+    scoring = command_line(
+        "python -m lhp.infer", model=config.model, input_size=config.input_size,
+        tokenizer=config.sentencepiece_model, max_text_length=config.max_text_length,
+    )  # fmt: skip
     return PairModel(
         module=model,
         view=HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio),
@@ -86,6 +86,7 @@ def pair_model(
         layer_of=lambda name: model.layer_of(name, layers),
         no_decay=model.no_weight_decay,
         facts={"architecture": config.model, "input_size": config.input_size},
+        scoring=f"{scoring} --checkpoint",
     )
 
 

@@ -21,7 +21,7 @@ for file in "${!commands[@]}"; do
     "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
     for command in ${commands[$file]}; do
         case $command in *.py) words=("$command") ;; *) words=(-m "$command") ;; esac
-        "$home/venv/bin/python" "${words[@]}" --help > /dev/null
+        PYTHONPATH=. "$home/venv/bin/python" "${words[@]}" --help > /dev/null
         echo "$file: python ${words[*]} --help"
     done
     rm -rf "$home"

@@ -7,201 +7,23 @@ Tunes any OpenCLIP model (`--model`, `--pretrained`) with LHP's views and recipe
 
 from __future__ import annotations
 
-import json
-import math
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's path lacks the root
-
-import torch
-from torch import Tensor, nn
 
 from lhp.views import HybridView
-from pab.core.config import flag, model_flag
-from pab.core.devices import autocast
-from pab.core.errors import InputError, run_cli
-from pab.core.weight_folders import weights_or_path
-from pab.data.records import Retrieval
-from pab.encoders.clip.encoder import ClipEncoder
-from pab.encoders.clip.identity import ARCHITECTURE, CONFIGURATION
-from pab.encoders.clip.model import ClipModel, load_clip, new_clip
-from pab.encoders.clip.names import FOLDER, architecture, label
-from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
-from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
-from pab.encoders.tuning import SCRATCH, FinetuneConfig, adapted, merged_state, own_name
-from pab.scoring.encoder import scores_of
-from pab.scoring.encoding import Compute
+from pab.core.errors import run_cli
+from pab.encoders.clip.finetune import TrainConfig, files_of, pair_model
 from pab.training.command import training_command
-from pab.training.pair_data import PairBatch
-from pab.training.pairs import PairModel, train_pairs
-from pab.training.resume import ContentHash, hash_of_files, named_files
-
-TEXT_ENDINGS = (".json", ".txt", ".model")  # extensions of a folder's configuration and tokenizer
-LARGEST_SCALE = math.log(100)  # CLIP's bound on the logarithm of the scale
-
-PROG = "python scripts/finetune_clip.py"
+from pab.training.pairs import train_pairs
 
 
-@dataclass(frozen=True)
-class TrainConfig(FinetuneConfig):
-    """Settings of CLIP's fine-tuning; each field is a flag of `python scripts/finetune_clip.py`."""
-
-    model: str = model_flag("ViT-L-14-336-quickgelu", "OpenCLIP's name, or local-dir:FOLDER")
-    pretrained: str | None = model_flag(
-        None, "OpenCLIP tag, weight file, or random (default: openai, or the folder's weights)"
-    )
-    preprocess_as: str | None = model_flag(
-        None, "tag with the preprocessing of a weight file; required if nothing else determines it"
-    )
-    output_dir: str = flag("output/clip", "folder for checkpoints and the log")
-
-
-def train(config: TrainConfig, argv: list[str]) -> None:
-    """Run the whole recipe.
-
-    Raises:
-        InputError: see :func:`pab.training.pairs.train_pairs`.
-    """
-    train_pairs(
-        config, argv, command=PROG, files=files_of(config), build=partial(pair_model, config)
-    )
-
-
-def files_of(config: TrainConfig) -> dict[str, ContentHash]:
-    """Hashes of the files named by the settings: weights, and other files of a model folder."""
-    files: dict[str, ContentHash] = {}
-    folder = Path(config.model.removeprefix(FOLDER)) if config.model.startswith(FOLDER) else None
-    if folder is not None:
-        others = sorted(path for path in folder.glob("*") if path.suffix in TEXT_ENDINGS)
-        files["model"] = partial(hash_of_files, *others)
-    if config.pretrained is None and folder is not None:
-        files["pretrained"] = partial(hash_of_files, weights_or_path(folder))
-    elif config.pretrained != SCRATCH and not is_tag(config.model, config.pretrained):
-        files |= named_files(pretrained=config.pretrained or "")
-    return files
-
-
-def pair_model(
-    config: TrainConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    resumed: Mapping[str, str] | None = None,
-) -> PairModel:
-    """Describe the model for the shared recipe.
-
-    Args:
-        resumed: facts of the checkpoint that will replace the model's weights, with its
-            preprocessing. None loads the initial weights.
-    """
-    recorded = (resumed or {}).get(PREPROCESSING)
-    if recorded is not None:
-        clip = new_clip(config.model, prepared(json.loads(recorded)))
-    elif config.pretrained == SCRATCH:
-        clip = new_clip(config.model)
-    else:  # also for a state of an earlier version, which lacks the preprocessing
-        clip = load_clip(config.model, config.pretrained, config.preprocess_as)
-    model = clip.model.to(device)
-    if config.checkpoint_activations:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    scale = model.get_parameter("logit_scale")
-    unused = [p for n, p in model.named_parameters() if n == "logit_bias"]  # a constant in SigLIP
-    layers, layer_of = two_tower_layers(
-        (name for name, _ in model.named_parameters()), lambda name: name.startswith("visual.")
-    )
-    frozen = [*unused, *towers(model)[config.freeze]]
-    module = adapted(model, config, frozen=frozen, temperature=scale)
-
-    def score(retrieval: Retrieval) -> Tensor:
-        assert retrieval.gallery is not None
-        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        captions = [query.caption for query in retrieval.queries]
-        return scores_of(ClipEncoder(clip, compute), captions, retrieval.gallery)
-
-    return PairModel(
-        module=module,
-        view=HybridView(
-            image_side(clip), config.local_prob, config.crop_scale, config.crop_ratio,
-            whole=clip.transform,
-        ),
-        encode_ids=clip.tokenize.ids_of,
-        pad=rows_and_mask,
-        vectors=partial(pair_vectors, clip, device=device, dtype=dtype),
-        logit_scale=partial(bounded, scale),
-        score=score,
-        layers=layers,
-        layer_of=lambda name: layer_of(own_name(name)),
-        no_decay=no_weight_decay,
-        facts={
-            ARCHITECTURE: label(config.model),
-            CONFIGURATION: json.dumps(architecture(config.model), sort_keys=True),
-            PREPROCESSING: clip.preprocessing,
-            "lora_rank": config.lora_rank,
-        },
-        released=merged_state,
-    )  # fmt: skip
-
-
-def bounded(scale: nn.Parameter) -> Tensor:
-    """Clamp the logarithm of the scale to its bound, and return it.
-
-    The clamp is in place, as in CLIP. Inside the graph, values above the bound would get no
-    gradient, and weights that start at the bound would never leave it.
-    """
-    with torch.no_grad():
-        scale.clamp_(max=LARGEST_SCALE)
-    return scale
-
-
-def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:
-    """Modules and parameters that each choice of ``--freeze`` keeps fixed."""
-    children = [child for name, child in model.named_children() if name != "visual"]
-    alone = [p for name, p in model.named_parameters(recurse=False) if "logit" not in name]
-    return {
-        "none": [],
-        "image": [model.get_submodule("visual")],
-        "text": [*children, *alone],
-    }
-
-
-def image_side(clip: ClipModel) -> int:
-    """Side of the model's square input, pixels.
-
-    Raises:
-        InputError: the input is not square.
-    """
-    size = clip.model.visual.image_size  # type: ignore[union-attr]
-    sides = (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[arg-type]
-    if sides[0] != sides[1]:
-        raise InputError("--model", f"expected a square input, {clip.name} has {sides}")
-    return int(sides[0])
-
-
-def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids [B, N], and a mask of ones, because the tokenizer has already padded them."""
-    ids = torch.tensor(rows)
-    return ids, torch.ones_like(ids)
-
-
-def pair_vectors(
-    clip: ClipModel, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Image and text vectors of a batch, stacked as [B, 2, D]."""
-    with autocast(device, dtype):
-        return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)
+def train(config: TrainConfig, command: str) -> None:
+    """Run the recipe with LHP's views."""
+    train_pairs(config, command, files_of(config), partial(pair_model, config, HybridView))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and train."""
-    training_command(
-        TrainConfig,
-        train,
-        argv,
-        prog=PROG,
-    )
+    training_command(TrainConfig, train, argv, prog="python scripts/finetune_clip.py")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from lhp.beit3 import (
     start_from_scratch,
 )
 from pab.core.errors import InputError
-from pab.core.layers import DropPath
 from pab.training.contrastive import symmetric_infonce
 
 MakeModel = Callable[..., Beit3Retrieval]
@@ -149,11 +148,19 @@ def test_sizes_of_a_checkpoint(debug_model: MakeModel) -> None:
     assert adapt_state(odd, config, "a.pth") == odd
 
 
-def test_drop_path() -> None:
-    drop = DropPath(0.25)
+def test_drop_path_rises_with_depth() -> None:
+    config = dataclasses.replace(model_config("beit3_mini_patch16_32", vocab_size=9), drop_path=0.3)
+    rates = [block.drop_path.p for block in Beit3Retrieval(config).beit3.encoder.layers]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_drop_path_drops_whole_samples_and_rescales_the_others() -> None:
+    config = dataclasses.replace(
+        model_config("beit3_mini_patch16_32", vocab_size=9), drop_path=0.25
+    )
+    drop = Beit3Retrieval(config).beit3.encoder.layers[-1].drop_path
     x = torch.ones(20000, 2, 3)
     assert drop.eval()(x) is x
-    assert DropPath(0.0).train()(x) is x
     torch.manual_seed(0)
     out = drop.train()(x)
     per_sample = out.flatten(1)
@@ -162,16 +169,10 @@ def test_drop_path() -> None:
     assert abs(float(out.mean()) - 1) < 0.02
 
 
-def test_drop_path_rises_with_depth() -> None:
-    config = dataclasses.replace(model_config("beit3_mini_patch16_32", vocab_size=9), drop_path=0.3)
-    rates = [block.drop_path.rate for block in Beit3Retrieval(config).beit3.encoder.layers]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
-
-
 def test_drop_path_is_off_when_scoring(debug_model: MakeModel, image: Tensor) -> None:
     model = debug_model()
     for block in model.beit3.encoder.layers:
-        block.drop_path.rate = 0.5
+        block.drop_path.p = 0.5
     model.eval()
     assert torch.equal(model.encode_image(image), model.encode_image(image))
     model.train()
@@ -188,7 +189,7 @@ def test_activation_checkpointing_changes_nothing(
         model = debug_model().train()
         model.beit3.encoder.checkpoint_activations = on
         for block in model.beit3.encoder.layers:
-            block.drop_path.rate = 0.5
+            block.drop_path.p = 0.5
         torch.manual_seed(5)
         vectors = model.encode_image(image), model.encode_text(ids, torch.zeros_like(ids))
         loss = symmetric_infonce(*vectors, model.logit_scale)

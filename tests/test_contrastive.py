@@ -50,7 +50,7 @@ def model_and_batch(
 ) -> tuple[Beit3Retrieval, Tensor, Tensor]:
     model = make().train()
     for block in model.beit3.encoder.layers:
-        block.drop_path.rate = drop_path
+        block.drop_path.p = drop_path
     generator = torch.Generator().manual_seed(4)
     images = torch.randn(7, 3, 64, 64, generator=generator)
     return model, images, torch.randint(4, 70, (7, 6), generator=generator)

@@ -15,10 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pab.encoders.blip2.finetune
+import pab.encoders.clip.finetune
+from lhp.views import HybridView
 from pab.core.checkpoints import model_state, read_checkpoint
 from pab.core.errors import InputError
 from pab.data.training_set import TrainingSet
 from pab.encoders.blip2.model import MODELS, Blip2, load_blip2
+from pab.encoders.clip.finetune import LARGEST_SCALE, bounded
 from pab.encoders.clip.identity import ARCHITECTURE
 from pab.encoders.clip.model import load_clip, new_clip
 from pab.encoders.layer_numbers import two_tower_layers
@@ -111,13 +115,13 @@ def losses(folder: Path) -> list[float]:
 
 def built(runs: Runs, kind: str, **settings: Any) -> tuple[ContrastiveConfig, PairModel]:
     """The recipe's model as a run would have it."""
-    module = {"clip": finetune_clip, "blip2": finetune_blip2}[kind]
+    module = {"clip": pab.encoders.clip.finetune, "blip2": pab.encoders.blip2.finetune}[kind]
     names = {"pretrained": "random", **runs.own[kind], **settings}
     config = module.TrainConfig(
         **{k: str(v) if k == "text_encoder" else v for k, v in names.items()}
     )
     torch.manual_seed(0)
-    return config, module.pair_model(config, CPU, torch.float32)
+    return config, module.pair_model(config, HybridView, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
@@ -268,8 +272,8 @@ def test_a_training_state_is_scored(
 
 def test_a_temperature_at_its_bound_can_leave_it() -> None:
     scale = torch.nn.Parameter(torch.tensor(7.0))
-    finetune_clip.bounded(scale).backward()
-    assert float(scale.detach()) == pytest.approx(finetune_clip.LARGEST_SCALE)
+    bounded(scale).backward()
+    assert float(scale.detach()) == pytest.approx(LARGEST_SCALE)
     assert scale.grad == 1.0
     model = Blip2(MODELS["mini"])
     with torch.no_grad():

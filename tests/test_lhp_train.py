@@ -311,7 +311,7 @@ def test_what_ends_in_validation_begins_there_again(
 
     with monkeypatch.context() as patch:
         if logged:  # the power goes between validation and the checkpoint behind it
-            patch.setattr(pab.training.loop, "save_model", power_cut)
+            patch.setattr(pab.training.loop.Run, "save", power_cut)
         else:
             patch.setattr(pab.training.pairs, "retrieval_metrics", power_cut)
         with pytest.raises(KeyboardInterrupt):

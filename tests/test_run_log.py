@@ -26,8 +26,7 @@ class Recipe:
 
 def open_log(folder: Path, resumed_at: int | None = None, log_dir: Path | None = None) -> RunLog:
     return RunLog(
-        folder, log_dir, Recipe(), ["--lr", "1e-5"], command="python -m train",
-        resumed_at=resumed_at,
+        folder, log_dir, Recipe(), "python -m train --lr 1e-5", resumed_at=resumed_at
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -359,7 +358,7 @@ def test_a_resumed_run_compares_files_by_content(
     words = runs.folder / "words"
     shutil.copytree(runs.vocabulary, words)
     with monkeypatch.context() as patch:  # start weights are neither there nor asked for
-        patch.setattr(os, "execve", lambda *_: None)
+        patch.setattr(torch.distributed.run, "main", lambda _: None)
         runs("cut", dist="f2", checkpoint="gone.pth", text_encoder=words)
         with pytest.raises(InputError, match=r"gone\.pth: expected weights"):
             runs("new", dist="f2", checkpoint="gone.pth", text_encoder=words)
@@ -432,7 +431,7 @@ def test_bert_may_be_a_folder_for_several_processes(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(os, "execve", lambda path, words, environment: seen.extend(words))
+    monkeypatch.setattr(torch.distributed.run, "main", seen.extend)
     with pytest.raises(InputError, match="expected BERT's weights in it"):
         runs("none", dist="f2", bert=runs.vocabulary)
     assert not seen
@@ -445,7 +444,7 @@ def test_bert_may_be_a_folder_for_several_processes(
 
 def test_torchrun_gets_the_same_settings(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr(os, "execve", lambda path, words, environment: seen.append(words))
+    monkeypatch.setattr(torch.distributed.run, "main", seen.append)
     runs("many", dist="f3")
     words = seen[0]
     assert words[words.index("--nproc_per_node") + 1] == "3"

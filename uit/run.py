@@ -7,12 +7,16 @@ settings of `uit.train` as flags; `--bs` and `--epo` are the release's names of 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pab.core.commands import CommandParser, add_debug_flag, names_flag, with_debug
 from pab.core.config import config_from_args
@@ -63,12 +67,25 @@ def main(argv: list[str] | None = None) -> None:
     if count == 1:
         train(passed)
         return
-    visible = {} if config.device == "cpu" else {"CUDA_VISIBLE_DEVICES": _first_gpus(count)}
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    run += ["--nproc_per_node", str(count), "-m", "uit.train", *passed]
     check_inputs(config)
-    sys.stdout.flush()
-    os.execve(run[0], run, {**os.environ, **visible})  # torchrun then receives signals directly
+    if config.device != "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = _first_gpus(count)
+    start_processes(["--standalone", "--nproc_per_node", str(count), "-m", "uit.train", *passed])
+
+
+def start_processes(words: list[str]) -> None:
+    """Run torchrun in this process; exit with the code of a process that fails, or on a signal.
+
+    Each process reports its own error or says how to resume, so torchrun's report is left out.
+    """
+    logging.disable(logging.WARNING)  # torchrun's remarks on signals and threads
+    try:
+        torch.distributed.run.main(words)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        sys.exit(max(failure.exitcode, 1))  # a process ended by a signal has a negative code
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
 
 
 def check_inputs(config: TrainConfig) -> None:

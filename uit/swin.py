@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from pab.core.devices import attention
 from pab.core.errors import InputError
-from pab.core.layers import DropPath
 
 INIT_STD = 0.02  # truncated normal, as in the published code
 MASKED = -100.0  # added to the logits of tokens that are not neighbours, as in the published code
@@ -179,7 +179,7 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(width, heads, self.window)
         self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = Mlp(width, config.mlp_ratio * width)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> the same shape."""

@@ -6,13 +6,10 @@ resumes from the last checkpoint.
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
@@ -22,17 +19,17 @@ from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoding import Compute
 from pab.scoring.rerank import rerank_best
 from pab.training.command import training_command
-from pab.training.data import TrainingData, epoch_batches, open_training_data, validation_retrieval
-from pab.training.loop import (
-    fit,
-    new_run,
+from pab.training.data import (
+    TrainingData,
+    epoch_batches,
     retrieval_metrics,
-    same_start,
-    start_processes,
-    steps_per_epoch,
+    training_loader,
+    validation_retrieval,
 )
-from pab.training.optim import parameter_groups
-from pab.training.resume import ContentHash, find_resume_point, identify, named_files
+from pab.training.loop import Run, command_line
+from pab.training.optim import make_adamw, parameter_groups
+from pab.training.resume import ContentHash, named_files
+from pab.training.setup import same_start, set_up, steps_per_epoch
 from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
@@ -46,86 +43,89 @@ from uit.schedules import COSINE_WARMUP_SHARE, multiplier
 from uit.weights import start_weights
 
 
-def train(config: TrainConfig, argv: list[str]) -> None:
+def train(config: TrainConfig, command: str) -> None:
     """Run the whole recipe.
 
     Raises:
         InputError: before anything is written: bad settings, data or checkpoint. During training:
             an unreadable training image, or too many consecutive steps that are not finite.
     """
-    # ---- Data
-    device, dtype = start_processes(config)
+    # ---- Data and model
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     draws = text_draws(config)
-    data = open_training_data(config)
+    setup = set_up(config, command, content_of(config, tokenizer, draws))
+    data, device, dtype = setup.data, setup.device, setup.dtype
+    batches = epoch_batches(config, len(data.train_rows))
+    steps = steps_per_epoch(batches)
+    model = same_start(
+        config.seed, lambda: build_model(config, tokenizer, start=setup.resume is None)
+    ).to(device)
+    values = (1 + model.config.swin.grids[-1] ** 2) * model.config.swin.width  # of an image
+    check_free_space(
+        "TMPDIR", tempfile.gettempdir(), 4 * len(data.val_rows) * values,
+        "the features of the validation images",
+        todo="make room, or name another folder for temporary files with TMPDIR",
+    )  # fmt: skip
     augmentation = Augmentation(config.flip_prob, config.augment_level, config.erasing_prob)
     view = TrainingView(config.input_size, augmentation)
     dataset = UitDataset(data.pairs, data.train_rows, view, tokenizer, draws, config.seed)
-    batches = epoch_batches(config, len(dataset))
-    total_steps = config.epochs * steps_per_epoch(batches, 1)
     blocks = config.input_size // config.mim_block if config.mim_weight else 0
     collate = Collate(tokenizer, config.mlm_most, blocks, config.mim_ratio)
+    weights = LossWeights(
+        config.eda_weight, config.mlm_weight, config.mim_weight, config.label_smoothing
+    )
 
-    # ---- Model and optimizer
-    identity = identify(config, data.pairs, content_of(config, tokenizer, draws))
-    resume = find_resume_point(config, identity)
-    model = same_start(
-        config.seed, lambda: build_model(config, tokenizer, start=resume is None)
-    ).to(device)
+    # ---- Optimizer and schedule
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=config.weight_decay,
         no_decay=model.no_weight_decay,
         lr_scale_of=model.rate_scale,
     )
-    warmup = config.warmup_steps
+    total_steps, warmup = config.epochs * steps, config.warmup_steps
     if config.schedule == "cosine":
         warmup = int(COSINE_WARMUP_SHARE * total_steps)
     # A run shorter than its warm-up uses only the beginning of the warm-up.
     at = multiplier(config.schedule, max(total_steps, warmup), warmup)
-    weights = LossWeights(
-        config.eda_weight, config.mlm_weight, config.mim_weight, config.label_smoothing
-    )
-
-    run = new_run(
-        config,
-        command="python -m uit.train",
-        argv=argv,
-        device=device,
-        dtype=dtype,
-        data=data,
-        dataset=dataset,
-        batches=batches,
-        collate=collate,
+    scoring = command_line(
+        "python -m uit.infer", model=config.model, input_size=config.input_size,
+        window=config.window, text_encoder=config.text_encoder, max_words=config.max_words,
+        max_text_length=config.max_text_length,
+    )  # fmt: skip
+    run = Run(
+        setup,
         model=model,
-        groups=groups,
+        optimizer=make_adamw(groups, config.opt_betas, config.opt_eps),
+        batches=batches,
+        loader=training_loader(dataset, batches, collate, config, device),
         rates=[config.lr * at(step) for step in range(total_steps)],
         warmup_steps=warmup,
         facts={"architecture": config.model, "input_size": config.input_size},
-        identity=identity,
-        resume=resume,
+        scoring=f"{scoring} --checkpoint",
     )
-
-    images = 1 + model.config.swin.grids[-1] ** 2, model.config.swin.width
-    check_free_space(
-        "TMPDIR", tempfile.gettempdir(), 4 * len(data.val_rows) * math.prod(images),
-        "the features of the validation images",
-        todo="make room, or name another folder for temporary files with TMPDIR",
-    )  # fmt: skip
+    run.resume()
+    if run.stopped:  # by --max_steps, in an earlier start
+        return
 
     # ---- Loop
-    def update(feed: Iterator[UitBatch]) -> dict[str, Tensor]:
-        batch = UitBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
-        draw = draw_negatives if batches.epoch >= config.hard_negatives_from else draw_any
-        with autocast(device, dtype):
-            losses = uit_losses(model, batch, weights, draw)
-        run.scaler.scale(losses["loss"]).backward()
-        return {**losses, "temperature": model.temp}
-
-    def validate() -> dict[str, float]:
-        return validation_metrics(model, tokenizer, data, config, device, dtype)
-
-    fit(run, update, validate)
+    with run.recorded():
+        for epoch in range(run.place.epoch, config.epochs):
+            draw = draw_negatives if epoch >= config.hard_negatives_from else draw_any
+            feed = run.feed()
+            for _ in range(run.place.step_in_epoch, steps):
+                batch = UitBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
+                with autocast(device, dtype):
+                    losses = uit_losses(model, batch, weights, draw)
+                run.scaler.scale(losses["loss"]).backward()
+                run.step({**losses, "temperature": model.temp})
+                if run.stopped:
+                    return
+            if run.validates:
+                with run.validating():
+                    figures = validation_metrics(model, tokenizer, data, config, device, dtype)
+                run.validated(figures)
+            run.end_epoch()
+        run.finish()
 
 
 def text_draws(config: TrainConfig) -> TextDraws:

@@ -7,6 +7,7 @@ is a bug in this project and keeps its traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -63,6 +64,7 @@ def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = N
     except BrokenPipeError:  # the reader of the output (head, less) has exited
         sys.stderr.close()
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # its text, if it has one, says what is saved
+        if os.environ.get("RANK", "0") == "0":  # one line, also from several processes
+            print(str(stop) or "interrupted", file=sys.stderr)
         sys.exit(130)

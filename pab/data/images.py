@@ -335,11 +335,11 @@ class ImageLoader:
         pin_memory: bool,
         reader: ImageReader,
     ) -> None:
-        from torch.utils.data import DataLoader
+        from pab.data.loader import Loader
 
         self._images, self._unreadable = images, reader.unreadable
-        self._loader: DataLoader = DataLoader(
-            _Images(images, transform, reader.load),  # type: ignore[arg-type]
+        self._loader = Loader(
+            _Images(images, transform, reader.load),
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=_collate,

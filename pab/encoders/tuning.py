@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +15,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from pab.core.config import flag, speed_flag
+from pab.data.images import ImageTransform
 from pab.encoders.layer_numbers import BLOCK
 from pab.training.config import ContrastiveConfig
+
+# Makes the view of a training image from its side and the settings of the crop (lhp/views.py).
+MakeView = Callable[..., ImageTransform]
 
 IN_PROJECTION = "in_proj_weight"  # torch's attention: queries, keys and values in one matrix
 SCRATCH = "random"  # value of --pretrained for training from scratch

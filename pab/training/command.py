@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 def training_command(
     cls: type[Config],
-    train: Callable[[Config, list[str]], None],
+    train: Callable[[Config, str], None],
     argv: list[str] | None,
     *,
     prog: str,
@@ -27,7 +28,7 @@ def training_command(
 
     Args:
         cls: dataclass of the recipe's settings.
-        train: called with the settings and the command line as typed.
+        train: called with the settings and the whole command as typed.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
         debug_config: config that ``--debug`` selects; None omits the flag.
@@ -40,4 +41,4 @@ def training_command(
         extra=None if debug_config is None else partial(add_debug_flag, path=debug_config),
     )
     with processes.leaving_together():
-        train(config, argv)
+        train(config, shlex.join([*prog.split(), *argv]))

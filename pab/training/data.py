@@ -12,17 +12,21 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from pab.core import processes
 from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
 from pab.data.images import load_image, verify_images
+from pab.data.loader import Loader
 from pab.data.records import Retrieval, TrainPair
 from pab.data.splits import validation_split
 from pab.data.tables import is_own_data, is_table
 from pab.data.training_set import TrainingSet
 from pab.data.tree import find_shards, shard_number
+from pab.metrics import evaluate_scores
+from pab.scores import ScoreFile
 from pab.training.config import TrainingConfig
 from pab.training.preflight import check_run_folders
 from pab.training.sampling import EpochBatches, SampleKey, sample_seed
@@ -216,6 +220,20 @@ def validation_retrieval(data: TrainingData) -> Retrieval:
     return retrieval_of_pairs((data.pairs[int(i)] for i in data.val_rows), data.pairs.root)
 
 
+def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
+    """Metrics of a labelled retrieval, in percent.
+
+    Args:
+        retrieval: queries with a gallery and labels.
+        scores: [queries, gallery].
+    """
+    assert retrieval.gallery is not None
+    assert retrieval.relevant is not None
+    queries = [query.query_id for query in retrieval.queries]
+    gallery = [image.gallery_id for image in retrieval.gallery]
+    return evaluate_scores(ScoreFile(scores, queries, gallery, {}), retrieval.relevant).mean()
+
+
 def epoch_batches(config: TrainingConfig, pairs: int) -> EpochBatches:
     """Sampler of this process's batches."""
     return EpochBatches(
@@ -229,11 +247,11 @@ def training_loader(
     collate: Callable[[list[Any]], Any],
     config: TrainingConfig,
     device: torch.device,
-) -> DataLoader[Any]:
+) -> Loader:
     """Build the loader of ``batches``; it leaves torch's global generator unchanged."""
-    return DataLoader(
+    return Loader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=collate,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,

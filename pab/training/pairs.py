@@ -5,8 +5,9 @@ LHP, CLIP and BLIP-2 share this recipe; a :class:`PairModel` holds their differe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,17 @@ from pab.data.images import ImageTransform
 from pab.data.records import Retrieval
 from pab.training.config import ContrastiveConfig
 from pab.training.contrastive import pair_backward
-from pab.training.data import epoch_batches, open_training_data, validation_retrieval
-from pab.training.loop import (
-    fit,
-    new_run,
+from pab.training.data import (
+    epoch_batches,
     retrieval_metrics,
-    same_start,
-    start_processes,
-    steps_per_epoch,
-    weights_as_they_are,
+    training_loader,
+    validation_retrieval,
 )
-from pab.training.optim import parameter_groups, warmup_cosine
+from pab.training.loop import Run, weights_as_they_are
+from pab.training.optim import make_adamw, parameter_groups, warmup_cosine
 from pab.training.pair_data import PairBatch, PairCollate, PairDataset
-from pab.training.resume import ContentHash, find_resume_point, identify
+from pab.training.resume import ContentHash
+from pab.training.setup import same_start, set_up, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class PairModel:
         layer_of: maps a parameter's name to its layer, 0 to ``layers + 1``.
         no_decay: returns true for a parameter (name, value) without weight decay.
         facts: metadata of weight files.
+        scoring: command that scores with a weight file; its path is appended.
         released: returns the weights to write, by name.
     """
 
@@ -62,13 +62,12 @@ class PairModel:
     layer_of: Callable[[str], int]
     no_decay: Callable[[str, Tensor], bool]
     facts: Mapping[str, object]
-    released: Callable[[nn.Module], Mapping[str, Tensor]] = field(default=weights_as_they_are)
+    scoring: str
+    released: Callable[[nn.Module], Mapping[str, Tensor]] = weights_as_they_are
 
 
 def train_pairs(
     config: ContrastiveConfig,
-    argv: list[str],
-    *,
     command: str,
     files: Mapping[str, ContentHash],
     build: Callable[[torch.device, torch.dtype, Mapping[str, str] | None], PairModel],
@@ -77,8 +76,7 @@ def train_pairs(
 
     Args:
         config: settings of the recipe.
-        argv: arguments of the command, as typed.
-        command: command of the recipe, such as ``python -m lhp.train``.
+        command: command with its arguments, as typed.
         files: setting -> hash of the files that it names: initial weights, tokenizer.
         build: creates the model for a device and number format, after the data is checked and the
             generators are seeded. For a resumed run, it gets the facts of the checkpoint and needs
@@ -88,19 +86,16 @@ def train_pairs(
         InputError: before anything is written: bad settings, data or checkpoint. During training:
             an unreadable training image, or too many consecutive steps that are not finite.
     """
-    # ---- Data
-    device, dtype = start_processes(config)
-    data = open_training_data(config)
+    # ---- Data and model
+    setup = set_up(config, command, files)
+    data, device, resume = setup.data, setup.device, setup.resume
     batches = epoch_batches(config, len(data.train_rows))
-    total_steps = config.epochs * steps_per_epoch(batches, config.update_freq)
-    identity = identify(config, data.pairs, files)
-    resume = find_resume_point(config, identity)
-
-    # ---- Model and optimizer
-    model = same_start(
-        config.seed, lambda: build(device, dtype, None if resume is None else resume.facts)
-    )
+    steps = steps_per_epoch(batches, config.update_freq)
+    facts = None if resume is None else resume.facts
+    model = same_start(config.seed, lambda: build(device, setup.dtype, facts))
     dataset = PairDataset(data.pairs, data.train_rows, model.view, model.encode_ids, config.seed)
+
+    # ---- Optimizer and schedule
     groups = parameter_groups(
         model.module.named_parameters(),
         weight_decay=config.weight_decay,
@@ -110,47 +105,43 @@ def train_pairs(
         layer_decay=config.layer_decay,
     )
     # A run shorter than its warm-up uses only the beginning of the warm-up.
-    scheduled_steps = max(total_steps, config.warmup_steps)
-
-    run = new_run(
-        config,
-        command=command,
-        argv=argv,
-        device=device,
-        dtype=dtype,
-        data=data,
-        dataset=dataset,
-        batches=batches,
-        collate=PairCollate(model.pad),
+    scheduled_steps = max(config.epochs * steps, config.warmup_steps)
+    run = Run(
+        setup,
         model=model.module,
-        groups=groups,
+        optimizer=make_adamw(groups, config.opt_betas, config.opt_eps),
+        batches=batches,
+        loader=training_loader(dataset, batches, PairCollate(model.pad), config, device),
         rates=warmup_cosine(config.lr, config.min_lr, scheduled_steps, config.warmup_steps),
         warmup_steps=config.warmup_steps,
-        batches_per_update=config.update_freq,
         facts=model.facts,
+        scoring=model.scoring,
         released=model.released,
-        identity=identity,
-        resume=resume,
+        update_freq=config.update_freq,
     )
+    run.resume()
+    if run.stopped:  # by --max_steps, in an earlier start
+        return
 
     # ---- Loop
-    def update(feed: Iterator[PairBatch]) -> dict[str, Tensor]:
-        loss = torch.zeros((), device=device)
-        for _ in range(config.update_freq):
-            batch = PairBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
-            loss += pair_backward(
-                model.vectors,
-                batch,
-                model.logit_scale(),
-                chunk=config.grad_cache_chunk,
-                share=config.update_freq,
-                scaler=run.scaler,
-                device=device,
-            )
-        return {"loss": loss, "logit_scale": model.logit_scale().exp()}
-
-    def validate() -> dict[str, float]:
-        retrieval = validation_retrieval(data)
-        return retrieval_metrics(retrieval, model.score(retrieval))
-
-    fit(run, update, validate)
+    with run.recorded():
+        for _ in range(run.place.epoch, config.epochs):
+            feed = run.feed()
+            for _ in range(run.place.step_in_epoch, steps):
+                loss = torch.zeros((), device=device)
+                for loaded in islice(feed, config.update_freq):
+                    batch = PairBatch(*(t.to(device, non_blocking=True) for t in loaded))
+                    loss += pair_backward(
+                        model.vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
+                        share=config.update_freq, scaler=run.scaler, device=device,
+                    )  # fmt: skip
+                run.step({"loss": loss, "logit_scale": model.logit_scale().exp()})
+                if run.stopped:
+                    return
+            if run.validates:
+                with run.validating():
+                    retrieval = validation_retrieval(data)
+                    figures = retrieval_metrics(retrieval, model.score(retrieval))
+                run.validated(figures)
+            run.end_epoch()
+        run.finish()

@@ -1,4 +1,4 @@
-"""Resume a training run: compare it with a saved run, choose the file, restore the objects.
+"""Resume a training run: compare it with a saved run, choose the file, read its state.
 
 Only the same run can be resumed. Settings are compared by value. Data, initial weights, tokenizers
 and WordNet are compared by content, so files may be moved or renamed.
@@ -11,31 +11,25 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pab.core import processes
 from pab.core.checkpoints import (
     TrainingState,
-    load_strict,
     load_training_state,
     model_state,
     read_checkpoint,
 )
 from pab.core.config import as_plain
-from pab.core.devices import set_rng_state
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_file, sha256_of_lines
 from pab.core.notices import notice
 from pab.data.training_set import TrainingSet
 from pab.training.config import TrainingConfig
-from pab.training.optim import Ema
-
-if TYPE_CHECKING:
-    from pab.training.loop import Run
 
 LAST = "checkpoint-last.pth"  # training state to resume from
 PREVIOUS = "checkpoint-previous.pth"  # the state before it, used if LAST is damaged
@@ -108,9 +102,9 @@ class ResumePoint:
         return {"file": self.path.name, "exact": self.exact, "changed": changed}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Position:
-    """Position of a run in its epochs; the defaults are those of a new run.
+    """Position of a run in its epochs, which moves; the defaults are those of a new run.
 
     Attributes:
         step: optimizer steps done, skipped ones included.
@@ -361,7 +355,22 @@ def replace_damaged_last(point: ResumePoint) -> None:
         link.replace(point.path.parent / LAST)
 
 
-# -------------------------------------------------------------------------------------- restoring
+def prepare_folder(output: Path, point: ResumePoint | None) -> None:
+    """Remove states that another start could resume by mistake."""
+    if point is not None:
+        replace_damaged_last(point)
+        return
+    for name in (LAST, PREVIOUS):
+        (output / name).unlink(missing_ok=True)
+    earlier = [path.name for _, path in epoch_files(output)]
+    if earlier:
+        notice(
+            output,
+            f"{', '.join(earlier)} of an earlier run stay until this run writes the same epochs",
+        )
+
+
+# --------------------------------------------------------------------------------- reading a state
 
 
 def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position: Position) -> str:
@@ -385,52 +394,35 @@ def known_content(identity: RunIdentity, point: ResumePoint | None) -> dict[str,
     return {**(point.content if point else {}), **known}
 
 
-def restore(run: Run, point: ResumePoint) -> Position:
-    """Restore a checkpoint into the run's objects and generators.
+def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
+    """Read the state to resume; that of an epoch's weights lacks optimizer and generators.
+
+    Args:
+        point: checkpoint to resume from.
+        names: names of the model's tensors.
 
     Raises:
-        InputError: the state is from another number of processes, or its tensors do not fit.
+        InputError: the state is from another number of processes, or the weights are of another
+            model.
     """
-    if not point.exact:
-        return _restore_weights(run, point)
-    state = load_training_state(point.path)
-    if len(state.rng) != processes.world_size():
-        raise InputError(
-            point.path,
-            f"was written by {len(state.rng)} processes, this run has {processes.world_size()}",
-            todo="start as many, or begin anew with another --output_dir",
-        )
-    load_strict(run.model, state.model, point.path)
-    run.optimizer.load_state_dict(state.optimizer)
-    if state.scaler:  # empty if the saved run had no loss scaling
-        run.scaler.load_state_dict(state.scaler)
-    if run.ema is not None and state.ema is not None:
-        run.ema.load_state_dict(state.ema)
-    set_rng_state(state.rng[processes.rank()], run.device)
-    return _position(state, point)
-
-
-def _position(state: TrainingState, point: ResumePoint) -> Position:
-    # Changed settings start a new attempt, so the count of consecutive skipped steps restarts.
-    in_row = 0 if point.changed else state.skipped.get("in_row", 0)
-    return Position(
-        state.step, state.epoch, state.step_in_epoch, state.best_metric,
-        (state.skipped.get("total", 0), in_row),
-    )  # fmt: skip
-
-
-def _restore_weights(run: Run, point: ResumePoint) -> Position:
+    if point.exact:
+        state = load_training_state(point.path)
+        if len(state.rng) != processes.world_size():
+            raise InputError(
+                point.path,
+                f"was written by {len(state.rng)} processes, this run has {processes.world_size()}",
+                todo="start as many, or begin anew with another --output_dir",
+            )
+        return state
     checkpoint = read_checkpoint(point.path)
-    state = model_state(checkpoint, point.path)
-    if state.keys() != run.model.state_dict().keys():
+    weights = model_state(checkpoint, point.path)
+    if weights.keys() != names:
         raise InputError(
             point.path,
             "its weights do not fit the model in training: with --lora_rank they hold the updates "
             "already added in",
             todo="start a new run from them with --pretrained and another --output_dir",
         )
-    load_strict(run.model, state, point.path)
-    if run.ema is not None:
-        run.ema = Ema(run.model, run.ema.decay, warmup=run.ema.warmup)
     saved = json.loads(checkpoint["metadata"][RESUME_KEY])
-    return Position(saved["step"], saved["epoch"], 0, saved["best_metric"])
+    step, epoch, best = saved["step"], saved["epoch"], saved["best_metric"]
+    return TrainingState(weights, {}, step, epoch, 0, [], {}, best_metric=best)

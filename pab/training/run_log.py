@@ -11,9 +11,8 @@ import importlib.metadata
 import json
 import math
 import platform
-import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -40,8 +39,7 @@ class RunLog:
         output_dir: output folder of the run.
         log_dir: folder for TensorBoard; None disables TensorBoard.
         config: the resolved config; its ``seed``, if it has one, is recorded.
-        argv: arguments of the command, as typed.
-        command: the command, such as ``python -m lhp.train``.
+        command: the command with its arguments, as typed.
         resumed_at: optimizer steps done in the resumed state; lines of later steps are removed,
             because the run repeats these steps. None starts a new run and removes all old lines.
         validates_again: the resumed state precedes validation; lines of that validation are removed
@@ -58,9 +56,8 @@ class RunLog:
         output_dir: str | Path,
         log_dir: str | Path | None,
         config: DataclassInstance,
-        argv: Sequence[str],
+        command: str,
         *,
-        command: str = "",
         resumed_at: int | None = None,
         validates_again: bool = False,
         resumed_from: Mapping[str, Any] | None = None,
@@ -74,7 +71,7 @@ class RunLog:
         output_dir = Path(output_dir)
         save_resolved(output_dir / "config.yaml", config)
         start = {
-            "command": f"{command} {shlex.join(argv)}".strip(),
+            "command": command,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": getattr(config, "seed", None),
             "resumed_at": resumed_at,

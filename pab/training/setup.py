@@ -1,0 +1,86 @@
+"""Set-up of a training run: processes, data, checkpoint to resume from, equal starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from pab.core import processes
+from pab.core.devices import autocast, dtype_of, keep_freed_memory, pick_device, seed_everything
+from pab.core.errors import InputError
+from pab.training.config import TrainingConfig
+from pab.training.data import TrainingData, open_training_data
+from pab.training.resume import ContentHash, ResumePoint, RunIdentity, find_resume_point, identify
+from pab.training.sampling import EpochBatches
+
+Start = TypeVar("Start")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Checked inputs of a run, before its model exists; made by :func:`set_up`.
+
+    Attributes:
+        command: command of the recipe with its arguments, as typed.
+        identity: identity of the run, compared with that of a saved run.
+        resume: checkpoint to resume from; None for a new run.
+    """
+
+    config: TrainingConfig
+    command: str
+    device: torch.device
+    dtype: torch.dtype
+    data: TrainingData
+    identity: RunIdentity
+    resume: ResumePoint | None
+
+
+def set_up(config: TrainingConfig, command: str, files: Mapping[str, ContentHash]) -> Setup:
+    """Join torchrun's processes, open the data and find the checkpoint to resume from.
+
+    Args:
+        config: settings of the run.
+        command: command with its arguments, as typed.
+        files: setting -> hash of the files that it names: initial weights, tokenizer.
+
+    Raises:
+        InputError: device, data or checkpoint cannot be used.
+    """
+    device, dtype = pick_device(config.device), dtype_of(config.dtype)
+    autocast(device, dtype)  # rejects a format that this device cannot train in
+    processes.init_processes(device)
+    keep_freed_memory(device)
+    data = open_training_data(config)
+    identity = identify(config, data.pairs, files)
+    resume = find_resume_point(config, identity)
+    return Setup(config, command, device, dtype, data, identity, resume)
+
+
+def same_start(seed: int, build: Callable[[], Start]) -> Start:
+    """Call ``build`` with the same seed in every process, so that all start with equal weights.
+
+    Later draws (dropout, drop path) differ between processes.
+    """
+    seed_everything(seed)
+    made = build()
+    seed_everything(seed, processes.rank() + 1)
+    return made
+
+
+def steps_per_epoch(batches: EpochBatches, update_freq: int = 1) -> int:
+    """Number of updates per epoch, of ``update_freq`` batches each.
+
+    Raises:
+        InputError: the data is too small for one update.
+    """
+    steps = batches.batches_per_epoch // update_freq
+    if steps == 0:
+        raise InputError(
+            "--batch_size",
+            f"{batches.batch_size} x {batches.world_size} processes x update_freq "
+            f"{update_freq} is more than the {batches.n} training pairs",
+        )
+    return steps

@@ -61,11 +61,7 @@ class InferConfig(MemberConfig):
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and score."""
-    scoring_command(
-        InferConfig,
-        argv,
-        prog="python -m lhp.infer",
-    )
+    scoring_command(InferConfig, argv, prog="python -m lhp.infer")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-shared=(pab.layout pab.mini pab.mini.contact_sheet pab.evaluate pab.compare pab.scores
+shared=(pab pab.layout pab.mini pab.mini.contact_sheet pab.evaluate pab.compare pab.scores
     pab.export_weights ensemble.run ensemble.search ensemble.report)
 declare -A commands=(
     [requirements_lhp.txt]="lhp.train lhp.infer lhp.train_tokenizer ${shared[*]}"

@@ -117,11 +117,7 @@ class InferConfig(MemberConfig):
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and score."""
-    scoring_command(
-        InferConfig,
-        argv,
-        prog="python -m uit.infer",
-    )
+    scoring_command(InferConfig, argv, prog="python -m uit.infer")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_forms_that_list_the_best(
 
     direct = fused(tmp_path, DATA / name)
     assert torch.equal(direct.scores, fused(tmp_path, tmp_path / "imported.pt").scores)
-    said = "through reciprocal rank" if name == "rankings.jsonl" else f"lists {count} images"
+    said = "rank r scores 1 / r" if name == "rankings.jsonl" else f"lists {count} images"
     assert said in capsys.readouterr().err
 
 

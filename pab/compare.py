@@ -132,12 +132,7 @@ def labelled_table(a: Evaluation, b: Evaluation) -> str:
     for group, chosen in a.groups.items():
         right_a = a.metrics.values["R@1"][chosen] > 0
         right_b = b.metrics.values["R@1"][chosen] > 0
-        counts = (
-            right_a & right_b,
-            right_a & ~right_b,
-            ~right_a & right_b,
-            ~right_a & ~right_b,
-        )
+        counts = (right_a & right_b, right_a & ~right_b, ~right_a & right_b, ~right_a & ~right_b)
         both, only_a, only_b, neither = (int(count.sum()) for count in counts)
         lines.append(
             f"{group:<16} {int(chosen.sum()):>9} {both:>7} {only_a:>7} {only_b:>7} {neither:>8}"
@@ -164,9 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         "--answers", type=Path, help="answer key of a name-masked set; shows which list is right"
     )
     data.add_argument(
-        "--annotation",
-        type=Path,
-        help="queries of the lines (default: the order of --answers)",
+        "--annotation", type=Path, help="queries of the lines (default: the order of --answers)"
     )
     data.add_argument("--query_order", type=Path, help="query id of each line, one per line")
     output.add_argument("--json", type=Path, help="also write the figures to this file")

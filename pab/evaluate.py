@@ -346,9 +346,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
     data.add_argument(
-        "--image_folder",
-        type=Path,
-        help="gallery folder, or root of the annotation's image paths",
+        "--image_folder", type=Path, help="gallery folder, or root of the annotation's image paths"
     )
     data.add_argument(
         "--query_order", type=Path, help="query id of each line of a ranked list, one per line"

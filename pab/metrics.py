@@ -189,12 +189,7 @@ def _right_images(
 
 
 def _metrics(
-    query_ids: list[str],
-    n_right: IntArray,
-    rows: IntArray,
-    ranks: IntArray,
-    *,
-    complete: bool,
+    query_ids: list[str], n_right: IntArray, rows: IntArray, ranks: IntArray, *, complete: bool
 ) -> Metrics:
     """Compute metrics from the ranks of the right images that were found.
 

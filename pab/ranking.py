@@ -148,10 +148,7 @@ def rows_in_order(
 
 
 def order_queries(
-    query_ids: Sequence[str],
-    order: Sequence[str] | None,
-    *,
-    where: str | Path = "--query_order",
+    query_ids: Sequence[str], order: Sequence[str] | None, *, where: str | Path = "--query_order"
 ) -> list[str]:
     """Return the query ids in ``order``; unchanged if ``order`` is None.
 
@@ -274,9 +271,7 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
             _check_is_list(path, found)
         if names and len(found) != len(names[0]):
             raise InputError(
-                path,
-                f"expected {len(names[0])} names as in line 1, found {len(found)}",
-                item=item,
+                path, f"expected {len(names[0])} names as in line 1, found {len(found)}", item=item
             )
         if len(set(found)) < len(found):
             twice = next(name for name, n in Counter(found).items() if n > 1)

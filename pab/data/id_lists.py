@@ -151,9 +151,7 @@ def id_text(value: Any, where: str | Path, item: str) -> str:
     if whole and not isinstance(value, bool):
         return str(int(value))
     raise InputError(
-        where,
-        f"expected a list of strings or whole numbers as ids, found {value!r:.60}",
-        item=item,
+        where, f"expected a list of strings or whole numbers as ids, found {value!r:.60}", item=item
     )
 
 

@@ -55,13 +55,7 @@ class TrainingSet(Sequence[TrainPair]):
         skipped: number of skipped bad lines.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        index: Path,
-        shards: list[Shard],
-        skipped: int,
-    ) -> None:
+    def __init__(self, root: Path, index: Path, shards: list[Shard], skipped: int) -> None:
         self.root, self.cache_dir, self.skipped = root, index.parent, skipped
         self._index, self._shards = index, shards
         self._lines = load_lines(index)

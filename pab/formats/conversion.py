@@ -249,8 +249,7 @@ def _query_ids_of(
         )
     if len(query_ids) != len(found.names):
         raise InputError(
-            path,
-            f"expected a line for each of {len(query_ids)} queries, found {len(found.names)}",
+            path, f"expected a line for each of {len(query_ids)} queries, found {len(found.names)}"
         )
     return list(query_ids)
 

@@ -114,10 +114,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
 
 
 def _write_csv(score_file: ScoreFile, out: Path) -> None:
-    with (
-        atomic_path(out) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as handle,
-    ):
+    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
         separator = "\t" if out.suffix.lower() == ".tsv" else ","
         writer = csv.writer(handle, delimiter=separator, lineterminator="\n")
         writer.writerow(["query", *score_file.gallery_ids])

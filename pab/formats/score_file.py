@@ -140,9 +140,7 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
         check_ids(where, name, ids)
         if len(ids) != size:
             raise InputError(
-                where,
-                f"expected one id for each of {size} in scores, found {len(ids)}",
-                item=name,
+                where, f"expected one id for each of {size} in scores, found {len(ids)}", item=name
             )
     ids = score_file.gallery_ids
     if ids != sorted(ids):

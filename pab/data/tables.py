@@ -14,6 +14,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -108,19 +109,17 @@ def captioned_images(
         base = table_base(path, root, columns)
         rows = _table_rows(path, columns, bad)
     for row in rows:
+        fault = partial(InputError, path, item=row.item)
         try:
-            fields = {"image": row.image}
-            written = required_text(fields, "image", path, row.item)
+            written = required_text({"image": row.image}, "image", fault)
             image = _below_root(written, base, root, path, row.item)
-            image_id = identifier(image.removesuffix(Path(image).suffix), "image", path, row.item)
-            caption = caption_text(row.caption, "caption", path, row.item)
+            image_id = identifier(image.removesuffix(Path(image).suffix), "image", fault)
+            caption = caption_text(row.caption, "caption", fault)
             before = image_of.setdefault(image_id, image)
             if before != image:
-                raise InputError(
-                    path,
+                raise fault(
                     "expected images that differ in more than their ending, found "
-                    f"{before!r} and {image!r}",
-                    item=row.item,
+                    f"{before!r} and {image!r}"
                 )
         except InputError as error:
             bad.add(error)
@@ -186,26 +185,23 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
         rows = csv.reader(source, delimiter=separator, strict=True)
         first = 2
         while True:
-            problem: InputError | None = None
-            cells: list[str] | None = None
+            problem = ""
             try:
                 cells = next(rows)
             except StopIteration:
                 break
             except csv.Error as error:
-                problem = InputError(path, f"expected a row of quoted fields, found {error}")
+                cells, problem = [], f"expected a row of quoted fields, found {error}"
             last = rows.line_num + 1  # the reader does not count the header
             item = f"line {first}" if first >= last else f"lines {first} to {last}"
             first = last + 1
             if broken:
-                problem = broken[0]
+                problem, item = broken[0].problem, broken[0].item or item
                 broken.clear()
-            elif cells is not None and cells and len(cells) != len(header):
-                problem = InputError(
-                    path, f"expected {len(header)} columns, found {len(cells)}", item=item
-                )
-            if problem is not None:
-                bad.add(InputError(path, problem.problem, item=problem.item or item))
+            elif cells and len(cells) != len(header):
+                problem = f"expected {len(header)} columns, found {len(cells)}"
+            if problem:
+                bad.add(InputError(path, problem, item=item))
             elif cells:
                 yield _Row(item, cells[image], cells[caption])
 
@@ -278,9 +274,8 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
         try:
             text = texts.get(image.with_suffix(""))
             if text is None or not text.is_file():
-                raise InputError(
-                    folder, "expected a text file beside every image, found none", item=item
-                )
+                problem = "expected a text file beside every image, found none"
+                raise InputError(folder, problem, item=item)
             paragraphs = [part.strip() for part in text_of(text).splitlines() if part.strip()]
         except InputError as error:
             bad.add(error)

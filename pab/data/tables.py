@@ -43,20 +43,11 @@ class TableColumns:
 
 
 class CaptionedImage(NamedTuple):
-    """Caption of an image.
+    """Caption of an image."""
 
-    Attributes:
-        item: its place, such as ``"line 3"``.
-        image: path relative to the data root.
-        image_id: the same path without its extension.
-        number: index of the caption among those of the image, from 0.
-        caption: the text.
-    """
-
-    item: str
-    image: str
-    image_id: str
-    number: int
+    image: str  # relative to the data root
+    image_id: str  # the same path without its extension
+    number: int  # index of the caption among those of the image, from 0
     caption: str
 
 
@@ -124,7 +115,7 @@ def captioned_images(
         except InputError as error:
             bad.add(error)
             continue
-        yield CaptionedImage(row.item, image, image_id, counts[image], caption)
+        yield CaptionedImage(image, image_id, counts[image], caption)
         counts[image] += 1
 
 
@@ -223,13 +214,10 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
             fitting[separator] = names
     chosen = columns.separator if columns.separator in fitting else next(iter(fitting), None)
     if chosen is None:
-        raise InputError(
-            path,
-            f"expected columns {wanted[0]!r} and {wanted[1]!r}, found the header "
-            f"{shortened(line.strip())}",
-            item="line 1",
-            todo="name them with --csv_image_key and --csv_caption_key",
-        )
+        found = f"the header {shortened(line.strip())}"
+        problem = f"expected columns {wanted[0]!r} and {wanted[1]!r}, found {found}"
+        todo = "name them with --csv_image_key and --csv_caption_key"
+        raise InputError(path, problem, item="line 1", todo=todo)
     names = fitting[chosen]
     repeated = next((name for name in wanted if names.count(name) > 1), None)
     if repeated is not None:
@@ -250,12 +238,9 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
         if inside is not None:
             return inside
         found = "a path that leaves it"
-    raise InputError(
-        path,
-        f"field 'image': expected a path inside the data root, found {found}: {shortened(written)}",
-        item=item,
-        todo=todo,
-    )
+    found = f"{found}: {shortened(written)}"
+    problem = f"field 'image': expected a path inside the data root, found {found}"
+    raise InputError(path, problem, item=item, todo=todo)
 
 
 # ---------------------------------------------------------------------------------------- folders

@@ -168,8 +168,6 @@ def one_caption(fields: dict[str, Any], fault: Fault) -> str:
 def identifier(value: str, name: str, fault: Fault) -> str:
     """Check that an id can be stored in a list with one id per line."""
     if value[0].isspace() or value[-1].isspace() or len(value.splitlines()) > 1:
-        raise fault(
-            f"field {name!r}: expected an id on one line without blanks around it, "
-            f"found {shortened(value)}"
-        )
+        expected = "an id on one line without blanks around it"
+        raise fault(f"field {name!r}: expected {expected}, found {shortened(value)}")
     return value

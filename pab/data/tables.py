@@ -108,10 +108,8 @@ def captioned_images(
             caption = caption_text(row.caption, "caption", fault)
             before = image_of.setdefault(image_id, image)
             if before != image:
-                raise fault(
-                    "expected images that differ in more than their ending, found "
-                    f"{before!r} and {image!r}"
-                )
+                expected = "images that differ in more than their ending"
+                raise fault(f"expected {expected}, found {before!r} and {image!r}")
         except InputError as error:
             bad.add(error)
             continue

@@ -224,13 +224,10 @@ def _query_ids_of(found: Listing, path: str | Path, given: _Given) -> list[str]:
     if found.query_ids is not None:
         return given.queries(found.query_ids, path)
     if given.query_ids is None:
-        raise InputError(
-            path, f"expected scores with query ids, found {found.form}, which does not say which "
-            "query a line is for",
-            todo=given.todo(
-                path, "the order of its lines: --queries FILE (one id per line)", "--queries FILE"
-            ),
-        )  # fmt: skip
+        form = f"{found.form}, which does not say which query a line is for"
+        order = "the order of its lines: --queries FILE (one id per line)"
+        todo = given.todo(path, order, "--queries FILE")
+        raise InputError(path, f"expected scores with query ids, found {form}", todo=todo)
     queries, lines = len(given.query_ids), len(found.names)
     if queries != lines:
         raise InputError(path, f"expected a line for each of {queries} queries, found {lines}")

@@ -176,10 +176,9 @@ def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -
     if len(matrices) != 1:
         found = f"{len(matrices)} ({', '.join(map(str, matrices))})" if matrices else "none"
         shown = ", ".join(f"{key}: {_kind(value)}" for key, value in content.items())
-        raise InputError(
-            path, "expected exactly one matrix [queries, gallery] of floating-point scores, found "
-            f"{found} in keys {shown[:300] or '(none)'}", todo="save only the matrix of scores",
-        )  # fmt: skip
+        wanted = "exactly one matrix [queries, gallery] of floating-point scores"
+        problem = f"expected {wanted}, found {found} in keys {shown[:300] or '(none)'}"
+        raise InputError(path, problem, todo="save only the matrix of scores")
     used = {matrices[0]}
     ids: list[list[str] | None] = []
     for keys in (QUERY_ID_KEYS, GALLERY_ID_KEYS):

@@ -167,10 +167,9 @@ def _records(records: list[Any], path: Path) -> Listing:
             raise fault(f"expected a JSON object, found {kind(record)}")
         query_key, list_key = _first_of(QUERY_ID_KEYS, record), _first_of(_LIST_KEYS, record)
         if query_key is None or list_key is None:
-            raise fault(
-                "expected fields 'query_index' and 'topk_gallery' or 'reranked', found "
-                f"{', '.join(map(shortened, record)) or 'none'}"
-            )
+            expected = "fields 'query_index' and 'topk_gallery' or 'reranked'"
+            shown = ", ".join(map(shortened, record)) or "none"
+            raise fault(f"expected {expected}, found {shown}")
         query = id_text(record[query_key], fault)
         fault = partial(InputError, path, item=f"query {shortened(query)}")
         if query in names or query in scores:

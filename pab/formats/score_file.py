@@ -160,10 +160,9 @@ def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
         finite = torch.isfinite(score_file.scores[start : start + rows])
         if not finite.all():
             row, column = (~finite).nonzero()[0].tolist()
-            raise InputError(
-                where,
-                f"expected finite scores, found {score_file.scores[start + row, column].item()} "
-                f"for image {score_file.gallery_ids[column]!r}",
-                item=f"query {score_file.query_ids[start + row]!r}",
-                todo="score again; NaN usually comes from a damaged checkpoint or from fp16",
-            )
+            found = score_file.scores[start + row, column].item()
+            image = repr(score_file.gallery_ids[column])
+            problem = f"expected finite scores, found {found} for image {image}"
+            item = f"query {score_file.query_ids[start + row]!r}"
+            todo = "score again; NaN usually comes from a damaged checkpoint or from fp16"
+            raise InputError(where, problem, item=item, todo=todo)

@@ -141,9 +141,8 @@ def pyarrow(path: str | Path) -> Any:
         importlib.import_module("pyarrow.parquet")
         return importlib.import_module("pyarrow")
     except ImportError as error:
-        raise InputError(
-            path, "Parquet needs pyarrow, which is not installed", todo="pip install pyarrow"
-        ) from error
+        problem = "Parquet needs pyarrow, which is not installed"
+        raise InputError(path, problem, todo="pip install pyarrow") from error
 
 
 def parquet_table(path: Path) -> Matrix:

@@ -24,7 +24,7 @@ from pab.core.files import write_json
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_query_order
-from pab.data.label_config import add_label_flags, label_config
+from pab.data.label_config import add_label_flags, add_path_flags, label_config
 from pab.data.masked_queries import answered, read_answers
 from pab.data.names import respelt
 from pab.data.records import Query, Retrieval
@@ -65,19 +65,15 @@ class Comparison:
         """Format the figures as lines of text."""
         n, depth = self.lines, self.depth
         rows = [
-            ("queries", str(n)),
+            ("queries", f"{n}"),
             ("same first image", f"{self.same_first} ({self.same_first / n:.1%})"),
             (f"shared of the first {depth}", f"{self.overlap:.2f} images on average"),
             (f"same {depth}, any order", f"{self.same_set}"),
             (f"same {depth}, same order", f"{self.same_order}"),
-            ("distinct first images", _both(self.distinct_first)),
-            ("queries with duplicate top-1", _both(self.duplicate_top1)),
+            ("distinct first images", "A {}, B {}".format(*self.distinct_first)),
+            ("queries with duplicate top-1", "A {}, B {}".format(*self.duplicate_top1)),
         ]
         return "\n".join(f"{label:<28} {value}" for label, value in rows)
-
-
-def _both(pair: tuple[int, int]) -> str:
-    return f"A {pair[0]}, B {pair[1]}"
 
 
 def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Comparison:
@@ -87,6 +83,7 @@ def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Compariso
     depth = min(DEPTH, len(a[0]), len(b[0]))
     heads = [(list(x[:depth]), list(y[:depth])) for x, y in zip(a, b, strict=True)]
     shared = [len(set(x) & set(y)) for x, y in heads]
+    first_a, first_b = (Counter(line[0] for line in names) for names in (a, b))
     return Comparison(
         lines=len(a),
         depth=depth,
@@ -94,18 +91,14 @@ def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Compariso
         same_set=sum(n == depth for n in shared),
         same_order=sum(x == y for x, y in heads),
         overlap=sum(shared) / len(shared),
-        distinct_first=(_distinct_first(a), _distinct_first(b)),
-        duplicate_top1=(_duplicate_top1(a), _duplicate_top1(b)),
+        distinct_first=(len(first_a), len(first_b)),
+        duplicate_top1=(_duplicates(first_a), _duplicates(first_b)),
         differing=[number for number, (x, y) in enumerate(heads, start=1) if x[0] != y[0]],
     )
 
 
-def _distinct_first(names: Sequence[Sequence[str]]) -> int:
-    return len({line[0] for line in names})
-
-
-def _duplicate_top1(names: Sequence[Sequence[str]]) -> int:
-    return sum(n for n in Counter(line[0] for line in names).values() if n > 1)
+def _duplicates(first: Counter[str]) -> int:
+    return sum(n for n in first.values() if n > 1)
 
 
 def read_labels(
@@ -132,19 +125,13 @@ def labelled_table(a: Evaluation, b: Evaluation) -> str:
     for group, chosen in a.groups.items():
         right_a = a.metrics.values["R@1"][chosen] > 0
         right_b = b.metrics.values["R@1"][chosen] > 0
-        counts = (
-            right_a & right_b,
-            right_a & ~right_b,
-            ~right_a & right_b,
-            ~right_a & ~right_b,
-        )
+        counts = (right_a & right_b, right_a & ~right_b, ~right_a & right_b, ~right_a & ~right_b)
         both, only_a, only_b, neither = (int(count.sum()) for count in counts)
-        lines.append(
-            f"{group:<16} {int(chosen.sum()):>9} {both:>7} {only_a:>7} {only_b:>7} {neither:>8}"
-        )
+        n = int(chosen.sum())
+        lines.append(f"{group:<16} {n:>9} {both:>7} {only_a:>7} {only_b:>7} {neither:>8}")
     lines += ["", "metric               A       B   B - A  95 % interval"]
     for group, chosen in a.groups.items():
-        for name in (name for name in a.metrics.values if name in b.metrics.values):
+        for name in filter(b.metrics.values.__contains__, a.metrics.values):
             values_a, values_b = a.metrics.values[name][chosen], b.metrics.values[name][chosen]
             change = paired_bootstrap(values_a, values_b)
             lines.append(
@@ -157,18 +144,15 @@ def labelled_table(a: Evaluation, b: Evaluation) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Compare two ranked lists of the same queries."""
     parser = CommandParser(prog="python -m pab.compare")
-    data, output = parser.groups["data"], parser.groups["output"]
+    output = parser.groups["output"]
     parser.add_argument("a", type=Path, metavar="A.txt")
     parser.add_argument("b", type=Path, metavar="B.txt")
-    data.add_argument(
-        "--answers", type=Path, help="answer key of a name-masked set; shows which list is right"
-    )
-    data.add_argument(
-        "--annotation",
-        type=Path,
-        help="queries of the lines (default: the order of --answers)",
-    )
-    data.add_argument("--query_order", type=Path, help="query id of each line, one per line")
+    flags = {
+        "--answers": "answer key of a name-masked set; shows which list is right",
+        "--annotation": "queries of the lines (default: the order of --answers)",
+        "--query_order": "query id of each line, one per line",
+    }
+    add_path_flags(parser.groups["data"], flags)
     output.add_argument("--json", type=Path, help="also write the figures to this file")
     output.add_argument(
         "--show", type=int, default=20, help="differing lines to print (default: 20)"
@@ -209,10 +193,8 @@ def main(argv: list[str] | None = None) -> None:
         right = [", ".join(sorted(retrieval.relevant[query_id])) for query_id in order]
     if comparison.differing and args.show:
         shown = comparison.differing[: args.show]
-        report += f"\n\nfirst images differ in {len(comparison.differing)} lines"
-        report += (
-            f", the first {len(shown)} of them:" if len(shown) < len(comparison.differing) else ":"
-        )
+        part = f", the first {len(shown)} of them" * (len(shown) < len(comparison.differing))
+        report += f"\n\nfirst images differ in {len(comparison.differing)} lines{part}:"
         for number in shown:
             answer = f"  right: {right[number - 1]}" if right else ""
             report += f"\nline {number}  A {a[number - 1][0]}  B {b[number - 1][0]}{answer}"

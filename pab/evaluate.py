@@ -30,7 +30,7 @@ from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_gallery_ids, read_query_ids, read_query_order
-from pab.data.label_config import add_label_flags, label_config
+from pab.data.label_config import add_label_flags, add_path_flags, label_config
 from pab.data.names import respelt
 from pab.data.records import Relevance, Retrieval
 from pab.formats.contents import Listing
@@ -133,9 +133,8 @@ class Evaluation:
             if self.twin is not None:
                 groups[group]["queries_with_twin"] = len(self._twin_values(chosen))
             if intervals:
-                groups[group]["intervals_95"] = {
-                    name: list(bounds) for name, bounds in self.intervals(group, seed).items()
-                }
+                bounds = self.intervals(group, seed)
+                groups[group]["intervals_95"] = {name: list(pair) for name, pair in bounds.items()}
         return {"gallery": self.n_gallery, "relevance": self.relevance, "groups": groups}
 
 
@@ -204,7 +203,7 @@ def evaluate(
     if retrieval.gallery is not None:
         gallery_ids = sorted(image.gallery_id for image in retrieval.gallery)
         unknown = sorted(set(score_file.gallery_ids) - set(gallery_ids))
-        if is_complete and gallery_ids != score_file.gallery_ids:
+        if is_complete:
             rows_in_order(
                 score_file.gallery_ids, gallery_ids, where=where, order_name="the gallery"
             )
@@ -213,11 +212,8 @@ def evaluate(
     metrics = evaluate_scores(score_file, relevant, where=where)
     twin = twin_preference(score_file, metrics, retrieval.twins, where=where)
     if missing:
-        notice(
-            where,
-            f"{len(missing)} of {len(missing) + len(query_ids)} queries are missing, and count as "
-            f"misses: {some(missing)}",
-        )
+        count = f"{len(missing)} of {len(missing) + len(query_ids)} queries"
+        notice(where, f"{count} are missing, and count as misses: {some(missing)}")
         metrics = metrics.with_misses(missing)
         missed_twins = [0.0 if query_id in retrieval.twins else np.nan for query_id in missing]
         twin = np.concatenate([twin, missed_twins])
@@ -267,46 +263,33 @@ def evaluate_predictions(
     relevant = _labels(retrieval)
     query_ids = order_queries([query.query_id for query in retrieval.queries], query_order)
     if len(names) != len(query_ids):
-        raise InputError(
-            where, f"expected {len(query_ids)} lines, one per query, found {len(names)}"
-        )
+        problem = f"expected {len(query_ids)} lines, one per query, found {len(names)}"
+        raise InputError(where, problem)
     names = respelt_lists(names, retrieval, where)
     if retrieval.gallery is not None:
         known = {image.gallery_id for image in retrieval.gallery}
         for number, line in enumerate(names, start=1):
-            for name in line:
-                if name not in known:
-                    raise InputError(
-                        where,
-                        f"expected names of the gallery, found {name!r}",
-                        item=f"line {number}",
-                    )
+            unknown = next((name for name in line if name not in known), None)
+            if unknown is not None:
+                problem = f"expected names of the gallery, found {unknown!r}"
+                raise InputError(where, problem, item=f"line {number}")
     right = frozenset().union(*relevant.values())
     if right.isdisjoint(name for line in names for name in line):
-        notice(
-            where,
-            f"names no right image for any query: its names are like {names[0][0]!r}, right ones "
-            f"like {min(right)!r}",
-        )
+        examples = f"its names are like {names[0][0]!r}, right ones like {min(right)!r}"
+        notice(where, f"names no right image for any query: {examples}")
     n_gallery = None if retrieval.gallery is None else len(retrieval.gallery)
     shortest = min(map(len, names))
     if shortest < SHORT_LIST and shortest != n_gallery:
-        notice(
-            where,
-            f"names {shortest} images per query; a right image beyond them counts as not found, in "
-            f"R@{SHORT_LIST} and mAP@{SHORT_LIST} too",
-        )
+        limit = f"names {shortest} images per query; a right image beyond them counts as not found"
+        notice(where, f"{limit}, in R@{SHORT_LIST} and mAP@{SHORT_LIST} too")
     metrics = evaluate_lists(names, query_ids, relevant, n_gallery=n_gallery, where=where)
     return Evaluation(metrics, _groups(retrieval, query_ids), None, None, retrieval.relevance)
 
 
 def _labels(retrieval: Retrieval, where: str | Path = "annotation") -> dict[str, frozenset[str]]:
     if retrieval.relevant is None:
-        raise InputError(
-            where,
-            "expected labels to evaluate against, found a name-masked set without them",
-            todo="give its key with --answers FILE",
-        )
+        problem = "expected labels to evaluate against, found a name-masked set without them"
+        raise InputError(where, problem, todo="give its key with --answers FILE")
     return retrieval.relevant
 
 
@@ -321,54 +304,34 @@ def _groups(retrieval: Retrieval, query_ids: Sequence[str]) -> dict[str, NDArray
     return {group: mask for group, mask in masks.items() if mask.any()}
 
 
-def _list_ranking(names: Sequence[Sequence[str]], top_k: int) -> list[Ranking]:
-    return [(line[:top_k], np.arange(len(line), 0, -1, dtype=np.float32)[:top_k]) for line in names]
-
-
 def main(argv: list[str] | None = None) -> None:
     """Print the metrics of scores or of a ranked list, in any form."""
     parser = CommandParser(prog="python -m pab.evaluate")
-    data, output, advanced = (
-        parser.groups["data"],
-        parser.groups["output"],
-        parser.groups["advanced"],
-    )
+    data, output = parser.groups["data"], parser.groups["output"]
     source = data.add_mutually_exclusive_group(required=True)
-    source.add_argument("--score", type=Path, help="score file (.pt), or scores in another form")
-    source.add_argument(
-        "--predictions", type=Path, help="ranked list (.txt, answer.zip), or in another form"
-    )
-    data.add_argument(
-        "--annotation",
-        type=Path,
-        required=True,
-        help="query.json, pair.json, attr.json or a training shard",
-    )
-    data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
-    data.add_argument(
-        "--image_folder",
-        type=Path,
-        help="gallery folder, or root of the annotation's image paths",
-    )
-    data.add_argument(
-        "--query_order", type=Path, help="query id of each line of a ranked list, one per line"
-    )
-    data.add_argument("--queries", type=Path, help="query ids of the rows, for scores without ids")
-    data.add_argument(
-        "--gallery",
-        type=Path,
-        help="image names of the columns, or the gallery folder, for scores without ids",
-    )
+    rankings = {
+        "--score": "score file (.pt), or scores in another form",
+        "--predictions": "ranked list (.txt, answer.zip), or in another form",
+    }
+    add_path_flags(source, rankings)
+    about = "query.json, pair.json, attr.json or a training shard"
+    data.add_argument("--annotation", type=Path, required=True, help=about)
+    others = {
+        "--answers": "answer key of a name-masked set",
+        "--image_folder": "gallery folder, or root of the annotation's image paths",
+        "--query_order": "query id of each line of a ranked list, one per line",
+        "--queries": "query ids of the rows, for scores without ids",
+        "--gallery": "image names of the columns, or the gallery folder, for scores without ids",
+    }
+    add_path_flags(data, others)
     output.add_argument("--json", type=Path, help="also write the figures to this file")
     output.add_argument("--trec", metavar="PREFIX", help="also write PREFIX.run and PREFIX.qrels")
-    output.add_argument(
-        "--top_k",
-        type=int,
-        help=f"images per query in PREFIX.run (default: {DEFAULT_TOP_K} at most)",
-    )
+    most = f"images per query in PREFIX.run (default: {DEFAULT_TOP_K} at most)"
+    output.add_argument("--top_k", type=int, help=most)
     output.add_argument(
         "--intervals", action="store_true", help="add 95%% bootstrap intervals over queries"
     )
+    advanced = parser.groups["advanced"]
     advanced.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_label_flags(parser)
     args = parser.parse_args(argv)
@@ -380,44 +343,35 @@ def main(argv: list[str] | None = None) -> None:
     check_outputs(outputs, omit="leave it out")
     inputs = {"the ranking": path, "the annotation": args.annotation, "the answers": args.answers}
     check_inputs_are_kept(outputs, inputs)
-    retrieval = read_labels(
-        args.annotation,
-        image_folder=args.image_folder,
-        answers=args.answers,
-        **label_config(args).reading(),
-    )
+    reading = {"answers": args.answers, **label_config(args).reading()}
+    retrieval = read_labels(args.annotation, image_folder=args.image_folder, **reading)
     relevant = _labels(retrieval, args.annotation)
     found = read_form(path)
     is_list = isinstance(found, Listing) and found.query_ids is None
     if args.query_order and not is_list:
-        raise InputError(
-            "--query_order",
-            "expected a ranked list with it, found a score file, which has query ids",
-            todo="use --query_order with ranked lists, and --queries with scores without ids",
-        )
+        problem = "expected a ranked list with it, found a score file, which has query ids"
+        todo = "use --query_order with ranked lists, and --queries with scores without ids"
+        raise InputError("--query_order", problem, todo=todo)
     top_k = args.top_k or DEFAULT_TOP_K
     ranking: Sequence[Ranking]
+    query_ids = [query.query_id for query in retrieval.queries]
     if isinstance(found, Listing) and is_list:
-        order_file = args.query_order or args.queries
-        order = None
+        order, order_file = None, args.query_order or args.queries
         if order_file:
-            query_ids = [query.query_id for query in retrieval.queries]
             order = order_queries(query_ids, read_query_order(order_file), where=order_file)
         evaluation = evaluate_predictions(found.names, retrieval, query_order=order, where=path)
         ranked_ids = evaluation.metrics.query_ids
         # The run and the qrels have to spell a name in one way.
-        ranking = _list_ranking(respelt_lists(found.names, retrieval, path), top_k)
+        lists = respelt_lists(found.names, retrieval, path)
+        places = [np.arange(len(line), 0, -1, dtype=np.float32) for line in lists]
+        ranking = [(a[:top_k], b[:top_k]) for a, b in zip(lists, places, strict=True)]
     else:
         from pab.formats.conversion import to_score_file  # imports torch
         from pab.scores import respell
 
-        score_file = to_score_file(
-            found,
-            path,
-            query_ids=read_query_ids(args.queries) if args.queries else None,
-            gallery_ids=read_gallery_ids(args.gallery) if args.gallery else None,
-        )
-        query_ids = [query.query_id for query in retrieval.queries]
+        rows = read_query_ids(args.queries) if args.queries else None
+        columns = read_gallery_ids(args.gallery) if args.gallery else None
+        score_file = to_score_file(found, path, query_ids=rows, gallery_ids=columns)
         known_images = _known_images(retrieval, relevant)
         score_file = respell(score_file, query_ids, known_images, where=path)
         evaluation = evaluate(score_file, retrieval, where=path)

@@ -92,10 +92,8 @@ def fetch(name: str, folder: Path) -> Path:
         return target
     by_hand = f"fetch it on a machine with a browser and put it at {target}"
     if source.kind == "page":
-        raise InputError(
-            name, f"is behind a page that a program cannot download from: {source.address}",
-            todo=by_hand,
-        )  # fmt: skip
+        problem = f"is behind a page that a program cannot download from: {source.address}"
+        raise InputError(name, problem, todo=by_hand)
     known = manifest(folder)  # a damaged one fails before the download
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
@@ -103,9 +101,8 @@ def fetch(name: str, folder: Path) -> Path:
         download(source.address, part)
     except (URLError, HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise InputError(
-            name, f"{source.address} cannot be fetched: {reason}", todo=f"try again, or {by_hand}"
-        ) from error
+        problem = f"{source.address} cannot be fetched: {reason}"
+        raise InputError(name, problem, todo=f"try again, or {by_hand}") from error
     other = not_weights(part, target.suffix)
     if other:
         part.unlink()
@@ -153,17 +150,13 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    found = json_document(path, "sizes and hashes of fetched files")
-    for name, facts in found.items():
-        kinds = (
-            [type(facts.get(key)) for key in ("bytes", "sha256")] if isinstance(facts, dict) else []
-        )
-        if kinds != [int, str]:
-            raise InputError(
-                path, "expected the fields bytes and sha256, found others", item=name,
-                todo="remove this file",
-            )  # fmt: skip
-    return found
+    fetched = json_document(path, "sizes and hashes of fetched files")
+    for name, facts in fetched.items():
+        found = facts if isinstance(facts, dict) else {}
+        if [type(found.get(key)) for key in ("bytes", "sha256")] != [int, str]:
+            problem = "expected the fields bytes and sha256, found others"
+            raise InputError(path, problem, item=name, todo="remove this file")
+    return fetched
 
 
 def not_weights(file: Path, ending: str) -> str:
@@ -189,10 +182,8 @@ def check(folder: Path) -> str:
                 found += f", SHA-256 {facts['sha256']}"
         how = source.address if source.kind == "file" else f"by hand from {source.address}"
         lines.append(f"{name:17} {source.path}: {found}; {how}")
-    lines.append(
-        "CLIP's weights are fetched by scripts/clip_infer.py itself, into OpenCLIP's cache."
-    )
-    return "\n".join(lines)
+    clip = "CLIP's weights are fetched by scripts/clip_infer.py itself, into OpenCLIP's cache."
+    return "\n".join([*lines, clip])
 
 
 def main(argv: list[str] | None = None) -> None:

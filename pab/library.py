@@ -50,17 +50,14 @@ def rank(
             raise InputError("gallery_ids", "goes with a matrix: a score file has its own ids")
         return [list(names) for names, _ in ranking_of(checked(scores), top_k)]
     if scores.ndim != 2 or gallery_ids is None or len(gallery_ids) != scores.shape[1]:
-        found = "none" if gallery_ids is None else len(gallery_ids)
-        raise InputError(
-            "gallery_ids",
-            f"expected one id per column of scores [Q, G], found {found} for {list(scores.shape)}",
-        )
+        found = "none" if gallery_ids is None else str(len(gallery_ids))
+        found = f"{found} for {list(scores.shape)}"
+        problem = f"expected one id per column of scores [Q, G], found {found}"
+        raise InputError("gallery_ids", problem)
     columns = sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__)
-    score_file = ScoreFile(
-        scores.detach().float().cpu()[:, columns],
-        [f"row {row}" for row in range(len(scores))],
-        [gallery_ids[column] for column in columns],
-    )
+    query_ids = [f"row {row}" for row in range(len(scores))]
+    names = [gallery_ids[column] for column in columns]
+    score_file = ScoreFile(scores.detach().float().cpu()[:, columns], query_ids, names)
     return [list(names) for names, _ in ranking_of(checked(score_file), top_k)]
 
 

@@ -105,14 +105,8 @@ def evaluate_scores(
     ]
     rows = np.array([row for row, _ in pairs], dtype=np.int64)
     ranks = _ranks(score_file, pairs, where)
-    found = ranks < _NOT_FOUND
-    return _metrics(
-        score_file.query_ids,
-        np.bincount(rows, minlength=len(score_file.query_ids)),
-        rows[found],
-        ranks[found],
-        complete=True,
-    )
+    found, n_right = ranks < _NOT_FOUND, np.bincount(rows, minlength=len(score_file.query_ids))
+    return _metrics(score_file.query_ids, n_right, rows[found], ranks[found], complete=True)
 
 
 def _ranks(score_file: ScoreFile, pairs: Sequence[tuple[int, str]], where: str | Path) -> IntArray:
@@ -124,12 +118,10 @@ def _ranks(score_file: ScoreFile, pairs: Sequence[tuple[int, str]], where: str |
     known = np.array([gallery_id in column_of for _, gallery_id in pairs], dtype=bool)
     if score_file.listed is None and not known.all():
         row, gallery_id = pairs[int(np.argmin(known))]
-        raise InputError(
-            where,
-            f"expected its image {gallery_id!r} in the scored gallery, found no such id",
-            item=f"query {score_file.query_ids[row]!r}",
-            todo="give the annotation that belongs to the score file",
-        )
+        problem = f"expected its image {gallery_id!r} in the scored gallery, found no such id"
+        todo = "give the annotation that belongs to the score file"
+        item = f"query {score_file.query_ids[row]!r}"
+        raise InputError(where, problem, item=item, todo=todo)
     there = [pair for pair, is_known in zip(pairs, known, strict=True) if is_known]
     rows = torch.tensor([row for row, _ in there], dtype=torch.long)
     columns = torch.tensor([column_of[gallery_id] for _, gallery_id in there], dtype=torch.long)
@@ -168,13 +160,9 @@ def evaluate_lists(
             if name in right:
                 rows.append(row)
                 ranks.append(rank)
-    return _metrics(
-        list(query_ids),
-        n_right,
-        np.array(rows, dtype=np.int64),
-        np.array(ranks, dtype=np.int64),
-        complete=n_gallery is not None and all(len(line) >= n_gallery for line in names),
-    )
+    complete = n_gallery is not None and all(len(line) >= n_gallery for line in names)
+    found = (np.array(numbers, dtype=np.int64) for numbers in (rows, ranks))
+    return _metrics(list(query_ids), n_right, *found, complete=complete)
 
 
 def _right_images(
@@ -182,19 +170,13 @@ def _right_images(
 ) -> list[str]:
     right = relevant.get(query_id)
     if not right:
-        raise InputError(
-            where, "expected a right image in the labels, found none", item=f"query {query_id!r}"
-        )
+        problem = "expected a right image in the labels, found none"
+        raise InputError(where, problem, item=f"query {query_id!r}")
     return sorted(right)
 
 
 def _metrics(
-    query_ids: list[str],
-    n_right: IntArray,
-    rows: IntArray,
-    ranks: IntArray,
-    *,
-    complete: bool,
+    query_ids: list[str], n_right: IntArray, rows: IntArray, ranks: IntArray, *, complete: bool
 ) -> Metrics:
     """Compute metrics from the ranks of the right images that were found.
 

@@ -14,6 +14,7 @@ import io
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ _NAMED_IDS = 5  # maximum ids of each kind that a mismatch message names
 ANSWER = "answer.txt"  # the ranked list inside an answer.zip (AI City Challenge, Track 4)
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest valid one: equal lists give equal bytes
 _A_RANKED_LIST = "a ranked list (one line of gallery names per query)"
+_NOT_SCORES = "give the ranked list (.txt), not the score file (.pt)"
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -141,17 +143,13 @@ def rows_in_order(
     ]
     found = [f"{what}: {some(faulty)}" for what, faulty in faults if faulty]
     if found:
-        raise InputError(
-            where, f"expected exactly the ids of {order_name}, found {'; '.join(found)}"
-        )
+        problem = f"expected exactly the ids of {order_name}, found {'; '.join(found)}"
+        raise InputError(where, problem)
     return [row_of[one] for one in order]
 
 
 def order_queries(
-    query_ids: Sequence[str],
-    order: Sequence[str] | None,
-    *,
-    where: str | Path = "--query_order",
+    query_ids: Sequence[str], order: Sequence[str] | None, *, where: str | Path = "--query_order"
 ) -> list[str]:
     """Return the query ids in ``order``; unchanged if ``order`` is None.
 
@@ -179,13 +177,10 @@ def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
     for number, line in enumerate(names, start=1):
         for name in line:
             if name.split() != [name]:
-                raise InputError(
-                    path,
-                    f"a ranked list separates names by a blank, so the gallery name {name!r} "
-                    "cannot be written",
-                    item=f"line {number}",
-                    todo="rename that image",
-                )
+                rule = "a ranked list separates names by a blank"
+                problem = f"{rule}, so the gallery name {name!r} cannot be written"
+                item = f"line {number}"
+                raise InputError(path, problem, item=item, todo="rename that image")
 
 
 def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
@@ -234,10 +229,8 @@ def _archived_text(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             member = _list_member(archive)
             if member is None:
-                raise InputError(
-                    path, f"expected a zip file with {ANSWER}, found one without",
-                    todo="give the ranked list (.txt), not the score file (.pt)",
-                )  # fmt: skip
+                problem = f"expected a zip file with {ANSWER}, found one without"
+                raise InputError(path, problem, todo=_NOT_SCORES)
             check_unpacked_size(path, [archive.getinfo(member)])
             raw = archive.read(member)
     except DAMAGED_ARCHIVE as error:
@@ -261,26 +254,20 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
     if zipfile.is_zipfile(path):
         text = _archived_text(path)
     else:
-        text = read_text(
-            path, _A_RANKED_LIST, todo="give the ranked list (.txt), not the score file (.pt)"
-        )
+        text = read_text(path, _A_RANKED_LIST, todo=_NOT_SCORES)
     names: list[list[str]] = []
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        item = f"line {number}"
+        fault = partial(InputError, path, item=f"line {number}")
         found = line.split()
         if not found:
-            raise InputError(path, "expected gallery names, found an empty line", item=item)
+            raise fault("expected gallery names, found an empty line")
         if not names:
             _check_is_list(path, found)
-        if names and len(found) != len(names[0]):
-            raise InputError(
-                path,
-                f"expected {len(names[0])} names as in line 1, found {len(found)}",
-                item=item,
-            )
+        elif len(found) != len(names[0]):
+            raise fault(f"expected {len(names[0])} names as in line 1, found {len(found)}")
         if len(set(found)) < len(found):
             twice = next(name for name, n in Counter(found).items() if n > 1)
-            raise InputError(path, f"expected distinct names, found {twice!r} twice", item=item)
+            raise fault(f"expected distinct names, found {twice!r} twice")
         names.append(found)
     if not names:
         raise InputError(path, "expected a line per query, found an empty file")
@@ -295,7 +282,5 @@ def _check_is_list(path: Path, first: Sequence[str]) -> None:
     elif len(first) == 6 and first[1].upper() == "Q0":
         other = "a TREC run"
     if other is not None:
-        raise InputError(
-            path, f"expected {_A_RANKED_LIST}, found {other}",
-            todo="make the list with: python -m ensemble.run --beit3_score FILE --output_file LIST",
-        )  # fmt: skip
+        todo = "make the list with: python -m ensemble.run --beit3_score FILE --output_file LIST"
+        raise InputError(path, f"expected {_A_RANKED_LIST}, found {other}", todo=todo)

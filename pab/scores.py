@@ -33,6 +33,7 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.notices import notice
 from pab.data.id_lists import read_gallery_ids, read_query_ids
+from pab.data.label_config import add_path_flags
 from pab.data.names import respelt
 from pab.formats import export as score_export
 from pab.formats.contents import Listing, Matrix
@@ -101,13 +102,8 @@ def align(
     Raises:
         InputError: the query ids or the gallery ids differ.
     """
-    score_file = respell(
-        score_file,
-        reference.query_ids,
-        reference.gallery_ids,
-        where=where,
-        known_name=reference_name,
-    )
+    known = (reference.query_ids, reference.gallery_ids)
+    score_file = respell(score_file, *known, where=where, known_name=reference_name)
     check_same_ids(score_file, reference, where, reference_name)
     return reorder(score_file, reference.query_ids, where=where)
 
@@ -166,8 +162,7 @@ def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
     if file.gallery_ids == wanted:
         return file
     column_of = {name: column for column, name in enumerate(wanted)}
-    unknown = [name for name in file.gallery_ids if name not in column_of]
-    if unknown:
+    if not column_of.keys() >= set(file.gallery_ids):
         return file
     columns = torch.tensor([column_of[name] for name in file.gallery_ids])
     counts = file.listed_counts()
@@ -216,14 +211,9 @@ def import_scores(
     if score_file.listed and min(score_file.listed.values()) < len(score_file.gallery_ids):
         notice(path, listed_in_part(score_file))
     dtype = str(found.scores.dtype) if isinstance(found, Matrix) else "text"
-    meta = {
-        **score_file.meta,
-        "imported_file": path.name,
-        "imported_sha256": sha256_of_file(path),
-        "dtype": dtype.removeprefix("torch."),
-        "project_version": __version__,
-    }
-    return replace(score_file, meta=meta)
+    source = {"imported_file": path.name, "imported_sha256": sha256_of_file(path)}
+    facts = {"dtype": dtype.removeprefix("torch."), "project_version": __version__}
+    return replace(score_file, meta={**score_file.meta, **source, **facts})
 
 
 def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
@@ -236,11 +226,9 @@ def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
     first = next(iter(told), None)
     for path, sha256 in told.items():
         if first is not None and sha256 != told[first]:
-            print(
-                f"warning: {path} was made from other data than {first}: captions, names or their "
-                "order differ (data_sha256)",
-                file=sys.stderr,
-            )
+            what = "captions, names or their order differ (data_sha256)"
+            warning = f"warning: {path} was made from other data than {first}: {what}"
+            print(warning, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -248,44 +236,32 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(prog="python -m pab.scores")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("import", help="make a score file of scores in any form")
-    command.add_argument(
-        "file", type=Path, help="tensor, array, table, run or ranked list; the content tells which"
-    )
-    command.groups["data"].add_argument(
-        "--queries",
-        type=Path,
-        help="for files without ids: query ids of the rows, one per line, or query.json",
-    )
-    command.groups["data"].add_argument(
-        "--gallery",
-        type=Path,
-        help="for files without ids: image names of the columns, one per line, or the gallery "
-        "folder (sorted names); for runs and lists: the whole gallery",
-    )
-    command.groups["output"].add_argument(
-        "--out", type=Path, required=True, help="score file to write"
-    )
+    about = "tensor, array, table, run or ranked list; the content tells which"
+    command.add_argument("file", type=Path, help=about)
+    flags = {
+        "--queries": "for files without ids: query ids of the rows, one per line, or query.json",
+        "--gallery": "for files without ids: image names of the columns, one per line, or the "
+        "gallery folder (sorted names); for runs and lists: the whole gallery",
+    }
+    add_path_flags(command.groups["data"], flags)
+    output = command.groups["output"]
+    output.add_argument("--out", type=Path, required=True, help="score file to write")
     command = commands.add_parser("show", help="explain a file of scores")
     command.add_argument("file", type=Path)
     command = commands.add_parser("export", help="write a score file in the form of another tool")
     command.add_argument("file", type=Path, help="scores with ids, in any form")
-    form = command.groups["output"].add_mutually_exclusive_group(required=True)
+    output = command.groups["output"]
+    form = output.add_mutually_exclusive_group(required=True)
     form.add_argument("--format", choices=score_export.FORMATS, help="form to write")
-    form.add_argument(
-        "--bare", action="store_true", help="plain tensor without ids, plus two id lists"
+    about = "plain tensor without ids, plus two id lists"
+    form.add_argument("--bare", action="store_true", help=about)
+    most = f"(default: {score_export.DEFAULT_TOP_K} at most)"
+    output.add_argument("--top_k", type=int, help=f"trec, ranx, rankings: images per query {most}")
+    about = (
+        "file to write; --bare: PREFIX of PREFIX.pt, PREFIX.queries.txt, PREFIX.gallery.txt "
+        "(default: FILE_bare)"
     )
-    command.groups["output"].add_argument(
-        "--top_k",
-        type=int,
-        help="trec, ranx, rankings: images per query "
-        f"(default: {score_export.DEFAULT_TOP_K} at most)",
-    )
-    command.groups["output"].add_argument(
-        "--out",
-        type=Path,
-        help="file to write; --bare: PREFIX of PREFIX.pt, PREFIX.queries.txt, "
-        "PREFIX.gallery.txt (default: FILE_bare)",
-    )
+    output.add_argument("--out", type=Path, help=about)
     args = parser.parse_args(argv)
     if args.command == "import":
         score_file = import_scores(args.file, query_list=args.queries, gallery_list=args.gallery)

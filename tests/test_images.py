@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pab.core.errors import InputError
-from pab.data.images import image_loader, list_gallery, load_image, recipe, verify_images
+from pab.data.images import ImageLoader, list_gallery, load_image, recipe, verify_images
 from pab.data.records import GalleryImage
 
 
@@ -196,7 +196,7 @@ def test_orientation_tags_are_left_alone_and_modes_become_rgb(tmp_path: Path) ->
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_loader_keeps_the_order(gallery: Path, num_workers: int, batch_size: int) -> None:
     images = list_gallery(gallery)
-    loader = image_loader(images, recipe("beit3", 16), batch_size, num_workers)
+    loader = ImageLoader(images, recipe("beit3", 16), batch_size, num_workers)
     batches = list(loader)
     assert len(batches) == len(loader) == -(-len(images) // batch_size)
     assert [p for _, positions in batches for p in positions] == list(range(len(images)))
@@ -209,7 +209,7 @@ def test_loader_keeps_the_order(gallery: Path, num_workers: int, batch_size: int
 def test_an_image_that_goes_bad_later_is_an_input_error(gallery: Path, num_workers: int) -> None:
     images = [*list_gallery(gallery), GalleryImage("gone", gallery / "gone.jpg")]
     with pytest.raises(InputError, match=r"gone.jpg: expected an image, found no such file"):
-        list(image_loader(images, recipe("beit3", 16).transform(), 4, num_workers))
+        list(ImageLoader(images, recipe("beit3", 16).transform(), 4, num_workers))
 
 
 def test_listing_and_verifying_need_no_torch() -> None:

@@ -43,6 +43,9 @@ class InputError(Exception):
         return again, (self.where, self.problem)
 
 
+Fault = Callable[..., InputError]  # InputError with the file, and perhaps the item, bound
+
+
 class LostProcessError(RuntimeError):
     """The connection to another process of the group is lost."""
 

@@ -19,7 +19,7 @@ see :mod:`pab.data.json_lines`. Tables and folders of captioned images are read 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -78,18 +78,15 @@ def read_retrieval(
                 return Retrieval(queries, None, None, {})
             return with_answers(queries, Path(answers), path)
     if answers is not None:
-        raise InputError(
-            answers,
-            f"an answer key is for name-masked queries, but {path} carries its own labels",
-            todo="leave the answer key out",
-        )
+        problem = f"an answer key is for name-masked queries, but {path} carries its own labels"
+        raise InputError(answers, problem, todo="leave the answer key out")
+    root = None if image_folder is None else Path(image_folder)
     if own:
-        root = Path(image_folder) if image_folder else path if path.is_dir() else path.parent
+        root = Path(image_folder or (path if path.is_dir() else path.parent))
         images = images_of_own_data(path, root, columns or TableColumns())
-        return _labelled(images, path, root, same_caption_counts)
-    folder = None if image_folder is None else Path(image_folder)
-    images = list(read_labelled_images(path, folder))
-    return _labelled(images, path, image_folder, same_caption_counts)
+    else:
+        images = list(read_labelled_images(path, root))
+    return _labelled(images, path, root, same_caption_counts)
 
 
 def retrieval_of_pairs(
@@ -108,23 +105,15 @@ def retrieval_of_pairs(
     images = labelled_images_of(pairs)
     if not images:
         raise InputError(root, "expected training pairs to search in, found none")
-    seen: set[str] = set()
-    for image in images:
-        if image.image_id in seen:
-            raise InputError(
-                root,
-                f"expected every image_id once, found {image.image_id!r} in two pairs",
-                item=f"image_id {image.image_id!r}",
-            )
-        seen.add(image.image_id)
+    for image_id, count in Counter(image.image_id for image in images).items():
+        if count > 1:
+            problem = f"expected every image_id once, found {image_id!r} in two pairs"
+            raise InputError(root, problem, item=f"image_id {image_id!r}")
     return _labelled(images, Path(root), root, same_caption_counts)
 
 
 def _labelled(
-    images: list[LabelledImage],
-    source: Path,
-    image_folder: str | Path | None,
-    same_caption_counts: bool,
+    images: list[LabelledImage], source: Path, root: str | Path | None, same_caption_counts: bool
 ) -> Retrieval:
     if not images:
         raise InputError(source, "expected labelled images, found no queries")
@@ -147,7 +136,7 @@ def _labelled(
             if image.twin_id in known and image.twin_id not in listed:
                 twins[query_id] = image.twin_id  # type: ignore[assignment]
 
-    locate = Locator(source, image_folder, [image.image for image in images])
+    locate = Locator(source, root, [image.image for image in images])
     gallery = [GalleryImage(image.image_id, locate(image.image)) for image in images]
     gallery.sort(key=lambda image: image.gallery_id)
     relevance: Relevance = "same_caption" if same_caption_counts else "image_id"

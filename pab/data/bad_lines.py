@@ -58,15 +58,11 @@ class BadLines:
         if self.total == 1:
             only = self.first[0]
             return InputError(only.where, only.problem, item=only.item, todo=only.todo or todo)
-        shown = "; ".join(map(str, self.first))
-        more = self.total - len(self.first)
-        rest = f"; and {more} more" if more else ""
-        return InputError(
-            where,
-            f"expected usable lines only, found {self.total} bad ones ({self.summary()}): "
-            f"{shown}{rest}",
-            todo=todo,
-        )
+        shown = [str(error) for error in self.first]
+        if self.total > len(shown):
+            shown.append(f"and {self.total - len(shown)} more")
+        found = f"{self.total} bad ones ({self.summary()}): {'; '.join(shown)}"
+        return InputError(where, f"expected usable lines only, found {found}", todo=todo)
 
     def check(self, where: str | Path) -> None:
         """Raise the error if there are bad lines.

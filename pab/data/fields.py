@@ -1,18 +1,16 @@
 """Check fields of a JSON object; errors name the line.
 
-Errors give file and line, the field, and the expected and found values. In all functions, ``path``
-is the file and ``item`` is the name of the place in errors (``"line 17"``). All functions raise
-:class:`InputError`.
+Errors give file and line, the field, and the expected and found values. In all functions, ``fault``
+makes the error of the line. All functions raise :class:`InputError`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TypeGuard
 
-from pab.core.errors import InputError
+from pab.core.errors import Fault, InputError
 from pab.data.captions import has_visible
 from pab.data.json_lines import kind, shortened
 
@@ -46,10 +44,8 @@ class FieldNotes:
         if self.absent:
             found.append(f"optional fields are treated as absent: {_listed(self.absent)}")
         if self.whole_sources:
-            found.append(
-                f"source_id is not VIDEO_NUMBER ({_lines(self.whole_sources)}): all of it names "
-                "the video"
-            )
+            lines = _lines(self.whole_sources)
+            found.append(f"source_id is not VIDEO_NUMBER ({lines}): all of it names the video")
         return found
 
 
@@ -77,35 +73,35 @@ def is_text(value: object) -> TypeGuard[str]:
     return True
 
 
-def bad_text(value: object, name: str, expected: str, path: Path, item: str) -> InputError:
+def bad_text(value: object, name: str, expected: str, fault: Fault) -> InputError:
     """Build the error for a value that :func:`is_text` rejects."""
     found = kind(value)
     if isinstance(value, str) and value.strip():
         found = "half a surrogate pair, which is no character"
-    return InputError(path, f"field {name!r}: expected {expected}, found {found}", item=item)
+    return fault(f"field {name!r}: expected {expected}, found {found}")
 
 
-def required_text(fields: dict[str, Any], name: str, path: Path, item: str) -> str:
+def required_text(fields: dict[str, Any], name: str, fault: Fault) -> str:
     """Read a required text field."""
     value = fields.get(name)
     if is_text(value):
         return value
     if name not in fields:
-        raise InputError(path, f"field {name!r}: expected a text, found no such field", item=item)
-    raise bad_text(value, name, "a text that is not empty", path, item)
+        raise fault(f"field {name!r}: expected a text, found no such field")
+    raise bad_text(value, name, "a text that is not empty", fault)
 
 
-def required_id(fields: dict[str, Any], name: str, path: Path, item: str) -> str:
+def required_id(fields: dict[str, Any], name: str, fault: Fault) -> str:
     """Read a required id: text, or an integer as its decimal text."""
     value = fields.get(name)
     if type(value) is str and is_text(value):
-        return identifier(value, name, path, item)
+        return identifier(value, name, fault)
     number = number_text(value)
     if number is not None:
         return number
     if name not in fields:
-        raise InputError(path, f"field {name!r}: expected an id, found no such field", item=item)
-    raise bad_text(value, name, "an id, a text or a whole number", path, item)
+        raise fault(f"field {name!r}: expected an id, found no such field")
+    raise bad_text(value, name, "an id, a text or a whole number", fault)
 
 
 def number_text(value: object) -> str | None:
@@ -146,47 +142,32 @@ def _unusable(value: object) -> str:
     return "of another type"
 
 
-def caption_text(value: object, name: str, path: Path, item: str) -> str:
-    """Check a caption: text that is visible to every text encoder.
-
-    Args:
-        value: the caption.
-        name: name of the field in the error.
-        path, item: see above.
-    """
+def caption_text(value: object, name: str, fault: Fault) -> str:
+    """Check a caption: text that is visible to every text encoder; ``name`` is its field."""
     if not is_text(value):
-        raise bad_text(value, name, "a text that is not empty", path, item)
+        raise bad_text(value, name, "a text that is not empty", fault)
     if not has_visible(value):
-        raise InputError(
-            path,
-            f"field {name!r}: expected a text with a visible character, found {shortened(value)}",
-            item=item,
-        )
+        found = shortened(value)
+        raise fault(f"field {name!r}: expected a text with a visible character, found {found}")
     return value
 
 
-def one_caption(fields: dict[str, Any], path: Path, item: str) -> str:
+def one_caption(fields: dict[str, Any], fault: Fault) -> str:
     """Read the field ``caption`` of a line with one caption: text, or a list with one text."""
     value = fields.get("caption")
     if type(value) is list:
         if len(value) != 1:
             found = f"a list of {len(value)}" if value else "an empty list"
-            raise InputError(
-                path, f"field 'caption': expected one caption, found {found}", item=item
-            )
+            raise fault(f"field 'caption': expected one caption, found {found}")
         value = value[0]
     elif "caption" not in fields:
-        return required_text(fields, "caption", path, item)
-    return caption_text(value, "caption", path, item)
+        return required_text(fields, "caption", fault)
+    return caption_text(value, "caption", fault)
 
 
-def identifier(value: str, name: str, path: Path, item: str) -> str:
+def identifier(value: str, name: str, fault: Fault) -> str:
     """Check that an id can be stored in a list with one id per line."""
     if value[0].isspace() or value[-1].isspace() or len(value.splitlines()) > 1:
-        raise InputError(
-            path,
-            f"field {name!r}: expected an id on one line without blanks around it, "
-            f"found {shortened(value)}",
-            item=item,
-        )
+        expected = "an id on one line without blanks around it"
+        raise fault(f"field {name!r}: expected {expected}, found {shortened(value)}")
     return value

@@ -6,10 +6,11 @@ import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pab.core.errors import InputError
+from pab.core.errors import Fault, InputError
 from pab.core.files import existing_file
 from pab.core.notices import notice
 from pab.core.text_files import read_text, utf8_text
@@ -31,11 +32,8 @@ def read_id_list(path: str | Path, what: str = "a list of ids, one per line") ->
     for number, _, raw in lines(path):
         name = utf8_text(raw, path, f"line {number}").strip()
         if name in first_seen:
-            raise InputError(
-                path,
-                f"expected every id once, found {name!r} already on line {first_seen[name]}",
-                item=f"line {number}",
-            )
+            problem = f"expected every id once, found {name!r} already on line {first_seen[name]}"
+            raise InputError(path, problem, item=f"line {number}")
         first_seen[name] = number
     if not first_seen:
         raise InputError(path, f"expected {what}, found an empty file")
@@ -57,21 +55,18 @@ def check_ids(where: str | Path, name: str, ids: Any) -> None:
     Raises:
         InputError: names the first id that breaks a rule.
     """
+    fault = partial(InputError, where, item=name)
     if not isinstance(ids, list) or not set(map(type, ids)) <= {str}:
-        raise InputError(where, "expected a list of strings", item=name)
+        raise fault("expected a list of strings")
     if not ids:
-        raise InputError(where, "expected at least one id, found none", item=name)
+        raise fault("expected at least one id, found none")
     if "\n".join(ids).splitlines() != ids or list(map(str.strip, ids)) != ids or "" in ids:
         # Id lists have one id per line.
         one = next(one for one in ids if one.splitlines() != [one] or one != one.strip())
-        raise InputError(
-            where,
-            f"expected ids of one line without blanks at their ends, found {one!r}",
-            item=name,
-        )
+        raise fault(f"expected ids of one line without blanks at their ends, found {one!r}")
     if len(set(ids)) != len(ids):
         twice = next(one for one, count in Counter(ids).items() if count > 1)
-        raise InputError(where, f"expected distinct ids, found {twice!r} twice", item=name)
+        raise fault(f"expected distinct ids, found {twice!r} twice")
 
 
 def read_query_ids(path: str | Path) -> list[str]:
@@ -84,10 +79,7 @@ def read_query_ids(path: str | Path) -> list[str]:
     """
     path = existing_file(path, "a list of query ids, one per line")
     if _is_json(path):
-        ids = _json_ids(path)
-        if ids is not None:
-            return ids
-        return [query.query_id for query in read_retrieval(path).queries]
+        return _json_ids(path) or [query.query_id for query in read_retrieval(path).queries]
     return read_id_list(path, "a list of query ids, one per line")
 
 
@@ -111,9 +103,8 @@ def read_gallery_ids(path: str | Path) -> list[str]:
         ids = _json_ids(path)
         if ids is not None:
             return plain_names(ids, path)
-        raise InputError(
-            path, "expected gallery ids, one per line, or a folder of images, found other JSON"
-        )
+        problem = "expected gallery ids, one per line, or a folder of images, found other JSON"
+        raise InputError(path, problem)
     return plain_names(read_id_list(path, "a list of gallery ids, one per line"), path)
 
 
@@ -123,23 +114,19 @@ def _is_json(path: Path) -> bool:
 
 
 def _json_ids(path: Path) -> list[str] | None:
-    """The ids of a JSON array of texts and whole numbers; None if the file is something else.
-
-    Raises:
-        InputError: an id twice.
-    """
+    """The ids of a JSON array of texts and whole numbers; None if the file is something else."""
     try:
         values = json.loads(read_text(path, "a list of ids"))
     except (ValueError, RecursionError):
         return None
     if not isinstance(values, list) or not values or {type(one) for one in values} - {str, int}:
         return None
-    ids = id_texts(values, path, "ids")
+    ids = id_texts(values, partial(InputError, path, item="ids"))
     check_ids(path, "ids", ids)
     return ids
 
 
-def id_text(value: Any, where: str | Path, item: str) -> str:
+def id_text(value: Any, fault: Fault) -> str:
     """Convert an id to text; an integer becomes its decimal digits.
 
     Raises:
@@ -150,13 +137,9 @@ def id_text(value: Any, where: str | Path, item: str) -> str:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if whole and not isinstance(value, bool):
         return str(int(value))
-    raise InputError(
-        where,
-        f"expected a list of strings or whole numbers as ids, found {value!r:.60}",
-        item=item,
-    )
+    raise fault(f"expected a list of strings or whole numbers as ids, found {value!r:.60}")
 
 
-def id_texts(values: Iterable[Any], where: str | Path, item: str) -> list[str]:
+def id_texts(values: Iterable[Any], fault: Fault) -> list[str]:
     """Convert ids to text; see :func:`id_text`."""
-    return [id_text(value, where, item) for value in values]
+    return [id_text(value, fault) for value in values]

@@ -88,11 +88,9 @@ def checked_path(
         found = "a path that leaves it"
     if found is None:
         return text
-    raise InputError(
-        path,
-        f"field {name!r}: expected a path inside the data root, found {found}: {shortened(value)}",
-        item=item,
-    )
+    found = f"{found}: {shortened(value)}"
+    problem = f"field {name!r}: expected a path inside the data root, found {found}"
+    raise InputError(path, problem, item=item)
 
 
 def _leaves(text: str, below: str) -> bool:
@@ -152,11 +150,8 @@ def data_root(annotation: str | Path) -> Path:
     """
     root = _root_above(Path(annotation))
     if root is None:
-        raise InputError(
-            annotation,
-            "expected a file under ROOT/annotation/, found no folder of that name above it",
-            todo="say where the images are with --image_folder",
-        )
+        problem = "expected a file under ROOT/annotation/, found no folder of that name above it"
+        raise InputError(annotation, problem, todo="say where the images are with --image_folder")
     return root
 
 
@@ -177,19 +172,12 @@ def part_of(shard: int) -> int:
 
 
 class _Place(NamedTuple):
-    """The files of one folder.
+    """The files of one folder."""
 
-    Attributes:
-        folder: path relative to the root.
-        names: names of its files.
-        endings: image extensions among them, as spelled.
-        only_images: true if every name has an image extension (except hidden files).
-    """
-
-    folder: str
+    folder: str  # relative to the root
     names: frozenset[str]
-    endings: tuple[str, ...]
-    only_images: bool
+    endings: tuple[str, ...]  # image extensions among the names, as spelled
+    only_images: bool  # every name has an image extension, except hidden files
 
 
 class ImageFinder:
@@ -271,12 +259,9 @@ class ImageFinder:
             return None
         if len(found) > 1:
             shown = " and ".join(repr(posixpath.join(*file)) for file in found)
-            raise InputError(
-                self.root,
-                f"expected this file, or one other spelling of it, found {shown}",
-                item=f"image {posixpath.join(folder, name)!r}",
-                todo="keep one of them",
-            )
+            problem = f"expected this file, or one other spelling of it, found {shown}"
+            item = f"image {posixpath.join(folder, name)!r}"
+            raise InputError(self.root, problem, item=item, todo="keep one of them")
         self._tell(folder, name, *found[0])
         return found[0]
 
@@ -284,11 +269,8 @@ class ImageFinder:
         """Print a notice, once, if files differ from their written paths."""
         if name != found_name:
             written, ending = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
-            notice(
-                self.root,
-                f"image paths that end in {written or 'no ending'} are read from the {ending} "
-                "files of the same stem",
-            )
+            what = f"image paths that end in {written or 'no ending'}"
+            notice(self.root, f"{what} are read from the {ending} files of the same stem")
         if folder != found_folder and "Part " in found_folder:
             place = re.sub(r"Part \d+", "Part K", found_folder)
             place = re.sub(r"(imgs_)\d+.*", r"\1N", place)
@@ -300,6 +282,11 @@ class ImageFinder:
 def is_image_name(name: str) -> bool:
     """Return true if a file name has an image extension and is not hidden."""
     return name[0] != "." and posixpath.splitext(name)[1].lower() in IMAGE_ENDINGS
+
+
+def is_photo_name(name: str) -> bool:
+    """Return true if a file name has a searchable image extension and is not hidden."""
+    return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 
 def file_names(folder: Path) -> list[str]:
@@ -389,9 +376,7 @@ class Locator:
             name = "/".join(parts[min(self.drop, len(parts) - 1) :])
         path = self.finder.find(name)
         if self.drop and self.used.setdefault(path, image) != image:
-            raise InputError(
-                self.source,
-                f"images {self.used[path]!r} and {image!r} would both be {path}",
-                todo="give the folder that the image paths start from",
-            )
+            problem = f"images {self.used[path]!r} and {image!r} would both be {path}"
+            todo = "give the folder that the image paths start from"
+            raise InputError(self.source, problem, todo=todo)
         return path

@@ -23,6 +23,7 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.progress import progress
+from pab.data.fields import is_text
 from pab.data.image_paths import IMAGE_ENDINGS
 from pab.data.records import GalleryImage
 
@@ -49,11 +50,11 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 
-_HALF = (0.5, 0.5, 0.5)
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford et al., CLIP; BLIP-2 uses the same
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_UIT_MEAN = (0.38901278, 0.3651612, 0.34836376)  # person search data that UIT starts from
-_UIT_STD = (0.24344306, 0.23738699, 0.23368555)
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and standard deviation of R, G and B
+# Radford et al., CLIP; BLIP-2 uses the same.
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+# The person search data that UIT starts from.
+_UIT = ((0.38901278, 0.3651612, 0.34836376), (0.24344306, 0.23738699, 0.23368555))
 
 
 # ---------------------------------------------------------------------------------------- recipes
@@ -92,14 +93,9 @@ class ImageRecipe:
             shape = [v2.Resize((self.size, self.size), interpolation=bicubic)]
         else:
             shape = [v2.Resize(self.size, interpolation=bicubic), v2.CenterCrop(self.size)]
-        return v2.Compose(
-            [
-                *shape,
-                v2.PILToTensor(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(self.mean), list(self.std)),
-            ]
-        )
+        to_float = v2.ToDtype(torch.float32, scale=True)
+        normalize = v2.Normalize(list(self.mean), list(self.std))
+        return v2.Compose([*shape, v2.PILToTensor(), to_float, normalize])
 
 
 def recipe(name: str, size: int) -> ImageRecipe:
@@ -117,16 +113,10 @@ def recipe(name: str, size: int) -> ImageRecipe:
     """
     if size < 1:
         raise InputError("image size", f"expected a positive number of pixels, found {size}")
-    match name:
-        case "beit3":
-            return ImageRecipe(name, size, "squash", _HALF, _HALF)
-        case "clip":
-            return ImageRecipe(name, size, "short_side", _CLIP_MEAN, _CLIP_STD)
-        case "blip2":
-            return ImageRecipe(name, size, "squash", _CLIP_MEAN, _CLIP_STD)
-        case "uit":
-            return ImageRecipe(name, size, "squash", _UIT_MEAN, _UIT_STD)
-    raise InputError("image recipe", f"expected beit3, clip, blip2 or uit, found {name!r}")
+    colours = {"beit3": _HALF, "clip": _CLIP, "blip2": _CLIP, "uit": _UIT}
+    if name not in colours:
+        raise InputError("image recipe", f"expected beit3, clip, blip2 or uit, found {name!r}")
+    return ImageRecipe(name, size, "short_side" if name == "clip" else "squash", *colours[name])
 
 
 # ---------------------------------------------------------------------------------------- gallery
@@ -152,30 +142,18 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
         path = folder / name
         if name.startswith(".") or path.suffix.lower() not in IMAGE_ENDINGS:
             continue
-        if not _is_utf8(name):
-            raise InputError(
-                folder, f"expected file names in UTF-8, found {name!a}", todo="rename it"
-            )
+        if not is_text(name):
+            problem = f"expected file names in UTF-8, found {name!a}"
+            raise InputError(folder, problem, todo="rename it")
         if path.stem in found:
-            raise InputError(
-                folder,
-                f"expected names that differ in more than their ending, found "
-                f"{found[path.stem].name!r} and {name!r}",
-                todo="rename or remove one",
-            )
+            two = f"{found[path.stem].name!r} and {name!r}"
+            problem = f"expected names that differ in more than their ending, found {two}"
+            raise InputError(folder, problem, todo="rename or remove one")
         found[path.stem] = path
     if not found:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
         raise InputError(folder, f"expected images ({endings}), found none")
     return [GalleryImage(name, found[name]) for name in sorted(found)]
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------------------------------- loading
@@ -239,11 +217,8 @@ def verify_images(paths: list[Path], num_workers: int = 0) -> None:
     shown = "; ".join(problems[:_NAMED_BAD_IMAGES])
     if len(problems) > _NAMED_BAD_IMAGES:
         shown += f"; and {len(problems) - _NAMED_BAD_IMAGES} more"
-    raise InputError(
-        f"{len(problems)} of {len(paths)} images",
-        f"cannot be read: {shown}",
-        todo="replace or remove them",
-    )
+    where = f"{len(problems)} of {len(paths)} images"
+    raise InputError(where, f"cannot be read: {shown}", todo="replace or remove them")
 
 
 def _problem_of(path: Path) -> str | None:
@@ -257,13 +232,7 @@ def _problem_of(path: Path) -> str | None:
 
 
 def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP or BMP") -> str:
-    """Describe in one clause why a file cannot be decoded.
-
-    Args:
-        path: the file.
-        error: exception of the decoder.
-        formats: names of the tried formats.
-    """
+    """Describe in one clause why a decoder of some formats raised an error for a file."""
     path = Path(path)
     if path.is_dir():
         return "a directory"
@@ -319,24 +288,40 @@ def _collate(
 
 
 class ImageLoader:
-    """Loader of a gallery in batches, in order, decoded ahead by worker processes.
+    """Loader of images in batches, in the given order, decoded ahead by worker processes.
 
     Iteration yields ``(pixels, positions)``: float32 [B, 3, H, W] and the B positions in the list
     of images, without images that the reader collects as unreadable. ``len`` is the number of
     batches.
+
+    Args:
+        images: files, RGB images, or preprocessed tensors [3, H, W].
+        transform: a recipe, or any function from an RGB image to a float32 [3, H, W].
+        batch_size: images per batch; the last batch may be smaller.
+        num_workers: loader processes; 0 loads in this process.
+        pin_memory: page-lock the batches, for fast copies to a CUDA device.
+        reader: decodes the files; None uses the benchmark reader.
+
+    Raises:
+        InputError: during iteration, if an image is unreadable and the reader does not collect
+            errors.
     """
 
     def __init__(
         self,
         images: Sequence[Loadable],
-        transform: ImageTransform,
+        transform: ImageRecipe | ImageTransform,
         batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        reader: ImageReader,
+        num_workers: int = 0,
+        *,
+        pin_memory: bool = False,
+        reader: ImageReader | None = None,
     ) -> None:
         from pab.data.loader import Loader
 
+        reader = reader or ImageReader()
+        if isinstance(transform, ImageRecipe):
+            transform = transform.transform()
         self._images, self._unreadable = images, reader.unreadable
         self._loader = Loader(
             _Images(images, transform, reader.load),
@@ -359,33 +344,3 @@ class ImageLoader:
                 self._unreadable[image.gallery_id] = error
             if positions:
                 yield pixels, positions
-
-
-def image_loader(
-    images: Sequence[Loadable],
-    transform: ImageRecipe | ImageTransform,
-    batch_size: int,
-    num_workers: int = 0,
-    *,
-    pin_memory: bool = False,
-    reader: ImageReader | None = None,
-) -> ImageLoader:
-    """Load images in batches, in the given order; see :class:`ImageLoader`.
-
-    Args:
-        images: files, RGB images, or preprocessed tensors [3, H, W].
-        transform: a recipe, or any function from an RGB image to a float32 [3, H, W].
-        batch_size: images per batch; the last batch may be smaller.
-        num_workers: loader processes; 0 loads in this process.
-        pin_memory: page-lock the batches, for fast copies to a CUDA device.
-        reader: decodes the files; None uses the benchmark reader.
-
-    Raises:
-        InputError: during iteration, if an image is unreadable and the reader does not collect
-            errors.
-    """
-    if isinstance(transform, ImageRecipe):
-        transform = transform.transform()
-    return ImageLoader(
-        images, transform, batch_size, num_workers, pin_memory, reader or ImageReader()
-    )

@@ -49,9 +49,14 @@ _ANY = json.JSONDecoder()  # finds the end of a value; repeated fields are check
 
 def wide_encoding(path: Path) -> str | None:
     """Apply :func:`pab.core.text_files.wide_encoding` to a file."""
+    return text_files.wide_encoding(head_of(path, 4))
+
+
+def head_of(path: Path, size: int) -> bytes:
+    """Read the first bytes of a file, ``size`` at most."""
     try:
         with path.open("rb") as handle:
-            return text_files.wide_encoding(handle.read(4))
+            return handle.read(size)
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -133,16 +138,15 @@ def _values(path: Path) -> Iterator[tuple[int, int, bytes]]:
             yield number, offset, raw
             number += text.count("\n", start, stop)
             offset, done = offset + len(raw), stop
-    except (json.JSONDecodeError, RecursionError) as error:
-        line = f"line {error.lineno if isinstance(error, json.JSONDecodeError) else number}"
-        raise InputError(path, f"{EXPECTED}, found broken JSON{_reason(error)}", item=line) from (
-            error
-        )
+    except json.JSONDecodeError as error:
+        raise _broken(path, EXPECTED, error, f"line {error.lineno}") from error
+    except RecursionError as error:
+        raise _broken(path, EXPECTED, error, f"line {number}") from error
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield start and end of each value in an array, or of consecutive values."""
-    position = _SPACE.match(text).end()  # type: ignore[union-attr]
+    position = _after_space(text, 0)
     in_array = text.startswith("[", position)
     if in_array:
         position = _after_space(text, position + 1)
@@ -176,36 +180,28 @@ def _after_space(text: str, position: int) -> int:
 
 def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
     """Parse an entry as a JSON object; raises for bad UTF-8, bad JSON and other values."""
-    text = text_files.utf8_text(
-        raw, path, item
-    ).rstrip()  # else truncation is reported on a later line
-    try:
-        value = OBJECT.decode(text)
-    except Twice as error:
-        raise found_twice(error, path, item) from error
-    except (ValueError, RecursionError) as error:  # a JSONDecodeError, or a number beyond limits
-        raise InputError(path, f"{EXPECTED}, found broken JSON{_reason(error)}", item=item) from (
-            error
-        )
-    if type(value) is not dict:
-        raise InputError(path, f"{EXPECTED}, found {kind(value)}", item=item)
-    return value
+    text = text_files.utf8_text(raw, path, item)
+    # Without rstrip, truncation would be reported on a later line.
+    return _decoded(text.rstrip(), path, EXPECTED, item)
 
 
 def json_document(path: Path, what: str) -> dict[str, Any]:
     """Read a whole file as one JSON object without duplicate keys."""
     existing_file(path, what)
-    text = text_of(path)
+    return _decoded(text_of(path), path, f"expected {what}", None)
+
+
+def _decoded(text: str, path: Path, expected: str, item: str | None) -> dict[str, Any]:
+    """Parse a JSON object; without an item, the error names the line."""
     try:
         value = OBJECT.decode(text)
     except Twice as error:
-        raise found_twice(error, path, None) from error
-    except (ValueError, RecursionError) as error:
+        raise found_twice(error, path, item) from error
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError, or a number beyond limits
         line = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else None
-        problem = f"expected {what}, found broken JSON{_reason(error)}"
-        raise InputError(path, problem, item=line) from error
+        raise _broken(path, expected, error, item or line) from error
     if type(value) is not dict:
-        raise InputError(path, f"expected {what}, found {kind(value)}")
+        raise InputError(path, f"{expected}, found {kind(value)}", item=item)
     return value
 
 
@@ -214,10 +210,11 @@ def found_twice(error: Twice, path: Path, item: str | None) -> InputError:
     return InputError(path, f"expected every key once, found {name} twice", item=item)
 
 
-def _reason(error: Exception) -> str:
+def _broken(path: Path, expected: str, error: Exception, item: str | None) -> InputError:
+    reason = f": {error}"
     if isinstance(error, json.JSONDecodeError):
-        return f" at column {error.colno}: {error.msg}"
-    return f": {error}"
+        reason = f" at column {error.colno}: {error.msg}"
+    return InputError(path, f"{expected}, found broken JSON{reason}", item=item)
 
 
 # ------------------------------------------------------------------------------------- messages

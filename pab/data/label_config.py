@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from pab.core.commands import CommandParser
@@ -30,9 +32,8 @@ class TableConfig:
         """
         separator = "\t" if self.csv_separator == r"\t" else self.csv_separator
         if len(separator) != 1 or separator in '"\r\n':
-            raise InputError(
-                "--csv_separator", f"expected one character, found {self.csv_separator!r}"
-            )
+            problem = f"expected one character, found {self.csv_separator!r}"
+            raise InputError("--csv_separator", problem)
         return TableColumns(self.csv_image_key, self.csv_caption_key, separator)
 
 
@@ -52,6 +53,12 @@ class LabelConfig(TableConfig):
 def add_label_flags(parser: CommandParser) -> None:
     """Add the flags of :class:`LabelConfig` to a command without a config."""
     add_config_flags(parser, LabelConfig)
+
+
+def add_path_flags(parser: argparse._ActionsContainer, flags: Mapping[str, str]) -> None:
+    """Add optional flags that take a path: flag -> help text."""
+    for flag, text in flags.items():
+        parser.add_argument(flag, type=Path, help=text)
 
 
 def label_config(args: argparse.Namespace) -> LabelConfig:

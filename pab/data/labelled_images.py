@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pab.core.errors import InputError
+from pab.core.errors import Fault, InputError
 from pab.core.files import existing_file
 from pab.data.bad_lines import BadLines
 from pab.data.fields import FieldNotes, caption_text, one_caption
@@ -59,24 +60,22 @@ def read_labelled_images(
 
     def image_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> LabelledImage:
         pair = TrainPair(caption="", **pair_fields(fields, path, item, notes, root))
-        captions = _captions(fields, path, item)
+        captions = _captions(fields, partial(InputError, path, item=item))
         once(pair.image_id, path, item)
         return _labelled(pair, pair.image_id, captions)
 
     yield from read_records(path, image_of, bad)
 
 
-def _captions(fields: dict[str, Any], path: Path, item: str) -> tuple[str, ...]:
+def _captions(fields: dict[str, Any], fault: Fault) -> tuple[str, ...]:
     """Captions of a labelled line: a list of texts, or one text."""
     value = fields.get("caption")
     if type(value) is not list:
-        return (one_caption(fields, path, item),)
+        return (one_caption(fields, fault),)
     if not value:
-        raise InputError(
-            path, "field 'caption': expected at least one caption, found an empty list", item=item
-        )
+        raise fault("field 'caption': expected at least one caption, found an empty list")
     return tuple(
-        caption_text(caption, f"caption, entry {number}", path, item)
+        caption_text(caption, f"caption, entry {number}", fault)
         for number, caption in enumerate(value, start=1)
     )
 

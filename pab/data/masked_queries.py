@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.data.bad_lines import BadLines
 from pab.data.fields import FieldNotes, one_caption, optional_text, required_id
 from pab.data.json_lines import entries, json_document, json_object, kind, shortened
 from pab.data.pairs import PAIR_FIELDS
-from pab.data.record_lines import Once, read_records
+from pab.data.record_lines import Once, read_records, valid_records
 from pab.data.records import Query, Retrieval, is_normal
 
 _QUERY_FIELDS = frozenset(("query_index", "caption"))
@@ -68,8 +68,9 @@ def masked_queries(path: Path) -> Iterator[Query]:
     once = Once("query id")
 
     def query_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> Query:
-        query_id = required_id(fields, "query_index", path, item)
-        caption = one_caption(fields, path, item)
+        fault = partial(InputError, path, item=item)
+        query_id = required_id(fields, "query_index", fault)
+        caption = one_caption(fields, fault)
         once(query_id, path, item)
         notes.ignore_unknown(fields, _QUERY_FIELDS)
         return Query(query_id, caption)
@@ -79,14 +80,11 @@ def masked_queries(path: Path) -> Iterator[Query]:
         return
     captions = json_document(path, "one JSON object of captions by query id")
     notice(path, f"is read as one object {{query id: caption}} of {len(captions)} queries")
-    bad, notes = BadLines(), FieldNotes()
-    for query_id, caption in captions.items():
-        item = f"query {shortened(query_id)}"
-        try:
-            yield query_of({"query_index": query_id, "caption": caption}, path, item, notes)
-        except InputError as error:
-            bad.add(error)
-    bad.check(path)
+    found = (
+        (f"query {shortened(query_id)}", {"query_index": query_id, "caption": caption})
+        for query_id, caption in captions.items()
+    )
+    yield from valid_records(path, found, lambda fields, *rest: query_of(fields, path, *rest))
 
 
 def with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retrieval:
@@ -94,18 +92,12 @@ def with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retri
     known = {query.query_id for query in queries}
     unknown = [query_id for query_id in key if query_id not in known]
     if unknown:
-        raise InputError(
-            answers,
-            f"{len(unknown)} answers are for queries that {annotation} does not hold",
-            item=f"query {shortened(unknown[0])}",
-        )
+        problem = f"{len(unknown)} answers are for queries that {annotation} does not hold"
+        raise InputError(answers, problem, item=f"query {shortened(unknown[0])}")
     missing = [query.query_id for query in queries if query.query_id not in key]
     if missing:
-        raise InputError(
-            answers,
-            f"{len(missing)} queries of {annotation} have no answer",
-            item=f"query {missing[0]!r}",
-        )
+        problem = f"{len(missing)} queries of {annotation} have no answer"
+        raise InputError(answers, problem, item=f"query {missing[0]!r}")
     return answered(queries, key)
 
 
@@ -125,26 +117,17 @@ def read_answers(path: str | Path) -> dict[str, Answer]:
     """
     path = Path(path)
     key = json_document(path, "an answer key, one JSON object by query id")
-    answers = {}
-    bad, notes = BadLines(), FieldNotes()
-    for query_id, fields in key.items():
-        item = f"query {shortened(query_id)}"
-        try:
-            answers[query_id] = _answer(fields, path, item, notes)
-        except InputError as error:
-            bad.add(error)
-    for text in notes.texts():
-        notice(path, text)
-    bad.check(path)
-    return answers
+    found = ((f"query {shortened(query_id)}", fields) for query_id, fields in key.items())
 
+    def answer_of(fields: object, item: str, notes: FieldNotes) -> Answer:
+        fault = partial(InputError, path, item=item)
+        if type(fields) is not dict:
+            raise fault(f"expected an object, found {kind(fields)}")
+        gallery = required_id(fields, "gallery", fault)
+        normal, anomaly = (optional_text(fields, name, notes) for name in ("normal", "anomaly"))
+        if normal is not None and anomaly is not None:
+            raise fault("expected 'normal' or 'anomaly', found both")
+        notes.ignore_unknown(fields, _ANSWER_FIELDS)
+        return Answer(gallery, anomaly if normal is None else normal, is_normal(normal, anomaly))
 
-def _answer(fields: object, path: Path, item: str, notes: FieldNotes) -> Answer:
-    if type(fields) is not dict:
-        raise InputError(path, f"expected an object, found {kind(fields)}", item=item)
-    gallery = required_id(fields, "gallery", path, item)
-    normal, anomaly = (optional_text(fields, name, notes) for name in ("normal", "anomaly"))
-    if normal is not None and anomaly is not None:
-        raise InputError(path, "expected 'normal' or 'anomaly', found both", item=item)
-    notes.ignore_unknown(fields, _ANSWER_FIELDS)
-    return Answer(gallery, anomaly if normal is None else normal, is_normal(normal, anomaly))
+    return dict(zip(key, valid_records(path, found, answer_of), strict=True))

@@ -36,12 +36,9 @@ def plain_names(names: Sequence[str], where: str | Path) -> list[str]:
     if len(set(plain)) < len(plain):
         stem = next(one for one, count in Counter(plain).items() if count > 1)
         twice = [name for name, one in zip(names, plain, strict=True) if one == stem]
-        raise InputError(
-            where,
-            f"expected image names that differ in more than the ending, found {twice[0]!r} and "
-            f"{twice[1]!r}",
-            todo="rename one of the two images",
-        )
+        two = f"{twice[0]!r} and {twice[1]!r}"
+        problem = f"expected image names that differ in more than the ending, found {two}"
+        raise InputError(where, problem, todo="rename one of the two images")
     return plain
 
 
@@ -107,21 +104,11 @@ def respelt(
     for name, spelling in changed.items():
         if counts[spelling] > 1:
             other = next(one for one in wanted if one != name and found[one] == spelling)
-            raise InputError(
-                where,
-                f"expected distinct names, found {other!r} and {name!r}, which both mean "
-                f"{spelling!r} of {known_name}",
-            )
-    other_form = [
-        (name, spelling)
-        for name, spelling in changed.items()
-        if without_ending(name) != without_ending(spelling)
-    ]
+            two = f"{other!r} and {name!r}, which both mean {spelling!r} of {known_name}"
+            raise InputError(where, f"expected distinct names, found {two}")
+    other_form = [two for two in changed.items() if len(set(map(without_ending, two))) > 1]
     if other_form:
-        name, spelling = other_form[0]
-        notice(
-            where,
-            f"{len(other_form)} names are matched to {known_name} in another Unicode form, such as "
-            f"{name!a} to {spelling!a}",
-        )
+        example = "{!a} to {!a}".format(*other_form[0])
+        what = f"{len(other_form)} names are matched to {known_name} in another Unicode form"
+        notice(where, f"{what}, such as {example}")
     return found

@@ -6,22 +6,16 @@ Fields and their meaning: :mod:`pab.data.annotations`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pab.core.errors import InputError
 from pab.core.files import existing_file
 from pab.core.progress import progress
+from pab.data import fields as checks
 from pab.data.bad_lines import BadLines
-from pab.data.fields import (
-    FieldNotes,
-    is_text,
-    one_caption,
-    optional_id,
-    optional_text,
-    required_id,
-    required_text,
-)
+from pab.data.fields import FieldNotes, optional_id, optional_text
 from pab.data.image_paths import checked_path
 from pab.data.record_lines import Once, read_records
 from pab.data.records import TrainPair, video_of
@@ -77,7 +71,7 @@ def train_pair(
         InputError: a required field is missing, of the wrong type or empty, the caption has no
             visible text, an image path leaves the root, or the line is both normal and an anomaly.
     """
-    caption = one_caption(fields, path, item)
+    caption = checks.one_caption(fields, partial(InputError, path, item=item))
     return TrainPair(caption=caption, **pair_fields(fields, path, item, notes, root))
 
 
@@ -85,21 +79,22 @@ def pair_fields(
     fields: dict[str, Any], path: Path, item: str, notes: FieldNotes | None, root: Path | None
 ) -> dict[str, Any]:
     """Check all fields of a pair except the caption."""
-    image = required_text(fields, "image", path, item)
+    fault = partial(InputError, path, item=item)
+    image = checks.required_text(fields, "image", fault)
     checked: dict[str, Any] = {
         "image": checked_path(image, "image", path, item, root=root),
-        "image_id": required_id(fields, "image_id", path, item),
+        "image_id": checks.required_id(fields, "image_id", fault),
     }
     for name, read in _OPTIONAL.items():
         if name in fields:
             value = fields[name]
-            checked[name] = value if is_text(value) else read(fields, name, notes)
+            checked[name] = value if checks.is_text(value) else read(fields, name, notes)
     if checked.get("hard_i") is not None:
         checked["hard_i"] = checked_path(
             checked["hard_i"], "hard_i", path, item, below="train", root=root
         )
     if checked.get("normal") is not None and checked.get("anomaly") is not None:
-        raise InputError(path, "expected field 'normal' or field 'anomaly', found both", item=item)
+        raise fault("expected field 'normal' or field 'anomaly', found both")
     if notes is not None:
         if not fields.keys() <= PAIR_FIELDS:
             notes.ignore_unknown(fields, PAIR_FIELDS)

@@ -25,8 +25,8 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.progress import Progress
-from pab.data.image_paths import PHOTO_ENDINGS
-from pab.data.images import ImageReader, reason
+from pab.data.image_paths import PHOTO_ENDINGS, is_photo_name
+from pab.data.images import ImageReader, as_rgb, reason
 from pab.data.records import GalleryImage
 
 # Pillow's names of the decoders for photographs; JPEG's also opens MPO.
@@ -135,7 +135,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
                     heapq.heappush(waiting, (entry.is_symlink(), name))
             elif recursive or not relative:
                 _take(found, name, Path(entry.path))
-            elif _is_photo(entry.name):
+            elif is_photo_name(entry.name):
                 found.nested[_shown(relative)] += 1
     shown.close()
     found.photos.sort(key=lambda image: image.gallery_id)
@@ -156,10 +156,6 @@ def _take(found: PhotoFolder, name: str, path: Path) -> None:
             found.photos.append(GalleryImage(_shown(name), path))
         else:
             found.unreadable[_shown(name)] = problem
-
-
-def _is_photo(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -266,19 +262,13 @@ _no_limit = _NoLimit()
 
 
 def _check_size(path: str | Path, image: Image.Image) -> None:
-    pixels = image.width * image.height
+    pixels, found = image.width * image.height, f"{image.width} x {image.height}"
     if pixels > MAX_PIXELS:
-        raise InputError(
-            path,
-            f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, "
-            f"found {image.width} x {image.height} ({pixels / 1e6:.0f} megapixels)",
-        )
+        most, there = f"{MAX_PIXELS / 1e6:.0f}", f"{pixels / 1e6:.0f} megapixels"
+        raise InputError(path, f"expected at most {most} megapixels, found {found} ({there})")
     if max(image.size) > MAX_RATIO * min(image.size):
-        raise InputError(
-            path,
-            f"expected sides of a ratio of at most {MAX_RATIO}, "
-            f"found {image.width} x {image.height}",
-        )
+        problem = f"expected sides of a ratio of at most {MAX_RATIO}, found {found}"
+        raise InputError(path, problem)
 
 
 def _large(image: Image.Image) -> Image.Image:
@@ -345,9 +335,7 @@ def _as_rgb(image: Image.Image, scale: tuple[float, float] | None) -> Image.Imag
         low, high = scale
         values = (np.asarray(image, dtype=np.float64) - low) * (255 / ((high - low) or 1.0))
         image = Image.fromarray(values.round().astype(np.uint8))
-    elif image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
+    elif image.has_transparency_data and not image.mode.startswith("I;16"):
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return as_rgb(image)

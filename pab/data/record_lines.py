@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from pab.data.fields import FieldNotes
 from pab.data.json_lines import entries, json_object
 
 Record = TypeVar("Record")
+Value = TypeVar("Value")
 
 
 def read_records(
@@ -28,14 +29,30 @@ def read_records(
         record_of: fields, file, ``"line 17"`` and notes -> record; raises for a bad line.
         collected: takes the bad lines; without it they are raised.
     """
+    size, what = path.stat().st_size, f"reading {path.name}"
+    found = progress(entries(path), what, "B", size, lambda entry: len(entry[2]))
+    lines = ((f"line {number}", raw) for number, _, raw in found)
+
+    def of_line(raw: bytes, item: str, notes: FieldNotes) -> Record:
+        return record_of(json_object(raw, path, item), path, item, notes)
+
+    return valid_records(path, lines, of_line, collected)
+
+
+def valid_records(
+    path: Path,
+    found: Iterable[tuple[str, Value]],
+    record_of: Callable[[Value, str, FieldNotes], Record],
+    collected: BadLines | None = None,
+) -> Iterator[Record]:
+    """Yield the records of valid values, each with the name of its place in errors.
+
+    See :func:`read_records`.
+    """
     bad, notes = BadLines() if collected is None else collected, FieldNotes()
-    size = path.stat().st_size
-    for number, _, raw in progress(
-        entries(path), f"reading {path.name}", "B", size, lambda entry: len(entry[2])
-    ):
-        item = f"line {number}"
+    for item, value in found:
         try:
-            record = record_of(json_object(raw, path, item), path, item, notes)
+            record = record_of(value, item, notes)
         except InputError as error:
             bad.add(error)
             continue
@@ -56,7 +73,5 @@ class Once:
     def __call__(self, value: str, path: Path, item: str) -> None:
         before = self.first_seen.setdefault(value, item)
         if before is not item:
-            raise InputError(
-                path, f"expected every {self.what} once, found {value!r} already on {before}",
-                item=item,
-            )  # fmt: skip
+            problem = f"expected every {self.what} once, found {value!r} already on {before}"
+            raise InputError(path, problem, item=item)

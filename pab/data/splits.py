@@ -57,12 +57,9 @@ def validation_split(
     held_out[order[:n_videos]] = True
     is_val = held_out[videos]
     if is_val.all():
-        raise InputError(
-            "--val_pairs",
-            f"{n_val_pairs} validation pairs, in whole source videos, leave none of the "
-            f"{len(training_set)} pairs to train on",
-            todo="ask for fewer",
-        )
+        some = f"{n_val_pairs} validation pairs, in whole source videos"
+        problem = f"{some}, leave none of the {len(training_set)} pairs to train on"
+        raise InputError("--val_pairs", problem, todo="ask for fewer")
     return everything[~is_val], everything[is_val]
 
 

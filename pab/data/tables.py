@@ -14,6 +14,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -42,20 +43,11 @@ class TableColumns:
 
 
 class CaptionedImage(NamedTuple):
-    """Caption of an image.
+    """Caption of an image."""
 
-    Attributes:
-        item: its place, such as ``"line 3"``.
-        image: path relative to the data root.
-        image_id: the same path without its extension.
-        number: index of the caption among those of the image, from 0.
-        caption: the text.
-    """
-
-    item: str
-    image: str
-    image_id: str
-    number: int
+    image: str  # relative to the data root
+    image_id: str  # the same path without its extension
+    number: int  # index of the caption among those of the image, from 0
     caption: str
 
 
@@ -108,24 +100,20 @@ def captioned_images(
         base = table_base(path, root, columns)
         rows = _table_rows(path, columns, bad)
     for row in rows:
+        fault = partial(InputError, path, item=row.item)
         try:
-            fields = {"image": row.image}
-            written = required_text(fields, "image", path, row.item)
+            written = required_text({"image": row.image}, "image", fault)
             image = _below_root(written, base, root, path, row.item)
-            image_id = identifier(image.removesuffix(Path(image).suffix), "image", path, row.item)
-            caption = caption_text(row.caption, "caption", path, row.item)
+            image_id = identifier(image.removesuffix(Path(image).suffix), "image", fault)
+            caption = caption_text(row.caption, "caption", fault)
             before = image_of.setdefault(image_id, image)
             if before != image:
-                raise InputError(
-                    path,
-                    "expected images that differ in more than their ending, found "
-                    f"{before!r} and {image!r}",
-                    item=row.item,
-                )
+                expected = "images that differ in more than their ending"
+                raise fault(f"expected {expected}, found {before!r} and {image!r}")
         except InputError as error:
             bad.add(error)
             continue
-        yield CaptionedImage(row.item, image, image_id, counts[image], caption)
+        yield CaptionedImage(image, image_id, counts[image], caption)
         counts[image] += 1
 
 
@@ -186,26 +174,23 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
         rows = csv.reader(source, delimiter=separator, strict=True)
         first = 2
         while True:
-            problem: InputError | None = None
-            cells: list[str] | None = None
+            problem = ""
             try:
                 cells = next(rows)
             except StopIteration:
                 break
             except csv.Error as error:
-                problem = InputError(path, f"expected a row of quoted fields, found {error}")
+                cells, problem = [], f"expected a row of quoted fields, found {error}"
             last = rows.line_num + 1  # the reader does not count the header
             item = f"line {first}" if first >= last else f"lines {first} to {last}"
             first = last + 1
             if broken:
-                problem = broken[0]
+                problem, item = broken[0].problem, broken[0].item or item
                 broken.clear()
-            elif cells is not None and cells and len(cells) != len(header):
-                problem = InputError(
-                    path, f"expected {len(header)} columns, found {len(cells)}", item=item
-                )
-            if problem is not None:
-                bad.add(InputError(path, problem.problem, item=problem.item or item))
+            elif cells and len(cells) != len(header):
+                problem = f"expected {len(header)} columns, found {len(cells)}"
+            if problem:
+                bad.add(InputError(path, problem, item=item))
             elif cells:
                 yield _Row(item, cells[image], cells[caption])
 
@@ -227,13 +212,10 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
             fitting[separator] = names
     chosen = columns.separator if columns.separator in fitting else next(iter(fitting), None)
     if chosen is None:
-        raise InputError(
-            path,
-            f"expected columns {wanted[0]!r} and {wanted[1]!r}, found the header "
-            f"{shortened(line.strip())}",
-            item="line 1",
-            todo="name them with --csv_image_key and --csv_caption_key",
-        )
+        found = f"the header {shortened(line.strip())}"
+        problem = f"expected columns {wanted[0]!r} and {wanted[1]!r}, found {found}"
+        todo = "name them with --csv_image_key and --csv_caption_key"
+        raise InputError(path, problem, item="line 1", todo=todo)
     names = fitting[chosen]
     repeated = next((name for name in wanted if names.count(name) > 1), None)
     if repeated is not None:
@@ -254,12 +236,9 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
         if inside is not None:
             return inside
         found = "a path that leaves it"
-    raise InputError(
-        path,
-        f"field 'image': expected a path inside the data root, found {found}: {shortened(written)}",
-        item=item,
-        todo=todo,
-    )
+    found = f"{found}: {shortened(written)}"
+    problem = f"field 'image': expected a path inside the data root, found {found}"
+    raise InputError(path, problem, item=item, todo=todo)
 
 
 # ---------------------------------------------------------------------------------------- folders
@@ -278,9 +257,8 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
         try:
             text = texts.get(image.with_suffix(""))
             if text is None or not text.is_file():
-                raise InputError(
-                    folder, "expected a text file beside every image, found none", item=item
-                )
+                problem = "expected a text file beside every image, found none"
+                raise InputError(folder, problem, item=item)
             paragraphs = [part.strip() for part in text_of(text).splitlines() if part.strip()]
         except InputError as error:
             bad.add(error)

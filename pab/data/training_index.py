@@ -16,25 +16,14 @@ import numpy as np
 
 from pab.core.errors import InputError
 from pab.core.files import existing_file
-from pab.data.tables import (
-    TableColumns,
-    folder_state,
-    is_captioned_folder,
-    is_own_data,
-    is_table,
-    table_base,
-)
+from pab.data import tables
+from pab.data.tables import TableColumns
 
 INDEX_FORMAT = 4  # raise it when the index or the checks behind it change
 SKIPPED = "skipped.txt"  # the bad lines of a set, one per line
-LINE = np.dtype(
-    [
-        ("offset", "<i8"), ("length", "<i4"), ("shard", "<i4"), ("video", "<i4"),
-        ("identity", "<i4"),
-    ]
-)  # fmt: skip
 # Columns of the first index version, so that saved runs keep their fingerprints.
-FINGERPRINTED = np.dtype([(name, LINE[name]) for name in ("offset", "length", "shard", "video")])
+FINGERPRINTED = np.dtype([("offset", "<i8"), ("length", "<i4"), ("shard", "<i4"), ("video", "<i4")])
+LINE = np.dtype([*FINGERPRINTED.descr, ("identity", "<i4")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +47,12 @@ def shard_state(path: Path, root: Path, columns: TableColumns) -> Shard:
     Raises:
         InputError: the file is missing.
     """
-    if is_captioned_folder(path):
-        return Shard(str(path.absolute()), folder_state(path))
+    if tables.is_captioned_folder(path):
+        return Shard(str(path.absolute()), tables.folder_state(path))
     existing_file(path, "a training shard")
     state = state_of(path.stat())
-    if is_table(path):  # not resolved, because its paths may be relative to its folder
-        base = table_base(path, root, columns)
-        return Shard(str(path.absolute()), f"{state}, paths from {base.absolute()}")
+    if tables.is_table(path):  # not resolved, because its paths may be relative to its folder
+        state += f", paths from {tables.table_base(path, root, columns).absolute()}"
     return Shard(str(path.absolute()), state)
 
 
@@ -76,7 +64,7 @@ def state_of(found: os.stat_result) -> str:
 def index_key(shards: list[Shard], root: Path, columns: TableColumns) -> str:
     """Hash of everything that the index depends on, 20 hex digits."""
     facts: list[Any] = [INDEX_FORMAT, [asdict(shard) for shard in shards]]
-    if any(is_own_data(shard.path) for shard in shards):  # copies hold paths below the root
+    if any(tables.is_own_data(shard.path) for shard in shards):  # copies hold paths below the root
         facts += [str(root.resolve()), asdict(columns)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
@@ -109,6 +97,5 @@ def load_facts(index: Path) -> dict[str, Any]:
 
 
 def _damaged(index: Path, error: Exception) -> InputError:
-    return InputError(
-        index, f"the index is damaged: {error}", todo="remove this folder to make it anew"
-    )
+    problem = f"the index is damaged: {error}"
+    return InputError(index, problem, todo="remove this folder to make it anew")

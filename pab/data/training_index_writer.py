@@ -33,15 +33,10 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
     """
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(dir=index.parent, prefix=f".{index.name}.", suffix=".tmp")
-        )
+        name = tempfile.mkdtemp(dir=index.parent, prefix=f".{index.name}.", suffix=".tmp")
     except OSError as error:
-        raise InputError(
-            index.parent,
-            f"cannot hold the training set's index: {error.strerror or error}",
-            todo="name a folder that can be written with --cache_dir",
-        ) from error
+        raise _no_room(index, error, "name a folder that can be written") from error
+    temporary = Path(name)
     write_line(f"checking and indexing {len(shards)} training shards")
     try:
         with (
@@ -70,13 +65,14 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
             if not index.is_dir():  # otherwise another process made the same index first
                 raise
     except OSError as error:
-        raise InputError(
-            index.parent,
-            f"cannot hold the training set's index: {error.strerror or error}",
-            todo="name another folder with --cache_dir",
-        ) from error
+        raise _no_room(index, error, "name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _no_room(index: Path, error: OSError, todo: str) -> InputError:
+    problem = f"cannot hold the training set's index: {error.strerror or error}"
+    return InputError(index.parent, problem, todo=f"{todo} with --cache_dir")
 
 
 def _readable(
@@ -87,11 +83,8 @@ def _readable(
     if is_table(path) or path.is_dir():
         with (folder / name).open("w", encoding="utf-8") as copy:
             for found in captioned_images(path, root, columns, bad):
-                line = {
-                    "image": found.image,
-                    "caption": found.caption,
-                    "image_id": f"{found.image_id}#{found.number}",
-                }
+                line = {"image": found.image, "caption": found.caption}
+                line["image_id"] = f"{found.image_id}#{found.number}"
                 copy.write(json.dumps(line, ensure_ascii=False) + "\n")
         return replace(shard, copy=name)
     if wide_encoding(path) is not None:
@@ -102,28 +95,16 @@ def _readable(
 
 
 class _Checked:
-    """Index under construction.
-
-    Args:
-        root: the data root.
-        images: receives ``image`` of each pair, followed by a NUL.
-
-    Attributes:
-        shards: shards read so far.
-        notes: counts of ignored and assumed parts.
-        columns: columns of the table of lines.
-        numbers: line number of each pair.
-        first_seen: ``image_id`` -> index of its pair.
-    """
+    """Index under construction; ``images`` receives ``image`` of each pair and a NUL."""
 
     def __init__(self, root: Path, images: TextIO) -> None:
         self._root, self._image_list = root, images
-        self.shards: list[Shard] = []
+        self.shards: list[Shard] = []  # read so far
         self.notes = FieldNotes()
         self.columns = {name: array("q") for name in LINE.names or ()}
         self._append = [column.append for column in self.columns.values()]
-        self.numbers = array("q")
-        self.first_seen: dict[str, int] = {}
+        self.numbers = array("q")  # line number of each pair
+        self.first_seen: dict[str, int] = {}  # image_id -> index of its pair
         self._videos: dict[object, int] = {}
         self._images: dict[tuple[str, str], int] = {}
         self._next_video = 0
@@ -140,12 +121,9 @@ class _Checked:
         before = self.first_seen.setdefault(pair.image_id, index)
         if before != index:
             name = Path(self.shards[self.columns["shard"][before]].path).name
-            raise InputError(
-                path,
-                f"expected every image_id once, found {pair.image_id!r} already in "
-                f"{name}, line {self.numbers[before]}",
-                item=item,
-            )
+            place = f"{name}, line {self.numbers[before]}"
+            problem = f"expected every image_id once, found {pair.image_id!r} already in {place}"
+            raise InputError(path, problem, item=item)
         image = pair.captioned_image
         source: object = pair.source_video
         if source is None:

@@ -23,23 +23,14 @@ import numpy as np
 from pab.core.errors import InputError
 from pab.core.files import existing_file, existing_folder, write_text
 from pab.core.notices import notice
+from pab.data import training_index
 from pab.data.bad_lines import BadLines
 from pab.data.image_paths import ImageFinder
 from pab.data.json_lines import json_object
 from pab.data.pairs import train_pair
 from pab.data.records import TrainPair
 from pab.data.tables import TableColumns, is_own_data
-from pab.data.training_index import (
-    FINGERPRINTED,
-    SKIPPED,
-    Shard,
-    changed,
-    index_key,
-    load_facts,
-    load_lines,
-    shard_state,
-    state_of,
-)
+from pab.data.training_index import FINGERPRINTED, SKIPPED, Shard, changed, load_lines, state_of
 from pab.data.training_index_writer import write_index
 from pab.data.tree import find_shards, shard_order
 
@@ -55,13 +46,7 @@ class TrainingSet(Sequence[TrainPair]):
         skipped: number of skipped bad lines.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        index: Path,
-        shards: list[Shard],
-        skipped: int,
-    ) -> None:
+    def __init__(self, root: Path, index: Path, shards: list[Shard], skipped: int) -> None:
         self.root, self.cache_dir, self.skipped = root, index.parent, skipped
         self._index, self._shards = index, shards
         self._lines = load_lines(index)
@@ -104,21 +89,19 @@ class TrainingSet(Sequence[TrainPair]):
         paths = find_shards(root) if shards is None else sorted(map(Path, shards), key=shard_order)
         if not paths:
             raise InputError(root, "expected training shards, found none")
-        states = [shard_state(path, root, columns) for path in paths]
+        states = [training_index.shard_state(path, root, columns) for path in paths]
         folder = Path(cache_dir) if cache_dir is not None else root / ".cache"
-        index = folder / f"training_set-{index_key(states, root, columns)}"
+        index = folder / f"training_set-{training_index.index_key(states, root, columns)}"
         if not index.is_dir():
             write_index(index, states, root, columns)
-        facts = load_facts(index)
+        facts = training_index.load_facts(index)
         bad = BadLines.from_plain(facts["bad"])
         where = states[0].path if len(states) == 1 else root
         if bad.total and not skip_bad_lines:
             raise bad.error(where, todo="mend them, or leave them out with --skip_bad_lines")
         if not facts["pairs"]:
-            raise InputError(
-                where, f"expected usable training pairs, found none: {bad.total} bad lines "
-                f"({bad.summary()})",
-            )  # fmt: skip
+            found = f"{bad.total} bad lines ({bad.summary()})"
+            raise InputError(where, f"expected usable training pairs, found none: {found}")
         for place, text in facts["notices"]:
             notice(place, text)
         if bad.total:

@@ -38,11 +38,9 @@ def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path
             if found:
                 kinds[f"{folder}/{name}_N.json"] = sorted(found, key=shard_order)
     if not kinds:
-        raise InputError(
-            root / folders[0],
-            "expected training shards pair_N.json, attr_N.json or imgs_N.json, found none",
-            todo=f"see data/README.md, or check the data with: python -m pab.layout check {root}",
-        )
+        problem = "expected training shards pair_N.json, attr_N.json or imgs_N.json, found none"
+        todo = f"see data/README.md, or check the data with: python -m pab.layout check {root}"
+        raise InputError(root / folders[0], problem, todo=todo)
     taken = max(kinds, key=lambda kind: len(kinds[kind]))  # the first one wins ties
     others = ", ".join(f"{kind} ({len(kinds[kind])})" for kind in kinds if kind != taken)
     if others:

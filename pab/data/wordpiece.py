@@ -93,22 +93,17 @@ class Tokenizer:
         unknown = sum(row.count(self.unk) for row in rows)
         pieces = sum(len(row) - 2 for row in rows)
         if unknown > MAX_UNKNOWN * pieces:
-            raise InputError(
-                self.path,
-                f"{unknown} of {pieces} pieces of the captions are {UNK} in this vocabulary",
-                todo="give the vocabulary the model was trained with (lower case for -uncased)",
-            )
+            problem = f"{unknown} of {pieces} pieces of the captions are {UNK} in this vocabulary"
+            todo = "give the vocabulary the model was trained with (lower case for -uncased)"
+            raise InputError(self.path, problem, todo=todo)
 
     def _check_a_known_word(self, pieces: list[str]) -> None:
         """Check that a word of the vocabulary is tokenized as itself."""
         words = (p for p in pieces if p.isascii() and p.isalpha() and p.islower())
         word = max(words, key=len, default=None)
         if word is None or self.encode(word) != [self.cls, pieces.index(word), self.sep]:
-            raise InputError(
-                self.path,
-                f"expected lower-case words, found none that it knows: every caption is {UNK}",
-                todo="give the vocabulary of an uncased BERT",
-            )
+            problem = f"expected lower-case words, found none that it knows: every caption is {UNK}"
+            raise InputError(self.path, problem, todo="give the vocabulary of an uncased BERT")
 
 
 def _read_vocabulary(path: Path) -> list[str]:
@@ -127,9 +122,7 @@ def _read_vocabulary(path: Path) -> list[str]:
     seen: dict[str, int] = {}
     for number, piece in enumerate(pieces, start=1):
         if piece in seen:
-            raise InputError(
-                path, f"expected distinct pieces, found {piece!r} at line {seen[piece]} too",
-                item=f"line {number}",
-            )  # fmt: skip
+            problem = f"expected distinct pieces, found {piece!r} at line {seen[piece]} too"
+            raise InputError(path, problem, item=f"line {number}")
         seen[piece] = number
     return pieces

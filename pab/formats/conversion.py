@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,33 +51,48 @@ def to_score_file(
     """
     for remark in found.remarks:
         notice(path, remark)
+    given = _Given(query_ids, gallery_ids, id_flags)
     if isinstance(found, Listing):
-        score_file = _of_listing(found, path, query_ids, gallery_ids, id_flags)
+        score_file = _of_listing(found, path, given)
     else:
-        score_file = _of_matrix(found, path, query_ids, gallery_ids, keep_endings, id_flags)
+        score_file = _of_matrix(found, path, given, keep_endings)
     check_scores(score_file, path)
     if score_file.scores.is_contiguous():
         release_pages(score_file.scores)  # the check has read all pages
     return score_file
 
 
-def _of_matrix(
-    found: Matrix,
-    path: str | Path,
-    query_ids: Sequence[str] | None,
-    gallery_ids: Sequence[str] | None,
-    keep_endings: bool,
-    id_flags: bool,
-) -> ScoreFile:
+@dataclass(frozen=True)
+class _Given:
+    """Ids that the user gives; see :func:`to_score_file`."""
+
+    query_ids: Sequence[str] | None
+    gallery_ids: Sequence[str] | None
+    id_flags: bool
+
+    def queries(self, ids: list[str], path: str | Path) -> list[str]:
+        """Return the query ids of a file in the spelling of the given ones."""
+        if self.query_ids is None:
+            return ids
+        spelt = respelt(ids, self.query_ids, path, known_name="the given queries", endings=False)
+        return [spelt[one] for one in ids]
+
+    def todo(self, path: str | Path, advice: str, flags: str) -> str:
+        """Remedy for missing ids: the flags of this command if it has them, or conversion."""
+        file = shlex.quote(str(path))
+        convert = f"convert it with: python -m pab.scores import {file} {flags} --out FILE"
+        return f"give {advice}, or {convert}" if self.id_flags else convert
+
+
+def _of_matrix(found: Matrix, path: str | Path, given: _Given, keep_endings: bool) -> ScoreFile:
     """A matrix with its ids, columns sorted, as float32."""
-    rows, names = _ids_of(found, path, query_ids, gallery_ids, id_flags)
+    rows, names = _ids_of(found, path, given)
     for key, ids in (("query_ids", rows), ("gallery_ids", names)):
         check_ids(path, key, ids)
     if found.gallery_ids is not None:
-        names = _spelt(names, path, gallery_ids, keep=found.own and keep_endings)
-    if query_ids is not None and found.query_ids is not None:
-        spelt = respelt(rows, query_ids, path, known_name="the given queries", endings=False)
-        rows = [spelt[one] for one in rows]
+        names = _spelt(names, path, given.gallery_ids, keep=found.own and keep_endings)
+    if found.query_ids is not None:
+        rows = given.queries(rows, path)
     order = sorted(range(len(names)), key=names.__getitem__)
     if found.own and order != list(range(len(names))):
         notice(path, "its gallery ids are not sorted; columns are aligned by id")
@@ -86,52 +102,35 @@ def _of_matrix(
     return score_file if found.own else _without_minus_infinity(score_file, path)
 
 
-def _ids_of(
-    found: Matrix,
-    path: str | Path,
-    query_ids: Sequence[str] | None,
-    gallery_ids: Sequence[str] | None,
-    id_flags: bool,
-) -> tuple[list[str], list[str]]:
+def _ids_of(found: Matrix, path: str | Path, given: _Given) -> tuple[list[str], list[str]]:
     """Return the ids of a matrix's rows and columns, its own or the given ones.
 
     Raises:
         InputError: there are none, or their number does not match the rows or columns.
     """
     axes = (
-        ("query_ids", "rows", "--queries", found.query_ids, query_ids),
-        ("gallery_ids", "columns", "--gallery", found.gallery_ids, gallery_ids),
+        ("query_ids", "rows", "--queries", found.query_ids, given.query_ids),
+        ("gallery_ids", "columns", "--gallery", found.gallery_ids, given.gallery_ids),
     )
     shape = list(found.scores.shape)
-    missing = [f"{flag} FILE" for _, _, flag, own, given in axes if own is None and given is None]
+    missing = [f"{flag} FILE" for _, _, flag, own, known in axes if own is None and known is None]
     if missing:
-        raise InputError(
-            path,
-            f"expected scores with ids, found {found.form} {shape} without "
-            f"{'any' if len(missing) == 2 else 'all'}",
-            todo=f"give {' and '.join(missing)}, or "
-            * id_flags
-            + f"convert it with: python -m pab.scores import {shlex.quote(str(path))} "
-            f"{' '.join(missing)} --out FILE",
-        )
-    ids = [list(own if own is not None else given or []) for *_, own, given in axes]
+        lacking = f"{found.form} {shape} without {'any' if len(missing) == 2 else 'all'}"
+        todo = given.todo(path, " and ".join(missing), " ".join(missing))
+        raise InputError(path, f"expected scores with ids, found {lacking}", todo=todo)
+    ids = [list(own if own is not None else known or []) for *_, own, known in axes]
     sizes = [len(one) for one in ids]
     if sizes == shape[::-1] != shape:
-        raise InputError(
-            path,
-            f"expected a matrix {sizes} of {sizes[0]} queries and {sizes[1]} images, found {shape}",
-            todo="it is [gallery, queries]: transpose it (scores.T) and save it again",
-        )
-    for (name, kind, flag, own, _), size, wanted in zip(axes, sizes, shape, strict=True):
-        if size == wanted:
-            continue
-        if own is not None:
-            problem = f"expected one id for each of {wanted} in scores, found {size}"
+        wanted = f"{sizes} of {sizes[0]} queries and {sizes[1]} images"
+        todo = "it is [gallery, queries]: transpose it (scores.T) and save it again"
+        raise InputError(path, f"expected a matrix {wanted}, found {shape}", todo=todo)
+    for (name, kind, flag, own, _), size, number in zip(axes, sizes, shape, strict=True):
+        if size != number and own is not None:
+            problem = f"expected one id for each of {number} in scores, found {size}"
             raise InputError(path, problem, item=name)
-        raise InputError(
-            path, f"expected {wanted} ids for the {wanted} {kind} of {found.form}, found {size}",
-            item=flag,
-        )  # fmt: skip
+        if size != number:
+            problem = f"expected {number} ids for the {number} {kind} of {found.form}, found {size}"
+            raise InputError(path, problem, item=flag)
     return ids[0], ids[1]
 
 
@@ -174,17 +173,11 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
     return ScoreFile(filled, ids, score_file.gallery_ids, meta)
 
 
-def _of_listing(
-    found: Listing,
-    path: str | Path,
-    query_ids: Sequence[str] | None,
-    gallery_ids: Sequence[str] | None,
-    id_flags: bool,
-) -> ScoreFile:
+def _of_listing(found: Listing, path: str | Path, given: _Given) -> ScoreFile:
     """Build a score file from listed images, with their scores, or 1 / r for the r-th image."""
     if not found.names:
         raise InputError(path, "expected ranked images per query, found none")
-    rows = _query_ids_of(found, path, query_ids, id_flags)
+    gallery_ids, rows = given.gallery_ids, _query_ids_of(found, path, given)
     items = [
         f"line {number}" if found.query_ids is None else f"query {query_id!r}"
         for number, query_id in enumerate(rows, start=1)
@@ -227,32 +220,18 @@ def _of_listing(
     return ScoreFile(scores, list(listed_images), gallery, meta)
 
 
-def _query_ids_of(
-    found: Listing, path: str | Path, query_ids: Sequence[str] | None, id_flags: bool
-) -> list[str]:
+def _query_ids_of(found: Listing, path: str | Path, given: _Given) -> list[str]:
     if found.query_ids is not None:
-        if query_ids is None:
-            return found.query_ids
-        spelt = respelt(
-            found.query_ids, query_ids, path, known_name="the given queries", endings=False
-        )
-        return [spelt[one] for one in found.query_ids]
-    if query_ids is None:
-        raise InputError(
-            path,
-            f"expected scores with query ids, found {found.form}, which does not say which query "
-            "a line is for",
-            todo="give the order of its lines: --queries FILE (one id per line), or "
-            * id_flags
-            + f"convert it with: python -m pab.scores import {shlex.quote(str(path))} "
-            "--queries FILE --out FILE",
-        )
-    if len(query_ids) != len(found.names):
-        raise InputError(
-            path,
-            f"expected a line for each of {len(query_ids)} queries, found {len(found.names)}",
-        )
-    return list(query_ids)
+        return given.queries(found.query_ids, path)
+    if given.query_ids is None:
+        form = f"{found.form}, which does not say which query a line is for"
+        order = "the order of its lines: --queries FILE (one id per line)"
+        todo = given.todo(path, order, "--queries FILE")
+        raise InputError(path, f"expected scores with query ids, found {form}", todo=todo)
+    queries, lines = len(given.query_ids), len(found.names)
+    if queries != lines:
+        raise InputError(path, f"expected a line for each of {queries} queries, found {lines}")
+    return list(given.query_ids)
 
 
 def _finite(values: list[float], names: list[str], path: str | Path, item: str) -> Tensor:
@@ -260,7 +239,6 @@ def _finite(values: list[float], names: list[str], path: str | Path, item: str) 
     result = torch.tensor(values, dtype=torch.float64).float()
     for value, name, given in zip(result.tolist(), names, values, strict=True):
         if math.isnan(value) or value == math.inf or (value == -math.inf and given != value):
-            raise InputError(
-                path, f"expected finite scores, found {given} for image {name!r}", item=item
-            )
+            problem = f"expected finite scores, found {given} for image {name!r}"
+            raise InputError(path, problem, item=item)
     return result

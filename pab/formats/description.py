@@ -42,48 +42,37 @@ def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | 
     """
     lines = [f"file      {path}", f"form      {found.form}"]
     if score_file is None:
+        axes, flags = "rows", "--queries FILE"
         if isinstance(found, Matrix):
+            axes, flags = "rows and columns", "--queries FILE --gallery FILE"
             rows, columns = found.scores.shape
-            lines += [
-                f"scores    {rows} rows x {columns} columns, "
-                f"{str(found.scores.dtype).removeprefix('torch.')}",
-                *_range_lines(ScoreFile(found.scores, [], [])),
-            ]
+            dtype = str(found.scores.dtype).removeprefix("torch.")
+            lines.append(f"scores    {rows} rows x {columns} columns, {dtype}")
+            lines.append(_range_line(ScoreFile(found.scores, [], [])))
         else:
-            lines.append(f"lists     {len(found.names)} lines of {_listed_text(_counts(found))}")
-        rest = "--queries FILE" + (" --gallery FILE" if isinstance(found, Matrix) else "")
-        lines.append(
-            f"ids       none for its rows{' and columns' * isinstance(found, Matrix)}; add them "
-            f"with: python -m pab.scores import {shlex.quote(str(path))} {rest} --out FILE"
-        )
-        return "\n".join(lines)
+            counts = _listed_text([len(names) for names in found.names])
+            lines.append(f"lists     {len(found.names)} lines of {counts}")
+        command = f"python -m pab.scores import {shlex.quote(str(path))} {flags} --out FILE"
+        return "\n".join([*lines, f"ids       none for its {axes}; add them with: {command}"])
     scores = score_file.scores
     lines += [
         f"scores    {scores.shape[0]} queries x {scores.shape[1]} images, float32, "
         f"{scores.nbytes / 2**20:.1f} MiB",
-        *_range_lines(score_file),
+        _range_line(score_file),
         f"queries   {_first_and_last(score_file.query_ids)}",
         f"gallery   {_first_and_last(score_file.gallery_ids)}",
     ]
     if score_file.listed is not None:
         lines.append(f"listed    {_listed_text(list(score_file.listed.values()))} per query")
-    lines.append("meta")
-    lines += [
-        f"  {key}: {json.dumps(value, default=str)}"
-        for key, value in score_file.meta.items()
-        if key != "listed"
-    ]
+    meta = {key: value for key, value in score_file.meta.items() if key != "listed"}
+    lines += ["meta", *(f"  {key}: {json.dumps(meta[key], default=str)}" for key in meta)]
     return "\n".join(lines)
 
 
-def _range_lines(score_file: ScoreFile) -> list[str]:
+def _range_line(score_file: ScoreFile) -> str:
     low, high = score_file.bounds
     mean = score_file.scores.mean(dtype=torch.float64).item()
-    return [f"range     {low:.6g} to {high:.6g}, mean {mean:.6g}"]
-
-
-def _counts(found: Listing) -> list[int]:
-    return [len(names) for names in found.names]
+    return f"range     {low:.6g} to {high:.6g}, mean {mean:.6g}"
 
 
 def _listed_text(counts: list[int]) -> str:
@@ -103,11 +92,9 @@ def show(path: str | Path) -> str:
     """
     path = Path(path)
     found = read_form(path)
-    with_ids = found.query_ids is not None and (
-        isinstance(found, Listing) or found.gallery_ids is not None
-    )
-    if not with_ids:
-        for remark in found.remarks:
-            notice(path, remark)
-        return describe(path, found, None)
-    return describe(path, found, to_score_file(found, path))
+    ids = [found.query_ids, *([found.gallery_ids] if isinstance(found, Matrix) else [])]
+    if None not in ids:
+        return describe(path, found, to_score_file(found, path))
+    for remark in found.remarks:
+        notice(path, remark)
+    return describe(path, found, None)

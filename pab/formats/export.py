@@ -95,13 +95,10 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
             with atomic_path(out) as temporary, temporary.open("wb") as handle:
                 np.save(handle, score_file.scores.numpy())
         case "npz":
+            rows, columns = score_file.query_ids, score_file.gallery_ids
             with atomic_path(out) as temporary, temporary.open("wb") as handle:
-                np.savez(
-                    handle,
-                    scores=score_file.scores.numpy(),
-                    query_ids=np.array(score_file.query_ids),
-                    gallery_ids=np.array(score_file.gallery_ids),
-                )
+                scores = score_file.scores.numpy()
+                np.savez(handle, scores=scores, query_ids=rows, gallery_ids=columns)
         case "csv":
             _write_csv(score_file, out)
         case "parquet":
@@ -114,10 +111,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
 
 
 def _write_csv(score_file: ScoreFile, out: Path) -> None:
-    with (
-        atomic_path(out) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as handle,
-    ):
+    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
         separator = "\t" if out.suffix.lower() == ".tsv" else ","
         writer = csv.writer(handle, delimiter=separator, lineterminator="\n")
         writer.writerow(["query", *score_file.gallery_ids])

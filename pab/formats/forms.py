@@ -19,6 +19,7 @@ import tokenize
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ from pab.core.errors import InputError
 from pab.core.files import DAMAGED_ARCHIVE, check_unpacked_size, existing_file
 from pab.core.text_files import read_text
 from pab.data.id_lists import id_texts
-from pab.data.json_lines import shortened
+from pab.data.json_lines import head_of, shortened
+from pab.data.tables import TABLE_ENDINGS
 from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix
 from pab.formats.runs import is_trec_run, json_run, ranked_list, trec_run
 from pab.formats.tables import (
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 REMEDY = "export the scores again with the tool that wrote them"
 _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", ".pkl", ".zip"))
-_TABLE_ENDINGS = frozenset((".csv", ".tsv"))
 _BLANK_TABLE = "a table of numbers without ids"
 _HEAD = 1 << 16  # bytes that tell the form of a text
 # Errors of NumPy for a damaged array: its header is read as the text of a Python dict.
@@ -67,11 +68,7 @@ def read_form(path: str | Path, *, mmap: bool = True) -> Matrix | Listing:
         InputError: the file is missing, damaged or of unknown form.
     """
     path = existing_file(path, "a score file")
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(_HEAD)
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror or error}") from error
+    head = head_of(path, _HEAD)
     if head.startswith(b"\x93NUMPY"):
         return _npy(path, mmap)
     if head.startswith(b"PAR1"):
@@ -95,7 +92,7 @@ def _text_form(path: Path) -> Matrix | Listing:
         raise InputError(path, f"expected {what}, found an empty file")
     if start[0] in "[{":
         return json_run(text, path)
-    if path.suffix.lower() not in _TABLE_ENDINGS:
+    if path.suffix.lower() not in TABLE_ENDINGS:
         if is_trec_run(start.split("\n", 1)[0]):
             return trec_run(text, path)
         if decimal_lines(start):
@@ -103,15 +100,12 @@ def _text_form(path: Path) -> Matrix | Listing:
             return replace(text_table(tabbed, path, "\t", ids=False), form=_BLANK_TABLE)
         if separator_of(start) is None:
             return ranked_list(path)
-    separator = separator_of(start)
-    if separator is not None:
-        return text_table(text, path, separator)
-    separator = bare_separator_of(start)
-    if separator is not None:
-        return text_table(text, path, separator, ids=False)
-    # The reader names the first cell that is not a number.
+    separator, bare = separator_of(start), bare_separator_of(start)
+    if separator is None and bare is not None:
+        return text_table(text, path, bare, ids=False)
+    # Otherwise the reader names the first cell that is not a number.
     fallback = "\t" if path.suffix.lower() == ".tsv" else ","
-    return text_table(text, path, fallback)
+    return text_table(text, path, separator or fallback)
 
 
 # ------------------------------------------------------------------------------------------ arrays
@@ -121,9 +115,8 @@ def _npy(path: Path, mmap: bool) -> Matrix:
     try:
         array = np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False)
     except _DAMAGED_ARRAY as error:
-        raise InputError(
-            path, f"expected a NumPy array, found a damaged one ({error})", todo=REMEDY
-        ) from error
+        problem = f"expected a NumPy array, found a damaged one ({error})"
+        raise InputError(path, problem, todo=REMEDY) from error
     return Matrix("a bare array (.npy)", matrix_of(array, path, "array"))
 
 
@@ -143,10 +136,8 @@ def _npz(path: Path) -> Matrix:
         with np.load(path, allow_pickle=False) as archive:
             content = {name: archive[name] for name in archive.files}
     except (*_DAMAGED_ARRAY, *DAMAGED_ARCHIVE) as error:
-        raise InputError(
-            path, f"expected NumPy arrays, found damaged ones or Python objects ({error})",
-            todo=REMEDY,
-        ) from error  # fmt: skip
+        problem = f"expected NumPy arrays, found damaged ones or Python objects ({error})"
+        raise InputError(path, problem, todo=REMEDY) from error
     return _of_dict(content, path, "arrays with ids (.npz)", "arrays without ids (.npz)")
 
 
@@ -162,10 +153,8 @@ def _torch_form(path: Path, mmap: bool) -> Matrix:
     if isinstance(content, Tensor | np.ndarray):
         return Matrix("a bare tensor", matrix_of(content, path, "tensor"))
     if not isinstance(content, Mapping):
-        raise InputError(
-            path, f"expected a matrix of scores or a dict with one, found a "
-            f"{type(content).__name__}",
-        )  # fmt: skip
+        found = type(content).__name__
+        raise InputError(path, f"expected a matrix of scores or a dict with one, found a {found}")
     if set(content) >= set(KEYS):
         return _own_form(dict(content), path)
     return _of_dict(dict(content), path, "a dict with a matrix and ids", "a dict with a matrix")
@@ -176,19 +165,9 @@ def _own_form(content: dict[Any, Any], path: Path) -> Matrix:
     meta = content["meta"]
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
         raise InputError(path, "expected a dict with names as keys", item="meta")
-    remarks = [_ignored(content, KEYS)] if len(content) > len(KEYS) else []
-    ids = {}
-    for name in ("query_ids", "gallery_ids"):
-        ids[name] = _ids(content[name], path, name)
-    return Matrix(
-        "a score file",
-        matrix_of(content["scores"], path, "scores"),
-        ids["query_ids"],
-        ids["gallery_ids"],
-        meta,
-        own=True,
-        remarks=tuple(remarks),
-    )
+    query_ids, gallery_ids = (_ids(content[name], path, name) for name in KEYS[1:3])
+    scores, remarks = matrix_of(content["scores"], path, "scores"), _ignored(content, KEYS)
+    return Matrix("a score file", scores, query_ids, gallery_ids, meta, own=True, remarks=remarks)
 
 
 def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -> Matrix:
@@ -197,40 +176,32 @@ def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -
     if len(matrices) != 1:
         found = f"{len(matrices)} ({', '.join(map(str, matrices))})" if matrices else "none"
         shown = ", ".join(f"{key}: {_kind(value)}" for key, value in content.items())
-        raise InputError(
-            path,
-            f"expected exactly one matrix [queries, gallery] of floating-point scores, found "
-            f"{found} in keys {shown[:300] or '(none)'}",
-            todo="save only the matrix of scores",
-        )
+        wanted = "exactly one matrix [queries, gallery] of floating-point scores"
+        problem = f"expected {wanted}, found {found} in keys {shown[:300] or '(none)'}"
+        raise InputError(path, problem, todo="save only the matrix of scores")
     used = {matrices[0]}
     ids: list[list[str] | None] = []
     for keys in (QUERY_ID_KEYS, GALLERY_ID_KEYS):
         key = next((key for key in keys if key in content), None)
         ids.append(None if key is None else _ids(content[key], path, key))
         used.add(key)
-    scores = content[matrices[0]]
+    scores = matrix_of(content[matrices[0]], path, str(matrices[0]))
     meta = content.get("meta")
     if isinstance(meta, dict) and all(isinstance(key, str) for key in meta):
         used.add("meta")
     else:
         meta = {}
-    rest = [_ignored(content, used)] if set(content) - used else []
-    return Matrix(
-        without if ids == [None, None] else with_ids,
-        matrix_of(scores, path, str(matrices[0])),
-        query_ids=ids[0],
-        gallery_ids=ids[1],
-        meta=meta,
-        remarks=tuple(rest),
-    )
+    form = without if ids == [None, None] else with_ids
+    return Matrix(form, scores, ids[0], ids[1], meta, remarks=_ignored(content, used))
 
 
-def _ignored(content: Mapping[Any, Any], used: Any) -> str:
-    return f"ignored keys: {', '.join(shortened(str(key)) for key in content if key not in used)}"
+def _ignored(content: Mapping[Any, Any], used: Any) -> tuple[str, ...]:
+    rest = ", ".join(shortened(str(key)) for key in content if key not in used)
+    return (f"ignored keys: {rest}",) if rest else ()
 
 
 def _ids(values: Any, path: Path, name: str) -> list[str]:
+    fault = partial(InputError, path, item=name)
     if type(values) is list and set(map(type, values)) == {str}:
         return values  # the usual case, which must not copy
     if getattr(values, "ndim", None) == 1:  # an array or a tensor
@@ -239,11 +210,10 @@ def _ids(values: Any, path: Path, name: str) -> list[str]:
         try:  # NumPy's type S, as HDF5 and older Python write texts
             return [value.decode("utf-8") for value in values]
         except UnicodeDecodeError as error:
-            problem = f"expected ids in UTF-8, found {error.object!r:.60}"
-            raise InputError(path, problem, item=name) from error
+            raise fault(f"expected ids in UTF-8, found {error.object!r:.60}") from error
     if not isinstance(values, list | tuple):
-        raise InputError(path, f"expected a list of strings, found {_kind(values)}", item=name)
-    return id_texts(values, path, name)
+        raise fault(f"expected a list of strings, found {_kind(values)}")
+    return id_texts(values, fault)
 
 
 def _is_matrix(value: Any) -> bool:
@@ -275,13 +245,10 @@ def matrix_of(value: Any, path: Path, item: str) -> Tensor:
         raise InputError(path, f"expected a tensor, found {type(value).__name__}", item=item)
     sparse = isinstance(value, torch.Tensor) and value.layout != torch.strided
     if sparse or not _is_matrix(value):
-        raise InputError(
-            path,
-            "expected a matrix [queries, gallery] of floating-point scores, found "
-            f"{_kind(value)}{', sparse' if sparse else ''}",
-            item=item,
-            todo="save float32 scores, higher for better matches",
-        )
+        found = f"{_kind(value)}{', sparse' if sparse else ''}"
+        problem = f"expected a matrix [queries, gallery] of floating-point scores, found {found}"
+        todo = "save float32 scores, higher for better matches"
+        raise InputError(path, problem, item=item, todo=todo)
     if isinstance(value, torch.Tensor):
         return value.detach()
     if not value.dtype.isnative:

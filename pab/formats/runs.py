@@ -18,13 +18,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pab.core.errors import InputError
+from pab.core.errors import Fault, InputError
 from pab.core.progress import progress
-from pab.data.id_lists import id_text
+from pab.data.id_lists import id_text, id_texts
 from pab.data.json_lines import OBJECT, Twice, found_twice, kind, shortened
 from pab.formats.contents import QUERY_ID_KEYS, Listing
 from pab.formats.tables import number_of
@@ -68,25 +70,17 @@ def trec_run(text: str, path: Path) -> Listing:
         line = line.strip()
         if not line:
             continue
-        item = f"line {number}"
+        fault = partial(InputError, path, item=f"line {number}")
         fields = _BLANKS.split(line, TREC_FIELDS - 1)
         if len(fields) < TREC_FIELDS - 1:  # a run without a tag is unambiguous too
-            raise InputError(
-                path,
-                f"expected QUERY Q0 IMAGE RANK SCORE TAG, found {len(fields)} fields",
-                item=item,
-            )
+            raise fault(f"expected QUERY Q0 IMAGE RANK SCORE TAG, found {len(fields)} fields")
         query, _, image, rank = fields[:4]
         score = number_of(fields[4])
         if score is None:
-            raise InputError(
-                path, f"expected a number as the score, found {shortened(fields[4])}", item=item
-            )
+            raise fault(f"expected a number as the score, found {shortened(fields[4])}")
         images = found.setdefault(query, {})
         if image in images:
-            raise InputError(
-                path, f"expected every image once per query, found {image!r} twice", item=item
-            )
+            raise fault(f"expected every image once per query, found {image!r} twice")
         images[image] = score
         if rank.isdecimal():
             ranks.setdefault(query, []).append((int(rank), score))
@@ -113,19 +107,15 @@ def json_run(text: str, path: Path) -> Listing:
         InputError: broken JSON, an unknown form, a duplicate query or image, or a score that is not
             a number; the message names the record or query.
     """
-    values = _json_values(text, path)
-    if len(values) == 1 and isinstance(values[0], list):
-        records: list[Any] = values[0]
-        items = [f"record {number}" for number in range(1, len(records) + 1)]
-    else:
-        records = values
-        items = [f"record {number}" for number in range(1, len(records) + 1)]
-        only = records[0]
-        if len(records) == 1 and isinstance(only, dict) and _first_of(QUERY_ID_KEYS, only) is None:
-            return _run_object(only, path)
+    records = _json_values(text, path)
+    only = records[0] if len(records) == 1 else None
+    if isinstance(only, dict) and _first_of(QUERY_ID_KEYS, only) is None:
+        return _run_object(only, path)
+    if isinstance(only, list):
+        records = only
     if not records:
         raise InputError(path, "expected ranked images per query, found an empty list")
-    return _records(records, items, path)
+    return _records(records, path)
 
 
 def _json_values(text: str, path: Path) -> list[Any]:
@@ -141,11 +131,9 @@ def _json_values(text: str, path: Path) -> list[Any]:
             raise found_twice(error, path, None) from error
         except (ValueError, RecursionError) as error:
             broken = error.pos if isinstance(error, json.JSONDecodeError) else place
-            raise InputError(
-                path,
-                f"expected JSON, found broken JSON: {getattr(error, 'msg', error)}",
-                item=f"line {text.count(chr(10), 0, broken) + 1}",
-            ) from error
+            problem = f"expected JSON, found broken JSON: {getattr(error, 'msg', error)}"
+            line = f"line {text.count(chr(10), 0, broken) + 1}"
+            raise InputError(path, problem, item=line) from error
         values.append(value)
     return values
 
@@ -156,140 +144,103 @@ def _first_of(keys: Sequence[str], fields: dict[str, Any]) -> str | None:
 
 def _run_object(run: dict[str, Any], path: Path) -> Listing:
     """Parse an object by query: images with scores (ranx), or lists of images, best first."""
+    faults = {query: partial(InputError, path, item=f"query {shortened(query)}") for query in run}
     if run and all(isinstance(listed, list) for listed in run.values()):
-        names = {
-            query: _names(listed, path, f"query {shortened(query)}")
-            for query, listed in run.items()
-        }
+        names = {query: _names(listed, faults[query]) for query, listed in run.items()}
         return _ordered("rankings by query (JSON)", names, [])
     found: dict[str, dict[str, float]] = {}
     for query, listed in run.items():
-        item = f"query {shortened(query)}"
+        fault = faults[query]
         if not isinstance(listed, dict):
-            raise InputError(
-                path, f"expected an object of images and scores, found {kind(listed)}", item=item
-            )
-        found[query] = {name: _score(value, name, path, item) for name, value in listed.items()}
+            raise fault(f"expected an object of images and scores, found {kind(listed)}")
+        found[query] = {name: _score(value, name, fault) for name, value in listed.items()}
     return _scored("a ranx run (JSON)", found, [])
 
 
-def _records(records: list[Any], items: list[str], path: Path) -> Listing:
+def _records(records: list[Any], path: Path) -> Listing:
     names: dict[str, list[str]] = {}
     scores: dict[str, dict[str, float]] = {}
     ignored: Counter[str] = Counter()
-    for record, item in zip(records, items, strict=True):
+    for number, record in enumerate(records, start=1):
+        fault = partial(InputError, path, item=f"record {number}")
         if not isinstance(record, dict):
-            raise InputError(path, f"expected a JSON object, found {kind(record)}", item=item)
+            raise fault(f"expected a JSON object, found {kind(record)}")
         query_key, list_key = _first_of(QUERY_ID_KEYS, record), _first_of(_LIST_KEYS, record)
         if query_key is None or list_key is None:
-            raise InputError(
-                path,
-                "expected fields 'query_index' and 'topk_gallery' or 'reranked', found "
-                f"{', '.join(map(shortened, record)) or 'none'}",
-                item=item,
-            )
-        query = id_text(record[query_key], path, item)
-        item = f"query {shortened(query)}"
+            expected = "fields 'query_index' and 'topk_gallery' or 'reranked'"
+            shown = ", ".join(map(shortened, record)) or "none"
+            raise fault(f"expected {expected}, found {shown}")
+        query = id_text(record[query_key], fault)
+        fault = partial(InputError, path, item=f"query {shortened(query)}")
         if query in names or query in scores:
-            raise InputError(path, "expected every query once, found it twice", item=item)
+            raise fault("expected every query once, found it twice")
         listed = record[list_key]
         if not isinstance(listed, list):
-            raise InputError(
-                path, f"field {list_key!r}: expected a list, found {kind(listed)}", item=item
-            )
+            raise fault(f"field {list_key!r}: expected a list, found {kind(listed)}")
         score_key = _first_of(_SCORE_KEYS, record)
         if listed and all(isinstance(one, dict) for one in listed):
-            scores[query] = _pairs(listed, path, item)
+            scores[query] = _pairs(listed, fault)
         elif score_key is not None:
-            scores[query] = _beside(_names(listed, path, item), record[score_key], path, item)
+            scores[query] = _beside(_names(listed, fault), record[score_key], fault)
         else:
-            names[query] = _names(listed, path, item)
+            names[query] = _names(listed, fault)
         ignored.update(key for key in record if key not in (query_key, list_key, score_key))
     remarks = [f"ignored field {shortened(key)} of {n} records" for key, n in ignored.items()]
     if any(names.values()) and scores:
-        raise InputError(
-            path,
-            f"expected scores for all queries or for none, found them for {len(scores)} of "
-            f"{len(records)}",
-            item=f"query {shortened(next(query for query, listed in names.items() if listed))}",
-        )
+        found = f"found them for {len(scores)} of {len(records)}"
+        problem = f"expected scores for all queries or for none, {found}"
+        without = next(query for query, listed in names.items() if listed)
+        raise InputError(path, problem, item=f"query {shortened(without)}")
     if scores:
         return _scored("reranked lists (JSON)", scores | {query: {} for query in names}, remarks)
     return _ordered("rankings (JSON)", names, remarks)
 
 
-def _names(listed: list[Any], path: Path, item: str) -> list[str]:
-    names = [id_text(name, path, item) for name in listed]
+def _names(listed: list[Any], fault: Fault) -> list[str]:
+    names = id_texts(listed, fault)
     if len(set(names)) < len(names):
         twice = next(name for name, n in Counter(names).items() if n > 1)
-        raise InputError(
-            path, f"expected every image once per query, found {shortened(twice)} twice", item=item
-        )
+        raise fault(f"expected every image once per query, found {shortened(twice)} twice")
     return names
 
 
-def _pairs(listed: list[dict[str, Any]], path: Path, item: str) -> dict[str, float]:
+def _pairs(listed: list[dict[str, Any]], fault: Fault) -> dict[str, float]:
     """Convert ``[{"image", "score"}, ...]`` to image -> score."""
     for entry in listed:
         if _first_of(_IMAGE_KEYS, entry) is None or "score" not in entry:
-            raise InputError(
-                path,
-                "expected entries with 'image' and 'score', found one with "
-                f"{', '.join(map(shortened, entry)) or 'nothing'}",
-                item=item,
-            )
-    names = _names([entry[str(_first_of(_IMAGE_KEYS, entry))] for entry in listed], path, item)
-    return {
-        name: _score(entry["score"], name, path, item)
-        for name, entry in zip(names, listed, strict=True)
-    }
+            found = ", ".join(map(shortened, entry)) or "nothing"
+            raise fault(f"expected entries with 'image' and 'score', found one with {found}")
+    names = _names([entry[str(_first_of(_IMAGE_KEYS, entry))] for entry in listed], fault)
+    return _beside(names, [entry["score"] for entry in listed], fault)
 
 
-def _beside(names: list[str], values: Any, path: Path, item: str) -> dict[str, float]:
+def _beside(names: list[str], values: Any, fault: Fault) -> dict[str, float]:
     """Combine names and a list of their scores to image -> score."""
     if not isinstance(values, list) or len(values) != len(names):
         found = len(values) if isinstance(values, list) else kind(values)
-        raise InputError(
-            path, f"expected a score for each of {len(names)} images, found {found}", item=item
-        )
-    return {
-        name: _score(value, name, path, item) for name, value in zip(names, values, strict=True)
-    }
+        raise fault(f"expected a score for each of {len(names)} images, found {found}")
+    return {name: _score(value, name, fault) for name, value in zip(names, values, strict=True)}
 
 
-def _score(value: Any, name: str, path: Path, item: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise InputError(
-                path,
-                f"expected finite scores, found an integer too large for image {name!r}",
-                item=item,
-            ) from error
-    raise InputError(
-        path, f"expected a number for image {shortened(name)}, found {kind(value)}", item=item
-    )
+def _score(value: Any, name: str, fault: Fault) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise fault(f"expected a number for image {shortened(name)}, found {kind(value)}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        problem = f"expected finite scores, found an integer too large for image {name!r}"
+        raise fault(problem) from error
 
 
 def _scored(form: str, found: dict[str, dict[str, float]], remarks: list[str]) -> Listing:
-    full = {query: listed for query, listed in found.items() if listed}
-    return Listing(
-        form,
-        [list(listed) for listed in full.values()],
-        list(full),
-        [list(listed.values()) for listed in full.values()],
-        (*remarks, *_without_images(found)),
-    )
+    names = _ordered(form, {query: list(listed) for query, listed in found.items()}, remarks)
+    return replace(names, scores=[list(listed.values()) for listed in found.values() if listed])
 
 
 def _ordered(form: str, found: dict[str, list[str]], remarks: list[str]) -> Listing:
     full = {query: listed for query, listed in found.items() if listed}
-    return Listing(form, list(full.values()), list(full), None, (*remarks, *_without_images(found)))
-
-
-def _without_images(found: dict[str, Any]) -> list[str]:
     empty = [query for query, listed in found.items() if not listed]
-    if not empty:
-        return []
-    return [f"{len(empty)} queries list no image, such as {shortened(empty[0])}: they are skipped"]
+    if empty:
+        what = f"{len(empty)} queries list no image, such as {shortened(empty[0])}"
+        remarks = [*remarks, f"{what}: they are skipped"]
+    return Listing(form, list(full.values()), list(full), None, tuple(remarks))

@@ -84,15 +84,8 @@ def save_scores(path: str | Path, score_file: ScoreFile) -> None:
     scores = score_file.scores.detach().cpu().contiguous()
     if scores.untyped_storage().nbytes() != scores.nbytes:
         scores = scores.clone()  # saving a slice would write all of its storage
-    write_tensors(
-        path,
-        {
-            "scores": scores,
-            "query_ids": list(score_file.query_ids),
-            "gallery_ids": list(score_file.gallery_ids),
-            "meta": score_file.meta,
-        },
-    )
+    ids = {name: list(getattr(score_file, name)) for name in ("query_ids", "gallery_ids")}
+    write_tensors(path, {"scores": scores, **ids, "meta": score_file.meta})
 
 
 def float32_columns(scores: Tensor, order: list[int]) -> Tensor:
@@ -127,29 +120,20 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
     if not isinstance(scores, Tensor):
         raise InputError(where, f"expected a tensor, found {type(scores).__name__}", item="scores")
     if scores.ndim != 2 or scores.dtype != torch.float32 or scores.layout != torch.strided:
-        raise InputError(
-            where,
-            f"expected a float32 matrix [queries, gallery], found {scores.dtype} "
-            f"{list(scores.shape)}",
-            item="scores",
-        )
-    for name, ids, size in (
-        ("query_ids", score_file.query_ids, scores.shape[0]),
-        ("gallery_ids", score_file.gallery_ids, scores.shape[1]),
-    ):
+        found = f"{scores.dtype} {list(scores.shape)}"
+        problem = f"expected a float32 matrix [queries, gallery], found {found}"
+        raise InputError(where, problem, item="scores")
+    for name, size in zip(("query_ids", "gallery_ids"), scores.shape, strict=True):
+        ids = getattr(score_file, name)
         check_ids(where, name, ids)
         if len(ids) != size:
-            raise InputError(
-                where,
-                f"expected one id for each of {size} in scores, found {len(ids)}",
-                item=name,
-            )
+            problem = f"expected one id for each of {size} in scores, found {len(ids)}"
+            raise InputError(where, problem, item=name)
     ids = score_file.gallery_ids
     if ids != sorted(ids):
         before, after = next(pair for pair in itertools.pairwise(ids) if pair[0] > pair[1])
-        raise InputError(
-            where, f"expected sorted ids, found {before!r} before {after!r}", item="gallery_ids"
-        )
+        problem = f"expected sorted ids, found {before!r} before {after!r}"
+        raise InputError(where, problem, item="gallery_ids")
     meta = score_file.meta
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
         raise InputError(where, "expected a dict with names as keys", item="meta")
@@ -164,11 +148,8 @@ def _check_listed(score_file: ScoreFile, where: str | Path) -> None:
     n_gallery = len(score_file.gallery_ids)
     fits = isinstance(listed, dict) and listed.keys() == set(score_file.query_ids)
     if not fits or any(type(n) is not int or not 1 <= n <= n_gallery for n in listed.values()):
-        raise InputError(
-            where,
-            f"expected a number of images from 1 to {n_gallery} for every query id",
-            item="meta, 'listed'",
-        )
+        problem = f"expected a number of images from 1 to {n_gallery} for every query id"
+        raise InputError(where, problem, item="meta, 'listed'")
 
 
 def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
@@ -179,10 +160,9 @@ def _check_finite(score_file: ScoreFile, where: str | Path) -> None:
         finite = torch.isfinite(score_file.scores[start : start + rows])
         if not finite.all():
             row, column = (~finite).nonzero()[0].tolist()
-            raise InputError(
-                where,
-                f"expected finite scores, found {score_file.scores[start + row, column].item()} "
-                f"for image {score_file.gallery_ids[column]!r}",
-                item=f"query {score_file.query_ids[start + row]!r}",
-                todo="score again; NaN usually comes from a damaged checkpoint or from fp16",
-            )
+            found = score_file.scores[start + row, column].item()
+            image = repr(score_file.gallery_ids[column])
+            problem = f"expected finite scores, found {found} for image {image}"
+            item = f"query {score_file.query_ids[start + row]!r}"
+            todo = "score again; NaN usually comes from a damaged checkpoint or from fp16"
+            raise InputError(where, problem, item=item, todo=todo)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pab.core.errors import InputError
+from pab.core.errors import Fault, InputError
 from pab.core.progress import progress
 from pab.data.id_lists import id_texts
 from pab.data.json_lines import shortened
+from pab.data.tables import SEPARATORS
 from pab.formats.contents import QUERY_ID_KEYS, Matrix
 
-_SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
 
 
@@ -32,7 +33,7 @@ def separator_of(text: str) -> str | None:
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
-    for separator in _SEPARATORS:
+    for separator in SEPARATORS:
         head, row = (next(csv.reader([line], delimiter=separator), []) for line in (first, second))
         if len(row) > 1 and len(row) - len(head) in (0, 1):
             names_alone = len(head) < len(row) and not any("." in cell for cell in head)
@@ -45,7 +46,7 @@ def separator_of(text: str) -> str | None:
 def bare_separator_of(text: str) -> str | None:
     """Return the separator of a table of numbers without header and id column."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
-    for separator in _SEPARATORS:
+    for separator in SEPARATORS:
         row = next(csv.reader([first], delimiter=separator), [])
         if len(row) > 1 and all(number_of(cell) is not None for cell in row):
             return separator
@@ -87,32 +88,26 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
     lines = progress(io.StringIO(text, newline=""), f"reading {path.name}", "B", len(text), len)
     rows = csv.reader(lines, delimiter=separator)
     header: list[str] = []
-    if ids:
-        header = [cell.strip() for cell in next((row for row in rows if row), [])]
     query_ids: list[str] = []
     values: list[np.ndarray] = []
     width: int | None = None
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise InputError(
-                path, f"expected a table, found {error}", item=f"line {rows.line_num}"
-            ) from error
-        if row is None:
-            break
-        if not row:
-            continue
-        item = f"line {rows.line_num}"
+    try:
         if ids:
-            query_ids.append(row[0].strip())
-            row = row[1:]
-            # A header with one cell less names only the columns, as R writes it.
-            width = len(header) - (len(row) < len(header)) if width is None else width
-        width = len(row) if width is None else width
-        if len(row) != width:
-            raise InputError(path, f"expected {width} scores, found {len(row)}", item=item)
-        values.append(_row(row, header[-width:], path, item))
+            header = [cell.strip() for cell in next(filter(None, rows), [])]
+        for row in filter(None, rows):
+            if ids:
+                query_ids.append(row[0].strip())
+                row = row[1:]
+                # A header with one cell less names only the columns, as R writes it.
+                width = len(header) - (len(row) < len(header)) if width is None else width
+            width = len(row) if width is None else width
+            fault = partial(InputError, path, item=f"line {rows.line_num}")
+            if len(row) != width:
+                raise fault(f"expected {width} scores, found {len(row)}")
+            values.append(_row(row, header[-width:], fault))
+    except csv.Error as error:
+        problem = f"expected a table, found {error}"
+        raise InputError(path, problem, item=f"line {rows.line_num}") from error
     if not values or not width:
         raise InputError(path, "expected rows of scores below the header, found none")
     import torch
@@ -124,7 +119,7 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
     return Matrix(f"a {name} table", scores, query_ids, header[-width:])
 
 
-def _row(row: list[str], columns: list[str], path: Path, item: str) -> np.ndarray:
+def _row(row: list[str], columns: list[str], fault: Fault) -> np.ndarray:
     try:
         if "_" in "".join(row):  # see number_of
             raise ValueError("a digit separator")
@@ -133,9 +128,7 @@ def _row(row: list[str], columns: list[str], path: Path, item: str) -> np.ndarra
         place = next((i for i, cell in enumerate(row) if number_of(cell) is None), 0)
         column = f"image {columns[place]!r}" if columns else f"column {place + 1}"
         found = shortened(row[place]) if row[place].strip() else "an empty cell"
-        raise InputError(
-            path, f"expected a number for {column}, found {found}", item=item
-        ) from error
+        raise fault(f"expected a number for {column}, found {found}") from error
 
 
 def pyarrow(path: str | Path) -> Any:
@@ -148,9 +141,8 @@ def pyarrow(path: str | Path) -> Any:
         importlib.import_module("pyarrow.parquet")
         return importlib.import_module("pyarrow")
     except ImportError as error:
-        raise InputError(
-            path, "Parquet needs pyarrow, which is not installed", todo="pip install pyarrow"
-        ) from error
+        problem = "Parquet needs pyarrow, which is not installed"
+        raise InputError(path, problem, todo="pip install pyarrow") from error
 
 
 def parquet_table(path: Path) -> Matrix:
@@ -168,9 +160,8 @@ def parquet_table(path: Path) -> Matrix:
     try:
         table = arrow.parquet.read_table(path)
     except (arrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(
-            path, f"expected a Parquet file, found one that cannot be read ({error})"
-        ) from error
+        problem = f"expected a Parquet file, found one that cannot be read ({error})"
+        raise InputError(path, problem) from error
     kinds = dict(zip(table.column_names, table.schema.types, strict=True))
     if len(kinds) < len(table.column_names):
         raise InputError(path, "expected distinct column names")
@@ -182,22 +173,16 @@ def parquet_table(path: Path) -> Matrix:
     named = [name for name in (PANDAS_INDEX, *QUERY_ID_KEYS) if name in kinds]
     id_columns = texts or named[:1]
     if len(id_columns) > 1:
-        raise InputError(
-            path, "expected one column of query ids, found "
-            f"{', '.join(map(shortened, id_columns[:5]))}",
-            todo="save a table with a column per image",
-        )  # fmt: skip
+        shown = ", ".join(map(shortened, id_columns[:5]))
+        problem = f"expected one column of query ids, found {shown}"
+        raise InputError(path, problem, todo="save a table with a column per image")
     columns = [name for name in table.column_names if name not in id_columns]
     for name in columns:
+        fault = partial(InputError, path, item=f"column {name!r}")
         if not (arrow.types.is_floating(kinds[name]) or arrow.types.is_integer(kinds[name])):
-            raise InputError(
-                path, f"expected a column of numbers, found {kinds[name]}", item=f"column {name!r}"
-            )
+            raise fault(f"expected a column of numbers, found {kinds[name]}")
         if table[name].null_count:
-            raise InputError(
-                path, f"expected a number in every row, found {table[name].null_count} empty",
-                item=f"column {name!r}",
-            )  # fmt: skip
+            raise fault(f"expected a number in every row, found {table[name].null_count} empty")
     if not columns or not table.num_rows:
         raise InputError(path, "expected rows and columns of scores, found none")
     scores = np.stack([table[name].to_numpy() for name in columns], axis=1)
@@ -205,5 +190,6 @@ def parquet_table(path: Path) -> Matrix:
         scores = scores.astype(np.float64)
     query_ids = None
     if id_columns:
-        query_ids = id_texts(table[id_columns[0]].to_pylist(), path, id_columns[0])
+        fault = partial(InputError, path, item=id_columns[0])
+        query_ids = id_texts(table[id_columns[0]].to_pylist(), fault)
     return Matrix("a Parquet table", torch.from_numpy(scores), query_ids, columns)

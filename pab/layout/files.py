@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -14,15 +13,22 @@ from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_id_list
-from pab.data.image_paths import data_root
-from pab.data.json_lines import entries, json_object
+from pab.data.image_paths import data_root, is_photo_name
+from pab.data.json_lines import entries, head_of, json_object
 from pab.data.labelled_images import read_labelled_images
 from pab.data.masked_queries import read_answers
 from pab.data.tables import SEPARATORS, TableColumns
 from pab.formats.runs import is_trec_run
 from pab.formats.tables import separator_of
-from pab.layout.folders import is_photo_name
-from pab.layout.found import Found, blank_names, captioned_commands, count, quoted
+from pab.layout.found import (
+    Found,
+    blank_names,
+    captioned_commands,
+    count,
+    counts_by_ending,
+    quoted,
+    tar_names,
+)
 from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
 
@@ -55,11 +61,9 @@ def explain_file(path: Path) -> Found:
 
 
 def _unknown(path: Path, found: str) -> InputError:
-    return InputError(
-        path,
-        f"expected annotations, captions, scores, a ranked list or weights, found {found}",
-        todo="docs/scoring.md and data/README.md list the forms that are read",
-    )
+    problem = f"expected annotations, captions, scores, a ranked list or weights, found {found}"
+    todo = "docs/scoring.md and data/README.md list the forms that are read"
+    return InputError(path, problem, todo=todo)
 
 
 def _tensors(path: Path) -> Found:
@@ -95,39 +99,30 @@ def _picture(path: Path) -> Found:
 
 def _archive(path: Path) -> Found:
     """Describe an answer archive, or a tar of images with captions."""
+    is_tar = path.suffix.lower() == ".tar"
     try:
-        if path.suffix.lower() == ".tar":
-            with tarfile.open(path) as tar:
-                names = [member.name for member in tar if member.isfile()]
+        if is_tar:
+            names = tar_names(path)
         else:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile) as error:
         raise InputError(path, f"cannot be read: {error}") from error
     if names == ["answer.txt"]:
         command = f"python -m pab.evaluate --predictions {quoted(path)} --annotation FILE"
         return Found("a zipped answer", ("holds answer.txt",), (command,))
-    endings = Counter(Path(name).suffix.lower() for name in names)
-    held = ", ".join(f"{number} {ending or 'other'}" for ending, number in sorted(endings.items()))
     out = quoted(path.with_suffix(""))
-    unpack = "tar -xf" if path.suffix.lower() == ".tar" else "unzip -q"
-    into = "-C" if path.suffix.lower() == ".tar" else "-d"
-    commands = (
-        f"mkdir -p {out} && {unpack} {quoted(path)} {into} {out}",
-        f"python -m pab.layout check {out}",
-    )
-    return Found("an archive: unpack it first", (f"holds {held or 'nothing'}",), commands)
+    unpack = f"tar -xf {quoted(path)} -C" if is_tar else f"unzip -q {quoted(path)} -d"
+    commands = (f"mkdir -p {out} && {unpack} {out}", f"python -m pab.layout check {out}")
+    facts = (f"holds {counts_by_ending(names, 'other') or 'nothing'}",)
+    return Found("an archive: unpack it first", facts, commands)
 
 
 # ------------------------------------------------------------------------------------ text files
 
 
 def _text(path: Path) -> Found:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_HEAD)
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror or error}") from error
+    raw = head_of(path, _HEAD)
     if not raw:
         raise _unknown(path, "an empty file")
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -163,11 +158,8 @@ def _lines(path: Path, head: str) -> Found:
     if lengths == {1}:
         ids = read_id_list(path)
         command = f"python -m ensemble.run --query_order {quoted(path)} ..."
-        return Found(
-            "a list of ids, one per line",
-            (f"{len(ids):,} ids, {ids[0]} ... {ids[-1]}",),
-            (command,),
-        )
+        facts = (f"{len(ids):,} ids, {ids[0]} ... {ids[-1]}",)
+        return Found("a list of ids, one per line", facts, (command,))
     if len(lengths) == 1 and all(len(set(line.split())) == len(line.split()) for line in whole):
         return describe_scores(path)
     raise _unknown(path, f"text that begins {lines[0][:40]!r}")
@@ -186,14 +178,10 @@ def _table(path: Path, head: str) -> Found:
     if separator_of(head) is not None:
         return describe_scores(path)
     columns = headers[0] if headers else [first]
-    return Found(
-        "a table without the usual columns of a caption table",
-        (f"columns: {', '.join(columns)}",),
-        (
-            f"python scripts/clip_infer.py --annotation {quoted(path)} --image_folder FOLDER "
-            "--csv_image_key COLUMN --csv_caption_key COLUMN",
-        ),
-    )
+    what = "a table without the usual columns of a caption table"
+    command = f"python scripts/clip_infer.py --annotation {quoted(path)} --image_folder FOLDER"
+    command += " --csv_image_key COLUMN --csv_caption_key COLUMN"
+    return Found(what, (f"columns: {', '.join(columns)}",), (command,))
 
 
 def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Found:
@@ -265,15 +253,12 @@ def _pairs(path: Path) -> Found:
     except InputError:  # outside an annotation folder, the user must give the images' location
         root = None
     folder = "FOLDER" if root is None else quoted(root)
-    commands = [f"python -m lhp.infer --annotation {quoted(path)} --image_folder {folder}"]
+    score = f"python -m lhp.infer --annotation {quoted(path)} --image_folder {folder}"
     if root is not None and path.absolute().is_relative_to(root / "annotation/train"):
         shard = quoted(path.absolute().relative_to(root))
-        commands.insert(
-            0,
-            f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {folder} "
-            f"--train_shards {shard}",
-        )
-    return Found("annotated images", tuple(facts), tuple(commands))
+        train = f"python -m lhp.train --config configs/lhp/finetune.yaml --data_path {folder}"
+        return Found("annotated images", tuple(facts), (f"{train} --train_shards {shard}", score))
+    return Found("annotated images", tuple(facts), (score,))
 
 
 def _answers(path: Path) -> Found:
@@ -282,8 +267,6 @@ def _answers(path: Path) -> Found:
     facts = (count(len(key), "answer"), f"{normal:,} normal")
     queries = path.absolute().parent / "query.json"
     annotation = quoted(queries) if queries.is_file() else "QUERIES"
-    command = (
-        f"python -m pab.evaluate --predictions LIST.txt --annotation {annotation} "
-        f"--answers {quoted(path)}"
-    )
-    return Found("the answer key of a name-masked set", facts, (command,))
+    command = f"python -m pab.evaluate --predictions LIST.txt --annotation {annotation}"
+    what = "the answer key of a name-masked set"
+    return Found(what, facts, (f"{command} --answers {quoted(path)}",))

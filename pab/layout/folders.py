@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 from pab.core.errors import InputError
 from pab.data.bad_lines import BadLines
-from pab.data.image_paths import PHOTO_ENDINGS, file_names, part_of
+from pab.data.image_paths import file_names, is_photo_name, part_of
 from pab.data.tables import TABLE_ENDINGS, TableColumns, captioned_images, is_captioned_folder
 from pab.data.tree import shard_number
-from pab.layout.found import Found, blank_names, captioned_commands, count, quoted
+from pab.layout.found import (
+    Found,
+    blank_names,
+    captioned_commands,
+    count,
+    counts_by_ending,
+    quoted,
+    tar_names,
+)
 from pab.layout.parts import masked_part, query_file
 from pab.layout.weights import explain_weight_folder
 
@@ -22,11 +29,6 @@ KNOWN_ENDINGS = frozenset((
     ".json", ".jsonl", ".csv", ".tsv", ".txt", ".pt", ".pth", ".bin", ".safetensors", ".npy",
     ".npz", ".parquet", ".zip", ".yaml",
 ))  # fmt: skip
-
-
-def is_photo_name(name: str) -> bool:
-    """Return true if a file name has a searchable image extension and is not hidden."""
-    return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 
 def explain_folder(folder: Path) -> Found:
@@ -59,24 +61,19 @@ def explain_folder(folder: Path) -> Found:
         command = f"python -m pab.layout check {quoted(folder / first)}"
         return Found("a folder of files", (f"{known} files: check one of them",), (command,))
     below = sum(path.is_dir() for path in folder.iterdir())
-    raise InputError(
-        folder,
-        "expected data, photographs, scores or weights, found "
-        f"{count(len(names), 'file')} of other kinds and {count(below, 'folder')}",
-        todo="check a file of it, or a folder in it",
-    )
+    found = f"{count(len(names), 'file')} of other kinds and {count(below, 'folder')}"
+    problem = f"expected data, photographs, scores or weights, found {found}"
+    raise InputError(folder, problem, todo="check a file of it, or a folder in it")
 
 
 def _masked(folder: Path) -> Found:
     part = masked_part(folder, "set", ".")
     lines = "no queries" if part.lines is None else count(part.lines, "query", "queries")
-    facts = (f"{lines}, {count(part.found, 'image')} in gallery/", *part.missing)
+    images = count(part.found, "image")
+    facts = (f"{lines}, {images} in gallery/", *part.missing)
     if not part.usable:
-        raise InputError(
-            folder, "expected query.json and gallery/ with images, found "
-            f"{lines} and {count(part.found, 'image')}",
-            todo="put both there",
-        )  # fmt: skip
+        problem = f"expected query.json and gallery/ with images, found {lines} and {images}"
+        raise InputError(folder, problem, todo="put both there")
     return Found("a name-masked set (as of the challenge, or of Track 4)", facts, part.commands)
 
 
@@ -94,12 +91,7 @@ def _image_shards(folder: Path, numbers: list[int]) -> Found:
 
 def _tars(folder: Path, names: list[str]) -> Found:
     """Describe WebDataset shards by the content of the first."""
-    try:
-        with tarfile.open(folder / names[0]) as archive:
-            endings = Counter(Path(m.name).suffix.lower() for m in archive if m.isfile())
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(folder / names[0], f"cannot be read: {error}") from error
-    held = ", ".join(f"{number} {ending}" for ending, number in sorted(endings.items()))
+    held = counts_by_ending(tar_names(folder / names[0]))
     out = f"{quoted(folder)}/unpacked"
     commands = (
         f'mkdir {out} && for f in {quoted(folder)}/*.tar; do tar -xf "$f" -C {out}; done',

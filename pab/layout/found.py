@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pab.core.errors import InputError
 from pab.data.tables import TableColumns
 
 
 @dataclass(frozen=True)
 class Found:
-    """Description of a path.
+    """Description of a path."""
 
-    Attributes:
-        what: the kind of file or folder, as a noun phrase.
-        facts: counts and other findings, one per line.
-        commands: next commands to run.
-    """
-
-    what: str
-    facts: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
+    what: str  # kind of file or folder, as a noun phrase
+    facts: tuple[str, ...] = ()  # counts and other findings, one per line
+    commands: tuple[str, ...] = ()  # to run next
 
 
 def quoted(path: Path) -> str:
@@ -33,6 +30,25 @@ def quoted(path: Path) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Format a number with its noun: "1 image", "1,978 images"; ``plural`` defaults to NOUN + s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def tar_names(path: Path) -> list[str]:
+    """Names of the files in a tar archive.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            return [member.name for member in archive if member.isfile()]
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(path, f"cannot be read: {error}") from error
+
+
+def counts_by_ending(names: Iterable[str], without: str = "") -> str:
+    """Format the number of names per extension; ``without`` stands for none."""
+    endings = Counter(Path(name).suffix.lower() for name in names)
+    return ", ".join(f"{number} {ending or without}" for ending, number in sorted(endings.items()))
 
 
 def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, ...]:

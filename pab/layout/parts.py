@@ -7,7 +7,7 @@ of them. The commands that read images check whether they can be decoded.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pab.core.errors import InputError
@@ -34,28 +34,16 @@ SOURCE_CAPTIONS = "annotation/source_caption.json"
 
 @dataclass(frozen=True)
 class Part:
-    """Part of the data, as found.
-
-    Attributes:
-        name: name of the part.
-        place: file or files, relative to the root.
-        published: number of lines in PAB.
-        lines: number of lines; None if the annotation is missing.
-        named: number of images in the lines; None for a masked set, whose lines list none.
-        found: number of images found.
-        missing: descriptions of missing files; empty if all exist.
-        commands: commands that use it.
-        bad: bad lines.
-    """
+    """Part of the data, as found."""
 
     name: str
-    place: str
-    published: int
-    lines: int | None = None
-    named: int | None = None
-    found: int = 0
-    missing: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
+    place: str  # file or files, relative to the root
+    published: int  # lines in PAB
+    lines: int | None = None  # None if the annotation is missing
+    named: int | None = None  # images in the lines; None for a masked set, whose lines list none
+    found: int = 0  # images
+    missing: tuple[str, ...] = ()  # descriptions of missing files
+    commands: tuple[str, ...] = ()  # that use it
     bad: BadLines = field(default_factory=BadLines)
 
     @property
@@ -105,18 +93,15 @@ def check_root(root: Path) -> list[Part]:
     if not any(part.usable for part in parts):
         for part in parts:
             part.bad.check(root / part.place)
-        raise InputError(
-            root, "expected PAB's annotations and images, found no part that can be used",
-            todo=FETCH,
-        )  # fmt: skip
+        problem = "expected PAB's annotations and images, found no part that can be used"
+        raise InputError(root, problem, todo=FETCH)
     return parts
 
 
 def report(root: Path, parts: list[Part]) -> list[str]:
     """Format the findings: a table, other data, and missing parts with their sources."""
-    head = (
-        f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   images found, of those listed"
-    )
+    images = "images found, of those listed"
+    head = f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   {images}"
     text = [f"{root}", head, *(part.row() for part in parts), *_others(root), *_bad_lines(parts)]
     missing = [f"  {line}" for part in parts for line in part.missing]
     if not missing:
@@ -181,36 +166,28 @@ def _shards(root: Path, finder: ImageFinder, name: str, folder: str) -> Part:
     images = [pair.image for pair in read_shards(shards, root, bad)]
     if bad.total:  # training can leave them out
         commands = tuple(f"{command} --skip_bad_lines" for command in commands)
-    return _count(finder, name, place, images, PAB_TRAIN, commands, bad)
+    return _counted(Part(name, place, PAB_TRAIN, commands=commands, bad=bad), finder, images)
 
 
 def _labelled(root: Path, finder: ImageFinder, name: str, place: str, published: int) -> Part:
     if not (root / place).is_file():
         return Part(name, place, published, missing=(f"{place}: {published:,} lines",))
-    command = (
-        f"python -m lhp.infer --annotation {quoted(root / place)} --image_folder {quoted(root)}"
-    )
+    file, folder = quoted(root / place), quoted(root)
+    commands = (f"python -m lhp.infer --annotation {file} --image_folder {folder}",)
     bad = BadLines()
     images = [line.image for line in read_labelled_images(root / place, root, bad)]
-    commands = () if bad.total else (command,)
-    return _count(finder, name, place, images, published, commands, bad)
+    part = Part(name, place, published, commands=() if bad.total else commands, bad=bad)
+    return _counted(part, finder, images)
 
 
-def _count(
-    finder: ImageFinder,
-    name: str,
-    place: str,
-    images: list[str],
-    published: int,
-    commands: tuple[str, ...],
-    bad: BadLines,
-) -> Part:
+def _counted(part: Part, finder: ImageFinder, images: list[str]) -> Part:
+    """Add the number of lines, and of images that are found and missing."""
     absent = finder.absent(images)
     missing: tuple[str, ...] = ()
     if absent:
-        missing = (f"{len(absent):,} images of {place}, the first {absent[0]}",)
-    found = len(images) - len(absent)
-    return Part(name, place, published, len(images), len(images), found, missing, commands, bad)
+        missing = (f"{len(absent):,} images of {part.place}, the first {absent[0]}",)
+    n, found = len(images), len(images) - len(absent)
+    return replace(part, lines=n, named=n, found=found, missing=missing)
 
 
 def query_file(folder: Path) -> Path | None:

@@ -18,26 +18,20 @@ def describe_scores(path: Path) -> Found:
     """
     from pab.formats.description import show  # imports torch
 
-    facts = tuple(
-        line for line in show(path).splitlines() if not line.startswith(("file ", "form "))
-    )
+    lines = show(path).splitlines()
+    facts = tuple(line for line in lines if not line.startswith(("file ", "form ")))
     found = read_form(path)
     file = quoted(path)
     if isinstance(found, Matrix) and (found.query_ids is None or found.gallery_ids is None):
         out = quoted(path.with_name(f"{path.stem}_with_ids.pt"))
-        command = f"python -m pab.scores import {file} --queries FILE --gallery FILE --out {out}"
-        return Found(found.form, facts, (command,))
-    if found.query_ids is None:
-        commands = (
-            f"python -m pab.evaluate --predictions {file} --annotation FILE",
-            f"python -m pab.compare {file} OTHER.txt",
-        )
-        return Found(found.form, facts, commands)
-    commands = (
-        f"python -m ensemble.run --member NAME={file}:WEIGHT ...",
-        f"python -m pab.evaluate --score {file} --annotation FILE",
-    )
-    return Found(found.form, facts, commands)
+        commands = [f"python -m pab.scores import {file} --queries FILE --gallery FILE --out {out}"]
+    elif found.query_ids is None:
+        commands = [f"python -m pab.evaluate --predictions {file} --annotation FILE"]
+        commands.append(f"python -m pab.compare {file} OTHER.txt")
+    else:
+        commands = [f"python -m ensemble.run --member NAME={file}:WEIGHT ..."]
+        commands.append(f"python -m pab.evaluate --score {file} --annotation FILE")
+    return Found(found.form, facts, tuple(commands))
 
 
 def holds_scores(content: Any) -> bool:

@@ -67,9 +67,8 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
             for key, value in sorted(metadata.items())
         ]
     if STATE_MARK in checkpoint:
-        facts.append(
-            f"a training state after {checkpoint['step']} steps: the run's own command resumes it"
-        )
+        training = f"a training state after {checkpoint['step']} steps"
+        facts.append(f"{training}: the run's own command resumes it")
     what, *commands = _MODELS[model]
     file = quoted(path)
     made = [command.format(file=file) for command in commands]

@@ -17,7 +17,7 @@ from torch import Tensor
 from pab.core import processes
 from pab.core.devices import DTYPES, autocast
 from pab.core.progress import progress
-from pab.data.images import ImageReader, ImageRecipe, ImageTransform, image_loader
+from pab.data.images import ImageLoader, ImageReader, ImageRecipe, ImageTransform
 from pab.data.records import GalleryImage
 from pab.scoring.encoder import AnyImage, as_images
 from pab.scoring.feature_cache import FeatureCache, caption_digest, made_by
@@ -140,7 +140,7 @@ class Compute:
                 yield places, cache.vectors([digests[place] for place in places])
         if not new:
             return
-        loader = image_loader(
+        loader = ImageLoader(
             [images[position] for position in new], transform, self.batch_size, self.num_workers,
             reader=reader,
         )  # fmt: skip

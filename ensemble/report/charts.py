@@ -16,18 +16,13 @@ TICKS = 5
 
 @dataclass(frozen=True)
 class Series:
-    """Named series: ascending x, and y in data units.
-
-    Attributes:
-        figure: number beside the name; the lines are in its order, largest first.
-        mark: index of a ringed point.
-    """
+    """Named series: ascending x, and y in data units."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    figure: float
-    mark: int | None = None
+    figure: float  # number beside the name; the lines are in its order, largest first
+    mark: int | None = None  # index of a ringed point
 
 
 @dataclass(frozen=True)
@@ -41,14 +36,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """Axis label and its position."""
-
-    text: str
-    at: float
-
-
-@dataclass(frozen=True)
 class Chart:
     """Everything that a template needs to draw lines."""
 
@@ -56,8 +43,8 @@ class Chart:
     x_label: str
     y_label: str
     lines: list[Line]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    x_ticks: list[tuple[str, float]]  # labels and their positions
+    y_ticks: list[tuple[str, float]]
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -121,6 +108,6 @@ def line_chart(
         x_label,
         y_label,
         lines,
-        [Tick(f"{x:g}", place_x(x)) for x in x_steps],
-        [Tick(f"{y:g}", place_y(y)) for y in y_steps],
+        [(f"{x:g}", place_x(x)) for x in x_steps],
+        [(f"{y:g}", place_y(y)) for y in y_steps],
     )

@@ -53,10 +53,10 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
-def round_steps(low: float, high: float, count: int = TICKS) -> list[float]:
-    """Round numbers that cover ``low`` to ``high``, about ``count`` of them."""
+def round_steps(low: float, high: float) -> list[float]:
+    """Round numbers that cover ``low`` to ``high``, about :data:`TICKS` of them."""
     spread = high - low or 1.0
-    rough = spread / max(1, count - 1)
+    rough = spread / (TICKS - 1)
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -276,7 +276,7 @@ def _strips(
     return strips
 
 
-def comparison(rankings: Sequence[NamedScores], seed: int = 0) -> str:
+def comparison(rankings: Sequence[NamedScores], seed: int) -> str:
     """Format all rankings' overall metrics, and the gain of the first over each other in R@1.
 
     The gain is in percentage points, with its paired 95 % bootstrap interval over queries.

@@ -92,7 +92,7 @@ class LoadReport:
     unexpected: tuple[str, ...]  # in the checkpoint only: skipped
     ignored: tuple[str, ...]  # excluded from the comparison on both sides
 
-    def tell(self, path: str | Path) -> None:
+    def warn(self, path: str | Path) -> None:
         """Print a notice about reinitialized parts and another about skipped parts."""
         for what, names in (("begin anew", self.missing), ("left out", self.unexpected)):
             if names:

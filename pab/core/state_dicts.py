@@ -6,8 +6,8 @@ content give the same weights, under the model's own names.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +165,15 @@ def _renamed(
 
 
 def unwrapped(names: list[str], fits: Collection[str] = ()) -> list[str]:
-    """Remove wrapper prefixes, in any order and number, from names.
+    """Remove wrapper prefixes, in any order and number, from names; the last part always stays.
 
     Args:
         names: tensor names without the parts in :data:`ALWAYS_WRAPPERS`.
         fits: names of the model's tensors; see :func:`model_state`.
     """
     wanted = frozenset(fits)
-    shared = min((len(list(_leading(name))) for name in names), default=0)
+    wrappers = (takewhile(WRAPPERS.__contains__, name.split(".")[:-1]) for name in names)
+    shared = min((len(list(leading)) for leading in wrappers), default=0)
     # Among equal fits, remove the fewest parts to keep real names; if no name fits, remove all.
     kept = [[_dropped(name, range(count)) for name in names] for count in range(shared + 1)]
     count = [len(wanted.intersection(candidate)) for candidate in kept]
@@ -185,16 +186,11 @@ def _fitting(name: str, wanted: Collection[str], taken: Collection[str]) -> str:
     """Remove wrapper parts inside a name, the fewest for which the model has the tensor."""
     places = [place for place, part in enumerate(name.split(".")[:-1]) if part in WRAPPERS]
     for count in range(1, len(places) + 1):
-        for chosen in itertools.combinations(places, count):
+        for chosen in combinations(places, count):
             candidate = _dropped(name, chosen)
             if candidate in wanted and candidate not in taken:
                 return candidate
     return name
-
-
-def _leading(name: str) -> Iterator[str]:
-    """Yield the leading wrapper parts of a name; the last part never counts."""
-    return itertools.takewhile(WRAPPERS.__contains__, name.split(".")[:-1])
 
 
 def _dropped(name: str, places: Collection[int]) -> str:

@@ -1,7 +1,7 @@
 """Stages from the fused matrix to the ranking: reranking, then decodings in order.
 
 Every stage returns a score matrix with the ranking of that stage. A saved matrix, its metrics and
-the written list therefore always agree.
+the written list therefore always agree. `ladder_table` shows the metrics after every stage.
 
 Shape letters: `Q` queries, `G` gallery images.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -17,21 +18,19 @@ from torch import Tensor
 from ensemble.decode import CONVERGED, LOGARITHMS, DecodeSettings, decode, sinkhorn_errors
 from ensemble.rerank_prior import Evidence, Reranking
 from pab.core.notices import notice
+from pab.evaluate import text_table
+from pab.metrics import MAP_DEPTH, Metrics, paired_bootstrap
+
+LADDER_METRICS = ("R@1", f"mAP@{MAP_DEPTH}")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Ranking after one stage.
+    """Ranking after one stage."""
 
-    Attributes:
-        name: name of the stage in tables.
-        scores: float32 [Q, G]; they rank as the stage does.
-        facts: settings and measurements of the stage, for ``meta``.
-    """
-
-    name: str
-    scores: Tensor
-    facts: dict[str, Any]
+    name: str  # in tables
+    scores: Tensor  # float32 [Q, G]; they rank as the stage does
+    facts: dict[str, Any]  # settings and measurements of the stage, for ``meta``
 
 
 def stages(
@@ -62,13 +61,12 @@ def stages(
         scores, evidence = reranking.reorder(scores)
         yield Stage(f"reranked by {reranking.name}", scores, {})
     for settings in decodings:
-        if settings.method in LOGARITHMS:
-            scores, facts = decoded(scores, query_ids, gallery_ids, settings)
-            evidence = evidence if reranking is not None else None
-        else:
-            before = scores
-            scores, facts = decoded(scores, query_ids, gallery_ids, settings, evidence)
+        before = scores
+        scores, facts = decoded(scores, query_ids, gallery_ids, settings, evidence)
+        if settings.method not in LOGARITHMS:
             evidence = evidence or Evidence(before)
+        elif reranking is None:
+            evidence = None
         yield Stage(settings.method, scores, facts)
 
 
@@ -93,3 +91,24 @@ def decoded(
                 "raise --sinkhorn_steps or lower --decode_factor",
             )
     return found, facts
+
+
+def ladder_table(rungs: Sequence[tuple[str, Metrics]], seed: int = 0) -> str:
+    """Format R@1 and mAP@10 after every stage as lines of text, in percent.
+
+    Args:
+        rungs: name and metrics per stage, with the same queries in the same order.
+        seed: seed of the bootstrap.
+
+    Returns:
+        One line per stage. The last cell is the gain in R@1 over the previous stage, in percentage
+        points, with its paired 95 % bootstrap interval over queries.
+    """
+    gains = ["-"]
+    for (_, before), (_, after) in pairwise(rungs):
+        gains.append(str(paired_bootstrap(before.values["R@1"], after.values["R@1"], seed)))
+    rows = [["stage", *LADDER_METRICS, "R@1 over the previous stage"]]
+    for (name, metrics), gain_cell in zip(rungs, gains, strict=True):
+        means = metrics.mean()
+        rows.append([name, *(f"{means[metric]:.2f}" for metric in LADDER_METRICS), gain_cell])
+    return text_table(rows)

@@ -56,26 +56,19 @@ def component_assignment(
     width = chosen.shape[1]
     place = np.arange(width + 1) / (len(rows) * (width + 1))
     names, numbered = np.unique(chosen, return_inverse=True)  # few columns of a large gallery
-    found = priced_matching(
-        numbered.reshape(chosen.shape),
-        steps + place[:width],
-        len(names),
-        price + float(place[width]),
-        limit=price + float(place[width]),
-    )
+    numbered, costs = numbered.reshape(chosen.shape), steps + place[:width]
+    price += float(place[width])
+    found = priced_matching(numbered, costs, len(names), price, limit=price)
     stays_out = found == STAYS_OUT
     result[rows[~stays_out]] = torch.from_numpy(names[found[~stays_out]])
     return result
 
 
 def in_collisions(columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return true for queries in a component with a duplicate top-1 image.
+    """Find the queries in a component with a duplicate top-1 image, bool [Q].
 
     Args:
         columns: the first images of each query, best first [Q, K].
-
-    Returns:
-        bool [Q].
     """
     from scipy.sparse import csr_array  # plain fusion does not need scipy
     from scipy.sparse.csgraph import connected_components

@@ -12,12 +12,15 @@ from ensemble.reciprocal_rank import MOST_RANK_K
 from pab.core.config import data_flag, flag, model_flag
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.data.annotations import read_retrieval
+from pab.data.label_config import LabelConfig
+from pab.data.records import Retrieval
 
 LARGEST_FACTOR = 1e6  # larger factors exceed the resolution of float32 scores
 
 
 @dataclass(frozen=True)
-class FusionConfig:
+class FusionConfig(LabelConfig):
     """Members in the published order; each field is a flag of `python -m ensemble.run`.
 
     The running sum starts with the first given member. `beit3_weight` is the weight kept by the
@@ -85,13 +88,14 @@ class FusionConfig:
     gallery: str | None = data_flag(
         None, "for members without ids: image names of the columns, or the gallery's folder"
     )
+    annotation: str | None = data_flag(None, "labelled annotation, or query.json with --answers")
+    answers: str | None = data_flag(None, "answer key of a name-masked set, for metrics")
+    image_folder: str | None = data_flag(
+        None, "root of the annotation's image paths, if it is outside an annotation folder"
+    )
 
     def check(self) -> None:
-        """Reject values that are invalid alone or in combination.
-
-        Raises:
-            InputError: naming the flag.
-        """
+        """Reject values that are invalid alone or in combination; the error names the flag."""
         if self.shares and self.fusion != "sum":
             raise InputError("--shares", f"does not go with --fusion {self.fusion}")
         if self.fusion == "reciprocal_rank" and self.scaling != "minmax":
@@ -108,14 +112,10 @@ class FusionConfig:
         if self.decode and not methods:
             return  # decoding is off: ignore a config file's decoding settings
         used = " ".join(methods) or "none"
-        if "assignment" not in methods:
-            for name, is_set in (
-                ("decode_slack", self.decode_slack is not None),
-                ("decode_top", self.decode_top is not None),
-                ("decode_scope", self.decode_scope != "all"),
-            ):
-                if is_set:
-                    raise InputError(f"--{name}", f"does not go with --decode {used}")
+        unset = {"decode_slack": None, "decode_top": None, "decode_scope": "all"}
+        for name, default in unset.items():
+            if "assignment" not in methods and getattr(self, name) != default:
+                raise InputError(f"--{name}", f"does not go with --decode {used}")
         searched = self.finds_weights  # the slack is then searched too
         if self.decode_top is not None and self.decode_slack is None and not searched:
             raise InputError(
@@ -129,10 +129,9 @@ class FusionConfig:
             )  # fmt: skip
         if (methods.count("querybank") > 0) != (self.decode_bank is not None):
             raise InputError(
-                "--decode_bank",
-                "expected together with --decode querybank",
+                "--decode_bank", "expected together with --decode querybank",
                 todo="score training captions on the same gallery, and fuse them in the same way",
-            )
+            )  # fmt: skip
         if "dual_softmax" not in methods:
             return
         if self.scaling == "zscore" and self.fusion != "reciprocal_rank":
@@ -146,6 +145,13 @@ class FusionConfig:
                 "--decode",
                 f"dual_softmax cannot follow {sorted(earlier)[0]}, whose scores are logarithms",
             )
+
+    def retrieval(self) -> Retrieval:
+        """Read the annotation, with its labels if there are any."""
+        assert self.annotation
+        return read_retrieval(
+            self.annotation, image_folder=self.image_folder, answers=self.answers, **self.reading()
+        )
 
     def decodings(self) -> list[DecodeSettings]:
         """Return the decodings of the fused matrix, in order of application."""

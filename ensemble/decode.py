@@ -41,7 +41,6 @@ from pab.ranking import rows_in_order, top_k
 from pab.scores import load_scores
 
 Decoding = Literal["none", "querybank", "dual_softmax", "sinkhorn", "margin", "assignment"]
-Scope = Literal["all", "collisions"]
 ROWS_A_BLOCK = 128
 JOINT = frozenset(("dual_softmax", "sinkhorn", "margin", "assignment"))
 LOGARITHMS = frozenset(("querybank", "dual_softmax", "sinkhorn"))  # methods that return logarithms
@@ -59,7 +58,7 @@ class DecodeSettings:
     steps: int = 50
     tau: float = 0.5
     top: int | None = None
-    scope: Scope = "all"
+    scope: Literal["all", "collisions"] = "all"
 
     @property
     def joint(self) -> bool:
@@ -107,45 +106,31 @@ def decode(
             rows_in_order(
                 bank.gallery_ids, gallery_ids, where=settings.bank, order_name="the members"
             )
-            return _finite(querybank(scores, bank.scores, settings.factor), settings)
+            found = querybank(scores, bank.scores, settings.factor)
         case "dual_softmax":
-            return _finite(dual_softmax(scores, settings.factor), settings)
+            found = dual_softmax(scores, settings.factor)
         case "sinkhorn":
-            return _finite(sinkhorn(scores, settings.factor, settings.steps), settings)
+            found = sinkhorn(scores, settings.factor, settings.steps)
         case "margin":
-            evidence = Evidence(scores) if evidence is None else evidence
-            columns = top_k(scores, PASSES + 1)
-            first = arbitrate(columns, evidence.margins(), query_ids, settings.tau)
+            margins = (evidence or Evidence(scores)).margins()
+            first = arbitrate(top_k(scores, PASSES + 1), margins, query_ids, settings.tau)
+            return with_first_places(scores, first)
+        case "assignment" if settings.scope == "all":
+            first = assignment(scores, query_ids, settings.slack, settings.top, evidence)
             return with_first_places(scores, first)
         case "assignment":
-            return with_first_places(scores, _assigned(scores, query_ids, settings, evidence))
-
-
-def _assigned(
-    scores: Tensor, query_ids: Sequence[str], settings: DecodeSettings, evidence: Evidence | None
-) -> Tensor:
-    """Return each query's image with the selected kind of assignment, int64 [Q]."""
-    if settings.scope == "all":
-        return assignment(scores, query_ids, settings.slack, settings.top, evidence)
-    assert settings.slack is not None
-    columns = top_k(scores, settings.top or scores.shape[1])
-    worth = (evidence or Evidence(scores)).of(columns)
-    return component_assignment(columns, worth, query_ids, settings.slack)
-
-
-def _finite(scores: Tensor, settings: DecodeSettings) -> Tensor:
-    """Return the scores if all are finite.
-
-    Raises:
-        InputError: the factor is too large for the scores.
-    """
-    if not bool(torch.isfinite(scores).all()):
+            assert settings.slack is not None
+            columns = top_k(scores, settings.top or scores.shape[1])
+            worth = (evidence or Evidence(scores)).of(columns)
+            first = component_assignment(columns, worth, query_ids, settings.slack)
+            return with_first_places(scores, first)
+    if not bool(torch.isfinite(found).all()):
         raise InputError(
             f"--decode {settings.method}",
             f"its scores overflow at --decode_factor {settings.factor:g}",
             todo="take a smaller factor",
         )
-    return scores
+    return found
 
 
 def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:

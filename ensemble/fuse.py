@@ -61,24 +61,15 @@ def kept_weights(shares: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Fusion:
-    """Members with aligned queries, fused block by block.
+    """Members with aligned queries, fused block by block."""
 
-    Attributes:
-        members: members in fusion order.
-        files: their score files, with equal galleries.
-        rows: per file, the rows in the requested order; None if they are in order.
-        query_ids: query ids in the requested order.
-        scaling, rule: methods for scaling and adding scores.
-        rank_k: k of the reciprocal-rank rule.
-    """
-
-    members: Sequence[Member]
-    files: Sequence[ScoreFile]
-    rows: Sequence[Tensor | None]
-    query_ids: list[str]
+    members: Sequence[Member]  # in fusion order
+    files: Sequence[ScoreFile]  # of the members, with equal galleries
+    rows: Sequence[Tensor | None]  # per file, in the requested order; None if they are in order
+    query_ids: list[str]  # in the requested order
     scaling: Scaling = "minmax"
     rule: Rule = "iterative"
-    rank_k: int = RECIPROCAL_RANK_K
+    rank_k: int = RECIPROCAL_RANK_K  # k of the reciprocal-rank rule
 
     @property
     def gallery_ids(self) -> list[str]:
@@ -90,16 +81,12 @@ class Fusion:
         scores, order = self.files[number].scores, self.rows[number]
         return scores[start:stop] if order is None else scores[order[start:stop]]
 
-    def member_block(self, number: int, start: int, stop: int) -> Tensor:
-        """Rows of one member after scaling, float32 [q, G]."""
-        return self._scaled(number, self._own_block(number, start, stop), start)
-
     @cached_property
     def scaled_members(self) -> list[Tensor]:
         """Whole scaled matrix of each member, float32 [Q, G]; read-only."""
         count = len(self.query_ids)
         numbers = progress(range(len(self.members)), "scaling members", "members")
-        return [self.member_block(number, 0, count) for number in numbers]
+        return [self._scaled(number, self._own_block(number, 0, count), 0) for number in numbers]
 
     @cached_property
     def flat(self) -> list[Tensor]:
@@ -111,12 +98,9 @@ class Fusion:
         return [flat_rows(self._own_block(number, 0, count)) for number in range(len(self.files))]
 
     def _scaled(self, number: int, block: Tensor, start: int) -> Tensor:
-        """Return scaled scores of one member, float32 [q, C].
+        """Scale a member's own scores, rows from ``start``, float32 [q, C].
 
-        Args:
-            number: index of the member.
-            block: its own scores, rows from ``start``; all columns, or any for ``minmax``.
-            start: first row.
+        The block has all columns, or any for ``minmax``.
         """
         bounds, where = self.files[number].bounds, self.members[number].path
         scaled = scaled_block(block, self.scaling, bounds, where)
@@ -126,10 +110,7 @@ class Fusion:
     def _parts(self, number: int, block: Tensor, start: int) -> Tensor:
         """Return n for each reciprocal-rank part 2 / n of a member, 0 for none: int64 [q, G].
 
-        Args:
-            number: index of the member.
-            block: its own scores, whole rows from ``start``.
-            start: first row.
+        The block holds the member's own scores, whole rows from ``start``.
         """
         file, places = self.files[number], mean_places(block)
         if file.meta.get("model") == RANKED_LIST:
@@ -163,7 +144,7 @@ class Fusion:
         for number, member in enumerate(self.members[1:], start=1):
             other = self._scaled(number, blocks[number], start)
             if self.rule == "iterative":
-                fused = blend_(fused, other, member.weight)
+                fused.mul_(member.weight).add_(other.mul_(1.0 - member.weight))  # `blend` in place
             else:
                 fused += other.mul_(member.weight)
         return fused
@@ -178,11 +159,6 @@ class Fusion:
                 for file in self.files:
                     release_pages(file.scores)
 
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield the fused matrix in blocks of rows, float32 [q, G] each."""
-        for start, stop in self._spans():
-            yield self.block(start, stop)
-
     def best_columns(self, k: int) -> Tensor:
         """Return the k best columns per row, best first, ties to the smaller one: int64 [Q, k].
 
@@ -191,7 +167,7 @@ class Fusion:
         could hide another candidate is fused completely.
         """
         if self.rule != "iterative" or self.scaling != "minmax":
-            return torch.cat([top_k(block, k) for block in self.blocks()])
+            return torch.cat([top_k(self.block(*span), k) for span in self._spans()])
         shares = shares_from_weights([member.weight for member in self.members[1:]])
         factors, shift, scale = [], 0.0, 0.0
         for share, file, member in zip(shares, self.files, self.members, strict=True):
@@ -226,10 +202,8 @@ class Fusion:
     def matrix(self) -> Tensor:
         """Compute the whole fused matrix, float32 [Q, G]."""
         result = torch.empty(len(self.query_ids), len(self.gallery_ids))
-        start = 0
-        for block in self.blocks():
-            result[start : start + len(block)] = block
-            start += len(block)
+        for start, stop in self._spans():
+            result[start:stop] = self.block(start, stop)
         return result
 
 
@@ -283,11 +257,6 @@ def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | 
     if file.query_ids == list(query_ids):
         return None
     return torch.tensor(rows_in_order(file.query_ids, query_ids, where=path))
-
-
-def blend_(fused: Tensor, member: Tensor, weight: float) -> Tensor:
-    """In-place variant of :func:`blend`; the caller must own both tensors."""
-    return fused.mul_(weight).add_(member.mul_(1.0 - weight))
 
 
 def blend(fused: Tensor, member: Tensor, weight: float) -> Tensor:

@@ -59,18 +59,15 @@ def fuse(
             f"expected {wanted} for {count} score files and {fusion} fusion, found {len(weights)}",
         )
     own = [1.0] * (count - wanted) + list(weights)
-    names = [f"score file {number}" for number in range(1, count + 1)]
-    paths = [
-        name if isinstance(one, ScoreFile) else str(one)
-        for name, one in zip(names, scores, strict=True)
-    ]
-    members = [Member(*parts) for parts in zip(names, paths, own, strict=True)]
+    members: list[Member] = []
+    given: dict[str, ScoreFile] = {}
+    for number, (one, weight) in enumerate(zip(scores, own, strict=True), start=1):
+        name = f"score file {number}"
+        if isinstance(one, ScoreFile):
+            given[name] = one
+        members.append(Member(name, name if name in given else str(one), weight))
     check_members(members, fusion)
-    loaded = {
-        path: checked(one, path)
-        for path, one in zip(paths, scores, strict=True)
-        if isinstance(one, ScoreFile)
-    }
+    loaded = {name: checked(one, name) for name, one in given.items()}
     files = load_members(members, query_ids, loaded=loaded)
     fused = aligned(members, files, query_ids, scaling=scaling, rule=fusion, rank_k=rank_k)
     meta = meta_of(config, members, None, files, ())

@@ -30,6 +30,7 @@ from pab.ranking import some
 from pab.scores import ScoreFile, respell, tell_other_data, with_all_images
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
+UIT = "uit"  # the member whose number of candidates is checked
 SUM_TOLERANCE = 1e-6
 FILE_FLAGS = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")
 RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list: 0 means "not named"
@@ -39,15 +40,12 @@ RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list: 0 means "no
 class Member:
     """Score file of a model, and its weight in the fusion.
 
-    Attributes:
-        name: name in tables.
-        path: the score file, or a ranked list (.txt).
-        weight: 0 to 1. Iterative fusion: the weight kept by the running sum when this member is
-            added (unused for the first one). Sum: the member's own share.
+    The weight is 0 to 1. Iterative fusion: the weight kept by the running sum when this member is
+    added (unused for the first one). Sum: the member's own share.
     """
 
-    name: str
-    path: str
+    name: str  # in tables
+    path: str  # the score file, or a ranked list (.txt)
     weight: float
 
 
@@ -205,11 +203,7 @@ def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list
 
 
 def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
-    """Ids for the lines of ranked lists; None without ranked lists.
-
-    Raises:
-        InputError: another member has query ids.
-    """
+    """Ids for the lines of ranked lists; None without them. Other members must not have ids."""
     bare = [path for path, found in contents.items() if found.query_ids is None]
     if not bare:
         return None
@@ -228,11 +222,7 @@ def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
 def _as_member(
     file: ScoreFile, path: str, query_ids: Sequence[str], gallery_ids: Sequence[str]
 ) -> ScoreFile:
-    """Adapt a member's scores to the fusion: common id spelling, whole gallery.
-
-    Raises:
-        InputError: a run lacks queries.
-    """
+    """Adapt a member's scores to the fusion: common id spelling, all queries, whole gallery."""
     file = respell(file, query_ids, gallery_ids, where=path, known_name="the other members")
     if file.listed is None:
         return file
@@ -255,6 +245,56 @@ def _as_member(
     least = 1.0 / file.listed_counts().float()
     scores = torch.where(file.scores >= least[:, None], file.scores, 0.0)
     return ScoreFile(scores, file.query_ids, file.gallery_ids, {**file.meta, "model": RANKED_LIST})
+
+
+def candidates_of(members: Sequence[Member], files: Sequence[ScoreFile]) -> int | None:
+    """Return the number of candidates per query that UIT's score file names; None if it has none.
+
+    Args:
+        members: of the fusion.
+        files: their scores, in the same order.
+    """
+    for member, file in zip(members, files, strict=True):
+        found = file.meta.get("k_test")
+        if member.name == UIT and isinstance(found, int):
+            return found
+    return None
+
+
+def check_candidates(
+    members: Sequence[Member], files: Sequence[ScoreFile], expected: int | None
+) -> None:
+    """Compare the ``k_test`` of UIT's score file with that of the config.
+
+    A weight is valid for one number of candidates, because images beyond them have equal scores.
+    Numbers that cover the whole gallery count as equal. A file without the number prints a notice.
+
+    Args:
+        members: members of the fusion.
+        files: their score files, in the same order.
+        expected: candidates per query; None skips the check.
+
+    Raises:
+        InputError: UIT's file has another number.
+    """
+    if expected is None:
+        return
+    for member, file in zip(members, files, strict=True):
+        if member.name != UIT:
+            continue
+        found = candidates_of([member], [file])
+        if found is None:
+            notice(
+                member.path,
+                f"does not record its number of candidates; assumed to be --uit_k {expected}",
+            )
+        elif min(found, len(file.gallery_ids)) != min(expected, len(file.gallery_ids)):
+            raise InputError(
+                member.path,
+                f"expected {expected} candidates per query (--uit_k), found {found}",
+                todo=f"score again with python -m uit.infer --k_test {expected}, or fuse with "
+                f"--uit_k {found} (--uit_k none skips this check)",
+            )
 
 
 def inputs_of(config: object, members: Sequence[Member]) -> dict[str, str | None]:

@@ -21,6 +21,7 @@ from pab.data.tree import labelled_test
 from pab.ranking import order_queries, read_ranked_list
 
 LABELLED_TEST = "annotation/test/pair.json"  # attr.json if this is missing
+PROTOCOL_FILES = ("annotation", "image_folder", "query_order")  # settings that it fixes
 ANSWER_NAMES = 10  # names per line in every protocol's answer
 
 
@@ -41,12 +42,8 @@ class Protocol:
             data_root: replaces the protocol's own data root.
         """
         root = Path(data_root or self.data_root)
-        named = {
-            "annotation": self.annotation,
-            "image_folder": self.image_folder,
-            "query_order": self.query_order,
-        }
-        files = {key: str(root / place) for key, place in named.items() if place is not None}
+        places = {name: getattr(self, name) for name in PROTOCOL_FILES}
+        files = {name: str(root / place) for name, place in places.items() if place is not None}
         if self.annotation == LABELLED_TEST:
             files["annotation"] = str(labelled_test(root))
         return files
@@ -69,10 +66,7 @@ def load_protocol(name: str) -> Protocol:
 
 
 def check_answer(
-    lines: Sequence[Sequence[str]],
-    query_count: int,
-    gallery_ids: Sequence[str],
-    where: str | Path,
+    lines: Sequence[Sequence[str]], query_count: int, gallery_ids: Sequence[str], where: str | Path
 ) -> None:
     """Check an answer against the protocol: one line per query, ten distinct gallery names each.
 

@@ -40,11 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     data.add_argument("--answers", type=Path, help="see pab.evaluate")
     add_label_flags(parser)
     args = parser.parse_args(argv)
+    reading = label_config(args).reading()
     retrieval = read_retrieval(
-        args.annotation,
-        image_folder=args.image_folder,
-        answers=args.answers,
-        **label_config(args).reading(),
+        args.annotation, image_folder=args.image_folder, answers=args.answers, **reading
     )
     found = evaluate(load_scores(args.score), retrieval, where=args.score)
     figures, bounds = found.summary(), found.intervals()

@@ -23,15 +23,10 @@ _DIGITS = 9  # blended scores are rounded, so that equal decimals compare equal
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores that provide margins and utilities.
+    """Scores that provide margins and utilities."""
 
-    Attributes:
-        scores: scores of a reranker, or fused scores, float32 [Q, G].
-        columns: images reordered by a reranker, int64 [Q, K]; None for fused scores.
-    """
-
-    scores: Tensor
-    columns: Tensor | None = None
+    scores: Tensor  # of a reranker, or fused ones, float32 [Q, G]
+    columns: Tensor | None = None  # reordered by a reranker, int64 [Q, K]; None for fused scores
 
     def of(self, columns: Tensor) -> Tensor:
         """Return the scores of some images, float64 [Q, K]."""
@@ -56,30 +51,21 @@ class Evidence:
 class Reranking:
     """Scores of a reranker, with the settings of their use.
 
-    Attributes:
-        name, path: name and file of the reranker.
-        scores: float32 [Q, G], with the rows and columns of the fused matrix.
-        listed: images per query scored by the reranker, int64 [Q]; all others share one lower
-            score.
-        depth: images per query to reorder.
-        prior: penalty per place, in the unit of the reranker's scores.
+    The reranker scores ``listed`` images per query; all others share one lower score.
     """
 
     name: str
     path: str
-    scores: Tensor
-    listed: Tensor
-    depth: int
-    prior: float
+    scores: Tensor  # float32 [Q, G], with the rows and columns of the fused matrix
+    listed: Tensor  # int64 [Q]
+    depth: int  # images per query to reorder
+    prior: float  # penalty per place, in the unit of the reranker's scores
 
     def reorder(self, fused: Tensor) -> tuple[Tensor, Evidence]:
         """Reorder the first images of each query; images beyond the depth keep their places.
 
-        Of equal blended scores, the earlier place in the fused order wins. An image without a
-        reranker score gets the worst score of its query; a notice counts such images.
-
-        Args:
-            fused: [Q, G].
+        Of equal blended scores, the earlier place in the fused order [Q, G] wins. An image without
+        a reranker score gets the worst score of its query; a notice counts such images.
 
         Returns:
             Scores with the new order, float32 [Q, G], and the evidence for later stages.

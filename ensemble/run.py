@@ -12,30 +12,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ensemble.chain import stages
+from ensemble.chain import ladder_table, stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.fuse import Fusion, aligned, row_order
-from ensemble.ladder import ladder_table
 from ensemble.members import (
     RANKED_LIST,
     Member,
+    check_candidates,
     check_members,
     inputs_of,
     known_gallery,
     load_members,
 )
-from ensemble.protocol import ANSWER_NAMES, check_answer, load_protocol
+from ensemble.protocol import ANSWER_NAMES, PROTOCOL_FILES, check_answer, load_protocol
 from ensemble.rerank_prior import Reranking
-from ensemble.uit_candidates import check_candidates
 from pab import __version__
 from pab.core.config import config_from_args, data_flag, flag, model_flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.outputs import check_inputs_are_kept, check_outputs
-from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_query_order
-from pab.data.label_config import LabelConfig
-from pab.data.records import Retrieval
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
 from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
@@ -43,7 +39,7 @@ from pab.scores import ScoreFile, check_same_ids, save_scores
 
 
 @dataclass(frozen=True)
-class RunConfig(FusionConfig, LabelConfig):
+class RunConfig(FusionConfig):
     """Settings of one fusion; each field is a flag of `python -m ensemble.run`."""
 
     output_file: str = output_flag(
@@ -51,11 +47,6 @@ class RunConfig(FusionConfig, LabelConfig):
     )
     save_score: str | None = output_flag(None, "score file of the fused matrix to write")
     top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
-    annotation: str | None = data_flag(None, "labelled annotation, or query.json with --answers")
-    answers: str | None = data_flag(None, "answer key of a name-masked set; prints metrics")
-    image_folder: str | None = data_flag(
-        None, "root of the annotation's image paths, if it is outside an annotation folder"
-    )
     query_order: str | None = data_flag(None, "file of query ids, one per line, in output order")
     protocol: str | None = data_flag(
         None, "pab, www25, track4 or ucc: sets files, line order and metrics, and checks the answer"
@@ -66,48 +57,36 @@ class RunConfig(FusionConfig, LabelConfig):
     )
     rerank_depth: int = flag(20, "images per query that the reranker reorders", ge=1)
     rerank_prior: float = flag(
-        0.5,
-        "penalty per place in the fused order, in the unit of the reranker's scores",
-        ge=0,
-        le=LARGEST_FACTOR,
-    )
+        0.5, "penalty per place in the fused order, in the unit of the reranker's scores",
+        ge=0, le=LARGEST_FACTOR,
+    )  # fmt: skip
     ladder: bool = output_flag(
         False, "print R@1, mAP@10 and the paired interval after every stage; needs labels"
     )
 
     def check(self) -> None:
-        """Reject values that are invalid alone or in combination.
-
-        Raises:
-            InputError: naming the flag.
-        """
+        """Reject values that are invalid alone or in combination; the error names the flag."""
         super().check()
         if self.answers and not (self.annotation or self.protocol):
             raise InputError("--answers", "expected the queries it is the key of",
                              todo="give --annotation")  # fmt: skip
         if self.protocol is None and self.data_root is not None:
             raise InputError("--data_root", "needs --protocol")
-        fixed = ("annotation", "image_folder", "query_order") if self.protocol else ()
-        for name in fixed:
-            if getattr(self, name) is not None:
+        for name in PROTOCOL_FILES:
+            if self.protocol and getattr(self, name) is not None:
                 raise InputError(f"--{name}", f"is fixed by --protocol {self.protocol}")
         if self.protocol and self.top_k != ANSWER_NAMES:
             raise InputError("--top_k", f"is fixed by --protocol: {ANSWER_NAMES}")
         if self.ladder and not (self.annotation or self.protocol):
             raise InputError("--ladder", "expected labels", todo="give --annotation")
-        self._check_rerank()
-
-    def _check_rerank(self) -> None:
-        """Reject reranker settings that are invalid alone or with the decodings."""
-        if not self.rerank:
-            return
         if len(self.rerank) > 1:
             raise InputError(
                 "--rerank", f"expected one reranker, found {len(self.rerank)}",
                 todo="fuse their score files first: ensemble.run --fusion sum --save_score FILE",
             )  # fmt: skip
         top = self.decode_top
-        if "assignment" in self.decode and (top is None or top > self.rerank_depth):
+        too_deep = top is None or top > self.rerank_depth
+        if self.rerank and "assignment" in self.decode and too_deep:
             raise InputError(
                 "--decode_top", "an assignment after --rerank adds up reranker scores, which only "
                 f"the first {self.rerank_depth} images of a query (--rerank_depth) have; found "
@@ -144,63 +123,47 @@ def run(config: RunConfig) -> None:
     outputs = {"save_score": config.save_score, "output_file": config.output_file}
     check_outputs(outputs, omit="give another file")
     check_inputs_are_kept(outputs, inputs_of(config, inputs))
-    retrieval: Retrieval | None = None
-    if config.annotation:
-        retrieval = read_retrieval(
-            config.annotation,
-            image_folder=config.image_folder,
-            answers=config.answers,
-            **config.reading(),
-        )
-    labelled = retrieval is not None and retrieval.relevant is not None
-    if config.ladder and not labelled:
+    retrieval = config.retrieval() if config.annotation else None
+    labels = retrieval.relevant if retrieval else None
+    if config.ladder and labels is None:
         raise InputError("--ladder", "expected labels, found none", todo="give --answers FILE")
     wanted = read_query_order(config.query_order) if config.query_order else None
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
+    images = known_gallery(retrieval, config.image_folder)
     files = load_members(
-        inputs,
-        wanted or asked,
-        known_gallery(retrieval, config.image_folder),
-        queries=config.queries,
-        gallery=config.gallery,
+        inputs, wanted or asked, images, queries=config.queries, gallery=config.gallery
     )
-    check_candidates(members, files[: len(members)], config.uit_k)
+    fused = files[: len(members)]
+    check_candidates(members, fused, config.uit_k)
     fusion = aligned(
-        members,
-        files[: len(members)],
-        asked,
-        scaling=config.scaling,
-        rule=config.fusion,
-        rank_k=config.rank_k,
+        members, fused, asked, scaling=config.scaling, rule=config.fusion, rank_k=config.rank_k
     )
     reranking = reranking_of(config, reranker, files[-1], fusion) if reranker else None
     order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
-    if protocol is not None and retrieval is not None:
-        gallery = sorted(known_gallery(retrieval, config.image_folder) or [])
-        rows_in_order(
-            fusion.gallery_ids, gallery, where=members[0].path, order_name="the protocol's gallery"
-        )
+    if protocol is not None:
+        gallery, where = sorted(images or []), members[0].path
+        rows_in_order(fusion.gallery_ids, gallery, where=where, order_name="the protocol's gallery")
     result: ScoreFile | None = None  # computed if a step needs more than a few rows at a time
     evaluation: Evaluation | None = None
     rungs: list[tuple[str, Metrics]] = []
-    if config.decodings() or reranking or config.save_score or labelled:
+    if config.decodings() or reranking or config.save_score or labels is not None:
         facts: list[dict[str, Any]] = []
         for stage in stages(
             fusion.matrix(), fusion.query_ids, fusion.gallery_ids, reranking, config.decodings()
         ):
             facts += [stage.facts] if stage.facts else []
             result = ScoreFile(stage.scores, fusion.query_ids, fusion.gallery_ids)
-            if config.ladder and retrieval is not None and retrieval.relevant is not None:
-                found = evaluate_scores(result, retrieval.relevant, where=members[0].path)
+            if config.ladder and labels is not None:
+                found = evaluate_scores(result, labels, where=members[0].path)
                 rungs.append((stage.name, found))
         assert result is not None
         if config.save_score:  # hashes every input file
             meta = meta_of(config, members, reranker, files, facts)
-            if retrieval is not None and labelled:
+            if retrieval is not None and labels is not None:
                 meta["relevance"] = retrieval.relevance
             result = replace(result, meta=meta)
         names = ranked_names(result.scores, fusion.gallery_ids, config.top_k)
-        if retrieval is not None and labelled:
+        if retrieval is not None and labels is not None:
             evaluation = evaluate(result, retrieval, where=members[0].path)
     else:
         columns = fusion.best_columns(config.top_k)
@@ -234,8 +197,7 @@ def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: F
             reranker.path, "expected a reranker's scores, found a ranked list without scores",
             todo="give its score file, or its JSON lines with scores",
         )  # fmt: skip
-    first = fusion.files[0]
-    check_same_ids(file, first, reranker.path, fusion.members[0].path)
+    check_same_ids(file, fusion.files[0], reranker.path, fusion.members[0].path)
     rows = row_order(file, fusion.query_ids, reranker.path)
     return Reranking(
         name=reranker.name,
@@ -269,34 +231,20 @@ def meta_of(
         decoded: facts of each decoding.
     """
     on_test = any(file.meta.get("chosen_on_test", False) for file in files)
-    reranked = (
-        {}
-        if reranker is None
-        else {
-            "rerank": {
-                "name": reranker.name,
-                "file": reranker.path,
-                "sha256": sha256_of_file(reranker.path),
-                "depth": config.rerank_depth,
-                "prior": config.rerank_prior,
-            }
-        }
-    )
+
+    def origin(member: Member, **settings: float) -> dict[str, Any]:
+        in_memory = not Path(member.path).is_file()
+        digest = {} if in_memory else {"sha256": sha256_of_file(member.path)}
+        return {"name": member.name, "file": member.path, **settings, **digest}
+
+    use = {"depth": config.rerank_depth, "prior": config.rerank_prior}
     one = decoded[0] if decoded else {"method": "none"}
     return {
         "model": "ensemble",
-        "members": [
-            {
-                "name": m.name,
-                "file": m.path,
-                "weight": m.weight,
-                **({"sha256": sha256_of_file(m.path)} if Path(m.path).is_file() else {}),
-            }
-            for m in members  # scores in memory have no file
-        ],
+        "members": [origin(member, weight=member.weight) for member in members],
         "fusion": config.fusion,
         "scaling": config.scaling,
-        **reranked,
+        **({} if reranker is None else {"rerank": {**origin(reranker), **use}}),
         "decode": one if len(decoded) < 2 else list(decoded),
         "per_query": per_query(config, files),
         "chosen_on": config.chosen_on,
@@ -325,11 +273,7 @@ def described(config: RunConfig, members: Sequence[Member]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and fuse."""
-    config, _ = config_from_args(
-        RunConfig,
-        argv,
-        prog="python -m ensemble.run",
-    )
+    config, _ = config_from_args(RunConfig, argv, prog="python -m ensemble.run")
     run(config)
 
 

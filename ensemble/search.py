@@ -21,11 +21,12 @@ import yaml
 
 from ensemble.chain import decoded
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.decode import DecodeSettings
 from ensemble.fuse import Fusion, aligned, kept_weights
 from ensemble.members import (
     RANKED_LIST,
     Member,
+    candidates_of,
+    check_candidates,
     check_members,
     inputs_of,
     known_gallery,
@@ -33,14 +34,11 @@ from ensemble.members import (
     without_weight,
 )
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
-from ensemble.uit_candidates import candidates_of, check_candidates
 from pab.core.config import config_from_args, data_flag, flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.core.progress import progress
-from pab.data.annotations import read_retrieval
-from pab.data.label_config import LabelConfig
 from pab.data.records import Retrieval
 from pab.metrics import Metrics
 
@@ -54,24 +52,20 @@ SCORE_FLAGS = {
 MASKED_SET = "name-masked_test-set"  # from PAB's layout, like the next two
 TEST_ANNOTATIONS = ("annotation", "test")
 TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
-NUMBERS = {"assignment": "decode_slack", "margin": "decode_tau"}  # other decodings: the factor
 TAUS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: every query takes part
 FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+NUMBERS = {"assignment": ("slack", SLACKS), "margin": ("tau", TAUS)}  # others: the factor
 
 
 @dataclass(frozen=True)
-class SearchConfig(FusionConfig, LabelConfig):
+class SearchConfig(FusionConfig):
     """Members and labels; each field is a flag of `python -m ensemble.search`."""
 
     finds_weights: ClassVar[bool] = True  # so that no member needs a weight
     flag_group: ClassVar = "optimization"
 
     annotation: str = data_flag("", "labelled annotation of the validation split")
-    image_folder: str | None = data_flag(
-        None, "root of the annotation's image paths, if it is outside an annotation folder"
-    )
-    answers: str | None = data_flag(None, "answer key of a name-masked set")
     method: Literal["steps", "simplex"] = flag(
         "steps", "one weight after another (Algorithm 2), or all shares at once"
     )
@@ -91,11 +85,7 @@ class SearchConfig(FusionConfig, LabelConfig):
     seed: int = flag(0, "seed of the bootstrap and the folds")
 
     def check(self) -> None:
-        """Reject invalid values.
-
-        Raises:
-            InputError: naming the flag.
-        """
+        """Reject values that are invalid alone or in combination; the error names the flag."""
         super().check()
         if not self.annotation:
             raise InputError("--annotation", "expected a labelled validation split, found none")
@@ -142,7 +132,7 @@ def held_out(
     values = {name: np.zeros(count) for name in ("R@1", "mAP")}
     for fold in progress(range(config.folds), "cross-validating", "folds"):
         inside = fold_of == fold
-        found = search(judge.counting(~inside))
+        found = search(replace(judge, counted=~inside))
         for name, kept in values.items():
             kept[inside] = found.metrics.values[name][inside]
     return {name: float(kept.mean()) for name, kept in values.items()}
@@ -168,20 +158,20 @@ def choose_decoding(
 ) -> dict[str, Any]:
     """Return the best number for the chosen decoding, as settings; print its result."""
     (wanted,) = config.decodings()
-    name = NUMBERS.get(wanted.method, "decode_factor")
-    usual = {"decode_slack": SLACKS, "decode_tau": TAUS, "decode_factor": FACTORS}[name]
+    number, usual = NUMBERS.get(wanted.method, ("factor", FACTORS))
     best: tuple[tuple[float, float], float, Metrics] | None = None
     for value in progress(config.decode_grid or usual, "trying decodings", "values"):
         if wanted.top is not None and math.isinf(value):
             continue  # infeasible: not every query can have one of its first images
-        settings = with_number(wanted, value)
+        change: dict[str, Any] = {number: None if math.isinf(value) else value}
+        settings = replace(wanted, **change)
         scores, _ = decoded(found.scores, fusion.query_ids, fusion.gallery_ids, settings)
         metrics = judge(scores)
         if best is None or judge.key(metrics) > best[0]:
             best = judge.key(metrics), value, metrics
     assert best is not None
     _, value, metrics = best
-    gain = judge.difference(found.metrics, metrics, config.seed)
+    gain, name = judge.difference(found.metrics, metrics, config.seed), f"decode_{number}"
     print(f"decoded by {wanted.method}, {name} {value:g}: {judge.figures(metrics)}; gain {gain}")
     chosen: dict[str, Any] = {"decode": wanted.method, name: None if math.isinf(value) else value}
     if wanted.method == "sinkhorn":
@@ -191,15 +181,6 @@ def choose_decoding(
     if wanted.top is not None:
         chosen |= {"decode_top": wanted.top, "decode_scope": wanted.scope}
     return chosen
-
-
-def with_number(settings: DecodeSettings, value: float) -> DecodeSettings:
-    """Return the decoding with another slack, tau or factor; an infinite slack becomes None."""
-    if settings.method == "assignment":
-        return replace(settings, slack=None if math.isinf(value) else value)
-    if settings.method == "margin":
-        return replace(settings, tau=value)
-    return replace(settings, factor=value)
 
 
 def chosen_members(
@@ -212,16 +193,10 @@ def chosen_members(
         members: members in fusion order.
         weights: weight kept by the running sum for each member but the first.
     """
-    chosen: dict[str, Any] = {}
-    for score in SCORE_FLAGS.values():
-        if getattr(config, score):
-            chosen[score] = getattr(config, score)
-    for name in ("queries", "gallery"):  # for members without ids
-        if getattr(config, name):
-            chosen[name] = getattr(config, name)
+    chosen = given(config, *SCORE_FLAGS.values(), "queries", "gallery")
     if config.member:
         chosen["member"] = [without_weight(text) for text in config.member]
-    by_flag = {name for name, score in SCORE_FLAGS.items() if getattr(config, score)}
+    by_flag = {name for name, score in SCORE_FLAGS.items() if score in chosen}
     others = []
     for member, weight in zip(members[1:], weights, strict=True):
         if member.name in by_flag:
@@ -233,9 +208,8 @@ def chosen_members(
     return chosen
 
 
-def line_order(config: SearchConfig) -> dict[str, Any]:
-    """Return the settings of `ensemble.run` that give the order of a ranked list's lines."""
-    names = ("annotation", "answers", "image_folder")
+def given(config: SearchConfig, *names: str) -> dict[str, Any]:
+    """Return those of the named settings that are set."""
     return {name: getattr(config, name) for name in names if getattr(config, name)}
 
 
@@ -252,12 +226,7 @@ def run(config: SearchConfig) -> None:
     outputs = {"trials": config.trials, "out": config.out}
     check_outputs(outputs, omit="give another file")
     check_inputs_are_kept(outputs, inputs_of(config, members))
-    retrieval = read_retrieval(
-        config.annotation,
-        image_folder=config.image_folder,
-        answers=config.answers,
-        **config.reading(),
-    )
+    retrieval = config.retrieval()
     if retrieval.relevant is None:
         raise InputError(config.annotation, "expected labels to choose weights by, found none")
     on_test = is_test_set(retrieval, config.annotation, config.answers, config.image_folder)
@@ -294,7 +263,7 @@ def run(config: SearchConfig) -> None:
     chosen["scaling"] = config.scaling
     chosen |= chosen_members(config, members, weights)
     if any(file.meta.get("model") == RANKED_LIST for file in files):
-        chosen |= line_order(config)
+        chosen |= given(config, "annotation", "answers", "image_folder")  # the order of its lines
     candidates = config.uit_k or candidates_of(members, files)
     if candidates is not None:
         chosen["uit_k"] = candidates
@@ -308,11 +277,7 @@ def run(config: SearchConfig) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and search."""
-    config, _ = config_from_args(
-        SearchConfig,
-        argv,
-        prog="python -m ensemble.search",
-    )
+    config, _ = config_from_args(SearchConfig, argv, prog="python -m ensemble.search")
     run(config)
 
 

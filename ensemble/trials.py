@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.notices import notice
 from pab.core.progress import Progress, progress
-from pab.metrics import Difference, Metrics, evaluate_scores, paired_bootstrap
+from pab.metrics import Metrics, evaluate_scores, paired_bootstrap
 from pab.scores import ScoreFile
 
 MOST_SIMPLEX_TRIALS = 20_000
@@ -30,24 +30,13 @@ GRID_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Judge:
-    """Evaluator of fused matrices on labelled queries.
+    """Evaluator of fused matrices on labelled queries."""
 
-    Attributes:
-        query_ids, gallery_ids: ids of rows and columns.
-        where: file of the first member, for errors.
-        relevant: query id -> ids of the right images.
-        counted: mask of the queries used for choices [Q]; None uses all.
-    """
-
-    query_ids: list[str]
-    gallery_ids: list[str]
-    relevant: Mapping[str, frozenset[str]]
-    where: str
-    counted: NDArray[np.bool_] | None = None
-
-    def counting(self, queries: NDArray[np.bool_]) -> Judge:
-        """Return a judge that chooses by a subset of the queries."""
-        return replace(self, counted=queries)
+    query_ids: list[str]  # of the rows
+    gallery_ids: list[str]  # of the columns
+    relevant: Mapping[str, frozenset[str]]  # query id -> ids of the right images
+    where: str  # file of the first member, for errors
+    counted: NDArray[np.bool_] | None = None  # queries used for choices [Q]; None uses all
 
     def __call__(self, scores: Tensor) -> Metrics:
         """Compute the metrics of every query from a matrix [Q, G]."""
@@ -66,8 +55,7 @@ class Judge:
 
     def difference(self, before: Metrics, after: Metrics, seed: int) -> str:
         """Format the gain in R@1, percentage points, with its paired bootstrap interval."""
-        gain: Difference = paired_bootstrap(before.values["R@1"], after.values["R@1"], seed)
-        return f"in R@1 {gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+        return f"in R@1 {paired_bootstrap(before.values['R@1'], after.values['R@1'], seed)}"
 
 
 @dataclass(frozen=True)
@@ -94,23 +82,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """Best weights found.
+    """Best weights found."""
 
-    Attributes:
-        shares: share of each member in the fused sum, in member order.
-        scores: the fused matrix [Q, G].
-        metrics: metrics of every query.
-        first: starting point of the steps: a member's name and its metrics.
-        steps: steps in the order of the added members; empty for the simplex.
-        trials: all trials.
-    """
-
-    shares: list[float]
-    scores: Tensor
-    metrics: Metrics
-    first: tuple[str, Metrics]
-    steps: list[Step] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
+    shares: list[float]  # of each member in the fused sum, in member order
+    scores: Tensor  # the fused matrix [Q, G]
+    metrics: Metrics  # of every query
+    first: tuple[str, Metrics]  # starting point of the steps: a member's name and its metrics
+    steps: list[Step]  # in the order of the added members; empty for the simplex
+    trials: list[Trial]
 
     def described(self, judge: Judge, seed: int) -> str:
         """Describe the steps or the shares."""
@@ -182,17 +161,10 @@ def by_steps(
 
 @dataclass(frozen=True)
 class Simplex:
-    """Evaluated grid on the simplex; any subset of queries may then choose the best point.
+    """Evaluated grid on the simplex; any subset of queries may then choose the best point."""
 
-    Attributes:
-        fusion: the members; their own weights are ignored.
-        points: shares, with metrics of every query.
-        first: metrics of the first member alone.
-    """
-
-    fusion: Fusion
-    points: list[tuple[list[float], Metrics]]
-    first: Metrics
+    fusion: Fusion  # the members; their own weights are ignored
+    points: list[tuple[list[float], Metrics]]  # shares and metrics; first, all for one member
 
     @classmethod
     def tried(cls, fusion: Fusion, judge: Judge, step: float) -> Simplex:
@@ -219,20 +191,18 @@ class Simplex:
         for grid_parts in progress(compositions(parts, count), "trying shares", "trials", needed):
             shares = [part / parts for part in grid_parts]
             points.append((shares, judge(shared_sum(fusion, shares))))
-        return cls(fusion, points, points[0][1])
+        return cls(fusion, points)
 
     def best(self, judge: Judge) -> Found:
         """Return the best point for the judge's counted queries; the first one wins ties."""
         names = [member.name for member in self.fusion.members]
-        trials = [
-            Trial(
-                " ".join(f"{n}:{s:g}" for n, s in zip(names, shares, strict=True)), None, m.mean()
-            )
-            for shares, m in self.points
-        ]
+        trials = []
+        for shares, metrics in self.points:
+            point = " ".join(f"{n}:{s:g}" for n, s in zip(names, shares, strict=True))
+            trials.append(Trial(point, None, metrics.mean()))
         shares, metrics = max(self.points, key=lambda point: judge.key(point[1]))
         scores = shared_sum(self.fusion, shares)
-        return Found(shares, scores, metrics, (names[0], self.first), [], trials)
+        return Found(shares, scores, metrics, (names[0], self.points[0][1]), [], trials)
 
 
 def shared_sum(fusion: Fusion, shares: Sequence[float]) -> Tensor:

@@ -57,7 +57,7 @@ def load_model(
     model = model.to_empty(device="cpu")
     state = adapt_state(state, sizes, checkpoint)
     report = load_strict(model, state, checkpoint, allow_unexpected=OTHER_HEADS)
-    report.tell(checkpoint)
+    report.warn(checkpoint)
     return model.eval()
 
 

@@ -125,7 +125,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
         model, adapt_state(state, sizes, path), path,
         allow_missing=RETRIEVAL_HEADS, allow_unexpected=OTHER_HEADS,
     )  # fmt: skip
-    report.tell(path)
+    report.warn(path)
     return model
 
 

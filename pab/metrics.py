@@ -272,6 +272,9 @@ class Difference:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
 
 def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAMPLES) -> Difference:
     """Gain of ``b`` over ``a`` on the same queries; both are ``[Q]``, in the same order."""

@@ -29,7 +29,7 @@ def notes(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def settings(root: Path, *shards: str) -> TrainingConfig:
     words = ["--data_path", str(root), *(["--train_shards", *shards] if shards else [])]
-    return config_from_args(TrainingConfig, words, prog="x", description="")[0]
+    return config_from_args(TrainingConfig, words, prog="x")[0]
 
 
 @pytest.mark.parametrize("kind", ["train/pair", "train/attr", "train/imgs", "train_attr/attr"])

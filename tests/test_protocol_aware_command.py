@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ensemble.ladder import ladder_table
+from ensemble.chain import ladder_table
 from ensemble.run import RunConfig
 from ensemble.run import main as run
 from pab.core.config import load_config

@@ -449,7 +449,7 @@ def test_lines_keep_inside_the_chart() -> None:
             assert chart.left <= x <= chart.right
             assert chart.top <= y <= chart.bottom
         assert line.mark == (x, y)
-    assert chart.y_ticks[0].text == "0"
+    assert chart.y_ticks[0][0] == "0"
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
         (checkpoint, lambda m, p: load_uit(m, p, start=True)), (swin, load_swin), (bert, load_bert)
     ):  # fmt: skip
         if path:
-            load(model, path).tell(path)
+            load(model, path).warn(path)
 
 
 def start_from_scratch(model: Uit) -> None:

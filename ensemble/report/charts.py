@@ -16,18 +16,13 @@ TICKS = 5
 
 @dataclass(frozen=True)
 class Series:
-    """Named series: ascending x, and y in data units.
-
-    Attributes:
-        figure: number beside the name; the lines are in its order, largest first.
-        mark: index of a ringed point.
-    """
+    """Named series: ascending x, and y in data units."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    figure: float
-    mark: int | None = None
+    figure: float  # number beside the name; the lines are in its order, largest first
+    mark: int | None = None  # index of a ringed point
 
 
 @dataclass(frozen=True)
@@ -41,14 +36,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """Axis label and its position."""
-
-    text: str
-    at: float
-
-
-@dataclass(frozen=True)
 class Chart:
     """Everything that a template needs to draw lines."""
 
@@ -56,8 +43,8 @@ class Chart:
     x_label: str
     y_label: str
     lines: list[Line]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    x_ticks: list[tuple[str, float]]  # labels and their positions
+    y_ticks: list[tuple[str, float]]
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -66,10 +53,10 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
-def round_steps(low: float, high: float, count: int = TICKS) -> list[float]:
-    """Round numbers that cover ``low`` to ``high``, about ``count`` of them."""
+def round_steps(low: float, high: float) -> list[float]:
+    """Round numbers that cover ``low`` to ``high``, about :data:`TICKS` of them."""
     spread = high - low or 1.0
-    rough = spread / max(1, count - 1)
+    rough = spread / (TICKS - 1)
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -121,6 +108,6 @@ def line_chart(
         x_label,
         y_label,
         lines,
-        [Tick(f"{x:g}", place_x(x)) for x in x_steps],
-        [Tick(f"{y:g}", place_y(y)) for y in y_steps],
+        [(f"{x:g}", place_x(x)) for x in x_steps],
+        [(f"{y:g}", place_y(y)) for y in y_steps],
     )

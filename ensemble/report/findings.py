@@ -18,7 +18,7 @@ from ensemble.report.charts import Chart, Series, line_chart
 from pab.core.errors import InputError
 from pab.core.files import existing_file
 from pab.data.records import Query
-from pab.metrics import paired_bootstrap
+from pab.metrics import Difference, paired_bootstrap
 from pab.ranking import top_k
 from pab.scores import ScoreFile
 
@@ -28,20 +28,13 @@ LEAST_OF_AN_ACTION = 5  # minimum number of queries for an action's row
 
 @dataclass(frozen=True)
 class Change:
-    """Effect of one fusion step on the top-1 results.
+    """Effect of one fusion step on the top-1 results."""
 
-    Attributes:
-        before, after: names of the two rankings.
-        won: rows whose right image became top-1.
-        lost: rows whose right image stopped being top-1.
-        gain: gain in R@1, percentage points, with its paired 95 % interval.
-    """
-
-    before: str
+    before: str  # names of the two rankings
     after: str
-    won: list[int]
-    lost: list[int]
-    gain: tuple[float, float, float]
+    won: list[int]  # rows whose right image became top-1
+    lost: list[int]  # rows whose right image stopped being top-1
+    gain: Difference  # in R@1
 
 
 def recall_curve(ranks: Sequence[tuple[str, np.ndarray]]) -> Chart:
@@ -105,14 +98,9 @@ def weight_sweep(path: str | Path) -> Chart:
 def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: int) -> Change:
     """Compare two rankings, each a name and its best ranks [Q]."""
     first, second = before[1] == 1, after[1] == 1
-    difference = paired_bootstrap(100.0 * first, 100.0 * second, seed)
-    return Change(
-        before[0],
-        after[0],
-        np.flatnonzero(~first & second).tolist(),
-        np.flatnonzero(first & ~second).tolist(),
-        (difference.mean, difference.low, difference.high),
-    )
+    won, lost = (np.flatnonzero(rows).tolist() for rows in (~first & second, first & ~second))
+    gain = paired_bootstrap(100.0 * first, 100.0 * second, seed)
+    return Change(before[0], after[0], won, lost, gain)
 
 
 def duplicate_top1(scores: ScoreFile) -> tuple[int, np.ndarray]:

@@ -82,10 +82,8 @@ def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]
         else:
             ids = [query.query_id for query in retrieval.queries]
             scores = reorder(scores, ids, where=file)
-        evaluation = (
-            evaluate(scores, retrieval, where=file) if retrieval.relevant is not None else None
-        )
-        rankings.append(NamedScores(name, scores, evaluation))
+        found = None if retrieval.relevant is None else evaluate(scores, retrieval, where=file)
+        rankings.append(NamedScores(name, scores, found))
     return rankings
 
 

@@ -25,7 +25,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ensemble.report.findings import (
     LEAST_OF_AN_ACTION,
@@ -65,21 +65,13 @@ FAILURES = {  # kinds of failure; a query can be of several
 
 @dataclass(frozen=True)
 class Group:
-    """Rankings that share tables: the members, or the fusion steps.
+    """Rankings that share tables: the members, or the fusion steps."""
 
-    Attributes:
-        title: heading of the tables.
-        rankings: in the order of the rows.
-        metrics: a row of (value, low, high) by metric, per ranking and group of queries.
-        duplicates: numbers of distinct top-1 images and of queries that share theirs, per ranking.
-        actions: rows of :func:`by_action`.
-    """
-
-    title: str
-    rankings: list[NamedScores]
-    metrics: list[dict[str, Any]]
-    duplicates: list[tuple[int, int]]
-    actions: list[tuple[str, int, list[float]]]
+    title: str  # heading of the tables
+    rankings: list[NamedScores]  # in the order of the rows
+    metrics: list[dict[str, Any]]  # rows of (value, low, high) by metric, per group of queries
+    duplicates: list[tuple[int, int]]  # distinct top-1 images, queries that share theirs
+    actions: list[tuple[str, int, list[float]]]  # rows of :func:`by_action`
 
 
 @dataclass(frozen=True)
@@ -93,23 +85,14 @@ class RankedList:
 
 @dataclass(frozen=True)
 class Strip:
-    """Displayed query.
-
-    Attributes:
-        query: the query.
-        kind: normal, abnormal, or empty if unknown.
-        failures: keys of :data:`FAILURES`.
-        main: list of the main score file.
-        below: its best right image, if that is not among the ten.
-        others: lists of the other score files.
-    """
+    """Displayed query."""
 
     query: Query
-    kind: str
-    failures: list[str]
-    main: RankedList
-    below: Picture | None
-    others: list[RankedList]
+    kind: str  # normal, abnormal, or empty if unknown
+    failures: list[str]  # keys of :data:`FAILURES`
+    main: RankedList  # of the main score file
+    below: Picture | None  # best right image of the main ranking, if not among the ten
+    others: list[RankedList]  # of the other score files
 
 
 def write_report(
@@ -118,18 +101,18 @@ def write_report(
     retrieval: Retrieval,
     gallery: Sequence[GalleryImage],
     *,
-    n_queries: int = 40,
-    title: str = TITLE,
-    seed: int = 0,
-    steps: Sequence[str] = (),
-    trials: Path | None = None,
-    command: str = "",
+    n_queries: int,
+    title: str,
+    seed: int,
+    steps: Sequence[str],
+    trials: Path | None,
+    command: str,
 ) -> None:
-    """Write the report.
+    """Write the report on rankings of the same queries and images; the first is the main one.
 
     Args:
         path: output HTML file.
-        rankings: one or more rankings of the same queries and images; the first is the main one.
+        rankings: one or more, with the order of their queries.
         retrieval: queries, with labels if there are any.
         gallery: the images.
         n_queries: number of displayed queries.
@@ -150,13 +133,10 @@ def write_report(
     album = Album(gallery, retrieval)
     changes = steps_shown(rankings, steps, queries, album, seed)
     strips = _strips(rows, rankings, queries, album)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # captions and file names are untrusted text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(  # autoescape: captions and file names are untrusted text
+        loader=PackageLoader("ensemble.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     groups = _groups(rankings, steps, [queries[one] for one in main.scores.query_ids], seed)
     page = environment.get_template("report.html.j2").render(
         title=title,
@@ -265,10 +245,7 @@ def _metrics_rows(ranking: NamedScores, seed: int) -> list[dict[str, Any]]:
 
 
 def _strips(
-    rows: Sequence[int],
-    rankings: Sequence[NamedScores],
-    queries: dict[str, Query],
-    album: Album,
+    rows: Sequence[int], rankings: Sequence[NamedScores], queries: dict[str, Query], album: Album
 ) -> list[Strip]:
     """Displayed queries with their ranked lists."""
     main, *others = rankings
@@ -299,27 +276,18 @@ def _strips(
     return strips
 
 
-def comparison(rankings: Sequence[NamedScores], seed: int = 0) -> str:
+def comparison(rankings: Sequence[NamedScores], seed: int) -> str:
     """Format all rankings' overall metrics, and the gain of the first over each other in R@1.
 
     The gain is in percentage points, with its paired 95 % bootstrap interval over queries.
     """
-    rows: list[list[str]] = []
-    main = rankings[0].evaluation
-    assert main is not None  # all rankings have the annotation's labels
-    for ranking in rankings:
-        evaluation = ranking.evaluation
-        assert evaluation is not None
-        figures, bounds = evaluation.summary(), evaluation.intervals(seed=seed)
-        if not rows:
-            rows = [["", *figures, f"R@1 of {ranking.name} over it"]]
-        cells = [f"{value:.2f}" for value in figures.values()]
-        cells[0] += " [{:.1f}, {:.1f}]".format(*bounds["R@1"])
-        gain = "-"
-        if ranking is not rankings[0]:
-            ours, theirs = (e.metrics.values["R@1"] for e in (main, evaluation))
-            found = paired_bootstrap(theirs, ours, seed)
-            gain = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    found = [one.evaluation for one in rankings if one.evaluation]  # all of them have labels
+    rows = [["", *found[0].summary(), f"R@1 of {rankings[0].name} over it"]]
+    for ranking, evaluation in zip(rankings, found, strict=True):
+        cells = [f"{value:.2f}" for value in evaluation.summary().values()]
+        cells[0] += " [{:.1f}, {:.1f}]".format(*evaluation.intervals(seed=seed)["R@1"])
+        ours, theirs = (e.metrics.values["R@1"] for e in (found[0], evaluation))
+        gain = "-" if evaluation is found[0] else str(paired_bootstrap(theirs, ours, seed))
         rows.append([ranking.name, *cells, gain])
     return text_table(rows)
 
@@ -327,24 +295,15 @@ def comparison(rankings: Sequence[NamedScores], seed: int = 0) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Write a self-contained HTML report of one or more score files."""
     parser = CommandParser(prog="python -m ensemble.report")
-    data, output, advanced = (
-        parser.groups["data"],
-        parser.groups["output"],
-        parser.groups["advanced"],
-    )
+    data, output = parser.groups["data"], parser.groups["output"]
     data.add_argument(
-        "--score",
-        action="append",
-        required=True,
-        metavar="NAME=FILE",
+        "--score", action="append", required=True, metavar="NAME=FILE",
         help="score file and its name (repeatable; the first is the main one)",
-    )
+    )  # fmt: skip
     data.add_argument(
-        "--annotation",
-        type=Path,
-        required=True,
+        "--annotation", type=Path, required=True,
         help="query.json, pair.json, attr.json or a training shard",
-    )
+    )  # fmt: skip
     data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
     data.add_argument(
         "--image_folder", type=Path, help="gallery folder, or root of the annotation's image paths"
@@ -357,50 +316,34 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     data.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
     output.add_argument("--title", default=TITLE, help="title of the page")
-    advanced.add_argument(
+    parser.groups["advanced"].add_argument(
         "--seed", type=int, default=0, help="seed of the sample and the bootstrap (default: 0)"
     )
     add_label_flags(parser)
     args = parser.parse_args(argv)
     if args.queries < 1:
         raise InputError("--queries", f"expected at least 1, found {args.queries}")
+    images, reading = args.image_folder, label_config(args).reading()
     retrieval = read_retrieval(
-        args.annotation,
-        image_folder=args.image_folder,
-        answers=args.answers,
-        **label_config(args).reading(),
+        args.annotation, image_folder=images, answers=args.answers, **reading
     )
-    gallery = retrieval.gallery
-    if gallery is None:
-        if args.image_folder is None:
-            raise InputError(
-                args.annotation,
-                "a name-masked set does not say where its images are",
-                todo="give their folder with --image_folder",
-            )
-        gallery = list_gallery(args.image_folder)
+    if retrieval.gallery is None and images is None:
+        raise InputError(
+            args.annotation, "a name-masked set does not say where its images are",
+            todo="give their folder with --image_folder",
+        )  # fmt: skip
+    gallery = list_gallery(images) if retrieval.gallery is None else retrieval.gallery
     rankings = read_inputs(args.score, retrieval)
     check_steps(args.steps, rankings)
-    names = [image.gallery_id for image in gallery]
-    rows_in_order(
-        rankings[0].scores.gallery_ids,
-        sorted(names),
-        where=args.score[0].partition("=")[2],
-        order_name="the image folder" if retrieval.gallery is None else "the annotation",
-    )
-    words = sys.argv[1:] if argv is None else argv
+    names = sorted(image.gallery_id for image in gallery)
+    where = args.score[0].partition("=")[2]
+    source = "the image folder" if retrieval.gallery is None else "the annotation"
+    rows_in_order(rankings[0].scores.gallery_ids, names, where=where, order_name=source)
+    command = shlex.join([*parser.prog.split(), *(sys.argv[1:] if argv is None else argv)])
     write_report(
-        args.out,
-        rankings,
-        retrieval,
-        gallery,
-        n_queries=args.queries,
-        title=args.title,
-        seed=args.seed,
-        steps=args.steps,
-        trials=args.trials,
-        command=shlex.join(["python", "-m", "ensemble.report", *words]),
-    )
+        args.out, rankings, retrieval, gallery, n_queries=args.queries, title=args.title,
+        seed=args.seed, steps=args.steps, trials=args.trials, command=command,
+    )  # fmt: skip
     if rankings[0].evaluation is not None and len(rankings) > 1:
         print(comparison(rankings, args.seed))
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB")

@@ -17,36 +17,24 @@ QUALITY = 60  # WebP; the report of the mini test set then stays below 3 MB
 
 @dataclass(frozen=True)
 class Picture:
-    """Gallery image at its place in a query's ranking.
+    """Gallery image at its place in a query's ranking."""
 
-    Attributes:
-        name: id of the image.
-        rank: its place, from 1.
-        score: its score in this ranking.
-        mark: right, twin or empty.
-        number: index of its thumbnail in :attr:`Album.thumbnails`.
-    """
-
-    name: str
-    rank: int
-    score: float
-    mark: str
-    number: int
+    name: str  # id of the image
+    rank: int  # from 1
+    score: float  # in this ranking
+    mark: str  # right, twin or empty
+    number: int  # index of its thumbnail in :attr:`Album.thumbnails`
 
 
 class Album:
-    """Create the pictures of a page; several pictures of an image share one thumbnail.
-
-    Attributes:
-        thumbnails: data URLs.
-    """
+    """Create the pictures of a page; several pictures of an image share one thumbnail."""
 
     def __init__(self, gallery: Sequence[GalleryImage], retrieval: Retrieval) -> None:
         self._paths = {image.gallery_id: image.path for image in gallery}
         self._relevant = retrieval.relevant or {}
         self._twins = retrieval.twins
         self._numbers: dict[str, int] = {}
-        self.thumbnails: list[str] = []
+        self.thumbnails: list[str] = []  # data URLs
 
     def ranked(
         self, scores: ScoreFile, row: int, ranks: Sequence[int], side: int = LARGE_PX

@@ -45,24 +45,21 @@ def steps_shown(
     ranks = dict(best_ranks(rankings))
     scores = {ranking.name: ranking.scores for ranking in rankings}
 
-    def example(found: Change, row: int) -> Example:
-        after = scores[found.after]
-        return Example(
-            queries[after.query_ids[row]],
-            *album.ranked(scores[found.before], row, [1]),
-            *album.ranked(after, row, [1, int(ranks[found.after][row])]),
-        )
+    def examples(found: Change, rows: list[int], sample: random.Random) -> list[Example]:
+        before, after = scores[found.before], scores[found.after]
+        return [
+            Example(
+                queries[after.query_ids[row]],
+                *album.ranked(before, row, [1]),
+                *album.ranked(after, row, [1, int(ranks[found.after][row])]),
+            )
+            for row in sorted(sample.sample(rows, min(len(rows), STEP_EXAMPLES)))
+        ]
 
     shown = []
     for before, after in pairwise(names):
         found = change((before, ranks[before]), (after, ranks[after]), seed)
         sample = random.Random(seed)
-        examples = [
-            [
-                example(found, row)
-                for row in sorted(sample.sample(rows, min(len(rows), STEP_EXAMPLES)))
-            ]
-            for rows in (found.won, found.lost)
-        ]
-        shown.append(StepShown(found, *examples))
+        won, lost = (examples(found, rows, sample) for rows in (found.won, found.lost))
+        shown.append(StepShown(found, won, lost))
     return shown

@@ -8,12 +8,11 @@ Pickled files can provide tensors and plain containers but never run code
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import fnmatch
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +92,12 @@ class LoadReport:
     unexpected: tuple[str, ...]  # in the checkpoint only: skipped
     ignored: tuple[str, ...]  # excluded from the comparison on both sides
 
-    def tell(self, path: str | Path) -> None:
+    def warn(self, path: str | Path) -> None:
         """Print a notice about reinitialized parts and another about skipped parts."""
         for what, names in (("begin anew", self.missing), ("left out", self.unexpected)):
             if names:
                 groups = sorted({".".join(name.split(".")[:2]) for name in names})
-                more = f" and {len(groups) - NAMES_SHOWN} more" if len(groups) > NAMES_SHOWN else ""
-                notice(
-                    path, f"{what}: {len(names)} tensors ({', '.join(groups[:NAMES_SHOWN])}{more})"
-                )
+                notice(path, f"{what}: {len(names)} tensors ({_some(groups)})")
 
 
 def load_strict(
@@ -134,23 +130,23 @@ def load_strict(
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     loaded = [name for name in wanted if name in given]
-    problems = [
-        _listed("missing", [n for n in missing if not _matches(n, allow_missing)]),
-        _listed("unexpected", [n for n in unexpected if not _matches(n, allow_unexpected)]),
-        _listed("of another shape", [
+    problems = {
+        "missing": [name for name in missing if not _matches(name, allow_missing)],
+        "unexpected": [name for name in unexpected if not _matches(name, allow_unexpected)],
+        "of another shape": [
             f"{name} (expected {list(wanted[name].shape)}, found {list(given[name].shape)})"
             for name in loaded if wanted[name].shape != given[name].shape
-        ]),
-        _listed("of another kind of number", [
+        ],
+        "of another kind of number": [
             f"{name} (expected {wanted[name].dtype}, found {given[name].dtype})"
             for name in loaded
             if wanted[name].is_floating_point() != given[name].is_floating_point()
-        ]),
-    ]  # fmt: skip
-    found = "; ".join(problem for problem in problems if problem)
+        ],
+    }  # fmt: skip
+    found = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
     if found:
         raise InputError(
-            path, f"its tensors do not fit the model: {found}",
+            path, f"its tensors do not fit the model: {'; '.join(found)}",
             todo="give the checkpoint of this model and size",
         )  # fmt: skip
     for name in progress(loaded, "reading weights", "tensors"):
@@ -165,11 +161,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _listed(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
+def _some(names: list[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return f"{len(names)} {what}: {', '.join(names[:NAMES_SHOWN])}{more}"
+    return f"{', '.join(names[:NAMES_SHOWN])}{more}"
 
 
 def _require_finite(value: Tensor, dtype: torch.dtype, name: str, path: str | Path) -> None:
@@ -194,11 +188,7 @@ def _require_finite(value: Tensor, dtype: torch.dtype, name: str, path: str | Pa
 
 
 def checkpoint_hash(path: str | Path) -> str:
-    """SHA-256 of a checkpoint file, as 64 hex digits.
-
-    Raises:
-        InputError: no such file.
-    """
+    """SHA-256 of an existing checkpoint file, as 64 hex digits."""
     return sha256_of_file(existing_file(path, "a checkpoint"))
 
 
@@ -273,14 +263,15 @@ class TrainingState:
     step_in_epoch: int  # steps done in the current epoch
     rng: list[dict[str, Any]]
     config: dict[str, Any]
-    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
     ema: dict[str, Any] | None = None
     best_metric: float | None = None
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # steps: total, in_row
-    facts: dict[str, str] = dataclasses.field(default_factory=dict)  # of the weight files
-    content: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # setting -> hash of its files
+    skipped: dict[str, int] = field(default_factory=dict)  # steps: total, in_row
+    facts: dict[str, str] = field(default_factory=dict)  # of the weight files
+    content: dict[str, str] = field(default_factory=dict)  # setting -> hash of its files
+
+
+_STATE_FIELDS = tuple(one.name for one in fields(TrainingState))
 
 
 def save_training_state(path: str | Path, state: TrainingState) -> None:
@@ -290,11 +281,8 @@ def save_training_state(path: str | Path, state: TrainingState) -> None:
         TypeError: the state holds a value that safe reading would reject; names its place.
         InputError: the file cannot be written.
     """
-    fields = {
-        field.name: _plain(getattr(state, field.name), field.name)
-        for field in dataclasses.fields(state)
-    }
-    write_tensors(path, {STATE_MARK: TRAINING_STATE_VERSION, **fields})
+    values = {name: _plain(getattr(state, name), name) for name in _STATE_FIELDS}
+    write_tensors(path, {STATE_MARK: TRAINING_STATE_VERSION, **values})
 
 
 def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingState:
@@ -309,9 +297,7 @@ def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingStat
     """
     loaded = read_tensors(path, "a training state", mmap=mmap, also=LET_IN)
     version = loaded.pop(STATE_MARK, None) if isinstance(loaded, dict) else None
-    names = {field.name for field in dataclasses.fields(TrainingState)}
-    if version == 1:
-        names -= SINCE_VERSION_2
+    names = set(_STATE_FIELDS) - (SINCE_VERSION_2 if version == 1 else set())
     if version not in READABLE_STATE_VERSIONS or loaded.keys() != names:
         raise InputError(
             path, f"expected a training state of version 1 to {TRAINING_STATE_VERSION}, found "

@@ -143,7 +143,6 @@ def config_from_args(
     argv: list[str] | None,
     *,
     prog: str,
-    description: str = "",
     extra: Callable[[CommandParser], None] | None = None,
 ) -> tuple[T, argparse.Namespace]:
     """Parse a command line into a checked config; flags override ``--config FILE``.
@@ -152,7 +151,6 @@ def config_from_args(
         cls: the config's dataclass; its ``check()``, if defined, is called on the result.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
-        description: sentence for ``--help`` of a command that `python -m pab` does not list.
         extra: adds flags that are not config fields; the namespace holds their values.
 
     Returns:
@@ -164,7 +162,7 @@ def config_from_args(
         SystemExit: exit of argparse: code 2 for an unknown flag, 0 for ``--help``.
     """
     usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
-    parser = CommandParser(prog=prog, description=description, usage=usage)
+    parser = CommandParser(prog=prog, usage=usage)
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file; flags win over it")
     add_config_flags(parser, cls)
     if extra is not None:

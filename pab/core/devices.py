@@ -33,7 +33,8 @@ def pick_device(name: str) -> torch.device:
         InputError: unknown name, or the machine has no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
     if name == "cpu":
         return torch.device("cpu")
     if name == "cuda":
@@ -44,21 +45,15 @@ def pick_device(name: str) -> torch.device:
                 "usable GPUs", todo="use --device cpu, or start fewer processes",
             )  # fmt: skip
         return torch.device("cuda", local_rank)
-    if name == "mps":
-        if not _has_mps():
-            raise InputError(
-                "--device", "expected Apple's MPS, found none", todo="use --device cpu"
-            )
+    if name == "mps" and torch.backends.mps.is_available():
         return torch.device("mps")
+    if name == "mps":
+        raise InputError("--device", "expected Apple's MPS, found none", todo="use --device cpu")
     raise InputError("--device", f"expected auto, cuda, mps or cpu, found '{name}'")
 
 
 def local_rank_of_torchrun() -> int:
-    """Read ``LOCAL_RANK``; 0 if it is not set.
-
-    Raises:
-        InputError: it is not a number.
-    """
+    """Read ``LOCAL_RANK``, a number; 0 if it is not set."""
     found = os.environ.get("LOCAL_RANK", "0")
     if not found.isdigit():
         raise InputError("LOCAL_RANK", f"expected a number, found {found!r}")
@@ -66,11 +61,7 @@ def local_rank_of_torchrun() -> int:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the torch dtype of ``fp32``, ``bf16`` or ``fp16``.
-
-    Raises:
-        InputError: any other name.
-    """
+    """Return the torch dtype of ``fp32``, ``bf16`` or ``fp16``; reject any other name."""
     if name not in DTYPES:
         raise InputError("--dtype", f"expected {', '.join(DTYPES)}, found '{name}'")
     return DTYPES[name]
@@ -232,7 +223,3 @@ def cpu_has_bf16() -> bool:
     """Return true if the CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, Arm's BF16)."""
     capabilities = torch.cpu.get_capabilities()
     return any(bool(has) for name, has in capabilities.items() if name.endswith("bf16"))
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()

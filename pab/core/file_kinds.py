@@ -33,17 +33,11 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """Kind of a file, for code and for messages.
-
-    Attributes:
-        kind: the kind, for code.
-        text: description for messages, as in "found TEXT".
-        todo: the remedy, if the kind determines it; otherwise empty.
-    """
+    """Kind of a file, for code and for messages."""
 
     kind: Kind
-    text: str
-    todo: str = ""
+    text: str  # for messages, as in "found TEXT"
+    todo: str = ""  # the remedy, if the kind determines it
 
 
 # First bytes -> kind and remedy.

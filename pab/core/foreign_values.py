@@ -90,12 +90,6 @@ def _plain_array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _empty_array(*arguments: object) -> PlainArray:
-    """Stand-in for ``_reconstruct``: an empty array, filled by its state."""
-    del arguments
-    return PlainArray()
-
-
 def _array_of_buffer(
     raw: Any, dtype: Any, shape: Any, order: Any = "C", *rest: object
 ) -> np.ndarray[Any, Any]:
@@ -121,14 +115,6 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _posix_path(*parts: str) -> PurePosixPath:
-    return PurePosixPath(*parts)
-
-
-def _windows_path(*parts: str) -> PureWindowsPath:
-    return PureWindowsPath(*parts)
-
-
 def _name_of_type(name: str) -> Callable[..., object]:
     """Stand-in for a type that a file holds as a value, such as a ``defaultdict``'s factory."""
 
@@ -152,12 +138,14 @@ def _stand_ins() -> dict[str, Callable[..., Any] | type]:
         )
     }  # fmt: skip
     for module in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
-        found[f"{module}.multiarray._reconstruct"] = _empty_array
+        found[f"{module}.multiarray._reconstruct"] = PlainArray  # empty, filled by its state
         found[f"{module}.multiarray.scalar"] = _scalar
         found[f"{module}.numeric._frombuffer"] = _array_of_buffer
     for module in ("pathlib", "pathlib._local"):  # renamed in Python 3.13
-        found |= {f"{module}.{kind}": _posix_path for kind in ("PosixPath", "PurePosixPath")}
-        found |= {f"{module}.{kind}": _windows_path for kind in ("WindowsPath", "PureWindowsPath")}
+        found |= {f"{module}.{kind}": PurePosixPath for kind in ("PosixPath", "PurePosixPath")}
+        found |= {
+            f"{module}.{kind}": PureWindowsPath for kind in ("WindowsPath", "PureWindowsPath")
+        }
     found |= {
         f"{module}.{name}": _name_of_type(name)
         for module in ("builtins", "__builtin__")

@@ -74,15 +74,7 @@ def check_inputs_are_kept(
 
 
 def check_output_folder(flag: str, path: str | Path) -> None:
-    """Reject a folder in which no file can be made.
-
-    Args:
-        flag: setting that names the folder, for the error.
-        path: the folder, which need not exist.
-
-    Raises:
-        InputError: naming the flag.
-    """
+    """Reject a folder (which need not exist) in which no file can be made; name the flag."""
     problem = _closed(Path(path).absolute())
     if problem is not None:
         raise InputError(flag, f"{path} {problem}")

@@ -73,11 +73,7 @@ def init_processes(device: torch.device) -> None:
 
 
 def _number_in_environment(name: str, least: int, most: int | None = None) -> int:
-    """Read an integer from one of torchrun's variables.
-
-    Raises:
-        InputError: it is not set, or not an integer from ``least`` to ``most``.
-    """
+    """Read one of torchrun's variables; reject all but integers from ``least`` to ``most``."""
     text = os.environ.get(name, "")
     number = int(text) if text.isascii() and text.isdigit() else None
     if number is None or number < least or (most is not None and number > most):
@@ -97,10 +93,7 @@ def close() -> None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join torchrun's group in the block; no effect without torchrun.
-
-    See :func:`leaving_together`.
-    """
+    """Join torchrun's group in the block (:func:`leaving_together`); no effect without torchrun."""
     init_processes(device)
     with leaving_together():
         yield

@@ -50,8 +50,7 @@ class Progress:
     def update(self, count: int = 1, **figures: float) -> None:
         """Advance by ``count`` units; ``figures`` are shown beside them."""
         self.done += count
-        if figures:
-            self._figures.update(figures)
+        self._figures.update(figures)
         now = clock()
         if now >= self._due:
             self._show(now)

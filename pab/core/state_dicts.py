@@ -6,8 +6,8 @@ content give the same weights, under the model's own names.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def model_state(
                 todo=f"weights are looked for under {', '.join(CONTAINERS)}, then at the top",
             )  # fmt: skip
         state[name] = tensor
-    state = _renamed(state, (_without_always(name) for name in state), path)
+    names = ([part for part in name.split(".") if part not in ALWAYS_WRAPPERS] for name in state)
+    state = _renamed(state, map(".".join, names), path)
     if has_adapters(state):
         state = merged(state, alpha_of(checkpoint), path)
         notice(path, "LoRA adapters are merged into the weights")
@@ -150,11 +151,7 @@ def _as_tensor(value: object) -> Tensor | None:
 def _renamed(
     state: Mapping[str, Tensor], names: Iterable[str], path: str | Path
 ) -> dict[str, Tensor]:
-    """Rename the tensors of a state dict and keep their order.
-
-    Raises:
-        InputError: two tensors would get the same name.
-    """
+    """Rename the tensors of a state dict, in order; reject equal names."""
     found: dict[str, Tensor] = {}
     source: dict[str, str] = {}
     for (old, tensor), new in zip(state.items(), names, strict=True):
@@ -167,19 +164,16 @@ def _renamed(
     return found
 
 
-def _without_always(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ALWAYS_WRAPPERS)
-
-
 def unwrapped(names: list[str], fits: Collection[str] = ()) -> list[str]:
-    """Remove wrapper prefixes, in any order and number, from names.
+    """Remove wrapper prefixes, in any order and number, from names; the last part always stays.
 
     Args:
         names: tensor names without the parts in :data:`ALWAYS_WRAPPERS`.
         fits: names of the model's tensors; see :func:`model_state`.
     """
     wanted = frozenset(fits)
-    shared = min((len(list(_leading(name))) for name in names), default=0)
+    wrappers = (takewhile(WRAPPERS.__contains__, name.split(".")[:-1]) for name in names)
+    shared = min((len(list(leading)) for leading in wrappers), default=0)
     # Among equal fits, remove the fewest parts to keep real names; if no name fits, remove all.
     kept = [[_dropped(name, range(count)) for name in names] for count in range(shared + 1)]
     count = [len(wanted.intersection(candidate)) for candidate in kept]
@@ -189,25 +183,14 @@ def unwrapped(names: list[str], fits: Collection[str] = ()) -> list[str]:
 
 
 def _fitting(name: str, wanted: Collection[str], taken: Collection[str]) -> str:
-    """Remove wrapper parts inside a name if the model has the resulting tensor."""
-    for candidate in _without_wrappers(name):
-        if candidate in wanted and candidate not in taken:
-            return candidate
-    return name
-
-
-def _leading(name: str) -> Iterator[str]:
-    """Yield the leading wrapper parts of a name; the last part never counts."""
-    return itertools.takewhile(WRAPPERS.__contains__, name.split(".")[:-1])
-
-
-def _without_wrappers(name: str) -> Iterator[str]:
-    """Yield a name with some of its wrapper parts removed, fewest first."""
-    parts = name.split(".")
-    places = [place for place, part in enumerate(parts[:-1]) if part in WRAPPERS]
+    """Remove wrapper parts inside a name, the fewest for which the model has the tensor."""
+    places = [place for place, part in enumerate(name.split(".")[:-1]) if part in WRAPPERS]
     for count in range(1, len(places) + 1):
-        for chosen in itertools.combinations(places, count):
-            yield _dropped(name, chosen)
+        for chosen in combinations(places, count):
+            candidate = _dropped(name, chosen)
+            if candidate in wanted and candidate not in taken:
+                return candidate
+    return name
 
 
 def _dropped(name: str, places: Collection[int]) -> str:

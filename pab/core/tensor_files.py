@@ -80,26 +80,17 @@ def read_tensors(
         ) from error
     except _UNREADABLE as error:
         # torch's own message spans many lines and advises to disable the protection.
-        text = str(error)
-        foreign = re.search(r"GLOBAL (\S+)", text)
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign is not None:
-            raise InputError(
-                path, f"expected {what} of tensors and plain values, found the Python object "
-                f"{foreign[1]}",
-                todo=SAVE_ALONE,
-            ) from error  # fmt: skip
-        if "Unsupported operand" in text and found.kind is Kind.TORCH:
-            raise InputError(
-                path, f"expected {what} in torch.save's own pickle protocol, found another one or "
-                "a damaged file",
-                todo="if it is whole, save it again without pickle_protocol",
-            ) from error  # fmt: skip
-        raise InputError(
-            path, f"expected {what} written by torch.save, found "
-            + ("a damaged one" if found.kind is Kind.TORCH else "none or a damaged one")
-            + f" ({type(error).__name__})",
-            todo=todo,
-        ) from error  # fmt: skip
+            problem = f"of tensors and plain values, found the Python object {foreign[1]}"
+            todo = SAVE_ALONE
+        elif "Unsupported operand" in str(error) and found.kind is Kind.TORCH:
+            problem = "in torch.save's own pickle protocol, found another one or a damaged file"
+            todo = "if it is whole, save it again without pickle_protocol"
+        else:
+            none = "" if found.kind is Kind.TORCH else "none or "
+            problem = f"written by torch.save, found {none}a damaged one ({type(error).__name__})"
+        raise InputError(path, f"expected {what} {problem}", todo=todo) from error
 
 
 def other_kind(path: Path, expected: str, found: FileKind, todo: str | None) -> InputError:

@@ -59,12 +59,9 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeError as error:
-        raise InputError(
-            path,
-            f"expected UTF-8 text, found the mark of {encoding} before bytes that are not "
-            f"{encoding}",
-            todo=todo or SAVE_AS_UTF8,
-        ) from error
+        problem = f"found the mark of {encoding} before bytes that are not {encoding}"
+        todo = todo or SAVE_AS_UTF8
+        raise InputError(path, f"expected UTF-8 text, {problem}", todo=todo) from error
     notice(path, f"is read as {encoding}, as its byte-order mark says")
     return text.lstrip(MARK)
 

@@ -42,13 +42,9 @@ class Family(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class WeightFolder:
-    """Model and weight files of a folder.
+    """Model of a folder, and its weight files: those of ``torch.save`` and safetensors.
 
-    Attributes:
-        path: the folder.
-        family: the model.
-        weights: files of ``torch.save`` or safetensors. Files with usual names come first, whatever
-            they hold, so that reading them reports any damage.
+    Files with usual names come first, whatever they hold, so that reading them reports any damage.
     """
 
     path: Path

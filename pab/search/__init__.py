@@ -1,6 +1,6 @@
 """Photo search: rank the photographs of a folder by how well they match a description.
 
-`python -m pab.search` reads its `queries`, opens one of the `members` (LHP, CLIP, BLIP-2), and
+`python -m pab.search` checks its queries, opens one of the `members` (LHP, CLIP, BLIP-2), and
 ranks the photographs in `engine`. `page` writes the HTML page and `results` the JSON file. Imports
 `pab.scoring`, `pab.data` and `pab.core`; members are loaded by name at run time.
 """

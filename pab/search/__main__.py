@@ -16,12 +16,13 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
 from pab.core.notices import notice
 from pab.core.outputs import cannot_be_written, check_outputs
+from pab.data.captions import has_visible
 from pab.data.photos import PHOTO_ENDINGS, PhotoFolder, list_photos
+from pab.encoders.captions import BECOME_BLANKS
 from pab.scoring.members import members
 from pab.search.engine import search
 from pab.search.members import read_member
 from pab.search.page import write_page
-from pab.search.queries import check_query
 from pab.search.results import as_plain, one_line, unreadable_file, write_unreadable
 
 PROG = "python -m pab.search"
@@ -39,12 +40,10 @@ class _Once(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """See :class:`argparse.Action`."""
-        if getattr(namespace, self.dest) is not None:
+        before = getattr(namespace, self.dest)
+        if before is not None:
             todo = "--arch names the architecture" if self.dest == "model" else "give it once"
-            raise InputError(
-                f"--{self.dest}", f"given twice: {getattr(namespace, self.dest)} and {values}",
-                todo=todo,
-            )  # fmt: skip
+            raise InputError(f"--{self.dest}", f"given twice: {before} and {values}", todo=todo)
         setattr(namespace, self.dest, values)
 
 
@@ -62,13 +61,9 @@ def build_parser() -> CommandParser:
     )
     model.add_argument("--arch", metavar="NAME", help="architecture of the member", **once)
     data.add_argument(
-        "--image_folder",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of photographs",
+        "--image_folder", type=Path, required=True, metavar="DIR", help="folder of photographs",
         **once,
-    )
+    )  # fmt: skip
     data.add_argument("--recursive", action="store_true", help="also search the folders below it")
     data.add_argument(
         "--query", action="append", required=True, metavar="TEXT",
@@ -96,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = list_photos(args.image_folder, recursive=args.recursive)
     listing = unreadable_file(args.json, args.html)
     check_files(args, listing, folder)
-    tell_left_out(args.image_folder, folder)
+    warn_left_out(args.image_folder, folder)
 
     encoder = member.open()
     answers = search(encoder, folder.photos, args.query, top_k)
@@ -130,12 +125,27 @@ def main(argv: list[str] | None = None) -> None:
     print(summary, file=sys.stderr)
 
 
-def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
-    """Reject outputs that cannot be written or would overwrite a photograph.
+def check_query(query: str) -> None:
+    """Reject a query without visible text.
+
+    The rule is that of captions (:func:`pab.data.captions.has_visible`), without the punctuation
+    that BLIP-2's processor removes. A query is therefore valid for all models or for none.
 
     Raises:
-        InputError: names the flag or the file.
+        InputError: the query is empty, has no visible text, or is not UTF-8.
     """
+    if not query:
+        raise InputError("--query", "expected words to look for, found an empty text")
+    try:
+        query.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError("--query", f"expected UTF-8 text, found {query!a}") from error
+    if not has_visible(BECOME_BLANKS.sub(" ", query)):
+        raise InputError("--query", f"expected words to look for, found none in {query!a}")
+
+
+def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
+    """Reject outputs that cannot be written or would overwrite a photograph."""
     outputs = {"html": args.html, "json": args.json}
     check_outputs(outputs, omit="leave it out")
     taken = {photo.path.absolute(): "a photograph" for photo in folder.photos}
@@ -152,7 +162,7 @@ def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) ->
         )
 
 
-def tell_left_out(where: Path, folder: PhotoFolder) -> None:
+def warn_left_out(where: Path, folder: PhotoFolder) -> None:
     """Report each kind of skipped file in one line.
 
     Raises:

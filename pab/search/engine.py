@@ -29,17 +29,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answers:
-    """Result of a search.
+    """Result of a search."""
 
-    Attributes:
-        indexed: number of ranked photographs.
-        unreadable: name -> problem of the others.
-        hits: best photographs per query, in the order of the queries.
-    """
-
-    indexed: int
-    unreadable: dict[str, str]
-    hits: list[list[Hit]]
+    indexed: int  # number of ranked photographs
+    unreadable: dict[str, str]  # name -> problem of the others
+    hits: list[list[Hit]]  # best photographs per query, in the order of the queries
 
 
 def search(

@@ -41,11 +41,8 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
     for setting in unused:
         if names_flag(argv, f"--{setting}") or names_flag(argv, f"--no_{setting}"):
             words = INSTEAD.get(setting, "it belongs to scoring a benchmark")
-            raise InputError(
-                f"--{setting}",
-                f"photo search does not take this flag: {words}",
-                todo="leave it out",
-            )
+            problem = f"photo search does not take this flag: {words}"
+            raise InputError(f"--{setting}", problem, todo="leave it out")
     if architecture is not None:
         argv = ["--model", architecture, *argv]
     config, rest = config_from_args(cls, argv, prog=prog)

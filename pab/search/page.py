@@ -54,17 +54,12 @@ def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unrea
         for query, hits in zip(queries, answers.hits, strict=True)
     ]
     environment = Environment(
-        loader=PackageLoader("pab.search", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    template = environment.get_template("search.html.j2")
-    text = template.render(
-        title=" · ".join(queries), sections=sections, indexed=answers.indexed, unreadable=unreadable
-    )
-    write_text(path, text)
+        loader=PackageLoader("pab.search"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    facts = {"indexed": answers.indexed, "unreadable": unreadable}
+    page = environment.get_template("search.html.j2")
+    write_text(path, page.render(title=" · ".join(queries), sections=sections, **facts))
 
 
 def _address(photo: Path, page: Path) -> str:

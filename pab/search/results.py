@@ -68,10 +68,8 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
 def one_line(text: str) -> str:
     """Replace control characters (line ends, escapes) by escape sequences."""
     return "".join(
-        character.encode("unicode_escape").decode() if _breaks_a_line(character) else character
-        for character in text
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Zl", "Zp")
+        else letter
+        for letter in text
     )
-
-
-def _breaks_a_line(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Zl", "Zp")

@@ -27,7 +27,7 @@ from pab.formats.conversion import to_score_file
 from pab.formats.description import listed_in_part, only_named
 from pab.formats.forms import read_form
 from pab.ranking import some
-from pab.scores import ScoreFile, respell, tell_other_data, with_all_images
+from pab.scores import ScoreFile, respell, warn_on_data_mismatch, with_all_images
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
 UIT = "uit"  # the member whose number of candidates is checked
@@ -173,7 +173,7 @@ def load_members(
         contents = dict(zip(paths, pool.map(read, paths), strict=True))
     listings = {path: found for path, found in contents.items() if isinstance(found, Listing)}
     files = {path: found for path, found in contents.items() if isinstance(found, ScoreFile)}
-    tell_other_data({path: file.meta for path, file in files.items()})
+    warn_on_data_mismatch({path: file.meta for path, file in files.items()})
     complete = next((file for file in files.values() if file.listed is None), None)
     images = complete.gallery_ids if complete is not None else columns or gallery_ids
     if images is None:

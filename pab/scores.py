@@ -216,7 +216,7 @@ def import_scores(
     return replace(score_file, meta={**score_file.meta, **source, **facts})
 
 
-def tell_other_data(metas: Mapping[str, Mapping[str, Any]]) -> None:
+def warn_on_data_mismatch(metas: Mapping[str, Mapping[str, Any]]) -> None:
     """Warn about score files with equal ids but different captions, names or orders of them.
 
     Args:

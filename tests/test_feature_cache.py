@@ -12,7 +12,7 @@ from torch import Tensor
 from pab.core.errors import InputError
 from pab.data.images import list_gallery, recipe
 from pab.scoring.encoding import Compute
-from pab.scoring.feature_cache import HASHES, VECTORS, FeatureCache, digests_of, made_by
+from pab.scoring.feature_cache import HASHES, VECTORS, FeatureCache, code_versions, digests_of
 from tests.conftest import draw
 
 CPU = torch.device("cpu")
@@ -139,11 +139,11 @@ def test_a_full_disk_is_said_and_what_follows_is_whole(
 
 
 def test_other_code_or_libraries_make_another_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = made_by()
-    assert before == made_by()
+    before = code_versions()
+    assert before == code_versions()
     assert "torch" in before
     monkeypatch.setattr("pab.scoring.feature_cache.version", lambda name: "0.0")
-    assert made_by() != before
+    assert code_versions() != before
 
 
 def test_vectors_are_read_back_while_more_are_written(tmp_path: Path) -> None:

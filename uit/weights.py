@@ -75,7 +75,7 @@ def load_uit_state(
         report = load_strict(
             model, state, path, ignore=DERIVED, allow_missing=UNREAD, allow_unexpected=POSE
         )
-        _tell(report, path)
+        _warn(report, path)
         return report
     own = model.state_dict()
     reshaped = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
@@ -87,7 +87,7 @@ def load_uit_state(
     )
 
 
-def _tell(report: LoadReport, path: str | Path) -> None:
+def _warn(report: LoadReport, path: str | Path) -> None:
     """Print notices about parts that scoring does not need."""
     for names, text in (
         (report.missing, "lacks parts that scoring does not read"),

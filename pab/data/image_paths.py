@@ -262,10 +262,10 @@ class ImageFinder:
             problem = f"expected this file, or one other spelling of it, found {shown}"
             item = f"image {posixpath.join(folder, name)!r}"
             raise InputError(self.root, problem, item=item, todo="keep one of them")
-        self._tell(folder, name, *found[0])
+        self._warn(folder, name, *found[0])
         return found[0]
 
-    def _tell(self, folder: str, name: str, found_folder: str, found_name: str) -> None:
+    def _warn(self, folder: str, name: str, found_folder: str, found_name: str) -> None:
         """Print a notice, once, if files differ from their written paths."""
         if name != found_name:
             written, ending = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]

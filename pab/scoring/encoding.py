@@ -20,7 +20,7 @@ from pab.core.progress import progress
 from pab.data.images import ImageLoader, ImageReader, ImageRecipe, ImageTransform
 from pab.data.records import GalleryImage
 from pab.scoring.encoder import AnyImage, as_images
-from pab.scoring.feature_cache import FeatureCache, caption_digest, made_by
+from pab.scoring.feature_cache import FeatureCache, caption_digest, code_versions
 
 if TYPE_CHECKING:
     from pab.data.images import Loadable
@@ -69,7 +69,7 @@ class Compute:
         """
         if self.cache_dir is None:
             return self
-        return replace(self, cache=FeatureCache(self.cache_dir, {**fingerprint, **made_by()}))
+        return replace(self, cache=FeatureCache(self.cache_dir, {**fingerprint, **code_versions()}))
 
     def images(
         self,

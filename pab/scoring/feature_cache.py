@@ -193,7 +193,7 @@ class FeatureCache:
             return hashes
 
 
-def made_by() -> dict[str, str]:
+def code_versions() -> dict[str, str]:
     """Hash of this project's code and versions of the libraries that compute the vectors.
 
     Without them in the key, a cache would outlive a bug fix.

@@ -21,7 +21,14 @@ from pab.formats.contents import Listing
 from pab.formats.conversion import to_score_file
 from pab.formats.forms import read_form
 from pab.ranking import top_k
-from pab.scores import ScoreFile, align, respell, save_scores, tell_other_data, with_all_images
+from pab.scores import (
+    ScoreFile,
+    align,
+    respell,
+    save_scores,
+    warn_on_data_mismatch,
+    with_all_images,
+)
 from pab.scoring.encoder import Origin
 from pab.scoring.job import ScoringConfig, ScoringJob, finish, prepare, score_file_of
 
@@ -166,7 +173,7 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
         id_flags=False,
     )
     if processes.is_main():
-        tell_other_data({"the annotation": {"data_sha256": job.data_sha256}, path: file.meta})
+        warn_on_data_mismatch({"the annotation": {"data_sha256": job.data_sha256}, path: file.meta})
     if file.listed is not None:
         few = min(file.listed, key=file.listed.__getitem__)
         if file.listed[few] < min(k, len(job.gallery_ids)):

@@ -55,6 +55,7 @@ def train(config: TrainConfig, command: str) -> None:
     draws = text_draws(config)
     setup = set_up(config, command, content_of(config, tokenizer, draws))
     data, device, dtype = setup.data, setup.device, setup.dtype
+    tokenizer.check_known([tokenizer.encode(data.pairs[int(i)].caption) for i in data.val_rows])
     batches = epoch_batches(config, len(data.train_rows))
     steps = steps_per_epoch(batches)
     model = same_start(

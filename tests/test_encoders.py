@@ -234,6 +234,7 @@ def test_installations_that_do_not_fit(
         ({"batch_size": 0}, "--batch_size: "),
         ({"checkpoint": "nothing.pth"}, "nothing.pth"),
         ({"device": "tpu"}, "--device: "),
+        ({"annotation": "a.json", "top_k": 3}, "an encoder does not use annotation, top_k"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], expected: str) -> None:

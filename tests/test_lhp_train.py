@@ -297,6 +297,13 @@ def test_a_pattern_of_shards_that_is_none(runs: Runs, pattern: str) -> None:
         main([*runs.argv("none"), "--train_shards", pattern])
 
 
+@pytest.mark.parametrize("betas", [("0.9", "1"), ("-0.1", "0.9")])
+def test_betas_that_the_optimizer_refuses(runs: Runs, betas: tuple[str, str]) -> None:
+    with pytest.raises(InputError, match=r"--opt_betas: must lie in \[0, 1\), found"):
+        runs("bad", "--opt_betas", *betas)
+    assert not (runs.folder / "bad").exists()
+
+
 @pytest.mark.parametrize("logged", [False, True])
 def test_what_ends_in_validation_begins_there_again(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, logged: bool

@@ -167,7 +167,7 @@ def test_vectors_of_a_folder_of_weights_are_not_cached(
     ("image", "expected"),
     [
         ("nowhere.jpg", "nowhere.jpg: expected an image, found no such file"),
-        (torch.zeros(1, 8, 8), r"position 0: expected a preprocessed tensor \[3, H, W\] of .*\[1,"),
+        (torch.zeros(1, 8, 8), r"position 0: expected a preprocessed tensor \[3, 64, 64\] .*\[1,"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"found torch.uint8 \[3, 8, 8\]"),
         (b"JFIF", "position 0: expected a path, a PIL image or a tensor, found bytes"),
     ],
@@ -177,6 +177,23 @@ def test_images_that_cannot_be_encoded(
 ) -> None:
     with pytest.raises(InputError, match=expected):
         encoders["clip"].encode_images([image])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_tensor_has_the_size_of_the_model(name: str, encoders: dict[str, Encoder]) -> None:
+    pixels = [torch.zeros(3, 64, 64), torch.zeros(3, 48, 48)]
+    expected = r"position 1: expected a preprocessed tensor \[3, 64, 64\].*found .* \[3, 48, 48\]"
+    for images in (pixels, [Image.new("RGB", (9, 9)), pixels[1]]):
+        with pytest.raises(InputError, match=expected):
+            encoders[name].encode_images(images)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_nothing_to_encode(name: str, encoders: dict[str, Encoder]) -> None:
+    with pytest.raises(InputError, match="images: expected at least one, found none"):
+        encoders[name].encode_images([])
+    with pytest.raises(InputError, match="captions: expected at least one, found none"):
+        encoders[name].encode_texts([])
 
 
 # -------------------------------------------------------------------------------------- by name
@@ -217,6 +234,7 @@ def test_installations_that_do_not_fit(
         ({"batch_size": 0}, "--batch_size: "),
         ({"checkpoint": "nothing.pth"}, "nothing.pth"),
         ({"device": "tpu"}, "--device: "),
+        ({"annotation": "a.json", "top_k": 3}, "an encoder does not use annotation, top_k"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], expected: str) -> None:

@@ -50,6 +50,19 @@ def vectors(folder: Path, caches: Path | None, facts: dict[str, str] = FACTS) ->
     return run(FeatureCache(caches, facts)), encoder.seen
 
 
+def test_vectors_left_without_their_hashes_are_not_served(gallery: Path, tmp_path: Path) -> None:
+    plain, _ = vectors(gallery, None)
+    vectors(gallery, tmp_path / "c")
+    (left,) = (tmp_path / "c").rglob(f"*{VECTORS}")
+    left.with_suffix(HASHES).unlink()
+    left.write_bytes(bytes(left.stat().st_size))
+    first, _ = vectors(gallery, tmp_path / "c")
+    again, encoded = vectors(gallery, tmp_path / "c")
+    assert encoded == 0
+    assert torch.equal(first, plain)
+    assert torch.equal(again, plain)
+
+
 def test_a_second_run_encodes_nothing(gallery: Path, tmp_path: Path) -> None:
     plain, _ = vectors(gallery, None)
     first, encoded = vectors(gallery, tmp_path / "c")

@@ -72,6 +72,21 @@ def test_a_run_names_its_best_weights_and_the_next_command(
     scored(command, lhp.infer.main, "python -m lhp.infer", runs.folder)
 
 
+def test_the_best_weights_are_named_without_the_log(
+    runs: test_lhp_train.Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs("run", val_pairs=4, epochs=2)
+    expected = capsys.readouterr().err.splitlines()[-2:]
+    (run / "log.jsonl").unlink()
+    runs("run", val_pairs=4, epochs=2)
+    assert capsys.readouterr().err.splitlines()[-2:] == expected
+    (run / BEST).unlink()
+    runs("run", val_pairs=4, epochs=2)
+    *_, finished, command = capsys.readouterr().err.splitlines()
+    assert finished == f"finished: {run / FINAL} holds the last epoch"
+    assert str(run / FINAL) in command
+
+
 def test_a_uit_run_names_the_next_command(
     uit_runs: test_uit_train.Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -297,6 +297,21 @@ def test_a_pattern_of_shards_that_is_none(runs: Runs, pattern: str) -> None:
         main([*runs.argv("none"), "--train_shards", pattern])
 
 
+def test_a_batch_that_is_too_large_is_refused_before_files_are_hashed(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pab.training.resume.sha256_of_file", lambda path: pytest.fail("hashed"))
+    with pytest.raises(InputError, match=r"--batch_size: 5 x 1 processes x update_freq 5 is more"):
+        runs("bad", batch_size=5, update_freq=5)
+
+
+@pytest.mark.parametrize("betas", [("0.9", "1"), ("-0.1", "0.9")])
+def test_betas_that_the_optimizer_refuses(runs: Runs, betas: tuple[str, str]) -> None:
+    with pytest.raises(InputError, match=r"--opt_betas: must lie in \[0, 1\), found"):
+        runs("bad", "--opt_betas", *betas)
+    assert not (runs.folder / "bad").exists()
+
+
 @pytest.mark.parametrize("logged", [False, True])
 def test_what_ends_in_validation_begins_there_again(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, logged: bool

@@ -415,6 +415,15 @@ def test_settings_that_cannot_be(
     assert not (runs.folder / "bad").exists()
 
 
+def test_a_vocabulary_of_other_words_is_refused_before_training(runs: Runs) -> None:
+    """Validation would refuse it too, but only after an epoch."""
+    words = runs.folder / "words"
+    make_vocabulary(["xyzzy zyxxy"] * 9, words, 20)
+    with pytest.raises(InputError, match=r"pieces of the captions are \[UNK\]"):
+        runs("bad", text_encoder=words, val_pairs=6)
+    assert not (runs.folder / "bad").exists()
+
+
 @pytest.mark.usefixtures("runs")
 def test_evaluation_does_not_score_what_training_starts_from() -> None:
     with pytest.raises(InputError, match="expected the weights to score"):

@@ -21,7 +21,6 @@ from pab.scoring.rerank import rerank_best
 from pab.training.command import training_command
 from pab.training.data import (
     TrainingData,
-    epoch_batches,
     retrieval_metrics,
     training_loader,
     validation_retrieval,
@@ -54,8 +53,8 @@ def train(config: TrainConfig, command: str) -> None:
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
     draws = text_draws(config)
     setup = set_up(config, command, content_of(config, tokenizer, draws))
-    data, device, dtype = setup.data, setup.device, setup.dtype
-    batches = epoch_batches(config, len(data.train_rows))
+    data, device, dtype, batches = setup.data, setup.device, setup.dtype, setup.batches
+    tokenizer.check_known([tokenizer.encode(data.pairs[int(i)].caption) for i in data.val_rows])
     steps = steps_per_epoch(batches)
     model = same_start(
         config.seed, lambda: build_model(config, tokenizer, start=setup.resume is None)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pab.core.errors import InputError
-from pab.data.images import ImageReader, as_rgb
+from pab.data.images import ImageReader, ImageTransform, as_rgb
 from pab.data.records import GalleryImage
 
 AnyImage = GalleryImage | str | Path | Image.Image | Tensor
@@ -69,7 +69,8 @@ class Encoder(Protocol):
         A model with several vectors per image concatenates them into one row.
 
         Args:
-            images: paths, gallery images, PIL images, or preprocessed tensors [3, H, W].
+            images: at least one path, gallery image, PIL image, or preprocessed tensor [3, H, W]
+                of the model's size.
             reader: decodes the files; None uses the benchmark reader.
 
         Raises:
@@ -95,25 +96,33 @@ def scores_of(encoder: Encoder, captions: Sequence[str], gallery: Sequence[Galle
     return encoder.similarity(texts, encoder.encode_images(gallery))
 
 
-def as_images(images: Iterable[AnyImage]) -> list[GalleryImage | Image.Image | Tensor]:
+def as_images(
+    images: Iterable[AnyImage], transform: ImageTransform
+) -> list[GalleryImage | Image.Image | Tensor]:
     """Convert images of any kind to gallery images, RGB images and preprocessed tensors.
 
+    Args:
+        images: see :meth:`Encoder.encode_images`.
+        transform: RGB image -> pixels; tensors must have the shape of its results.
+
     Raises:
-        InputError: an image of another kind, or a tensor of another shape.
+        InputError: no image, an image of another kind, or a tensor of another shape.
     """
     if isinstance(images, (str, Path, Image.Image)):
         images = [images]
     found: list[GalleryImage | Image.Image | Tensor] = []
+    shape = None
     for number, image in enumerate(images):
         if isinstance(image, (str, Path)):
             image = GalleryImage(str(image), Path(image))
         elif isinstance(image, Image.Image):
             image = as_rgb(image)
         elif isinstance(image, Tensor):
-            if image.ndim != 3 or len(image) != 3 or not image.is_floating_point():
+            shape = shape or transform(Image.new("RGB", (8, 8))).shape
+            if image.shape != shape or not image.is_floating_point():
                 raise InputError(
-                    "images", "expected a preprocessed tensor [3, H, W] of floating-point numbers, "
-                    f"found {image.dtype} {list(image.shape)}", item=f"position {number}",
+                    "images", f"expected a preprocessed tensor {list(shape)} of floating-point "
+                    f"numbers, found {image.dtype} {list(image.shape)}", item=f"position {number}",
                 )  # fmt: skip
         elif not isinstance(image, GalleryImage):
             raise InputError(
@@ -121,9 +130,18 @@ def as_images(images: Iterable[AnyImage]) -> list[GalleryImage | Image.Image | T
                 item=f"position {number}",
             )  # fmt: skip
         found.append(image)
+    if not found:
+        raise InputError("images", "expected at least one, found none")
     return found
 
 
 def as_captions(captions: Sequence[str]) -> list[str]:
-    """Captions as a list; a single text becomes a list of one, not of its characters."""
-    return [captions] if isinstance(captions, str) else list(captions)
+    """Convert captions to a list; a single text becomes a list of one, not of its characters.
+
+    Raises:
+        InputError: there is no caption.
+    """
+    found = [captions] if isinstance(captions, str) else list(captions)
+    if not found:
+        raise InputError("captions", "expected at least one, found none")
+    return found

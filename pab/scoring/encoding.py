@@ -86,7 +86,9 @@ class Compute:
             float32 [G, D] on the CPU, in the order of ``images``. Images that the reader reports as
                 unreadable have zero rows.
         """
-        pictures, reader = as_images(images), reader or ImageReader()
+        if isinstance(transform, ImageRecipe):
+            transform = transform.transform()
+        pictures, reader = as_images(images, transform), reader or ImageReader()
         order: list[int] = []
         parts: list[Tensor] = []
         for places, rows in self.image_rows(

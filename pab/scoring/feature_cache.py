@@ -181,7 +181,7 @@ class FeatureCache:
             self._rows.setdefault(digest, (part, row))
 
     def _new_part(self, width: int) -> Path:
-        """Create a file of hashes whose name no other process uses."""
+        """Create an empty pair of files whose name no other process uses."""
         number = 0
         while True:
             hashes = self.folder / f"{number}_{os.getpid()}x{width}{HASHES}"
@@ -190,6 +190,7 @@ class FeatureCache:
             except FileExistsError:
                 number += 1
                 continue
+            hashes.with_suffix(VECTORS).write_bytes(b"")  # vectors may be left without hashes
             return hashes
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +36,8 @@ from pab.scoring.encoding import Compute
 
 GALLERY = "data/PAB/name-masked_test-set/gallery"
 QUERIES = "data/PAB/name-masked_test-set/query.json"
+# Scoring settings that concern the model and its speed. All others concern a benchmark.
+SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feature_cache_dir")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ class MemberConfig(ScoringConfig, ABC):
         Raises:
             InputError: settings or weights are invalid.
         """
+
+    @classmethod
+    def ignored(cls) -> list[str]:
+        """Names of the settings that :meth:`open` ignores: those for data and outputs."""
+        shared = [field.name for field in fields(ScoringConfig) if field.name not in SHARED]
+        return [*shared, *cls.scoring_only]
 
     @classmethod
     def of_checkpoint(cls, path: str) -> dict[str, str]:

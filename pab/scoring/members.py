@@ -79,9 +79,14 @@ def load_encoder(name: str, *, config: str | Path | None = None, **settings: Any
             ``feature_cache=True``.
 
     Raises:
-        InputError: unknown name or setting, or weights that do not fit.
+        InputError: unknown name or setting, a setting for data or outputs, or weights that do not
+            fit.
     """
     cls = member_config(name)
+    if ignored := sorted(settings.keys() & set(cls.ignored())):
+        raise InputError(
+            "load_encoder", f"an encoder does not use {', '.join(ignored)}", todo="leave it out"
+        )
     given: dict[str, Any] = {"feature_cache": False}
     for key, value in settings.items():
         value = str(value) if isinstance(value, Path) else value

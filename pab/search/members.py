@@ -8,11 +8,9 @@ from pab.core.commands import names_flag
 from pab.core.config import config_from_args
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.scoring.job import MemberConfig, ScoringConfig
+from pab.scoring.job import MemberConfig
 from pab.scoring.members import member_config
 
-# Scoring settings that concern the model and its speed. All others concern a benchmark.
-SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feature_cache_dir")
 INSTEAD = {
     "model": "--model names the member; --arch names its architecture",
     "annotation": "queries are given with --query",
@@ -36,8 +34,7 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
         InputError: an unknown or invalid setting, or a flag that only benchmark scoring has.
     """
     cls = member_config(name)
-    own = [field.name for field in fields(ScoringConfig) if field.name not in SHARED]
-    unused = [*own, *cls.scoring_only]
+    unused = cls.ignored()
     for setting in unused:
         if names_flag(argv, f"--{setting}") or names_flag(argv, f"--no_{setting}"):
             words = INSTEAD.get(setting, "it belongs to scoring a benchmark")

@@ -85,6 +85,8 @@ class TrainingConfig(TableConfig):
             InputError: naming the flag.
         """
         self.columns()
+        if not all(0 <= beta < 1 for beta in self.opt_betas):
+            raise InputError("--opt_betas", f"must lie in [0, 1), found {self.opt_betas}")
         if self.resume_from != "last" and not self.auto_resume:
             raise InputError("--resume_from", "contradicts --no_auto_resume", todo="give one")
 

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from pab.core import processes
-from pab.core.checkpoints import TrainingState, load_strict, save_training_state, save_weights
+from pab.core.checkpoints import (
+    TrainingState,
+    load_strict,
+    read_checkpoint,
+    save_training_state,
+    save_weights,
+)
 from pab.core.devices import make_scaler, rng_state, set_rng_state
 from pab.core.errors import InputError
 from pab.core.progress import Progress
@@ -43,7 +49,7 @@ from pab.training.resume import (
     remove_older,
     resume_metadata,
 )
-from pab.training.run_log import RunLog, read_log
+from pab.training.run_log import RunLog
 from pab.training.sampling import EpochBatches
 from pab.training.setup import Setup, steps_per_epoch
 
@@ -384,9 +390,9 @@ class Run:
         if not self.config.save_ckpt:
             return "finished; no checkpoint was written (--no_save_ckpt)"
         name, text = FINAL, f"finished: {self.output / FINAL} holds the last epoch"
-        if self.validates:
-            best = max(read_log(self.output / "log.jsonl", "val"), key=_quality)
-            figures = _listed({metric: best[metric] for metric in SUMMARY_METRICS})
+        if self.validates and (self.output / BEST).is_file():
+            best = read_checkpoint(self.output / BEST)["metadata"]
+            figures = _listed({metric: float(best[metric]) for metric in SUMMARY_METRICS})
             name = BEST
             text += f", {self.output / BEST} the best, epoch {best['epoch']} ({figures})"
         command = f"{self.scoring} {shlex.quote(str(self.output / name))}"

@@ -16,12 +16,7 @@ from pab.data.images import ImageTransform
 from pab.data.records import Retrieval
 from pab.training.config import ContrastiveConfig
 from pab.training.contrastive import pair_backward
-from pab.training.data import (
-    epoch_batches,
-    retrieval_metrics,
-    training_loader,
-    validation_retrieval,
-)
+from pab.training.data import retrieval_metrics, training_loader, validation_retrieval
 from pab.training.loop import Run, weights_as_they_are
 from pab.training.optim import make_adamw, parameter_groups, warmup_cosine
 from pab.training.pair_data import PairBatch, PairCollate, PairDataset
@@ -87,9 +82,8 @@ def train_pairs(
             an unreadable training image, or too many consecutive steps that are not finite.
     """
     # ---- Data and model
-    setup = set_up(config, command, files)
-    data, device, resume = setup.data, setup.device, setup.resume
-    batches = epoch_batches(config, len(data.train_rows))
+    setup = set_up(config, command, files, config.update_freq)
+    data, device, resume, batches = setup.data, setup.device, setup.resume, setup.batches
     steps = steps_per_epoch(batches, config.update_freq)
     facts = None if resume is None else resume.facts
     model = same_start(config.seed, lambda: build(device, setup.dtype, facts))

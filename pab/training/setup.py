@@ -12,7 +12,7 @@ from pab.core import processes
 from pab.core.devices import autocast, dtype_of, keep_freed_memory, pick_device, seed_everything
 from pab.core.errors import InputError
 from pab.training.config import TrainingConfig
-from pab.training.data import TrainingData, open_training_data
+from pab.training.data import TrainingData, epoch_batches, open_training_data
 from pab.training.resume import ContentHash, ResumePoint, RunIdentity, find_resume_point, identify
 from pab.training.sampling import EpochBatches
 
@@ -34,17 +34,21 @@ class Setup:
     device: torch.device
     dtype: torch.dtype
     data: TrainingData
+    batches: EpochBatches
     identity: RunIdentity
     resume: ResumePoint | None
 
 
-def set_up(config: TrainingConfig, command: str, files: Mapping[str, ContentHash]) -> Setup:
+def set_up(
+    config: TrainingConfig, command: str, files: Mapping[str, ContentHash], update_freq: int = 1
+) -> Setup:
     """Join torchrun's processes, open the data and find the checkpoint to resume from.
 
     Args:
         config: settings of the run.
         command: command with its arguments, as typed.
         files: setting -> hash of the files that it names: initial weights, tokenizer.
+        update_freq: batches per update.
 
     Raises:
         InputError: device, data or checkpoint cannot be used.
@@ -54,9 +58,11 @@ def set_up(config: TrainingConfig, command: str, files: Mapping[str, ContentHash
     processes.init_processes(device)
     keep_freed_memory(device)
     data = open_training_data(config)
+    batches = epoch_batches(config, len(data.train_rows))
+    steps_per_epoch(batches, update_freq)  # rejects a batch that is too large before files are read
     identity = identify(config, data.pairs, files)
     resume = find_resume_point(config, identity)
-    return Setup(config, command, device, dtype, data, identity, resume)
+    return Setup(config, command, device, dtype, data, batches, identity, resume)
 
 
 def same_start(seed: int, build: Callable[[], Start]) -> Start:

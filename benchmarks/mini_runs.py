@@ -160,7 +160,7 @@ def choose_weights(
 
 def fused(weights: Path, members: dict[str, Path], out: Path) -> Path:
     """Fuse these members and no others at chosen weights; return the score file."""
-    words = given(dict.fromkeys(SCORE_FLAGS, "none") | members)
+    words = given({**dict.fromkeys(SCORE_FLAGS, "none"), **members})
     outputs = ("--save_score", str(out), "--output_file", str(out.with_suffix(".txt")))
     fuse(["--config", str(weights), *words, *outputs])
     return out

@@ -14,7 +14,7 @@ Needs no deep-learning library.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import re
 import time
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import flag_parser
 from PIL import Image
 
 from pab.core.errors import InputError, run_cli
@@ -48,14 +49,7 @@ RECALLS = (1, 5, 10)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fit on training data, choose on validation data, print the test recalls with intervals."""
-    parser = argparse.ArgumentParser(
-        description="Bag-of-words baseline on the mini data.", allow_abbrev=False
-    )
-    parser.add_argument("--data", type=Path, default=Path("data/mini"))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = flag_parser(__doc__, data=Path("data/mini"), workers=2, seed=0).parse_args(argv)
     start = time.perf_counter()
 
     shards = sorted((args.data / "annotation/train").glob("pair_*.json"))
@@ -77,40 +71,35 @@ def main(argv: list[str] | None = None) -> None:
     test_bags = _bags([line["caption"][0] for line in test], words) * weight
 
     thumbnails = _thumbnails(args.data, [line["image"] for line in train], args.workers)
+    kept = _colour_and_scene_words()
     bags = {
-        "words for colours and scenes": _columns(words, _colour_and_scene_words()),
+        "words for colours and scenes": np.array([words[word] for word in words if word in kept]),
         "all words": np.arange(len(words)),
     }
-    results: dict[str, list[tuple[float, int, bool, float]]] = {name: [] for name in bags}
-    for balance in (False, True):
-        for grid in GRIDS:
-            features = _features(thumbnails, balance, grid)
-            fit = _Ridge(features[~is_held], train_bags[~is_held])
-            for strength in RIDGES:
-                predicted = fit.predict(features[is_held], strength)
-                for name, columns in bags.items():
-                    scores = _cosine(train_bags[is_held][:, columns], predicted[:, columns])
-                    share = float((_ranks(scores) < 1).mean())
-                    results[name].append((share, grid, balance, strength))
+    tried = []
+    for balance, grid in itertools.product((False, True), GRIDS):
+        features = _features(thumbnails, balance, grid)
+        fit = _Ridge(features[~is_held], train_bags[~is_held])
+        for strength in RIDGES:
+            predicted = fit.predict(features[is_held], strength)
+            ranks = {
+                name: _ranks(_cosine(train_bags[is_held][:, columns], predicted[:, columns]))
+                for name, columns in bags.items()
+            }
+            shares = {name: float((found < 1).mean()) for name, found in ranks.items()}
+            tried.append((shares, grid, balance, strength))
     print(
         f"{len(train)} training pairs, {int(is_held.sum())} of them for choosing, "
         f"{len(test)} test queries; {HUES}x{SATURATIONS}x{VALUES} HSV bins, seed {args.seed}"
     )
     test_thumbnails = _thumbnails(args.data, [line["image"] for line in test], args.workers)
-    fits: dict[tuple[int, bool], tuple[_Ridge, np.ndarray]] = {}
     for name, columns in bags.items():
-        _, grid, balance, strength = max(results[name])
-        if (grid, balance) not in fits:
-            fits[grid, balance] = (
-                _Ridge(_features(thumbnails, balance, grid), train_bags),
-                _features(test_thumbnails, balance, grid),
-            )
-        fit, features = fits[grid, balance]
+        _, grid, balance, strength = max((one[0][name], *one[1:]) for one in tried)
+        fit = _Ridge(_features(thumbnails, balance, grid), train_bags)
+        features = _features(test_thumbnails, balance, grid)
         predicted = fit.predict(features, strength)[:, columns]
-        print(
-            f"\n{name}: {len(columns)} words, grid {grid}, colour balance {balance}, "
-            f"ridge {strength}"
-        )
+        chosen = f"grid {grid}, colour balance {balance}, ridge {strength}"
+        print(f"\n{name}: {len(columns)} words, {chosen}")
         _report(_cosine(test_bags[:, columns], predicted), test, rng)
     print(f"\n{time.perf_counter() - start:.0f} s")
 
@@ -134,11 +123,6 @@ def _colour_and_scene_words() -> set[str]:
     return {word for phrase in phrases for word in _words(phrase)} - FUNCTION_WORDS
 
 
-def _columns(words: dict[str, int], kept: set[str]) -> np.ndarray:
-    """Positions of the kept words in the bag of all words."""
-    return np.array([column for word, column in words.items() if word in kept])
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -157,9 +141,7 @@ def _bags(captions: list[str], words: dict[str, int]) -> np.ndarray:
     """Bags of words, [captions, words], 1 for words that occur."""
     bags = np.zeros((len(captions), len(words)), dtype=np.float32)
     for row, caption in enumerate(captions):
-        for word in _words(caption):
-            if word in words:
-                bags[row, words[word]] = 1.0
+        bags[row, [words[word] for word in _words(caption) if word in words]] = 1.0
     return bags
 
 

@@ -8,29 +8,26 @@ chosen on the validation pairs with the same change. Writes the table whatever t
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import mini_runs as mini
 import numpy as np
-from members import SHIPPED, given, members_of
-from mini_runs import DATA, TEST, LabelledSet, keyed_folder, validation_set, write_table
+from machine import flag_parser
 
 from ensemble.decode import DecodeSettings, decode
-from ensemble.run import main as fuse
 from ensemble.search import FACTORS, SLACKS
-from ensemble.search import main as search
-from pab.core.files import sha256_of_file, write_text
+from pab.core.files import write_text
 from pab.data.images import list_gallery
 from pab.data.splits import validation_split
 from pab.data.training_set import TrainingSet
-from pab.metrics import Metrics, evaluate_scores, paired_bootstrap
+from pab.metrics import Metrics, evaluate_scores
 from pab.ranking import top_k
 from pab.scores import ScoreFile, load_scores, save_scores
 
-TRACK4 = DATA / "track4/name-masked_test-set"
+TRACK4 = mini.DATA / "track4/name-masked_test-set"
 BANK_CAPTIONS = 1000
 METRICS = ("R@1", "R@5", "R@10", "mAP@10")
 DECODINGS = ("querybank", "dual_softmax", "sinkhorn", "assignment")
@@ -56,7 +53,7 @@ class Decodable:
         return evaluate_scores(kept, self.relevant), len(set(top_k(found, 1)[:, 0].tolist()))
 
 
-def bank_of(labelled: LabelledSet, folder: Path) -> LabelledSet:
+def bank_of(labelled: mini.LabelledSet, folder: Path) -> mini.LabelledSet:
     """Training captions as queries on a set's gallery; none belongs to a validation pair."""
     gallery = labelled.retrieval().gallery or list_gallery(labelled.root)
     images = folder / f"gallery_{labelled.name}"
@@ -65,7 +62,7 @@ def bank_of(labelled: LabelledSet, folder: Path) -> LabelledSet:
         link = images / f"{image.gallery_id}{image.path.suffix}"
         if not link.exists():
             link.symlink_to(image.path.resolve())
-    pairs = TrainingSet.open(DATA)
+    pairs = TrainingSet.open(mini.DATA)
     train, _ = validation_split(pairs, 500, 0)
     chosen = np.random.default_rng(SEED).choice(train, BANK_CAPTIONS, replace=False)
     lines = [
@@ -74,24 +71,18 @@ def bank_of(labelled: LabelledSet, folder: Path) -> LabelledSet:
     ]
     path = folder / f"bank_{labelled.name}.json"
     write_text(path, "".join(f"{line}\n" for line in lines))
-    return LabelledSet(f"bank_{labelled.name}", path, images)
+    return mini.LabelledSet(f"bank_{labelled.name}", path, images)
 
 
-def fused(labelled: LabelledSet, weights: Path, folder: Path) -> Path:
-    """Fused scores of the shipped models on a set, at the chosen weights."""
-    out = folder / f"fused_{labelled.name}.pt"
-    words = ["--config", str(weights), *given(members_of(labelled, folder))]
-    fuse([*words, "--output_file", str(out.with_suffix(".txt")), "--save_score", str(out)])
-    return out
-
-
-def decodable(labelled: LabelledSet, weights: Path, folder: Path) -> Decodable:
+def decodable(labelled: mini.LabelledSet, weights: Path, folder: Path) -> Decodable:
     """Set with its fused scores and those of its bank."""
     relevant = labelled.retrieval().relevant
     assert relevant is not None
-    scores = load_scores(fused(labelled, weights, folder))
-    bank = fused(bank_of(labelled, folder), weights, folder)
-    return Decodable(labelled.name, scores, bank, relevant)
+    queries, bank = (
+        mini.fused(weights, mini.score_shipped(one, folder), folder / f"fused_{one.name}.pt")
+        for one in (labelled, bank_of(labelled, folder))
+    )
+    return Decodable(labelled.name, load_scores(queries), bank, relevant)
 
 
 def without_half(whole: Decodable, folder: Path) -> Decodable:
@@ -134,42 +125,30 @@ def row(one: Decodable, way: DecodeSettings, plain: Metrics) -> str:
     for name in ("factor", "slack"):
         if name in facts:
             label += f", {name} {'none' if facts[name] is None else format(facts[name], 'g')}"
-    gain = paired_bootstrap(plain.values["R@1"], metrics.values["R@1"])
-    over = f"{gain.mean:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})"
-    cells = [
-        one.name, label, "joint" if way.joint else "per query",
+    return mini.printed_row(
+        one.name,
+        label,
+        "joint" if way.joint else "per query",
         *(f"{mean[metric]:.2f}" for metric in METRICS),
-        "-" if way.method == "none" else over, str(distinct),
-    ]  # fmt: skip
-    line = f"| {' | '.join(cells)} |"
-    print(line, flush=True)
-    return line
+        "-" if way.method == "none" else mini.gain(plain, metrics),
+        str(distinct),
+    )
 
 
 def main() -> None:
-    """Read the command line, score, search, decode, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
-    parser.add_argument("--work", type=Path, default=Path("output/decoding"))
-    args = parser.parse_args()
-    files = sorted(SHIPPED.rglob("*.safetensors"))
-    folder = keyed_folder(args.work, *(sha256_of_file(file) for file in files))
-    validation = validation_set(folder)
-    weights = folder / "weights.yaml"
-    search(
-        ["--annotation", str(validation.annotation), "--image_folder", str(validation.root)]
-        + given(members_of(validation, folder))
-        + ["--trials", str(folder / "trials.csv"), "--out", str(weights)]
-    )
+    args = flag_parser(__doc__, out=mini.PAGE, work=Path("output/decoding")).parse_args()
+    folder = mini.shipped_folder(args.work)
+    validation = mini.validation_set(folder)
+    weights = mini.choose_weights(validation, mini.score_shipped(validation, folder), folder)
     chosen_on = decodable(validation, weights, folder)
     half = without_half(chosen_on, folder)
     for_all = [best_settings(name, chosen_on) for name in DECODINGS]
     for_half = [best_settings(name, half) for name in DECODINGS]
 
-    track4 = LabelledSet(
+    track4 = mini.LabelledSet(
         "track4", TRACK4 / "query.json", TRACK4 / "gallery", TRACK4 / "answers.json"
     )
-    test = decodable(TEST, weights, folder)
+    test = decodable(mini.TEST, weights, folder)
     rows = []
     for one, settings in (
         (test, for_all),
@@ -188,7 +167,7 @@ def main() -> None:
         "95 % bootstrap intervals.",
     ]
     columns = ["set", "decoding", "kind", *METRICS, "R@1 over none", "distinct first images"]
-    write_table(args.out, "Decodings on the mini data", text, columns, rows)
+    mini.write_table(args.out, "Decodings on the mini data", text, columns, rows)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,10 @@ frozen image tower.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from mini_runs import (
-    METRICS,
-    TEST,
-    judged,
-    keyed_folder,
-    run_script,
-    score_encoder,
-    table_row,
-    write_table,
-)
-
-from pab.training.loop import BEST, FINAL
+import mini_runs as mini
+from machine import flag_parser
 
 RECIPE = Path("configs/clip/mini.yaml")
 BEFORE = ("--config", str(RECIPE), "--local_prob", "0", "--twin_batches_from", "99")
@@ -34,35 +23,35 @@ WAYS = {
 }
 
 
-def tuned(out: Path, *flags: str) -> Path:
-    """Train, and return the best weights on the validation split."""
-    if not (out / FINAL).is_file():
-        run_script("finetune_clip", *flags, "--output_dir", str(out))
-    return out / BEST
+def tuned(out: Path, *flags: str) -> tuple[Path, mini.Evaluation]:
+    """Train; return the best weights on the validation split, and their metrics."""
+    if not (out / mini.FINAL).is_file():
+        mini.run_script("finetune_clip", [*flags, "--output_dir", str(out)])
+    weights = out / mini.BEST
+    return weights, mini.judged(
+        mini.score_encoder("clip", mini.TEST, out, "--pretrained", str(weights)), mini.TEST
+    )
 
 
 def main() -> None:
-    """Read the command line, tune, score, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
-    parser.add_argument("--work", type=Path, default=Path("output/encoder_tuning"))
-    parser.add_argument("--epochs_before", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=16)
-    args = parser.parse_args()
+    args = flag_parser(
+        __doc__,
+        out=mini.PAGE,
+        work=Path("output/encoder_tuning"),
+        epochs_before=3,
+        epochs=2,
+        seed=16,
+    ).parse_args()
     seed = ("--seed", str(args.seed))
     first = (*BEFORE, "--epochs", str(args.epochs_before), *seed)
     settings = (*TUNED, "--epochs", str(args.epochs), *seed)
-    folder = keyed_folder(args.work, RECIPE.read_text(), " ".join((*first, *settings)))
-    start = tuned(folder / "before", *first)
-    scored = score_encoder("clip", TEST, folder / "before", "--pretrained", str(start))
-    before = judged(scored, TEST)
-    rows = [table_row("before tuning", before, None)]
+    folder = mini.keyed_folder(args.work, RECIPE.read_text(), " ".join((*first, *settings)))
+    start, before = tuned(folder / "before", *first)
+    rows = [mini.table_row("before tuning", before, None)]
     for name, flags in WAYS.items():
         out = folder / name.replace(" ", "_").replace(",", "")
-        weights = tuned(out, *settings, "--pretrained", str(start), *flags)
-        scored = score_encoder("clip", TEST, out, "--pretrained", str(weights))
-        rows.append(table_row(f"{name} (`{' '.join(flags)}`)", judged(scored, TEST), before))
+        _, found = tuned(out, *settings, "--pretrained", str(start), *flags)
+        rows.append(mini.table_row(f"{name} (`{' '.join(flags)}`)", found, before))
     text = [
         f"Written by `python benchmarks/encoder_tuning.py --out {args.out}`. The first row is a",
         "model trained from scratch with",
@@ -72,8 +61,8 @@ def main() -> None:
         "Figures are percent on the 2,000 queries of the mini test set, with 95 % bootstrap",
         "intervals. Gains are paired.",
     ]
-    columns = ["what", *METRICS, "R@1 over the first row"]
-    write_table(args.out, "Fine-tuning the mini CLIP", text, columns, rows)
+    columns = ["what", *mini.METRICS, "R@1 over the first row"]
+    mini.write_table(args.out, "Fine-tuning the mini CLIP", text, columns, rows)
 
 
 if __name__ == "__main__":

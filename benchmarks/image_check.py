@@ -9,15 +9,15 @@ with the peak memory. First-time figures include reads that miss the disk cache.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import resource
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from machine import flag_parser, peak_mib
 
 from pab.data.training_set import TrainingSet
 
@@ -49,16 +49,12 @@ def timed(what: str, step: Callable[[], Any]) -> Any:
     started = time.process_time()
     result = step()
     seconds = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what:<32} {seconds:8.2f} s   peak {peak:6.0f} MiB", flush=True)
+    print(f"{what:<32} {seconds:8.2f} s   peak {peak_mib():6.0f} MiB", flush=True)
     return result
 
 
 def main() -> None:
-    """Create the tree if it is missing, then measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the tree")
-    args = parser.parse_args()
+    args = flag_parser(__doc__, out=(Path, "folder of the tree")).parse_args()
     if not args.out.exists():
         make_tree(args.out)
     shutil.rmtree(args.out / ".cache", ignore_errors=True)

@@ -11,8 +11,6 @@ growth with the gallery. The folder is removed. Linux only (``/proc``).
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,65 +20,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from machine import describe
+from machine import describe, flag_parser, memory_mib
+from models import write_lhp, write_queries
 from PIL import Image
 
-from lhp.beit3 import Beit3Config, Beit3Retrieval, model_config
+from lhp.beit3 import Beit3Config, model_config
 from lhp.tokenizer import Tokenizer
-from lhp.train_tokenizer import train_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = "beit3_debug_patch16_64"
-SIZES = [2_000, 40_000]
-QUERIES = 50
 PICTURES, SIDE = 300, 64  # distinct images, and their sides in pixels
-VOCABULARY = 96
 SECONDS_BETWEEN_LOOKS = 0.25  # interval of sampling the processes' memory
-TEXT = (
-    "a person in red green blue white black jacket coat dress walks runs falls lies sits along "
-    "across beside the road park street station bench wall while holding umbrella bag phone"
-)
 
 
 @dataclass
 class Held:
-    """Peak memory of one run, MiB.
+    """Peak memory of one run, MiB, and its seconds."""
 
-    Attributes:
-        main: resident memory of the scoring process.
-        workers: process id -> resident memory of a loader worker; pages shared with the scoring
-            process count in both.
-        together: memory of all processes, with each page divided among its users (so libraries that
-            other programs have loaded count less); sampled, so a short peak may be missed.
-        seconds: total time.
-    """
-
-    main: float = 0.0
+    main: float = 0.0  # resident memory of the scoring process
+    # Process id of a loader worker -> its resident memory; pages shared with the scoring process
+    # count in both.
     workers: dict[int, float] = field(default_factory=dict)
+    # All processes, with each page divided among its users (so libraries that other programs have
+    # loaded count less); sampled, so a short peak may be missed.
     together: float = 0.0
     seconds: float = 0.0
 
 
-def make_inputs(root: Path, queries: int) -> Beit3Config:
-    """Write pictures, queries, tokenizer and checkpoint; return the model's sizes."""
-    rng = np.random.default_rng(0)
+def make_inputs(root: Path, queries: int) -> tuple[list[str], Beit3Config]:
+    """Write pictures, queries, tokenizer and checkpoint; return flags and the model's sizes."""
     (root / "pictures").mkdir()
-    for number, colour in enumerate(rng.integers(0, 256, (PICTURES, 3))):
+    for number, colour in enumerate(np.random.default_rng(0).integers(0, 256, (PICTURES, 3))):
         picture = Image.new("RGB", (SIDE, SIDE), tuple(map(int, colour)))
         picture.save(root / f"pictures/{number}.jpg")
-    captions = [" ".join(rng.choice(TEXT.split(), 40)) for _ in range(max(queries, 500))]
-    lines = [
-        json.dumps({"query_index": f"q{number:04d}", "caption": caption})
-        for number, caption in enumerate(captions[:queries])
-    ]
-    (root / "query.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    train_tokenizer(captions, root / "words.spm", VOCABULARY)
-    torch.manual_seed(0)
-    vocabulary = Tokenizer(root / "words.spm").vocab_size
-    model = Beit3Retrieval(model_config(MODEL, vocab_size=vocabulary))
-    torch.save({"model": model.state_dict(), "epoch": 0}, root / "model.pth")
-    return model.config
+    flags = write_queries(root, queries)
+    config = model_config(MODEL, vocab_size=Tokenizer(root / "words.spm").vocab_size)
+    return flags + write_lhp(root, MODEL, config), config
 
 
 def make_gallery(root: Path, size: int) -> Path:
@@ -90,16 +64,6 @@ def make_gallery(root: Path, size: int) -> Path:
     for number in range(size):
         os.link(root / f"pictures/{number % PICTURES}.jpg", folder / f"image_{number:06d}.jpg")
     return folder
-
-
-def status_mib(pid: int, name: str, key: str) -> float:
-    """Read a figure of ``/proc/PID/NAME`` in MiB; 0 if the process has just ended."""
-    try:
-        text = Path(f"/proc/{pid}/{name}").read_text(encoding="ascii")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    found = [line.split()[1] for line in text.splitlines() if line.startswith(f"{key}:")]
-    return int(found[0]) / 1024 if found else 0.0
 
 
 def children(pid: int) -> list[int]:
@@ -113,32 +77,25 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def score(root: Path, gallery: Path, batch_size: int, num_workers: int) -> Held:
-    """Run the command and sample its memory.
-
-    Raises:
-        subprocess.CalledProcessError: the command failed.
-    """
-    command = [
-        sys.executable, "-m", "lhp.infer", "--model", MODEL, "--checkpoint", root / "model.pth",
-        "--tokenizer", root / "words.spm", "--image_folder", gallery,
-        "--annotation", root / "query.json", "--save_score", root / f"{gallery.name}.pt",
-        "--output_file", root / f"{gallery.name}.txt", "--batch_size", batch_size,
-        "--num_workers", num_workers, "--device", "cpu", "--no_feature_cache",
-    ]  # fmt: skip
-    argv = [str(word) for word in command]
+def score(gallery: Path, flags: list[str]) -> Held:
+    """Run the command and sample its memory."""
+    out = gallery.parent
+    argv = [
+        *(sys.executable, "-m", "lhp.infer", "--image_folder", str(gallery), "--no_feature_cache"),
+        *("--save_score", str(out / "scores.pt"), "--output_file", str(out / "list.txt"), *flags),
+    ]
     held = Held()
     start = time.perf_counter()
-    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             break
         workers = children(process.pid)
         for worker in workers:
-            peak = status_mib(worker, "status", "VmHWM")
+            peak = memory_mib("VmHWM", worker)
             held.workers[worker] = max(peak, held.workers.get(worker, 0.0))
-        now = sum(status_mib(one, "smaps_rollup", "Pss") for one in (process.pid, *workers))
+        now = sum(memory_mib("Pss", one, "smaps_rollup") for one in (process.pid, *workers))
         held.together = max(held.together, now)
         time.sleep(SECONDS_BETWEEN_LOOKS)
     held.seconds = time.perf_counter() - start
@@ -149,15 +106,15 @@ def score(root: Path, gallery: Path, batch_size: int, num_workers: int) -> Held:
     return held
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--sizes", type=int, nargs=2, default=SIZES, help="images of the galleries")
-    parser.add_argument("--queries", type=int, default=QUERIES)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--folder", default=None, help="where to make the temporary folder")
-    args = parser.parse_args(argv)
+def main() -> None:
+    args = flag_parser(
+        __doc__,
+        sizes=([2_000, 40_000], "images of the galleries"),
+        queries=50,
+        batch_size=32,
+        num_workers=2,
+        folder=(None, "where to make the temporary folder"),
+    ).parse_args()
     print(f"{describe()}; {MODEL}, fp32, batch {args.batch_size}, {args.num_workers} workers")
     print(f"{args.queries} queries, images of {SIDE} x {SIDE} px; peak memory in MiB")
     print(
@@ -166,10 +123,11 @@ def main(argv: list[str] | None = None) -> None:
     runs: list[Held] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
-        sizes = make_inputs(root, args.queries)
+        flags, sizes = make_inputs(root, args.queries)
+        flags += ["--batch_size", str(args.batch_size), "--num_workers", str(args.num_workers)]
         column = 4 / 2**20  # MiB of one float32 per image
         for count in args.sizes:
-            held = score(root, make_gallery(root, count), args.batch_size, args.num_workers)
+            held = score(make_gallery(root, count), flags)
             runs.append(held)
             workers = ", ".join(f"{value:.0f}" for value in held.workers.values()) or "-"
             print(  # images/s include program start and the check of every file
@@ -178,9 +136,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"  {held.seconds:7.1f}  {count / held.seconds:8.0f}",
                 flush=True,
             )
-    small, large = runs
-    more = args.sizes[1] - args.sizes[0]
-    grown = large.main - small.main
+    more = args.sizes[-1] - args.sizes[0]
+    grown = runs[-1].main - runs[0].main
     kept = more * (args.queries + sizes.embed_dim) * column
     pixels = more * 3 * sizes.img_size**2 * column
     print(

@@ -17,14 +17,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from machine import best_seconds, describe, product_rate
-from released_way import released_way
+from machine import best_seconds, describe, flag_parser
+from models import CPU, number_formats, released_way
 from torch import Tensor
 
 from lhp.beit3 import Beit3Config, Beit3Retrieval, model_config
 from lhp.encode import compiled_image_encoder
 from lhp.tokenizer import BOS, EOS, PAD, pad_batch
-from pab.core.devices import DTYPES, cpu_has_bf16, keep_freed_memory
+from pab.core.devices import keep_freed_memory
 from pab.scoring.encoding import batches_by_length
 
 # Lengths of real captions in BEiT-3's ids, with special tokens: the published test's range from
@@ -77,13 +77,9 @@ def measure(name: str, args: argparse.Namespace) -> None:
         for image in images[: args.loop]:
             model.encode_image(image[None])
 
-    def one_text() -> None:
-        for row in rows[: args.loop_texts]:
-            model.encode_text(*pad_batch([row]))
-
-    def one_padded_text() -> None:  # all 64 ids marked as visible: the cost of a padded row
-        for row in rows[: args.loop_texts]:
-            model.encode_text(*pad_batch([row + [PAD] * (LONGEST - len(row))]))
+    def one_text(length: int = 0) -> None:
+        for row in rows[: args.loop_texts]:  # padding marked as visible: the cost of a padded row
+            model.encode_text(*pad_batch([row + [PAD] * (length - len(row))]))
 
     def text_batches(net: Beit3Retrieval) -> Tensor:
         vectors = torch.empty(len(rows), config.embed_dim)
@@ -95,52 +91,49 @@ def measure(name: str, args: argparse.Namespace) -> None:
     own_text = args.loop_texts / best_seconds(one_text, args.repeats)
     with released_way():
         loop_image = args.loop / best_seconds(one_image, args.repeats)
-        loop_text = args.loop_texts / best_seconds(one_padded_text, args.repeats)
+        loop_text = args.loop_texts / best_seconds(partial(one_text, LONGEST), args.repeats)
     print(f"\n{name}, batch {args.batch_size}, {args.texts} texts; plain loops, fp32 eager:")
     print(f"  as released              {loop_image:8.3f} images/s {loop_text:8.2f} texts/s")
     print(f"  over this network        {own_image:8.3f} images/s {own_text:8.2f} texts/s")
-    exact_images, exact_texts = model.encode_image(images), text_batches(model)
-    for kind in args.dtype:
-        if kind == "bf16" and not cpu_has_bf16():
-            print("  bf16: this processor has no bf16 units")
-            continue
-        net = model.to(DTYPES[kind])
-        ceiling = product_rate(DTYPES[kind])
-        print(f"  {kind}: matrix products run at {ceiling / 1e9:.0f} GFLOP/s")
-        pixels = images.to(DTYPES[kind])
-        ways: dict[str, tuple[Callable[[], Tensor], Tensor, float, float]] = {
-            "images, eager": (
-                partial(net.encode_image, pixels), exact_images, loop_image, image_operations
-            ),
-            "texts, eager": (partial(text_batches, net), exact_texts, loop_text, text_operations),
-        }  # fmt: skip
+    for_images = model.encode_image(images), loop_image, image_operations
+    for_texts = text_batches(model), loop_text, text_operations
+    for kind, dtype, products in number_formats(*args.dtype):
+        net = model.to(dtype)
+        print(f"  {kind}: matrix products run at {products:.0f} GFLOP/s")
+        pixels = images.to(dtype)
+        ways: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, float, float]]] = {
+            "images, eager": (partial(net.encode_image, pixels), for_images),
+            "texts, eager": (partial(text_batches, net), for_texts),
+        }
         if not args.no_compile:
             compiled = partial(compiled_image_encoder(net), pixels)
-            ways["images, compiled"] = (compiled, exact_images, loop_image, image_operations)
-        for way, (run, exact, loop, count) in ways.items():
+            ways["images, compiled"] = (compiled, for_images)
+        for way, (run, (exact, loop, count)) in ways.items():
             cosine = float((exact * run().float()).sum(1).min())
             rate = len(exact) / best_seconds(run, args.repeats)
+            share = rate * count / (products * 1e9)
             print(
-                f"    {kind} {way:17s} {rate:8.3f}/s  {rate / loop:6.2f}x the loop  "
-                f"{rate * count / ceiling:6.1%} of the ceiling  least cosine to fp32 {cosine:.6f}"
+                f"    {kind} {way:17s} {rate:8.3f}/s  {rate / loop:6.2f}x the loop  {share:6.1%} "
+                f"of the ceiling  least cosine to fp32 {cosine:.6f}"
             )
 
 
 def main() -> None:
-    """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    sizes = ["beit3_base_patch16_384", "beit3_large_patch16_384"]
-    parser.add_argument("--model", nargs="+", default=sizes)
-    parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    parser.add_argument("--batch_size", type=int, default=8, help="images at a time")
-    parser.add_argument("--texts", type=int, default=96)
-    parser.add_argument("--loop", type=int, default=4, help="images of the plain loops")
-    parser.add_argument("--loop_texts", type=int, default=16, help="texts of the plain loops")
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the best counts")
-    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    parser = flag_parser(
+        __doc__,
+        model=["beit3_base_patch16_384", "beit3_large_patch16_384"],
+        batch_size=(8, "images at a time"),
+        texts=96,
+        loop=(4, "images of the plain loops"),
+        loop_texts=(16, "texts of the plain loops"),
+        repeats=(3, "runs, of which the best counts"),
+        no_compile=(False, "leave torch.compile out"),
+    )
+    kinds = ["fp32", "bf16"]
+    parser.add_argument("--dtype", nargs="+", default=kinds, choices=kinds)
     args = parser.parse_args()
     print(describe())
-    keep_freed_memory(torch.device("cpu"))  # as in `lhp.infer`
+    keep_freed_memory(CPU)  # as in `lhp.infer`
     for name in args.model:
         measure(name, args)
 

@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import torch
-from machine import describe, product_rate
-from released_way import released_way
+from machine import describe, flag_parser, in_fresh_process, peak_mib, product_rate
+from models import CPU, released_way, samples_per_second
 from torch import Tensor
 
 from lhp.beit3 import Beit3Retrieval, model_config
 from lhp.train import pair_vectors
 from pab.core.devices import DTYPES, keep_freed_memory, make_scaler, seed_everything
 from pab.training.contrastive import pair_backward
-from pab.training.optim import clip_and_step, make_adamw, parameter_groups, set_lr
 from pab.training.pair_data import PairBatch
 
-CPU = torch.device("cpu")
 TEXT_LENGTH = 48
 
 
@@ -51,33 +46,15 @@ def speed(args: argparse.Namespace) -> None:
     """Measure part 1."""
     seed_everything(0)
     model = make_model(args.model)
-    layers = model.config.layers
-    groups = parameter_groups(
-        model.named_parameters(),
-        weight_decay=0.05,
-        no_decay=model.no_weight_decay,
-        layer_of=lambda name: model.layer_of(name, layers),
-        n_layers=layers,
-        layer_decay=0.85,
-    )
-    optimizer = make_adamw(groups, (0.9, 0.999), 1e-8)
-    set_lr(optimizer, 1e-6)
     batch = make_batch(args.batch_size, model.config.img_size)
     rates = {}
     for way, kind in (("as released", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")):
         scaler = make_scaler(CPU, DTYPES[kind])
-        released = released_way()
         if way == "fp32":  # as `lhp.train` starts
             keep_freed_memory(CPU)
-        times = []
-        with released if way == "as released" else nullcontext():
-            for _ in range(args.steps + 1):  # the first step is a warm-up
-                start = time.perf_counter()
-                loss = step_gradient(model, batch, DTYPES[kind], scaler)
-                clip_and_step(optimizer, loss=loss, scaler=scaler)
-                optimizer.zero_grad(set_to_none=True)
-                times.append(time.perf_counter() - start)
-        rates[way] = args.batch_size / min(times[1:])
+        step = partial(step_gradient, model, batch, DTYPES[kind], scaler)
+        with released_way() if way == "as released" else nullcontext():
+            rates[way] = samples_per_second(step, model, args.batch_size, args.steps, scaler)
         ceiling = product_rate(DTYPES[kind]) / 1e9
         print(f"  {way}: {rates[way]:.3f} samples/s (matrix products at {ceiling:.0f} GFLOP/s)")
     for base in ("as released", "fp32"):
@@ -98,50 +75,38 @@ def step_gradient(
     )
 
 
-def memory_of_step(model_name: str, batch_size: int, chunk: int) -> None:
-    """Run one backward pass in its own process; print peak memory in MiB and seconds."""
+def memory_of_step(model_name: str, batch_size: int, chunk: int) -> tuple[float, float, float]:
+    """Peak memory in MiB before and after one backward pass of this process, and its seconds."""
     seed_everything(0)
     model = make_model(model_name)
     batch = make_batch(batch_size, model.config.img_size)
     before = peak_mib()
     start = time.perf_counter()
     step_gradient(model, batch, torch.bfloat16, make_scaler(CPU, torch.bfloat16), chunk)
-    seconds = time.perf_counter() - start
-    print(f"{before} {peak_mib()} {seconds:.1f}")
-
-
-def peak_mib() -> int:
-    """Peak resident memory of this process, MiB (`getrusage` would include its parent's)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+    return before, peak_mib(), time.perf_counter() - start
 
 
 def memory(args: argparse.Namespace) -> None:
     """Measure part 2."""
     for chunk in (0, args.chunk):
-        call = ["--one_step", args.memory_model, str(args.memory_batch), str(chunk)]
-        done = subprocess.run(
-            [sys.executable, __file__, *call], check=True, capture_output=True, text=True
-        )
-        before, after, seconds = done.stdout.split()
+        step = (memory_of_step, args.memory_model, args.memory_batch, chunk)
+        before, after, seconds = in_fresh_process(*step)
         what = f"chunks of {chunk}" if chunk else "whole batch"
-        print(f"  {what:12s} peak {after} MiB ({before} MiB before the step), {seconds} s")
+        print(
+            f"  {what:12s} peak {after:.0f} MiB ({before:.0f} MiB before the step), {seconds:.1f} s"
+        )
 
 
 def main() -> None:
-    """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--model", default="beit3_large_patch16_384")
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--memory_model", default="beit3_base_patch16_384")
-    parser.add_argument("--memory_batch", type=int, default=64)
-    parser.add_argument("--chunk", type=int, default=8)
-    parser.add_argument("--one_step", nargs=3, metavar=("MODEL", "BATCH", "CHUNK"))
-    args = parser.parse_args()
-    if args.one_step:
-        memory_of_step(args.one_step[0], int(args.one_step[1]), int(args.one_step[2]))
-        return
+    args = flag_parser(
+        __doc__,
+        model="beit3_large_patch16_384",
+        batch_size=4,
+        steps=2,
+        memory_model="beit3_base_patch16_384",
+        memory_batch=64,
+        chunk=8,
+    ).parse_args()
     print(describe())
     print(f"{args.model}, activation checkpointing, batch {args.batch_size}, {TEXT_LENGTH} ids")
     speed(args)

@@ -8,86 +8,51 @@ by recipe, data and schedule, so the nine runs can be split over several session
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 from pathlib import Path
 
-from lhp.infer import main as infer
-from lhp.train import main as train
-from pab.core.files import sha256_of_lines, write_text
-from pab.evaluate import main as evaluate
+import mini_runs as mini
+from machine import flag_parser
 
-RECIPE, DATA = Path("configs/lhp/mini.yaml"), Path("data/mini")
+from lhp.train import main as train
+
+RECIPE = Path("configs/lhp/mini.yaml")
 VIEWS = {"only global": 0.0, "hybrid": 0.5, "only local": 1.0}
-PARTS = ("images", "annotations")
 METRICS = ("R@1", "R@5", "R@10", "mAP")
 
 
 def one_run(prob: float, seed: int, epochs: int, folder: Path) -> dict[str, float]:
     """Metrics of one trained model on the mini test set, in percent."""
     out = folder / f"p{prob}_s{seed}"
-    if (out / "metrics.json").is_file():
-        return metrics_of(out)
-    train(
-        ["--config", str(RECIPE), "--output_dir", str(out)]
-        + ["--local_prob", str(prob), "--seed", str(seed), "--epochs", str(epochs)]
-        + ["--val_pairs", "0", "--save_ckpt_freq", str(epochs)]
-    )
-    test, score = str(DATA / "annotation/test/pair.json"), str(out / "score.pt")
-    infer(
-        ["--config", "configs/lhp/mini_infer.yaml", "--annotation", test, "--answers", "none"]
-        + ["--image_folder", str(DATA / "test"), "--checkpoint", str(out / "checkpoint-final.pth")]
-        + ["--save_score", score, "--output_file", str(out / "list.txt")]
-    )
-    evaluate(["--score", score, "--annotation", test, "--json", str(out / "metrics.json")])
-    return metrics_of(out)
-
-
-def metrics_of(out: Path) -> dict[str, float]:
-    """Select the reported metrics from the output of ``pab.evaluate``."""
-    found = json.loads((out / "metrics.json").read_text())
-    return {name: found["groups"]["all"][name] for name in METRICS}
-
-
-def folder_of(work: Path, epochs: int) -> Path:
-    """Folder for the runs of this recipe, data and schedule."""
-    splits = json.loads((DATA / "manifest.json").read_text())["splits"]
-    made = [splits[name][f"{part}_sha256"] for name in ("train", "test") for part in PARTS]
-    key = sha256_of_lines([RECIPE.read_text(), *made])
-    return work / f"{key[:12]}_{epochs}_epochs"
+    if not (out / mini.FINAL).is_file():
+        train(
+            ["--config", str(RECIPE), "--output_dir", str(out)]
+            + ["--local_prob", str(prob), "--seed", str(seed), "--epochs", str(epochs)]
+            + ["--val_pairs", "0", "--save_ckpt_freq", str(epochs)]
+        )
+    found = mini.judged(
+        mini.score_lhp(mini.TEST, out, "--checkpoint", str(out / mini.FINAL)), mini.TEST
+    ).summary()
+    return {name: found[name] for name in METRICS}
 
 
 def main() -> None:
-    """Read the command line, train, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
-    parser.add_argument("--work", type=Path, default=Path("output/lhp_views"))
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    args = parser.parse_args()
-    lines = [
-        "# Local, global and hybrid views on the mini data",
-        "",
+    args = flag_parser(
+        __doc__, out=mini.PAGE, work=Path("output/lhp_views"), epochs=3, seeds=[1, 2, 3]
+    ).parse_args()
+    folder = mini.keyed_folder(args.work, RECIPE.read_text(), f"{args.epochs} epochs")
+    rows = []
+    for name, prob in VIEWS.items():
+        runs = [one_run(prob, seed, args.epochs, folder) for seed in args.seeds]
+        label = f"{name} (`--local_prob {prob:g}`)"
+        rows.append(mini.seeds_row(label, runs, lambda v: f"{min(v):.2f} to {max(v):.2f}"))
+    text = [
         f"Written by `python benchmarks/lhp_views.py --out {args.out} --epochs {args.epochs}`: the",
         f"mini recipe shortened to {args.epochs} epochs, with the seeds "
         f"{', '.join(map(str, args.seeds))}. Figures are percent on",
         "the 2,000 queries of the mini test set: mean and range over the seeds.",
-        "",
-        f"| views | {' | '.join(METRICS)} |",
-        f"| --- |{' --- |' * len(METRICS)}",
     ]
-    folder = folder_of(args.work, args.epochs)
-    for name, prob in VIEWS.items():
-        runs = [one_run(prob, seed, args.epochs, folder) for seed in args.seeds]
-        cells = [
-            f"{statistics.mean(r[m] for r in runs):.2f} "
-            f"({min(r[m] for r in runs):.2f} to {max(r[m] for r in runs):.2f})"
-            for m in METRICS
-        ]
-        lines.append(f"| {name} (`--local_prob {prob:g}`) | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    write_text(args.out, "\n".join(lines) + "\n")
+    title = "Local, global and hybrid views on the mini data"
+    mini.write_table(args.out, title, text, ["views", *METRICS], rows)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,49 @@
-"""Helpers shared by the benchmarks: the machine's matrix-product rate and a best-of-n timer."""
+"""Helpers shared by the benchmarks: command lines, times, memory, the rate of matrix products.
+
+torch is imported only where it is used, because some benchmarks measure the memory of a process
+without it.
+"""
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
 import platform
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
+Result = TypeVar("Result")
 PRODUCT_SIDE = 4096
 PRODUCTS = 5
+SECONDS_BETWEEN_LOOKS = 0.01  # interval of sampling memory
+
+
+def flag_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """Parser with one flag per default, or per (default, help text).
+
+    The default gives the type: False makes a switch, a list takes several values, None is a path,
+    a type is a required value.
+    """
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False)
+    for name, value in defaults.items():
+        default, text = value if isinstance(value, tuple) else (value, None)
+        first = default[0] if isinstance(default, list) else default
+        how: dict[str, Any] = {"type": Path if first is None else type(first), "default": default}
+        if default is False:
+            how = {"action": "store_true"}
+        elif isinstance(default, type):
+            how = {"type": default, "required": True}
+        elif isinstance(default, list):
+            how["nargs"] = "+"
+        parser.add_argument(f"--{name}", help=text, **how)
+    return parser
 
 
 def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> float:
@@ -25,8 +58,56 @@ def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> f
     return min(times)
 
 
+def in_fresh_process(work: Callable[..., Result], *args: Any) -> Result:
+    """Result of a function in a process of its own, whose memory is only that of the work."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
+
+
+def memory_mib(key: str, pid: int | str = "self", table: str = "status") -> float:
+    """Read a figure of ``/proc/PID/TABLE``, MiB; 0 if the process has just ended."""
+    try:
+        text = Path(f"/proc/{pid}/{table}").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    found = [line.split()[1] for line in text.splitlines() if line.startswith(f"{key}:")]
+    return int(found[0]) / 1024 if found else 0.0
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process, MiB (`getrusage` would include its parent's)."""
+    return memory_mib("VmHWM")
+
+
+def anonymous_mib() -> float:
+    """Anonymous memory of this process, MiB: other than file pages, which the system may drop."""
+    return memory_mib("RssAnon")
+
+
+class AnonymousPeak(threading.Thread):
+    """Block whose peak of anonymous memory, ``most`` in MiB, is sampled."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most, self.ended = 0.0, threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(SECONDS_BETWEEN_LOOKS):
+            self.most = max(self.most, anonymous_mib())
+
+    def __enter__(self) -> AnonymousPeak:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+
 def product_rate(dtype: torch.dtype) -> float:
     """Operations per second of a 4096 x 4096 x 4096 matrix product, best of five."""
+    import torch
+
     a = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).to(dtype)
     b = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).to(dtype)
     with torch.inference_mode():
@@ -35,6 +116,8 @@ def product_rate(dtype: torch.dtype) -> float:
 
 def describe() -> str:
     """Describe CPU, threads and torch version, for the head of a benchmark's output."""
+    import torch
+
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Train, score and evaluate mini models; shared by the benchmarks on the mini data.
+"""Train, score, fuse and evaluate mini models; shared by the benchmarks on the mini data.
 
 Finished runs stay in the work folder, in a folder named by recipe and data, so many runs can be
 split over several sessions.
@@ -7,18 +7,24 @@ split over several sessions.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from ensemble.run import main as fuse
+from ensemble.search import SCORE_FLAGS
+from ensemble.search import main as search
 from lhp.infer import main as lhp_infer
-from pab.core.files import sha256_of_lines, write_text
+from pab.core.files import sha256_of_file, sha256_of_lines, write_text
 from pab.data.annotations import read_retrieval
 from pab.data.records import Retrieval
 from pab.data.splits import write_split
 from pab.evaluate import Evaluation, evaluate
-from pab.metrics import paired_bootstrap
+from pab.metrics import Metrics, paired_bootstrap
 from pab.scores import load_scores
 from pab.training.config import TrainingConfig
 from pab.training.data import open_training_data
@@ -27,6 +33,7 @@ from uit.infer import main as uit_infer
 from uit.run import main as uit_train
 
 DATA = Path("data/mini")
+SHIPPED = Path("checkpoints/mini")
 UIT_RECIPE = Path("configs/uit/mini.yaml")
 PARTS = ("images", "annotations")
 METRICS = ("R@1", "R@5", "R@10", "mAP", "over twin")
@@ -49,13 +56,11 @@ class LabelledSet:
         return read_retrieval(self.annotation, image_folder=self.root, answers=self.answers)
 
     def flags(self) -> list[str]:
-        """Flags of scoring commands whose config names another set."""
-        return [
-            *("--annotation", str(self.annotation), "--image_folder", str(self.root)),
-            *("--answers", "none"),
-        ]
+        """Flags that name the set."""
+        return ["--annotation", str(self.annotation), "--image_folder", str(self.root)]
 
 
+PAGE = (Path, "Markdown file to write")  # flag of the benchmarks that write one
 TEST = LabelledSet("test", DATA / "annotation/test/attr.json")  # has twin labels
 
 
@@ -74,6 +79,11 @@ def keyed_folder(work: Path, *texts: str) -> Path:
     return work / sha256_of_lines([*texts, *made])[:12]
 
 
+def shipped_folder(work: Path) -> Path:
+    """Folder for the scores of the shipped models."""
+    return keyed_folder(work, *map(sha256_of_file, sorted(SHIPPED.rglob("*.safetensors"))))
+
+
 def train_uit(out: Path, *flags: str) -> Path:
     """Run the mini recipe with more flags; return the best validated weights, or the last ones."""
     if not (out / FINAL).is_file():
@@ -81,31 +91,79 @@ def train_uit(out: Path, *flags: str) -> Path:
     return out / (BEST if (out / BEST).is_file() else FINAL)
 
 
-def score_lhp(labelled: LabelledSet, out: Path) -> Path:
-    """Score with the shipped LHP; return the score file."""
-    path = out / f"{labelled.name}_lhp.pt"
+def run_script(name: str, flags: Sequence[str]) -> None:
+    """Run a script of this project as users do."""
+    subprocess.run([sys.executable, f"scripts/{name}.py", *flags], check=True)
+
+
+def scored(
+    infer: Callable[[list[str]], None], kind: str, labelled: LabelledSet, path: Path, *flags: str
+) -> Path:
+    """Score with a mini model, by default the shipped one; return the score file."""
     if not path.is_file():
-        lhp_infer(
-            ["--config", "configs/lhp/mini_infer.yaml", *labelled.flags()]
-            + ["--save_score", str(path), "--output_file", str(path.with_suffix(".txt"))]
+        infer(
+            ["--config", f"configs/{kind}/mini_infer.yaml", *labelled.flags(), "--answers", "none"]
+            + ["--save_score", str(path), "--output_file", str(path.with_suffix(".txt")), *flags]
         )
     return path
 
 
-def score_uit(
-    checkpoint: Path, labelled: LabelledSet, out: Path, candidates: Path | None
-) -> tuple[Path, Path | None]:
-    """Score with a UIT: re-ranked candidates, and ITC if it chose the candidates itself."""
-    kind = "itc" if candidates is None else "itm"
-    path, itc = out / f"{labelled.name}_uit_over_{kind}.pt", out / f"{labelled.name}_uit_itc.pt"
-    if not path.is_file():
-        uit_infer(
-            ["--config", "configs/uit/mini_infer.yaml", *labelled.flags()]
-            + ["--checkpoint", str(checkpoint), "--candidates", str(candidates or "none")]
-            + ["--save_score", str(path), "--output_file", str(path.with_suffix(".txt"))]
-            + ([] if candidates else ["--save_itc", str(itc)])
-        )
-    return path, None if candidates else itc
+def score_lhp(labelled: LabelledSet, out: Path, *flags: str) -> Path:
+    """Score with an LHP; return the score file."""
+    return scored(lhp_infer, "lhp", labelled, out / f"{labelled.name}_lhp.pt", *flags)
+
+
+def score_encoder(kind: str, labelled: LabelledSet, out: Path, *flags: str) -> Path:
+    """Score with a CLIP (``clip``) or BLIP-2 (``blip2``); return the score file."""
+    infer = partial(run_script, f"{kind}_infer")
+    return scored(infer, kind, labelled, out / f"{labelled.name}_{kind}.pt", *flags)
+
+
+def score_uit(checkpoint: Path, labelled: LabelledSet, out: Path, candidates: Path) -> Path:
+    """Score the candidates of another score file with a UIT; return the score file."""
+    chosen = ("--checkpoint", str(checkpoint), "--candidates", str(candidates))
+    return scored(uit_infer, "uit", labelled, out / f"{labelled.name}_uit_over_itm.pt", *chosen)
+
+
+def score_itc(checkpoint: Path, labelled: LabelledSet, out: Path) -> Path:
+    """Score with a UIT that chooses its candidates; return the score file of its ITC."""
+    itc = out / f"{labelled.name}_uit_itc.pt"
+    own = ("--checkpoint", str(checkpoint), "--candidates", "none", "--save_itc", str(itc))
+    scored(uit_infer, "uit", labelled, out / f"{labelled.name}_uit_over_itc.pt", *own)
+    return itc
+
+
+def score_shipped(labelled: LabelledSet, out: Path) -> dict[str, Path]:
+    """Score files of the four shipped models, in the published order."""
+    lhp = score_lhp(labelled, out)
+    uit = score_uit(SHIPPED / "uit.safetensors", labelled, out, lhp)
+    others = {kind: score_encoder(kind, labelled, out) for kind in ("blip2", "clip")}
+    return {"lhp": lhp, "uit": uit, **others}
+
+
+def given(members: Mapping[str, Path | str]) -> list[str]:
+    """Score files of members as flags of the ensemble's commands."""
+    return [
+        word for name, path in members.items() for word in (f"--{SCORE_FLAGS[name]}", str(path))
+    ]
+
+
+def choose_weights(
+    labelled: LabelledSet, members: dict[str, Path], out: Path, weights: Path | None = None
+) -> Path:
+    """Choose the fusion's weights on a set (`ensemble.search`); return the file of weights."""
+    weights = weights or out / "weights.yaml"
+    files = ("--trials", str(out / "trials.csv"), "--out", str(weights))
+    search([*labelled.flags(), *given(members), *files])
+    return weights
+
+
+def fused(weights: Path, members: dict[str, Path], out: Path) -> Path:
+    """Fuse these members and no others at chosen weights; return the score file."""
+    words = given({**dict.fromkeys(SCORE_FLAGS, "none"), **members})
+    outputs = ("--save_score", str(out), "--output_file", str(out.with_suffix(".txt")))
+    fuse(["--config", str(weights), *words, *outputs])
+    return out
 
 
 def judged(score: Path, labelled: LabelledSet) -> Evaluation:
@@ -113,32 +171,33 @@ def judged(score: Path, labelled: LabelledSet) -> Evaluation:
     return evaluate(load_scores(score), labelled.retrieval(), where=score)
 
 
-def run_script(name: str, *flags: str) -> None:
-    """Run a script of this project as users do."""
-    subprocess.run([sys.executable, f"scripts/{name}.py", *flags], check=True)
-
-
-def score_encoder(kind: str, labelled: LabelledSet, out: Path, *flags: str) -> Path:
-    """Score with the mini CLIP (``clip``) or BLIP-2 (``blip2``), by default the shipped one."""
-    path = out / f"{labelled.name}_{kind}.pt"
-    if not path.is_file():
-        outputs = ("--save_score", str(path), "--output_file", str(path.with_suffix(".txt")))
-        config = ("--config", f"configs/{kind}/mini_infer.yaml")
-        run_script(f"{kind}_infer", *config, *labelled.flags(), *outputs, *flags)
-    return path
+def printed_row(*cells: str) -> str:
+    """Table row, which is also printed."""
+    line = f"| {' | '.join(cells)} |"
+    print(line, flush=True)
+    return line
 
 
 def table_row(name: str, found: Evaluation, before: Evaluation | None) -> str:
     """Table row: metrics with their intervals, and the paired gain in R@1."""
     figures, bounds = found.summary(), found.intervals()
     cells = [f"{figures[m]:.2f} ({bounds[m][0]:.1f} to {bounds[m][1]:.1f})" for m in METRICS]
-    gain = "-"
-    if before is not None:
-        ours = paired_bootstrap(before.metrics.values["R@1"], found.metrics.values["R@1"])
-        gain = f"{ours.mean:+.2f} ({ours.low:+.2f} to {ours.high:+.2f})"
-    line = f"| {name} | {' | '.join(cells)} | {gain} |"
-    print(line, flush=True)
-    return line
+    over = "-" if before is None else gain(before.metrics, found.metrics)
+    return printed_row(name, *cells, over)
+
+
+def gain(before: Metrics, found: Metrics) -> str:
+    """Paired gain in R@1, with its interval."""
+    over = paired_bootstrap(before.values["R@1"], found.values["R@1"])
+    return f"{over.mean:+.2f} ({over.low:+.2f} to {over.high:+.2f})"
+
+
+def seeds_row(
+    name: str, runs: list[dict[str, float]], spread: Callable[[Sequence[float]], str]
+) -> str:
+    """Table row: means over the runs, each with their spread."""
+    columns = zip(*(run.values() for run in runs), strict=True)
+    return printed_row(name, *(f"{statistics.mean(v):.2f} ({spread(v)})" for v in columns))
 
 
 def write_table(

@@ -17,19 +17,20 @@ agree.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ir_measures
 import numpy as np
 import ranx
 import torch
 from ir_measures import AP, IPrec, Qrel, ScoredDoc, Success
+from machine import flag_parser
 from torch import Tensor
 
 from ensemble.fuse import aligned
@@ -40,11 +41,12 @@ from pab.data.records import Query, Retrieval
 from pab.evaluate import evaluate
 from pab.formats.export import export
 from pab.metrics import MAP_DEPTH
-from pab.scores import ScoreFile, load_scores, save_scores
+from pab.scores import ScoreFile, load_scores
 
 QUERIES, IMAGES, VALUES = 400, 150, 40  # VALUES distinct scores for IMAGES images: most tie
 MOST_RIGHT, MISSING = 15, 25
 LIMIT = 1e-6
+NAMES = [f"g{i:03}" for i in range(IMAGES)]
 MEASURES = {
     "R@1": Success @ 1,
     "R@5": Success @ 5,
@@ -53,47 +55,50 @@ MEASURES = {
     "mAP@10": AP @ MAP_DEPTH,
     "mINP": IPrec @ 1.0,  # precision at the last right image, 0 if one is not listed
 }
+Run = dict[str, dict[str, float]]  # query id -> image id -> score
 Relevant = dict[str, frozenset[str]]
 Row = tuple[str, str, float]
 
 
-def drawn(generator: np.random.Generator) -> tuple[dict[str, dict[str, float]], Relevant]:
+def drawn(generator: np.random.Generator) -> tuple[Run, Relevant]:
     """Random run that lists some images of most queries, and the right images of all queries."""
-    names = np.array([f"g{i:03}" for i in range(IMAGES)])
     run, relevant = {}, {}
     for number in range(QUERIES):
-        right = generator.choice(names, generator.integers(1, MOST_RIGHT + 1), replace=False)
+        right = generator.choice(NAMES, generator.integers(1, MOST_RIGHT + 1), replace=False)
         relevant[f"q{number:03}"] = frozenset(map(str, right))
         if number < MISSING:
             continue
-        listed = generator.choice(names, generator.integers(20, IMAGES + 1), replace=False)
+        listed = generator.choice(NAMES, generator.integers(20, IMAGES + 1), replace=False)
         scores = generator.integers(0, VALUES, len(listed)) / VALUES
         scores += 0.2 * np.isin(listed, right)  # better than chance
         run[f"q{number:03}"] = dict(zip(map(str, listed), scores.tolist(), strict=True))
     return run, relevant
 
 
-def ours(run: dict[str, dict[str, float]], relevant: Relevant, folder: Path) -> dict[str, Tensor]:
-    """The project's metrics of a run by query id, as fractions of 1."""
+def loaded(run: Run, folder: Path, **how: Any) -> ScoreFile:
+    """Run as the project reads it from a file in ranx's format."""
     (folder / "run.json").write_text(json.dumps(run))
-    score_file = load_scores(folder / "run.json", gallery_ids=images_of(run, relevant))
+    return load_scores(folder / "run.json", **how)
+
+
+def ours(run: Run, relevant: Relevant, folder: Path) -> dict[str, Tensor]:
+    """The project's metrics of a run by query id, as fractions of 1."""
+    score_file = loaded(run, folder, gallery_ids=images_of(run, relevant))
     retrieval = Retrieval([Query(query, "") for query in relevant], None, relevant, {})
     found = evaluate(score_file, retrieval, where="run").metrics
     order = [found.query_ids.index(query) for query in relevant]
     return {name: torch.from_numpy(v[order] / 100) for name, v in found.values.items()}
 
 
-def images_of(run: dict[str, dict[str, float]], relevant: Relevant) -> list[str]:
+def images_of(run: Run, relevant: Relevant) -> list[str]:
     """All images named by a run or the labels."""
     named = {name for listed in run.values() for name in listed}
     return sorted(named.union(*relevant.values()))
 
 
-def theirs(run: dict[str, dict[str, float]], relevant: Relevant) -> dict[str, Tensor]:
+def theirs(run: Run, relevant: Relevant) -> dict[str, Tensor]:
     """ir-measures' metrics of a run, by query id."""
-    docs = [
-        ScoredDoc(q, name, score) for q, listed in run.items() for name, score in listed.items()
-    ]
+    docs = [ScoredDoc(q, name, run[q][name]) for q in run for name in run[q]]
     qrels = [Qrel(q, name, 1) for q, right in relevant.items() for name in right]
     values = {name: dict.fromkeys(relevant, math.nan) for name in MEASURES}
     name_of = {str(measure): name for name, measure in MEASURES.items()}
@@ -105,18 +110,17 @@ def theirs(run: dict[str, dict[str, float]], relevant: Relevant) -> dict[str, Te
     }
 
 
-def without_ties(run: dict[str, dict[str, float]], folder: Path) -> dict[str, dict[str, float]]:
+def without_ties(run: Run, folder: Path) -> Run:
     """Run as exported for other tools, with ties resolved by the project's rule."""
-    (folder / "ties.json").write_text(json.dumps(run))
-    export(load_scores(folder / "ties.json"), "trec", folder / "run.trec")
-    found: dict[str, dict[str, float]] = {}
+    export(loaded(run, folder), "trec", folder / "run.trec")
+    found: Run = {}
     for line in (folder / "run.trec").read_text().splitlines():
         query, _, name, _, score, _ = line.split()
         found.setdefault(query, {})[name] = float(score)
     return found
 
 
-def mirrored(run: dict[str, dict[str, float]], relevant: Relevant) -> tuple[dict, Relevant]:
+def mirrored(run: Run, relevant: Relevant) -> tuple[dict, Relevant]:
     """Run with the order of image names reversed, so that ties resolve the other way."""
     names = images_of(run, relevant)
     other = dict(zip(names, reversed(names), strict=True))
@@ -130,10 +134,14 @@ def compare_metrics(folder: Path) -> list[Row]:
     mine, peer = ours(run, relevant, folder), theirs(without_ties(run, folder), relevant)
     n_right = torch.tensor([len(right) for right in relevant.values()])
     few = n_right <= MAP_DEPTH
-    rows = []
-    for name in MEASURES:
-        chosen = few if name == "mAP@10" else torch.ones_like(few)
-        rows.append(difference(f"{name}, run written by export", mine[name], peer[name], chosen))
+
+    def of_all(what: str, a: dict[str, Tensor], b: dict[str, Tensor]) -> list[Row]:
+        return [
+            difference(f"{name}, {what}", a[name], b[name], few if name == "mAP@10" else None)
+            for name in MEASURES
+        ]
+
+    rows = of_all("run written by export", mine, peer)
     scaled = mine["mAP@10"] * n_right.clamp(max=MAP_DEPTH) / n_right
     rows.append(difference("mAP@10 x min(n, 10) / n, n > 10 right images", scaled, peer["mAP@10"]))
 
@@ -141,12 +149,7 @@ def compare_metrics(folder: Path) -> list[Row]:
     told = {name: int(((mine[name] - raw[name]).abs() > LIMIT).sum()) for name in MEASURES}
     print(f"queries whose figure differs on the raw run, ties open: {told}", file=sys.stderr)
     turned = ours(*mirrored(run, relevant), folder)
-    for name in MEASURES:
-        chosen = few if name == "mAP@10" else torch.ones_like(few)
-        rows.append(
-            difference(f"{name}, raw run, ties to the larger id", turned[name], raw[name], chosen)
-        )
-    return rows
+    return rows + of_all("raw run, ties to the larger id", turned, raw)
 
 
 def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) -> Row:
@@ -159,36 +162,36 @@ def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) ->
 # ------------------------------------------------------------------------------------------ fusion
 
 
-def drawn_member(
-    generator: np.random.Generator, *, values: int | None, whole: bool
-) -> dict[str, dict[str, float]]:
-    """Random run of all queries.
+def drawn_member(generator: np.random.Generator, *, values: int | None, whole: bool) -> Run:
+    """Random run of all queries, with some or the ``whole`` of the images.
 
-    Args:
-        generator: random generator of the scores.
-        values: number of distinct scores; None: no ties within a query.
-        whole: if true, all images are listed.
+    There are ``values`` distinct scores; None: no ties within a query.
     """
-    names = np.array([f"g{i:03}" for i in range(IMAGES)])
     run = {}
     for number in range(QUERIES):
         count = IMAGES if whole else generator.integers(20, IMAGES + 1)
-        listed = generator.choice(names, count, replace=False)
+        listed = generator.choice(NAMES, count, replace=False)
         steps = generator.integers(0, values, count) if values else generator.permutation(count)
         scores = (steps / (values or count)).tolist()
         run[f"q{number:03}"] = dict(zip(map(str, listed), scores, strict=True))
     return run
 
 
-def fused(runs: Sequence[dict], weights: Sequence[float], folder: Path, **how: object) -> ScoreFile:
-    """Fuse runs with the project, from files in ranx's format."""
+def written(runs: Sequence[dict], weights: Sequence[float], folder: Path) -> list[Member]:
+    """Members of a fusion, from files in ranx's format."""
     members = []
     for number, (run, weight) in enumerate(zip(runs, weights, strict=True)):
         path = folder / f"member{number}.json"
         path.write_text(json.dumps(run))
         members.append(Member(f"m{number}", str(path), weight))
-    queries, images = list(runs[0]), [f"g{i:03}" for i in range(IMAGES)]
-    fusion = aligned(members, load_members(members, queries, images), queries, **how)
+    return members
+
+
+def fused(runs: Sequence[dict], weights: Sequence[float], folder: Path, **how: object) -> ScoreFile:
+    """Fuse runs with the project."""
+    members = written(runs, weights, folder)
+    queries = list(runs[0])
+    fusion = aligned(members, load_members(members, queries, NAMES), queries, **how)
     return ScoreFile(fusion.matrix(), fusion.query_ids, fusion.gallery_ids)
 
 
@@ -199,11 +202,6 @@ def as_matrix(run: ranx.Run, like: ScoreFile) -> Tensor:
         [[content[q].get(name, 0.0) for name in like.gallery_ids] for q in like.query_ids],
         dtype=torch.float64,
     )
-
-
-def orders(run: dict[str, dict[str, float]]) -> dict[str, list[str]]:
-    """Image names per query, best first."""
-    return {q: sorted(listed, key=lambda n: (-listed[n], n)) for q, listed in run.items()}
 
 
 def compare_fusion(folder: Path) -> list[Row]:
@@ -221,8 +219,11 @@ def compare_fusion(folder: Path) -> list[Row]:
             rows.append(difference(f"min-max sum, {name}", mine.scores, as_matrix(peer, mine)))
             if ties:
                 continue
-            # Reciprocal rank fusion uses only the order.
-            mine = fused([orders(run) for run in runs], weights, folder, rule="reciprocal_rank")
+            # Reciprocal rank fusion uses only the order: image names per query, best first.
+            orders = [
+                {q: sorted(run[q], key=lambda n: (-run[q][n], n)) for q in run} for run in runs
+            ]
+            mine = fused(orders, weights, folder, rule="reciprocal_rank")
             peer = as_matrix(ranx.fuse(peers, method="rrf", params={"k": 60}), mine)
             rows.append(difference(f"reciprocal rank fusion, {name}", mine.scores, peer))
     rows.append(tied_ranks(generator, folder))
@@ -239,59 +240,48 @@ def tied_ranks(generator: np.random.Generator, folder: Path) -> Row:
     mine = fused(runs, (1.0, 1.0, 1.0), folder, rule="reciprocal_rank")
     peers = [ranx.Run.from_dict(run) for run in runs]
     peer = as_matrix(ranx.fuse(peers, method="rrf", params={"k": 60}), mine)
-    alone = torch.ones_like(peer, dtype=torch.bool)
-    for run in runs:
-        for row, query in enumerate(mine.query_ids):
-            values = torch.tensor([run[query][name] for name in mine.gallery_ids])
-            alone[row] &= (values[:, None] == values[None]).sum(1) == 1
+    scores = [as_matrix(run, mine) for run in peers]
+    alone = torch.stack([(one[:, :, None] == one[:, None]).sum(2) == 1 for one in scores]).all(0)
     print(
         f"reciprocal rank fusion of tied scores: largest difference over all images "
         f"{float((mine.scores - peer).abs().max()):.1e}",
         file=sys.stderr,
     )
-    return difference("reciprocal rank fusion, ties: images that tie with none",
-                      mine.scores, peer, alone)  # fmt: skip
+    what = "reciprocal rank fusion, ties: images that tie with none"
+    return difference(what, mine.scores, peer, alone)
 
 
 def compare_files(folder: Path) -> list[Row]:
     """Rows of the table: our exports read by ranx, and ranx's files read here."""
     run, _ = drawn(np.random.default_rng(2))
-    (folder / "run.json").write_text(json.dumps(run))
-    score_file = load_scores(folder / "run.json")
+    score_file = loaded(run, folder)
     rows = []
     for form, kind in (("ranx", "json"), ("trec", "trec")):
         path = folder / f"export.{kind}"
         export(score_file, form, path)
         found = ranx.Run.from_file(str(path), kind=kind).to_dict()
-        same = [
-            {name: found[q].get(name, math.nan) for name in listed} for q, listed in run.items()
-        ]
-        values = [torch.tensor([*listed.values()], dtype=torch.float64) for listed in same]
-        given = [torch.tensor([*listed.values()], dtype=torch.float64) for listed in run.values()]
-        rows.append(
-            difference(f"export --format {form}, read by ranx", torch.cat(values), torch.cat(given))
+        there, here = (
+            torch.tensor(
+                [one[q].get(name, math.nan) for q in run for name in run[q]], dtype=torch.float64
+            )
+            for one in (found, run)
         )
+        rows.append(difference(f"export --format {form}, read by ranx", there, here))
         again = folder / f"saved.{kind}"
         ranx.Run.from_dict(run).save(str(again), kind=kind)
         back = load_scores(again, gallery_ids=score_file.gallery_ids)
         order = [back.query_ids.index(q) for q in score_file.query_ids]
-        rows.append(
-            difference(f"saved by ranx as {kind}, read here", back.scores[order], score_file.scores)
-        )
+        what = f"saved by ranx as {kind}, read here"
+        rows.append(difference(what, back.scores[order], score_file.scores))
     return rows
 
 
 def missing_queries_are_refused(folder: Path) -> None:
     """Check that a fusion rejects a run that lacks queries."""
     run, _ = drawn(np.random.default_rng(3))
-    whole = folder / "whole.pt"
-    names = [f"g{i:03}" for i in range(IMAGES)]
-    ids = [f"q{i:03}" for i in range(QUERIES)]
-    save_scores(whole, ScoreFile(torch.rand(QUERIES, IMAGES), ids, names))
-    (folder / "run.json").write_text(json.dumps(run))
-    members = [Member("a", str(whole), 1.0), Member("b", str(folder / "run.json"), 0.5)]
+    whole = drawn_member(np.random.default_rng(4), values=None, whole=True)
     try:
-        load_members(members)
+        load_members(written([whole, run], (1.0, 0.5), folder))
     except InputError as error:
         print(f"a run that lacks queries in a fusion: {error}", file=sys.stderr)
     else:
@@ -299,10 +289,7 @@ def missing_queries_are_refused(folder: Path) -> None:
 
 
 def main() -> None:
-    """Compare, print, and fail if a difference exceeds the limit."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, help="write the table to this page as well")
-    args = parser.parse_args()
+    args = flag_parser(__doc__, out=(None, "write the table to this page as well")).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         groups = {
@@ -311,13 +298,10 @@ def main() -> None:
         }
         missing_queries_are_refused(folder)
     lines = ["| peer | figure | values | largest difference |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {peer} | {what} | {count} | {largest:.1e} |"
-        for peer, rows in groups.items()
-        for what, count, largest in rows
-    ]
+    rows = [(peer, *row) for peer, group in groups.items() for row in group]
+    lines += [f"| {peer} | {what} | {count} | {most:.1e} |" for peer, what, count, most in rows]
     print("\n".join(lines))
-    worst = max(largest for rows in groups.values() for *_, largest in rows)
+    worst = max(most for *_, most in rows)
     holds = worst <= LIMIT
     print(f"largest difference {worst:.1e}, limit {LIMIT:.0e}: {'holds' if holds else 'FAILS'}")
     if args.out:

@@ -9,12 +9,11 @@ errors.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import flag_parser
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
@@ -41,18 +40,20 @@ def largest_matching(scores: torch.Tensor) -> int:
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
-def row(name: str, first: Sequence[int], before: Sequence[int] | None) -> str:
+def first_images(scores: torch.Tensor) -> np.ndarray:
+    """Column of each query's top-1 image."""
+    return top_k(scores, 1)[:, 0].numpy()
+
+
+def row(name: str, found: np.ndarray, before: np.ndarray | None) -> str:
     """Table row: distinct top-1 images, queries with a duplicate top-1, changed queries."""
-    found = np.asarray(first)
     counts = np.bincount(found)
-    shared = int((counts[found] > 1).sum())
-    changed = "-" if before is None else str(int((found != np.asarray(before)).sum()))
-    return f"| {name} | {len(set(first))} | {shared} | {changed} |"
+    changed = "-" if before is None else (found != before).sum()
+    return f"| {name} | {(counts > 0).sum()} | {(counts[found] > 1).sum()} | {changed} |"
 
 
 def main() -> None:
-    """Read the command line, fuse, decode, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = flag_parser(__doc__)
     parser.add_argument("lists", nargs=3, type=Path, help="LHP's, BLIP-2's and CLIP's ranked list")
     args = parser.parse_args()
     members = [Member(n, str(p), k) for n, p, k in zip(NAMES, args.lists, KEEPS, strict=True)]
@@ -64,13 +65,12 @@ def main() -> None:
     print("| ranking | distinct first images | queries that share theirs | changed first places |")
     print("| --- | --- | --- | --- |")
     for name, file in zip(NAMES, fusion.files, strict=True):
-        print(row(f"{name} alone", top_k(file.scores, 1)[:, 0].tolist(), None))
+        print(row(f"{name} alone", first_images(file.scores), None))
     scores = fusion.matrix()
-    plain = top_k(scores, 1)[:, 0].tolist()
+    plain = first_images(scores)
     for name, settings in WAYS.items():
         found = decode(scores, fusion.query_ids, fusion.gallery_ids, settings)
-        first = top_k(found, 1)[:, 0].tolist()
-        print(row(f"fused, {name}", first, None if name == "no decoding" else plain))
+        print(row(f"fused, {name}", first_images(found), None if name == "no decoding" else plain))
 
 
 if __name__ == "__main__":

@@ -14,18 +14,16 @@ less than 100 s of CPU time, which other load on the machine hardly affects.
 
 from __future__ import annotations
 
-import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import flag_parser, in_fresh_process, memory_mib
 
 from pab.core.errors import InputError
 from pab.data.training_set import TrainingSet
@@ -40,37 +38,23 @@ TEXT = (
 )
 
 
-def _without(line: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key != name}
-
-
-# Functions from a line to the same pair in another form.
-FORMS: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
-    lambda line: {**line, "hard_i_id": 8954},
-    lambda line: {**line, "camera": "c3", "quality": 0.9},
-    lambda line: {**line, "source_caption": None, "hard_c": "", "scene": [1]},
-    lambda line: {**line, "caption": [line["caption"]]},
+# Fields that give a pair another valid form; a list around the caption is the fourth form.
+FORMS: list[dict[str, Any]] = [
+    {"hard_i_id": 8954},
+    {"camera": "c3", "quality": 0.9},
+    {"source_caption": None, "hard_c": "", "scene": [1]},
 ]
-# Kind of fault, as reported -> function from a good line to a bad line's text.
-FAULTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "field 'caption': expected a text that is not empty": lambda line: json.dumps(
-        {**line, "caption": " "}
-    ),
-    "field 'caption': expected a text with a visible character": lambda line: json.dumps(
-        {**line, "caption": "\u200b\u2060"}
-    ),
-    "field 'caption': expected one caption": lambda line: json.dumps(
-        {**line, "caption": ["a man", "a woman"]}
-    ),
-    "field 'image': expected a text": lambda line: json.dumps(_without(line, "image")),
-    "field 'image': expected a path inside the data root": lambda line: json.dumps(
-        {**line, "image": "../x.jpg"}
-    ),
-    "field 'image_id': expected an id, a text or a whole number": lambda line: json.dumps(
-        {**line, "image_id": 1.5}
-    ),
-    "expected every image_id once": lambda line: json.dumps({**line, "image_id": "0_0"}),
-    "expected a JSON object": lambda line: json.dumps(line)[:-3],
+# Kind of fault, as reported -> fields that make a line bad. No fields: the line has no image.
+CUT = "expected a JSON object"  # the fault of a line that ends early
+FAULTS: dict[str, dict[str, Any]] = {
+    "field 'caption': expected a text that is not empty": {"caption": " "},
+    "field 'caption': expected a text with a visible character": {"caption": "\u200b\u2060"},
+    "field 'caption': expected one caption": {"caption": ["a man", "a woman"]},
+    "field 'image': expected a text": {},
+    "field 'image': expected a path inside the data root": {"image": "../x.jpg"},
+    "field 'image_id': expected an id, a text or a whole number": {"image_id": 1.5},
+    "expected every image_id once": {"image_id": "0_0"},
+    CUT: {},
 }
 
 
@@ -90,11 +74,18 @@ class OddLines:
         if self.made >= int(number * self.share):
             return json.dumps(line)
         self.made += 1
+        at = self.made // 2
         if self.made % 2:
-            return json.dumps(FORMS[self.made // 2 % len(FORMS)](line))
-        kind = list(FAULTS)[self.made // 2 % len(FAULTS)]
+            forms = [*FORMS, {"caption": [line["caption"]]}]
+            return json.dumps(line | forms[at % len(forms)])
+        kind = list(FAULTS)[at % len(FAULTS)]
         self.faults[kind] += 1
-        return FAULTS[kind](line)
+        if kind == CUT:
+            return json.dumps(line)[:-3]
+        bad = line | FAULTS[kind]
+        if not FAULTS[kind]:
+            del bad["image"]
+        return json.dumps(bad)
 
 
 def write_shards(root: Path, pairs: int, odd: OddLines) -> int:
@@ -125,20 +116,17 @@ def write_shards(root: Path, pairs: int, odd: OddLines) -> int:
 
 def memory() -> dict[str, int]:
     """Memory of this process in MiB: resident, peak, anonymous, private, shared."""
-    fields: dict[str, int] = {}
-    for name in ("smaps_rollup", "status"):
-        for line in Path(f"/proc/self/{name}").read_text(encoding="ascii").splitlines():
-            key, _, value = line.partition(":")
-            if value.strip().endswith("kB"):
-                fields[key] = int(value.split()[0])
-    kib = {
-        "peak": fields["VmHWM"],
-        "resident": fields["Rss"],
-        "anonymous": fields["Anonymous"],
-        "private": fields["Private_Clean"] + fields["Private_Dirty"],
-        "shared": fields["Shared_Clean"] + fields["Shared_Dirty"],
+    rollup = {
+        "resident": ("Rss",),
+        "anonymous": ("Anonymous",),
+        "private": ("Private_Clean", "Private_Dirty"),
+        "shared": ("Shared_Clean", "Shared_Dirty"),
     }
-    return {name: round(value / 1024) for name, value in kib.items()}
+    figures = {
+        name: sum(memory_mib(key, table="smaps_rollup") for key in keys)
+        for name, keys in rollup.items()
+    }
+    return {name: round(mib) for name, mib in {"peak": memory_mib("VmHWM"), **figures}.items()}
 
 
 def show(what: str, seconds: float, held: dict[str, int]) -> None:
@@ -168,14 +156,11 @@ def open_once(root: Path) -> tuple[float, float, int, dict[str, int]]:
     return time.perf_counter() - start, time.process_time() - worked, len(pairs), memory()
 
 
+@dataclass(frozen=True)
 class _Captions:
     """Dataset of caption lengths; item -1 returns the worker's memory."""
 
-    def __init__(self, pairs: TrainingSet) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+    pairs: TrainingSet
 
     def __getitem__(self, index: int) -> int | dict[str, int]:
         return memory() if index < 0 else len(self.pairs[index].caption)
@@ -203,19 +188,13 @@ def read_through_loader(root: Path) -> tuple[float, int, list[Any]]:
     return seconds, len(chosen), [before, memory(), *(batch[0] for batch in read[-WORKERS:])]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--pairs", type=int, default=PAIRS)
-    parser.add_argument("--odd_share", type=float, default=0.0, help="share of odd lines")
-    parser.add_argument("--folder", default=None, help="where to make the temporary folder")
-    args = parser.parse_args(argv)
-    spawn = multiprocessing.get_context("spawn")
-
-    def in_fresh_process(work: Callable[[Path], Any], root: Path) -> Any:
-        with ProcessPoolExecutor(1, spawn) as pool:
-            return pool.submit(work, root).result()
-
+def main() -> None:
+    args = flag_parser(
+        __doc__,
+        pairs=PAIRS,
+        odd_share=(0.0, "share of odd lines"),
+        folder=(None, "where to make the temporary folder"),
+    ).parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
         start = time.perf_counter()

@@ -7,20 +7,10 @@ candidates of the shipped LHP. Writes the table whatever the result.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 from pathlib import Path
 
-from mini_runs import (
-    TEST,
-    UIT_RECIPE,
-    judged,
-    keyed_folder,
-    score_lhp,
-    score_uit,
-    train_uit,
-    write_table,
-)
+import mini_runs as mini
+from machine import flag_parser
 
 VARIANTS = {
     "all losses": (),
@@ -33,27 +23,27 @@ COLUMNS = ("ITC R@1", "ITC R@10", "re-ranked R@1", "re-ranked mAP", "over twin")
 
 def one_run(flags: tuple[str, ...], out: Path, candidates: Path) -> dict[str, float]:
     """Metrics of one trained model on the mini test set, in percent."""
-    checkpoint = train_uit(out, *flags)
-    _, itc = score_uit(checkpoint, TEST, out, None)
-    assert itc is not None
-    by_itc = judged(itc, TEST).summary()
-    ranked = judged(score_uit(checkpoint, TEST, out, candidates)[0], TEST).summary()
+    checkpoint = mini.train_uit(out, *flags)
+    by_itc = mini.judged(mini.score_itc(checkpoint, mini.TEST, out), mini.TEST).summary()
+    ranked = mini.judged(
+        mini.score_uit(checkpoint, mini.TEST, out, candidates), mini.TEST
+    ).summary()
     values = (by_itc["R@1"], by_itc["R@10"], ranked["R@1"], ranked["mAP"], ranked["over twin"])
     return dict(zip(COLUMNS, values, strict=True))
 
 
 def main() -> None:
-    """Read the command line, train, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
-    parser.add_argument("--work", type=Path, default=Path("output/uit_losses"))
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--twin_batches_from", type=int, default=2)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    args = parser.parse_args()
+    args = flag_parser(
+        __doc__,
+        out=mini.PAGE,
+        work=Path("output/uit_losses"),
+        epochs=3,
+        twin_batches_from=2,
+        seeds=[1, 2],
+    ).parse_args()
     shortened = ("--epochs", str(args.epochs), "--twin_batches_from", str(args.twin_batches_from))
-    folder = keyed_folder(args.work, UIT_RECIPE.read_text(), " ".join(shortened))
-    candidates = score_lhp(TEST, folder)
+    folder = mini.keyed_folder(args.work, mini.UIT_RECIPE.read_text(), " ".join(shortened))
+    candidates = mini.score_lhp(mini.TEST, folder)
     rows = []
     for name, flags in VARIANTS.items():
         runs = [
@@ -64,13 +54,7 @@ def main() -> None:
             )
             for seed in args.seeds
         ]
-        cells = [
-            f"{statistics.mean(run[column] for run in runs):.2f} "
-            f"({' / '.join(f'{run[column]:.2f}' for run in runs)})"
-            for column in COLUMNS
-        ]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-        print(rows[-1], flush=True)
+        rows.append(mini.seeds_row(name, runs, lambda v: " / ".join(f"{one:.2f}" for one in v)))
     text = [
         f"Written by `python benchmarks/uit_losses.py --out {args.out} --epochs {args.epochs} "
         f"--twin_batches_from {args.twin_batches_from}`.",
@@ -80,7 +64,7 @@ def main() -> None:
         f"{', '.join(map(str, args.seeds))}. Re-ranked means the match score over the 32",
         "candidates of the shipped LHP.",
     ]
-    write_table(args.out, "UIT's losses on the mini data", text, ["losses", *COLUMNS], rows)
+    mini.write_table(args.out, "UIT's losses on the mini data", text, ["losses", *COLUMNS], rows)
 
 
 if __name__ == "__main__":

@@ -10,36 +10,26 @@ from __future__ import annotations
 
 import argparse
 import random
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from unittest.mock import patch
 
 import torch
-from machine import best_seconds, describe, product_rate
+from machine import best_seconds, describe, flag_parser
+from models import CPU, bert_rows, bert_tokenizer, number_formats
 from torch import Tensor
 
 import uit.rerank
-from pab.core.devices import DTYPES, cpu_has_bf16
 from pab.data.wordpiece import Tokenizer
 from uit.bert import Bert, FusedPairs, ImageMemory
-from uit.make_vocabulary import make_vocabulary
 from uit.model import MODELS, Uit
 from uit.rerank import match_scores
 
-CPU = torch.device("cpu")
 # Lengths in BERT's ids of the 41 reference captions (`tokens.json`), with special tokens.
 LENGTHS = (
     5, 7, 15, 30, 31, 31, 31, 31, 31, 31, 31, 32, 32, 33, 34, 34, 35, 35, 35, 35, 35, 35, 36, 37,
     37, 37, 37, 38, 38, 39, 39, 40, 41, 41, 42, 42, 44, 47, 48, 56, 56,
 )  # fmt: skip
-
-
-def captions(tokenizer: Tokenizer, count: int) -> list[list[int]]:
-    """Random ids with realistic lengths."""
-    draw = random.Random(0)
-    lengths = draw.choices(LENGTHS, k=count)
-    return [[tokenizer.cls, *draw.choices(range(1000, 30000), k=n - 2), tokenizer.sep]
-            for n in lengths]  # fmt: skip
 
 
 def plain_loop(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
@@ -54,38 +44,26 @@ def plain_loop(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: 
     return torch.stack(scores)
 
 
-def without(idea: str) -> AbstractContextManager[object]:
-    """Disable one idea in the block."""
-    if idea == "only [CLS] in the last layer":
-
-        def everywhere(bert: Bert, pairs: FusedPairs, at: Tensor) -> Tensor:
-            last = bert.fusion[-1]
-            whole = last.finish(last.attend(pairs.text, pairs.visible), pairs.image)
-            return whole.gather(1, at[..., None].expand(-1, -1, whole.shape[-1]))
-
-        return patch.object(Bert, "fused_at", everywhere)
-    if idea == "a text's first self-attention once":
-        original = Bert.fuse_pairs
-
-        def repeated(
-            bert: Bert, text: Tensor, mask: Tensor, memory: ImageMemory, rows: Tensor,
-            images: Tensor,
-        ) -> FusedPairs:  # fmt: skip
-            own = torch.arange(len(rows))
-            return original(bert, text[rows], mask[rows], memory, own, images)
-
-        return patch.object(Bert, "fuse_pairs", repeated)
-    if idea == "an image's keys and values once a group":
-        return patch.object(uit.rerank, "IMAGES_A_GROUP", 1)  # one query per group
-    if idea == "queries batched together":
-        return patch.object(uit.rerank, "PAIRS_A_PASS", 1)
-    return nullcontext()
+def all_tokens(bert: Bert, pairs: FusedPairs, at: Tensor) -> Tensor:
+    """Variant of `Bert.fused_at` with all tokens in the last layer."""
+    last = bert.fusion[-1]
+    whole = last.finish(last.attend(pairs.text, pairs.visible), pairs.image)
+    return whole.gather(1, at[..., None].expand(-1, -1, whole.shape[-1]))
 
 
-IDEAS = (
-    "an image's keys and values once a group", "a text's first self-attention once",
-    "only [CLS] in the last layer",
-)  # fmt: skip
+def repeated_texts(bert: Bert, text: Tensor, mask: Tensor, memory: ImageMemory, rows: Tensor,
+                   images: Tensor) -> FusedPairs:  # fmt: skip
+    """Variant of `Bert.fuse_pairs` with a text's first self-attention in each pair."""
+    return fuse_pairs(bert, text[rows], mask[rows], memory, torch.arange(len(rows)), images)
+
+
+fuse_pairs = Bert.fuse_pairs
+# Idea -> block without it.
+IDEAS = {
+    "an image's keys and values once a group": patch.object(uit.rerank, "IMAGES_A_GROUP", 1),
+    "a text's first self-attention once": patch.object(Bert, "fuse_pairs", repeated_texts),
+    "only [CLS] in the last layer": patch.object(Bert, "fused_at", all_tokens),
+}
 
 
 @torch.inference_mode()
@@ -97,60 +75,51 @@ def measure(k: int, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
         if parameter.ndim > 1 and "embeddings" not in name:
             parameter.normal_(std=0.03)  # larger than the initialization, so that pairs differ
     tokens = torch.randn(args.gallery, 50, model.config.swin.width)
-    rows = captions(tokenizer, args.queries)
+    rows = bert_rows(tokenizer, random.Random(0).choices(LENGTHS, k=args.queries))
     candidates = torch.stack([torch.randperm(args.gallery)[:k] for _ in rows])
     looped = args.loop if k > 32 else args.queries
-    exact = plain_loop(model, tokenizer, rows[:looped], tokens, candidates[:looped])
-    seconds = best_seconds(
-        lambda: plain_loop(model, tokenizer, rows[:looped], tokens, candidates[:looped]),
-        args.repeats,
-        warm_up=0,
-    )
-    loop = looped * k / seconds
+    first = (rows[:looped], tokens, candidates[:looped])
+    exact = plain_loop(model, tokenizer, *first)
+
+    def rate_of(run: Callable[[], Tensor], queries: int, repeats: int) -> float:
+        return queries * k / best_seconds(run, repeats, warm_up=0)
+
+    loop = rate_of(lambda: plain_loop(model, tokenizer, *first), looped, args.repeats)
     print(f"\nk = {k}: plain loop, fp32 eager, {looped} queries: {loop:.1f} pairs/s")
 
-    def run(dtype: torch.dtype) -> Tensor:
-        return match_scores(model, tokenizer, rows, tokens, candidates, device=CPU, dtype=dtype)
-
-    for kind in ("fp32", "bf16"):
-        if kind == "bf16" and not cpu_has_bf16():
-            print("  bf16: this processor has no bf16 units")
-            continue
-        dtype = DTYPES[kind]
+    for kind, dtype, products in number_formats():
         model = model.to(dtype)
-        found = run(dtype)[:looped]
-        rate = len(rows) * k / best_seconds(lambda d=dtype: run(d), args.repeats, warm_up=0)  # type: ignore[misc]
+        run = partial(
+            match_scores, model, tokenizer, rows, tokens, candidates, device=CPU, dtype=dtype
+        )
+        found = run()[:looped]
+        rate = rate_of(run, len(rows), args.repeats)
         print(
             f"  {kind}: {rate:7.1f} pairs/s, {rate / loop:.2f}x the loop; largest difference "
             f"{float((found - exact).abs().max()):.1e} of scores with deviation "
-            f"{float(exact.std()):.1e}; products at {product_rate(dtype) / 1e9:.0f} GFLOP/s"
+            f"{float(exact.std()):.1e}; products at {products:.0f} GFLOP/s"
         )
-        for idea in IDEAS if args.ideas else ():
-            with without(idea):
-                slower = len(rows) * k / best_seconds(lambda d=dtype: run(d), 1, warm_up=0)  # type: ignore[misc]
+        for idea, without in IDEAS.items() if args.ideas else ():
+            with without:
+                slower = rate_of(run, len(rows), 1)
             print(f"    without '{idea}': {slower:7.1f} pairs/s, {slower / rate:.2f} of it")
 
 
 def main() -> None:
-    """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--k", type=int, nargs="+", default=[10, 128])
-    parser.add_argument("--queries", type=int, default=16)
-    parser.add_argument("--gallery", type=int, default=256)
-    parser.add_argument("--loop", type=int, default=4, help="queries of the plain loop at large k")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--ideas", action="store_true", help="also turn each idea off alone")
-    parser.add_argument(
-        "--text_encoder", type=Path, help="folder of BERT's vocab.txt (default: a made-up one)"
-    )
-    args = parser.parse_args()
+    args = flag_parser(
+        __doc__,
+        k=[10, 128],
+        queries=16,
+        gallery=256,
+        loop=(4, "queries of the plain loop at large k"),
+        repeats=2,
+        ideas=(False, "also turn each idea off alone"),
+        text_encoder=(None, "folder of BERT's vocab.txt (default: a made-up one)"),
+    ).parse_args()
     print(describe())
-    folder = args.text_encoder
-    if folder is None:
-        folder = Path("output/benchmarks/vocabulary")
-        make_vocabulary(["a man in a red coat"], folder, 100)
+    tokenizer = bert_tokenizer(args.text_encoder)
     for k in args.k:
-        measure(k, args, Tokenizer(folder, 56, 56))
+        measure(k, args, tokenizer)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ version, the true pairs, and each kind of negative pairs, with all layers on all
 
 from __future__ import annotations
 
-import argparse
-import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import torch
-from machine import describe, product_rate
+from machine import describe, flag_parser
+from models import BERT_LENGTH, BERT_WORDS, CPU, number_formats, samples_per_second
 from torch import Tensor
 
-from pab.core.devices import DTYPES, autocast, cpu_has_bf16, keep_freed_memory
-from pab.training.optim import clip_and_step, make_adamw, parameter_groups, set_lr
+from pab.core.devices import autocast, keep_freed_memory
 from uit.bert import ImageMemory
 from uit.losses import (
     contrastive_loss,
@@ -31,8 +31,7 @@ from uit.masking import hide_blocks, labels_at
 from uit.model import MODELS, Uit
 from uit.objective import LossWeights, UitBatch, uit_losses
 
-CPU = torch.device("cpu")
-LENGTH, SHORTEST, LONGEST = 56, 27, 50
+SHORTEST, LONGEST = 27, 50  # ids of a caption
 WEIGHTS = LossWeights(eda=0.8, mlm=1.0, mim=0.1356 * 84, label_smoothing=0.2)
 
 
@@ -40,13 +39,13 @@ def make_batch(size: int) -> UitBatch:
     """Random images, ids with realistic lengths, masks as in the loader."""
     draw = Random(0)
     lengths = [draw.randint(SHORTEST, LONGEST) for _ in range(2 * size)]
-    ids = torch.zeros(2 * size, LENGTH, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(1000, 30000, (length,))
-        mask[row, :length] = 1
-    rows = [ids[i, : lengths[i]].tolist() for i in range(size)]
-    chosen = [sorted(draw.sample(range(1, lengths[i] - 1), 10)) for i in range(size)]
+    captions = [torch.randint(*BERT_WORDS, (length,)) for length in lengths]
+    ids = torch.zeros(2 * size, BERT_LENGTH, dtype=torch.int64)
+    for row, caption in zip(ids, captions, strict=True):
+        row[: len(caption)] = caption
+    mask = (ids != 0).long()
+    rows = [caption.tolist() for caption in captions[:size]]
+    chosen = [sorted(draw.sample(range(1, len(row) - 1), 10)) for row in rows]
     positions, labels = labels_at(rows, chosen, 10)
     masked = ids[:size].scatter(1, positions, 103)
     image = torch.randn(size, 3, 224, 224)
@@ -94,6 +93,14 @@ def plain_losses(model: Uit, batch: UitBatch) -> dict[str, Tensor]:
     return {"loss": total, "itc": itc, "itm": itm, "mlm": mlm, "mim": mim}
 
 
+def backward(losses: Callable[[], dict[str, Tensor]], dtype: torch.dtype) -> Tensor:
+    """Accumulate one batch's gradient; return the loss."""
+    with autocast(CPU, dtype):
+        loss = losses()["loss"]
+    loss.backward()
+    return loss
+
+
 def make_model() -> Uit:
     """Full-size model without randomness in a pass, so that both variants give equal losses."""
     torch.manual_seed(0)
@@ -103,50 +110,31 @@ def make_model() -> Uit:
 
 
 def main() -> None:
-    """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=3)
-    args = parser.parse_args()
+    args = flag_parser(__doc__, batch_size=8, steps=3).parse_args()
     print(describe())
     model, batch = make_model(), make_batch(args.batch_size)
-    groups = parameter_groups(
-        model.named_parameters(), weight_decay=0.01, no_decay=model.no_weight_decay,
-        lr_scale_of=model.rate_scale,
-    )  # fmt: skip
-    optimizer = make_adamw(groups, (0.9, 0.98), 1e-8)
-    set_lr(optimizer, 0.0)  # fixed weights, so that all variants see the same
     with torch.no_grad():
         one, two = plain_losses(model, batch), uit_losses(model, batch, WEIGHTS, hardest)
     for name, value in one.items():
         apart = abs(float(two[name]) - float(value))
         print(f"  {name}: plain {float(value):.5f}, shared passes {float(two[name]):.5f} "
               f"(difference {apart:.1e})")  # fmt: skip
-    rates: dict[str, float] = {}
-    for way, kind in (("plain fp32", "fp32"), ("shared fp32", "fp32"), ("shared bf16", "bf16")):
-        if kind == "bf16" and not cpu_has_bf16():
-            print("  bf16: this processor has no bf16 units")
-            continue
-        if way == "shared fp32":  # as `uit.train` starts
+    losses = {
+        "plain": partial(plain_losses, model, batch),
+        "shared": partial(uit_losses, model, batch, WEIGHTS, hardest),
+    }
+    of_plain = 0.0
+    for way, kind in (("plain", "fp32"), ("shared", "fp32"), ("shared", "bf16")):
+        if way == "shared":  # as `uit.train` starts
             keep_freed_memory(CPU)
-        times = []
-        for _ in range(args.steps + 1):  # the first step is a warm-up
-            start = time.perf_counter()
-            with autocast(CPU, DTYPES[kind]):
-                if way.startswith("plain"):
-                    loss = plain_losses(model, batch)["loss"]
-                else:
-                    loss = uit_losses(model, batch, WEIGHTS, hardest)["loss"]
-            loss.backward()
-            clip_and_step(optimizer, loss=loss)
-            optimizer.zero_grad(set_to_none=True)
-            times.append(time.perf_counter() - start)
-        rates[way] = args.batch_size / min(times[1:])
-        ceiling = product_rate(DTYPES[kind]) / 1e9
-        print(
-            f"  {way}: {rates[way]:.3f} samples/s, {rates[way] / rates['plain fp32']:.2f}x the "
-            f"plain order (matrix products at {ceiling:.0f} GFLOP/s)"
-        )
+        for _, dtype, products in number_formats(kind):
+            step = partial(backward, losses[way], dtype)
+            rate = samples_per_second(step, model, args.batch_size, args.steps)
+            of_plain = of_plain or rate
+            print(
+                f"  {way} {kind}: {rate:.3f} samples/s, {rate / of_plain:.2f}x the "
+                f"plain order (matrix products at {products:.0f} GFLOP/s)"
+            )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from pab.core.errors import InputError
 from pab.core.files import existing_file
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
-SPECIAL_IDS = 4
 MAX_TEXT_LENGTH = 64  # ids, including both special tokens; from the published recipe
 
 

@@ -127,9 +127,7 @@ class Collate:
         length = self.tokenizer.max_length
         text_ids, text_mask = self.tokenizer.pad_rows(versions, length)
         hidden = [row.hidden for row in rows if row.hidden]
-        masked_ids = torch.empty(0, length, dtype=torch.int64)
-        if hidden:
-            masked_ids, _ = self.tokenizer.pad_rows(hidden, length)
+        masked_ids, _ = self.tokenizer.pad_rows(hidden, length)
         positions, labels = labels_at(captions, [row.chosen for row in rows], self.most_hidden)
         blocks = torch.empty(0, 0)
         if self.blocks:

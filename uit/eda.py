@@ -137,14 +137,14 @@ def augment(caption: str, share: float, synonyms: Synonyms | None, draw: Random)
     operation = draw.randrange(4 if synonyms is not None else 2)
     if operation == 0:
         words = _swap(words, count, draw)
-    elif operation == 1:
+    elif synonyms is None or operation == 1:
         words = [word for word in words if draw.random() >= share] or [draw.choice(words)]
     elif operation == 2:
-        assert synonyms is not None
-        words = _replace(words, count, synonyms, draw)
+        new = dict(_with_synonyms(words, count, synonyms, draw))
+        words = [new.get(word, word) for word in words]
     else:
-        assert synonyms is not None
-        words = _insert(words, count, synonyms, draw)
+        for _, synonym in _with_synonyms(words, count, synonyms, draw):
+            words.insert(draw.randrange(len(words) + 1), synonym)
     return " ".join(words)
 
 
@@ -171,15 +171,3 @@ def _with_synonyms(
         if len(found) == count:
             break
     return found
-
-
-def _replace(words: list[str], count: int, synonyms: Synonyms, draw: Random) -> list[str]:
-    new = dict(_with_synonyms(words, count, synonyms, draw))
-    return [new.get(word, word) for word in words]
-
-
-def _insert(words: list[str], count: int, synonyms: Synonyms, draw: Random) -> list[str]:
-    words = list(words)
-    for _, synonym in _with_synonyms(words, count, synonyms, draw):
-        words.insert(draw.randrange(len(words) + 1), synonym)
-    return words

@@ -143,10 +143,8 @@ def uit_losses(
             of_text, of_image = negative_weights(
                 image_vector.detach(), text_vector.detach(), batch.identity, model.temp.detach()
             )
-        rows += [start + own, start + own]
-        images += [own, draw(of_text)]
-        rows += [start + draw(of_image)]
-        images += [own]
+        images += [own, draw(of_text), own]
+        rows += [start + own, start + own, start + draw(of_image)]
 
     # ---- Cross encoder, on the ITM pairs and the masked captions
     compared = 3 * size * len(share)

@@ -47,10 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line, then train or evaluate."""
     given = _words(list(sys.argv[1:] if argv is None else argv))
     config, own = config_from_args(
-        TrainConfig,
-        given,
-        prog="python -m uit.run",
-        extra=_add_own_flags,
+        TrainConfig, given, prog="python -m uit.run", extra=_add_own_flags
     )
     if own.evaluate:
         # Training would start from the config's own checkpoint.

@@ -149,17 +149,13 @@ def way_of_the_tags(name: str, path: Path) -> dict[str, Any]:
         tag: prepared(tag_of(name, tag, "--preprocess_as"))
         for tag in open_clip.list_pretrained_tags_by_model(name)
     }
-    first = next(iter(ways.values()), {})
-    if any(_plain(way) != _plain(first) for way in ways.values()):
+    # As JSON, tuples and lists compare equal.
+    if len({json.dumps(way, sort_keys=True) for way in ways.values()}) > 1:
         raise InputError(
             path, f"does not say how its images were prepared, and the tags of {name} differ in it",
             todo=f"say whose way it is with --preprocess_as: {', '.join(ways)}",
         )  # fmt: skip
-    return first
-
-
-def _plain(way: dict[str, Any]) -> str:
-    return json.dumps(way, sort_keys=True)  # tuples and lists compare equal
+    return next(iter(ways.values()), {})
 
 
 def folder_weights(name: str, pretrained: str | None) -> Path:

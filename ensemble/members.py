@@ -116,7 +116,10 @@ def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
             to 1.
     """
     if not members:
-        raise InputError("ensemble", "expected score files to fuse, found none")
+        raise InputError(
+            "ensemble", "expected score files to fuse, found none",
+            todo="give --beit3_score FILE or --member NAME=FILE:WEIGHT",
+        )  # fmt: skip
     names = [member.name for member in members]
     for member in members:
         if names.count(member.name) > 1:

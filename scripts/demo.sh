@@ -4,6 +4,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+case ${1:-} in
+    "") ;;
+    --help | -h) sed -n '2,/^set /s/^# *//p' scripts/demo.sh; exit ;;
+    --version) sed -n 's/^version = "\(.*\)"/person-anomaly-retrieval \1/p' pyproject.toml; exit ;;
+    *) echo "error: $1: expected no arguments" >&2; exit 2 ;;
+esac
 bash scripts/setup.sh
 python=.venv/bin/python
 data=data/mini

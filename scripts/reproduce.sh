@@ -19,6 +19,8 @@ while [ $# -gt 0 ]; do
             [ $# -gt 1 ] || { echo "error: --answers: expected a file after it" >&2; exit 2; }
             answers=$2
             shift ;;
+        --help | -h) sed -n '2,/^set /s/^# *//p' scripts/reproduce.sh; exit ;;
+        --version) sed -n 's/^version = "\(.*\)"/person-anomaly-retrieval \1/p' pyproject.toml; exit ;;
         *) echo "error: $1: expected --train, --mini or --answers FILE" >&2; exit 2 ;;
     esac
     shift

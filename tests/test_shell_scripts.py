@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 from collections.abc import Callable
@@ -50,6 +51,30 @@ def test_help_and_errors_of_the_shell_scripts(script: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unrecognized arguments: --typo; see bash scripts/")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["demo", "reproduce"])
+def test_help_starts_no_work(script: str, tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in (f"scripts/{script}.sh", "pyproject.toml"):
+        (tmp_path / name).write_text((SCRIPTS.parent / name).read_text())
+    (tmp_path / "scripts/setup.sh").write_text("echo set up\nexit 9\n")
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    command = ["bash", tmp_path / f"scripts/{script}.sh"]
+    done = run([*command, "--help"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"bash scripts/{script}.sh" in done.stdout
+    assert "#" not in done.stdout
+    assert "set -" not in done.stdout
+    done = run([*command, "--version"])
+    assert (done.returncode, done.stdout) == (0, f"{package_version()}\n")
+    done = run([*command, "--typo"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --typo: expected ")
+
+
+def package_version() -> str:
+    return f"person-anomaly-retrieval {importlib.metadata.version('person-anomaly-retrieval')}"
 
 
 @pytest.mark.parametrize("script", ["iterative_ensemble", "infer_all"])

@@ -262,7 +262,7 @@ def test_a_broken_array_is_named_by_its_own_file(root: Path) -> None:
     path.write_bytes('[{"image": "a.jpg"},\n{]'.encode("utf-16"))
     with pytest.raises(InputError, match=r"train/pair_2\.json, line 2: .*broken JSON"):
         TrainingSet.open(root, skip_bad_lines=True)
-    assert list((root / ".cache").iterdir()) == []
+    assert not (root / ".cache").exists()
 
 
 def test_captions_of_one_image_share_its_identity(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class SwinConfig:
             raise InputError(
                 "--input_size", f"{self.image_size} px is no multiple of {deepest} px, the last "
                 "stage's patch",
+                todo=f"give a multiple of {deepest}",
             )  # fmt: skip
         for side in self.grids:
             if side > self.window and side % self.window:
@@ -82,6 +83,7 @@ class SwinConfig:
                     "--input_size",
                     f"{self.image_size} px gives a grid of {side} tokens, which windows of "
                     f"{self.window} do not divide",
+                    todo="give another --window or --input_size",
                 )
 
 

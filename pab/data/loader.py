@@ -15,13 +15,17 @@ class Loader(DataLoader[Any]):
     waits for a disk or network.
     """
 
-    def __init__(self, dataset: Any, **options: Any) -> None:
-        super().__init__(dataset, worker_init_fn=ignore_interrupt, **options)
+    def __iter__(self) -> Any:
+        """Start the workers with SIGINT blocked, which they inherit.
+
+        The main process handles Ctrl-C and ends its workers. A signal that arrives during the start
+        is delivered after it: Python would swallow an exception that is raised while it forks.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def check_worker_number_rationality(self) -> None:
         """Accept any number of worker processes."""
-
-
-def ignore_interrupt(worker: int) -> None:
-    """Ignore Ctrl-C in a worker process; the main process handles it and ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
@@ -68,6 +69,8 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
         raise _no_room(index, error, "name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # remove the folder only if it is empty: the set had an error
+            index.parent.rmdir()
 
 
 def _no_room(index: Path, error: OSError, todo: str) -> InputError:

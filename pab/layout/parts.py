@@ -25,7 +25,10 @@ PAB_SHARDS, PAB_TRAIN, PAB_TEST, PAB_UCC = 75, 1_013_605, 1_978, 5_320
 
 PAB_SOURCE = "https://github.com/Shuyu-XJTU/CMP"
 CHALLENGE_SOURCE = "https://github.com/Shuyu-XJTU/WWW2025Workshop"
-FETCH = f"download PAB from {PAB_SOURCE} (see data/README.md), or make the mini data"
+FETCH = (
+    f"download PAB from {PAB_SOURCE} (see data/README.md), or draw the mini data: "
+    "python -m pab.mini --out data/mini"
+)
 
 MASKED, TRACK4 = "name-masked_test-set", "track4/name-masked_test-set"
 QUERY_FILES = ("query.json", "query_text.json")  # of a name-masked set

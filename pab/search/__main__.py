@@ -52,7 +52,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         prog=PROG,
         epilog="All other flags go to the encoder (--config, --checkpoint, --pretrained, --device, "
-        "--dtype, --batch_size, ...): see the --help of the member's scoring command.",
+        "--dtype, --batch_size, ...): python -m pab.scoring NAME --help lists them.",
     )
     data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
     once: dict[str, Any] = {"action": _Once}

@@ -324,7 +324,7 @@ class ImageLoader:
             transform = transform.transform()
         self._images, self._unreadable = images, reader.unreadable
         self._loader = Loader(
-            _Images(images, transform, reader.load),
+            _Images(images, transform, reader.load),  # type: ignore[arg-type]  # no import of torch
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=_collate,

@@ -1,7 +1,7 @@
 """Assignment within the connected components that hold a duplicate top-1 image.
 
 Queries and the first images of their rankings form a bipartite graph. A component without a
-duplicate top-1 image is unchanged. In every other component, images are assigned anew: each query
+duplicate top-1 image is unchanged. In every other component, images are reassigned: each query
 gets at most one of its first images, or pays the slack and keeps its current top-1 image.
 
 This is the last stage of Protocol-Aware Assignment. Utilities are rounded to steps of 1e-5, so that

@@ -1,7 +1,7 @@
 """Reciprocal rank fusion with exact sums, so that ties do not depend on the order of the members.
 
-An image at place r (from 1) of a member's ranking gets 1 / (k + r) (Cormack, Clarke and Buettcher,
-SIGIR 2009). Equal scores of a member share the mean of their places. Places are therefore integers
+An image at rank r (from 1) of a member's ranking gets 1 / (k + r) (Cormack, Clarke and Buettcher,
+SIGIR 2009). Equal scores of a member share the mean of their ranks. Ranks are therefore integers
 or half-integers, and every part of a sum is 2 / n with an integer n.
 
 Sums are first computed in 62-bit integers. Sums that differ by no more than rounding are then
@@ -18,21 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_RANK_K = 1_000_000  # for much larger values, 64 bits would not separate neighbouring places
+MOST_RANK_K = 1_000_000  # for much larger values, 64 bits would not separate neighbouring ranks
 _LARGEST = 1 << 62  # the sums, with parts of at most half of it, fit in 64 bits
 
 
-def halves(places: Tensor, k: int) -> Tensor:
+def halves(ranks: Tensor, k: int) -> Tensor:
     """Return the integers n for which a member's parts are 2 / n.
 
     Args:
-        places: places from 0 for the best, integers or half-integers, float32 [q, C].
+        ranks: ranks from 0 for the best, integers or half-integers, float32 [q, C].
         k: constant of the rule.
 
     Returns:
         int64 [q, C], at least 2.
     """
-    return (2.0 * places).long() + 2 * (k + 1)
+    return (2.0 * ranks).long() + 2 * (k + 1)
 
 
 def exact_scores(parts: Tensor) -> Tensor:

@@ -253,8 +253,8 @@ def test_ids_of_the_reference() -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "heads", "expected"),
     [
-        ("{}", 2, "the tokenizer of .* cannot be had: .*make its files anew"),
-        ('{"version": "1.', 2, "the tokenizer of .* cannot be had: .*make its files anew"),
+        ("{}", 2, "the tokenizer of .* cannot be had: .*make its files again"),
+        ('{"version": "1.', 2, "the tokenizer of .* cannot be had: .*make its files again"),
         (None, 3, "cannot be built: .*divisible"),
     ],
 )

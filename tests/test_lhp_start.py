@@ -59,8 +59,8 @@ def test_retrieval_heads_begin_anew_as_the_recipe_does(
         assert torch.equal(tensor, expected), name
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"note: {config.finetune}: begin anew: 3 tensors (language_head.weight, logit_scale, "
-        "vision_head.weight)"
+        f"note: {config.finetune}: newly initialized: 3 tensors (language_head.weight, "
+        "logit_scale, vision_head.weight)"
     )
 
 
@@ -74,7 +74,7 @@ def test_heads_of_other_tasks_are_named_and_left_out(
     started = build_model(config, tokenizer)
     assert torch.equal(started.beit3.text_embed.weight, model.beit3.text_embed.weight)
     anew, left = capsys.readouterr().err.splitlines()
-    assert "begin anew: 3 tensors" in anew
+    assert "newly initialized: 3 tensors" in anew
     assert f"left out: {len(head)} tensors (" in left
     assert next(iter(head)).rpartition(".")[0] in left
 

@@ -84,7 +84,7 @@ def test_training_starts_from_cmp(
         same = torch.equal(ours.state_dict()[name], tensor)
         assert same or name.startswith("simmim."), name
     anew, left = capsys.readouterr().err.splitlines()
-    assert "begin anew: " in anew
+    assert "newly initialized: " in anew
     assert "simmim.decoder" in anew
     assert "left out: 5 tensors (pose_block.attn, pose_block.norm, pose_conv.expand)" in left
 

@@ -94,7 +94,7 @@ class LoadReport:
 
     def warn(self, path: str | Path) -> None:
         """Print a notice about reinitialized parts and another about skipped parts."""
-        for what, names in (("begin anew", self.missing), ("left out", self.unexpected)):
+        for what, names in (("newly initialized", self.missing), ("left out", self.unexpected)):
             if names:
                 groups = sorted({".".join(name.split(".")[:2]) for name in names})
                 notice(path, f"{what}: {len(names)} tensors ({_some(groups)})")

@@ -143,7 +143,7 @@ def progress(
     """Yield the items and show how many are done.
 
     Args:
-        items: what the loop runs over.
+        items: items of the loop.
         what: label, such as ``encoding images``.
         unit: name of the units, in the plural; ``B`` for bytes.
         total: units of the whole loop; None counts the items if they have a length.

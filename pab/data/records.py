@@ -58,10 +58,10 @@ class TrainPair:
 
 
 def image_keys(pairs: Sequence[TrainPair]) -> list[tuple[str, str] | None]:
-    """:attr:`TrainPair.captioned_image` of each pair; None also where X cannot be an image's id.
+    """Find which pairs show the same image: ``(X, image)`` for ``X#n``, otherwise None.
 
-    That is so where X names several images (frames ``clip#1``, ``clip#2``), or is another pair's
-    own ``image_id``.
+    A pair keeps its own identity (None) if X names several images, such as the frames ``clip#1``
+    and ``clip#2``, or if X is the ``image_id`` of another pair.
     """
     keys = [pair.captioned_image for pair in pairs]
     taken = {pair.image_id for pair in pairs}

@@ -71,7 +71,7 @@ def index_key(shards: list[Shard], root: Path, columns: TableColumns) -> str:
 
 def changed(path: Path) -> InputError:
     """Build the error for a shard that differs from its index."""
-    return InputError(path, "changed since it was indexed", todo="start again to index it anew")
+    return InputError(path, "changed since it was indexed", todo="start again to rebuild the index")
 
 
 def load_lines(index: Path) -> np.ndarray:
@@ -98,4 +98,4 @@ def load_facts(index: Path) -> dict[str, Any]:
 
 def _damaged(index: Path, error: Exception) -> InputError:
     problem = f"the index is damaged: {error}"
-    return InputError(index, problem, todo="remove this folder to make it anew")
+    return InputError(index, problem, todo="remove this folder; the next start rebuilds it")

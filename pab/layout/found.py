@@ -52,7 +52,7 @@ def counts_by_ending(names: Iterable[str], without: str = "") -> str:
 
 
 def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, ...]:
-    """Commands that score and tune CLIP, whose public weights load by themselves, on own data."""
+    """Commands that score and tune CLIP on own data; OpenCLIP downloads its weights."""
     given = {"image": columns.image, "caption": columns.caption}
     flags = "".join(
         f" --csv_{name}_key {shlex.quote(column)}"

@@ -267,7 +267,7 @@ def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
     if not point.exact:
         notice(
             point.path,
-            "weights alone: optimizer, average and random states begin anew, so the result is not "
+            "weights alone: optimizer, average and random states are reset, so the result is not "
             "that of an uninterrupted run",
         )
     return ResumePoint(point.path, point.exact, point.settings, point.content, point.facts, changed)
@@ -411,7 +411,7 @@ def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
             raise InputError(
                 point.path,
                 f"was written by {len(state.rng)} processes, this run has {processes.world_size()}",
-                todo="start as many, or begin anew with another --output_dir",
+                todo="start as many, or start a new run with another --output_dir",
             )
         return state
     checkpoint = read_checkpoint(point.path)

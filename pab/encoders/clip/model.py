@@ -171,7 +171,7 @@ class Tokenize:
         except Exception as error:  # the library has no specific errors for a damaged file
             raise InputError(
                 "--model", f"the tokenizer of {name} cannot be had: {first_line(error)}",
-                todo="make its files anew" if name.startswith(FOLDER)
+                todo="make its files again" if name.startswith(FOLDER)
                 else "run once where the model hub can be reached",
             ) from error  # fmt: skip
 

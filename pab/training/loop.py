@@ -8,6 +8,7 @@ the last checkpoint (`pab/training/resume.py`).
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,6 +81,7 @@ class Run:
         ema: average of the weights, if the run keeps one.
         place: position of the run in its epochs.
         saved_at: step of the last saved or resumed training state.
+        interrupted: true after Ctrl-C; the next step then stops the run.
     """
 
     setup: Setup
@@ -97,6 +99,7 @@ class Run:
     ema: Ema | None = field(init=False)
     place: Position = field(init=False, default_factory=Position)
     saved_at: int | None = field(init=False, default=None)
+    interrupted: bool = field(init=False, default=False)
     log: RunLog = field(init=False)
     progress: Progress = field(init=False)
 
@@ -151,6 +154,8 @@ class Run:
         Raises:
             InputError: too many consecutive steps were skipped.
         """
+        if self.interrupted:
+            raise KeyboardInterrupt
         config, place = self.config, self.place
         rate = self.rates[place.step]
         set_lr(self.optimizer, rate)
@@ -340,11 +345,23 @@ class Run:
             if resume is not None and not resume.exact:
                 self.save_state()  # replace a damaged state at once
             self._announce(total)
+            before = signal.signal(signal.SIGINT, self._interrupt)
             with self.log.progress(total, "training", done=self.place.step) as self.progress:
                 try:
                     yield
                 except KeyboardInterrupt as stop:
                     raise KeyboardInterrupt(self._interrupted()) from stop
+                finally:
+                    signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self, *_: object) -> None:
+        """Stop at the next step after Ctrl-C, and at once after another one.
+
+        An exception that is raised while loaders start or end would be lost.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
 
     def _announce(self, total: int) -> None:
         pairs, train_rows, val_rows = self.setup.data

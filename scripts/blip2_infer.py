@@ -12,11 +12,7 @@ from pab.scoring.job import scoring_command
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and score."""
-    scoring_command(
-        InferConfig,
-        argv,
-        prog="python scripts/blip2_infer.py",
-    )
+    scoring_command(InferConfig, argv, prog="python scripts/blip2_infer.py")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@ from pab.scoring.job import scoring_command
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and score."""
-    scoring_command(
-        InferConfig,
-        argv,
-        prog="python scripts/clip_infer.py",
-    )
+    scoring_command(InferConfig, argv, prog="python scripts/clip_infer.py")
 
 
 if __name__ == "__main__":

@@ -440,5 +440,5 @@ def test_bad_answers(tmp_path: Path, name: str) -> None:
 
 
 def test_answers_beside_labels_contradict(root: Path) -> None:
-    with pytest.raises(InputError, match="carries its own labels"):
+    with pytest.raises(InputError, match="has its own labels"):
         read_retrieval(labelled(root, image(0, "a")), answers=root / "answers.json")

@@ -570,7 +570,7 @@ def test_answers_for_a_labelled_set(case: Case, refuse: Callable[..., None]) -> 
     case.infer["annotation"] = case.data / "annotation/test/pair.json"
     case.infer["image_folder"] = case.data
     case.infer["answers"] = case.masked / "answers.json"
-    refuse("infer", "carries its own labels")
+    refuse("infer", "has its own labels")
 
 
 # -------------------------------------------------------------------------------------- evaluation

@@ -3,9 +3,9 @@
 ``from pab import load_encoder, load_scores, fuse, rank, evaluate`` is the library
 (docs/library.md). Each function is imported at its first use, so ``import pab`` stays fast.
 
-From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), ``formats``,
-the public modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``library``, ``compare``,
-``fetch``, ``export_weights``), ``layout``, ``training``, ``scoring``, ``encoders`` (CLIP, BLIP-2)
+From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the public
+modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``library``, ``compare``, ``fetch``,
+``export_weights``) with ``formats`` and ``layout``, ``training``, ``scoring``, ``encoders`` (CLIP, BLIP-2)
 and ``search``. ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and ``ensemble`` build
 on this package. Imports run downward only, except ``fuse``, which is imported at its first use.
 """

@@ -340,7 +340,7 @@ def test_link_to_nothing(case: Case, refuse: Callable[..., None]) -> None:
     (case.data / "test/4.jpg").symlink_to(case.data.parent / "gone.jpg")
     case.infer["annotation"] = case.data / "annotation/test/pair.json"
     case.infer["image_folder"] = case.data
-    refuse("infer", "test/4.jpg", "a link to a file that is not there")
+    refuse("infer", "test/4.jpg", "a link to a missing file")
 
 
 @pytest.mark.parametrize("command", ["infer", "evaluate"])

@@ -196,8 +196,8 @@ class ImageFinder:
     def find(self, image: str) -> Path:
         """Return the file of an image path relative to the root.
 
-        ``..`` is resolved before links. If no variant exists, the exact path is returned; opening it
-        then reports the missing file.
+        ``..`` is resolved before links. If no variant exists, the exact path is returned; opening
+        it reports the missing file.
 
         Raises:
             InputError: the exact path is missing and several variants exist.
@@ -267,9 +267,9 @@ class ImageFinder:
     def _warn(self, folder: str, name: str, found_folder: str, found_name: str) -> None:
         """Print each notice once if the path of a file differs from the written path."""
         if name != found_name:
-            written, ending = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
+            written, read = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
             end = f"that end in {written}" if written else "without an extension"
-            notice(self.root, f"image paths {end} are read from the {ending} files with the same stem")
+            notice(self.root, f"image paths {end} are read from {read} files with the same stem")
         if folder != found_folder and "Part " in found_folder:
             place = re.sub(r"Part \d+", "Part K", found_folder)
             place = re.sub(r"(imgs_)\d+.*", r"\1N", place)

@@ -5,9 +5,9 @@
 
 From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the public
 modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``library``, ``compare``, ``fetch``,
-``export_weights``) with ``formats`` and ``layout``, ``training``, ``scoring``, ``encoders`` (CLIP, BLIP-2)
-and ``search``. ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and ``ensemble`` build
-on this package. Imports run downward only, except ``fuse``, which is imported at its first use.
+``export_weights``) with ``formats`` and ``layout``, ``training``, ``scoring``, ``encoders`` (CLIP,
+BLIP-2) and ``search``. ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and
+``ensemble`` build on this package. Imports run downward only, except that of ``fuse`` at its use.
 """
 
 from importlib import import_module

@@ -113,7 +113,7 @@ def test_partial_scores_go_round(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["export", str(tmp_path / "run.json"), "--format", "csv", "--out", str(tmp_path / "o.tsv")]
     )
     assert (tmp_path / "o.tsv").read_text().startswith("query\ta\tb\tc\nq1\t1\t0.49999")
-    assert "images that were not listed are written" in capsys.readouterr().err
+    assert "unlisted images are written" in capsys.readouterr().err
     (tmp_path / "order.json").write_text('{"q1": ["c", "a"]}')
     main(["export", str(tmp_path / "order.json"), "--format", "rankings", "--out",
           str(tmp_path / "o.jsonl")])  # fmt: skip

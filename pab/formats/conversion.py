@@ -78,7 +78,7 @@ class _Given:
         return [spelt[one] for one in ids]
 
     def todo(self, path: str | Path, advice: str, flags: str) -> str:
-        """Format the remedy for missing ids: the id flags if the command has them, or conversion."""
+        """Format the remedy for missing ids: the id flags if available, or else the conversion."""
         file = shlex.quote(str(path))
         convert = f"convert it with: python -m pab.scores import {file} {flags} --out FILE"
         return f"pass {advice}, or {convert}" if self.id_flags else convert

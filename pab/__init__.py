@@ -7,7 +7,7 @@ From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, i
 modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``library``, ``compare``, ``fetch``,
 ``export_weights``) with ``formats`` and ``layout``, ``training``, ``scoring``, ``encoders`` (CLIP,
 BLIP-2) and ``search``. ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and
-``ensemble`` build on this package. Imports run downward only, except that of ``fuse`` at its use.
+``ensemble`` build on this package. Imports run downward only, except the lazy import of ``fuse``.
 """
 
 from importlib import import_module

@@ -222,12 +222,12 @@ def warn_on_data_mismatch(metas: Mapping[str, Mapping[str, Any]]) -> None:
     Args:
         metas: path -> ``meta`` of the file. Files without ``data_sha256`` are not compared.
     """
-    told = {path: meta["data_sha256"] for path, meta in metas.items() if meta.get("data_sha256")}
-    first = next(iter(told), None)
-    for path, sha256 in told.items():
-        if first is not None and sha256 != told[first]:
+    known = {path: meta["data_sha256"] for path, meta in metas.items() if meta.get("data_sha256")}
+    first = next(iter(known), None)
+    for path, sha256 in known.items():
+        if first is not None and sha256 != known[first]:
             what = "captions, names or their order differ (data_sha256)"
-            warning = f"warning: {path} was made from other data than {first}: {what}"
+            warning = f"warning: {path} was computed from other data than {first}: {what}"
             print(warning, file=sys.stderr)
 
 

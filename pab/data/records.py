@@ -97,11 +97,11 @@ class Retrieval:
 
     Attributes:
         queries: in file order; ids are unique.
-        gallery: sorted by id; None for name-masked queries, whose gallery is an image folder.
+        gallery: sorted by id; None for name-masked queries (their gallery is an image folder).
         relevant: query id -> ids of the right images; None without labels.
         twins: query id -> id of the twin of its image, if that twin is in the gallery.
         relevance: rule of ``relevant``: the query's own ``image_id`` (as published), or every image
-            whose line lists the same caption.
+            with the same caption.
     """
 
     queries: list[Query]

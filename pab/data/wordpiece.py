@@ -102,7 +102,7 @@ class Tokenizer:
         words = (p for p in pieces if p.isascii() and p.isalpha() and p.islower())
         word = max(words, key=len, default=None)
         if word is None or self.encode(word) != [self.cls, pieces.index(word), self.sep]:
-            problem = f"expected lower-case words, found none: every caption would become {UNK}"
+            problem = f"expected lower-case words, found none: every caption is {UNK}"
             raise InputError(self.path, problem, todo="use the vocabulary of an uncased BERT")
 
 

@@ -1,12 +1,13 @@
-"""Text-based person anomaly retrieval: everything that the models share, and the public functions.
+"""Text-based person anomaly retrieval: the code that the models share, and the public functions.
 
 ``from pab import load_encoder, load_scores, fuse, rank, evaluate`` is the library
 (docs/library.md). Each function is imported at its first use, so ``import pab`` stays fast.
 
-Rooms, from the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the
-public modules of this folder with ``formats`` and ``layout``, ``training`` and ``scoring``,
-``encoders`` (CLIP, BLIP-2) and ``search``. ``mini`` draws a small data set. Imports run downward
-only. The packages ``lhp``, ``uit`` and ``ensemble`` build on this one.
+From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the public
+modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``library``, ``compare``, ``fetch``,
+``export_weights``) with ``formats`` and ``layout``, ``training``, ``scoring``, ``encoders`` (CLIP,
+BLIP-2) and ``search``. ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and
+``ensemble`` build on this package. Imports run downward only, except the lazy import of ``fuse``.
 """
 
 from importlib import import_module
@@ -38,5 +39,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public functions beside the modules that are loaded."""
+    """List the loaded modules and the public functions."""
     return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{title}:")
         for command, sentence in part.items():
             print(f"  {command:{width}}  {sentence}")
-    print("\nEach takes --help. Commands of scripts/ run from the root of a clone.")
+    print("\nEach command has --help. Commands of scripts/ run from the root of a clone.")
 
 
 if __name__ == "__main__":

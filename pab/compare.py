@@ -4,10 +4,11 @@ Command line::
 
     python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
 
-Without labels, it counts equal top-1 images, shared images of the first ten, and queries with a
-duplicate top-1 image. In a one-to-one set, a top-1 image of several queries is wrong for all but
-one of them. With labels, it also reports which list is right where they differ, with paired
-bootstrap intervals. Names are matched without their image ending and in either Unicode form.
+Without labels, the command counts equal top-1 images, images shared by the first ten places, and
+queries with a duplicate top-1 image. In a one-to-one set, an image that is top-1 for several
+queries is wrong for all but one of them. With labels, the command also reports which list is right
+where they differ, with paired bootstrap intervals. Name matching ignores image extensions and
+Unicode forms.
 """
 
 from __future__ import annotations
@@ -104,9 +105,9 @@ def _duplicates(first: Counter[str]) -> int:
 def read_labels(
     answers: Path | None, annotation: Path | None, query_order: Path | None, **reading: Any
 ) -> tuple[Retrieval, list[str]] | None:
-    """Read the labels of the queries and the query id per line; None if no labels were given.
+    """Read the labels and the query id of each line; return None without labels.
 
-    Without an annotation, the lines have the order of the answer key.
+    Without an annotation, the query ids have the order of the answer key.
     """
     if annotation is not None:
         retrieval = read_retrieval(annotation, answers=answers, **reading)

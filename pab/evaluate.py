@@ -5,10 +5,10 @@ Command line::
     python -m pab.evaluate --score FILE --annotation FILE [--answers FILE]
     python -m pab.evaluate --predictions FILE.txt --annotation FILE [--query_order FILE]
 
-Both flags accept every form in :mod:`pab.formats.forms`; the content decides between ranked list
-and scores. ``--json FILE`` writes the figures as JSON, and ``--trec PREFIX`` writes ``PREFIX.run``
-and ``PREFIX.qrels`` for other tools. ``--intervals`` adds 95 % bootstrap intervals. For the
-definitions of the metrics, see :mod:`pab.metrics`.
+Both flags accept every form in :mod:`pab.formats.forms`; ranked lists and scores are distinguished
+by content. ``--json FILE`` writes the figures as JSON, and ``--trec PREFIX`` writes ``PREFIX.run``
+and ``PREFIX.qrels`` for other tools. ``--intervals`` adds 95 % bootstrap intervals.
+:mod:`pab.metrics` defines the metrics.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Evaluation:
 
     Attributes:
         metrics: values of ``Q`` queries.
-        groups: ``"all"``, and if labelled ``"normal"`` and ``"abnormal"`` -> mask ``[Q]``.
+        groups: mask ``[Q]`` of ``"all"``, and of ``"normal"`` and ``"abnormal"`` if labelled.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
         n_gallery: number of ranked images per query; None for ranked lists.
         relevance: relevance rule; see :class:`pab.data.records.Retrieval`.
@@ -72,7 +72,7 @@ class Evaluation:
     relevance: Relevance = "image_id"
 
     def summary(self, group: str = "all") -> dict[str, float]:
-        """Metric name -> percent over a group; ``"over twin"`` is last, if a query has a twin."""
+        """Average each metric over a group, in percent; ``"over twin"`` only if a query has one."""
         chosen = self.groups[group]
         figures = self.metrics.mean(chosen)
         twin = self._twin_values(chosen)
@@ -81,7 +81,7 @@ class Evaluation:
         return figures
 
     def intervals(self, group: str = "all", seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Metric name -> 95 % bootstrap interval over the queries of a group, in percent."""
+        """Compute the 95 % bootstrap interval of each metric over a group, in percent."""
         chosen = self.groups[group]
         names = list(self.metrics.values)
         values = np.stack([self.metrics.values[name][chosen] for name in names], axis=1)  # [Q, M]
@@ -139,7 +139,7 @@ class Evaluation:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align cells in columns, the first to the left, the others to the right."""
+    """Format rows as a text table; the first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -153,7 +153,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 def read_labels(
     annotation: str | Path, *, image_folder: str | Path | None, **reading: Any
 ) -> Retrieval:
-    """Read an annotation, with the images of the folder as the gallery of a name-masked set.
+    """Read an annotation; for a name-masked set, list the image folder as the gallery.
 
     Args:
         annotation: see :func:`read_retrieval`.
@@ -176,9 +176,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a score file against the labels of an annotation.
 
-    A form that lists only some images per query (``score_file.listed``) may lack queries and
-    images. An unlisted right image counts as not found, and a missing query as a miss. Ids in other
-    spellings are matched.
+    If the scores list only some images per query (``score_file.listed``), queries and images may be
+    missing. An unlisted right image counts as not found, and a missing query as a miss. Ids that
+    differ only in spelling are matched.
 
     Args:
         score_file: scores ``[Q, G]``.
@@ -223,7 +223,7 @@ def evaluate(
 
 
 def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) -> list[str]:
-    """Images with known spelling: the gallery, otherwise the right answers."""
+    """Return the image ids with known spelling: the gallery, otherwise the right answers."""
     if retrieval.gallery is not None:
         return [image.gallery_id for image in retrieval.gallery]
     return sorted(frozenset().union(*relevant.values()))
@@ -232,10 +232,10 @@ def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) 
 def respelt_lists(
     names: Sequence[Sequence[str]], retrieval: Retrieval, where: str | Path
 ) -> list[list[str]]:
-    """Return ranked lists in the spelling of the gallery, or else of the right answers.
+    """Return ranked lists in the spelling of the gallery; without one, of the right answers.
 
     Raises:
-        InputError: two names of the lists would be one.
+        InputError: two names of the lists would become equal.
     """
     listed = {name for line in names for name in line}
     spelt = respelt(listed, _known_images(retrieval, retrieval.relevant or {}), where)
@@ -289,7 +289,7 @@ def evaluate_predictions(
 def _labels(retrieval: Retrieval, where: str | Path = "annotation") -> dict[str, frozenset[str]]:
     if retrieval.relevant is None:
         problem = "expected labels to evaluate against, found a name-masked set without them"
-        raise InputError(where, problem, todo="give its key with --answers FILE")
+        raise InputError(where, problem, todo="pass its answer key with --answers FILE")
     return retrieval.relevant
 
 
@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     source = data.add_mutually_exclusive_group(required=True)
     rankings = {
         "--score": "score file (.pt), or scores in another form",
-        "--predictions": "ranked list (.txt, answer.zip), or in another form",
+        "--predictions": "ranked list (.txt, answer.zip), or a ranked list in another form",
     }
     add_path_flags(source, rankings)
     about = "query.json, pair.json, attr.json or a training shard"
@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
             order = order_queries(query_ids, read_query_order(order_file), where=order_file)
         evaluation = evaluate_predictions(found.names, retrieval, query_order=order, where=path)
         ranked_ids = evaluation.metrics.query_ids
-        # The run and the qrels have to spell a name in one way.
+        # The run and the qrels must use the same spelling of each name.
         lists = respelt_lists(found.names, retrieval, path)
         places = [np.arange(len(line), 0, -1, dtype=np.float32) for line in lists]
         ranking = [(a[:top_k], b[:top_k]) for a, b in zip(lists, places, strict=True)]
@@ -386,7 +386,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class _Callable(ModuleType):
-    """This module as the function ``pab.evaluate``: both have to have the same public name."""
+    """Callable module: ``pab.evaluate`` is both this module and the public function."""
 
     def __call__(self, *args: Any, **options: Any) -> Evaluation:
         """Evaluate scores; see :func:`pab.library.evaluate`."""

@@ -1,8 +1,8 @@
 """Export only the weights of a checkpoint: `python -m pab.export_weights FILE --out FILE`.
 
-A training state or a released checkpoint contains more than weights, in float32. The exported file
-contains the weights under the model's own names, with adapters merged, optionally in half
-precision.
+A training state or a released checkpoint contains more than the weights, in float32. The exported
+file contains only the weights, under the model's own names, with adapters merged, and optionally in
+half precision.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     """Write the weights of ``source`` to ``out`` (``.safetensors`` or ``.pth``) in ``dtype``.
 
     Raises:
-        InputError: not a checkpoint, an unknown extension, adapters that cannot be merged, or a
-            weight that is not finite, in the file or after conversion.
+        InputError: ``source`` is not a checkpoint, the extension of ``out`` is unknown, adapters
+            cannot be merged, or a weight is not finite before or after conversion.
     """
     import torch  # --help does not need it
 
@@ -42,13 +42,13 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and write."""
+    """Export the weights of a checkpoint."""
     parser = CommandParser(prog="python -m pab.export_weights")
     output = parser.groups["output"]
     parser.add_argument("checkpoint", type=Path, help="checkpoint to read")
     output.add_argument("--out", type=Path, required=True, help="file to write")
     output.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="number format"
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="data type of the weights"
     )
     args = parser.parse_args(argv)
     export_weights(args.checkpoint, args.out, args.dtype)

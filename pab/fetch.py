@@ -1,9 +1,9 @@
 """Download public checkpoints to `checkpoints/`: `python -m pab.fetch NAME`.
 
-Without a name, or with `--check`, it lists each file with its source, and whether it is present,
-missing or not a weight file. A download resumes where an earlier one stopped. Size and SHA-256 of
-a file are then written to `manifest.json` in the checkpoint folder. Some files are behind a page
-that needs a browser: for these, the command prints URL, file name and target.
+Without a name, or with `--check`, the command lists each file with its source, and whether the file
+is present, missing or not a weight file. An interrupted download is resumed. After a download, size
+and SHA-256 of the file are written to `manifest.json` in the checkpoint folder. Some files can only
+be downloaded with a browser: for these, the command prints URL, file name and target.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pab.data.json_lines import json_document
 TIMEOUT_S = 30.0
 WEIGHTS = (".pth", ".safetensors")  # extensions of files that must contain weights
 NO_WEIGHTS = (Kind.CUT, Kind.EMPTY, Kind.OTHER)
-MANIFEST = "manifest.json"  # in the checkpoint folder: path -> size and hash when it was fetched
+MANIFEST = "manifest.json"  # in the checkpoint folder: path -> size and hash after the download
 BEIT3 = "https://github.com/addf400/files/releases/download/beit3"
 SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 BERT = "https://huggingface.co/bert-base-uncased"
@@ -80,15 +80,15 @@ def fetch(name: str, folder: Path) -> Path:
     """Download one file if it is missing.
 
     Raises:
-        InputError: unknown name, a page, a failed download (its bytes are kept for the next try),
-            or a download of another file, such as a web page (it is removed).
+        InputError: the name is unknown, the source is a page, the download failed (the next call
+            resumes it), or the server sent another file, such as a web page (it is removed).
     """
     if name not in SOURCES:
         raise InputError("NAME", f"expected one of {', '.join(SOURCES)}, found {name!r}")
     source = SOURCES[name]
     target = folder / source.path
     if target.is_file():
-        print(f"{target} is there", file=sys.stderr)
+        print(f"{target} is already present", file=sys.stderr)
         return target
     by_hand = f"fetch it on a machine with a browser and put it at {target}"
     if source.kind == "page":
@@ -106,7 +106,7 @@ def fetch(name: str, folder: Path) -> Path:
     other = not_weights(part, target.suffix)
     if other:
         part.unlink()
-        raise InputError(name, f"{source.address} gave {other}", todo=by_hand)
+        raise InputError(name, f"{source.address} returned {other}", todo=by_hand)
     part.replace(target)
     facts = {"bytes": target.stat().st_size, "sha256": sha256_of_file(target)}
     write_json(folder / MANIFEST, {**known, source.path: facts})
@@ -138,11 +138,11 @@ def download(address: str, part: Path) -> None:
                 file.write(block)
                 shown.update(len(block))
     if total is not None and part.stat().st_size != total:
-        raise OSError(f"{part.stat().st_size} of {total} bytes came")
+        raise OSError(f"received {part.stat().st_size} of {total} bytes")
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the size and hash of each fetched file; empty if there is no manifest.
+    """Read size and hash of each downloaded file from the manifest; empty without a manifest.
 
     Raises:
         InputError: the manifest is damaged.
@@ -160,13 +160,13 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def not_weights(file: Path, ending: str) -> str:
-    """Describe a file that is not weights; empty if it may be weights or need not be."""
+    """Describe what a file contains instead of weights; empty if the file is acceptable."""
     found = file_kind(file)
     return found.text if ending in WEIGHTS and found.kind in NO_WEIGHTS else ""
 
 
 def check(folder: Path) -> str:
-    """List each file in one line, with its presence and source."""
+    """Format one line per file: name, path, state and source."""
     lines, fetched = [], manifest(folder)
     for name, source in SOURCES.items():
         target = folder / source.path
@@ -182,12 +182,12 @@ def check(folder: Path) -> str:
                 found += f", SHA-256 {facts['sha256']}"
         how = source.address if source.kind == "file" else f"by hand from {source.address}"
         lines.append(f"{name:17} {source.path}: {found}; {how}")
-    clip = "CLIP's weights are fetched by scripts/clip_infer.py itself, into OpenCLIP's cache."
+    clip = "scripts/clip_infer.py downloads CLIP's weights into OpenCLIP's cache."
     return "\n".join([*lines, clip])
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and download."""
+    """Download or list the checkpoints."""
     parser = CommandParser(prog="python -m pab.fetch")
     output, advanced = parser.groups["output"], parser.groups["advanced"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     advanced.add_argument("--check", action="store_true", help="list which files are present")
     args = parser.parse_args(argv)
     if args.check and args.names:
-        raise InputError("--check", "takes no names: it says it of all files")
+        raise InputError("--check", "expected no names, because it lists all files")
     if not args.names:
         print(check(args.folder))
     for name in args.names:

@@ -1,6 +1,6 @@
 """Rank and evaluate scores from Python: ``from pab import rank, evaluate``.
 
-Both accept score files that are loaded, and paths of scores in any form of
+Both functions accept a loaded :class:`ScoreFile`, or a path of scores in any form of
 :mod:`pab.formats.forms`. Errors are :class:`pab.core.errors.InputError`, one line each.
 
 Shape letters: ``Q`` queries, ``G`` gallery images.
@@ -37,17 +37,17 @@ def rank(
 
     Returns:
         ``Q`` lists of ``min(top_k, G)`` gallery ids, best first, in the order of the rows. A list
-        is shorter where the source of the scores names fewer images.
+        is shorter if the source of the scores lists fewer images.
 
     Raises:
-        InputError: ids that do not match the matrix, a score that is NaN or infinite, or
-            ``top_k`` below 1.
+        InputError: the ids do not match the matrix, a score is NaN or infinite, or ``top_k`` is
+            below 1.
     """
     if top_k < 1:
         raise InputError("top_k", f"must be at least 1, found {top_k}")
     if not isinstance(scores, Tensor):
         if gallery_ids is not None:
-            raise InputError("gallery_ids", "goes with a matrix: a score file has its own ids")
+            raise InputError("gallery_ids", "is only for a matrix: a score file has its own ids")
         return [list(names) for names, _ in ranking_of(checked(scores), top_k)]
     if scores.ndim != 2 or gallery_ids is None or len(gallery_ids) != scores.shape[1]:
         found = "none" if gallery_ids is None else str(len(gallery_ids))
@@ -78,8 +78,8 @@ def evaluate(
         image_folder: the gallery's folder, if the scores must cover all its images.
 
     Returns:
-        Metrics per query; ``.summary()`` gives their means, ``.table()`` the text that
-        ``python -m pab.evaluate`` prints, ``.intervals()`` the 95 % bootstrap intervals.
+        Metrics per query. ``.summary()`` returns their means, ``.intervals()`` their 95 % bootstrap
+        intervals, and ``.table()`` the text that ``python -m pab.evaluate`` prints.
 
     Raises:
         InputError: no labels, or ids of queries or images that do not match.
@@ -97,11 +97,11 @@ def evaluate(
 
 
 def checked(scores: ScoreFile | str | Path, where: str = "scores") -> ScoreFile:
-    """Return a valid score file, read from its path if necessary.
+    """Return a valid score file; if ``scores`` is a path, load it.
 
     Raises:
-        InputError: a rule of :class:`pab.scores.ScoreFile` is violated; names ``where`` or the
-            path.
+        InputError: a rule of :class:`pab.scores.ScoreFile` is violated; the message names
+            ``where`` or the path.
     """
     if not isinstance(scores, ScoreFile):
         return load_scores(scores)

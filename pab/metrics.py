@@ -1,6 +1,6 @@
 """Retrieval metrics with per-query values, and bootstrap intervals over queries.
 
-All values are percentages in float64. Ranks start at 1; ties go to the smaller gallery id. A query
+All values are percentages in float64. Ranks start at 1; ties favour the smaller gallery id. A query
 has a set ``R`` of right images (usually one; several if a caption fits several images), with
 ``n = |R|`` and ranks ``r_1 < ... < r_n``:
 
@@ -14,11 +14,11 @@ has a set ``R`` of right images (usually one; several if a caption fits several 
 * twin preference: 100 if the best right image ranks above the query's twin (the same person and
   scene with an action of the other kind), else 0; defined for queries with a twin.
 
-A right image that a list or run does not name counts as not found: it adds nothing to mAP, and mINP
-is 0 for its query. A query that a run lacks counts as a miss in every metric, as in trec_eval and
-ir-measures.
+A right image that is missing from a list or run counts as not found: it adds nothing to mAP, and
+mINP is 0 for its query. A query that is missing from a run counts as a miss in every metric, as in
+trec_eval and ir-measures.
 
-The figure for a set of queries is their mean. Intervals are percentile bootstrap intervals (Efron
+A set of queries has the mean of their values. Intervals are percentile bootstrap intervals (Efron
 and Tibshirani, 1993): queries are resampled with replacement, and the bounds are the 2.5th and
 97.5th percentiles of the resampled means.
 
@@ -48,7 +48,7 @@ IntArray = NDArray[np.int64]
 RECALL_AT = (1, 5, 10)
 MAP_DEPTH = 10
 RESAMPLES = 10_000
-_NOT_FOUND = np.iinfo(np.int64).max  # rank of a right image that a list does not name
+_NOT_FOUND = np.iinfo(np.int64).max  # rank of a right image that is not in the list
 _BLOCK_ELEMENTS = 1 << 22  # query numbers drawn at a time
 
 
@@ -67,7 +67,7 @@ class Metrics:
     best_rank: IntArray
 
     def mean(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
-        """Metric name -> mean percentage over the queries of a mask ``[Q]`` (None: all)."""
+        """Average each metric over the queries of a mask ``[Q]`` (None: all), in percent."""
         rows = slice(None) if chosen is None else chosen
         return {name: float(values[rows].mean()) for name, values in self.values.items()}
 
@@ -95,8 +95,8 @@ def evaluate_scores(
         where: path of the score file, for messages.
 
     Raises:
-        InputError: a query without right images, or a right image that the gallery lacks. A form
-            that lists only some images may lack it; it then counts as not found.
+        InputError: a query has no right image, or a right image is not in the gallery. In a form
+            that lists only some images, a right image that is missing counts as not found.
     """
     pairs = [
         (row, gallery_id)
@@ -110,7 +110,7 @@ def evaluate_scores(
 
 
 def _ranks(score_file: ScoreFile, pairs: Sequence[tuple[int, str]], where: str | Path) -> IntArray:
-    """Ranks ``[P]`` of (row, gallery id) pairs; ``_NOT_FOUND`` for unlisted images."""
+    """Find the rank of each (row, gallery id) pair, ``[P]``; ``_NOT_FOUND`` if unlisted."""
     import torch
 
     column_of = {gallery_id: column for column, gallery_id in enumerate(score_file.gallery_ids)}
@@ -119,7 +119,7 @@ def _ranks(score_file: ScoreFile, pairs: Sequence[tuple[int, str]], where: str |
     if score_file.listed is None and not known.all():
         row, gallery_id = pairs[int(np.argmin(known))]
         problem = f"expected its image {gallery_id!r} in the scored gallery, found no such id"
-        todo = "give the annotation that belongs to the score file"
+        todo = "use the annotation that belongs to the score file"
         item = f"query {score_file.query_ids[row]!r}"
         raise InputError(where, problem, item=item, todo=todo)
     there = [pair for pair, is_known in zip(pairs, known, strict=True) if is_known]
@@ -231,7 +231,7 @@ def twin_preference(
         float64 ``[Q]``: 100 or 0, NaN for a query without a twin.
 
     Raises:
-        InputError: a twin that the gallery lacks.
+        InputError: a twin is not in the gallery.
     """
     pairs = [
         (row, twins[query_id])
@@ -250,7 +250,7 @@ def twin_preference(
 def bootstrap_interval(
     values: FloatArray, seed: int = 0, n: int = RESAMPLES
 ) -> tuple[FloatArray, FloatArray]:
-    """95 % bootstrap interval of the mean over queries.
+    """Compute the 95 % bootstrap interval of the mean over queries.
 
     Args:
         values: ``[Q]`` or ``[Q, M]``; the metrics of a query are resampled together.
@@ -277,7 +277,7 @@ class Difference:
 
 
 def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAMPLES) -> Difference:
-    """Gain of ``b`` over ``a`` on the same queries; both are ``[Q]``, in the same order."""
+    """Compute the mean of ``b - a`` with its interval; both are ``[Q]``, in the same order."""
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected two arrays [Q] of one length, found {a.shape} and {b.shape}")
     low, high = bootstrap_interval(b - a, seed, n)
@@ -285,7 +285,7 @@ def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAM
 
 
 def _resampled_means(values: FloatArray, seed: int, n: int) -> FloatArray:
-    """Means ``[n]`` or ``[n, M]`` of ``n`` resamples of ``[Q]`` or ``[Q, M]``."""
+    """Compute the means ``[n]`` or ``[n, M]`` of ``n`` resamples of ``[Q]`` or ``[Q, M]``."""
     n_queries = len(values)
     if n_queries == 0:
         raise ValueError("expected the values of at least one query, found none")
@@ -295,7 +295,7 @@ def _resampled_means(values: FloatArray, seed: int, n: int) -> FloatArray:
     for start in progress(range(0, n, block), "resampling queries", "blocks"):
         size = min(block, n - start)
         drawn = generator.integers(n_queries, size=(size, n_queries))
-        # Count the draws of each query; a product with these counts gives the resampled sums.
+        # Count the draws of each query; the product of counts and values is the resampled sum.
         drawn += n_queries * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n_queries).reshape(size, n_queries)
         means[start : start + size] = counts.astype(np.float64) @ values / n_queries

@@ -1,9 +1,9 @@
-"""Ranking by score with one tie rule, and ranked lists, the submission format.
+"""Rank by score with one tie rule; read and write ranked lists, the submission format.
 
 Tie rule: of two images with equal scores, the one with the smaller gallery id comes first. Columns
 of a score matrix are sorted by gallery id, so the smaller id is the smaller column.
 
-Only functions that need torch import it, so that commands on ranked lists start quickly.
+torch is imported only in functions that need it, so commands on ranked lists start quickly.
 
 Shape letters: ``Q`` queries, ``G`` gallery images, ``P`` (query, image) pairs.
 """
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 22  # scores per block: 16 MiB of float32 for any gallery size
 _NAMED_IDS = 5  # maximum ids of each kind that a mismatch message names
 ANSWER = "answer.txt"  # the ranked list inside an answer.zip (AI City Challenge, Track 4)
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest valid one: equal lists give equal bytes
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal lists produce equal bytes
 _A_RANKED_LIST = "a ranked list (one line of gallery names per query)"
-_NOT_SCORES = "give the ranked list (.txt), not the score file (.pt)"
+_NOT_SCORES = "pass the ranked list (.txt), not the score file (.pt)"
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Return the ``k`` best columns per row, best first, ties to the smaller column.
+    """Return the ``k`` best columns per row, best first; of equal scores, the smaller column first.
 
     Args:
         scores: ``[Q, G]``, columns in sorted gallery-id order, no NaN.
@@ -72,8 +72,8 @@ def _top_k_block(block: Tensor, k: int) -> Tensor:
 
     more = min(k + 1, block.shape[1])
     values, columns = torch.topk(block, more, dim=1)
-    # topk does not specify its choice among columns equal to the k-th score. If the next score is
-    # equal too, the whole row is sorted instead.
+    # topk does not specify its choice among columns equal to the k-th score. If the (k+1)-th score
+    # is equal too, the whole row is sorted instead.
     cut_tie = values[:, k - 1] == values[:, -1] if more > k else None
     # topk does not specify the order of equal scores: sort the columns by id, then stably by score.
     columns, by_column = columns[:, :k].sort(dim=1)
@@ -85,7 +85,7 @@ def _top_k_block(block: Tensor, k: int) -> Tensor:
 
 
 def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the rank of given images in their query's full ranking, by the tie rule.
+    """Return the rank of each image in the full ranking of its query, by the tie rule.
 
     Args:
         scores: ``[Q, G]``, columns in sorted gallery-id order, no NaN.
@@ -151,7 +151,7 @@ def rows_in_order(
 def order_queries(
     query_ids: Sequence[str], order: Sequence[str] | None, *, where: str | Path = "--query_order"
 ) -> list[str]:
-    """Return the query ids in ``order``; unchanged if ``order`` is None.
+    """Return ``order`` after a check against the query ids; if None, return the query ids.
 
     Raises:
         InputError: ``order`` and ``query_ids`` have different ids; the message names ``where``.
@@ -163,7 +163,7 @@ def order_queries(
 
 
 def some(ids: Sequence[str]) -> str:
-    """Format the first ids for a message, and count the others."""
+    """Format the first ids for a message, with the number of further ids."""
     named = ", ".join(repr(i) for i in ids[:_NAMED_IDS])
     return named if len(ids) <= _NAMED_IDS else f"{named} and {len(ids) - _NAMED_IDS} more"
 
@@ -186,8 +186,8 @@ def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
 def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
     """Write one line per query, atomically: its gallery names, best first, separated by blanks.
 
-    A path that ends in ``.zip`` becomes an archive with the list as ``answer.txt``. Equal lists
-    give equal bytes.
+    For a ``.zip`` path, write an archive that contains the list as ``answer.txt``. Equal lists
+    produce equal bytes.
 
     Raises:
         InputError: a name is empty or contains a blank, which the format cannot represent.
@@ -243,8 +243,8 @@ def _archived_text(path: Path) -> str:
 def read_ranked_list(path: str | Path) -> list[list[str]]:
     """Read a ranked list as a list of gallery names per line.
 
-    In a zip file, ``answer.txt`` is read, or the only text file. Byte-order marks and Windows line
-    ends are not part of a name.
+    From a zip file, read ``answer.txt`` or the only text file. Byte-order marks and Windows line
+    ends are removed.
 
     Raises:
         InputError: the file is missing, not UTF-8, empty, has empty lines, duplicate names in a
@@ -275,7 +275,7 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
 
 
 def _check_is_list(path: Path, first: Sequence[str]) -> None:
-    """Reject a file in another format, whose words would be read as names."""
+    """Reject a file in another format; its words would otherwise be read as names."""
     other = None
     if first[0].startswith(('{"', "[{")) or first[0] in ("{", "["):
         other = "JSON"

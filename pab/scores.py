@@ -2,12 +2,12 @@
 
 A score file is written by ``torch.save`` and contains ``{"scores", "query_ids", "gallery_ids",
 "meta"}``. The scores are a float32 matrix ``[Q, G]`` (query by gallery image, higher is better),
-always stored with the ids of its rows and columns. Gallery ids are sorted, so a tie goes to the
-smaller column everywhere. Files are memory-mapped, and none of their code runs
-(:mod:`pab.core.tensor_files`).
+always stored with the ids of its rows and columns. Gallery ids are sorted, so of equal scores the
+smaller column always ranks first. Files are memory-mapped, and loading never executes code from a
+file (:mod:`pab.core.tensor_files`).
 
-:class:`ScoreFile` and :func:`save_scores` come from :mod:`pab.formats.score_file`. For files of
-other tools, see the forms in :mod:`pab.formats.forms`.
+:class:`ScoreFile` and :func:`save_scores` are defined in :mod:`pab.formats.score_file`. For files
+of other tools, see :mod:`pab.formats.forms`.
 
 Command line::
 
@@ -53,20 +53,20 @@ def load_scores(
 ) -> ScoreFile:
     """Read and check scores in any form known to :mod:`pab.formats.forms`.
 
-    Ids inside the file take precedence. Columns are sorted by gallery id, whatever their order.
+    Ids in the file take precedence over the arguments. Columns are sorted by gallery id.
 
     Args:
         path: the file.
         query_ids: ids of the rows, in order, for files without ids; for a ranked list, the query id
             of each line.
         gallery_ids: ids of the columns, in order, for files without ids. For a form that lists only
-            some images per query, the whole gallery; None uses the images that it lists.
+            some images per query, the whole gallery; None uses the listed images.
         mmap: leave the matrix of a score file on disk until it is used.
 
     Raises:
-        InputError: the file is missing, damaged or of unknown form, has no ids and none are given,
-            or violates a rule of :class:`ScoreFile`. For a file without ids, the message gives the
-            command that converts it.
+        InputError: the file is missing, damaged or of unknown form, has no ids and none are passed,
+            or violates a rule of :class:`ScoreFile`. For a file without ids, the message contains
+            the command that converts it.
     """
     found = read_form(path, mmap=mmap)
     return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids, id_flags=False)
@@ -78,8 +78,8 @@ def reorder(
     """Reorder the rows of a score file to ``query_ids``.
 
     Raises:
-        InputError: the ids differ from the file's; the message names missing, extra and duplicate
-            ids.
+        InputError: ``query_ids`` and the file's ids differ; the message names missing, extra and
+            duplicate ids.
     """
     if list(query_ids) == score_file.query_ids:
         return score_file  # already in order: a memory-mapped matrix stays on disk
@@ -94,9 +94,9 @@ def align(
     where: str | Path = "score file",
     reference_name: str = "the first score file",
 ) -> ScoreFile:
-    """Reorder the rows of ``score_file`` to those of ``reference``, so that matrices can be added.
+    """Reorder the rows of a score file as in ``reference``, so that both matrices can be added.
 
-    Ids in other spellings (image extension, Unicode form) are matched first. Columns then need no
+    Ids that differ only in image extension or Unicode form are matched first. Columns then need no
     reordering, because equal sets of sorted ids have equal order.
 
     Raises:
@@ -111,10 +111,10 @@ def align(
 def check_same_ids(
     score_file: ScoreFile, reference: ScoreFile, where: str | Path, reference_name: str
 ) -> None:
-    """Reject a score file whose ids differ from those of the reference.
+    """Check that a score file has the same ids as the reference.
 
     Raises:
-        InputError: names the file and the ids.
+        InputError: the ids differ; the message names the file and the ids.
     """
     for kind in ("gallery_ids", "query_ids"):
         ids, wanted = getattr(score_file, kind), getattr(reference, kind)
@@ -130,7 +130,7 @@ def respell(
     where: str | Path,
     known_name: str = "the gallery",
 ) -> ScoreFile:
-    """Convert ids to the spelling of known ids (:func:`pab.data.names.respelt`).
+    """Replace ids with the spelling of known ids (:func:`pab.data.names.respelt`).
 
     Raises:
         InputError: two ids of the file would become equal.
@@ -156,7 +156,7 @@ def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
     """Extend scores of a form that lists only some images to the whole gallery.
 
     Added images are unlisted for every query. A file with an image outside the gallery is returned
-    unchanged; the later comparison of ids reports it.
+    unchanged; the later comparison of ids reports that image.
     """
     wanted = sorted(gallery_ids)
     if file.gallery_ids == wanted:
@@ -182,13 +182,13 @@ def import_scores(
     """Convert scores in any form to a score file; image names lose their extensions.
 
     Args:
-        path: the scores; ids inside the file take precedence.
+        path: the scores; ids in the file take precedence over the lists.
         query_list: query ids in row order (:func:`read_query_ids`), for files without ids.
         gallery_list: gallery ids in column order (:func:`read_gallery_ids`), for files without ids;
             for a form that lists only some images per query, the whole gallery.
 
     Raises:
-        InputError: the file is unreadable, or ids are missing or do not match.
+        InputError: the file cannot be read, or ids are missing or do not match.
     """
     path = Path(path)
     found = read_form(path)
@@ -217,26 +217,26 @@ def import_scores(
 
 
 def warn_on_data_mismatch(metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warn about score files with equal ids but different captions, names or orders of them.
+    """Warn about score files with equal ids but different captions, image names or their order.
 
     Args:
         metas: path -> ``meta`` of the file. Files without ``data_sha256`` are not compared.
     """
-    told = {path: meta["data_sha256"] for path, meta in metas.items() if meta.get("data_sha256")}
-    first = next(iter(told), None)
-    for path, sha256 in told.items():
-        if first is not None and sha256 != told[first]:
+    known = {path: meta["data_sha256"] for path, meta in metas.items() if meta.get("data_sha256")}
+    first = next(iter(known), None)
+    for path, sha256 in known.items():
+        if first is not None and sha256 != known[first]:
             what = "captions, names or their order differ (data_sha256)"
-            warning = f"warning: {path} was made from other data than {first}: {what}"
+            warning = f"warning: {path} was computed from other data than {first}: {what}"
             print(warning, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Convert, show and export scores in all forms."""
+    """Run the subcommands import, show and export."""
     parser = CommandParser(prog="python -m pab.scores")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("import", help="make a score file of scores in any form")
-    about = "tensor, array, table, run or ranked list; the content tells which"
+    command = commands.add_parser("import", help="convert scores in any form to a score file")
+    about = "tensor, array, table, run or ranked list; detected from the content"
     command.add_argument("file", type=Path, help=about)
     flags = {
         "--queries": "for files without ids: query ids of the rows, one per line, or query.json",
@@ -246,9 +246,9 @@ def main(argv: list[str] | None = None) -> None:
     add_path_flags(command.groups["data"], flags)
     output = command.groups["output"]
     output.add_argument("--out", type=Path, required=True, help="score file to write")
-    command = commands.add_parser("show", help="explain a file of scores")
+    command = commands.add_parser("show", help="describe a file of scores")
     command.add_argument("file", type=Path)
-    command = commands.add_parser("export", help="write a score file in the form of another tool")
+    command = commands.add_parser("export", help="write a score file in the format of another tool")
     command.add_argument("file", type=Path, help="scores with ids, in any form")
     output = command.groups["output"]
     form = output.add_mutually_exclusive_group(required=True)

@@ -327,7 +327,7 @@ def test_optional_fields_that_say_nothing_are_absent(
         "unknown fields are ignored: quality (2 lines), camera (1 line)",
         "optional fields are treated as absent: hard_c of another type (1 line), "
         "normal null (1 line), scene empty (1 line)",
-        "source_id is not VIDEO_NUMBER (1 line): all of it names the video",
+        "source_id is not VIDEO_NUMBER (1 line): the whole value is the video",
     ]
 
 
@@ -440,5 +440,5 @@ def test_bad_answers(tmp_path: Path, name: str) -> None:
 
 
 def test_answers_beside_labels_contradict(root: Path) -> None:
-    with pytest.raises(InputError, match="carries its own labels"):
+    with pytest.raises(InputError, match="has its own labels"):
         read_retrieval(labelled(root, image(0, "a")), answers=root / "answers.json")

@@ -340,7 +340,7 @@ def test_link_to_nothing(case: Case, refuse: Callable[..., None]) -> None:
     (case.data / "test/4.jpg").symlink_to(case.data.parent / "gone.jpg")
     case.infer["annotation"] = case.data / "annotation/test/pair.json"
     case.infer["image_folder"] = case.data
-    refuse("infer", "test/4.jpg", "a link to a file that is not there")
+    refuse("infer", "test/4.jpg", "a link to a missing file")
 
 
 @pytest.mark.parametrize("command", ["infer", "evaluate"])
@@ -570,7 +570,7 @@ def test_answers_for_a_labelled_set(case: Case, refuse: Callable[..., None]) -> 
     case.infer["annotation"] = case.data / "annotation/test/pair.json"
     case.infer["image_folder"] = case.data
     case.infer["answers"] = case.masked / "answers.json"
-    refuse("infer", "carries its own labels")
+    refuse("infer", "has its own labels")
 
 
 # -------------------------------------------------------------------------------------- evaluation

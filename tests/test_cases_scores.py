@@ -73,7 +73,7 @@ def test_whole_matrices(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", WITHOUT_IDS)
 def test_files_without_ids_ask_for_both_lists(name: str, tmp_path: Path) -> None:
     for run in (lambda: imported(name, tmp_path), lambda: fused(tmp_path, DATA / name)):
-        with pytest.raises(InputError, match=f"{name}.*give --queries FILE and --gallery FILE"):
+        with pytest.raises(InputError, match=f"{name}.*pass --queries FILE and --gallery FILE"):
             run()
     # Commands without these flags (uit.infer --candidates, ...) name the conversion alone.
     with pytest.raises(InputError, match=f"{name}.*any; convert it .* --queries FILE --gallery"):

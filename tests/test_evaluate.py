@@ -359,7 +359,7 @@ def test_spellings_of_one_name_match(
 def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "s.npy", SCORES.numpy())
     words = ["--score", str(tmp_path / "s.npy"), "--annotation", str(annotation)]
-    with pytest.raises(InputError, match=r"give --queries FILE and --gallery FILE"):
+    with pytest.raises(InputError, match=r"pass --queries FILE and --gallery FILE"):
         main(words)
     (tmp_path / "q.txt").write_text("\n".join(QUERIES))
     (tmp_path / "g.txt").write_text("i0.jpg\ni1.jpg\ni2.jpg\ni3.jpg\n")

@@ -135,7 +135,7 @@ def test_a_part_that_is_whole(folder: Path) -> None:
         ("none", "404|Not Found"),
         ("page", "behind a page .*/page; fetch it .* put it at"),
         ("other", "expected one of whole, cut"),
-        ("scan", r"/scan gave a web page \(Sign in\); fetch it on a machine with a browser"),
+        ("scan", r"/scan returned a web page \(Sign in\); fetch it on a machine with a browser"),
     ],
 )
 def test_what_cannot_be_fetched(folder: Path, name: str, expected: str) -> None:
@@ -165,5 +165,5 @@ def test_without_a_name_it_says_what_there_is(
     main(["--folder", str(folder)])
     out = capsys.readouterr().out
     assert out.count("missing") == 5
-    with pytest.raises(InputError, match="takes no names"):
+    with pytest.raises(InputError, match="expected no names"):
         main(["whole", "--check"])

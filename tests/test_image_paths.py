@@ -90,7 +90,7 @@ def test_what_was_assumed_is_said_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert {image.path.parent for image in found.gallery} == {tmp_path / "test"}
     assert notes(capsys) == [
         f"note: {path}: backslashes in image paths are read as '/'",
-        f"note: {path}: absolute image paths inside the data root are read relative to it",
+        f"note: {path}: absolute image paths under the data root are converted to relative paths",
     ]
 
 
@@ -111,7 +111,7 @@ def test_absolute_paths_in_training_shards(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- files
 
 WRITTEN = "train/imgs_9/wentwrong/0.jpg"
-SPELT = "'wentwrong' and 'wentrong' are read as one folder name"
+SPELT = "'wentwrong' and 'wentrong' are treated as the same folder"
 LAYOUTS = {
     WRITTEN: [],
     "train/imgs_9/wentrong/0.jpg": [SPELT],
@@ -119,8 +119,8 @@ LAYOUTS = {
     "Part 2/imgs_9/wentrong/0.jpg": ["train/imgs_N are read from 'Part K/imgs_N'", SPELT],
     "Part 2/train/imgs_9/wentwrong/0.jpg": ["are read from 'Part K/train/imgs_N'"],
     "train/Part 2/imgs_9/wentwrong/0.jpg": ["are read from 'train/Part K/imgs_N'"],
-    "train/imgs_9/wentwrong/0.webp": ["end in .jpg are read from the .webp files"],
-    "train/imgs_9/wentwrong/0.JPG": ["end in .jpg are read from the .JPG files"],
+    "train/imgs_9/wentwrong/0.webp": ["end in .jpg are read from .webp files"],
+    "train/imgs_9/wentwrong/0.JPG": ["end in .jpg are read from .JPG files"],
     "Part 2/imgs_9/wentrong/0.png": [".png files", "'Part K/imgs_N'", SPELT],
 }
 
@@ -160,7 +160,7 @@ def test_two_files_for_one_image_are_refused(tmp_path: Path, two: tuple[str, str
     folder = (tmp_path / WRITTEN).parent
     touch(*(Path(os.path.normpath(folder / name)) for name in two))
     for use in (ImageFinder(tmp_path).find, lambda image: ImageFinder(tmp_path).absent([image])):
-        with pytest.raises(InputError, match=f"image '{WRITTEN}': expected this file") as caught:
+        with pytest.raises(InputError, match=f"image '{WRITTEN}': expected one file") as caught:
             use(WRITTEN)
         for name in two:
             assert Path(name).name in str(caught.value)

@@ -164,7 +164,7 @@ def test_evaluate_reads_labels_in_any_form(tiny_data: Path, tmp_path: Path) -> N
     gallery = masked / "gallery"
     whole = pab.evaluate(file, query, answers=answers, image_folder=gallery)
     assert whole.summary() == expected
-    with pytest.raises(InputError, match="give its key with --answers FILE"):
+    with pytest.raises(InputError, match="pass its answer key with --answers FILE"):
         pab.evaluate(file, query)
     with pytest.raises(InputError, match="q99"):
         pab.evaluate(file, {**right, "q99": "G00"})

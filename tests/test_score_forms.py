@@ -69,7 +69,7 @@ def test_one_matrix_in_a_torch_file(tmp_path: Path, content: Any) -> None:
         (torch.tensor([[NAN, 0, 0], [0, 0, 0]]), "query 'q1': expected finite scores, found nan"),
         (torch.tensor([[INF, 0, 0], [0, 0, 0]]), "query 'q1': expected finite scores, found inf"),
         (SCORES.double() * 1e300, "expected finite scores, found inf"),
-        (torch.full((2, 3), -INF), "expected finite scores, found -inf alone"),
+        (torch.full((2, 3), -INF), "expected finite scores, found only -inf"),
         ({"sims": np.array([[object()] * 3] * 2)}, "expected a score file"),
     ],
 )
@@ -168,7 +168,7 @@ def test_minus_infinity_is_not_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (found.query_ids, found.listed) == (["q1"], {"q1": 2})
     said = capsys.readouterr().err
     assert "4 scores are -inf: those images count as not listed" in said
-    assert "1 queries list no image and are left out" in said
+    assert "1 queries list no image and are skipped" in said
 
 
 # ------------------------------------------------------------------------------------------- tables

@@ -46,7 +46,7 @@ def test_a_folder_is_taken_as_sorted_file_names(
     assert dict(zip(found.gallery_ids, found.scores[0].tolist(), strict=True)) == {
         "B": 1, "a-1": 2, "a": 3,
     }  # fmt: skip
-    assert "its 3 images are taken in the sorted order" in capsys.readouterr().err
+    assert "its 3 images are read in the sorted order" in capsys.readouterr().err
 
 
 def test_id_lists(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_partial_scores_go_round(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["export", str(tmp_path / "run.json"), "--format", "csv", "--out", str(tmp_path / "o.tsv")]
     )
     assert (tmp_path / "o.tsv").read_text().startswith("query\ta\tb\tc\nq1\t1\t0.49999")
-    assert "images that were not listed are written" in capsys.readouterr().err
+    assert "unlisted images are written" in capsys.readouterr().err
     (tmp_path / "order.json").write_text('{"q1": ["c", "a"]}')
     main(["export", str(tmp_path / "order.json"), "--format", "rankings", "--out",
           str(tmp_path / "o.jsonl")])  # fmt: skip
@@ -292,7 +292,7 @@ def test_runs_alone_have_the_images_that_they_name(
     (tmp_path / "b.json").write_text('{"q": {"z": 3, "y": 1}}')
     fuse(member_words(tmp_path, tmp_path / "a.json", tmp_path / "b.json"))
     assert load_scores(tmp_path / "o.pt").gallery_ids == ["x", "y", "z"]
-    assert "its gallery is taken to be the 3 images that it names" in capsys.readouterr().err
+    assert "its gallery is assumed to be the 3 images that it names" in capsys.readouterr().err
     main(["import", str(tmp_path / "a.json"), "--out", str(tmp_path / "a.pt")])
     whole = (tmp_path / "o.txt").read_text()
     fuse(member_words(tmp_path, tmp_path / "a.pt", tmp_path / "b.json"))

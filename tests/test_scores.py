@@ -97,7 +97,7 @@ def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:
         ({"scores": torch.zeros(12)}, "scores: expected a matrix [queries, gallery] of floating"),
         ({"scores": torch.zeros(3, 4).long()}, "floating-point scores, found int64 [3, 4]"),
         ({"scores": torch.zeros(3, 4).to_sparse()}, "found float32 [3, 4], sparse"),
-        ({"scores": [[0.0] * 4] * 3}, "scores: expected a tensor, found list"),
+        ({"scores": [[0.0] * 4] * 3}, "scores: expected a tensor or a NumPy array, found list"),
         ({"query_ids": ["q1", "q2"]}, "query_ids: expected one id for each of 3 in scores"),
         ({"query_ids": ["q1", "q2", "q1"]}, "query_ids: expected distinct ids, found 'q1' twice"),
         ({"query_ids": ["q1", "q2", 3.5]}, "query_ids: expected a list of strings"),
@@ -310,7 +310,7 @@ def test_import_refuses_lists_that_do_not_fit(tmp_path: Path, scores: ScoreFile)
     ):
         main(["import", str(tmp_path / "bare.pt"), *turned, *out])
     for given, asked in (([], "--queries FILE and --gallery FILE"), (turned[:2], "--gallery FILE")):
-        with pytest.raises(InputError, match=f"give {asked}, or convert"):
+        with pytest.raises(InputError, match=f"pass {asked}, or convert"):
             main(["import", str(tmp_path / "bare.pt"), *given, *out])
     assert not (tmp_path / "s.pt").exists()
 

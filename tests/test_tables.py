@@ -167,7 +167,7 @@ def test_bad_rows_are_named(tmp_path: Path, name: str) -> None:
 def test_the_same_name_with_two_endings_is_refused_for_scoring(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("filepath,title\na.jpg,x\na.png,y\n")
-    with pytest.raises(InputError, match=r"line 3: .*more than their ending, found 'a.jpg' and"):
+    with pytest.raises(InputError, match=r"line 3: .*more than their extension, found 'a.jpg' and"):
         read_retrieval(path)
     assert [pair.image for pair in TrainingSet.open(path, skip_bad_lines=True)] == ["a.jpg"]
 
@@ -181,7 +181,7 @@ def test_errors_of_ids_name_the_lines_of_the_table(
     with pytest.raises(InputError) as error:
         read(path)
     assert "line 4: field 'image': expected an id on one line" in str(error.value)
-    assert "line 5: expected images that differ in more than their ending" in str(error.value)
+    assert "line 5: expected images that differ in more than their extension" in str(error.value)
 
 
 def test_a_changed_table_is_read_anew(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_members_of_other_captions_are_told(
     run([*words, "--output_file", str(tmp_path / "o.txt"), "--top_k", "2"])
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warned) == 1
-    assert "b.pt was made from other data than" in warned[0]
+    assert "b.pt was computed from other data than" in warned[0]
     words[2] = f"--clip_score={tmp_path / 'c'}.pt"
     run([*words, "--output_file", str(tmp_path / "o.txt"), "--top_k", "2"])
     assert "warning" not in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""Annotations, images, tables and training sets: readers, and the records that they return.
+"""Readers of annotations, images, tables and training sets, and the records that they return.
 
 `annotations` reads any annotation as the `records` of a retrieval task, with one module per kind:
-`masked_queries`, `labelled_images`, `tables`. `pairs` reads training pairs, `training_set` keeps
-many of them on disk, and `splits` holds out source videos. `images` and `photos` list, check and
-decode pictures. `wordpiece` and `vocabulary` make the caption tokens of BERT. Imports `pab.core`
-only.
+`masked_queries`, `labelled_images`, `tables`. `pairs` parses training pairs, `training_set` reads
+them from disk, and `splits` holds out source videos. `image_paths`, `tree` and `id_lists` find
+image files, PAB's files and ids; `images` and `photos` list, check and decode images. `wordpiece`
+tokenizes captions for BERT. Imports only `pab.core`.
 """

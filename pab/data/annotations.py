@@ -1,20 +1,20 @@
-"""Readers of PAB's annotation files.
+"""Read PAB's annotation files.
 
 Three kinds of JSON object exist:
 
 ======================  ==========================================================================
 training pair           ``image``, ``caption`` (a text), ``image_id``; optional fields below
-labelled test image     the same with ``caption`` a list of texts, or one text
+labelled test image     the same fields; ``caption`` is a list of texts, or one text
 name-masked query       ``query_index``, ``caption``
 ======================  ==========================================================================
 
-The optional fields are ``hard_i``, ``hard_c``, ``hard_i_id`` (the twin: the same source video's
-pair of the other kind), ``source_id`` (``x_y``: x the source video), ``source_caption``,
-``normal`` or ``anomaly`` (the action) and ``scene``. One that is empty, null or of another type
-counts as absent. Unknown fields are ignored. Both are counted and said in one line. Ids may be
-whole numbers. A file holds JSON lines, a JSON array, or queries as one object ``{id: caption}``;
-see :mod:`pab.data.json_lines`. Tables and folders of captioned images are read by
-:mod:`pab.data.tables`.
+The optional fields are ``hard_i``, ``hard_c``, ``hard_i_id`` (the twin: the pair of the same
+source video with an action of the other kind), ``source_id`` (``x_y``: x is the source video),
+``source_caption``, ``normal`` or ``anomaly`` (the action) and ``scene``. An optional field that is
+empty, null or of another type counts as absent. Unknown fields are ignored. A notice reports the
+number of both. Ids may be integers. A file contains JSON lines, a JSON array, or queries as one
+object ``{id: caption}``; see :mod:`pab.data.json_lines`. :mod:`pab.data.tables` reads tables and
+folders of captioned images.
 """
 
 from __future__ import annotations
@@ -42,31 +42,30 @@ def read_retrieval(
 ) -> Retrieval:
     """Read any annotation as a retrieval task.
 
-    The fields determine the kind: ``query_index`` makes it a name-masked query file, ``image`` and
-    ``image_id`` a labelled one (``pair.json``, ``attr.json``, ``ucc.json`` or a training shard). A
-    table or a folder of captioned images is a labelled set too. In a labelled set, gallery ids are
-    ``image_id``, and query ids are ``IMAGE_ID#n`` for the n-th caption from 0. A caption is
-    relevant to its own image.
+    The fields determine the kind. A file with ``query_index`` contains name-masked queries. A file
+    with ``image`` and ``image_id`` is labelled (``pair.json``, ``attr.json``, ``ucc.json`` or a
+    training shard), as is a table or a folder of captioned images. In a labelled set, gallery ids
+    are ``image_id``, and query ids are ``IMAGE_ID#n`` for the n-th caption from 0. The right image
+    of a caption is its own image.
 
     Args:
         annotation: the file, or a folder of images with a ``.txt`` beside each.
-        image_folder: location of a labelled file's images. By default, it is the data root, the
-            parent of the ``annotation`` folder with the file. If given, leading folders of the
-            image paths are dropped one at a time until a file exists; the first existing image
-            determines the number for all. Unused for name-masked queries. A table's image paths are
-            relative to its own folder or to this one.
+        image_folder: folder of a labelled file's images. If None, the data root: the parent of the
+            ``annotation`` folder that contains the file. Otherwise, leading folders of the image
+            paths are dropped one at a time until a file exists; the number dropped for the first
+            image found is used for all images. A table's image paths are relative to the table's
+            folder or to ``image_folder``. Ignored for name-masked queries.
         answers: answer key of a name-masked file, ``{QUERY_ID: {"gallery": NAME, "normal":
             ACTION}}``, with ``anomaly`` instead of ``normal`` for anomalies.
-        same_caption_counts: if true, a caption is relevant to every image whose line lists exactly
-            that caption.
+        same_caption_counts: if true, every image with exactly the same caption counts as right.
         columns: column names of a table; the defaults are OpenCLIP's.
 
     Image files may be missing, so that a score file can be evaluated without them.
 
     Raises:
-        InputError: a missing or unreadable file, bad lines (all counted, the first twenty named),
-            no queries, an image path outside its folder, answers for unknown queries, or queries
-            without an answer.
+        InputError: a file is missing or unreadable, lines are bad (all counted, the first twenty
+            named), there are no queries, an image path is outside its folder, an answer is for an
+            unknown query, or a query has no answer.
     """
     path = Path(annotation)
     own = is_own_data(path)
@@ -78,8 +77,8 @@ def read_retrieval(
                 return Retrieval(queries, None, None, {})
             return with_answers(queries, Path(answers), path)
     if answers is not None:
-        problem = f"an answer key is for name-masked queries, but {path} carries its own labels"
-        raise InputError(answers, problem, todo="leave the answer key out")
+        problem = f"an answer key is for name-masked queries, but {path} has its own labels"
+        raise InputError(answers, problem, todo="omit the answer key")
     root = None if image_folder is None else Path(image_folder)
     if own:
         root = Path(image_folder or (path if path.is_dir() else path.parent))
@@ -92,7 +91,7 @@ def read_retrieval(
 def retrieval_of_pairs(
     pairs: Iterable[TrainPair], root: str | Path, *, same_caption_counts: bool = False
 ) -> Retrieval:
-    """Convert training pairs (such as a validation split) to a retrieval task with labelled ids.
+    """Convert training pairs, such as a validation split, to a labelled retrieval task.
 
     Args:
         pairs: the pairs; their ``image_id`` must be unique.
@@ -116,7 +115,7 @@ def _labelled(
     images: list[LabelledImage], source: Path, root: str | Path | None, same_caption_counts: bool
 ) -> Retrieval:
     if not images:
-        raise InputError(source, "expected labelled images, found no queries")
+        raise InputError(source, "expected labelled images, found none")
     known = {image.image_id for image in images}
     with_caption: dict[str, list[str]] = defaultdict(list)
     for image in images:
@@ -132,7 +131,7 @@ def _labelled(
             queries.append(Query(query_id, caption, image.image_id, image.action, image.is_normal))
             listed = with_caption[caption]
             relevant[query_id] = frozenset(listed if same_caption_counts else (image.image_id,))
-            # A twin with the same caption cannot be distinguished by it.
+            # A twin with the same caption cannot be distinguished by that caption.
             if image.twin_id in known and image.twin_id not in listed:
                 twins[query_id] = image.twin_id  # type: ignore[assignment]
 

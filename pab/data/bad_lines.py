@@ -1,6 +1,6 @@
-"""Bad lines of a set: count all by kind, name the first ones, then raise one error.
+"""Collect the bad lines of a set: count all by kind, name the first ones, then raise one error.
 
-The kind of a fault is the expectation in its message: the words before ``, found``.
+The kind of a fault is the part of its message before ``, found``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ NAMED = 20  # maximum number of bad lines named in an error
 
 
 class BadLines:
-    """Collector of the faults in a set's lines.
+    """Collect the faults in the lines of a set.
 
     Args:
-        listed: called with the one-line message of each fault.
+        listed: function that is called with the one-line message of each fault.
 
     Attributes:
         kinds: kind of fault -> number of lines.
@@ -45,7 +45,7 @@ class BadLines:
             self._listed(str(error))
 
     def summary(self) -> str:
-        """Counts per kind, largest first."""
+        """Format the number of faults per kind, largest first."""
         return "; ".join(f"{count} x {kind}" for kind, count in self.kinds.most_common())
 
     def error(self, where: str | Path, todo: str | None = None) -> InputError:
@@ -53,7 +53,7 @@ class BadLines:
 
         Args:
             where: the set, for the error.
-            todo: the remedy, if the faults do not name one.
+            todo: the remedy; a single fault that names its own remedy keeps it.
         """
         if self.total == 1:
             only = self.first[0]
@@ -74,7 +74,7 @@ class BadLines:
             raise self.error(where)
 
     def as_plain(self) -> dict[str, Any]:
-        """Convert to plain values, which :meth:`from_plain` reads back."""
+        """Convert to JSON values; :meth:`from_plain` converts them back."""
         first = [[e.where, e.problem, e.item, e.todo] for e in self.first]
         return {"kinds": dict(self.kinds), "first": first}
 

@@ -1,9 +1,9 @@
 """Check that a caption has visible text for every text encoder.
 
 BERT's normalizer removes control and format characters, private code points and combining marks.
-SentencePiece's removes most of them. OpenCLIP's cleaning decodes HTML entities and repairs broken
-encodings. A caption that becomes empty in any of them is bad for all models, so that all models
-always score the same captions.
+SentencePiece's normalizer removes most of these. OpenCLIP's cleaning decodes HTML entities and
+repairs broken encodings. A caption that any of the three reduces to nothing is rejected for all
+models, so all models score the same captions.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def _shows(text: str) -> bool:
 
 def _cleaned_for_clip(text: str) -> str:
     """Clean a text as OpenCLIP's tokenizer does."""
-    import ftfy  # takes 0.1 s, and few captions need it
+    import ftfy  # the import takes 0.1 s, and few captions need it
 
     return html.unescape(html.unescape(ftfy.fix_text(text)))

@@ -1,7 +1,7 @@
-"""Check fields of a JSON object; errors name the line.
+"""Check the fields of a JSON object.
 
-Errors give file and line, the field, and the expected and found values. In all functions, ``fault``
-makes the error of the line. All functions raise :class:`InputError`.
+Errors name file, line and field, and the expected and found values. In all functions, ``fault``
+builds the error for the line. All functions raise :class:`InputError`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _NAMED = 20  # maximum number of fields named in a notice
 
 
 class FieldNotes:
-    """Counts of ignored and assumed parts; :meth:`texts` describes them.
+    """Count ignored and assumed fields for a notice.
 
     Attributes:
         unknown: unknown field -> number of lines.
-        absent: optional field and the reason why its value is unusable -> number of lines.
+        absent: optional field and the reason why its value is treated as absent -> number of lines.
         whole_sources: number of lines whose ``source_id`` is not ``VIDEO_NUMBER``.
     """
 
@@ -33,7 +33,7 @@ class FieldNotes:
         self.whole_sources = 0
 
     def ignore_unknown(self, fields: Iterable[str], known: frozenset[str]) -> None:
-        """Count fields that are not known."""
+        """Count the fields that are not in ``known``."""
         self.unknown.update(name for name in fields if name not in known)
 
     def texts(self) -> list[str]:
@@ -45,7 +45,7 @@ class FieldNotes:
             found.append(f"optional fields are treated as absent: {_listed(self.absent)}")
         if self.whole_sources:
             lines = _lines(self.whole_sources)
-            found.append(f"source_id is not VIDEO_NUMBER ({lines}): all of it names the video")
+            found.append(f"source_id is not VIDEO_NUMBER ({lines}): the whole value is the video")
         return found
 
 
@@ -77,7 +77,7 @@ def bad_text(value: object, name: str, expected: str, fault: Fault) -> InputErro
     """Build the error for a value that :func:`is_text` rejects."""
     found = kind(value)
     if isinstance(value, str) and value.strip():
-        found = "half a surrogate pair, which is no character"
+        found = "half a surrogate pair, which is not a character"
     return fault(f"field {name!r}: expected {expected}, found {found}")
 
 
@@ -105,9 +105,9 @@ def required_id(fields: dict[str, Any], name: str, fault: Fault) -> str:
 
 
 def number_text(value: object) -> str | None:
-    """Decimal text of an integer; None for any other value.
+    """Convert an integer to its decimal text; return None for any other value.
 
-    A float counts if it is integral and small enough to be exact.
+    A float is accepted if it is integral and small enough to be exact.
     """
     if type(value) is int:
         return str(value)
@@ -117,7 +117,7 @@ def number_text(value: object) -> str | None:
 
 
 def optional_text(fields: dict[str, Any], name: str, notes: FieldNotes | None) -> str | None:
-    """Read an optional text; None if it is absent, or empty, null or of another type (counted)."""
+    """Read an optional text; None if absent. Empty, null and other types are counted as absent."""
     value = fields.get(name)
     if value is None and name not in fields:
         return None
@@ -143,7 +143,7 @@ def _unusable(value: object) -> str:
 
 
 def caption_text(value: object, name: str, fault: Fault) -> str:
-    """Check a caption: text that is visible to every text encoder; ``name`` is its field."""
+    """Check that a caption has visible text for every text encoder; ``name`` is its field."""
     if not is_text(value):
         raise bad_text(value, name, "a text that is not empty", fault)
     if not has_visible(value):
@@ -166,7 +166,7 @@ def one_caption(fields: dict[str, Any], fault: Fault) -> str:
 
 
 def identifier(value: str, name: str, fault: Fault) -> str:
-    """Check that an id can be stored in a list with one id per line."""
+    """Check that an id can be stored in a list of ids, one per line."""
     if value[0].isspace() or value[-1].isspace() or len(value.splitlines()) > 1:
         expected = "an id on one line without blanks around it"
         raise fault(f"field {name!r}: expected {expected}, found {shortened(value)}")

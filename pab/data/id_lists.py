@@ -22,7 +22,7 @@ from pab.data.names import plain_names
 def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
     """Read unique ids, one per line, in file order.
 
-    Blank lines, a byte-order mark and Windows line ends are skipped.
+    Blank lines, byte-order marks and Windows line ends are ignored.
 
     Raises:
         InputError: the file is missing, unreadable, not UTF-8, empty, or repeats an id.
@@ -50,10 +50,10 @@ def read_query_order(path: str | Path) -> list[str]:
 
 
 def check_ids(where: str | Path, name: str, ids: Any) -> None:
-    """Check that ids are distinct texts of one line; errors name ``where`` and the field ``name``.
+    """Check that ids are distinct texts of one line.
 
     Raises:
-        InputError: names the first id that breaks a rule.
+        InputError: an id breaks a rule; the message names ``where``, the field ``name`` and the id.
     """
     fault = partial(InputError, where, item=name)
     if not isinstance(ids, list) or not set(map(type, ids)) <= {str}:
@@ -70,12 +70,10 @@ def check_ids(where: str | Path, name: str, ids: Any) -> None:
 
 
 def read_query_ids(path: str | Path) -> list[str]:
-    """Read query ids in row order: one per line, or those of an annotation file.
-
-    A JSON array of ids is read too.
+    """Read query ids in row order, from a list (one per line or a JSON array) or an annotation.
 
     Raises:
-        InputError: neither kind of file, or a duplicate id.
+        InputError: the file is of another kind, or repeats an id.
     """
     path = existing_file(path, "a list of query ids, one per line")
     if _is_json(path):
@@ -84,19 +82,19 @@ def read_query_ids(path: str | Path) -> list[str]:
 
 
 def read_gallery_ids(path: str | Path) -> list[str]:
-    """Read gallery ids in column order: one per line, or the images of a folder.
+    """Read gallery ids in column order, from a list (one per line) or a folder of images.
 
     Images of a folder are sorted by their full file names, as in ``sorted(os.listdir(folder))``,
     where ``a-1.jpg`` comes before ``a.jpg``.
 
     Raises:
-        InputError: neither, a duplicate id, or two names that differ only in the image extension.
+        InputError: the path is neither, an id is repeated, or two names differ only in extension.
     """
     if Path(path).is_dir():
         from pab.data.images import list_gallery  # imports Pillow, which score files do not need
 
         images = sorted(list_gallery(path), key=lambda image: image.path.name)
-        notice(path, f"its {len(images)} images are taken in the sorted order of their file names")
+        notice(path, f"its {len(images)} images are read in the sorted order of their file names")
         return [image.gallery_id for image in images]
     path = existing_file(path, "a list of gallery ids, one per line, or a folder of images")
     if _is_json(path):
@@ -114,7 +112,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _json_ids(path: Path) -> list[str] | None:
-    """The ids of a JSON array of texts and whole numbers; None if the file is something else."""
+    """Read the ids of a JSON array of texts and integers; return None for other JSON."""
     try:
         values = json.loads(read_text(path, "a list of ids"))
     except (ValueError, RecursionError):
@@ -130,7 +128,7 @@ def id_text(value: Any, fault: Fault) -> str:
     """Convert an id to text; an integer becomes its decimal digits.
 
     Raises:
-        InputError: neither text nor an integer.
+        InputError: the id is neither text nor an integer.
     """
     if isinstance(value, str):
         return str(value)

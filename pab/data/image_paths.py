@@ -1,20 +1,20 @@
-"""Image paths of annotations: validation of the text, and search for the files.
+"""Validate the image paths of annotations, and find their files.
 
-The path in an annotation must stay inside the data root. Links may leave it: a link inside the root
-may point to any file that the user can read, such as a hub cache or another disk. All readers use
-this rule.
+The path in an annotation must stay inside the data root. A symbolic link inside the root may point
+to any file that the user can read, such as a hub cache or another disk. All readers follow this
+rule.
 
-Four variants of PAB's layout have the same meaning, and all are found:
+Four variants of PAB's layout have the same meaning, and all are searched:
 
 ====================  ==========================================================================
 spelling              ``wentwrong`` and ``wentrong`` are the same folder
 part                  ``train/imgs_N`` may be in ``Part K`` (K = N // 8 + 1), as ``imgs_N`` or
                       ``train/imgs_N``, or in ``train/Part K``
-ending                another image extension with the same stem (``0.webp`` for ``0.jpg``)
-links                 files and folders may be links
+extension             another image extension with the same stem (``0.webp`` for ``0.jpg``)
+links                 files and folders may be symbolic links
 ====================  ==========================================================================
 
-A file at the exact path always takes precedence. If it is missing, exactly one other file must fit.
+A file at the exact path always takes precedence. If none exists, exactly one variant must exist.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from pab.core.notices import notice
 from pab.core.progress import progress
 from pab.data.json_lines import shortened
 
-IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))  # for benchmarks
-# For photo search, and for image names in other tools' files.
+# Read by the benchmark commands; photo search and names in other tools' files use PHOTO_ENDINGS.
+IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 PHOTO_ENDINGS = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp"),
         *(".bmp", ".dib", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif"),
     )
 )
-SHARDS_PER_PART = 8  # PAB's download has ten parts: imgs_0 to imgs_7 is Part 1
+SHARDS_PER_PART = 8  # PAB's download has ten parts: imgs_0 to imgs_7 are in Part 1
 _SPELLINGS = ("wentwrong", "wentrong")  # the folder's name differs between releases of PAB
 _SHARD_FOLDER = re.compile(r"train/imgs_(\d+)(?:/.*)?")
 _DRIVE = re.compile(r"[A-Za-z]:/")
-_FOLDERS_LISTED = 64  # folder listings kept during a check: shards are read one after another
+_FOLDERS_LISTED = 64  # folder listings cached during a check; shards are read one after another
 
 
 # ----------------------------------------------------------------------------------------- text
@@ -54,10 +54,10 @@ _FOLDERS_LISTED = 64  # folder listings kept during a check: shards are read one
 def checked_path(
     value: str, name: str, path: Path, item: str, *, below: str = "", root: Path | None = None
 ) -> str:
-    """Return an image path relative to the data root, after checking that it stays inside.
+    """Check that an image path stays inside the data root, and return the relative path.
 
-    Backslashes are read as ``/``, unless a file has exactly this name. An absolute path inside the
-    root becomes relative.
+    Backslashes are read as ``/``, unless a file with exactly this path exists. An absolute path
+    inside the data root is converted to a relative path.
 
     Args:
         value: the path, not empty.
@@ -65,7 +65,7 @@ def checked_path(
         path: the annotation file.
         item: the line, for the error.
         below: folder under the root that the path is relative to.
-        root: the data root; None uses the parent of the ``annotation`` folder around ``path``.
+        root: the data root; if None, the parent of the ``annotation`` folder above ``path``.
 
     Raises:
         InputError: the path leaves the root, is absolute and outside it, or contains a NUL
@@ -81,7 +81,7 @@ def checked_path(
     elif text[0] == "/" or _DRIVE.match(text):
         inside = inside_root(text, root)
         if inside is not None:
-            notice(path, "absolute image paths inside the data root are read relative to it")
+            notice(path, "absolute image paths under the data root are converted to relative paths")
             return posixpath.relpath(f"/{inside}", f"/{below}")
         found = "an absolute path outside it"
     elif _leaves(text, below):
@@ -103,9 +103,9 @@ def _leaves(text: str, below: str) -> bool:
 
 
 def with_slashes(value: str, path: Path, base: Path | None) -> str:
-    """Replace backslashes by ``/`` in an image path of the file ``path``.
+    """Replace backslashes with ``/`` in an image path of the annotation ``path``.
 
-    They stay if they belong to a name: a file of exactly this path exists under ``base``.
+    Backslashes are kept if a file with exactly this path exists under ``base``.
     """
     if "\\" not in value or (base is not None and (base / value).is_file()):
         return value
@@ -114,9 +114,9 @@ def with_slashes(value: str, path: Path, base: Path | None) -> str:
 
 
 def inside_root(text: str, root: Path | None) -> str | None:
-    """Make an absolute path relative to the root; None if it is not below it.
+    """Make an absolute path relative to the root. Return None if the path is outside the root.
 
-    The root matches as given and with its links resolved; links in ``text`` are not resolved.
+    The path is compared with the root as given and with its symlinks resolved.
     """
     if root is None:
         return None
@@ -129,7 +129,7 @@ def inside_root(text: str, root: Path | None) -> str | None:
 
 @lru_cache(maxsize=8)
 def _names_of(root: Path) -> tuple[str, ...]:
-    """Absolute paths of the root, as given and with its links resolved."""
+    """Return the absolute paths of the root, as given and with its symlinks resolved."""
     return tuple(dict.fromkeys((os.path.abspath(root), os.path.realpath(root))))  # noqa: PTH100
 
 
@@ -143,7 +143,7 @@ def _root_above(annotation: Path) -> Path | None:
 def data_root(annotation: str | Path) -> Path:
     """Return the folder that image paths of an annotation file are relative to.
 
-    It is the parent of the innermost ``annotation`` folder around the file.
+    The data root is the parent of the innermost ``annotation`` folder that contains the file.
 
     Raises:
         InputError: no folder above the file is called ``annotation``.
@@ -151,12 +151,12 @@ def data_root(annotation: str | Path) -> Path:
     root = _root_above(Path(annotation))
     if root is None:
         problem = "expected a file under ROOT/annotation/, found no folder of that name above it"
-        raise InputError(annotation, problem, todo="say where the images are with --image_folder")
+        raise InputError(annotation, problem, todo="pass the image folder with --image_folder")
     return root
 
 
 def spellings(image: str) -> tuple[str, ...]:
-    """Spellings of a path: as written, and with the other spelling of ``wentwrong``, if present."""
+    """Return a path as written and, if it contains ``wentwrong``, with its other spelling."""
     for spelling, other in (_SPELLINGS, _SPELLINGS[::-1]):
         if f"/{spelling}/" in f"/{image}":
             return image, f"/{image}".replace(f"/{spelling}/", f"/{other}/")[1:]
@@ -164,7 +164,7 @@ def spellings(image: str) -> tuple[str, ...]:
 
 
 def part_of(shard: int) -> int:
-    """Number of the download part with a shard's images."""
+    """Return the number of the download part that contains a shard's images."""
     return shard // SHARDS_PER_PART + 1
 
 
@@ -181,11 +181,10 @@ class _Place(NamedTuple):
 
 
 class ImageFinder:
-    """Finder of image files under a data root, for all layouts of this module.
+    """Find image files under a data root, in any layout listed above.
 
-    The layout of a folder is determined at its first image that is not at the exact path, by
-    listing the folder once, and then stored. After that, an image takes at most one disk access.
-    Pickling keeps the stored layouts.
+    A folder is listed once, when an image is first missing at its exact path; the result is cached.
+    Later look-ups in this folder read the disk at most once. Pickling keeps the cache.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -197,11 +196,11 @@ class ImageFinder:
     def find(self, image: str) -> Path:
         """Return the file of an image path relative to the root.
 
-        ``..`` is resolved before links. If no file fits, the exact path is returned, and opening it
-        reports the missing file.
+        ``..`` is resolved before links. If no variant exists, the exact path is returned; opening
+        it reports the missing file.
 
         Raises:
-            InputError: the exact path is missing and several other files fit.
+            InputError: the exact path is missing and several variants exist.
         """
         folder, name = _split(image)
         known = self._uniform.get(folder)
@@ -216,10 +215,10 @@ class ImageFinder:
         return written if found is None else Path(self.root, *found)
 
     def absent(self, images: Iterable[str]) -> list[str]:
-        """Return the images without a file, in order; lists each folder once.
+        """Return the images without a file, in order; list each folder once.
 
         Raises:
-            InputError: for an image, the exact path is missing and several other files fit.
+            InputError: the exact path of an image is missing and several variants exist.
         """
         listed = lru_cache(maxsize=_FOLDERS_LISTED)(self._learnt)
         missing = []
@@ -230,7 +229,7 @@ class ImageFinder:
         return missing
 
     def _learnt(self, folder: str) -> list[_Place]:
-        """List the places of a folder; store them if all images share one folder and extension."""
+        """List the places of a folder; cache them if all images share one folder and extension."""
         places = [place for place in map(self._place, _places(folder)) if place.names]
         if len(places) == 1 and len(places[0].endings) == 1 and places[0].only_images:
             self._uniform[folder] = (places[0].folder, places[0].endings[0])
@@ -245,7 +244,7 @@ class ImageFinder:
         return _Place(folder, frozenset(names), tuple(sorted(endings)), only_images)
 
     def _choose(self, places: list[_Place], folder: str, name: str) -> tuple[str, str] | None:
-        """Choose folder and name of the single file that fits; None if there is none."""
+        """Return folder and name of the exact path, or of its single variant; None if neither."""
         if places and places[0].folder == folder and name in places[0].names:
             return folder, name
         stem = _stem(name)
@@ -259,24 +258,24 @@ class ImageFinder:
             return None
         if len(found) > 1:
             shown = " and ".join(repr(posixpath.join(*file)) for file in found)
-            problem = f"expected this file, or one other spelling of it, found {shown}"
+            problem = f"expected one file for this path, found several: {shown}"
             item = f"image {posixpath.join(folder, name)!r}"
             raise InputError(self.root, problem, item=item, todo="keep one of them")
         self._warn(folder, name, *found[0])
         return found[0]
 
     def _warn(self, folder: str, name: str, found_folder: str, found_name: str) -> None:
-        """Print a notice, once, if files differ from their written paths."""
+        """Print each notice once if the path of a file differs from the written path."""
         if name != found_name:
-            written, ending = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
-            what = f"image paths that end in {written or 'no ending'}"
-            notice(self.root, f"{what} are read from the {ending} files of the same stem")
+            written, read = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
+            end = f"that end in {written}" if written else "without an extension"
+            notice(self.root, f"image paths {end} are read from {read} files with the same stem")
         if folder != found_folder and "Part " in found_folder:
             place = re.sub(r"Part \d+", "Part K", found_folder)
             place = re.sub(r"(imgs_)\d+.*", r"\1N", place)
             notice(self.root, f"images of train/imgs_N are read from {place!r}")
         if posixpath.basename(folder) != posixpath.basename(found_folder):
-            notice(self.root, "'wentwrong' and 'wentrong' are read as one folder name")
+            notice(self.root, "'wentwrong' and 'wentrong' are treated as the same folder")
 
 
 def is_image_name(name: str) -> bool:
@@ -290,7 +289,7 @@ def is_photo_name(name: str) -> bool:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Names of the files in a folder, including links to files, unordered.
+    """List the names of the files in a folder, including links to files, unordered.
 
     Raises:
         InputError: the folder cannot be listed.
@@ -323,13 +322,13 @@ def _normal_folder(folder: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """Name without its image extension; other extensions are kept."""
+    """Remove the image extension from a name; other extensions are kept."""
     stem, ending = posixpath.splitext(name)
     return stem if ending.lower() in IMAGE_ENDINGS else name
 
 
 def _places(folder: str) -> list[str]:
-    """Folders that may hold the images of ``folder``; the exact path comes first."""
+    """Return the folders that may contain the images of ``folder``; the exact path comes first."""
     places = [folder]
     shard = _SHARD_FOLDER.fullmatch(folder)
     if shard is not None:
@@ -339,11 +338,11 @@ def _places(folder: str) -> list[str]:
 
 
 class Locator:
-    """Locator of a labelled file's images.
+    """Locate the images of a labelled annotation file.
 
     By default, images are under the data root. With an image folder, leading folders of the paths
-    are dropped one at a time until a file exists; the first existing image determines the number
-    for all.
+    are dropped one at a time until a file exists; the number dropped for the first image found is
+    used for all images.
     """
 
     def __init__(self, source: Path, image_folder: str | Path | None, images: list[str]) -> None:
@@ -368,7 +367,7 @@ class Locator:
         """Return the file of an image path.
 
         Raises:
-            InputError: two images would share a file, or several files fit one image.
+            InputError: two images would share a file, or an image has several variants.
         """
         name = image
         if self.drop:
@@ -376,7 +375,7 @@ class Locator:
             name = "/".join(parts[min(self.drop, len(parts) - 1) :])
         path = self.finder.find(name)
         if self.drop and self.used.setdefault(path, image) != image:
-            problem = f"images {self.used[path]!r} and {image!r} would both be {path}"
-            todo = "give the folder that the image paths start from"
+            problem = f"images {self.used[path]!r} and {image!r} would both be read from {path}"
+            todo = "set --image_folder to the folder that the image paths are relative to"
             raise InputError(self.source, problem, todo=todo)
         return path

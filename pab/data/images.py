@@ -1,4 +1,4 @@
-"""Image files: gallery listing, check for unreadable images, preprocessing recipes.
+"""List gallery images, check that images are readable, preprocess and load them.
 
 Benchmark images are opened with Pillow and converted to RGB (16 bits to 8), without further
 changes. EXIF orientation is not applied, because the published pipelines do not apply it and scores
@@ -53,7 +53,7 @@ _DECODING_ERRORS = (
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and standard deviation of R, G and B
 # Radford et al., CLIP; BLIP-2 uses the same.
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-# The person search data that UIT starts from.
+# Statistics of the person search data on which UIT was pretrained.
 _UIT = ((0.38901278, 0.3651612, 0.34836376), (0.24344306, 0.23738699, 0.23368555))
 
 
@@ -80,10 +80,10 @@ class ImageRecipe:
     std: tuple[float, float, float]
 
     def transform(self) -> ImageTransform:
-        """RGB image -> float32 [3, size, size].
+        """Build the transform from an RGB image to float32 [3, size, size].
 
-        Resizes the Pillow image, as in the published pipelines: torchvision's bicubic filter gives
-        other values on tensors.
+        The Pillow image is resized, as in the published pipelines: torchvision's bicubic filter
+        returns other values for tensors.
         """
         import torch
         from torchvision.transforms import v2
@@ -126,7 +126,7 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
     """List the images of a folder, sorted by id; the id is the file name without its extension.
 
     Images are recognized by extension (jpg, jpeg, png, webp, bmp, in any case). Hidden files, other
-    extensions and subfolders are ignored. The folder and its files may be links.
+    extensions and subfolders are ignored. The folder and its files may be symbolic links.
 
     Raises:
         InputError: the folder is missing or has no image, two files differ only in their extension,
@@ -147,7 +147,7 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
             raise InputError(folder, problem, todo="rename it")
         if path.stem in found:
             two = f"{found[path.stem].name!r} and {name!r}"
-            problem = f"expected names that differ in more than their ending, found {two}"
+            problem = f"expected names that differ in more than their extension, found {two}"
             raise InputError(folder, problem, todo="rename or remove one")
         found[path.stem] = path
     if not found:
@@ -174,12 +174,12 @@ def load_image(path: str | Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Policy for decoding image files and for handling files that cannot be decoded.
+    """Function that decodes image files, and handling of files that cannot be decoded.
 
     Attributes:
         load: file -> RGB image; raises :class:`InputError`.
-        cache_key: part of the cache key of vectors. Readers that decode a file to different pixels
-            have different keys.
+        cache_key: part of the cache key of vectors. Readers that decode the same file to different
+            pixels have different keys.
         unreadable: gallery id -> error, filled while images are loaded. None raises the first
             error.
     """
@@ -190,7 +190,7 @@ class ImageReader:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert an opened image to RGB; Pillow's own conversion would clip 16 bits at 255."""
+    """Convert an opened image to RGB; Pillow's conversion would clip 16-bit values at 255."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert("RGB")
@@ -199,7 +199,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def verify_images(paths: list[Path], num_workers: int = 0) -> None:
     """Decode every image once, and report all failures.
 
-    JPEGs are decoded at an eighth of their size, which reads every byte but skips most computation.
+    JPEGs are decoded at an eighth of their size: this reads every byte but skips most computation.
     Threads suffice, because Pillow's decoders run outside the interpreter lock.
 
     Args:
@@ -232,12 +232,12 @@ def _problem_of(path: Path) -> str | None:
 
 
 def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP or BMP") -> str:
-    """Describe in one clause why a decoder of some formats raised an error for a file."""
+    """Describe in one clause why a file could not be decoded as one of ``formats``."""
     path = Path(path)
     if path.is_dir():
         return "a directory"
     if not path.exists():
-        return "a link to a file that is not there" if path.is_symlink() else "no such file"
+        return "a link to a missing file" if path.is_symlink() else "no such file"
     if path.stat().st_size == 0:
         return "an empty file"
     if isinstance(error, Image.UnidentifiedImageError):
@@ -278,7 +278,7 @@ class _Images:
 def _collate(
     samples: list[tuple[Tensor | InputError, int]],
 ) -> tuple[Tensor, list[int], dict[int, InputError]]:
-    """Batch the readable images: pixels [B, 3, H, W], positions, and errors of the others."""
+    """Batch the readable images: pixels [B, 3, H, W], positions, and errors by position."""
     import torch
 
     read = [(pixels, i) for pixels, i in samples if not isinstance(pixels, InputError)]
@@ -288,22 +288,22 @@ def _collate(
 
 
 class ImageLoader:
-    """Loader of images in batches, in the given order, decoded ahead by worker processes.
+    """Load images in batches, in the given order, decoded ahead by worker processes.
 
-    Iteration yields ``(pixels, positions)``: float32 [B, 3, H, W] and the B positions in the list
-    of images, without images that the reader collects as unreadable. ``len`` is the number of
-    batches.
+    Iteration yields ``(pixels, positions)``: float32 [B, 3, H, W] and the positions of the B images
+    in the input list. Images that the reader collects as unreadable are skipped. ``len`` is the
+    number of batches.
 
     Args:
         images: files, RGB images, or preprocessed tensors [3, H, W].
         transform: a recipe, or any function from an RGB image to a float32 [3, H, W].
         batch_size: images per batch; the last batch may be smaller.
-        num_workers: loader processes; 0 loads in this process.
+        num_workers: number of worker processes; 0 loads in the main process.
         pin_memory: page-lock the batches, for fast copies to a CUDA device.
-        reader: decodes the files; None uses the benchmark reader.
+        reader: reader of the files; None uses the benchmark reader.
 
     Raises:
-        InputError: during iteration, if an image is unreadable and the reader does not collect
+        InputError: (during iteration) an image is unreadable and the reader does not collect
             errors.
     """
 

@@ -1,9 +1,9 @@
 """Iterate over the JSON objects of a file, with the line and byte offset of each.
 
 A file contains JSON lines, one JSON array, or consecutive objects that span lines. A byte-order
-mark is skipped, and Windows line ends are white space. UTF-16 and UTF-32 are read if they have
-their mark. In all functions, ``path`` is the file and ``item`` is the name of the place in errors
-(``"line 17"``). All functions raise :class:`InputError`.
+mark is skipped, and Windows line ends are white space. UTF-16 and UTF-32 need a byte-order mark.
+In all functions, ``path`` is the file, and errors name ``item`` (``"line 17"``) as the place. All
+functions raise :class:`InputError`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Twice(ValueError):
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object's fields; json itself would keep the last of a repeated field."""
+    """Build an object's fields; the json module would silently keep the last of repeated fields."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -63,7 +63,7 @@ def head_of(path: Path, size: int) -> bytes:
 
 @contextmanager
 def utf8_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open the text as a stream of UTF-8 bytes after its mark, with the offset of its start."""
+    """Open a file as a stream of UTF-8 bytes after the byte-order mark, with its start offset."""
     is_wide = wide_encoding(path) is not None
     try:
         if is_wide:
@@ -78,7 +78,7 @@ def utf8_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield number (from 1), byte offset and bytes of every line that is not blank."""
+    """Yield number (from 1), byte offset and bytes of every non-blank line."""
     with utf8_bytes(path) as (handle, offset):
         for number, raw in enumerate(handle, start=1):
             if not raw.isspace():
@@ -100,10 +100,10 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 def entries(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield line number, byte offset and bytes of every entry that should be a JSON object.
+    """Yield line number, byte offset and bytes of every entry, unparsed.
 
-    JSON lines are streamed. An array, or objects that span lines, are read as a whole. If one of
-    them is broken, later ones cannot be separated, so the error ends the reading.
+    JSON lines are streamed. An array, or objects that span lines, are read as a whole. A broken
+    entry in them ends the iteration with an error, because later entries cannot be separated.
     """
     head = [raw.lstrip() for _, _, raw in islice(lines(path), 2)]
     if head and (head[0].startswith(b"[") or _spans_lines(head)):
@@ -179,7 +179,7 @@ def _after_space(text: str, position: int) -> int:
 
 
 def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
-    """Parse an entry as a JSON object; raises for bad UTF-8, bad JSON and other values."""
+    """Parse an entry as a JSON object; reject bad UTF-8, bad JSON and other values."""
     text = text_files.utf8_text(raw, path, item)
     # Without rstrip, truncation would be reported on a later line.
     return _decoded(text.rstrip(), path, EXPECTED, item)
@@ -192,7 +192,7 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
 
 
 def _decoded(text: str, path: Path, expected: str, item: str | None) -> dict[str, Any]:
-    """Parse a JSON object; without an item, the error names the line."""
+    """Parse a JSON object; if ``item`` is None, the error names the line."""
     try:
         value = OBJECT.decode(text)
     except Twice as error:

@@ -1,4 +1,4 @@
-"""Settings of all commands that read an annotation: table format, relevance rule."""
+"""Settings shared by all commands that read an annotation: table format and relevance rule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pab.data.tables import TableColumns
 
 @dataclass(frozen=True)
 class TableConfig:
-    """Format of a CSV or TSV table; names and defaults are OpenCLIP's."""
+    """Format of a CSV or TSV table; flag names and defaults are those of OpenCLIP."""
 
     csv_image_key: str = data_flag("filepath", "table column with the image path")
     csv_caption_key: str = data_flag("title", "table column with the caption")
@@ -42,11 +42,11 @@ class LabelConfig(TableConfig):
     """Table format, and relevance rule of a labelled set."""
 
     same_caption_counts: bool = data_flag(
-        False, "every image whose line has the same caption counts as right (published: its own)"
+        False, "every image with the same caption counts as right (published: only its own)"
     )
 
     def reading(self) -> dict[str, Any]:
-        """Keyword arguments of :func:`pab.data.annotations.read_retrieval`."""
+        """Return keyword arguments for :func:`pab.data.annotations.read_retrieval`."""
         return {"same_caption_counts": self.same_caption_counts, "columns": self.columns()}
 
 
@@ -56,12 +56,12 @@ def add_label_flags(parser: CommandParser) -> None:
 
 
 def add_path_flags(parser: argparse._ActionsContainer, flags: Mapping[str, str]) -> None:
-    """Add optional flags that take a path: flag -> help text."""
+    """Add optional flags with a path as value; ``flags`` maps flag -> help text."""
     for flag, text in flags.items():
         parser.add_argument(flag, type=Path, help=text)
 
 
 def label_config(args: argparse.Namespace) -> LabelConfig:
-    """Build the settings from these flags."""
+    """Build the settings from the flags that :func:`add_label_flags` added."""
     names = {field.name for field in fields(LabelConfig)}
     return load_config(LabelConfig, None, {k: v for k, v in vars(args).items() if k in names})

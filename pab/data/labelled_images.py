@@ -44,16 +44,16 @@ def _labelled(pair: TrainPair, image_id: str, captions: tuple[str, ...]) -> Labe
 def read_labelled_images(
     path: str | Path, root: Path | None = None, bad: BadLines | None = None
 ) -> Iterator[LabelledImage]:
-    """Stream the usable lines of a labelled file or a training shard, then raise for the bad ones.
+    """Yield the valid lines of a labelled file or a training shard, then raise for all bad lines.
 
     Args:
         path: the file.
-        root: the data root; None takes the parent of the ``annotation`` folder around the file.
-        bad: takes the bad lines; without it they are raised.
+        root: the data root; if None, the parent of the ``annotation`` folder above the file.
+        bad: collects the bad lines; None raises an error for them.
 
     Raises:
         InputError: the file is missing or unreadable, or lines are bad (all counted, the first
-            twenty named); a repeated ``image_id`` is bad.
+            twenty named). A line with a repeated ``image_id`` is bad.
     """
     path = existing_file(path, "a labelled annotation file")
     once = Once("image_id")
@@ -68,7 +68,7 @@ def read_labelled_images(
 
 
 def _captions(fields: dict[str, Any], fault: Fault) -> tuple[str, ...]:
-    """Captions of a labelled line: a list of texts, or one text."""
+    """Read the captions of a labelled line: a list of texts, or one text."""
     value = fields.get("caption")
     if type(value) is not list:
         return (one_caption(fields, fault),)
@@ -81,7 +81,7 @@ def _captions(fields: dict[str, Any], fault: Fault) -> tuple[str, ...]:
 
 
 def images_of_own_data(path: Path, root: Path, columns: TableColumns) -> list[LabelledImage]:
-    """Images of a table or folder; captions of one image are combined."""
+    """Read the images of a table or a folder; captions of one image are combined."""
     bad = BadLines()
     images: dict[str, LabelledImage] = {}
     for found in captioned_images(path, root, columns, bad):
@@ -93,5 +93,5 @@ def images_of_own_data(path: Path, root: Path, columns: TableColumns) -> list[La
             images[found.image_id] = replace(before, captions=captions)
     bad.check(path)
     if not images:
-        raise InputError(path, "expected captioned images, found no queries")
+        raise InputError(path, "expected captioned images, found none")
     return list(images.values())

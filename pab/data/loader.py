@@ -1,4 +1,4 @@
-"""Data loader whose worker processes are the user's choice and leave Ctrl-C to the main process."""
+"""Data loader with any number of worker processes; only the main process handles Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.utils.data import DataLoader
 
 
 class Loader(DataLoader[Any]):
-    """torch's loader without its warning about more worker processes than cores.
+    """PyTorch's DataLoader without the warning about more worker processes than cores.
 
-    Results do not depend on the number of workers, and more workers than cores help if reading
-    waits for a disk or network.
+    Results do not depend on the number of workers. More workers than cores help if reading waits
+    for a disk or network.
     """
 
     def __iter__(self) -> Any:
-        """Start the workers with SIGINT blocked, which they inherit.
+        """Start the workers with SIGINT blocked; they inherit the signal mask.
 
         The main process handles Ctrl-C and ends its workers. A signal that arrives during the start
-        is delivered after it: Python would swallow an exception that is raised while it forks.
+        is delivered afterwards, because Python ignores exceptions that are raised during a fork.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

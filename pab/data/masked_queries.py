@@ -1,4 +1,4 @@
-"""Read name-masked queries, and the answer key of their right images."""
+"""Read name-masked queries, and the answer key with their right images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ANSWER_FIELDS = frozenset(("gallery", "normal", "anomaly"))
 
 
 class Answer(NamedTuple):
-    """Right image of a query, with its action if the key names it."""
+    """Right image of a query, with the action if the answer key contains it."""
 
     gallery_id: str
     action: str | None
@@ -29,11 +29,11 @@ class Answer(NamedTuple):
 
 
 def holds_queries(path: Path, *, otherwise: bool) -> bool:
-    """Return true if a file holds name-masked queries; the first conclusive object decides.
+    """Return true if a file contains name-masked queries; the first conclusive object decides.
 
     Args:
         path: the file.
-        otherwise: result if no object is conclusive, for instance because none is readable.
+        otherwise: result if no object is conclusive, for instance because all are malformed.
 
     Raises:
         InputError: the file is empty.
@@ -92,7 +92,7 @@ def with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retri
     known = {query.query_id for query in queries}
     unknown = [query_id for query_id in key if query_id not in known]
     if unknown:
-        problem = f"{len(unknown)} answers are for queries that {annotation} does not hold"
+        problem = f"{len(unknown)} answers are for queries that are not in {annotation}"
         raise InputError(answers, problem, item=f"query {shortened(unknown[0])}")
     missing = [query.query_id for query in queries if query.query_id not in key]
     if missing:
@@ -102,14 +102,14 @@ def with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retri
 
 
 def answered(queries: Iterable[Query], key: Mapping[str, Answer]) -> Retrieval:
-    """Label queries by an answer key that holds all of them."""
+    """Label queries with an answer key that contains all of them."""
     labelled = [Query(one.query_id, one.caption, *key[one.query_id]) for one in queries]
     relevant = {one.query_id: frozenset((key[one.query_id].gallery_id,)) for one in labelled}
     return Retrieval(labelled, None, relevant, {})
 
 
 def read_answers(path: str | Path) -> dict[str, Answer]:
-    """Read an answer key, by query id.
+    """Read an answer key: query id -> answer.
 
     Raises:
         InputError: the file is missing or not a JSON object, or answers are bad (all counted, the

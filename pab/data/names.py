@@ -1,7 +1,7 @@
-"""Match spellings of image names: with or without extension, in either Unicode form.
+"""Match spellings of image names: with or without extension, in any Unicode form.
 
-A notice reports a different Unicode form. Two names of one file that differ only in spelling are
-never merged.
+A notice reports names in another Unicode form. Two names in the same file that differ only in
+spelling are never merged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pab.data.image_paths import PHOTO_ENDINGS
 
 
 def without_ending(name: str) -> str:
-    """Remove an image extension: ``"a.b.JPG"`` becomes ``"a.b"``, and ``"a.b"`` stays."""
+    """Remove an image extension: ``"a.b.JPG"`` becomes ``"a.b"``; ``"a.b"`` is unchanged."""
     stem, dot, ending = name.rpartition(".")
     return stem if stem and dot + ending.lower() in PHOTO_ENDINGS else name
 
@@ -37,13 +37,13 @@ def plain_names(names: Sequence[str], where: str | Path) -> list[str]:
         stem = next(one for one, count in Counter(plain).items() if count > 1)
         twice = [name for name, one in zip(names, plain, strict=True) if one == stem]
         two = f"{twice[0]!r} and {twice[1]!r}"
-        problem = f"expected image names that differ in more than the ending, found {two}"
+        problem = f"expected image names that differ in more than the extension, found {two}"
         raise InputError(where, problem, todo="rename one of the two images")
     return plain
 
 
 def one_spelling(names: Iterable[str]) -> list[str]:
-    """Distinct names without extensions, sorted; of several spellings, the first is kept."""
+    """Return distinct names without extensions, sorted; of several spellings, keep the first."""
     found: dict[str, str] = {}
     for name in names:
         found.setdefault(_plain(name), without_ending(name))
@@ -51,7 +51,7 @@ def one_spelling(names: Iterable[str]) -> list[str]:
 
 
 def _plain(name: str, *, endings: bool = True) -> str:
-    """Canonical spelling of a name: Unicode form NFC, without an image extension."""
+    """Convert a name to its canonical spelling: Unicode form NFC, without image extension."""
     return unicodedata.normalize("NFC", without_ending(name) if endings else name)
 
 
@@ -65,16 +65,16 @@ def respelt(
 ) -> dict[str, str]:
     """Map names to the spelling of known names.
 
-    A name that is known exactly keeps its spelling. Any other name gets the spelling of the known
-    name that equals it in Unicode form NFC and, with ``endings``, without the image extension. An
-    unknown name is unchanged; the later comparison of names reports it.
+    A name that is among the known names is unchanged. Any other name is mapped to the known name
+    that is equal in Unicode form NFC and, with ``endings``, without the image extension. A name
+    without a match is unchanged; the later comparison of names reports it.
 
     Args:
         names: names in one file.
         known: names to match.
         where: the file, for the notice and the error.
         known_name: source of the known names, for the notice.
-        endings: ignore image extensions; false for query ids.
+        endings: ignore image extensions; set it to false for query ids.
 
     Returns:
         Name -> spelling.

@@ -1,6 +1,6 @@
 """Read training pairs.
 
-Fields and their meaning: :mod:`pab.data.annotations`.
+For the fields, see :mod:`pab.data.annotations`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PAIR_FIELDS = frozenset(("image", "caption", "image_id", *_OPTIONAL))
 
 
 def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[TrainPair]:
-    """Stream the usable pairs of several shards; ``bad`` takes the others, as training would.
+    """Yield the valid pairs of several shards, as in training; ``bad`` collects the other lines.
 
     Raises:
         InputError: a file is missing or unreadable.
@@ -64,12 +64,12 @@ def train_pair(
         fields: the line's JSON object.
         path: the file, for the error.
         item: name of the line in the error (``"line 17"``).
-        notes: counts ignored and assumed parts; None counts nothing.
-        root: the data root; None uses the parent of the ``annotation`` folder around the file.
+        notes: counts ignored and assumed fields; None disables counting.
+        root: the data root; if None, the parent of the ``annotation`` folder above the file.
 
     Raises:
         InputError: a required field is missing, of the wrong type or empty, the caption has no
-            visible text, an image path leaves the root, or the line is both normal and an anomaly.
+            visible text, an image path leaves the root, or both ``normal`` and ``anomaly`` are set.
     """
     caption = checks.one_caption(fields, partial(InputError, path, item=item))
     return TrainPair(caption=caption, **pair_fields(fields, path, item, notes, root))

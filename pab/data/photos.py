@@ -1,4 +1,4 @@
-"""Photographs from phones and computers: folder listing, and decoding to upright pixels.
+"""List the photographs of a folder, and decode them to upright RGB images.
 
 Photo search reads more formats than benchmarks do, applies EXIF rotation, and continues after a
 damaged file. Benchmarks follow the published rules (:mod:`pab.data.images`).
@@ -29,14 +29,14 @@ from pab.data.image_paths import PHOTO_ENDINGS, is_photo_name
 from pab.data.images import ImageReader, as_rgb, reason
 from pab.data.records import GalleryImage
 
-# Pillow's names of the decoders for photographs; JPEG's also opens MPO.
+# Pillow's decoders for photographs; the JPEG decoder also opens MPO.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "HEIF", "AVIF")
 FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF"
 
 MAX_PIXELS = 1 << 28  # 268 megapixels: 1 GiB decoded, enough for 200-megapixel cameras
 MIN_SIDE = 1024  # px; minimum short side after reduction, twice the largest model input
 ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger images are decoded one at a time over all processes
-MAX_RATIO = 100  # ratio of the sides; resizing the short side makes the long one this much longer
+MAX_RATIO = 100  # ratio of the sides; the resized long side is up to this many times the short side
 BAND_ROWS = 16  # rows of the reduced photograph that are converted together
 _NAMED = 5  # maximum items of each kind named in a message
 
@@ -59,12 +59,12 @@ pillow_heif.register_heif_opener()  # benchmarks name their formats and are not 
 
 @dataclass
 class PhotoFolder:
-    """Contents of a folder that is to be searched.
+    """Contents of a folder to search.
 
     Attributes:
-        photos: the images, sorted by name. The name is the path relative to the folder, with
-            slashes and with its extension.
-        unreadable: name -> problem of entries that cannot be opened.
+        photos: the images, sorted by name. A name is the path relative to the folder, with ``/`` as
+            the separator and with the extension.
+        unreadable: name -> problem, for entries that cannot be opened.
         nested: number of images per subfolder, if subfolders are not searched.
         other: number of skipped files, by extension.
         hidden: number of skipped hidden images.
@@ -87,10 +87,10 @@ class PhotoFolder:
             endings = ", ".join(f"{ending} {n}" for ending, n in self.other.most_common(_NAMED))
             if len(self.other) > _NAMED:
                 endings += ", ..."
-            parts.append(f"{self.other.total()} files of other endings ({endings})")
+            parts.append(f"{self.other.total()} files with other extensions ({endings})")
         if self.linked:
             shown = ", ".join(self.linked[:_NAMED]) + (", ..." if len(self.linked) > _NAMED else "")
-            parts.append(f"{len(self.linked)} links to folders that are searched already ({shown})")
+            parts.append(f"{len(self.linked)} links to folders that are already searched ({shown})")
         return " and ".join(parts)
 
 
@@ -98,7 +98,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
     """List the photographs of a folder.
 
     Photographs are recognized by extension (:data:`PHOTO_ENDINGS`, in any case). Symbolic links are
-    followed. A folder with several links is entered once, so that cycles end.
+    followed. A folder that several links point to is listed once, so that cycles end.
 
     Args:
         folder: the folder.
@@ -143,7 +143,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
 
 
 def _take(found: PhotoFolder, name: str, path: Path) -> None:
-    """Add one file to its category."""
+    """Add a file to the matching field of ``found``."""
     ending = path.suffix.lower()
     if ending not in PHOTO_ENDINGS:
         if not path.name.startswith("."):
@@ -166,12 +166,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _cannot_be_opened(path: Path) -> str | None:
-    """Reason why a file cannot be opened; pipes and devices are not tried."""
+    """Return the reason why a file cannot be opened; pipes and devices are never opened."""
     try:
         status = path.stat()
     except OSError as error:
         if path.is_symlink():
-            return f"a link that leads nowhere ({error.strerror or error})"
+            return f"a broken link ({error.strerror or error})"
         return error.strerror or str(error)
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
@@ -181,7 +181,7 @@ def _cannot_be_opened(path: Path) -> str | None:
 
 
 def _shown(name: str) -> str:
-    r"""Name as text; bytes that are not UTF-8 become ``\xNN``."""
+    r"""Convert a name to text; bytes that are not UTF-8 become ``\xNN``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -189,7 +189,7 @@ def _shown(name: str) -> str:
 
 
 def photo_reader() -> ImageReader:
-    """Create the reader of photographs, which collects those that cannot be decoded."""
+    """Create a reader of photographs that collects files that cannot be decoded."""
     load = partial(load_photo, large=multiprocessing.Lock())
     return ImageReader(load, cache_key="photo", unreadable={})
 
@@ -201,21 +201,21 @@ def load_photo(
 
     Uses the first frame (HEIC: the primary image). Transparent parts become white. If the short
     side is at least twice :data:`MIN_SIDE`, the photograph is reduced by an integer factor. JPEGs
-    are reduced during decoding. Other formats are reduced afterwards, in bands, so that a large one
-    needs 4 bytes per pixel only once.
+    are reduced during decoding. Other formats are reduced afterwards, in bands, so that memory
+    for the full size is needed only once (4 bytes per pixel).
 
     Args:
         path: the file.
         large: lock held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded, so
-            that several processes do not hold one each.
+            that only one process at a time decodes such a photograph.
 
     Raises:
-        InputError: the file is missing, has more than :data:`MAX_PIXELS`, a larger aspect ratio
-            than :data:`MAX_RATIO`, or cannot be decoded.
+        InputError: the file is missing, has more than :data:`MAX_PIXELS` pixels or an aspect ratio
+            above :data:`MAX_RATIO`, or cannot be decoded.
     """
     try:
         with warnings.catch_warnings(), _no_limit:
-            warnings.simplefilter("ignore")  # about odd metadata: only the pixels matter
+            warnings.simplefilter("ignore")  # about unusual metadata; only the pixels are used
             with Image.open(path, formats=PHOTO_FORMATS) as image:
                 _check_size(path, image)
                 width, height = image.size
@@ -235,10 +235,10 @@ def load_photo(
 
 
 class _NoLimit(AbstractContextManager[None]):
-    """Lift Pillow's pixel limit, a process-wide global, while photographs are decoded.
+    """Disable Pillow's pixel limit, a process-wide global, while photographs are decoded.
 
-    :func:`_check_size` replaces it. Threads may decode concurrently: the first to enter lifts the
-    limit, and the last to leave restores it.
+    :func:`_check_size` replaces this limit. Threads may decode concurrently: the first to enter
+    disables the limit, and the last to leave restores it.
     """
 
     def __init__(self) -> None:
@@ -272,7 +272,7 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
 
 
 def _large(image: Image.Image) -> Image.Image:
-    """Apply :func:`_upright_rgb` to a large image, and return its memory to the system."""
+    """Apply :func:`_upright_rgb` to a large image, and return the freed memory to the system."""
     from pab.core.devices import return_freed_memory  # imports torch
 
     result = _upright_rgb(image)
@@ -282,8 +282,8 @@ def _large(image: Image.Image) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode an opened image, reduce it, and rotate it by its orientation."""
-    container = _container_orientation(image)  # pillow-heif drops it during decoding
+    """Decode an opened image, reduce it, and rotate it upright."""
+    container = _container_orientation(image)  # pillow-heif discards it during decoding
     image.load()
     turn = UPRIGHT.get(_exif_orientation(image) if container is None else container)
     scale = _range_of(image)
@@ -300,10 +300,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _container_orientation(image: Image.Image) -> int | None:
-    """EXIF orientation still to be applied to a HEIC; None for other formats.
+    """Return the EXIF orientation still to be applied to a HEIC; None for other formats.
 
-    The decoder applies the container's own rotation, and EXIF then only repeats it. Some writers
-    omit it from the container; then only EXIF has it.
+    The decoder applies the rotation in the container, which EXIF usually repeats. Some writers
+    store the rotation only in EXIF.
     """
     if image.format != "HEIF":
         return None
@@ -314,7 +314,7 @@ def _container_orientation(image: Image.Image) -> int | None:
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation of a decoded image, 1 to 8; 1 if there is none or it cannot be read."""
+    """Return the EXIF orientation of a decoded image, 1 to 8; 1 if absent or unreadable."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - damaged metadata does not make the pixels unreadable
@@ -322,7 +322,7 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def _range_of(image: Image.Image) -> tuple[float, float] | None:
-    """Minimum and maximum value for a format without known full scale, else None."""
+    """Return minimum and maximum of an image mode without a fixed value range, else None."""
     if image.mode not in ("I", "F"):
         return None
     low, high = image.getextrema()

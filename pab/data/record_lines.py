@@ -27,7 +27,7 @@ def read_records(
     Args:
         path: the file.
         record_of: fields, file, ``"line 17"`` and notes -> record; raises for a bad line.
-        collected: takes the bad lines; without it they are raised.
+        collected: collects the bad lines; None raises an error for them.
     """
     size, what = path.stat().st_size, f"reading {path.name}"
     found = progress(entries(path), what, "B", size, lambda entry: len(entry[2]))
@@ -45,7 +45,7 @@ def valid_records(
     record_of: Callable[[Value, str, FieldNotes], Record],
     collected: BadLines | None = None,
 ) -> Iterator[Record]:
-    """Yield the records of valid values, each with the name of its place in errors.
+    """Yield the records of valid values; ``found`` pairs each value with its place, for errors.
 
     See :func:`read_records`.
     """
@@ -64,7 +64,7 @@ def valid_records(
 
 
 class Once:
-    """Reject an id that an earlier line has."""
+    """Check that an id is not on an earlier line."""
 
     def __init__(self, what: str) -> None:
         self.what = what

@@ -32,12 +32,12 @@ class TrainPair:
 
     @property
     def action(self) -> str | None:
-        """Action, normal or not; None if the line does not say."""
+        """Action, normal or abnormal; None if the line has neither field."""
         return self.normal if self.normal is not None else self.anomaly
 
     @property
     def is_normal(self) -> bool | None:
-        """True if the action is normal; None if the line does not say."""
+        """True if the action is normal; None if the line has neither field."""
         return is_normal(self.normal, self.anomaly)
 
     @property
@@ -49,7 +49,7 @@ class TrainPair:
     def captioned_image(self) -> tuple[str, str] | None:
         """``(X, image)`` if ``image_id`` is ``X#n``, the n-th caption of image X; else None.
 
-        Pairs with equal values show the same image, so they share identity and gallery image.
+        Pairs with equal values show the same image and therefore share identity and gallery image.
         """
         if "#" not in self.image_id:
             return None
@@ -60,8 +60,8 @@ class TrainPair:
 def image_keys(pairs: Sequence[TrainPair]) -> list[tuple[str, str] | None]:
     """Find which pairs show the same image: ``(X, image)`` for ``X#n``, otherwise None.
 
-    A pair keeps its own identity (None) if X names several images, such as the frames ``clip#1``
-    and ``clip#2``, or if X is the ``image_id`` of another pair.
+    The key is also None if several images have the same X, such as the frames ``clip#1`` and
+    ``clip#2``, or if X is the ``image_id`` of another pair.
     """
     keys = [pair.captioned_image for pair in pairs]
     taken = {pair.image_id for pair in pairs}
@@ -85,7 +85,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class GalleryImage:
-    """Gallery image: its id and its file."""
+    """Gallery image, with id and file."""
 
     gallery_id: str
     path: Path
@@ -97,11 +97,11 @@ class Retrieval:
 
     Attributes:
         queries: in file order; ids are unique.
-        gallery: sorted by id; None for name-masked queries, whose gallery is an image folder.
+        gallery: sorted by id; None for name-masked queries (their gallery is an image folder).
         relevant: query id -> ids of the right images; None without labels.
         twins: query id -> id of the twin of its image, if that twin is in the gallery.
         relevance: rule of ``relevant``: the query's own ``image_id`` (as published), or every image
-            whose line lists the same caption.
+            with the same caption.
     """
 
     queries: list[Query]
@@ -126,8 +126,8 @@ class LabelledImage:
 def video_of(source_id: str) -> str:
     """Return the x of ``x_y``, or the whole ``source_id`` if it has another form.
 
-    ``17`` and ``17_0`` thus share a video, so that possibly related pairs stay on one side of a
-    split.
+    ``17`` and ``17_0`` therefore share a video, so that possibly related pairs stay on the same
+    side of a split.
     """
     video, _, number = source_id.rpartition("_")
     return video if video and number.isdecimal() else source_id

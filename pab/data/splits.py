@@ -1,7 +1,7 @@
-"""Split validation pairs off the training pairs, so that no choice depends on the test set.
+"""Hold out validation pairs from the training pairs, so that no choice depends on the test set.
 
-Whole source videos are drawn. A pair and its twin, which show the same scene, therefore stay on the
-same side.
+Whole source videos are drawn. A pair and its twin show the same scene and therefore stay on the
+same side of the split.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pab.data.records import image_keys
 from pab.data.training_set import TrainingSet
 
 TRAIN_IDS, VAL_IDS = "train_ids.txt", "val_ids.txt"
-VAL_PAIRS = "val_pairs.json"  # the lines themselves, as an annotation for scoring commands
+VAL_PAIRS = "val_pairs.json"  # the held-out lines, as an annotation for scoring commands
 
 
 def validation_split(
@@ -27,21 +27,21 @@ def validation_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split into training and validation by source video.
 
-    Videos are drawn in a seeded order until ``n_val_pairs`` pairs are reached. The last video may
-    exceed the number by up to its own size minus one. A pair without ``source_id`` is its own
-    video.
+    Videos are drawn in a seeded order until they have ``n_val_pairs`` pairs. The last video may
+    exceed this number by its own size minus one. A pair without ``source_id`` counts as a video of
+    its own.
 
     Args:
         training_set: the pairs.
         n_val_pairs: approximate number of held-out pairs; 0 trains on everything.
-        seed: seed of the draw; equal seeds and shards give equal splits.
+        seed: random seed; equal seeds and shards produce equal splits.
 
     Returns:
         Ascending indices of the training pairs and of the held-out pairs, int64; together all
         pairs.
 
     Raises:
-        InputError: ``n_val_pairs`` is negative, or leaves nothing to train on.
+        InputError: ``n_val_pairs`` is negative, or no training pairs remain.
     """
     if n_val_pairs < 0:
         raise InputError("--val_pairs", f"expected 0 or more, found {n_val_pairs}")
@@ -59,7 +59,7 @@ def validation_split(
     if is_val.all():
         some = f"{n_val_pairs} validation pairs, in whole source videos"
         problem = f"{some}, leave none of the {len(training_set)} pairs to train on"
-        raise InputError("--val_pairs", problem, todo="ask for fewer")
+        raise InputError("--val_pairs", problem, todo="set a smaller number")
     return everything[~is_val], everything[is_val]
 
 
@@ -70,7 +70,7 @@ def write_split(
 
     The validation pairs are also written as an annotation, ``val_pairs.json``, for the scoring
     commands (``--annotation FOLDER/val_pairs.json --image_folder DATA_ROOT``). Captions of one
-    image (:func:`pab.data.records.image_keys`) stand on one line.
+    image (:func:`pab.data.records.image_keys`) are on one line.
 
     Args:
         folder: output folder.

@@ -1,8 +1,8 @@
 """Read the user's own captioned images: CSV or TSV tables, and folders with ``.txt`` captions.
 
-A table has a header line and one row per caption, as in OpenCLIP. Rows with the same image are its
-captions. In a folder, each whole text file is one caption, with its lines joined by blanks, as in
-WebDataset archives.
+A table has a header line and one row per caption, as in OpenCLIP. An image with several captions
+has several rows. In a folder, each text file is one caption, as in WebDataset archives; its lines
+are joined with blanks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TableColumns:
 
 
 class CaptionedImage(NamedTuple):
-    """Caption of an image."""
+    """One caption of an image."""
 
     image: str  # relative to the data root
     image_id: str  # the same path without its extension
@@ -58,13 +58,13 @@ class _Row(NamedTuple):
 
 
 def is_table(path: str | Path) -> bool:
-    """Return true if a path is a table, judged by its extension."""
+    """Return true if a path is a file with the extension of a table."""
     path = Path(path)
     return path.suffix.lower() in TABLE_ENDINGS and path.is_file()
 
 
 def is_captioned_folder(path: str | Path) -> bool:
-    """Return true if a folder holds images with ``.txt`` captions and is not a PAB root."""
+    """Return true if a folder contains images with ``.txt`` captions and is not a PAB root."""
     path = Path(path)
     if not path.is_dir() or (path / "annotation").exists():
         return False
@@ -84,8 +84,8 @@ def captioned_images(
 
     Args:
         path: the table or folder.
-        root: the data root. A table's relative paths start at its folder or at the root, depending
-            on where the first existing image is.
+        root: the data root. A table's relative paths are relative to the table's folder or to the
+            root, depending on where the first existing image is.
         columns: names of the table's columns.
         bad: collects the invalid rows.
 
@@ -108,7 +108,7 @@ def captioned_images(
             caption = caption_text(row.caption, "caption", fault)
             before = image_of.setdefault(image_id, image)
             if before != image:
-                expected = "images that differ in more than their ending"
+                expected = "images that differ in more than their extension"
                 raise fault(f"expected {expected}, found {before!r} and {image!r}")
         except InputError as error:
             bad.add(error)
@@ -134,14 +134,14 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
 
 
 def folder_state(folder: Path) -> str:
-    """SHA-256 of names, sizes and times of a folder's images and texts, to detect changes."""
+    """Hash names, sizes and times of a folder's images and texts (SHA-256), to detect changes."""
     digest = hashlib.sha256()
     images, texts = _files(folder)
     for path in progress(sorted([*images, *texts.values()]), "looking for changes", "files"):
         try:
             found = path.stat()
             state = f"{found.st_size} {found.st_mtime_ns}"
-        except OSError:  # a link to a file that is not there
+        except OSError:  # a link to a missing file
             state = "not there"
         digest.update(f"{path.relative_to(folder)}\0{state}\n".encode())
     return digest.hexdigest()
@@ -199,7 +199,7 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
     """Return the separator and the column names.
 
     Raises:
-        InputError: no separator, or several, split the line into both columns; or a repeated name.
+        InputError: no separator splits the line into both columns, or a column name is repeated.
     """
     wanted = (columns.image, columns.caption)
     fitting = {}
@@ -214,7 +214,7 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
     if chosen is None:
         found = f"the header {shortened(line.strip())}"
         problem = f"expected columns {wanted[0]!r} and {wanted[1]!r}, found {found}"
-        todo = "name them with --csv_image_key and --csv_caption_key"
+        todo = "set their names with --csv_image_key and --csv_caption_key"
         raise InputError(path, problem, item="line 1", todo=todo)
     names = fitting[chosen]
     repeated = next((name for name in wanted if names.count(name) > 1), None)
@@ -226,11 +226,11 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
 
 
 def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> str:
-    """An image's path relative to the data root, with ``/`` between its parts."""
+    """Convert an image path to one relative to the data root, with ``/`` as the separator."""
     found, todo = "a path with a NUL character", None
     if "\0" not in written:
         if inside_root(f"{base.absolute().as_posix()}/x", root) is None:
-            todo = f"name the folder that holds the images with --image_folder, not {root}"
+            todo = f"pass the folder of the images with --image_folder, not {root}"
         place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path, base))
         inside = inside_root(place, root)
         if inside is not None:
@@ -270,9 +270,9 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[Path, Path]]:
-    """Images below a folder, sorted, and its text files by their paths without ``.txt``.
+    """List the images under a folder, sorted, and map paths without ``.txt`` to text files.
 
-    Links are followed, hidden files left out. Of ``a.txt`` and ``a.TXT`` the first one counts.
+    Links are followed; hidden files are ignored. Of ``a.txt`` and ``a.TXT``, ``a.txt`` is used.
     """
     images: list[Path] = []
     texts: dict[Path, Path] = {}

@@ -1,4 +1,4 @@
-"""Embedded thumbnails, so that a page is a single file."""
+"""Encode thumbnails as data URLs, so that an HTML page is a single file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def data_url(image: Image.Image, side: int, quality: int, form: str = "jpeg") -> str:
-    """Encode an RGB image as a thumbnail in a data URL; reduces the image in place.
+    """Encode an RGB image as a thumbnail in a data URL. The image is resized in place.
 
     Args:
         image: the image.

@@ -1,6 +1,6 @@
-"""Index of a training set in its cache folder: its name, its files, and how they are read.
+"""Read the index of a training set from the cache folder.
 
-The folder's name is a hash of the shards' names, sizes and modification times.
+The name of the index folder is a hash of the shards' names, sizes and modification times.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pab.core.files import existing_file
 from pab.data import tables
 from pab.data.tables import TableColumns
 
-INDEX_FORMAT = 4  # raise it when the index or the checks behind it change
-SKIPPED = "skipped.txt"  # the bad lines of a set, one per line
+INDEX_FORMAT = 4  # increment when the index or the checks that build it change
+SKIPPED = "skipped.txt"  # messages of the bad lines, one per line
 # Columns of the first index version, so that saved runs keep their fingerprints.
 FINGERPRINTED = np.dtype([("offset", "<i8"), ("length", "<i4"), ("shard", "<i4"), ("video", "<i4")])
 LINE = np.dtype([*FINGERPRINTED.descr, ("identity", "<i4")])
@@ -31,7 +31,7 @@ class Shard:
     """Source of training pairs.
 
     Attributes:
-        path: the file or folder; errors name it.
+        path: the file or folder, as named in errors.
         state: value that changes when the source changes.
         copy: name of the converted file in the index folder; None reads the source itself.
     """
@@ -42,7 +42,7 @@ class Shard:
 
 
 def shard_state(path: Path, root: Path, columns: TableColumns) -> Shard:
-    """Describe a source as it is now.
+    """Describe the current state of a source.
 
     Raises:
         InputError: the file is missing.
@@ -51,18 +51,18 @@ def shard_state(path: Path, root: Path, columns: TableColumns) -> Shard:
         return Shard(str(path.absolute()), tables.folder_state(path))
     existing_file(path, "a training shard")
     state = state_of(path.stat())
-    if tables.is_table(path):  # not resolved, because its paths may be relative to its folder
+    if tables.is_table(path):  # not resolved: image paths may be relative to the table's folder
         state += f", paths from {tables.table_base(path, root, columns).absolute()}"
     return Shard(str(path.absolute()), state)
 
 
 def state_of(found: os.stat_result) -> str:
-    """State of a file: its size and modification time."""
+    """Describe the state of a file: size and modification time."""
     return f"{found.st_size} bytes of {found.st_mtime_ns}"
 
 
 def index_key(shards: list[Shard], root: Path, columns: TableColumns) -> str:
-    """Hash of everything that the index depends on, 20 hex digits."""
+    """Hash everything that the index depends on, to 20 hex digits."""
     facts: list[Any] = [INDEX_FORMAT, [asdict(shard) for shard in shards]]
     if any(tables.is_own_data(shard.path) for shard in shards):  # copies hold paths below the root
         facts += [str(root.resolve()), asdict(columns)]
@@ -70,12 +70,12 @@ def index_key(shards: list[Shard], root: Path, columns: TableColumns) -> str:
 
 
 def changed(path: Path) -> InputError:
-    """Build the error for a shard that differs from its index."""
+    """Build the error for a shard that changed after indexing."""
     return InputError(path, "changed since it was indexed", todo="start again to rebuild the index")
 
 
 def load_lines(index: Path) -> np.ndarray:
-    """Memory-map the index: structured [N] with the place of each line."""
+    """Memory-map the index: the place of each of N lines, as a structured array [N]."""
     try:
         table = np.load(index / "lines.npy", mmap_mode="r", allow_pickle=False)
         if table.dtype != LINE or table.ndim != 1:
@@ -86,7 +86,7 @@ def load_lines(index: Path) -> np.ndarray:
 
 
 def load_facts(index: Path) -> dict[str, Any]:
-    """Read the index's facts about the whole set: shards, notices, bad lines."""
+    """Read the metadata of the index: pairs, shards, notices, bad lines."""
     try:
         facts: dict[str, Any] = json.loads((index / "index.json").read_text(encoding="utf-8"))
         if not facts.keys() >= {"pairs", "shards", "notices", "bad"}:

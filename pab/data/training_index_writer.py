@@ -30,13 +30,13 @@ _CHUNK = 1 << 20  # bytes copied at a time
 def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColumns) -> None:
     """Check every line of the shards and write the index folder atomically.
 
-    The index also stores the bad lines, so that a run that skips them need not check again.
+    The index also stores the bad lines, so that a run that skips them need not check the set again.
     """
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         name = tempfile.mkdtemp(dir=index.parent, prefix=f".{index.name}.", suffix=".tmp")
     except OSError as error:
-        raise _no_room(index, error, "name a folder that can be written") from error
+        raise _no_room(index, error, "set a writable folder") from error
     temporary = Path(name)
     write_line(f"checking and indexing {len(shards)} training shards")
     try:
@@ -59,17 +59,17 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
             "bad": bad.as_plain(),
         }
         (temporary / "index.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp makes folders private; others may share the data
+        temporary.chmod(0o755)  # mkdtemp creates private folders; other users may share the data
         try:
             temporary.rename(index)
         except OSError:
-            if not index.is_dir():  # otherwise another process made the same index first
+            if not index.is_dir():  # otherwise another process wrote the same index first
                 raise
     except OSError as error:
-        raise _no_room(index, error, "name another folder") from error
+        raise _no_room(index, error, "set another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):  # remove the folder only if it is empty: the set had an error
+        with suppress(OSError):  # remove the cache folder only if it is empty, after an error
             index.parent.rmdir()
 
 
@@ -81,7 +81,7 @@ def _no_room(index: Path, error: OSError, todo: str) -> InputError:
 def _readable(
     number: int, shard: Shard, folder: Path, root: Path, columns: TableColumns, bad: BadLines
 ) -> Shard:
-    """Return the shard, with a copy in JSON lines if its own format differs."""
+    """Return the shard; if it is not UTF-8 JSON, convert it to JSON lines in ``folder`` first."""
     path, name = Path(shard.path), f"shard_{number}.json"
     if is_table(path) or path.is_dir():
         with (folder / name).open("w", encoding="utf-8") as copy:
@@ -98,11 +98,11 @@ def _readable(
 
 
 class _Checked:
-    """Index under construction; ``images`` receives ``image`` of each pair and a NUL."""
+    """Index under construction; writes the ``image`` of each pair and a NUL to ``images``."""
 
     def __init__(self, root: Path, images: TextIO) -> None:
         self._root, self._image_list = root, images
-        self.shards: list[Shard] = []  # read so far
+        self.shards: list[Shard] = []  # shards read so far
         self.notes = FieldNotes()
         self.columns = {name: array("q") for name in LINE.names or ()}
         self._append = [column.append for column in self.columns.values()]
@@ -113,7 +113,7 @@ class _Checked:
         self._next_video = 0
 
     def add(self, raw: bytes, path: Path, number: int, offset: int) -> None:
-        """Check the next line of the last shard and add its pair.
+        """Check the next line of the last shard, and add the pair to the index.
 
         Raises:
             InputError: the line is bad, or repeats an ``image_id``.
@@ -143,7 +143,7 @@ class _Checked:
         self.numbers.append(number)
 
     def table(self) -> np.ndarray:
-        """Build the table of lines, structured [N]."""
+        """Build the structured array [N] of the N lines."""
         table = np.empty(len(self.numbers), dtype=LINE)
         for name, column in self.columns.items():
             table[name] = np.frombuffer(column, dtype=np.int64)

@@ -1,10 +1,10 @@
-"""Training set as a sequence of pairs that stays on disk.
+"""Training set as a sequence of pairs that are read from disk on access.
 
-A million annotation lines are a gigabyte of text. As Python objects, they would take several,
-copied to every loader process. The lines therefore stay in their files. A small index (start,
-source video and image of each line) is built once, with every line checked. It is then cached and
-memory-mapped. Each pair takes one positioned read and no permanent memory. All processes share the
-system's file cache, and each opens its own files.
+A million annotation lines are a gigabyte of text. As Python objects, they would need several
+gigabytes in every loader process. The lines therefore stay in their files. The first start checks
+every line and writes a small index (start, source video and image of each line), which is then
+memory-mapped. Reading a pair is one positioned read. All processes share the file cache of the
+operating system, and each process opens its own files.
 
 Sources other than UTF-8 JSON (tables, folders of captioned images, UTF-16) are first converted to
 JSON lines in the index folder.
@@ -36,9 +36,9 @@ from pab.data.tree import find_shards, shard_order
 
 
 class TrainingSet(Sequence[TrainPair]):
-    """Training pairs by index: all pairs of some shards in numeric order.
+    """Sequence of the training pairs of several shards, in numeric order of the shards.
 
-    Created by :meth:`open`. Pickling stores paths, and unpickling opens the set again.
+    Create it with :meth:`open`. Pickling stores paths, and unpickling opens the set again.
 
     Attributes:
         root: the data root.
@@ -67,7 +67,7 @@ class TrainingSet(Sequence[TrainPair]):
 
         The first call checks every line (`benchmarks/training_set_memory.py` measures it). The
         index remains valid while names, sizes and modification times of the shards are unchanged.
-        It also stores ignored and assumed parts, which every opening prints.
+        Notices about ignored and assumed fields are stored, and printed by every call.
 
         Args:
             root: the data root, the folder with ``annotation/`` and ``train/``; or a table or
@@ -98,14 +98,14 @@ class TrainingSet(Sequence[TrainPair]):
         bad = BadLines.from_plain(facts["bad"])
         where = states[0].path if len(states) == 1 else root
         if bad.total and not skip_bad_lines:
-            raise bad.error(where, todo="mend them, or leave them out with --skip_bad_lines")
+            raise bad.error(where, todo="fix them, or skip them with --skip_bad_lines")
         if not facts["pairs"]:
             found = f"{bad.total} bad lines ({bad.summary()})"
             raise InputError(where, f"expected usable training pairs, found none: {found}")
         for place, text in facts["notices"]:
             notice(place, text)
         if bad.total:
-            notice(where, f"{bad.total} bad lines are left out: {bad.summary()}")
+            notice(where, f"{bad.total} bad lines are skipped: {bad.summary()}")
         return cls(root, index, [Shard(**shard) for shard in facts["shards"]], bad.total)
 
     # ------------------------------------------------------------------------------ a sequence
@@ -133,14 +133,14 @@ class TrainingSet(Sequence[TrainPair]):
 
     @property
     def videos(self) -> np.ndarray:
-        """Source video of every pair, int32 [N]; equal numbers share a video.
+        """Source video of every pair, int32 [N] for N pairs; equal numbers mean the same video.
 
-        A pair without ``source_id`` is its own video; captions of one image share it.
+        A pair without ``source_id`` has a video of its own, shared by all captions of its image.
         """
         return self._lines["video"]
 
     def identity(self, index: int) -> int:
-        """Identity of a pair in the losses; pairs with equal numbers match each other.
+        """Return the identity of a pair for the losses; pairs with equal identities match.
 
         Every pair has its own identity, except captions of one image
         (:attr:`pab.data.records.TrainPair.captioned_image`).
@@ -148,25 +148,25 @@ class TrainingSet(Sequence[TrainPair]):
         return int(self._lines[index]["identity"])
 
     def image_ids(self) -> list[str]:
-        """``image_id`` of every pair, in order."""
+        """Read ``image_id`` of every pair, in order."""
         return (self._index / "image_ids.txt").read_text(encoding="utf-8").split("\n")
 
     def images(self) -> list[str]:
-        """``image`` of every pair, in order."""
+        """Read ``image`` of every pair, in order."""
         return (self._index / "images.txt").read_text(encoding="utf-8").split("\0")[:-1]
 
     def missing_images(self) -> list[str]:
-        """Return ``image`` of the pairs without an image file, in order; lists each folder once.
+        """Return ``image`` of the pairs without an image file, in order; list each folder once.
 
         Raises:
-            InputError: several files fit one image.
+            InputError: an image has several variants (:mod:`pab.data.image_paths`).
         """
         return self._finder.absent(self.images())
 
     def fingerprint(self) -> str:
-        """SHA-256, 64 hex digits, of the index entries of all pairs: line, id and video.
+        """Hash the index entries of all pairs (line, id and video) to 64 hex digits (SHA-256).
 
-        It changes with the shards, with length or order of the lines, and with the skipped lines.
+        The hash depends on the shards, length and order of the lines, and the skipped lines.
         """
         lines = np.empty(len(self._lines), dtype=FINGERPRINTED)
         for name in FINGERPRINTED.names or ():
@@ -179,7 +179,7 @@ class TrainingSet(Sequence[TrainPair]):
         return digest.hexdigest()
 
     def image_path(self, pair: TrainPair) -> Path:
-        """File of a pair's image."""
+        """Return the image file of a pair."""
         return self._finder.find(pair.image)
 
     def write_skipped(self, folder: str | Path) -> None:

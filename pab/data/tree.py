@@ -1,4 +1,4 @@
-"""Find PAB's files under a data root, by their names in the releases."""
+"""Find PAB's annotation files under a data root, by their names in the releases."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pab.core.notices import notice
 # Folders and names of training shards. All contain the same pairs; attr_N.json adds the actions.
 SHARD_FOLDERS = ("annotation/train", "annotation/train_attr")
 SHARD_NAMES = ("pair", "attr", "imgs")
-TEST_NAMES = ("pair.json", "attr.json")  # in annotation/test; the same lines, likewise
+TEST_NAMES = ("pair.json", "attr.json")  # in annotation/test; both contain the same lines
 
 
 def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path]:
     """Find training shards under a data root, in order of N.
 
-    They are called ``pair_N.json``, ``attr_N.json`` or ``imgs_N.json``. If several kinds exist, the
-    kind with the most shards is used (the first in this order if equal), with a notice.
+    Shards are named ``pair_N.json``, ``attr_N.json`` or ``imgs_N.json``. If several kinds exist,
+    the kind with the most shards is used (the first in this order if equal), with a notice.
 
     Args:
         root: the data root.
         folders: folders to search, relative to the root.
 
     Raises:
-        InputError: there are no shards, or the folder does not exist.
+        InputError: there are no shards, or the data root does not exist.
     """
     existing_folder(root, "the data root")
     kinds: dict[str, list[Path]] = {}
@@ -49,12 +49,12 @@ def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path
 
 
 def shard_order(path: Path) -> tuple[int, str]:
-    """Sort key by the number in a shard's name, so that pair_2 comes before pair_10."""
+    """Return a sort key by the number in a shard's name, so that pair_2 comes before pair_10."""
     return (shard_number(path), str(path))
 
 
 def shard_number(path: Path) -> int:
-    """Last number in a file's name; -1 if there is none."""
+    """Return the last number in a file name; -1 if there is none."""
     number = re.search(r"(\d+)\D*$", path.name)
     return int(number.group(1)) if number else -1
 

@@ -1,4 +1,4 @@
-"""Command line for building a small vocabulary from training captions."""
+"""Build a small vocabulary from training captions: the command line shared by the tokenizers."""
 
 from __future__ import annotations
 

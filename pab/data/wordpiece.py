@@ -1,8 +1,8 @@
 """BERT's WordPiece tokenizer for captions.
 
 The pieces come from a `vocab.txt` as published with `bert-base-uncased`, or from
-`uit.make_vocabulary`. The `tokenizers` library is used directly, without registered special tokens:
-a caption with the text `[SEP]` gets the ids of its characters, not a separator.
+`uit.make_vocabulary`. The `tokenizers` library is used directly, without registered special tokens.
+The text `[SEP]` in a caption is therefore tokenized as ordinary text, not as a separator.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 CONTINUES = "##"  # prefix of a piece that continues a word
 VOCABULARY = "vocab.txt"
-MAX_UNKNOWN = 0.5  # reject the vocabulary if a larger share of the pieces is [UNK]
+MAX_UNKNOWN = 0.5  # reject the vocabulary if a larger fraction of the pieces is [UNK]
 
 
 class Tokenizer:
-    """Convert captions to ids.
+    """Convert captions to token ids.
 
     Args:
         folder: folder with BERT's ``vocab.txt``.
         max_words: maximum number of words per caption, split at blanks.
-        max_length: maximum number of ids, with both special tokens; text vectors are padded to it.
+        max_length: maximum number of ids, including both special tokens.
 
     Attributes:
         pad, unk, cls, sep, mask: ids of the special tokens.
@@ -41,13 +41,13 @@ class Tokenizer:
         ordinary: int64, ids of all pieces except special tokens.
 
     Raises:
-        InputError: the folder or vocabulary is missing, or it is not a BERT vocabulary.
+        InputError: the folder or ``vocab.txt`` is missing, or the file is not a BERT vocabulary.
     """
 
     def __init__(self, folder: str | Path, max_words: int, max_length: int) -> None:
         self.path = existing_file(
             existing_folder(folder, "the folder of BERT's vocabulary") / VOCABULARY,
-            "BERT's vocabulary, one piece a line",
+            "BERT's vocabulary, one piece per line",
         )
         self.max_words, self.max_length = max_words, max_length
         pieces = _read_vocabulary(self.path)
@@ -62,7 +62,7 @@ class Tokenizer:
         self._check_a_known_word(pieces)
 
     def encode(self, caption: str) -> list[int]:
-        """Ids of one caption, including both special tokens, truncated to ``max_length``."""
+        """Convert a caption to ids with both special tokens, truncated to ``max_length``."""
         words = " ".join(caption.split()[: self.max_words])
         ids = self._tokenizer.encode(words, add_special_tokens=False).ids
         return [self.cls, *ids[: self.max_length - 2], self.sep]
@@ -74,7 +74,7 @@ class Tokenizer:
             length: length of every row; None uses the longest row.
 
         Returns:
-            ids int64 [B, N] and mask int64 [B, N], 1 = a token, 0 = padding.
+            ids int64 [B, N] and mask int64 [B, N] (1: token, 0: padding) of B rows of length N.
         """
         length = length or max(map(len, rows))
         ids = torch.full((len(rows), length), self.pad, dtype=torch.int64)
@@ -85,7 +85,7 @@ class Tokenizer:
         return ids, mask
 
     def check_known(self, rows: list[list[int]]) -> None:
-        """Reject a vocabulary that knows too few of the captions' words.
+        """Reject a vocabulary that lacks too many of the captions' words.
 
         Raises:
             InputError: more than :data:`MAX_UNKNOWN` of the pieces are unknown.
@@ -94,7 +94,7 @@ class Tokenizer:
         pieces = sum(len(row) - 2 for row in rows)
         if unknown > MAX_UNKNOWN * pieces:
             problem = f"{unknown} of {pieces} pieces of the captions are {UNK} in this vocabulary"
-            todo = "give the vocabulary the model was trained with (lower case for -uncased)"
+            todo = "use the vocabulary the model was trained with (lower case for -uncased)"
             raise InputError(self.path, problem, todo=todo)
 
     def _check_a_known_word(self, pieces: list[str]) -> None:
@@ -102,8 +102,8 @@ class Tokenizer:
         words = (p for p in pieces if p.isascii() and p.isalpha() and p.islower())
         word = max(words, key=len, default=None)
         if word is None or self.encode(word) != [self.cls, pieces.index(word), self.sep]:
-            problem = f"expected lower-case words, found none that it knows: every caption is {UNK}"
-            raise InputError(self.path, problem, todo="give the vocabulary of an uncased BERT")
+            problem = f"expected lower-case words, found none: every caption is {UNK}"
+            raise InputError(self.path, problem, todo="use the vocabulary of an uncased BERT")
 
 
 def _read_vocabulary(path: Path) -> list[str]:

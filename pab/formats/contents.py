@@ -27,8 +27,8 @@ class Matrix:
         query_ids: ids of the rows; None if the file has none.
         gallery_ids: ids of the columns, in any order; None if the file has none.
         meta: metadata of the file.
-        own: true for a score file of this project, whose ids are kept unchanged.
-        remarks: assumptions and ignored parts, for notices.
+        own: true for a score file of this project; its ids are kept unchanged.
+        remarks: assumptions and ignored fields, for notices.
     """
 
     form: str
@@ -42,14 +42,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Listing:
-    """Images listed per query, as in runs and ranked lists.
+    """Ranked images per query, as in runs and ranked lists.
 
     Attributes:
         form: kind of file (``"a TREC run"``).
         names: distinct image names per query; best first if there are no scores.
-        query_ids: query id per entry of ``names``; None if the file has none.
-        scores: score per name; None if the file has only an order.
-        remarks: assumptions and ignored parts, for notices.
+        query_ids: query id of each list in ``names``; None if the file has none.
+        scores: score of each name; None if the file contains only an order.
+        remarks: assumptions and ignored fields, for notices.
     """
 
     form: str

@@ -1,4 +1,4 @@
-"""Convert the content of a file in any form to a score file."""
+"""Convert the parsed content of a file in any form to a score file."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def to_score_file(
         path: the file, for notices and errors.
         query_ids: as in :func:`pab.scores.load_scores`.
         gallery_ids: as in :func:`pab.scores.load_scores`.
-        keep_endings: whether a score file of this project keeps the image endings of its names.
-        id_flags: whether the command has the flags ``--queries`` and ``--gallery``, for the error.
+        keep_endings: keep image extensions of names in a score file of this project.
+        id_flags: true if the command has the flags ``--queries`` and ``--gallery``, for the error.
 
     Raises:
-        InputError: ids that are missing or do not match, or scores that are NaN or infinite.
+        InputError: ids are missing or do not match, or scores are NaN or infinite.
     """
     for remark in found.remarks:
         notice(path, remark)
@@ -64,28 +64,28 @@ def to_score_file(
 
 @dataclass(frozen=True)
 class _Given:
-    """Ids that the user gives; see :func:`to_score_file`."""
+    """Ids that the caller passes; see :func:`to_score_file`."""
 
     query_ids: Sequence[str] | None
     gallery_ids: Sequence[str] | None
     id_flags: bool
 
     def queries(self, ids: list[str], path: str | Path) -> list[str]:
-        """Return the query ids of a file in the spelling of the given ones."""
+        """Return the query ids of a file in the spelling of the passed ids."""
         if self.query_ids is None:
             return ids
         spelt = respelt(ids, self.query_ids, path, known_name="the given queries", endings=False)
         return [spelt[one] for one in ids]
 
     def todo(self, path: str | Path, advice: str, flags: str) -> str:
-        """Remedy for missing ids: the flags of this command if it has them, or conversion."""
+        """Format the remedy for missing ids: the id flags if available, or else the conversion."""
         file = shlex.quote(str(path))
         convert = f"convert it with: python -m pab.scores import {file} {flags} --out FILE"
-        return f"give {advice}, or {convert}" if self.id_flags else convert
+        return f"pass {advice}, or {convert}" if self.id_flags else convert
 
 
 def _of_matrix(found: Matrix, path: str | Path, given: _Given, keep_endings: bool) -> ScoreFile:
-    """A matrix with its ids, columns sorted, as float32."""
+    """Build a score file from a matrix: float32, columns sorted by id."""
     rows, names = _ids_of(found, path, given)
     for key, ids in (("query_ids", rows), ("gallery_ids", names)):
         check_ids(path, key, ids)
@@ -103,10 +103,10 @@ def _of_matrix(found: Matrix, path: str | Path, given: _Given, keep_endings: boo
 
 
 def _ids_of(found: Matrix, path: str | Path, given: _Given) -> tuple[list[str], list[str]]:
-    """Return the ids of a matrix's rows and columns, its own or the given ones.
+    """Return the ids of the rows and columns of a matrix, from the file or else from the caller.
 
     Raises:
-        InputError: there are none, or their number does not match the rows or columns.
+        InputError: ids are missing, or their number does not match the rows or columns.
     """
     axes = (
         ("query_ids", "rows", "--queries", found.query_ids, given.query_ids),
@@ -161,10 +161,10 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
     counts = is_listed.sum(dim=1)
     kept = counts > 0
     if not kept.any():
-        raise InputError(path, "expected finite scores, found -inf alone")
+        raise InputError(path, "expected finite scores, found only -inf")
     notice(path, f"{int((~is_listed).sum())} scores are -inf: those images count as not listed")
     if not kept.all():
-        notice(path, f"{int((~kept).sum())} queries list no image and are left out")
+        notice(path, f"{int((~kept).sum())} queries list no image and are skipped")
     scores, is_listed, counts = score_file.scores[kept], is_listed[kept], counts[kept]
     least = scores.masked_fill(~is_listed, math.inf).amin(dim=1, keepdim=True)
     filled = torch.where(is_listed, scores, one_less(least))
@@ -174,7 +174,7 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
 
 
 def _of_listing(found: Listing, path: str | Path, given: _Given) -> ScoreFile:
-    """Build a score file from listed images, with their scores, or 1 / r for the r-th image."""
+    """Build a score file from ranked images; without scores, the r-th image gets 1 / r."""
     if not found.names:
         raise InputError(path, "expected ranked images per query, found none")
     gallery_ids, rows = given.gallery_ids, _query_ids_of(found, path, given)
@@ -211,7 +211,7 @@ def _of_listing(found: Listing, path: str | Path, given: _Given) -> ScoreFile:
         notice(path, f"{left_out} scores are -inf: those images count as not listed")
     if len(listed_images) < len(rows):
         scores = scores[[row for row, query_id in enumerate(rows) if query_id in listed_images]]
-        notice(path, f"{len(rows) - len(listed_images)} queries list no image and are left out")
+        notice(path, f"{len(rows) - len(listed_images)} queries list no image and are skipped")
     if not listed_images:
         raise InputError(path, "expected ranked images per query, found none")
     meta: dict[str, Any] = {"model": "imported", "form": found.form, "listed": listed_images}
@@ -224,7 +224,7 @@ def _query_ids_of(found: Listing, path: str | Path, given: _Given) -> list[str]:
     if found.query_ids is not None:
         return given.queries(found.query_ids, path)
     if given.query_ids is None:
-        form = f"{found.form}, which does not say which query a line is for"
+        form = f"{found.form}, which does not contain the query id of each line"
         order = "the order of its lines: --queries FILE (one id per line)"
         todo = given.todo(path, order, "--queries FILE")
         raise InputError(path, f"expected scores with query ids, found {form}", todo=todo)
@@ -235,7 +235,7 @@ def _query_ids_of(found: Listing, path: str | Path, given: _Given) -> list[str]:
 
 
 def _finite(values: list[float], names: list[str], path: str | Path, item: str) -> Tensor:
-    """Scores of a query as float32; rejects NaN, +inf and values that overflow float32."""
+    """Convert the scores of a query to float32; reject NaN, +inf and overflow."""
     result = torch.tensor(values, dtype=torch.float64).float()
     for value, name, given in zip(result.tolist(), names, values, strict=True):
         if math.isnan(value) or value == math.inf or (value == -math.inf and given != value):

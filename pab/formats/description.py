@@ -1,4 +1,4 @@
-"""Describe scores in any form in lines of text."""
+"""Describe score files in lines of text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pab.formats.score_file import ScoreFile
 
 
 def only_named(count: int) -> str:
-    """Notice for a listing without a known gallery."""
+    """Format the notice for a listing without a known gallery."""
     return (
-        f"its gallery is taken to be the {count} images that it names; --gallery FILE or FOLDER "
-        "gives the whole one"
+        f"its gallery is assumed to be the {count} images that it names; pass the whole gallery "
+        "with --gallery FILE or FOLDER"
     )
 
 
 def listed_in_part(score_file: ScoreFile) -> str:
-    """Notice for scores that list only some images per query."""
+    """Format the notice for scores that list only some images per query."""
     counts = list((score_file.listed or {}).values())
     return (
         f"lists {_listed_text(counts)} of {len(score_file.gallery_ids)} per query; the others "
@@ -37,8 +37,8 @@ def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | 
 
     Args:
         path: the file.
-        found: its content in its own form.
-        score_file: the content as a score file; None if its rows or columns have no ids.
+        found: the parsed content.
+        score_file: the content as a score file; None if rows or columns have no ids.
     """
     lines = [f"file      {path}", f"form      {found.form}"]
     if score_file is None:
@@ -88,7 +88,7 @@ def show(path: str | Path) -> str:
     """Describe a file of scores in any form, with or without ids.
 
     Raises:
-        InputError: the file is unreadable, or scores are NaN or infinite.
+        InputError: the file cannot be read, or scores are NaN or infinite.
     """
     path = Path(path)
     found = read_form(path)

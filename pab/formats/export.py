@@ -1,4 +1,4 @@
-"""Write scores in other tools' formats; :mod:`pab.formats.forms` can read all of them.
+"""Write scores in other tools' formats; :mod:`pab.formats.forms` reads all of these formats.
 
 ============  ====================================================================================
 pt            a score file of this project
@@ -44,7 +44,7 @@ Ranking = tuple[Sequence[str], NDArray[np.floating]]
 
 
 def paths(form: str, out: Path) -> list[Path]:
-    """Files written by an export: the scores first, then id lists.
+    """Return the files that an export writes: the scores first, then the id lists.
 
     Args:
         form: one of :data:`FORMATS`; ``"prefix"`` is ``"bare"`` with ``out`` as the name prefix.
@@ -65,15 +65,15 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
         score_file: the scores.
         form: one of :data:`FORMATS`, or ``"prefix"`` (see :func:`paths`).
         out: output file.
-        top_k: images per query in forms that list them; None writes the first 1,000, without those
-            that the original source did not list.
+        top_k: images per query in forms that list images; None writes the first 1,000. Images that
+            the original source did not list are omitted.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: ``top_k`` with a form that has the whole matrix, ids that the form cannot
-            represent, or a file that cannot be written.
+        InputError: ``top_k`` is set for a form with the whole matrix, the form cannot represent an
+            id, or the file cannot be written.
     """
     if top_k is not None and form not in LISTS:
         raise InputError("--top_k", f"needs --format {', '.join(LISTS)}")
@@ -81,7 +81,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
         raise InputError("--top_k", f"must be at least 1, found {top_k}")
     written = paths(form, out)
     if form not in LISTS and form != "pt" and score_file.listed is not None:
-        notice(out, "images that were not listed are written with the score below the listed ones")
+        notice(out, "unlisted images are written with a score below those of the listed images")
     match form:
         case "pt":
             from pab.formats.score_file import save_scores  # imports torch, like the next
@@ -151,7 +151,7 @@ def _write_lists(score_file: ScoreFile, form: str, out: Path, top_k: int | None)
 
 
 def _ranking_lines(score_file: ScoreFile, ranking: Iterable[Ranking]) -> Iterator[str]:
-    """Yield JSON lines with an order, and with scores if they add information."""
+    """Yield JSON lines with the order, and with scores unless they only encode the order."""
     for query_id, (names, scores) in zip(score_file.query_ids, ranking, strict=True):
         record: dict[str, Any] = {"query_index": query_id, "topk_gallery": list(names)}
         if not score_file.is_order_alone:
@@ -160,7 +160,7 @@ def _ranking_lines(score_file: ScoreFile, ranking: Iterable[Ranking]) -> Iterato
 
 
 def _shortest(score: np.floating) -> float:
-    """Shortest decimal float that converts back to the float32."""
+    """Round a float32 to nine digits, which convert back to the same float32."""
     return float(f"{score:.9g}")
 
 
@@ -235,7 +235,7 @@ def check_words(where: str | Path, ids: Iterable[str]) -> None:
     """Reject ids with a blank, which TREC formats cannot represent.
 
     Raises:
-        InputError: names the id.
+        InputError: an id contains a blank; the message names the id.
     """
     for one in ids:
         if one.split() != [one]:

@@ -1,10 +1,10 @@
 """Read scores in all supported forms: detect the form of a file, and parse its content.
 
-The content decides the form. The extension matters only if the content is ambiguous: text that
-could be a ranked list or damaged binary data.
+The content determines the form. The extension matters only for ambiguous content: text that may be
+a table or a list, and damaged binary files.
 
 ==================  ==============================================================================
-``.pt``             a score file of this project; a bare tensor; a dict that holds one matrix
+``.pt``             a score file of this project; a bare tensor; a dict with one matrix
 ``.npy``, ``.npz``  a bare array; ``scores`` with ``query_ids`` and ``gallery_ids``
 tables              CSV, TSV, Parquet (:mod:`pab.formats.tables`)
 runs and lists      TREC, ranx, rankings, ranked lists (:mod:`pab.formats.runs`)
@@ -49,8 +49,8 @@ KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 REMEDY = "export the scores again with the tool that wrote them"
 _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", ".pkl", ".zip"))
 _BLANK_TABLE = "a table of numbers without ids"
-_HEAD = 1 << 16  # bytes that tell the form of a text
-# Errors of NumPy for a damaged array: its header is read as the text of a Python dict.
+_HEAD = 1 << 16  # bytes read to detect the form of a text file
+# Exceptions that NumPy raises for a damaged array, because it parses the header as Python source.
 _DAMAGED_ARRAY = (
     ValueError, TypeError, OSError, EOFError, OverflowError, MemoryError, SyntaxError,
     tokenize.TokenError,
@@ -103,7 +103,7 @@ def _text_form(path: Path) -> Matrix | Listing:
     separator, bare = separator_of(start), bare_separator_of(start)
     if separator is None and bare is not None:
         return text_table(text, path, bare, ids=False)
-    # Otherwise the reader names the first cell that is not a number.
+    # Without a separator, the reader's error names the first cell that is not a number.
     fallback = "\t" if path.suffix.lower() == ".tsv" else ","
     return text_table(text, path, separator or fallback)
 
@@ -164,7 +164,7 @@ def _own_form(content: dict[Any, Any], path: Path) -> Matrix:
     """Parse a dict with all keys of this project's score files."""
     meta = content["meta"]
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
-        raise InputError(path, "expected a dict with names as keys", item="meta")
+        raise InputError(path, "expected a dict with string keys", item="meta")
     query_ids, gallery_ids = (_ids(content[name], path, name) for name in KEYS[1:3])
     scores, remarks = matrix_of(content["scores"], path, "scores"), _ignored(content, KEYS)
     return Matrix("a score file", scores, query_ids, gallery_ids, meta, own=True, remarks=remarks)
@@ -203,11 +203,11 @@ def _ignored(content: Mapping[Any, Any], used: Any) -> tuple[str, ...]:
 def _ids(values: Any, path: Path, name: str) -> list[str]:
     fault = partial(InputError, path, item=name)
     if type(values) is list and set(map(type, values)) == {str}:
-        return values  # the usual case, which must not copy
+        return values  # common case: return the list without copying
     if getattr(values, "ndim", None) == 1:  # an array or a tensor
         values = values.tolist()
     if isinstance(values, list) and values and set(map(type, values)) == {bytes}:
-        try:  # NumPy's type S, as HDF5 and older Python write texts
+        try:  # NumPy byte strings (dtype S), as HDF5 and Python 2 store text
             return [value.decode("utf-8") for value in values]
         except UnicodeDecodeError as error:
             raise fault(f"expected ids in UTF-8, found {error.object!r:.60}") from error
@@ -233,16 +233,17 @@ def _kind(value: Any) -> str:
 def matrix_of(value: Any, path: Path, item: str) -> Tensor:
     """Convert a matrix of scores to a detached floating-point tensor, [queries, gallery].
 
-    Integers are rejected: in other tools' files, they are ranks or column numbers, for which larger
-    is not better.
+    Integers are rejected: in other tools' files, they are ranks or column numbers, where higher is
+    not better.
 
     Raises:
-        InputError: not a matrix, not floating point, or sparse.
+        InputError: the value is not a matrix, not floating point, or sparse.
     """
     import torch
 
     if not isinstance(value, torch.Tensor | np.ndarray):
-        raise InputError(path, f"expected a tensor, found {type(value).__name__}", item=item)
+        found = type(value).__name__
+        raise InputError(path, f"expected a tensor or a NumPy array, found {found}", item=item)
     sparse = isinstance(value, torch.Tensor) and value.layout != torch.strided
     if sparse or not _is_matrix(value):
         found = f"{_kind(value)}{', sparse' if sparse else ''}"

@@ -36,7 +36,7 @@ TREC_FIELDS = 6
 _LIST_KEYS = ("topk_gallery", "reranked", "ranking", "results")
 _SCORE_KEYS = ("topk_scores", "scores")
 _IMAGE_KEYS = ("image", "gallery", "gallery_id", "image_id", "name")
-_BLANKS = re.compile(r"[ \t]+")  # other blanks (U+00A0, U+202F) may be part of a name
+_BLANKS = re.compile(r"[ \t]+")  # other white space (U+00A0, U+202F) may be part of a name
 
 
 def ranked_list(path: Path) -> Listing:
@@ -49,7 +49,7 @@ def ranked_list(path: Path) -> Listing:
 
 
 def is_trec_run(line: str) -> bool:
-    """Return true if a line is in TREC run format: six fields, Q0, an integer, a number."""
+    """Return true if a line is in TREC format: six fields, with Q0, an integer and a number."""
     fields = _BLANKS.split(line.strip(), TREC_FIELDS - 1)
     if len(fields) < TREC_FIELDS or fields[1].upper() != "Q0":
         return False
@@ -60,8 +60,8 @@ def trec_run(text: str, path: Path) -> Listing:
     """Parse the text of a TREC run.
 
     Raises:
-        InputError: a malformed line, a score that is not a number, or a duplicate image in a
-            query's list; the message names the line.
+        InputError: a line is malformed, a score is not a number, or an image is repeated within a
+            query; the message names the line.
     """
     found: dict[str, dict[str, float]] = {}
     ranks: dict[str, list[tuple[int, float]]] = {}
@@ -72,7 +72,7 @@ def trec_run(text: str, path: Path) -> Listing:
             continue
         fault = partial(InputError, path, item=f"line {number}")
         fields = _BLANKS.split(line, TREC_FIELDS - 1)
-        if len(fields) < TREC_FIELDS - 1:  # a run without a tag is unambiguous too
+        if len(fields) < TREC_FIELDS - 1:  # the tag may be missing
             raise fault(f"expected QUERY Q0 IMAGE RANK SCORE TAG, found {len(fields)} fields")
         query, _, image, rank = fields[:4]
         score = number_of(fields[4])
@@ -104,8 +104,8 @@ def json_run(text: str, path: Path) -> Listing:
     """Parse the text of a JSON file: a ranx run, rankings, or reranked lists.
 
     Raises:
-        InputError: broken JSON, an unknown form, a duplicate query or image, or a score that is not
-            a number; the message names the record or query.
+        InputError: the JSON is broken or of unknown form, a query or image is repeated, or a score
+            is not a number; the message names the record or query.
     """
     records = _json_values(text, path)
     only = records[0] if len(records) == 1 else None
@@ -143,7 +143,7 @@ def _first_of(keys: Sequence[str], fields: dict[str, Any]) -> str | None:
 
 
 def _run_object(run: dict[str, Any], path: Path) -> Listing:
-    """Parse an object by query: images with scores (ranx), or lists of images, best first."""
+    """Parse an object that maps query -> {image: score} (ranx), or query -> images, best first."""
     faults = {query: partial(InputError, path, item=f"query {shortened(query)}") for query in run}
     if run and all(isinstance(listed, list) for listed in run.values()):
         names = {query: _names(listed, faults[query]) for query, listed in run.items()}
@@ -215,7 +215,7 @@ def _pairs(listed: list[dict[str, Any]], fault: Fault) -> dict[str, float]:
 
 
 def _beside(names: list[str], values: Any, fault: Fault) -> dict[str, float]:
-    """Combine names and a list of their scores to image -> score."""
+    """Combine names and a list of scores to image -> score."""
     if not isinstance(values, list) or len(values) != len(names):
         found = len(values) if isinstance(values, list) else kind(values)
         raise fault(f"expected a score for each of {len(names)} images, found {found}")

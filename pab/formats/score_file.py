@@ -1,4 +1,4 @@
-"""Matrix of scores with the ids of its rows and columns, its rules, and the file that holds it.
+"""Matrix of scores with the ids of its rows and columns: rules, checks, and saving.
 
 Shape letters: ``Q`` queries, ``G`` gallery images.
 """
@@ -46,7 +46,7 @@ class ScoreFile:
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
-        """Minimum and maximum score; NaN if there is one. Reads the matrix once."""
+        """Minimum and maximum score; NaN if any score is NaN. Reads the matrix once."""
         rows = max(1, BLOCK_ELEMENTS // self.scores.shape[1])
         found = [torch.aminmax(block) for block in self.scores.split(rows)]
         low = torch.stack([pair.min for pair in found]).min()
@@ -64,10 +64,10 @@ class ScoreFile:
         return self.meta.get("scores_are") == RECIPROCAL_RANKS
 
     def listed_counts(self, query_ids: Sequence[str] | None = None) -> Tensor:
-        """Images listed per query, int64 ``[Q]``; ``G`` where all have scores of their own.
+        """Count the listed images per query, int64 ``[Q]``; ``G`` if all have their own scores.
 
         Args:
-            query_ids: the wanted order; None is that of the rows.
+            query_ids: order of the result; None uses the order of the rows.
         """
         listed, n_gallery = self.listed or {}, len(self.gallery_ids)
         order = self.query_ids if query_ids is None else query_ids
@@ -89,7 +89,7 @@ def save_scores(path: str | Path, score_file: ScoreFile) -> None:
 
 
 def float32_columns(scores: Tensor, order: list[int]) -> Tensor:
-    """Reorder columns and convert to float32 [Q, G]; copy only if something changes."""
+    """Reorder columns and convert to float32 ``[Q, G]``; unchanged scores are not copied."""
     in_order = order == list(range(len(order)))
     if in_order and scores.dtype == torch.float32:
         return scores
@@ -101,7 +101,7 @@ def float32_columns(scores: Tensor, order: list[int]) -> Tensor:
         block = scores[start : start + rows]
         result[start : start + rows] = block if in_order else block.index_select(1, columns)
         if number % 16 == 0 and scores.is_contiguous():
-            release_pages(scores)  # a mapped file need not stay in memory beside its copy
+            release_pages(scores)  # the pages of a mapped file need not stay in memory
     return result
 
 
@@ -111,10 +111,10 @@ def one_less(scores: Tensor) -> Tensor:
 
 
 def check_scores(score_file: ScoreFile, where: str | Path) -> None:
-    """Check a score file against the rules of :class:`ScoreFile`; errors name ``where``.
+    """Check a score file against the rules of :class:`ScoreFile`.
 
     Raises:
-        InputError: names the field, or the query and image, and the expected and found values.
+        InputError: a rule is violated; the message names ``where``, and the field or the score.
     """
     scores = score_file.scores
     if not isinstance(scores, Tensor):
@@ -136,7 +136,7 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
         raise InputError(where, problem, item="gallery_ids")
     meta = score_file.meta
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
-        raise InputError(where, "expected a dict with names as keys", item="meta")
+        raise InputError(where, "expected a dict with string keys", item="meta")
     _check_listed(score_file, where)
     _check_finite(score_file, where)
 

@@ -27,9 +27,9 @@ PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
 def separator_of(text: str) -> str | None:
     """Return the separator of a numeric table; None if the text is not such a table.
 
-    The header and the first row must have the same number of cells, or the header one less, where
-    it names the columns alone. All cells of the row but the first must be numbers; those of the
-    header must not all be, except for integers in a header that is one shorter.
+    The header has as many cells as the first row, or one cell less if it names only the columns.
+    All cells of the first row except the first must be numbers. At least one header cell must be
+    something else; in a header with one cell less, all cells may be integers.
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
@@ -44,7 +44,7 @@ def separator_of(text: str) -> str | None:
 
 
 def bare_separator_of(text: str) -> str | None:
-    """Return the separator of a table of numbers without header and id column."""
+    """Return the separator of a table of numbers without header and id column, else None."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     for separator in SEPARATORS:
         row = next(csv.reader([first], delimiter=separator), [])
@@ -54,18 +54,18 @@ def bare_separator_of(text: str) -> str | None:
 
 
 def decimal_lines(text: str) -> bool:
-    """Return whether the first line is decimal fractions with blanks between, as NumPy's savetxt.
+    """Return true if the first line is decimal fractions separated by blanks (NumPy's savetxt).
 
-    Names of a ranked list may be integers, but not fractions.
+    Names in a ranked list may be integers, but not fractions.
     """
     first = next((line for line in io.StringIO(text) if line.strip()), "").split()
     return len(first) > 1 and all("." in cell and number_of(cell) is not None for cell in first)
 
 
 def number_of(cell: str) -> float | None:
-    """Return the number that a text stands for; None if it is none.
+    """Convert a text to a number; return None if the text is not a number.
 
-    Python's ``0_12`` for 12 is none: PAB's image ids look like it.
+    ``0_12``, which Python reads as 12, is not a number here: PAB's image ids have this form.
     """
     try:
         return None if "_" in cell else float(cell)
@@ -83,7 +83,7 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
         ids: true if the first row and the first column are ids.
 
     Raises:
-        InputError: a row of another length, or a cell that is not a number; the message names it.
+        InputError: a row has another length, or a cell is not a number; the message names the line.
     """
     lines = progress(io.StringIO(text, newline=""), f"reading {path.name}", "B", len(text), len)
     rows = csv.reader(lines, delimiter=separator)
@@ -135,7 +135,7 @@ def pyarrow(path: str | Path) -> Any:
     """Import pyarrow with its Parquet module.
 
     Raises:
-        InputError: it is not installed; the message gives the command that installs it.
+        InputError: pyarrow is not installed; the message contains the command that installs it.
     """
     try:
         importlib.import_module("pyarrow.parquet")
@@ -146,13 +146,13 @@ def pyarrow(path: str | Path) -> Any:
 
 
 def parquet_table(path: Path) -> Matrix:
-    """Read a Parquet file with one column per image and one of query ids.
+    """Read a Parquet file with one column per image and one column of query ids.
 
-    Query ids are in the text column, in a column called ``query_id`` or similar, or in pandas'
+    Query ids are in the text column, in a column named ``query_id`` or similar, or in the pandas
     index.
 
     Raises:
-        InputError: not a Parquet file, pyarrow is missing, or a column is neither kind.
+        InputError: pyarrow is missing, the file is not Parquet, or a column has another type.
     """
     import torch
 

@@ -1,6 +1,6 @@
 """Describe any file or folder, and suggest the next command: `python -m pab.layout check PATH`.
 
-`check` asks the modules for each kind of content in turn: `folders` and `parts` (PAB's layout),
-`files` (annotations and tables), `weights`, and `scores`. Each returns the result of `found`:
-counts, ignored fields, bad lines, command. Imports `pab.data`, `pab.formats` and `pab.core`.
+`check` passes a data root to `parts`, another folder to `folders`, and a file to `files`; the last
+two use `weights` and `scores`. `parts` returns one `Part` per part of PAB, the other modules return
+a `Found` with kind, counts and commands. Imports `pab.core`, `pab.data` and `pab.formats`.
 """

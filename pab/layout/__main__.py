@@ -1,4 +1,4 @@
-"""`python -m pab.layout`."""
+"""Run the layout check: `python -m pab.layout check PATH`."""
 
 from pab.core.errors import run_cli
 from pab.layout.check import main

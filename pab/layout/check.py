@@ -1,8 +1,8 @@
 """Describe any path: ``python -m pab.layout check PATH``.
 
-Reports the kind of a folder or file, its content, and the next command to run. Recognizes a PAB
-root or a part of it, name-masked sets, annotations, tables, photographs, scores, ranked lists and
-weights.
+The check reports the kind of a folder or file, its content, and the next command to run. It
+recognizes a PAB root or a part of it, name-masked sets, annotations, tables, photographs, scores,
+ranked lists and weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def explain(path: str | Path) -> str:
     """Describe a path in lines of text.
 
     Raises:
-        InputError: the path does not exist, is of no known kind, or has a bad line.
+        InputError: the path does not exist, is of unknown kind, or contains a bad line.
     """
     path = Path(path)
     if not path.exists():
@@ -43,10 +43,10 @@ def explain(path: str | Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Print the description of a path."""
     parser = CommandParser(prog="python -m pab.layout")
     commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("check", help="describe a path and name the next command")
+    checking = commands.add_parser("check", help="describe a path and suggest the next command")
     checking.add_argument(
         "root", nargs="?", metavar="PATH", default="data/PAB", help="default: data/PAB"
     )

@@ -1,4 +1,4 @@
-"""Describe single files for the layout check, by their content."""
+"""Describe a single file for the layout check."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def explain_file(path: Path) -> Found:
     """Describe a file.
 
     Raises:
-        InputError: the file is of no known kind, or has a bad item (the message names it).
+        InputError: the file is of unknown kind, or contains a bad item; the message names the item.
     """
     ending = path.suffix.lower()
     if ending in TENSOR_ENDINGS:
@@ -62,7 +62,7 @@ def explain_file(path: Path) -> Found:
 
 def _unknown(path: Path, found: str) -> InputError:
     problem = f"expected annotations, captions, scores, a ranked list or weights, found {found}"
-    todo = "docs/scoring.md and data/README.md list the forms that are read"
+    todo = "see the supported forms in docs/scoring.md and data/README.md"
     return InputError(path, problem, todo=todo)
 
 
@@ -78,7 +78,7 @@ def _tensors(path: Path) -> Found:
         if holds_scores(content):
             return describe_scores(path)
         if not isinstance(content, dict):
-            raise _unknown(path, f"a file of torch.save that holds a {type(content).__name__}")
+            raise _unknown(path, f"a file of torch.save that contains a {type(content).__name__}")
     found = explain_checkpoint(path, read_checkpoint(path))
     if found is None:
         raise _unknown(path, "tensors of no model of this project")
@@ -196,7 +196,7 @@ def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Foun
     if absent:
         problems.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
     commands = captioned_commands(path, path.parent, columns)
-    if problems:  # the others would be refused
+    if problems:  # the other commands would refuse this table
         commands = (f"python -m pab.layout check {quoted(path)}",)
     what = "a table of images and captions (OpenCLIP's form)"
     return Found(what, (*facts, *problems), commands)
@@ -238,7 +238,7 @@ def _queries(path: Path) -> Found:
 
 
 def _pairs(path: Path) -> Found:
-    """Describe training pairs or a labelled test set, whose lines have one caption or a list."""
+    """Describe training pairs or a labelled test set (one caption or a list per line)."""
     lines = list(read_labelled_images(path))
     captions = sum(len(line.captions) for line in lines)
     kinds = Counter(line.is_normal for line in lines)
@@ -250,7 +250,7 @@ def _pairs(path: Path) -> Found:
         facts.append(f"{count(twins, 'twin')} (hard_i_id)")
     try:
         root = data_root(path)
-    except InputError:  # outside an annotation folder, the user must give the images' location
+    except InputError:  # outside an annotation folder, the user must pass the image folder
         root = None
     folder = "FOLDER" if root is None else quoted(root)
     score = f"python -m lhp.infer --annotation {quoted(path)} --image_folder {folder}"

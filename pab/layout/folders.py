@@ -35,12 +35,12 @@ def explain_folder(folder: Path) -> Found:
     """Describe a folder that is not a data root.
 
     Raises:
-        InputError: the folder is of no known kind, or a file in it has a bad line.
+        InputError: the folder is of unknown kind, or a file in it contains a bad line.
     """
     names = sorted(file_names(folder))
     if (folder / "gallery").is_dir() or query_file(folder):
         return _masked(folder)
-    if not any(map(is_photo_name, names)):  # do not read a gallery file by file
+    if not any(map(is_photo_name, names)):  # reading every image of a gallery would be slow
         weights = explain_weight_folder(folder)
         if weights is not None:
             return weights
@@ -63,7 +63,7 @@ def explain_folder(folder: Path) -> Found:
     below = sum(path.is_dir() for path in folder.iterdir())
     found = f"{count(len(names), 'file')} of other kinds and {count(below, 'folder')}"
     problem = f"expected data, photographs, scores or weights, found {found}"
-    raise InputError(folder, problem, todo="check a file of it, or a folder in it")
+    raise InputError(folder, problem, todo="check one of the files or folders in it")
 
 
 def _masked(folder: Path) -> Found:
@@ -73,12 +73,12 @@ def _masked(folder: Path) -> Found:
     facts = (f"{lines}, {images} in gallery/", *part.missing)
     if not part.usable:
         problem = f"expected query.json and gallery/ with images, found {lines} and {images}"
-        raise InputError(folder, problem, todo="put both there")
+        raise InputError(folder, problem, todo="add both to the folder")
     return Found("a name-masked set (as of the challenge, or of Track 4)", facts, part.commands)
 
 
 def _image_shards(folder: Path, numbers: list[int]) -> Found:
-    """Describe a part of the download, or ``train/`` itself: images without annotations."""
+    """Describe a part of the download, or the folder ``train/``: images without annotations."""
     parts = sorted({part_of(number) for number in numbers})
     facts = (
         f"{count(len(numbers), 'folder')} imgs_N, N from {min(numbers)} to {max(numbers)}",
@@ -90,7 +90,7 @@ def _image_shards(folder: Path, numbers: list[int]) -> Found:
 
 
 def _tars(folder: Path, names: list[str]) -> Found:
-    """Describe WebDataset shards by the content of the first."""
+    """Describe WebDataset shards by the content of the first shard."""
     held = counts_by_ending(tar_names(folder / names[0]))
     out = f"{quoted(folder)}/unpacked"
     commands = (
@@ -114,7 +114,7 @@ def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
         if bad.total:
             facts.append(f"{count(bad.total, 'image')} that cannot be used: {bad.summary()}")
             facts += [f"  {fault}" for fault in bad.first]
-            commands: tuple[str, ...] = (f"{tune} --skip_bad_lines",)  # scoring needs all
+            commands: tuple[str, ...] = (f"{tune} --skip_bad_lines",)  # scoring needs all images
         else:
             commands = (score, tune)
         return Found("a folder of images with captions", tuple(facts), commands)
@@ -132,7 +132,7 @@ def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
 
 
 def _nested_photos(folder: Path) -> list[str]:
-    """Relative paths of pictures in subfolders; links to folders are not followed."""
+    """List the images in subfolders by relative path; links to folders are not followed."""
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")

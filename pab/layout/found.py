@@ -1,4 +1,4 @@
-"""Result of the layout check of a path."""
+"""Result of the layout check, and formatting shared by its modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Found:
 
     what: str  # kind of file or folder, as a noun phrase
     facts: tuple[str, ...] = ()  # counts and other findings, one per line
-    commands: tuple[str, ...] = ()  # to run next
+    commands: tuple[str, ...] = ()  # commands to run next
 
 
 def quoted(path: Path) -> str:
@@ -33,10 +33,10 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def tar_names(path: Path) -> list[str]:
-    """Names of the files in a tar archive.
+    """List the names of the files in a tar archive.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the archive cannot be read.
     """
     try:
         with tarfile.open(path) as archive:
@@ -46,13 +46,13 @@ def tar_names(path: Path) -> list[str]:
 
 
 def counts_by_ending(names: Iterable[str], without: str = "") -> str:
-    """Format the number of names per extension; ``without`` stands for none."""
+    """Format the number of names per extension; ``without`` labels names that have none."""
     endings = Counter(Path(name).suffix.lower() for name in names)
     return ", ".join(f"{number} {ending or without}" for ending, number in sorted(endings.items()))
 
 
 def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, ...]:
-    """Commands that score and tune CLIP on own data; OpenCLIP downloads its weights."""
+    """Format the commands that score and fine-tune CLIP on the user's own data."""
     given = {"image": columns.image, "caption": columns.caption}
     flags = "".join(
         f" --csv_{name}_key {shlex.quote(column)}"
@@ -66,9 +66,9 @@ def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tupl
 
 
 def blank_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Warn of image names that a ranked list cannot hold; empty if there are none."""
+    """Warn about image names that a ranked list cannot contain; empty if there are none."""
     blank = [name for name in names if any(map(str.isspace, name))]
     if not blank:
         return ()
     what = f"{count(len(blank), 'image name')} with a blank, such as {blank[0]!r}"
-    return (f"{what}: scoring refuses them, so rename the files first",)
+    return (f"{what}: scoring rejects them, so rename the files first",)

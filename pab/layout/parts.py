@@ -1,7 +1,7 @@
-"""Parts of PAB under a data root: present, missing, and usable by which commands.
+"""Check which parts of PAB are present under a data root, and which commands can use them.
 
 Every annotation line is checked. Images are checked by listing folders, which is fast for a million
-of them. The commands that read images check whether they can be decoded.
+images. Whether an image can be decoded is checked by the commands that read images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAB_SHARDS, PAB_TRAIN, PAB_TEST, PAB_UCC = 75, 1_013_605, 1_978, 5_320
 PAB_SOURCE = "https://github.com/Shuyu-XJTU/CMP"
 CHALLENGE_SOURCE = "https://github.com/Shuyu-XJTU/WWW2025Workshop"
 FETCH = (
-    f"download PAB from {PAB_SOURCE} (see data/README.md), or draw the mini data: "
+    f"download PAB from {PAB_SOURCE} (see data/README.md), or render the mini data: "
     "python -m pab.mini --out data/mini"
 )
 
@@ -37,16 +37,16 @@ SOURCE_CAPTIONS = "annotation/source_caption.json"
 
 @dataclass(frozen=True)
 class Part:
-    """Part of the data, as found."""
+    """State of a part of PAB under a data root."""
 
     name: str
     place: str  # file or files, relative to the root
     published: int  # lines in PAB
     lines: int | None = None  # None if the annotation is missing
-    named: int | None = None  # images in the lines; None for a masked set, whose lines list none
-    found: int = 0  # images
+    named: int | None = None  # images named by the lines; None for a name-masked set
+    found: int = 0  # images with a file
     missing: tuple[str, ...] = ()  # descriptions of missing files
-    commands: tuple[str, ...] = ()  # that use it
+    commands: tuple[str, ...] = ()  # commands that use the part
     bad: BadLines = field(default_factory=BadLines)
 
     @property
@@ -64,7 +64,7 @@ class Part:
 
 
 def is_data_root(folder: Path) -> bool:
-    """Return true if a folder looks like the root of PAB, or of a part of it."""
+    """Return true if a folder looks like the data root of PAB or of a part of PAB."""
     if any((folder / name).is_dir() for name in ("annotation", MASKED, "track4")):
         return True
     return any(
@@ -79,15 +79,15 @@ def check_root(root: Path) -> list[Part]:
     """Check a data root.
 
     Raises:
-        InputError: a file is unreadable, or no part can be used.
+        InputError: a file cannot be read, or no part can be used.
     """
     finder = ImageFinder(root)
     parts = [_shards(root, finder, "training", SHARD_FOLDERS[0])]
-    if "attr_" not in parts[0].place:  # otherwise the release has one set of shards, with actions
+    if "attr_" not in parts[0].place:  # otherwise the only shards have the actions
         parts.append(_shards(root, finder, "training actions", SHARD_FOLDERS[1]))
     test = labelled_test(root)
     parts.append(_labelled(root, finder, "test", f"annotation/test/{test.name}", PAB_TEST))
-    if test.name == "pair.json":  # otherwise the single file has the actions
+    if test.name == "pair.json":  # otherwise the only file has the actions
         parts.append(_labelled(root, finder, "test actions", "annotation/test/attr.json", PAB_TEST))
     parts.append(_labelled(root, finder, "out of domain", "annotation/test/ucc.json", PAB_UCC))
     parts.append(masked_part(root, "masked test", MASKED))
@@ -102,7 +102,7 @@ def check_root(root: Path) -> list[Part]:
 
 
 def report(root: Path, parts: list[Part]) -> list[str]:
-    """Format the findings: a table, other data, and missing parts with their sources."""
+    """Format the result: a table, other data, and missing parts with their sources."""
     images = "images found, of those listed"
     head = f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   {images}"
     text = [f"{root}", head, *(part.row() for part in parts), *_others(root), *_bad_lines(parts)]
@@ -122,7 +122,7 @@ def report(root: Path, parts: list[Part]) -> list[str]:
 
 
 def root_commands(root: Path, parts: list[Part]) -> list[str]:
-    """Next commands to run on a data root."""
+    """List the commands to run next on a data root."""
     commands = [command for part in parts if part.usable for command in part.commands]
     scored = {part.name for part in parts if part.usable} & {"test", "masked test"}
     if scored:
@@ -167,7 +167,7 @@ def _shards(root: Path, finder: ImageFinder, name: str, folder: str) -> Part:
     )
     bad = BadLines()
     images = [pair.image for pair in read_shards(shards, root, bad)]
-    if bad.total:  # training can leave them out
+    if bad.total:  # training can skip bad lines
         commands = tuple(f"{command} --skip_bad_lines" for command in commands)
     return _counted(Part(name, place, PAB_TRAIN, commands=commands, bad=bad), finder, images)
 
@@ -184,7 +184,7 @@ def _labelled(root: Path, finder: ImageFinder, name: str, place: str, published:
 
 
 def _counted(part: Part, finder: ImageFinder, images: list[str]) -> Part:
-    """Add the number of lines, and of images that are found and missing."""
+    """Add the numbers of lines, of images found and of images missing."""
     absent = finder.absent(images)
     missing: tuple[str, ...] = ()
     if absent:
@@ -194,12 +194,12 @@ def _counted(part: Part, finder: ImageFinder, images: list[str]) -> Part:
 
 
 def query_file(folder: Path) -> Path | None:
-    """Query file of a name-masked set; None if there is none."""
+    """Return the query file of a name-masked set; None if there is none."""
     return next((folder / name for name in QUERY_FILES if (folder / name).is_file()), None)
 
 
 def masked_part(root: Path, name: str, folder: str) -> Part:
-    """Describe a name-masked set, whose files do not state the size of its gallery.
+    """Describe a name-masked set; its annotation does not list the gallery images.
 
     Args:
         root: the data root.
@@ -207,7 +207,7 @@ def masked_part(root: Path, name: str, folder: str) -> Part:
         folder: folder of the set, relative to the root; "." is the root itself.
 
     Raises:
-        InputError: a bad line, or a query order with other queries.
+        InputError: a line is bad, or the query order has other query ids.
     """
     home = root / folder
     queries, gallery, order = query_file(home), home / "gallery", home / "query_index.txt"

@@ -1,4 +1,4 @@
-"""Describe scores and ranked lists of every form for the layout check."""
+"""Describe scores and ranked lists in any form for the layout check."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pab.layout.found import Found, quoted
 
 
 def describe_scores(path: Path) -> Found:
-    """Describe a file of scores or a ranked list, and name the command that accepts it.
+    """Describe a file of scores or a ranked list, and suggest the commands that accept the file.
 
     Raises:
-        InputError: the file violates a rule of its form; the message names it.
+        InputError: the file violates a rule of its form; the message names the rule.
     """
     from pab.formats.description import show  # imports torch
 

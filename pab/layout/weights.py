@@ -1,4 +1,4 @@
-"""Describe checkpoints and folders of weights, with the model detected from the content."""
+"""Describe checkpoints and folders of weights; the model is detected from the content."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from pab.core.weight_folders import Family, weight_folder
 from pab.layout.found import Found, count, quoted
 
-_FACT_WIDTH = 100  # characters of a value that are shown
+_FACT_WIDTH = 100  # maximum number of characters shown per metadata value
 
 
 def known_model(names: Iterable[str]) -> str | None:
-    """Return the model that has tensors with these names; None if no model of the project does.
+    """Return the model with these tensor names; None if they match no model of the project.
 
     Args:
         names: tensor names of a checkpoint, without wrapper prefixes.
@@ -43,7 +43,7 @@ def known_model(names: Iterable[str]) -> str | None:
 
 
 def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
-    """Describe a checkpoint; None if its tensors belong to no model of the project.
+    """Describe a checkpoint; None if it is not of a model of the project.
 
     Args:
         path: the file.
@@ -82,9 +82,9 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
 
 
 def _model_of_run(path: Path) -> str | None:
-    """Return ``--model`` of the run whose folder a checkpoint is in, if that names a folder.
+    """Read ``--model`` from the config beside a checkpoint, if the model is a ``local-dir:FOLDER``.
 
-    The metadata of a ``local-dir:FOLDER`` model hold the folder's last part alone.
+    The metadata of such a checkpoint contain only the last part of the folder.
     """
     config = path.with_name("config.yaml")
     if not config.is_file():
@@ -128,7 +128,7 @@ _MODELS = {
 
 
 def explain_weight_folder(folder: Path) -> Found | None:
-    """Describe a folder of weights by its content; None if it has none."""
+    """Describe a folder of weights or of a vocabulary; return None for any other folder."""
     found = weight_folder(folder)
     place, vocabulary = quoted(folder), (folder / "vocab.txt").is_file()
     match found.family:

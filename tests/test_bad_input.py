@@ -472,7 +472,7 @@ def test_tokenizer_with_more_words_than_the_model(
     case: Case, refuse: Callable[..., None], debug_model: MakeModel
 ) -> None:
     torch.save({"model": debug_model(vocab_size=40).state_dict()}, case.checkpoint)
-    refuse("infer", str(case.tokenizer), "40 word vectors")
+    refuse("infer", str(case.tokenizer), "embeds only 40")
 
 
 def test_captions_longer_than_the_model(case: Case, refuse: Callable[..., None]) -> None:

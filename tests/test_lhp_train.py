@@ -245,7 +245,7 @@ def test_max_steps_holds_on_the_second_start(
     runs("twice", max_steps=3)
     run = runs("twice", max_steps=3)
     assert load_training_state(run / LAST).step == 3
-    assert "3 steps are done" in capsys.readouterr().err
+    assert "3 steps done" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["seed", "batch_size", "local_prob", "weight_decay", "epochs"])

@@ -159,7 +159,7 @@ def test_missing_training_images_are_counted(
     shutil.rmtree(recipe.data / "train/imgs_1")
     (recipe.data / "train/imgs_0/goal/2.jpg").unlink()
     line = fails_early()
-    assert "13 of 24 training images are not there: train/imgs_0/goal/2.jpg; train/imgs_1/" in line
+    assert "13 of 24 training images are missing: train/imgs_0/goal/2.jpg; train/imgs_1/" in line
     assert "--train_shards" in line
     line = fails_early(train_shards="1")
     assert "12 of 12 training images" in line

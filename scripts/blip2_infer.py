@@ -1,6 +1,6 @@
 """Score a gallery with BLIP-2, zero-shot: `python scripts/blip2_infer.py`.
 
-`--backend lavis` runs LAVIS itself, in the environment of `scripts/setup_lavis.sh`.
+`--backend lavis` runs LAVIS's own code, in the environment of `scripts/setup_lavis.sh`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pab.scoring.job import scoring_command
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and score."""
+    """Parse the command line and score the gallery."""
     scoring_command(
         InferConfig,
         argv,

@@ -8,7 +8,7 @@ from pab.scoring.job import scoring_command
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and score."""
+    """Parse the command line and score the gallery."""
     scoring_command(
         InferConfig,
         argv,

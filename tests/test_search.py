@@ -313,9 +313,9 @@ def test_names_that_would_break_the_output(
         (["--output_file", "a.txt"], "--output_file: .*--json FILE"),
         (["--no_such_flag"], "--no_such_flag"),
         (["--pretrained", "none.pth"], "none.pth"),
-        (["--html", "x.out", "--json", "x.out"], "--html: x.out is given as --json too"),
+        (["--html", "x.out", "--json", "x.out"], "--html: x.out is also --json"),
         (["--html", "pab"], "--html: pab is a directory"),
-        (["--json", "/dev/null"], "--json: /dev/null is no file"),
+        (["--json", "/dev/null"], "--json: /dev/null is not a regular file"),
         (["--json", "a.json", "--html", "a.unreadable.txt"], "--html: .*list of unreadable images"),
     ],
 )

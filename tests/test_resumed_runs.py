@@ -362,7 +362,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(runs: Runs) -> None:
     run = runs("run", *argv, max_steps=9, save_every_steps=2)
     assert load_training_state(run / PREVIOUS).step == 8
     damage(run / LAST)
-    with pytest.raises(InputError, match=r"checkpoint-last.pth: .*; --resume_from newest_good"):
+    with pytest.raises(InputError, match=r"checkpoint-last.pth: .*; use --resume_from newest_good"):
         runs("run", *argv)
     runs("run", *argv, "--resume_from", "newest_good", max_steps=10)
     assert load_training_state(run / PREVIOUS).step == 8, "not the damaged one"

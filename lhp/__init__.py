@@ -1,7 +1,7 @@
 """LHP: BEiT-3, fine-tuned for retrieval with the local-global hybrid perspective.
 
-`beit3` is the model, `tokenizer` its text input, `views` the choice of the image view in a training
-step. `train` fine-tunes it, and `infer` scores a gallery with the vectors of `encode`; both take
-the settings in `config`. `train_tokenizer` makes a small vocabulary for data of one's own. Imports
-`pab`, never `uit` or `ensemble`.
+`beit3` is the model, `tokenizer` converts captions to its ids, and `views` chooses the local or the
+global view of a training image. `train` fine-tunes the model with the settings in `config`. `infer`
+encodes a gallery and captions with `encode` and writes a score file. `train_tokenizer` trains a
+small vocabulary for your own data. Imports `pab`, never `uit` or `ensemble`.
 """

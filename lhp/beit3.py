@@ -1,19 +1,20 @@
 """BEiT-3 for image-text retrieval.
 
 Source: Wang et al., "Image as a Foreign Language: BEiT Pretraining for All Vision and
-Vision-Language Tasks" (arXiv 2208.10442). Parameter names match the checkpoints published with its
-code (MIT), which therefore load strictly and unchanged.
+Vision-Language Tasks" (arXiv 2208.10442). Parameter names match the checkpoints published with the
+paper's code (MIT), so these load strictly and unchanged.
 
 A multiway Transformer: every block has two sets of weights, A for image tokens and B for text
-tokens. In retrieval, the modalities never meet inside the network: an image pass uses only A, and a
-text pass only B. Sub-LayerNorm adds one norm before the attention's output projection and one
-before the second matrix of the feed-forward.
+tokens. In retrieval, the modalities do not interact inside the network: an image pass uses only A,
+and a text pass only B. Sub-LayerNorm adds one norm before the output projection of the attention
+and one before the second linear layer of the feed-forward network.
 
-Deliberate differences from the published code, which change results only by rounding: attention is
-`scaled_dot_product_attention`, padding is masked and cut off but not also multiplied by zero, and
-the last block computes only the token that is used.
+Deliberate differences from the published code, which change results only by rounding: attention
+uses `scaled_dot_product_attention`, padding is masked or removed but not multiplied by zero, and
+the last block computes only the class token.
 
-Shape letters: `B` batch, `N` tokens, `D` width, `H` heads, `C` head width (D / H).
+Shape letters: `B` batch, `N` tokens, `M` leading tokens that a block outputs, `D` width, `H` heads,
+`C` head width (D / H), `S` side of the image and `P` side of a patch in pixels.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ Modality: TypeAlias = Literal["A", "B"]
 IMAGE: Modality = "A"
 TEXT: Modality = "B"
 
-POSITION_OFFSET = 2  # both position tables start with two unused rows, as in fairseq's embeddings
-READ = 1  # number of leading tokens kept from the last block (the class token), as published
+POSITION_OFFSET = 2  # both position embeddings start with two unused rows, as in fairseq
+READ = 1  # leading tokens that the last block outputs: the class token, as published
 LOGIT_SCALE_INIT = math.log(1 / 0.07)  # CLIP's temperature, as in the published code
 INIT_STD = 0.02  # truncated normal, as in the published code
 # Heads that fine-tuning initializes if a checkpoint (such as a pre-trained one) lacks them.
@@ -49,7 +50,7 @@ RETRIEVAL_HEADS = ("language_head.*", "vision_head.*", "logit_scale")
 OTHER_HEADS = (
     "head.*", "pooler.*", "fc_norm.*", "mlm_head.*", "mim_head.*", "itm_head.*", "lm_head.*",
 )  # fmt: skip
-SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1  # of word and position embeddings, our choice
+SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1  # of word and position embeddings; not published
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Beit3Config:
         layers: number of blocks.
         vocab_size: rows of the word embedding (64,010 in the published models: 64,000 tokens, four
             special ids, six unused rows).
-        text_positions: rows of the text position table, offset included.
+        text_positions: rows of the text position embedding, including the offset.
         drop_path: stochastic depth rate of the last block; it rises linearly from 0.
         checkpoint_activations: recompute each block in the backward pass to save memory.
         norm_eps: eps of every LayerNorm.
@@ -89,8 +90,7 @@ class Beit3Config:
         return (self.img_size // self.patch_size) ** 2
 
 
-# name -> (width, heads, feed-forward, layers); large and base as published, mini and debug are
-# ours.
+# name -> (width, heads, feed-forward, layers); large and base as published, others ours.
 SIZES = {
     "large": (1024, 16, 4096, 24),
     "base": (768, 12, 3072, 12),
@@ -125,7 +125,7 @@ def model_config(
 
 
 class Multiway(nn.Module):
-    """Two modules of the same type, A for image tokens and B for text tokens."""
+    """Apply one of two modules of the same type: A to image tokens, B to text tokens."""
 
     def __init__(self, a: nn.Module, b: nn.Module) -> None:
         super().__init__()
@@ -145,18 +145,18 @@ def _norms(width: int, eps: float) -> Multiway:
 
 
 class VisionEmbedding(nn.Module):
-    """Convert patches to tokens, preceded by the class token."""
+    """Embed image patches as tokens and prepend the class token."""
 
     def __init__(self, config: Beit3Config) -> None:
         super().__init__()
         patch = config.patch_size
         self.proj = nn.Conv2d(3, config.embed_dim, kernel_size=patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
-        # Mask token of pre-training: in every published checkpoint, unused in retrieval.
+        # Mask token for pre-training: unused in retrieval, but in every published checkpoint.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
 
     def forward(self, image: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, 1 + patches, D]."""
+        """Embed images [B, 3, S, S] as tokens [B, 1 + patches, D]."""
         x = self.proj(image).flatten(2).transpose(1, 2)  # [B, D, S/P, S/P] -> [B, patches, D]
         return torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
 
@@ -177,9 +177,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, modality: Modality, key_mask: Tensor | None, read: int | None = None
     ) -> Tensor:
-        """x [B, N, D] -> [B, M, D], the output of the first M = ``read`` tokens, or of all tokens.
+        """Attend to tokens x [B, N, D]; output the first M = ``read`` tokens or all, [B, M, D].
 
-        key_mask is None or bool [B, 1, 1, N], true for visible keys.
+        ``key_mask`` is None or bool [B, 1, 1, N], true for visible keys.
         """
         d = x.shape[-1]
         q, k, v = (
@@ -192,7 +192,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two matrices with exact GELU, and Sub-LayerNorm before the second."""
+    """Two linear layers with exact GELU, and Sub-LayerNorm before the second."""
 
     def __init__(self, config: Beit3Config) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Positions, blocks, final norm."""
+    """Transformer encoder: position embeddings, blocks, final norm."""
 
     def __init__(self, config: Beit3Config) -> None:
         super().__init__()
@@ -246,9 +246,9 @@ class Encoder(nn.Module):
         key_mask: Tensor | None = None,
         read: int | None = None,
     ) -> Tensor:
-        """Embeddings x [B, N, D] without positions -> [B, M, D]; see :class:`Attention`.
+        """Encode embeddings x [B, N, D] without positions to [B, M, D]; see :class:`Attention`.
 
-        The last block does not compute tokens that are not read.
+        The last block computes only the first ``read`` tokens.
         """
         positions = torch.arange(POSITION_OFFSET, POSITION_OFFSET + x.shape[1], device=x.device)
         x = x + self.embed_positions(positions, modality)
@@ -262,7 +262,7 @@ class Encoder(nn.Module):
 
 
 class Beit3(nn.Module):
-    """Embeddings and encoder, grouped under the checkpoints' parameter names."""
+    """Embeddings and encoder, grouped to match the parameter names of checkpoints."""
 
     def __init__(self, config: Beit3Config) -> None:
         super().__init__()
@@ -286,14 +286,14 @@ class Beit3Retrieval(nn.Module):
             nn.init.trunc_normal_(token, std=INIT_STD)
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """[B, 3, S, S] -> unit vectors [B, D]."""
+        """Encode images [B, 3, S, S] to unit vectors [B, D]."""
         x = self.beit3.encoder(self.beit3.vision_embed(image), IMAGE, read=READ)
         return F.normalize(self.vision_head(x[:, 0]).float(), dim=-1)
 
     def encode_text(self, ids: Tensor, padding_mask: Tensor) -> Tensor:
-        """Token ids [B, N] and padding_mask [B, N] (1 = padding) -> unit vectors [B, D].
+        """Encode ids [B, N] with padding_mask [B, N] (1 = padding) to unit vectors [B, D].
 
-        Columns that are padding in every row are removed first, because they do not affect results.
+        Columns that are padding in every row are removed first; they do not affect the results.
         """
         used = int((padding_mask == 0).sum(dim=1).max())
         ids, visible = ids[:, :used], padding_mask[:, :used] == 0
@@ -301,22 +301,22 @@ class Beit3Retrieval(nn.Module):
         x = self.beit3.encoder(self.beit3.text_embed(ids), TEXT, key_mask, READ)
         return F.normalize(self.language_head(x[:, 0]).float(), dim=-1)
 
-    # Facts for the optimizer.
+    # Parameter groups of the optimizer.
 
     @staticmethod
     def no_weight_decay(name: str, parameter: Tensor) -> bool:
         """Return true for parameters without weight decay.
 
-        These are all vectors and scalars (biases, norms, the logit scale), and two tables named by
-        the
-        published recipe: the class token and the image positions. Text positions have weight decay.
+        These are all vectors and scalars (biases, norms, the logit scale), and two embeddings
+        excluded by the published recipe: the class token and the image positions. Text positions
+        have weight decay.
         """
         exempt = ("cls_token", "embed_positions.A.weight")
         return parameter.ndim <= 1 or name.endswith(exempt)
 
     @staticmethod
     def layer_of(name: str, layers: int) -> int:
-        """Layer of a parameter for layer-wise rate decay.
+        """Return a parameter's layer for layer-wise learning-rate decay.
 
         0 for token and position embeddings, 1 ... ``layers`` for the blocks, ``layers`` + 1 for the
         heads, the final norm and the logit scale.
@@ -339,10 +339,10 @@ def start_from_scratch(model: Beit3Retrieval) -> None:
     """Initialize a model in place for training without a checkpoint.
 
     The published initialization (normal, 0.02) is meant for the few parts that a checkpoint lacks.
-    It does not suit a whole network with Sub-LayerNorm: the norm scales the first attention's
-    output, nearly equal for all tokens, to unit size, which hides their differences. Matrices
-    therefore start as in "Foundation Transformers" (Wang et al., arXiv 2210.06423), and embeddings
-    with a comparable magnitude.
+    It does not suit training from scratch with Sub-LayerNorm: the output of the first attention is
+    nearly equal for all tokens, and the norm scales it to unit size, which hides the differences.
+    Weight matrices therefore start as in "Foundation Transformers" (Wang et al., arXiv 2210.06423),
+    and embeddings with a comparable magnitude.
     """
     gain = math.sqrt(math.log(2 * model.config.layers))
     for module_name, module in model.named_modules():
@@ -361,10 +361,10 @@ def start_from_scratch(model: Beit3Retrieval) -> None:
 
 
 def resize_position_table(table: Tensor, patches: int) -> Tensor:
-    """Resize the image position table to another resolution.
+    """Resize the image position embeddings to another resolution.
 
-    The rows before the patches (offset and class token) are kept. The square grid of patch rows is
-    interpolated (bicubic), as in the published loader.
+    The rows before the patches (offset and class token) are copied. The square grid of patch rows
+    is interpolated (bicubic), as in the published loader.
 
     Args:
         table: [3 + old patches, D].
@@ -387,7 +387,7 @@ def resize_position_table(table: Tensor, patches: int) -> Tensor:
 def adapt_state(
     state: dict[str, Tensor], config: Beit3Config, path: str | Path
 ) -> dict[str, Tensor]:
-    """Resize the image positions of a published state dict to the resolution of ``config``.
+    """Resize the image position embeddings of a state dict to the resolution of ``config``.
 
     Args:
         path: file of the state dict, for the notice.
@@ -395,7 +395,7 @@ def adapt_state(
     name = "beit3.encoder.embed_positions.A.weight"
     table = state.get(name)
     if table is None or table.ndim != 2 or len(table) < POSITION_OFFSET + 2:
-        return state  # strict loading reports the problem
+        return state  # strict loading raises
     side = math.isqrt(len(table) - POSITION_OFFSET - 1)
     if side * side != len(table) - POSITION_OFFSET - 1:
         return state
@@ -408,15 +408,15 @@ def adapt_state(
 
 
 def tensor_names(config: Beit3Config) -> frozenset[str]:
-    """Names of the model's tensors, which depend only on its depth."""
+    """Return the names of the model's tensors; they depend only on the number of layers."""
     with torch.device("meta"):
         return frozenset(Beit3Retrieval(config).state_dict())
 
 
 def config_of_state(state: dict[str, Tensor], config: Beit3Config) -> Beit3Config:
-    """Take vocabulary and text length from the checkpoint (mini models differ)."""
+    """Set vocabulary size and text positions to those of a checkpoint (the mini model differs)."""
     words = state.get("beit3.text_embed.weight")
     positions = state.get("beit3.encoder.embed_positions.B.weight")
     if words is None or positions is None or words.ndim != 2 or positions.ndim != 2:
-        return config  # strict loading reports the problem
+        return config  # strict loading raises
     return replace(config, vocab_size=len(words), text_positions=len(positions))

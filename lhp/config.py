@@ -1,6 +1,6 @@
-"""Settings of LHP's fine-tuning, with unit and origin of every number.
+"""Settings of LHP's fine-tuning.
 
-The defaults are the published recipe (the release's command; the paper trains 3 epochs).
+The defaults are those of the released command (4 epochs; the paper trains 3).
 """
 
 from __future__ import annotations
@@ -36,4 +36,4 @@ class TrainConfig(ContrastiveConfig):
     weight_decay: float = flag(0.05, "AdamW weight decay")
 
     # Run
-    output_dir: str = flag("output/lhp", "folder for checkpoints and the log")
+    output_dir: str = flag("output/lhp", "folder of the checkpoints and the log")

@@ -36,11 +36,11 @@ def load_model(
         input_size: resolution in pixels; None uses the resolution in the name.
         checkpoint: released weights or this project's; positions are resized to the resolution,
             and heads of other tasks are ignored.
-        tokenizer: must not have more ids than the checkpoint has word vectors.
+        tokenizer: must not have more ids than the checkpoint's word embedding has rows.
 
     Raises:
-        InputError: unknown name, unreadable checkpoint, tensors that do not fit, or a vocabulary
-            that is too large.
+        InputError: unknown name, unreadable checkpoint, tensors that do not fit, or a tokenizer
+            with too many ids.
     """
     sizes = model_config(name, input_size=input_size)
     state = model_state(read_checkpoint(checkpoint), checkpoint, tensor_names(sizes))
@@ -48,8 +48,8 @@ def load_model(
     if tokenizer.vocab_size > sizes.vocab_size:
         raise InputError(
             tokenizer.path,
-            f"has {tokenizer.vocab_size} ids, {checkpoint} only {sizes.vocab_size} word vectors",
-            todo="give the tokenizer the checkpoint was trained with",
+            f"has {tokenizer.vocab_size} ids, {checkpoint} embeds only {sizes.vocab_size}",
+            todo="use the tokenizer that the checkpoint was trained with",
         )
     check_text_length(tokenizer.max_length, sizes)
     with torch.device("meta"):  # no initialization: all weights come from the file
@@ -65,7 +65,7 @@ def check_text_length(max_length: int, sizes: Beit3Config) -> None:
     """Reject a caption length above the model's number of text positions.
 
     Raises:
-        InputError: naming the flag.
+        InputError: the length is too large; the message names the flag.
     """
     most = sizes.text_positions - POSITION_OFFSET
     if max_length > most:
@@ -77,8 +77,8 @@ def check_text_length(max_length: int, sizes: Beit3Config) -> None:
 def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
     """Compile ``model.encode_image`` for one batch shape, with frozen weights.
 
-    A CPU requires a C++ compiler. On two cores, compilation made the base model 2 to 12 % faster in
-    fp32 and no faster in bf16 (`benchmarks/lhp_scoring.py`). GPUs were not measured.
+    Compilation for a CPU requires a C++ compiler. On two cores, it made the base model 2 to 12 %
+    faster in fp32 and no faster in bf16 (`benchmarks/lhp_scoring.py`). GPUs were not measured.
     """
     compiled: Callable[[Tensor], Tensor] = torch.compile(
         model.encode_image, dynamic=False, options={"freezing": True}
@@ -93,8 +93,8 @@ class LhpEncoder:
     Attributes:
         model: weights in ``compute.weights``.
         tokenizer: tokenizer of the model.
-        compute: device, number format and batching.
-        compiled: result of :func:`compiled_image_encoder`; None uses the model itself.
+        compute: device, dtype and batch size.
+        compiled: image encoder from :func:`compiled_image_encoder`; None uses the model.
         origin, fingerprint: see the interface.
     """
 
@@ -109,7 +109,7 @@ class LhpEncoder:
     def encode_images(
         self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
     ) -> Tensor:
-        """Map images to unit vectors, float32 [G, D] on the CPU."""
+        """Encode images to unit vectors, float32 [G, D] on the CPU."""
         return self.compute.images(
             self.compiled or self.model.encode_image,
             images,
@@ -119,9 +119,9 @@ class LhpEncoder:
         )
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Map captions to unit vectors, float32 [Q, D] on the CPU.
+        """Encode captions to unit vectors, float32 [Q, D] on the CPU.
 
-        A batch holds as many tokens as a batch of images. Captions of similar length share one.
+        A batch holds as many tokens as a batch of images. Captions of similar length share a batch.
         """
         rows = [self.tokenizer.encode(caption) for caption in as_captions(captions)]
 

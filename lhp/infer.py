@@ -22,7 +22,7 @@ class InferConfig(MemberConfig):
 
     model: str = flag("beit3_large_patch16_384", "architecture, beit3_SIZE_patchP_RESOLUTION")
     input_size: int | None = flag(
-        None, "side of the square input, pixels; none: the model's own", ge=1
+        None, "side of the square input, pixels; none: as in the model's name", ge=1
     )
     checkpoint: str = flag("checkpoints/lhp/lhp_beit3.pth", "fine-tuned weights")
     tokenizer: str = flag("checkpoints/lhp/beit3.spm", "SentencePiece model")
@@ -60,7 +60,7 @@ class InferConfig(MemberConfig):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and score."""
+    """Parse the command line and score the gallery."""
     scoring_command(InferConfig, argv, prog="python -m lhp.infer")
 
 

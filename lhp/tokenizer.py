@@ -1,9 +1,9 @@
-"""BEiT-3's text tokenizer: a SentencePiece model with XLM-RoBERTa's ids.
+"""Tokenizer of BEiT-3: a SentencePiece model with the ids of XLM-RoBERTa.
 
 The published models use `beit3.spm` (64,000 tokens). Ids are SentencePiece's plus one, because id 0
-is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`: these four replace SentencePiece's own first three entries
+is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`: they replace the first three SentencePiece entries
 (`<unk>`, `<s>`, `</s>`). Plain `sentencepiece` is used because the tokenizer class of recent
-`transformers` releases gives other ids for unusual Unicode.
+`transformers` releases returns other ids for unusual Unicode.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Tokenizer:
     """Convert captions to ids.
 
     Args:
-        path: a SentencePiece model file.
+        path: SentencePiece model file.
         max_length: maximum ids per caption, including both special tokens.
 
     Raises:
@@ -41,7 +41,7 @@ class Tokenizer:
         except RuntimeError as error:
             raise InputError(path, "expected a SentencePiece model, found another file") from error
         if self._pieces.unk_id() != 0:
-            raise InputError(path, "expected <unk> as piece 0, the order fairseq's ids build on")
+            raise InputError(path, "expected <unk> as piece 0, as the ids of fairseq require")
 
     @property
     def vocab_size(self) -> int:
@@ -49,25 +49,25 @@ class Tokenizer:
         return self._pieces.GetPieceSize() + 1
 
     def encode(self, caption: str) -> list[int]:
-        """Ids of one caption, including both special tokens, truncated to ``max_length``."""
+        """Return the ids of a caption with both special tokens, truncated to ``max_length``."""
         ids = [i + 1 if i else UNK for i in self._pieces.EncodeAsIds(caption)]
         return [BOS, *ids[: self.max_length - 2], EOS]
 
     def batch(self, captions: list[str], *, pad_to: int | None = None) -> tuple[Tensor, Tensor]:
-        """Ids and padding mask of a batch of captions.
+        """Encode a batch of captions; return ids and padding mask.
 
         Args:
             captions: B captions.
             pad_to: length of every row; None pads to the batch's longest caption.
 
         Returns:
-            ids, int64 [B, N], and padding mask, int64 [B, N] (1 = padding).
+            ids, int64 [B, N], with N ids per row, and padding mask, int64 [B, N] (1 = padding).
         """
         return pad_batch([self.encode(caption) for caption in captions], pad_to)
 
 
 def pad_batch(rows: list[list[int]], pad_to: int | None = None) -> tuple[Tensor, Tensor]:
-    """Pad lists of ids; returns ids [B, N] and padding mask [B, N] (1 = padding)."""
+    """Pad B lists of ids; return ids [B, N] and padding mask [B, N] (1 = padding)."""
     width = pad_to or max(map(len, rows))
     ids = torch.full((len(rows), width), PAD, dtype=torch.int64)
     mask = torch.ones((len(rows), width), dtype=torch.int64)

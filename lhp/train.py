@@ -1,8 +1,8 @@
 """Fine-tune LHP: `python -m lhp.train`.
 
-The recipe is the published one: its settings are in `lhp/config.py`, its steps in
-`pab/training/pairs.py`. For several GPUs, start it with torchrun. The same command, started again,
-resumes from the last checkpoint.
+Implements the published recipe: the settings are in `lhp/config.py`, the training steps in
+`pab/training/pairs.py`. For several GPUs, start the command with torchrun. The same command,
+started again, resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEBUG_CONFIG = "configs/lhp/debug.yaml"
 
 
 def train(config: TrainConfig, command: str) -> None:
-    """Run the whole recipe.
+    """Fine-tune LHP with the shared recipe (:func:`pab.training.pairs.train_pairs`).
 
     Raises:
         InputError: before anything is written: bad settings, data or checkpoint. During training:
@@ -60,7 +60,7 @@ def pair_model(
     dtype: torch.dtype,
     resumed: Mapping[str, str] | None,
 ) -> PairModel:
-    """Describe the model for the shared recipe; with ``resumed``, skip the initial weights."""
+    """Build the :class:`PairModel` of LHP; with ``resumed``, skip the initial weights."""
     model = build_model(config, tokenizer, start=resumed is None).to(device)
     layers = model.config.layers
 
@@ -93,14 +93,14 @@ def pair_model(
 def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True) -> Beit3Retrieval:
     """Create the model with random initial weights, or with those of ``--finetune``.
 
-    Retrieval heads that ``--finetune`` lacks are initialized; heads of other tasks are ignored.
-    ``start=False`` keeps torch's own initialization, for a checkpoint to replace.
+    Retrieval heads that the ``--finetune`` checkpoint lacks are initialized; heads of other tasks
+    are ignored. With ``start=False``, weights stay as torch initializes them.
 
     Raises:
         InputError: sizes, vocabulary or checkpoint do not fit.
     """
     sizes = model_config(config.model, input_size=config.input_size)
-    if "_mini_" in config.model or "_debug_" in config.model:  # from scratch, with own vocabulary
+    if "_mini_" in config.model or "_debug_" in config.model:  # from scratch, with a new vocabulary
         sizes = dataclasses.replace(
             sizes, vocab_size=tokenizer.vocab_size, text_positions=config.max_text_length + 2
         )
@@ -111,7 +111,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
     if tokenizer.vocab_size > sizes.vocab_size:
         raise InputError(
             config.sentencepiece_model,
-            f"has {tokenizer.vocab_size} ids, the model's word table only {sizes.vocab_size}",
+            f"has {tokenizer.vocab_size} ids, the model embeds only {sizes.vocab_size}",
         )
     model = Beit3Retrieval(sizes)
     if not start:
@@ -132,7 +132,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
 def pair_vectors(
     model: Beit3Retrieval, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Image and text vectors of a batch, stacked as [B, 2, D]."""
+    """Encode B pairs; return image and text vectors stacked as [B, 2, D], with D their width."""
     with autocast(device, dtype):
         image = model.encode_image(pairs.image)
         text = model.encode_text(pairs.text_ids, pairs.text_mask)
@@ -140,7 +140,7 @@ def pair_vectors(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and train."""
+    """Parse the command line and train."""
     training_command(
         TrainConfig,
         train,

@@ -1,6 +1,6 @@
 """Train a small SentencePiece model on training captions: `python -m lhp.train_tokenizer`.
 
-For models trained from scratch on other data than the published ones. The ids are in the order that
+For models that are trained from scratch on your own data. The ids have the order that
 `lhp/tokenizer.py` expects.
 """
 
@@ -18,7 +18,7 @@ from pab.data.vocabulary import vocabulary_command
 
 
 def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
-    """Train and write a byte-pair SentencePiece model; equal captions give equal bytes.
+    """Train a byte-pair SentencePiece model and write it; equal captions produce equal bytes.
 
     Returns:
         Number of tokens, ``vocab_size``.
@@ -44,7 +44,7 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
         )
     except RuntimeError as error:
         raise InputError(
-            "--vocab_size", f"no model of {vocab_size} pieces can be made ({error})"
+            "--vocab_size", f"no model of {vocab_size} pieces can be trained ({error})"
         ) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.getvalue())
@@ -52,7 +52,7 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and train."""
+    """Parse the command line and train."""
     vocabulary_command(
         train_tokenizer, argv, prog="python -m lhp.train_tokenizer",
         out="model file to write (.spm)", pieces=2000,

@@ -1,8 +1,8 @@
-"""Local-global hybrid perspective: choice of the image view in a training step.
+"""Local-global hybrid perspective: random choice of a training image's view.
 
-Each image gets a draw from N(0.5, sd 1/6). Above a threshold, it is seen in the local view (a
-random resized crop), otherwise in the global view (the whole image). The published threshold of 0.5
-makes both equally likely.
+For each image, a number is drawn from N(0.5, sd 1/6). Above a threshold, the image is shown in the
+local view (a random resized crop), otherwise in the global view (the whole image). With the
+published threshold of 0.5, both views are equally likely.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # distribution whose draw selects t
 
 
 def local_threshold(local_prob: float) -> float:
-    """Draw value above which the view is local: 0.5 at 0.5, infinite at 0, -infinite at 1."""
+    """Return the draw above which the view is local (0.5 -> 0.5, 0 -> inf, 1 -> -inf)."""
     if local_prob <= 0:
         return math.inf
     if local_prob >= 1:
@@ -30,17 +30,17 @@ def local_threshold(local_prob: float) -> float:
 
 
 class HybridView:
-    """Random view of a training image, normalised for BEiT-3 or by another model's recipe.
+    """Random view of a training image, normalized for BEiT-3 or by another model's preprocessing.
 
-    Draws use torch's global generator; seed it to repeat a view.
+    Draws use torch's global generator; seed the generator to repeat a view.
 
     Args:
-        size: side of the result, pixels.
+        size: side of the output, pixels.
         local_prob: probability of the local view.
         crop_scale: area of the local crop as a fraction of the image, minimum and maximum.
         crop_ratio: width over height of the local crop, minimum and maximum.
-        whole: preprocessing of the model, which gives the global view (CLIP's crops the centre); it
-            must not crop an image of ``size`` pixels. None uses BEiT-3's.
+        whole: preprocessing that produces the global view (for CLIP, a centre crop); it must not
+            crop an image of ``size`` pixels. None uses BEiT-3's preprocessing.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class HybridView:
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB image -> float32 [3, size, size]."""
+        """Convert an RGB image to a random view, float32 [3, size, size]."""
         draw = VIEW_DRAW.mean + VIEW_DRAW.stdev * float(torch.randn(()))
-        # The crop already has the final size, so the whole-image recipe only normalises it.
+        # The crop already has the final size, so the preprocessing only normalizes it.
         return self.whole(self.crop(image) if draw > self.threshold else image)

@@ -1,6 +1,6 @@
 """Score a gallery with BLIP-2, zero-shot: `python scripts/blip2_infer.py`.
 
-`--backend lavis` runs LAVIS itself, in the environment of `scripts/setup_lavis.sh`.
+`--backend lavis` runs LAVIS's own code, in the environment of `scripts/setup_lavis.sh`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fine-tune BLIP-2's first stage on PAB: `python scripts/finetune_blip2.py`.
 
 Tunes LAVIS's `pretrain_vitL` with LHP's views and recipe (`pab/training/pairs.py`). `--freeze
-image` is BLIP-2's own setting; `--lora_rank 16` trains only low-rank updates.
+image` freezes the image tower, as in the BLIP-2 paper; `--lora_rank 16` trains LoRA.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pab.training.pairs import train_pairs
 
 
 def train(config: TrainConfig, command: str) -> None:
-    """Run the recipe with LHP's views."""
+    """Run the contrastive recipe with LHP's views."""
     train_pairs(config, command, files_of(config), partial(pair_model, config, HybridView))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and train."""
+    """Parse the command line and train."""
     training_command(TrainConfig, train, argv, prog="python scripts/finetune_blip2.py")
 
 

@@ -17,12 +17,12 @@ from pab.training.pairs import train_pairs
 
 
 def train(config: TrainConfig, command: str) -> None:
-    """Run the recipe with LHP's views."""
+    """Run the contrastive recipe with LHP's views."""
     train_pairs(config, command, files_of(config), partial(pair_model, config, HybridView))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and train."""
+    """Parse the command line and train."""
     training_command(TrainConfig, train, argv, prog="python scripts/finetune_clip.py")
 
 

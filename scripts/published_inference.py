@@ -1,8 +1,8 @@
-"""Run the published inference: the members, UIT over LHP's candidates, the fusion.
+"""Run the published inference: members, UIT over LHP's candidates, fusion.
 
-`scripts/iterative_ensemble.sh` is the release's last command: UIT and the fusion.
-`scripts/infer_all.sh` scores LHP, BLIP-2 and CLIP before it. A flag goes to each step whose
-settings have it; settings of the annotation go to all steps.
+`scripts/iterative_ensemble.sh` is the last command of the release: UIT and fusion.
+`scripts/infer_all.sh` also scores LHP, BLIP-2 and CLIP first. A flag is passed to each step that
+has such a setting; settings of the annotation are passed to all steps.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MEMBERS = {
     "blip2_score": ["scripts/blip2_infer.py"],
     "clip_score": ["scripts/clip_infer.py"],
 }
-# Settings of UIT that follow from the other flags, or belong to the fusion.
+# Settings of UIT that are derived from other flags or belong to the fusion.
 NOT_UIT = {"candidates", "save_itc", "save_score", "output_file", "top_k"}
 UIT = {field.name for field in fields(InferConfig)} - NOT_UIT
 FUSION = {field.name for field in fields(RunConfig)} - {"uit_score"}
 
 
 def commands(script: str, argv: list[str]) -> list[list[str]]:
-    """Return the arguments of Python for each step; check all settings before the first one.
+    """Return the Python arguments of each step; check all settings before the first step.
 
     Args:
         script: ``infer_all`` or ``iterative_ensemble``.
@@ -46,9 +46,9 @@ def commands(script: str, argv: list[str]) -> list[list[str]]:
     """
     prog = f"bash scripts/{script}.sh"
     parser = CommandParser(prog=prog, usage=f"{prog} [--config FILE] [--SETTING VALUE ...]")
-    text = "UIT's settings; flags win over it (default: %(default)s)"
+    text = "settings of UIT; flags override the file (default: %(default)s)"
     parser.add_argument("--config", default="configs/uit/infer.yaml", metavar="FILE", help=text)
-    text = "folder of UIT's scores (default: %(default)s)"
+    text = "folder of UIT's score file and ranked list (default: %(default)s)"
     parser.groups["output"].add_argument("--output_dir", default="output", metavar="DIR", help=text)
     parser.groups["advanced"].add_argument("--task", default="cmp", help="task name: cmp")
     add_config_flags(parser, InferConfig, omit=NOT_UIT)
@@ -82,7 +82,7 @@ def commands(script: str, argv: list[str]) -> list[list[str]]:
 
 
 def words(settings: Mapping[str, Any]) -> list[str]:
-    """Write settings as the flags of a command line."""
+    """Convert settings to command-line flags."""
     found = []
     for name, value in settings.items():
         if isinstance(value, bool):
@@ -94,12 +94,12 @@ def words(settings: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the steps of a script, named by the first argument; stop at the first that fails."""
+    """Run the steps of the script named by the first argument; stop at the first failure."""
     script, *given = sys.argv[1:] if argv is None else argv
     for command in commands(script, given):
         code = subprocess.run([sys.executable, *command], check=False).returncode
         if code:
-            sys.exit(code if code > 0 else 128 - code)  # as a shell reports a signal
+            sys.exit(code if code > 0 else 128 - code)  # shell exit code of a signal
 
 
 if __name__ == "__main__":

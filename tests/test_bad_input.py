@@ -243,7 +243,7 @@ def test_bad_validation_images_are_found_before_training(
     for image in (case.data / "train").rglob("*.jpg"):
         BAD_IMAGES[kind](image)
     case.train["val_pairs"] = 4
-    missing = "24 of 24 training images are not there"
+    missing = "24 of 24 training images are missing"
     refuse("train", missing if kind == "gone" else "4 of 4 images: cannot be read")
 
 
@@ -472,7 +472,7 @@ def test_tokenizer_with_more_words_than_the_model(
     case: Case, refuse: Callable[..., None], debug_model: MakeModel
 ) -> None:
     torch.save({"model": debug_model(vocab_size=40).state_dict()}, case.checkpoint)
-    refuse("infer", str(case.tokenizer), "40 word vectors")
+    refuse("infer", str(case.tokenizer), "embeds only 40")
 
 
 def test_captions_longer_than_the_model(case: Case, refuse: Callable[..., None]) -> None:

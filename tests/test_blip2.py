@@ -130,10 +130,10 @@ def test_captions(caption: str, expected: str) -> None:
     ("flags", "expected"),
     [
         (["--backend", "lavis"], r"LAVIS is not installed .*bash scripts/setup_lavis\.sh"),
-        (["--backend", "lavis", "--model", "mini"], "does not know the mini model"),
+        (["--backend", "lavis", "--model", "mini"], "LAVIS has no mini model"),
         (["--backend", "lavis", "--dtype", "bf16"], "leave it at auto"),
         (["--model", "mini", "--pretrained", "nothing.pth"], r"nothing\.pth"),
-        (["--model", "pretrain_vitL"], r"692 pieces, the model's word table 30523 rows"),
+        (["--model", "pretrain_vitL"], r"692 pieces, the model embeds 30523"),
         (["--model", "pretrain_vitG"], "pretrain_vitG"),
     ],
 )

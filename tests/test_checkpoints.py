@@ -345,7 +345,7 @@ def test_same_weights_same_bytes_in_another_process(tmp_path: Path, ending: str)
 
 
 def test_another_ending_is_refused_and_nothing_written(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"expected the ending \.safetensors, \.pth or \.pt"):
+    with pytest.raises(InputError, match=r"expected the extension \.safetensors, \.pth or \.pt"):
         save_weights(tmp_path / "weights.bin", {"a": torch.ones(1)})
     assert not list(tmp_path.iterdir())
 

@@ -166,9 +166,9 @@ def test_the_activation_makes_a_difference_and_is_kept(tiny: nn.Module, tmp_path
     quick, exact = clip.load_clip(NAME, plain), clip.load_clip(other, plain)  # nothing to tell by
     ids = quick.tokenize(CAPTIONS)
     assert (quick.encode_text(ids) - exact.encode_text(ids)).abs().max() > 1e-3
-    with pytest.raises(InputError, match=f"take --model {NAME}"):
+    with pytest.raises(InputError, match=f"use --model {NAME}"):
         clip.load_clip(other, str(save(tiny, "archive", tmp_path)))
-    with pytest.raises(InputError, match=f"was made as {NAME}, not {other}"):
+    with pytest.raises(InputError, match=f"was saved from {NAME}, not {other}"):
         clip.load_clip(other, str(save(tiny, "safetensors", tmp_path)))
 
 
@@ -176,7 +176,7 @@ def test_the_activation_makes_a_difference_and_is_kept(tiny: nn.Module, tmp_path
     ("name", "pretrained", "expected"),
     [
         ("ViT-L-14-337-quickgelu", "openai", "nearest names are .*ViT-L-14-336-quickgelu"),
-        ("ViT-L-14-336", "openai", "take --model ViT-L-14-336-quickgelu"),
+        ("ViT-L-14-336", "openai", "use --model ViT-L-14-336-quickgelu"),
         ("ViT-L-14-336-quickgelu", "laion", "its tags are openai"),
         ("ViT-B-32", "none.pt", "its tags are .*laion2b_s34b_b79k"),
     ],
@@ -191,9 +191,9 @@ def test_a_file_is_prepared_as_its_tags_are(tmp_path: Path) -> None:
     assert clip_weights.way_of_the_tags("ViT-B-16-SigLIP", path)["resize_mode"] == "squash"
     assert clip_weights.way_of_the_tags("ViT-B-16-SigLIP", path)["mean"][0] == 0.5
     assert clip_weights.way_of_the_tags("ViT-L-14-336-quickgelu", path)["mean"][0] < 0.49
-    with pytest.raises(InputError, match=r"tags of ViT-L-14 differ .*--preprocess_as: .*laion2b"):
+    with pytest.raises(InputError, match=r"tags of ViT-L-14; set --preprocess_as .*laion2b"):
         clip_weights.way_of_the_tags("ViT-L-14", path)
-    with pytest.raises(InputError, match=r"'nobody' is no tag of ViT-L-14"):
+    with pytest.raises(InputError, match=r"'nobody' is not a tag of ViT-L-14"):
         clip_weights.tag_of("ViT-L-14", "nobody", "--preprocess_as")
 
 
@@ -227,7 +227,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
     message = str(caught.value)
     assert "no route" in message
     assert "second line" not in message
-    assert "give the file with --pretrained" in message
+    assert "set --pretrained to the file" in message
 
 
 def test_weights_of_another_model(tiny: nn.Module, tmp_path: Path) -> None:
@@ -253,8 +253,8 @@ def test_ids_of_the_reference() -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "heads", "expected"),
     [
-        ("{}", 2, "the tokenizer of .* cannot be had: .*make its files again"),
-        ('{"version": "1.', 2, "the tokenizer of .* cannot be had: .*make its files again"),
+        ("{}", 2, "the tokenizer of .* cannot be loaded: .*create its files again"),
+        ('{"version": "1.', 2, "the tokenizer of .* cannot be loaded: .*create its files again"),
         (None, 3, "cannot be built: .*divisible"),
     ],
 )

@@ -122,13 +122,13 @@ def test_models_are_compared_by_configuration(folder: Path, tmp_path: Path) -> N
     changed = json.loads((folder / "open_clip_config.json").read_text())
     changed["model_cfg"]["quick_gelu"] = True
     (folder / "open_clip_config.json").write_text(json.dumps(changed))
-    with pytest.raises(InputError, match=r"was made as elsewhere, .*: quick_gelu differ"):
+    with pytest.raises(InputError, match=r"was saved from elsewhere, .*: quick_gelu differ"):
         clip.load_clip(name, str(path))
     save_weights(path, state, {clip_identity.ARCHITECTURE: "clip"})
-    with pytest.raises(InputError, match=r"made as the model of a folder 'clip', not ViT-B-32"):
+    with pytest.raises(InputError, match=r"from the model of a folder 'clip', not ViT-B-32"):
         clip.load_clip("ViT-B-32", str(path), "openai")
     save_weights(path, state, {clip_identity.ARCHITECTURE: "ViT-B-32"})
-    with pytest.raises(InputError, match=r"was made as ViT-B-32, not any name \[v2\]: embed_dim"):
+    with pytest.raises(InputError, match=r"from ViT-B-32, not any name \[v2\]: embed_dim"):
         clip.load_clip(name, str(path))
 
 
@@ -146,13 +146,13 @@ def test_other_folders_are_named(tmp_path: Path, folder: Path) -> None:
         (other / "config.json").write_text(json.dumps(kind))
         with pytest.raises(InputError, match=f"expected an OpenCLIP model .*found {words}"):
             clip.load_clip(f"local-dir:{other}")
-    with pytest.raises(InputError, match=r"is a folder, .*take --model local-dir:"):
+    with pytest.raises(InputError, match=r"is a folder, .*use --model local-dir:"):
         clip.load_clip(str(folder))
     with pytest.raises(InputError, match=r"expected a checkpoint of LAVIS, found an OpenCLIP"):
         load_blip2(MODELS["mini"], folder)
     with pytest.raises(InputError, match=r"expected the folder of a BLIP-2 .*found an OpenCLIP"):
         load_vit_g(str(folder))
-    with pytest.raises(InputError, match=r"found a file; LAVIS's checkpoints"):
+    with pytest.raises(InputError, match=r"found a file; use --model pretrain_vitL"):
         load_vit_g(str(folder / "open_clip_config.json"))
 
 

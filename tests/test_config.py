@@ -128,7 +128,7 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("names: [1.5]", "names: expected a valid string, found 1.5"),
         ("epoch: 3", "unknown setting 'epoch'; the nearest known one is 'epochs'"),
         ("3: 3", "expected setting names, found the key 3"),
-        ("lr: 1\nlr: 2", "key 'lr' is given twice"),
+        ("lr: 1\nlr: 2", "key 'lr' is set twice"),
         ("- lr", "expected a mapping of settings, found list"),
         ("lr: [", "expected YAML"),
         ("note: !!python/object/apply:os.getcwd []", "expected YAML"),

@@ -99,7 +99,7 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</
         (gzip.compress(torch_bytes()), "found a gzip archive; unpack it"),
         (arrays_bytes(), r"found NumPy arrays \(\.npz\)$"),
         (numpy_bytes(), r"found a NumPy array \(\.npy\)$"),
-        (script_bytes(), "found a TorchScript archive; save its tensors and give those"),
+        (script_bytes(), "found a TorchScript archive; save its tensors and pass that file"),
         (b"GGUF" + bytes(100), "found a GGUF file"),
     ],
 )  # fmt: skip
@@ -124,7 +124,7 @@ def test_damage_gets_advice_only_where_it_helps(
 ) -> None:
     path = tmp_path / "damaged.pth"
     path.write_bytes(damage(torch_bytes()))
-    with pytest.raises(InputError, match=r"copy or download it again from where it came"):
+    with pytest.raises(InputError, match=r"copy or download it again from its source"):
         read_checkpoint(path)
     with pytest.raises(InputError) as caught:
         read_tensors(path, "a score file", mmap=False)

@@ -245,7 +245,7 @@ def test_max_steps_holds_on_the_second_start(
     runs("twice", max_steps=3)
     run = runs("twice", max_steps=3)
     assert load_training_state(run / LAST).step == 3
-    assert "3 steps are done" in capsys.readouterr().err
+    assert "3 steps done" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["seed", "batch_size", "local_prob", "weight_decay", "epochs"])
@@ -434,7 +434,7 @@ def test_a_run_shorter_than_its_warm_up_sees_the_beginning_of_it(
     run = runs("short", warmup_steps=440, epochs=1)
     rates = [row["lr"] for row in read_log(run / "log.jsonl", "train")]
     assert rates == pytest.approx([1e-3 * step / 439 for step in range(6)])
-    assert "ends within its warm-up of 440 steps" in capsys.readouterr().err
+    assert "ends in its warm-up of 440 steps" in capsys.readouterr().err
 
 
 def test_the_debug_config_trains_within_a_minute(runs: Runs, monkeypatch: Any) -> None:

@@ -369,7 +369,7 @@ def test_average_is_resumed_exactly() -> None:
     ema.update(model)
     other.update(model)
     assert torch.equal(other.shadow["head.weight"], ema.shadow["head.weight"])
-    with pytest.raises(ValueError, match="of another model"):
+    with pytest.raises(ValueError, match="belongs to another model"):
         Ema(nn.Linear(1, 1), 0.9).load_state_dict(ema.state_dict())
 
 

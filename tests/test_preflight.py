@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written(
     (recipe.data / "file").touch()
     line = fails_early(**{flag: recipe.data / "file/below"})
     assert f"--{flag}: " in line
-    assert "no folder that can be written" in line
+    assert "is not a writable folder" in line
 
 
 def test_tensorboard_is_not_installed(
@@ -159,7 +159,7 @@ def test_missing_training_images_are_counted(
     shutil.rmtree(recipe.data / "train/imgs_1")
     (recipe.data / "train/imgs_0/goal/2.jpg").unlink()
     line = fails_early()
-    assert "13 of 24 training images are not there: train/imgs_0/goal/2.jpg; train/imgs_1/" in line
+    assert "13 of 24 training images are missing: train/imgs_0/goal/2.jpg; train/imgs_1/" in line
     assert "--train_shards" in line
     line = fails_early(train_shards="1")
     assert "12 of 12 training images" in line
@@ -231,5 +231,5 @@ def test_folders_that_need_not_exist(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     check_free_space("--x", tmp_path / "a/b", 1, "it", todo="")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match=r"--x: .*no folder that can be written"):
+    with pytest.raises(InputError, match=r"--x: .*is not a writable folder"):
         check_output_folder("--x", tmp_path / "link/a")

@@ -103,7 +103,7 @@ def test_files_are_compared_by_their_hash(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == ""
     gone = identity({"finetune": None})
     assert changed_settings(gone, SETTINGS, {"finetune": "1" * 64}, Path("s.pth")) == {}
-    said = "note: --finetune: a.pth is not there; not compared, the state is complete\n"
+    said = "note: --finetune: a.pth is missing and not compared; the state is complete\n"
     assert capsys.readouterr().err == said
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_state_is_told_and_left_out_on_request(
     order = [LAST, PREVIOUS, *(epoch_name(epoch) for epoch in (2, 1, 0))]
     for name, following in zip(order, [*order[1:], None], strict=True):
         damage(folder / name)
-        with pytest.raises(InputError, match=r"found a damaged file .*; --resume_from newest_good"):
+        with pytest.raises(InputError, match=r"a damaged file .*; use --resume_from newest_good"):
             found(folder)
         if following is None:
             with pytest.raises(InputError, match="none of its 5 checkpoints can be resumed from"):
@@ -217,7 +217,7 @@ def test_a_damaged_state_is_told_and_left_out_on_request(
             assert found(folder, resume_from="newest_good") == following
             said = capsys.readouterr().err.splitlines()
             assert any(f"/{name}: not resumed from: expected a checkpoint" in line for line in said)
-            alone = any("weights alone: optimizer, average and random" in line for line in said)
+            alone = any("weights only: optimizer, average and random" in line for line in said)
             assert alone == (following not in (LAST, PREVIOUS))
 
 

@@ -291,7 +291,7 @@ def test_a_resumed_run_does_not_need_its_start_weights(
     start.unlink()
     for step in (4, 0):  # what is known of the file stays known
         run = runs("run", finetune=start, max_steps=step)
-        said = f"note: --finetune: {start} is not there; not compared, the state is complete"
+        said = f"note: --finetune: {start} is missing and not compared; the state is complete"
         assert said in capsys.readouterr().err
         forget()
     assert_same_weights(weights(whole), weights(run))
@@ -362,7 +362,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(runs: Runs) -> None:
     run = runs("run", *argv, max_steps=9, save_every_steps=2)
     assert load_training_state(run / PREVIOUS).step == 8
     damage(run / LAST)
-    with pytest.raises(InputError, match=r"checkpoint-last.pth: .*; --resume_from newest_good"):
+    with pytest.raises(InputError, match=r"checkpoint-last.pth: .*; use --resume_from newest_good"):
         runs("run", *argv)
     runs("run", *argv, "--resume_from", "newest_good", max_steps=10)
     assert load_training_state(run / PREVIOUS).step == 8, "not the damaged one"
@@ -385,7 +385,7 @@ def test_weights_of_an_epoch_are_the_last_resort(
     best = load_best(run)
     capsys.readouterr()
     runs("run", "--resume_from", "newest_good", max_steps=11, **settings)
-    assert "weights alone: optimizer, average and random states" in capsys.readouterr().err
+    assert "weights only: optimizer, average and random states" in capsys.readouterr().err
     state = load_training_state(run / LAST)
     assert (state.step, state.epoch, state.step_in_epoch) == (11, 2, 1)
     assert next(iter(state.optimizer["state"].values()))["step"] == 1, "it began anew"

@@ -296,26 +296,26 @@ def test_names_that_would_break_the_output(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--query", ""], "--query: expected words to look for, found an empty text"),
-        (["--query", " \t "], "--query: expected words to look for, found none in"),
-        (["--query", "\u200b\u0301\ufe0f"], "--query: expected words to look for, found none in"),
-        (["--query", "\u3164\u2800"], "--query: expected words to look for, found none in"),
-        (["--query", "...!"], "--query: expected words to look for, found none in"),
+        (["--query", ""], "--query: expected words, found an empty text"),
+        (["--query", " \t "], "--query: expected words, found none in"),
+        (["--query", "\u200b\u0301\ufe0f"], "--query: expected words, found none in"),
+        (["--query", "\u3164\u2800"], "--query: expected words, found none in"),
+        (["--query", "...!"], "--query: expected words, found none in"),
         (["--query", "a\udcff"], "--query: expected UTF-8 text"),
         (["--top_k", "0"], "--top_k: must be at least 1"),
-        (["--top_k", "3", "--top_k", "3"], "--top_k: given twice"),
-        (["--image_folder", "b"], "--image_folder: given twice: .* and b; give it once"),
-        (["--model", "lhp"], "--model: given twice: clip and lhp; --arch names the architecture"),
-        (["--annotation", "a.json"], "--annotation: .*queries are given with --query"),
+        (["--top_k", "3", "--top_k", "3"], "--top_k: passed twice"),
+        (["--image_folder", "b"], "--image_folder: passed twice: .* and b; pass it once"),
+        (["--model", "lhp"], "--model: passed twice: clip and lhp; --arch names the architecture"),
+        (["--annotation", "a.json"], "--annotation: .*set queries with --query"),
         (["--answers", "none"], "--answers: .*no labels"),
         (["--query_order=a"], "--query_order: .*in the order of --query"),
         (["--save_score", "a.pt"], "--save_score: .*--json FILE"),
         (["--output_file", "a.txt"], "--output_file: .*--json FILE"),
         (["--no_such_flag"], "--no_such_flag"),
         (["--pretrained", "none.pth"], "none.pth"),
-        (["--html", "x.out", "--json", "x.out"], "--html: x.out is given as --json too"),
+        (["--html", "x.out", "--json", "x.out"], "--html: x.out is also --json"),
         (["--html", "pab"], "--html: pab is a directory"),
-        (["--json", "/dev/null"], "--json: /dev/null is no file"),
+        (["--json", "/dev/null"], "--json: /dev/null is not a regular file"),
         (["--json", "a.json", "--html", "a.unreadable.txt"], "--html: .*list of unreadable images"),
     ],
 )
@@ -368,7 +368,7 @@ def test_settings_of_a_benchmark_in_a_config_are_named(
 ) -> None:
     main([*LHP, "--image_folder", str(folder), "--query", "a", *HERE])
     names = "image_folder, annotation, answers, save_score, output_file"
-    note = f"note: configs/lhp/mini_infer.yaml: photo search does not use its {names}"
+    note = f"note: configs/lhp/mini_infer.yaml: photo search ignores its {names}"
     assert note in capsys.readouterr().err.splitlines()
 
 
@@ -411,7 +411,7 @@ def test_ties_go_to_the_smaller_name(tmp_path: Path) -> None:
 def test_a_members_flags() -> None:
     config = read_member("clip", "RN50", ["--batch_size", "3"], prog="p")
     assert (config.model, config.batch_size) == ("RN50", 3)  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="--k_test: photo search does not take this flag"):
+    with pytest.raises(InputError, match="--k_test: photo search has no such flag"):
         read_member("uit", None, ["--k_test", "3"], prog="p")
 
 

@@ -172,7 +172,7 @@ def test_remarks_beside_the_tensors_of_a_file(capsys: pytest.CaptureFixture[str]
     remarks = {"epoch": np.int64(3), "args": Namespace(lr=1), "name": "x", "history": [0.1]}
     found = model_state({**weights, **remarks}, "f", {"a.w", "scale"})
     assert found.keys() == weights.keys()
-    told = "note: f: entries that are no tensors are left out: epoch, args, name, history\n"
+    told = "note: f: entries that are not tensors are skipped: epoch, args, name, history\n"
     assert capsys.readouterr().err == told
 
 

@@ -95,7 +95,7 @@ def test_resuming_does_not_touch_the_file(tmp_path: Path) -> None:
 def test_what_is_no_training_state_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     save_weights(path, {"a": torch.ones(1)})
-    with pytest.raises(InputError, match="found another file; weights alone start a run"):
+    with pytest.raises(InputError, match="found another file; to start a run from weights"):
         load_training_state(path)
     torch.save({"training_state": 99}, path)
     with pytest.raises(InputError, match="found version 99"):

@@ -638,7 +638,7 @@ def test_lists_choose_candidates(
     torch.save(itc.scores, bare)
     capsys.readouterr()
     for path, k, message in (
-        (lines, 5, "found 4; give --k_test 4, or a file that lists more"),
+        (lines, 5, "found 4; use --k_test 4, or a file that lists more"),
         (bare, 4, "python -m pab.scores import"),
     ):
         assert message in refused(scoring.argv(candidates=path, k_test=k), capsys)

@@ -36,13 +36,13 @@ def has_adapters(names: Mapping[str, object]) -> bool:
 def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -> dict[str, Tensor]:
     """Add every low-rank update to its weight and drop the adapters.
 
-    A matrix [O, I] becomes ``W + alpha / R * B A``. With a magnitude vector (DoRA), each row is
-    then scaled to that length.
+    A matrix [O, I] becomes ``W + alpha / R * B A``. With a magnitude vector (DoRA), each row of the
+    sum is then scaled to the length in that vector.
 
     Args:
         state: tensor name -> tensor, with peft's names.
         alpha: LoRA's alpha, the update's scale times the rank; None if the file does not state it.
-        path: the file, for errors.
+        path: checkpoint file, for errors.
 
     Returns:
         State dict with the model's own names.
@@ -86,7 +86,7 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
 def _updated(
     owner: str, parts: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path
 ) -> tuple[str, Tensor]:
-    """Name and value of the weight that an adapter updates."""
+    """Return name and value of the weight that an adapter updates."""
     down, up = parts.get("A"), parts.get("B")
     if down is not None and up is not None and down.ndim == up.ndim == 2:
         for name in (f"{owner}.weight", f"{owner}.{IN_PROJECTION}"):
@@ -94,7 +94,7 @@ def _updated(
                 return name, own[name]
     raise InputError(
         path, "holds an adapter without the weight [O, I] that it updates",
-        item=f"adapter of {owner!r}", todo=f"give whole weights, or {MERGE_FIRST}",
+        item=f"adapter of {owner!r}", todo=f"pass merged weights, or {MERGE_FIRST}",
     )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> T
 def alpha_of(checkpoint: Mapping[str, Any]) -> float | None:
     """Find the adapters' alpha in the settings that a checkpoint keeps beside its weights.
 
-    None if there is none, or no number.
+    None if there is no alpha, or it is not a number.
     """
     for key in ("config", "args", "metadata"):
         settings = checkpoint.get(key)

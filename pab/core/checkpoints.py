@@ -1,8 +1,8 @@
 """Checkpoints: read released formats safely, load strictly, save atomically, resume exactly.
 
-Pickled files can provide tensors and plain containers but never run code
-(:mod:`pab.core.tensor_files`).
-``argparse.Namespace`` is allowed, because released checkpoints store their arguments in one.
+Pickled files can contain tensors and plain containers but never run code
+(:mod:`pab.core.tensor_files`). ``argparse.Namespace`` is allowed, because released checkpoints
+store their arguments in one.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ STATE_MARK = "training_state"  # key that holds a training state's version
 SINCE_VERSION_2 = {"skipped", "facts", "content"}  # fields of a state that version 1 lacks
 LET_IN = (argparse.Namespace,)  # classes allowed besides tensors and plain values
 SAFETENSORS = ".safetensors"
-COPY_AGAIN = "copy or download it again from where it came"  # the remedy for a damaged checkpoint
+COPY_AGAIN = "copy or download it again from its source"  # the remedy for a damaged checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; large tensors stay on disk until they are used.
 
-    The content decides the format, not the file name.
+    The format is detected from the content, not from the file name.
 
     Args:
         path: a safetensors file (returned as ``{"model": tensors, "metadata": {str: str}}``), or a
@@ -58,12 +58,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     named_safetensors = path.suffix == SAFETENSORS
     if found.kind is Kind.SAFETENSORS:
         if path.suffix and not named_safetensors:
-            notice(path, f"a safetensors file with the ending {path.suffix}, read as one")
+            notice(path, f"a safetensors file with the extension {path.suffix}, read as such")
         return _read_safetensors(path)
     if named_safetensors and found.kind is not Kind.TORCH:
         raise other_kind(path, "a safetensors file", found, COPY_AGAIN)
     if named_safetensors:
-        notice(path, f"a file of torch.save with the ending {SAFETENSORS}, read as one")
+        notice(path, f"a file of torch.save with the extension {SAFETENSORS}, read as such")
     loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN, todo=COPY_AGAIN)
     if not isinstance(loaded, Mapping):
         raise InputError(
@@ -85,7 +85,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Result of loading, by tensor name; the caller allowed everything except ``loaded``."""
+    """Result of loading, by tensor name; all fields except ``loaded`` list allowed differences."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]  # in the model only: the model keeps its initial value
@@ -113,7 +113,7 @@ def load_strict(
 
     Args:
         model: receives the weights.
-        state: tensor name -> tensor, as :func:`model_state` gives it.
+        state: tensor name -> tensor, as :func:`model_state` returns it.
         path: file of the weights, for the error.
         allow_missing: shell-style patterns of names that the checkpoint may lack.
         allow_unexpected: patterns of names that the model may lack.
@@ -147,7 +147,7 @@ def load_strict(
     if found:
         raise InputError(
             path, f"its tensors do not fit the model: {'; '.join(found)}",
-            todo="give the checkpoint of this model and size",
+            todo="use a checkpoint of this model and size",
         )  # fmt: skip
     for name in progress(loaded, "reading weights", "tensors"):
         _require_finite(given[name], wanted[name].dtype, name, path)
@@ -203,7 +203,7 @@ def save_weights(
         metadata: description and origin of the weights.
 
     Raises:
-        InputError: unknown extension, or the file cannot be written.
+        InputError: the extension is unknown, or the file cannot be written.
     """
     path = Path(path)
     facts = {str(key): str(value) for key, value in sorted((metadata or {}).items())}
@@ -215,7 +215,7 @@ def save_weights(
     elif path.suffix in (".pth", ".pt"):
         write_tensors(path, {"model": tensors, "metadata": facts})
     else:
-        raise InputError(path, "expected the ending .safetensors, .pth or .pt")
+        raise InputError(path, "expected the extension .safetensors, .pth or .pt")
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,7 +302,7 @@ def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingStat
         raise InputError(
             path, f"expected a training state of version 1 to {TRAINING_STATE_VERSION}, found "
             + ("another file" if version is None else f"version {version}"),
-            todo="weights alone start a run with --finetune; they cannot resume one",
+            todo="to start a run from weights, use --finetune; weights cannot resume a run",
         )  # fmt: skip
     return TrainingState(**loaded)
 

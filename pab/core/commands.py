@@ -1,4 +1,4 @@
-"""The list of all commands, the parser that they share, and ``--debug``."""
+"""List of all commands, their common parser, and the flag ``--debug``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ COMMANDS = {
         "python -m pab.fetch": "Download public checkpoints.",
         "python -m pab.export_weights": "Export only the weights of a checkpoint.",
         "python -m pab.mini": "Draw the mini data set.",
-        "python -m pab.mini.contact_sheet": "Make a page of the mini data's pictures.",
+        "python -m pab.mini.contact_sheet": "Make a page of the mini data's images.",
         "python -m pab": "List all commands.",
     },
 }
@@ -102,7 +102,7 @@ def names_flag(argv: Sequence[str], name: str) -> bool:
 
 
 def with_debug(argv: Sequence[str], path: str) -> list[str]:
-    """Replace ``--debug`` in a command line by ``--config PATH``.
+    """Replace ``--debug`` in a command line with ``--config PATH``.
 
     Raises:
         InputError: the command line also contains ``--config``.

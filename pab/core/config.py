@@ -42,7 +42,7 @@ T = TypeVar("T", bound="DataclassInstance")
 def flag(default: Any, help_text: str, *, group: Group | None = None, **bounds: float) -> Any:
     """Define a config field that becomes a command-line flag.
 
-    A field that overrides another one keeps the group and the bounds that it does not give.
+    A field that overrides another one inherits the group and the bounds that it does not set.
 
     Args:
         default: value of the field if neither the file nor the command line sets it.
@@ -69,7 +69,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             keys.append(self.construct_object(key_node, deep=True))
             if keys.count(keys[-1]) > 1:
-                twice = f"key {keys[-1]!r} is given twice"
+                twice = f"key {keys[-1]!r} is set twice"
                 raise yaml.constructor.ConstructorError(None, None, twice, key_node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -80,7 +80,7 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
     Args:
         cls: a flat dataclass; every field has a default.
         yaml_path: YAML mapping of field names to values; None reads no file.
-        overrides: field name -> value, for instance from the command line; these win.
+        overrides: field name -> value, for instance from the command line; overrides the file.
 
     Raises:
         InputError: unknown key, value of the wrong type or out of bounds, or a file that is missing
@@ -107,10 +107,10 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
 def add_config_flags(
     parser: CommandParser, cls: type[DataclassInstance], *, omit: Container[str] = ()
 ) -> None:
-    """Add one flag per field; a flag that is not given sets no attribute.
+    """Add one flag per field; a flag that is not passed sets no attribute.
 
-    A ``bool`` field becomes the switches ``--name`` and ``--no_name``. A tuple takes several
-    values; a tuple of any length may be repeated. The word ``none`` unsets an optional field.
+    A ``bool`` field becomes the switches ``--name`` and ``--no_name``. A tuple accepts several
+    values; a flag for a tuple of any length may be repeated. ``none`` unsets an optional field.
     """
     kinds = typing.get_type_hints(cls)
     for field in (field for field in dataclasses.fields(cls) if field.name not in omit):
@@ -150,7 +150,7 @@ def config_from_args(
     Args:
         cls: the config's dataclass; its ``check()``, if defined, is called on the result.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
-        prog: name of the command, as typed.
+        prog: name of the command, for usage and messages.
         extra: adds flags that are not config fields; the namespace holds their values.
 
     Returns:
@@ -163,7 +163,7 @@ def config_from_args(
     """
     usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
     parser = CommandParser(prog=prog, usage=usage)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file; flags win over it")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file; flags override it")
     add_config_flags(parser, cls)
     if extra is not None:
         extra(parser)

@@ -1,4 +1,4 @@
-"""Device-dependent code: device choice, number formats, attention, memory, random generators."""
+"""Device-dependent code: device choice, dtypes, attention, memory, random generators."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Context in which matrix products run in ``dtype``; no effect for float32.
+    """Run matrix products in the block in ``dtype``; no effect for float32.
 
     Raises:
         InputError: float16 on a CPU, which has no fast kernels for it and overflows silently.
@@ -98,19 +98,20 @@ def in_autocast_format(x: Tensor) -> Tensor:
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """Loss scaler: active for float16, whose small gradients underflow; disabled otherwise."""
+    """Create a loss scaler: active for float16, because small gradients underflow."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Scaled dot-product attention in the device's fastest number format.
+    """Compute scaled dot-product attention in the fastest dtype of the device.
 
-    On a CPU, torch's bfloat16 attention is slower than float32 if gradients are needed: its
-    backward pass takes up to nine times as long (docs/log.md). Attention therefore runs in float32
-    there. The exception is scoring on CPUs with matrix tiles, where the bfloat16 forward pass is
-    faster.
+    `B` batch, `H` heads, `N` queries, `M` keys, `C` head width.
+
+    On a CPU, the backward pass of torch's bfloat16 attention takes up to nine times as long as in
+    float32 (docs/log.md), so it runs in float32. The exception is scoring on CPUs with matrix
+    tiles, where bfloat16 is faster.
 
     Args:
         q: [B, H, N, C].

@@ -67,7 +67,7 @@ def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = N
     except BrokenPipeError:  # the reader of the output (head, less) has exited
         sys.stderr.close()
         sys.exit(1)
-    except KeyboardInterrupt as stop:  # its text, if it has one, says what is saved
+    except KeyboardInterrupt as stop:  # its text, if any, reports the saved state
         if os.environ.get("RANK", "0") == "0":  # one line, also from several processes
             print(str(stop) or "interrupted", file=sys.stderr)
         sys.exit(130)

@@ -49,7 +49,7 @@ SIGNATURES = (
     (b"/annex/objects/", "a pointer of git-annex instead of the file", "run git annex get"),
     (b"\x93NUMPY", "a NumPy array (.npy)", ""),
     (b"\x89HDF", "an HDF5 file", "convert it with the library that wrote it"),
-    (b"GGUF", "a GGUF file", "give the weights it was made from"),
+    (b"GGUF", "a GGUF file", "use the weights that it was converted from"),
     (b"\x1f\x8b", "a gzip archive", "unpack it"),
     (b"BZh", "a bzip2 archive", "unpack it"),
     (b"\xfd7zXZ", "an xz archive", "unpack it"),

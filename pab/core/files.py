@@ -19,8 +19,8 @@ from pab.core.progress import Progress
 
 BLOCK = 2**20  # bytes read at a time
 
-# What zipfile raises for a zip file that is damaged, encrypted or packed in an unknown way, and
-# what the three unpackers behind it raise.
+# Exceptions of zipfile and its three decompressors for a zip file that is damaged, encrypted or
+# compressed in an unknown way.
 DAMAGED_ARCHIVE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, LookupError,
 )  # fmt: skip
@@ -37,13 +37,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     If the block raises, the temporary file is removed and ``path`` is unchanged.
 
     Raises:
-        InputError: the folder cannot be made, or the file cannot be written (disk full,
+        InputError: the folder cannot be created, or the file cannot be written (disk full,
             permission).
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(path, "expected a file to write, found a directory")
-    if path.exists() and not path.is_file():  # renaming would replace a device or a pipe by a file
+    if path.exists() and not path.is_file():  # renaming would replace a device or pipe
         raise InputError(path, "expected a file to write, found something else")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def check_unpacked_size(path: str | Path, entries: Iterable[zipfile.ZipInfo]) ->
             path,
             f"expected a zip file that unpacks to at most {LARGEST_RATIO} times its size, found "
             f"{size / 2**30:.1f} GiB packed in {packed} bytes",
-            todo="unpack it and give the file inside, if that size is right",
+            todo="if that size is right, unpack it and pass the file inside",
         )
 
 

@@ -1,10 +1,10 @@
 """Read values of other libraries in pickled files without running their code.
 
 A checkpoint may hold NumPy scalars, arrays, paths, dates and ``defaultdict`` beside its tensors.
-``weights_only`` reading rejects their classes. This module has one stand-in for each class, which
-takes the same arguments and accepts only plain data. NumPy's own unpickling functions never run,
-because with a forged dtype they would interpret raw bytes as pointers. A stand-in never imports,
-calls or looks up anything named in a file.
+``weights_only`` reading rejects their classes. This module has one stand-in for each class; it has
+the same arguments and accepts only plain data. NumPy's own unpickling functions never run, because
+with a forged dtype they would interpret raw bytes as pointers. A stand-in never imports, calls or
+looks up anything named in a file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PlainDtype:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
-        """Take the byte order from a pickled state; reject anything else."""
+        """Read the byte order from a pickled state; reject anything else."""
         if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
             raise ForeignValueError("a NumPy array of records")
         if state[1] in ("<", ">"):
@@ -57,7 +57,7 @@ class PlainArray(np.ndarray[Any, Any]):
     """Stand-in for ``numpy.ndarray``: created empty, then filled from a checked state."""
 
     def __new__(cls, *arguments: object) -> PlainArray:
-        """Make an empty array, whatever arguments the file gives."""
+        """Create an empty array, whatever arguments the file contains."""
         del arguments
         return super().__new__(cls, (0,), np.uint8)
 

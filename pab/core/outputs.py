@@ -13,19 +13,19 @@ NONE_HINT = "--{} none writes nothing"
 
 
 def cannot_be_written(path: Path) -> str | None:
-    """Reason why a file cannot be written, as the end of a sentence; None if it can."""
+    """Return why a file cannot be written, as the end of a sentence; None if it can."""
     if path.is_dir():
         return "is a directory"
     if path.exists() and not path.is_file():
-        return "is no file"
+        return "is not a regular file"
     return _closed(path.absolute().parent)
 
 
 def _closed(folder: Path) -> str | None:
-    """Reason why a folder (which need not exist) cannot take files; None if it can."""
+    """Return why no file can be created in a folder (which need not exist), or None."""
     above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        return f"cannot be written: {above} is no folder that can be written"
+        return f"cannot be written: {above} is not a writable folder"
     return None
 
 
@@ -49,7 +49,7 @@ def check_outputs(outputs: Mapping[str, str | Path | None], *, omit: str = NONE_
         other = seen.setdefault(Path(value).absolute(), name)
         if other != name:
             raise InputError(
-                f"--{other}", f"{value} is given as --{name} too", todo="give two different files"
+                f"--{other}", f"{value} is also --{name}", todo="use two different files"
             )
 
 

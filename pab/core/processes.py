@@ -8,7 +8,7 @@ Gradients: the backward pass of :func:`all_gather_with_grad` sums over processes
 N processes computes the loss of its own rows against all rows, the averaged gradient equals that of
 a single process on the whole batch.
 
-Legend: ``B`` rows a process holds, ``W`` processes, ``D`` width.
+Legend: ``B`` rows per process, ``W`` processes, ``D`` width.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ def leaving_together() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Rank of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

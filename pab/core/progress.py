@@ -23,7 +23,7 @@ USUAL_SIZE = (80, 24)  # columns and rows of a terminal
 
 clock = time.monotonic  # seconds; tests replace it
 _open: WeakSet[Progress] = WeakSet()
-_shown: list[Progress] = []  # those with a bar on the screen
+_shown: list[Progress] = []  # loops with a bar on the screen
 
 
 class Progress:

@@ -1,7 +1,7 @@
 """Extract weights from other projects' checkpoints.
 
 Handles nested containers, wrapper prefixes, adapters and NumPy arrays. All forms with the same
-content give the same weights, under the model's own names.
+content yield the same weights, under the names of the model.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
 def _without_remarks(
     found: Mapping[str, Any], fits: Collection[str], path: str | Path
 ) -> Mapping[str, Any]:
-    """The entries of a file without a container that may be weights, if it has tensors.
+    """Keep the entries that may be weights, for a file without a container.
 
     Others (``epoch``, ``args``) stand beside them; strict loading tells whether a weight is lost.
     """
@@ -124,12 +124,12 @@ def _without_remarks(
     ]  # fmt: skip
     if remarks:
         named = ", ".join(map(str, remarks[:5])) + (" ..." if len(remarks) > 5 else "")
-        notice(path, f"entries that are no tensors are left out: {named}")
+        notice(path, f"entries that are not tensors are skipped: {named}")
     return {name: value for name, value in found.items() if name not in remarks}
 
 
 def _is_remark(name: object, value: object, fits: Collection[str]) -> bool:
-    """True for a NumPy scalar that is no weight: the model lacks it, or it counts training."""
+    """Return true for a NumPy scalar that is not a weight: a counter, or not in the model."""
     if not isinstance(value, np.generic) or "." in str(name):
         return False
     return name not in fits if fits else name in COUNTERS

@@ -33,7 +33,7 @@ _UNREADABLE = (
 # below would take them away from a first one that is still reading.
 _ONE_READER = threading.Lock()
 
-SAVE_ALONE = "it was not loaded, for it could run code; save the tensors alone"
+SAVE_ALONE = "it was not loaded, because it could run code; save only the tensors"
 
 
 def read_tensors(
@@ -48,7 +48,7 @@ def read_tensors(
         what: expected content (``"a checkpoint"``), for the error.
         mmap: leave tensors on disk until they are used, if the format allows it.
         also: further classes to allow; their construction must have no side effects.
-        todo: remedy for a damaged file; None gives none.
+        todo: remedy for a damaged file, if any.
 
     Raises:
         InputError: the file is missing, damaged, not from ``torch.save``, or holds other objects.
@@ -102,7 +102,7 @@ def other_kind(path: Path, expected: str, found: FileKind, todo: str | None) -> 
         todo: remedy for a damaged file; used if the kind has none of its own.
     """
     if found.kind is Kind.TORCHSCRIPT:
-        todo = "save its tensors and give those"
+        todo = "save its tensors and pass that file"
     elif found.kind not in (Kind.CUT, Kind.EMPTY):
         todo = None
     return InputError(path, f"expected {expected}, found {found.text}", todo=found.todo or todo)

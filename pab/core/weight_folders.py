@@ -82,12 +82,12 @@ def only_weights(folder: WeightFolder) -> Path:
         InputError: no file, or several without a usual name.
     """
     if not folder.weights:
-        raise InputError(folder.path, "holds no weights", todo="name their file instead of it")
+        raise InputError(folder.path, "holds no weights", todo="pass the weight file instead")
     if len(folder.weights) > 1 and folder.weights[0].name not in USUAL_NAMES:
         names = ", ".join(file.name for file in folder.weights[:3])
         raise InputError(
             folder.path, f"expected one file of weights, found {len(folder.weights)} ({names})",
-            todo="name the file instead of the folder",
+            todo="pass the file instead of the folder",
         )  # fmt: skip
     return folder.weights[0]
 
@@ -131,7 +131,7 @@ def _family(path: Path, weights: tuple[Path, ...]) -> Family:
 
 
 def _family_of(config: dict[str, Any]) -> Family:
-    """Model of a transformers configuration."""
+    """Return the kind of model that a transformers configuration describes."""
     kind = str(config.get("model_type", "")).lower()
     architectures = " ".join(map(str, config.get("architectures") or ())).lower()
     for family, word in (

@@ -1,7 +1,8 @@
 """Library models of the ensemble behind one interface: CLIP (OpenCLIP), BLIP-2 (transformers).
 
-`clip` and `blip2` hold the models with their weights, tokenizers and preprocessing, and make them
-encoders of `pab.scoring`. `scoring` holds what both share. `tuning` adds frozen towers and LoRA to
-the contrastive recipe of `pab.training`. Imports `pab.scoring`, `pab.training` and what is below
-them.
+`clip` and `blip2` load the models as encoders of `pab.scoring` and fine-tune them; `scoring` holds
+their common settings. `captions` and `pooling` are LAVIS's caption processor and similarity.
+`tuning` adds frozen towers and LoRA to the contrastive recipe, and `layer_numbers` its layer-wise
+decay. `train_clip_tokenizer` trains a small tokenizer. Imports `pab.scoring`, `pab.training` and
+the rooms below them.
 """

@@ -29,5 +29,5 @@ class CaptionIds:
     tokenizer: Tokenizer
 
     def __call__(self, caption: str) -> list[int]:
-        """Ids of one caption, including both special tokens."""
+        """Return the ids of a caption, including both special tokens."""
         return self.tokenizer.encode(blip_caption(caption))

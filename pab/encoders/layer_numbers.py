@@ -1,7 +1,7 @@
-"""Layer numbers and weight-decay exemptions of parameters, by name.
+"""Map parameter names to layers, and to parameters without weight decay.
 
-Used for layer-wise decay of the learning rate, as in BEiT (arXiv 2106.08254). Names are those of
-OpenCLIP, timm and transformers.
+Used for layer-wise decay of the learning rate, as in BEiT (arXiv 2106.08254). The names are those
+of OpenCLIP, timm and transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EMBEDDINGS = re.compile(r"embed|query_tokens|class_token|cls_token")
 
 
 def layer_in_tower(name: str, blocks: int) -> int:
-    """Layer in a tower: 0 before its blocks, 1 to ``blocks`` inside, ``blocks`` + 1 after them."""
+    """Return the layer: 0 before the blocks, 1 to ``blocks`` inside, ``blocks`` + 1 after."""
     found = BLOCK.search(name)
     if found:
         return int(found[1]) + 1
@@ -25,14 +25,14 @@ def layer_in_tower(name: str, blocks: int) -> int:
 
 
 def blocks_of(names: Iterable[str]) -> int:
-    """Number of blocks in a tower with these parameters."""
+    """Count the blocks of the tower with these parameters."""
     return max((int(found[1]) + 1 for name in names if (found := BLOCK.search(name))), default=0)
 
 
 def two_tower_layers(
     names: Iterable[str], is_image: Callable[[str], bool]
 ) -> tuple[int, Callable[[str], int]]:
-    """Layers of a two-tower model; towers of different depth are aligned at the top.
+    """Number the layers of a two-tower model; align towers of different depth at the top.
 
     Args:
         names: names of all parameters.

@@ -1,4 +1,4 @@
-"""BLIP-2's similarity of a caption and an image with one vector per query token.
+"""Similarity of BLIP-2: a caption has one vector, an image one per query token.
 
 Shape letters: `Q` captions, `G` images, `K` query tokens, `E` width of the vectors.
 """
@@ -14,20 +14,20 @@ Pooling = Literal["first", "max"]
 
 
 def pooled_similarity(images: Tensor, texts: Tensor, pooling: Pooling) -> Tensor:
-    """Cosine similarities [Q, G] of captions' vectors [Q, E] and images' vectors [G, K, E].
+    """Compute cosine similarities [Q, G] of caption vectors [Q, E] and image vectors [G, K, E].
 
     Args:
         pooling: ``first`` uses only query token 0, as published by the method's authors; ``max``
-            uses the best of the K, as in BLIP-2.
+            uses the highest similarity of the K tokens, as in BLIP-2.
     """
     if pooling == "first":
         return texts @ images[:, 0].T
     best = texts @ images[:, 0].T
-    for k in range(1, images.shape[1]):  # one token at a time: [Q, G, K] would not fit
+    for k in range(1, images.shape[1]):  # one token at a time: [Q, G, K] would not fit in memory
         torch.maximum(best, texts @ images[:, k].T, out=best)
     return best
 
 
 def similarity_of_rows(texts: Tensor, images: Tensor, *, pooling: Pooling) -> Tensor:
-    """Apply :func:`pooled_similarity` to images' vectors that are concatenated, [G, K * E]."""
+    """Apply :func:`pooled_similarity` to concatenated image vectors [G, K * E]."""
     return pooled_similarity(images.view(len(images), -1, texts.shape[1]), texts, pooling)

@@ -11,8 +11,8 @@ from pab.scoring.job import MemberConfig
 
 @dataclass(frozen=True)
 class EncoderConfig(MemberConfig):
-    """Settings of both members; the default number format depends on the device, as published."""
+    """Settings of both members; the default dtype depends on the device, as published."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = flag(  # type: ignore[assignment]
-        "auto", "number format of the model; auto: fp16 on a GPU, else fp32 (published)"
+        "auto", "dtype of the model; auto: fp16 on a GPU, else fp32 (published)"
     )

@@ -1,4 +1,4 @@
-"""Additions to the contrastive recipe for tuning CLIP and BLIP-2: frozen towers and LoRA.
+"""Add frozen towers and LoRA to the contrastive recipe, for CLIP and BLIP-2.
 
 Source of LoRA: Hu et al. 2021 (arXiv 2106.09685), implemented by the peft library.
 """
@@ -19,7 +19,7 @@ from pab.data.images import ImageTransform
 from pab.encoders.layer_numbers import BLOCK
 from pab.training.config import ContrastiveConfig
 
-# Makes the view of a training image from its side and the settings of the crop (lhp/views.py).
+# Builds the view of a training image from the image side and the crop settings (lhp/views.py).
 MakeView = Callable[..., ImageTransform]
 
 IN_PROJECTION = "in_proj_weight"  # torch's attention: queries, keys and values in one matrix
@@ -28,13 +28,11 @@ SCRATCH = "random"  # value of --pretrained for training from scratch
 
 @dataclass(frozen=True)
 class FinetuneConfig(ContrastiveConfig):
-    """Flags shared by the fine-tuning of CLIP and BLIP-2; the defaults are ours, not published."""
+    """Settings shared by the fine-tuning of CLIP and BLIP-2; the defaults are not published."""
 
     # Model
     freeze: Literal["none", "image", "text"] = flag("none", "tower whose weights are frozen")
-    lora_rank: int = flag(
-        0, "rank of low-rank updates to train instead of the weights; 0: off", ge=0
-    )
+    lora_rank: int = flag(0, "rank of LoRA updates, trained instead of the weights; 0: off", ge=0)
     lora_alpha: int = flag(16, "LoRA: updates are scaled by alpha / rank", ge=1)
     checkpoint_activations: bool = speed_flag(False, "recompute blocks in the backward pass")
 
@@ -47,7 +45,7 @@ class FinetuneConfig(ContrastiveConfig):
 
 
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
-    """Freeze modules: no gradients, and evaluation mode even while other modules train."""
+    """Freeze modules: disable gradients, and keep evaluation mode while other modules train."""
     for part in modules:
         part.requires_grad_(False)
         if isinstance(part, nn.Module):
@@ -57,7 +55,7 @@ def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
 
 
 def _stays(self: nn.Module, mode: bool = True) -> nn.Module:
-    """Replacement for ``train`` in a frozen module."""
+    """Replace ``train`` in a frozen module; the mode stays."""
     return self
 
 
@@ -68,9 +66,9 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
     updates.
 
     Args:
-        model: changed in place; its own methods keep working.
+        model: changed in place; its methods keep working.
         rank: rank of the updates.
-        alpha: scale of the updates times the rank.
+        alpha: scale of the updates, multiplied by the rank.
         also: other parameters to train, such as the temperature.
 
     Returns:
@@ -80,8 +78,8 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
     linear = [
         name
         for name, module in model.named_modules()
-        # exactly nn.Linear: torch's attention never calls its output projection, a subclass of
-        # nn.Linear
+        # exactly nn.Linear: torch's attention does not call its output projection, which is a
+        # subclass of nn.Linear
         if type(module) is nn.Linear and BLOCK.search(name) and f"{name}.weight" not in frozen
     ]
     projections = [
@@ -94,11 +92,11 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
         LoraConfig(
             r=rank,
             lora_alpha=alpha,
-            target_modules="|".join(map(re.escape, linear)),  # a list would match name endings
+            target_modules="|".join(map(re.escape, linear)),  # a list would match name suffixes
             target_parameters=projections or None,
         ),
     )
-    # peft matches parameters by name ending, so a frozen tower gets updates too: keep them at zero.
+    # peft matches parameters by name suffix, so a frozen tower has updates too: keep them at 0.
     for name, parameter in wrapped.named_parameters():
         owner = own_name(name).partition(".lora_")[0]
         if f"{owner}.{IN_PROJECTION}" in frozen:
@@ -119,9 +117,9 @@ def adapted(
     """Freeze parts of the model and add low-rank updates, according to the settings.
 
     Args:
-        model: changed in place; its own methods keep working.
+        model: changed in place; its methods keep working.
         frozen: modules and parameters to freeze.
-        temperature: always trained.
+        temperature: temperature of the loss, which is always trained.
 
     Returns:
         The module with all parameters: the model, or the peft wrapper around it.
@@ -133,7 +131,7 @@ def adapted(
 
 
 def merged_state(model: nn.Module) -> Mapping[str, Tensor]:
-    """State dict under the model's own names, with low-rank updates merged."""
+    """Return the state dict with low-rank updates merged, under the names of the plain model."""
     if isinstance(model, PeftModel):
         model = copy.deepcopy(model).merge_and_unload()
     state: Mapping[str, Tensor] = model.state_dict()
@@ -141,5 +139,5 @@ def merged_state(model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def own_name(name: str) -> str:
-    """Name of a parameter in the model itself, without peft's wrappers."""
+    """Remove peft's wrappers from a parameter name."""
     return name.removeprefix("base_model.model.").replace(".base_layer", "")

@@ -13,7 +13,7 @@ PROG = "python -m pab.scoring"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the name and the command line, and score."""
+    """Parse the command line and score the gallery."""
     words = sys.argv[1:] if argv is None else argv
     parser = CommandParser(
         prog=PROG,

@@ -1,4 +1,4 @@
-"""The one interface of models that embed images and captions separately.
+"""Interface of models that embed images and captions separately.
 
 Shape letters: `G` images, `Q` captions, `D` width of the vectors.
 """
@@ -29,7 +29,7 @@ class Origin:
         architecture: name of the architecture.
         checkpoint: source of the weights.
         checkpoint_sha256: hash of the checkpoint; empty if the weights are not a single file.
-        dtype: number format of the model.
+        dtype: name of the model's dtype.
         more: further entries of a score file's ``meta``.
     """
 
@@ -46,7 +46,7 @@ UNKNOWN = Origin()  # of a model in training
 class Encoder(Protocol):
     """Model that embeds images and captions in one space.
 
-    A class that derives from it inherits cosine similarity and an empty fingerprint.
+    Subclasses inherit cosine similarity and an empty fingerprint.
     """
 
     @property
@@ -55,22 +55,22 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """Facts that the vectors depend on: weights' hash, preprocessing, number format, device.
+        """Facts that the vectors depend on: hash of the weights, preprocessing, dtype, device.
 
-        They are the key of the feature cache. Empty if vectors are never cached.
+        These facts are the key of the feature cache. They are empty if vectors are never cached.
         """
         return MappingProxyType({})
 
     def encode_images(
         self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
     ) -> Tensor:
-        """Map images to vectors, float32 [G, D] on the CPU, in the order of the images.
+        """Encode images to vectors, float32 [G, D] on the CPU, in the given order.
 
         A model with several vectors per image concatenates them into one row.
 
         Args:
             images: at least one path, gallery image, PIL image, or preprocessed tensor [3, H, W]
-                of the model's size.
+                with the model's height H and width W.
             reader: decodes the files; None uses the benchmark reader.
 
         Raises:
@@ -78,20 +78,20 @@ class Encoder(Protocol):
         """
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Map captions to unit vectors, float32 [Q, D] on the CPU, in the order of the captions."""
+        """Encode captions to unit vectors, float32 [Q, D] on the CPU, in the given order."""
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Map vectors of captions and images to scores, float32 [Q, G]."""
+        """Compute scores, float32 [Q, G], from vectors of captions and images."""
         return cosine(texts, images)
 
 
 def cosine(texts: Tensor, images: Tensor) -> Tensor:
-    """Cosine similarities [Q, G] of unit vectors [Q, D] and [G, D]."""
+    """Compute cosine similarities [Q, G] of unit vectors [Q, D] and [G, D]."""
     return texts @ images.T
 
 
 def scores_of(encoder: Encoder, captions: Sequence[str], gallery: Sequence[GalleryImage]) -> Tensor:
-    """Score captions against a gallery, float32 [Q, G]; captions go first, to fail early."""
+    """Score captions against a gallery, float32 [Q, G]; encode captions first, to fail early."""
     texts = encoder.encode_texts(captions)
     return encoder.similarity(texts, encoder.encode_images(gallery))
 
@@ -103,7 +103,7 @@ def as_images(
 
     Args:
         images: see :meth:`Encoder.encode_images`.
-        transform: RGB image -> pixels; tensors must have the shape of its results.
+        transform: RGB image -> pixels; tensors must have the same shape as its outputs.
 
     Raises:
         InputError: no image, an image of another kind, or a tensor of another shape.

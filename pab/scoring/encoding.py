@@ -1,8 +1,8 @@
 """Encode images and captions with any encoder, in batches and worker processes.
 
-With several processes (torchrun), each encodes a part and all get all vectors.
+With several processes (torchrun), each encodes a part, and all receive all vectors.
 
-Shape letters: `G` images, `Q` captions, `D` width of the vectors, `B` batch.
+Shape letters: `G` images, `Q` captions, `D` width of the vectors, `B` batch, `S` image side.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compute:
-    """Device, number format, batching and feature cache of a model; encodes with them.
+    """Encode with a model on a given device, with its dtype, batch size and feature cache.
 
     Attributes:
         device: device of the model.
-        dtype: number format of matrix products; a model stored in it needs no autocast.
-        weights: number format of the model's weights and of its pixels.
+        dtype: type of matrix products; a model stored in this dtype needs no autocast.
+        weights: dtype of the model's weights and of its input pixels.
         batch_size: images (or captions) per batch.
         num_workers: loader processes.
         cache_dir: folder of all feature caches; None disables caching.
-        cache: feature cache of the model, see :meth:`with_cache`.
+        cache: feature cache of the model; see :meth:`with_cache`.
     """
 
     device: torch.device
@@ -50,11 +50,11 @@ class Compute:
 
     @property
     def dtype_name(self) -> str:
-        """Name of the number format: ``fp32``, ``bf16`` or ``fp16``."""
+        """Name of the dtype: ``fp32``, ``bf16`` or ``fp16``."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     def fingerprint(self, **facts: object) -> dict[str, str]:
-        """Facts that a model's vectors depend on: the given ones, device and number format.
+        """Return the facts that vectors depend on: ``facts``, the device and the dtype.
 
         GPU and CPU vectors differ in rounding.
         """
@@ -65,7 +65,7 @@ class Compute:
         """Open the feature cache of a model, unless :attr:`cache_dir` is None.
 
         Raises:
-            InputError: the folder cannot be made.
+            InputError: the folder cannot be created.
         """
         if self.cache_dir is None:
             return self
@@ -120,15 +120,15 @@ class Compute:
 
         Args:
             encode: pixels [B, 3, S, S] on the device -> [B, D].
-            images: the images. If one of them is not a file, the cache is not used.
-            transform: a recipe, or RGB image -> pixels. Tensors are not transformed.
+            images: images to encode. If any of them is not a file, the cache is not used.
+            transform: a recipe, or RGB image -> pixels; it is not applied to tensors.
             reader: decodes the files.
             full_batches: fill the last batch by repeating the last image, for an encoder compiled
                 for one shape.
 
         Yields:
-            Positions of B images, and their rows, float32 [B, D] on the CPU. Cached rows come
-            first. Images that the reader reports as unreadable are left out.
+            Positions of B images, and their vectors, float32 [B, D] on the CPU. Cached vectors come
+            first. Images that the reader reports as unreadable are skipped.
         """
         files = [image for image in images if isinstance(image, GalleryImage)]
         cache = self.cache if len(files) == len(images) else None
@@ -164,12 +164,12 @@ class Compute:
         rows: Sequence[Sequence[int | str]],
         longest: int,
     ) -> Tensor:
-        """Encode captions; captions of similar length share a batch, so that padding is minimal.
+        """Encode captions; captions of similar length share a batch, to minimize padding.
 
         Args:
             encode: positions of captions -> [B, D].
-            rows: ids (or words) of each caption, which determine its vector.
-            longest: maximum ids per caption; a batch has room for :attr:`batch_size` such captions.
+            rows: ids (or words) of each caption; equal rows have equal vectors.
+            longest: maximum ids per caption; a batch fits :attr:`batch_size` such captions.
 
         Returns:
             float32 [Q, D] on the CPU, in the order of ``rows``.
@@ -197,7 +197,7 @@ class Compute:
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Yield positions sorted by length, in batches with rows x longest within ``token_budget``."""
+    """Yield positions sorted by length, in padded batches of at most ``token_budget`` ids."""
     batch: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[position] > token_budget:

@@ -1,13 +1,13 @@
 """Content-addressed cache on disk for vectors of images and captions.
 
-A cache belongs to one encoder: weights, preprocessing, number format. The key of an image is the
-SHA-256 of its file, so renamed images are found and changed images are not. The key of a caption is
-the SHA-256 of its token ids. An interrupted run loses only its current batch. A run with a larger
-gallery or new queries encodes only the new items.
+A cache belongs to one encoder with its weights, preprocessing and dtype. The key of an image is the
+SHA-256 of its file, so a renamed image is found, and a changed image is encoded again. The key of a
+caption is the SHA-256 of its token ids. An interrupted run loses only its current batch. A run with
+a larger gallery or new queries encodes only the new items.
 
-A cache is a folder of parts, one per process, vector width and run. ``N.sha256`` holds 32 bytes per
-item, and ``N.float32`` holds its vector (for UIT, followed by the image's tokens). The vector is
-written before its hash, so after a kill a part is read up to its last complete pair.
+A cache is a folder of parts, one per process, vector width and run. ``N.sha256`` holds the keys, 32
+bytes each. ``N.float32`` holds the vectors (for UIT, with the image's tokens after each vector). A
+vector is written before its key, so after an interruption a part ends with its last full pair.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pab.core.resources import CODE_ROOT
 from pab.data.images import ImageReader
 from pab.data.records import GalleryImage
 
-FORMAT = 1  # version of the file format; part of the key, so another format is another cache
+FORMAT = 1  # version of the file format; part of the key, so a new version starts a new cache
 DIGEST_BYTES = 32
 CODE = ("pab", "lhp", "uit", "scripts")
 LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm")
@@ -39,29 +39,29 @@ HASHES, VECTORS, FACTS = ".sha256", ".float32", "encoder.json"
 
 
 class FeatureCache:
-    """Cache for the vectors of one encoder. Files are open only while they are written.
+    """Cache the vectors of one encoder on disk. Files are open only while they are written.
 
     Args:
         folder: folder of all caches.
-        facts: everything the vectors depend on besides the image: weights' hash, preprocessing,
-            number format.
+        facts: everything that the vectors depend on besides the image: hash of the weights,
+            preprocessing, dtype.
 
     Raises:
-        InputError: the folder cannot be made or read.
+        InputError: the folder cannot be created or read.
     """
 
     def __init__(self, folder: str | Path, facts: Mapping[str, str]) -> None:
         text = json.dumps({"format": FORMAT, **facts}, sort_keys=True, indent=1)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._rows: dict[bytes, tuple[Path, int]] = {}  # file of a vector, and its row there
+        self._rows: dict[bytes, tuple[Path, int]] = {}  # key -> file and row of the vector
         self._matrices: dict[Path, np.memmap] = {}
-        self._parts: dict[int, Path] = {}  # hashes of this run's parts, by width
+        self._parts: dict[int, Path] = {}  # width -> key file of this run's part
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                self.folder, f"the feature cache cannot be made: {error.strerror or error}",
-                todo="name another folder with --feature_cache_dir, or say --no_feature_cache",
+                self.folder, f"the feature cache cannot be created: {error.strerror or error}",
+                todo="set another folder with --feature_cache_dir, or use --no_feature_cache",
             ) from error  # fmt: skip
         if not (self.folder / FACTS).is_file():
             write_text(self.folder / FACTS, text + "\n")
@@ -70,8 +70,8 @@ class FeatureCache:
                 self._read_part(hashes)
             except OSError as error:
                 raise InputError(
-                    hashes, f"kept vectors cannot be read: {error.strerror or error}",
-                    todo=f"remove {self.folder}, or say --no_feature_cache",
+                    hashes, f"cached vectors cannot be read: {error.strerror or error}",
+                    todo=f"remove {self.folder}, or use --no_feature_cache",
                 ) from error  # fmt: skip
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class FeatureCache:
         """Memory-map a part's vectors; map again if the part has grown beyond ``row``."""
         if vectors not in self._matrices or row >= len(self._matrices[vectors]):
             width = self._width_of(vectors)
-            assert width is not None, "it was read or written under its width"
+            assert width is not None, "parts are registered under their width"
             count = vectors.stat().st_size // (4 * width)
             self._matrices[vectors] = np.memmap(vectors, np.float32, "r", shape=(count, width))
         return self._matrices[vectors]
@@ -113,7 +113,7 @@ class FeatureCache:
         return known, new
 
     def vectors(self, digests: Sequence[bytes]) -> Tensor:
-        """Cached vectors, float32 [n, D], n at least 1."""
+        """Read cached vectors, float32 [n, D]; n is at least 1."""
         rows = [self._rows[digest] for digest in digests]
         return torch.from_numpy(np.stack([self._matrix(part, row)[row] for part, row in rows]))
 
@@ -133,8 +133,8 @@ class FeatureCache:
             reader: decodes the files; None uses the benchmark reader.
 
         Returns:
-            The hash per position, the positions with cached vectors, and the positions to encode.
-            All three omit images that the reader reports as unreadable.
+            Position -> key, the positions with cached vectors, and the positions to encode. All
+            three omit images that the reader reports as unreadable.
 
         Raises:
             InputError: a file cannot be read.
@@ -174,14 +174,14 @@ class FeatureCache:
             self._parts[width] = hashes
         except OSError as error:
             raise InputError(
-                self.folder, f"vectors cannot be kept: {error.strerror or error}",
-                todo="make room, or say --no_feature_cache",
+                self.folder, f"vectors cannot be cached: {error.strerror or error}",
+                todo="free disk space, or use --no_feature_cache",
             ) from error  # fmt: skip
         for row, digest in enumerate(digests, start=first):
             self._rows.setdefault(digest, (part, row))
 
     def _new_part(self, width: int) -> Path:
-        """Create an empty pair of files whose name no other process uses."""
+        """Create an empty pair of files under a name that no other process uses."""
         number = 0
         while True:
             hashes = self.folder / f"{number}_{os.getpid()}x{width}{HASHES}"
@@ -190,14 +190,14 @@ class FeatureCache:
             except FileExistsError:
                 number += 1
                 continue
-            hashes.with_suffix(VECTORS).write_bytes(b"")  # vectors may be left without hashes
+            hashes.with_suffix(VECTORS).write_bytes(b"")  # vectors may exist without keys
             return hashes
 
 
 def code_versions() -> dict[str, str]:
-    """Hash of this project's code and versions of the libraries that compute the vectors.
+    """Return the hash of the project's code and the versions of the libraries that vectors need.
 
-    Without them in the key, a cache would outlive a bug fix.
+    They are part of the key, because a bug fix must invalidate the cache.
     """
     code = hashlib.sha256()
     drawn = CODE_ROOT / "pab/mini"  # its images are ordinary files to the encoders
@@ -215,17 +215,17 @@ def code_versions() -> dict[str, str]:
 
 
 def caption_digest(ids: Sequence[int | str]) -> bytes:
-    """Cache key of a caption: SHA-256 of its token ids, in a namespace apart from image files."""
+    """Return the cache key of a caption: SHA-256 of its token ids with a prefix."""
     return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()
 
 
 def _under_key(digest: bytes, key: str) -> bytes:
-    """Cache key of an image; for a benchmark's images, the hash of the file."""
+    """Return the cache key of an image; for benchmark images, the hash of the file."""
     return hashlib.sha256(f"{key} ".encode() + digest).digest() if key else digest
 
 
 def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes | InputError]:
-    """SHA-256 per file, or the error for an unreadable file; read in several threads."""
+    """Hash files with SHA-256 in several threads; return the error for an unreadable file."""
 
     def digest(path: Path) -> bytes | InputError:
         try:

@@ -1,7 +1,7 @@
-"""The one frame of all scoring commands: check the inputs, encode, write the outputs.
+"""The procedure of all scoring commands: check the inputs, encode, write the outputs.
 
 A member is a subclass of :class:`MemberConfig` with its settings and :meth:`~MemberConfig.open`.
-:meth:`MemberConfig.score` is the whole run. Bad input is rejected before the model is loaded.
+:meth:`MemberConfig.score` runs everything. Bad input is rejected before the model is loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feat
 class ScoringConfig(LabelConfig):
     """Settings shared by all scoring commands."""
 
-    flag_group: ClassVar = "model"  # of the settings that a command adds
+    flag_group: ClassVar = "model"  # for the settings that a command adds
 
     image_folder: str | None = data_flag(
         None, f"folder of the gallery's images (default for name-masked sets: {GALLERY})"
@@ -56,7 +56,7 @@ class ScoringConfig(LabelConfig):
     query_order: str | None = data_flag(None, "file of query ids, one per line, in output order")
     save_score: str | None = output_flag(None, "score file to write")
     output_file: str | None = output_flag(
-        None, "ranked list to write; answer.zip: a zip that holds answer.txt"
+        None, "ranked list to write; answer.zip: a zip file with answer.txt"
     )
     top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
     batch_size: int = speed_flag(32, "images (or captions) per batch", ge=1)
@@ -64,7 +64,7 @@ class ScoringConfig(LabelConfig):
     device: Literal["auto", "cuda", "mps", "cpu"] = speed_flag(
         "auto", "auto: CUDA, else MPS, else CPU"
     )
-    dtype: Literal["fp32", "bf16", "fp16"] = speed_flag("fp32", "number format of the model")
+    dtype: Literal["fp32", "bf16", "fp16"] = speed_flag("fp32", "dtype of the model")
 
     feature_cache: bool = speed_flag(True, "cache vectors on disk for later runs")
     feature_cache_dir: str = speed_flag("output/features", "folder of the feature cache")
@@ -79,7 +79,7 @@ class ScoringConfig(LabelConfig):
 
 
 class MemberConfig(ScoringConfig, ABC):
-    """Settings of a member: derive from it, add fields, and implement :meth:`open`.
+    """Base class of a member's settings: add fields, and implement :meth:`open`.
 
     Attributes:
         scoring_only: names of added fields that :meth:`open` ignores.
@@ -89,7 +89,7 @@ class MemberConfig(ScoringConfig, ABC):
 
     @abstractmethod
     def open(self) -> Encoder:
-        """Load the model; ignores settings for data and outputs.
+        """Load the model; ignore settings for data and outputs.
 
         Raises:
             InputError: settings or weights are invalid.
@@ -97,26 +97,26 @@ class MemberConfig(ScoringConfig, ABC):
 
     @classmethod
     def ignored(cls) -> list[str]:
-        """Names of the settings that :meth:`open` ignores: those for data and outputs."""
+        """List the settings that :meth:`open` ignores: those for data and outputs."""
         shared = [field.name for field in fields(ScoringConfig) if field.name not in SHARED]
         return [*shared, *cls.scoring_only]
 
     @classmethod
     def of_checkpoint(cls, path: str) -> dict[str, str]:
-        """Settings that :func:`pab.scoring.members.load_encoder` derives from ``checkpoint=``."""
+        """Map ``checkpoint=`` of :func:`pab.scoring.members.load_encoder` to settings."""
         return {"checkpoint": path}
 
     def compute(self) -> Compute:
-        """Select the device and the number format; ``auto`` is fp16 on a GPU, otherwise fp32.
+        """Select the device and the dtype; ``auto`` is fp16 on a GPU, otherwise fp32.
 
         Raises:
-            InputError: the device does not exist or cannot run the format.
+            InputError: the device does not exist or does not support the dtype.
         """
         device, name = pick_device(self.device), str(self.dtype)
         if name == "auto":
             name = "fp16" if device.type == "cuda" else "fp32"
         dtype = dtype_of(name)
-        autocast(device, dtype)  # rejects a format that this device cannot run
+        autocast(device, dtype)  # rejects a dtype that this device does not support
         folder = self.feature_cache_dir if self.feature_cache else None
         return Compute(device, dtype, dtype, self.batch_size, self.num_workers, folder)
 
@@ -124,7 +124,7 @@ class MemberConfig(ScoringConfig, ABC):
         """Score every image of the gallery against every caption.
 
         Raises:
-            InputError: settings, data or weights are invalid; nothing is written.
+            InputError: settings, data or weights are invalid; no output is written.
         """
         self.compute()  # rejects unsupported settings before the data is read
         job = prepare(self)
@@ -139,7 +139,7 @@ class ScoringJob:
 
     Attributes:
         retrieval: queries, and labels if the annotation or the answer key has them.
-        gallery: images, sorted by id.
+        gallery: gallery images, sorted by id.
         order: query ids in the order of the ranked list.
         data_sha256: SHA-256 of gallery ids and captions; equal for score files made from the same
             names and captions.
@@ -186,15 +186,15 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     if gallery is None:
         gallery = list_gallery(folder or Path(GALLERY))
     if not gallery:
-        raise InputError(config.annotation, "expected images to search in, found none")
+        raise InputError(config.annotation, "expected gallery images, found none")
     names = [image.gallery_id for image in gallery]
     blank = next((n for n in names if len(n.split()) != 1 or n != n.strip()), None)
     if blank is not None:
         raise InputError(
             folder or config.annotation,
-            "a name with a blank in it cannot stand in a ranked list",
+            "a name that contains a blank cannot be written in a ranked list",
             item=f"image {blank!r}",
-            todo="rename it",
+            todo="rename the image",
         )
     ids = [query.query_id for query in retrieval.queries]
     wanted = read_query_order(config.query_order) if config.query_order else None
@@ -260,14 +260,14 @@ def check_finite(scores: Tensor, checkpoint: str, queries: Sequence[str]) -> Non
         checkpoint,
         "the model's scores are not finite",
         item=f"query {queries[bad]!r}",
-        todo="check the checkpoint, or score with --dtype fp32",
+        todo="check the checkpoint, or use --dtype fp32",
     )
 
 
 def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> None:
     """Write the score file and the ranked list; print metrics if there are labels.
 
-    With several processes, only rank 0 acts.
+    With several processes, only rank 0 writes and prints.
 
     Raises:
         InputError: a file cannot be written.
@@ -292,7 +292,7 @@ def scoring_command(cls: type[MemberConfig], argv: list[str] | None, *, prog: st
     Args:
         cls: settings of the member.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
-        prog: name of the command, as typed.
+        prog: name of the command, for usage and messages.
     """
     config, _ = config_from_args(cls, argv, prog=prog)
     with processes.joined(pick_device(config.device)):

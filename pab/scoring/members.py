@@ -1,4 +1,4 @@
-"""Members found by name through the entry points of installed packages.
+"""Find members by name through the entry points of installed packages.
 
 A package adds a member with one line in its ``pyproject.toml``: under
 ``[project.entry-points."pab.encoders"]``, ``NAME = "MODULE:CLASS"`` names a subclass of
@@ -20,7 +20,7 @@ GROUP = "pab.encoders"
 
 
 def members() -> dict[str, EntryPoint]:
-    """Installed members by name, sorted.
+    """Return the entry points of the installed members, sorted by name.
 
     Raises:
         InputError: the installed metadata has no members, or two packages share a name.
@@ -30,19 +30,19 @@ def members() -> dict[str, EntryPoint]:
         other = found.setdefault(entry.name, entry)
         if other.value != entry.value:
             raise InputError(
-                GROUP, f"two packages name this member: {other.value} and {entry.value}",
+                GROUP, f"two packages define this member: {other.value} and {entry.value}",
                 item=f"member {entry.name!r}", todo="uninstall one",
             )  # fmt: skip
     if not found:
         raise InputError(
-            GROUP, "expected members among the installed packages, found none: an old installation",
-            todo="bash scripts/setup.sh",
+            GROUP, "expected members in the installed packages, found none: an outdated install",
+            todo="run bash scripts/setup.sh",
         )  # fmt: skip
     return found
 
 
 def member_config(name: str) -> type[MemberConfig]:
-    """Settings class of a member.
+    """Return the settings class of a member.
 
     Raises:
         InputError: no such member, or its package cannot be imported.
@@ -58,7 +58,7 @@ def member_config(name: str) -> type[MemberConfig]:
     except (ImportError, AttributeError) as error:
         raise InputError(
             known[name].value, f"cannot be imported: {error}", item=f"member {name!r}",
-            todo="install its package again",
+            todo="reinstall its package",
         ) from error  # fmt: skip
     if not (isinstance(found, type) and issubclass(found, MemberConfig)):
         raise InputError(
@@ -73,8 +73,8 @@ def load_encoder(name: str, *, config: str | Path | None = None, **settings: Any
 
     Args:
         name: ``lhp``, ``uit``, ``clip``, ``blip2``, or a member of another package.
-        config: YAML file of settings; ``settings`` win over it.
-        settings: flags of the member's scoring command, such as ``model`` or ``device``.
+        config: YAML file of settings; ``settings`` override it.
+        settings: settings of the member's scoring command, such as ``model`` or ``device``.
             ``checkpoint`` is accepted for every member. Vectors are cached on disk only with
             ``feature_cache=True``.
 
@@ -85,7 +85,7 @@ def load_encoder(name: str, *, config: str | Path | None = None, **settings: Any
     cls = member_config(name)
     if ignored := sorted(settings.keys() & set(cls.ignored())):
         raise InputError(
-            "load_encoder", f"an encoder does not use {', '.join(ignored)}", todo="leave it out"
+            "load_encoder", f"an encoder does not use {', '.join(ignored)}", todo="remove it"
         )
     given: dict[str, Any] = {"feature_cache": False}
     for key, value in settings.items():

@@ -1,6 +1,6 @@
-"""Re-ranking shared by all rerankers: read candidates, score their pairs, fill the score matrix.
+"""Re-rank with any reranker: read candidates, score their pairs, fill the score matrix.
 
-A reranker implements :class:`Reranker` and nothing else.
+A reranker only has to implement :class:`Reranker`.
 
 Shape letters: `Q` queries, `G` gallery, `K` candidates per query.
 """
@@ -41,10 +41,10 @@ class Reranker(Protocol):
         """Source of the scores."""
 
     def first_scores(self, captions: Sequence[str], images: Sequence[GalleryImage]) -> Tensor:
-        """Select candidates without a file: similarities of the model's own, float32 [Q, G].
+        """Compute similarities that select candidates without a file, float32 [Q, G].
 
         Raises:
-            InputError: the model has none, or an input is invalid.
+            InputError: the model has no such similarities, or an input is invalid.
         """
         raise InputError("--candidates", "expected a score file or a ranked list, found none")
 
@@ -71,17 +71,17 @@ def score_candidates(
     k: int,
     save_first: str | None = None,
 ) -> None:
-    """Score each query's candidates: the whole run of a re-ranking command.
+    """Run a re-ranking command: check the inputs, select candidates, score them, write outputs.
 
     Args:
         config: settings of the run.
-        open_reranker: loads the model, after the inputs are checked.
+        open_reranker: function that loads the model; called after the inputs are checked.
         candidates: file that selects the candidates; None uses the model's first scores.
         k: candidates per query.
-        save_first: score file for the model's first scores.
+        save_first: score file to write with the model's first scores; None writes none.
 
     Raises:
-        InputError: data, candidates or weights are invalid; no score of a pair is written.
+        InputError: data, candidates or weights are invalid; no pair scores are written.
     """
     job = prepare(config)
     chosen = read_candidates(candidates, job, k) if candidates else None
@@ -105,12 +105,12 @@ def rerank_best(
     k: int,
     flag: str = "--k_test",
 ) -> Tensor:
-    """Re-rank the k best images of each query; returns the whole matrix, float32 [Q, G].
+    """Re-rank the k best images of each query; return the full score matrix, float32 [Q, G].
 
     Args:
         scores: [Q, G], scores that select the candidates.
         k: candidates per query.
-        flag: setting of k, for the notice of :func:`choose_candidates`.
+        flag: flag that sets k, for the notice of :func:`choose_candidates`.
     """
     candidates = choose_candidates(scores, k, flag)
     return fill(reranker.rerank(captions, images, candidates), candidates, len(images))
@@ -119,13 +119,13 @@ def rerank_best(
 def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
     """Select the k best images per query, int64 [Q, K]; ties go to the smaller id.
 
-    A k above the gallery size selects all images, with a notice. All processes get rank 0's choice,
-    because GPUs of different types round differently.
+    If k exceeds the gallery size, all images are selected, with a notice. All processes use the
+    selection of rank 0, because GPUs of different types round differently.
 
     Args:
         scores: [Q, G].
         k: candidates per query.
-        flag: setting of k, for the notice.
+        flag: flag that sets k, for the notice.
     """
     gallery = scores.shape[1]
     if k > gallery:
@@ -134,7 +134,7 @@ def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
 
 
 def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
-    """Build the whole score matrix: candidates' scores, others just below the row's minimum.
+    """Build the full score matrix; other images score just below each row's lowest candidate.
 
     Args:
         match: float32 [Q, K].
@@ -142,8 +142,8 @@ def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
         gallery: G.
 
     Returns:
-        float32 [Q, G]. Other images get the next smaller float32, so that they never tie with a
-        candidate.
+        float32 [Q, G]. Images that are not candidates get the next smaller float32, so that they
+        never tie with one.
     """
     below = torch.nextafter(match.amin(dim=1, keepdim=True), torch.tensor(-torch.inf))
     return below.expand(-1, gallery).contiguous().scatter_(1, candidates, match)
@@ -156,7 +156,7 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
     this run's own ranked list.
 
     Args:
-        path: the file.
+        path: score file or ranked list.
         job: scoring job whose queries and images the file must contain.
         k: candidates per query.
 
@@ -182,7 +182,7 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
                 f"expected at least {k} images for every query (--k_test), found "
                 f"{file.listed[few]}",
                 item=f"query {few!r}",
-                todo=f"give --k_test {file.listed[few]}, or a file that lists more",
+                todo=f"use --k_test {file.listed[few]}, or a file that lists more images",
             )
         file = respell(file, job.query_ids, job.gallery_ids, where=path)
         file = with_all_images(file, job.gallery_ids)

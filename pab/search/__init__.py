@@ -1,7 +1,7 @@
 """Photo search: rank the photographs of a folder by how well they match a description.
 
-`python -m pab.search` checks its queries, opens one of the `members` (LHP, UIT, CLIP, BLIP-2, or
-another package's), and ranks the photographs in `engine`. `page` writes the HTML page and `results`
-the JSON file. Imports `pab.scoring`, `pab.encoders.captions`, `pab.data` and `pab.core`; members
-are loaded by name at run time.
+`python -m pab.search` checks the queries and loads a member by name (LHP, UIT, CLIP, BLIP-2, or one
+of another package). `members` parses the member's flags. `engine` encodes and ranks the
+photographs, `page` writes the HTML page, and `results` the JSON file. Imports `pab.scoring`,
+`pab.encoders.captions`, `pab.ranking`, `pab.data` and `pab.core`.
 """

@@ -1,7 +1,7 @@
-"""Command-line photo search: `python -m pab.search`.
+"""Search photographs on the command line: `python -m pab.search`.
 
-Prints the best photographs for each query with their scores, and optionally writes a page and a
-JSON file. See docs/search.md.
+Prints the best photographs for each query with their scores, and optionally writes an HTML page and
+a JSON file. See docs/search.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOP_K = 20
 
 
 class _Once(argparse.Action):
-    """Store a value, and reject a flag that is given twice."""
+    """Store a value; reject a flag that is passed twice."""
 
     def __call__(
         self,
@@ -42,13 +42,13 @@ class _Once(argparse.Action):
         """See :class:`argparse.Action`."""
         before = getattr(namespace, self.dest)
         if before is not None:
-            todo = "--arch names the architecture" if self.dest == "model" else "give it once"
-            raise InputError(f"--{self.dest}", f"given twice: {before} and {values}", todo=todo)
+            todo = "--arch names the architecture" if self.dest == "model" else "pass it once"
+            raise InputError(f"--{self.dest}", f"passed twice: {before} and {values}", todo=todo)
         setattr(namespace, self.dest, values)
 
 
 def build_parser() -> CommandParser:
-    """Build the parser of the search flags, without those of the members."""
+    """Build the parser of the search flags, without the flags of the members."""
     parser = CommandParser(
         prog=PROG,
         epilog="All other flags go to the encoder (--config, --checkpoint, --pretrained, --device, "
@@ -64,7 +64,7 @@ def build_parser() -> CommandParser:
         "--image_folder", type=Path, required=True, metavar="DIR", help="folder of photographs",
         **once,
     )  # fmt: skip
-    data.add_argument("--recursive", action="store_true", help="also search the folders below it")
+    data.add_argument("--recursive", action="store_true", help="also search nested folders")
     data.add_argument(
         "--query", action="append", required=True, metavar="TEXT",
         help="description of the photographs to find; may be repeated",
@@ -72,7 +72,7 @@ def build_parser() -> CommandParser:
     output.add_argument(
         "--top_k", type=int, metavar="N", help=f"photographs per query (default: {TOP_K})", **once
     )
-    output.add_argument("--html", type=Path, metavar="FILE", help="write a page of results", **once)
+    output.add_argument("--html", type=Path, metavar="FILE", help="write results as a page", **once)
     output.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results as JSON", **once
     )
@@ -80,7 +80,7 @@ def build_parser() -> CommandParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line, search, and write and print the results."""
+    """Parse the command line, search, then write and print the results."""
     args, rest = build_parser().parse_known_args(argv)
     top_k = TOP_K if args.top_k is None else args.top_k
     if top_k < 1:
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         print(one_line(query))
         for hit in hits:
             print(f"{hit.rank:4}  {hit.score:8.4f}  {one_line(hit.name)}")
-    sys.stdout.flush()  # so that lines on stderr come last
+    sys.stdout.flush()  # print the lines on stderr last
     for name, path in (("page", args.html), ("results", args.json)):
         if path is not None:
             print(f"{name}: {path}", file=sys.stderr)
@@ -128,37 +128,37 @@ def main(argv: list[str] | None = None) -> None:
 def check_query(query: str) -> None:
     """Reject a query without visible text.
 
-    The rule is that of captions (:func:`pab.data.captions.has_visible`), without the punctuation
-    that BLIP-2's processor removes. A query is therefore valid for all models or for none.
+    The rule is that of captions (:func:`pab.data.captions.has_visible`), after removing the
+    punctuation that BLIP-2 removes. A query is therefore valid for all models or for none.
 
     Raises:
         InputError: the query is empty, has no visible text, or is not UTF-8.
     """
     if not query:
-        raise InputError("--query", "expected words to look for, found an empty text")
+        raise InputError("--query", "expected words, found an empty text")
     try:
         query.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError("--query", f"expected UTF-8 text, found {query!a}") from error
     if not has_visible(BECOME_BLANKS.sub(" ", query)):
-        raise InputError("--query", f"expected words to look for, found none in {query!a}")
+        raise InputError("--query", f"expected words, found none in {query!a}")
 
 
 def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
     """Reject outputs that cannot be written or would overwrite a photograph."""
     outputs = {"html": args.html, "json": args.json}
-    check_outputs(outputs, omit="leave it out")
+    check_outputs(outputs, omit="remove it")
     taken = {photo.path.absolute(): "a photograph" for photo in folder.photos}
     taken[listing.absolute()] = "the list of unreadable images"
     for name, path in outputs.items():
         if path is not None and path.absolute() in taken:
             raise InputError(
-                f"--{name}", f"{path} is {taken[path.absolute()]}", todo="give another file"
+                f"--{name}", f"{path} is {taken[path.absolute()]}", todo="use another file"
             )
     problem = cannot_be_written(listing)
     if problem is not None:
         raise InputError(
-            listing, f"the list of unreadable images {problem}", todo="it stands beside --json FILE"
+            listing, f"the list of unreadable images {problem}", todo="set --json to another folder"
         )
 
 

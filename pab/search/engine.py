@@ -1,7 +1,7 @@
 """Rank photographs by queries with a loaded encoder.
 
-Each photograph is opened once: new ones are decoded, encoded and cached. A file that cannot be
-decoded is set aside with its problem.
+Each photograph is opened once: new photographs are decoded, encoded and cached. A file that cannot
+be decoded is skipped, and the problem is recorded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pab.scoring.job import check_finite
 
 @dataclass(frozen=True)
 class Hit:
-    """Photograph at its rank, from 1, for a query."""
+    """Photograph with its rank for a query, from 1, and its score."""
 
     name: str
     path: Path
@@ -32,35 +32,35 @@ class Answers:
     """Result of a search."""
 
     indexed: int  # number of ranked photographs
-    unreadable: dict[str, str]  # name -> problem of the others
+    unreadable: dict[str, str]  # name of an unreadable photograph -> problem
     hits: list[list[Hit]]  # best photographs per query, in the order of the queries
 
 
 def search(
     encoder: Encoder, photos: Sequence[GalleryImage], queries: Sequence[str], top_k: int
 ) -> Answers:
-    """Rank photographs for each query; equal scores go to the smaller name.
+    """Rank photographs for each query; ties go to the smaller name.
 
     Args:
-        encoder: the member's encoder.
-        photos: sorted by name.
+        encoder: encoder of the member.
+        photos: photographs, sorted by name.
         queries: descriptions.
         top_k: photographs per query.
 
     Raises:
-        InputError: scores that are not finite, or input that the encoder rejects.
+        InputError: a score is not finite, or the encoder rejects an input.
     """
     if not photos:
         return Answers(0, {}, [[] for _ in queries])
     reader = photo_reader()
     assert reader.unreadable is not None
-    texts = encoder.encode_texts(queries)  # first: bad queries fail early
+    texts = encoder.encode_texts(queries)  # first, so that bad queries fail early
     images = encoder.encode_images(photos, reader=reader)
     kept = [i for i, photo in enumerate(photos) if photo.gallery_id not in reader.unreadable]
     unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}
     if not kept:
         return Answers(0, unreadable, [[] for _ in queries])
-    scores = encoder.similarity(texts, images[kept])  # [Q, G]
+    scores = encoder.similarity(texts, images[kept])  # [queries, photographs]
     check_finite(scores, encoder.origin.checkpoint, queries)
     columns = best_columns(scores, top_k)
     values = scores.gather(1, columns)

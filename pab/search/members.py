@@ -1,4 +1,4 @@
-"""Flags of the member that a photo search uses; see :mod:`pab.scoring.members`."""
+"""Parse the flags of the member that photo search uses; see :mod:`pab.scoring.members`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pab.scoring.members import member_config
 
 INSTEAD = {
     "model": "--model names the member; --arch names its architecture",
-    "annotation": "queries are given with --query",
-    "answers": "photographs have no labels, so that no metrics are printed",
+    "annotation": "set queries with --query",
+    "answers": "photographs have no labels, so no metrics are printed",
     "query_order": "results come in the order of --query",
-    "save_score": "no score file is written; --json FILE keeps names and scores",
-    "output_file": "no ranked list is written; --json FILE keeps names and scores",
+    "save_score": "no score file is written; --json FILE writes names and scores",
+    "output_file": "no ranked list is written; --json FILE writes names and scores",
 }
 
 
 def read_member(name: str, architecture: str | None, argv: list[str], *, prog: str) -> MemberConfig:
-    """Read a member's settings from a command line; those for data and outputs are ignored.
+    """Parse a member's settings from a command line; ignore settings for data and outputs.
 
     Args:
         name: name of the member.
-        architecture: the member's ``--model``; None keeps its default.
+        architecture: architecture of the member (its ``--model``); None keeps the default.
         argv: other flags of the member, including ``--config``.
-        prog: name of the command, as typed.
+        prog: name of the command, for usage and messages.
 
     Raises:
         InputError: an unknown or invalid setting, or a flag that only benchmark scoring has.
@@ -37,9 +37,9 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
     unused = cls.ignored()
     for setting in unused:
         if names_flag(argv, f"--{setting}") or names_flag(argv, f"--no_{setting}"):
-            words = INSTEAD.get(setting, "it belongs to scoring a benchmark")
-            problem = f"photo search does not take this flag: {words}"
-            raise InputError(f"--{setting}", problem, todo="leave it out")
+            words = INSTEAD.get(setting, "it is for scoring a benchmark")
+            problem = f"photo search has no such flag: {words}"
+            raise InputError(f"--{setting}", problem, todo="remove it")
     if architecture is not None:
         argv = ["--model", architecture, *argv]
     config, rest = config_from_args(cls, argv, prog=prog)
@@ -47,5 +47,5 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
         defaults = {field.name: field.default for field in fields(cls)}
         ignored = [one for one in unused if getattr(config, one) != defaults[one]]
         if ignored:
-            notice(rest.config, f"photo search does not use its {', '.join(ignored)}")
+            notice(rest.config, f"photo search ignores its {', '.join(ignored)}")
     return config

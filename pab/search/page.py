@@ -1,6 +1,6 @@
-"""HTML page of search results: the queries, each with a grid of photographs.
+"""Write search results as an HTML page: each query with a grid of photographs.
 
-The page is a single file. Its thumbnails are upright, and each links to its photograph.
+The page is a single file. The thumbnails are upright, and each links to the photograph.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pab.data.photos import load_photo
 from pab.data.thumbnails import data_url
 from pab.search.engine import Answers, Hit
 
-THUMBNAIL_PX = 320  # longer side: a grid column on a screen with two pixels per point
+THUMBNAIL_PX = 320  # longer side; fills a grid column on a screen with two pixels per point
 JPEG_QUALITY = 75
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Photograph in a grid: ranked hit, data URL of its thumbnail, and address."""
+    """Photograph in a grid: ranked hit, data URL of the thumbnail, address of the file."""
 
     hit: Hit
     source: str
@@ -63,6 +63,6 @@ def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unrea
 
 
 def _address(photo: Path, page: Path) -> str:
-    """Address of the photograph relative to the page's folder."""
+    """Return the address of a photograph relative to the folder of the page."""
     relative = os.path.relpath(photo.absolute(), page.absolute().parent)
     return quote(os.fsencode(relative.replace(os.sep, "/")))

@@ -1,4 +1,4 @@
-"""Outputs of a search: its JSON form, and the list of unreadable images."""
+"""Convert search results to JSON, and write the list of unreadable images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def as_plain(
         queries: the queries, in order.
         answers: results of the search.
         unreadable: name -> problem of every unreadable image.
-        facts: origin of the results.
+        facts: further top-level entries, such as the model and the checkpoint.
     """
     return {
         **facts,
@@ -42,15 +42,15 @@ def as_plain(
 
 
 def unreadable_file(json: Path | None, html: Path | None) -> Path:
-    """Path for the list of unreadable images: beside the JSON file, otherwise beside the page."""
+    """Return the path for the list of unreadable images: beside the JSON file, else the page."""
     beside = json or html
     return UNREADABLE if beside is None else beside.with_name(f"{beside.stem}.unreadable.txt")
 
 
 def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
-    """Write one line per image, with its name and its problem, separated by a tab.
+    """Write one line per image: name and problem, separated by a tab.
 
-    If all images are readable, the list of an earlier search is removed.
+    If all images are readable, remove the list of an earlier search.
 
     Raises:
         InputError: the file cannot be written or removed.
@@ -66,7 +66,7 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
 
 
 def one_line(text: str) -> str:
-    """Replace control characters (line ends, escapes) by escape sequences."""
+    """Replace control characters (line ends, escapes) with escape sequences."""
     return "".join(
         letter.encode("unicode_escape").decode()
         if unicodedata.category(letter) in ("Cc", "Zl", "Zp")

@@ -24,13 +24,13 @@ def training_command(
     prog: str,
     debug_config: str | None = None,
 ) -> None:
-    """Parse a recipe's command line, run it, and always leave the process group.
+    """Parse a command line, run the recipe, and always leave the process group.
 
     Args:
         cls: dataclass of the recipe's settings.
-        train: called with the settings and the whole command as typed.
+        train: recipe; called with the settings and the full command line.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
-        prog: name of the command, as typed.
+        prog: name of the command, for usage and messages.
         debug_config: config that ``--debug`` selects; None omits the flag.
     """
     argv = list(sys.argv[1:] if argv is None else argv)

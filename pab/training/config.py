@@ -27,12 +27,12 @@ class TrainingConfig(TableConfig):
         False, "skip bad lines and list them in skipped.txt of output_dir"
     )
     val_pairs: int = data_flag(
-        0, "pairs held out for validation, in whole videos; 0 trains on all", ge=0
+        0, "pairs held out for validation, whole videos only; 0 trains on all", ge=0
     )
     val_seed: int = data_flag(0, "seed for choosing the validation videos", ge=0)
     num_workers: int = speed_flag(4, "loader processes; 0 loads in the training process", ge=0)
     twin_batches_from: int | None = flag(
-        None, "first epoch that batches twins together as hard negatives; none: never (published)"
+        None, "first epoch with twins in one batch as hard negatives; none: never (published)"
     )
 
     # Optimization
@@ -57,14 +57,14 @@ class TrainingConfig(TableConfig):
         "auto", "auto: CUDA, else MPS, else CPU"
     )
     seed: int = flag(16, "random seed of weights, sample order, views and all other draws", ge=0)
-    output_dir: str = output_flag("output", "folder for checkpoints and the log")
+    output_dir: str = output_flag("output", "folder of the checkpoints and the log")
     log_dir: str | None = output_flag(None, "folder for TensorBoard files; none: no TensorBoard")
     save_ckpt: bool = output_flag(True, "write checkpoints")
     save_ckpt_freq: int = output_flag(
         1, "epochs between checkpoints (weights and training state)", ge=1
     )
     keep_checkpoints: int | None = output_flag(
-        None, "number of newest checkpoint-N.pth files to keep; none keeps all", ge=1
+        None, "number of newest checkpoint-N.pth files to keep; none: all", ge=1
     )
     save_every_steps: int = output_flag(
         0, "also save the training state every N updates; 0: off", ge=0
@@ -74,7 +74,7 @@ class TrainingConfig(TableConfig):
         "last", "newest_good: if checkpoint-last.pth is damaged, resume from the one before it"
     )
     max_skipped_steps: int = advanced_flag(
-        20, "stop after N consecutive steps skipped because loss or gradient was not finite", ge=1
+        20, "stop after N consecutive steps with a loss or gradient that is not finite", ge=1
     )
     max_steps: int = advanced_flag(0, "stop (resumable) after N updates; 0 runs to the end", ge=0)
 
@@ -82,13 +82,13 @@ class TrainingConfig(TableConfig):
         """Reject values that are invalid alone or in combination.
 
         Raises:
-            InputError: naming the flag.
+            InputError: a value is invalid; the message names the flag.
         """
         self.columns()
         if not all(0 <= beta < 1 for beta in self.opt_betas):
             raise InputError("--opt_betas", f"must lie in [0, 1), found {self.opt_betas}")
         if self.resume_from != "last" and not self.auto_resume:
-            raise InputError("--resume_from", "contradicts --no_auto_resume", todo="give one")
+            raise InputError("--resume_from", "contradicts --no_auto_resume", todo="set only one")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ContrastiveConfig(TrainingConfig):
         0.5, "probability of the local crop: 0 global only, 1 local only", ge=0, le=1
     )
     crop_scale: tuple[float, float] = flag((0.5, 1.0), "area of the local crop, min and max")
-    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "its aspect ratio, min and max")
+    crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "aspect ratio of the crop, min and max")
 
     # Optimization
     update_freq: int = flag(1, "batches of accumulated gradients per update", ge=1)
@@ -117,7 +117,7 @@ class ContrastiveConfig(TrainingConfig):
         """See :class:`TrainingConfig`.
 
         Raises:
-            InputError: naming the flag.
+            InputError: a value is invalid; the message names the flag.
         """
         super().check()
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -134,6 +134,6 @@ class ContrastiveConfig(TrainingConfig):
         if self.grad_cache_chunk and self.update_freq > 1:
             raise InputError(
                 "--grad_cache_chunk",
-                "does not go with --update_freq above 1",
-                todo="raise --batch_size instead: chunks make its memory independent of it",
+                "cannot be combined with --update_freq above 1",
+                todo="increase --batch_size instead: with chunks, it needs no more memory",
             )

@@ -1,6 +1,7 @@
-"""Symmetric InfoNCE, plain and with chunked gradient computation.
+"""Compute the symmetric InfoNCE loss, at once or in chunks with the exact gradient.
 
-Shape letters: `B` batch, `K` vectors per image (1, except BLIP-2's query tokens), `D` their width.
+Shape letters: `B` batch, `b` rows of a chunk, `K` vectors per image (BLIP-2's query tokens,
+otherwise 1), `D` their width.
 
 Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al.
 2021 (arXiv 2101.06983).
@@ -22,10 +23,10 @@ from pab.training.pair_data import PairBatch
 def symmetric_infonce(
     image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
 ) -> Tensor:
-    """Mean of the image-to-text and text-to-image cross entropies.
+    """Average the image-to-text and text-to-image cross entropies.
 
     Args:
-        image: unit vectors [B, D]; row i belongs to row i of ``text``.
+        image: unit vectors [B, D]; row i matches row i of ``text``.
         text: unit vectors [B, D].
         logit_scale: logarithm of the scale of the similarities, a scalar.
         identity: [B]; rows with equal numbers are not negatives of each other. None: all differ.
@@ -41,9 +42,8 @@ def gathered_infonce(
 ) -> Tensor:
     """Compute :func:`symmetric_infonce` over the batch of all processes.
 
-    Every process computes the whole loss. Average the parameters' gradients over the processes
-    afterwards (``pab.core.processes.average_gradients``); they then equal those of a single
-    process.
+    Every process computes the whole loss. Averaging the gradients over processes
+    (``pab.core.processes.average_gradients``) then gives those of a single process.
     """
     images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
     return symmetric_infonce(images, texts, logit_scale, _gathered(identity))
@@ -52,7 +52,7 @@ def gathered_infonce(
 def pooled_infonce(
     image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
 ) -> Tensor:
-    """Compute :func:`symmetric_infonce` with each image's best vector per text, over all processes.
+    """Compute :func:`gathered_infonce` with the best of each image's K vectors per text.
 
     Args:
         image: unit vectors [B, K, D].
@@ -72,7 +72,7 @@ def _gathered(identity: Tensor | None) -> Tensor | None:
 
 
 def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
-    """Cross entropy of logits [B, B] in both directions (rows: images); targets on the diagonal."""
+    """Average both cross entropies of logits [B, B] (rows: images) with targets on the diagonal."""
     if identity is not None:
         same = identity[:, None] == identity[None]
         logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
@@ -81,7 +81,7 @@ def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
 
 
 class _Replay:
-    """Random state before a chunk; replayed so that the second pass repeats the draws."""
+    """Restore the random state before a chunk, so that the second pass repeats its draws."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -102,17 +102,17 @@ def cached_backward(
     device: torch.device,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> Tensor:
-    """Back-propagate a loss of many vectors while only one chunk's activations are in memory.
+    """Back-propagate a loss of many vectors with the activations of one chunk in memory.
 
-    Encode all chunks without a graph and compute the loss, which gives the gradient of each vector.
-    Then encode each chunk again with the same random draws and back-propagate its vectors'
-    gradients. The result is the exact gradient of the whole batch.
+    First encode all chunks without a graph, and compute the loss and its gradient for each vector.
+    Then encode each chunk again with the same random draws, and back-propagate the gradients of its
+    vectors. The result is the exact gradient of the full batch.
 
     Args:
-        chunks: functions that encode one chunk each: () -> [b, D].
-        loss_of: list of all chunks' vectors -> scalar loss. Parameters used in it (the logit
-            scale) also get their gradient.
-        device: device of the encoding, whose random state is replayed.
+        chunks: functions without arguments; each encodes a chunk to [b, D].
+        loss_of: maps the vectors of all chunks to a scalar loss. Parameters that it uses (the logit
+            scale) also receive gradients.
+        device: device of the encoder; its random state is replayed.
         scale: applied to the loss before the backward pass (loss scaling, accumulation).
 
     Returns:
@@ -143,19 +143,19 @@ def pair_backward(
     scaler: torch.amp.GradScaler,
     device: torch.device,
 ) -> Tensor:
-    """Accumulate the gradient of one batch.
+    """Compute the loss of one batch and add its gradient to the parameters' gradients.
 
     Args:
-        encode: pairs -> vectors [b, K + 1, D], the image's vectors followed by the text's.
+        encode: maps b pairs to vectors [b, K + 1, D]: those of the image, then that of the text.
         batch: pairs of this process; the loss covers the batches of all processes.
         logit_scale: logarithm of the scale of the similarities.
         chunk: pairs encoded at a time, with the exact full-batch gradient; 0 encodes all at once.
-        share: number of batches per update, by which the loss is divided.
+        share: number of batches per update; the loss is divided by it.
         scaler: loss scaler.
-        device: device of the encoding.
+        device: device of the encoder.
 
     Returns:
-        The loss, detached, as its share of the update's mean.
+        The detached loss, divided by ``share``.
     """
 
     def scaled(loss: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ _NAMED_IMAGES = 20  # maximum number of names in an error message
 
 
 class TrainingData(NamedTuple):
-    """Training set, with the indices of its training and validation pairs."""
+    """Training set, and the indices of the training and of the validation pairs."""
 
     pairs: TrainingSet
     train_rows: np.ndarray
@@ -46,14 +46,14 @@ class TrainingData(NamedTuple):
 
 
 def open_training_data(config: TrainingConfig) -> TrainingData:
-    """Open the training pairs, split off the validation pairs, and check the run's inputs.
+    """Open the pairs, split off the validation pairs, and check the run's inputs.
 
     All training images must exist. Only validation images are decoded, because decoding a million
     images would take hours.
 
     Raises:
-        InputError: an output folder is not writable, data or a training image are missing, lines
-            are bad, or a validation image is unreadable.
+        InputError: an output folder is not writable, data or training images are missing, lines are
+            invalid, or a validation image is unreadable.
     """
     check_run_folders(config)
     pairs = TrainingSet.open(
@@ -70,10 +70,10 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
 
 
 def training_sources(config: TrainingConfig) -> list[Path] | None:
-    """Annotation files named by the settings; None if ``data_path`` itself holds the pairs.
+    """List the annotation files to train on; None if ``data_path`` itself holds the pairs.
 
     Raises:
-        InputError: as :func:`training_shards`; or ``train_shards`` of a table.
+        InputError: see :func:`training_shards`; also ``train_shards`` with a table.
     """
     if not is_own_data(config.data_path):
         return training_shards(config)
@@ -82,16 +82,16 @@ def training_sources(config: TrainingConfig) -> list[Path] | None:
     if is_table(config.data_path):
         raise InputError(
             "--train_shards", f"contradicts --data_path {config.data_path}, a table",
-            todo="take --train_shards none, or name the folder of the table with --data_path",
+            todo="use --train_shards none, or set --data_path to the folder of the table",
         )  # fmt: skip
-    return training_shards(config)  # a table in a folder of captioned images, say
+    return training_shards(config)  # for example a table in a folder of captioned images
 
 
 def check_images_are_there(pairs: TrainingSet) -> None:
-    """Check that every pair's image file exists, listing each folder once.
+    """Check that the image file of every pair exists; list each folder once.
 
     Raises:
-        InputError: images are missing; the message names up to twenty and counts all.
+        InputError: images are missing; the message counts them and names up to twenty.
     """
     missing = pairs.missing_images()
     if not missing:
@@ -101,30 +101,30 @@ def check_images_are_there(pairs: TrainingSet) -> None:
         shown += f"; and {len(missing) - _NAMED_IMAGES:,} more"
     raise InputError(
         pairs.root,
-        f"{len(missing):,} of {len(pairs):,} training images are not there: {shown}",
-        todo="download them, or name the shards whose images are there with --train_shards",
+        f"{len(missing):,} of {len(pairs):,} training images are missing: {shown}",
+        todo="download them, or set --train_shards to shards with all their images",
     )
 
 
 def training_shards(config: TrainingConfig) -> list[Path]:
-    """Annotation files named by the settings.
+    """List the annotation files of ``train_shards``, or of all shards.
 
     Raises:
         InputError: the data root or a named file does not exist.
     """
     root = Path(config.data_path)
     if not root.is_dir():
-        raise InputError("--data_path", f"expected the data's root folder, found no {root}")
+        raise InputError("--data_path", f"expected the root folder of the data, found no {root}")
     if config.train_shards is None:
         return find_shards(root)
     if not config.train_shards:
-        raise InputError("--train_shards", "expected patterns or numbers of shards, found none")
+        raise InputError("--train_shards", "expected patterns or shard numbers, found none")
     named = (path for entry in config.train_shards for path in _shards_of(root, entry))
     return list(dict.fromkeys(named))  # a shard matched by two patterns is read once
 
 
 def _shards_of(root: Path, entry: str) -> list[Path]:
-    """Shards of one ``--train_shards`` entry: a number, a range or a pattern."""
+    """List the shards of one ``--train_shards`` entry: a number, a range or a pattern."""
     numbers = _NUMBERS.fullmatch(entry)
     if numbers is not None:
         wanted = range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
@@ -133,15 +133,15 @@ def _shards_of(root: Path, entry: str) -> list[Path]:
         if missing or not wanted:
             raise InputError(
                 "--train_shards",
-                f"{entry!r} names shards that {root} does not hold: {', '.join(missing) or 'none'}",
-                todo=f"it has {len(shards)}, numbered {min(shards)} to {max(shards)}",
+                f"{entry!r} names shards missing under {root}: {', '.join(missing) or 'none'}",
+                todo=f"it has {len(shards)} shards, numbered {min(shards)} to {max(shards)}",
             )
         return [shards[number] for number in wanted]
-    if (root / entry).is_file():  # a name may hold the signs of patterns, as in "pairs [1].csv"
+    if (root / entry).is_file():  # a name may contain pattern characters: "pairs [1].csv"
         return [root / entry]
     try:
         found = sorted(root.glob(entry))
-    except (ValueError, NotImplementedError) as error:  # of pathlib: empty or absolute
+    except (ValueError, NotImplementedError) as error:  # pathlib: empty or absolute pattern
         raise InputError(
             "--train_shards", f"expected a pattern under {root}, found {entry!r}"
         ) from error
@@ -156,8 +156,8 @@ def _shards_of(root: Path, entry: str) -> list[Path]:
 class BadSample(NamedTuple):
     """Parts of an :class:`InputError`, returned as a sample.
 
-    A data loader re-raises a worker's exception with its traceback in the message. An error that is
-    returned as a sample stays one line.
+    A data loader re-raises the exception of a worker with the traceback in its message. Returned as
+    a sample, the error stays one line.
     """
 
     where: str
@@ -167,17 +167,17 @@ class BadSample(NamedTuple):
 
     @classmethod
     def of(cls, error: InputError) -> BadSample:
-        """Take the parts of an error."""
+        """Copy the parts of an error."""
         return cls(error.where, error.problem, error.item, error.todo)
 
 
 class TrainingSamples(Dataset[Any], ABC):
-    """Dataset of training pairs; a recipe defines a sample's content in :meth:`sample`.
+    """Dataset of training pairs; each recipe builds its samples in :meth:`sample`.
 
     Args:
-        pairs: the whole training set.
-        indices: the training pairs.
-        seed: seed of the draws, combined with the epoch and the sample's index in ``pairs``.
+        pairs: training and validation pairs.
+        indices: positions of the training pairs in ``pairs``.
+        seed: seed of the random draws, combined with the epoch and the index in ``pairs``.
     """
 
     def __init__(self, pairs: TrainingSet, indices: np.ndarray, seed: int) -> None:
@@ -187,7 +187,7 @@ class TrainingSamples(Dataset[Any], ABC):
         return len(self.indices)
 
     def __getitem__(self, key: SampleKey) -> Any:
-        """Load a sample by (position among the training pairs, epoch); return errors as samples."""
+        """Load a sample by (position in ``indices``, epoch); return errors as samples."""
         position, epoch = key
         index = int(self.indices[position])
         try:
@@ -204,7 +204,7 @@ class TrainingSamples(Dataset[Any], ABC):
 
 
 def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
-    """Yield the batches of a loader.
+    """Yield the batches of a loader; raise the error that a bad sample holds.
 
     Raises:
         InputError: a pair's line or image cannot be read.
@@ -216,12 +216,12 @@ def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
 
 
 def validation_retrieval(data: TrainingData) -> Retrieval:
-    """Validation split as queries, gallery and labels."""
+    """Return the validation pairs as queries, gallery and labels."""
     return retrieval_of_pairs((data.pairs[int(i)] for i in data.val_rows), data.pairs.root)
 
 
 def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
-    """Metrics of a labelled retrieval, in percent.
+    """Compute the metrics of a labelled retrieval, in percent.
 
     Args:
         retrieval: queries with a gallery and labels.
@@ -235,7 +235,7 @@ def retrieval_metrics(retrieval: Retrieval, scores: Tensor) -> dict[str, float]:
 
 
 def epoch_batches(config: TrainingConfig, pairs: int) -> EpochBatches:
-    """Sampler of this process's batches."""
+    """Create the sampler of this process's batches."""
     return EpochBatches(
         pairs, config.batch_size, config.seed, processes.rank(), processes.world_size()
     )
@@ -248,7 +248,7 @@ def training_loader(
     config: TrainingConfig,
     device: torch.device,
 ) -> Loader:
-    """Build the loader of ``batches``; it leaves torch's global generator unchanged."""
+    """Create the data loader of ``batches``, which leaves torch's global generator unchanged."""
     return Loader(
         dataset,
         batch_sampler=batches,

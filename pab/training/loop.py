@@ -1,7 +1,7 @@
-"""Steps, validation, checkpoints and log of a training run, shared by all fine-tuning recipes.
+"""Training run shared by all fine-tuning recipes: steps, validation, checkpoints, log.
 
-A recipe reads top to bottom: set-up, loop, save (`pab/training/pairs.py`, `uit/train.py`). It keeps
-its model, optimizer and position in a :class:`Run`. The same command, started again, resumes from
+A recipe reads top to bottom: set-up, loop, save (`pab/training/pairs.py`, `uit/train.py`). A
+:class:`Run` holds the model, optimizer and position. The same command, started again, resumes from
 the last checkpoint (`pab/training/resume.py`).
 """
 
@@ -55,8 +55,8 @@ from pab.training.sampling import EpochBatches
 from pab.training.setup import Setup, steps_per_epoch
 
 BEST = "checkpoint-best.pth"  # weights of the best epoch on the validation split
-FINAL = "checkpoint-final.pth"  # weights of the last epoch (the average, if the run keeps one)
-# GradScaler starts at 2^16; after this many halvings the scale is below 1, which is of no use.
+FINAL = "checkpoint-final.pth"  # weights of the last epoch (averaged with --ema_decay)
+# GradScaler starts at 2^16; after this many halvings, the scale is below 1, which is useless.
 SCALE_SEARCH = 20
 SUMMARY_METRICS = ("R@1", "R@5", "R@10", "mAP")  # of the best epoch, named at the end of a run
 
@@ -69,17 +69,17 @@ def weights_as_they_are(model: nn.Module) -> Mapping[str, Tensor]:
 
 @dataclass
 class Run:
-    """A training run: its model and optimizer, its place, its checkpoints and log.
+    """Training run: model, optimizer, position, checkpoints and log.
 
     Attributes:
-        model: network in training; weights and state are restored into it on a resume.
+        model: network to train; a resume restores its weights.
         rates: learning rate per update; the first ``warmup_steps`` are the warm-up.
         update_freq: loader batches accumulated per update.
-        facts: metadata of weight files, besides the figures of their epoch.
+        facts: metadata of weight files, in addition to the metrics of the epoch.
         scoring: command that scores with a weight file; its path is appended.
-        released: function that maps the model to the weights in weight files.
-        ema: average of the weights, if the run keeps one.
-        place: position of the run in its epochs.
+        released: returns the weights to write, by name, for the model.
+        ema: average of the weights; None without ``ema_decay``.
+        place: position of the run: step and epoch.
         saved_at: step of the last saved or resumed training state.
         interrupted: true after Ctrl-C; the next step then stops the run.
     """
@@ -104,7 +104,7 @@ class Run:
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check the disk's space; create the loss scaler, and the average if the run keeps one.
+        """Check the free disk space; create the loss scaler and the weight average.
 
         Raises:
             InputError: the disk has too little space for the checkpoints.
@@ -138,18 +138,18 @@ class Run:
         return checked(self.loader)
 
     def _before_step(self) -> None:
-        """Start the clock of a step, and keep the batch statistics that a skip restores."""
+        """Start the clock of a step; save the batch statistics, which a skipped step restores."""
         self._began = time.perf_counter()
         self._statistics = [(buffer, buffer.clone()) for buffer in batch_statistics(self.model)]
 
     def step(self, losses: Mapping[str, Tensor]) -> None:
-        """Update the weights with the accumulated gradients, log, and save if it is time.
+        """Update the weights with the accumulated gradients, log, and save if a save is due.
 
-        The step is skipped if its loss or gradient is not finite. All processes decide alike,
-        because they see the same mean loss and gradients.
+        The step is skipped if the loss or a gradient is not finite. All processes make the same
+        decision, because they see the same mean loss and gradients.
 
         Args:
-            losses: ``loss`` and other figures of this process, which are averaged for the log.
+            losses: ``loss`` and other values of this process; the log holds their means.
 
         Raises:
             InputError: too many consecutive steps were skipped.
@@ -197,7 +197,7 @@ class Run:
         config, step, (total, in_row) = self.config, self.place.step, self.place.skipped
         self.log.count_skipped(total)
         self.log.message(f"step {step} skipped, {in_row} in a row, {total} in all: {problem}")
-        # In fp16, the scaler also skips steps while it searches for a scale; allow time for that.
+        # In fp16, the scaler also skips steps while it searches for a scale, so allow more steps.
         scaling = self.scaler.is_enabled()
         limit = max(config.max_skipped_steps, SCALE_SEARCH) if scaling else config.max_skipped_steps
         if in_row >= limit:
@@ -205,8 +205,8 @@ class Run:
                 "training",
                 f"{in_row} steps in a row were skipped, the last at step {step}: {problem}",
                 todo=f"lower --lr (now {config.lr:g}), set --clip_grad (now "
-                f"{config.clip_grad or 'none'}), or take --dtype fp32 or bf16 (now {config.dtype});"
-                " the run may be resumed with these changed",
+                f"{config.clip_grad or 'none'}), or use --dtype fp32 or bf16 (now {config.dtype});"
+                " the run can be resumed with these settings changed",
             )
 
     # ---- Validation
@@ -217,27 +217,27 @@ class Run:
         return len(self.setup.data.val_rows) > 0
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Use the averaged weights inside the block, if the run keeps an average."""
+        """Use the averaged weights in the block, if the run has an average."""
         return nullcontext() if self.ema is None else self.ema.swapped(self.model)
 
     @contextmanager
     def validating(self) -> Iterator[None]:
-        """Use the weights to validate, in evaluation mode; the training state is saved before.
+        """Validate in the block: evaluation mode, averaged weights if the run has an average.
 
-        A run stopped in validation therefore repeats it.
+        The training state is saved first, so a run that stops here repeats the validation.
         """
         if self._saves_epoch and self.saved_at != self.place.step:
             self.save_state()
         self.model.eval()
         try:
             with self.averaged():
-                processes.share_buffers(self.model)  # the average's buffers, if there is one
+                processes.share_buffers(self.model)  # those of the average, if the run has one
                 yield
         finally:
             self.model.train()
 
     def validated(self, figures: Mapping[str, float]) -> None:
-        """Log the validation metrics of an epoch; save its weights if they are the best so far."""
+        """Log the validation metrics of an epoch; save the weights if the metrics are the best."""
         epoch, best = self.place.epoch, self.place.best_metric
         self.log.log(self.place.step, {"epoch": epoch, **figures}, kind="val")
         self.log.message(f"epoch {epoch}: " + _listed(figures))
@@ -254,7 +254,7 @@ class Run:
         return ended % self.config.save_ckpt_freq == 0 or ended == self.config.epochs
 
     def end_epoch(self) -> None:
-        """Save the weights and the training state of an epoch, and move on to the next."""
+        """Save the weights and the training state of an epoch, and advance to the next epoch."""
         epoch, saves = self.place.epoch, self._saves_epoch
         self.place.epoch, self.place.step_in_epoch = epoch + 1, 0
         if not saves:
@@ -266,7 +266,7 @@ class Run:
         self.save_state()
 
     def save(self, name: str, figures: Mapping[str, object]) -> None:
-        """Write the weights in released form (key ``model``); averaged weights if there are any."""
+        """Write the weights under the key ``model``; averaged weights if the run has an average."""
         if not (processes.is_main() and self.config.save_ckpt):
             return
         with self.averaged():
@@ -274,7 +274,7 @@ class Run:
             save_weights(self.output / name, weights, _as_text({**self.facts, **figures}))
 
     def save_state(self) -> None:
-        """Save the training state; all processes contribute, rank 0 writes."""
+        """Save the training state; every process must call this, rank 0 writes."""
         place = self.place
         generators = processes.gather_objects(rng_state(self.setup.device))
         state = TrainingState(
@@ -293,10 +293,10 @@ class Run:
     # ---- Beginning and end
 
     def resume(self) -> None:
-        """Restore the checkpoint to resume from, if any, and the random generators.
+        """Restore the checkpoint and the random generators, if the run resumes.
 
         Raises:
-            InputError: the state is from another number of processes, or its tensors do not fit.
+            InputError: the state has another number of processes, or tensors that do not fit.
         """
         point, model = self.setup.resume, self.model
         if point is None:
@@ -323,12 +323,12 @@ class Run:
             self.ema = Ema(model, self.ema.decay, warmup=self.ema.warmup)
         if self.stopped:
             print(
-                f"{state.step} steps are done, --max_steps {self.config.max_steps}", file=sys.stderr
+                f"{state.step} steps done, --max_steps is {self.config.max_steps}", file=sys.stderr
             )
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Write log, progress and kept files in the block; Ctrl-C says how to resume.
+        """Write the log and the progress in the block; on Ctrl-C, report how to resume.
 
         Raises:
             InputError: the output folder is not writable, or holds a log that cannot be read.
@@ -376,12 +376,12 @@ class Run:
         )
         if total < self.warmup_steps:
             self.log.message(
-                f"the run ends within its warm-up of {self.warmup_steps} steps, at a rate of "
+                f"the run ends in its warm-up of {self.warmup_steps} steps, at a learning rate of "
                 f"{self.rates[total - 1]:.3g} instead of {self.config.lr:g}: lower --warmup_steps?"
             )
 
     def _interrupted(self) -> str:
-        """Say what is saved and how to resume."""
+        """Report which state is saved and how to resume."""
         stopped = f"interrupted after step {self.place.step}"
         if not self.config.save_ckpt:
             return f"{stopped}: nothing is saved (--no_save_ckpt)"
@@ -397,7 +397,7 @@ class Run:
         )
 
     def finish(self) -> None:
-        """Save the final weights; name the weights to use and the command that scores with them."""
+        """Save the final weights; print the best weights and the command that scores with them."""
         self.save(FINAL, {"epoch": self.config.epochs - 1})
         self.progress.close()
         if processes.is_main():
@@ -417,7 +417,7 @@ class Run:
 
 
 def batch_statistics(model: nn.Module) -> list[Tensor]:
-    """Buffers changed by a training forward pass: running statistics of batch norm."""
+    """Return the buffers that a training forward pass changes: batch norm's running statistics."""
     return [
         buffer
         for module in model.modules()
@@ -427,7 +427,7 @@ def batch_statistics(model: nn.Module) -> list[Tensor]:
 
 
 def command_line(program: str, **flags: object) -> str:
-    """Write a command and its flags as a shell reads them."""
+    """Format a command and its flags for a shell."""
     return " ".join([program, *(shlex.join([f"--{k}", str(v)]) for k, v in flags.items())])
 
 
@@ -437,7 +437,7 @@ def _quality(figures: Mapping[str, float]) -> float:
 
 
 def _test_of(config: TrainingConfig) -> str:
-    """Flag that names the test set of the run's data; empty if scoring finds it by default."""
+    """Return the flag for the test set of the run's data; empty if it is scoring's default."""
     test = labelled_test(config.data_path)
     if test.is_file():
         return " " + command_line("", annotation=test).strip()

@@ -1,7 +1,7 @@
-"""Optimizer groups with layer-wise rate decay, rate schedule, weight averages, checked steps.
+"""Optimizer: layer-wise learning-rate decay, learning-rate schedule, EMA, checked steps.
 
-The model knows which parameters have no weight decay and which layer each belongs to. It passes
-both in as functions.
+The model decides which parameters have no weight decay and to which layer each belongs. It passes
+both rules as functions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from pab.core.errors import InputError
 
-WORST_GRADIENTS = 3  # gradients named in the report of a skipped step
+WORST_GRADIENTS = 3  # number of gradients named in the report of a skipped step
 
 
 class StepOutcome(NamedTuple):
     """Result of :func:`clip_and_step`.
 
     Attributes:
-        norm: norm of all gradients together, unscaled and before clipping.
-        problem: reason for a skipped step, in one clause; empty if the step was taken.
+        norm: norm of all gradients together, after unscaling and before clipping.
+        problem: reason for a skipped step, in one clause; empty if the step was not skipped.
     """
 
     norm: float
@@ -45,21 +45,21 @@ def parameter_groups(
     """Group trainable parameters by weight decay and learning rate.
 
     Args:
-        named_parameters: parameters of a model; those without gradient are ignored.
-        weight_decay: decay of parameters for which ``no_decay(name, parameter)`` is false.
+        named_parameters: parameters of a model; those with ``requires_grad=False`` are ignored.
+        weight_decay: weight decay of parameters for which ``no_decay(name, parameter)`` is false.
         no_decay: returns true for parameters without weight decay.
         layer_of: maps a name to 0 (embeddings), 1 .. ``n_layers`` (blocks) or ``n_layers + 1``
-            (after the blocks); None uses one rate for all.
+            (after the blocks); None uses one learning rate for all.
         n_layers: number of blocks.
-        layer_decay: rate factor from one layer to the one below it.
-        lr_scale_of: maps a name to a further factor of the parameter's rate.
+        layer_decay: factor applied to the learning rate at each layer, from the top down.
+        lr_scale_of: maps a name to a further factor of the learning rate.
 
     Returns:
         Groups with ``params``, ``names``, ``weight_decay`` and ``lr_scale = layer_decay **
         (n_layers + 1 - layer)`` times ``lr_scale_of``, in order of first appearance.
 
     Raises:
-        ValueError: a layer outside 0 .. ``n_layers + 1``.
+        ValueError: a layer is outside 0 .. ``n_layers + 1``.
     """
     groups: dict[tuple[float, int, float], dict[str, Any]] = {}
     for name, parameter in named_parameters:
@@ -87,14 +87,14 @@ def parameter_groups(
 def warmup_cosine(
     base_lr: float, min_lr: float, total_steps: int, warmup_steps: int, start_lr: float = 0.0
 ) -> list[float]:
-    """Learning rate per step: linear warm-up, then half a cosine.
+    """Compute the learning rate of each step: linear warm-up, then half a cosine.
 
     Step 0 has ``start_lr``, and step ``warmup_steps - 1`` has ``base_lr``. The cosine starts at
-    ``base_lr`` again and would reach ``min_lr`` at step ``total_steps``. A warm-up of one step has
-    ``start_lr``.
+    ``base_lr`` again and would reach ``min_lr`` at step ``total_steps``. With ``warmup_steps=1``,
+    step 0 has ``start_lr``.
 
     Returns:
-        ``total_steps`` rates.
+        ``total_steps`` learning rates.
 
     Raises:
         InputError: more warm-up steps than steps, or a negative number.
@@ -102,7 +102,7 @@ def warmup_cosine(
     if total_steps < 0 or not 0 <= warmup_steps <= total_steps:
         raise InputError(
             "--warmup_steps", f"expected 0 to {total_steps} (all steps), found {warmup_steps}",
-            todo="take fewer warm-up steps or train longer",
+            todo="use fewer warm-up steps or train longer",
         )  # fmt: skip
     warmup = [float(rate) for rate in np.linspace(start_lr, base_lr, warmup_steps)]
     rest = total_steps - warmup_steps
@@ -111,7 +111,7 @@ def warmup_cosine(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group to ``lr`` times its ``lr_scale``."""
+    """Set the learning rate of every group to ``lr`` times the group's ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
@@ -119,7 +119,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def make_adamw(
     groups: list[dict[str, Any]], betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
-    """Create AdamW over :func:`parameter_groups`; the rate is 0 until :func:`set_lr` sets it.
+    """Create AdamW over :func:`parameter_groups`, with learning rate 0 until :func:`set_lr`.
 
     The fused kernel is requested explicitly. Otherwise torch chooses a kernel by device and
     version, and kernels differ in rounding. The fused kernel also needs no temporary copy of the
@@ -135,16 +135,16 @@ def clip_and_step(
     max_norm: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> StepOutcome:
-    """Clip the gradients if requested, and take one step; call it after the backward pass.
+    """Clip the gradients if ``max_norm`` is set, and step; call after the backward pass.
 
-    The step is skipped in every number format if the loss or a gradient is not finite: weights and
+    For every dtype, the step is skipped if the loss or a gradient is not finite: weights and
     optimizer state stay unchanged. An active loss scaler (float16) then halves its scale.
 
     Args:
         optimizer: optimizer whose groups have ``names``.
         loss: unscaled loss of this step, a scalar.
         max_norm: maximum norm of all gradients together; None disables clipping.
-        scaler: scaler applied to the loss before backward; None if the loss was not scaled.
+        scaler: scaler that scaled the loss before the backward pass; None without scaling.
 
     Raises:
         RuntimeError: no parameter has a gradient.
@@ -183,7 +183,7 @@ def _named_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Te
 
 
 def _worst_gradients(optimizer: torch.optim.Optimizer) -> str:
-    """Describe the largest gradients by norm, those that are not finite first."""
+    """Describe the gradients with the largest norms, first those that are not finite."""
     norms = [(name, float(gradient.norm())) for name, gradient in _named_gradients(optimizer)]
     norms.sort(key=lambda item: (math.isfinite(item[1]), -item[1]))
     return ", ".join(f"{name} ({norm:g})" for name, norm in norms[:WORST_GRADIENTS])
@@ -192,13 +192,13 @@ def _worst_gradients(optimizer: torch.optim.Optimizer) -> str:
 class Ema:
     """Exponential moving average of a model's parameters, in float32.
 
-    Buffers are copied, because batch norm's buffers are averages already.
+    Buffers are copied, because the buffers of batch norm are already averages.
 
     Args:
         model: model with the initial values.
         decay: weight of the old average in each update.
         warmup: use a smaller decay at first, min(decay, (1 + n) / (10 + n)) in update n from 0, so
-            that the average forgets the untrained start soon.
+            that the initial weights soon lose their influence.
     """
 
     def __init__(self, model: nn.Module, decay: float, *, warmup: bool = False) -> None:
@@ -241,7 +241,7 @@ class Ema:
                 _write_into(model, parameters, buffers)
 
     def state_dict(self) -> dict[str, Any]:
-        """State as plain containers and tensors, for an exact resume."""
+        """Return the state as plain containers and tensors, for an exact resume."""
         return {"updates": self.updates, "shadow": self.shadow, "buffers": self.buffers}
 
     @torch.no_grad()
@@ -254,7 +254,7 @@ class Ema:
         for own, saved in ((self.shadow, state["shadow"]), (self.buffers, state["buffers"])):
             if own.keys() != saved.keys():
                 differing = sorted(own.keys() ^ saved.keys())
-                raise ValueError(f"the saved average is of another model: {differing[:3]}")
+                raise ValueError(f"the saved average belongs to another model: {differing[:3]}")
             for name, value in saved.items():
                 own[name].copy_(value)
         self.updates = int(state["updates"])

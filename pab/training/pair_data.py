@@ -1,4 +1,4 @@
-"""Training samples of a contrastive recipe: one image view and one caption's ids."""
+"""Training samples of a contrastive recipe: a view of an image and the ids of its caption."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pab.training.data import BadSample, TrainingSamples
 
 
 class PairBatch(NamedTuple):
-    """A batch of B pairs.
+    """Batch of B pairs, with captions of N ids and images of S pixels per side.
 
     Attributes:
         image: [B, 3, S, S].
         text_ids: [B, N].
-        text_mask: [B, N]; marks padding for BEiT-3, tokens for BERT.
+        text_mask: [B, N]; 1 marks padding for BEiT-3 and tokens for BERT.
         identity: [B]; pairs with equal numbers are not negatives of each other.
     """
 
@@ -33,17 +33,17 @@ class PairBatch(NamedTuple):
     identity: Tensor
 
 
-# Image [3, S, S], its caption's ids, its identity.
+# Image [3, S, S], ids of the caption, identity of the pair.
 Sample = tuple[Tensor, list[int], int] | BadSample
 
 
 class PairDataset(TrainingSamples):
-    """Training pairs with a random view of each image; samples are :data:`Sample`.
+    """Dataset of training pairs with a random view of each image; yields :data:`Sample`.
 
     Args:
         pairs, indices, seed: see :class:`pab.training.data.TrainingSamples`.
-        view: image -> tensor.
-        encode: caption -> ids.
+        view: maps an image to a tensor [3, S, S].
+        encode: maps a caption to ids.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class PairDataset(TrainingSamples):
 
 @dataclass(frozen=True)
 class PairCollate:
-    """Stack images and pad captions; return the first bad sample if there is one.
+    """Stack images and pad captions; return the first bad sample, if any.
 
     Attributes:
-        pad: rows of ids -> ids [B, N] and their mask [B, N].
+        pad: pads B rows of ids to ids [B, N] and their mask [B, N].
     """
 
     pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]]

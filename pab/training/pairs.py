@@ -1,6 +1,6 @@
-"""Contrastive fine-tuning on pairs: data, model, loop, in this order.
+"""Fine-tune an image-text model with a contrastive loss: data, model, loop.
 
-LHP, CLIP and BLIP-2 share this recipe; a :class:`PairModel` holds their differences.
+LHP, CLIP and BLIP-2 share this recipe; a :class:`PairModel` defines what differs.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pab.training.setup import same_start, set_up, steps_per_epoch
 
 @dataclass(frozen=True)
 class PairModel:
-    """Image-text model with everything the recipe needs to know about it.
+    """Image-text model, with the functions and facts that the recipe needs.
 
-    Shape letters: `B` batch, `K` vectors per image, `D` their width, `N` text ids, `S` image side.
+    Shape letters: `B` batch, `K` vectors per image, `D` vector width, `N` text ids, `S` image side.
 
     Attributes:
         module: the network, with its initial weights.
-        view: training image -> pixels [3, S, S]; may be random.
-        encode_ids: caption -> ids.
-        pad: rows of ids -> ids [B, N] and their mask [B, N].
-        vectors: pairs -> unit vectors [B, K + 1, D], the image's followed by the text's.
-        logit_scale: current logarithm of the scale of similarities, a scalar with a graph.
+        view: maps a training image to pixels [3, S, S]; may be random.
+        encode_ids: maps a caption to ids.
+        pad: pads B rows of ids to ids [B, N] and their mask [B, N].
+        vectors: maps pairs to unit vectors [B, K + 1, D], with the text's vector last.
+        logit_scale: returns the logarithm of the scale of similarities, a scalar with gradient.
         score: computes similarities [queries, gallery] of a labelled retrieval, for validation.
-        layers: number of blocks, for layer-wise rate decay.
+        layers: number of blocks, for layer-wise learning-rate decay.
         layer_of: maps a parameter's name to its layer, 0 to ``layers + 1``.
         no_decay: returns true for a parameter (name, value) without weight decay.
         facts: metadata of weight files.
@@ -67,15 +67,15 @@ def train_pairs(
     files: Mapping[str, ContentHash],
     build: Callable[[torch.device, torch.dtype, Mapping[str, str] | None], PairModel],
 ) -> None:
-    """Run the whole recipe.
+    """Run the recipe from data to final checkpoint.
 
     Args:
         config: settings of the recipe.
-        command: command with its arguments, as typed.
-        files: setting -> hash of the files that it names: initial weights, tokenizer.
-        build: creates the model for a device and number format, after the data is checked and the
-            generators are seeded. For a resumed run, it gets the facts of the checkpoint and needs
-            no initial weights, because the checkpoint replaces them.
+        command: command line, for the log.
+        files: setting -> function that hashes its files (initial weights, tokenizer).
+        build: creates the model for a device and dtype, after the data is checked and the
+            generators are seeded. A resumed run also passes the facts of the checkpoint, which
+            replaces all initial weights.
 
     Raises:
         InputError: before anything is written: bad settings, data or checkpoint. During training:

@@ -1,7 +1,7 @@
 """Check before the first step that a run can finish.
 
-An output that cannot be written, a missing package or a full disk then fails at once, not after
-hours.
+A run with an output that cannot be written, a missing package or a full disk then fails at once,
+not after hours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check_run_folders(config: TrainingConfig) -> None:
     """Check that the output folders are writable, and that TensorBoard is installed if needed.
 
     Raises:
-        InputError: naming the flag.
+        InputError: a folder or TensorBoard cannot be used; the message names the flag.
     """
     check_output_folder("--output_dir", config.output_dir)
     if config.log_dir is None:
@@ -34,24 +34,24 @@ def check_run_folders(config: TrainingConfig) -> None:
         raise InputError(
             "--log_dir",
             f"needs TensorBoard, which cannot be imported: {error}",
-            todo="pip install tensorboard, or --log_dir none",
+            todo="run pip install tensorboard, or use --log_dir none",
         ) from error
 
 
 def check_room(config: TrainingConfig, model: nn.Module) -> None:
     """Check that the output folder's disk has space for the run's checkpoints.
 
-    The space covers two training states (weights, AdamW's two moments, the average if there is
-    one), because a state is written beside its predecessor. It also covers the weights of the kept
-    epochs, the best epoch and the end. Existing checkpoints count as available space: the run
-    replaces them.
+    The check covers two training states (weights, the two moments of AdamW, the average if
+    enabled), because a new state is written before the old one is removed. It also covers the
+    weights of the kept epochs, the best epoch and the last one. Existing checkpoints count as free
+    space, because the run replaces them.
 
     Args:
         config: settings of the run.
-        model: the model that is trained.
+        model: network to train.
 
     Raises:
-        InputError: names the flag, the space needed and the space found.
+        InputError: too little space; the message names the flag, the needed and the free space.
     """
     if not config.save_ckpt:
         return
@@ -68,6 +68,6 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
     kept = sum({file.st_ino: file.st_size for file in found}.values())  # count hard links once
     check_free_space(
         "--output_dir", config.output_dir, needed - kept, "the checkpoints",
-        todo="make room, name a folder on another disk, keep fewer with --keep_checkpoints or "
-        "--save_ckpt_freq, or write none with --no_save_ckpt",
+        todo="free disk space, set a folder on another disk, keep fewer with --keep_checkpoints or "
+        "--save_ckpt_freq, or disable them with --no_save_ckpt",
     )  # fmt: skip

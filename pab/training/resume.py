@@ -1,7 +1,7 @@
-"""Resume a training run: compare it with a saved run, choose the file, read its state.
+"""Resume a training run: compare with the saved run, choose the checkpoint, read its state.
 
-Only the same run can be resumed. Settings are compared by value. Data, initial weights, tokenizers
-and WordNet are compared by content, so files may be moved or renamed.
+A run can be resumed only with the same settings and data. Settings are compared by value. Data,
+initial weights, tokenizers and WordNet are compared by content, so files can be moved or renamed.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from pab.data.training_set import TrainingSet
 from pab.training.config import TrainingConfig
 
 LAST = "checkpoint-last.pth"  # training state to resume from
-PREVIOUS = "checkpoint-previous.pth"  # the state before it, used if LAST is damaged
+PREVIOUS = "checkpoint-previous.pth"  # previous training state, used if LAST is damaged
 EPOCH = re.compile(r"checkpoint-(\d+)\.pth")  # weights of one epoch, counted from 0
-RESUME_KEY = "resume"  # metadata of an epoch's weights: the run, and the position in it
+RESUME_KEY = "resume"  # metadata key in an epoch's weights: identity and position of the run
 
-PAIRS = "training pairs"  # compared entry: number and fingerprint of the pairs
+PAIRS = "training pairs"  # entry of the settings: number and fingerprint of the pairs
 # Settings that do not affect the result.
 FREE_SETTINGS = frozenset((
     "task", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt", "save_ckpt_freq",
     "keep_checkpoints", "save_every_steps", "auto_resume", "resume_from", "max_steps",
     "checkpoint_activations",
 ))  # fmt: skip
-# Settings that may fix a failing run: a change is allowed and recorded.
+# Settings that can rescue a failing run: a change is allowed and recorded.
 MENDING_SETTINGS = frozenset((
     "lr", "min_lr", "clip_grad", "dtype", "grad_cache_chunk", "num_workers", "max_skipped_steps",
 ))  # fmt: skip
-# Settings compared through PAIRS: the fingerprint covers what they select.
+# Settings compared through PAIRS: the fingerprint covers the data that they select.
 DATA_SETTINGS = frozenset((
     "data_path", "train_shards", "skip_bad_lines", "csv_image_key", "csv_caption_key",
     "csv_separator",
 ))  # fmt: skip
-# Exceptions of zipfile for damaged archives, found by damaging archives in every way.
+# Exceptions that zipfile raises for damaged archives, found by damaging archives.
 _DAMAGED = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError,
     RuntimeError, KeyError, IndexError, OverflowError,
 )  # fmt: skip
 
-ContentHash = Callable[[], str | None]  # SHA-256 of a setting's files; None if one is missing
+ContentHash = Callable[[], str | None]  # SHA-256 of the files of a setting; None if one is missing
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class RunIdentity:
     """Identity of a run, compared with that of a saved state.
 
     Attributes:
-        settings: plain values, and :data:`PAIRS`.
-        defaults: defaults of the settings; they stand in for settings that an older state lacks.
-        content: setting -> SHA-256 of the files that it names; None if a file is missing.
+        settings: settings as plain values, and the entry :data:`PAIRS`.
+        defaults: defaults of the settings, used for settings that an older state lacks.
+        content: setting -> SHA-256 of its files; None if a file is missing.
     """
 
     settings: dict[str, Any]
@@ -83,9 +83,9 @@ class ResumePoint:
     Attributes:
         path: file of the checkpoint.
         exact: true for a training state; false for the weights of an epoch.
-        settings: settings of the run that wrote it.
-        content: setting -> SHA-256 of the files that it named.
-        facts: metadata of its weight files, such as CLIP's preprocessing.
+        settings: settings of the run that wrote the checkpoint.
+        content: setting -> SHA-256 of its files.
+        facts: metadata of the run's weight files, such as CLIP's preprocessing.
         changed: changed setting -> (old, new), for settings that may change.
     """
 
@@ -97,17 +97,17 @@ class ResumePoint:
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """Entry in ``run.json``."""
+        """Return the entry for ``run.json``."""
         changed = {name: list(values) for name, values in self.changed.items()}
         return {"file": self.path.name, "exact": self.exact, "changed": changed}
 
 
 @dataclass
 class Position:
-    """Position of a run in its epochs, which moves; the defaults are those of a new run.
+    """Position of a run, updated at every step; the defaults are those of a new run.
 
     Attributes:
-        step: optimizer steps done, skipped ones included.
+        step: optimizer steps done, including skipped ones.
         epoch: current epoch, from 0.
         step_in_epoch: steps done in the current epoch.
         best_metric: best validation result so far.
@@ -125,7 +125,7 @@ class Position:
 
 
 def hash_of_files(*paths: Path) -> str | None:
-    """SHA-256 of a file, or of the hashes of several files; None if one is missing."""
+    """Hash a file, or the hashes of several files, with SHA-256; None if one is missing."""
     if not paths or not all(path.is_file() for path in paths):
         return None
     hashes = [sha256_of_file(path) for path in paths]
@@ -133,7 +133,7 @@ def hash_of_files(*paths: Path) -> str | None:
 
 
 def named_files(**settings: str | Path) -> dict[str, ContentHash]:
-    """Map settings that name one file each to its hash; empty settings are omitted."""
+    """Map settings that name one file each to its hash function; omit empty settings."""
     return {name: partial(hash_of_files, Path(path)) for name, path in settings.items() if path}
 
 
@@ -145,7 +145,7 @@ def identify(
     Args:
         config: settings of the run.
         pairs: the training set.
-        files: setting -> hash of the files that it names.
+        files: setting -> function that hashes its files.
     """
     content = processes.on_main(lambda: {name: found() for name, found in files.items()})
     settings = {**as_plain(config), PAIRS: f"{len(pairs)}, {pairs.fingerprint()[:12]}"}
@@ -155,10 +155,10 @@ def identify(
 def changed_settings(
     now: RunIdentity, saved: Mapping[str, Any], content: Mapping[str, str], path: Path
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that changed and may change, as name -> (old, new).
+    """Return the changed settings that are allowed to change, as name -> (old, new).
 
     Files with hashes on both sides are compared by hash, whatever their paths. Initial weights may
-    be missing. States without hashes are compared by paths.
+    be missing. Files of a state without hashes are compared by path.
 
     Args:
         now: identity of the run to resume.
@@ -179,7 +179,7 @@ def changed_settings(
         if name in content and name in now.content:
             found = now.content[name]
             if found is None:
-                notice(f"--{name}", f"{value} is not there; not compared, the state is complete")
+                notice(f"--{name}", f"{value} is missing and not compared; the state is complete")
             elif found != content[name]:
                 differing.append(
                     f"{name} (was SHA-256 {content[name][:12]}, now {found[:12]}: {value})"
@@ -195,7 +195,7 @@ def changed_settings(
         raise InputError(
             path,
             f"belongs to a run with other settings: {', '.join(differing)}",
-            todo="take those settings, another --output_dir, or --no_auto_resume to overwrite it",
+            todo="use those settings, another --output_dir, or --no_auto_resume to overwrite it",
         )
     return changed
 
@@ -206,9 +206,9 @@ def changed_settings(
 def find_resume_point(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
     """Find the checkpoint to resume from; None starts a new run.
 
-    The default is ``checkpoint-last.pth``. With ``--resume_from newest_good``, it is the first
-    readable file of ``checkpoint-last.pth``, ``checkpoint-previous.pth`` and the epochs' weights,
-    newest first.
+    The default is ``checkpoint-last.pth``. With ``--resume_from newest_good``, the checkpoint is
+    the first readable file of ``checkpoint-last.pth``, ``checkpoint-previous.pth`` and the epochs'
+    weights, newest first.
 
     Raises:
         InputError: the file is damaged or belongs to another run; with ``newest_good``, no file is
@@ -218,7 +218,7 @@ def find_resume_point(config: TrainingConfig, identity: RunIdentity) -> ResumePo
 
 
 def resumable_files(config: TrainingConfig) -> list[Path]:
-    """Files that a run may resume from, in order of preference; empty for a new run."""
+    """List the files that a run may resume from, best first; empty for a new run."""
     if not config.auto_resume:
         return []
     output = Path(config.output_dir)
@@ -242,7 +242,7 @@ def _find(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
     if newest_first:
         raise InputError(
             config.output_dir, f"none of its {len(newest_first)} checkpoints can be resumed from",
-            todo="--no_auto_resume starts over",
+            todo="use --no_auto_resume to start over",
         )  # fmt: skip
     return None
 
@@ -253,13 +253,13 @@ def _read_last(path: Path) -> ResumePoint:
     except InputError as error:
         raise InputError(
             path, error.problem, item=error.item,
-            todo="--resume_from newest_good resumes from the newest checkpoint that is whole, "
-            "--no_auto_resume starts over",
+            todo="use --resume_from newest_good to resume from the newest undamaged checkpoint, "
+            "or --no_auto_resume to start over",
         ) from error  # fmt: skip
 
 
 def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
-    """Add the changed settings to a resume point, and print notices about special cases."""
+    """Add the changed settings to a resume point; print notices about special cases."""
     changed = changed_settings(identity, point.settings, point.content, point.path)
     if changed:
         listed = ", ".join(f"{name} {was} -> {value}" for name, (was, value) in changed.items())
@@ -267,17 +267,17 @@ def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
     if not point.exact:
         notice(
             point.path,
-            "weights alone: optimizer, average and random states are reset, so the result is not "
+            "weights only: optimizer, average and random states are reset, so the result is not "
             "that of an uninterrupted run",
         )
     return ResumePoint(point.path, point.exact, point.settings, point.content, point.facts, changed)
 
 
 def _read_point(path: Path) -> ResumePoint:
-    """Read a checkpoint's run metadata; its tensors stay on disk.
+    """Read the run metadata of a checkpoint; leave its tensors on disk.
 
     Raises:
-        InputError: damaged, or not a checkpoint of a training run.
+        InputError: the file is damaged or is not a checkpoint of a training run.
     """
     check_whole(path)
     if EPOCH.fullmatch(path.name) is None:
@@ -285,13 +285,13 @@ def _read_point(path: Path) -> ResumePoint:
         return ResumePoint(path, True, state.config, state.content, state.facts)
     metadata = read_checkpoint(path).get("metadata", {})
     if RESUME_KEY not in metadata:
-        raise InputError(path, "does not say which run wrote it")
+        raise InputError(path, "has no record of the run that wrote it")
     saved = json.loads(metadata[RESUME_KEY])
     return ResumePoint(path, False, saved["settings"], saved["content"], metadata)
 
 
 def check_whole(path: Path) -> None:
-    """Read a whole checkpoint and verify its checksums, because torch does not.
+    """Read a whole checkpoint and verify its checksums, because torch does not verify them.
 
     Raises:
         InputError: the file is truncated or altered.
@@ -309,12 +309,12 @@ def check_whole(path: Path) -> None:
 
 
 def epoch_name(epoch: int) -> str:
-    """File name of an epoch's weights; epochs count from 0, as in the release."""
+    """Return the file name of an epoch's weights; epochs count from 0, as in the release."""
     return f"checkpoint-{epoch}.pth"
 
 
 def epoch_files(output: Path) -> list[tuple[int, Path]]:
-    """Epoch weights in a folder as (epoch, path), sorted by epoch."""
+    """List the epoch weights in a folder as (epoch, path), sorted by epoch."""
     if not output.is_dir():
         return []
     found = ((EPOCH.fullmatch(path.name), path) for path in output.iterdir())
@@ -330,9 +330,9 @@ def remove_older(output: Path, newest: int, keep: int | None) -> None:
 
 
 def keep_previous(output: Path) -> None:
-    """Hard-link the last state to a second name before it is replaced; nothing is written.
+    """Hard-link the last training state to the name of the previous one, before it is replaced.
 
-    File systems without hard links keep no previous state.
+    On file systems without hard links, no previous state is kept.
     """
     if not (output / LAST).exists():
         return
@@ -344,7 +344,7 @@ def keep_previous(output: Path) -> None:
 
 
 def replace_damaged_last(point: ResumePoint) -> None:
-    """Replace a damaged ``checkpoint-last.pth`` by the state that the run resumed from.
+    """Replace a damaged ``checkpoint-last.pth`` with the state that the run resumed from.
 
     Otherwise, the next save would make the damaged file the previous state.
     """
@@ -366,7 +366,7 @@ def prepare_folder(output: Path, point: ResumePoint | None) -> None:
     if earlier:
         notice(
             output,
-            f"{', '.join(earlier)} of an earlier run stay until this run writes the same epochs",
+            f"{', '.join(earlier)} of an earlier run remain until this run writes the same epochs",
         )
 
 
@@ -374,9 +374,9 @@ def prepare_folder(output: Path, point: ResumePoint | None) -> None:
 
 
 def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position: Position) -> str:
-    """Entry :data:`RESUME_KEY` of an epoch's weights, which allows resuming from them.
+    """Return the entry :data:`RESUME_KEY` of an epoch's weights, for resuming from them.
 
-    Omits settings that may differ between equal runs.
+    Settings that may differ between equal runs are omitted.
     """
     left_out = FREE_SETTINGS | MENDING_SETTINGS | DATA_SETTINGS | content.keys()
     return json.dumps({
@@ -389,21 +389,20 @@ def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position:
 
 
 def known_content(identity: RunIdentity, point: ResumePoint | None) -> dict[str, str]:
-    """Hashes for the next checkpoints: the saved ones, plus those of existing files."""
+    """Return the hashes for the next checkpoints: the saved ones, plus those of existing files."""
     known = {name: value for name, value in identity.content.items() if value is not None}
     return {**(point.content if point else {}), **known}
 
 
 def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
-    """Read the state to resume; that of an epoch's weights lacks optimizer and generators.
+    """Read the state to resume; from an epoch's weights, without optimizer and generators.
 
     Args:
         point: checkpoint to resume from.
         names: names of the model's tensors.
 
     Raises:
-        InputError: the state is from another number of processes, or the weights are of another
-            model.
+        InputError: the state has another number of processes, or weights of another model.
     """
     if point.exact:
         state = load_training_state(point.path)
@@ -411,7 +410,7 @@ def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
             raise InputError(
                 point.path,
                 f"was written by {len(state.rng)} processes, this run has {processes.world_size()}",
-                todo="start as many, or start a new run with another --output_dir",
+                todo="use as many processes, or start a new run with another --output_dir",
             )
         return state
     checkpoint = read_checkpoint(point.path)
@@ -419,9 +418,9 @@ def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
     if weights.keys() != names:
         raise InputError(
             point.path,
-            "its weights do not fit the model in training: with --lora_rank they hold the updates "
-            "already added in",
-            todo="start a new run from them with --pretrained and another --output_dir",
+            "its weights do not fit the model in training: with --lora_rank, the updates are "
+            "already merged",
+            todo="start a new run with --pretrained set to this file and another --output_dir",
         )
     saved = json.loads(checkpoint["metadata"][RESUME_KEY])
     step, epoch, best = saved["step"], saved["epoch"], saved["best_metric"]

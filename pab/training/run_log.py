@@ -1,8 +1,8 @@
-"""Record of a run: command, environment and all figures.
+"""Record a run: command, environment and all logged values.
 
 Files in the output folder: ``config.yaml`` (all settings), ``run.json`` (number of skipped steps;
 command, seed, versions, git commit and changed settings per start) and ``log.jsonl`` (one line per
-log entry). Curves go to TensorBoard if a log folder is given. Only rank 0 writes.
+log entry). Curves are also written for TensorBoard if a log folder is set. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "sentencep
 
 
 class RunLog:
-    """Writer for the record of one run; use it as a context manager.
+    """Write the record of one run; use as a context manager.
 
     Args:
         output_dir: output folder of the run.
         log_dir: folder for TensorBoard; None disables TensorBoard.
-        config: the resolved config; its ``seed``, if it has one, is recorded.
-        command: the command with its arguments, as typed.
+        config: resolved config; its ``seed``, if any, is recorded.
+        command: command line.
         resumed_at: optimizer steps done in the resumed state; lines of later steps are removed,
             because the run repeats these steps. None starts a new run and removes all old lines.
         validates_again: the resumed state precedes validation; lines of that validation are removed
@@ -98,8 +98,8 @@ class RunLog:
 
         Args:
             step: optimizer steps done.
-            figures: name -> number (or text, for the line only).
-            kind: ``train``, ``val`` ...; groups the curves.
+            figures: name -> number, or text, which is not sent to TensorBoard.
+            kind: ``train`` or ``val``; TensorBoard groups curves by it.
         """
         if self._lines is None:
             return
@@ -117,7 +117,7 @@ class RunLog:
             write_json(self._record, {"skipped_steps": total, "starts": self._starts})
 
     def message(self, text: str) -> None:
-        """Print a line to stderr, above any progress bar."""
+        """Print a line on stderr, above any progress bar."""
         write_line(text)
 
     def progress(self, total: int, what: str, done: int = 0) -> Progress:
@@ -149,7 +149,7 @@ def read_log(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
     """Read the lines of a ``log.jsonl``, of one kind or all.
 
     Raises:
-        InputError: a line is not a JSON object with a step.
+        InputError: a line is not a JSON object with the key ``step``.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     rows = [_parsed(Path(path), number, line) for number, line in enumerate(lines, 1)]
@@ -157,7 +157,7 @@ def read_log(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of all packages that can change a result; None if not installed."""
+    """Return the versions of Python and of packages that affect results; None if missing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("person-anomaly-retrieval", *PACKAGES):
         try:
@@ -168,7 +168,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """``{"commit": hash, "changed": bool}`` of a git checkout's root; None for other folders."""
+    """Return ``{"commit": hash, "changed": bool}`` for the root of a git checkout, else None."""
     top = _git(folder, "rev-parse", "--show-toplevel")
     commit = _git(folder, "rev-parse", "HEAD")
     if top is None or commit is None or Path(top).resolve() != folder.resolve():
@@ -194,12 +194,12 @@ def _earlier_starts(path: Path) -> list[dict[str, Any]]:
         return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
-            path, "expected the record of earlier starts, found something else", todo="move it away"
+            path, "expected the record of earlier starts, found something else", todo="move it"
         ) from error
 
 
 def _kept_lines(path: Path, resumed_at: int | None, validates_again: bool) -> list[str]:
-    """Log lines of steps up to ``resumed_at``; a truncated last line is dropped."""
+    """Return the log lines of steps up to ``resumed_at``, without a truncated last line."""
     if resumed_at is None or not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Sample order and per-sample random draws, independent of the number of processes and workers.
+"""Order samples and seed their random draws, whatever the number of processes and workers.
 
 The order of an epoch depends only on the seed and the epoch. A global batch is split into one slice
 per process, so W processes with batch B see the same samples as one process with batch W x B. Each
@@ -18,16 +18,16 @@ SampleKey = tuple[int, int]  # (index of the sample, epoch)
 
 
 class EpochBatches(Sampler[list[SampleKey]]):
-    """Batches of one process for one epoch; the last incomplete global batch is dropped.
+    """Sample the batches of one process for one epoch; drop the last incomplete global batch.
 
     Args:
         n: number of training samples.
-        batch_size: samples per process and batch.
+        batch_size: samples per batch of one process.
         seed: seed of the order.
         rank: rank of this process.
         world_size: number of processes.
-        videos: source video number per sample. If given, samples of one video are consecutive, so
-            that twins share a batch and become hard negatives of each other.
+        videos: number of the source video of each sample. If set, samples of one video are
+            consecutive, so that twins are in one batch and become hard negatives of each other.
 
     Set :attr:`epoch` and :attr:`start_batch` before each pass.
     """

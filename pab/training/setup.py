@@ -1,4 +1,4 @@
-"""Set-up of a training run: processes, data, checkpoint to resume from, equal starts."""
+"""Set up a training run: processes, data, checkpoint to resume from, equal initial weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Start = TypeVar("Start")
 
 @dataclass(frozen=True)
 class Setup:
-    """Checked inputs of a run, before its model exists; made by :func:`set_up`.
+    """Checked inputs of a run without its model; created by :func:`set_up`.
 
     Attributes:
-        command: command of the recipe with its arguments, as typed.
-        identity: identity of the run, compared with that of a saved run.
+        command: command line of the run.
+        identity: identity of the run, to compare with that of a saved run.
         resume: checkpoint to resume from; None for a new run.
     """
 
@@ -46,20 +46,20 @@ def set_up(
 
     Args:
         config: settings of the run.
-        command: command with its arguments, as typed.
-        files: setting -> hash of the files that it names: initial weights, tokenizer.
+        command: command line of the run.
+        files: setting -> function that hashes its files (initial weights, tokenizer).
         update_freq: batches per update.
 
     Raises:
         InputError: device, data or checkpoint cannot be used.
     """
     device, dtype = pick_device(config.device), dtype_of(config.dtype)
-    autocast(device, dtype)  # rejects a format that this device cannot train in
+    autocast(device, dtype)  # rejects a dtype that this device does not support
     processes.init_processes(device)
     keep_freed_memory(device)
     data = open_training_data(config)
     batches = epoch_batches(config, len(data.train_rows))
-    steps_per_epoch(batches, update_freq)  # rejects a batch that is too large before files are read
+    steps_per_epoch(batches, update_freq)  # rejects too large a batch before files are read
     identity = identify(config, data.pairs, files)
     resume = find_resume_point(config, identity)
     return Setup(config, command, device, dtype, data, batches, identity, resume)
@@ -77,7 +77,7 @@ def same_start(seed: int, build: Callable[[], Start]) -> Start:
 
 
 def steps_per_epoch(batches: EpochBatches, update_freq: int = 1) -> int:
-    """Number of updates per epoch, of ``update_freq`` batches each.
+    """Compute the number of updates per epoch, with ``update_freq`` batches per update.
 
     Raises:
         InputError: the data is too small for one update.

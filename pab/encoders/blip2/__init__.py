@@ -1,6 +1,7 @@
-"""BLIP-2 retrieval with LAVIS's results, without LAVIS.
+"""BLIP-2 for retrieval: a port of LAVIS's model that gives the same vectors.
 
-`model` is the published `pretrain_vitL`: OpenCLIP's vision transformer and the Q-Former of
-transformers. `vit_g` has the same interface for the ViT-g model. `encoder` and `infer` make both
-the member `blip2`. `lavis` runs LAVIS itself, in an environment of its own, as the reference.
+`model` is the published `pretrain_vitL`: OpenCLIP's vision transformer (with
+`pab.encoders.clip.blocks`) and the Q-Former of transformers. `vit_g` wraps the ViT-g model with the
+same interface. `encoder` and `infer` define the member `blip2`, and `finetune` trains `model`.
+`lavis` runs LAVIS in a separate environment, to verify the port.
 """

@@ -15,21 +15,21 @@ from pab.encoders.pooling import Pooling, similarity_of_rows
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions
 from pab.scoring.encoding import Compute
 
-CAPTION_IDS = 64  # maximum ids of a caption with the processor's 50 words; sizes a batch
+CAPTION_IDS = 64  # expected maximum ids of a caption of 50 words; sets the batch size
 
 
 @dataclass(frozen=True)
 class Blip2Encoder:
     """BLIP-2 as an encoder (:class:`pab.scoring.encoder.Encoder`).
 
-    An image's row holds its K query vectors one after the other, [K * E].
+    The K query vectors of an image, each of width E, are concatenated to one row [K * E].
 
     Attributes:
         model: the model, on the device of ``compute``.
         tokenizer: BERT's vocabulary.
         transform: preprocessing of the model.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
-        compute: device, number format and batching.
+        compute: device, dtype and batch size.
         origin, fingerprint: see the interface.
     """
 
@@ -44,14 +44,14 @@ class Blip2Encoder:
     def encode_images(
         self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
     ) -> Tensor:
-        """Map images to K unit vectors each, float32 [G, K * E] on the CPU."""
+        """Encode G images to K unit vectors each, float32 [G, K * E] on the CPU."""
         return self.compute.images(
             lambda pixels: self.model.encode_queries(pixels).flatten(1),
             images, self.transform, reader,
         )  # fmt: skip
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Map captions to unit vectors, float32 [Q, E] on the CPU.
+        """Encode Q captions to unit vectors, float32 [Q, E] on the CPU.
 
         Raises:
             InputError: the vocabulary does not cover the captions.
@@ -68,5 +68,5 @@ class Blip2Encoder:
         return self.compute.captions(encode, rows, longest=CAPTION_IDS)
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Pooled cosine similarities, float32 [Q, G]."""
+        """Compute pooled cosine similarities, float32 [Q, G]."""
         return similarity_of_rows(texts, images, pooling=self.pooling)

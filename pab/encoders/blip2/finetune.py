@@ -1,4 +1,4 @@
-"""BLIP-2's part in contrastive fine-tuning: settings, initial weights, frozen tower, vectors."""
+"""Fine-tune BLIP-2 with the contrastive recipe: settings, initial weights, vectors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TrainConfig(FinetuneConfig):
         "checkpoints/blip2/blip2_pretrained_vitL.pth", "weight file, or random"
     )
     image_weights: str = model_flag(
-        "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower, if --pretrained lacks them"
+        "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower if --pretrained lacks them"
     )
     text_encoder: str = model_flag(
         "checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt"
@@ -55,23 +55,23 @@ class TrainConfig(FinetuneConfig):
         "first", "query tokens of the image in the loss: only the first (as in scoring) or the best"
     )
     dropout: float = flag(0.1, "dropout of the Q-Former, as in BERT", ge=0, lt=1)
-    output_dir: str = flag("output/blip2", "folder for checkpoints and the log")
+    output_dir: str = flag("output/blip2", "folder of the checkpoints and the log")
 
     def check(self) -> None:
         """See :class:`FinetuneConfig`.
 
         Raises:
-            InputError: naming the flag.
+            InputError: a value is invalid; the message names the flag.
         """
         super().check()
         if self.freeze == "text":
             raise InputError(
-                "--freeze", "BLIP-2's Q-Former reads captions and images: text alone cannot freeze"
+                "--freeze", "expected none or image, found text: the Q-Former is shared with images"
             )
 
 
 def files_of(config: TrainConfig) -> dict[str, ContentHash]:
-    """Hashes of the files named by the settings: weights and vocabulary."""
+    """Map settings to functions that hash their files: weights and vocabulary."""
     scratch = config.pretrained == SCRATCH
     return named_files(
         pretrained="" if scratch else config.pretrained,
@@ -87,12 +87,12 @@ def pair_model(
     dtype: torch.dtype,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """Describe the model for the shared recipe.
+    """Build the :class:`PairModel` of BLIP-2.
 
     Args:
         config: settings of the recipe.
-        view: makes the random view of training images.
-        device, dtype: device and number format of the run.
+        view: builds the random view of training images.
+        device, dtype: device and dtype of the run.
         resumed: facts of the checkpoint that will replace the model's weights. None loads the
             initial weights.
     """
@@ -158,7 +158,7 @@ def pair_model(
 def pair_vectors(
     model: Blip2, pairs: PairBatch, *, pooling: Pooling, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Query vectors per image and its caption's vector, [B, K + 1, D]; K is 1 for ``first``."""
+    """Encode B pairs to K query vectors and a caption vector each, [B, K + 1, E]."""
     with autocast(device, dtype):
         images = model.encode_queries(pairs.image)
         texts = model.encode_text(pairs.text_ids, pairs.text_mask)

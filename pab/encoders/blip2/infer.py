@@ -1,7 +1,7 @@
-"""Settings and opening of the member `blip2`.
+"""Settings and loading of the member `blip2`.
 
-LAVIS's `pretrain_vitL` as published, or ViT-g (`--model pretrain`), without LAVIS. `--backend
-lavis` runs LAVIS itself, in the environment of `scripts/setup_lavis.sh`.
+The model is LAVIS's `pretrain_vitL` as published, or ViT-g (`--model pretrain`). `--backend lavis`
+runs LAVIS's own code instead of the port, in the environment of `scripts/setup_lavis.sh`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class InferConfig(EncoderConfig):
         "pretrain_vitL", "ViT-L as published, ViT-g, or the small model of configs/blip2/mini.yaml"
     )
     pretrained: str | None = flag(
-        None, "ViT-L: a LAVIS checkpoint or a fine-tuned one; ViT-g: a folder or a hub id "
+        None, "ViT-L: a LAVIS or a fine-tuned checkpoint; ViT-g: a folder or a hub id "
         f"(default: {', '.join(DEFAULT_WEIGHTS.values())})"
     )  # fmt: skip
     image_weights: str = flag(
-        "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower, if --pretrained lacks them"
+        "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower if --pretrained lacks them"
     )
     backend: Literal["port", "lavis"] = flag("port", "this project's model, or LAVIS")
     text_encoder: str = flag("checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt")
@@ -54,17 +54,17 @@ class InferConfig(EncoderConfig):
         """See :class:`EncoderConfig`.
 
         Raises:
-            InputError: naming the flag.
+            InputError: a value is invalid; the message names the flag.
         """
         super().check()
         if self.backend == "lavis" and self.model == "mini":
-            raise InputError("--backend", "LAVIS does not know the mini model")
+            raise InputError("--backend", "LAVIS has no mini model")
         if self.backend == "lavis" and self.dtype != "auto":
-            raise InputError("--dtype", "LAVIS chooses its own number format: leave it at auto")
+            raise InputError("--dtype", "expected auto: LAVIS chooses its own dtype")
 
     @classmethod
     def of_checkpoint(cls, path: str) -> dict[str, str]:
-        """Settings for a file or folder of weights."""
+        """Map a file or folder of weights to settings."""
         return {"pretrained": path}
 
     def open(self) -> Encoder:
@@ -72,12 +72,12 @@ class InferConfig(EncoderConfig):
         return self.open_lavis() if self.backend == "lavis" else self.open_port()
 
     def origin(self, source: str, sha256: str, dtype: str) -> Origin:
-        """Origin of the vectors with BLIP-2's own entries."""
+        """Create the origin of the vectors, with the entries of BLIP-2."""
         more = {"query_pooling": self.query_pooling, "backend": self.backend}
         return Origin(self.model, source, sha256, dtype, more)
 
     def open_port(self) -> Encoder:
-        """Open this project's model; without a hash of its weights, nothing is cached."""
+        """Load this project's model; without a hash of the weights, vectors are not cached."""
         from pab.data.images import recipe
         from pab.data.wordpiece import Tokenizer
         from pab.encoders.blip2.encoder import Blip2Encoder
@@ -118,7 +118,7 @@ class InferConfig(EncoderConfig):
         )
 
     def open_lavis(self) -> Encoder:
-        """Open LAVIS's own model, which chooses its number format; its vectors are not cached."""
+        """Load the model in LAVIS, which chooses the dtype; vectors are not cached."""
         import torch
 
         from pab.encoders.blip2.lavis import LavisEncoder, load_lavis

@@ -1,7 +1,7 @@
-"""BLIP-2 through LAVIS, in the environment of `scripts/setup_lavis.sh`.
+"""Run BLIP-2 in LAVIS, in the environment of `scripts/setup_lavis.sh`.
 
-The port (:mod:`pab.encoders.blip2.model`) gives the same vectors without LAVIS. This backend exists
-to verify that on the released weights. The project's own environment imports nothing from here.
+This backend verifies that the port (:mod:`pab.encoders.blip2.model`) outputs the same vectors for
+the released weights. It is imported only in the environment of LAVIS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pab.scoring.encoding import Compute
 EXTRACTOR = "blip2_feature_extractor"
 # Tensors that a LAVIS checkpoint may lack: the frozen tower, and the position ids 0, 1, 2, ...
 OF_OTHER_FILES = re.compile(r"visual_encoder\.|.*\.position_ids$")
-CAPTION_WORDS = 50  # word limit of LAVIS's processor; sets the size of a caption batch
+CAPTION_WORDS = 50  # word limit of LAVIS's processor; sets the batch size for captions
 
 
 def load_lavis(
@@ -34,10 +34,10 @@ def load_lavis(
 
     Args:
         model_type: LAVIS's name, such as ``pretrain_vitL``.
-        pretrained: file of the weights; None uses LAVIS's own URL.
+        pretrained: weight file; None uses LAVIS's URL.
 
     Raises:
-        InputError: LAVIS is not installed, or its own files cannot be downloaded.
+        InputError: LAVIS is not installed, or the files that it needs cannot be downloaded.
     """
     try:
         from lavis.common.registry import registry
@@ -47,7 +47,7 @@ def load_lavis(
         raise InputError(
             "--backend", f"LAVIS is not installed in this environment ({error})",
             todo="bash scripts/setup_lavis.sh, then .venv-lavis/bin/python scripts/blip2_infer.py "
-            "--backend lavis; or leave --backend out: the port gives the same vectors",
+            "--backend lavis; or omit --backend: the port outputs the same vectors",
         ) from error  # fmt: skip
     given = None if pretrained is None else lavis_names(pretrained)
     kind = registry.get_model_class(EXTRACTOR)
@@ -63,7 +63,7 @@ def load_lavis(
             todo="without internet, put bert-base-uncased/ into the working folder, and "
             "clip_vit_L.pth and the weights into $TORCH_HOME/hub/checkpoints",
         ) from error  # fmt: skip
-    if given is not None:  # LAVIS loads whatever fits and ignores the rest silently
+    if given is not None:  # LAVIS silently ignores tensors that do not fit
         missing = [n for n in model.state_dict() if n not in given and not OF_OTHER_FILES.match(n)]
         if missing:
             raise InputError(
@@ -74,17 +74,17 @@ def load_lavis(
 
 
 def lavis_names(path: str) -> set[str]:
-    """Names of the tensors in a LAVIS checkpoint.
+    """Read the names of the tensors in a LAVIS checkpoint.
 
     Raises:
-        InputError: not a checkpoint, or not one of LAVIS.
+        InputError: the file is not a checkpoint of LAVIS.
     """
     checkpoint = read_checkpoint(path)
     names = set(model_state(checkpoint, path))
     if "model" not in checkpoint or not any(name.startswith("Qformer.") for name in names):
         raise InputError(
-            path, "expected a checkpoint of LAVIS, found none of its names",
-            todo="weights of this project's own are scored without --backend lavis",
+            path, "expected a checkpoint of LAVIS, found other tensor names",
+            todo="score weights of this project without --backend lavis",
         )  # fmt: skip
     return names
 
@@ -97,7 +97,7 @@ class LavisEncoder:
         model: the extractor, on the device of ``compute``.
         transform, process: the extractor's image and caption processors.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
-        compute: device and batching.
+        compute: device and batch size.
         origin, fingerprint: see the interface.
     """
 
@@ -112,7 +112,7 @@ class LavisEncoder:
     def encode_images(
         self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
     ) -> Tensor:
-        """Map images to K unit vectors each, float32 [G, K * E] on the CPU."""
+        """Encode G images to K unit vectors of width E, float32 [G, K * E] on the CPU."""
 
         def encode(pixels: Tensor) -> Tensor:
             found = self.model.extract_features({"image": pixels}, mode="image")
@@ -121,7 +121,7 @@ class LavisEncoder:
         return self.compute.images(encode, images, self.transform, reader)
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Map captions to unit vectors, float32 [Q, E] on the CPU."""
+        """Encode Q captions to unit vectors, float32 [Q, E] on the CPU."""
         words = [self.process(caption) for caption in as_captions(captions)]
 
         def encode(positions: list[int]) -> Tensor:
@@ -131,5 +131,5 @@ class LavisEncoder:
         return self.compute.captions(encode, [one.split() for one in words], longest=CAPTION_WORDS)
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Pooled cosine similarities, float32 [Q, G]."""
+        """Compute pooled cosine similarities, float32 [Q, G]."""
         return similarity_of_rows(texts, images, pooling=self.pooling)

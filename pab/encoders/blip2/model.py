@@ -1,12 +1,12 @@
-"""BLIP-2's first stage as in LAVIS's `blip2_feature_extractor`: ViT-L and Q-Former.
+"""First stage of BLIP-2 (ViT-L and Q-Former), as in LAVIS's `blip2_feature_extractor`.
 
 Source: Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training with Frozen Image Encoders and
 Large Language Models" (arXiv 2301.12597); weights from LAVIS (BSD-3-Clause). The image tower is
 OpenCLIP's transformer without its last norm and projection. The Q-Former is that of transformers.
-:data:`RENAMED` maps LAVIS's names to theirs.
+:data:`RENAMED` maps LAVIS's parameter names to those of OpenCLIP and transformers.
 
-Shape letters: `B` batch, `M` image tokens, `K` query tokens, `N` text ids, `W` image width,
-`D` Q-Former's width, `E` width of the vectors.
+Shape letters: `B` batch, `M` image tokens, `K` query tokens, `N` text ids, `S` side of the image in
+pixels, `W` width of the image tokens, `D` width of the Q-Former, `E` width of the vectors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pab.data.wordpiece import Tokenizer
 from pab.encoders.clip.blocks import use_fused_blocks
 from pab.encoders.layer_numbers import layer_in_tower
 
-# LAVIS's names -> names here; the first matching pattern is replaced.
+# Patterns of LAVIS's names -> names here; the first pattern that matches is applied.
 RENAMED = (
     (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
     (r"^Qformer\.bert\.embeddings\.", "embeddings."),
@@ -42,7 +42,7 @@ RENAMED = (
     (r"^Qformer\.bert\.encoder\.", "qformer.encoder."),
 )
 TOWER = "visual_encoder."
-# CLIP's own image tower has more blocks than BLIP-2 uses.
+# CLIP's image tower has more blocks than BLIP-2 uses.
 BEYOND_THE_TOWER = ("transformer.resblocks.2[1-3].*", "ln_post.*", "proj")
 TEMPERATURES = (0.001, 0.5)  # bounds of the learned temperature, as in BLIP
 SCRATCH_EMBEDDING_STD = 0.1
@@ -52,7 +52,7 @@ UNUSED = re.compile(r"Qformer\.cls\.|itm_head\.|.*\.position_ids$")
 
 @dataclass(frozen=True)
 class Blip2Config:
-    """Sizes; the defaults are those of `pretrain_vitL`.
+    """Sizes of the model; the defaults are those of `pretrain_vitL`.
 
     Attributes:
         image_size: side of the square input, pixels.
@@ -61,10 +61,10 @@ class Blip2Config:
             layers, and BLIP-2 uses the output of the 21st.
         queries: K, number of query tokens.
         width, layers, heads, ffn_dim: sizes of the Q-Former.
-        vocab_size: BERT's 30,522 tokens and one of LAVIS's, which never occurs in captions.
-        positions: rows of the text position table.
-        embed_dim: E.
-        temperature: initial value; learned in fine-tuning.
+        vocab_size: BERT's 30,522 tokens and one of LAVIS, which never occurs in captions.
+        positions: rows of the text position embedding.
+        embed_dim: E, width of the vectors.
+        temperature: initial temperature of the loss; learned in fine-tuning.
     """
 
     image_size: int = 224
@@ -93,13 +93,13 @@ MODELS = {
 
 
 class ImageTextModel(Protocol):
-    """Interface that scoring needs: this module's :class:`Blip2`, or ViT-g's wrapper."""
+    """Interface that scoring uses, for :class:`Blip2` and for the wrapper of ViT-g."""
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> one unit vector per query token, [B, K, E]."""
+        """Encode images [B, 3, S, S] to a unit vector per query token, [B, K, E]."""
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
+        """Encode ids with their mask [B, N] (1 = a token) to unit vectors [B, E]."""
 
 
 class Blip2(nn.Module):
@@ -136,12 +136,12 @@ class Blip2(nn.Module):
         self.temp = nn.Parameter(torch.tensor(config.temperature))
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, M, W], class token first."""
+        """Encode images [B, 3, S, S] to tokens [B, M, W]; the class token comes first."""
         tower = self.visual_encoder
         return self.ln_vision(tower.transformer(tower._embeds(pixels)))
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> one unit vector per query token, [B, K, E]."""
+        """Encode images [B, 3, S, S] to a unit vector per query token, [B, K, E]."""
         found = self.qformer(
             query_embeds=self.query_tokens.expand(len(pixels), -1, -1),
             encoder_hidden_states=self.image_tokens(pixels),
@@ -149,7 +149,7 @@ class Blip2(nn.Module):
         return F.normalize(self.vision_proj(found).float(), dim=-1)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
+        """Encode ids with their mask [B, N] (1 = a token) to unit vectors [B, E]."""
         found = self.qformer(
             query_embeds=self.embeddings(input_ids=ids), query_length=0, attention_mask=mask
         ).last_hidden_state
@@ -158,14 +158,14 @@ class Blip2(nn.Module):
     def logit_scale(self) -> Tensor:
         """Clamp the temperature; return the logarithm of the scale of similarities in the loss.
 
-        The clamp is in place: inside the graph, values out of bounds would get no gradient.
+        The clamp is in place; within the graph, values out of bounds would have no gradient.
         """
         with torch.no_grad():
             self.temp.clamp_(*TEMPERATURES)
         return -self.temp.log()
 
     def layer_of(self, name: str) -> int:
-        """Layer of a parameter, 0 to :attr:`layers` + 1; the tower is below the Q-Former."""
+        """Return a parameter's layer, 0 to :attr:`layers` + 1; the tower is below the Q-Former."""
         below, above = self.config.image_layers, self.config.layers
         if name.startswith("visual_encoder."):
             return layer_in_tower(name, below)
@@ -175,16 +175,16 @@ class Blip2(nn.Module):
 
     @property
     def layers(self) -> int:
-        """Number of blocks of the image tower and the Q-Former together."""
+        """Number of blocks in the image tower and the Q-Former together."""
         return self.config.image_layers + self.config.layers
 
 
 def start_from_scratch(model: Blip2) -> None:
     """Initialize a model in place for training without a checkpoint.
 
-    The libraries' own initialization (normal, 0.02) suits widths of 768 and more. In a small
-    network, it leaves every branch near 0 compared with its residual. Here matrices are scaled by
-    their width (Glorot and Bengio, AISTATS 2010), and embeddings to a comparable magnitude.
+    The default initialization of the libraries (normal, 0.02) suits widths of 768 and more. In a
+    small network, every branch would be near 0 compared with the residual. Here, weight matrices
+    are scaled by width (Glorot and Bengio, AISTATS 2010), and embeddings to a comparable magnitude.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -200,10 +200,10 @@ def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path 
     Args:
         config: sizes of the model.
         path: the checkpoint.
-        image_weights: weights of the image tower, if the checkpoint lacks them.
+        image_weights: weights of the image tower; used if the checkpoint lacks them.
 
     Raises:
-        InputError: not a checkpoint, or its tensors do not fit.
+        InputError: the file is not a checkpoint, or its tensors do not fit.
     """
     model = Blip2(config)
     load_weights(model, path, image_weights)
@@ -213,11 +213,11 @@ def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path 
 def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "") -> LoadReport:
     """Read a checkpoint into a model; a LAVIS checkpoint may lack ``temp``.
 
-    LAVIS saves only trained weights. If the image tower was frozen, its weights are read from
-    another file (`clip_vit_L.pth`, with all 24 blocks of CLIP).
+    LAVIS saves only trained weights. If the image tower was frozen in training, its weights are
+    read from a second file (`clip_vit_L.pth`, with all 24 blocks of CLIP).
 
     Raises:
-        InputError: not a checkpoint, or its tensors do not fit.
+        InputError: the file is not a checkpoint, or its tensors do not fit.
     """
     names = model.state_dict().keys()
     path = _file(path)
@@ -231,7 +231,7 @@ def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "")
 
 
 def _file(path: str | Path) -> str | Path:
-    """Return the checkpoint's file; a folder without a configuration stands for its weight file.
+    """Return the checkpoint file; for a folder without a configuration, its weight file.
 
     Raises:
         InputError: the folder holds another model.
@@ -242,7 +242,7 @@ def _file(path: str | Path) -> str | Path:
     if folder.family is not Family.WEIGHTS:
         raise InputError(
             path, f"expected a checkpoint of LAVIS, found {folder.family.value}",
-            todo="take --model pretrain" if folder.family is Family.BLIP2 else None,
+            todo="use --model pretrain" if folder.family is Family.BLIP2 else None,
         )  # fmt: skip
     return only_weights(folder)
 
@@ -250,21 +250,21 @@ def _file(path: str | Path) -> str | Path:
 def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
     """Reject a vocabulary that does not match the word embedding.
 
-    LAVIS's embedding has one row more than BERT's vocabulary; captions never use it.
+    LAVIS's embedding has one row more than BERT's vocabulary; captions never use that row.
 
     Raises:
-        InputError: the vocabulary has another size.
+        InputError: the sizes differ.
     """
     if tokenizer.vocab_size not in (sizes.vocab_size, sizes.vocab_size - 1):
         raise InputError(
             tokenizer.path,
-            f"has {tokenizer.vocab_size} pieces, the model's word table {sizes.vocab_size} rows",
-            todo="give the vocabulary the model was trained with",
+            f"has {tokenizer.vocab_size} pieces, the model embeds {sizes.vocab_size}",
+            todo="use the vocabulary that the model was trained with",
         )
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a LAVIS state dict to this model's names; matching names stay unchanged."""
+    """Rename the tensors of a LAVIS state dict to this model's names; keep other names."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if UNUSED.match(name):

@@ -1,4 +1,4 @@
-"""BLIP-2 with ViT-g (`pretrain`): transformers' model with the interface of the ViT-L port."""
+"""BLIP-2 with ViT-g (`pretrain`): the model of transformers behind the ViT-L port's interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Blip2VitG(nn.Module):
         self.inner = inner
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> one unit vector per query token, [B, K, E]."""
+        """Encode images [B, 3, S, S] to a unit vector per query token, [B, K, E]."""
         inner = self.inner
         image = inner.vision_model(pixel_values=pixels).last_hidden_state
         queries = inner.query_tokens.expand(len(pixels), -1, -1)
@@ -31,7 +31,7 @@ class Blip2VitG(nn.Module):
         return F.normalize(inner.vision_projection(found.to(weights)).float(), dim=-1)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids and mask [B, N] (1 = a token) -> unit vectors [B, E]."""
+        """Encode ids with their mask [B, N] (1 = a token) to unit vectors [B, E]."""
         inner = self.inner
         found = inner.qformer(
             query_embeds=inner.embeddings(input_ids=ids), query_length=0, attention_mask=mask
@@ -44,7 +44,7 @@ def load_vit_g(source: str) -> Blip2VitG:
     """Load the model from a folder saved by transformers, or from the hub by id.
 
     Raises:
-        InputError: neither is readable, or weights of this model are missing.
+        InputError: the model cannot be read, or some of its weights are missing.
     """
     path = Path(source)
     found = ""
@@ -56,7 +56,7 @@ def load_vit_g(source: str) -> Blip2VitG:
         raise InputError(
             "--pretrained", f"{source}: expected the folder of a BLIP-2 model of transformers, "
             f"found {found}",
-            todo="LAVIS's checkpoints of ViT-L are read with --model pretrain_vitL",
+            todo="use --model pretrain_vitL for LAVIS's checkpoints of ViT-L",
         )  # fmt: skip
     try:
         loaded: Any = Blip2ForImageTextRetrieval.from_pretrained(
@@ -66,7 +66,7 @@ def load_vit_g(source: str) -> Blip2VitG:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             "--pretrained", f"{source} cannot be read as a BLIP-2 retrieval model: {line[:160]}",
-            todo="give the folder of a downloaded model, with its config.json" if not
+            todo="pass the folder of a downloaded model, with its config.json" if not
             Path(source).exists() else "the folder needs config.json and model.safetensors",
         ) from error  # fmt: skip
     inner, report = loaded
@@ -75,6 +75,6 @@ def load_vit_g(source: str) -> Blip2VitG:
         raise InputError(
             "--pretrained", f"{source} lacks {len(missing)} tensors of the model, such as "
             f"{missing[0]}",
-            todo="give a model that was trained for image-text retrieval",
+            todo="use a model that was trained for image-text retrieval",
         )  # fmt: skip
     return Blip2VitG(inner.eval())

@@ -1,7 +1,7 @@
 """CLIP and all other OpenCLIP models.
 
 `model` joins an architecture (`names`), its `weights` (tag, file or folder) and its tokenizer.
-`encoder` and `infer` make it the member `clip`. `identity` rejects weights of another model.
-`positions` resizes position tables, and `blocks` holds faster transformer blocks with equal
-vectors.
+`encoder` and `infer` define the member `clip`, and `finetune` trains it. `identity` rejects weights
+of another model. `positions` resizes position embeddings. `blocks` holds faster transformer blocks
+that give the same output.
 """

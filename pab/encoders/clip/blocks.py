@@ -1,9 +1,9 @@
-"""Faster OpenCLIP transformer blocks with the same weights, names and vectors.
+"""Faster OpenCLIP transformer blocks with the same parameter names and the same output.
 
-Attention uses :func:`pab.core.devices.attention`. torch's own module computes it step by step
-(images), or copies its matrix for every row of a batch (captions in bfloat16 on a CPU). QuickGELU
-works in place. If only the class token of an image is needed, the last block computes no other.
-Shape letters: `B` batch, `H` heads, `N` tokens, `D` width.
+Attention uses :func:`pab.core.devices.attention`. torch's module computes attention step by step
+(images), or copies the mask for every row of a batch (captions in bfloat16 on a CPU). QuickGELU
+works in place. If only the class token of an image is needed, the last block computes only that
+token. Shape letters: `B` batch, `H` heads, `N` tokens, `M` query tokens, `D` width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOPE = 1.702  # constant of QuickGELU
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Self-attention as in torch, with queries, keys and values from one input; batch first."""
+    """Self-attention of torch for queries, keys and values from one input; batch first."""
 
     def forward(  # type: ignore[override]
         self,
@@ -31,22 +31,22 @@ class SelfAttention(nn.MultiheadAttention):
         attn_mask: Tensor | None = None,
         **rest: Any,
     ) -> tuple[Tensor, None]:
-        """Attend.
+        """Compute multi-head self-attention.
 
         Args:
-            query: [B, M, D]: ``key``, or its first M tokens.
+            query: [B, M, D], ``key`` or its first M tokens.
             key: [B, N, D].
             value: must be ``key``.
-            attn_mask: added to the logits: [M, N], or [B * H, M, N].
-            rest: ``need_weights=False``, as the blocks pass it.
+            attn_mask: added to the logits, [M, N] or [B * H, M, N].
+            rest: ``need_weights=False``, which the blocks pass.
 
         Returns:
-            [B, M, D], and None for the weights.
+            Output [B, M, D], and None for the attention weights.
         """
-        assert key is value, "not how a block calls"
-        assert rest == {"need_weights": False}, "not how a block calls"
+        assert key is value, "OpenCLIP blocks call differently"
+        assert rest == {"need_weights": False}, "OpenCLIP blocks call differently"
         qkv = F.linear(key, self.in_proj_weight, self.in_proj_bias)
-        # [B, N, 3 * D] -> three of [B, H, N, D / H]; contiguous copies are read faster
+        # [B, N, 3 * D] -> three tensors [B, H, N, D / H]; contiguous copies are faster to read
         qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.contiguous()
         if attn_mask is not None and attn_mask.ndim == 3:
@@ -58,8 +58,8 @@ class SelfAttention(nn.MultiheadAttention):
 class InPlaceQuickGELU(QuickGELU):
     """Compute ``x * sigmoid(1.702 * x)`` in place if no gradient is needed.
 
-    The input is a matrix product's output, which nothing else reads (9 MB per image at 336 px).
-    Float16 stays out of place: 1.702 times its largest values would overflow.
+    The input is the output of a matrix product, which no other module reads (9 MB per image at 336
+    px). Float16 is computed out of place, because 1.702 times the largest values would overflow.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,17 +69,17 @@ class InPlaceQuickGELU(QuickGELU):
 
 
 class ClassTokenBlock(ResidualAttentionBlock):
-    """Last block of a tower that uses only the class token, the first token."""
+    """Last block of a tower; computes only the class token, which is the first token."""
 
     def forward(self, q_x: Tensor, *rest: Any, **names: Any) -> Tensor:
-        """[B, N, D] -> [B, 1, D]."""
+        """Map tokens [B, N, D] to the class token [B, 1, D]."""
         x = self.ln_1(q_x)
         first = q_x[:, :1] + self.ls_1(self.attn(x[:, :1], x, x, need_weights=False)[0])
         return first + self.ls_2(self.mlp(self.ln_2(first)))
 
 
 def use_fused_blocks(model: nn.Module) -> None:
-    """Replace self-attention and QuickGELU in a model's OpenCLIP blocks; the weights stay.
+    """Replace self-attention and QuickGELU in OpenCLIP's blocks, in place; keep the weights.
 
     Towers of other libraries, OpenCLIP's custom blocks and cross-attention are unchanged.
     """

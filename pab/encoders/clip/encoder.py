@@ -15,11 +15,11 @@ from pab.scoring.encoding import Compute
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """OpenCLIP's model as an encoder (:class:`pab.scoring.encoder.Encoder`).
+    """OpenCLIP model as an encoder (:class:`pab.scoring.encoder.Encoder`).
 
     Attributes:
         clip: the model, on the device of ``compute``.
-        compute: device, number format and batching.
+        compute: device, dtype and batch size.
         origin, fingerprint: see the interface.
     """
 
@@ -32,11 +32,11 @@ class ClipEncoder:
     def encode_images(
         self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
     ) -> Tensor:
-        """Map images to unit vectors, float32 [G, D] on the CPU."""
+        """Encode G images to unit vectors of width D, float32 [G, D] on the CPU."""
         return self.compute.images(self.clip.encode_image, images, self.clip.transform, reader)
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Map captions to unit vectors, float32 [Q, D] on the CPU."""
+        """Encode Q captions to unit vectors, float32 [Q, D] on the CPU."""
         ids = self.clip.tokenize(as_captions(captions))
         lengths = self.clip.lengths(ids)
         return self.compute.captions(

@@ -1,4 +1,4 @@
-"""CLIP's part in contrastive fine-tuning: settings, initial weights, frozen towers, vectors."""
+"""Fine-tune CLIP with the contrastive recipe: settings, initial weights, vectors."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel
 from pab.training.resume import ContentHash, hash_of_files, named_files
 
-TEXT_ENDINGS = (".json", ".txt", ".model")  # extensions of a folder's configuration and tokenizer
-LARGEST_SCALE = math.log(100)  # CLIP's bound on the logarithm of the scale
+TEXT_ENDINGS = (".json", ".txt", ".model")  # of a folder's configuration and tokenizer
+LARGEST_SCALE = math.log(100)  # upper bound of CLIP's logit scale (a logarithm)
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class TrainConfig(FinetuneConfig):
     preprocess_as: str | None = model_flag(
         None, "tag with the preprocessing of a weight file; required if nothing else determines it"
     )
-    output_dir: str = flag("output/clip", "folder for checkpoints and the log")
+    output_dir: str = flag("output/clip", "folder of the checkpoints and the log")
 
 
 def files_of(config: TrainConfig) -> dict[str, ContentHash]:
-    """Hashes of the files named by the settings: weights, and other files of a model folder."""
+    """Map settings to functions that hash their files: weights, other files of a model folder."""
     files: dict[str, ContentHash] = {}
     folder = Path(config.model.removeprefix(FOLDER)) if config.model.startswith(FOLDER) else None
     if folder is not None:
@@ -70,12 +70,12 @@ def pair_model(
     dtype: torch.dtype,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """Describe the model for the shared recipe.
+    """Build the :class:`PairModel` of CLIP.
 
     Args:
         config: settings of the recipe.
-        view: makes the random view of training images.
-        device, dtype: device and number format of the run.
+        view: builds the random view of training images.
+        device, dtype: device and dtype of the run.
         resumed: facts of the checkpoint that will replace the model's weights, with its
             preprocessing. None loads the initial weights.
     """
@@ -84,7 +84,7 @@ def pair_model(
         clip = new_clip(config.model, prepared(json.loads(recorded)))
     elif config.pretrained == SCRATCH:
         clip = new_clip(config.model)
-    else:  # also for a state of an earlier version, which lacks the preprocessing
+    else:  # also for states of an earlier version, without the preprocessing
         clip = load_clip(config.model, config.pretrained, config.preprocess_as)
     model = clip.model.to(device)
     if config.checkpoint_activations:
@@ -130,10 +130,10 @@ def pair_model(
 
 
 def bounded(scale: nn.Parameter) -> Tensor:
-    """Clamp the logarithm of the scale to its bound, and return it.
+    """Clamp the logit scale (a logarithm) to its bound, and return the scale.
 
-    The clamp is in place, as in CLIP. Inside the graph, values above the bound would get no
-    gradient, and weights that start at the bound would never leave it.
+    The clamp is in place, as in CLIP. Within the graph, values above the bound would have no
+    gradient, and a scale that starts at the bound would never change.
     """
     with torch.no_grad():
         scale.clamp_(max=LARGEST_SCALE)
@@ -141,7 +141,7 @@ def bounded(scale: nn.Parameter) -> Tensor:
 
 
 def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:
-    """Modules and parameters that each choice of ``--freeze`` keeps fixed."""
+    """Map each value of ``--freeze`` to the modules and parameters to freeze."""
     children = [child for name, child in model.named_children() if name != "visual"]
     alone = [p for name, p in model.named_parameters(recurse=False) if "logit" not in name]
     return {
@@ -152,7 +152,7 @@ def towers(model: nn.Module) -> dict[str, list[nn.Module | nn.Parameter]]:
 
 
 def image_side(clip: ClipModel) -> int:
-    """Side of the model's square input, pixels.
+    """Return the side of the model's square input in pixels.
 
     Raises:
         InputError: the input is not square.
@@ -165,7 +165,7 @@ def image_side(clip: ClipModel) -> int:
 
 
 def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids [B, N], and a mask of ones, because the tokenizer has already padded them."""
+    """Stack rows of ids, already padded, as [B, N]; the mask [B, N] is all ones."""
     ids = torch.tensor(rows)
     return ids, torch.ones_like(ids)
 
@@ -173,6 +173,6 @@ def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 def pair_vectors(
     clip: ClipModel, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Image and text vectors of a batch, stacked as [B, 2, D]."""
+    """Encode B pairs; return image and text vectors stacked as [B, 2, D], with D their width."""
     with autocast(device, dtype):
         return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)

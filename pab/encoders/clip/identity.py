@@ -1,4 +1,4 @@
-"""Check which model a file of CLIP weights was saved from, by content instead of by name."""
+"""Check that CLIP weights were saved from the requested model, by configuration, not by name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def check_made_as(
 ) -> None:
     """Reject weights that were saved from another model.
 
-    Configurations are compared, because a model's folder may have been renamed. Names are compared
-    only if a file of an earlier version has no configuration.
+    Configurations are compared, because a model folder may have been renamed. Names are compared
+    only for files of earlier versions, which have no configuration.
 
     Args:
-        metadata: metadata of the file.
+        metadata: metadata of the weight file.
         name: OpenCLIP's name of the model to load.
-        config: configuration of that model.
-        path: the file, for the error.
+        config: configuration of the model to load.
+        path: weight file, for the error.
 
     Raises:
         InputError: the configurations differ, or the name is another architecture's.
@@ -45,22 +45,22 @@ def check_made_as(
         differing = _differing(its_own, config)
         if differing:
             raise InputError(
-                path, f"was made as {made_as}, not {label(name)}: {', '.join(differing)} differ",
-                todo=f"take --model {made_as}, or {FOLDER}FOLDER where that is a folder's name",
+                path, f"was saved from {made_as}, not {label(name)}: {', '.join(differing)} differ",
+                todo=f"use --model {made_as}, or {FOLDER}FOLDER if this is the name of a folder",
             )  # fmt: skip
     elif made_as == label(name):
         return
     elif not name.startswith(FOLDER):
         raise InputError(
-            path, f"was made as the model of a folder {made_as!r}, not {name}",
-            todo=f"take --model {FOLDER}FOLDER with that folder",
+            path, f"was saved from the model of a folder {made_as!r}, not {name}",
+            todo=f"use --model {FOLDER}FOLDER with that folder",
         )  # fmt: skip
     elif path.resolve().parent != Path(name.removeprefix(FOLDER)).resolve():
-        notice(path, f"made in a folder called {made_as!r}, read as the model of {label(name)!r}")
+        notice(path, f"saved from a folder named {made_as!r}, read as the model of {label(name)!r}")
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of settings that differ between two configurations; absent equals off."""
+    """List the settings that differ between two configurations; a missing setting equals off."""
     first, second = _settings(one), _settings(other)
     return sorted(key for key in first | second if first.get(key) != second.get(key))
 

@@ -1,4 +1,4 @@
-"""Settings and opening of the member `clip`: OpenAI's ViT-L/14@336px, or any OpenCLIP model."""
+"""Settings and loading of the member `clip`: OpenAI's ViT-L/14@336px, or any OpenCLIP model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class InferConfig(EncoderConfig):
 
     @classmethod
     def of_checkpoint(cls, path: str) -> dict[str, str]:
-        """Settings for a folder of OpenCLIP, or for a file or tag of weights."""
+        """Map an OpenCLIP folder, a weight file or a tag to settings."""
         from pab.encoders.clip.names import FOLDER
 
         return {"model": f"{FOLDER}{path}"} if Path(path).is_dir() else {"pretrained": path}

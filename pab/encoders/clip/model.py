@@ -1,14 +1,14 @@
-"""CLIP and all other OpenCLIP architectures, with their own tokenizers and preprocessing.
+"""CLIP and all other OpenCLIP architectures, with their tokenizers and preprocessing.
 
 A model has an OpenCLIP name: an architecture (``ViT-L-14-336-quickgelu``), or ``local-dir:FOLDER``
 for a folder with OpenCLIP's configuration, tokenizer and weights. Models downloaded from the hub
-and the mini model are such folders.
+are such folders, and so is the mini model.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
 (arXiv 2103.00020). The models are OpenCLIP's (MIT licence).
 
-OpenAI's weights were trained with QuickGELU. An architecture with exact GELU accepts them but gives
-other vectors, so this combination is rejected where it can be detected.
+OpenAI's weights were trained with QuickGELU. An architecture with exact GELU loads them but outputs
+other vectors, so this combination is rejected if it can be detected.
 
 Shape letters: `B` batch, `N` text ids, `D` width of the vectors, `S` side of the image.
 """
@@ -43,15 +43,15 @@ from pab.encoders.clip.weights import PREPARED, fitted, read_weights
 
 @dataclass(frozen=True)
 class ClipModel:
-    """Model with its preprocessing and tokenizer.
+    """OpenCLIP model with its preprocessing and tokenizer.
 
     Attributes:
-        name: OpenCLIP's name of the architecture.
+        name: OpenCLIP name of the model.
         model: network in evaluation mode, on the CPU.
         transform: RGB image -> float32 [3, S, S], from OpenCLIP.
         tokenize: captions -> int64 [B, N], from OpenCLIP, truncated to the model's length.
         weights_file: source of the weights.
-        preprocessing: description of the transform as JSON, stored in weight files of this model.
+        preprocessing: description of the transform as JSON, to store in weight files.
     """
 
     name: str
@@ -62,15 +62,15 @@ class ClipModel:
     preprocessing: str = "{}"
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] -> unit vectors [B, D]."""
+        """Encode images [B, 3, S, S] to unit vectors [B, D]."""
         return F.normalize(self.model.encode_image(pixels).float(), dim=-1)  # type: ignore[operator]
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """[B, N] -> unit vectors [B, D]."""
+        """Encode ids [B, N] to unit vectors [B, D]."""
         return F.normalize(encode_text(self.model, ids).float(), dim=-1)
 
     def lengths(self, ids: Tensor) -> list[int]:
-        """Number of ids that the text tower has to read, per row of [B, N]."""
+        """Count the ids per row of [B, N] that the text tower must process."""
         if not reads_forward(self.model):
             return [ids.shape[1]] * len(ids)
         return (ids.argmax(dim=1) + 1).tolist()
@@ -84,9 +84,9 @@ def load_clip(
     Args:
         name: an OpenCLIP architecture, such as ``ViT-L-14-336-quickgelu``, or
             ``local-dir:FOLDER``.
-        pretrained: a tag of OpenCLIP for it, such as ``openai``, or a file: OpenAI's archive, a
-            plain state dict, or an OpenCLIP checkpoint. None selects ``openai``, or the weights in
-            the folder.
+        pretrained: a tag of OpenCLIP for this model, such as ``openai``, or a file: OpenAI's
+            archive, a plain state dict, or an OpenCLIP checkpoint. None selects ``openai``, or the
+            weights in the folder.
         preprocess_as: see :func:`pab.encoders.clip.weights.read_weights`.
 
     Raises:
@@ -104,7 +104,7 @@ def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipModel:
 
     Args:
         name: see :func:`load_clip`.
-        preprocess: settings that override those of the name.
+        preprocess: preprocessing settings that override those of the name.
 
     Raises:
         InputError: unknown name, or a tokenizer that cannot be downloaded.
@@ -120,7 +120,7 @@ def encoder_of(
     """Combine a model with its tokenizer and preprocessing.
 
     Args:
-        preprocess: settings that override those of the model.
+        preprocess: preprocessing settings that override those of the model.
     """
     own = merge_preprocess_dict(PreprocessCfg(), open_clip.get_model_preprocess_cfg(model))
     whole = merge_preprocess_dict(own, preprocess)
@@ -128,14 +128,14 @@ def encoder_of(
         transform = image_transform_v2(PreprocessCfg(**whole), is_train=False)
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(
-            "--model", f"{name} asks for preprocessing that is none: {first_line(error)}"
+            "--model", f"{name} has invalid preprocessing settings: {first_line(error)}"
         ) from error
     record = json.dumps({key: whole[key] for key in PREPARED})
     return ClipModel(name, model, transform, Tokenize(name), weights_file, record)
 
 
 def build(name: str) -> nn.Module:
-    """Create a model without weights, and suppress OpenCLIP's warning about it.
+    """Create a model without weights; suppress OpenCLIP's warning about missing weights.
 
     Raises:
         InputError: the text tower's settings are on a hub that cannot be reached.
@@ -146,7 +146,7 @@ def build(name: str) -> nn.Module:
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise InputError(
             "--model", f"{name} cannot be built: {first_line(error)}",
-            todo="run where the model hub can be reached, or take another architecture",
+            todo="run with access to the model hub, or use another architecture",
         ) from error  # fmt: skip
     use_fused_blocks(model)
     read_class_token_only(model)
@@ -154,7 +154,7 @@ def build(name: str) -> nn.Module:
 
 
 class Tokenize:
-    """Tokenizer of a model; loader processes receive only its name.
+    """Tokenizer of a model; pickling stores only the name of the model.
 
     Args:
         name: OpenCLIP's name of the model.
@@ -168,20 +168,20 @@ class Tokenize:
         try:
             with only_errors_logged():
                 self._tokenizer = open_clip.get_tokenizer(name)
-        except Exception as error:  # the library has no specific errors for a damaged file
+        except Exception as error:  # the library has no specific error for damaged files
             raise InputError(
-                "--model", f"the tokenizer of {name} cannot be had: {first_line(error)}",
-                todo="make its files again" if name.startswith(FOLDER)
-                else "run once where the model hub can be reached",
+                "--model", f"the tokenizer of {name} cannot be loaded: {first_line(error)}",
+                todo="create its files again" if name.startswith(FOLDER)
+                else "run once with access to the model hub",
             ) from error  # fmt: skip
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """Captions -> int64 [B, N]."""
+        """Convert B captions to ids, int64 [B, N]."""
         ids: Tensor = self._tokenizer(list(captions))
         return ids
 
     def ids_of(self, caption: str) -> list[int]:
-        """Ids of one caption."""
+        """Return the ids of a caption."""
         return self([caption])[0].tolist()
 
     def __reduce__(self) -> tuple[type[Tokenize], tuple[str]]:
@@ -189,7 +189,7 @@ class Tokenize:
 
 
 def reads_forward(model: nn.Module) -> bool:
-    """Return true if the text vector is a causal tower's end token, as in OpenAI's CLIP.
+    """Return true if the text vector is the end token of a causal tower, as in OpenAI's CLIP.
 
     Tokens after the end token (padding) then have no effect and need not be computed.
     """
@@ -201,7 +201,7 @@ def reads_forward(model: nn.Module) -> bool:
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
-    """[B, N] -> [B, D], not normalised; padding after the longest caption is cut off."""
+    """Encode ids [B, N] to vectors [B, D], not normalized; skip columns that are all padding."""
     if not reads_forward(model):
         return model.encode_text(ids)  # type: ignore[operator]
     assert isinstance(model, open_clip.CLIP)

@@ -25,7 +25,7 @@ def architecture(name: str) -> dict[str, Any]:
     """Return OpenCLIP's configuration of a model.
 
     Raises:
-        InputError: unknown model (the message suggests similar names), or no such folder.
+        InputError: unknown model (the message suggests similar names), or missing folder.
     """
     if name.startswith(FOLDER):
         found = folder_config(name).get("model_cfg")
@@ -35,8 +35,8 @@ def architecture(name: str) -> dict[str, Any]:
     config = get_model_config(name)
     if config is None and Path(name).is_dir():
         raise InputError(
-            "--model", f"{name} is a folder, expected OpenCLIP's name of a model",
-            todo=f"take --model {FOLDER}{name}",
+            "--model", f"{name} is a folder, expected the OpenCLIP name of a model",
+            todo=f"use --model {FOLDER}{name}",
         )  # fmt: skip
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), NAMES_SHOWN, cutoff=0.3)
@@ -51,7 +51,7 @@ def folder_config(name: str) -> dict[str, Any]:
     """Read a model folder's configuration.
 
     Raises:
-        InputError: the folder or its configuration is missing, or it is not a JSON object.
+        InputError: the folder or its configuration is missing, or the latter is not a JSON object.
     """
     folder = existing_folder(name.removeprefix(FOLDER), "the folder of an OpenCLIP model")
     path = folder / OPENCLIP_CONFIG
@@ -59,8 +59,8 @@ def folder_config(name: str) -> dict[str, Any]:
         raise InputError(
             folder, f"expected an OpenCLIP model with its {OPENCLIP_CONFIG}, found "
             f"{weight_folder(folder).family.value}",
-            todo="download the model in OpenCLIP's form, or name an architecture of OpenCLIP and "
-            "the file with --pretrained",
+            todo="download the model in OpenCLIP's format, or set --model to an architecture and "
+            "--pretrained to the file",
         )  # fmt: skip
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -72,18 +72,18 @@ def folder_config(name: str) -> dict[str, Any]:
 
 
 def folder_preprocessing(name: str) -> dict[str, Any]:
-    """Preprocessing settings of a model folder; empty for an OpenCLIP architecture."""
+    """Read the preprocessing settings of a model folder; empty for an OpenCLIP architecture."""
     return dict(folder_config(name).get("preprocess_cfg") or {}) if name.startswith(FOLDER) else {}
 
 
 def label(name: str) -> str:
-    """Model name stored in checkpoints: the architecture's name, or the folder's base name."""
+    """Return the model name for checkpoints: the architecture, or the folder's base name."""
     return Path(name.removeprefix(FOLDER)).name if name.startswith(FOLDER) else name
 
 
 @contextmanager
 def only_errors_logged() -> Iterator[None]:
-    """Silence warnings of OpenCLIP and the hub's client: failures are raised and reported once."""
+    """Silence warnings of OpenCLIP and the hub client in the block; errors are still raised."""
     loggers = [logging.getLogger(name) for name in (None, "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -96,5 +96,5 @@ def only_errors_logged() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Shorten a library's error to one line."""
+    """Shorten the error of a library to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

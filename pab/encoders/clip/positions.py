@@ -1,4 +1,4 @@
-"""Resize CLIP's position tables to another image size or text length, as OpenCLIP does."""
+"""Resize CLIP's position embeddings to another image size or text length, as in OpenCLIP."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TEXT = ("positional_embedding", "text.positional_embedding")
 def resized_positions(
     model: nn.Module, state: Mapping[str, Tensor], path: str | Path
 ) -> dict[str, Tensor]:
-    """Resize position tables to the model's grid and text length, with a notice.
+    """Resize position embeddings to the model's grid and text length, with a notice.
 
-    OpenCLIP's own functions interpolate in float32 (bicubic with antialiasing for images, linear
-    for text). A table without a square grid is unchanged, and strict loading reports it.
+    OpenCLIP's functions interpolate in float32 (bicubic with antialiasing for images, linear for
+    text). A non-square image grid is not resized; strict loading then raises.
 
     Args:
         model: model that will load the weights.

@@ -1,7 +1,7 @@
-"""Weights of OpenCLIP models, by tag or from a file in any of three formats.
+"""Read the weights of OpenCLIP models, by tag or from a file in one of three formats.
 
 Files written by this project record their preprocessing; other files do not. For those, the
-architecture's tags decide, if they agree.
+preprocessing of the architecture's tags is used, if all tags agree.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pab.encoders.clip.positions import resized_positions
 
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
 PREPROCESSING = "preprocessing"  # key of a checkpoint's metadata: preprocessing of its images
-PREPARED = ("mean", "std", "interpolation", "resize_mode")  # settings that weights depend on
+PREPARED = ("mean", "std", "interpolation", "resize_mode")  # settings that the weights depend on
 PUBLISHED_TAG = "openai"
 
 
@@ -40,7 +40,7 @@ class ClipWeights:
     """Weights as read from a file.
 
     Attributes:
-        path: the file.
+        path: weight file.
         state: tensor name -> tensor, under the publisher's names.
         preprocess: preprocessing settings that override the architecture's.
     """
@@ -56,14 +56,14 @@ def read_weights(
     """Read the weights of a model and its preprocessing settings.
 
     Args:
-        name: OpenCLIP's name of the model.
+        name: OpenCLIP name of the model.
         pretrained: a tag, a file, or None (``openai``, or the weights in a folder).
         config: configuration of the model.
         preprocess_as: tag with the preprocessing that a weight file was trained with; None if the
             file or the architecture's tags determine it.
 
     Raises:
-        InputError: unknown tag or file, weights of another activation or name, a failed download,
+        InputError: unknown tag or file, weights of another activation or model, a failed download,
             or unknown preprocessing.
     """
     if name.startswith(FOLDER):
@@ -86,7 +86,7 @@ def read_weights(
 def tagged_or_file(
     name: str, pretrained: str, config: dict[str, Any]
 ) -> tuple[Path, dict[str, Any] | None]:
-    """Return the weight file, and the tag's settings if the weights were given by tag.
+    """Return the weight file, and the settings of the tag if ``pretrained`` is a tag.
 
     Raises:
         InputError: unknown tag or file, a tag of another activation, or a failed download.
@@ -98,7 +98,7 @@ def tagged_or_file(
         other = f"{name}-quickgelu" if tag.get("quick_gelu") else name.removesuffix("-quickgelu")
         raise InputError(
             "--model", f"{name} and the weights {pretrained!r} have different activations",
-            todo=f"take --model {other}",
+            todo=f"use --model {other}",
         )  # fmt: skip
     try:
         with only_errors_logged():
@@ -106,9 +106,9 @@ def tagged_or_file(
     except (OSError, RuntimeError) as error:
         where = tag.get("url") or tag.get("hf_hub")
         raise InputError(
-            "--pretrained", f"the weights {pretrained!r} of {name} cannot be fetched: "
+            "--pretrained", f"the weights {pretrained!r} of {name} cannot be downloaded: "
             f"{first_line(error)}",
-            todo=f"fetch {where} on a machine with internet and give the file with --pretrained",
+            todo=f"download {where} on a machine with internet, and set --pretrained to the file",
         ) from error  # fmt: skip
     return path, tag
 
@@ -117,13 +117,13 @@ def tag_of(name: str, tag: str, flag: str) -> dict[str, Any]:
     """Return the settings of a tag.
 
     Raises:
-        InputError: the model has no such tag; the message lists its tags.
+        InputError: the model has no such tag; the message lists the existing tags.
     """
     if not open_clip.is_pretrained_cfg(name, tag):
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise InputError(
-            flag, f"{tag!r} is no {'file and no ' if flag == '--pretrained' else ''}tag of {name}",
-            todo=f"its tags are {', '.join(tags)}" if tags else f"{name} has no tags: give a file",
+            flag, f"{tag!r} is not a {'file or ' if flag == '--pretrained' else ''}tag of {name}",
+            todo=f"its tags are {', '.join(tags)}" if tags else f"{name} has no tags: use a file",
         )  # fmt: skip
     return dict(open_clip.get_pretrained_cfg(name, tag))
 
@@ -134,13 +134,13 @@ def is_tag(name: str, pretrained: str | None) -> bool:
 
 
 def prepared(settings: dict[str, Any]) -> dict[str, Any]:
-    """Preprocessing settings, completed with OpenCLIP's defaults."""
+    """Complete preprocessing settings with OpenCLIP's defaults."""
     whole = merge_preprocess_dict(PreprocessCfg(), settings)
     return {key: whole[key] for key in PREPARED}
 
 
 def way_of_the_tags(name: str, path: Path) -> dict[str, Any]:
-    """Preprocessing shared by all tags of an architecture.
+    """Return the preprocessing shared by all tags of an architecture.
 
     Raises:
         InputError: the tags differ.
@@ -152,17 +152,17 @@ def way_of_the_tags(name: str, path: Path) -> dict[str, Any]:
     # As JSON, tuples and lists compare equal.
     if len({json.dumps(way, sort_keys=True) for way in ways.values()}) > 1:
         raise InputError(
-            path, f"does not say how its images were prepared, and the tags of {name} differ in it",
-            todo=f"say whose way it is with --preprocess_as: {', '.join(ways)}",
+            path, f"does not record its preprocessing, which differs between the tags of {name}",
+            todo=f"set --preprocess_as to one of them: {', '.join(ways)}",
         )  # fmt: skip
     return next(iter(ways.values()), {})
 
 
 def folder_weights(name: str, pretrained: str | None) -> Path:
-    """Find the given file, or the weight file in a model's folder.
+    """Return the file ``pretrained``, or find the weight file in a model folder.
 
     Raises:
-        InputError: no weight file, or several without a usual name.
+        InputError: there is no weight file, or several without a usual name.
     """
     if pretrained is not None:
         return existing_file(pretrained, "weights of the model")
@@ -172,17 +172,17 @@ def folder_weights(name: str, pretrained: str | None) -> Path:
 def clip_state(
     path: Path, name: str, config: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the weights in a file of any of the three formats, with the file's metadata.
+    """Read the weights and the metadata of a file in any of the three formats.
 
     Raises:
-        InputError: none of the formats, or weights trained with another activation.
+        InputError: the format is unknown, or the weights were trained with another activation.
     """
     if is_torchscript(path):
         state = torchscript_state(path)
         if OPENAI_FACTS[0] in state and not config.get("quick_gelu"):
             raise InputError(
                 path, f"OpenAI's weights were trained with QuickGELU, {name} computes GELU",
-                todo=f"take --model {name}-quickgelu",
+                todo=f"use --model {name}-quickgelu",
             )  # fmt: skip
         return {key: value for key, value in state.items() if key not in OPENAI_FACTS}, {}
     checkpoint = read_checkpoint(path)
@@ -208,7 +208,7 @@ def torchscript_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # for the format that OpenAI chose
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
             state: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
     except RuntimeError as error:
         raise InputError(path, f"cannot be read as TorchScript: {first_line(error)}") from error
@@ -216,7 +216,7 @@ def torchscript_state(path: Path) -> dict[str, Tensor]:
 
 
 def fitted(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Rename weights to OpenCLIP's names, and resize position tables for a model.
+    """Rename weights to OpenCLIP's names, and resize the position embeddings for a model.
 
     Args:
         model: model that will load the weights.

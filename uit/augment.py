@@ -51,7 +51,7 @@ class Augmentation:
 
 @cache
 def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Image]]:
-    """Return the ten operations by name; each takes an image and a sign, +1 or -1."""
+    """Return the ten operations by name; their arguments are an image and a sign, +1 or -1."""
     share = level / LEVELS
     factor = ENHANCE * share + 0.1
     shear = math.degrees(math.atan(SHEAR * share))

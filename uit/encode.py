@@ -1,7 +1,7 @@
 """Encode images to tokens and vectors, and captions to vectors, with UIT.
 
-Shape letters: `G` images, `Q` captions, `M` image tokens (including the mean token),
-`C` width of the image tokens, `E` width of the retrieval vectors.
+Shape letters: `G` images, `Q` captions, `M` image tokens (including the mean token), `C` width of
+the image tokens, `E` width of the retrieval vectors.
 """
 
 from __future__ import annotations

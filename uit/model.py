@@ -3,9 +3,9 @@
 Source: the method's paper (arXiv 2511.22470). Parameter names match its released checkpoint. The
 losses are in `uit/losses.py`; this module computes their inputs.
 
-Shape letters: `B` batch, `N` text tokens, `M` image tokens, `C` image width, `D` text width,
-`E` width of the retrieval vectors, `H` `W` rows and columns of the patch grid, `S` side of the
-image, `K` mask blocks per side.
+Shape letters: `B` batch, `N` text tokens, `M` image tokens, `C` image width, `D` text width, `E`
+width of the retrieval vectors, `H` `W` rows and columns of the patch grid, `S` side of the image,
+`K` mask blocks per side.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Compute UIT's training objective: ITC + ITM + MLM + MIM of one batch.
 
-The values equal those of separate passes. Captions, augmented captions and masked
-captions share one pass of the text tower. All pairs (true, negative, augmented, masked) share one
-pass of the cross encoder, with keys and values computed once per image.
+The values equal those of separate passes. Captions, augmented captions and masked captions share
+one pass of the text tower. All pairs (true, negative, augmented, masked) share one pass of the
+cross encoder, with keys and values computed once per image.
 
-Shape letters: `B` batch, `N` text ids, `V` caption versions, `P` masked pieces per caption,
-`S` side of the image, `K` mask blocks per side, `M` image tokens, `C` `D` image and text width.
+Shape letters: `B` batch, `N` text ids, `V` caption versions, `P` masked pieces per caption, `S`
+side of the image, `K` mask blocks per side, `M` image tokens, `C` `D` image and text width.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def uit_losses(
             and then for a negative text per image.
 
     Returns:
-        ``loss`` (the total), ``itc``, ``itm``, and ``mlm``, ``mim`` if they are on.
+        ``loss`` (the total), ``itc``, ``itm``, and ``mlm``, ``mim`` if enabled.
 
     Raises:
         InputError: the whole batch has one identity.

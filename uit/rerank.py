@@ -6,8 +6,8 @@ all queries of a group, and a text's self-attention in the first fusion layer by
 The last layer computes only [CLS]. Queries of similar length share a pass, so padding is minimal.
 `benchmarks/uit_rerank.py` measures the gain of each step.
 
-Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `M` image tokens,
-`C` width of the image tokens, `T` texts of a pass, `N` text tokens, `D` text width.
+Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `M` image tokens, `C`
+width of the image tokens, `T` texts of a pass, `N` text tokens, `D` text width.
 """
 
 from __future__ import annotations

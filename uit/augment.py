@@ -84,7 +84,7 @@ def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Ima
 
 
 class TrainingView:
-    """Augment and normalise a training image for UIT.
+    """Augment and normalize a training image for UIT.
 
     Uses torch's global random generator; seed it to repeat a view.
 

@@ -142,7 +142,7 @@ class AttentionBlock(nn.Module):
         self.output = BranchOutput(config, config.width)
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """x [B, N, D], keys and values [B, H, M, C], bool mask [B, 1, 1, M] -> [B, N, D]."""
+        """x [B, N, D], keys, values [B, H, M, C], mask None or bool [B, 1, 1, M] -> [B, N, D]."""
         query = self.self.split(self.self.query(x))
         dropout = self.weight_dropout if self.training else 0.0
         out = attention(query, *memory, mask, dropout)  # [B, H, N, C]

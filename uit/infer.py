@@ -72,12 +72,12 @@ class InferConfig(MemberConfig):
         super().check()
         if self.save_itc and self.candidates:
             raise InputError(
-                "--save_itc", "contradicts --candidates: a file selects them, ITC is unused"
+                "--save_itc", "contradicts --candidates, with which ITC is not computed"
             )
         outputs = self.with_outputs()
         others = [Path(other) for other in (outputs.save_score, outputs.output_file) if other]
         if self.save_itc and Path(self.save_itc) in others:
-            raise InputError("--save_itc", f"{self.save_itc} is also another output")
+            raise InputError("--save_itc", f"{self.save_itc} is also the path of another output")
 
     def with_outputs(self) -> InferConfig:
         """Replace ``auto`` with the default output paths.

@@ -100,7 +100,7 @@ def masked_image_loss(restored: Tensor, image: Tensor, hidden_blocks: Tensor) ->
 
     Args:
         restored: [B, 3, S, S].
-        image: [B, 3, S, S], normalised.
+        image: [B, 3, S, S], normalized.
         hidden_blocks: [K, K], 1 = masked; the same for all images.
     """
     size = image.shape[-1] // len(hidden_blocks)

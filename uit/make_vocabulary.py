@@ -44,7 +44,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
     if len(vocabulary) > vocab_size:
         raise InputError(
             "--vocab_size",
-            f"expected at least {len(vocabulary)}, the number of characters, found {vocab_size}",
+            f"expected at least {len(vocabulary)} (special tokens, characters), found {vocab_size}",
         )
     by_count = sorted(counts, key=lambda word: (-counts[word], word))
     words = [word for word in by_count if len(word) > 1]

@@ -1,11 +1,10 @@
-"""Baselines on the mini data from colours and words alone, without any learned feature.
+"""Measure baselines on the mini data that use only colours and words, without learned features.
 
-Ridge regression maps colour histograms on a grid over the picture to the bag of words of its
-caption, fitted on the training pairs. A query's score for an image is the cosine of the query's bag
-of words and the predicted bag. There are two bags: the words for colours and scenes, and all words.
-The second is the strongest linear baseline found. For each bag, the grid, the ridge strength and
-the colour balance are chosen by R@1 on training videos that the fit does not use. The test split is
-scored once.
+Ridge regression, fitted on the training pairs, maps colour histograms on a grid over an image to
+the bag of words of the caption. A query's score for an image is the cosine of the query's bag of
+words and the predicted bag. Two bags are compared: words for colours and scenes, and all words (the
+strongest linear baseline found). For each bag, the grid, the ridge strength and the colour balance
+are chosen by R@1 on training videos that the fit does not use. The test split is scored once.
 
     python benchmarks/bag_of_words.py --data data/mini
 
@@ -34,9 +33,9 @@ from pab.mini.captions import COLOUR, SCENE
 SIDE = 48  # pixels per side of the thumbnail
 HUES, SATURATIONS, VALUES = 12, 3, 4  # histogram bins; colours below MIN_SATURATION have no hue
 MIN_SATURATION = 40  # of 255
-CELLS = 12  # per side of the finest grid; the others are summed from it
+CELLS = 12  # per side of the finest grid; coarser grids are summed from it
 MIDDLE_GREY = 118.0  # mean per channel after colour balance
-GRIDS = (1, 2, 3, 4)  # cells per side; 1 is a single histogram of the whole picture
+GRIDS = (1, 2, 3, 4)  # cells per side; 1 is a single histogram of the whole image
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times the mean diagonal over 100
 VALIDATION_SHARE = 0.12
 MIN_COUNT = 5  # rarer training words are ignored
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _report(scores: np.ndarray, test: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    """Print recalls with bootstrap intervals, and the rate of images ranked above their twins."""
+    """Print recalls with bootstrap intervals, and the share of images ranked above their twins."""
     ranks = _ranks(scores)
     draws = rng.integers(len(ranks), size=(BOOTSTRAP, len(ranks)))
     for k in RECALLS:
@@ -138,7 +137,7 @@ def _vocabulary(captions: list[str]) -> dict[str, int]:
 
 
 def _bags(captions: list[str], words: dict[str, int]) -> np.ndarray:
-    """Bags of words, [captions, words], 1 for words that occur."""
+    """Return bags of words, [captions, words], 1 for words that occur."""
     bags = np.zeros((len(captions), len(words)), dtype=np.float32)
     for row, caption in enumerate(captions):
         bags[row, [words[word] for word in _words(caption) if word in words]] = 1.0
@@ -151,14 +150,14 @@ def _small(path: str) -> np.ndarray:
 
 
 def _thumbnails(root: Path, images: list[str], workers: int) -> np.ndarray:
-    """Thumbnails, [pictures, SIDE, SIDE, 3] bytes."""
+    """Load thumbnails, uint8 [images, SIDE, SIDE, 3]."""
     paths = [str(root / image) for image in images]
     with ProcessPoolExecutor(workers) as pool:
         return np.stack(list(pool.map(_small, paths, chunksize=64)))
 
 
 def _histogram(pixels: np.ndarray, balance: bool) -> np.ndarray:
-    """Colour counts per cell of a picture, [CELLS, CELLS, bins], as bytes."""
+    """Count colours per cell of an image, uint8 [CELLS, CELLS, bins]."""
     if balance:  # grey world: equal means in all channels
         means = pixels.mean((0, 1), dtype=np.float32)
         pixels = np.clip(pixels * (MIDDLE_GREY / np.maximum(means, 1)), 0, 255).astype(np.uint8)
@@ -176,7 +175,7 @@ def _histogram(pixels: np.ndarray, balance: bool) -> np.ndarray:
 
 
 def _features(thumbnails: np.ndarray, balance: bool, grid: int) -> np.ndarray:
-    """Square roots of the histograms of the grid's cells, [pictures, grid * grid * bins]."""
+    """Return square roots of the histograms of the grid's cells, [images, grid * grid * bins]."""
     step = CELLS // grid
     rows = []
     for pixels in thumbnails:
@@ -187,7 +186,7 @@ def _features(thumbnails: np.ndarray, balance: bool, grid: int) -> np.ndarray:
 
 
 class _Ridge:
-    """Ridge regression with an unpenalised mean; all strengths share one eigendecomposition."""
+    """Ridge regression with an unpenalized mean; all strengths share one eigendecomposition."""
 
     def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
         self.mean, self.target_mean = features.mean(0), targets.mean(0)
@@ -200,7 +199,7 @@ class _Ridge:
     def predict(self, features: np.ndarray, strength: float) -> np.ndarray:
         penalty = np.maximum(self.values, 0) + strength * self.scale
         weights = self.vectors @ (self.projected / penalty[:, None])
-        # The mean bag is the same for all pictures; without it, the cosine compares only
+        # The mean bag is the same for all images; without it, the cosine compares only
         # differences.
         return (features - self.mean) @ weights
 
@@ -212,7 +211,7 @@ def _cosine(queries: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
-    """Count the images that score at least as high as the right one (the diagonal), per query."""
+    """Count, per query, the other images that score at least as high as the right image."""
     return (scores >= np.diag(scores)[:, None]).sum(1) - 1
 
 

@@ -1,9 +1,9 @@
-"""Scoring speed of CLIP and BLIP-2: `python benchmarks/clip_blip2_scoring.py`.
+"""Measure the scoring speed of CLIP and BLIP-2: `python benchmarks/clip_blip2_scoring.py`.
 
 Measures images and captions per second of the published sizes with random weights, encoded as in
-the scoring scripts. The baseline is the libraries' own modules with one image and one caption at a
-time in eager float32 (as in the release; CLIP's captions padded to 77 ids, as in OpenCLIP). Also
-prints the minimum cosine similarity to the baseline's vectors, and the CPU's matrix-product rate.
+the scoring scripts. The baseline runs the libraries' original modules on one image and one caption
+at a time in eager float32 (as in the release; CLIP's captions padded to 77 ids, as in OpenCLIP).
+Also prints the minimum cosine similarity to the baseline's vectors, and the CPU's GFLOP/s.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ ORIGINALS: dict[type, type] = {  # our blocks -> OpenCLIP's
 }
 Batch = Callable[[list[int]], Tensor]
 Model = TypeVar("Model", bound=nn.Module)
-Ways = dict[str, Batch]  # "images" and "texts": functions from rows to vectors
+Ways = dict[str, Batch]  # "images", "texts" -> function from rows to vectors
 
 
 def clip_ways() -> tuple[nn.Module, Ways, Ways, int]:
-    """CLIP: our model, its encoders, the library's encoders, ids of a padded caption."""
+    """Return our CLIP, its encoders, the library's encoders, and the padded caption length."""
     ours = build(CLIP).eval()
     theirs = as_the_library_has_it(ours)
     encoder = ClipModel(CLIP, ours, lambda image: torch.empty(0), Tokenize(CLIP), Path())
@@ -68,7 +68,7 @@ def clip_ways() -> tuple[nn.Module, Ways, Ways, int]:
 
 
 def blip2_ways() -> tuple[nn.Module, Ways, Ways, int]:
-    """The same for BLIP-2."""
+    """Return the same for BLIP-2."""
     config = Blip2Config()
     ours = Blip2(config).eval()
     pixels = torch.randn(64, 3, config.image_size, config.image_size)
@@ -89,7 +89,7 @@ def blip2_ways() -> tuple[nn.Module, Ways, Ways, int]:
 
 
 def as_the_library_has_it(model: Model) -> Model:
-    """Copy of a model with OpenCLIP's original blocks."""
+    """Copy a model, with OpenCLIP's original blocks."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         module.__class__ = ORIGINALS.get(type(module), type(module))
@@ -97,7 +97,7 @@ def as_the_library_has_it(model: Model) -> Model:
 
 
 def encoded(encode: Batch, batches: Iterable[list[int]]) -> Tensor:
-    """Vectors of all batches."""
+    """Encode all batches."""
     return torch.cat([encode(rows) for rows in batches])
 
 
@@ -140,7 +140,7 @@ def main() -> None:
         models=["clip", "blip2"],
         images=(32, "at most 64"),
         texts=(256, "at most 512"),
-        loop=(6, "images and captions of the loop"),
+        loop=(6, "number of images and captions of the baseline"),
         batch_size=32,
         repeats=2,
     ).parse_args()

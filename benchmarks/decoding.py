@@ -1,9 +1,9 @@
 """Compare the decodings on the mini data: `python benchmarks/decoding.py --out FILE`.
 
-Fuses the shipped models at weights chosen on the validation pairs, where each decoding's slack or
-factor is chosen too. Decodes three sets: the mini test set, the same with its 8,000 distractors,
-and the test set without the gallery images of half of its queries. For the last, the numbers are
-chosen on the validation pairs with the same change. Writes the table whatever the result.
+Fuses the shipped models with weights chosen on the validation pairs; each decoding's slack or
+factor is also chosen there. Decodes three sets: the mini test set, the test set with its 8,000
+distractors, and the test set without the gallery images of half of its queries. For the third set,
+slack and factor are chosen on validation pairs with the same change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Decodable:
-    """Fused set with its bank and labels; queries without a right image are not evaluated."""
+    """Fused set with bank and labels; queries without a right image are not evaluated."""
 
     name: str
     scores: ScoreFile
@@ -44,7 +44,7 @@ class Decodable:
     relevant: dict[str, frozenset[str]]
 
     def judged(self, settings: DecodeSettings) -> tuple[Metrics, int]:
-        """Metrics of the queries with an image, and the distinct top-1 images of all queries."""
+        """Evaluate queries with a right image; count distinct top-1 images of all queries."""
         ids, names = self.scores.query_ids, self.scores.gallery_ids
         bank = str(self.bank) if settings.method == "querybank" else None
         found = decode(self.scores.scores, ids, names, replace(settings, bank=bank))
@@ -54,7 +54,7 @@ class Decodable:
 
 
 def bank_of(labelled: mini.LabelledSet, folder: Path) -> mini.LabelledSet:
-    """Training captions as queries on a set's gallery; none belongs to a validation pair."""
+    """Create a set of training captions as queries on a set's gallery, without validation pairs."""
     gallery = labelled.retrieval().gallery or list_gallery(labelled.root)
     images = folder / f"gallery_{labelled.name}"
     images.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def bank_of(labelled: mini.LabelledSet, folder: Path) -> mini.LabelledSet:
 
 
 def decodable(labelled: mini.LabelledSet, weights: Path, folder: Path) -> Decodable:
-    """Set with its fused scores and those of its bank."""
+    """Fuse the scores of a set and of its bank."""
     relevant = labelled.retrieval().relevant
     assert relevant is not None
     queries, bank = (
@@ -86,7 +86,7 @@ def decodable(labelled: mini.LabelledSet, weights: Path, folder: Path) -> Decoda
 
 
 def without_half(whole: Decodable, folder: Path) -> Decodable:
-    """Copy of the set without the gallery images of half of its queries."""
+    """Copy a set without the gallery images of half of its queries."""
     ids, names = whole.scores.query_ids, whole.scores.gallery_ids
     out_of = set(np.random.default_rng(SEED).permutation(len(ids))[: len(ids) // 2].tolist())
     gone = {name for row in out_of for name in whole.relevant[ids[row]]}
@@ -101,7 +101,7 @@ def without_half(whole: Decodable, folder: Path) -> Decodable:
 
 
 def best_settings(decoding: str, chosen_on: Decodable) -> DecodeSettings:
-    """Settings with the best R@1; mAP@10 breaks ties."""
+    """Choose the settings with the best R@1; mAP@10 breaks ties."""
     if decoding == "assignment":
         slacks = [None if math.isinf(slack) else slack for slack in SLACKS]
         if len(chosen_on.scores.query_ids) > len(chosen_on.scores.gallery_ids):
@@ -118,7 +118,7 @@ def best_settings(decoding: str, chosen_on: Decodable) -> DecodeSettings:
 
 
 def row(one: Decodable, way: DecodeSettings, plain: Metrics) -> str:
-    """Table row."""
+    """Format a table row."""
     metrics, distinct = one.judged(way)
     mean, facts = metrics.mean(), way.facts()
     label = facts.pop("method")

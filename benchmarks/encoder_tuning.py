@@ -1,9 +1,9 @@
-"""Mini CLIP before and after fine-tuning: `python benchmarks/encoder_tuning.py --out FILE`.
+"""Compare the mini CLIP before and after tuning: `python benchmarks/encoder_tuning.py --out FILE`.
 
-"Before" knows the data as a pretrained model would: trained from scratch for a few epochs, on whole
-images in random order. It is then tuned with the project's recipe (local views, and twin batches in
-which only the action distinguishes twins) in three ways: all weights, only low-rank updates, and a
-frozen image tower.
+The first model stands for a pretrained model: it is trained from scratch for a few epochs, on whole
+images in random order. It is then fine-tuned with the project's recipe (local views, and batches
+with twins that differ only in the action) in three ways: all weights, only low-rank updates, and
+with a frozen image tower.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WAYS = {
 
 
 def tuned(out: Path, *flags: str) -> tuple[Path, mini.Evaluation]:
-    """Train; return the best weights on the validation split, and their metrics."""
+    """Train a model; return its best weights on the validation split, and their test metrics."""
     if not (out / mini.FINAL).is_file():
         mini.run_script("finetune_clip", [*flags, "--output_dir", str(out)])
     weights = out / mini.BEST

@@ -1,8 +1,8 @@
 """Measure the time that the feature cache saves: `python benchmarks/feature_cache.py`.
 
-Scores the same noise images and captions with LHP's base model (random weights; `--model` names
-another) three times in one process: with an empty cache, again, and after one image has changed.
-The time covers the whole command, including reading the weights and checking the images. All score
+Scores the same noise images and captions with LHP's base model (or `--model`) and random weights
+three times in one process: with an empty cache, with a full cache, and after changing one image.
+The time covers the whole command, including loading the weights and checking the images. All score
 files must be equal.
 """
 
@@ -27,7 +27,7 @@ from pab.scoring.feature_cache import HASHES
 
 def main() -> None:
     args = flag_parser(
-        __doc__, model="beit3_base_patch16_384", items=(120, "images, and captions")
+        __doc__, model="beit3_base_patch16_384", items=(120, "number of images, and of captions")
     ).parse_args()
     print(describe(), json.dumps(vars(args)))
     draw = np.random.default_rng(0)

@@ -1,10 +1,10 @@
-"""Speed and memory of the fusion at the challenge's size: `python benchmarks/fusion.py`.
+"""Measure speed and memory of the fusion at the challenge's size: `python benchmarks/fusion.py`.
 
 Fuses four members of 1,978 queries x 36,773 images with `ensemble.run` (load, scale, fuse, rank,
-write). The baseline loads all, scales each, sums with weights, applies `torch.argsort` to the whole
-matrix, and writes. Each runs in its own process, and both lists must be equal. `--assignment` adds
-one assignment of that matrix. `--wide` adds 200 x 100,000 and 200 x 1,000,000: time should grow
-tenfold, and anonymous memory should not grow.
+write). The baseline loads and scales all members, sums them with weights, and applies
+`torch.argsort` to the whole matrix. Each variant runs in its own process; both lists must be equal.
+`--assignment` adds one assignment of that matrix. `--wide` adds 200 x 100,000 and 200 x 1,000,000:
+time should grow tenfold, and anonymous memory should not grow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEEPS = {"uit": 0.925, "blip2": 0.9, "clip": 0.9}
 
 
 def make_members(folder: Path, queries: int, images: int) -> list[Path]:
-    """Write synthetic score files that correlate as models of a task do: common part and noise."""
+    """Write correlated synthetic score files: a common part plus noise."""
     print(f"four members of {queries} x {images}")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}_{queries}x{images}.pt" for name in FLAGS]
@@ -44,7 +44,7 @@ def make_members(folder: Path, queries: int, images: int) -> list[Path]:
 
 
 def plain(paths: list[Path], out: Path) -> None:
-    """Baseline."""
+    """Run the baseline."""
     loaded = [torch.load(path, weights_only=True) for path in paths]
     scaled = [(f["scores"] - f["scores"].min()) / (f["scores"].max() - f["scores"].min())
               for f in loaded]  # fmt: skip
@@ -74,7 +74,7 @@ def one_run(way: str, paths: list[Path], out: Path) -> tuple[float, float, float
 
 
 def measured(way: str, paths: list[Path], out: Path, repeats: int) -> tuple[float, float]:
-    """Seconds and peak memory of the fastest of several processes."""
+    """Return seconds and peak memory of the fastest of several processes."""
     found = [in_fresh_process(one_run, way, paths, out) for _ in range(repeats)]
     seconds, peak, anonymous = min(found)
     print(
@@ -91,8 +91,8 @@ def main() -> None:
         queries=1978,
         images=36773,
         repeats=3,
-        assignment=(False, "also time one assignment"),
-        wide=(False, "also 200 x 100,000 and 1,000,000"),
+        assignment=(False, "also measure one assignment"),
+        wide=(False, "also measure 200 x 100,000 and 200 x 1,000,000 scores"),
     ).parse_args()
     print(describe())
     paths = make_members(args.folder, args.queries, args.images)

@@ -1,10 +1,10 @@
-"""Time the check that every training image exists, on a tree of PAB's size.
+"""Measure the check that every training image exists, on a tree of PAB's size.
 
-    python benchmarks/image_check.py --out /tmp/tree      # makes 75 shards of 13,515 empty files
+    python benchmarks/image_check.py --out /tmp/tree      # creates 75 shards of 13,515 empty files
 
-The tree has 225 folders and 1,013,625 files. Prints the CPU time of opening the set, of the first
-list of its images (then stored in the index), of the check itself, and of later single look-ups,
-with the peak memory. First-time figures include reads that miss the disk cache.
+The tree has 225 folders and 1,013,625 files. Prints the CPU time and the peak memory of opening the
+set, of listing its images for the first time (the list is then stored in the index), of the check,
+and of single look-ups. First-time figures include reads that miss the disk cache.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Peak memory of scoring: one batch of images and the vectors, whatever the gallery's size.
+"""Measure the peak memory of scoring at two gallery sizes.
 
-Creates galleries of two sizes in a temporary folder (hard links to a few hundred small images), a
-random debug-size model in released format, and a tokenizer. Runs ``python -m lhp.infer`` on each
-gallery in its own process. Prints the peak memory of that process, of its loader workers and of all
-together, beside the sizes of score matrix and vectors. The tiny model keeps weights from hiding
-growth with the gallery. The folder is removed. Linux only (``/proc``).
+Only the score matrix and the vectors should grow. Creates two galleries in a temporary folder (hard
+links to a few hundred small images), a debug-size model with random weights, in the released
+format, and a tokenizer. Runs ``python -m lhp.infer`` on each gallery in its own process. Prints the
+peak memory of that process, of its loader workers and of all together, beside the sizes of score
+matrix and vectors. The model is tiny, so that its weights do not hide the growth with gallery size.
+Removes the folder. Linux only (``/proc``).
 
     python benchmarks/lhp_memory.py [--sizes 2000 40000] [--queries 50] [--folder /tmp]
 """
@@ -28,26 +29,26 @@ from lhp.beit3 import Beit3Config, model_config
 from lhp.tokenizer import Tokenizer
 
 MODEL = "beit3_debug_patch16_64"
-PICTURES, SIDE = 300, 64  # distinct images, and their sides in pixels
-SECONDS_BETWEEN_LOOKS = 0.25  # interval of sampling the processes' memory
+PICTURES, SIDE = 300, 64  # number of distinct images; side of each, pixels
+SAMPLING_INTERVAL = 0.25  # seconds between two memory samples
 
 
 @dataclass
-class Held:
-    """Peak memory of one run, MiB, and its seconds."""
+class PeakMemory:
+    """Peak memory (MiB) and duration (seconds) of one run."""
 
     main: float = 0.0  # resident memory of the scoring process
-    # Process id of a loader worker -> its resident memory; pages shared with the scoring process
-    # count in both.
+    # Process id of a loader worker -> its resident memory, which includes pages shared with the
+    # scoring process.
     workers: dict[int, float] = field(default_factory=dict)
-    # All processes, with each page divided among its users (so libraries that other programs have
-    # loaded count less); sampled, so a short peak may be missed.
+    # All processes, with each page divided among the processes that use it (also other programs);
+    # sampled, so a short peak may be missed.
     together: float = 0.0
     seconds: float = 0.0
 
 
 def make_inputs(root: Path, queries: int) -> tuple[list[str], Beit3Config]:
-    """Write pictures, queries, tokenizer and checkpoint; return flags and the model's sizes."""
+    """Write images, queries, tokenizer and checkpoint; return flags and the model's config."""
     (root / "pictures").mkdir()
     for number, colour in enumerate(np.random.default_rng(0).integers(0, 256, (PICTURES, 3))):
         picture = Image.new("RGB", (SIDE, SIDE), tuple(map(int, colour)))
@@ -58,7 +59,7 @@ def make_inputs(root: Path, queries: int) -> tuple[list[str], Beit3Config]:
 
 
 def make_gallery(root: Path, size: int) -> Path:
-    """Create a folder with ``size`` names for the pictures."""
+    """Create a folder with ``size`` hard links to the images."""
     folder = root / f"gallery_{size}"
     folder.mkdir()
     for number in range(size):
@@ -73,18 +74,18 @@ def children(pid: int) -> list[int]:
         try:
             found += map(int, task.read_text(encoding="ascii").split())
         except (FileNotFoundError, ProcessLookupError):
-            continue  # the thread has just ended
+            continue  # the thread has ended
     return found
 
 
-def score(gallery: Path, flags: list[str]) -> Held:
+def score(gallery: Path, flags: list[str]) -> PeakMemory:
     """Run the command and sample its memory."""
     out = gallery.parent
     argv = [
         *(sys.executable, "-m", "lhp.infer", "--image_folder", str(gallery), "--no_feature_cache"),
         *("--save_score", str(out / "scores.pt"), "--output_file", str(out / "list.txt"), *flags),
     ]
-    held = Held()
+    held = PeakMemory()
     start = time.perf_counter()
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
     while True:
@@ -97,7 +98,7 @@ def score(gallery: Path, flags: list[str]) -> Held:
             held.workers[worker] = max(peak, held.workers.get(worker, 0.0))
         now = sum(memory_mib("Pss", one, "smaps_rollup") for one in (process.pid, *workers))
         held.together = max(held.together, now)
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SAMPLING_INTERVAL)
     held.seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -109,18 +110,18 @@ def score(gallery: Path, flags: list[str]) -> Held:
 def main() -> None:
     args = flag_parser(
         __doc__,
-        sizes=([2_000, 40_000], "images of the galleries"),
+        sizes=([2_000, 40_000], "images per gallery"),
         queries=50,
         batch_size=32,
         num_workers=2,
-        folder=(None, "where to make the temporary folder"),
+        folder=(None, "parent of the temporary folder"),
     ).parse_args()
     print(f"{describe()}; {MODEL}, fp32, batch {args.batch_size}, {args.num_workers} workers")
     print(f"{args.queries} queries, images of {SIDE} x {SIDE} px; peak memory in MiB")
     print(
         "  images  scoring  each worker        together  score matrix  vectors  seconds  images/s"
     )
-    runs: list[Held] = []
+    runs: list[PeakMemory] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
         flags, sizes = make_inputs(root, args.queries)
@@ -141,8 +142,8 @@ def main() -> None:
     kept = more * (args.queries + sizes.embed_dim) * column
     pixels = more * 3 * sizes.img_size**2 * column
     print(
-        f"{more:,} images more: {grown:.1f} MiB more in the scoring process, {kept:.1f} of them "
-        f"the score matrix and the vectors; their pixels would be {pixels:.0f}"
+        f"{more:,} additional images: the scoring process grew by {grown:.1f} MiB (score matrix "
+        f"and vectors: {kept:.1f} MiB; decoded pixels would need {pixels:.0f} MiB)"
     )
 
 

@@ -1,12 +1,12 @@
-"""LHP's scoring speed: `python benchmarks/lhp_scoring.py`.
+"""Measure LHP's scoring speed: `python benchmarks/lhp_scoring.py`.
 
 Measures images and texts per second of the production encoders at 384 px with random weights. Two
 baselines process one image and one text at a time in eager float32, in the same run. The first uses
-this network. The second follows the release: attention stores the table of all token pairs, the
-last layer computes all tokens, and captions are padded to 64 ids. Ratios refer to the second; the
-first is printed beside it. The ceiling is the machine's matrix-product rate in the same number
-format. Operations are 2 x weights x tokens per matrix, plus 4 x tokens squared x width per layer,
-without those that the last layer skips.
+this network. The second follows the release: attention stores the matrix of all token pairs, the
+last layer computes all tokens, and captions are padded to 64 ids. Ratios refer to the second
+baseline. The ceiling is the machine's matrix-product rate in the same dtype. Operations are counted
+as 2 x weights x tokens per matrix, plus 4 x tokens squared x width per layer, without the
+operations that the last layer skips.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from lhp.tokenizer import BOS, EOS, PAD, pad_batch
 from pab.core.devices import keep_freed_memory
 from pab.scoring.encoding import batches_by_length
 
-# Lengths of real captions in BEiT-3's ids, with special tokens: the published test's range from
-# about 25 to the limit of 64. Drawn here from a seeded triangular distribution over that range.
+# Caption lengths in BEiT-3's ids, with special tokens: in the published test set, about 25 to the
+# limit of 64. Lengths are drawn from a seeded triangular distribution over this range.
 SHORTEST, MODE, LONGEST = 24, 44, 64
 
 
 def operations(config: Beit3Config, tokens: int, patch_weights: int = 0) -> float:
-    """Number of multiplications and additions in one pass over ``tokens`` tokens."""
+    """Count multiplications and additions in one pass over ``tokens`` tokens."""
     d, f = config.embed_dim, config.ffn_dim
     layer = 2 * (4 * d * d + 2 * d * f) * tokens + 4 * tokens**2 * d
     # Last layer: keys and values of all tokens, everything else only for the output token.
@@ -42,14 +42,14 @@ def operations(config: Beit3Config, tokens: int, patch_weights: int = 0) -> floa
 
 
 def captions(count: int) -> list[list[int]]:
-    """Random ids with realistic lengths."""
+    """Draw random ids with realistic lengths."""
     draw = random.Random(0)
     lengths = [round(draw.triangular(SHORTEST, LONGEST, MODE)) for _ in range(count)]
     return [[BOS, *(draw.randrange(4, 64000) for _ in range(n - 2)), EOS] for n in lengths]
 
 
 def random_model(name: str) -> Beit3Retrieval:
-    """Model with random weights, without the slow published initialization."""
+    """Create a model with random weights, without the slow published initialization."""
     with torch.device("meta"):
         model = Beit3Retrieval(model_config(name))
     model = model.to_empty(device="cpu").eval()
@@ -78,7 +78,7 @@ def measure(name: str, args: argparse.Namespace) -> None:
             model.encode_image(image[None])
 
     def one_text(length: int = 0) -> None:
-        for row in rows[: args.loop_texts]:  # padding marked as visible: the cost of a padded row
+        for row in rows[: args.loop_texts]:  # padding is marked as visible, to include its cost
             model.encode_text(*pad_batch([row + [PAD] * (length - len(row))]))
 
     def text_batches(net: Beit3Retrieval) -> Tensor:
@@ -122,12 +122,12 @@ def main() -> None:
     parser = flag_parser(
         __doc__,
         model=["beit3_base_patch16_384", "beit3_large_patch16_384"],
-        batch_size=(8, "images at a time"),
+        batch_size=(8, "images per batch"),
         texts=96,
-        loop=(4, "images of the plain loops"),
-        loop_texts=(16, "texts of the plain loops"),
-        repeats=(3, "runs, of which the best counts"),
-        no_compile=(False, "leave torch.compile out"),
+        loop=(4, "images of the baselines"),
+        loop_texts=(16, "texts of the baselines"),
+        repeats=(3, "runs; the best is reported"),
+        no_compile=(False, "skip torch.compile"),
     )
     kinds = ["fp32", "bf16"]
     parser.add_argument("--dtype", nargs="+", default=kinds, choices=kinds)

@@ -1,10 +1,10 @@
-"""LHP's training speed and memory: `python benchmarks/lhp_training.py`.
+"""Measure LHP's training speed and memory: `python benchmarks/lhp_training.py`.
 
 1. Samples per second of one training step (without views) of the large model with activation
-   checkpointing at batch 4: bfloat16 as in `lhp.train`, against the same step in eager float32,
-   with this network's attention and with explicit attention as in the release.
-2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Each
-   runs in its own process, without the optimizer, which is the same in both.
+   checkpointing at batch 4: bfloat16 as in `lhp.train`, compared with the same step in eager
+   float32, with this network's attention and with explicit attention as in the release.
+2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Both
+   run in their own processes, without the optimizer, which is the same.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ TEXT_LENGTH = 48
 
 
 def make_batch(size: int, pixels: int) -> PairBatch:
-    """Random images and ids."""
+    """Create random images and ids."""
     ids = torch.randint(4, 64000, (size, TEXT_LENGTH))
     images = torch.randn(size, 3, pixels, pixels)
     return PairBatch(images, ids, torch.zeros_like(ids), torch.arange(size))
 
 
 def make_model(name: str) -> Beit3Retrieval:
-    """Model with the recipe's drop path and activation checkpointing."""
+    """Create a model with the recipe's drop path and activation checkpointing."""
     sizes = dataclasses.replace(model_config(name), drop_path=0.16, checkpoint_activations=True)
     return Beit3Retrieval(sizes).train()
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Measure part 1."""
+    """Measure the speed (part 1)."""
     seed_everything(0)
     model = make_model(args.model)
     batch = make_batch(args.batch_size, model.config.img_size)
     rates = {}
     for way, kind in (("as released", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")):
         scaler = make_scaler(CPU, DTYPES[kind])
-        if way == "fp32":  # as `lhp.train` starts
+        if way == "fp32":  # as in `lhp.train`
             keep_freed_memory(CPU)
         step = partial(step_gradient, model, batch, DTYPES[kind], scaler)
         with released_way() if way == "as released" else nullcontext():
@@ -76,7 +76,7 @@ def step_gradient(
 
 
 def memory_of_step(model_name: str, batch_size: int, chunk: int) -> tuple[float, float, float]:
-    """Peak memory in MiB before and after one backward pass of this process, and its seconds."""
+    """Return peak memory (MiB) before and after one backward pass, and the seconds of the pass."""
     seed_everything(0)
     model = make_model(model_name)
     batch = make_batch(batch_size, model.config.img_size)
@@ -87,7 +87,7 @@ def memory_of_step(model_name: str, batch_size: int, chunk: int) -> tuple[float,
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Measure part 2."""
+    """Measure the memory (part 2)."""
     for chunk in (0, args.chunk):
         step = (memory_of_step, args.memory_model, args.memory_batch, chunk)
         before, after, seconds = in_fresh_process(*step)

@@ -1,9 +1,9 @@
-"""Test LHP's claim on the mini data: `python benchmarks/lhp_views.py --out docs/lhp_views.md`.
+"""Compare LHP's views on the mini data: `python benchmarks/lhp_views.py --out docs/lhp_views.md`.
 
 Trains the mini recipe on a shortened schedule with only global views (`--local_prob 0`), hybrid
 views (0.5) and only local views (1), with three seeds each. Scores the mini test set with each
-model, and writes the table whatever the result. Finished runs stay in ``--work``, in a folder named
-by recipe, data and schedule, so the nine runs can be split over several sessions.
+model, and writes a table. Finished runs stay in ``--work``, in a folder named after recipe, data
+and schedule, so that an interrupted benchmark can continue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ METRICS = ("R@1", "R@5", "R@10", "mAP")
 
 
 def one_run(prob: float, seed: int, epochs: int, folder: Path) -> dict[str, float]:
-    """Metrics of one trained model on the mini test set, in percent."""
+    """Train and score one model; return its metrics on the mini test set, percent."""
     out = folder / f"p{prob}_s{seed}"
     if not (out / mini.FINAL).is_file():
         train(

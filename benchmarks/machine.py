@@ -1,7 +1,7 @@
-"""Helpers shared by the benchmarks: command lines, times, memory, the rate of matrix products.
+"""Helpers shared by the benchmarks: command lines, times, memory, matrix-product rate.
 
-torch is imported only where it is used, because some benchmarks measure the memory of a process
-without it.
+Functions import torch when they need it, because some benchmarks measure the memory of a process
+without torch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SECONDS_BETWEEN_LOOKS = 0.01  # interval of sampling memory
 
 
 def flag_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """Parser with one flag per default, or per (default, help text).
+    """Create a parser with one flag per keyword, from a default or (default, help text).
 
-    The default gives the type: False makes a switch, a list takes several values, None is a path,
-    a type is a required value.
+    The default sets the type: False is a switch, a list accepts several values, None is a path,
+    and a type is a required value.
     """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False)
     for name, value in defaults.items():
@@ -47,7 +47,7 @@ def flag_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> float:
-    """Shortest of several runs, seconds; on a shared machine, slower runs measure other load."""
+    """Return the seconds of the fastest run; on a shared machine, others include foreign load."""
     for _ in range(warm_up):
         run()
     times = []
@@ -59,13 +59,13 @@ def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> f
 
 
 def in_fresh_process(work: Callable[..., Result], *args: Any) -> Result:
-    """Result of a function in a process of its own, whose memory is only that of the work."""
+    """Run a function in a new process, to measure only its memory; return its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args).result()
 
 
 def memory_mib(key: str, pid: int | str = "self", table: str = "status") -> float:
-    """Read a figure of ``/proc/PID/TABLE``, MiB; 0 if the process has just ended."""
+    """Read a figure of ``/proc/PID/TABLE``, MiB; return 0 if the process has ended."""
     try:
         text = Path(f"/proc/{pid}/{table}").read_text(encoding="ascii")
     except (FileNotFoundError, ProcessLookupError):
@@ -75,17 +75,17 @@ def memory_mib(key: str, pid: int | str = "self", table: str = "status") -> floa
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process, MiB (`getrusage` would include its parent's)."""
+    """Return the peak resident memory of this process, MiB (`getrusage` includes the parent's)."""
     return memory_mib("VmHWM")
 
 
 def anonymous_mib() -> float:
-    """Anonymous memory of this process, MiB: other than file pages, which the system may drop."""
+    """Return the anonymous memory of this process, MiB, without file pages (evictable)."""
     return memory_mib("RssAnon")
 
 
 class AnonymousPeak(threading.Thread):
-    """Block whose peak of anonymous memory, ``most`` in MiB, is sampled."""
+    """Context manager that samples the peak of anonymous memory (``most``, MiB)."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -105,7 +105,7 @@ class AnonymousPeak(threading.Thread):
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """Operations per second of a 4096 x 4096 x 4096 matrix product, best of five."""
+    """Return operations per second of a 4096 x 4096 x 4096 matrix product, best of five."""
     import torch
 
     a = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).to(dtype)

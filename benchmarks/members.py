@@ -2,7 +2,7 @@
 
 Scores the validation pairs and the mini test set with the four shipped models in the published
 order. Chooses the fusion's weights on the validation pairs (`ensemble.search`), and fuses the test
-set with them, one member at a time. Writes the table whatever the result.
+set's scores with these weights, one member at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
         __doc__,
         out=mini.PAGE,
         work=Path("output/members"),
-        weights=(None, "also write the chosen weights here (.yaml)"),
+        weights=(None, "also write the chosen weights to this file (.yaml)"),
     ).parse_args()
     folder = mini.shipped_folder(args.work)
     validation = mini.validation_set(folder)

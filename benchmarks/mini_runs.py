@@ -1,7 +1,7 @@
 """Train, score, fuse and evaluate mini models; shared by the benchmarks on the mini data.
 
-Finished runs stay in the work folder, in a folder named by recipe and data, so many runs can be
-split over several sessions.
+Finished runs stay in the work folder, in a folder named after recipe and data, so that an
+interrupted benchmark can continue.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ METRICS = ("R@1", "R@5", "R@10", "mAP", "over twin")
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Labelled queries: a name for files, the annotation and the root of its image paths.
+    """Labelled queries: a name for files, the annotation, and the root of the image paths.
 
-    For a name-masked set, the root is the gallery, and ``answers`` is the key.
+    For a name-masked set, the root is the gallery folder, and ``answers`` is the answer key.
     """
 
     name: str
@@ -56,7 +56,7 @@ class LabelledSet:
         return read_retrieval(self.annotation, image_folder=self.root, answers=self.answers)
 
     def flags(self) -> list[str]:
-        """Flags that name the set."""
+        """Return the flags that select the set."""
         return ["--annotation", str(self.annotation), "--image_folder", str(self.root)]
 
 
@@ -65,7 +65,7 @@ TEST = LabelledSet("test", DATA / "annotation/test/attr.json")  # has twin label
 
 
 def validation_set(folder: Path, pairs: int = 500) -> LabelledSet:
-    """Validation pairs of every mini recipe (its `val_pairs` and seed)."""
+    """Create the set of validation pairs of the mini recipes (`val_pairs` and seed)."""
     data = open_training_data(TrainingConfig(data_path=str(DATA), val_pairs=pairs))
     folder.mkdir(parents=True, exist_ok=True)
     write_split(folder, *data)
@@ -73,19 +73,19 @@ def validation_set(folder: Path, pairs: int = 500) -> LabelledSet:
 
 
 def keyed_folder(work: Path, *texts: str) -> Path:
-    """Folder for the runs of these recipes on these data."""
+    """Return the folder for runs with these recipes and data."""
     splits = json.loads((DATA / "manifest.json").read_text())["splits"]
     made = [splits[name][f"{part}_sha256"] for name in ("train", "test") for part in PARTS]
     return work / sha256_of_lines([*texts, *made])[:12]
 
 
 def shipped_folder(work: Path) -> Path:
-    """Folder for the scores of the shipped models."""
+    """Return the folder for scores of the shipped models."""
     return keyed_folder(work, *map(sha256_of_file, sorted(SHIPPED.rglob("*.safetensors"))))
 
 
 def train_uit(out: Path, *flags: str) -> Path:
-    """Run the mini recipe with more flags; return the best validated weights, or the last ones."""
+    """Train UIT with the mini recipe and flags; return the best validated or the last weights."""
     if not (out / FINAL).is_file():
         uit_train(["--config", str(UIT_RECIPE), "--output_dir", str(out), *flags])
     return out / (BEST if (out / BEST).is_file() else FINAL)
@@ -109,24 +109,24 @@ def scored(
 
 
 def score_lhp(labelled: LabelledSet, out: Path, *flags: str) -> Path:
-    """Score with an LHP; return the score file."""
+    """Score a set with LHP; return the score file."""
     return scored(lhp_infer, "lhp", labelled, out / f"{labelled.name}_lhp.pt", *flags)
 
 
 def score_encoder(kind: str, labelled: LabelledSet, out: Path, *flags: str) -> Path:
-    """Score with a CLIP (``clip``) or BLIP-2 (``blip2``); return the score file."""
+    """Score a set with CLIP (``clip``) or BLIP-2 (``blip2``); return the score file."""
     infer = partial(run_script, f"{kind}_infer")
     return scored(infer, kind, labelled, out / f"{labelled.name}_{kind}.pt", *flags)
 
 
 def score_uit(checkpoint: Path, labelled: LabelledSet, out: Path, candidates: Path) -> Path:
-    """Score the candidates of another score file with a UIT; return the score file."""
+    """Score the candidates of another score file with UIT; return the score file."""
     chosen = ("--checkpoint", str(checkpoint), "--candidates", str(candidates))
     return scored(uit_infer, "uit", labelled, out / f"{labelled.name}_uit_over_itm.pt", *chosen)
 
 
 def score_itc(checkpoint: Path, labelled: LabelledSet, out: Path) -> Path:
-    """Score with a UIT that chooses its candidates; return the score file of its ITC."""
+    """Score a set with UIT and its own candidates; return the score file of ITC."""
     itc = out / f"{labelled.name}_uit_itc.pt"
     own = ("--checkpoint", str(checkpoint), "--candidates", "none", "--save_itc", str(itc))
     scored(uit_infer, "uit", labelled, out / f"{labelled.name}_uit_over_itc.pt", *own)
@@ -134,7 +134,7 @@ def score_itc(checkpoint: Path, labelled: LabelledSet, out: Path) -> Path:
 
 
 def score_shipped(labelled: LabelledSet, out: Path) -> dict[str, Path]:
-    """Score files of the four shipped models, in the published order."""
+    """Score a set with the four shipped models; return the score files in the published order."""
     lhp = score_lhp(labelled, out)
     uit = score_uit(SHIPPED / "uit.safetensors", labelled, out, lhp)
     others = {kind: score_encoder(kind, labelled, out) for kind in ("blip2", "clip")}
@@ -142,7 +142,7 @@ def score_shipped(labelled: LabelledSet, out: Path) -> dict[str, Path]:
 
 
 def given(members: Mapping[str, Path | str]) -> list[str]:
-    """Score files of members as flags of the ensemble's commands."""
+    """Return the flags of the ensemble's commands for these members."""
     return [
         word for name, path in members.items() for word in (f"--{SCORE_FLAGS[name]}", str(path))
     ]
@@ -151,7 +151,7 @@ def given(members: Mapping[str, Path | str]) -> list[str]:
 def choose_weights(
     labelled: LabelledSet, members: dict[str, Path], out: Path, weights: Path | None = None
 ) -> Path:
-    """Choose the fusion's weights on a set (`ensemble.search`); return the file of weights."""
+    """Choose the fusion's weights on a set (`ensemble.search`); return the weights file."""
     weights = weights or out / "weights.yaml"
     files = ("--trials", str(out / "trials.csv"), "--out", str(weights))
     search([*labelled.flags(), *given(members), *files])
@@ -159,7 +159,7 @@ def choose_weights(
 
 
 def fused(weights: Path, members: dict[str, Path], out: Path) -> Path:
-    """Fuse these members and no others at chosen weights; return the score file."""
+    """Fuse exactly these members with chosen weights; return the score file."""
     words = given({**dict.fromkeys(SCORE_FLAGS, "none"), **members})
     outputs = ("--save_score", str(out), "--output_file", str(out.with_suffix(".txt")))
     fuse(["--config", str(weights), *words, *outputs])
@@ -167,19 +167,19 @@ def fused(weights: Path, members: dict[str, Path], out: Path) -> Path:
 
 
 def judged(score: Path, labelled: LabelledSet) -> Evaluation:
-    """Per-query metrics of a score file."""
+    """Evaluate a score file."""
     return evaluate(load_scores(score), labelled.retrieval(), where=score)
 
 
 def printed_row(*cells: str) -> str:
-    """Table row, which is also printed."""
+    """Format and print a table row."""
     line = f"| {' | '.join(cells)} |"
     print(line, flush=True)
     return line
 
 
 def table_row(name: str, found: Evaluation, before: Evaluation | None) -> str:
-    """Table row: metrics with their intervals, and the paired gain in R@1."""
+    """Format a table row: metrics with intervals, and the paired gain in R@1."""
     figures, bounds = found.summary(), found.intervals()
     cells = [f"{figures[m]:.2f} ({bounds[m][0]:.1f} to {bounds[m][1]:.1f})" for m in METRICS]
     over = "-" if before is None else gain(before.metrics, found.metrics)
@@ -187,7 +187,7 @@ def table_row(name: str, found: Evaluation, before: Evaluation | None) -> str:
 
 
 def gain(before: Metrics, found: Metrics) -> str:
-    """Paired gain in R@1, with its interval."""
+    """Format the paired gain in R@1 with its interval."""
     over = paired_bootstrap(before.values["R@1"], found.values["R@1"])
     return f"{over.mean:+.2f} ({over.low:+.2f} to {over.high:+.2f})"
 
@@ -195,7 +195,7 @@ def gain(before: Metrics, found: Metrics) -> str:
 def seeds_row(
     name: str, runs: list[dict[str, float]], spread: Callable[[Sequence[float]], str]
 ) -> str:
-    """Table row: means over the runs, each with their spread."""
+    """Format a table row: mean and spread of each metric over the runs."""
     columns = zip(*(run.values() for run in runs), strict=True)
     return printed_row(name, *(f"{statistics.mean(v):.2f} ({spread(v)})" for v in columns))
 

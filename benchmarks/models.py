@@ -1,4 +1,4 @@
-"""Models with random weights and their made-up inputs, shared by the benchmarks of speed."""
+"""Create models with random weights and synthetic inputs for the speed benchmarks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from uit.model import Uit
 CPU = torch.device("cpu")
 BERT_LENGTH = 56  # ids of a padded caption
 BERT_WORDS = 1000, 30000  # range of the ids of ordinary words in BERT's vocabulary
-PIECES = 96  # of the made-up SentencePiece vocabulary
+PIECES = 96  # size of the synthetic SentencePiece vocabulary
 TEXT = (
     "a person in red green blue white black jacket coat dress walks runs falls lies sits along "
     "across beside the road park street station bench wall while holding umbrella bag phone"
@@ -33,7 +33,7 @@ TEXT = (
 
 
 def number_formats(*kinds: str) -> Iterator[tuple[str, torch.dtype, float]]:
-    """Number formats of this processor: name, dtype, GFLOP/s of matrix products."""
+    """Yield the dtypes that this processor supports: name, dtype, GFLOP/s of matrix products."""
     for kind in kinds or ("fp32", "bf16"):
         if kind == "bf16" and not cpu_has_bf16():
             print("  bf16: this processor has no bf16 units")
@@ -48,9 +48,9 @@ def samples_per_second(
     steps: int,
     scaler: torch.amp.GradScaler | None = None,
 ) -> float:
-    """Samples per second of the fastest training step at batch ``size``, after one warm-up.
+    """Measure samples per second of the fastest training step at batch ``size``, after one warm-up.
 
-    AdamW leaves the weights as they are (rate 0), so that all variants see the same.
+    The learning rate is 0, so that all variants use equal weights.
     """
     groups = parameter_groups(
         model.named_parameters(), weight_decay=0.01, no_decay=model.no_weight_decay
@@ -87,7 +87,7 @@ def write_lhp(folder: Path, name: str, config: Beit3Config) -> list[str]:
 
 
 def bert_tokenizer(folder: Path | None = None) -> Tokenizer:
-    """WordPiece tokenizer with the vocabulary of a folder, by default a made-up one."""
+    """Load a WordPiece tokenizer from a folder; None uses a synthetic vocabulary."""
     with TemporaryDirectory() as made:
         if folder is None:
             make_vocabulary(["a man in a red coat"], Path(made), 100)
@@ -95,7 +95,7 @@ def bert_tokenizer(folder: Path | None = None) -> Tokenizer:
 
 
 def bert_rows(tokenizer: Tokenizer, lengths: Iterable[int]) -> list[list[int]]:
-    """Random ids of captions with these lengths, with special tokens."""
+    """Draw random ids of captions with these lengths, including special tokens."""
     return [
         [tokenizer.cls, *torch.randint(*BERT_WORDS, (n - 2,)).tolist(), tokenizer.sep]
         for n in lengths
@@ -104,16 +104,16 @@ def bert_rows(tokenizer: Tokenizer, lengths: Iterable[int]) -> list[list[int]]:
 
 @contextmanager
 def released_way() -> Iterator[None]:
-    """Make BEiT-3 write out attention and compute every token of its last block, in the block.
+    """Context in which BEiT-3 computes as released.
 
-    This is the released implementation of the network's computation.
+    Attention is explicit, and the last block computes every token.
     """
     with patch("lhp.beit3.attention", written_out_attention), patch("lhp.beit3.READ", None):
         yield
 
 
 def written_out_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Attention that stores the table of all token pairs before softmax; shapes as in `pab`."""
+    """Explicit attention that stores the matrix of all token pairs; shapes as in `pab`."""
     table = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if key_mask is not None:
         table = table.masked_fill(~key_mask, float("-inf"))

@@ -1,7 +1,7 @@
-"""Check metrics and fusion with ir-measures and ranx: `benchmarks/peers.py [--out docs/peers.md]`.
+"""Compare with ir-measures and ranx: `python benchmarks/peers.py [--out docs/peers.md]`.
 
-The two tools are not dependencies of the project. They get their own environment on top of the
-project's environment, which stays unchanged:
+The two libraries are not dependencies of the project. Install them in an additional environment on
+top of the project's environment:
 
     .venv/bin/python -m venv /tmp/peers
     .venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \\
@@ -9,10 +9,9 @@ project's environment, which stays unchanged:
     /tmp/peers/bin/pip install ranx==0.3.21 ir-measures==0.4.3
     PYTHONPATH=$PWD /tmp/peers/bin/python benchmarks/peers.py
 
-The data are random: few distinct scores, so that many tie; 1 to 15 right images per query; runs
-that list only some images; queries that a run lacks. Where definitions agree, figures must agree
-within 1e-6. Where they differ, our definition is replaced by the other one, and then figures must
-agree.
+The data are random: few distinct scores (so that many tie), 1 to 15 right images per query, runs
+that list only some images, and queries that a run lacks. Figures must agree within 1e-6. Where
+definitions differ, our definition is first replaced with the definition of the other library.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ Row = tuple[str, str, float]
 
 
 def drawn(generator: np.random.Generator) -> tuple[Run, Relevant]:
-    """Random run that lists some images of most queries, and the right images of all queries."""
+    """Draw a run that lists some images of most queries, and the right images of all queries."""
     run, relevant = {}, {}
     for number in range(QUERIES):
         right = generator.choice(NAMES, generator.integers(1, MOST_RIGHT + 1), replace=False)
@@ -76,13 +75,13 @@ def drawn(generator: np.random.Generator) -> tuple[Run, Relevant]:
 
 
 def loaded(run: Run, folder: Path, **how: Any) -> ScoreFile:
-    """Run as the project reads it from a file in ranx's format."""
+    """Write a run in ranx's format, and load it with the project."""
     (folder / "run.json").write_text(json.dumps(run))
     return load_scores(folder / "run.json", **how)
 
 
 def ours(run: Run, relevant: Relevant, folder: Path) -> dict[str, Tensor]:
-    """The project's metrics of a run by query id, as fractions of 1."""
+    """Compute the project's metrics of a run per query, as fractions of 1."""
     score_file = loaded(run, folder, gallery_ids=images_of(run, relevant))
     retrieval = Retrieval([Query(query, "") for query in relevant], None, relevant, {})
     found = evaluate(score_file, retrieval, where="run").metrics
@@ -91,13 +90,13 @@ def ours(run: Run, relevant: Relevant, folder: Path) -> dict[str, Tensor]:
 
 
 def images_of(run: Run, relevant: Relevant) -> list[str]:
-    """All images named by a run or the labels."""
+    """Return all images named by a run or the labels."""
     named = {name for listed in run.values() for name in listed}
     return sorted(named.union(*relevant.values()))
 
 
 def theirs(run: Run, relevant: Relevant) -> dict[str, Tensor]:
-    """ir-measures' metrics of a run, by query id."""
+    """Compute ir-measures' metrics of a run per query."""
     docs = [ScoredDoc(q, name, run[q][name]) for q in run for name in run[q]]
     qrels = [Qrel(q, name, 1) for q, right in relevant.items() for name in right]
     values = {name: dict.fromkeys(relevant, math.nan) for name in MEASURES}
@@ -111,7 +110,7 @@ def theirs(run: Run, relevant: Relevant) -> dict[str, Tensor]:
 
 
 def without_ties(run: Run, folder: Path) -> Run:
-    """Run as exported for other tools, with ties resolved by the project's rule."""
+    """Export a run for other tools; the export resolves ties by the project's rule."""
     export(loaded(run, folder), "trec", folder / "run.trec")
     found: Run = {}
     for line in (folder / "run.trec").read_text().splitlines():
@@ -121,7 +120,7 @@ def without_ties(run: Run, folder: Path) -> Run:
 
 
 def mirrored(run: Run, relevant: Relevant) -> tuple[dict, Relevant]:
-    """Run with the order of image names reversed, so that ties resolve the other way."""
+    """Reverse the order of a run's image names, so that ties are resolved in reverse."""
     names = images_of(run, relevant)
     other = dict(zip(names, reversed(names), strict=True))
     turned = {q: {other[n]: s for n, s in listed.items()} for q, listed in run.items()}
@@ -129,7 +128,7 @@ def mirrored(run: Run, relevant: Relevant) -> tuple[dict, Relevant]:
 
 
 def compare_metrics(folder: Path) -> list[Row]:
-    """Rows of the table: R@K, mAP, mAP@10 and mINP against ir-measures."""
+    """Compare R@K, mAP, mAP@10 and mINP with ir-measures; return table rows."""
     run, relevant = drawn(np.random.default_rng(0))
     mine, peer = ours(run, relevant, folder), theirs(without_ties(run, folder), relevant)
     n_right = torch.tensor([len(right) for right in relevant.values()])
@@ -153,7 +152,7 @@ def compare_metrics(folder: Path) -> list[Row]:
 
 
 def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) -> Row:
-    """Row: number of compared values, and their largest difference."""
+    """Return a row: number of compared values, and their largest difference."""
     if chosen is not None:
         a, b = a[chosen], b[chosen]
     return what, str(a.numel()), float((a.double() - b.double()).abs().max())
@@ -163,9 +162,9 @@ def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) ->
 
 
 def drawn_member(generator: np.random.Generator, *, values: int | None, whole: bool) -> Run:
-    """Random run of all queries, with some or the ``whole`` of the images.
+    """Draw a run of all queries that lists some images, or all if ``whole``.
 
-    There are ``values`` distinct scores; None: no ties within a query.
+    There are ``values`` distinct scores; None draws scores without ties within a query.
     """
     run = {}
     for number in range(QUERIES):
@@ -178,7 +177,7 @@ def drawn_member(generator: np.random.Generator, *, values: int | None, whole: b
 
 
 def written(runs: Sequence[dict], weights: Sequence[float], folder: Path) -> list[Member]:
-    """Members of a fusion, from files in ranx's format."""
+    """Write runs in ranx's format; return them as members of a fusion."""
     members = []
     for number, (run, weight) in enumerate(zip(runs, weights, strict=True)):
         path = folder / f"member{number}.json"
@@ -205,7 +204,7 @@ def as_matrix(run: ranx.Run, like: ScoreFile) -> Tensor:
 
 
 def compare_fusion(folder: Path) -> list[Row]:
-    """Rows of the table: weighted min-max sum and reciprocal rank fusion against ranx."""
+    """Compare weighted min-max sum and reciprocal rank fusion with ranx; return table rows."""
     generator = np.random.default_rng(1)
     weights = (0.5, 0.3, 0.2)
     rows = []
@@ -233,8 +232,8 @@ def compare_fusion(folder: Path) -> list[Row]:
 def tied_ranks(generator: np.random.Generator, folder: Path) -> Row:
     """Compare reciprocal rank fusion of tied scores, to which ranx assigns consecutive ranks.
 
-    This project assigns tied images the mean of their places. So only images without ties in every
-    run must have equal scores.
+    This project assigns tied images the mean of their ranks. Therefore, scores must be equal only
+    for images without ties in any run.
     """
     runs = [drawn_member(generator, values=2 * IMAGES, whole=True) for _ in range(3)]
     mine = fused(runs, (1.0, 1.0, 1.0), folder, rule="reciprocal_rank")
@@ -252,7 +251,7 @@ def tied_ranks(generator: np.random.Generator, folder: Path) -> Row:
 
 
 def compare_files(folder: Path) -> list[Row]:
-    """Rows of the table: our exports read by ranx, and ranx's files read here."""
+    """Compare our exports read by ranx, and ranx's files read here; return table rows."""
     run, _ = drawn(np.random.default_rng(2))
     score_file = loaded(run, folder)
     rows = []
@@ -289,7 +288,7 @@ def missing_queries_are_refused(folder: Path) -> None:
 
 
 def main() -> None:
-    args = flag_parser(__doc__, out=(None, "write the table to this page as well")).parse_args()
+    args = flag_parser(__doc__, out=(None, "also write the table to this page")).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         groups = {

@@ -1,8 +1,8 @@
-"""Duplicate top-1 in real lists: `python benchmarks/real_rankings.py LHP.txt BLIP2.txt CLIP.txt`.
+"""Count duplicate top-1: `python benchmarks/real_rankings.py LHP.txt BLIP2.txt CLIP.txt`.
 
-Reads ranked lists of one query set; the first is the leader's. Reports the number of distinct top-1
-images in each list, and whether a one-to-one assignment exists within the first list's names. Also
-reports the effect of fusing the lists (as reciprocal ranks, with the published weights) and of
+Reads ranked lists of one query set; the first list is the main one. Reports the number of distinct
+top-1 images in each list, and whether a one-to-one assignment exists within the first list's names.
+Also reports the effect of fusing the lists (as reciprocal ranks, with the published weights) and of
 decoding the fused scores. There are no labels, so fewer duplicate top-1 images do not prove fewer
 errors.
 """
@@ -35,18 +35,18 @@ WAYS = {
 
 
 def largest_matching(scores: torch.Tensor) -> int:
-    """Count the queries that can each get an image of their own from their list."""
+    """Count the queries of a maximum one-to-one matching with listed images."""
     graph = csr_array((scores > 0).numpy())
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
 def first_images(scores: torch.Tensor) -> np.ndarray:
-    """Column of each query's top-1 image."""
+    """Return the column of each query's top-1 image."""
     return top_k(scores, 1)[:, 0].numpy()
 
 
 def row(name: str, found: np.ndarray, before: np.ndarray | None) -> str:
-    """Table row: distinct top-1 images, queries with a duplicate top-1, changed queries."""
+    """Format a row: distinct top-1 images, queries with a duplicate top-1, changed queries."""
     counts = np.bincount(found)
     changed = "-" if before is None else (found != before).sum()
     return f"| {name} | {(counts > 0).sum()} | {(counts[found] > 1).sum()} | {changed} |"

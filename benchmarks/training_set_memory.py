@@ -1,13 +1,13 @@
-"""Measure the time to open PAB's training annotations, and their memory.
+"""Measure time and memory of opening PAB's training annotations.
 
 Writes 75 shards with 1,013,605 lines of about 1 KB to a temporary folder. Opens them twice, each
 time in a fresh process, then reads pairs in random order through a DataLoader with two workers.
 Prints seconds and memory, and removes the folder. Linux only (``/proc``).
 
-``--odd_share`` makes a fraction of the lines odd. Half of these have another valid form (numbers as
-ids, unknown fields, empty optional fields), and half are bad, in eight kinds. Every third shard
-starts with a byte-order mark. The counts must be reported correctly. The first opening must take
-less than 100 s of CPU time, which other load on the machine hardly affects.
+``--odd_share`` is the fraction of odd lines. Half of them have another valid form (numbers as ids,
+unknown fields, empty optional fields), and half are bad, with eight kinds of faults. Every third
+shard starts with a byte-order mark. The counts must be reported correctly. The first opening must
+take less than 100 s of CPU time.
 
     python benchmarks/training_set_memory.py [--pairs 1013605] [--odd_share 0.001] [--folder /tmp]
 """
@@ -38,14 +38,14 @@ TEXT = (
 )
 
 
-# Fields that give a pair another valid form; a list around the caption is the fourth form.
+# Fields for other valid forms of a pair; a list around the caption is the fourth form.
 FORMS: list[dict[str, Any]] = [
     {"hard_i_id": 8954},
     {"camera": "c3", "quality": 0.9},
     {"source_caption": None, "hard_c": "", "scene": [1]},
 ]
-# Kind of fault, as reported -> fields that make a line bad. No fields: the line has no image.
-CUT = "expected a JSON object"  # the fault of a line that ends early
+# Reported fault -> fields that cause it. Empty: the image field is removed.
+CUT = "expected a JSON object"  # the fault of a truncated line
 FAULTS: dict[str, dict[str, Any]] = {
     "field 'caption': expected a text that is not empty": {"caption": " "},
     "field 'caption': expected a text with a visible character": {"caption": "\u200b\u2060"},
@@ -59,10 +59,10 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 class OddLines:
-    """Generator of odd lines, alternating forms and faults.
+    """Generator of odd lines, which alternates forms and faults.
 
     Attributes:
-        faults: kind -> number of bad lines made.
+        faults: number of generated bad lines per kind.
     """
 
     def __init__(self, share: float) -> None:
@@ -70,7 +70,7 @@ class OddLines:
         self.faults: Counter[str] = Counter()
 
     def text(self, line: dict[str, Any], number: int) -> str:
-        """Text of a line; ``number`` counts all lines from 0, and line 0 is unchanged."""
+        """Format a line; ``number`` counts all lines from 0, and line 0 is never odd."""
         if self.made >= int(number * self.share):
             return json.dumps(line)
         self.made += 1
@@ -115,7 +115,7 @@ def write_shards(root: Path, pairs: int, odd: OddLines) -> int:
 
 
 def memory() -> dict[str, int]:
-    """Memory of this process in MiB: resident, peak, anonymous, private, shared."""
+    """Return this process's memory, MiB: resident, peak, anonymous, private, shared."""
     rollup = {
         "resident": ("Rss",),
         "anonymous": ("Anonymous",),
@@ -130,7 +130,7 @@ def memory() -> dict[str, int]:
 
 
 def show(what: str, seconds: float, held: dict[str, int]) -> None:
-    """Print one row."""
+    """Print a row of seconds and memory."""
     figures = ", ".join(f"{name} {value}" for name, value in held.items())
     print(f"{what:<34} {seconds:7.2f} s   MiB: {figures}", flush=True)
 
@@ -192,8 +192,8 @@ def main() -> None:
     args = flag_parser(
         __doc__,
         pairs=PAIRS,
-        odd_share=(0.0, "share of odd lines"),
-        folder=(None, "where to make the temporary folder"),
+        odd_share=(0.0, "fraction of odd lines"),
+        folder=(None, "parent of the temporary folder"),
     ).parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
@@ -215,8 +215,8 @@ def main() -> None:
             check_counts(root, odd)
             seconds, worked = took[0]
             print(
-                f"first open: {seconds:.1f} s, {worked:.1f} s of the processor, of {LIMIT:.0f} s "
-                f"allowed: ratio {worked / LIMIT:.2f}"
+                f"first open: {seconds:.1f} s, {worked:.1f} s of CPU time, limit {LIMIT:.0f} s: "
+                f"ratio {worked / LIMIT:.2f}"
             )
             assert worked < LIMIT, "the first opening takes too long"
         seconds, count, (before, after, *workers) = in_fresh_process(read_through_loader, root)

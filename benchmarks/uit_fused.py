@@ -1,8 +1,8 @@
 """Gain of UIT over LHP on the mini data: `python benchmarks/uit_fused.py --out docs/uit_fused.md`.
 
-For each seed: trains the mini UIT, and scores the validation split and the test set by ITC alone
-and over the candidates of the shipped LHP. Chooses the fusion's weight on the validation split
-(`ensemble.search`), and fuses the test set's scores with it. Writes the table whatever the result.
+For each seed, trains the mini UIT, and scores the validation split and the test set by ITC alone,
+and by re-ranking the candidates of the shipped LHP. Chooses the fusion's weight on the validation
+split (`ensemble.search`), and fuses the test set's scores with this weight.
 """
 
 from __future__ import annotations

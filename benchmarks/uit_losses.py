@@ -1,8 +1,8 @@
 """Ablate UIT's losses on the mini data: `python benchmarks/uit_losses.py --out FILE`.
 
 Trains the mini recipe on a shortened schedule with all losses, without MIM, without MLM, and
-without the augmented caption, with several seeds each. Scores the mini test set by ITC and over the
-candidates of the shipped LHP. Writes the table whatever the result.
+without the augmented caption, with several seeds each. Scores the mini test set by ITC, and by
+re-ranking the candidates of the shipped LHP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COLUMNS = ("ITC R@1", "ITC R@10", "re-ranked R@1", "re-ranked mAP", "over twin")
 
 
 def one_run(flags: tuple[str, ...], out: Path, candidates: Path) -> dict[str, float]:
-    """Metrics of one trained model on the mini test set, in percent."""
+    """Train and score one model; return its metrics on the mini test set, percent."""
     checkpoint = mini.train_uit(out, *flags)
     by_itc = mini.judged(mini.score_itc(checkpoint, mini.TEST, out), mini.TEST).summary()
     ranked = mini.judged(

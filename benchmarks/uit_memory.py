@@ -1,9 +1,9 @@
-"""Memory of re-ranking at the challenge's size: `python benchmarks/uit_memory.py`.
+"""Measure the memory of re-ranking at the challenge's size: `python benchmarks/uit_memory.py`.
 
 A full-size UIT with random weights re-ranks a sample of queries with 128 candidates each. The
-36,773 synthetic images have their features in the memory-mapped file that `uit.infer` uses. Prints
-the peak of anonymous memory (memory other than file pages, which the system may drop), and the
-parts due to features, scores and weights.
+features of 36,773 synthetic images are in a memory-mapped file, as in `uit.infer`. Prints the peak
+of anonymous memory (without file pages, which the system can evict), and the contributions of
+features, scores and weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK = 512  # images written at a time
 
 
 def features(images: int, width: int, folder: Path) -> Tensor:
-    """Random tokens [images, 50, width] in a mapped file."""
+    """Write random tokens [images, 50, width] to a mapped file."""
     tokens = mapped_tensor((images, 50, width), torch.float32, folder)
     block = torch.randn(BLOCK, 50, width)
     for start in range(0, images, BLOCK):
@@ -38,9 +38,9 @@ def main() -> None:
         __doc__,
         images=36773,
         queries=(1978, "rows of the score matrix"),
-        sample=(12, "queries that are re-ranked"),
+        sample=(12, "number of re-ranked queries"),
         k=128,
-        folder=(Path("output/benchmarks"), "for the features' file (7.5 GB)"),
+        folder=(Path("output/benchmarks"), "folder of the feature file (7.5 GB)"),
     ).parse_args()
     print(describe())
     with AnonymousPeak() as peak:

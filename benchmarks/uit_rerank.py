@@ -1,9 +1,9 @@
-"""UIT's re-ranking speed: `python benchmarks/uit_rerank.py`.
+"""Measure UIT's re-ranking speed: `python benchmarks/uit_rerank.py`.
 
 Measures pairs per second of `uit.rerank` at full size, with random weights and image tokens. The
 baseline is a plain loop in eager float32: per query, gather the candidates, repeat the text padded
-to 56 ids, run all six layers on all tokens. Caption lengths are drawn from those of the reference
-captions. `--ideas` also measures the gain of each idea, by disabling it alone.
+to 56 ids, and run all six layers on all tokens. Caption lengths are drawn from the lengths of the
+reference captions. `--ideas` also measures each optimization, by disabling only this one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LENGTHS = (
 
 def plain_loop(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
                candidates: Tensor) -> Tensor:  # fmt: skip
-    """Baseline scores, [Q, K]."""
+    """Compute the baseline's scores, [queries, candidates]."""
     bert, scores = model.text_encoder, []
     for row, chosen in zip(rows, candidates, strict=True):
         ids, mask = tokenizer.pad_rows([row], tokenizer.max_length)
@@ -45,7 +45,7 @@ def plain_loop(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: 
 
 
 def all_tokens(bert: Bert, pairs: FusedPairs, at: Tensor) -> Tensor:
-    """Variant of `Bert.fused_at` with all tokens in the last layer."""
+    """Compute `Bert.fused_at` with all tokens in the last layer."""
     last = bert.fusion[-1]
     whole = last.finish(last.attend(pairs.text, pairs.visible), pairs.image)
     return whole.gather(1, at[..., None].expand(-1, -1, whole.shape[-1]))
@@ -53,14 +53,14 @@ def all_tokens(bert: Bert, pairs: FusedPairs, at: Tensor) -> Tensor:
 
 def repeated_texts(bert: Bert, text: Tensor, mask: Tensor, memory: ImageMemory, rows: Tensor,
                    images: Tensor) -> FusedPairs:  # fmt: skip
-    """Variant of `Bert.fuse_pairs` with a text's first self-attention in each pair."""
+    """Compute `Bert.fuse_pairs` with a text's first self-attention in every pair."""
     return fuse_pairs(bert, text[rows], mask[rows], memory, torch.arange(len(rows)), images)
 
 
 fuse_pairs = Bert.fuse_pairs
-# Idea -> block without it.
+# Optimization -> context without it.
 IDEAS = {
-    "an image's keys and values once a group": patch.object(uit.rerank, "IMAGES_A_GROUP", 1),
+    "an image's keys and values once per group": patch.object(uit.rerank, "IMAGES_A_GROUP", 1),
     "a text's first self-attention once": patch.object(Bert, "fuse_pairs", repeated_texts),
     "only [CLS] in the last layer": patch.object(Bert, "fused_at", all_tokens),
 }
@@ -102,7 +102,7 @@ def measure(k: int, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
         for idea, without in IDEAS.items() if args.ideas else ():
             with without:
                 slower = rate_of(run, len(rows), 1)
-            print(f"    without '{idea}': {slower:7.1f} pairs/s, {slower / rate:.2f} of it")
+            print(f"    without '{idea}': {slower:7.1f} pairs/s, {slower / rate:.2f}x")
 
 
 def main() -> None:
@@ -111,10 +111,10 @@ def main() -> None:
         k=[10, 128],
         queries=16,
         gallery=256,
-        loop=(4, "queries of the plain loop at large k"),
+        loop=(4, "queries of the baseline at large k"),
         repeats=2,
-        ideas=(False, "also turn each idea off alone"),
-        text_encoder=(None, "folder of BERT's vocab.txt (default: a made-up one)"),
+        ideas=(False, "also disable each optimization alone"),
+        text_encoder=(None, "folder of BERT's vocab.txt (default: a synthetic one)"),
     ).parse_args()
     print(describe())
     tokenizer = bert_tokenizer(args.text_encoder)

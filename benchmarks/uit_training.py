@@ -1,4 +1,4 @@
-"""UIT's training speed: `python benchmarks/uit_training.py`.
+"""Measure UIT's training speed: `python benchmarks/uit_training.py`.
 
 Measures samples per second of one full-size training step (synthetic images and captions) at batch
 8 in bf16, as in `uit.train`. The baseline runs separate passes in eager float32: each caption
@@ -31,12 +31,12 @@ from uit.masking import hide_blocks, labels_at
 from uit.model import MODELS, Uit
 from uit.objective import LossWeights, UitBatch, uit_losses
 
-SHORTEST, LONGEST = 27, 50  # ids of a caption
+SHORTEST, LONGEST = 27, 50  # ids per caption
 WEIGHTS = LossWeights(eda=0.8, mlm=1.0, mim=0.1356 * 84, label_smoothing=0.2)
 
 
 def make_batch(size: int) -> UitBatch:
-    """Random images, ids with realistic lengths, masks as in the loader."""
+    """Create random images, ids with realistic lengths, and masks as in the loader."""
     draw = Random(0)
     lengths = [draw.randint(SHORTEST, LONGEST) for _ in range(2 * size)]
     captions = [torch.randint(*BERT_WORDS, (length,)) for length in lengths]
@@ -54,7 +54,7 @@ def make_batch(size: int) -> UitBatch:
 
 
 def hardest(allowed: Tensor) -> Tensor:
-    """Deterministic choice of negatives, equal for both variants."""
+    """Choose negatives deterministically, so that both variants use the same."""
     return allowed.argmax(dim=1)
 
 
@@ -102,7 +102,7 @@ def backward(losses: Callable[[], dict[str, Tensor]], dtype: torch.dtype) -> Ten
 
 
 def make_model() -> Uit:
-    """Full-size model without randomness in a pass, so that both variants give equal losses."""
+    """Create a full-size model without dropout, so that both variants have equal losses."""
     torch.manual_seed(0)
     base = MODELS["uit_base"]
     swin, bert = replace(base.swin, drop_path=0.0), replace(base.bert, dropout=0.0)
@@ -125,7 +125,7 @@ def main() -> None:
     }
     of_plain = 0.0
     for way, kind in (("plain", "fp32"), ("shared", "fp32"), ("shared", "bf16")):
-        if way == "shared":  # as `uit.train` starts
+        if way == "shared":  # as in `uit.train`
             keep_freed_memory(CPU)
         for _, dtype, products in number_formats(kind):
             step = partial(backward, losses[way], dtype)

@@ -1,8 +1,8 @@
-"""Fusion of score files into ranked lists, and reports. No model is loaded here.
+"""Fuse score files to ranked lists and reports; no model is loaded.
 
-`run` is the command: it reads `members`, adds their scores in `fuse` (with `scaling` or
-`reciprocal_rank`), and applies a reranker and the decodings (`chain`, `decode`, `matching`,
-`arbitration`). `library` is the same fusion as a function. `search` and `trials` choose weights on
-validation data. `protocol` checks an answer file, `published` compares with the paper, `report`
-writes the HTML page. Imports `pab`, never `lhp` or `uit`.
+`run` reads input score files (`members`), adds them in `fuse` (with `scaling`, `reciprocal_rank`),
+and runs the stages of `chain`: a reranker's scores (`rerank_prior`), then decodings (`decode`,
+`matching`, `arbitration`, `component_assignment`). `library` is the same as a function. `search`
+and `trials` choose weights on validation data. `protocol` supplies files and metrics to `run`, and
+checks answer files. `published` compares with the paper. Imports `pab`, never `lhp` or `uit`.
 """

@@ -1,7 +1,7 @@
-"""Margin arbitration of duplicate top-1 images (HFUT-LMC, WWW 2025; Protocol-Aware Assignment).
+"""Arbitrate duplicate top-1 images by margin (HFUT-LMC, WWW 2025; Protocol-Aware Assignment).
 
-Among queries with the same top-1 image, the one with the largest margin keeps it. Another query
-takes the next image of its ranking if its margin is smaller by more than tau.
+Among queries with the same top-1 image, the query with the largest margin keeps the image. Another
+query moves to the next image of its ranking if its margin is smaller by more than tau.
 
 Shape letters: `Q` queries, `K` places of the rankings.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from pab.core.progress import progress
 
 PASSES = 10
-_DIGITS = 9  # decimals of margin differences, so that a gap of exactly tau is not above it
+_DIGITS = 9  # margin differences are rounded, so that rounding errors do not push them above tau
 
 
 def arbitrate(
@@ -30,9 +30,9 @@ def arbitrate(
     """Return each query's top-1 image after arbitration, int64 [Q].
 
     Each query points at a place of its ranking, initially the first. In each pass, among queries
-    that point at the same image, the one with the largest margin keeps it (of equal margins, the
-    larger query id). Every other one whose margin is smaller by more than ``tau`` moves one place
-    down, unless its ranking ends. All moves of a pass happen together, and margins never change.
+    that point at the same image, the query with the largest margin stays (ties: the larger query
+    id). Each other query moves one place down if its margin is smaller by more than ``tau``, unless
+    its ranking ends. All moves of a pass are simultaneous, and margins never change.
 
     Args:
         columns: rankings, best first, int64 [Q, K]; no query moves beyond place K - 1.

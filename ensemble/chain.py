@@ -1,7 +1,7 @@
-"""Stages from the fused matrix to the ranking: reranking, then decodings in order.
+"""Run the stages from the fused matrix to the ranking: reranking, then decodings in order.
 
-Every stage returns a score matrix with the ranking of that stage. A saved matrix, its metrics and
-the written list therefore always agree. `ladder_table` shows the metrics after every stage.
+Every stage returns a score matrix that has its ranking, so the saved matrix, the metrics and the
+written list always agree. `ladder_table` formats the metrics after every stage.
 
 Shape letters: `Q` queries, `G` gallery images.
 """
@@ -26,10 +26,10 @@ LADDER_METRICS = ("R@1", f"mAP@{MAP_DEPTH}")
 
 @dataclass(frozen=True)
 class Stage:
-    """Ranking after one stage."""
+    """Result of one stage."""
 
     name: str  # in tables
-    scores: Tensor  # float32 [Q, G]; they rank as the stage does
+    scores: Tensor  # float32 [Q, G], with the ranking of the stage
     facts: dict[str, Any]  # settings and measurements of the stage, for ``meta``
 
 
@@ -49,7 +49,7 @@ def stages(
         fused: [Q, G].
         query_ids: ids of the rows.
         gallery_ids: ids of the columns, sorted.
-        reranking: the reranker; None for none.
+        reranking: reranker's scores and settings; None skips reranking.
         decodings: decodings in order of application.
 
     Raises:
@@ -77,7 +77,7 @@ def decoded(
     settings: DecodeSettings,
     evidence: Evidence | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return :func:`ensemble.decode.decode` and its facts; report if sinkhorn did not converge."""
+    """Decode; return scores and facts, and print a notice if sinkhorn has not converged."""
     found = decode(scores, query_ids, gallery_ids, settings, evidence)
     facts = settings.facts()
     if settings.method == "sinkhorn":
@@ -88,7 +88,7 @@ def decoded(
                 "--decode sinkhorn",
                 f"has not converged after {settings.steps} steps at factor {settings.factor:g}: "
                 f"the plan's sums are off by up to {row:.2g} in rows and {column:.2g} in columns; "
-                "raise --sinkhorn_steps or lower --decode_factor",
+                "increase --sinkhorn_steps or reduce --decode_factor",
             )
     return found, facts
 

@@ -1,8 +1,8 @@
-"""Assignment within the connected components that hold a duplicate top-1 image.
+"""Reassign images within connected components that contain a duplicate top-1 image.
 
 Queries and the first images of their rankings form a bipartite graph. A component without a
-duplicate top-1 image is unchanged. In every other component, images are reassigned: each query
-gets at most one of its first images, or pays the slack and keeps its current top-1 image.
+duplicate top-1 image is unchanged. In every other component, each query is assigned one of its
+first images, or keeps its current top-1 image at the price of the slack.
 
 This is the last stage of Protocol-Aware Assignment. Utilities are rounded to steps of 1e-5, so that
 equal utilities stay equal despite rounding errors.
@@ -29,19 +29,19 @@ def component_assignment(
 ) -> Tensor:
     """Assign images to the queries of every component with a duplicate top-1 image.
 
-    The assignment maximizes the total utility. An image's utility is its worth minus that of the
-    current top-1 image. A query that keeps its current top-1 image without being assigned it has
-    utility ``-slack``. Of equal totals, images at earlier places win. Remaining ties do not depend
-    on the order of the rows.
+    The assignment maximizes the total utility. An image's utility is its worth minus the worth of
+    the current top-1 image. A query that opts out keeps its current top-1 image with utility
+    ``-slack``. Among equal totals, images at earlier places win. Remaining ties do not depend on
+    the order of the rows.
 
     Args:
         columns: the first images of each query, best first, int64 [Q, K].
         worth: worth of these images, float64 [Q, K].
         query_ids: ids of the rows.
-        slack: price of keeping the current top-1 image.
+        slack: price of opting out.
 
     Returns:
-        int64 [Q], the column of each query's new top-1 image.
+        Column of each query's new top-1 image, int64 [Q].
     """
     result = columns[:, 0].clone()
     rows = np.flatnonzero(in_collisions(columns.numpy()))
@@ -52,10 +52,10 @@ def component_assignment(
     given_up = (worth[rows, :1] - worth[rows]).numpy()
     steps = np.round(given_up / UTILITY_STEP)
     price = float(np.round(slack / UTILITY_STEP))
-    # The sum stays below one step, so it never outweighs a utility.
+    # Place costs sum to less than one step, so they never outweigh a utility.
     width = chosen.shape[1]
     place = np.arange(width + 1) / (len(rows) * (width + 1))
-    names, numbered = np.unique(chosen, return_inverse=True)  # few columns of a large gallery
+    names, numbered = np.unique(chosen, return_inverse=True)  # use only the columns that occur
     numbered, costs = numbered.reshape(chosen.shape), steps + place[:width]
     price += float(place[width])
     found = priced_matching(numbered, costs, len(names), price, limit=price)

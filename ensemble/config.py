@@ -21,10 +21,10 @@ LARGEST_FACTOR = 1e6  # larger factors exceed the resolution of float32 scores
 
 @dataclass(frozen=True)
 class FusionConfig(LabelConfig):
-    """Members in the published order; each field is a flag of `python -m ensemble.run`.
+    """Settings shared by `ensemble.run` and `ensemble.search`; each field is a flag.
 
     The running sum starts with the first given member. `beit3_weight` is the weight kept by the
-    running sum when UIT is added, `blip2_weight` when BLIP-2 is, and `clip_weight` when CLIP is.
+    running sum when UIT is added, `blip2_weight` when BLIP-2 is added, `clip_weight` when CLIP is.
     """
 
     finds_weights: ClassVar[bool] = False  # true if the command searches for the weights
@@ -35,7 +35,7 @@ class FusionConfig(LabelConfig):
     clip_score: str | None = data_flag(None, "CLIP's scores, in any form")
     member: tuple[str, ...] = data_flag(
         (),
-        "another member, NAME=FILE:WEIGHT (the weight kept by the sum before it); may be repeated",
+        "another member, NAME=FILE:WEIGHT (weight kept by the sum before it is added); repeatable",
     )
     beit3_weight: float = model_flag(0.925, "weight kept by the running sum when UIT is added")
     blip2_weight: float = model_flag(0.9, "weight kept by the running sum when BLIP-2 is added")
@@ -44,14 +44,14 @@ class FusionConfig(LabelConfig):
         (), "NAME:WEIGHT of each member given as NAME=FILE"
     )
     uit_k: int | None = flag(
-        None, "candidates per query that UIT's scores must be made with; none: no check", ge=1
+        None, "expected number of candidates per query in UIT's score file; none: no check", ge=1
     )
     scaling: Literal["minmax", "minmax_query", "zscore", "rank"] = model_flag(
-        "minmax", "scaling of members: by the whole matrix's bounds (published), or per row"
+        "minmax", "scaling of each member: over the whole matrix (minmax, published) or per row"
     )
     fusion: Literal["iterative", "sum", "reciprocal_rank"] = model_flag(
         "iterative",
-        "one member after another (published), one sum by --shares, or the sum of 1/(k+r)",
+        "add members one by one (published), sum them by --shares, or sum 1/(k + rank)",
     )
     shares: tuple[str, ...] = model_flag(
         (), "--fusion sum: NAME:SHARE of every member (lhp, uit, blip2, clip, ...), summing to 1"
@@ -65,7 +65,7 @@ class FusionConfig(LabelConfig):
         20.0, "scale of scores in querybank, dual_softmax and sinkhorn", gt=0, le=LARGEST_FACTOR
     )
     decode_slack: float | None = flag(
-        None, "assignment: price of keeping the own top-1 image; none: every query takes part",
+        None, "assignment: price of opting out (keeping the top-1 image); none: no opting out",
         ge=0, le=LARGEST_FACTOR,
     )  # fmt: skip
     decode_top: int | None = flag(None, "assignment: number of images considered per query", ge=1)
@@ -73,11 +73,11 @@ class FusionConfig(LabelConfig):
         "all", "assignment: over all queries, or only those connected to a duplicate top-1 image"
     )
     decode_tau: float = flag(
-        0.5, "margin: a query gives up its top-1 image if its margin is smaller by more than this",
+        0.5, "margin: a query loses a shared top-1 image if its margin is lower by more than this",
         ge=0, le=LARGEST_FACTOR,
     )  # fmt: skip
     decode_bank: str | None = flag(
-        None, "querybank: score file of other captions on the gallery, fused in the same way"
+        None, "querybank: score file of other captions on the same gallery, fused in the same way"
     )
     sinkhorn_steps: int = flag(50, "pairs of row and column normalizations in sinkhorn", ge=1)
     chosen_on: str | None = flag(None, "data on which the weights were chosen (set by the search)")
@@ -97,7 +97,7 @@ class FusionConfig(LabelConfig):
     def check(self) -> None:
         """Reject values that are invalid alone or in combination; the error names the flag."""
         if self.shares and self.fusion != "sum":
-            raise InputError("--shares", f"does not go with --fusion {self.fusion}")
+            raise InputError("--shares", f"cannot be used with --fusion {self.fusion}")
         if self.fusion == "reciprocal_rank" and self.scaling != "minmax":
             notice("--scaling", "has no effect with --fusion reciprocal_rank")
         self._check_decodings()
@@ -106,26 +106,24 @@ class FusionConfig(LabelConfig):
         """Reject decodings that contradict one another or other settings."""
         methods = [method for method in self.decode if method != "none"]
         if methods and len(methods) < len(self.decode):
-            raise InputError(
-                "--decode", f"expected none without others, found it with {methods[0]}"
-            )
+            raise InputError("--decode", f"expected none alone, found none and {methods[0]}")
         if self.decode and not methods:
             return  # decoding is off: ignore a config file's decoding settings
         used = " ".join(methods) or "none"
         unset = {"decode_slack": None, "decode_top": None, "decode_scope": "all"}
         for name, default in unset.items():
             if "assignment" not in methods and getattr(self, name) != default:
-                raise InputError(f"--{name}", f"does not go with --decode {used}")
-        searched = self.finds_weights  # the slack is then searched too
+                raise InputError(f"--{name}", f"cannot be used with --decode {used}")
+        searched = self.finds_weights  # the search also chooses the slack
         if self.decode_top is not None and self.decode_slack is None and not searched:
             raise InputError(
                 "--decode_top", "needs --decode_slack",
-                todo="set the price of keeping an image that another query has",
+                todo="set the price of keeping a duplicate top-1 image",
             )  # fmt: skip
         if self.decode_scope == "collisions" and self.decode_top is None:
             raise InputError(
                 "--decode_scope", "collisions needs --decode_top and --decode_slack",
-                todo="set both, such as 2 and 1.0",
+                todo="set both, for example to 2 and 1.0",
             )  # fmt: skip
         if (methods.count("querybank") > 0) != (self.decode_bank is not None):
             raise InputError(
@@ -136,14 +134,14 @@ class FusionConfig(LabelConfig):
             return
         if self.scaling == "zscore" and self.fusion != "reciprocal_rank":
             raise InputError(
-                "--scaling", "zscore gives negative scores, whose order dual_softmax would reverse"
+                "--scaling", "zscore yields negative scores, which dual_softmax would order wrongly"
             )
         last = len(methods) - 1 - methods[::-1].index("dual_softmax")
         earlier = LOGARITHMS.intersection(methods[:last])
         if earlier:
             raise InputError(
                 "--decode",
-                f"dual_softmax cannot follow {sorted(earlier)[0]}, whose scores are logarithms",
+                f"dual_softmax cannot follow {sorted(earlier)[0]}, which returns logarithms",
             )
 
     def retrieval(self) -> Retrieval:
@@ -167,8 +165,8 @@ class FusionConfig(LabelConfig):
     def members(self) -> list[Member]:
         """Return the given members in fusion order.
 
-        Members that need no weight may lack one: the first member, and all members of the rules
-        ``sum`` (which has shares) and ``reciprocal_rank``.
+        The first member needs no weight. With the rules ``sum`` (which uses shares) and
+        ``reciprocal_rank``, no member needs one.
 
         Raises:
             InputError: a malformed ``--member``, or a missing share.
@@ -188,7 +186,7 @@ class FusionConfig(LabelConfig):
                 found.append(parse_member(text, weights, default))
             unknown = sorted(weights.keys() - {member.name for member in found})
             if unknown:
-                notice("--member_weights", f"no --member has the name {unknown[0]!r}: not used")
+                notice("--member_weights", f"no --member has the name {unknown[0]!r}: ignored")
             return found
         if weights or any(text != without_weight(text) for text in self.member):
             notice("--member", f"weights have no effect with --fusion {self.fusion}")
@@ -202,6 +200,6 @@ class FusionConfig(LabelConfig):
             raise InputError(
                 "--shares",
                 f"expected NAME:SHARE for every member, found "
-                f"{'none for ' + missing[0] if missing else extra[0] + ', which is no member'}",
+                f"{'none for ' + missing[0] if missing else extra[0] + ', which is not a member'}",
             )
         return [replace(member, weight=shares[member.name]) for member in found]

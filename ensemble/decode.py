@@ -1,4 +1,4 @@
-"""Decoding: turn a fused matrix into a ranking that considers other captions.
+"""Decode a fused matrix: rank the images of a query with regard to other captions.
 
 The test sets are one-to-one: every query has one image, and every image at most one query. An image
 that is top-1 for two queries is therefore wrong for at least one of them.
@@ -12,11 +12,11 @@ margin         joint over all queries arbitration of duplicate top-1 (HFUT-LMC, 
 assignment     joint over all queries maximum-score matching, with a price for opting out
 ============== ====================== ==========================================================
 
-A joint decoding uses all queries of the set at once, which some leaderboards forbid; the score
-file's ``meta`` records which kind was used. Choose prices and factors on other data.
+A joint decoding uses all queries of the set at once, which some leaderboards forbid; ``meta`` of
+the score file records the kind (``per_query``). Choose prices and factors on other data.
 
 ``margin`` and ``assignment`` change only top-1 images. Their margins and utilities come from a
-reranker's scores if there are any, otherwise from the input scores.
+reranker's scores if available, otherwise from the input scores.
 
 Shape letters: `Q` queries, `G` gallery images, `N` captions of the bank.
 """
@@ -49,7 +49,7 @@ CONVERGED = 1e-3  # maximum error of a row or column sum in sinkhorn's plan
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Decoding method and its numbers; fields match the flags of `python -m ensemble.run`."""
+    """Decoding method and its parameters; fields match the flags of `python -m ensemble.run`."""
 
     method: Decoding = "none"
     factor: float = 20.0
@@ -66,7 +66,7 @@ class DecodeSettings:
         return self.method in JOINT
 
     def facts(self) -> dict[str, Any]:
-        """Return the method and the numbers that it uses."""
+        """Return the method and the parameters that it uses, for ``meta``."""
         used: dict[Decoding, dict[str, Any]] = {
             "none": {},
             "querybank": {"factor": self.factor, "bank": self.bank},
@@ -85,13 +85,13 @@ def decode(
     settings: DecodeSettings,
     evidence: Evidence | None = None,
 ) -> Tensor:
-    """Return a matrix with the ranking of the decoding, float32 [Q, G].
+    """Apply a decoding; return a matrix with its ranking, float32 [Q, G].
 
     Args:
         scores: [Q, G].
         query_ids: ids of the rows.
         gallery_ids: ids of the columns, sorted.
-        settings: decoding method and numbers.
+        settings: decoding method and parameters.
         evidence: source of margins and utilities; None uses ``scores``.
 
     Raises:
@@ -128,13 +128,13 @@ def decode(
         raise InputError(
             f"--decode {settings.method}",
             f"its scores overflow at --decode_factor {settings.factor:g}",
-            todo="take a smaller factor",
+            todo="use a smaller factor",
         )
     return found
 
 
 def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
-    """QB-Norm with the dynamic inverted softmax.
+    """Apply QB-Norm with the dynamic inverted softmax.
 
     An image that is top-1 for a caption of the bank is a hub. If a query's top-1 image is a hub,
     the scores of the query are divided by each image's attraction to the bank; other queries are
@@ -143,12 +143,12 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     Args:
         scores: [Q, G].
         bank: scores of other captions (such as training captions) by the same models on the same
-            images [N, G]. A fused bank is scaled by its own bounds, so its scale matches that of
-            the scores only as far as their extremes agree.
+            images [N, G]. A fused bank is scaled by its own bounds, so its scale equals that of
+            the scores only if their extremes agree.
         factor: scale of the scores before exponentiation.
 
     Returns:
-        float32 [Q, G], comparable within a row; logarithms where the inverted softmax applies.
+        float32 [Q, G], comparable within a row; logarithms in rows whose top-1 image is a hub.
     """
     if bank.shape[1] != scores.shape[1]:
         raise ValueError(f"the bank has {bank.shape[1]} images, the scores {scores.shape[1]}")
@@ -181,10 +181,10 @@ def dual_softmax(scores: Tensor, factor: float) -> Tensor:
 
 
 def sinkhorn(scores: Tensor, factor: float, steps: int) -> Tensor:
-    """Entropic transport plan in which each query has mass 1 and each image at most mass 1.
+    """Compute an entropic transport plan: each query has mass 1, each image at most mass 1.
 
-    If images outnumber queries, an extra row takes the images' remaining mass. If queries outnumber
-    images, each image has mass Q / G.
+    If images outnumber queries, an extra row receives their remaining mass. Otherwise, each image
+    has mass Q / G.
 
     Args:
         scores: [Q, G].
@@ -218,8 +218,8 @@ def sinkhorn_errors(plan: Tensor) -> tuple[float, float]:
         plan: logarithms as returned by :func:`sinkhorn` [Q, G].
 
     Returns:
-        The largest distance of a row sum from 1, and the largest excess of a column sum over 1 (if
-        queries outnumber images, its largest distance from Q / G).
+        The largest deviation of a row sum from 1, and the largest excess of a column sum over 1 (if
+        queries outnumber images, the largest deviation from Q / G).
     """
     n_queries, n_gallery = plan.shape
     rows = torch.logsumexp(plan, dim=1).exp() - 1.0
@@ -237,8 +237,8 @@ def assignment(
 ) -> Tensor:
     """Return the one-to-one assignment with the largest total score.
 
-    At a price, a query may opt out and keep its own top-1 image, which other queries may have too.
-    It then counts the score of its top-1 image minus ``slack``, so no query gives up more than
+    A query may opt out and keep its own top-1 image, even if other queries have the same image. It
+    then adds the score of its top-1 image minus ``slack`` to the total, so no query loses more than
     ``slack``. Images may remain unassigned.
 
     Args:
@@ -249,7 +249,7 @@ def assignment(
         evidence: scores to sum; None uses ``scores``.
 
     Returns:
-        int64 [Q], each query's image; its own top-1 image if it opts out.
+        Column of each query's image, int64 [Q]; the own top-1 image of a query that opts out.
 
     Raises:
         InputError: more queries than images without a price.
@@ -261,8 +261,8 @@ def assignment(
             todo="set the price of opting out with --decode_slack",
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)
-    # The others take at most Q - 1 of a query's images, so its Q best are enough. If the top-1
-    # image may not be the best one, one more is needed.
+    # Other queries use at most Q - 1 of a query's images, so its Q best images suffice. With
+    # evidence, the top-1 image may have a lower score, so one more image is needed.
     width = min(n_gallery, n_queries + (evidence is not None), top or n_gallery)
     columns = top_k(scores, width)  # [Q, width], best first
     values = (evidence or Evidence(scores)).of(columns)[order]
@@ -277,13 +277,13 @@ def assignment(
 
 
 def with_first_places(scores: Tensor, columns: Tensor) -> Tensor:
-    """Make the given image of each query its top-1 image; returns scores, float32 [Q, G].
+    """Make the given image of each query its top-1 image; return scores, float32 [Q, G].
 
-    The image gets the next float32 above the best score. All others keep their scores and order.
+    The image gets the next float32 above the best score. Other images keep their scores.
 
     Args:
         scores: [Q, G].
-        columns: int64 [Q].
+        columns: column of the new top-1 image per query, int64 [Q].
     """
     result = scores.clone()
     best = scores.amax(dim=1)

@@ -1,11 +1,11 @@
-"""Fusion of members: scale score matrices and add them.
+"""Fuse members: scale their score matrices and add them.
 
 The published rule is iterative: `S <- w S + (1 - w) T`, where the running sum `S` starts with the
-first member's matrix and `T` is the next member's. Each matrix is scaled to [0, 1] by its own
-bounds. Rows and columns are first aligned by id. Fusion works in blocks of rows, so members stay on
-disk. A row with equal scores has no ranking and contributes 0.
+first member's matrix, and `T` is the next member's matrix. Each matrix is scaled to [0, 1] by its
+own bounds. Rows and columns are first aligned by id. Fusion works in blocks of rows, so members
+stay on disk. A row with equal scores has no ranking and contributes 0.
 
-Shape letters: `Q` queries, `q` rows of a block, `G` gallery images.
+Shape letters: `Q` queries, `q` rows and `C` columns of a block, `G` gallery images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pab.scores import ScoreFile, check_same_ids
 BLOCK_ELEMENTS = 1 << 19  # scores per block: 2 MiB, so that a block fits in the CPU cache
 BLOCKS_KEPT = 32  # blocks whose memory pages are kept before release
 SPARE_CANDIDATES = 22  # candidates beyond the requested k
-STRETCH = 64  # columns per stretch; its maximum is taken first
+STRETCH = 64  # columns per stretch; the maximum of each stretch is computed first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 
 
@@ -50,7 +50,7 @@ def shares_from_weights(weights: Sequence[float]) -> list[float]:
 
 
 def kept_weights(shares: Sequence[float]) -> list[float]:
-    """Return the kept weights for given shares; the inverse of :func:`shares_from_weights`."""
+    """Return the weights kept by the running sum; the inverse of :func:`shares_from_weights`."""
     weights, before = [], shares[0]
     for share in shares[1:]:
         total = before + share
@@ -65,7 +65,7 @@ class Fusion:
 
     members: Sequence[Member]  # in fusion order
     files: Sequence[ScoreFile]  # of the members, with equal galleries
-    rows: Sequence[Tensor | None]  # per file, in the requested order; None if they are in order
+    rows: Sequence[Tensor | None]  # per file, in the requested order; None if already in order
     query_ids: list[str]  # in the requested order
     scaling: Scaling = "minmax"
     rule: Rule = "iterative"
@@ -73,34 +73,34 @@ class Fusion:
 
     @property
     def gallery_ids(self) -> list[str]:
-        """Ids of the columns."""
+        """Return the ids of the columns."""
         return self.files[0].gallery_ids
 
     def _own_block(self, number: int, start: int, stop: int) -> Tensor:
-        """Rows of one member's own scores, float32 [q, G]; read-only."""
+        """Return rows of one member's unscaled scores, float32 [q, G]; read-only."""
         scores, order = self.files[number].scores, self.rows[number]
         return scores[start:stop] if order is None else scores[order[start:stop]]
 
     @cached_property
     def scaled_members(self) -> list[Tensor]:
-        """Whole scaled matrix of each member, float32 [Q, G]; read-only."""
+        """Scale the whole matrix of each member, float32 [Q, G]; read-only."""
         count = len(self.query_ids)
         numbers = progress(range(len(self.members)), "scaling members", "members")
         return [self._scaled(number, self._own_block(number, 0, count), 0) for number in numbers]
 
     @cached_property
     def flat(self) -> list[Tensor]:
-        """Queries with equal scores for all images, per member: bool [Q].
+        """Mark the queries with equal scores for all images, per member: bool [Q].
 
-        Such a row has no ranking, so it contributes 0 to every image with any scaling.
+        Such a row has no ranking, so it contributes 0 to every image, whatever the scaling.
         """
         count = len(self.query_ids)
         return [flat_rows(self._own_block(number, 0, count)) for number in range(len(self.files))]
 
     def _scaled(self, number: int, block: Tensor, start: int) -> Tensor:
-        """Scale a member's own scores, rows from ``start``, float32 [q, C].
+        """Scale a block [q, C] of a member's unscaled scores; ``start`` is its first row.
 
-        The block has all columns, or any for ``minmax``.
+        The block must have all columns, except for ``minmax``.
         """
         bounds, where = self.files[number].bounds, self.members[number].path
         scaled = scaled_block(block, self.scaling, bounds, where)
@@ -108,9 +108,9 @@ class Fusion:
         return scaled.masked_fill_(flat[:, None], 0.0) if bool(flat.any()) else scaled
 
     def _parts(self, number: int, block: Tensor, start: int) -> Tensor:
-        """Return n for each reciprocal-rank part 2 / n of a member, 0 for none: int64 [q, G].
+        """Return n for each reciprocal-rank part 2 / n of a member, 0 for no part: int64 [q, G].
 
-        The block holds the member's own scores, whole rows from ``start``.
+        The block holds whole rows of the member's unscaled scores; ``start`` is the first row.
         """
         file, places = self.files[number], mean_places(block)
         if file.meta.get("model") == RANKED_LIST:
@@ -122,19 +122,19 @@ class Fusion:
 
     @cached_property
     def listed(self) -> list[Tensor]:
-        """For each member, how many images of each query have scores of their own, int64 [Q].
+        """Count, for each member, the listed images of each query, int64 [Q].
 
-        The others share one score below these, so they stand at later places.
+        All other images share one lower score, so they rank after the listed images.
         """
         return [file.listed_counts(self.query_ids) for file in self.files]
 
     def block(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
+        """Compute rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
         blocks = [self._own_block(number, start, stop) for number in range(len(self.files))]
         return self._fused(blocks, start)
 
     def _fused(self, blocks: Sequence[Tensor], start: int) -> Tensor:
-        """Fuse the members' own scores; :meth:`_scaled` lists the valid blocks."""
+        """Fuse blocks of the members' unscaled scores; for valid blocks, see :meth:`_scaled`."""
         if self.rule == "reciprocal_rank":
             parts = [self._parts(number, block, start) for number, block in enumerate(blocks)]
             return exact_scores(torch.stack(parts))
@@ -160,11 +160,11 @@ class Fusion:
                     release_pages(file.scores)
 
     def best_columns(self, k: int) -> Tensor:
-        """Return the k best columns per row, best first, ties to the smaller one: int64 [Q, k].
+        """Return the k best columns per row, best first, int64 [Q, k]; the smaller wins ties.
 
-        A weighted sum of the members' own scores, which reads each score once, first selects
-        candidates. The published arithmetic then scores these candidates. A row in which rounding
-        could hide another candidate is fused completely.
+        A weighted sum of the unscaled scores, which reads each score once, first selects
+        candidates. The published arithmetic then scores them. A row is fused completely if rounding
+        could have excluded a better image.
         """
         if self.rule != "iterative" or self.scaling != "minmax":
             return torch.cat([top_k(self.block(*span), k) for span in self._spans()])
@@ -183,13 +183,13 @@ class Fusion:
     def _best_of(
         self, start: int, stop: int, k: int, factors: Sequence[float], margin: float
     ) -> Tensor:
-        """Compute :meth:`best_columns` of a block; ``margin`` bounds its sums' rounding error."""
+        """Compute :meth:`best_columns` of a block; ``margin`` bounds the sums' rounding error."""
         blocks = [self._own_block(number, start, stop) for number in range(len(self.files))]
         sums = blocks[0] * factors[0]
         for block, factor in zip(blocks[1:], factors[1:], strict=True):
             sums.add_(block, alpha=factor)
         values, columns = best_candidates(sums, min(k + SPARE_CANDIDATES, sums.shape[1]))
-        columns = columns.sort(dim=1).values  # ties go to the smaller with a stable sort
+        columns = columns.sort(dim=1).values  # so that a stable sort puts the smaller first
         fused = self._fused([block.gather(1, columns) for block in blocks], start)
         order = fused.argsort(dim=1, descending=True, stable=True)[:, :k]
         best = columns.gather(1, order)
@@ -213,17 +213,17 @@ def aligned(
     query_ids: Sequence[str] | None = None,
     **how: object,
 ) -> Fusion:
-    """Create a fusion of members whose rows may have any order.
+    """Align members, with their rows in any order, and create a fusion.
 
     Args:
         members: members that passed :func:`ensemble.members.check_members`.
         files: their score files.
-        query_ids: requested order; None uses that of the first member.
+        query_ids: requested order; None uses the order of the first member.
         how: ``scaling``, ``rule`` and ``rank_k`` of :class:`Fusion`.
 
     Raises:
-        InputError: ids differ from the first member's (the message names them), or a member ranks
-            nothing for any query.
+        InputError: ids differ from the first member's, or a member has equal scores for all images
+            in every query.
     """
     first = files[0]
     wanted = list(first.query_ids if query_ids is None else query_ids)
@@ -249,7 +249,7 @@ def aligned(
 
 
 def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | None:
-    """Return the rows of a score file in query order, int64 [Q]; None if they are in order.
+    """Return the rows of a score file in query order, int64 [Q]; None if already in order.
 
     Raises:
         InputError: the queries differ from the file's.
@@ -260,12 +260,14 @@ def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | 
 
 
 def blend(fused: Tensor, member: Tensor, weight: float) -> Tensor:
-    """Fuse one more member; ``weight`` is kept by the running sum; both scaled, [q, G]."""
+    """Add a scaled member [q, G] to the running sum ``fused``, which keeps ``weight``."""
     return weight * fused + (1.0 - weight) * member
 
 
 def best_candidates(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Fast ``torch.topk`` for long rows: search only the stretches with the best maxima.
+    """Select the best values of long rows, faster than ``torch.topk``.
+
+    Only the stretches with the best maxima are searched.
 
     Args:
         block: scores [q, G].

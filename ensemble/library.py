@@ -31,7 +31,7 @@ def fuse(
 
     Args:
         scores: score files or their paths, in fusion order; ``Q`` queries, ``G`` images each.
-            A path may have any form that ``ensemble.run`` reads, ranked lists included.
+            A file may have any form that ``ensemble.run`` reads, including ranked lists.
         weights: numbers from 0 to 1. ``iterative``: the weight kept by the running sum as each file
             after the first is added. ``sum``: the share of each file, summing to 1.
             ``reciprocal_rank``: none.

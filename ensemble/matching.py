@@ -1,4 +1,4 @@
-"""Minimum-cost one-to-one matching of queries and images, with a price for opting out."""
+"""Match queries and images one-to-one at minimum cost, with a price for opting out."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Members of a fusion: parse their flags, check them, and read their scores in any form.
 
-A form without scores (a ranked list, rankings) gets score 1 / r for its r-th image and 0 for images
-that it does not name. A ranked list has no ids: line N belongs to query N, so the order of its
-lines must be given.
+In a form without scores (such as a ranked list), the r-th image of a query scores 1 / r, and images
+that are not listed score 0. A ranked list has no query ids, so the order of its lines must be
+known.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from pab.ranking import some
 from pab.scores import ScoreFile, respell, warn_on_data_mismatch, with_all_images
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
-UIT = "uit"  # the member whose number of candidates is checked
+UIT = "uit"  # name of the member with a checked number of candidates
 SUM_TOLERANCE = 1e-6
 FILE_FLAGS = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")
-RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list: 0 means "not named"
+RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list; its score 0 means "not listed"
 
 
 @dataclass(frozen=True)
 class Member:
-    """Score file of a model, and its weight in the fusion.
+    """Input score file of a fusion, and its weight from 0 to 1.
 
-    The weight is 0 to 1. Iterative fusion: the weight kept by the running sum when this member is
-    added (unused for the first one). Sum: the member's own share.
+    Iterative fusion: weight kept by the running sum when this member is added (unused for the first
+    member). ``sum``: share of this member.
     """
 
     name: str  # in tables
@@ -61,7 +61,7 @@ def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
         if not colon or not name:
             raise InputError(flag, f"expected NAME:NUMBER, found {text!r}")
         if name in found:
-            raise InputError(flag, f"expected every name once, found {name!r} twice")
+            raise InputError(flag, f"expected distinct names, found {name!r} twice")
         try:
             found[name] = float(number)
         except ValueError as error:
@@ -81,12 +81,12 @@ def without_weight(text: str) -> str:
 def parse_member(
     text: str, weights: Mapping[str, float] | None = None, default: float | None = None
 ) -> Member:
-    """Parse ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` with a weight given elsewhere.
+    """Parse ``NAME=FILE:WEIGHT``, or ``NAME=FILE`` with a weight from another setting.
 
     Args:
         text: value of the flag.
         weights: name -> weight, for members without a weight in ``text``.
-        default: weight for members without any; None requires one.
+        default: weight for members without a weight; None raises an error for them.
 
     Raises:
         InputError: malformed, no weight, or two weights.
@@ -102,9 +102,7 @@ def parse_member(
             raise InputError("--member", f"expected NAME=FILE:WEIGHT, found no weight for {name!r}")
         return Member(name, path, found)
     if name in weights:
-        raise InputError(
-            "--member", f"the weight of {name!r} is given here and by --member_weights"
-        )
+        raise InputError("--member", f"the weight of {name!r} is also set by --member_weights")
     return Member(name, path, named_numbers("--member", [f"{name}:{weight}"])[name])
 
 
@@ -118,7 +116,7 @@ def check_members(members: Sequence[Member], rule: Rule = "iterative") -> None:
     if not members:
         raise InputError(
             "ensemble", "expected score files to fuse, found none",
-            todo="give --beit3_score FILE or --member NAME=FILE:WEIGHT",
+            todo="pass --beit3_score FILE or --member NAME=FILE:WEIGHT",
         )  # fmt: skip
     names = [member.name for member in members]
     for member in members:
@@ -144,17 +142,17 @@ def load_members(
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
-    Ids are matched to the first member's spelling.
+    All ids are converted to the first member's spelling.
 
     Args:
         members: members in fusion order.
-        line_order: query ids in the line order of ranked lists. None if unknown; fusing only ranked
-            lists then uses line numbers.
-        gallery_ids: the gallery, if no member holds all of it. None uses the images that the
-            members name.
+        line_order: query ids in the line order of ranked lists. None: fusing only ranked lists uses
+            line numbers.
+        gallery_ids: ids of the gallery, used if no member has the whole gallery. None uses the
+            images that the members list.
         queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
         gallery: file of gallery ids, or the gallery's folder, for members without ids.
-        loaded: member path -> its valid scores, for members that are already in memory.
+        loaded: validated scores by member path, for members that are already in memory.
 
     Raises:
         InputError: an unreadable file, ids that are missing or do not match, a run that lacks
@@ -172,7 +170,7 @@ def load_members(
         return to_score_file(found, path, query_ids=rows, gallery_ids=columns)
 
     paths = list(dict.fromkeys(member.path for member in members))
-    with ThreadPoolExecutor(2) as pool:  # read one file's ids while checking another's
+    with ThreadPoolExecutor(2) as pool:  # read the ids of one file while checking another
         contents = dict(zip(paths, pool.map(read, paths), strict=True))
     listings = {path: found for path, found in contents.items() if isinstance(found, Listing)}
     files = {path: found for path, found in contents.items() if isinstance(found, ScoreFile)}
@@ -197,7 +195,7 @@ def load_members(
 
 
 def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list[str]:
-    """Union of the named images, if every member lists only some images."""
+    """Return the union of the listed images, if every member lists only some images."""
     names = [name for file in files.values() for name in file.gallery_ids]
     names += [name for found in listings.values() for listed in found.names for name in listed]
     gallery_ids = one_spelling(names)
@@ -206,14 +204,14 @@ def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list
 
 
 def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
-    """Ids for the lines of ranked lists; None without them. Other members must not have ids."""
+    """Return line numbers as ids of ranked lists, or None; other members must not have ids."""
     bare = [path for path, found in contents.items() if found.query_ids is None]
     if not bare:
         return None
     if len(bare) < len(contents):
         raise InputError(
             bare[0], "a ranked list does not name the query of a line",
-            todo="give the order of its lines: --query_order FILE, --annotation FILE or "
+            todo="pass the order of the lines with --query_order FILE, --annotation FILE or "
             "--queries FILE",
         )  # fmt: skip
     found = contents[bare[0]]
@@ -225,7 +223,7 @@ def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
 def _as_member(
     file: ScoreFile, path: str, query_ids: Sequence[str], gallery_ids: Sequence[str]
 ) -> ScoreFile:
-    """Adapt a member's scores to the fusion: common id spelling, all queries, whole gallery."""
+    """Convert a member's scores to the common id spelling and gallery; check its queries."""
     file = respell(file, query_ids, gallery_ids, where=path, known_name="the other members")
     if file.listed is None:
         return file
@@ -236,7 +234,7 @@ def _as_member(
             f"expected all {len(query_ids)} queries, found none of the {len(missing)}: "
             f"{some(missing)}",
             todo="complete it: a fusion needs every query of every member (pab.evaluate counts "
-            "missing ones as misses)",
+            "missing queries as misses)",
         )
     listed = file.listed
     file = with_all_images(file, gallery_ids)
@@ -251,11 +249,11 @@ def _as_member(
 
 
 def candidates_of(members: Sequence[Member], files: Sequence[ScoreFile]) -> int | None:
-    """Return the number of candidates per query that UIT's score file names; None if it has none.
+    """Return the candidates per query (``k_test``) recorded in UIT's score file; None if missing.
 
     Args:
-        members: of the fusion.
-        files: their scores, in the same order.
+        members: members of the fusion.
+        files: their score files, in the same order.
     """
     for member, file in zip(members, files, strict=True):
         found = file.meta.get("k_test")
@@ -267,10 +265,10 @@ def candidates_of(members: Sequence[Member], files: Sequence[ScoreFile]) -> int 
 def check_candidates(
     members: Sequence[Member], files: Sequence[ScoreFile], expected: int | None
 ) -> None:
-    """Compare the ``k_test`` of UIT's score file with that of the config.
+    """Check that the ``k_test`` of UIT's score file is the expected one.
 
-    A weight is valid for one number of candidates, because images beyond them have equal scores.
-    Numbers that cover the whole gallery count as equal. A file without the number prints a notice.
+    Weights are valid for one number of candidates, because all other images have equal scores.
+    Numbers that cover the whole gallery count as equal. A file without a number prints a notice.
 
     Args:
         members: members of the fusion.
@@ -278,7 +276,7 @@ def check_candidates(
         expected: candidates per query; None skips the check.
 
     Raises:
-        InputError: UIT's file has another number.
+        InputError: UIT's score file has another number.
     """
     if expected is None:
         return
@@ -301,13 +299,13 @@ def check_candidates(
 
 
 def inputs_of(config: object, members: Sequence[Member]) -> dict[str, str | None]:
-    """Files that a command reads, by the name of their flag or member."""
+    """Return the files that a command reads, by flag or member name."""
     named = {name: getattr(config, name, None) for name in FILE_FLAGS}
     return {**named, **{member.name: member.path for member in members}}
 
 
 def known_gallery(retrieval: Retrieval | None, folder: str | None) -> list[str] | None:
-    """Ids of the images that ranked lists may name; None if unknown."""
+    """Return the ids of the gallery, from an annotation or a folder; None if unknown."""
     if retrieval is not None and retrieval.gallery is not None:
         return [image.gallery_id for image in retrieval.gallery]
     return [image.gallery_id for image in list_gallery(folder)] if folder else None

@@ -21,7 +21,7 @@ from pab.data.tree import labelled_test
 from pab.ranking import order_queries, read_ranked_list
 
 LABELLED_TEST = "annotation/test/pair.json"  # attr.json if this is missing
-PROTOCOL_FILES = ("annotation", "image_folder", "query_order")  # settings that it fixes
+PROTOCOL_FILES = ("annotation", "image_folder", "query_order")  # settings that a protocol fixes
 ANSWER_NAMES = 10  # names per line in every protocol's answer
 
 
@@ -39,7 +39,7 @@ class Protocol:
         """Return the protocol's files as settings of `ensemble.run`.
 
         Args:
-            data_root: replaces the protocol's own data root.
+            data_root: data root to use instead of the protocol's; None uses the protocol's.
         """
         root = Path(data_root or self.data_root)
         places = {name: getattr(self, name) for name in PROTOCOL_FILES}
@@ -61,23 +61,24 @@ def load_protocol(name: str) -> Protocol:
         InputError: unknown name; the message lists the available ones.
     """
     if name not in names():
-        raise InputError("--protocol", f"expected one of {', '.join(names())}, found {name!r}")
+        raise InputError("protocol", f"expected one of {', '.join(names())}, found {name!r}")
     return load_config(Protocol, CONFIGS / f"protocols/{name}.yaml", {})
 
 
 def check_answer(
     lines: Sequence[Sequence[str]], query_count: int, gallery_ids: Sequence[str], where: str | Path
 ) -> None:
-    """Check an answer against the protocol: one line per query, ten distinct gallery names each.
+    """Check an answer: one line per query, ten distinct gallery names per line.
 
     Args:
-        lines: names, best first; distinct within a line (as :func:`read_ranked_list` gives them).
+        lines: image names, best first, distinct within a line (see :func:`read_ranked_list`).
         query_count: number of queries in the protocol's annotation.
         gallery_ids: ids of the protocol's gallery.
-        where: the answer file, for errors.
+        where: answer file, for error messages.
 
     Raises:
-        InputError: names the line.
+        InputError: the number of lines or of names per line is wrong, or a name is not in the
+            gallery.
     """
     if len(lines) != query_count:
         raise InputError(where, f"expected {query_count} lines, one per query, found {len(lines)}")
@@ -96,8 +97,8 @@ def check_answer(
 def main(argv: list[str] | None = None) -> None:
     """Check an answer file against a protocol."""
     parser = CommandParser(prog="python -m ensemble.protocol")
-    parser.add_argument("protocol", help=", ".join(names()))
-    parser.add_argument("file", type=Path, help="the answer file")
+    parser.add_argument("protocol", help=f"name of the protocol: {', '.join(names())}")
+    parser.add_argument("file", type=Path, help="answer file")
     parser.groups["data"].add_argument(
         "--data_root", help="root of the data (default: the protocol's)"
     )

@@ -1,13 +1,13 @@
-"""Reciprocal rank fusion with exact sums, so that ties do not depend on the order of the members.
+"""Fuse reciprocal ranks with exact sums, so that ties do not depend on the order of the members.
 
 An image at rank r (from 1) of a member's ranking gets 1 / (k + r) (Cormack, Clarke and Buettcher,
-SIGIR 2009). Equal scores of a member share the mean of their ranks. Ranks are therefore integers
-or half-integers, and every part of a sum is 2 / n with an integer n.
+SIGIR 2009). Images with equal scores share the mean of their ranks. Ranks are therefore integers or
+half-integers, and every part of a sum is 2 / n with an integer n.
 
 Sums are first computed in 62-bit integers. Sums that differ by no more than rounding are then
 compared as fractions.
 
-Shape letters: `M` members, `q` rows of a block, `C` images of a row.
+Shape letters: `M` members, `q` rows of a block, `C` images per row.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 MOST_RANK_K = 1_000_000  # for much larger values, 64 bits would not separate neighbouring ranks
-_LARGEST = 1 << 62  # the sums, with parts of at most half of it, fit in 64 bits
+_LARGEST = 1 << 62  # sums of integer parts stay below it, so they fit in 64 bits
 
 
 def halves(ranks: Tensor, k: int) -> Tensor:
-    """Return the integers n for which a member's parts are 2 / n.
+    """Convert ranks to the integers n of a member's parts 2 / n.
 
     Args:
         ranks: ranks from 0 for the best, integers or half-integers, float32 [q, C].
         k: constant of the rule.
 
     Returns:
-        int64 [q, C], at least 2.
+        n, int64 [q, C], at least 2.
     """
     return (2.0 * ranks).long() + 2 * (k + 1)
 
@@ -43,7 +43,7 @@ def exact_scores(parts: Tensor) -> Tensor:
 
     Returns:
         float32 [q, C], within a few float32 steps of the sums. Equal sums have equal scores.
-        Unequal sums have ordered scores, even if float32 would not separate them.
+        Unequal sums have different scores, even if they round to the same float32.
     """
     # Unlike float sums, integer sums do not depend on the order of the members.
     unit = _LARGEST // len(parts)
@@ -53,7 +53,7 @@ def exact_scores(parts: Tensor) -> Tensor:
     gaps = values[:, :-1] - values[:, 1:]
     falls = torch.ones_like(values, dtype=torch.bool)  # [q, C], true where a new value begins
     falls[:, 1:] = gaps > 0
-    doubtful = (gaps <= len(parts)) & (values[:, 1:] > 0)  # each part was truncated by less than 1
+    doubtful = (gaps <= len(parts)) & (values[:, 1:] > 0)  # truncation removed less than 1 per part
     for row in doubtful.any(dim=1).nonzero()[:, 0].tolist():
         _settle(parts[:, row], order[row], falls[row], doubtful[row])
     in_order = (sums.gather(1, order).double() * (2.0 / unit)).float()
@@ -61,13 +61,13 @@ def exact_scores(parts: Tensor) -> Tensor:
 
 
 def _settle(parts: Tensor, order: Tensor, falls: Tensor, doubtful: Tensor) -> None:
-    """Put runs of sums within rounding error of each other into exact order, in place.
+    """Sort runs of sums that differ by no more than rounding by their exact value, in place.
 
     Args:
         parts: parts of one row, int64 [M, C].
         order: columns in descending order of sum [C]; corrected in place.
-        falls: true if the sum is smaller than the previous one [C]; corrected in place.
-        doubtful: true if the next sum is within rounding error [C - 1].
+        falls: true where a sum is smaller than the previous sum [C]; corrected in place.
+        doubtful: true where the next sum is within rounding error [C - 1].
     """
     linked = np.flatnonzero(doubtful.numpy())
     breaks = np.flatnonzero(np.diff(linked) > 1) + 1
@@ -90,7 +90,7 @@ def _falling(values: Tensor, falls: Tensor) -> Tensor:
 
     Args:
         values: not negative, nearly descending along a row [q, C].
-        falls: true where a value must be below the previous one [q, C]; otherwise it must be equal.
+        falls: true where a value must be below the previous value [q, C], else they must be equal.
     """
     numbers = torch.arange(values.shape[1]).expand_as(falls)
     begins = torch.where(falls, numbers, 0).cummax(dim=1).values

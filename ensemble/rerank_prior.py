@@ -1,7 +1,7 @@
-"""Reorder the first images by a reranker's scores, with a prior for the fused order.
+"""Reorder the first images of each query by a reranker's scores, with a prior for the fused order.
 
 A reranker (a vision-language model that judges one image and one caption at a time) scores only the
-first images of each query. They are sorted by reranker score minus prior times place, as in
+first images of each query. These images are sorted by reranker score minus prior times place, as in
 Protocol-Aware Assignment.
 
 Shape letters: `Q` queries, `G` gallery images, `K` places.
@@ -23,20 +23,20 @@ _DIGITS = 9  # blended scores are rounded, so that equal decimals compare equal
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores that provide margins and utilities."""
+    """Scores from which margins and utilities are computed."""
 
-    scores: Tensor  # of a reranker, or fused ones, float32 [Q, G]
-    columns: Tensor | None = None  # reordered by a reranker, int64 [Q, K]; None for fused scores
+    scores: Tensor  # reranker or fused scores, float32 [Q, G]
+    columns: Tensor | None = None  # reordered images, int64 [Q, K]; None for fused scores
 
     def of(self, columns: Tensor) -> Tensor:
-        """Return the scores of some images, float64 [Q, K]."""
+        """Return the scores of the given columns [Q, K], float64 [Q, K]."""
         values = self.scores.gather(1, columns)
         return values.double() if self.columns is None else as_written(values)
 
     def margins(self) -> list[float]:
         """Return the best minus the second-best score per query; 0 if there is only one image.
 
-        For a reranker, only the images that it reordered count.
+        With a reranker, only reordered images count.
         """
         columns = top_k(self.scores, 2) if self.columns is None else self.columns
         values = self.of(columns)
@@ -49,9 +49,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Reranking:
-    """Scores of a reranker, with the settings of their use.
+    """Scores of a reranker, and the settings of reranking.
 
-    The reranker scores ``listed`` images per query; all others share one lower score.
+    The reranker scored ``listed`` images per query; all other images share one lower score.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Reranking:
     def reorder(self, fused: Tensor) -> tuple[Tensor, Evidence]:
         """Reorder the first images of each query; images beyond the depth keep their places.
 
-        Of equal blended scores, the earlier place in the fused order [Q, G] wins. An image without
-        a reranker score gets the worst score of its query; a notice counts such images.
+        Among equal blended scores, the earlier place in the fused order wins. An image without a
+        reranker score gets the worst score of its query; a notice reports such images.
 
         Returns:
             Scores with the new order, float32 [Q, G], and the evidence for later stages.
@@ -89,15 +89,15 @@ class Reranking:
             notice(
                 self.path,
                 f"{int(unscored.sum())} of the first {values.shape[1]} images of {queries} queries "
-                "have no score here and count as the worst of their query",
+                "have no score here and are treated as the worst of their query",
             )
 
 
 def as_written(values: Tensor) -> Tensor:
     """Convert float32 numbers to their shortest decimal representation, as float64.
 
-    A text file's score of 12.0768 is not exact in float32. Differences of two such scores are exact
-    to float64 precision only after their decimals are restored.
+    A text file's score of 12.0768 is not exact in float32. Restoring the decimals makes differences
+    of such scores exact to float64 precision.
     """
     return torch.from_numpy(values.numpy().astype(str).astype(np.float64))
 
@@ -105,8 +105,8 @@ def as_written(values: Tensor) -> Tensor:
 def reordered(scores: Tensor, columns: Tensor) -> Tensor:
     """Return scores that rank each query's first K images in the given order, float32 [Q, G].
 
-    The images exchange scores, so that each place keeps its score. Scores are raised to the next
-    float32 only where a tie would put a smaller id first.
+    The images exchange scores, so that each place keeps its score. A score is raised to the next
+    float32 only where a tie would rank a smaller id first.
 
     Args:
         scores: [Q, G].

@@ -1,7 +1,7 @@
 """Fuse score files into a ranked list: `python -m ensemble.run`.
 
 The defaults are the published arithmetic. A reranker and decodings may follow the fusion;
-`--ladder` evaluates the stages one by one.
+`--ladder` evaluates every stage.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RunConfig(FusionConfig):
     """Settings of one fusion; each field is a flag of `python -m ensemble.run`."""
 
     output_file: str = output_flag(
-        "reproduce.txt", "ranked list to write; answer.zip: a zip that holds answer.txt"
+        "reproduce.txt", "ranked list to write; answer.zip writes a zip that contains answer.txt"
     )
     save_score: str | None = output_flag(None, "score file of the fused matrix to write")
     top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
@@ -68,8 +68,8 @@ class RunConfig(FusionConfig):
         """Reject values that are invalid alone or in combination; the error names the flag."""
         super().check()
         if self.answers and not (self.annotation or self.protocol):
-            raise InputError("--answers", "expected the queries it is the key of",
-                             todo="give --annotation")  # fmt: skip
+            raise InputError("--answers", "needs the queries of the answer key",
+                             todo="pass --annotation")  # fmt: skip
         if self.protocol is None and self.data_root is not None:
             raise InputError("--data_root", "needs --protocol")
         for name in PROTOCOL_FILES:
@@ -78,7 +78,7 @@ class RunConfig(FusionConfig):
         if self.protocol and self.top_k != ANSWER_NAMES:
             raise InputError("--top_k", f"is fixed by --protocol: {ANSWER_NAMES}")
         if self.ladder and not (self.annotation or self.protocol):
-            raise InputError("--ladder", "expected labels", todo="give --annotation")
+            raise InputError("--ladder", "expected labels", todo="pass --annotation")
         if len(self.rerank) > 1:
             raise InputError(
                 "--rerank", f"expected one reranker, found {len(self.rerank)}",
@@ -88,14 +88,14 @@ class RunConfig(FusionConfig):
         too_deep = top is None or top > self.rerank_depth
         if self.rerank and "assignment" in self.decode and too_deep:
             raise InputError(
-                "--decode_top", "an assignment after --rerank adds up reranker scores, which only "
-                f"the first {self.rerank_depth} images of a query (--rerank_depth) have; found "
+                "--decode_top", "an assignment after --rerank sums reranker scores, which only the "
+                f"first {self.rerank_depth} images of a query have (--rerank_depth); found "
                 f"{top}",
-                todo=f"give --decode_top of at most {self.rerank_depth}, and --decode_slack",
+                todo=f"set --decode_top to at most {self.rerank_depth}, and set --decode_slack",
             )  # fmt: skip
 
     def reranker(self) -> Member | None:
-        """Return the reranker's name and file; None if there is none.
+        """Return the reranker's name and file; None without a reranker.
 
         Raises:
             InputError: not ``NAME=FILE``.
@@ -121,12 +121,12 @@ def run(config: RunConfig) -> None:
     check_members(members, config.fusion)
     inputs = [*members, *([reranker] if reranker else [])]
     outputs = {"save_score": config.save_score, "output_file": config.output_file}
-    check_outputs(outputs, omit="give another file")
+    check_outputs(outputs, omit="choose another file")
     check_inputs_are_kept(outputs, inputs_of(config, inputs))
     retrieval = config.retrieval() if config.annotation else None
     labels = retrieval.relevant if retrieval else None
     if config.ladder and labels is None:
-        raise InputError("--ladder", "expected labels, found none", todo="give --answers FILE")
+        raise InputError("--ladder", "expected labels, found none", todo="pass --answers FILE")
     wanted = read_query_order(config.query_order) if config.query_order else None
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
     images = known_gallery(retrieval, config.image_folder)
@@ -143,7 +143,7 @@ def run(config: RunConfig) -> None:
     if protocol is not None:
         gallery, where = sorted(images or []), members[0].path
         rows_in_order(fusion.gallery_ids, gallery, where=where, order_name="the protocol's gallery")
-    result: ScoreFile | None = None  # computed if a step needs more than a few rows at a time
+    result: ScoreFile | None = None  # whole matrix; None if the best columns are enough
     evaluation: Evaluation | None = None
     rungs: list[tuple[str, Metrics]] = []
     if config.decodings() or reranking or config.save_score or labels is not None:
@@ -187,7 +187,7 @@ def run(config: RunConfig) -> None:
 
 
 def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: Fusion) -> Reranking:
-    """Return the reranker's scores with the rows and columns of the fusion.
+    """Return the reranker's scores, aligned with the fusion, and its settings.
 
     Raises:
         InputError: a ranked list, or ids that differ from the members'.
@@ -195,7 +195,7 @@ def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: F
     if file.meta.get("model") == RANKED_LIST:
         raise InputError(
             reranker.path, "expected a reranker's scores, found a ranked list without scores",
-            todo="give its score file, or its JSON lines with scores",
+            todo="pass its score file, or its JSON lines with scores",
         )  # fmt: skip
     check_same_ids(file, fusion.files[0], reranker.path, fusion.members[0].path)
     rows = row_order(file, fusion.query_ids, reranker.path)
@@ -210,7 +210,7 @@ def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: F
 
 
 def per_query(config: FusionConfig, files: Sequence[ScoreFile]) -> bool:
-    """Return true if every query was ranked alone, in this run and in the members' files."""
+    """Return true if every query was ranked independently, here and in the members' files."""
     made = all(file.meta.get("per_query", True) for file in files)
     return made and not any(settings.joint for settings in config.decodings())
 
@@ -222,12 +222,12 @@ def meta_of(
     files: Sequence[ScoreFile],
     decoded: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return ``meta`` of the fused score file.
+    """Build ``meta`` of the fused score file.
 
     Args:
         config: settings of the run.
-        members, reranker: fused members, and the reranker if there is one.
-        files: score files of all of them.
+        members, reranker: fused members, and the reranker or None.
+        files: score files of the members and the reranker.
         decoded: facts of each decoding.
     """
     on_test = any(file.meta.get("chosen_on_test", False) for file in files)

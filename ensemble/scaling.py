@@ -1,7 +1,7 @@
-"""Scaling of members' scores before they are added.
+"""Scale members' scores before they are added.
 
 All methods work on a block of rows, so that matrices larger than memory can be fused. Only the
-published `minmax` needs a fact about the whole matrix: its bounds.
+published `minmax` depends on the whole matrix, through its bounds.
 
 Shape letters: `q` rows of a block, `G` gallery images.
 """
@@ -30,14 +30,13 @@ def scaled_block(
         block: scores [q, G].
         scaling: ``minmax`` uses the bounds of the whole matrix (published), ``minmax_query`` the
             bounds of each row, ``zscore`` the mean and standard deviation of each row. ``rank``
-            goes from 1 for the first place to 0 for the last; equal scores share the mean of their
+            maps the first place to 1 and the last to 0; equal scores share the mean of their
             places. For a row with equal scores, see :func:`flat_rows`.
         bounds: minimum and maximum of the whole matrix.
-        where: the member's file, for the error.
+        where: file of the member, for error messages.
 
     Raises:
-        InputError: ``minmax`` of a constant matrix, which ranks nothing, or scores so far apart
-            that their range is no float32.
+        InputError: ``minmax`` of a constant matrix, or the range of the scores exceeds float32.
     """
     low, high = bounds
     if scaling != "rank" and high - low > torch.finfo().max:
@@ -61,10 +60,10 @@ def scaled_block(
 
 
 def flat_rows(scores: Tensor) -> Tensor:
-    """Return true for rows in which all images have the same score, so that they rank nothing.
+    """Return true for rows in which all images have the same score, so that there is no ranking.
 
     Args:
-        scores: [q, G]. Rows whose first scores differ are not read further.
+        scores: [q, G]. A row is read completely only if its first scores are equal.
 
     Returns:
         bool [q]; false for a gallery of one image, which needs no ranking.
@@ -80,7 +79,7 @@ def flat_rows(scores: Tensor) -> Tensor:
 def mean_places(block: Tensor) -> Tensor:
     """Return each score's place in its row, 0 for the best; equal scores share their mean place.
 
-    Otherwise, names would decide between images with equal scores.
+    Without the mean, image names would decide between equal scores.
 
     Args:
         block: scores [q, G].

@@ -3,7 +3,7 @@
 `--method steps` is Algorithm 2 of the paper (arXiv 2511.22470). The members are added one by one.
 Each weight is the best of a grid in [0, 1] by R@1, with mAP as the tie-breaker, and earlier weights
 stay fixed. `--order greedy` also chooses the next member. `--method simplex` tries all shares at
-once. Both write the result as weights of the published fusion rule. Test annotations are rejected,
+once. Both methods write weights of the published fusion rule. Test annotations are rejected,
 because weights chosen on a test set make its results meaningless.
 """
 
@@ -55,12 +55,12 @@ TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
 TAUS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: every query takes part
 FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
-NUMBERS = {"assignment": ("slack", SLACKS), "margin": ("tau", TAUS)}  # others: the factor
+NUMBERS = {"assignment": ("slack", SLACKS), "margin": ("tau", TAUS)}  # otherwise the factor
 
 
 @dataclass(frozen=True)
 class SearchConfig(FusionConfig):
-    """Members and labels; each field is a flag of `python -m ensemble.search`."""
+    """Settings of the weight search; each field is a flag of `python -m ensemble.search`."""
 
     finds_weights: ClassVar[bool] = True  # so that no member needs a weight
     flag_group: ClassVar = "optimization"
@@ -69,19 +69,19 @@ class SearchConfig(FusionConfig):
     method: Literal["steps", "simplex"] = flag(
         "steps", "one weight after another (Algorithm 2), or all shares at once"
     )
-    order: Literal["given", "greedy"] = flag("given", "steps: how the order of members is chosen")
+    order: Literal["given", "greedy"] = flag("given", "steps: order in which members are added")
     grid_step: float = flag(
         0.0125, "step of the weight grid in [0, 1] (simplex: about 0.05)", gt=0, le=1
     )
-    folds: int = flag(5, "folds of a cross-validated estimate of the result; 0: no estimate")
+    folds: int = flag(5, "folds of a cross-validated estimate of the result; 0 disables it")
     decode_grid: tuple[float, ...] = flag(
-        (), "with --decode: slacks, factors or taus to try (default: a built-in list)"
+        (), "with --decode: slacks, factors or taus to try (default: built-in lists)"
     )
     trials: str = output_flag("output/ensemble/trials.csv", "file for all trials")
     out: str = output_flag(
-        "output/ensemble/weights.yaml", "file for the weights (ensemble.run --config)"
+        "output/ensemble/weights.yaml", "file for the weights (for ensemble.run --config)"
     )
-    allow_test: bool = data_flag(False, "accept a test set; the written weights record it")
+    allow_test: bool = data_flag(False, "accept a test set; the weights file records this")
     seed: int = flag(0, "seed of the bootstrap and the folds")
 
     def check(self) -> None:
@@ -94,29 +94,29 @@ class SearchConfig(FusionConfig):
         if self.fusion != "iterative":
             raise InputError(
                 "--fusion", "the search writes weights of the published, iterative fusion",
-                todo="leave it out: --method simplex searches the shares of one sum",
+                todo="remove it: --method simplex searches the shares of one sum",
             )  # fmt: skip
         if len(self.decode) > 1:
             raise InputError(
                 "--decode", f"expected one decoding to search, found {len(self.decode)}",
-                todo="search with one, and give the others to ensemble.run",
+                todo="search with one, and pass the others to ensemble.run",
             )  # fmt: skip
         if self.decode_grid and not self.decodings():
             raise InputError("--decode_grid", "needs --decode")
         if self.decode_slack is not None:
-            raise InputError("--decode_slack", "is searched here; set --decode_grid")
+            raise InputError("--decode_slack", "is chosen by the search; set --decode_grid")
         for value in self.decode_grid:
             least = 0 if self.decode[0] in ("assignment", "margin") else math.nextafter(0, 1)
             if not least <= value <= LARGEST_FACTOR:
                 raise InputError("--decode_grid", f"cannot be {value:g} for {self.decode[0]}")
         if self.method == "simplex" and self.order != "given":
-            raise InputError("--order", "has no meaning for --method simplex")
+            raise InputError("--order", "has no effect with --method simplex")
         if self.chosen_on or self.chosen_on_test:
             raise InputError("--chosen_on", "is an output of the search, not a setting")
 
 
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
-    """Return the function that finds the best weights on the queries that a judge counts."""
+    """Return the search function: it finds the best weights for the counted queries of a judge."""
     if config.method == "simplex":
         return Simplex.tried(fusion, judge, config.grid_step).best
     weights = grid(config.grid_step)
@@ -126,7 +126,7 @@ def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Ju
 def held_out(
     config: SearchConfig, search: Callable[[Judge], Found], judge: Judge
 ) -> dict[str, float]:
-    """R@1 and mAP in percent over all queries, each with weights chosen on the other folds."""
+    """Compute cross-validated R@1 and mAP, percent: weights are chosen on the other folds."""
     count = len(judge.query_ids)
     fold_of = np.random.default_rng(config.seed).permutation(count) % config.folds
     values = {name: np.zeros(count) for name in ("R@1", "mAP")}
@@ -139,14 +139,14 @@ def held_out(
 
 
 def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
-    """Return true if the queries belong to one of PAB's test sets, judged by their image folders.
+    """Return true if the queries belong to a test set of PAB, according to the paths of the files.
 
     Args:
-        retrieval: queries with their images.
-        files: the annotation, its answer key, its image folder.
+        retrieval: queries, with the images of their gallery.
+        files: annotation, answer key, image folder.
     """
     given = [Path(file) for file in files if file]
-    for path in (*map(Path.absolute, given), *map(Path.resolve, given)):  # also without links
+    for path in (*map(Path.absolute, given), *map(Path.resolve, given)):  # as given, and resolved
         if MASKED_SET in path.parts[-3:] or path.parts[-3:-1] == TEST_ANNOTATIONS:
             return True
     images = (image.path.absolute() for image in retrieval.gallery or [])
@@ -156,7 +156,7 @@ def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
 def choose_decoding(
     config: SearchConfig, found: Found, fusion: Fusion, judge: Judge
 ) -> dict[str, Any]:
-    """Return the best number for the chosen decoding, as settings; print its result."""
+    """Choose the best parameter of the decoding; print its result, and return settings."""
     (wanted,) = config.decodings()
     number, usual = NUMBERS.get(wanted.method, ("factor", FACTORS))
     best: tuple[tuple[float, float], float, Metrics] | None = None
@@ -189,9 +189,9 @@ def chosen_members(
     """Return the members' files and weights as settings of `ensemble.run`.
 
     Args:
-        config: settings with the files.
+        config: settings of the search.
         members: members in fusion order.
-        weights: weight kept by the running sum for each member but the first.
+        weights: weight kept by the running sum when each member after the first is added.
     """
     chosen = given(config, *SCORE_FLAGS.values(), "queries", "gallery")
     if config.member:
@@ -201,7 +201,7 @@ def chosen_members(
     for member, weight in zip(members[1:], weights, strict=True):
         if member.name in by_flag:
             chosen[WEIGHT_FLAGS[member.name]] = weight
-        else:  # given by --member, even if it has the name of a published member
+        else:  # passed by --member, even if named like a published member
             others.append(f"{member.name}:{weight:.9g}")
     if others:
         chosen["member_weights"] = others
@@ -209,12 +209,12 @@ def chosen_members(
 
 
 def given(config: SearchConfig, *names: str) -> dict[str, Any]:
-    """Return those of the named settings that are set."""
+    """Return the named settings that are set."""
     return {name: getattr(config, name) for name in names if getattr(config, name)}
 
 
 def run(config: SearchConfig) -> None:
-    """Search, print the steps, write weights and trials.
+    """Search the weights, print the steps, and write weights and trials.
 
     Raises:
         InputError: a test set without ``--allow_test``, no labels, fewer than two members, or ids
@@ -224,16 +224,16 @@ def run(config: SearchConfig) -> None:
     if len(members) < 2:
         raise InputError("ensemble", f"expected at least two members, found {len(members)}")
     outputs = {"trials": config.trials, "out": config.out}
-    check_outputs(outputs, omit="give another file")
+    check_outputs(outputs, omit="choose another file")
     check_inputs_are_kept(outputs, inputs_of(config, members))
     retrieval = config.retrieval()
     if retrieval.relevant is None:
-        raise InputError(config.annotation, "expected labels to choose weights by, found none")
+        raise InputError(config.annotation, "expected labels, found none")
     on_test = is_test_set(retrieval, config.annotation, config.answers, config.image_folder)
     if on_test and not config.allow_test:
         raise InputError(
             config.annotation, "is a test set: weights are chosen on validation data",
-            todo="score the validation split (see docs/ensemble.md), or give --allow_test",
+            todo="score the validation split (see docs/ensemble.md), or pass --allow_test",
         )  # fmt: skip
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
@@ -263,7 +263,7 @@ def run(config: SearchConfig) -> None:
     chosen["scaling"] = config.scaling
     chosen |= chosen_members(config, members, weights)
     if any(file.meta.get("model") == RANKED_LIST for file in files):
-        chosen |= given(config, "annotation", "answers", "image_folder")  # the order of its lines
+        chosen |= given(config, "annotation", "answers", "image_folder")  # for the line order
     candidates = config.uit_k or candidates_of(members, files)
     if candidates is not None:
         chosen["uit_k"] = candidates

@@ -1,6 +1,6 @@
-"""Weight trials: evaluation of fused matrices, and two search methods.
+"""Evaluate fused matrices for trial weights, and search the weights with two methods.
 
-Shape letters: `Q` queries, `G` gallery images, `M` members.
+Shape letters: `Q` queries, `G` gallery images.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Judge:
         return evaluate_scores(file, self.relevant, where=self.where)
 
     def key(self, metrics: Metrics) -> tuple[float, float]:
-        """Selection key: R@1, with mAP as the tie-breaker."""
+        """Return the selection key: R@1, then mAP as the tie-breaker."""
         mean = metrics.mean(self.counted)
         return mean["R@1"], mean["mAP"]
 
@@ -60,9 +60,9 @@ class Judge:
 
 @dataclass(frozen=True)
 class Trial:
-    """Trial of a weight: the added member, the weight kept by `S`, metrics in percent.
+    """Trial: the added member, the weight kept by the running sum, and metrics in percent.
 
-    A simplex trial has all shares as its member, and no weight.
+    A simplex trial lists all shares in ``member``, and has no weight.
     """
 
     member: str
@@ -72,7 +72,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Step:
-    """Gain of a member at its best weight."""
+    """Chosen step: a member, its best weight, and the metrics before and after adding it."""
 
     member: str
     weight: float
@@ -82,12 +82,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """Best weights found."""
+    """Result of a search."""
 
     shares: list[float]  # of each member in the fused sum, in member order
     scores: Tensor  # the fused matrix [Q, G]
     metrics: Metrics  # of every query
-    first: tuple[str, Metrics]  # starting point of the steps: a member's name and its metrics
+    first: tuple[str, Metrics]  # starting member and its metrics
     steps: list[Step]  # in the order of the added members; empty for the simplex
     trials: list[Trial]
 
@@ -108,7 +108,7 @@ class Found:
 
 
 def grid(step: float) -> list[float]:
-    """Weights from 1 down to 0; 0 is always included."""
+    """Return weights from 1 down to 0; 0 is always included."""
     count = int(round(1.0 / step, 9))
     weights = [round(1.0 - i * step, 9) for i in range(count + 1)]
     return weights if weights[-1] == 0.0 else [*weights, 0.0]
@@ -120,7 +120,7 @@ def by_steps(
     """Choose the members' weights one after another.
 
     Args:
-        fusion: the members; their own weights are ignored.
+        fusion: members of the fusion; their weights are ignored.
         judge: evaluator of trials.
         weights: weights to try; earlier ones win ties of R@1 and mAP.
         greedy: start with the best member, and add the member with the largest gain next; otherwise
@@ -161,19 +161,19 @@ def by_steps(
 
 @dataclass(frozen=True)
 class Simplex:
-    """Evaluated grid on the simplex; any subset of queries may then choose the best point."""
+    """Evaluated grid of shares, from which the best point can be chosen for any query subset."""
 
-    fusion: Fusion  # the members; their own weights are ignored
-    points: list[tuple[list[float], Metrics]]  # shares and metrics; first, all for one member
+    fusion: Fusion  # its members' weights are ignored
+    points: list[tuple[list[float], Metrics]]  # shares, metrics; first, those of member 0 alone
 
     @classmethod
     def tried(cls, fusion: Fusion, judge: Judge, step: float) -> Simplex:
         """Evaluate all shares of the grid.
 
         Args:
-            fusion: the members.
+            fusion: members of the fusion.
             judge: evaluator of trials.
-            step: distance of neighbouring shares; 1 / step is rounded to an integer.
+            step: difference of neighbouring shares; 1 / step is rounded to an integer.
 
         Raises:
             InputError: too many trials.
@@ -185,7 +185,7 @@ class Simplex:
         if needed > MOST_SIMPLEX_TRIALS:
             raise InputError(
                 "--grid_step", f"{count} members in steps of {step:g} are {needed} trials",
-                todo="take a larger step, such as 0.05",
+                todo="use a larger step, such as 0.05",
             )  # fmt: skip
         points = []
         for grid_parts in progress(compositions(parts, count), "trying shares", "trials", needed):
@@ -206,7 +206,7 @@ class Simplex:
 
 
 def shared_sum(fusion: Fusion, shares: Sequence[float]) -> Tensor:
-    """Add the members' scaled matrices by their shares, [Q, G]."""
+    """Sum the members' scaled matrices, weighted by their shares, [Q, G]."""
     scaled = fusion.scaled_members
     scores = shares[0] * scaled[0]
     for share, other in zip(shares[1:], scaled[1:], strict=True):
@@ -216,7 +216,7 @@ def shared_sum(fusion: Fusion, shares: Sequence[float]) -> Tensor:
 
 
 def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Yield all compositions of an integer into ``parts`` parts, in descending order."""
+    """Yield all tuples of ``parts`` integers >= 0 that sum to ``total``, in descending order."""
     if parts == 1:
         yield (total,)
         return

@@ -227,7 +227,7 @@ def test_weights_that_have_no_part_need_not_be_given(
     assert "note: --member: weights have no effect with --fusion reciprocal_rank" in said
     assert "note: --scaling: has no effect with --fusion reciprocal_rank" in said
     fused(tmp_path, *first, "--member_weights", "z:0.5")
-    assert "no --member has the name 'z': not used" in capsys.readouterr().err
+    assert "no --member has the name 'z': ignored" in capsys.readouterr().err
 
 
 def test_an_output_that_cannot_be_written_leaves_no_other(
@@ -290,7 +290,7 @@ def test_sinkhorn_says_if_it_has_not_converged(
 def test_a_bank_whose_scores_overflow_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     bank = write(tmp_path / "bank.pt", torch.rand(12, 12) * 1e38, QUERIES, IMAGES)
     words = ["--beit3_score", files["a"], "--decode", "querybank", "--decode_bank", bank]
-    with pytest.raises(InputError, match="overflow at --decode_factor 20; take a smaller factor"):
+    with pytest.raises(InputError, match="overflow at --decode_factor 20; use a smaller factor"):
         fused(tmp_path, *words)
     assert not (tmp_path / "fused.txt").exists()
 

@@ -321,7 +321,7 @@ def test_name_masked_set_without_labels(tmp_path: Path) -> None:
     assert not page.all("polyline")
     assert [one["name"] for one in page.all("select")] == ["order"]
     assert [link["href"] for link in page.all("a")] == ["#queries", "#tables", "#made"]
-    with pytest.raises(InputError, match="give their folder with --image_folder"):
+    with pytest.raises(InputError, match="pass the folder of the images with --image_folder"):
         report(tmp_path, *args)
     (tmp_path / "gallery" / "C.png").unlink()
     with pytest.raises(InputError, match=r"s\.pt: .*not in the image folder: 'C'"):
@@ -436,7 +436,7 @@ def test_stages_of_a_fusion_are_steps(annotation: Path, score: str, tmp_path: Pa
     table = text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
     assert re.findall(r'scope="row">(\w+)<', table) == ["fused", "margin"], "as the steps"
     assert table.count("jointly over all queries") == 1
-    assert "Actions of fewer than 5 queries are left out." in text
+    assert "Actions of fewer than 5 queries are omitted." in text
 
 
 def test_lines_keep_inside_the_chart() -> None:

@@ -440,4 +440,4 @@ def test_the_rule_of_relevance_is_named_in_what_is_written(
         lists = [str(tmp_path / "list.txt")] * 2
         compare([*lists, "--annotation", str(table), "--json", str(tmp_path / "c.json"), *flags])
         assert json.loads((tmp_path / "c.json").read_text())["relevance"] == rule
-    assert "goes with --evaluate" in refused(run, ["--same_caption_counts", "--device", "cpu"])
+    assert "needs --evaluate" in refused(run, ["--same_caption_counts", "--device", "cpu"])

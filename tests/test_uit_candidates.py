@@ -83,7 +83,7 @@ def test_another_number_has_other_default_files(
 
 def test_the_default_file_is_not_named_for_itc_too() -> None:
     config = InferConfig(k_test=128, save_itc="sims_score/score_uit_k128_reproduce.pt")
-    with pytest.raises(InputError, match="is given as another output too"):
+    with pytest.raises(InputError, match="is also the path of another output"):
         config.check()
 
 

@@ -65,10 +65,10 @@ def test_cmp_scores_without_its_pose_branch(
         text = theirs.text_encoder.encode_text(ids, mask)
         assert torch.equal(ours.text_encoder.encode_text(ids, mask), text)
     missing, pose = capsys.readouterr().err.splitlines()
-    assert missing.startswith(f"note: {path}: lacks parts that scoring does not read: ")
+    assert missing.startswith(f"note: {path}: lacks parts that scoring does not use: ")
     assert missing.endswith("tensors (simmim)")
     assert pose == (
-        f"note: {path}: CMP's pose branch is left out, images are encoded without poses: 5 tensors "
+        f"note: {path}: CMP's pose branch is ignored, images are encoded without poses: 5 tensors "
         "(pose_block, pose_conv)"
     )
 
@@ -108,7 +108,7 @@ def test_other_windows_are_told_once(
     small, path = small_model(tokenizer), tmp_path / "small.pth"
     torch.save({"model": small.state_dict()}, path)
     load_uit(small_model(tokenizer, 64, 8), path)
-    line = f"note: {path}: position tables are resized from windows of 4 to 8 tokens\n"
+    line = f"note: {path}: relative position biases are resized from windows of 4 to 8 tokens\n"
     assert capsys.readouterr().err == line
 
 

@@ -1,7 +1,7 @@
 """UIT, the unified image-text model: Swin and BERT with four losses, and candidate re-ranking.
 
-`model` joins `swin` and `bert` with the heads of the losses: ITC, ITM, MLM and MIM (`losses`,
-`masking`, `objective`). `run` starts `train` on samples of `data` (with `augment` and `eda`), from
-the weights of `weights`. `infer` scores a gallery: `encode` gives the vectors, and `rerank` lets
-the cross encoder order each query's candidates. Imports `pab`, never `lhp` or `ensemble`.
+`run` trains (`train`, `config`, `schedules`) or evaluates. `model` joins `swin` and `bert`; `data`
+(with `augment`, `eda`, `masking`) feeds `objective` and `losses`; `weights` loads checkpoints.
+`infer` writes a score file: `encode` computes vectors, and `rerank` scores each query's candidates,
+as published from LHP's score file (``--candidates``). `make_vocabulary` writes a small vocabulary.
 """

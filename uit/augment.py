@@ -22,7 +22,7 @@ from pab.data.images import recipe
 
 LEVELS = 10
 OPERATIONS_A_VIEW = 2
-OPERATION_PROB = 0.5  # probability of each drawn operation
+OPERATION_PROB = 0.5  # probability of applying each drawn operation
 OUTSIDE = 128  # grey fill for pixels outside the image
 # Values at the highest level:
 ROTATE = 30.0  # degrees
@@ -36,7 +36,7 @@ ERASED_RATIO = (0.3, 1 / 0.3)  # height over width
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strength of the random view.
+    """Settings of :class:`TrainingView`.
 
     Attributes:
         flip_prob: probability of mirroring the image.
@@ -51,7 +51,7 @@ class Augmentation:
 
 @cache
 def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Image]]:
-    """Return the ten operations by name; each takes an image and a sign, +1 or -1."""
+    """Return the ten operations by name; their arguments are an image and a sign, +1 or -1."""
     share = level / LEVELS
     factor = ENHANCE * share + 0.1
     shear = math.degrees(math.atan(SHEAR * share))
@@ -84,12 +84,12 @@ def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Ima
 
 
 class TrainingView:
-    """Random view of a training image, normalised for UIT.
+    """Augment and normalize a training image for UIT.
 
-    Draws use torch's global generator; seed it to repeat a view.
+    Uses torch's global random generator; seed it to repeat a view.
 
     Args:
-        size: side of the result, pixels.
+        size: side of the output, pixels.
         augmentation: strength of the random changes.
     """
 
@@ -102,7 +102,7 @@ class TrainingView:
         self.erase = v2.RandomErasing(augmentation.erasing_prob, ERASED_AREA, ERASED_RATIO)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB image -> float32 [3, size, size]."""
+        """Convert an RGB image to a random view, float32 [3, size, size]."""
         image = self.flip(self.resize(image))
         if self.level is not None:
             every = list(operations(self.level).values())

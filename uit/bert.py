@@ -1,18 +1,18 @@
-"""BERT in two parts, UIT's text tower and cross encoder, with a language-model head.
+"""BERT split into UIT's text tower and cross encoder, with a language-model head.
 
 Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
 Understanding" (arXiv 1810.04805). Cross-attention in the upper half follows Li et al., "Align
 before Fuse" (arXiv 2107.07651). Parameter names match the published checkpoints.
 
 Layers below ``fusion_layer`` read only text. Each later layer adds cross-attention from the text to
-an image's tokens, between self-attention and feed-forward. The keys and values of an image depend
-only on the image. They are computed once (:meth:`Bert.image_memory`) and used for every text that
-the image is compared with.
+an image's tokens, between self-attention and feed-forward. Keys and values depend only on the
+image, so they are computed once per image (:meth:`Bert.image_memory`) and shared by all its texts.
 
-Deliberate differences from the published code, which change results only by rounding: attention is
-`scaled_dot_product_attention`, and padding is masked instead of lowered by 10,000.
+Deliberate differences from the published code, which change results only by rounding: attention
+uses `scaled_dot_product_attention`, and a boolean mask excludes padding (published: adds -10,000).
 
-Shape letters: `B` batch, `N` text tokens, `M` image tokens, `D` width, `H` heads, `C` head width.
+Shape letters: `B` batch, `N` text tokens, `M` image tokens, `D` width, `H` heads, `C` head width,
+`P` pairs of a text and an image, `T` texts, `K` positions per text, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ ImageMemory: TypeAlias = list[tuple[Tensor, Tensor]]  # per fusion layer: keys, 
 
 
 class FusedPairs(NamedTuple):
-    """Pairs before the last layer; see :meth:`Bert.fuse_pairs`.
+    """Pairs of texts and images before the last layer; see :meth:`Bert.fuse_pairs`.
 
     Attributes:
         text: [P, N, D].
-        visible: bool [P, 1, 1, N].
+        visible: attention mask, bool [P, 1, 1, N].
         image: keys and values [P, H, M, C] of the last layer.
     """
 
@@ -44,24 +44,24 @@ class FusedPairs(NamedTuple):
     image: tuple[Tensor, Tensor]
 
     def part(self, rows: slice) -> FusedPairs:
-        """Slice of the pairs."""
+        """Return a slice of the pairs."""
         keys, values = self.image
         return FusedPairs(self.text[rows], self.visible[rows], (keys[rows], values[rows]))
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of a BERT; the defaults are BERT-base, with its upper half reading a Swin-B.
+    """Sizes of a BERT; the defaults are BERT-base, with cross-attention to Swin-B.
 
     Attributes:
         vocab_size: rows of the word embedding.
-        width: D.
-        layers: number of layers, text tower and cross encoder together.
+        width: width D of the tokens.
+        layers: number of layers of text tower and cross encoder together.
         fusion_layer: first layer with cross-attention.
         heads: number of attention heads.
         ffn_dim: inner width of the feed-forward.
-        positions: rows of the position table.
-        types: rows of the token type table; only the first is used.
+        positions: rows of the position embedding.
+        types: rows of the token type embedding; only the first is used.
         image_width: width of the image tokens.
         dropout: dropout rate of embeddings, attention weights and branches.
         norm_eps: eps of every LayerNorm.
@@ -93,14 +93,14 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[B, N] -> [B, N, D]."""
+        """Embed token ids: [B, N] -> [B, N, D]."""
         x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
         x = x + self.position_embeddings.weight[: ids.shape[1]]
         return self.dropout(in_autocast_format(self.LayerNorm(x)))
 
 
 class Projections(nn.Module):
-    """Projections to queries (from text), and to keys and values (from text or an image)."""
+    """Project text to queries, and text or image tokens to keys and values."""
 
     def __init__(self, config: BertConfig, source_width: int) -> None:
         super().__init__()
@@ -110,17 +110,17 @@ class Projections(nn.Module):
         self.value = nn.Linear(source_width, config.width)
 
     def split(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, H, N, C]."""
+        """Split the width into heads: [B, N, D] -> [B, H, N, C]."""
         b, n, d = x.shape
         return x.view(b, n, self.heads, d // self.heads).transpose(1, 2)
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, M, source width] -> keys and values [B, H, M, C]."""
+        """Project source tokens [B, M, source width] to keys and values [B, H, M, C]."""
         return self.split(self.key(source)), self.split(self.value(source))
 
 
 class BranchOutput(nn.Module):
-    """Linear layer and dropout, then residual addition and norm (BERT is post-norm)."""
+    """Apply a linear layer and dropout, add the residual, and normalize (post-norm)."""
 
     def __init__(self, config: BertConfig, inner: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class BranchOutput(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention from text tokens to a source, with residual and norm."""
+    """Attention from text tokens to text or image tokens, with residual and LayerNorm."""
 
     def __init__(self, config: BertConfig, source_width: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class AttentionBlock(nn.Module):
         self.output = BranchOutput(config, config.width)
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """x [B, N, D]; memory [B, H, M, C] twice; mask None or bool [B, 1, 1, M] -> [B, N, D]."""
+        """x [B, N, D], keys, values [B, H, M, C], mask None or bool [B, 1, 1, M] -> [B, N, D]."""
         query = self.self.split(self.self.query(x))
         dropout = self.weight_dropout if self.training else 0.0
         out = attention(query, *memory, mask, dropout)  # [B, H, N, C]
@@ -150,7 +150,7 @@ class AttentionBlock(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """First matrix of the feed-forward, with exact GELU."""
+    """First linear layer of the feed-forward, with exact GELU."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention to the image (in the cross encoder), and feed-forward."""
+    """Self-attention, cross-attention to the image (only in the cross encoder), feed-forward."""
 
     def __init__(self, config: BertConfig, fuses: bool) -> None:
         super().__init__()
@@ -176,16 +176,16 @@ class Layer(nn.Module):
         Args:
             x: [B, N, D].
             mask: None or bool [B, 1, 1, N].
-            at: [B, P], required positions; None returns all.
+            at: [B, K], positions to compute; None computes all.
 
         Returns:
-            [B, P, D] or [B, N, D].
+            [B, K, D] or [B, N, D].
         """
         wanted = x if at is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
         return self.attention(wanted, self.attention.self.keys_and_values(x), mask)
 
     def finish(self, x: Tensor, memory: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Apply the layers after self-attention; ``memory`` holds the image for a fusion layer."""
+        """Apply cross-attention (in fusion layers, with ``memory``) and the feed-forward."""
         if self.crossattention is not None:
             assert memory is not None
             x = self.crossattention(x, memory, None)
@@ -193,7 +193,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """List of layers, under the checkpoints' parameter name."""
+    """Container of the layers, with the parameter name of the checkpoints."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class Encoder(nn.Module):
 
 
 class BertBody(nn.Module):
-    """Embeddings and layers, under the checkpoints' parameter name."""
+    """Container of embeddings and layers, with the parameter name of the checkpoints."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class BertBody(nn.Module):
 
 
 class LanguageTransform(nn.Module):
-    """Transform applied by the language-model head before the comparison with word embeddings."""
+    """Transform tokens in the language-model head, before the vocabulary projection."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class LanguageTransform(nn.Module):
 
 
 class LanguagePredictions(nn.Module):
-    """Logits over the vocabulary; the output matrix is tied to the word embedding."""
+    """Compute logits over the vocabulary; the output matrix is tied to the word embedding."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -232,12 +232,12 @@ class LanguagePredictions(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x: Tensor, words: Tensor) -> Tensor:
-        """x [..., D], words [V, D] -> [..., V]."""
+        """Project tokens [..., D] on word embeddings [V, D] -> logits [..., V]."""
         return F.linear(self.transform(x), words, self.bias)
 
 
 class LanguageHead(nn.Module):
-    """Language-model head, under the checkpoints' parameter name."""
+    """Container of the language-model head, with the parameter name of the checkpoints."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -265,14 +265,14 @@ class Bert(nn.Module):
         return list(self.bert.encoder.layer[self.config.fusion_layer :])  # type: ignore[arg-type]
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids [B, N] and mask [B, N] (1 = a token, 0 = padding) -> [B, N, D]."""
+        """Encode token ids [B, N] with mask [B, N] (1 = token, 0 = padding) to [B, N, D]."""
         x, visible = self.bert.embeddings(ids), key_mask(mask)
         for layer in self.tower:
             x = layer.finish(layer.attend(x, visible), None)
         return x
 
     def image_memory(self, image: Tensor) -> ImageMemory:
-        """Keys and values of image tokens [B, M, image width] for every fusion layer."""
+        """Compute keys and values of image tokens [B, M, image width] for every fusion layer."""
         blocks = (layer.crossattention for layer in self.fusion)
         return [block.self.keys_and_values(image) for block in blocks if block is not None]
 
@@ -281,8 +281,8 @@ class Bert(nn.Module):
 
         Args:
             text: [B, N, D], from :meth:`encode_text`.
-            mask: [B, N], 1 = a token, 0 = padding.
-            memory: memory of each text's image, from :meth:`image_memory`.
+            mask: [B, N], 1 = token, 0 = padding.
+            memory: keys and values of each text's image, from :meth:`image_memory`.
 
         Returns:
             [B, N, D].
@@ -297,15 +297,15 @@ class Bert(nn.Module):
     ) -> FusedPairs:
         """Run the cross encoder on pairs of texts and images, up to its last layer.
 
-        Shared computations run once: the first layer's self-attention per text, keys and values per
-        image. Padding common to all texts is cut off.
+        Shared computations run once: the first layer's self-attention per text, and the keys and
+        values per image. Padding common to all texts is removed.
 
         Args:
             text: T texts [T, N, D], from :meth:`encode_text`.
-            mask: [T, N], 1 = a token, 0 = padding.
-            memory: memory of I images, from :meth:`image_memory`.
-            rows: [P], index of each pair's text.
-            images: [P], index of each pair's image.
+            mask: [T, N], 1 = token, 0 = padding.
+            memory: keys and values of all images, from :meth:`image_memory`.
+            rows: [P], index into the texts.
+            images: [P], index into the images.
         """
         longest = int(mask.sum(dim=1).max())
         text, mask = text[:, :longest], mask[:, :longest]
@@ -318,17 +318,17 @@ class Bert(nn.Module):
         return FusedPairs(x, visible, (keys[images], values[images]))
 
     def fused_at(self, pairs: FusedPairs, at: Tensor) -> Tensor:
-        """Apply the last layer of the cross encoder at some positions, [P, K] -> [P, K, D]."""
+        """Apply the last layer of the cross encoder at the positions ``at`` [P, K] -> [P, K, D]."""
         last = self.fusion[-1]
         return last.finish(last.attend(pairs.text, pairs.visible, at), pairs.image)
 
     def word_logits(self, x: Tensor) -> Tensor:
-        """Cross-encoded tokens [..., D] -> logits over the vocabulary [..., V]."""
+        """Compute logits over the vocabulary [..., V] from cross-encoded tokens [..., D]."""
         return self.cls.predictions(x, self.bert.embeddings.word_embeddings.weight)
 
 
 def key_mask(mask: Tensor) -> Tensor:
-    """Convert a mask [B, N] (1 = a token) to bool [B, 1, 1, N] for attention."""
+    """Convert a mask [B, N] (1 = token) to bool [B, 1, 1, N] for attention."""
     return mask[:, None, None, :] != 0
 
 

@@ -1,6 +1,6 @@
-"""Settings of UIT's fine-tuning, with unit and origin of every number.
+"""Settings of UIT's fine-tuning, with the unit and source of every number.
 
-The defaults are the released recipe; `configs/uit/paper.yaml` is the paper's.
+The defaults are the release's; `configs/uit/paper.yaml` holds the paper's.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class TrainConfig(TrainingConfig):
     proj_dropout: float = flag(
         0.5, "dropout before the projections to the retrieval vectors", ge=0, lt=1
     )
-    sync_batch_norm: bool = flag(False, "take batch-norm statistics over all processes")
-    temperature: float = flag(0.07, "initial temperature of the similarities; learned", gt=0)
+    sync_batch_norm: bool = flag(False, "compute batch-norm statistics over all processes")
+    temperature: float = flag(0.07, "initial value of the learned temperature", gt=0)
     text_encoder: str = model_flag(
         "checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt"
     )
@@ -45,11 +45,11 @@ class TrainConfig(TrainingConfig):
     # Initial weights
     checkpoint: str = model_flag("", "UIT or person-search checkpoint to start from")
     swin: str = model_flag("", "initial weights of Swin, with Microsoft's or timm's names")
-    bert: str = model_flag("", "initial weights of BERT (a file, or a folder that holds one)")
+    bert: str = model_flag("", "initial weights of BERT (a file, or the folder that contains it)")
 
     # Losses
     eda_weight: float = flag(
-        0.8, "weight of ITC and ITM on the augmented caption; 0 disables it", ge=0
+        0.8, "weight of ITC and ITM on the augmented caption; 0 disables both", ge=0
     )
     mlm_weight: float = flag(1.0, "weight of masked language modelling; 0 disables it", ge=0)
     # The release uses 0.1356 x the sum over a batch of 84 images; this loss is a mean over images.
@@ -74,7 +74,7 @@ class TrainConfig(TrainingConfig):
     # Augmentation
     flip_prob: float = flag(0.5, "probability of mirroring the image", ge=0, le=1)
     augment_level: int | None = flag(
-        7, f"strength of image operations, 0 to {LEVELS}; none: off", ge=0, le=LEVELS
+        7, f"level of image operations, 0 to {LEVELS}; none disables them", ge=0, le=LEVELS
     )
     erasing_prob: float = flag(0.6, "probability of erasing a rectangle", ge=0, le=1)
     eda_share: float = flag(0.1, "fraction of words changed in the augmented caption", ge=0, le=1)
@@ -112,8 +112,8 @@ class TrainConfig(TrainingConfig):
             )
         if self.checkpoint and (self.swin or self.bert):
             raise InputError(
-                "--checkpoint", "contradicts --swin and --bert: it holds both",
-                todo="give the one or the others",
+                "--checkpoint", "contradicts --swin and --bert, which it contains",
+                todo="pass either --checkpoint, or --swin and --bert",
             )  # fmt: skip
         if self.wordnet and not self.synonyms:
             raise InputError("--wordnet", "contradicts --no_synonyms")

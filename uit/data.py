@@ -1,4 +1,4 @@
-"""Training samples of UIT: an augmented image, a caption in three versions, masks.
+"""Training samples of UIT: an augmented image, three versions of the caption, and masks.
 
 The loader makes all random choices of a sample: the image view, the augmented caption, the masked
 word pieces. Only the mask of image blocks is drawn once per batch.
@@ -26,13 +26,12 @@ from uit.objective import UitBatch
 
 
 class UitSample(NamedTuple):
-    """Random sample of one pair; lists of disabled versions are empty.
+    """Augmented training pair; lists of disabled caption versions are empty.
 
     Attributes:
-        image: [3, S, S].
+        image: [3, S, S], S pixels per side.
         identity: see :meth:`pab.data.training_set.TrainingSet.identity`.
-        ids, augmented, hidden: ids of the caption, of its augmented version, and of its masked
-            version.
+        ids, augmented, hidden: token ids of the caption, its augmented and its masked version.
         chosen: positions of the masked word pieces.
         block_seed: seed for the mask of image blocks.
     """
@@ -48,7 +47,7 @@ class UitSample(NamedTuple):
 
 @dataclass(frozen=True)
 class TextDraws:
-    """Random choices for a caption.
+    """Settings of the random choices for a caption.
 
     Attributes:
         eda_share: fraction of words changed in the augmented version; None disables it.
@@ -66,9 +65,9 @@ class UitDataset(TrainingSamples):
 
     Args:
         pairs, indices, seed: see :class:`pab.training.data.TrainingSamples`.
-        view: image -> tensor.
-        tokenizer: caption -> ids.
-        draws: random choices for a caption.
+        view: augments an image and converts it to a tensor.
+        tokenizer: converts a caption to token ids.
+        draws: settings of the random choices for a caption.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class UitDataset(TrainingSamples):
 
 @dataclass(frozen=True)
 class Collate:
-    """Combine samples to a :class:`UitBatch`; return the first bad sample if there is one.
+    """Collate samples into a :class:`UitBatch`; return the first bad sample if there is one.
 
     Attributes:
         tokenizer: pads captions to its ``max_length``, because text vectors pool over padding.

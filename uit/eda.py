@@ -1,11 +1,11 @@
 """Easy data augmentation (EDA) of captions.
 
 Source: Wei and Zou, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text
-Classification Tasks" (arXiv 1901.11196). Applies one of four random operations: replace words by
-synonyms, insert synonyms, swap words, delete words. The result has only lower-case letters and
-blanks.
+Classification Tasks" (arXiv 1901.11196). Applies one of four random operations: replace words with
+synonyms, insert synonyms, swap words, or delete words. The result has only lower-case letters and
+spaces.
 
-Synonyms come from WordNet through NLTK. The package does not contain its data. Missing data is an
+Synonyms come from WordNet through NLTK, which does not include its data. Missing data raises an
 error, unless synonyms are turned off; EDA then only swaps or deletes words.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from pab.core.errors import InputError
 
-# WordNet has no fitting synonyms for function words ("in" is an inch, "he" is helium).
+# WordNet has no suitable synonyms for function words ("in" is an inch, "he" is helium).
 _FUNCTION_WORDS = """
     a about above after again against all am an and any are as at be because been before being
     below between both but by can could did do does doing down during each few for from further had
@@ -37,8 +37,8 @@ SYNONYM_FILES = tuple(  # WordNet's files, by part of speech
     for name in (f"data.{part}", f"index.{part}", f"{part}.exc")
 )
 GET_WORDNET = (
-    "get them with: python -m nltk.downloader wordnet (--wordnet DIR names another folder that "
-    "holds corpora/wordnet), or turn synonyms off with --no_synonyms"
+    "download them with python -m nltk.downloader wordnet, pass the folder that holds "
+    "corpora/wordnet with --wordnet, or turn synonyms off with --no_synonyms"
 )
 
 
@@ -46,14 +46,13 @@ class Synonyms(Protocol):
     """Source of synonyms."""
 
     def of(self, word: str) -> list[str]:
-        """Synonyms or phrases for ``word``, in lower-case letters and blanks, sorted."""
+        """Return synonyms (words or phrases) in lower-case letters and spaces, sorted."""
 
 
 class WordNet:
     """Synonyms from WordNet: all lemmas of all senses of a word.
 
-    Each process opens the files itself, because loader workers must not share the position in an
-    open file.
+    Each process opens its own files, because loader workers must not share file positions.
 
     Args:
         folder: NLTK data folder with ``corpora/wordnet``; None uses NLTK's search path.
@@ -82,7 +81,7 @@ class WordNet:
             reader.synsets("person")
         except (LookupError, OSError) as error:
             # NLTK's own message for missing data is very long.
-            reason = f"cannot be read: {error}" if isinstance(error, OSError) else "are not there"
+            reason = f"cannot be read: {error}" if isinstance(error, OSError) else "are missing"
             where = f"{self._folder or 'NLTK data'}/corpora/wordnet"
             raise InputError(where, f"WordNet's files {reason}", todo=GET_WORDNET) from error
         return reader
@@ -98,7 +97,7 @@ class WordNet:
         return self._known[word]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files with the synonyms, as 64 hex digits."""
+        """Return the SHA-256 of the synonym files, as 64 hex digits."""
         digest = hashlib.sha256()
         for name in SYNONYM_FILES:
             with self._reader.abspath(name).open() as file:  # may be inside NLTK's zip archive
@@ -110,7 +109,7 @@ class WordNet:
 
 
 def letters(text: str) -> str:
-    """Lower-case; replace all but a to z by blanks; merge and strip blanks.
+    """Convert to lower case, and replace each run of other characters than a to z with a space.
 
     Apostrophes are removed, so that "man's" stays one word.
     """
@@ -128,7 +127,7 @@ def augment(caption: str, share: float, synonyms: Synonyms | None, draw: Random)
         draw: random generator.
 
     Returns:
-        Lower-case letters and blanks; the unchanged caption if it has no letters.
+        Lower-case letters and spaces; the unchanged caption if it has no letters.
     """
     words = letters(caption).split()
     if not words:

@@ -1,7 +1,7 @@
-"""Encode images and captions for UIT: image tokens and vectors, caption vectors.
+"""Encode images to tokens and vectors, and captions to vectors, with UIT.
 
-Shape letters: `G` images, `Q` captions, `M` image tokens (the mean token included), `C` their
-width, `E` width of the retrieval vectors.
+Shape letters: `G` images, `Q` captions, `M` image tokens (including the mean token), `C` width of
+the image tokens, `E` width of the retrieval vectors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def load_model(
         window: side of Swin's attention windows, tokens.
         checkpoint: weights of the release, of this project or of CMP; see
             :func:`uit.weights.load_uit_state`.
-        tokenizer: must have exactly the vocabulary size of the checkpoint.
+        tokenizer: tokenizer with the vocabulary size of the checkpoint.
 
     Raises:
         InputError: unknown name, unreadable checkpoint, or tensors or vocabulary that do not fit.
@@ -70,8 +70,8 @@ def load_model(
     if words is not None and len(words) != tokenizer.vocab_size:
         raise InputError(
             tokenizer.path,
-            f"has {tokenizer.vocab_size} pieces, {checkpoint} {len(words)} word vectors",
-            todo="give the vocabulary the checkpoint was trained with",
+            f"has {tokenizer.vocab_size} pieces, but {checkpoint} has {len(words)} word vectors",
+            todo="pass the vocabulary of the checkpoint's training with --text_encoder",
         )
     model = Uit(with_vocabulary(sizes, tokenizer))
     load_uit_state(model, state, checkpoint)
@@ -87,7 +87,7 @@ def with_vocabulary(sizes: UitConfig, tokenizer: Tokenizer) -> UitConfig:
     if tokenizer.max_length > sizes.bert.positions:
         raise InputError(
             "--max_text_length",
-            f"the model has {sizes.bert.positions} text positions, found {tokenizer.max_length}",
+            f"expected at most {sizes.bert.positions} positions, found {tokenizer.max_length}",
         )
     return replace(sizes, bert=replace(sizes.bert, vocab_size=tokenizer.vocab_size))
 
@@ -100,20 +100,20 @@ def encode_gallery(
     cache_dtype: torch.dtype = torch.float32,
     cache_dir: str | Path | None = None,
 ) -> GalleryFeatures:
-    """Encode a gallery to tokens and vectors; only one batch of images is in memory.
+    """Encode a gallery to tokens and vectors, with one batch of images in memory at a time.
 
-    With several processes, each encodes a part and all get everything.
+    With several processes, each encodes a part, and each receives all features.
 
     Args:
-        model: weights in ``compute.weights``.
-        images: the gallery.
-        compute: device, number format and batching; its cache holds vectors and tokens.
-        cache_dtype: number format of the stored tokens.
-        cache_dir: folder of the token file, which vanishes with the process; None uses the system's
-            temporary folder.
+        model: model with weights in ``compute.weights``.
+        images: images of the gallery.
+        compute: device, dtype and batching; its cache holds vectors and tokens.
+        cache_dtype: dtype of the stored tokens.
+        cache_dir: folder of the token file, which is deleted when the process ends; None uses the
+            system's temporary folder.
 
     Raises:
-        InputError: the token file cannot be made.
+        InputError: the token file cannot be created.
     """
     swin, width = model.config.swin, model.config.embed_dim
     shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
@@ -136,15 +136,15 @@ def encode_gallery(
 
 
 def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
-    """Create a tensor in an unlinked file, which lives as long as the tensor.
+    """Create a tensor in an unlinked file, which is freed with the tensor.
 
-    All processes of a group, which must run on one machine, share its memory.
+    All processes of a group share its memory, so they must run on one machine.
 
     Args:
         folder: folder of the file, created if missing; None uses the system's temporary folder.
 
     Raises:
-        InputError: the file cannot be made.
+        InputError: the file cannot be created.
     """
     size = math.prod(shape)
     name: str | None = None
@@ -170,7 +170,7 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
     except OSError as error:
         raise InputError(
             folder or tempfile.gettempdir(), f"cannot hold the gallery's features: {error}",
-            todo="name another folder with --cache_dir",
+            todo="choose another folder with --cache_dir",
         ) from error  # fmt: skip
     finally:
         if name is not None and processes.is_main():
@@ -183,9 +183,9 @@ class UitEncoder:
     """UIT's ITC as an encoder (:class:`pab.scoring.encoder.Encoder`).
 
     Attributes:
-        model: weights in ``compute.weights``.
+        model: model with weights in ``compute.weights``.
         tokenizer: tokenizer of the model.
-        compute: device, number format and batching.
+        compute: device, dtype and batching.
         origin, fingerprint: see the interface.
     """
 
@@ -208,7 +208,7 @@ class UitEncoder:
         )
 
     def ids(self, captions: Sequence[str]) -> list[list[int]]:
-        """Token ids of each caption.
+        """Return the token ids of each caption.
 
         Raises:
             InputError: the vocabulary does not cover the captions.
@@ -237,7 +237,7 @@ class UitEncoder:
 
 
 def load_encoder(config: InferConfig) -> UitEncoder:
-    """Load the model that the settings name, without a feature cache.
+    """Load the model specified by the settings, without a feature cache.
 
     Raises:
         InputError: settings, vocabulary or checkpoint are invalid.

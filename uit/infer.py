@@ -1,7 +1,7 @@
 """Score a gallery with UIT: `python -m uit.infer` writes a score file and a ranked list.
 
-Each query's candidates come from a score file (`--candidates`; LHP's as published) or from UIT's
-own ITC similarity. The cross encoder then scores them.
+Each query's candidates come from a score file (`--candidates`; the paper uses LHP's) or from UIT's
+ITC similarity. The cross encoder then scores the candidates.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from uit.encode import UitEncoder
 
 PUBLISHED_K = 10  # candidates per query in the only scoring configuration of the release
-# Default outputs; k is empty for the published number of candidates, otherwise _kN.
+# Default outputs; :func:`name_part` fills k.
 SCORES, LIST = "sims_score/score_uit{k}_reproduce.pt", "predictions/score_uit{k}_reproduce.txt"
 AUTO = "auto"
 
 
 def name_part(k: int) -> str:
-    """Part of a default file name that identifies another number of candidates."""
+    """Return the suffix of default file names: empty for the published k, otherwise ``_kN``."""
     return "" if k == PUBLISHED_K else f"_k{k}"
 
 
@@ -54,11 +54,9 @@ class InferConfig(MemberConfig):
         False, "cache image tokens and vectors on disk for later runs (0.2 MB per image)"
     )
     save_itc: str | None = output_flag(None, "score file for the ITC similarities")
-    cache_dtype: Literal["fp32", "bf16"] = speed_flag(
-        "fp32", "number format of the gallery's features"
-    )
+    cache_dtype: Literal["fp32", "bf16"] = speed_flag("fp32", "dtype of the gallery's features")
     cache_dir: str | None = speed_flag(
-        None, "temporary folder of the gallery's features (default: temp)"
+        None, "folder for the gallery's temporary features (default: system's)"
     )
     save_score: str | None = flag(
         AUTO, f"score file to write; auto: {SCORES.format(k='')}, with _kN after uit for another N"
@@ -74,18 +72,18 @@ class InferConfig(MemberConfig):
         super().check()
         if self.save_itc and self.candidates:
             raise InputError(
-                "--save_itc", "contradicts --candidates: ITC is not computed where a file chooses"
+                "--save_itc", "contradicts --candidates, with which ITC is not computed"
             )
         outputs = self.with_outputs()
         others = [Path(other) for other in (outputs.save_score, outputs.output_file) if other]
         if self.save_itc and Path(self.save_itc) in others:
-            raise InputError("--save_itc", f"{self.save_itc} is given as another output too")
+            raise InputError("--save_itc", f"{self.save_itc} is also the path of another output")
 
     def with_outputs(self) -> InferConfig:
-        """Replace ``auto`` by the default output paths.
+        """Replace ``auto`` with the default output paths.
 
-        The paths depend on the number of candidates, so other numbers never overwrite the published
-        one.
+        The paths depend on the number of candidates, so that a run with another number does not
+        overwrite the published outputs.
         """
         k = name_part(self.k_test)
         return replace(
@@ -105,7 +103,7 @@ class InferConfig(MemberConfig):
         """Score each query's candidates; see :meth:`MemberConfig.score`."""
         from uit.rerank import open_reranker
 
-        self.compute()  # rejects unsupported settings before the data is read
+        self.compute()  # reject unsupported settings before the data is read
         check_outputs({"save_itc": self.save_itc})
         if self.cache_dir:
             check_output_folder("--cache_dir", self.cache_dir)

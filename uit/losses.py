@@ -1,9 +1,10 @@
 """UIT's losses as functions of tensors: ITC, ITM with hard negatives, MLM, MIM.
 
-Source: the method's paper (arXiv 2511.22470), section on the unified model. ITC and ITM follow
-ALBEF (arXiv 2107.07651), MIM follows SimMIM (arXiv 2111.09886).
+Source: the method's paper (arXiv 2511.22470). ITC and ITM follow ALBEF (arXiv 2107.07651), MIM
+follows SimMIM (arXiv 2111.09886).
 
-Shape letters: `B` batch, `D` width of the retrieval vectors, `V` vocabulary, `S` side of the image.
+Shape letters: `B` batch, `D` width of the retrieval vectors, `V` vocabulary, `P` masked positions
+per caption, `S` side of the image, `K` mask blocks per side.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MIM_EPS = 1e-5  # added to the number of masked pixels, as in SimMIM
 def contrastive_loss(
     image: Tensor, text: Tensor, identity: Tensor, temperature: Tensor, label_smoothing: float
 ) -> Tensor:
-    """ITC: cross entropy in both directions, with targets shared by pairs of one identity.
+    """Compute ITC: cross entropy in both directions, with equal targets for equal identities.
 
     Args:
         image: unit vectors [B, D].
@@ -43,9 +44,10 @@ def contrastive_loss(
 def negative_weights(
     image: Tensor, text: Tensor, identity: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sampling weights of hard negatives, images per text and texts per image, both [B, B].
+    """Compute sampling weights of hard negatives: softmax similarities + :data:`NEGATIVE_FLOOR`.
 
-    These are the softmax similarities plus :data:`NEGATIVE_FLOOR`, and 0 for pairs of one identity.
+    Pairs of one identity have weight 0. Returns two matrices [B, B]: in the first, rows are texts
+    and columns are images; in the second, rows are images and columns are texts.
 
     Raises:
         InputError: the whole batch has one identity, so there are no negatives.
@@ -64,7 +66,7 @@ def negative_weights(
 
 
 def matching_loss(positive: Tensor, negative: Tensor) -> Tensor:
-    """ITM: cross entropy of the match logits of positive [B, 2] and negative [2 B, 2] pairs."""
+    """Compute ITM: cross entropy of match logits of positive [B, 2] and negative [2 B, 2] pairs."""
     logits = torch.cat([positive, negative])
     match = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     match[: len(positive)] = 1
@@ -72,13 +74,13 @@ def matching_loss(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def masked_language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
-    """MLM: mean cross entropy.
+    """Compute MLM: mean cross entropy over the masked tokens.
 
     Args:
         logits: [B, P, V].
-        labels: [B, P], -100 for none.
-        count: number of labels, if it is not this batch's. With its mean over the processes, the
-            mean of their losses equals the mean over all labels.
+        labels: [B, P], -100 where no token is masked.
+        count: divisor to use instead of this batch's label count. Pass the mean count over all
+            processes, so that averaged losses (and gradients) equal the mean over all labels.
 
     Returns:
         A scalar; 0 if the batch has no label.
@@ -89,17 +91,17 @@ def masked_language_loss(logits: Tensor, labels: Tensor, count: Tensor | None = 
 
 
 def labels_in(labels: Tensor) -> Tensor:
-    """Count the labels; returns a scalar."""
+    """Count the masked tokens; return a scalar."""
     return (labels >= 0).sum()
 
 
 def masked_image_loss(restored: Tensor, image: Tensor, hidden_blocks: Tensor) -> Tensor:
-    """MIM: mean over images of the mean absolute error of masked pixels.
+    """Compute MIM: mean over images of the mean absolute error of masked pixels.
 
     Args:
         restored: [B, 3, S, S].
-        image: [B, 3, S, S], normalised.
-        hidden_blocks: [P, P], 1 = masked; equal for all images.
+        image: [B, 3, S, S], normalized.
+        hidden_blocks: [K, K], 1 = masked; the same for all images.
     """
     size = image.shape[-1] // len(hidden_blocks)
     hidden = hidden_blocks.repeat_interleave(size, 0).repeat_interleave(size, 1)  # [S, S]

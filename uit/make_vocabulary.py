@@ -1,4 +1,4 @@
-"""Make a small WordPiece vocabulary from captions: `python -m uit.make_vocabulary`.
+"""Create a small WordPiece vocabulary from captions: `python -m uit.make_vocabulary`.
 
 For models trained from scratch on captions with few distinct words; models that start from BERT use
 BERT's vocabulary. Frequent words become single pieces; other words are split into characters.
@@ -24,7 +24,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
     """Write ``FOLDER/vocab.txt``: special tokens, characters, then words by frequency.
 
     Args:
-        captions: text for counting words.
+        captions: captions in which words are counted.
         folder: output folder, created if missing.
         vocab_size: maximum number of pieces.
 
@@ -44,7 +44,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
     if len(vocabulary) > vocab_size:
         raise InputError(
             "--vocab_size",
-            f"{vocab_size} are less than the {len(vocabulary)} that characters alone need",
+            f"expected at least {len(vocabulary)} (special tokens, characters), found {vocab_size}",
         )
     by_count = sorted(counts, key=lambda word: (-counts[word], word))
     words = [word for word in by_count if len(word) > 1]
@@ -54,7 +54,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and make the vocabulary."""
+    """Read the command line and write the vocabulary."""
     vocabulary_command(
         make_vocabulary, argv, prog="python -m uit.make_vocabulary",
         out="folder for vocab.txt", pieces=2000,

@@ -1,10 +1,9 @@
-"""Masks of UIT's two masked losses: word pieces of a caption (MLM), image blocks (MIM).
+"""Draw the masks of UIT's masked losses: word pieces of a caption (MLM), image blocks (MIM).
 
 Source: the method's paper (arXiv 2511.22470). MLM masks whole words as in BERT, and short runs of
-words as in X-VLM (arXiv 2111.08276). MIM follows SimMIM (arXiv 2111.09886).
-
-Deliberate difference from the release: only real word pieces are masked, never a special token or
-padding. A word that would exceed the limit is skipped whole.
+words as in X-VLM (arXiv 2111.08276). MIM follows SimMIM (arXiv 2111.09886). Unlike the release,
+only word pieces are masked, never special tokens or padding; a word that would exceed the limit is
+skipped. Shape letters: `B` batch, `K` mask blocks per side.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ REPLACED, RANDOM = 0.8, 0.5  # fraction of [MASK]; fraction of random pieces amo
 
 @dataclass(frozen=True)
 class WordMasking:
-    """Number of word pieces to mask in a caption.
+    """Settings of masking word pieces in a caption.
 
     Attributes:
         share: fraction of the real pieces.
@@ -51,9 +50,9 @@ def hide_words(
         draw: random generator.
 
     Returns:
-        The ids and the chosen positions in order. Of the chosen pieces, 80 % become ``[MASK]``, 10
-        % a random piece, and 10 % stay. No piece is chosen if every word has more pieces than the
-        limit.
+        The masked ids, and the chosen positions in ascending order. Of the chosen pieces, 80 %
+        become ``[MASK]``, 10 % a random piece, and 10 % are unchanged. No piece is chosen if every
+        word has more pieces than the limit.
     """
     pieces = len(ids) - 2
     cap = min(masking.most, max(1, round(masking.share * pieces)))
@@ -81,7 +80,7 @@ def hide_words(
 
 
 def _words(ids: list[int], tokenizer: Tokenizer) -> list[range]:
-    """Positions of the pieces of each word, without special tokens."""
+    """Return the positions of each word's pieces, without special tokens."""
     starts = [i for i in range(1, len(ids) - 1) if not tokenizer.continues[ids[i]]]
     if len(ids) > 2 and (not starts or starts[0] != 1):
         starts.insert(0, 1)
@@ -89,11 +88,11 @@ def _words(ids: list[int], tokenizer: Tokenizer) -> list[range]:
 
 
 def labels_at(ids: list[list[int]], chosen: list[list[int]], most: int) -> tuple[Tensor, Tensor]:
-    """Positions and labels of a batch's masked pieces, padded to ``most`` per caption.
+    """Collect positions and labels of a batch's masked pieces, padded to ``most`` per caption.
 
     Returns:
-        positions int64 [B, most], padded with 0, and labels int64 [B, most], the original ids,
-        padded with :data:`NO_LABEL`.
+        positions int64 [B, most], padded with 0, and labels (original ids) int64 [B, most], padded
+        with :data:`NO_LABEL`.
     """
     positions = torch.zeros(len(ids), most, dtype=torch.int64)
     labels = torch.full((len(ids), most), NO_LABEL, dtype=torch.int64)
@@ -104,10 +103,10 @@ def labels_at(ids: list[list[int]], chosen: list[list[int]], most: int) -> tuple
 
 
 def hide_blocks(blocks: int, ratio: float, draw: Random) -> Tensor:
-    """Draw one mask for all images of a batch, float32 [P, P], 1 = masked.
+    """Draw one mask for all images of a batch, float32 [K, K], 1 = masked.
 
     Args:
-        blocks: P, blocks per side.
+        blocks: K, blocks per side.
         ratio: fraction of blocks to mask, rounded up.
         draw: random generator.
     """

@@ -3,8 +3,9 @@
 Source: the method's paper (arXiv 2511.22470). Parameter names match its released checkpoint. The
 losses are in `uit/losses.py`; this module computes their inputs.
 
-Shape letters: `B` batch, `N` text tokens, `M` image tokens, `C` image width, `D` text width,
-`E` width of the retrieval vectors.
+Shape letters: `B` batch, `N` text tokens, `M` image tokens, `C` image width, `D` text width, `E`
+width of the retrieval vectors, `H` `W` rows and columns of the patch grid, `S` side of the image,
+`K` mask blocks per side.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from pab.core.errors import InputError
 from uit.bert import Bert, BertConfig
 from uit.swin import Swin, SwinConfig
 
-POOL_BINS = 3  # number of parts over which the other tokens are averaged
+POOL_BINS = 3  # number of parts over which tokens are averaged
 RATE_SCALE = 2.0  # learning-rate factor of the parts in :meth:`Uit.rate_scale`, as released
 
-# Duplicates in a released checkpoint: a prefix, and the prefix that it repeats.
+# Duplicate tensors in a released checkpoint: their prefix, and the prefix of the originals.
 HEAD, WORDS = "text_encoder.cls.predictions.", "text_encoder.bert.embeddings.word_embeddings."
 REPEATED = (
     ("simmim.encoder.encoder.", "vision_encoder."),
@@ -43,8 +44,8 @@ class UitConfig:
     Attributes:
         swin: sizes of the image encoder.
         bert: sizes of the text tower and the cross encoder.
-        embed_dim: E.
-        temperature: initial value; learned.
+        embed_dim: width E of the retrieval vectors.
+        temperature: initial value of the learned temperature.
         proj_dropout: dropout before the projections to the retrieval vectors.
         sync_batch_norm: compute batch-norm statistics over the batches of all processes.
     """
@@ -82,7 +83,7 @@ MODELS = {
 
 
 def model_config(name: str, input_size: int, window: int) -> UitConfig:
-    """Return the sizes by name, for a resolution and window size.
+    """Return the named sizes, with the given resolution and window.
 
     Args:
         name: a key of :data:`MODELS`.
@@ -90,7 +91,7 @@ def model_config(name: str, input_size: int, window: int) -> UitConfig:
         window: side of Swin's attention windows, tokens.
 
     Raises:
-        InputError: unknown model, or a size that is not a multiple of the window.
+        InputError: unknown model, or an input size that the strides or the window do not divide.
     """
     if name not in MODELS:
         raise InputError("--model", f"expected one of {', '.join(MODELS)}, found {name}")
@@ -101,13 +102,13 @@ def model_config(name: str, input_size: int, window: int) -> UitConfig:
 
 
 def tensor_names(config: UitConfig) -> frozenset[str]:
-    """Names of the model's tensors, which depend only on its depths."""
+    """Return the names of the model's tensors, which depend only on its depths."""
     with torch.device("meta"):
         return frozenset(Uit(config).state_dict())
 
 
 class MaskToken(nn.Module):
-    """Mask token of hidden patches, under the checkpoints' parameter name."""
+    """Mask token of hidden patches, with the parameter name of the checkpoints."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -144,24 +145,24 @@ class Uit(nn.Module):
         self.simmim = MaskedImageModel(config.swin)
 
     def image_vector(self, tokens: Tensor) -> Tensor:
-        """Image tokens [B, M, C], the mean token first -> unit vectors [B, E]."""
+        """Map image tokens [B, M, C], the mean token first, to unit vectors [B, E]."""
         return F.normalize(self.vision_proj(_pool(tokens[:, 1:])).float(), dim=-1)
 
     def text_vector(self, tokens: Tensor) -> Tensor:
-        """Text tokens [B, N, D], padding included -> unit vectors [B, E]."""
+        """Map text tokens [B, N, D], including padding, to unit vectors [B, E]."""
         pooled = torch.cat([tokens[:, 0], _pool(tokens[:, 1:])], dim=1)
         return F.normalize(self.text_proj(pooled).float(), dim=-1)
 
     def match_logits(self, fused: Tensor) -> Tensor:
-        """Cross-encoded [CLS] [B, D] -> logits of "no match" and "match" [B, 2]."""
+        """Map cross-encoded [CLS] tokens [B, D] to logits of "no match" and "match" [B, 2]."""
         return self.itm_head(fused)
 
     def hide(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Replace masked blocks of embedded patches [B, H, W, first width] by the mask token.
+        """Replace masked blocks of embedded patches with the mask token.
 
         Args:
-            x: output of ``vision_encoder.patch_embed``.
-            hidden: [P, P], 1 = masked; P must divide the side of the patch grid.
+            x: output of ``vision_encoder.patch_embed`` [B, H, W, width of the first stage].
+            hidden: [K, K], 1 = masked; K must divide the side of the patch grid.
         """
         repeat = x.shape[1] // len(hidden)
         mask = hidden.repeat_interleave(repeat, 0).repeat_interleave(repeat, 1)[None, :, :, None]
@@ -172,14 +173,14 @@ class Uit(nn.Module):
         side = self.config.swin.grids[-1]
         return self.simmim.decoder(tokens.transpose(1, 2).reshape(len(tokens), -1, side, side))
 
-    # Facts for the optimizer.
+    # Parameter groups for the optimizer.
 
     @staticmethod
     def no_weight_decay(name: str, parameter: Tensor) -> bool:
         """Return true for parameters without weight decay, by their published names.
 
-        Swin's relative position tables are included ("bias"). Batch norms, the match head's norm
-        and the temperature have weight decay.
+        Swin's relative position bias tables are included ("bias"). Batch norms, the match head's
+        norm and the temperature have weight decay.
         """
         del parameter
         exempt = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
@@ -201,7 +202,7 @@ class Uit(nn.Module):
 
 
 def adapt_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Remove the duplicate tensors of a released state dict.
+    """Remove duplicate tensors from a released state dict.
 
     Raises:
         InputError: a duplicate differs from its original.
@@ -211,20 +212,20 @@ def adapt_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tens
         for name in [name for name in kept if name.startswith(copy)]:
             source = original + name.removeprefix(copy)
             if source not in state:
-                continue  # strict loading reports it
+                continue  # strict loading reports the missing tensor
             if not torch.equal(kept.pop(name), state[source]):
-                raise InputError(path, f"{name} differs from {source}, which it should repeat")
+                raise InputError(path, f"{name} differs from {source}, expected a copy")
     return kept
 
 
 class BatchNormOfAll(nn.BatchNorm1d):
     """Batch norm with statistics over the rows of all processes, on CPU or GPU.
 
-    torch's SyncBatchNorm supports only GPUs. The rows here are single vectors, cheap to exchange.
+    torch's SyncBatchNorm supports only GPUs. Rows are single vectors, so exchanging them is cheap.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[B, D] -> [B, D]; all processes have the same number of rows."""
+        """Normalize [B, width]; all processes must have the same number of rows."""
         if not self.training:
             return super().forward(rows)
         start = processes.rank() * len(rows)
@@ -238,5 +239,5 @@ def _projection(width: int, config: UitConfig) -> nn.Sequential:
 
 
 def _pool(tokens: Tensor) -> Tensor:
-    """Average tokens [B, N, D] in three parts -> [B, POOL_BINS * D]."""
+    """Average tokens [B, N, D] over :data:`POOL_BINS` parts -> [B, POOL_BINS * D]."""
     return F.adaptive_avg_pool1d(tokens.transpose(1, 2), POOL_BINS).transpose(1, 2).flatten(1)

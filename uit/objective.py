@@ -1,10 +1,11 @@
-"""UIT's training objective: ITC + ITM + MLM + MIM of one batch.
+"""Compute UIT's training objective: ITC + ITM + MLM + MIM of one batch.
 
-Gives the same values as separate passes, with fewer passes. Captions, augmented captions and masked
-captions share one pass of the text tower. All pairs (true, negative, augmented, masked) share one
-pass of the cross encoder, with keys and values computed once per image.
+The values equal those of separate passes. Captions, augmented captions and masked captions share
+one pass of the text tower. All pairs (true, negative, augmented, masked) share one pass of the
+cross encoder, with keys and values computed once per image.
 
-Shape letters: `B` batch, `N` text ids, `P` masked pieces per caption, `S` side of the image.
+Shape letters: `B` batch, `N` text ids, `V` caption versions, `P` masked pieces per caption, `S`
+side of the image, `K` mask blocks per side, `M` image tokens, `C` `D` image and text width.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class UitBatch(NamedTuple):
     Attributes:
         image: [B, 3, S, S].
         identity: [B]; pairs with equal numbers match each other.
-        text_ids, text_mask: [V B, N] for V stacked versions of the captions: original and, if EDA
-            is on, augmented. Padded to the recipe's length; mask 1 = a token.
+        text_ids, text_mask: [V B, N], original captions and, if EDA is on, augmented ones, stacked
+            and padded to the recipe's length; mask 1 = token.
         masked_ids: [B, N], masked originals; empty if MLM is off.
-        positions, labels: [B, P], positions and labels of the masked pieces (label -100: none).
-        hidden_blocks: [P, P], 1 = masked, for MIM; empty if MIM is off.
+        positions, labels: [B, P], positions and labels of the masked pieces (label -100: padding).
+        hidden_blocks: [K, K], 1 = masked, for MIM; empty if MIM is off.
     """
 
     image: Tensor
@@ -77,14 +78,14 @@ Draw = Callable[[Tensor], Tensor]
 def draw_negatives(weights: Tensor) -> Tensor:
     """Draw one column per row, in proportion to the weights; each row needs a positive weight.
 
-    NaN and infinite weights of a diverged model are replaced by equal ones. Otherwise multinomial
-    would crash the process before the loss, also not finite, is reported.
+    Replaces NaN and infinite weights of a diverged model with 1. Otherwise, multinomial would fail
+    before the non-finite loss is reported.
     """
     return torch.multinomial(torch.where(weights.isfinite(), weights, 1.0), 1).squeeze(1)
 
 
 def draw_any(weights: Tensor) -> Tensor:
-    """Draw one column per row uniformly among positive weights: easy negatives for a new model."""
+    """Draw one column per row uniformly among positive weights (easy negatives)."""
     return draw_negatives(torch.where(weights > 0, 1.0, weights))
 
 
@@ -94,16 +95,16 @@ def uit_losses(
     """Compute the losses of a batch.
 
     Args:
-        model: the model; in training mode, its dropout and batch statistics affect the result.
-        batch: batch of this process. ITC compares across all processes, and MLM averages over all
-            masked pieces. MIM uses rank 0's mask. Negatives are drawn from this batch, as in the
-            release.
+        model: model; in training mode, dropout and batch statistics affect the result.
+        batch: batch of this process. ITC compares across all processes, MLM averages over the
+            masked pieces of all processes, and MIM uses rank 0's mask. As in the release, negatives
+            come from this batch only.
         weights: weights of the losses in the total; losses with weight 0 are not computed.
-        draw: draws negatives; called per caption version, first for texts' negative images and then
-            for images' negative texts.
+        draw: draws negatives; called twice per caption version, first for a negative image per text
+            and then for a negative text per image.
 
     Returns:
-        ``loss`` (the total), ``itc``, ``itm``, and ``mlm``, ``mim`` if they are on.
+        ``loss`` (the total), ``itc``, ``itm``, and ``mlm``, ``mim`` if enabled.
 
     Raises:
         InputError: the whole batch has one identity.

@@ -1,13 +1,13 @@
 """Re-rank each query's candidates with the cross encoder.
 
-The scores equal those of the plain loop (per query: gather its candidates, repeat the text, run all
-layers on all tokens), but shared computations run once. An image's keys and values serve all
-queries of a group. A text's self-attention in the first fusion layer serves all its candidates. The
-last layer computes only [CLS]. Queries of similar length share a pass, so padding is minimal.
-`benchmarks/uit_rerank.py` measures the gain of each.
+The scores equal those of a plain loop (per query: gather its candidates, repeat the text, run all
+layers on all tokens), but shared computations run once. An image's keys and values are shared by
+all queries of a group, and a text's self-attention in the first fusion layer by all its candidates.
+The last layer computes only [CLS]. Queries of similar length share a pass, so padding is minimal.
+`benchmarks/uit_rerank.py` measures the gain of each step.
 
-Shape letters: `Q` queries, `G` gallery, `K` candidates per query, `M` image tokens, `C` their
-    width.
+Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `M` image tokens, `C`
+width of the image tokens, `T` texts of a pass, `N` text tokens, `D` text width.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PAIRS_A_PASS = 128
 
 
 class UitReranker(Reranker):
-    """UIT's cross encoder as a reranker, with ITC as its first stage.
+    """Reranker with UIT's cross encoder, and ITC as its first stage.
 
-    Both share the features of a gallery, which is encoded once.
+    The gallery is encoded once for both stages.
 
     Args:
-        encoder: the model's ITC.
-        compute: that of ``encoder``, with a cache of vectors and tokens.
-        stored: further arguments of :func:`uit.encode.encode_gallery`.
+        encoder: encoder of the ITC stage.
+        compute: settings of ``encoder``, with a cache of vectors and tokens.
+        stored: further keyword arguments of :func:`uit.encode.encode_gallery`.
     """
 
     def __init__(self, encoder: UitEncoder, compute: Compute, **stored: Any) -> None:
@@ -54,26 +54,26 @@ class UitReranker(Reranker):
 
     @property
     def origin(self) -> Origin:
-        """Source of the model."""
+        """Return the origin of the model."""
         return self.encoder.origin
 
     def features(self, images: Sequence[GalleryImage]) -> GalleryFeatures:
-        """Tokens and vectors of a gallery; those of the last gallery are reused."""
+        """Encode a gallery to tokens and vectors; reuse the features of the last gallery."""
         if self._last is None or self._last[0] is not images:
-            self._last = None  # before the next gallery needs memory
+            self._last = None  # free memory before the next gallery is encoded
             found = encode_gallery(self.encoder.model, images, self.compute, **self._stored)
             self._last = images, found
         return self._last[1]
 
     def first_scores(self, captions: Sequence[str], images: Sequence[GalleryImage]) -> Tensor:
-        """ITC similarities, float32 [Q, G]; captions go first, to fail early."""
+        """Compute ITC similarities, float32 [Q, G]; encode captions first, to fail early."""
         texts = self.encoder.encode_texts(captions)
         return self.encoder.similarity(texts, self.features(images).vectors)
 
     def rerank(
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
     ) -> Tensor:
-        """Match logits of each query's candidates, float32 [Q, K]."""
+        """Compute match logits of each query's candidates, float32 [Q, K]."""
         rows = self.encoder.ids(captions)
         return match_scores(
             self.encoder.model, self.encoder.tokenizer, rows, self.features(images).tokens,
@@ -82,7 +82,7 @@ class UitReranker(Reranker):
 
 
 def open_reranker(config: InferConfig) -> UitReranker:
-    """Load the model that the settings name; its cache also holds image tokens.
+    """Load the model specified by the settings; its cache also holds image tokens.
 
     Raises:
         InputError: see :func:`uit.encode.load_encoder`.
@@ -104,7 +104,7 @@ def match_scores(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Compute every candidate's match logit (index 1); several processes share the queries.
+    """Compute the match logit (index 1) of every candidate; processes share the queries.
 
     Args:
         rows: ids of Q captions.
@@ -148,7 +148,7 @@ def match_scores(
 def _logits(
     model: Uit, text: Tensor, mask: Tensor, memory: list[tuple[Tensor, Tensor]], images: Tensor
 ) -> Tensor:
-    """Match logits of texts [T, N, D] and images [T, K] in the memory -> [T, K]."""
+    """Compute match logits [T, K] of texts [T, N, D] and indices of images in memory [T, K]."""
     count, k = images.shape
     rows = torch.arange(count, device=images.device).repeat_interleave(k)
     pairs = model.text_encoder.fuse_pairs(text, mask, memory, rows, images.flatten())

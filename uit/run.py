@@ -53,12 +53,12 @@ def main(argv: list[str] | None = None) -> None:
         # Training would start from the config's own checkpoint.
         if not config.checkpoint or not names_flag(given, "--checkpoint"):
             raise InputError(
-                "--evaluate", "expected the weights to score", todo="give --checkpoint"
+                "--evaluate", "expected the weights to score", todo="pass --checkpoint"
             )
         evaluate(config, own.k_test, same_caption_counts=own.same_caption_counts)
         return
     if own.same_caption_counts:
-        raise InputError("--same_caption_counts", "goes with --evaluate")
+        raise InputError("--same_caption_counts", "needs --evaluate")
     count = _process_count(own.dist, config)
     passed = _without_own_flags(given)
     if count == 1:
@@ -71,26 +71,26 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def start_processes(words: list[str]) -> None:
-    """Run torchrun in this process; exit with the code of a process that fails, or on a signal.
+    """Run torchrun in this process; exit with the code of a failed process, or on a signal.
 
-    Each process reports its own error or says how to resume, so torchrun's report is left out.
+    Each process reports its own error or how to resume, so torchrun's report is suppressed.
     """
-    logging.disable(logging.WARNING)  # torchrun's remarks on signals and threads
+    logging.disable(logging.WARNING)  # torchrun's warnings about signals and threads
     try:
         torch.distributed.run.main(words)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        sys.exit(max(failure.exitcode, 1))  # a process ended by a signal has a negative code
+        sys.exit(max(failure.exitcode, 1))  # the code is negative after a signal
     except SignalException as error:
         sys.exit(128 + error.sigval)
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Reject bad input before torchrun starts, whose report of failed processes is long.
+    """Reject bad input before torchrun starts, to avoid its long report of failed processes.
 
     Raises:
-        InputError: data or vocabulary are missing, a folder is not writable, or initial weights of
-            a new run are missing.
+        InputError: data, vocabulary or a new run's initial weights are missing, or a folder is not
+            writable.
     """
     check_run_folders(config)
     training_sources(config)
@@ -146,7 +146,7 @@ def _add_own_flags(parser: CommandParser) -> None:
     )  # fmt: skip
     data.add_argument(
         "--same_caption_counts", action="store_true",
-        help="with --evaluate: every image with the same caption on its line counts as right",
+        help="with --evaluate: every image with the same caption on its line counts as correct",
     )  # fmt: skip
     training.add_argument("--bs", metavar="N", help="short for --batch_size")
     training.add_argument("--epo", metavar="N", help="short for --epochs")
@@ -154,7 +154,7 @@ def _add_own_flags(parser: CommandParser) -> None:
 
 
 def _without_own_flags(words: list[str]) -> list[str]:
-    """Arguments for ``uit.train``: all but the flags of this command."""
+    """Return the arguments for ``uit.train``: all but the flags of this command."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--dist")
     own.add_argument("--k_test")
@@ -165,7 +165,7 @@ def _process_count(dist: str, config: TrainConfig) -> int:
     """Parse N from ``fN``.
 
     Raises:
-        InputError: malformed, or more GPUs than there are.
+        InputError: malformed, or more GPUs than available.
     """
     match = re.fullmatch(r"f([1-9]\d*)", dist)
     if match is None:
@@ -174,13 +174,13 @@ def _process_count(dist: str, config: TrainConfig) -> int:
     if count > 1 and config.device != "cpu" and torch.cuda.device_count() < count:
         raise InputError(
             "--dist", f"expected {count} GPUs, found {torch.cuda.device_count()}",
-            todo="name as many as there are",
+            todo="use at most this number",
         )  # fmt: skip
     return count
 
 
 def _first_gpus(count: int) -> str:
-    """First GPUs among those visible in the environment."""
+    """Return the first visible GPUs, for ``CUDA_VISIBLE_DEVICES``."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     every = shown.split(",") if shown else [str(i) for i in range(count)]
     return ",".join(every[:count])

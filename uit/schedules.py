@@ -1,4 +1,4 @@
-"""UIT's learning-rate schedules as one rate multiplier per step.
+"""UIT's learning-rate schedules, as a multiplier of the learning rate per step.
 
 Source: the method's release (`step` as released, `cosine` as in the paper).
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 Schedule = Literal["step", "linear", "cosine"]
 WARMUP_STEPS = 500  # of `step` and `linear`
-DROPS = ((7, 0.2), (4, 0.5))  # `step`: from this multiple of the warm-up, this factor
+DROPS = ((7, 0.2), (4, 0.5))  # `step`: (multiple of the warm-up, factor from there on)
 COSINE_WARMUP_SHARE = 0.02  # fraction of all steps
 COSINE_END = 0.1  # final multiplier
 
@@ -19,11 +19,11 @@ COSINE_END = 0.1  # final multiplier
 def multiplier(
     kind: Schedule, total_steps: int, warmup_steps: int = WARMUP_STEPS
 ) -> Callable[[int], float]:
-    """Return the multiplier as a function of the step, from 0 to ``total_steps`` - 1.
+    """Return the multiplier as a function of the step, 0 to ``total_steps`` - 1.
 
     Args:
-        kind: ``linear`` rises in the warm-up and falls to 0; ``step`` also drops to a half and a
-            fifth; ``cosine`` warms up over 2 % of the steps and ends at a tenth.
+        kind: ``linear`` rises in the warm-up and decays to 0; ``step`` also multiplies this by
+            0.5, later by 0.2; ``cosine`` warms up over 2 % of the steps and ends at a tenth.
         total_steps: number of updates of the whole run.
         warmup_steps: warm-up of ``linear`` and ``step``, at most ``total_steps``.
     """

@@ -3,12 +3,12 @@
 Source: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (arXiv
 2103.14030). Parameter names match the checkpoints published with its code (MIT).
 
-Deliberate differences from the published code, which change results only by rounding: attention is
-`scaled_dot_product_attention`, with bias and window mask added to one table, and tokens keep their
-grid shape in all stages.
+Deliberate differences from the published code, which change results only by rounding: attention
+uses `scaled_dot_product_attention` with one additive mask (position bias plus window mask), and
+tokens keep their grid shape in all stages.
 
-Shape letters: `B` batch, `H` `W` rows and columns of the token grid, `C` width of a stage,
-`S` side of a window, `N` = S * S, `M` windows per image, `K` heads.
+Shape letters: `B` batch, `I` side of the image, `H` `W` rows and columns of the token grid, `T` its
+tokens, `C` width of a stage, `S` side of a window, `N` = S * S, `M` windows per image, `K` heads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pab.core.devices import attention
 from pab.core.errors import InputError
 
 INIT_STD = 0.02  # truncated normal, as in the published code
-MASKED = -100.0  # added to the logits of tokens that are not neighbours, as in the published code
+MASKED = -100.0  # added to attention logits between different image regions, as published
 
 
 @dataclass(frozen=True)
@@ -55,40 +55,40 @@ class SwinConfig:
 
     @property
     def grids(self) -> tuple[int, ...]:
-        """Side of the token grid per stage."""
+        """Return the side of the token grid per stage."""
         first = self.image_size // self.patch_size
         return tuple(first >> stage for stage in range(len(self.depths)))
 
     @property
     def width(self) -> int:
-        """Width of the last stage."""
+        """Return the width of the last stage."""
         return self.embed_dim << (len(self.depths) - 1)
 
     def check(self) -> None:
-        """Reject sizes that are not multiples of the window or the stage stride.
+        """Reject image sizes that the stage strides or the window size do not divide.
 
         Raises:
-            InputError: names the size.
+            InputError: the image size does not fit.
         """
         deepest = self.patch_size << (len(self.depths) - 1)
         if self.image_size % deepest:
             raise InputError(
-                "--input_size", f"{self.image_size} px is no multiple of {deepest} px, the last "
-                "stage's patch",
-                todo=f"give a multiple of {deepest}",
+                "--input_size", f"{self.image_size} px is not a multiple of {deepest} px, the last "
+                "stage's stride",
+                todo=f"use a multiple of {deepest}",
             )  # fmt: skip
         for side in self.grids:
             if side > self.window and side % self.window:
                 raise InputError(
                     "--input_size",
-                    f"{self.image_size} px gives a grid of {side} tokens, which windows of "
-                    f"{self.window} do not divide",
-                    todo="give another --window or --input_size",
+                    f"{self.image_size} px gives a {side} x {side} token grid, and {side} is not "
+                    f"divisible by the window size {self.window}",
+                    todo="change --window or --input_size",
                 )
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for every pair of tokens in a window, int64 [N, N]."""
+    """Return the row of the bias table for every pair of tokens in a window, int64 [N, N]."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     at = torch.stack([rows.flatten(), columns.flatten()])  # [2, N]
     apart = at[:, :, None] - at[:, None, :] + window - 1  # [2, N, N], each 0 ... 2 S - 2
@@ -96,7 +96,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shifted_window_mask(side: int, window: int, shift: int) -> Tensor:
-    """Attention mask of shifted windows, [M, N, N]: 0 for neighbours, else ``MASKED``.
+    """Return the mask of shifted windows, [M, N, N]: 0 within a region, ``MASKED`` between regions.
 
     After the cyclic shift, a window at the border holds tokens from opposite sides of the image.
     """
@@ -110,14 +110,14 @@ def shifted_window_mask(side: int, window: int, shift: int) -> Tensor:
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
-    """[B, H, W, C] -> [B * M, N, C]."""
+    """Split a grid into windows: [B, H, W, C] -> [B * M, N, C]."""
     b, h, w, c = x.shape
     x = x.view(b, h // window, window, w // window, window, c)
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)
 
 
 def from_windows(windows: Tensor, window: int, side: int) -> Tensor:
-    """[B * M, N, C] -> [B, H, W, C] with H = W = ``side``."""
+    """Join windows into a grid: [B * M, N, C] -> [B, H, W, C] with H = W = ``side``."""
     per_side, c = side // window, windows.shape[-1]
     x = windows.view(-1, per_side, per_side, window, window, c)
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, c)
@@ -135,14 +135,14 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def bias(self) -> Tensor:
-        """[1, K, N, N]."""
+        """Look up the relative position bias, [1, K, N, N]."""
         n = self.window**2
         index = self.get_buffer("relative_position_index").flatten()
         table = self.relative_position_bias_table[index].view(n, n, self.heads)
         return table.permute(2, 0, 1)[None]
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B * M, N, C]; mask None or [M, N, N] -> [B * M, N, C]."""
+        """Attend within windows: x [B * M, N, C], mask [M, N, N] or None -> [B * M, N, C]."""
         bm, n, c = x.shape
         q, k, v = self.qkv(x).view(bm, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         bias = self.bias()
@@ -184,7 +184,7 @@ class SwinBlock(nn.Module):
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> the same shape."""
+        """Transform tokens [B, H, W, C]; the shape is unchanged."""
         side = x.shape[1]
         shifted = self.norm1(x)
         if self.shift:
@@ -207,15 +207,15 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> [B, H / 2, W / 2, 2 C]."""
+        """Merge 2 x 2 tokens: [B, H, W, C] -> [B, H / 2, W / 2, 2 C]."""
         b, h, w, c = x.shape
-        # Of each four, the left two come first (upper, lower), then the right two, as published.
+        # Channel order as published: upper left, lower left, upper right, lower right.
         fours = x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(fours.reshape(b, h // 2, w // 2, 4 * c)))
 
 
 class PatchEmbed(nn.Module):
-    """Convert patches to tokens."""
+    """Embed image patches as tokens."""
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, H, W, C]."""
+        """Embed images: [B, 3, I, I] -> [B, H, W, C]."""
         return self.norm(self.proj(image).permute(0, 2, 3, 1))
 
 
@@ -241,7 +241,7 @@ class Stage(nn.Module):
         self.downsample = None if last else PatchMerging(width, config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> [B, H / 2, W / 2, 2 C], or the same shape in the last stage."""
+        """Apply the stage: [B, H, W, C] -> [B, H / 2, W / 2, 2 C] (last stage: same shape)."""
         for block in self.blocks:
             x = block(x)
         return x if self.downsample is None else self.downsample(x)
@@ -269,18 +269,18 @@ class Swin(nn.Module):
                 nn.init.trunc_normal_(module.relative_position_bias_table, std=INIT_STD)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, 1 + tokens, C], the mean token first."""
+        """Encode images: [B, 3, I, I] -> [B, 1 + T, C], the mean token first."""
         return with_mean(self.encode(self.patch_embed(image)))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Embedded patches [B, H, W, C] of the first stage -> [B, tokens, C] of the last."""
+        """Apply all stages: embedded patches [B, H, W, C] -> tokens of the last stage [B, T, C]."""
         for stage in self.layers:
             x = stage(x)
         return self.norm(x.flatten(1, 2))
 
 
 def with_mean(tokens: Tensor) -> Tensor:
-    """Prepend the mean to patch tokens: [B, M, C] -> [B, 1 + M, C]."""
+    """Prepend the mean to patch tokens: [B, T, C] -> [B, 1 + T, C]."""
     return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
 

@@ -1,6 +1,6 @@
-"""Fine-tune UIT: data, model, loop, in this order. Started by `python -m uit.run`.
+"""Fine-tune UIT: prepare the data and the model, then train. Started by `python -m uit.run`.
 
-For several GPUs, `uit.run` starts the processes through torchrun. The same command, started again,
+For several GPUs, `uit.run` starts the processes through torchrun. Running the same command again
 resumes from the last checkpoint.
 """
 
@@ -43,11 +43,11 @@ from uit.weights import start_weights
 
 
 def train(config: TrainConfig, command: str) -> None:
-    """Run the whole recipe.
+    """Train a model with the whole recipe.
 
     Raises:
-        InputError: before anything is written: bad settings, data or checkpoint. During training:
-            an unreadable training image, or too many consecutive steps that are not finite.
+        InputError: bad settings, data or checkpoint (nothing is written). During training: an
+            unreadable training image, or too many consecutive steps that are not finite.
     """
     # ---- Data and model
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
@@ -59,11 +59,11 @@ def train(config: TrainConfig, command: str) -> None:
     model = same_start(
         config.seed, lambda: build_model(config, tokenizer, start=setup.resume is None)
     ).to(device)
-    values = (1 + model.config.swin.grids[-1] ** 2) * model.config.swin.width  # of an image
+    values = (1 + model.config.swin.grids[-1] ** 2) * model.config.swin.width  # per image
     check_free_space(
         "TMPDIR", tempfile.gettempdir(), 4 * len(data.val_rows) * values,
         "the features of the validation images",
-        todo="make room, or name another folder for temporary files with TMPDIR",
+        todo="free disk space, or set TMPDIR to another folder for temporary files",
     )  # fmt: skip
     augmentation = Augmentation(config.flip_prob, config.augment_level, config.erasing_prob)
     view = TrainingView(config.input_size, augmentation)
@@ -144,7 +144,7 @@ def text_draws(config: TrainConfig) -> TextDraws:
 def content_of(
     config: TrainConfig, tokenizer: Tokenizer, draws: TextDraws
 ) -> dict[str, ContentHash]:
-    """Hashes of the files named by the settings: initial weights, vocabulary, WordNet."""
+    """Hash the files named by the settings: initial weights, vocabulary, WordNet."""
     files = named_files(
         checkpoint=config.checkpoint,
         swin=config.swin,
@@ -159,16 +159,16 @@ def content_of(
 def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True) -> Uit:
     """Create the model with the recipe's initial weights.
 
-    ``start=False`` keeps torch's own initialization, for a checkpoint to replace.
+    With ``start=False``, the weights are arbitrary, because a resumed checkpoint replaces them.
 
     Raises:
-        InputError: sizes, vocabulary or checkpoint do not fit.
+        InputError: sizes, vocabulary or checkpoint do not match.
     """
     sizes = with_vocabulary(model_config(config.model, config.input_size, config.window), tokenizer)
     stride = config.input_size // sizes.swin.grids[0]
     if config.mim_weight and config.mim_block % stride:
         raise InputError(
-            "--mim_block", f"{config.mim_block} px is no multiple of a patch, {stride} px"
+            "--mim_block", f"{config.mim_block} px is not a multiple of the patch size, {stride} px"
         )
     model = Uit(
         replace(
@@ -193,7 +193,7 @@ def validation_metrics(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, float]:
-    """Validation metrics in percent: those of ITC, and those of the re-ranked candidates."""
+    """Compute validation metrics in percent, of ITC and of the re-ranked candidates."""
     retrieval = validation_retrieval(data)
     assert retrieval.gallery is not None
     captions = [query.caption for query in retrieval.queries]

@@ -1,8 +1,7 @@
-"""Load UIT's weights from a whole checkpoint, or from Swin and BERT separately.
+"""Load UIT's weights from one checkpoint, or from Swin and BERT checkpoints.
 
-Holds all key maps: Microsoft's and timm's names of Swin, Hugging Face's names of BERT, and the
-checkpoints of released UIT, CMP and person search. Loading is strict; a notice names parts that are
-newly initialized or skipped.
+Maps the parameter names of Swin (Microsoft, timm), BERT (Hugging Face) and the released UIT, CMP
+and person-search checkpoints. Loading is strict; a notice lists newly initialized or skipped parts.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from pab.core.weight_folders import Family, weights_of_folder
 from uit.model import Uit, adapt_state
 
 BIAS_TABLE = ".relative_position_bias_table"
-# Buffers derived from the sizes; the model's own are correct for any checkpoint window size.
+# Buffers derived from the sizes; the model computes them, whatever the checkpoint's window size.
 DERIVED = ("*.relative_position_index", "*.attn_mask")
-# Heads that a person-search checkpoint may lack or have in other shapes; the towers are required.
+# Heads that a person-search checkpoint may lack or store in other shapes; towers are required.
 HEADS = (
     "vision_proj.*", "text_proj.*", "itm_head.*", "simmim.*", "text_encoder.cls.*", "temp",
 )  # fmt: skip
@@ -45,7 +44,7 @@ def uit_state(path: str | Path, fits: Collection[str]) -> dict[str, Tensor]:
 
     Args:
         path: a released checkpoint (``model`` with duplicate tensors), or one of this project.
-        fits: names of the model's tensors, which distinguish wrapper prefixes from real names.
+        fits: names of the model's tensors, to tell wrapper prefixes from parameter names.
 
     Raises:
         InputError: not a checkpoint, or duplicate tensors that differ.
@@ -58,17 +57,17 @@ def load_uit_state(
 ) -> LoadReport:
     """Copy UIT's weights into a model; resize bias tables to the model's windows.
 
-    For scoring, a checkpoint may lack the :data:`UNREAD` parts. CMP's pose branch is ignored, so
-    images are encoded without poses. Both print notices.
+    For scoring, a checkpoint may lack the :data:`UNREAD` parts, and CMP's pose branch is ignored
+    (images are encoded without poses). A notice reports each.
 
     Args:
         state: result of :func:`uit_state`.
-        path: file of the weights, for the error.
+        path: file of the weights, for error messages.
         start: load initial weights for training (a person-search checkpoint): heads that are
             missing or have other shapes are newly initialized, and extra tensors are ignored.
 
     Raises:
-        InputError: the tensors do not fit.
+        InputError: the tensors do not match the model.
     """
     state = resize_bias_tables(state, model, path)
     if not start:
@@ -90,8 +89,8 @@ def load_uit_state(
 def _warn(report: LoadReport, path: str | Path) -> None:
     """Print notices about parts that scoring does not need."""
     for names, text in (
-        (report.missing, "lacks parts that scoring does not read"),
-        (report.unexpected, "CMP's pose branch is left out, images are encoded without poses"),
+        (report.missing, "lacks parts that scoring does not use"),
+        (report.unexpected, "CMP's pose branch is ignored, images are encoded without poses"),
     ):
         if names:
             groups = sorted({name.partition(".")[0] for name in names})
@@ -108,7 +107,7 @@ def load_swin(model: Uit, path: str | Path) -> LoadReport:
     state = model_state(read_checkpoint(path), path, tower.state_dict().keys())
     state = {n: t for n, t in state.items() if not n.startswith("head.")}
     if "layers.0.downsample.reduction.weight" not in state:
-        state = {_stage_before(name): tensor for name, tensor in state.items()}  # names of timm
+        state = {_stage_before(name): tensor for name, tensor in state.items()}  # timm's names
     prefix = "vision_encoder."
     state = resize_bias_tables({prefix + name: t for name, t in state.items()}, model, path)
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -119,10 +118,10 @@ def bert_file(path: str | Path) -> Path:
     """Find the file with BERT's weights.
 
     Args:
-        path: the file, or a folder that holds it under any name.
+        path: the file, or a folder that contains it under any name.
 
     Raises:
-        InputError: the folder has no weights, or another model.
+        InputError: the folder has no weights, or those of another model.
     """
     path = Path(path)
     return weights_of_folder(path, Family.BERT) if path.is_dir() else path
@@ -131,7 +130,7 @@ def bert_file(path: str | Path) -> Path:
 def load_bert(model: Uit, path: str | Path) -> LoadReport:
     """Load BERT's weights, with Hugging Face's names, into text tower and cross encoder.
 
-    BERT has no cross-attention, so that part keeps its initialization.
+    BERT has no cross-attention, so cross-attention keeps its initialization.
 
     Args:
         path: see :func:`bert_file`.
@@ -163,7 +162,7 @@ def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
     Notices name parts that are newly initialized or ignored.
 
     Raises:
-        InputError: see the functions per kind.
+        InputError: see :func:`load_uit`, :func:`load_swin` and :func:`load_bert`.
     """
     if not (checkpoint or swin or bert):
         start_from_scratch(model)
@@ -178,9 +177,9 @@ def start_from_scratch(model: Uit) -> None:
     """Initialize a model in place for training without a checkpoint.
 
     The published initialization (normal, 0.02) is meant for the few parts that a checkpoint lacks,
-    and for widths of 768 and more. In a small network, it leaves every branch near 0 compared with
-    its residual, so that the cross encoder reads almost nothing of the image. Here matrices are
-    scaled by their width (Glorot and Bengio, AISTATS 2010).
+    and for widths of 768 and more. In a small network, branch outputs would be tiny compared with
+    the residuals, and the cross encoder would hardly use the image. Here, matrices are scaled by
+    their width (Glorot and Bengio, AISTATS 2010).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -190,10 +189,10 @@ def start_from_scratch(model: Uit) -> None:
 def resize_bias_tables(
     state: Mapping[str, Tensor], model: Uit, path: str | Path
 ) -> dict[str, Tensor]:
-    """Resize relative position tables (bicubic) if the model's windows have another size.
+    """Resize relative position bias tables (bicubic) to the model's window sizes.
 
-    Swin's authors do the same for fine-tuning with larger windows. Tables for other numbers of
-    heads are unchanged, and strict loading reports them.
+    Swin's authors do the same for fine-tuning with larger windows. Tables with another number of
+    heads are unchanged; strict loading then raises.
 
     Args:
         path: file of the state dict, for the notice.
@@ -212,12 +211,12 @@ def resize_bias_tables(
             changed.add(f"{(old + 1) // 2} to {(new + 1) // 2}")
     if changed:
         windows = ", ".join(sorted(changed))
-        notice(path, f"position tables are resized from windows of {windows} tokens")
+        notice(path, f"relative position biases are resized from windows of {windows} tokens")
     return resized
 
 
 def _stage_before(name: str) -> str:
-    """Map timm's patch merging, stored with the next stage, to the previous stage (Microsoft)."""
+    """Rename timm's patch merging, stored with the next stage, to Microsoft's previous stage."""
     return re.sub(
         r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name
     )

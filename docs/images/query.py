@@ -1,4 +1,4 @@
-"""Draw the README's picture: one query and its best images after fusion.
+"""Draw the README's figure: one query and its best images after fusion.
 
     bash scripts/demo.sh && python docs/images/query.py
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MASKED = ROOT / "data/mini/name-masked_test-set"
 SCORES = ROOT / "output/demo/score_fused.pt"
 OUT = Path(__file__).with_name("query.png")
-ROW = 2  # row of the score file: the query that is drawn
+ROW = 2  # row of the drawn query in the score file
 IMAGES, SIDE, GAP, MARGIN = 5, 208, 28, 24  # images per query; pixels
 FRAME = 6
 LETTERS_PER_LINE = 128
@@ -29,7 +29,7 @@ INK, PAPER, RIGHT, TWIN, OTHER = "#1b1f24", "#ffffff", "#2da44e", "#d4741a", "#d
 
 
 def draw() -> Image.Image:
-    """The query's caption above its best images, each with rank and score."""
+    """Draw the query's caption above its best images, each with rank and score."""
     retrieval = read_retrieval(MASKED / "query.json", answers=MASKED / "answers.json")
     fused = load_scores(SCORES)
     query = next(q for q in retrieval.queries if q.query_id == fused.query_ids[ROW])

@@ -1,6 +1,6 @@
-"""Offline HTML report on rankings: `python -m ensemble.report`.
+"""Write an offline HTML report on rankings: `python -m ensemble.report`.
 
-`inputs` reads the score files and evaluates them. `findings`, `steps` and `charts` compute tables,
-fusion steps and curves. `pictures` embeds thumbnails. `page` fills the templates: metrics, failures
-with pictures, steps, curves, tables, in one file. Imports `ensemble` and `pab`.
+`inputs` reads and evaluates score files. `findings` computes recall curves, the weight sweep, step
+changes and tables; `charts` lays out the curves. `steps` selects examples of each fusion step.
+`pictures` embeds thumbnails. `page` fills the templates in one file. Imports `ensemble`, `pab`.
 """

@@ -1,4 +1,4 @@
-"""`python -m ensemble.report`."""
+"""Run `python -m ensemble.report`."""
 
 from ensemble.report.page import main
 from pab.core.errors import run_cli

@@ -1,6 +1,6 @@
-"""Layout of line charts that a page template draws as inline SVG, without library or network.
+"""Lay out line charts, which a page template draws as inline SVG without library or network.
 
-All positions are in the drawing's units. The template writes the text, so that it is escaped.
+All positions are in SVG units. The template writes all text, so that it is escaped.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 360, 250  # as wide as a phone, so that the text of the axes stays legible there
+WIDTH, HEIGHT = 360, 250  # as wide as a phone, so that the axis labels are legible there
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 42  # margins
 TICKS = 5
 
 
 @dataclass(frozen=True)
 class Series:
-    """Named series: ascending x, and y in data units."""
+    """Named series of a chart: ascending x, and y in data units."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    figure: float  # number beside the name; the lines are in its order, largest first
-    mark: int | None = None  # index of a ringed point
+    figure: float  # shown beside the name; lines are sorted by it, largest first
+    mark: int | None = None  # index of the point with a ring
 
 
 @dataclass(frozen=True)
 class Line:
-    """Laid-out series: SVG points and ringed point."""
+    """Series in SVG units: polyline points, and the point with a ring."""
 
     name: str
     figure: float
@@ -37,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything that a template needs to draw lines."""
+    """Data that the template needs to draw a line chart."""
 
     title: str
     x_label: str
@@ -54,7 +54,7 @@ class Chart:
 
 
 def round_steps(low: float, high: float) -> list[float]:
-    """Round numbers that cover ``low`` to ``high``, about :data:`TICKS` of them."""
+    """Return about :data:`TICKS` round numbers that cover ``low`` to ``high``."""
     spread = high - low or 1.0
     rough = spread / (TICKS - 1)
     size = 10.0 ** math.floor(math.log10(rough))
@@ -72,7 +72,7 @@ def line_chart(
     x_ticks: Sequence[float] | None = None,
     log_x: bool = False,
 ) -> Chart:
-    """Lay out a line chart; its lines are in descending order of their figures.
+    """Lay out a line chart; lines are in descending order of their figures.
 
     Args:
         title: title of the chart, also for screen readers.

@@ -1,4 +1,4 @@
-"""Findings of a report: recall curves, weight sweeps, fusion steps, duplicate top-1, actions.
+"""Compute a report's recall curves, weight sweep, step changes, duplicate top-1 and actions.
 
 Shape letters: `Q` queries.
 """
@@ -23,25 +23,25 @@ from pab.ranking import top_k
 from pab.scores import ScoreFile
 
 CURVE_K = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
-LEAST_OF_AN_ACTION = 5  # minimum number of queries for an action's row
+LEAST_OF_AN_ACTION = 5  # minimum number of queries per row of actions
 
 
 @dataclass(frozen=True)
 class Change:
     """Effect of one fusion step on the top-1 results."""
 
-    before: str  # names of the two rankings
-    after: str
+    before: str  # name of the ranking before the step
+    after: str  # name of the ranking after it
     won: list[int]  # rows whose right image became top-1
     lost: list[int]  # rows whose right image stopped being top-1
     gain: Difference  # in R@1
 
 
 def recall_curve(ranks: Sequence[tuple[str, np.ndarray]]) -> Chart:
-    """Chart R@K over K.
+    """Create a chart of R@K over K.
 
     Args:
-        ranks: per ranking, its name and the best rank of every query's right image [Q].
+        ranks: name and best rank of a right image per query [Q], for each ranking.
     """
     series = []
     for name, rank in ranks:
@@ -54,13 +54,13 @@ def recall_curve(ranks: Sequence[tuple[str, np.ndarray]]) -> Chart:
 
 
 def weight_sweep(path: str | Path) -> Chart:
-    """Chart R@1 over the tried weights, one line per member, with the chosen weight ringed.
+    """Create a chart of R@1 over the tried weights, per member, with a ring at the chosen weight.
 
     Args:
         path: trials file written by `ensemble.search`.
 
     Raises:
-        InputError: the file is missing or not from the search.
+        InputError: the file is missing or not a trials file of the search.
     """
     path = existing_file(path, "the trials of ensemble.search")
     found: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
@@ -87,7 +87,7 @@ def weight_sweep(path: str | Path) -> Chart:
     if not series:
         raise InputError(
             path, "holds no member with several weights",
-            todo="give the trials of a search by steps",
+            todo="pass the trials of a search with --method steps",
         )  # fmt: skip
     return line_chart(
         "R@1 on the validation queries by weight; the ring marks the chosen one",
@@ -96,7 +96,7 @@ def weight_sweep(path: str | Path) -> Chart:
 
 
 def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: int) -> Change:
-    """Compare two rankings, each a name and its best ranks [Q]."""
+    """Compare two rankings, each given as a name and best ranks [Q]."""
     first, second = before[1] == 1, after[1] == 1
     won, lost = (np.flatnonzero(rows).tolist() for rows in (~first & second, first & ~second))
     gain = paired_bootstrap(100.0 * first, 100.0 * second, seed)
@@ -104,7 +104,7 @@ def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: 
 
 
 def duplicate_top1(scores: ScoreFile) -> tuple[int, np.ndarray]:
-    """Count the distinct top-1 images, and find the queries that share theirs [Q]."""
+    """Count distinct top-1 images, and mark queries with a duplicate top-1 image, bool [Q]."""
     first = top_k(scores.scores, 1)[:, 0].numpy()
     counts = np.bincount(first)
     return int((counts > 0).sum()), counts[first] > 1
@@ -113,11 +113,11 @@ def duplicate_top1(scores: ScoreFile) -> tuple[int, np.ndarray]:
 def by_action(
     queries: Sequence[Query], ranks: Sequence[tuple[str, np.ndarray]]
 ) -> list[tuple[str, int, list[float]]]:
-    """R@1 per action in percent for each ranking, with the action's number of queries.
+    """List actions with their number of queries and R@1 per ranking, percent.
 
     Args:
-        queries: in the order of the ranks.
-        ranks: name and best rank [Q] per ranking; the first one sorts the actions, hardest first.
+        queries: queries in the order of the ranks.
+        ranks: name and best ranks [Q] per ranking; actions are sorted by the first, hardest first.
     """
     if not ranks:
         return []

@@ -1,4 +1,4 @@
-"""Score files of a report: names, scores, evaluation and origin."""
+"""Read and evaluate the score files of a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HASH_DIGITS = 12  # shown digits of a checkpoint's SHA-256
 
 @dataclass(frozen=True)
 class NamedScores:
-    """Score file of the report: name, scores, and evaluation if there are labels."""
+    """Score file with its name in the report, and its evaluation if there are labels."""
 
     name: str
     scores: ScoreFile
@@ -25,12 +25,12 @@ class NamedScores:
 
     @property
     def is_fusion(self) -> bool:
-        """True for a score file that `ensemble.run` wrote."""
+        """Return true for a score file written by `ensemble.run`."""
         return self.scores.meta.get("model") == "ensemble"
 
     @property
     def origin(self) -> str:
-        """Model and checkpoint of a member; rule, weights and decoding of a fusion."""
+        """Describe model and checkpoint of a member, or rule, weights and decoding of a fusion."""
         meta = self.scores.meta
         members = meta.get("members")
         if not isinstance(members, list) or not all(isinstance(one, dict) for one in members):
@@ -52,7 +52,7 @@ class NamedScores:
 
 
 def best_ranks(rankings: Sequence[NamedScores]) -> list[tuple[str, np.ndarray]]:
-    """Name and best rank [Q] of every query's right image, for each ranking with labels."""
+    """Return name and best rank of a right image per query [Q], for each ranking with labels."""
     return [
         (ranking.name, np.asarray(ranking.evaluation.metrics.best_rank))
         for ranking in rankings
@@ -61,7 +61,7 @@ def best_ranks(rankings: Sequence[NamedScores]) -> list[tuple[str, np.ndarray]]:
 
 
 def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]:
-    """Read ``NAME=FILE`` score files, align their order, and evaluate them.
+    """Read ``NAME=FILE`` score files, align their rows and columns, and evaluate them.
 
     Raises:
         InputError: malformed, a duplicate name, or files whose queries or galleries do not match
@@ -88,7 +88,7 @@ def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]
 
 
 def check_steps(steps: Sequence[str], rankings: Sequence[NamedScores]) -> None:
-    """Reject steps that are not a fusion of the given files.
+    """Reject fusion steps that cannot be compared.
 
     Raises:
         InputError: a name without ``--score``, a single step, or no labels.
@@ -102,4 +102,4 @@ def check_steps(steps: Sequence[str], rankings: Sequence[NamedScores]) -> None:
     if len(steps) == 1:
         raise InputError("--steps", f"expected two names or more, found {steps[0]!r} alone")
     if steps and rankings[0].evaluation is None:
-        raise InputError("--steps", "cannot be judged without labels", todo="give --answers")
+        raise InputError("--steps", "cannot be evaluated without labels", todo="pass --answers")

@@ -1,10 +1,10 @@
-"""HTML report with metrics and ranked images, in one self-contained file.
+"""Write an HTML report with metrics and ranked images, in one self-contained file.
 
-The file embeds everything (thumbnails as base64 WebP, style, script) and makes no network requests.
-The first ``--score`` is the main one, and the page shows its ten best images. Further ones add rows
-to the metrics, curves and tables, and their ten best images of a query are folded below it.
-``--steps`` names the score files in fusion order, and the page shows each step's won and lost
-queries. ``--trials`` adds the weight sweep of the search.
+The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. The page
+shows the ten best images per query of the first ``--score``, the main score file. Other score files
+add rows to metrics, curves and tables, and a folded list of their ten best images per query.
+``--steps`` names score files in fusion order; the page then shows each step's won and lost queries.
+``--trials`` adds the weight sweep of the search.
 
 Command line::
 
@@ -55,7 +55,7 @@ from pab.training.run_log import git_state
 TOP_IMAGES = 10
 FAILURE_SHARE = 0.6  # of the displayed queries, if there are enough failures
 TITLE = "Text-based person anomaly retrieval"
-FAILURES = {  # kinds of failure; a query can be of several
+FAILURES = {  # kinds of failure; a query can have several
     "near": f"right image at rank 2 to {TOP_IMAGES}",
     "far": f"right image below rank {TOP_IMAGES}",
     "twin": "twin at rank 1",
@@ -65,12 +65,12 @@ FAILURES = {  # kinds of failure; a query can be of several
 
 @dataclass(frozen=True)
 class Group:
-    """Rankings that share tables: the members, or the fusion steps."""
+    """Rankings shown in the same tables: the members, or the fusion steps."""
 
     title: str  # heading of the tables
     rankings: list[NamedScores]  # in the order of the rows
     metrics: list[dict[str, Any]]  # rows of (value, low, high) by metric, per group of queries
-    duplicates: list[tuple[int, int]]  # distinct top-1 images, queries that share theirs
+    duplicates: list[tuple[int, int]]  # counts: distinct top-1 images, queries with a duplicate
     actions: list[tuple[str, int, list[float]]]  # rows of :func:`by_action`
 
 
@@ -85,13 +85,13 @@ class RankedList:
 
 @dataclass(frozen=True)
 class Strip:
-    """Displayed query."""
+    """Displayed query, with its ranked lists."""
 
     query: Query
     kind: str  # normal, abnormal, or empty if unknown
     failures: list[str]  # keys of :data:`FAILURES`
     main: RankedList  # of the main score file
-    below: Picture | None  # best right image of the main ranking, if not among the ten
+    below: Picture | None  # best right image of the main ranking, if below the first ten
     others: list[RankedList]  # of the other score files
 
 
@@ -108,19 +108,19 @@ def write_report(
     trials: Path | None,
     command: str,
 ) -> None:
-    """Write the report on rankings of the same queries and images; the first is the main one.
+    """Write the report on rankings of the same queries and images.
 
     Args:
         path: output HTML file.
-        rankings: one or more, with the order of their queries.
+        rankings: one or more rankings with equal query order; the first is the main ranking.
         retrieval: queries, with labels if there are any.
-        gallery: the images.
+        gallery: images of the gallery.
         n_queries: number of displayed queries.
         title: title of the page.
         seed: seed of the sample of successes and of the bootstrap.
-        steps: names of rankings in fusion order, whose changes are shown.
+        steps: names of rankings in fusion order; the page shows the changes between them.
         trials: trials file of the search, for its weight sweep.
-        command: command line that the page names.
+        command: command line to show on the page.
 
     Raises:
         InputError: a displayed image is missing or unreadable, or the trials file is invalid.
@@ -165,7 +165,7 @@ def write_report(
 
 
 def _options(values: Iterable[str | None], **names: str) -> list[tuple[str, str]]:
-    """Choices of a filter: each value with its name and number of queries."""
+    """Return the choices of a filter: each value with a label that has the number of queries."""
     counts = sorted(Counter(filter(None, values)).items())
     return [(value, f"{names.get(value, value)} ({n})") for value, n in counts]
 
@@ -175,10 +175,10 @@ def choose_queries(
 ) -> list[int]:
     """Choose the rows of the displayed queries: the worst failures, then a sample of successes.
 
-    Normal and abnormal queries alternate while both last, so that both appear.
+    Normal and abnormal queries alternate as long as both kinds remain.
 
     Args:
-        ranks: ``[Q]``, rank of the right image; above 1 is a failure. None draws a plain sample.
+        ranks: ``[Q]``, rank of the right image; above 1 is a failure. None draws a random sample.
         kinds: ``[Q]``, normal, abnormal or empty.
         n: number of queries.
         seed: seed of the sample.
@@ -211,7 +211,7 @@ def _kind(query: Query) -> str:
 def _groups(
     rankings: Sequence[NamedScores], steps: Sequence[str], queries: Sequence[Query], seed: int
 ) -> list[Group]:
-    """Tables of the members, and of the fusion steps in their order; no group is empty."""
+    """Build the non-empty groups: the members, and the fusion steps in order."""
     fused = [i for i, one in enumerate(rankings) if one.is_fusion or one.name in steps[1:]]
     order = {name: place for place, name in enumerate(steps)}
     fused.sort(key=lambda i: order.get(rankings[i].name, len(order)))
@@ -232,7 +232,7 @@ def _groups(
 
 
 def _metrics_rows(ranking: NamedScores, seed: int) -> list[dict[str, Any]]:
-    """Per group of queries a row of (value, low, high) by metric; empty without labels."""
+    """Build a row of (value, low, high) by metric per group of queries; empty without labels."""
     if ranking.evaluation is None:
         return []
     rows = []
@@ -247,7 +247,7 @@ def _metrics_rows(ranking: NamedScores, seed: int) -> list[dict[str, Any]]:
 def _strips(
     rows: Sequence[int], rankings: Sequence[NamedScores], queries: dict[str, Query], album: Album
 ) -> list[Strip]:
-    """Displayed queries with their ranked lists."""
+    """Build the displayed queries, with thumbnails of their ranked lists."""
     main, *others = rankings
     shared = duplicate_top1(main.scores)[1]
     places = range(1, min(TOP_IMAGES, len(main.scores.gallery_ids)) + 1)
@@ -257,7 +257,7 @@ def _strips(
         return RankedList(one.name, rank, album.ranked(one.scores, row, places, **size))
 
     strips = []
-    for row in progress(rows, "making pictures", "queries"):
+    for row in progress(rows, "creating thumbnails", "queries"):
         found = ranked(main, row)
         rank = found.rank or 1
         tests = {
@@ -270,16 +270,16 @@ def _strips(
         below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
         query = queries[main.scores.query_ids[row]]
         strips.append(Strip(query, _kind(query), failures, found, below, []))
-    # The other lists come last, so that only images that the main ones lack are small.
-    for i in progress(range(len(rows)), "making small pictures", "queries"):
+    # The other lists come last, so that only images outside the main lists have small thumbnails.
+    for i in progress(range(len(rows)), "creating small thumbnails", "queries"):
         strips[i].others.extend(ranked(one, rows[i], side=SMALL_PX) for one in others)
     return strips
 
 
 def comparison(rankings: Sequence[NamedScores], seed: int) -> str:
-    """Format all rankings' overall metrics, and the gain of the first over each other in R@1.
+    """Format all rankings' overall metrics, and the gain in R@1 of the first over the others.
 
-    The gain is in percentage points, with its paired 95 % bootstrap interval over queries.
+    Gains are in percentage points, with paired 95 % bootstrap intervals over queries.
     """
     found = [one.evaluation for one in rankings if one.evaluation]  # all of them have labels
     rows = [["", *found[0].summary(), f"R@1 of {rankings[0].name} over it"]]
@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
     data, output = parser.groups["data"], parser.groups["output"]
     data.add_argument(
         "--score", action="append", required=True, metavar="NAME=FILE",
-        help="score file and its name (repeatable; the first is the main one)",
+        help="score file and its name (repeatable; the first is the main score file)",
     )  # fmt: skip
     data.add_argument(
         "--annotation", type=Path, required=True,
@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     output.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
     output.add_argument(
         "--steps", nargs="+", default=[], metavar="NAME",
-        help="names given with --score, in fusion order: shows the changes of each step",
+        help="names of score files in fusion order: shows the changes of each step",
     )  # fmt: skip
     data.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
     output.add_argument("--title", default=TITLE, help="title of the page")
@@ -329,8 +329,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if retrieval.gallery is None and images is None:
         raise InputError(
-            args.annotation, "a name-masked set does not say where its images are",
-            todo="give their folder with --image_folder",
+            args.annotation, "a name-masked set does not record its image folder",
+            todo="pass the folder of the images with --image_folder",
         )  # fmt: skip
     gallery = list_gallery(images) if retrieval.gallery is None else retrieval.gallery
     rankings = read_inputs(args.score, retrieval)

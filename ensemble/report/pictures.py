@@ -1,4 +1,4 @@
-"""Pictures of a report: ranked images with their marks, and one thumbnail per image."""
+"""Create thumbnails for a report: ranked images with marks share one thumbnail per image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pab.data.thumbnails import data_url
 from pab.ranking import top_k
 from pab.scores import ScoreFile
 
-LARGE_PX, SMALL_PX = 192, 128  # longer side of thumbnails in ranked lists: of the main one, others
+LARGE_PX, SMALL_PX = 192, 128  # longer side of thumbnails: main ranked lists, other lists
 QUALITY = 60  # WebP; the report of the mini test set then stays below 3 MB
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Gallery image at its place in a query's ranking."""
+    """Gallery image at a rank of a query's ranking."""
 
     name: str  # id of the image
     rank: int  # from 1
@@ -27,7 +27,7 @@ class Picture:
 
 
 class Album:
-    """Create the pictures of a page; several pictures of an image share one thumbnail."""
+    """Thumbnails of a page; an image that is ranked several times has one thumbnail."""
 
     def __init__(self, gallery: Sequence[GalleryImage], retrieval: Retrieval) -> None:
         self._paths = {image.gallery_id: image.path for image in gallery}
@@ -39,13 +39,13 @@ class Album:
     def ranked(
         self, scores: ScoreFile, row: int, ranks: Sequence[int], side: int = LARGE_PX
     ) -> list[Picture]:
-        """Return the pictures at some ranks of a query.
+        """Return the images at the given ranks of a query, with their marks.
 
         Args:
-            scores: the ranking.
+            scores: score file of the ranking.
             row: row of the query.
-            ranks: from 1 to the size of the gallery.
-            side: longer side in pixels of thumbnails that do not exist yet.
+            ranks: ranks, 1 to the size of the gallery.
+            side: longer side of new thumbnails, pixels.
 
         Raises:
             InputError: an image is missing or unreadable.

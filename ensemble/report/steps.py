@@ -1,4 +1,4 @@
-"""Queries won and lost by each fusion step, with pictures."""
+"""Select examples of the queries that each fusion step won and lost, with images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ensemble.report.inputs import NamedScores, best_ranks
 from ensemble.report.pictures import Album, Picture
 from pab.data.records import Query
 
-STEP_EXAMPLES = 3  # examples shown per step, of won and of lost queries each
+STEP_EXAMPLES = 3  # maximum number of examples per step, for won and for lost queries
 
 
 @dataclass(frozen=True)
 class Example:
-    """Query won or lost in a step: top-1 image before and after, and the right image."""
+    """Query won or lost by a step, with its top-1 images before and after, and its right image."""
 
     query: Query
     before: Picture
@@ -41,7 +41,7 @@ def steps_shown(
     album: Album,
     seed: int,
 ) -> list[StepShown]:
-    """List the changes of each step, with pictures of some queries that it won and lost."""
+    """List the changes of each step, with examples of won and lost queries."""
     ranks = dict(best_ranks(rankings))
     scores = {ranking.name: ranking.scores for ranking in rankings}
 

@@ -1,5 +1,5 @@
 "use strict";
-// Filters, sorting and enlarged pictures. Without this script the page shows everything.
+// Filters, sorting and enlarged images. Without this script, the page shows everything.
 document.documentElement.classList.add("js");
 
 const form = document.getElementById("filters");
@@ -10,7 +10,7 @@ const orders = {
   id: (a, b) => a.dataset.id.localeCompare(b.dataset.id, undefined, {numeric: true}),
 };
 let order = "";
-const spaced = text => " " + text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ");  // words match by their start
+const spaced = text => " " + text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ");  // words match by prefix
 function apply() {
   const wanted = Object.fromEntries(new FormData(form));
   const words = spaced(wanted.words).split(" ");
@@ -34,7 +34,7 @@ form.addEventListener("input", apply);
 form.addEventListener("reset", () => setTimeout(apply));  // after the fields are reset
 form.addEventListener("submit", event => event.preventDefault());
 
-// Pictures: a click or Enter enlarges one; arrow keys go to its neighbours, so that a query is one tab stop.
+// Images: a click or Enter enlarges an image; arrow keys move to its neighbours, so that a query is one tab stop.
 const zoom = document.getElementById("zoom");
 let current = null;
 const visible = from => [...from.closest("article, .step").querySelectorAll(".shot")].filter(shot => shot.getClientRects().length);
@@ -75,7 +75,7 @@ document.addEventListener("keydown", event => {
 });
 zoom.addEventListener("close", () => focusOn(current));
 
-// Tables: a click on a column's name sorts the rows by it.
+// Tables: a click on a column header sorts the rows.
 for (const head of document.querySelectorAll("thead th")) {
   const button = document.createElement("button");
   button.type = "button";

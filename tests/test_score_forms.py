@@ -238,6 +238,7 @@ def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow.parquet")  # an attribute of pyarrow only once it is imported
     arrow = pytest.importorskip("pyarrow")
     columns = {"c.jpg": [1.0, 0.0], "a": [0.5, 2.0], "b": [0.25, -1.0]}
     for name, ids in (("query", ["q1", "q2"]), ("anything", ["q1", "q2"]), ("qid", [1, 2])):

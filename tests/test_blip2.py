@@ -131,7 +131,7 @@ def test_captions(caption: str, expected: str) -> None:
     [
         (["--backend", "lavis"], r"LAVIS is not installed .*bash scripts/setup_lavis\.sh"),
         (["--backend", "lavis", "--model", "mini"], "LAVIS has no mini model"),
-        (["--backend", "lavis", "--dtype", "bf16"], "leave it at auto"),
+        (["--backend", "lavis", "--dtype", "bf16"], "expected auto: LAVIS"),
         (["--model", "mini", "--pretrained", "nothing.pth"], r"nothing\.pth"),
         (["--model", "pretrain_vitL"], r"692 pieces, the model embeds 30523"),
         (["--model", "pretrain_vitG"], "pretrain_vitG"),

@@ -129,3 +129,16 @@ def test_score_files_need_no_model_library() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
+
+
+def test_files_are_short() -> None:
+    """A longer file has more than one purpose; the mini data set's code is finished."""
+    drawn = ROOT / "pab/mini"
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in (*PACKAGES, "scripts", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if not path.is_relative_to(drawn)
+    }
+    assert len(lengths) > 150
+    assert {name: lines for name, lines in lengths.items() if lines > 450} == {}

@@ -463,7 +463,7 @@ def _train(argv: list[str], folder: Path) -> None:
 
 
 def test_batch_statistics_are_found() -> None:
-    from pab.training.loop import batch_statistics
+    from pab.training.optim import batch_statistics
 
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2))
     assert [tuple(buffer.shape) for buffer in batch_statistics(model)] == [(2,), (2,), ()]

@@ -36,7 +36,7 @@ from pab.data.splits import write_split
 from pab.data.tree import labelled_test
 from pab.training.config import TrainingConfig
 from pab.training.data import checked
-from pab.training.optim import Ema, clip_and_step, set_lr
+from pab.training.optim import Ema, batch_statistics, clip_and_step, set_lr
 from pab.training.preflight import check_room
 from pab.training.resume import (
     LAST,
@@ -414,16 +414,6 @@ class Run:
             text += f", {self.output / BEST} the best, epoch {best['epoch']} ({figures})"
         command = f"{self.scoring} {shlex.quote(str(self.output / name))}"
         return f"{text}\nscore with: {command}{_test_of(self.config)}"
-
-
-def batch_statistics(model: nn.Module) -> list[Tensor]:
-    """Return the buffers that a training forward pass changes: batch norm's running statistics."""
-    return [
-        buffer
-        for module in model.modules()
-        if getattr(module, "running_mean", None) is not None
-        for buffer in module.buffers(recurse=False)
-    ]
 
 
 def command_line(program: str, **flags: object) -> str:

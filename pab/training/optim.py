@@ -189,6 +189,16 @@ def _worst_gradients(optimizer: torch.optim.Optimizer) -> str:
     return ", ".join(f"{name} ({norm:g})" for name, norm in norms[:WORST_GRADIENTS])
 
 
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that a training forward pass changes: batch norm's running statistics."""
+    return [
+        buffer
+        for module in model.modules()
+        if getattr(module, "running_mean", None) is not None
+        for buffer in module.buffers(recurse=False)
+    ]
+
+
 class Ema:
     """Exponential moving average of a model's parameters, in float32.
 

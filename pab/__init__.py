@@ -4,7 +4,7 @@
 (docs/library.md). Each function is imported at its first use, so ``import pab`` stays fast.
 
 From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the public
-modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``library``, ``compare``, ``fetch``,
+modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``api``, ``compare``, ``fetch``,
 ``export_weights``) with ``formats`` and ``layout``, ``training``, ``scoring``, ``encoders`` (CLIP,
 BLIP-2) and ``search``. ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and
 ``ensemble`` build on this package. Imports run downward only, except the lazy import of ``fuse``.
@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 from pab.core import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ensemble.library import fuse
-    from pab.library import evaluate, rank
+    from ensemble.api import fuse
+    from pab.api import evaluate, rank
     from pab.scores import load_scores
     from pab.scoring.members import load_encoder
 
 __all__ = ["evaluate", "fuse", "load_encoder", "load_scores", "rank"]
 _HOMES = {
-    "evaluate": "pab.library",
-    "fuse": "ensemble.library",
+    "evaluate": "pab.api",
+    "fuse": "ensemble.api",
     "load_encoder": "pab.scoring.members",
     "load_scores": "pab.scores",
-    "rank": "pab.library",
+    "rank": "pab.api",
 }
 
 

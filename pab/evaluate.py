@@ -389,7 +389,7 @@ class _Callable(ModuleType):
     """Callable module: ``pab.evaluate`` is both this module and the public function."""
 
     def __call__(self, *args: Any, **options: Any) -> Evaluation:
-        """Evaluate scores; see :func:`pab.library.evaluate`."""
+        """Evaluate scores; see :func:`pab.api.evaluate`."""
         from pab import library
 
         return library.evaluate(*args, **options)

@@ -38,7 +38,7 @@ LIGHT = ("pab.data.annotations", "pab.scores", "pab.ranking", "pab.metrics", "pa
 # Public functions that `pab/__init__.py` names for type checkers, and imports at their first use;
 # test_library.py checks that `import pab` loads none of them.
 LAZY = {
-    ("pab/__init__.py", "ensemble.library"),
+    ("pab/__init__.py", "ensemble.api"),
     ("pab/__init__.py", "pab.scoring.members"),
 }
 

@@ -1,4 +1,4 @@
-"""What people do: fifteen-odd normal actions and as many anomalies, each a pose with its objects.
+"""Actions of people: some fifteen normal ones and as many anomalies, each a pose with objects.
 
 An action draws itself on a :class:`Stage`. Where it may happen and which anomalies may follow
 which normal action are the tables at the end; how it is worded is in ``captions.py``.
@@ -745,7 +745,7 @@ SPECIAL_PLACES = ("swimming pool", "stairs")
 
 
 def happens_in(action: str, scene: str) -> bool:
-    """Whether the action fits the scene."""
+    """Return true if the action fits the scene."""
     scenes = ACTIONS[action].scenes
     return scene in scenes if scenes else scene not in SPECIAL_PLACES
 

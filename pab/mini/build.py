@@ -58,7 +58,7 @@ JPEG_STREAM = 17_000_013
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to make, from which seed, with how many processes."""
+    """Size of the data set, its seed, and the number of processes."""
 
     out: Path
     seed: int = settings.SEED
@@ -81,7 +81,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is known of one written picture."""
+    """Facts about one written picture."""
 
     path: str
     sha256: str

@@ -598,7 +598,7 @@ class Writer:
         return upper + self.say(AND) + (article(lower) if p.lower == "skirt" else lower)
 
     def item(self) -> tuple[str, bool]:
-        """What is carried, and whether it has been dropped (then it is a clause of its own)."""
+        """Describe the carried object; a dropped one becomes a clause of its own."""
         assert self.video.item is not None
         name, colour = self.video.item
         if name == "flowers":

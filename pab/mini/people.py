@@ -56,7 +56,7 @@ LONG_SLEEVES = {"jacket", "hoodie", "coat", "sweater"}
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """How someone looks. Colour fields are names of :data:`COLOURS` or :data:`HAIR`."""
+    """Appearance of a person. Colour fields are names of :data:`COLOURS` or :data:`HAIR`."""
 
     kind: str  # man, woman, boy, girl, old man, old woman
     build: str  # slim, average, heavy

@@ -26,7 +26,7 @@ LAYOUT_STREAM = 7_000_003  # keeps the layouts' random streams apart from those 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a background function gets: the surface, its layout's draws, the horizon, the hour."""
+    """Input of a background function: the surface, its layout's draws, the horizon, the hour."""
 
     c: Canvas
     rng: np.random.Generator

@@ -9,9 +9,9 @@ from ensemble.fuse import RECIPROCAL_RANK_K, aligned
 from ensemble.members import Member, Rule, check_members, load_members
 from ensemble.run import RunConfig, meta_of
 from ensemble.scaling import Scaling
+from pab.api import checked
 from pab.core.config import load_config
 from pab.core.errors import InputError
-from pab.library import checked
 from pab.scores import ScoreFile
 
 

@@ -390,9 +390,9 @@ class _Callable(ModuleType):
 
     def __call__(self, *args: Any, **options: Any) -> Evaluation:
         """Evaluate scores; see :func:`pab.api.evaluate`."""
-        from pab import library
+        from pab import api
 
-        return library.evaluate(*args, **options)
+        return api.evaluate(*args, **options)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from lhp.beit3 import (
 from lhp.tokenizer import Tokenizer, pad_batch
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.errors import InputError
-from pab.data.images import ImageReader, recipe
-from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
-from pab.scoring.encoding import Compute
+from pab.data.images import ImageRecipe, recipe
+from pab.scoring.encoder import as_captions
+from pab.scoring.encoding import BatchEncoder
 
 
 def load_model(
@@ -87,36 +87,27 @@ def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
 
 
 @dataclass(frozen=True)
-class LhpEncoder:
-    """BEiT-3 as an encoder (:class:`pab.scoring.encoder.Encoder`).
+class LhpEncoder(BatchEncoder):
+    """BEiT-3 as an encoder.
 
     Attributes:
         model: weights in ``compute.weights``.
         tokenizer: tokenizer of the model.
-        compute: device, dtype and batch size.
         compiled: image encoder from :func:`compiled_image_encoder`; None uses the model.
-        origin, fingerprint: see the interface.
     """
 
     model: Beit3Retrieval
     tokenizer: Tokenizer
-    compute: Compute
     compiled: Callable[[Tensor], Tensor] | None = None
-    origin: Origin = UNKNOWN
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
-    similarity = staticmethod(cosine)
 
-    def encode_images(
-        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
-    ) -> Tensor:
-        """Encode images to unit vectors, float32 [G, D] on the CPU."""
-        return self.compute.images(
-            self.compiled or self.model.encode_image,
-            images,
-            recipe("beit3", self.model.config.img_size),
-            reader,
-            full_batches=self.compiled is not None,  # one shape, so one compilation
-        )
+    @property
+    def full_batches(self) -> bool:
+        """True for a compiled model: one shape requires one compilation."""
+        return self.compiled is not None
+
+    def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageRecipe]:
+        """See :class:`BatchEncoder`; the vectors have unit length."""
+        return self.compiled or self.model.encode_image, recipe("beit3", self.model.config.img_size)
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Encode captions to unit vectors, float32 [Q, D] on the CPU.

@@ -50,12 +50,12 @@ class InferConfig(MemberConfig):
             model=self.model, checkpoint=sha256, input_size=model.config.img_size
         )
         return LhpEncoder(
+            compute.with_cache(facts),
             model,
             tokenizer,
-            compute.with_cache(facts),
             compiled_image_encoder(model) if self.compile else None,
-            Origin(self.model, self.checkpoint, sha256, compute.dtype_name),
-            facts,
+            origin=Origin(self.model, self.checkpoint, sha256, compute.dtype_name),
+            fingerprint=facts,
         )
 
 

@@ -67,7 +67,7 @@ def pair_model(
     def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None
         compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        encoder = LhpEncoder(model, tokenizer, compute)
+        encoder = LhpEncoder(compute, model, tokenizer)
         return scores_of(encoder, [q.caption for q in retrieval.queries], retrieval.gallery)
 
     scoring = command_line(

@@ -302,8 +302,8 @@ def test_text_batches_equal_one_by_one(
     ]
     captions = [" ".join(words[: 1 + (i * 5) % len(words)]) for i in range(17)]
     four = Compute(torch.device("cpu"), torch.float32, torch.float32, 4, 0)
-    together = LhpEncoder(model, tokenizer, four).encode_texts(captions)
-    one = LhpEncoder(model, tokenizer, replace(four, batch_size=1))
+    together = LhpEncoder(four, model, tokenizer).encode_texts(captions)
+    one = LhpEncoder(replace(four, batch_size=1), model, tokenizer)
     alone = torch.cat([one.encode_texts([caption]) for caption in captions])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 

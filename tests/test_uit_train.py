@@ -516,7 +516,7 @@ def test_two_processes_validate_what_is_written(
     rows = [tokenizer.encode(caption) for caption in captions]
     compute = Compute(CPU, torch.float32, torch.float32, 4, 0)
     features = encode_gallery(model, retrieval.gallery, compute)
-    itc = UitEncoder(model, tokenizer, compute).encode_texts(captions) @ features.vectors.T
+    itc = UitEncoder(compute, model, tokenizer).encode_texts(captions) @ features.vectors.T
     candidates = choose_candidates(itc, 3)
     logits = match_scores(
         model, tokenizer, rows, features.tokens, candidates, device=CPU, dtype=torch.float32

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,11 +22,11 @@ from pab.core.checkpoints import checkpoint_hash
 from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.progress import progress
-from pab.data.images import ImageReader, recipe
+from pab.data.images import ImageReader, ImageRecipe, recipe
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
-from pab.scoring.encoding import Compute
+from pab.scoring.encoder import Origin, as_captions
+from pab.scoring.encoding import BatchEncoder, Compute
 from uit.model import Uit, UitConfig, model_config, tensor_names
 from uit.weights import load_uit_state, uit_state
 
@@ -179,33 +179,21 @@ def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path
 
 
 @dataclass(frozen=True)
-class UitEncoder:
-    """UIT's ITC as an encoder (:class:`pab.scoring.encoder.Encoder`).
+class UitEncoder(BatchEncoder):
+    """UIT's ITC as an encoder.
 
     Attributes:
         model: model with weights in ``compute.weights``.
         tokenizer: tokenizer of the model.
-        compute: device, dtype and batching.
-        origin, fingerprint: see the interface.
     """
 
     model: Uit
     tokenizer: Tokenizer
-    compute: Compute
-    origin: Origin = UNKNOWN
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
-    similarity = staticmethod(cosine)
 
-    def encode_images(
-        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
-    ) -> Tensor:
-        """Map images to unit vectors, float32 [G, E] on the CPU."""
-        return self.compute.images(
-            lambda pixels: self.model.image_vector(self.model.vision_encoder(pixels)),
-            images,
-            recipe("uit", self.model.config.swin.image_size),
-            reader,
-        )
+    def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageRecipe]:
+        """See :class:`BatchEncoder`; the vectors have unit length."""
+        recipe_of_size = recipe("uit", self.model.config.swin.image_size)
+        return lambda x: self.model.image_vector(self.model.vision_encoder(x)), recipe_of_size
 
     def ids(self, captions: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each caption.
@@ -248,9 +236,9 @@ def load_encoder(config: InferConfig) -> UitEncoder:
     sha256 = checkpoint_hash(config.checkpoint)
     sizes = f"{config.model}, {config.input_size} px, windows of {config.window}"
     return UitEncoder(
+        compute,
         model.to(compute.device, compute.dtype),
         tokenizer,
-        compute,
-        Origin(config.model, config.checkpoint, sha256, compute.dtype_name),
-        compute.fingerprint(weights=sha256, model=sizes),
+        origin=Origin(config.model, config.checkpoint, sha256, compute.dtype_name),
+        fingerprint=compute.fingerprint(weights=sha256, model=sizes),
     )

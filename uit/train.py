@@ -198,7 +198,7 @@ def validation_metrics(
     assert retrieval.gallery is not None
     captions = [query.caption for query in retrieval.queries]
     compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-    reranker = UitReranker(UitEncoder(model, tokenizer, compute), compute)
+    reranker = UitReranker(UitEncoder(compute, model, tokenizer), compute)
     itc = reranker.first_scores(captions, retrieval.gallery)
     match = rerank_best(reranker, captions, retrieval.gallery, itc, config.k_val, "--k_val")
     figures = retrieval_metrics(retrieval, match)

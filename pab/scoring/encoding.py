@@ -7,8 +7,9 @@ Shape letters: `G` images, `Q` captions, `D` width of the vectors, `B` batch, `S
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ from pab.core.devices import DTYPES, autocast
 from pab.core.progress import progress
 from pab.data.images import ImageLoader, ImageReader, ImageRecipe, ImageTransform
 from pab.data.records import GalleryImage
-from pab.scoring.encoder import AnyImage, as_images
+from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_images, cosine
 from pab.scoring.feature_cache import FeatureCache, caption_digest, code_versions
 
 if TYPE_CHECKING:
@@ -194,6 +195,49 @@ class Compute:
             order += places
         found = torch.cat(parts) if parts else None
         return processes.assemble(order, found, len(rows), self.device)
+
+
+@dataclass(frozen=True)
+class BatchEncoder(ABC):
+    """Encoder that runs a model in batches (see :class:`pab.scoring.encoder.Encoder`).
+
+    Subclasses add the model and implement the abstract methods.
+
+    Attributes:
+        compute: device, dtype, batch size and feature cache of the model.
+        origin, fingerprint: see the interface.
+    """
+
+    compute: Compute
+    _: KW_ONLY
+    origin: Origin = UNKNOWN
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    @abstractmethod
+    def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageRecipe | ImageTransform]:
+        """Return the function from pixels [B, 3, S, S] to vectors [B, D], and the preprocessing."""
+
+    @abstractmethod
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Encode captions to unit vectors, float32 [Q, D] on the CPU."""
+
+    @property
+    def full_batches(self) -> bool:
+        """True if every batch of images must have the same size."""
+        return False
+
+    def encode_images(
+        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
+    ) -> Tensor:
+        """Encode images to vectors, float32 [G, D] on the CPU."""
+        encode, transform = self.image_encoder()
+        return self.compute.images(
+            encode, images, transform, reader, full_batches=self.full_batches
+        )
+
+    def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
+        """Compute cosine similarities of unit vectors, float32 [Q, G]."""
+        return cosine(texts, images)
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

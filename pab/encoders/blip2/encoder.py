@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from pab.data.images import ImageReader, ImageTransform
+from pab.data.images import ImageTransform
 from pab.data.wordpiece import Tokenizer
 from pab.encoders.blip2.model import ImageTextModel
 from pab.encoders.captions import CaptionIds
 from pab.encoders.pooling import Pooling, similarity_of_rows
-from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions
-from pab.scoring.encoding import Compute
+from pab.scoring.encoder import as_captions
+from pab.scoring.encoding import BatchEncoder
 
 CAPTION_IDS = 64  # expected maximum ids of a caption of 50 words; sets the batch size
 
 
 @dataclass(frozen=True)
-class Blip2Encoder:
-    """BLIP-2 as an encoder (:class:`pab.scoring.encoder.Encoder`).
+class Blip2Encoder(BatchEncoder):
+    """BLIP-2 as an encoder.
 
     The K query vectors of an image, each of width E, are concatenated to one row [K * E].
 
@@ -29,26 +29,16 @@ class Blip2Encoder:
         tokenizer: BERT's vocabulary.
         transform: preprocessing of the model.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
-        compute: device, dtype and batch size.
-        origin, fingerprint: see the interface.
     """
 
     model: ImageTextModel
     tokenizer: Tokenizer
     transform: ImageTransform
     pooling: Pooling
-    compute: Compute
-    origin: Origin = UNKNOWN
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
 
-    def encode_images(
-        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
-    ) -> Tensor:
-        """Encode G images to K unit vectors each, float32 [G, K * E] on the CPU."""
-        return self.compute.images(
-            lambda pixels: self.model.encode_queries(pixels).flatten(1),
-            images, self.transform, reader,
-        )  # fmt: skip
+    def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageTransform]:
+        """See :class:`BatchEncoder`; each image has K unit vectors, [B, K * E]."""
+        return lambda pixels: self.model.encode_queries(pixels).flatten(1), self.transform
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Encode Q captions to unit vectors, float32 [Q, E] on the CPU.

@@ -121,7 +121,7 @@ def pair_model(
     def score(retrieval: Retrieval) -> Tensor:
         assert retrieval.gallery is not None
         compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        encoder = Blip2Encoder(model, tokenizer, transform, config.query_pooling, compute)
+        encoder = Blip2Encoder(compute, model, tokenizer, transform, config.query_pooling)
         captions = [query.caption for query in retrieval.queries]
         return scores_of(encoder, captions, retrieval.gallery)
 

@@ -108,13 +108,13 @@ class InferConfig(EncoderConfig):
             model=self.model, preprocessing=images, checkpoint=sha256 or source, image_weights=tower
         )
         return Blip2Encoder(
+            compute.with_cache(facts),
             model.to(compute.device, compute.dtype),
             tokenizer,
             images.transform(),
             self.query_pooling,
-            compute.with_cache(facts),
-            self.origin(source, sha256, compute.dtype_name),
-            facts,
+            origin=self.origin(source, sha256, compute.dtype_name),
+            fingerprint=facts,
         )
 
     def open_lavis(self) -> Encoder:
@@ -131,11 +131,11 @@ class InferConfig(EncoderConfig):
         source = f"LAVIS's {self.model}" if self.pretrained is None else self.pretrained
         sha256 = "" if self.pretrained is None else checkpoint_hash(self.pretrained)
         return LavisEncoder(
+            compute,
             model.to(compute.device),
             transform,
             process,
             self.query_pooling,
-            compute,
-            self.origin(source, sha256, dtype),
-            compute.fingerprint(model=source, checkpoint=sha256, backend="lavis"),
+            origin=self.origin(source, sha256, dtype),
+            fingerprint=compute.fingerprint(model=source, checkpoint=sha256, backend="lavis"),
         )

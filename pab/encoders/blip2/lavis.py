@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pab.core.checkpoints import model_state, read_checkpoint
 from pab.core.errors import InputError
-from pab.data.images import ImageReader, ImageTransform
+from pab.data.images import ImageTransform
 from pab.encoders.pooling import Pooling, similarity_of_rows
-from pab.scoring.encoder import AnyImage, Origin, as_captions
-from pab.scoring.encoding import Compute
+from pab.scoring.encoder import as_captions
+from pab.scoring.encoding import BatchEncoder
 
 EXTRACTOR = "blip2_feature_extractor"
 # Tensors that a LAVIS checkpoint may lack: the frozen tower, and the position ids 0, 1, 2, ...
@@ -90,35 +90,28 @@ def lavis_names(path: str) -> set[str]:
 
 
 @dataclass(frozen=True)
-class LavisEncoder:
-    """LAVIS's feature extractor as an encoder (:class:`pab.scoring.encoder.Encoder`).
+class LavisEncoder(BatchEncoder):
+    """LAVIS's feature extractor as an encoder.
 
     Attributes:
         model: the extractor, on the device of ``compute``.
         transform, process: the extractor's image and caption processors.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
-        compute: device and batch size.
-        origin, fingerprint: see the interface.
     """
 
     model: Any
     transform: ImageTransform
     process: Callable[[str], str]
     pooling: Pooling
-    compute: Compute
-    origin: Origin
-    fingerprint: Mapping[str, str]
 
-    def encode_images(
-        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
-    ) -> Tensor:
-        """Encode G images to K unit vectors of width E, float32 [G, K * E] on the CPU."""
+    def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageTransform]:
+        """See :class:`BatchEncoder`; each image has K unit vectors of width E, [B, K * E]."""
 
         def encode(pixels: Tensor) -> Tensor:
             found = self.model.extract_features({"image": pixels}, mode="image")
             return found.image_embeds_proj.flatten(1)
 
-        return self.compute.images(encode, images, self.transform, reader)
+        return encode, self.transform
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Encode Q captions to unit vectors, float32 [Q, E] on the CPU."""

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from pab.data.images import ImageReader
+from pab.data.images import ImageTransform
 from pab.encoders.clip.model import ClipModel
-from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_captions, cosine
-from pab.scoring.encoding import Compute
+from pab.scoring.encoder import as_captions
+from pab.scoring.encoding import BatchEncoder
 
 
 @dataclass(frozen=True)
-class ClipEncoder:
-    """OpenCLIP model as an encoder (:class:`pab.scoring.encoder.Encoder`).
+class ClipEncoder(BatchEncoder):
+    """OpenCLIP model as an encoder.
 
     Attributes:
         clip: the model, on the device of ``compute``.
-        compute: device, dtype and batch size.
-        origin, fingerprint: see the interface.
     """
 
     clip: ClipModel
-    compute: Compute
-    origin: Origin = UNKNOWN
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
-    similarity = staticmethod(cosine)
 
-    def encode_images(
-        self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
-    ) -> Tensor:
-        """Encode G images to unit vectors of width D, float32 [G, D] on the CPU."""
-        return self.compute.images(self.clip.encode_image, images, self.clip.transform, reader)
+    def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageTransform]:
+        """See :class:`BatchEncoder`; the vectors have unit length."""
+        return self.clip.encode_image, self.clip.transform
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Encode Q captions to unit vectors, float32 [Q, D] on the CPU."""

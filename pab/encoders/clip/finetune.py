@@ -101,7 +101,7 @@ def pair_model(
         assert retrieval.gallery is not None
         compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
         captions = [query.caption for query in retrieval.queries]
-        return scores_of(ClipEncoder(clip, compute), captions, retrieval.gallery)
+        return scores_of(ClipEncoder(compute, clip), captions, retrieval.gallery)
 
     scoring = command_line("python scripts/clip_infer.py", model=config.model)
     return PairModel(

@@ -57,4 +57,4 @@ class InferConfig(EncoderConfig):
         )
         source = self.pretrained or str(clip.weights_file)
         origin = Origin(self.model, source, sha256, compute.dtype_name)
-        return ClipEncoder(clip, compute.with_cache(facts), origin, facts)
+        return ClipEncoder(compute.with_cache(facts), clip, origin=origin, fingerprint=facts)

@@ -28,9 +28,8 @@ def tuned(out: Path, *flags: str) -> tuple[Path, mini.Evaluation]:
     if not (out / mini.FINAL).is_file():
         mini.run_script("finetune_clip", [*flags, "--output_dir", str(out)])
     weights = out / mini.BEST
-    return weights, mini.judged(
-        mini.score_encoder("clip", mini.TEST, out, "--pretrained", str(weights)), mini.TEST
-    )
+    scores = mini.score_encoder("clip", mini.TEST, out, "--pretrained", str(weights))
+    return weights, mini.judged(scores)
 
 
 def main() -> None:

@@ -29,9 +29,8 @@ def one_run(prob: float, seed: int, epochs: int, folder: Path) -> dict[str, floa
             + ["--local_prob", str(prob), "--seed", str(seed), "--epochs", str(epochs)]
             + ["--val_pairs", "0", "--save_ckpt_freq", str(epochs)]
         )
-    found = mini.judged(
-        mini.score_lhp(mini.TEST, out, "--checkpoint", str(out / mini.FINAL)), mini.TEST
-    ).summary()
+    scores = mini.score_lhp(mini.TEST, out, "--checkpoint", str(out / mini.FINAL))
+    found = mini.judged(scores).summary()
     return {name: found[name] for name in METRICS}
 
 

@@ -33,12 +33,12 @@ def main() -> None:
     chosen = yaml.safe_load(weights.read_text())
 
     members = mini.score_shipped(mini.TEST, folder)
-    alone = {name: mini.judged(path, mini.TEST) for name, path in members.items()}
+    alone = {name: mini.judged(path) for name, path in members.items()}
     rows = [mini.table_row(f"{NAMES[name]} alone", found, None) for name, found in alone.items()]
     order, before = list(members), alone["lhp"]
     for count in range(2, len(order) + 1):
         some = {name: members[name] for name in order[:count]}
-        found = mini.judged(mini.fused(weights, some, folder / f"fused_{count}.pt"), mini.TEST)
+        found = mini.judged(mini.fused(weights, some, folder / f"fused_{count}.pt"))
         keep = chosen[WEIGHT_FLAGS[order[count - 1]]]
         rows.append(mini.table_row(f"+ {NAMES[order[count - 1]]}, weight {keep:g}", found, before))
         before = found

@@ -166,9 +166,9 @@ def fused(weights: Path, members: dict[str, Path], out: Path) -> Path:
     return out
 
 
-def judged(score: Path, labelled: LabelledSet) -> Evaluation:
-    """Evaluate a score file."""
-    return evaluate(load_scores(score), labelled.retrieval(), where=score)
+def judged(score: Path) -> Evaluation:
+    """Evaluate a score file of the mini test set."""
+    return evaluate(load_scores(score), TEST.retrieval(), where=score)
 
 
 def printed_row(*cells: str) -> str:

@@ -20,7 +20,7 @@ def main() -> None:
     ).parse_args()
     folder = mini.keyed_folder(args.work, mini.UIT_RECIPE.read_text())
     lhp_test = mini.score_lhp(mini.TEST, folder)
-    lhp = mini.judged(lhp_test, mini.TEST)
+    lhp = mini.judged(lhp_test)
     rows = [mini.table_row("LHP", lhp, None)]
     for seed in args.seeds:
         out = folder / f"s{seed}"
@@ -37,7 +37,7 @@ def main() -> None:
             ("UIT over LHP's candidates", pair["uit"]),
             (f"LHP and UIT fused at {weight:g}", mini.fused(weights, pair, out / "fused.pt")),
         ):
-            rows.append(mini.table_row(f"{name}, seed {seed}", mini.judged(path, mini.TEST), lhp))
+            rows.append(mini.table_row(f"{name}, seed {seed}", mini.judged(path), lhp))
     seeds = " ".join(map(str, args.seeds))
     text = [
         f"Written by `python benchmarks/uit_fused.py --seeds {seeds} --out {args.out}`:",

@@ -24,10 +24,8 @@ COLUMNS = ("ITC R@1", "ITC R@10", "re-ranked R@1", "re-ranked mAP", "over twin")
 def one_run(flags: tuple[str, ...], out: Path, candidates: Path) -> dict[str, float]:
     """Train and score one model; return its metrics on the mini test set, percent."""
     checkpoint = mini.train_uit(out, *flags)
-    by_itc = mini.judged(mini.score_itc(checkpoint, mini.TEST, out), mini.TEST).summary()
-    ranked = mini.judged(
-        mini.score_uit(checkpoint, mini.TEST, out, candidates), mini.TEST
-    ).summary()
+    by_itc = mini.judged(mini.score_itc(checkpoint, mini.TEST, out)).summary()
+    ranked = mini.judged(mini.score_uit(checkpoint, mini.TEST, out, candidates)).summary()
     values = (by_itc["R@1"], by_itc["R@10"], ranked["R@1"], ranked["mAP"], ranked["over twin"])
     return dict(zip(COLUMNS, values, strict=True))
 

@@ -17,6 +17,7 @@ from pab.core.checkpoints import LoadReport, load_strict, model_state, read_chec
 from pab.core.notices import notice
 from pab.core.weight_folders import Family, weights_of_folder
 from uit.model import Uit, adapt_state
+from uit.swin import Swin
 
 BIAS_TABLE = ".relative_position_bias_table"
 # Buffers derived from the sizes; the model computes them, whatever the checkpoint's window size.
@@ -108,9 +109,7 @@ def load_swin(model: Uit, path: str | Path) -> LoadReport:
     state = {n: t for n, t in state.items() if not n.startswith("head.")}
     if "layers.0.downsample.reduction.weight" not in state:
         state = {_stage_before(name): tensor for name, tensor in state.items()}  # timm's names
-    prefix = "vision_encoder."
-    state = resize_bias_tables({prefix + name: t for name, t in state.items()}, model, path)
-    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = resize_bias_tables(state, tower, path)
     return load_strict(tower, state, path, ignore=DERIVED)
 
 
@@ -187,7 +186,7 @@ def start_from_scratch(model: Uit) -> None:
 
 
 def resize_bias_tables(
-    state: Mapping[str, Tensor], model: Uit, path: str | Path
+    state: Mapping[str, Tensor], model: Uit | Swin, path: str | Path
 ) -> dict[str, Tensor]:
     """Resize relative position bias tables (bicubic) to the model's window sizes.
 

@@ -126,6 +126,7 @@ def write_report(
         InputError: a displayed image is missing or unreadable, or the trials file is invalid.
     """
     main = rankings[0]
+    sweep = None if trials is None else weight_sweep(trials)  # rejects a bad file before the work
     queries = {query.query_id: query for query in retrieval.queries}
     kinds = [_kind(queries[query_id]) for query_id in main.scores.query_ids]
     ranks = None if main.evaluation is None else main.evaluation.metrics.best_rank.tolist()
@@ -143,7 +144,7 @@ def write_report(
         main=main,
         groups=groups,
         curve=None if ranks is None else recall_curve(best_ranks(rankings)),
-        sweep=None if trials is None else weight_sweep(trials),
+        sweep=sweep,
         steps=changes,
         least=LEAST_OF_AN_ACTION,
         strips=strips,

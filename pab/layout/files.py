@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -20,15 +21,7 @@ from pab.data.masked_queries import read_answers
 from pab.data.tables import SEPARATORS, TableColumns
 from pab.formats.runs import is_trec_run
 from pab.formats.tables import separator_of
-from pab.layout.found import (
-    Found,
-    blank_names,
-    captioned_commands,
-    count,
-    counts_by_ending,
-    quoted,
-    tar_names,
-)
+from pab.layout.found import Found, blank_names, captioned_commands, count, counts_by_ending, quoted
 from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
 
@@ -97,22 +90,32 @@ def _picture(path: Path) -> Found:
     return Found("an image", facts, (command,))
 
 
+def archive_names(path: Path) -> list[str]:
+    """List the names in a zip or tar archive; of a tar, only those of files.
+
+    Raises:
+        InputError: the archive cannot be read.
+    """
+    try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as packed:
+                return packed.namelist()
+        with tarfile.open(path) as archive:
+            return [member.name for member in archive if member.isfile()]
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise InputError(path, f"cannot be read: {error}") from error
+
+
 def _archive(path: Path) -> Found:
     """Describe an answer archive, or a tar of images with captions."""
-    is_tar = path.suffix.lower() == ".tar"
-    try:
-        if is_tar:
-            names = tar_names(path)
-        else:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(path, f"cannot be read: {error}") from error
+    names = archive_names(path)
     if names == ["answer.txt"]:
         command = f"python -m pab.evaluate --predictions {quoted(path)} --annotation FILE"
         return Found("a zipped answer", ("holds answer.txt",), (command,))
     out = quoted(path.with_suffix(""))
-    unpack = f"tar -xf {quoted(path)} -C" if is_tar else f"unzip -q {quoted(path)} -d"
+    unpack = f"tar -xf {quoted(path)} -C"
+    if path.suffix.lower() == ".zip":
+        unpack = f"unzip -q {quoted(path)} -d"
     commands = (f"mkdir -p {out} && {unpack} {out}", f"python -m pab.layout check {out}")
     facts = (f"holds {counts_by_ending(names, 'other') or 'nothing'}",)
     return Found("an archive: unpack it first", facts, commands)

@@ -6,6 +6,7 @@ import csv
 import tarfile
 import zipfile
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -16,6 +17,7 @@ from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_id_list
 from pab.data.image_paths import data_root, is_photo_name
 from pab.data.json_lines import entries, head_of, json_object
+from pab.data.json_lines import lines as raw_lines
 from pab.data.labelled_images import read_labelled_images
 from pab.data.masked_queries import read_answers
 from pab.data.tables import SEPARATORS, TableColumns
@@ -178,7 +180,8 @@ def _table(path: Path, head: str) -> Found:
         captions = [name for name in CAPTION_KEYS if name in columns]
         if images and captions:
             return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
-    if separator_of(head) is not None:
+    start = b"".join(raw for *_, raw in islice(raw_lines(path), 2))  # the head may end in line 1
+    if separator_of(start.decode("utf-8", "replace")) is not None:
         return describe_scores(path)
     columns = headers[0] if headers else [first]
     what = "a table without the usual columns of a caption table"

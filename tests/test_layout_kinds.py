@@ -302,6 +302,15 @@ def test_scores_of_other_tools(name: str) -> None:
     assert ("python -m ensemble.run --member" in text) != lacks_ids
 
 
+def test_a_score_table_of_a_large_gallery(tmp_path: Path) -> None:
+    names = [f"image_{number:06d}" for number in range(6_000)]  # a header of more than 64 KiB
+    rows = [["query", *names], ["q1", *("0.5" for _ in names)]]
+    write_text(tmp_path / "wide.csv", "".join(",".join(row) + "\n" for row in rows))
+    text = explain(tmp_path / "wide.csv")
+    assert "a CSV table" in text.splitlines()[0]
+    assert "1 queries x 6000 images" in text
+
+
 @pytest.mark.parametrize(
     ("names", "model"),
     [

@@ -57,12 +57,15 @@ def test_evaluate_is_both_a_function_and_a_command() -> None:
     """Importing the module ``pab.evaluate`` must not hide the function of the same name."""
     code = (
         "from pab import evaluate as first\nimport pab.evaluate\nfrom pab import evaluate\n"
-        "print(callable(first), callable(evaluate), pab.evaluate.main.__module__)\n"
+        "import torch\nfrom pab.scores import ScoreFile\n"
+        "scores = ScoreFile(torch.ones(1, 1), ['q'], ['a'])\n"
+        "found = [one(scores, {'q': 'a'}).summary()['R@1'] for one in (first, evaluate)]\n"
+        "print(*found, pab.evaluate.main.__module__)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["True", "True", "pab.evaluate"]
+    assert done.stdout.split() == ["100.0", "100.0", "pab.evaluate"]
 
 
 def test_rank_breaks_ties_by_the_smaller_id_in_any_column_order() -> None:

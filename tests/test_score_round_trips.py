@@ -99,6 +99,15 @@ def test_every_export_is_read_back(data: st.DataObject, tmp_path_factory: Any) -
         assert ranked_names(found.scores, gallery, 9) == ranked_names(scores, gallery, 9)
 
 
+@pytest.mark.parametrize("name", ["wide.csv", "wide.tsv", "wide.txt"])
+def test_tables_of_large_galleries(tmp_path: Path, name: str) -> None:
+    """A line of more than 131,072 characters, the limit of csv for a cell, is not one cell."""
+    ids = [f"image_{number:06d}" for number in range(12_000)]
+    wide = ScoreFile(torch.rand(2, len(ids), generator=torch.manual_seed(0)), ["q1", "q2"], ids)
+    score_export.export(wide, "csv", tmp_path / name)
+    assert torch.equal(load_scores(tmp_path / name).scores, wide.scores)
+
+
 def test_partial_scores_go_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = {"q1": {"a": 1.0, "c": 0.5}, "q2": {"b": 2.0}}
     (tmp_path / "run.json").write_text(json.dumps(run))

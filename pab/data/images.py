@@ -24,7 +24,7 @@ from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.progress import progress
 from pab.data.fields import is_text
-from pab.data.image_paths import IMAGE_ENDINGS
+from pab.data.image_paths import IMAGE_ENDINGS, is_image_name
 from pab.data.records import GalleryImage
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
         raise InputError(folder, f"cannot be listed: {error.strerror or error}") from error
     for name in names:
         path = folder / name
-        if name.startswith(".") or path.suffix.lower() not in IMAGE_ENDINGS:
+        if not is_image_name(name):
             continue
         if not is_text(name):
             problem = f"expected file names in UTF-8, found {name!a}"

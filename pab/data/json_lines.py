@@ -126,9 +126,8 @@ def _spans_lines(head: list[bytes]) -> bool:
 
 
 def _values(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    text = text_of(path)
-    with utf8_bytes(path) as (_, offset):
-        pass
+    with utf8_bytes(path) as (handle, offset):
+        text = text_files.utf8_text(handle.read(), path)
     number, done = 1, 0
     try:
         for start, stop in _spans(text):

@@ -64,7 +64,9 @@ def state_of(found: os.stat_result) -> str:
 def index_key(shards: list[Shard], root: Path, columns: TableColumns) -> str:
     """Hash everything that the index depends on, to 20 hex digits."""
     facts: list[Any] = [INDEX_FORMAT, [asdict(shard) for shard in shards]]
-    if any(tables.is_own_data(shard.path) for shard in shards):  # copies hold paths below the root
+    # Copies of tables and folders hold paths below the root.
+    paths = [Path(shard.path) for shard in shards]
+    if any(tables.is_table(path) or path.is_dir() for path in paths):
         facts += [str(root.resolve()), asdict(columns)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 

@@ -84,14 +84,18 @@ def _first_and_last(ids: list[str]) -> str:
     return ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
 
 
-def show(path: str | Path) -> str:
+def show(path: str | Path, found: Matrix | Listing | None = None) -> str:
     """Describe a file of scores in any form, with or without ids.
+
+    Args:
+        path: the file.
+        found: its parsed content; None reads the file.
 
     Raises:
         InputError: the file cannot be read, or scores are NaN or infinite.
     """
     path = Path(path)
-    found = read_form(path)
+    found = read_form(path) if found is None else found
     ids = [found.query_ids, *([found.gallery_ids] if isinstance(found, Matrix) else [])]
     if None not in ids:
         return describe(path, found, to_score_file(found, path))

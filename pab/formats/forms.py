@@ -92,16 +92,17 @@ def _text_form(path: Path) -> Matrix | Listing:
         raise InputError(path, f"expected {what}, found an empty file")
     if start[0] in "[{":
         return json_run(text, path)
-    if path.suffix.lower() not in TABLE_ENDINGS:
+    is_table = path.suffix.lower() in TABLE_ENDINGS
+    if not is_table:
         if is_trec_run(start.split("\n", 1)[0]):
             return trec_run(text, path)
         if decimal_lines(start):
             tabbed = "\n".join("\t".join(line.split()) for line in text.split("\n"))
             return replace(text_table(tabbed, path, "\t", ids=False), form=_BLANK_TABLE)
-        if separator_of(start) is None:
-            return ranked_list(path)
-    separator, bare = separator_of(start), bare_separator_of(start)
-    if separator is None and bare is not None:
+    separator = separator_of(start)
+    if separator is None and not is_table:
+        return ranked_list(path)
+    if separator is None and (bare := bare_separator_of(start)) is not None:
         return text_table(text, path, bare, ids=False)
     # Without a separator, the reader's error names the first cell that is not a number.
     fallback = "\t" if path.suffix.lower() == ".tsv" else ","

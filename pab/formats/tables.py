@@ -33,7 +33,7 @@ def separator_of(text: str) -> str | None:
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
-    for separator in SEPARATORS:
+    for separator in filter(second.__contains__, SEPARATORS):  # csv rejects very long cells
         head, row = (next(csv.reader([line], delimiter=separator), []) for line in (first, second))
         if len(row) > 1 and len(row) - len(head) in (0, 1):
             names_alone = len(head) < len(row) and not any("." in cell for cell in head)
@@ -46,7 +46,7 @@ def separator_of(text: str) -> str | None:
 def bare_separator_of(text: str) -> str | None:
     """Return the separator of a table of numbers without header and id column, else None."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
-    for separator in SEPARATORS:
+    for separator in filter(first.__contains__, SEPARATORS):
         row = next(csv.reader([first], delimiter=separator), [])
         if len(row) > 1 and all(number_of(cell) is not None for cell in row):
             return separator

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import tarfile
 import zipfile
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -15,20 +17,13 @@ from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_id_list
 from pab.data.image_paths import data_root, is_photo_name
 from pab.data.json_lines import entries, head_of, json_object
+from pab.data.json_lines import lines as raw_lines
 from pab.data.labelled_images import read_labelled_images
 from pab.data.masked_queries import read_answers
 from pab.data.tables import SEPARATORS, TableColumns
 from pab.formats.runs import is_trec_run
 from pab.formats.tables import separator_of
-from pab.layout.found import (
-    Found,
-    blank_names,
-    captioned_commands,
-    count,
-    counts_by_ending,
-    quoted,
-    tar_names,
-)
+from pab.layout.found import Found, blank_names, captioned_commands, count, counts_by_ending, quoted
 from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
 
@@ -97,22 +92,32 @@ def _picture(path: Path) -> Found:
     return Found("an image", facts, (command,))
 
 
+def archive_names(path: Path) -> list[str]:
+    """List the names in a zip or tar archive; of a tar, only those of files.
+
+    Raises:
+        InputError: the archive cannot be read.
+    """
+    try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as packed:
+                return packed.namelist()
+        with tarfile.open(path) as archive:
+            return [member.name for member in archive if member.isfile()]
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise InputError(path, f"cannot be read: {error}") from error
+
+
 def _archive(path: Path) -> Found:
     """Describe an answer archive, or a tar of images with captions."""
-    is_tar = path.suffix.lower() == ".tar"
-    try:
-        if is_tar:
-            names = tar_names(path)
-        else:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(path, f"cannot be read: {error}") from error
+    names = archive_names(path)
     if names == ["answer.txt"]:
         command = f"python -m pab.evaluate --predictions {quoted(path)} --annotation FILE"
         return Found("a zipped answer", ("holds answer.txt",), (command,))
     out = quoted(path.with_suffix(""))
-    unpack = f"tar -xf {quoted(path)} -C" if is_tar else f"unzip -q {quoted(path)} -d"
+    unpack = f"tar -xf {quoted(path)} -C"
+    if path.suffix.lower() == ".zip":
+        unpack = f"unzip -q {quoted(path)} -d"
     commands = (f"mkdir -p {out} && {unpack} {out}", f"python -m pab.layout check {out}")
     facts = (f"holds {counts_by_ending(names, 'other') or 'nothing'}",)
     return Found("an archive: unpack it first", facts, commands)
@@ -175,7 +180,8 @@ def _table(path: Path, head: str) -> Found:
         captions = [name for name in CAPTION_KEYS if name in columns]
         if images and captions:
             return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
-    if separator_of(head) is not None:
+    start = b"".join(raw for *_, raw in islice(raw_lines(path), 2))  # the head may end in line 1
+    if separator_of(start.decode("utf-8", "replace")) is not None:
         return describe_scores(path)
     columns = headers[0] if headers else [first]
     what = "a table without the usual columns of a caption table"

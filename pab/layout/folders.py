@@ -12,15 +12,8 @@ from pab.data.bad_lines import BadLines
 from pab.data.image_paths import file_names, is_photo_name, part_of
 from pab.data.tables import TABLE_ENDINGS, TableColumns, captioned_images, is_captioned_folder
 from pab.data.tree import shard_number
-from pab.layout.found import (
-    Found,
-    blank_names,
-    captioned_commands,
-    count,
-    counts_by_ending,
-    quoted,
-    tar_names,
-)
+from pab.layout.files import archive_names
+from pab.layout.found import Found, blank_names, captioned_commands, count, counts_by_ending, quoted
 from pab.layout.parts import masked_part, query_file
 from pab.layout.weights import explain_weight_folder
 
@@ -91,7 +84,7 @@ def _image_shards(folder: Path, numbers: list[int]) -> Found:
 
 def _tars(folder: Path, names: list[str]) -> Found:
     """Describe WebDataset shards by the content of the first shard."""
-    held = counts_by_ending(tar_names(folder / names[0]))
+    held = counts_by_ending(archive_names(folder / names[0]))
     out = f"{quoted(folder)}/unpacked"
     commands = (
         f'mkdir {out} && for f in {quoted(folder)}/*.tar; do tar -xf "$f" -C {out}; done',

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pab.core.errors import InputError
 from pab.data.tables import TableColumns
 
 
@@ -30,19 +28,6 @@ def quoted(path: Path) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """Format a number with its noun: "1 image", "1,978 images"; ``plural`` defaults to NOUN + s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def tar_names(path: Path) -> list[str]:
-    """List the names of the files in a tar archive.
-
-    Raises:
-        InputError: the archive cannot be read.
-    """
-    try:
-        with tarfile.open(path) as archive:
-            return [member.name for member in archive if member.isfile()]
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(path, f"cannot be read: {error}") from error
 
 
 def counts_by_ending(names: Iterable[str], without: str = "") -> str:

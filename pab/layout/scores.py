@@ -18,9 +18,9 @@ def describe_scores(path: Path) -> Found:
     """
     from pab.formats.description import show  # imports torch
 
-    lines = show(path).splitlines()
-    facts = tuple(line for line in lines if not line.startswith(("file ", "form ")))
     found = read_form(path)
+    lines = show(path, found).splitlines()
+    facts = tuple(line for line in lines if not line.startswith(("file ", "form ")))
     file = quoted(path)
     if isinstance(found, Matrix) and (found.query_ids is None or found.gallery_ids is None):
         out = quoted(path.with_name(f"{path.stem}_with_ids.pt"))

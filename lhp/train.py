@@ -29,9 +29,6 @@ from lhp.views import HybridView
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
-from pab.data.records import Retrieval
-from pab.scoring.encoder import scores_of
-from pab.scoring.encoding import Compute
 from pab.training.command import training_command
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
@@ -63,13 +60,6 @@ def pair_model(
     """Build the :class:`PairModel` of LHP; with ``resumed``, skip the initial weights."""
     model = build_model(config, tokenizer, start=resumed is None).to(device)
     layers = model.config.layers
-
-    def score(retrieval: Retrieval) -> Tensor:
-        assert retrieval.gallery is not None
-        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        encoder = LhpEncoder(model, tokenizer, compute)
-        return scores_of(encoder, [q.caption for q in retrieval.queries], retrieval.gallery)
-
     scoring = command_line(
         "python -m lhp.infer", model=config.model, input_size=config.input_size,
         tokenizer=config.sentencepiece_model, max_text_length=config.max_text_length,
@@ -81,7 +71,7 @@ def pair_model(
         pad=pad_batch,
         vectors=partial(pair_vectors, model, device=device, dtype=dtype),
         logit_scale=lambda: model.logit_scale,
-        score=score,
+        encoder=lambda compute: LhpEncoder(compute=compute, model=model, tokenizer=tokenizer),
         layers=layers,
         layer_of=lambda name: model.layer_of(name, layers),
         no_decay=model.no_weight_decay,

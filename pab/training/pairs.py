@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pab.data.images import ImageTransform
-from pab.data.records import Retrieval
+from pab.scoring.encoder import Encoder, scores_of
+from pab.scoring.encoding import Compute
 from pab.training.config import ContrastiveConfig
 from pab.training.contrastive import pair_backward
 from pab.training.data import retrieval_metrics, training_loader, validation_retrieval
@@ -37,7 +38,7 @@ class PairModel:
         pad: pads B rows of ids to ids [B, N] and their mask [B, N].
         vectors: maps pairs to unit vectors [B, K + 1, D], with the text's vector last.
         logit_scale: returns the logarithm of the scale of similarities, a scalar with gradient.
-        score: computes similarities [queries, gallery] of a labelled retrieval, for validation.
+        encoder: creates the encoder of the network, for validation.
         layers: number of blocks, for layer-wise learning-rate decay.
         layer_of: maps a parameter's name to its layer, 0 to ``layers + 1``.
         no_decay: returns true for a parameter (name, value) without weight decay.
@@ -52,7 +53,7 @@ class PairModel:
     pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]]
     vectors: Callable[[PairBatch], Tensor]
     logit_scale: Callable[[], Tensor]
-    score: Callable[[Retrieval], Tensor]
+    encoder: Callable[[Compute], Encoder]
     layers: int
     layer_of: Callable[[str], int]
     no_decay: Callable[[str, Tensor], bool]
@@ -135,7 +136,10 @@ def train_pairs(
             if run.validates:
                 with run.validating():
                     retrieval = validation_retrieval(data)
-                    figures = retrieval_metrics(retrieval, model.score(retrieval))
+                    assert retrieval.gallery is not None
+                    captions = [query.caption for query in retrieval.queries]
+                    scores = scores_of(model.encoder(setup.compute), captions, retrieval.gallery)
+                    figures = retrieval_metrics(retrieval, scores)
                 run.validated(figures)
             run.end_epoch()
         run.finish()

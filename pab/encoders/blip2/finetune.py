@@ -15,7 +15,6 @@ from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.data.images import recipe
-from pab.data.records import Retrieval
 from pab.data.wordpiece import VOCABULARY, Tokenizer
 from pab.encoders.blip2.encoder import Blip2Encoder
 from pab.encoders.blip2.model import (
@@ -29,8 +28,6 @@ from pab.encoders.captions import CaptionIds
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
-from pab.scoring.encoder import scores_of
-from pab.scoring.encoding import Compute
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel
@@ -117,14 +114,6 @@ def pair_model(
     frozen = tower if config.freeze == "image" else []
     module = adapted(model, config, frozen=frozen, temperature=model.temp)
     transform = recipe("blip2", sizes.image_size).transform()
-
-    def score(retrieval: Retrieval) -> Tensor:
-        assert retrieval.gallery is not None
-        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        encoder = Blip2Encoder(model, tokenizer, transform, config.query_pooling, compute)
-        captions = [query.caption for query in retrieval.queries]
-        return scores_of(encoder, captions, retrieval.gallery)
-
     scoring = command_line(
         "python scripts/blip2_infer.py", model=config.model, text_encoder=config.text_encoder,
         query_pooling=config.query_pooling,
@@ -141,7 +130,10 @@ def pair_model(
             pair_vectors, model, pooling=config.query_pooling, device=device, dtype=dtype
         ),
         logit_scale=model.logit_scale,
-        score=score,
+        encoder=lambda compute: Blip2Encoder(
+            compute=compute, model=model, tokenizer=tokenizer, transform=transform,
+            pooling=config.query_pooling,
+        ),
         layers=model.layers,
         layer_of=lambda name: model.layer_of(own_name(name)),
         no_decay=no_weight_decay,

@@ -16,7 +16,6 @@ from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.weight_folders import weights_or_path
-from pab.data.records import Retrieval
 from pab.encoders.clip.encoder import ClipEncoder
 from pab.encoders.clip.identity import ARCHITECTURE, CONFIGURATION
 from pab.encoders.clip.model import ClipModel, load_clip, new_clip
@@ -24,8 +23,6 @@ from pab.encoders.clip.names import FOLDER, architecture, label
 from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
 from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
-from pab.scoring.encoder import scores_of
-from pab.scoring.encoding import Compute
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel
@@ -96,13 +93,6 @@ def pair_model(
     )
     frozen = [*unused, *towers(model)[config.freeze]]
     module = adapted(model, config, frozen=frozen, temperature=scale)
-
-    def score(retrieval: Retrieval) -> Tensor:
-        assert retrieval.gallery is not None
-        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        captions = [query.caption for query in retrieval.queries]
-        return scores_of(ClipEncoder(clip, compute), captions, retrieval.gallery)
-
     scoring = command_line("python scripts/clip_infer.py", model=config.model)
     return PairModel(
         module=module,
@@ -114,7 +104,7 @@ def pair_model(
         pad=rows_and_mask,
         vectors=partial(pair_vectors, clip, device=device, dtype=dtype),
         logit_scale=partial(bounded, scale),
-        score=score,
+        encoder=lambda compute: ClipEncoder(compute=compute, clip=clip),
         layers=layers,
         layer_of=lambda name: layer_of(own_name(name)),
         no_decay=no_weight_decay,

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pab.core.adapters import own_name
 from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
@@ -27,7 +28,7 @@ from pab.encoders.blip2.model import (
 from pab.encoders.captions import CaptionIds
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
-from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
+from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel

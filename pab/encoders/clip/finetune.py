@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pab.core.adapters import own_name
 from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
@@ -22,7 +23,7 @@ from pab.encoders.clip.model import ClipModel, load_clip, new_clip
 from pab.encoders.clip.names import FOLDER, architecture, label
 from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
-from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
+from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel

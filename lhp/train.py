@@ -27,7 +27,6 @@ from lhp.encode import LhpEncoder, check_text_length
 from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
-from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
 from pab.training.command import training_command
 from pab.training.loop import command_line
@@ -54,7 +53,6 @@ def pair_model(
     config: TrainConfig,
     tokenizer: Tokenizer,
     device: torch.device,
-    dtype: torch.dtype,
     resumed: Mapping[str, str] | None,
 ) -> PairModel:
     """Build the :class:`PairModel` of LHP; with ``resumed``, skip the initial weights."""
@@ -69,7 +67,7 @@ def pair_model(
         view=HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio),
         encode_ids=tokenizer.encode,
         pad=pad_batch,
-        vectors=partial(pair_vectors, model, device=device, dtype=dtype),
+        vectors=partial(pair_vectors, model),
         logit_scale=lambda: model.logit_scale,
         encoder=lambda compute: LhpEncoder(compute=compute, model=model, tokenizer=tokenizer),
         layers=layers,
@@ -119,13 +117,10 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
     return model
 
 
-def pair_vectors(
-    model: Beit3Retrieval, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def pair_vectors(model: Beit3Retrieval, pairs: PairBatch) -> Tensor:
     """Encode B pairs; return image and text vectors stacked as [B, 2, D], with D their width."""
-    with autocast(device, dtype):
-        image = model.encode_image(pairs.image)
-        text = model.encode_text(pairs.text_ids, pairs.text_mask)
+    image = model.encode_image(pairs.image)
+    text = model.encode_text(pairs.text_ids, pairs.text_mask)
     return torch.stack([image, text], dim=1)
 
 

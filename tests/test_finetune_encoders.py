@@ -121,7 +121,7 @@ def built(runs: Runs, kind: str, **settings: Any) -> tuple[ContrastiveConfig, Pa
         **{k: str(v) if k == "text_encoder" else v for k, v in names.items()}
     )
     torch.manual_seed(0)
-    return config, module.pair_model(config, HybridView, CPU, torch.float32)
+    return config, module.pair_model(config, HybridView, CPU)
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])

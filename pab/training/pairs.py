@@ -12,6 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from pab.core.devices import autocast
 from pab.data.images import ImageTransform
 from pab.scoring.encoder import Encoder, scores_of
 from pab.scoring.encoding import Compute
@@ -66,7 +67,7 @@ def train_pairs(
     config: ContrastiveConfig,
     command: str,
     files: Mapping[str, ContentHash],
-    build: Callable[[torch.device, torch.dtype, Mapping[str, str] | None], PairModel],
+    build: Callable[[torch.device, Mapping[str, str] | None], PairModel],
 ) -> None:
     """Run the recipe from data to final checkpoint.
 
@@ -74,7 +75,7 @@ def train_pairs(
         config: settings of the recipe.
         command: command line, for the log.
         files: setting -> function that hashes its files (initial weights, tokenizer).
-        build: creates the model for a device and dtype, after the data is checked and the
+        build: creates the model on a device, after the data is checked and the
             generators are seeded. A resumed run also passes the facts of the checkpoint, which
             replaces all initial weights.
 
@@ -87,8 +88,12 @@ def train_pairs(
     data, device, resume, batches = setup.data, setup.device, setup.resume, setup.batches
     steps = steps_per_epoch(batches, config.update_freq)
     facts = None if resume is None else resume.facts
-    model = same_start(config.seed, lambda: build(device, setup.dtype, facts))
+    model = same_start(config.seed, lambda: build(device, facts))
     dataset = PairDataset(data.pairs, data.train_rows, model.view, model.encode_ids, config.seed)
+
+    def vectors(pairs: PairBatch) -> Tensor:
+        with autocast(device, setup.dtype):
+            return model.vectors(pairs)
 
     # ---- Optimizer and schedule
     groups = parameter_groups(
@@ -127,7 +132,7 @@ def train_pairs(
                 for loaded in islice(feed, config.update_freq):
                     batch = PairBatch(*(t.to(device, non_blocking=True) for t in loaded))
                     loss += pair_backward(
-                        model.vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
+                        vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
                         share=config.update_freq, scaler=run.scaler, device=device,
                     )  # fmt: skip
                 run.step({"loss": loss, "logit_scale": model.logit_scale().exp()})

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pab.core.adapters import own_name
 from pab.core.config import flag, model_flag
-from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.data.images import recipe
 from pab.data.wordpiece import VOCABULARY, Tokenizer
@@ -82,17 +81,11 @@ def pair_model(
     config: TrainConfig,
     view: MakeView,
     device: torch.device,
-    dtype: torch.dtype,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """Build the :class:`PairModel` of BLIP-2.
+    """Build the :class:`PairModel` of BLIP-2; with ``resumed``, skip the initial weights.
 
-    Args:
-        config: settings of the recipe.
-        view: builds the random view of training images.
-        device, dtype: device and dtype of the run.
-        resumed: facts of the checkpoint that will replace the model's weights. None loads the
-            initial weights.
+    ``view`` makes the random view of training images.
     """
     sizes = MODELS[config.model]
     tokenizer = Tokenizer(
@@ -127,9 +120,7 @@ def pair_model(
         ),
         encode_ids=CaptionIds(tokenizer),
         pad=tokenizer.pad_rows,
-        vectors=partial(
-            pair_vectors, model, pooling=config.query_pooling, device=device, dtype=dtype
-        ),
+        vectors=partial(pair_vectors, model, pooling=config.query_pooling),
         logit_scale=model.logit_scale,
         encoder=lambda compute: Blip2Encoder(
             compute=compute, model=model, tokenizer=tokenizer, transform=transform,
@@ -148,13 +139,10 @@ def pair_model(
     )  # fmt: skip
 
 
-def pair_vectors(
-    model: Blip2, pairs: PairBatch, *, pooling: Pooling, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def pair_vectors(model: Blip2, pairs: PairBatch, *, pooling: Pooling) -> Tensor:
     """Encode B pairs to K query vectors and a caption vector each, [B, K + 1, E]."""
-    with autocast(device, dtype):
-        images = model.encode_queries(pairs.image)
-        texts = model.encode_text(pairs.text_ids, pairs.text_mask)
+    images = model.encode_queries(pairs.image)
+    texts = model.encode_text(pairs.text_ids, pairs.text_mask)
     if pooling == "first":
         images = images[:, :1]
     return torch.cat([images, texts[:, None]], dim=1)

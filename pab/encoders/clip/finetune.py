@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pab.core.adapters import own_name
 from pab.core.config import flag, model_flag
-from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.weight_folders import weights_or_path
 from pab.encoders.clip.encoder import ClipEncoder
@@ -65,17 +64,11 @@ def pair_model(
     config: TrainConfig,
     view: MakeView,
     device: torch.device,
-    dtype: torch.dtype,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """Build the :class:`PairModel` of CLIP.
+    """Build the :class:`PairModel` of CLIP; see :func:`pab.training.pairs.train_pairs`.
 
-    Args:
-        config: settings of the recipe.
-        view: builds the random view of training images.
-        device, dtype: device and dtype of the run.
-        resumed: facts of the checkpoint that will replace the model's weights, with its
-            preprocessing. None loads the initial weights.
+    If ``resumed`` records the preprocessing, no initial weights are loaded.
     """
     recorded = (resumed or {}).get(PREPROCESSING)
     if recorded is not None:
@@ -103,7 +96,7 @@ def pair_model(
         ),
         encode_ids=clip.tokenize.ids_of,
         pad=rows_and_mask,
-        vectors=partial(pair_vectors, clip, device=device, dtype=dtype),
+        vectors=partial(pair_vectors, clip),
         logit_scale=partial(bounded, scale),
         encoder=lambda compute: ClipEncoder(compute=compute, clip=clip),
         layers=layers,
@@ -161,9 +154,6 @@ def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return ids, torch.ones_like(ids)
 
 
-def pair_vectors(
-    clip: ClipModel, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def pair_vectors(clip: ClipModel, pairs: PairBatch) -> Tensor:
     """Encode B pairs; return image and text vectors stacked as [B, 2, D], with D their width."""
-    with autocast(device, dtype):
-        return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)
+    return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)

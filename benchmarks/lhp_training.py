@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lhp.beit3 import Beit3Retrieval, model_config
 from lhp.train import pair_vectors
-from pab.core.devices import DTYPES, keep_freed_memory, make_scaler, seed_everything
+from pab.core.devices import DTYPES, autocast, keep_freed_memory, make_scaler, seed_everything
 from pab.training.contrastive import pair_backward
 from pab.training.pair_data import PairBatch
 
@@ -69,7 +69,11 @@ def step_gradient(
     chunk: int = 0,
 ) -> Tensor:
     """Accumulate one batch's gradient as in `lhp.train`; return the loss."""
-    encode = partial(pair_vectors, model, device=CPU, dtype=dtype)
+
+    def encode(pairs: PairBatch) -> Tensor:
+        with autocast(CPU, dtype):
+            return pair_vectors(model, pairs)
+
     return pair_backward(
         encode, batch, model.logit_scale, chunk=chunk, share=1, scaler=scaler, device=CPU
     )

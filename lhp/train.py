@@ -27,11 +27,7 @@ from lhp.encode import LhpEncoder, check_text_length
 from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
-from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
-from pab.data.records import Retrieval
-from pab.scoring.encoder import scores_of
-from pab.scoring.encoding import Compute
 from pab.training.command import training_command
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
@@ -57,19 +53,11 @@ def pair_model(
     config: TrainConfig,
     tokenizer: Tokenizer,
     device: torch.device,
-    dtype: torch.dtype,
     resumed: Mapping[str, str] | None,
 ) -> PairModel:
     """Build the :class:`PairModel` of LHP; with ``resumed``, skip the initial weights."""
     model = build_model(config, tokenizer, start=resumed is None).to(device)
     layers = model.config.layers
-
-    def score(retrieval: Retrieval) -> Tensor:
-        assert retrieval.gallery is not None
-        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        encoder = LhpEncoder(compute, model, tokenizer)
-        return scores_of(encoder, [q.caption for q in retrieval.queries], retrieval.gallery)
-
     scoring = command_line(
         "python -m lhp.infer", model=config.model, input_size=config.input_size,
         tokenizer=config.sentencepiece_model, max_text_length=config.max_text_length,
@@ -79,9 +67,9 @@ def pair_model(
         view=HybridView(config.input_size, config.local_prob, config.crop_scale, config.crop_ratio),
         encode_ids=tokenizer.encode,
         pad=pad_batch,
-        vectors=partial(pair_vectors, model, device=device, dtype=dtype),
+        vectors=partial(pair_vectors, model),
         logit_scale=lambda: model.logit_scale,
-        score=score,
+        encoder=lambda compute: LhpEncoder(compute=compute, model=model, tokenizer=tokenizer),
         layers=layers,
         layer_of=lambda name: model.layer_of(name, layers),
         no_decay=model.no_weight_decay,
@@ -129,13 +117,10 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
     return model
 
 
-def pair_vectors(
-    model: Beit3Retrieval, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def pair_vectors(model: Beit3Retrieval, pairs: PairBatch) -> Tensor:
     """Encode B pairs; return image and text vectors stacked as [B, 2, D], with D their width."""
-    with autocast(device, dtype):
-        image = model.encode_image(pairs.image)
-        text = model.encode_text(pairs.text_ids, pairs.text_mask)
+    image = model.encode_image(pairs.image)
+    text = model.encode_text(pairs.text_ids, pairs.text_mask)
     return torch.stack([image, text], dim=1)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import pab.encoders.blip2.finetune
 import pab.encoders.clip.finetune
 from lhp.views import HybridView
+from pab.core.adapters import own_name
 from pab.core.checkpoints import model_state, read_checkpoint
 from pab.core.errors import InputError
 from pab.data.training_set import TrainingSet
@@ -27,7 +28,6 @@ from pab.encoders.clip.identity import ARCHITECTURE
 from pab.encoders.clip.model import load_clip, new_clip
 from pab.encoders.layer_numbers import two_tower_layers
 from pab.encoders.train_clip_tokenizer import train_clip_tokenizer
-from pab.encoders.tuning import own_name
 from pab.scores import load_scores
 from pab.training.config import ContrastiveConfig
 from pab.training.loop import FINAL
@@ -121,7 +121,7 @@ def built(runs: Runs, kind: str, **settings: Any) -> tuple[ContrastiveConfig, Pa
         **{k: str(v) if k == "text_encoder" else v for k, v in names.items()}
     )
     torch.manual_seed(0)
-    return config, module.pair_model(config, HybridView, CPU, torch.float32)
+    return config, module.pair_model(config, HybridView, CPU)
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])

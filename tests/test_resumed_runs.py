@@ -58,8 +58,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
                 return loss
             if what == "loss":
                 return loss * float("nan")
-            (model,) = vectors.args
-            model.logit_scale.grad.fill_(float("inf"))
+            assert scale.grad is not None
+            scale.grad.fill_(float("inf"))
             return loss
 
         monkeypatch.setattr(pab.training.pairs, "pair_backward", backward)

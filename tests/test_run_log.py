@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pab.core import processes, progress
 from pab.core.config import load_config
 from pab.core.errors import InputError
+from pab.core.progress import Progress, write_line
 from pab.training.run_log import RunLog, git_state, read_log, versions
 
 
@@ -121,8 +122,8 @@ def test_only_the_main_process_writes(
     monkeypatch.setattr(processes, "is_main", lambda: False)
     with open_log(tmp_path / "run", log_dir=tmp_path / "board") as log:
         log.log(1, {"loss": 1.0})
-        log.message("hello")
-        with log.progress(3, "training") as shown:
+        write_line("hello")
+        with Progress(3, "training", "steps") as shown:
             shown.update(3)
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == ""
@@ -133,7 +134,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(progress, "clock", lambda: now[0])
-    with open_log(tmp_path) as log, log.progress(40, "training", done=10) as shown:
+    with open_log(tmp_path), Progress(40, "training", "steps", 10) as shown:
         for _ in range(20):
             now[0] += 10.0
             shown.update(1, loss=0.51234)
@@ -153,15 +154,15 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path: Path, monkeypatch: pytest.Mon
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(progress, "BAR_AFTER_S", 0.0)
-    with open_log(tmp_path) as log, log.progress(4, "training") as shown:
+    with open_log(tmp_path), Progress(4, "training", "steps") as shown:
         shown.update(4, loss=0.5)
     assert "4/4" in terminal.getvalue()
     assert "loss=0.5" in terminal.getvalue()
 
 
 def test_messages_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with open_log(tmp_path) as log:
-        log.message("best so far")
+    with open_log(tmp_path):
+        write_line("best so far")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "best so far\n")
 

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pab.core.errors import InputError
 from pab.data.records import TrainPair
 from pab.data.training_set import TrainingSet
 from pab.data.wordpiece import Tokenizer
-from pab.training.data import BadSample, TrainingSamples
+from pab.training.data import TrainingSamples
 from uit.augment import TrainingView
 from uit.eda import Synonyms, augment
 from uit.masking import WordMasking, hide_blocks, hide_words, labels_at
@@ -101,7 +102,7 @@ class UitDataset(TrainingSamples):
 
 @dataclass(frozen=True)
 class Collate:
-    """Collate samples into a :class:`UitBatch`; return the first bad sample if there is one.
+    """Collate samples into a :class:`UitBatch`; return the first error, if any.
 
     Attributes:
         tokenizer: pads captions to its ``max_length``, because text vectors pool over padding.
@@ -115,10 +116,10 @@ class Collate:
     blocks: int
     block_ratio: float
 
-    def __call__(self, samples: list[UitSample | BadSample]) -> UitBatch | BadSample:
+    def __call__(self, samples: list[UitSample | InputError]) -> UitBatch | InputError:
         rows: list[UitSample] = []
         for sample in samples:
-            if isinstance(sample, BadSample):
+            if isinstance(sample, InputError):
                 return sample
             rows.append(sample)
         captions = [row.ids for row in rows]

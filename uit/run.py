@@ -107,7 +107,7 @@ def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = Fa
     """Score the labelled test set with ``--checkpoint``; print metrics and write both files.
 
     Raises:
-        InputError: see :func:`uit.infer.infer`.
+        InputError: see :func:`uit.infer.main`.
     """
     output, k = Path(config.output_dir), name_part(k_test)
     words = [word for name in SCORING for word in (f"--{name}", str(getattr(config, name)))]

@@ -9,26 +9,18 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 
-import torch
-
 from pab.core.devices import autocast
 from pab.core.errors import InputError, run_cli
 from pab.core.outputs import check_free_space
 from pab.core.weight_folders import weights_or_path
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.encoding import Compute
 from pab.scoring.rerank import rerank_best
 from pab.training.command import training_command
-from pab.training.data import (
-    TrainingData,
-    retrieval_metrics,
-    training_loader,
-    validation_retrieval,
-)
+from pab.training.data import retrieval_metrics, training_loader, validation_retrieval
 from pab.training.loop import Run, command_line
 from pab.training.optim import make_adamw, parameter_groups
 from pab.training.resume import ContentHash, named_files
-from pab.training.setup import same_start, set_up, steps_per_epoch
+from pab.training.setup import Setup, same_start, set_up, steps_per_epoch
 from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
 from uit.data import Collate, TextDraws, UitDataset
@@ -121,7 +113,7 @@ def train(config: TrainConfig, command: str) -> None:
                     return
             if run.validates:
                 with run.validating():
-                    figures = validation_metrics(model, tokenizer, data, config, device, dtype)
+                    figures = validation_metrics(model, tokenizer, setup, config.k_val)
                 run.validated(figures)
             run.end_epoch()
         run.finish()
@@ -185,22 +177,15 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
     return model
 
 
-def validation_metrics(
-    model: Uit,
-    tokenizer: Tokenizer,
-    data: TrainingData,
-    config: TrainConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, float]:
-    """Compute validation metrics in percent, of ITC and of the re-ranked candidates."""
-    retrieval = validation_retrieval(data)
+def validation_metrics(model: Uit, tokenizer: Tokenizer, setup: Setup, k: int) -> dict[str, float]:
+    """Compute validation metrics in percent, of ITC and of the k re-ranked candidates."""
+    retrieval = validation_retrieval(setup.data)
     assert retrieval.gallery is not None
     captions = [query.caption for query in retrieval.queries]
-    compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-    reranker = UitReranker(UitEncoder(compute, model, tokenizer), compute)
+    encoder = UitEncoder(compute=setup.compute, model=model, tokenizer=tokenizer)
+    reranker = UitReranker(encoder, setup.compute)
     itc = reranker.first_scores(captions, retrieval.gallery)
-    match = rerank_best(reranker, captions, retrieval.gallery, itc, config.k_val, "--k_val")
+    match = rerank_best(reranker, captions, retrieval.gallery, itc, k, "--k_val")
     figures = retrieval_metrics(retrieval, match)
     itc_figures = retrieval_metrics(retrieval, itc)
     return {**figures, **{f"itc {name}": value for name, value in itc_figures.items()}}

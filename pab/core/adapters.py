@@ -33,6 +33,11 @@ def has_adapters(names: Mapping[str, object]) -> bool:
     return any(TRACES.search(f".{name}") for name in names)
 
 
+def own_name(name: str) -> str:
+    """Remove peft's wrappers from a tensor name."""
+    return name.replace(LIBRARY_PREFIX, "").replace(BASE_LAYER, ".")
+
+
 def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -> dict[str, Tensor]:
     """Add every low-rank update to its weight and drop the adapters.
 
@@ -55,7 +60,7 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
     updates: dict[str, dict[str, Tensor]] = {}
     adapters: set[str] = set()
     for name, tensor in state.items():
-        name = name.replace(LIBRARY_PREFIX, "").replace(BASE_LAYER, ".")
+        name = own_name(name)
         match = ADAPTER.fullmatch(name)
         if match is not None:
             updates.setdefault(match[1], {})[match[2]] = tensor

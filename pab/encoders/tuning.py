@@ -14,6 +14,7 @@ from typing import Literal
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from pab.core.adapters import IN_PROJECTION, own_name
 from pab.core.config import flag, speed_flag
 from pab.data.images import ImageTransform
 from pab.encoders.layer_numbers import BLOCK
@@ -22,7 +23,6 @@ from pab.training.config import ContrastiveConfig
 # Builds the view of a training image from the image side and the crop settings (lhp/views.py).
 MakeView = Callable[..., ImageTransform]
 
-IN_PROJECTION = "in_proj_weight"  # torch's attention: queries, keys and values in one matrix
 SCRATCH = "random"  # value of --pretrained for training from scratch
 
 
@@ -136,8 +136,3 @@ def merged_state(model: nn.Module) -> Mapping[str, Tensor]:
         model = copy.deepcopy(model).merge_and_unload()
     state: Mapping[str, Tensor] = model.state_dict()
     return state
-
-
-def own_name(name: str) -> str:
-    """Remove peft's wrappers from a parameter name."""
-    return name.removeprefix("base_model.model.").replace(".base_layer", "")

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pab.core.config import CommandParser
+from pab.core.commands import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
 from pab.core.notices import notice

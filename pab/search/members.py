@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from pab.core.commands import names_flag
 from pab.core.config import config_from_args
 from pab.core.errors import InputError
@@ -44,8 +42,8 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
         argv = ["--model", architecture, *argv]
     config, rest = config_from_args(cls, argv, prog=prog)
     if rest.config is not None:
-        defaults = {field.name: field.default for field in fields(cls)}
-        ignored = [one for one in unused if getattr(config, one) != defaults[one]]
+        default = cls()
+        ignored = [one for one in unused if getattr(config, one) != getattr(default, one)]
         if ignored:
             notice(rest.config, f"photo search ignores its {', '.join(ignored)}")
     return config

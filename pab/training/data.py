@@ -153,24 +153,6 @@ def _shards_of(root: Path, entry: str) -> list[Path]:
     return found
 
 
-class BadSample(NamedTuple):
-    """Parts of an :class:`InputError`, returned as a sample.
-
-    A data loader re-raises the exception of a worker with the traceback in its message. Returned as
-    a sample, the error stays one line.
-    """
-
-    where: str
-    problem: str
-    item: str | None
-    todo: str | None
-
-    @classmethod
-    def of(cls, error: InputError) -> BadSample:
-        """Copy the parts of an error."""
-        return cls(error.where, error.problem, error.item, error.todo)
-
-
 class TrainingSamples(Dataset[Any], ABC):
     """Dataset of training pairs; each recipe builds its samples in :meth:`sample`.
 
@@ -187,14 +169,18 @@ class TrainingSamples(Dataset[Any], ABC):
         return len(self.indices)
 
     def __getitem__(self, key: SampleKey) -> Any:
-        """Load a sample by (position in ``indices``, epoch); return errors as samples."""
+        """Load a sample by (position in ``indices``, epoch).
+
+        An :class:`InputError` is returned, not raised: a data loader re-raises the exception of a
+        worker with the traceback in its message.
+        """
         position, epoch = key
         index = int(self.indices[position])
         try:
             pair = self.pairs[index]
             image = load_image(self.pairs.image_path(pair))
         except InputError as error:
-            return BadSample.of(error)
+            return error
         with sample_seed(self.seed, epoch, index):
             return self.sample(index, pair, image)
 
@@ -203,15 +189,15 @@ class TrainingSamples(Dataset[Any], ABC):
         """Build the sample of one pair; torch's generator is seeded per sample."""
 
 
-def checked(batches: Iterable[Batch | BadSample]) -> Iterator[Batch]:
-    """Yield the batches of a loader; raise the error that a bad sample holds.
+def checked(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
+    """Yield the batches of a loader; raise an error that stands in for one.
 
     Raises:
         InputError: a pair's line or image cannot be read.
     """
     for batch in batches:
-        if isinstance(batch, BadSample):
-            raise InputError(batch.where, batch.problem, item=batch.item, todo=batch.todo)
+        if isinstance(batch, InputError):
+            raise batch
         yield batch
 
 

@@ -30,7 +30,7 @@ from pab.core.checkpoints import (
 )
 from pab.core.devices import make_scaler, rng_state, set_rng_state
 from pab.core.errors import InputError
-from pab.core.progress import Progress
+from pab.core.progress import Progress, write_line
 from pab.data.loader import Loader
 from pab.data.splits import write_split
 from pab.data.tree import labelled_test
@@ -189,14 +189,14 @@ class Run:
         if self.stopped or (every and place.step % every == 0):
             self.save_state()
         if self.stopped:
-            self.log.message(f"stopped after {place.step} steps, as --max_steps asks")
+            write_line(f"stopped after {place.step} steps, as --max_steps asks")
         self._before_step()
 
     def _report_skipped(self, problem: str) -> None:
         """Report a skipped step; stop the run after too many consecutive ones."""
         config, step, (total, in_row) = self.config, self.place.step, self.place.skipped
         self.log.count_skipped(total)
-        self.log.message(f"step {step} skipped, {in_row} in a row, {total} in all: {problem}")
+        write_line(f"step {step} skipped, {in_row} in a row, {total} in all: {problem}")
         # In fp16, the scaler also skips steps while it searches for a scale, so allow more steps.
         scaling = self.scaler.is_enabled()
         limit = max(config.max_skipped_steps, SCALE_SEARCH) if scaling else config.max_skipped_steps
@@ -240,7 +240,7 @@ class Run:
         """Log the validation metrics of an epoch; save the weights if the metrics are the best."""
         epoch, best = self.place.epoch, self.place.best_metric
         self.log.log(self.place.step, {"epoch": epoch, **figures}, kind="val")
-        self.log.message(f"epoch {epoch}: " + _listed(figures))
+        write_line(f"epoch {epoch}: " + _listed(figures))
         if best is None or _quality(figures) > best:
             self.place.best_metric = _quality(figures)
             self.save(BEST, {"epoch": epoch, **figures})
@@ -346,7 +346,7 @@ class Run:
                 self.save_state()  # replace a damaged state at once
             self._announce(total)
             before = signal.signal(signal.SIGINT, self._interrupt)
-            with self.log.progress(total, "training", done=self.place.step) as self.progress:
+            with Progress(total, "training", "steps", self.place.step) as self.progress:
                 try:
                     yield
                 except KeyboardInterrupt as stop:
@@ -370,12 +370,12 @@ class Run:
                 write_split(self.output, pairs, train_rows, val_rows)
             pairs.write_skipped(self.output)
         resumed = f", resumed after step {self.place.step}" if self.setup.resume else ""
-        self.log.message(
+        write_line(
             f"{len(train_rows)} training pairs, {len(val_rows)} for validation; {total} steps"
             + resumed
         )
         if total < self.warmup_steps:
-            self.log.message(
+            write_line(
                 f"the run ends in its warm-up of {self.warmup_steps} steps, at a learning rate of "
                 f"{self.rates[total - 1]:.3g} instead of {self.config.lr:g}: lower --warmup_steps?"
             )
@@ -401,7 +401,7 @@ class Run:
         self.save(FINAL, {"epoch": self.config.epochs - 1})
         self.progress.close()
         if processes.is_main():
-            self.log.message(self._summary())
+            write_line(self._summary())
 
     def _summary(self) -> str:
         if not self.config.save_ckpt:

@@ -149,9 +149,9 @@ def clip_and_step(
     Raises:
         RuntimeError: no parameter has a gradient.
     """
-    scaling = scaler is not None and scaler.is_enabled()
-    if scaling and scaler is not None:
-        scaler.unscale_(optimizer)
+    if scaler is None:
+        scaler = torch.amp.GradScaler(enabled=False)  # all its methods then only pass on
+    scaler.unscale_(optimizer)
     gradients = [gradient for _, gradient in _named_gradients(optimizer)]
     if not gradients:
         raise RuntimeError("no parameter has a gradient: backward was not called")
@@ -166,12 +166,9 @@ def clip_and_step(
     if max_norm is not None and finite:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    if scaling and scaler is not None:
-        if finite:
-            scaler.step(optimizer)
-        scaler.update()
-    elif finite:
-        optimizer.step()
+    if finite:
+        scaler.step(optimizer)
+    scaler.update()
     return StepOutcome(norm_value, problem)
 
 

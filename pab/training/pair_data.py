@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pab.core.errors import InputError
 from pab.data.images import ImageTransform
 from pab.data.records import TrainPair
 from pab.data.training_set import TrainingSet
-from pab.training.data import BadSample, TrainingSamples
+from pab.training.data import TrainingSamples
 
 
 class PairBatch(NamedTuple):
@@ -33,8 +34,8 @@ class PairBatch(NamedTuple):
     identity: Tensor
 
 
-# Image [3, S, S], ids of the caption, identity of the pair.
-Sample = tuple[Tensor, list[int], int] | BadSample
+# Image [3, S, S], ids of the caption, identity of the pair; or the error of a bad pair.
+Sample = tuple[Tensor, list[int], int] | InputError
 
 
 class PairDataset(TrainingSamples):
@@ -64,7 +65,7 @@ class PairDataset(TrainingSamples):
 
 @dataclass(frozen=True)
 class PairCollate:
-    """Stack images and pad captions; return the first bad sample, if any.
+    """Stack images and pad captions; return the first error, if any.
 
     Attributes:
         pad: pads B rows of ids to ids [B, N] and their mask [B, N].
@@ -72,10 +73,10 @@ class PairCollate:
 
     pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]]
 
-    def __call__(self, samples: list[Sample]) -> PairBatch | BadSample:
+    def __call__(self, samples: list[Sample]) -> PairBatch | InputError:
         images, captions, identities = [], [], []
         for sample in samples:
-            if isinstance(sample, BadSample):
+            if isinstance(sample, InputError):
                 return sample
             images.append(sample[0])
             captions.append(sample[1])

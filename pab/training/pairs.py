@@ -12,8 +12,10 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from pab.core.devices import autocast
 from pab.data.images import ImageTransform
-from pab.data.records import Retrieval
+from pab.scoring.encoder import Encoder, scores_of
+from pab.scoring.encoding import Compute
 from pab.training.config import ContrastiveConfig
 from pab.training.contrastive import pair_backward
 from pab.training.data import retrieval_metrics, training_loader, validation_retrieval
@@ -37,7 +39,7 @@ class PairModel:
         pad: pads B rows of ids to ids [B, N] and their mask [B, N].
         vectors: maps pairs to unit vectors [B, K + 1, D], with the text's vector last.
         logit_scale: returns the logarithm of the scale of similarities, a scalar with gradient.
-        score: computes similarities [queries, gallery] of a labelled retrieval, for validation.
+        encoder: creates the encoder of the network, for validation.
         layers: number of blocks, for layer-wise learning-rate decay.
         layer_of: maps a parameter's name to its layer, 0 to ``layers + 1``.
         no_decay: returns true for a parameter (name, value) without weight decay.
@@ -52,7 +54,7 @@ class PairModel:
     pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]]
     vectors: Callable[[PairBatch], Tensor]
     logit_scale: Callable[[], Tensor]
-    score: Callable[[Retrieval], Tensor]
+    encoder: Callable[[Compute], Encoder]
     layers: int
     layer_of: Callable[[str], int]
     no_decay: Callable[[str, Tensor], bool]
@@ -65,7 +67,7 @@ def train_pairs(
     config: ContrastiveConfig,
     command: str,
     files: Mapping[str, ContentHash],
-    build: Callable[[torch.device, torch.dtype, Mapping[str, str] | None], PairModel],
+    build: Callable[[torch.device, Mapping[str, str] | None], PairModel],
 ) -> None:
     """Run the recipe from data to final checkpoint.
 
@@ -73,7 +75,7 @@ def train_pairs(
         config: settings of the recipe.
         command: command line, for the log.
         files: setting -> function that hashes its files (initial weights, tokenizer).
-        build: creates the model for a device and dtype, after the data is checked and the
+        build: creates the model on a device, after the data is checked and the
             generators are seeded. A resumed run also passes the facts of the checkpoint, which
             replaces all initial weights.
 
@@ -86,8 +88,12 @@ def train_pairs(
     data, device, resume, batches = setup.data, setup.device, setup.resume, setup.batches
     steps = steps_per_epoch(batches, config.update_freq)
     facts = None if resume is None else resume.facts
-    model = same_start(config.seed, lambda: build(device, setup.dtype, facts))
+    model = same_start(config.seed, lambda: build(device, facts))
     dataset = PairDataset(data.pairs, data.train_rows, model.view, model.encode_ids, config.seed)
+
+    def vectors(pairs: PairBatch) -> Tensor:
+        with autocast(device, setup.dtype):
+            return model.vectors(pairs)
 
     # ---- Optimizer and schedule
     groups = parameter_groups(
@@ -126,7 +132,7 @@ def train_pairs(
                 for loaded in islice(feed, config.update_freq):
                     batch = PairBatch(*(t.to(device, non_blocking=True) for t in loaded))
                     loss += pair_backward(
-                        model.vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
+                        vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
                         share=config.update_freq, scaler=run.scaler, device=device,
                     )  # fmt: skip
                 run.step({"loss": loss, "logit_scale": model.logit_scale().exp()})
@@ -135,7 +141,10 @@ def train_pairs(
             if run.validates:
                 with run.validating():
                     retrieval = validation_retrieval(data)
-                    figures = retrieval_metrics(retrieval, model.score(retrieval))
+                    assert retrieval.gallery is not None
+                    captions = [query.caption for query in retrieval.queries]
+                    scores = scores_of(model.encoder(setup.compute), captions, retrieval.gallery)
+                    figures = retrieval_metrics(retrieval, scores)
                 run.validated(figures)
             run.end_epoch()
         run.finish()

@@ -12,7 +12,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -270,7 +270,7 @@ def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
             "weights only: optimizer, average and random states are reset, so the result is not "
             "that of an uninterrupted run",
         )
-    return ResumePoint(point.path, point.exact, point.settings, point.content, point.facts, changed)
+    return replace(point, changed=changed)
 
 
 def _read_point(path: Path) -> ResumePoint:

@@ -15,14 +15,12 @@ import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pab.core import processes
 from pab.core.config import save_resolved
 from pab.core.errors import InputError
 from pab.core.files import write_json, write_text
-from pab.core.progress import Progress, write_line
 from pab.core.resources import CODE_ROOT
 
 if TYPE_CHECKING:
@@ -116,33 +114,16 @@ class RunLog:
         if self._active:
             write_json(self._record, {"skipped_steps": total, "starts": self._starts})
 
-    def message(self, text: str) -> None:
-        """Print a line on stderr, above any progress bar."""
-        write_line(text)
+    def __enter__(self) -> RunLog:
+        return self
 
-    def progress(self, total: int, what: str, done: int = 0) -> Progress:
-        """Create a progress display of ``total`` steps, of which ``done`` are complete."""
-        return Progress(total, what, "steps", done)
-
-    def close(self) -> None:
-        """Close the files."""
+    def __exit__(self, *_: object) -> None:
         if self._lines is not None:
             self._lines.close()
             self._lines = None
         if self._board is not None:
             self._board.close()
             self._board = None
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_log(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:

@@ -11,11 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pab.core.adapters import own_name
 from pab.core.config import flag, model_flag
-from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.data.images import recipe
-from pab.data.records import Retrieval
 from pab.data.wordpiece import VOCABULARY, Tokenizer
 from pab.encoders.blip2.encoder import Blip2Encoder
 from pab.encoders.blip2.model import (
@@ -28,9 +27,7 @@ from pab.encoders.blip2.model import (
 from pab.encoders.captions import CaptionIds
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.pooling import Pooling
-from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
-from pab.scoring.encoder import scores_of
-from pab.scoring.encoding import Compute
+from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel
@@ -84,17 +81,11 @@ def pair_model(
     config: TrainConfig,
     view: MakeView,
     device: torch.device,
-    dtype: torch.dtype,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """Build the :class:`PairModel` of BLIP-2.
+    """Build the :class:`PairModel` of BLIP-2; with ``resumed``, skip the initial weights.
 
-    Args:
-        config: settings of the recipe.
-        view: builds the random view of training images.
-        device, dtype: device and dtype of the run.
-        resumed: facts of the checkpoint that will replace the model's weights. None loads the
-            initial weights.
+    ``view`` makes the random view of training images.
     """
     sizes = MODELS[config.model]
     tokenizer = Tokenizer(
@@ -117,14 +108,6 @@ def pair_model(
     frozen = tower if config.freeze == "image" else []
     module = adapted(model, config, frozen=frozen, temperature=model.temp)
     transform = recipe("blip2", sizes.image_size).transform()
-
-    def score(retrieval: Retrieval) -> Tensor:
-        assert retrieval.gallery is not None
-        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        encoder = Blip2Encoder(compute, model, tokenizer, transform, config.query_pooling)
-        captions = [query.caption for query in retrieval.queries]
-        return scores_of(encoder, captions, retrieval.gallery)
-
     scoring = command_line(
         "python scripts/blip2_infer.py", model=config.model, text_encoder=config.text_encoder,
         query_pooling=config.query_pooling,
@@ -137,11 +120,12 @@ def pair_model(
         ),
         encode_ids=CaptionIds(tokenizer),
         pad=tokenizer.pad_rows,
-        vectors=partial(
-            pair_vectors, model, pooling=config.query_pooling, device=device, dtype=dtype
-        ),
+        vectors=partial(pair_vectors, model, pooling=config.query_pooling),
         logit_scale=model.logit_scale,
-        score=score,
+        encoder=lambda compute: Blip2Encoder(
+            compute=compute, model=model, tokenizer=tokenizer, transform=transform,
+            pooling=config.query_pooling,
+        ),
         layers=model.layers,
         layer_of=lambda name: model.layer_of(own_name(name)),
         no_decay=no_weight_decay,
@@ -155,13 +139,10 @@ def pair_model(
     )  # fmt: skip
 
 
-def pair_vectors(
-    model: Blip2, pairs: PairBatch, *, pooling: Pooling, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def pair_vectors(model: Blip2, pairs: PairBatch, *, pooling: Pooling) -> Tensor:
     """Encode B pairs to K query vectors and a caption vector each, [B, K + 1, E]."""
-    with autocast(device, dtype):
-        images = model.encode_queries(pairs.image)
-        texts = model.encode_text(pairs.text_ids, pairs.text_mask)
+    images = model.encode_queries(pairs.image)
+    texts = model.encode_text(pairs.text_ids, pairs.text_mask)
     if pooling == "first":
         images = images[:, :1]
     return torch.cat([images, texts[:, None]], dim=1)

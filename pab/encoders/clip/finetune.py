@@ -12,20 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pab.core.adapters import own_name
 from pab.core.config import flag, model_flag
-from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.weight_folders import weights_or_path
-from pab.data.records import Retrieval
 from pab.encoders.clip.encoder import ClipEncoder
 from pab.encoders.clip.identity import ARCHITECTURE, CONFIGURATION
 from pab.encoders.clip.model import ClipModel, load_clip, new_clip
 from pab.encoders.clip.names import FOLDER, architecture, label
 from pab.encoders.clip.weights import PREPROCESSING, is_tag, prepared
 from pab.encoders.layer_numbers import no_weight_decay, two_tower_layers
-from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state, own_name
-from pab.scoring.encoder import scores_of
-from pab.scoring.encoding import Compute
+from pab.encoders.tuning import SCRATCH, FinetuneConfig, MakeView, adapted, merged_state
 from pab.training.loop import command_line
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel
@@ -67,17 +64,11 @@ def pair_model(
     config: TrainConfig,
     view: MakeView,
     device: torch.device,
-    dtype: torch.dtype,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """Build the :class:`PairModel` of CLIP.
+    """Build the :class:`PairModel` of CLIP; see :func:`pab.training.pairs.train_pairs`.
 
-    Args:
-        config: settings of the recipe.
-        view: builds the random view of training images.
-        device, dtype: device and dtype of the run.
-        resumed: facts of the checkpoint that will replace the model's weights, with its
-            preprocessing. None loads the initial weights.
+    If ``resumed`` records the preprocessing, no initial weights are loaded.
     """
     recorded = (resumed or {}).get(PREPROCESSING)
     if recorded is not None:
@@ -96,13 +87,6 @@ def pair_model(
     )
     frozen = [*unused, *towers(model)[config.freeze]]
     module = adapted(model, config, frozen=frozen, temperature=scale)
-
-    def score(retrieval: Retrieval) -> Tensor:
-        assert retrieval.gallery is not None
-        compute = Compute(device, dtype, torch.float32, config.batch_size, config.num_workers)
-        captions = [query.caption for query in retrieval.queries]
-        return scores_of(ClipEncoder(compute, clip), captions, retrieval.gallery)
-
     scoring = command_line("python scripts/clip_infer.py", model=config.model)
     return PairModel(
         module=module,
@@ -112,9 +96,9 @@ def pair_model(
         ),
         encode_ids=clip.tokenize.ids_of,
         pad=rows_and_mask,
-        vectors=partial(pair_vectors, clip, device=device, dtype=dtype),
+        vectors=partial(pair_vectors, clip),
         logit_scale=partial(bounded, scale),
-        score=score,
+        encoder=lambda compute: ClipEncoder(compute=compute, clip=clip),
         layers=layers,
         layer_of=lambda name: layer_of(own_name(name)),
         no_decay=no_weight_decay,
@@ -170,9 +154,6 @@ def rows_and_mask(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return ids, torch.ones_like(ids)
 
 
-def pair_vectors(
-    clip: ClipModel, pairs: PairBatch, *, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def pair_vectors(clip: ClipModel, pairs: PairBatch) -> Tensor:
     """Encode B pairs; return image and text vectors stacked as [B, 2, D], with D their width."""
-    with autocast(device, dtype):
-        return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)
+    return torch.stack([clip.encode_image(pairs.image), clip.encode_text(pairs.text_ids)], 1)

@@ -5,11 +5,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 shared=(pab pab.layout pab.mini pab.mini.contact_sheet pab.evaluate pab.compare pab.scores
-    pab.export_weights ensemble.run ensemble.search ensemble.report)
+    pab.export_weights ensemble.run ensemble.search ensemble.protocol ensemble.published
+    ensemble.report)
 declare -A commands=(
     [requirements_lhp.txt]="lhp.train lhp.infer lhp.train_tokenizer ${shared[*]}"
     [requirements_uit.txt]="uit.run uit.train uit.infer uit.make_vocabulary ${shared[*]}
-        pab.fetch pab.encoders.train_clip_tokenizer scripts/clip_infer.py scripts/blip2_infer.py
+        pab.fetch pab.scoring pab.search pab.encoders.train_clip_tokenizer
+        scripts/clip_infer.py scripts/blip2_infer.py
         scripts/finetune_clip.py scripts/finetune_blip2.py"
 )
 python=${PYTHON:-python3.11}

@@ -16,19 +16,10 @@ from pab.core.errors import InputError, run_cli
 from pab.core.outputs import check_output_folder, check_outputs
 from pab.scoring.job import MemberConfig, scoring_command
 from pab.scoring.rerank import score_candidates
+from uit.outputs import AUTO, LIST, PUBLISHED_K, SCORES, output_path
 
 if TYPE_CHECKING:
     from uit.encode import UitEncoder
-
-PUBLISHED_K = 10  # candidates per query in the only scoring configuration of the release
-# Default outputs; :func:`name_part` fills k.
-SCORES, LIST = "sims_score/score_uit{k}_reproduce.pt", "predictions/score_uit{k}_reproduce.txt"
-AUTO = "auto"
-
-
-def name_part(k: int) -> str:
-    """Return the suffix of default file names: empty for the published k, otherwise ``_kN``."""
-    return "" if k == PUBLISHED_K else f"_k{k}"
 
 
 @dataclass(frozen=True)
@@ -71,25 +62,18 @@ class InferConfig(MemberConfig):
         """
         super().check()
         if self.save_itc and self.candidates:
-            raise InputError(
-                "--save_itc", "contradicts --candidates, with which ITC is not computed"
-            )
+            raise InputError("--save_itc", "contradicts --candidates, which replace ITC")
         outputs = self.with_outputs()
-        others = [Path(other) for other in (outputs.save_score, outputs.output_file) if other]
+        others = [Path(path) for path in (outputs.save_score, outputs.output_file) if path]
         if self.save_itc and Path(self.save_itc) in others:
             raise InputError("--save_itc", f"{self.save_itc} is also the path of another output")
 
     def with_outputs(self) -> InferConfig:
-        """Replace ``auto`` with the default output paths.
-
-        The paths depend on the number of candidates, so that a run with another number does not
-        overwrite the published outputs.
-        """
-        k = name_part(self.k_test)
+        """Replace ``auto`` with the default output paths for this number of candidates."""
         return replace(
             self,
-            save_score=SCORES.format(k=k) if self.save_score == AUTO else self.save_score,
-            output_file=LIST.format(k=k) if self.output_file == AUTO else self.output_file,
+            save_score=output_path(self.save_score, SCORES, self.k_test),
+            output_file=output_path(self.output_file, LIST, self.k_test),
         )
 
     def open(self) -> UitEncoder:

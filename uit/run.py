@@ -28,8 +28,8 @@ from pab.training.data import training_sources
 from pab.training.preflight import check_run_folders
 from pab.training.resume import resumable_files
 from uit.config import TrainConfig
-from uit.infer import PUBLISHED_K, name_part
 from uit.infer import main as infer
+from uit.outputs import PUBLISHED_K, name_part
 from uit.train import main as train
 from uit.train import text_draws
 from uit.weights import bert_file

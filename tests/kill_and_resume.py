@@ -1,8 +1,8 @@
 """Kill a training run at random moments and resume it: `python -m tests.kill_and_resume`.
 
 For each recipe, one run is never interrupted. Another is killed (SIGKILL) several times, and
-restarted with the same command. It saves a checkpoint after every step, so some kills interrupt a
-write. At the end, both must have equal weights of every epoch, byte for byte.
+restarted with the same command. A run saves a checkpoint after every step, so some kills interrupt
+a write. At the end, both must have equal weights of every epoch, byte for byte.
 """
 
 from __future__ import annotations

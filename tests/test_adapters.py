@@ -24,7 +24,7 @@ from pab.export_weights import main
 from pab.training.loop import FINAL, LAST
 from tests import test_finetune_encoders as encoders
 
-clip_folder = encoders.clip_folder  # a fixture
+clip_folder = encoders.clip_folder  # pytest finds the fixture under this name
 ALPHA = 6
 SIZES: dict[str, Any] = {
     "embed_dim": 16, "quick_gelu": True,

@@ -230,11 +230,11 @@ def test_bad_training_image(
     case.train["num_workers"] = workers
     with pytest.raises(SystemExit) as stop:
         run_cli(lhp.train.main, words(case.train))
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert stop.value.code == 2
-    assert said.splitlines()[-1].startswith("error: ")
-    assert ".jpg: expected an image" in said.splitlines()[-1]
-    assert "Traceback" not in said
+    assert printed.splitlines()[-1].startswith("error: ")
+    assert ".jpg: expected an image" in printed.splitlines()[-1]
+    assert "Traceback" not in printed
     assert list(case.out.rglob("*.pth")) == []
 
 

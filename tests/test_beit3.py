@@ -120,7 +120,7 @@ def test_position_table() -> None:
     assert torch.equal(larger[:3], table[:3])
     flat = torch.cat([table[:3], torch.full((16, 8), 0.75)])
     torch.testing.assert_close(resize_position_table(flat, 4)[3:], torch.full((4, 8), 0.75))
-    # Positions are row-major, so values that rise to the right do so after resizing, too.
+    # Positions are row-major, so values that rise to the right must do so after resizing.
     ramp = torch.cat([table[:3], torch.arange(4.0).repeat(4)[:, None].expand(16, 8)])
     grid = resize_position_table(ramp, 64)[3:, 0].reshape(8, 8)
     assert bool((grid.diff(dim=1) > 0).all())

@@ -52,9 +52,9 @@ def test_queries(name: str, ids: list[str]) -> None:
 def test_an_unused_field_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         read_retrieval(CASES / "query_text_change.json")
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "unknown fields are ignored: change (4 lines)" in said[0]
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1
+    assert "unknown fields are ignored: change (4 lines)" in printed[0]
 
 
 def test_a_query_order_with_a_byte_order_mark_and_windows_line_ends() -> None:

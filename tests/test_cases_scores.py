@@ -1,7 +1,7 @@
 """Small score files of other tools (`tests/data/scores`): imported, and passed to a fusion.
 
-The files read here have the ranking of ``MATRIX``, and its scores if they have any. Only
-`reranked.json` has scores of its own.
+The files read here have the ranking of ``MATRIX``. Those with scores have the scores of ``MATRIX``,
+except `reranked.json`.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def test_forms_that_list_the_best(
 
     direct = fused(tmp_path, DATA / name)
     assert torch.equal(direct.scores, fused(tmp_path, tmp_path / "imported.pt").scores)
-    said = "rank r scores 1 / r" if name == "rankings.jsonl" else f"lists {count} images"
-    assert said in capsys.readouterr().err
+    expected = "rank r scores 1 / r" if name == "rankings.jsonl" else f"lists {count} images"
+    assert expected in capsys.readouterr().err
 
 
 def test_reranked_scores() -> None:

@@ -163,7 +163,8 @@ def test_preprocessing_is_that_of_openclip(tiny: nn.Module, tmp_path: Path) -> N
 def test_the_activation_makes_a_difference_and_is_kept(tiny: nn.Module, tmp_path: Path) -> None:
     other = NAME.removesuffix("-quickgelu")
     plain = str(save(tiny, "plain", tmp_path))
-    quick, exact = clip.load_clip(NAME, plain), clip.load_clip(other, plain)  # names no activation
+    # A plain state dict does not name its activation, so both models load it.
+    quick, exact = clip.load_clip(NAME, plain), clip.load_clip(other, plain)
     ids = quick.tokenize(CAPTIONS)
     assert (quick.encode_text(ids) - exact.encode_text(ids)).abs().max() > 1e-3
     with pytest.raises(InputError, match=f"use --model {NAME}"):

@@ -59,9 +59,9 @@ def test_names_in_two_spellings_are_one(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "a.txt").write_text("M\u00fcller.jpg b.jpg\nb.jpg c.jpg\n")
     (tmp_path / "b.txt").write_text("Mu\u0308ller b\nb c\n")
     main([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
-    said = capsys.readouterr()
-    assert "same 2, same order           2" in said.out
-    assert "1 names are matched" in said.err
+    printed = capsys.readouterr()
+    assert "same 2, same order           2" in printed.out
+    assert "1 names are matched" in printed.err
 
 
 def test_output_with_answers(

@@ -67,7 +67,7 @@ def test_training_steps(
     cpu = trained(main, tiny_data, tmp_path / "cpu", "cpu", **settings)
     gpu = trained(main, tiny_data, tmp_path / "gpu", "cuda", **settings)
     assert len(cpu) == len(gpu) == 4
-    # BLIP-2's dropout drops other units on a GPU, so its losses agree only roughly.
+    # BLIP-2's dropout drops different units on a GPU, so its losses agree only roughly.
     assert gpu == pytest.approx(cpu, rel=0.2 if main is finetune_blip2.main else 1e-2)
 
 

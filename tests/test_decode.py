@@ -20,7 +20,7 @@ def ids(count: int) -> list[str]:
 
 
 def best_total(scores: Tensor, slack: float | None) -> float:
-    """Return the largest total of all one-to-one choices; -1 is the own best image less slack."""
+    """Return the largest total of all one-to-one choices; -1 is a query's best minus slack."""
     n_queries, n_gallery = scores.shape
     choices = range(n_gallery) if slack is None else range(-1, n_gallery)
     best = -float("inf")

@@ -223,9 +223,9 @@ def test_unused_weights_may_be_omitted(
     assert torch.equal(found, given)
     assert "note:" not in capsys.readouterr().err
     fused(tmp_path, *first, "--fusion", "reciprocal_rank", "--scaling", "rank")
-    said = capsys.readouterr().err
-    assert "note: --member: weights have no effect with --fusion reciprocal_rank" in said
-    assert "note: --scaling: has no effect with --fusion reciprocal_rank" in said
+    printed = capsys.readouterr().err
+    assert "note: --member: weights have no effect with --fusion reciprocal_rank" in printed
+    assert "note: --scaling: has no effect with --fusion reciprocal_rank" in printed
     fused(tmp_path, *first, "--member_weights", "z:0.5")
     assert "no --member has the name 'z': ignored" in capsys.readouterr().err
 
@@ -278,10 +278,10 @@ def test_sinkhorn_reports_if_it_has_not_converged(
     facts = fused(tmp_path, *words, "--sinkhorn_steps", "1", "--decode_factor", "100").meta[
         "decode"
     ]
-    said = capsys.readouterr().err
-    assert "note: --decode sinkhorn: has not converged after 1 steps at factor 100" in said
+    printed = capsys.readouterr().err
+    assert "note: --decode sinkhorn: has not converged after 1 steps at factor 100" in printed
     assert facts["row_error"] > 1e-3
-    assert f"{facts['row_error']:.2g} in rows and {facts['column_error']:.2g} in columns" in said
+    assert f"{facts['row_error']:.2g} in rows and {facts['column_error']:.2g} in columns" in printed
     facts = fused(tmp_path, *words, "--sinkhorn_steps", "500", "--decode_factor", "5").meta[
         "decode"
     ]

@@ -82,19 +82,19 @@ def _raise(error: BaseException) -> Callable[[list[str] | None], None]:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "expected"),
     [
         (InputError("a.json", "found\n3"), 2, "error: a.json: found 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
 def test_exit_codes(
-    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         run_cli(_raise(error))
     assert stop.value.code == code
-    assert capsys.readouterr() == ("", said)
+    assert capsys.readouterr() == ("", expected)
 
 
 def test_bugs_keep_their_traceback() -> None:

@@ -295,9 +295,9 @@ def test_a_list_of_a_small_gallery_has_the_metrics_of_its_scores(
 
     (tmp_path / "two.txt").write_text("i2 i3\n" * 5)
     main(["--predictions", str(tmp_path / "two.txt"), *labels])
-    said = capsys.readouterr()
-    assert said.out.splitlines()[0].split() == ["queries", "n", "R@1", "R@5", "R@10", "mAP@10"]
-    assert "names 2 images per query" in said.err
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].split() == ["queries", "n", "R@1", "R@5", "R@10", "mAP@10"]
+    assert "names 2 images per query" in printed.err
 
 
 def test_a_run_may_lack_queries_and_images(
@@ -308,8 +308,8 @@ def test_a_run_may_lack_queries_and_images(
     labels = ["--annotation", str(annotation), "--same_caption_counts"]
     outputs = ["--json", str(tmp_path / "m.json"), "--trec", str(tmp_path / "t"), "--top_k", "1"]
     main(["--score", str(tmp_path / "run.json"), *labels, *outputs])
-    said = capsys.readouterr()
-    assert "3 of 5 queries are missing, and count as misses: 'i0#1', 'i1#0', 'i3#0'" in said.err
+    printed = capsys.readouterr()
+    assert "3 of 5 queries are missing, and count as misses: 'i0#1', 'i1#0', 'i3#0'" in printed.err
     figures = json.loads((tmp_path / "m.json").read_text())
     assert figures["gallery"] == 4
     found = figures["groups"]["all"]
@@ -351,9 +351,9 @@ def test_spellings_of_one_name_match(
     (tmp_path / "p.txt").write_text("Cafe\u0301.jpg B\nB C\nC B\n")
     for words in (["--score", str(tmp_path / "s.pt")], ["--predictions", str(tmp_path / "p.txt")]):
         main([*words, *labels])
-        said = capsys.readouterr()
-        assert said.out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
-        assert said.err.count("in another Unicode form") == 1
+        printed = capsys.readouterr()
+        assert printed.out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
+        assert printed.err.count("in another Unicode form") == 1
 
 
 def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_answers_may_begin_with_a_byte_order_mark(
 
 
 def test_outputs_are_checked_first(tmp_path: Path) -> None:
-    """They are checked before any input is read, so that no other output is written in vain."""
+    """The check precedes all reading, so that a bad path leaves no other output behind."""
     words = ["--score", str(tmp_path / "s.pt"), "--annotation", str(tmp_path / "a.json")]
     with pytest.raises(InputError, match=f"--json: {tmp_path} is a directory; leave it out"):
         main([*words, "--trec", str(tmp_path / "t"), "--json", str(tmp_path)])
@@ -404,6 +404,6 @@ def test_names_of_another_set_are_reported(
     (tmp_path / "p.txt").write_text("img_1 img_2\n" * 3)
     common = ["--annotation", str(query), "--answers", str(key)]
     main(["--predictions", str(tmp_path / "p.txt"), *common])
-    said = capsys.readouterr()
-    assert "names no right image for any query: its names are like 'img_1'" in said.err
-    assert said.out.splitlines()[1].split()[2] == "0.00"
+    printed = capsys.readouterr()
+    assert "names no right image for any query: its names are like 'img_1'" in printed.err
+    assert printed.out.splitlines()[1].split()[2] == "0.00"

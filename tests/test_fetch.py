@@ -20,7 +20,7 @@ CONTENT = bytes(range(256)) * 4096
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves :data:`CONTENT`; ``/cut`` announces all of it but sends half, ``/scan`` a web page."""
+    """Serves :data:`CONTENT`; ``/cut`` sends only half of it, ``/scan`` sends a web page."""
 
     asked: ClassVar[list[str | None]] = []
 

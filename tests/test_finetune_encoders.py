@@ -72,7 +72,7 @@ def clip_folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 class Runs:
-    """Starts short runs on 24 pairs."""
+    """Starts short training runs on 24 pairs."""
 
     def __init__(self, data: Path, clip_folder: str, folder: Path) -> None:
         self.data, self.folder = data, folder
@@ -428,8 +428,8 @@ def test_bad_settings_are_refused(
     other = runs.folder / "words"
     make_vocabulary(["a man in a red coat"], other, 60)
     settings = {key: str(value).format(other=other) for key, value in settings.items()}
-    said = refused(MAINS[kind], runs.argv(kind, "bad", **settings))
-    assert re.search(expected, said), said
+    printed = refused(MAINS[kind], runs.argv(kind, "bad", **settings))
+    assert re.search(expected, printed), printed
     assert not (runs.folder / "bad").exists()
 
 

@@ -42,7 +42,7 @@ def test_the_data_are_the_published_ones(made: dict[str, Any], split: str, kind:
 
 
 @pytest.mark.skipif(not BUILT.is_file(), reason="needs data/mini")
-def test_the_data_built_here_are_the_published_ones() -> None:
+def test_the_files_in_data_mini_are_the_published_ones() -> None:
     splits = json.loads(BUILT.read_text())["splits"]
     for name, recorded in (("test", "test"), ("train", "whole_train"), ("distractors",) * 2):
         if name in splits:  # the demo builds only the test split

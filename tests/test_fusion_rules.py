@@ -202,8 +202,8 @@ def test_decodings_are_reported_and_recorded(
 ) -> None:
     given = ["--beit3_score", files["a"], "--uit_score", files["b"], "--beit3_weight", "0.5"]
     found = fused(tmp_path, *given, "--decode", *(word.format(**files) for word in words))
-    said = capsys.readouterr().err
-    assert ("joint over all queries" in said) is joint
+    printed = capsys.readouterr().err
+    assert ("joint over all queries" in printed) is joint
     assert found.meta["per_query"] is not joint
     assert found.meta["decode"]["method"] == words[0]
     lines = [line.split() for line in (tmp_path / "fused.txt").read_text().splitlines()]
@@ -267,9 +267,9 @@ def test_a_row_of_equal_scores_contributes_nothing(
     if not first:
         words[1], words[3] = other, str(flat)
     found = fused(tmp_path, *words, *how, "--clip_weight", "0.5")
-    said = capsys.readouterr().err
-    assert said.count("note:") == 1
-    assert f"{flat}: 1 query has the same score for all images: nothing is added" in said
+    printed = capsys.readouterr().err
+    assert printed.count("note:") == 1
+    assert f"{flat}: 1 query has the same score for all images: nothing is added" in printed
     row = known.query_ids.index("q3")
     assert torch.equal(top_k(found.scores, 12)[row], top_k(scores, 12)[row])
     low, high = float(found.scores[row].min()), float(found.scores[row].max())
@@ -285,7 +285,7 @@ def test_a_row_of_equal_scores_contributes_nothing(
 def test_a_member_with_only_rows_of_equal_scores_is_refused(
     files: dict[str, str], tmp_path: Path, how: list[str]
 ) -> None:
-    rows = torch.arange(12.0)[:, None].expand(12, 12)  # another constant for each query
+    rows = torch.arange(12.0)[:, None].expand(12, 12)  # a different constant for each query
     flat = write(tmp_path / "flat.pt", rows, QUERIES, IMAGES)
     with pytest.raises(InputError, match=r"flat\.pt: all images have the same score"):
         fused(tmp_path, "--beit3_score", files["a"], "--clip_score", flat, *how)

@@ -139,9 +139,9 @@ def test_every_layout_is_found(
         assert finder.find(image) == (tmp_path / place).with_stem(name[0])
         assert finder.absent([image, image]) == []
         assert pickle.loads(pickle.dumps(finder)).find(image).exists()  # noqa: S301 - pickled here
-    said = notes(capsys)
-    assert len(said) == len(LAYOUTS[place])
-    for line, part in zip(said, LAYOUTS[place], strict=True):
+    printed = notes(capsys)
+    assert len(printed) == len(LAYOUTS[place])
+    for line, part in zip(printed, LAYOUTS[place], strict=True):
         assert part in line
     wrong_part = "train/imgs_8/wentwrong/0.jpg" if place != WRITTEN else "train/imgs_1/goal/0.jpg"
     assert finder.absent([wrong_part, WRITTEN]) == [wrong_part]
@@ -192,7 +192,7 @@ def test_a_known_layout_costs_no_search(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "exists", lambda path: calls.append(path) or path.is_file())
     finder = ImageFinder(tmp_path)
     found = [finder.find(image) for image in images]
-    assert len(calls) == 4  # per folder one check for a file and one listing
+    assert len(calls) == 4  # one check for a file and one listing per folder
     monkeypatch.undo()
     assert all(path.is_file() for path in found)
 

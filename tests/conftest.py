@@ -1,8 +1,7 @@
-"""Shared by several tests: a tiny data set in PAB's layout, its tokenizer, a debug checkpoint, and
-the place of the reference vectors.
+"""Fixtures shared by several tests: a tiny data set in PAB's layout, a tokenizer trained on it, a
+debug checkpoint, and the path of the reference vectors.
 
-Everything is made by the project's own code or drawn here from a fixed seed, so that the tests run
-without any published file.
+The fixtures need no published file: the project's code makes everything from fixed seeds.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from pab.core.notices import forget_notices
 from pab.scoring.feature_cache import FeatureCache
 from pab.scoring.job import ScoringConfig
 
-settings.register_profile("repeatable", derandomize=True)  # a failure is one for everybody
+settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
 settings.load_profile("repeatable")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = SHARED / "golden"
 needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the reference vectors (../shared/golden) are not here"
+    not GOLDEN.is_dir(), reason="needs the reference vectors of ../shared/golden"
 )
 MODEL = "beit3_debug_patch16_64"
-VIDEOS = 12  # two pairs each: one normal, one abnormal
+VIDEOS = 12  # source videos; each has a normal and an abnormal pair
 TEST_IMAGES = 10
 COLOURS = {
     "red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 50, 200), "yellow": (220, 210, 40),
@@ -52,29 +51,29 @@ ACTIONS = {True: "walking", False: "falling"}
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Sums of a matrix product depend on the number of threads: one, on every machine."""
+    """Run PyTorch on one thread, because matrix products depend on the number of threads."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _notices_anew() -> None:
-    """Notices are printed once per process; every test sees its own."""
+def _fresh_notices() -> None:
+    """Forget the notices of earlier tests, because a process prints each notice only once."""
     forget_notices()
 
 
 @pytest.fixture(autouse=True)
-def _feature_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test finds the vectors that another one, or a user, has kept."""
+def _separate_feature_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Give each test its own default feature cache, so that no test reads others' vectors."""
     default = str(ScoringConfig().feature_cache_dir)
 
-    def elsewhere(folder: str | Path, facts: Mapping[str, str]) -> FeatureCache:
+    def redirected(folder: str | Path, facts: Mapping[str, str]) -> FeatureCache:
         return FeatureCache(tmp_path / "features" if str(folder) == default else folder, facts)
 
-    monkeypatch.setattr(pab.scoring.encoding, "FeatureCache", elsewhere)
+    monkeypatch.setattr(pab.scoring.encoding, "FeatureCache", redirected)
 
 
 def draw(path: Path, number: int, normal: bool) -> str:
-    """Draw a coloured figure, upright or lying, and return its caption."""
+    """Draw a coloured figure, upright if ``normal``, otherwise lying; return its caption."""
     colour = list(COLOURS)[number % len(COLOURS)]
     scene = list(SCENES)[number // len(COLOURS) % len(SCENES)]
     noise = np.random.default_rng([number, normal]).integers(0, 12, (60, 80, 3))
@@ -88,12 +87,12 @@ def draw(path: Path, number: int, normal: bool) -> str:
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines."""
+    """Write the rows as JSON lines."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def make_data(root: Path) -> None:
-    """Write the whole layout: two shards, a labelled test set, a name-masked copy with its key."""
+    """Write two training shards, a labelled test set, and its name-masked copy with answers."""
     shards: list[list[dict[str, Any]]] = [[], []]
     for video in range(VIDEOS):
         shard = video % 2
@@ -145,7 +144,7 @@ def make_data(root: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of the tiny data set; tests that change it take ``data_copy``."""
+    """Root of the tiny data set. Tests that modify the data must use ``data_copy``."""
     root = tmp_path_factory.mktemp("data") / "tiny"
     make_data(root)
     return root
@@ -153,7 +152,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_copy(tiny_data: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny data set that a test may damage."""
+    """A copy of the tiny data set that a test may modify."""
     return shutil.copytree(tiny_data, tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
 
 
@@ -177,7 +176,7 @@ def tokenizer(tokenizer_file: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def debug_model() -> Callable[..., Beit3Retrieval]:
-    """Makes debug-size models with weights from a seed."""
+    """Return a function that builds a debug-size model with weights from a seed."""
 
     def make(
         seed: int = 0, name: str = MODEL, vocab_size: int = 70, text_positions: int = 1024
@@ -186,7 +185,7 @@ def debug_model() -> Callable[..., Beit3Retrieval]:
             torch.manual_seed(seed)
             config = model_config(name, vocab_size=vocab_size)
             model = Beit3Retrieval(dataclasses.replace(config, text_positions=text_positions))
-            # The usual small weights make all vectors alike; these tell inputs apart.
+            # With the default small weights, all vectors are nearly equal.
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     torch.nn.init.normal_(parameter, std=0.2)
@@ -196,9 +195,9 @@ def debug_model() -> Callable[..., Beit3Retrieval]:
 
 
 def save_released(path: Path, model: Beit3Retrieval) -> Path:
-    """Save a model the way released checkpoints are: weights, epoch, arguments in a Namespace."""
-    words = argparse.Namespace(model="beit3_large_patch16_384_retrieval", task="356")
-    torch.save({"model": model.state_dict(), "epoch": 3, "args": words}, path)
+    """Save a model like a released checkpoint: weights, epoch, and a Namespace of arguments."""
+    arguments = argparse.Namespace(model="beit3_large_patch16_384_retrieval", task="356")
+    torch.save({"model": model.state_dict(), "epoch": 3, "args": arguments}, path)
     return path
 
 
@@ -211,13 +210,13 @@ def debug_checkpoint(
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must refuse its input; gives the one line it says."""
+    """Return a function that runs a command with bad input and returns its only error line."""
 
     def run(main: Callable[[list[str] | None], None], argv: list[str]) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             run_cli(main, argv)
-        # Left aside: news of the index.
+        # The progress line of the training index is not an error.
         lines = [
             line
             for line in capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Score files of a small fusion, and their labels, for the tests of the ensemble."""
+"""Small score files, their annotation, and a fusion command for the tests of the ensemble."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUERIES, IMAGES = [f"i{n}#0" for n in range(12)], [f"i{n:02d}" for n in range(12
 
 
 def write(path: Path, scores: Tensor, queries: list[str], gallery: list[str]) -> str:
-    """A score file; columns are put in the order of sorted ids."""
+    """Write a score file with its columns sorted by gallery id; return the path."""
     columns = sorted(range(len(gallery)), key=gallery.__getitem__)
     ordered = scores[:, columns].float().contiguous()
     save_scores(path, ScoreFile(ordered, queries, [gallery[c] for c in columns], {}))
@@ -45,7 +45,7 @@ def annotation_file(tmp_path: Path) -> Path:
 
 
 def labelled(tmp_path: Path) -> dict[str, str]:
-    """Members whose query ids are those of the annotation."""
+    """Write score files whose query ids match ``annotation_file``; return name -> path."""
     generator = torch.Generator().manual_seed(1)
     return {
         name: write(
@@ -56,8 +56,8 @@ def labelled(tmp_path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def fused(tmp_path: Path, *words: str, name: str = "fused") -> ScoreFile:
-    """Fuse with `ensemble.run`, and read the scores that it writes."""
+def fused(tmp_path: Path, *flags: str, name: str = "fused") -> ScoreFile:
+    """Run `ensemble.run` with these flags, and read the scores that it writes."""
     out = tmp_path / f"{name}.pt"
-    run([*words, "--save_score", str(out), "--output_file", str(tmp_path / f"{name}.txt")])
+    run([*flags, "--save_score", str(out), "--output_file", str(tmp_path / f"{name}.txt")])
     return load_scores(out)

@@ -1,8 +1,8 @@
-"""Odd and hostile inputs: how each is made, and what has to come of it.
+"""Odd and hostile inputs with their expected outcomes.
 
-An image's case gives the RGB picture it stands for (``right``), or a part of the one line that
-refuses it (``refused``), or is left alone (``ignored``: no image of the gallery). Other cases are
-right or refused. `test_hostile.py` runs them and holds `docs/reliability.md` to them.
+An image case is decoded to the RGB picture ``right``, refused in one line that contains
+``refused``, or not treated as a gallery image (``ignored``). Other cases are read or refused.
+`test_hostile.py` runs all cases and checks that `docs/reliability.md` lists them.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ SIZE = (40, 30)
 
 
 def picture(size: tuple[int, int] = SIZE) -> Image.Image:
-    """Colours that tell channels and directions apart."""
+    """Draw a colour gradient that differs between channels and between directions."""
     across, down = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     blue = np.full_like(across, 90.0)
     return Image.fromarray(np.stack([across, down, blue], axis=2).astype(np.uint8))
 
 
 def coded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """An image file's bytes."""
+    """Encode an image in a file format, and return the bytes."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
 def as_rgb(data: bytes) -> Image.Image:
-    """Return the picture of a file."""
+    """Decode an image file to RGB."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 @dataclass(frozen=True)
 class ImageCase:
-    """A file of the gallery: its name, its bytes, the picture it stands for or the refusal."""
+    """Gallery file: name, content (None makes a folder), and expected picture or error words."""
 
     what: str
     name: str
@@ -54,13 +54,13 @@ class ImageCase:
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """One chunk of a PNG."""
+    """Encode one chunk of a PNG file."""
     whole = kind + body
     return len(body).to_bytes(4, "big") + whole + zlib.crc32(whole).to_bytes(4, "big")
 
 
 def bomb(side: int) -> bytes:
-    """A PNG of a few kilobytes that unpacks to side x side pixels."""
+    """Return a PNG of less than a kilobyte whose header declares side x side pixels."""
     header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
     rows = zlib.compress(bytes((side // 8 + 1) * 64), 9)
     chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
@@ -68,14 +68,14 @@ def bomb(side: int) -> bytes:
 
 
 def image_cases() -> list[ImageCase]:
-    """Sixteen bits, alpha, animation, damage, disguise."""
+    """Images with rare formats, damage, misleading extensions or odd names."""
     base = picture()
     jpeg, png = coded(base, "JPEG", quality=95), coded(base, "PNG")
     deep = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(np.uint16)
     shades = Image.fromarray((deep // 257).astype(np.uint8))
     half = Image.new("RGBA", SIZE, (200, 40, 40, 128))
     exif = Image.Exif()
-    exif[274] = 6  # turn right when shown: not applied, as in the published pipelines
+    exif[274] = 6  # rotate clockwise to view; not applied, as in the published pipelines
     frames = [base, base.transpose(Image.Transpose.ROTATE_180)]
     made: list[tuple[str, str, bytes, Image.Image]] = [
         ("CMYK JPEG", "odd.jpg", b := coded(base.convert("CMYK"), "JPEG"), as_rgb(b)),
@@ -129,7 +129,7 @@ def image_cases() -> list[ImageCase]:
 
 @dataclass(frozen=True)
 class TextCase:
-    """Content of a text file, and the words of its refusal, if any."""
+    """Content of a text file, and words of the expected error (empty: none)."""
 
     what: str
     data: bytes
@@ -137,7 +137,7 @@ class TextCase:
 
 
 def query(caption: Any, **more: Any) -> bytes:
-    """A query's line."""
+    """Encode one line of a query file."""
     return (json.dumps({"query_index": "q1", "caption": caption, **more}) + "\n").encode()
 
 
@@ -189,7 +189,7 @@ def caption_cases() -> list[TextCase]:
 
 @dataclass(frozen=True)
 class ScoreCase:
-    """Content of a score file, as an object or as bytes, and the words of its refusal, if any."""
+    """Content of a score file (object or bytes), and words of the expected error, if any."""
 
     what: str
     content: Any
@@ -197,17 +197,17 @@ class ScoreCase:
 
 
 class Code:
-    """Would run a command when unpickled."""
+    """Object whose unpickling would call a function."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return (print, ("code of a score file ran",))
 
 
 def score_cases(good: dict[str, Any]) -> list[ScoreCase]:
-    """Score files of four queries and three images.
+    """Score files of two queries and three images.
 
     Args:
-        good: what a right one holds.
+        good: content of a valid file.
     """
     scores: torch.Tensor = good["scores"]
 
@@ -243,7 +243,7 @@ def score_cases(good: dict[str, Any]) -> list[ScoreCase]:
 
 
 def list_cases() -> list[TextCase]:
-    """Ranked lists of three queries and three images."""
+    """Ranked lists for three queries and three images."""
     return [
         TextCase("Windows line ends", b"a b c\r\nb a c\r\nc a b\r\n"),
         TextCase("tabs", b"a\tb c\nb a\tc\nc b a\n"),
@@ -258,7 +258,7 @@ def list_cases() -> list[TextCase]:
 
 
 def write(folder: Path, name: str, data: bytes | None) -> Path:
-    """Make a case's file; None makes a folder."""
+    """Write the file, or make a folder if ``data`` is None; return the path."""
     path = folder / name
     if data is None:
         path.mkdir()

@@ -1,8 +1,8 @@
 """Kill a training run at random moments and resume it: `python -m tests.kill_and_resume`.
 
-For each recipe: one run that is left alone, and one that is killed (SIGKILL) again and again, also
-while it writes a checkpoint (it writes one after every step), and started anew with the same
-command. In the end both must have the same weights of every epoch, byte for byte.
+For each recipe, one run is never interrupted. Another is killed (SIGKILL) several times, and
+restarted with the same command. A run saves a checkpoint after every step, so some kills interrupt
+a write. At the end, both must have equal weights of every epoch, byte for byte.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pab.training.resume import LAST, epoch_files
 from tests.conftest import MODEL, make_data
 from uit.make_vocabulary import make_vocabulary
 
-LATEST = 1.5  # seconds of training after which a kill comes at the latest
+LATEST = 1.5  # longest delay of a kill, in seconds after the first new checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "checkpoints/mini"
 RECIPES = ("lhp", "uit", "clip", "blip2")
@@ -35,7 +35,7 @@ SHARED = {
 
 
 def command(recipe: str, data: Path, out: Path) -> list[str]:
-    """A small run of a recipe; what it needs beside the pairs is made when it is missing."""
+    """Return the command of a small run; make its tokenizer and vocabulary if they are missing."""
     captions = [pair.caption for pair in TrainingSet.open(data)]
     if not (data / "t.spm").is_file():
         train_tokenizer(captions, data / "t.spm", 64)
@@ -63,11 +63,11 @@ def command(recipe: str, data: Path, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random.Random) -> int:
-    """Run to the end in spite of kills, each while it trains; how many hit a write.
+def run_with_kills(words: list[str], out: Path, kills: int, draw: random.Random) -> int:
+    """Kill a run ``kills`` times, then let it finish; return how many kills interrupted a write.
 
-    A kill comes when the run has written its first checkpoint since it was started, and a random
-    moment later. One that hits a write leaves the unfinished file behind.
+    After each start, the kill follows the first new checkpoint by a random delay. A kill during a
+    write leaves the unfinished file behind.
     """
     writes, known = 0, set[str]()
     for _ in range(kills):
@@ -78,7 +78,7 @@ def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random
             time.sleep(0.005)
         time.sleep(draw.uniform(0.0, LATEST))
         if process.poll() is not None:
-            sys.exit(f"the run ended by itself, with {process.returncode}: make it longer")
+            sys.exit(f"the run ended early, with exit code {process.returncode}: set more epochs")
         process.send_signal(signal.SIGKILL)
         process.wait()
         torn = {path.name for path in out.iterdir() if path.name.startswith(".")} - known
@@ -86,8 +86,8 @@ def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random
         writes += bool(torn)
         step = load_training_state(out / LAST).step
         print(
-            f"  killed after {time.monotonic() - started:.1f} s, last whole checkpoint: step {step}"
-            f"{', while it wrote the next' if torn else ''}",
+            f"  killed after {time.monotonic() - started:.1f} s"
+            f"{', during a write' if torn else ''}; last complete checkpoint: step {step}",
             flush=True,
         )
     subprocess.run(words, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
@@ -95,12 +95,12 @@ def killed_again_and_again(words: list[str], out: Path, kills: int, draw: random
 
 
 def written_at(path: Path) -> int | None:
-    """When a file was written, nanoseconds; None where there is none."""
+    """Return a file's modification time in nanoseconds, or None if it does not exist."""
     return path.stat().st_mtime_ns if path.exists() else None
 
 
 def main() -> None:
-    """Read the command line, kill, compare."""
+    """Run every recipe with and without kills, and compare the weights."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--kills", type=int, default=10)
@@ -117,7 +117,7 @@ def main() -> None:
             )
             print(f"{recipe}:", flush=True)
             words = command(recipe, data, killed)
-            writes = killed_again_and_again(words, killed, args.kills, draw)
+            writes = run_with_kills(words, killed, args.kills, draw)
             names = [FINAL, *(path.name for _, path in epoch_files(alone))]
             differing = [
                 name
@@ -125,7 +125,7 @@ def main() -> None:
                 if (alone / name).read_bytes() != (killed / name).read_bytes()
             ]
             print(
-                f"{recipe}: {args.kills} kills, {writes} of them while it wrote; "
+                f"{recipe}: {args.kills} kills, {writes} of them during a write; "
                 f"{len(differing)} of {len(names)} weight files differ",
                 flush=True,
             )

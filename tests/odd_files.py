@@ -1,7 +1,7 @@
-"""Odd files of labs and tools: shards, tables, scores, checkpoints, photographs; and the outcome.
+"""Odd shards, tables, scores, checkpoints and photographs, with their expected outcomes.
 
-Each case is read correctly (``refused`` is empty) or refused in one line that holds these words.
-`test_hostile.py` runs them beside the cases of `hostile_cases.py`.
+A case is read correctly if ``refused`` is empty; otherwise the error contains these words.
+`test_hostile.py` runs these cases together with those of `hostile_cases.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pillow_heif.register_heif_opener()
 
 @dataclass(frozen=True)
 class FileCase:
-    """File whose name matters, and the words of its refusal, if any."""
+    """File with a fixed name, and words of the expected error (empty: none)."""
 
     what: str
     name: str
@@ -39,19 +39,19 @@ class FileCase:
 
 
 def pair(**changes: Any) -> dict[str, Any]:
-    """A training line of PAB."""
+    """Return the fields of a training line of PAB."""
     return {
         "image": "train/imgs_0/goal/0.jpg", "caption": "a man falls", "image_id": "0_0", **changes
     }  # fmt: skip
 
 
 def json_lines(*rows: dict[str, Any]) -> bytes:
-    """Rows as JSON lines."""
+    """Encode rows as JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def shard_cases() -> list[FileCase]:
-    """Training shards of one pair with ``image_id`` 0_0 or 7."""
+    """Training shards; a valid one holds one pair with ``image_id`` 0_0 or 7."""
     good = json_lines(pair())
 
     def right(what: str, data: bytes) -> FileCase:
@@ -98,7 +98,7 @@ def shard_cases() -> list[FileCase]:
 
 
 def table_cases() -> list[FileCase]:
-    """Tables of two captioned images, ``a.jpg`` and ``b.jpg``."""
+    """Tables of captions; a valid one has the two images ``a.jpg`` and ``b.jpg``."""
     rows = "filepath\ttitle\na.jpg\ta man falls\nb.jpg\ta woman runs\n"
     commas = rows.replace("\t", ",")
     return [
@@ -126,7 +126,7 @@ def table_cases() -> list[FileCase]:
 
 
 def foreign_score_cases() -> list[FileCase]:
-    """Scores of other tools: two queries, three images, ranked ``c b a`` in both rows."""
+    """Scores of other tools; a valid file ranks ``c b a`` for both of its queries."""
     matrix = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], dtype=np.float32)
     header, body = "query,a,b,c\n", "q1,0.1,0.2,0.3\nq2,0.4,0.5,0.6\n"
     run = {f"q{n + 1}": dict(zip("abc", row.tolist(), strict=True)) for n, row in enumerate(matrix)}
@@ -197,7 +197,7 @@ def foreign_score_cases() -> list[FileCase]:
 
 
 def checkpoint_cases() -> list[FileCase]:
-    """Checkpoints that hold one weight, ``w`` = [1, 2]."""
+    """Checkpoints; a valid one holds one weight, ``w`` = [1, 2]."""
     weight = torch.tensor([1.0, 2.0])
 
     def tensors(content: Any) -> bytes:
@@ -237,12 +237,12 @@ def checkpoint_cases() -> list[FileCase]:
 
 
 def photo_cases() -> list[FileCase]:
-    """Photographs, all showing the same upright picture where they are right."""
+    """Photographs; all valid ones show the same upright picture."""
     base = picture((48, 32))
 
     def turned(kind: str, **options: Any) -> bytes:
         exif = Image.Exif()
-        exif[274] = 6  # the picture is stored turned to the left
+        exif[274] = 6  # rotate clockwise to view
         return coded(base.transpose(Image.Transpose.ROTATE_90), kind, exif=exif, **options)
 
     png = coded(base, "PNG")
@@ -265,7 +265,7 @@ def photo_cases() -> list[FileCase]:
 
 
 def put(folder: Path, case: FileCase) -> Path:
-    """Write a case's file."""
+    """Write the file of a case; return its path."""
     path = folder / case.name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(case.data)

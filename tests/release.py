@@ -1,4 +1,4 @@
-"""A small tree in the layout of the authors' current release, for tests."""
+"""A small data set in the layout of the authors' release, for tests."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def make_release(
     numeric_ids: bool = False,
     extra_fields: bool = False,
 ) -> None:
-    """Write annotations, images, poses and out-of-domain data; no name-masked set.
+    """Write annotations, images, poses and out-of-domain data, but no name-masked set.
 
-    Every third shard's images lie behind a link to another folder, every third shard's are links
-    themselves, as in a hub cache. Odd shards spell ``wentrong`` on disk.
+    Of every three shards, one has a linked folder of images, and one has linked image files, as in
+    a hub cache. Odd shards have the folder name ``wentrong`` on disk.
 
     Args:
-        root: the data root, which is made.
+        root: data root to create.
         shards: training shards ``attr_N.json``.
         videos: source videos per shard, two pairs each.
         test_images: lines of ``test/attr.json`` and of ``test/ucc.json``.
         numeric_ids: whether ids of the labelled files are numbers, as published.
-        extra_fields: whether lines have fields nobody knows, and empty or odd optional ones.
+        extra_fields: whether lines have unknown fields, and optional fields that are empty or null.
     """
     store = root.parent / f"{root.name}-store"
     for shard in range(shards):

@@ -1,4 +1,4 @@
-"""A small matrix of scores, saved in any form and read with its ids."""
+"""A small score matrix, with helpers that save it in any form and read it with its ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of three layers, and the comparison of its weights."""
+"""A model of three layers, with helpers that compare its weights."""
 
 from __future__ import annotations
 

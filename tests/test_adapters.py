@@ -1,4 +1,4 @@
-"""Adapters that are not merged: applied when weights are read, and in what is exported."""
+"""Unmerged adapters: merged when weights are read, and therefore in exported files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pab.export_weights import main
 from pab.training.loop import FINAL, LAST
 from tests import test_finetune_encoders as encoders
 
-clip_folder = encoders.clip_folder  # a fixture
+clip_folder = encoders.clip_folder  # pytest finds the fixture under this name
 ALPHA = 6
 SIZES: dict[str, Any] = {
     "embed_dim": 16, "quick_gelu": True,
@@ -34,7 +34,7 @@ SIZES: dict[str, Any] = {
 
 
 def trained(model: nn.Module, scale: nn.Parameter) -> nn.Module:
-    """The model with adapters that are not at their start."""
+    """Add adapters with random weights; untrained adapters would change nothing."""
     wrapped = with_lora(model, 2, ALPHA, also=[scale])
     for name, parameter in wrapped.named_parameters():
         if ".lora_" in name:
@@ -71,7 +71,7 @@ def equal(left: dict[str, Tensor], right: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
-def test_a_state_of_a_run_is_read_merged(
+def test_a_training_state_is_read_with_merged_adapters(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = request.getfixturevalue(kind)
@@ -81,11 +81,11 @@ def test_a_state_of_a_run_is_read_merged(
     assert capsys.readouterr().err.count("LoRA adapters are merged into the weights") == 1
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "pth"])
-def test_what_is_exported_loads_strictly_and_gives_the_same_vectors(
-    clip: nn.Module, tmp_path: Path, ending: str
+@pytest.mark.parametrize("extension", ["safetensors", "pth"])
+def test_exported_weights_load_strictly_and_give_the_same_vectors(
+    clip: nn.Module, tmp_path: Path, extension: str
 ) -> None:
-    out = tmp_path / f"out.{ending}"
+    out = tmp_path / f"out.{extension}"
     main([str(run_state(tmp_path / "last.pth", clip)), "--out", str(out)])
     again = CLIP(**SIZES).eval()
     load_strict(again, model_state(read_checkpoint(out), out), out)
@@ -97,7 +97,9 @@ def test_what_is_exported_loads_strictly_and_gives_the_same_vectors(
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_state_of_blip2_scores(blip2: nn.Module, tmp_path: Path) -> None:
+def test_blip2_loads_a_training_state_with_merged_adapters(
+    blip2: nn.Module, tmp_path: Path
+) -> None:
     model = load_blip2(MODELS["mini"], run_state(tmp_path / "last.pth", blip2))
     assert equal(dict(model.state_dict()), merged_state(blip2))
 
@@ -105,7 +107,7 @@ def test_a_state_of_blip2_scores(blip2: nn.Module, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
-def test_matrices_are_merged_as_the_library_does(
+def test_adapters_are_merged_as_in_peft(
     tmp_path: Path, dora: bool, dtype: torch.dtype, prefix: str
 ) -> None:
     torch.manual_seed(1)
@@ -124,8 +126,8 @@ def test_matrices_are_merged_as_the_library_does(
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == dtype
-        loose = 0.02 if dtype == torch.bfloat16 else 1e-6
-        torch.testing.assert_close(found[name], tensor, rtol=loose, atol=loose)
+        tolerance = 0.02 if dtype == torch.bfloat16 else 1e-6
+        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance)
 
 
 WEIGHT = {"fc.weight": torch.ones(3, 4), "fc.bias": torch.ones(3)}
@@ -144,7 +146,7 @@ LORA = {"fc.lora_A.default.weight": torch.ones(2, 4), "fc.lora_B.default.weight"
         ({**WEIGHT, "fc.weight": torch.ones(4, 3)} | LORA, 4.0, "adapter of 'fc'"),
     ],
 )
-def test_what_cannot_be_merged_is_refused_and_never_exported(
+def test_unmergeable_adapters_are_refused_and_never_exported(
     tmp_path: Path, state: dict[str, Tensor], alpha: float | None, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
@@ -158,7 +160,7 @@ def test_what_cannot_be_merged_is_refused_and_never_exported(
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
-def test_the_last_state_of_a_run_scores_as_its_final_weights(
+def test_the_last_training_state_loads_as_the_final_weights(
     tiny_data: Path,
     clip_folder: str,
     tmp_path: Path,
@@ -166,7 +168,7 @@ def test_the_last_state_of_a_run_scores_as_its_final_weights(
 ) -> None:
     runs = encoders.Runs(tiny_data, clip_folder, tmp_path)
     tuned = runs(kind, "tuned", lora_rank=2, lr=1e-2, epochs=1)
-    scores = []
+    states = []
     for name in (LAST, FINAL):
         path = tuned / name
         model = (
@@ -174,10 +176,10 @@ def test_the_last_state_of_a_run_scores_as_its_final_weights(
             if kind == "clip"
             else load_blip2(MODELS["mini"], path)
         )
-        scores.append(dict(model.state_dict()))
-    assert equal(*scores)
+        states.append(dict(model.state_dict()))
+    assert equal(*states)
 
 
 @pytest.mark.parametrize("value", [None, "many", [1]])
-def test_an_alpha_that_is_no_number_is_none(value: object) -> None:
+def test_an_alpha_that_is_not_a_number_is_read_as_none(value: object) -> None:
     assert alpha_of({"config": {"lora_alpha": value}}) is None

@@ -1,4 +1,4 @@
-"""docs/adding_a_member.md is run as it stands, on the tiny data."""
+"""The code and commands of docs/adding_a_member.md run unchanged on the tiny data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pab.scores import ScoreFile, load_scores, save_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/adding_a_member.md"
-MOST_LINES = 15  # that are neither blank nor comment
+MOST_LINES = 15  # of the example, blank lines excluded
 
 
 def block(language: str) -> str:
@@ -33,8 +33,8 @@ def test_the_page_works(tiny_data: Path, tmp_path: Path) -> None:
     (tmp_path / "colours.py").write_text(block("python"))
     (tmp_path / "pyproject.toml").write_text(block("toml"))
     install = "from setuptools import setup; setup()"
-    here = {"cwd": tmp_path, "check": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
-    subprocess.run([sys.executable, "-c", install, "-q", "egg_info"], **here)  # type: ignore[call-overload]
+    options = {"cwd": tmp_path, "check": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    subprocess.run([sys.executable, "-c", install, "-q", "egg_info"], **options)  # type: ignore[call-overload]
     masked = tmp_path / "data/mini/name-masked_test-set"
     masked.parent.mkdir(parents=True)
     masked.symlink_to(tiny_data / "name-masked_test-set")
@@ -47,7 +47,7 @@ def test_the_page_works(tiny_data: Path, tmp_path: Path) -> None:
     for command in commands:
         words = shlex.split(command)
         assert words[0] == "python"
-        subprocess.run([sys.executable, *words[1:]], **here)  # type: ignore[call-overload]
+        subprocess.run([sys.executable, *words[1:]], **options)  # type: ignore[call-overload]
     found = load_scores(tmp_path / "output/fused.pt")
     assert [member["name"] for member in found.meta["members"]] == ["lhp", "colours"]
     alone = load_scores(tmp_path / "output/colours.pt")

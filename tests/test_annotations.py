@@ -1,4 +1,4 @@
-"""Annotation readers: every format of PAB, and every bad line named."""
+"""Annotation readers: they read every format of PAB and name every bad line."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_training_shard_as_retrieval_with_twins(root: Path) -> None:
     assert retrieval_of_pairs(read_train_pairs(path), root) == found
 
 
-def test_a_twin_with_the_same_caption_is_no_twin(root: Path) -> None:
+def test_a_twin_with_the_same_caption_is_not_counted(root: Path) -> None:
     found = read_retrieval(labelled(root, image(0, "s", hard_i_id="id1"), image(1, "s")))
     assert found.twins == {}
 
@@ -143,14 +143,14 @@ def test_name_masked_queries_with_and_without_answers(tmp_path: Path) -> None:
 def test_real_photographs_in_the_name_masked_form() -> None:
     people = Path(__file__).resolve().parents[2] / "shared" / "people"
     if not people.is_dir():
-        pytest.skip("the shared photographs are not there")
+        pytest.skip("needs the photographs of ../shared/people")
     found = read_retrieval(people / "query.json", answers=people / "answers.json")
     assert len(found.queries) == 36
     names = {path.stem for path in (people / "gallery").iterdir()}
     assert {query.image_id for query in found.queries} <= names
 
 
-def test_blank_lines_and_other_line_ends_are_no_matter(tmp_path: Path) -> None:
+def test_blank_lines_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "query.json"
     first, second = (json.dumps({"query_index": str(n), "caption": "a"}) for n in (1, 2))
     path.write_bytes(f"{first}\r\n\r\n{second}\n\n".encode())
@@ -174,7 +174,7 @@ def test_query_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("folder", "below"), [(".", ""), ("train", "train"), ("x", None)])
 def test_image_folder_drops_leading_folders(root: Path, folder: str, below: str | None) -> None:
-    """The folder may be the data root, a folder in it, or hold the last folders only."""
+    """The folder may be the data root, a folder in it, or one with only the end of each path."""
     place = root / "x" / "imgs_0" / "goal" if below is None else root / "train" / "imgs_0" / "goal"
     place.mkdir(parents=True)
     (place / "0.jpg").touch()
@@ -188,13 +188,13 @@ def test_image_folder_drops_leading_folders(root: Path, folder: str, below: str 
 def test_image_folder_of_bare_names(root: Path) -> None:
     (root / "flat").mkdir()
     (root / "flat" / "5.jpg").touch()
-    # The first image is missing: the second one tells how the folder is laid out.
+    # The first image is missing, so the second one determines the layout of the folder.
     found = read_retrieval(labelled(root, image(4, "a"), image(5, "b")), image_folder=root / "flat")
     assert found.gallery is not None
     assert [g.path for g in found.gallery] == [root / "flat" / "4.jpg", root / "flat" / "5.jpg"]
 
 
-def test_two_images_on_one_file_are_refused(root: Path) -> None:
+def test_two_images_with_the_same_file_are_refused(root: Path) -> None:
     (root / "flat").mkdir()
     (root / "flat" / "0.jpg").touch()
     other = {"image": "other/0.jpg", "image_id": "o", "caption": "b"}
@@ -203,7 +203,7 @@ def test_two_images_on_one_file_are_refused(root: Path) -> None:
 
 
 def test_dots_are_resolved_before_links(root: Path, tmp_path_factory: Any) -> None:
-    """``link/../x`` is ``x`` of the root, not a neighbour of the link's target."""
+    """``link/../x`` means ``x`` in the root, not next to the link's target."""
     (root / "link").symlink_to(tmp_path_factory.mktemp("elsewhere"))
     sneaky = {"image": "link/../test/0.jpg", "image_id": "u", "caption": "a"}
     found = read_retrieval(labelled(root, sneaky))
@@ -283,7 +283,7 @@ RAW = {
 
 
 @pytest.mark.parametrize("name", RAW)
-def test_lines_that_are_no_json_are_named(root: Path, name: str) -> None:
+def test_lines_that_are_not_json_are_named(root: Path, name: str) -> None:
     raw, message = RAW[name]
     path = labelled(root, *({**PAIR, "image_id": str(n)} for n in range(16)))
     path.write_bytes(path.read_bytes() + raw + b"\n")
@@ -292,7 +292,7 @@ def test_lines_that_are_no_json_are_named(root: Path, name: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_labelled_files_only(root: Path) -> None:
+def test_bad_labelled_files_are_refused(root: Path) -> None:
     with pytest.raises(InputError, match=r"line 2: field 'caption': .*empty list"):
         read_retrieval(labelled(root, image(0, "a"), image(1)))
     with pytest.raises(InputError, match=r"line 1: .*caption, entry 2.*found the number 3"):
@@ -312,7 +312,7 @@ def test_a_training_pair_has_one_caption(root: Path) -> None:
         list(read_train_pairs(labelled(root, image(0, "a", "b"))))
 
 
-def test_optional_fields_that_say_nothing_are_absent(
+def test_unusable_optional_fields_are_treated_as_absent(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = {**PAIR, "hard_i_id": 8954, "scene": "", "normal": None, "anomaly": "Falling"}
@@ -347,14 +347,14 @@ def test_all_bad_lines_are_counted_at_once(root: Path) -> None:
         read_retrieval(path)
 
 
-def test_a_fault_that_leaves_the_rest_unknown_ends_the_reading(tmp_path: Path) -> None:
+def test_broken_json_in_an_array_ends_the_reading(tmp_path: Path) -> None:
     path = tmp_path / "query.json"
     path.write_text('[{"query_index": 1, "caption": "a"},\n{"query_index": 2,, "caption": "b"}]')
     with pytest.raises(InputError, match="line 2: expected a JSON object, found broken JSON at"):
         read_retrieval(path)
 
 
-def test_one_field_twice_is_found_in_every_form(tmp_path: Path) -> None:
+def test_a_duplicate_field_is_found_in_every_form(tmp_path: Path) -> None:
     path = tmp_path / "query.json"
     twice = '{"query_index": "1",\n "caption": "a", "caption": "b"}'
     for text in (twice.replace("\n", ""), f"[{twice}]", twice):
@@ -377,7 +377,7 @@ def test_captions_by_query_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
-def test_other_encodings_with_their_mark(
+def test_other_encodings_with_a_byte_order_mark(
     tmp_path: Path, encoding: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "query.json"
@@ -393,7 +393,7 @@ def test_other_encodings_with_their_mark(
         read_query_order(path)
 
 
-def test_files_that_are_none(root: Path) -> None:
+def test_missing_files_and_directories_are_refused(root: Path) -> None:
     for reader in (read_retrieval, read_query_order, lambda path: list(read_train_pairs(path))):
         with pytest.raises(InputError, match="no such file"):
             reader(root / "missing.json")
@@ -401,7 +401,7 @@ def test_files_that_are_none(root: Path) -> None:
             reader(root)
 
 
-def test_bad_queries(tmp_path: Path) -> None:
+def test_bad_queries_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "query.json"
     good = {"query_index": "1", "caption": "a"}
     for bad, message in (
@@ -431,7 +431,7 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_bad_answers(tmp_path: Path, name: str) -> None:
+def test_bad_answers_are_refused(tmp_path: Path, name: str) -> None:
     text, message = BAD_ANSWERS[name]
     (tmp_path / "query.json").write_text(lines({"query_index": "1", "caption": "a"}))
     (tmp_path / "answers.json").write_text(text)
@@ -439,6 +439,6 @@ def test_bad_answers(tmp_path: Path, name: str) -> None:
         read_retrieval(tmp_path / "query.json", answers=tmp_path / "answers.json")
 
 
-def test_answers_beside_labels_contradict(root: Path) -> None:
+def test_answers_for_a_labelled_file_are_refused(root: Path) -> None:
     with pytest.raises(InputError, match="has its own labels"):
         read_retrieval(labelled(root, image(0, "a")), answers=root / "answers.json")

@@ -1,7 +1,7 @@
 """Bad input, end to end: exit code 2, one line on stderr, nothing written.
 
-Each case damages a good set of inputs in one way and names what the line must say. Scoring,
-training and evaluation are each run on every case that concerns them.
+Each case damages valid inputs in one way and lists words that the line must contain. Scoring,
+training and evaluation are run on every case that applies to them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Refused = Callable[..., str]
 
 
 class Case:
-    """Good inputs of every command, for a test to spoil."""
+    """Valid inputs of every command, which a test then damages."""
 
     def __init__(self, data: Path, checkpoint: Path, tokenizer: Path, out: Path) -> None:
         self.data, self.out = data, out
@@ -64,7 +64,7 @@ class Case:
         write_text(data.parent / "list.txt", (" ".join(names) + "\n") * count)
 
     def edit(self, path: Path, number: int, change: Callable[[dict[str, Any]], Any]) -> None:
-        """Change the fields of one line (from 1) of an annotation."""
+        """Apply ``change`` to the fields of one annotation line; ``number`` counts from 1."""
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         change(rows[number - 1])
         write_lines(path, rows)
@@ -88,7 +88,7 @@ def words(settings: dict[str, Any], *more: str) -> list[str]:
 
 @pytest.fixture
 def refuse(case: Case, refused: Refused) -> Callable[..., None]:
-    """Runs one command on the (spoilt) case; checks the line, and that nothing was written."""
+    """Return a function that runs a command on bad input and checks error and outputs."""
 
     def run(command: str, *expected: str, flags: tuple[str, ...] = ()) -> None:
         line = refused(COMMANDS[command], words(getattr(case, command), *flags))
@@ -102,7 +102,7 @@ def refuse(case: Case, refused: Refused) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_good_case_is_good(command: str, case: Case) -> None:
+def test_valid_inputs_are_accepted(command: str, case: Case) -> None:
     COMMANDS[command](words(getattr(case, command)))
     assert any(path.is_file() for path in case.out.rglob("*"))
 
@@ -125,7 +125,7 @@ def test_missing_file(command: str, name: str, case: Case, refuse: Callable[...,
 
 
 @pytest.mark.parametrize(("command", "name"), PATHS)
-def test_directory_for_a_file(
+def test_directory_instead_of_a_file(
     command: str, name: str, case: Case, refuse: Callable[..., None]
 ) -> None:
     getattr(case, command)[name] = case.data
@@ -138,7 +138,7 @@ def test_missing_folder(command: str, name: str, case: Case, refuse: Callable[..
     refuse(command, str(case.data / "nowhere"))
 
 
-def test_file_for_the_gallery(case: Case, refuse: Callable[..., None]) -> None:
+def test_file_instead_of_the_gallery_folder(case: Case, refuse: Callable[..., None]) -> None:
     case.infer["image_folder"] = case.query
     refuse("infer", str(case.query), "found a file")
 
@@ -152,7 +152,9 @@ def test_outputs_that_cannot_be_written(name: str, case: Case, refuse: Callable[
 
 
 @pytest.mark.parametrize("name", ["save_score", "output_file"])
-def test_outputs_that_are_no_files(name: str, case: Case, refuse: Callable[..., None]) -> None:
+def test_outputs_that_are_not_regular_files(
+    name: str, case: Case, refuse: Callable[..., None]
+) -> None:
     pipe = case.data / "pipe"
     os.mkfifo(pipe)
     case.infer[name] = pipe
@@ -186,7 +188,7 @@ def rewrite(content: bytes) -> Callable[[Path], None]:
 BAD_IMAGES = {
     "truncated": truncated,
     "empty": rewrite(b""),
-    "text": rewrite(b"This is no image.\n"),
+    "text": rewrite(b"This is not an image.\n"),
     "gone": Path.unlink,
 }
 
@@ -222,17 +224,17 @@ def test_bad_image_of_an_annotated_set(kind: str, case: Case, refuse: Callable[.
 def test_bad_training_image(
     kind: str, workers: int, case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training images are read as they come, so the error comes after the run's first lines."""
+    """Training reads images when it needs them, so the error follows the run's first lines."""
     for image in (case.data / "train").rglob("*.jpg"):
         BAD_IMAGES[kind](image)
     case.train["num_workers"] = workers
     with pytest.raises(SystemExit) as stop:
         run_cli(lhp.train.main, words(case.train))
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert stop.value.code == 2
-    assert said.splitlines()[-1].startswith("error: ")
-    assert ".jpg: expected an image" in said.splitlines()[-1]
-    assert "Traceback" not in said
+    assert printed.splitlines()[-1].startswith("error: ")
+    assert ".jpg: expected an image" in printed.splitlines()[-1]
+    assert "Traceback" not in printed
     assert list(case.out.rglob("*.pth")) == []
 
 
@@ -258,7 +260,9 @@ def test_gallery_name_with_a_blank(case: Case, refuse: Callable[..., None]) -> N
     refuse("infer", "'G 03'", "blank")
 
 
-def test_two_images_equal_but_for_the_ending(case: Case, refuse: Callable[..., None]) -> None:
+def test_two_images_that_differ_only_in_the_extension(
+    case: Case, refuse: Callable[..., None]
+) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(case.gallery / "G03.png")
     refuse("infer", "G03.jpg", "G03.png")
 
@@ -317,7 +321,7 @@ def test_bad_annotation(kind: str, command: str, case: Case, refuse: Callable[..
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_id_given_twice(command: str, case: Case, refuse: Callable[..., None]) -> None:
+def test_duplicate_id(command: str, case: Case, refuse: Callable[..., None]) -> None:
     path, key = (case.shard, "image_id") if command == "train" else (case.query, "query_index")
     first = json.loads(path.read_text().splitlines()[0])[key]
     case.edit(path, 3, lambda row: row.update({key: first}))
@@ -374,7 +378,7 @@ def test_query_order_that_does_not_match(case: Case, refuse: Callable[..., None]
 
 
 class Bomb:
-    """Unpickled, this would run a command."""
+    """Object whose unpickling would run a command."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -397,7 +401,7 @@ def test_malicious_pickle_is_not_run(
     elif way == "torch":
         torch.save(Bomb(trace), path)
     else:
-        bad = path.with_name("bad.pth")  # not onto the file whose tensors are mapped
+        bad = path.with_name("bad.pth")  # a new file: the old one is memory-mapped
         torch.save({**read_checkpoint(path), "args": argparse.Namespace(bomb=Bomb(trace))}, bad)
         bad.replace(path)
     getattr(case, command)[name] = path
@@ -409,7 +413,7 @@ def test_malicious_pickle_is_not_run(
 @pytest.mark.parametrize(
     "content", [b"", b"no checkpoint", b"PK\x03\x04" + b"\0" * 200, b"\x80\x02}q\x00."]
 )
-def test_no_checkpoint(
+def test_file_that_is_not_a_checkpoint(
     content: bytes, command: str, name: str, case: Case, refuse: Callable[..., None]
 ) -> None:
     case.checkpoint.write_bytes(content)
@@ -450,7 +454,7 @@ def test_checkpoint_that_does_not_fit(
     refuse(command, str(case.checkpoint), expected)
 
 
-def test_finite_weights_with_scores_that_are_not(
+def test_finite_weights_with_non_finite_scores(
     case: Case, refuse: Callable[..., None], debug_model: MakeModel
 ) -> None:
     model = debug_model()
@@ -461,25 +465,25 @@ def test_finite_weights_with_scores_that_are_not(
 
 @pytest.mark.parametrize("content", [b"", b"no pieces"])
 @pytest.mark.parametrize("command", ["infer", "train"])
-def test_no_tokenizer(
+def test_file_that_is_not_a_tokenizer(
     content: bytes, command: str, case: Case, refuse: Callable[..., None]
 ) -> None:
     case.tokenizer.write_bytes(content)
     refuse(command, str(case.tokenizer), "SentencePiece")
 
 
-def test_tokenizer_with_more_words_than_the_model(
+def test_tokenizer_with_more_tokens_than_the_model(
     case: Case, refuse: Callable[..., None], debug_model: MakeModel
 ) -> None:
     torch.save({"model": debug_model(vocab_size=40).state_dict()}, case.checkpoint)
     refuse("infer", str(case.tokenizer), "embeds only 40")
 
 
-def test_captions_longer_than_the_model(case: Case, refuse: Callable[..., None]) -> None:
+def test_max_text_length_beyond_the_model(case: Case, refuse: Callable[..., None]) -> None:
     refuse("infer", "--max_text_length", "1022", flags=("--max_text_length", "1023"))
 
 
-def test_spoilt_checkpoint_to_resume_from(case: Case, refused: Refused) -> None:
+def test_resuming_from_a_bad_checkpoint(case: Case, refused: Refused) -> None:
     case.out.mkdir()
     last = case.out / LAST
     last.write_bytes(b"no state")
@@ -544,7 +548,7 @@ def test_wrong_value(
 
 
 @pytest.mark.parametrize("command", ["infer", "train"])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_missing_gpu(command: str, case: Case, refuse: Callable[..., None]) -> None:
     getattr(case, command)["device"] = "cuda"
     refuse(command, "--device", "CUDA")

@@ -1,4 +1,4 @@
-"""BEiT-3: what each pass touches, padding, batches, positions, drop path, sizes."""
+"""BEiT-3: weights of each pass, padding, batches, positions, drop path, sizes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ids() -> Tensor:
     return torch.randint(4, 70, (3, 9), generator=torch.Generator().manual_seed(2))
 
 
-def test_each_pass_touches_only_its_own_half(
+def test_each_pass_uses_only_its_own_half_of_the_weights(
     debug_model: MakeModel, image: Tensor, ids: Tensor
 ) -> None:
     model = debug_model().eval()
@@ -77,7 +77,7 @@ def test_padding_changes_nothing(debug_model: MakeModel, ids: Tensor) -> None:
     wide[:, :9] = ids
     mask = (torch.arange(20) >= 9).long().expand(3, 20).clone()
     torch.testing.assert_close(model.encode_text(wide, mask), alone, atol=1e-6, rtol=0)
-    # One longer caption keeps the padding in; what stands there must not matter.
+    # With a longer caption, padded columns are not removed; their ids must not matter.
     wide[2, 9:] = 5
     mask[2] = 0
     one = model.encode_text(wide, mask)
@@ -88,7 +88,7 @@ def test_padding_changes_nothing(debug_model: MakeModel, ids: Tensor) -> None:
     assert (one[2] - alone[2]).abs().max() > 1e-3
 
 
-def test_company_in_the_batch_changes_nothing(
+def test_vectors_do_not_depend_on_the_rest_of_the_batch(
     debug_model: MakeModel, image: Tensor, ids: Tensor
 ) -> None:
     model = debug_model().eval()
@@ -120,7 +120,7 @@ def test_position_table() -> None:
     assert torch.equal(larger[:3], table[:3])
     flat = torch.cat([table[:3], torch.full((16, 8), 0.75)])
     torch.testing.assert_close(resize_position_table(flat, 4)[3:], torch.full((4, 8), 0.75))
-    # Rows run left to right, then down: a table that rises to the right keeps doing so.
+    # Positions are row-major, so values that rise to the right must do so after resizing.
     ramp = torch.cat([table[:3], torch.arange(4.0).repeat(4)[:, None].expand(16, 8)])
     grid = resize_position_table(ramp, 64)[3:, 0].reshape(8, 8)
     assert bool((grid.diff(dim=1) > 0).all())
@@ -138,7 +138,7 @@ def test_checkpoint_of_another_resolution_loads(debug_model: MakeModel) -> None:
 def test_sizes_of_a_checkpoint(debug_model: MakeModel) -> None:
     config = config_of_state(debug_model().state_dict(), model_config("beit3_debug_patch16_64"))
     assert (config.vocab_size, config.text_positions) == (70, 1024)
-    # A state dict of something else is left for strict loading to name.
+    # Sizes of an unrelated state dict are not read; strict loading rejects it later.
     scalars = {
         "beit3.text_embed.weight": torch.tensor(0.0),
         "beit3.encoder.embed_positions.B.weight": torch.tensor(0.0),
@@ -202,7 +202,7 @@ def test_activation_checkpointing_changes_nothing(
 
 
 def test_a_start_from_scratch_keeps_tokens_apart(ids: Tensor) -> None:
-    def likeness(model: Beit3Retrieval) -> float:  # of different tokens of one caption, [-1, 1]
+    def likeness(model: Beit3Retrieval) -> float:  # mean cosine of different tokens of a caption
         encoder = model.beit3.encoder
         x = torch.nn.functional.normalize(encoder(model.beit3.text_embed(ids), "B"), dim=-1)
         apart = ~torch.eye(x.shape[1], dtype=torch.bool)
@@ -213,7 +213,7 @@ def test_a_start_from_scratch_keeps_tokens_apart(ids: Tensor) -> None:
         model = Beit3Retrieval(model_config("beit3_mini_patch8_64", vocab_size=70)).eval()
         published = likeness(model)
         start_from_scratch(model)
-        assert 1 - published < 0.02  # nearly one vector for all: what the other start is for
+        assert 1 - published < 0.02  # nearly equal tokens, which start_from_scratch avoids
         assert 1 - likeness(model) > 5 * (1 - published)
 
 
@@ -225,7 +225,7 @@ def test_every_parameter_but_the_mask_token_learns(
     symmetric_infonce(*vectors, model.logit_scale).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert without == ["beit3.vision_embed.mask_token"]
-    # Softmax ignores what is added to every key alike: the key biases' gradients are rounding.
+    # Softmax ignores a term added to all keys, so gradients of key biases are rounding errors.
     zero = [
         name
         for name, p in model.named_parameters()
@@ -288,12 +288,12 @@ def test_state_names() -> None:
 @pytest.mark.parametrize(
     "name", ["", "large", "beit3_huge_patch16_384", "beit3_large_patch0_384", "beit3_large_384"]
 )
-def test_unknown_names(name: str) -> None:
+def test_unknown_model_names(name: str) -> None:
     with pytest.raises(InputError, match="known: beit3_large_patch16_384"):
         model_config(name)
 
 
 @pytest.mark.parametrize("size", [-16, 100])
-def test_sizes_the_patch_does_not_divide(size: int) -> None:
+def test_invalid_image_sizes(size: int) -> None:
     with pytest.raises(InputError, match="patches of 16 px"):
         model_config("beit3_base_patch16_384", input_size=size)

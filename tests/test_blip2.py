@@ -1,4 +1,4 @@
-"""BLIP-2's port: LAVIS's names, poolings, captions."""
+"""The port of BLIP-2: LAVIS's parameter names, poolings, captions, and the ViT-g model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model() -> Blip2:
 
 
 def lavis_state(model: Blip2) -> dict[str, Tensor]:
-    """The model's weights under LAVIS's names, with what LAVIS's checkpoint holds beside."""
+    """Return the weights under LAVIS's names, with the unused entries of its checkpoints."""
     state = {}
     for name, tensor in model.state_dict().items():
         if name == "temp":
@@ -72,7 +72,7 @@ def test_lavis_names_load_strictly(model: Blip2, tmp_path: Path) -> None:
         load_blip2(TINY, tmp_path / "short.pth")
 
 
-def test_a_checkpoint_without_its_frozen_tower(model: Blip2, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_frozen_image_tower(model: Blip2, tmp_path: Path) -> None:
     state = lavis_state(model)
     tower = {n.removeprefix("visual_encoder."): t for n, t in state.items() if "visual_enc" in n}
     beyond = {"transformer.resblocks.21.ln_1.weight": torch.ones(32), "proj": torch.ones(32, 8)}
@@ -137,7 +137,7 @@ def test_captions(caption: str, expected: str) -> None:
         (["--model", "pretrain_vitG"], "pretrain_vitG"),
     ],
 )
-def test_refused(
+def test_bad_flags_are_refused(
     tiny_data: Path, flags: list[str], expected: str, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     masked = tiny_data / "name-masked_test-set"
@@ -150,7 +150,7 @@ def test_refused(
 
 @pytest.fixture(scope="module")
 def vit_g(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blip2ForImageTextRetrieval, Path]:
-    """A small random model in the form the hub's ViT-g has, and the folder it is saved in."""
+    """A small random model in the format of the hub's ViT-g, and the folder it is saved in."""
     qformer = Blip2QFormerConfig(
         vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=24, encoder_hidden_size=24,
@@ -175,7 +175,7 @@ def vit_g(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blip2ForImageTextRe
 
 
 @torch.inference_mode()
-def test_vit_g_gives_what_transformers_gives(
+def test_vit_g_gives_the_vectors_of_transformers(
     vit_g: tuple[Blip2ForImageTextRetrieval, Path],
 ) -> None:
     theirs, folder = vit_g
@@ -191,7 +191,7 @@ def test_vit_g_gives_what_transformers_gives(
     assert (images[0, 0] - images[0, 1]).abs().max() > 0.01
 
 
-def test_vit_g_of_another_kind(
+def test_an_incomplete_or_missing_vit_g_is_refused(
     vit_g: tuple[Blip2ForImageTextRetrieval, Path], tmp_path: Path
 ) -> None:
     theirs, _ = vit_g

@@ -1,4 +1,4 @@
-"""A caption that any tokenizer empties is bad for every model; all others give pieces to each."""
+"""Captions that leave any tokenizer without tokens are bad; all others yield tokens in each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EMPTY = {
     "entity of an entity": "&amp;#8203;",
     "terminal colours": "\x1b[31m\x1b[0m",
     "blank of a broken encoding": "Â\xa0",
-    "visible from the 51st word on only": "\u200b " * 50 + "man",
+    "visible only from the 51st word on": "\u200b " * 50 + "man",
 }
 SHOWN = [
     "a man", "...", "7", "é", "e\u0301", "男が倒れる", "رجل يسقط", "🚲", "👨‍👩‍👧", "&",
@@ -48,7 +48,7 @@ SHOWN = [
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[str], int]]:
-    """Tokenizer -> number of pieces of a caption, ends left out; the published ones if here."""
+    """Map a tokenizer's name to a function that counts tokens, special tokens excluded."""
     from open_clip.tokenizer import SimpleTokenizer
 
     folder = tmp_path_factory.mktemp("tokenizers")
@@ -76,7 +76,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[st
 
 
 @pytest.mark.parametrize("what", EMPTY)
-def test_a_caption_of_nothing_visible_is_bad(
+def test_a_caption_without_visible_characters_is_bad(
     what: str, encoders: dict[str, Callable[[str], int]]
 ) -> None:
     assert not has_visible(EMPTY[what])
@@ -84,7 +84,7 @@ def test_a_caption_of_nothing_visible_is_bad(
 
 
 @pytest.mark.parametrize("caption", SHOWN)
-def test_odd_captions_that_show_something(
+def test_odd_captions_with_visible_characters(
     caption: str, encoders: dict[str, Callable[[str], int]]
 ) -> None:
     assert has_visible(caption)
@@ -100,7 +100,7 @@ ODD = st.text(
 
 @settings(max_examples=400, deadline=None)
 @given(caption=ODD)
-def test_what_passes_gives_every_tokenizer_a_piece(
+def test_accepted_captions_yield_a_token_in_every_tokenizer(
     encoders: dict[str, Callable[[str], int]], caption: str
 ) -> None:
     if has_visible(caption):
@@ -108,7 +108,7 @@ def test_what_passes_gives_every_tokenizer_a_piece(
 
 
 class _Synonyms:
-    """One synonym for every word."""
+    """Thesaurus with one synonym for every word."""
 
     def of(self, word: str) -> list[str]:
         return ["other words"]
@@ -122,7 +122,7 @@ def test_an_augmented_caption_is_never_empty(caption: str, seed: int, share: flo
             assert has_visible(augment(caption, share, synonyms, Random(seed)))
 
 
-def test_the_captions_of_a_file_are_checked_so(tmp_path: Path) -> None:
+def test_captions_of_a_file_are_checked(tmp_path: Path) -> None:
     from pab.core.errors import InputError
     from pab.data.annotations import read_retrieval
 

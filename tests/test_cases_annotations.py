@@ -1,4 +1,4 @@
-"""Small annotation files that other readers stumbled over: each gives what it says."""
+"""Small unusual annotation files (`tests/data/annotations`): their content, notices and errors."""
 
 from __future__ import annotations
 
@@ -49,21 +49,19 @@ def test_queries(name: str, ids: list[str]) -> None:
     assert [query.caption for query in found.queries] == CAPTIONS
 
 
-def test_an_unused_field_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unused_field_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         read_retrieval(CASES / "query_text_change.json")
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "unknown fields are ignored: change (4 lines)" in said[0]
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1
+    assert "unknown fields are ignored: change (4 lines)" in printed[0]
 
 
-def test_a_query_order_with_a_mark_and_line_ends_of_windows() -> None:
+def test_a_query_order_with_a_byte_order_mark_and_windows_line_ends() -> None:
     assert read_query_order(CASES / "query_index_bom_crlf.txt") == ["Q21", "Q01", "Q31", "Q11"]
 
 
-def test_numbers_as_ids_of_a_labelled_test(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_numeric_ids_of_a_labelled_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotation = tmp_path / "annotation/test/pair.json"
     annotation.parent.mkdir(parents=True)
     shutil.copy(CASES / "test_numeric_ids.json", annotation)
@@ -90,7 +88,7 @@ def test_extra_fields_of_a_training_shard(
     assert "unknown fields are ignored: camera (4 lines), quality" in capsys.readouterr().err
 
 
-def test_a_caption_of_nothing_visible(tmp_path: Path) -> None:
+def test_a_caption_without_visible_characters(tmp_path: Path) -> None:
     shard = tmp_path / "annotation/train/pair_0.json"
     shard.parent.mkdir(parents=True)
     shutil.copy(CASES / "train_caption_of_nothing_visible.json", shard)
@@ -104,7 +102,7 @@ def test_a_caption_of_nothing_visible(tmp_path: Path) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """OpenCLIP's table, with images drawn for it."""
+    """A table in OpenCLIP's format, with images drawn for it."""
     (tmp_path / "photos").mkdir()
     for number in range(4):
         Image.new("RGB", (40, 60), (60 * number, 90, 30)).save(tmp_path / f"photos/{number}.jpg")

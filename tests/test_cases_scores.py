@@ -1,6 +1,7 @@
-"""Small score files of other tools (`tests/data/scores`): imported, and given to a fusion as such.
+"""Small score files of other tools (`tests/data/scores`): imported, and passed to a fusion.
 
-All hold the scores of one matrix, or the best of them; ids and expected figures are written here.
+The files read here have the ranking of ``MATRIX``. Those with scores have the scores of ``MATRIX``,
+except `reranked.json`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def imported(name: str, folder: Path, *flags: str) -> ScoreFile:
 
 
 def fused(folder: Path, path: Path | str, *flags: str) -> ScoreFile:
-    """A fusion with a second member, so that the scores matter and not the order alone."""
+    """Fuse a file with a second member, so that scores matter, not only their order."""
     other = folder / "other.pt"
     generator = torch.Generator().manual_seed(0)
     save_scores(other, ScoreFile(torch.rand(6, 12, generator=generator), QUERIES, GALLERY))
@@ -75,7 +76,7 @@ def test_files_without_ids_ask_for_both_lists(name: str, tmp_path: Path) -> None
     for run in (lambda: imported(name, tmp_path), lambda: fused(tmp_path, DATA / name)):
         with pytest.raises(InputError, match=f"{name}.*pass --queries FILE and --gallery FILE"):
             run()
-    # Commands without these flags (uit.infer --candidates, ...) name the conversion alone.
+    # Commands without these flags, such as uit.infer, name only the conversion.
     with pytest.raises(InputError, match=f"{name}.*any; convert it .* --queries FILE --gallery"):
         load_scores(DATA / name)
     assert not (tmp_path / "imported.pt").exists()
@@ -96,7 +97,7 @@ def test_forms_that_list_the_best(
         listed = [scores[image] for image in names[:count]]
         if name == "rankings.jsonl":
             assert listed == pytest.approx([1 / r for r in range(1, count + 1)])
-        elif name != "reranked.json":  # whose scores are others
+        elif name != "reranked.json":  # its scores are not those of MATRIX
             best = MATRIX[row].sort(descending=True).values[:count]
             assert listed == pytest.approx(best.tolist(), abs=1e-4)
         below = torch.nextafter(torch.tensor(min(listed)), torch.tensor(-torch.inf)).item()
@@ -106,8 +107,8 @@ def test_forms_that_list_the_best(
 
     direct = fused(tmp_path, DATA / name)
     assert torch.equal(direct.scores, fused(tmp_path, tmp_path / "imported.pt").scores)
-    said = "rank r scores 1 / r" if name == "rankings.jsonl" else f"lists {count} images"
-    assert said in capsys.readouterr().err
+    expected = "rank r scores 1 / r" if name == "rankings.jsonl" else f"lists {count} images"
+    assert expected in capsys.readouterr().err
 
 
 def test_reranked_scores() -> None:
@@ -124,7 +125,7 @@ def test_rankings_fuse_as_the_ranked_list_of_the_same_names(tmp_path: Path) -> N
     lines = ["--queries", str(DATA / "query_ids.txt")]
     as_list = fused(tmp_path, tmp_path / "l.txt", *lines)
     assert torch.equal(as_list.scores, fused(tmp_path, DATA / "rankings.jsonl").scores)
-    # what a list does not name counts nothing: its own member alone keeps 0.6 of the sum
+    # The import records which images a list names, so the fusion is the same.
     imported_list = imported_from(tmp_path / "l.txt", tmp_path, *lines)
     assert torch.equal(as_list.scores, fused(tmp_path, imported_list).scores)
 
@@ -134,7 +135,9 @@ def imported_from(path: Path, folder: Path, *flags: str) -> Path:
     return folder / "list.pt"
 
 
-def test_a_mark_before_the_first_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_byte_order_mark_before_the_first_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "query.json").write_text(
         "".join(json.dumps({"query_index": q, "caption": "a person"}) + "\n" for q in QUERIES)
     )
@@ -153,7 +156,7 @@ def test_a_mark_before_the_first_name(tmp_path: Path, capsys: pytest.CaptureFixt
     first = [line.split()[0] for line in plain.decode().splitlines()]
     hits = sum(right[q]["gallery"] == name for q, name in zip(QUERIES, first, strict=True))
     assert tables[0].splitlines()[1].split()[2] == f"{100 * hits / 6:.2f}"
-    assert first[0] == right["q0"]["gallery"]  # the line that the mark stands on is a hit
+    assert first[0] == right["q0"]["gallery"]  # the line after the byte-order mark is a hit
 
     save_scores(tmp_path / "own.pt", ScoreFile(MATRIX, QUERIES, GALLERY))
     for path in (DATA / "list_bom.txt", tmp_path / "list.txt"):

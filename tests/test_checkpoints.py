@@ -1,4 +1,4 @@
-"""Checkpoints: safe reading, strict loading, the same bytes for the same weights, exact resume."""
+"""Checkpoints: safe reading, strict loading, same bytes for same weights, failed saves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 class Touch:
-    """Pickles as a call that makes a file: what a malicious checkpoint would do."""
+    """Pickles as a call that makes a folder, as a malicious checkpoint could."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +51,7 @@ class Custom:
 
 
 def released(folder: Path, *, old: bool = False) -> Path:
-    """A file of the released shape, arguments in a Namespace, in the new or the old file format."""
+    """Save a checkpoint like the released ones; ``old`` selects the format before PyTorch 1.6."""
     path = folder / "released.pth"
     content = {
         "model": small_model().state_dict(),
@@ -81,7 +81,7 @@ def test_new_format_stays_on_disk(tmp_path: Path) -> None:
         "before = rss(); c = read_checkpoint(sys.argv[1]); print(rss() - before)"
     )
     if not Path("/proc/self/statm").exists():
-        pytest.skip("memory is read from /proc, which is not here")
+        pytest.skip("needs /proc to measure the memory")
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
     )
@@ -138,7 +138,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line_without_warnings(tmp_
                 read_checkpoint(path)
         assert str(path) in str(caught.value), name
         assert "\n" not in str(caught.value), name
-        assert "weights_only" not in str(caught.value), name  # never advise to switch it off
+        assert "weights_only" not in str(caught.value), name  # never suggest disabling it
 
 
 def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_weights_are_found_where_releases_keep_them(key: str | None) -> None:
     assert same(model_state(state if key is None else {key: state, "epoch": 1}, "f"), state)
 
 
-def test_wrapper_prefix_is_taken_off_only_if_all_have_it() -> None:
+def test_a_wrapper_prefix_is_removed_only_if_all_names_have_it() -> None:
     one, two = torch.ones(1), torch.zeros(1)
     assert set(model_state({"model": {"module.a": one, "module.b": two}}, "f")) == {"a", "b"}
     assert set(model_state({"model": {"module.a": one, "b": two}}, "f")) == {"module.a", "b"}
@@ -286,7 +286,7 @@ def test_large_finite_weights_are_not_called_infinite() -> None:
     assert torch.equal(model.weight, big)
 
 
-def test_weights_take_the_models_number_format() -> None:
+def test_weights_are_converted_to_the_dtype_of_the_model() -> None:
     model = nn.Linear(2, 1, bias=False).to(torch.bfloat16)
     load_strict(model, {"weight": torch.tensor([[1.0, 0.1]])}, "f")
     assert model.weight.dtype == torch.bfloat16
@@ -294,18 +294,18 @@ def test_weights_take_the_models_number_format() -> None:
     half = nn.Linear(2, 1, bias=False).to(torch.float16)
     with pytest.raises(InputError, match=r"1 of 2 weights are too large for torch.float16"):
         load_strict(half, {"weight": torch.tensor([[1.0, 1e6]])}, "f")
-    double = {"weight": torch.tensor([[0.1, 1.0]], dtype=torch.float16)}
+    half_state = {"weight": torch.tensor([[0.1, 1.0]], dtype=torch.float16)}
     single = nn.Linear(2, 1, bias=False)
-    load_strict(single, double, "f")
+    load_strict(single, half_state, "f")
     assert single.weight.dtype == torch.float32
 
 
 # Saving weights
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt"])
-def test_saved_weights_are_read_back(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"weights{ending}"
+@pytest.mark.parametrize("extension", [".safetensors", ".pth", ".pt"])
+def test_saved_weights_are_read_back(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"weights{extension}"
     base = torch.arange(12.0)
     state = {
         "tied": base[:6].view(2, 3),
@@ -322,14 +322,14 @@ def test_saved_weights_are_read_back(tmp_path: Path, ending: str) -> None:
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_view_does_not_carry_its_storage_along(tmp_path: Path) -> None:
+def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:
     path = tmp_path / "view.pth"
     save_weights(path, {"row": torch.zeros(1000, 1000)[0]})
     assert path.stat().st_size < 20_000
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-def test_same_weights_same_bytes_in_another_process(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize("extension", [".safetensors", ".pth"])
+def test_same_weights_give_same_bytes_in_another_process(tmp_path: Path, extension: str) -> None:
     code = (
         "import sys, torch; from pab.core.checkpoints import save_weights\n"
         "save_weights(sys.argv[1], {'b': torch.ones(3), 'a': torch.zeros(2)},"
@@ -337,14 +337,14 @@ def test_same_weights_same_bytes_in_another_process(tmp_path: Path, ending: str)
     )
     hashes = set()
     for number, keys in enumerate(("qwertyuiop", "poiuytrewq")):
-        path = tmp_path / f"file{number}{ending}"
+        path = tmp_path / f"file{number}{extension}"
         subprocess.run([sys.executable, "-c", code, str(path), keys], check=True)
         hashes.add(checkpoint_hash(path))
     assert len(hashes) == 1
     assert hashes == {hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def test_another_ending_is_refused_and_nothing_written(tmp_path: Path) -> None:
+def test_another_extension_is_refused_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected the extension \.safetensors, \.pth or \.pt"):
         save_weights(tmp_path / "weights.bin", {"a": torch.ones(1)})
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""CLIP through OpenCLIP: tokens, formats of weights, activation, what is refused."""
+"""CLIP through OpenCLIP: tokens, weight formats, activation, preprocessing, bad input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CAPTIONS = ["a man falls", "a woman in a red coat walks her dog past a long row 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    """A small random model under a name OpenCLIP knows, with and without QuickGELU."""
+    """A small random model, registered in OpenCLIP with and without QuickGELU."""
     folder = tmp_path_factory.mktemp("configs")
     for name, quick in ((NAME, True), (NAME.removesuffix("-quickgelu"), False)):
         (folder / f"{name}.json").write_text(json.dumps({**SIZES, "quick_gelu": quick}))
@@ -46,7 +46,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
 
 
 def with_large_weights(model: nn.Module) -> nn.Module:
-    """OpenCLIP's own model with weights larger than at the start, so that everything matters."""
+    """Draw weights larger than OpenCLIP's initial ones, so that all parts affect the output."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
@@ -54,7 +54,7 @@ def with_large_weights(model: nn.Module) -> nn.Module:
 
 
 class Archive(nn.Module):
-    """Stands for OpenAI's archive: tensors under the published names and three numbers."""
+    """Stand-in for OpenAI's archive: tensors under the published names, and three integers."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_every_format_gives_the_same_vectors(tiny: nn.Module, kind: str, tmp_pat
         ({"ls_init_value": 0.5}, {"ls_init_value": 0.5}, True),
     ],
 )
-def test_fused_blocks_compute_what_openclips_do(
+def test_fused_blocks_give_the_output_of_openclip(
     visual: dict[str, Any], text: dict[str, Any], pruned: bool
 ) -> None:
     sizes = {**SIZES, "vision_cfg": {**SIZES["vision_cfg"], **visual}}
@@ -147,13 +147,13 @@ def test_lengths_end_with_the_end_token(tiny: nn.Module, tmp_path: Path) -> None
     encoder = clip.load_clip(NAME, str(save(tiny, "plain", tmp_path)))
     ids = encoder.tokenize([*CAPTIONS, "word " * 200])
     assert ids.shape == (3, 77)
-    assert encoder.lengths(ids)[0] == 5  # both ends and three words
-    assert encoder.lengths(ids)[2] == 77  # truncated, the end token kept
+    assert encoder.lengths(ids)[0] == 5  # start token, three words, end token
+    assert encoder.lengths(ids)[2] == 77  # truncated, but with the end token
     alone = encoder.encode_text(ids[:1])
     torch.testing.assert_close(alone, encoder.encode_text(ids)[:1], rtol=0, atol=1e-6)
 
 
-def test_preprocessing_is_openclips(tiny: nn.Module, tmp_path: Path) -> None:
+def test_preprocessing_is_that_of_openclip(tiny: nn.Module, tmp_path: Path) -> None:
     encoder = clip.load_clip(NAME, str(save(tiny, "plain", tmp_path)))
     _, _, theirs = open_clip.create_model_and_transforms(NAME)
     image = Image.effect_mandelbrot((90, 50), (-2, -1, 1, 1), 50).convert("RGB")
@@ -163,7 +163,8 @@ def test_preprocessing_is_openclips(tiny: nn.Module, tmp_path: Path) -> None:
 def test_the_activation_makes_a_difference_and_is_kept(tiny: nn.Module, tmp_path: Path) -> None:
     other = NAME.removesuffix("-quickgelu")
     plain = str(save(tiny, "plain", tmp_path))
-    quick, exact = clip.load_clip(NAME, plain), clip.load_clip(other, plain)  # nothing to tell by
+    # A plain state dict does not name its activation, so both models load it.
+    quick, exact = clip.load_clip(NAME, plain), clip.load_clip(other, plain)
     ids = quick.tokenize(CAPTIONS)
     assert (quick.encode_text(ids) - exact.encode_text(ids)).abs().max() > 1e-3
     with pytest.raises(InputError, match=f"use --model {NAME}"):
@@ -186,7 +187,7 @@ def test_names_and_tags(name: str, pretrained: str, expected: str) -> None:
         clip.load_clip(name, pretrained)
 
 
-def test_a_file_is_prepared_as_its_tags_are(tmp_path: Path) -> None:
+def test_a_file_uses_the_preprocessing_of_the_models_tags(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     assert clip_weights.way_of_the_tags("ViT-B-16-SigLIP", path)["resize_mode"] == "squash"
     assert clip_weights.way_of_the_tags("ViT-B-16-SigLIP", path)["mean"][0] == 0.5
@@ -197,7 +198,7 @@ def test_a_file_is_prepared_as_its_tags_are(tmp_path: Path) -> None:
         clip_weights.tag_of("ViT-L-14", "nobody", "--preprocess_as")
 
 
-def test_a_file_that_says_how_its_images_were_prepared(tiny: nn.Module, tmp_path: Path) -> None:
+def test_the_preprocessing_recorded_in_a_file_is_used(tiny: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     way = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
     facts = {ARCHITECTURE: NAME, clip_weights.PREPROCESSING: json.dumps(way)}
@@ -210,9 +211,9 @@ def test_a_file_that_says_how_its_images_were_prepared(tiny: nn.Module, tmp_path
     assert json.loads(again.preprocessing)["resize_mode"] == "shortest"
 
 
-def test_a_tokenizer_travels_by_name() -> None:
+def test_a_tokenizer_is_pickled_by_name() -> None:
     tokenize = clip.Tokenize("ViT-B-32")
-    again = pickle.loads(pickle.dumps(tokenize))  # noqa: S301, its own
+    again = pickle.loads(pickle.dumps(tokenize))  # noqa: S301, pickled here
     assert torch.equal(again(CAPTIONS), tokenize(CAPTIONS))
     assert len(pickle.dumps(tokenize)) < 200
 
@@ -258,7 +259,7 @@ def test_ids_of_the_reference() -> None:
         (None, 3, "cannot be built: .*divisible"),
     ],
 )
-def test_a_folder_that_is_damaged(
+def test_a_damaged_folder_is_refused(
     tmp_path: Path, tokenizer: str | None, heads: int, expected: str
 ) -> None:
     text = {**SIZES["text_cfg"], "heads": heads, "hf_tokenizer_name": "here"}

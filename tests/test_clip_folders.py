@@ -1,4 +1,4 @@
-"""Folders of CLIP: another image size, another name, another library's model."""
+"""CLIP folders with another image size, another name, or a model of another library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAPTIONS = ["A man in a red coat falls.", "A woman is walking her dog past a row
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The mini model under another name."""
+    """A copy of the mini model in a folder of another name."""
     return shutil.copytree(MINI, tmp_path / "any name [v2]")
 
 
@@ -64,7 +64,8 @@ def test_a_folder_is_known_by_its_content(
                 (place / file.name).symlink_to(file)
         for found, wanted in zip(vectors(f"local-dir:{place}"), expected, strict=True):
             assert torch.equal(found, wanted), kind
-    assert "read as the model of 'linked files'" in capsys.readouterr().err  # of another folder
+    # A notice, because the folder's name differs from the one recorded in the weights.
+    assert "read as the model of 'linked files'" in capsys.readouterr().err
 
 
 def test_another_image_size_is_resized_as_openclip_does(
@@ -72,9 +73,9 @@ def test_another_image_size_is_resized_as_openclip_does(
 ) -> None:
     change(folder, vision_cfg={"image_size": 96}, text_cfg={"context_length": 40})
     encoder = clip.load_clip(f"local-dir:{folder}")
-    capsys_lines = capsys.readouterr().err.splitlines()
+    notices = capsys.readouterr().err.splitlines()
     file = folder / "open_clip_model.safetensors"
-    assert capsys_lines == [
+    assert notices == [
         f"note: {file}: image positions are resized from 8 x 8 to 12 x 12",
         f"note: {file}: text positions are resized from 72 to 40",
     ]
@@ -86,7 +87,7 @@ def test_another_image_size_is_resized_as_openclip_does(
     load_checkpoint(theirs, str(folder / "float.pt"))
     own = dict(encoder.model.state_dict())
     for name in ("visual.positional_embedding", "positional_embedding"):
-        # Theirs in float32, ours rounded to the file's float16 again.
+        # OpenCLIP's are float32; ours are rounded to float16, the dtype of the file.
         torch.testing.assert_close(own[name], theirs.state_dict()[name], rtol=1e-3, atol=1e-3)
     pixels = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():
@@ -95,7 +96,7 @@ def test_another_image_size_is_resized_as_openclip_does(
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
 
 
-def test_the_mini_folder_is_read_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_mini_folder_is_read_without_a_notice(capsys: pytest.CaptureFixture[str]) -> None:
     clip.load_clip(f"local-dir:{MINI}")
     assert capsys.readouterr().err == ""
 
@@ -117,7 +118,7 @@ def test_models_are_compared_by_configuration(folder: Path, tmp_path: Path) -> N
     path = tmp_path / "tuned.safetensors"
     save_weights(path, state, record)
     clip.load_clip(name, str(path))
-    change(folder, vision_cfg={"image_size": 96})  # is resized: the same model
+    change(folder, vision_cfg={"image_size": 96})  # positions are resized, so the model is the same
     clip.load_clip(name, str(path))
     changed = json.loads((folder / "open_clip_config.json").read_text())
     changed["model_cfg"]["quick_gelu"] = True
@@ -159,7 +160,7 @@ def test_other_folders_are_named(tmp_path: Path, folder: Path) -> None:
 def test_several_files_of_weights(folder: Path) -> None:
     file = folder / "open_clip_model.safetensors"
     shutil.copy(file, folder / "a.safetensors")
-    assert weight_folder(folder).weights[0] == file  # its usual name decides
+    assert weight_folder(folder).weights[0] == file  # the file with the usual name is used
     file.rename(folder / "b.safetensors")
     with pytest.raises(InputError, match=r"expected one file of weights, found 2 \(a\.safetensors"):
         clip.load_clip(f"local-dir:{folder}")

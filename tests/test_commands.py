@@ -1,4 +1,4 @@
-"""The list of commands: complete, quick to print, and the source of every ``--help``."""
+"""The list of commands: complete, printed without torch, and the source of each ``--help``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_command_is_listed_and_exists() -> None:
     found |= {f"bash scripts/{name}" for name in shell}
     for path in (ROOT / "scripts").glob("*.py"):
         name = path.relative_to(ROOT).as_posix()
-        # The others stand behind a shell script.
+        # The others are called by a shell script.
         called = any(f"scripts.{path.stem} " in (ROOT / "scripts" / s).read_text() for s in shell)
         found |= set() if called else {f"python {name}"}
     assert found == {*ALL}
@@ -75,7 +75,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
     assert [title for title in titles if title not in UNGROUPED] == [
         title for title in GROUPS if title in titles
     ]
-    if "pab.mini" not in command:  # its flags are in no group
+    if "pab.mini" not in command:  # its flags are not grouped
         own = text.partition("\noptions:\n")[2].partition("\n\n")[0]
         assert set(re.findall(r"--\w+", own)) <= {"--help", "--version", "--config"}
 

@@ -40,7 +40,7 @@ def test_figures_by_hand() -> None:
     assert found.differing == [2, 4]
 
 
-def test_only_ten_places_count() -> None:
+def test_only_ten_ranks_count() -> None:
     names = [f"n{i}" for i in range(20)]
     found = compare([names], [names[:10] + names[:9:-1]])
     assert (found.depth, found.same_order, found.overlap) == (10, 1, 10)
@@ -59,9 +59,9 @@ def test_names_in_two_spellings_are_one(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "a.txt").write_text("M\u00fcller.jpg b.jpg\nb.jpg c.jpg\n")
     (tmp_path / "b.txt").write_text("Mu\u0308ller b\nb c\n")
     main([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
-    said = capsys.readouterr()
-    assert "same 2, same order           2" in said.out
-    assert "1 names are matched" in said.err
+    printed = capsys.readouterr()
+    assert "same 2, same order           2" in printed.out
+    assert "1 names are matched" in printed.err
 
 
 def test_output_with_answers(
@@ -102,15 +102,15 @@ def test_lists_of_unequal_length_are_refused(lists: list[str], tmp_path: Path) -
         main(lists)
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published lists (../shared) are not here")
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published lists of ../shared")
 def test_published_lists() -> None:
     lhp = read_ranked_list(PUBLISHED / "score_beit3_reproduce.txt")
     clip = read_ranked_list(PUBLISHED / "score_clip_reproduce.txt")
     found = compare(lhp, clip)
     assert found.lines == 1978
-    assert found.distinct_first[0] == 1746  # the count known for LHP's published ranking
+    assert found.distinct_first[0] == 1746  # distinct first images of the published list
 
 
-def test_no_output_replaces_a_list(lists: list[str]) -> None:
+def test_an_output_cannot_replace_a_list(lists: list[str]) -> None:
     with pytest.raises(InputError, match="is the file of B: it would be overwritten"):
         main([*lists, "--json", lists[1]])

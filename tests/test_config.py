@@ -1,4 +1,4 @@
-"""Configs from YAML and flags: what they accept, what they refuse, and how they are kept."""
+"""Configs from YAML and flags: accepted and rejected values, help texts, saving."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_an_override_keeps_the_group_and_the_bounds() -> None:
     assert places == sorted(places)
 
 
-def test_contradictions_are_the_configs_own_check() -> None:
+def test_contradictions_are_found_by_the_check_of_the_config() -> None:
     with pytest.raises(InputError, match="contradicts --epochs 0"):
         parse("--epochs", "0", "--save_ckpt")
 
@@ -291,7 +291,7 @@ def test_plain_form_is_made_of_plain_values() -> None:
     assert plain["data_path"] == "data/PAB"
 
 
-def test_flags_leave_no_default_behind() -> None:
+def test_unset_flags_are_absent_from_the_namespace() -> None:
     parser = CommandParser()
     add_config_flags(parser, Recipe)
     assert vars(parser.parse_args([])) == {}

@@ -1,4 +1,4 @@
-"""InfoNCE against a plain sum, and its cached gradient against the plain one."""
+"""InfoNCE compared with a direct sum, and its cached gradient with the ordinary one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_one_process_gathers_its_own_rows() -> None:
     assert torch.equal(gathered_infonce(image, text, scale), symmetric_infonce(image, text, scale))
 
 
-def test_matching_pairs_cost_less() -> None:
+def test_matching_pairs_have_a_lower_loss() -> None:
     image, scale = unit(6, 16, 0), torch.tensor(math.log(1 / 0.07))
     matched = symmetric_infonce(image, image, scale)
     assert matched < symmetric_infonce(image, image.roll(1, 0), scale)
@@ -58,7 +58,7 @@ def model_and_batch(
 
 @pytest.mark.parametrize("chunk", [1, 3, 6])
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_cached_gradient_is_the_whole_batchs(
+def test_the_cached_gradient_is_that_of_the_whole_batch(
     debug_model: Callable[..., Beit3Retrieval], chunk: int, drop_path: float
 ) -> None:
     gradients, losses = [], []
@@ -74,7 +74,7 @@ def test_cached_gradient_is_the_whole_batchs(
         def loss_of(parts: list[Tensor], model: Beit3Retrieval = model) -> Tensor:
             return gathered_infonce(*torch.cat(parts).unbind(dim=1), model.logit_scale)
 
-        # Both ways go chunk by chunk, so that drop path draws the same.
+        # Both ways encode chunk by chunk, so that drop path draws the same numbers.
         chunks = [lambda i=i: encode(slice(i, i + chunk)) for i in range(0, 7, chunk)]  # type: ignore[misc]
         torch.manual_seed(11)
         if cached:
@@ -90,7 +90,7 @@ def test_cached_gradient_is_the_whole_batchs(
         torch.testing.assert_close(own, plain, atol=1e-6, rtol=1e-4)
 
 
-def test_later_draws_do_not_notice_the_replay(
+def test_the_replay_does_not_change_later_random_numbers(
     debug_model: Callable[..., Beit3Retrieval],
 ) -> None:
     after = []

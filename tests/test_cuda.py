@@ -39,7 +39,7 @@ def argv(settings: dict[str, Any]) -> list[str]:
 
 
 def trained(main: Main, data: Path, out: Path, device: str, **settings: Any) -> list[float]:
-    """Losses of four steps without anything drawn in the model, in float32."""
+    """Train for four steps in float32, and return the losses."""
     main(argv({
         "data_path": data, "output_dir": out, "device": device, "dtype": "fp32", "batch_size": 6,
         "epochs": 1, "num_workers": 0, "lr": 1e-4, "cache_dir": out.parent / "cache", **settings,
@@ -67,7 +67,7 @@ def test_training_steps(
     cpu = trained(main, tiny_data, tmp_path / "cpu", "cpu", **settings)
     gpu = trained(main, tiny_data, tmp_path / "gpu", "cuda", **settings)
     assert len(cpu) == len(gpu) == 4
-    # Dropout (BLIP-2's) draws other units on a GPU: there the losses agree in size alone.
+    # BLIP-2's dropout drops different units on a GPU, so its losses agree only roughly.
     assert gpu == pytest.approx(cpu, rel=0.2 if main is finetune_blip2.main else 1e-2)
 
 

@@ -1,4 +1,4 @@
-"""Names of PAB's files: shards of every release, the labelled test, what --train_shards names."""
+"""PAB's file names: shards of every release, labelled test sets, values of --train_shards."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_shards_of_every_release(
     assert notes(capsys) == []
 
 
-def test_of_several_kinds_one_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_several_kinds_of_shards_one_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_shards(tmp_path, "train/pair", 0, 1)
     make_shards(tmp_path, "train_attr/attr", 0, 1)
     assert [path.name for path in find_shards(tmp_path)] == ["pair_0.json", "pair_1.json"]
@@ -97,7 +99,7 @@ def test_numbers_ranges_and_patterns(tmp_path: Path, named: list[str], numbers: 
         ([""], "expected a pattern under"),
     ],
 )
-def test_shards_that_are_not_there(tmp_path: Path, named: list[str], expected: str) -> None:
+def test_missing_shards_are_refused(tmp_path: Path, named: list[str], expected: str) -> None:
     make_shards(tmp_path, "train/pair", 0, 1, 2)
     with pytest.raises(InputError, match=f"--train_shards: .*{expected}"):
         training_shards(settings(tmp_path, *named))
@@ -106,9 +108,9 @@ def test_shards_that_are_not_there(tmp_path: Path, named: list[str], expected: s
             "data_path": str(tmp_path)}))  # fmt: skip
 
 
-def test_shards_of_ones_own_data(tmp_path: Path) -> None:
+def test_shards_of_other_data_than_pab(tmp_path: Path) -> None:
     text = "filepath\ttitle\na.jpg\tx\n"
-    for name in ("a.jpg", "a.txt"):  # beside the table a folder of captioned images
+    for name in ("a.jpg", "a.txt"):  # a captioned image beside the table
         (tmp_path / name).write_text("other")
     table = tmp_path / "pairs [1].csv"
     table.write_text(text)
@@ -118,11 +120,11 @@ def test_shards_of_ones_own_data(tmp_path: Path) -> None:
         training_sources(settings(table, "0..7"))
 
 
-def test_the_labelled_test_of_either_release(
+def test_the_labelled_test_file_of_each_release(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "annotation/test"
-    assert labelled_test(tmp_path) == folder / "pair.json"  # neither is there
+    assert labelled_test(tmp_path) == folder / "pair.json"  # the default if neither exists
     write_lines(folder / "attr.json", [])
     assert labelled_test(tmp_path) == folder / "attr.json"
     protocol = load_protocol("pab").files(str(tmp_path))

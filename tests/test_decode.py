@@ -1,4 +1,4 @@
-"""Decodings: brute force for the assignment, what each promises, and independence of the order."""
+"""Decodings: the assignment against brute force, properties of the others, order of queries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ids(count: int) -> list[str]:
 
 
 def best_total(scores: Tensor, slack: float | None) -> float:
-    """Largest total of all one-to-one choices, by trying every one; -1 stays out."""
+    """Return the largest total of all one-to-one choices; -1 is a query's best minus slack."""
     n_queries, n_gallery = scores.shape
     choices = range(n_gallery) if slack is None else range(-1, n_gallery)
     best = -float("inf")
@@ -37,7 +37,7 @@ def best_total(scores: Tensor, slack: float | None) -> float:
 
 
 def total_of(scores: Tensor, columns: Tensor, slack: float | None) -> float:
-    """The best total in which queries have these images; of those that share one, one owns it."""
+    """Return the total of a choice; of the queries that share an image, all but one pay slack."""
     total = 0.0
     first = top_k(scores, 1)[:, 0]
     for column in set(columns.tolist()):
@@ -52,7 +52,7 @@ def total_of(scores: Tensor, columns: Tensor, slack: float | None) -> float:
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_the_assignment_is_the_best_there_is(data: st.DataObject) -> None:
+def test_the_assignment_has_the_largest_total(data: st.DataObject) -> None:
     n_queries = data.draw(st.integers(1, 4))
     slack = data.draw(st.sampled_from([None, 0.05, 0.2, 1.0]))
     n_gallery = data.draw(st.integers(n_queries if slack is None else 1, 5))
@@ -62,7 +62,7 @@ def test_the_assignment_is_the_best_there_is(data: st.DataObject) -> None:
     assert total_of(scores, columns, slack) == pytest.approx(best_total(scores, slack), abs=1e-6)
 
 
-def test_prices_between_all_and_nothing() -> None:
+def test_the_slack_decides_whether_queries_share_an_image() -> None:
     # Both want image 0; the second gives up 0.1 by taking image 1, the first 0.5.
     scores = torch.tensor([[0.9, 0.4, 0.0], [0.8, 0.7, 0.1]])
     assert assignment(scores, ids(2), None).tolist() == [0, 1]
@@ -73,7 +73,7 @@ def test_prices_between_all_and_nothing() -> None:
 @pytest.mark.parametrize("slack", [None, 0.1])
 def test_the_order_of_queries_does_not_matter(slack: float | None) -> None:
     generator = torch.Generator().manual_seed(0)
-    scores = torch.randint(0, 5, (40, 60), generator=generator) / 5  # full of ties
+    scores = torch.randint(0, 5, (40, 60), generator=generator) / 5  # many ties
     found = assignment(scores, ids(40), slack)
     order = torch.randperm(40, generator=generator)
     shuffled = assignment(scores[order], [ids(40)[i] for i in order], slack)
@@ -92,29 +92,29 @@ def test_more_queries_than_images() -> None:
     assert bool(((found == first) | (given_up <= 0.1)).all())
 
 
-def test_a_large_gallery_needs_only_each_querys_best() -> None:
+def test_the_assignment_of_a_large_gallery_has_the_largest_total() -> None:
     generator = torch.Generator().manual_seed(0)
-    hubs = torch.rand(1, 500, generator=generator) * 2  # all queries like the same images
+    hubs = torch.rand(1, 500, generator=generator) * 2  # all queries prefer the same images
     scores = torch.rand(20, 500, generator=generator) + hubs
     found = assignment(scores, ids(20), None)
     assert len(set(found.tolist())) == 20
     total = float(scores.gather(1, found[:, None]).sum())
     assert total <= float(scores.amax(dim=1).sum())
-    # Against the same problem given whole.
+    # SciPy solves the same problem on the whole matrix.
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(scores.numpy(), maximize=True)
     assert total == pytest.approx(float(scores[rows, columns].sum()), rel=1e-6)
 
 
-def test_first_places_alone_change() -> None:
+def test_only_first_places_change() -> None:
     scores = torch.tensor([[0.9, 0.4, 0.0], [0.8, 0.7, 0.1]])
     found = with_first_places(scores, torch.tensor([0, 1]))
     assert top_k(found, 3).tolist() == [[0, 1, 2], [1, 0, 2]]
     assert torch.equal(found[0], scores[0])
 
 
-def test_sinkhorn_shares_the_images_out() -> None:
+def test_sinkhorn_balances_rows_and_columns() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((6, 6), (6, 20), (8, 4)):
         scores = torch.rand(*shape, generator=generator)
@@ -132,19 +132,21 @@ def test_dual_softmax_prefers_the_query_that_wants_an_image_most() -> None:
     assert top_k(dual_softmax(scores, 10.0), 1)[:, 0].tolist() == [0, 1]
 
 
-def test_querybank_quiets_hubs_and_looks_at_one_query_at_a_time() -> None:
-    bank = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.1]])  # image 0 attracts everybody
+def test_querybank_lowers_hubs_and_treats_queries_separately() -> None:
+    bank = torch.tensor(
+        [[0.9, 0.1, 0.2], [0.8, 0.3, 0.1]]
+    )  # image 0 is a hub: first for both queries
     scores = torch.tensor([[0.6, 0.5, 0.0], [0.2, 0.7, 0.1]])
     found = querybank(scores, bank, 10.0)
     assert top_k(found, 1)[:, 0].tolist() == [1, 1]
-    assert torch.equal(found[1], scores[1]), "its first image is no hub"
+    assert torch.equal(found[1], scores[1]), "its first image is not a hub"
     assert torch.equal(querybank(scores[:1], bank, 10.0), found[:1])
     with pytest.raises(ValueError, match="3 images"):
         querybank(scores[:, :2], bank, 10.0)
 
 
 @pytest.mark.parametrize("name", ["dual_softmax", "sinkhorn"])
-def test_joint_decodings_move_with_their_rows(name: str) -> None:
+def test_joint_decodings_do_not_depend_on_the_order_of_queries(name: str) -> None:
     scores = torch.rand(30, 50, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
 

@@ -1,4 +1,4 @@
-"""Devices: their choice, number formats, seeds, and units for bfloat16."""
+"""Devices: selection, dtypes, seeds, and detection of bfloat16 units."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_without_accelerator_auto_is_the_cpu_and_others_are_refused() -> None:
             devices.pick_device(name)
 
 
-def test_auto_takes_cuda_then_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_prefers_cuda_then_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -52,7 +52,7 @@ def test_unknown_names_are_refused() -> None:
         devices.dtype_of("int8")
 
 
-def test_number_formats() -> None:
+def test_dtypes_of_autocast_and_scaler() -> None:
     left, right = torch.randn(4, 4), torch.randn(4, 4)
     for name in ("fp32", "bf16"):
         with devices.autocast(CPU, devices.dtype_of(name)):
@@ -90,7 +90,7 @@ def test_bf16_units_are_recognised(
 
 @pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("grad", [False, True])
-def test_attention_in_bf16_is_that_of_float32(
+def test_attention_in_bf16_is_close_to_float32(
     monkeypatch: pytest.MonkeyPatch, tiles: bool, grad: bool
 ) -> None:
     monkeypatch.setattr(devices, "HAS_TILES", tiles)
@@ -98,14 +98,14 @@ def test_attention_in_bf16_is_that_of_float32(
     q, k, v = (torch.randn(2, 3, 7, 8) for _ in range(3))
     bias = torch.randn(1, 3, 7, 7)
     exact = devices.attention(q, k, v, bias)
-    for mask in (bias, bias.bfloat16()):  # as in training, and of a model held in bf16
+    for mask in (bias, bias.bfloat16()):  # float32 as in training, bfloat16 as in a bfloat16 model
         with torch.set_grad_enabled(grad):
             half = devices.attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
         assert half.dtype == torch.bfloat16
         torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo to compare with")
-def test_bf16_units_agree_with_the_kernels_list() -> None:
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
+def test_bf16_units_agree_with_proc_cpuinfo() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())
     assert devices.cpu_has_bf16() == bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

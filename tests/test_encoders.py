@@ -1,4 +1,4 @@
-"""The one interface of all members: kinds of images, names, fingerprints, re-ranking."""
+"""The common interface of all members: image inputs, names, fingerprints, reranking."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pab.scoring.rerank import Reranker, rerank_best
 from uit.infer import InferConfig as UitConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-HERE: dict[str, Any] = {"device": "cpu", "num_workers": 0}
+ON_CPU: dict[str, Any] = {"device": "cpu", "num_workers": 0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "lhp": {"config": ROOT / "configs/lhp/mini_infer.yaml"},
     "uit": {"config": ROOT / "configs/uit/mini_infer.yaml"},
@@ -40,8 +40,8 @@ CAPTIONS = ["A man in a red coat is falling in the park.", "A woman in a blue co
 @pytest.fixture(scope="module")
 def encoders() -> dict[str, Encoder]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # the mini recipes name their files from there
-        return {name: load_encoder(name, **SETTINGS[name], **HERE) for name in SETTINGS}
+        patch.chdir(ROOT)  # paths in the mini configs are relative to the repository
+        return {name: load_encoder(name, **SETTINGS[name], **ON_CPU) for name in SETTINGS}
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def preprocessed(encoder: Any, image: Image.Image) -> Tensor:
     return recipe(name, 64).transform()(image)
 
 
-# ------------------------------------------------------------------------------------- the four
+# -------------------------------------------------------------------------------- the four members
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -69,7 +69,7 @@ def test_all_kinds_of_images_give_the_same_vectors(
     expected = encoder.encode_images(gallery)
     assert expected.dtype == torch.float32
     assert expected.shape[0] == len(gallery)
-    assert expected.std(dim=0).max() > 1e-3, "vectors that tell images apart"
+    assert expected.std(dim=0).max() > 1e-3, "vectors must differ between images"
     opened = [Image.open(path) for path in paths]
     pixels = [preprocessed(encoder, load_image(path)) for path in paths]
     mixed = [str(paths[0]), paths[1], opened[2], pixels[3], gallery[4]]
@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_scoring_command(
     monkeypatch.chdir(ROOT)
     masked = tiny_data / "name-masked_test-set"
     flags = {
-        "image_folder": masked / "gallery", "annotation": masked / "query.json", **HERE,
+        "image_folder": masked / "gallery", "annotation": masked / "query.json", **ON_CPU,
         "save_score": tmp_path / "s.pt", "output_file": "none", "answers": "none",
         **SETTINGS[name],
     }  # fmt: skip
@@ -108,33 +108,35 @@ def test_scores_are_those_of_the_scoring_command(
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_one_caption_is_not_its_characters(name: str, encoders: dict[str, Encoder]) -> None:
+def test_one_caption_is_not_split_into_characters(name: str, encoders: dict[str, Encoder]) -> None:
     texts = encoders[name].encode_texts(CAPTIONS)
     alone = encoders[name].encode_texts(CAPTIONS[1])
-    (texts * torch.ones(1, requires_grad=True)).sum().backward()  # a probe may be trained on them
+    (
+        texts * torch.ones(1, requires_grad=True)
+    ).sum().backward()  # allowed, so that a probe can be trained on the vectors
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(alone, texts[1:], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_fingerprint_holds_what_vectors_depend_on(
+def test_a_fingerprint_names_all_that_vectors_depend_on(
     name: str, encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     facts = dict(encoders[name].fingerprint)
     assert encoders[name].origin.checkpoint_sha256 in facts.values()
     assert (facts["device"], facts["dtype"]) == ("cpu", "fp32")
-    half = load_encoder(name, **SETTINGS[name], **HERE, dtype="bf16")
+    half = load_encoder(name, **SETTINGS[name], **ON_CPU, dtype="bf16")
     assert dict(half.fingerprint) == {**facts, "dtype": "bf16"}
 
 
-def test_vectors_are_cached_on_request_and_only_of_files(
+def test_vectors_are_cached_on_request_and_only_for_files(
     gallery: list[GalleryImage], tmp_path: Path
 ) -> None:
     def kept() -> int:
         return sum(path.stat().st_size for path in tmp_path.rglob("*.sha256")) // 32
 
-    settings = {**SETTINGS["clip"], **HERE, "feature_cache_dir": str(tmp_path / "f")}
+    settings = {**SETTINGS["clip"], **ON_CPU, "feature_cache_dir": str(tmp_path / "f")}
     load_encoder("clip", **settings).encode_images(gallery)
     assert list(tmp_path.iterdir()) == []
     encoder = load_encoder("clip", **settings, feature_cache=True)
@@ -151,11 +153,11 @@ def test_vectors_are_cached_on_request_and_only_of_files(
 def test_vectors_of_a_folder_of_weights_are_not_cached(
     gallery: list[GalleryImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder's weights have no hash, so a cache would outlive their change."""
+    """A folder of weights has no hash, so the cache could not detect changed weights."""
     monkeypatch.chdir(ROOT)
     (tmp_path / "w").mkdir()
     shutil.copy("checkpoints/mini/blip2.safetensors", tmp_path / "w/model.safetensors")
-    settings = {**SETTINGS["blip2"], **HERE, "feature_cache": True}
+    settings = {**SETTINGS["blip2"], **ON_CPU, "feature_cache": True}
     settings |= {"feature_cache_dir": str(tmp_path / "f")}
     encoder = load_encoder("blip2", checkpoint=tmp_path / "w", **settings)
     encoder.encode_images(gallery)
@@ -180,7 +182,7 @@ def test_images_that_cannot_be_encoded(
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_tensor_has_the_size_of_the_model(name: str, encoders: dict[str, Encoder]) -> None:
+def test_a_tensor_must_have_the_size_of_the_model(name: str, encoders: dict[str, Encoder]) -> None:
     pixels = [torch.zeros(3, 64, 64), torch.zeros(3, 48, 48)]
     expected = r"position 1: expected a preprocessed tensor \[3, 64, 64\].*found .* \[3, 48, 48\]"
     for images in (pixels, [Image.new("RGB", (9, 9)), pixels[1]]):
@@ -189,14 +191,14 @@ def test_a_tensor_has_the_size_of_the_model(name: str, encoders: dict[str, Encod
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_nothing_to_encode(name: str, encoders: dict[str, Encoder]) -> None:
+def test_empty_input_is_refused(name: str, encoders: dict[str, Encoder]) -> None:
     with pytest.raises(InputError, match="images: expected at least one, found none"):
         encoders[name].encode_images([])
     with pytest.raises(InputError, match="captions: expected at least one, found none"):
         encoders[name].encode_texts([])
 
 
-# -------------------------------------------------------------------------------------- by name
+# ------------------------------------------------------------------------------- lookup by name
 
 
 def test_members_are_found_by_name() -> None:
@@ -217,7 +219,7 @@ def test_members_are_found_by_name() -> None:
         (["a:A", "b:B"], r"member 'x': two packages define this member: a:A and b:B"),
     ],
 )
-def test_installations_that_do_not_fit(
+def test_broken_installations_are_refused(
     entries: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [EntryPoint("x", value, pab.scoring.members.GROUP) for value in entries]
@@ -237,12 +239,12 @@ def test_installations_that_do_not_fit(
         ({"annotation": "a.json", "top_k": 3}, "an encoder does not use annotation, top_k"),
     ],
 )
-def test_settings_that_do_not_fit(settings: dict[str, Any], expected: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         load_encoder("clip", **settings)
 
 
-# ----------------------------------------------------------------------------------- re-ranking
+# ------------------------------------------------------------------------------------ reranking
 
 
 class ByPlace(Reranker):

@@ -138,7 +138,7 @@ def test_order_and_meaning_of_the_weights(files: dict[str, str]) -> None:
         uit_score=files["a"], clip_score=files["b"], member=(f"x={files['c']}:0.5",),
         beit3_weight=0.1, clip_weight=0.75,
     )  # fmt: skip
-    members = config.members()  # starts with UIT: its own weight has no part in it
+    members = config.members()  # UIT is first, and the first member needs no weight
     assert [member.name for member in members] == ["uit", "clip", "x"]
     expected = 0.5 * (0.75 * unit(a) + 0.25 * unit(b)) + 0.5 * unit(c)
     found = aligned(members, load_members(members)).matrix()
@@ -152,7 +152,7 @@ def test_one_member_alone_keeps_its_ranking(files: dict[str, str], tmp_path: Pat
     assert out.read_text() == "".join(" ".join(IMAGES[i] for i in row) + "\n" for row in best)
 
 
-def test_lines_in_the_wanted_order(files: dict[str, str], tmp_path: Path) -> None:
+def test_lines_follow_the_query_order(files: dict[str, str], tmp_path: Path) -> None:
     plain, turned = tmp_path / "plain.txt", tmp_path / "turned.txt"
     words = ["--beit3_score", files["a"], "--uit_score", files["b"]]
     run([*words, "--output_file", str(plain)])
@@ -205,7 +205,7 @@ def test_bad_input(files: dict[str, str], tmp_path: Path, words: list[str], expe
     assert not out.exists()
 
 
-def test_members_of_other_names() -> None:
+def test_flags_of_further_members_are_parsed() -> None:
     assert parse_member("a=b.pt:0.5") == Member("a", "b.pt", 0.5)
     assert parse_member("a=b.pt", {"x": 1.0, "a": 0.25}) == Member("a", "b.pt", 0.25)
     assert parse_member("a=C:/d.pt:0.5") == Member("a", "C:/d.pt", 0.5)
@@ -214,7 +214,7 @@ def test_members_of_other_names() -> None:
 # ---------------------------------------------------------------------------------------- weights
 
 
-def test_weights_that_have_no_part_need_not_be_given(
+def test_unused_weights_may_be_omitted(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = ["--member", f"x={files['a']}", "--member", f"y={files['b']}:0.5"]
@@ -223,14 +223,14 @@ def test_weights_that_have_no_part_need_not_be_given(
     assert torch.equal(found, given)
     assert "note:" not in capsys.readouterr().err
     fused(tmp_path, *first, "--fusion", "reciprocal_rank", "--scaling", "rank")
-    said = capsys.readouterr().err
-    assert "note: --member: weights have no effect with --fusion reciprocal_rank" in said
-    assert "note: --scaling: has no effect with --fusion reciprocal_rank" in said
+    printed = capsys.readouterr().err
+    assert "note: --member: weights have no effect with --fusion reciprocal_rank" in printed
+    assert "note: --scaling: has no effect with --fusion reciprocal_rank" in printed
     fused(tmp_path, *first, "--member_weights", "z:0.5")
     assert "no --member has the name 'z': ignored" in capsys.readouterr().err
 
 
-def test_an_output_that_cannot_be_written_leaves_no_other(
+def test_an_output_that_cannot_be_written_leaves_no_other_output(
     files: dict[str, str], annotation: Path, tmp_path: Path
 ) -> None:
     words = ["--beit3_score", files["a"], "--uit_score", files["b"]]
@@ -260,7 +260,9 @@ def test_scores_that_overflow_when_scaled_are_refused(
 
 
 @pytest.mark.parametrize("flag", ["--output_file", "--save_score"])
-def test_no_output_replaces_an_input(files: dict[str, str], tmp_path: Path, flag: str) -> None:
+def test_an_output_cannot_replace_an_input(
+    files: dict[str, str], tmp_path: Path, flag: str
+) -> None:
     before = Path(files["a"]).read_bytes()
     (tmp_path / "link.pt").symlink_to(files["a"])
     for path in (files["a"], str(tmp_path / "link.pt")):
@@ -269,17 +271,17 @@ def test_no_output_replaces_an_input(files: dict[str, str], tmp_path: Path, flag
     assert Path(files["a"]).read_bytes() == before
 
 
-def test_sinkhorn_says_if_it_has_not_converged(
+def test_sinkhorn_reports_if_it_has_not_converged(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--beit3_score", files["a"], "--decode", "sinkhorn"]
     facts = fused(tmp_path, *words, "--sinkhorn_steps", "1", "--decode_factor", "100").meta[
         "decode"
     ]
-    said = capsys.readouterr().err
-    assert "note: --decode sinkhorn: has not converged after 1 steps at factor 100" in said
+    printed = capsys.readouterr().err
+    assert "note: --decode sinkhorn: has not converged after 1 steps at factor 100" in printed
     assert facts["row_error"] > 1e-3
-    assert f"{facts['row_error']:.2g} in rows and {facts['column_error']:.2g} in columns" in said
+    assert f"{facts['row_error']:.2g} in rows and {facts['column_error']:.2g} in columns" in printed
     facts = fused(tmp_path, *words, "--sinkhorn_steps", "500", "--decode_factor", "5").meta[
         "decode"
     ]
@@ -300,17 +302,17 @@ def test_a_bank_whose_scores_overflow_is_refused(files: dict[str, str], tmp_path
 
 @given(st.data())
 @settings(max_examples=80, deadline=None)
-def test_the_best_columns_are_those_of_the_whole_matrix(data: st.DataObject) -> None:
+def test_the_best_columns_are_those_of_the_fused_matrix(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 4), "members")
     queries, images = data.draw(st.integers(1, 5), "Q"), data.draw(st.integers(2, 70), "G")
     k = data.draw(st.integers(1, 12), "k")
-    levels = data.draw(st.sampled_from([2, 5, 1000]), "levels")  # few levels: full of ties
+    levels = data.draw(st.sampled_from([2, 5, 1000]), "levels")  # few levels: many ties
     offset = data.draw(st.sampled_from([0.0, -3.0, 1e4]), "offset")  # large: sums lose digits
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000), "seed"))
     files, members = [], []
     for number in range(count):
         scores = torch.randint(0, levels, (queries, images), generator=generator) / levels + offset
-        scores[0, 0], scores[-1, -1] = offset - 1.0, offset + 2.0  # no constant matrix
+        scores[0, 0], scores[-1, -1] = offset - 1.0, offset + 2.0  # so that no matrix is constant
         ids = [f"q{i}" for i in range(queries)], [f"g{i:02d}" for i in range(images)]
         files.append(ScoreFile(scores, *ids))
         members.append(Member(f"m{number}", "", data.draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]))))

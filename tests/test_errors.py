@@ -1,4 +1,4 @@
-"""The one error of bad input: its single line, its exit code, its way through pickling."""
+"""InputError: its single line, its exit code, and pickling."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _refuse(number: int) -> None:
     raise InputError("a.json", "expected text", item=f"line {number}")
 
 
-def test_it_leaves_another_process_whole() -> None:
+def test_it_arrives_intact_from_another_process() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with pytest.raises(InputError, match=r"^a\.json, line 4: expected text$") as caught:
             pool.submit(_refuse, 4).result(timeout=120)
@@ -82,27 +82,27 @@ def _raise(error: BaseException) -> Callable[[list[str] | None], None]:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "expected"),
     [
         (InputError("a.json", "found\n3"), 2, "error: a.json: found 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
 def test_exit_codes(
-    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         run_cli(_raise(error))
     assert stop.value.code == code
-    assert capsys.readouterr() == ("", said)
+    assert capsys.readouterr() == ("", expected)
 
 
-def test_faults_of_the_project_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_cli(_raise(ZeroDivisionError()))
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_a_closed_output_pipe_prints_no_traceback() -> None:
     code = (
         "from pab.core.errors import run_cli\n"
         "def main(argv):\n"
@@ -127,7 +127,7 @@ def test_arguments_reach_the_command() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_tells_a_wrong_flag_in_one_line(
+def test_every_command_reports_a_wrong_flag_in_one_line(
     command: str, refused: Callable[..., str]
 ) -> None:
     module, *words = command.split()

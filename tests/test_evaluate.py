@@ -1,4 +1,4 @@
-"""Evaluation: groups, twins, ids that must match, and the files for machines and other tools."""
+"""Evaluation: groups, twins, matching of ids, and the JSON and TREC files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pab.ranking import ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 from pab.scores import main as convert
 
-# Four images, two of them with twins of each other; images 2 and 3 share a caption.
+# Four images: 0 and 1 are twins of each other, 2 and 3 share a caption.
 LINES = [
     {"image": "test/0.jpg", "image_id": "i0", "caption": ["walks", "strolls"], "normal": "Walking"},
     {"image": "test/1.jpg", "image_id": "i1", "caption": ["falls"], "anomaly": "Falling"},
@@ -31,8 +31,8 @@ SCORES = torch.tensor(
         [0.9, 0.5, 0.1, 0.0],  # i0 first, above its twin i1
         [0.5, 0.9, 0.1, 0.0],  # i0 second, below its twin
         [0.7, 0.7, 0.1, 0.0],  # a tie of i1 with its twin i0, which has the smaller id
-        [0.9, 0.0, 0.8, 0.1],  # right are i2 (2nd) and i3 (3rd)
-        [0.1, 0.0, 0.9, 0.8],  # right are i2 (1st) and i3 (2nd)
+        [0.9, 0.0, 0.8, 0.1],  # relevant are i2 (rank 2) and i3 (rank 3)
+        [0.1, 0.0, 0.9, 0.8],  # relevant are i2 (rank 1) and i3 (rank 2)
     ]
 )
 
@@ -52,7 +52,7 @@ def annotation(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def score(tmp_path: Path) -> Path:
-    """The score file, with its rows in another order than the annotation's."""
+    """A score file with its rows in another order than the queries of the annotation."""
     rows = [4, 2, 0, 3, 1]
     path = tmp_path / "score.pt"
     ids = ["i0", "i1", "i2", "i3"]
@@ -62,7 +62,7 @@ def score(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def masked(tmp_path: Path) -> tuple[Path, Path]:
-    """A name-masked set of three queries and its key."""
+    """A name-masked set of three queries and its answers."""
     query, key = tmp_path / "query.json", tmp_path / "key.json"
     lines = [{"query_index": name, "caption": f"person {name}"} for name in ("x", "y", "z")]
     query.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -103,7 +103,7 @@ def test_figures_by_hand(
         ["abnormal", "1", "0.00"],
     ]
 
-    main(common)  # the published rule: i3, which shares a caption with i2, ranks i2 first
+    main(common)  # by the published rule, i2 at rank 1 is wrong for the caption of i3
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "5", "20.00"]
     figures = json.loads(out.read_text())
     assert figures["relevance"] == "image_id"
@@ -177,23 +177,23 @@ def test_predictions_of_a_name_masked_set(
     ]
     assert (tmp_path / "t.run").read_text().startswith("z Q0 C 1 5 pab\n")
 
-    main([*common, "--answers", str(key)])  # now the lines are taken for x, y, z
+    main([*common, "--answers", str(key)])  # without --query_order, the lines are those of x, y, z
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "0.00"]
     with pytest.raises(InputError, match=r"query\.json: expected labels.*--answers FILE"):
         main(common)
 
 
-def test_names_of_no_image_are_refused_where_the_folder_is_known(
+def test_unknown_names_are_refused_if_the_folder_is_known(
     masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, predictions = tmp_path / "gallery", tmp_path / "p.txt"
     folder.mkdir()
     for name in "ABC":
-        (folder / f"{name}.jpg").touch()  # names alone are looked at
+        (folder / f"{name}.jpg").touch()  # only the file names are read
     args = ["--predictions", str(predictions), "--annotation", str(masked[0])]
     args += ["--answers", str(masked[1])]
     predictions.write_text("A B\nB A\nC D\n")
-    main(args)  # without the folder nobody can tell that there is no D
+    main(args)  # without the folder, image D cannot be known to be missing
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
     with pytest.raises(InputError, match=r"p\.txt, line 3: .*found 'D'"):
         main([*args, "--image_folder", str(folder), "--json", str(tmp_path / "m.json")])
@@ -234,7 +234,7 @@ def test_predictions_that_do_not_fit(
     assert not (tmp_path / "m.json").exists()
 
 
-def test_unknown_names_and_orders_are_refused(annotation: Path, tmp_path: Path) -> None:
+def test_unknown_names_and_query_ids_are_refused(annotation: Path, tmp_path: Path) -> None:
     predictions = tmp_path / "p.txt"
     predictions.write_text("i0\ni0\ni1\ni2\ni9\n")
     args = ["--predictions", str(predictions), "--annotation", str(annotation)]
@@ -272,7 +272,7 @@ def test_group_without_labels_is_left_out(masked: tuple[Path, Path], tmp_path: P
     assert len(evaluation.table().splitlines()) == 2
 
 
-def test_short_lists_are_judged_as_scores_of_a_small_gallery(
+def test_a_list_of_a_small_gallery_has_the_metrics_of_its_scores(
     annotation: Path, score: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fuse(["--beit3_score", str(score), "--output_file", str(tmp_path / "all.txt")])
@@ -295,9 +295,9 @@ def test_short_lists_are_judged_as_scores_of_a_small_gallery(
 
     (tmp_path / "two.txt").write_text("i2 i3\n" * 5)
     main(["--predictions", str(tmp_path / "two.txt"), *labels])
-    said = capsys.readouterr()
-    assert said.out.splitlines()[0].split() == ["queries", "n", "R@1", "R@5", "R@10", "mAP@10"]
-    assert "names 2 images per query" in said.err
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].split() == ["queries", "n", "R@1", "R@5", "R@10", "mAP@10"]
+    assert "names 2 images per query" in printed.err
 
 
 def test_a_run_may_lack_queries_and_images(
@@ -308,21 +308,21 @@ def test_a_run_may_lack_queries_and_images(
     labels = ["--annotation", str(annotation), "--same_caption_counts"]
     outputs = ["--json", str(tmp_path / "m.json"), "--trec", str(tmp_path / "t"), "--top_k", "1"]
     main(["--score", str(tmp_path / "run.json"), *labels, *outputs])
-    said = capsys.readouterr()
-    assert "3 of 5 queries are missing, and count as misses: 'i0#1', 'i1#0', 'i3#0'" in said.err
+    printed = capsys.readouterr()
+    assert "3 of 5 queries are missing, and count as misses: 'i0#1', 'i1#0', 'i3#0'" in printed.err
     figures = json.loads((tmp_path / "m.json").read_text())
     assert figures["gallery"] == 4
     found = figures["groups"]["all"]
     assert (found["queries"], found["R@1"], found["R@5"]) == (5, 20, 40)
-    assert found["mAP"] == pytest.approx(100 * (1 + 1 / 4) / 5)  # i2#0: i3 second of two right ones
+    assert found["mAP"] == pytest.approx(100 * (1 + 1 / 4) / 5)  # i2#0: i3 at rank 2, i2 not listed
     assert found["mINP"] == pytest.approx(20)
-    assert found[TWIN] == pytest.approx(100 / 3)  # i0#0 alone; i0#1 and i1#0 are misses
+    assert found[TWIN] == pytest.approx(100 / 3)  # only i0#0; i0#1 and i1#0 are misses
     assert (tmp_path / "t.run").read_text() == (
         "i0#0 Q0 i0 1 0.899999976 pab\ni2#0 Q0 i0 1 3 pab\n"
     )
     assert len((tmp_path / "t.qrels").read_text().splitlines()) == 7
 
-    # The same once imported, and as predictions.
+    # The metrics are the same for the imported file, and for the run as predictions.
     convert(["import", str(tmp_path / "run.json"), "--out", str(tmp_path / "run.pt")])
     for words in (["--score", str(tmp_path / "run.pt")],
                   ["--predictions", str(tmp_path / "run.json")]):  # fmt: skip
@@ -341,7 +341,7 @@ def test_a_run_may_lack_queries_and_images(
 def test_spellings_of_one_name_match(
     masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["Caf\u00e9", "B", "C"]  # the key: one character; below: letter and accent
+    names = ["Caf\u00e9", "B", "C"]  # answers: one character; scores and list: letter and accent
     key = {q: {"gallery": name} for q, name in zip("xyz", names, strict=True)}
     masked[1].write_text(json.dumps(key))
     labels = ["--annotation", str(masked[0]), "--answers", str(masked[1])]
@@ -351,9 +351,9 @@ def test_spellings_of_one_name_match(
     (tmp_path / "p.txt").write_text("Cafe\u0301.jpg B\nB C\nC B\n")
     for words in (["--score", str(tmp_path / "s.pt")], ["--predictions", str(tmp_path / "p.txt")]):
         main([*words, *labels])
-        said = capsys.readouterr()
-        assert said.out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
-        assert said.err.count("in another Unicode form") == 1
+        printed = capsys.readouterr()
+        assert printed.out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
+        assert printed.err.count("in another Unicode form") == 1
 
 
 def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> No
         main([*words, *ids, "--top_k", "3"])
 
 
-def test_an_answer_key_may_begin_with_a_mark(
+def test_answers_may_begin_with_a_byte_order_mark(
     masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "p.txt").write_text("A\nB\nC\n")
@@ -381,13 +381,13 @@ def test_an_answer_key_may_begin_with_a_mark(
 
 
 def test_outputs_are_checked_first(tmp_path: Path) -> None:
-    """Before anything is read, so that neither is left alone."""
+    """The check precedes all reading, so that a bad path leaves no other output behind."""
     words = ["--score", str(tmp_path / "s.pt"), "--annotation", str(tmp_path / "a.json")]
     with pytest.raises(InputError, match=f"--json: {tmp_path} is a directory; leave it out"):
         main([*words, "--trec", str(tmp_path / "t"), "--json", str(tmp_path)])
 
 
-def test_no_output_replaces_an_input(score: Path, annotation: Path) -> None:
+def test_an_output_cannot_replace_an_input(score: Path, annotation: Path) -> None:
     before = score.read_bytes()
     words = ["--score", str(score), "--annotation", str(annotation)]
     with pytest.raises(InputError, match="is the file of the ranking: it would be overwritten"):
@@ -397,13 +397,13 @@ def test_no_output_replaces_an_input(score: Path, annotation: Path) -> None:
         fuse(["--beit3_score", *words[1:], "--output_file", str(annotation)])
 
 
-def test_names_of_another_set_are_told(
+def test_names_of_another_set_are_reported(
     masked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     query, key = masked
     (tmp_path / "p.txt").write_text("img_1 img_2\n" * 3)
     common = ["--annotation", str(query), "--answers", str(key)]
     main(["--predictions", str(tmp_path / "p.txt"), *common])
-    said = capsys.readouterr()
-    assert "names no right image for any query: its names are like 'img_1'" in said.err
-    assert said.out.splitlines()[1].split()[2] == "0.00"
+    printed = capsys.readouterr()
+    assert "names no right image for any query: its names are like 'img_1'" in printed.err
+    assert printed.out.splitlines()[1].split()[2] == "0.00"

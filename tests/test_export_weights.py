@@ -1,4 +1,4 @@
-"""Weights taken out of a checkpoint."""
+"""Export of a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def write(path: Path, value: float) -> Path:
     return path
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-def test_halves_the_floats_and_drops_the_rest(tmp_path: Path, ending: str) -> None:
-    source, out = write(tmp_path / "in.pth", 1.25), tmp_path / f"out{ending}"
+@pytest.mark.parametrize("extension", [".safetensors", ".pth"])
+def test_floats_are_converted_and_other_entries_dropped(tmp_path: Path, extension: str) -> None:
+    source, out = write(tmp_path / "in.pth", 1.25), tmp_path / f"out{extension}"
     main([str(source), "--out", str(out), "--dtype", "fp16"])
     checkpoint = read_checkpoint(out)
     state = model_state(checkpoint, out)
@@ -32,14 +32,14 @@ def test_halves_the_floats_and_drops_the_rest(tmp_path: Path, ending: str) -> No
     assert "optimizer" not in checkpoint
 
 
-def test_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:
+def test_values_beyond_the_range_of_the_dtype_are_refused(tmp_path: Path) -> None:
     source, out = write(tmp_path / "in.pth", 1e9), tmp_path / "out.pth"
     with pytest.raises(InputError, match="'a'"):
         export_weights(source, out, "fp16")
     assert not out.exists()
 
 
-def test_an_epoch_beside_flat_weights_is_no_weight(tmp_path: Path) -> None:
+def test_an_epoch_beside_flat_weights_is_dropped(tmp_path: Path) -> None:
     source, out = tmp_path / "in.pth", tmp_path / "out.safetensors"
     torch.save({"a": torch.ones(2), "scale": np.float32(2), "epoch": np.int64(3)}, source)
     export_weights(source, out, "fp32")

@@ -1,4 +1,4 @@
-"""Kept vectors: what is encoded again and what is not, torn files, other encoders."""
+"""The feature cache: cached and new vectors, damaged files, other encoders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FACTS = {"checkpoint": "abc", "dtype": "fp32"}
 
 
 class Encoder:
-    """Counts the images it is shown."""
+    """Encoder that counts its images."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -38,7 +38,7 @@ def gallery(tmp_path: Path) -> Path:
 
 
 def vectors(folder: Path, caches: Path | None, facts: dict[str, str] = FACTS) -> tuple[Tensor, int]:
-    """Vectors of a folder's images, and how many were encoded for them."""
+    """Return the vectors of a folder's images, and how many images were encoded."""
     encoder = Encoder()
 
     def run(cache: FeatureCache | None) -> Tensor:
@@ -50,7 +50,7 @@ def vectors(folder: Path, caches: Path | None, facts: dict[str, str] = FACTS) ->
     return run(FeatureCache(caches, facts)), encoder.seen
 
 
-def test_vectors_left_without_their_hashes_are_not_served(gallery: Path, tmp_path: Path) -> None:
+def test_vectors_without_their_hashes_are_not_used(gallery: Path, tmp_path: Path) -> None:
     plain, _ = vectors(gallery, None)
     vectors(gallery, tmp_path / "c")
     (left,) = (tmp_path / "c").rglob(f"*{VECTORS}")
@@ -76,16 +76,16 @@ def test_a_second_run_encodes_nothing(gallery: Path, tmp_path: Path) -> None:
 def test_only_what_is_new_or_changed_is_encoded(gallery: Path, tmp_path: Path) -> None:
     vectors(gallery, tmp_path / "c")
     draw(gallery / "p3.png", 9, normal=False)  # changed
-    (gallery / "p0.png").rename(gallery / "z.png")  # renamed: known by its content
+    (gallery / "p0.png").rename(gallery / "z.png")  # renamed: found by its content
     draw(gallery / "p99.png", 11, normal=True)  # new
     found, encoded = vectors(gallery, tmp_path / "c")
     assert encoded == 2
     plain, _ = vectors(gallery, None)
     assert torch.equal(found, plain)
-    assert vectors(gallery, tmp_path / "c")[1] == 0, "of both parts"
+    assert vectors(gallery, tmp_path / "c")[1] == 0, "both runs' vectors are found"
 
 
-def test_another_encoder_has_its_own(gallery: Path, tmp_path: Path) -> None:
+def test_another_encoder_has_its_own_cache(gallery: Path, tmp_path: Path) -> None:
     vectors(gallery, tmp_path / "c")
     assert vectors(gallery, tmp_path / "c", {**FACTS, "dtype": "bf16"})[1] == 7
     assert vectors(gallery, tmp_path / "c", {**FACTS, "checkpoint": "abd"})[1] == 7
@@ -94,7 +94,7 @@ def test_another_encoder_has_its_own(gallery: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [HASHES, VECTORS])
 @pytest.mark.parametrize("cut", [1, 40])
-def test_a_killed_runs_last_pair_is_left_out(
+def test_incomplete_entries_of_a_killed_run_are_ignored(
     gallery: Path, tmp_path: Path, ending: str, cut: int
 ) -> None:
     plain, _ = vectors(gallery, tmp_path / "c")
@@ -108,25 +108,25 @@ def test_a_killed_runs_last_pair_is_left_out(
     assert vectors(gallery, tmp_path / "c")[1] == 0
 
 
-def test_what_a_run_had_when_it_ended_is_kept(gallery: Path, tmp_path: Path) -> None:
+def test_vectors_of_an_interrupted_run_are_kept(gallery: Path, tmp_path: Path) -> None:
     digests = digests_of(sorted(gallery.iterdir()), 2)
-    FeatureCache(tmp_path / "c", FACTS).keep(digests[:2], torch.rand(2, 3))  # and never closed
+    FeatureCache(tmp_path / "c", FACTS).keep(digests[:2], torch.rand(2, 3))
     cache = FeatureCache(tmp_path / "c", FACTS)
     assert len(cache) == 2
     assert cache.split(dict(enumerate(digests))) == ([0, 1], [2, 3, 4, 5, 6])
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--no_feature_cache"):
         FeatureCache(tmp_path / "file/c", FACTS)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_is_said_and_what_follows_is_whole(
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_reported_and_later_vectors_are_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A torn row would shift the rows that a longer-lived process appends to the same file."""
+    """A failed write must start a new part, because a partial row would shift later rows."""
     cache = FeatureCache(tmp_path / "c", FACTS)
     rows = torch.rand(3, 3)
     cache.keep([b"a" * 32], rows[:1])
@@ -134,7 +134,7 @@ def test_a_full_disk_is_said_and_what_follows_is_whole(
         true_open = Path.open
 
         def full(path: Path, mode: str = "r") -> Any:
-            if path.suffix == HASHES:  # the vectors are written, their hashes are not
+            if path.suffix == HASHES:  # vectors are written, but not their hashes
                 raise OSError(28, "No space left on device")
             return true_open(path, mode)
 
@@ -173,7 +173,7 @@ CAPTIONS = [[1, 5, 6, 2], [1, 7, 2], [1, 56, 2], [1, 2]]
 
 
 def texts(rows: list[list[int]], caches: Path) -> tuple[Tensor, list[int]]:
-    """Vectors of captions, and the positions that were encoded for them."""
+    """Return the vectors of captions, and the positions of the encoded ones."""
     seen: list[int] = []
 
     def encode(positions: list[int]) -> Tensor:
@@ -186,8 +186,8 @@ def texts(rows: list[list[int]], caches: Path) -> tuple[Tensor, list[int]]:
     return found, sorted(seen)
 
 
-def test_captions_are_known_by_their_ids(gallery: Path, tmp_path: Path) -> None:
-    vectors(gallery, tmp_path / "c")  # vectors of another width lie beside them
+def test_captions_are_found_by_their_token_ids(gallery: Path, tmp_path: Path) -> None:
+    vectors(gallery, tmp_path / "c")  # the cache also has vectors of another width
     first, encoded = texts(CAPTIONS, tmp_path / "c")
     assert encoded == [0, 1, 2, 3]
     grown = [[1, 56, 2, 2], *CAPTIONS[::-1]]

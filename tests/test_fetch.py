@@ -1,4 +1,4 @@
-"""Fetching checkpoints: resuming, recording, refusing; against a server of the test's own."""
+"""Fetching checkpoints from a local test server: resuming, manifest, errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTENT = bytes(range(256)) * 4096
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves :data:`CONTENT`; ``cut`` announces all of it and sends half."""
+    """Serves :data:`CONTENT`; ``/cut`` sends only half of it, ``/scan`` sends a web page."""
 
     asked: ClassVar[list[str | None]] = []
 
@@ -101,7 +101,7 @@ def test_a_later_file_is_added_to_the_manifest(folder: Path) -> None:
 
 
 def test_no_tracked_file_is_written(folder: Path) -> None:
-    """The checkpoint folder's page is documentation; git leaves the manifest out."""
+    """The README of the checkpoint folder is not changed, and git ignores the manifest."""
     page = folder / "README.md"
     page.write_text("| `a/whole.pth` | role | here | MIT | not known |\n")
     before = page.read_text()
@@ -112,7 +112,7 @@ def test_no_tracked_file_is_written(folder: Path) -> None:
     assert f"!/checkpoints/{MANIFEST}" not in rules
 
 
-def test_a_download_goes_on_where_it_stopped(folder: Path) -> None:
+def test_a_download_resumes_where_it_stopped(folder: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be fetched.*put it at"):
         fetch("cut", folder)
     part = folder / "a/cut.pth.part"
@@ -123,7 +123,7 @@ def test_a_download_goes_on_where_it_stopped(folder: Path) -> None:
     assert Server.asked == [None, f"bytes={len(CONTENT) // 2}-"]
 
 
-def test_a_part_that_is_whole(folder: Path) -> None:
+def test_a_complete_part_is_not_fetched_again(folder: Path) -> None:
     (folder / "a").mkdir()
     (folder / "a/whole.pth.part").write_bytes(CONTENT)
     assert fetch("whole", folder).read_bytes() == CONTENT
@@ -144,7 +144,7 @@ def test_what_cannot_be_fetched(folder: Path, name: str, expected: str) -> None:
     assert not list((folder).glob("a/*"))
 
 
-def test_a_file_that_is_no_weights_is_told(folder: Path) -> None:
+def test_a_file_without_weights_is_reported(folder: Path) -> None:
     (folder / "a").mkdir()
     (folder / "a/whole.pth").write_bytes(b"<html><title>Drive</title>")
     (folder / "a/cut.pth").write_bytes(b"")
@@ -153,13 +153,13 @@ def test_a_file_that_is_no_weights_is_told(folder: Path) -> None:
     assert "a/cut.pth: 0 bytes, but an empty file; " in lines
 
 
-def test_every_source_has_its_row_and_the_scripts_default_place() -> None:
+def test_every_source_has_a_row_in_the_readme() -> None:
     table = (Path(__file__).parents[1] / "checkpoints/README.md").read_text()
     for name, source in SOURCES.items():
         assert f"| `{source.path}` |" in table, name
 
 
-def test_without_a_name_it_says_what_there_is(
+def test_without_names_the_state_of_every_file_is_printed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--folder", str(folder)])

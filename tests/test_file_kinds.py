@@ -1,4 +1,4 @@
-"""Files are named for what they are, whatever they are called."""
+"""File kinds are detected from the content, whatever the file's name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pab.core.file_kinds import Kind, file_kind
 from pab.core.tensor_files import read_tensors
 
 STATE = {"w": torch.arange(4000.0), "half": torch.ones(3, dtype=torch.float16)}
-ENDINGS = ("weights.pth", "weights.pt", "weights.bin", "weights.safetensors", "weights")
+NAMES = ("weights.pth", "weights.pt", "weights.bin", "weights.safetensors", "weights")
 
 
 def torch_bytes(*, old: bool = False) -> bytes:
@@ -58,11 +58,11 @@ def arrays_bytes() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("name", ENDINGS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "content", [torch_bytes(), torch_bytes(old=True), save(STATE)], ids=["zip", "old", "safe"]
 )
-def test_the_content_tells_how_weights_are_read(
+def test_the_content_decides_how_weights_are_read(
     tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / name
@@ -103,7 +103,9 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</
         (b"GGUF" + bytes(100), "found a GGUF file"),
     ],
 )  # fmt: skip
-def test_other_files_are_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_other_files_are_described_in_the_error(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError, match=words) as caught:
@@ -119,7 +121,7 @@ def test_other_files_are_named(tmp_path: Path, name: str, content: bytes, words:
         lambda raw: struct.pack("<Q", 10) + b'{"a": [1]}' + raw[18:],
     ],
 )
-def test_damage_gets_advice_only_where_it_helps(
+def test_only_damaged_checkpoints_get_advice(
     tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     path = tmp_path / "damaged.pth"
@@ -131,7 +133,7 @@ def test_damage_gets_advice_only_where_it_helps(
     assert "again" not in str(caught.value)
 
 
-def test_kinds_for_code(tmp_path: Path) -> None:
+def test_detected_kinds(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content, kind in (
         (torch_bytes(), Kind.TORCH), (torch_bytes(old=True), Kind.TORCH),

@@ -1,4 +1,4 @@
-"""Fine-tuning CLIP and BLIP-2 on the tiny data: what is trained, what is kept, what is written."""
+"""Fine-tuning CLIP and BLIP-2 on the tiny data: trained, frozen and written weights."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def clip_folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny CLIP as OpenCLIP describes a model by a folder."""
+    """A tiny CLIP in OpenCLIP's folder format, without weights."""
     folder = tmp_path_factory.mktemp("clips") / "tiny-clip"
     captions = [
         json.loads(line)["caption"]
@@ -72,7 +72,7 @@ def clip_folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 class Runs:
-    """Starts short runs on 24 pairs."""
+    """Starts short training runs on 24 pairs."""
 
     def __init__(self, data: Path, clip_folder: str, folder: Path) -> None:
         self.data, self.folder = data, folder
@@ -114,7 +114,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def built(runs: Runs, kind: str, **settings: Any) -> tuple[ContrastiveConfig, PairModel]:
-    """The recipe's model as a run would have it."""
+    """Build the config and the model as the training command does."""
     module = {"clip": pab.encoders.clip.finetune, "blip2": pab.encoders.blip2.finetune}[kind]
     names = {"pretrained": "random", **runs.own[kind], **settings}
     config = module.TrainConfig(
@@ -125,7 +125,7 @@ def built(runs: Runs, kind: str, **settings: Any) -> tuple[ContrastiveConfig, Pa
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
-def test_the_loss_goes_down(runs: Runs, kind: str) -> None:
+def test_the_loss_decreases(runs: Runs, kind: str) -> None:
     found = losses(runs(kind, "learn", epochs=30, batch_size=12, lr=2e-3, local_prob=0.0))
     assert sum(found[-4:]) / 4 < 0.7 * found[0]
 
@@ -156,13 +156,13 @@ def test_every_trained_parameter_has_a_gradient(runs: Runs, kind: str, rank: int
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
-def test_low_rank_updates_are_merged_into_what_is_written(runs: Runs, kind: str) -> None:
+def test_low_rank_updates_are_merged_into_the_written_weights(runs: Runs, kind: str) -> None:
     start = runs(kind, "start", epochs=1)
     tuned = runs(
         kind, "tuned", lora_rank=2, lr=1e-2, pretrained=start / FINAL, val_pairs=4, epochs=1
     )
     moved = changed(weights(start), weights(tuned))
-    assert moved, "the updates are in the weights"
+    assert moved, "the written weights must contain the updates"
     scale = {"logit_scale", "temp"}
     assert all(".resblocks." in n or ".layer." in n for n in moved - scale), sorted(moved)
     assert any("in_proj_weight" in name for name in moved)
@@ -193,7 +193,7 @@ def test_a_frozen_module_stays_in_evaluation_mode(runs: Runs) -> None:
     assert model.module.get_submodule("transformer").training
 
 
-def test_chunks_give_the_whole_batchs_loss(runs: Runs) -> None:
+def test_chunks_give_the_loss_of_the_whole_batch(runs: Runs) -> None:
     settings: dict[str, Any] = {"epochs": 1, "freeze": "image", "lr": 1e-4}
     whole = losses(runs("clip", "whole", **settings))
     chunked = losses(runs("clip", "chunked", grad_cache_chunk=3, **settings))
@@ -251,7 +251,7 @@ def test_low_rank_updates_do_not_resume_from_merged_weights(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("ema", [{}, {"ema_decay": 0.5}])
-def test_a_training_state_is_scored(
+def test_a_training_state_scores_as_the_final_weights(
     runs: Runs, ema: dict[str, float], clip_folder: str, tmp_path: Path
 ) -> None:
     run = runs("clip", "clip", lr=5e-3, **ema)
@@ -285,21 +285,19 @@ def test_a_temperature_at_its_bound_can_leave_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
-def test_a_loaders_process_can_be_sent_the_samples(
+def test_a_data_set_can_be_pickled_for_a_loader_process(
     runs: Runs, kind: str, tiny_data: Path, tmp_path: Path
 ) -> None:
     _, model = built(runs, kind)
     pairs = TrainingSet.open(tiny_data, cache_dir=tmp_path / "cache")
     data = PairDataset(pairs, np.arange(len(pairs)), model.view, model.encode_ids, 16)
-    again = pickle.loads(pickle.dumps(data))  # noqa: S301, its own
+    again = pickle.loads(pickle.dumps(data))  # noqa: S301, pickled here
     (pixels, *others), (pixels_again, *others_again) = data[2, 0], again[2, 0]
     assert torch.equal(pixels, pixels_again)  # type: ignore[arg-type]
     assert others == others_again
 
 
-def test_written_clip_weights_are_scored_by_name_alone(
-    runs: Runs, clip_folder: str, tmp_path: Path
-) -> None:
+def test_written_clip_weights_are_scored(runs: Runs, clip_folder: str, tmp_path: Path) -> None:
     tuned = runs("clip", "tuned", epochs=1)
     assert read_checkpoint(tuned / FINAL)["metadata"][ARCHITECTURE] == "tiny-clip"
     scores = score(
@@ -357,7 +355,7 @@ def score_argv(data: Path, out: Path, **settings: Any) -> list[str]:
 # ------------------------------------------------------------------------------------------ layers
 
 
-def test_layers_of_two_towers_are_level_at_the_top() -> None:
+def test_last_layers_of_two_towers_have_the_same_number() -> None:
     names = [
         "positional_embedding", "token_embedding.weight", "transformer.resblocks.0.ln_1.weight",
         "transformer.resblocks.1.mlp.c_fc.weight", "ln_final.weight", "logit_scale",
@@ -371,7 +369,7 @@ def test_layers_of_two_towers_are_level_at_the_top() -> None:
     assert [layer_of(name) for name in names] == [2, 2, 3, 4, 5, 5, 0, 0, 0, 1, 4, 5, 5]
 
 
-def test_blip2_has_its_tower_below_its_qformer(runs: Runs) -> None:
+def test_blip2_numbers_its_tower_below_its_qformer(runs: Runs) -> None:
     _, model = built(runs, "blip2")
     layer = model.layer_of
     assert model.layers == 7
@@ -384,7 +382,9 @@ def test_blip2_has_its_tower_below_its_qformer(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
-def test_rates_decay_downward_and_embeddings_keep_their_size(runs: Runs, kind: str) -> None:
+def test_learning_rates_decay_downward_and_embeddings_have_no_weight_decay(
+    runs: Runs, kind: str
+) -> None:
     _, model = built(runs, kind)
     groups = parameter_groups(
         model.module.named_parameters(), weight_decay=0.1, no_decay=model.no_decay,
@@ -420,7 +420,7 @@ def test_rates_decay_downward_and_embeddings_keep_their_size(runs: Runs, kind: s
         ("blip2", {"text_encoder": "{other}"}, "the model embeds 692"),
     ],
 )
-def test_refused(
+def test_bad_settings_are_refused(
     runs: Runs, kind: str, settings: dict[str, Any], expected: str, refused: Callable[..., str]
 ) -> None:
     import re
@@ -428,12 +428,12 @@ def test_refused(
     other = runs.folder / "words"
     make_vocabulary(["a man in a red coat"], other, 60)
     settings = {key: str(value).format(other=other) for key, value in settings.items()}
-    said = refused(MAINS[kind], runs.argv(kind, "bad", **settings))
-    assert re.search(expected, said), said
+    printed = refused(MAINS[kind], runs.argv(kind, "bad", **settings))
+    assert re.search(expected, printed), printed
     assert not (runs.folder / "bad").exists()
 
 
-def test_a_folder_without_its_parts(clip_folder: str, tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused(clip_folder: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no weights"):
         load_clip(clip_folder)
     (tmp_path / "open_clip_config.json").write_text("[1]")
@@ -447,7 +447,7 @@ def test_a_folder_without_its_parts(clip_folder: str, tmp_path: Path) -> None:
         new_clip(f"local-dir:{tmp_path}")
 
 
-def test_the_q_formers_dropout_is_the_settings(runs: Runs) -> None:
+def test_the_dropout_of_the_q_former_is_that_of_the_settings(runs: Runs) -> None:
     for given, wanted in (({}, 0.1), ({"dropout": 0.0}, 0.0)):
         _, pairs = built(runs, "blip2", **given)
         layers = [layer for layer in pairs.module.modules() if isinstance(layer, nn.Dropout)]
@@ -455,7 +455,7 @@ def test_the_q_formers_dropout_is_the_settings(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
-def test_bf16_learns_what_float32_does(runs: Runs, kind: str) -> None:
+def test_losses_in_bf16_are_close_to_float32(runs: Runs, kind: str) -> None:
     given = {"epochs": 1, **({"dropout": 0.0} if kind == "blip2" else {})}
     exact, half = (runs(kind, name, dtype=name, **given) for name in ("fp32", "bf16"))
     assert losses(half) == pytest.approx(losses(exact), rel=2e-2)

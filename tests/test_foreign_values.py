@@ -1,4 +1,4 @@
-"""Values of other libraries in files of torch.save: read as data, never as code."""
+"""Values of other libraries in torch.save files: read as data, never as code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read(folder: Path, value: Any, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_what_stands_beside_weights(tmp_path: Path, old: bool) -> None:
+def test_values_beside_the_weights_are_read(tmp_path: Path, old: bool) -> None:
     held = defaultdict(dict, best=np.float64(87.25))  # type: ignore[var-annotated]
     held["counts"] = defaultdict(int, a=3)
     value = {
@@ -123,7 +123,7 @@ def test_hostile_values_are_refused(tmp_path: Path, value: Any, words: str) -> N
 
 
 class Forged:
-    """Pickles as an array with a state of its own choice."""
+    """Pickles as an array with an arbitrary state."""
 
     def __init__(self, *state: Any) -> None:
         self.state = state
@@ -133,7 +133,7 @@ class Forged:
 
 
 class ForgedDtype:
-    """Pickles as a float64 that a state turns into a record with a pointer."""
+    """Pickles as a float64 dtype whose state turns it into a record."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {"a": (np.dtype("f4"), 0)}
@@ -158,15 +158,25 @@ def test_forged_arrays_are_refused(tmp_path: Path, value: Any) -> None:
         read(tmp_path, {"w": torch.ones(1), "extra": value})
 
 
-def test_an_array_that_a_file_makes_itself_is_empty(tmp_path: Path) -> None:
-    """Nothing is made in a size or over memory that the file chooses."""
+def test_an_array_made_by_a_call_in_the_file_is_empty(tmp_path: Path) -> None:
+    """A file must not choose the size or the memory of a new array."""
     found = read(tmp_path, {"w": Call(np.ndarray, (10**12,), np.dtype("f8"))})
     assert found["w"].shape == (0,)
 
 
-def test_nothing_named_in_the_stand_ins_is_a_door() -> None:
-    doors = ("getattr", "setattr", "eval", "exec", "import", "open", "load", "memmap", "partial")
-    assert not [name for name in STAND_INS if any(door in name for door in doors)]
+def test_no_stand_in_can_run_code() -> None:
+    dangerous = (
+        "getattr",
+        "setattr",
+        "eval",
+        "exec",
+        "import",
+        "open",
+        "load",
+        "memmap",
+        "partial",
+    )
+    assert not [name for name in STAND_INS if any(word in name for word in dangerous)]
 
 
 def test_random_damage_never_escapes(tmp_path: Path) -> None:
@@ -194,7 +204,7 @@ def test_another_pickle_protocol_is_named(tmp_path: Path) -> None:
 
 
 def test_threads_that_read_at_the_same_time(tmp_path: Path) -> None:
-    """The classes that one thread may read are not taken away when another one has finished."""
+    """A thread that finishes must not revoke the classes that another one may still read."""
     paths = [tmp_path / f"{number}.pt" for number in range(2)]
     for path in paths:
         torch.save({"names": np.array([f"image {n}" for n in range(2000)])}, path)

@@ -1,7 +1,7 @@
 """The mini data and the shipped checkpoints are frozen: later work must not retune them.
 
-`checkpoints/mini/frozen.json` holds what was published: hashes of the shipped files, of the test
-split and of the first 200 training pictures, made again here with the settings' own seed.
+`checkpoints/mini/frozen.json` holds hashes of the published files and data. The tests build the
+test split and the first 200 training pairs with the default seed, and compare the hashes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def test_the_data_are_the_published_ones(made: dict[str, Any], split: str, kind:
     assert made[split][kind] == FROZEN["data"][split][kind]
 
 
-@pytest.mark.skipif(not BUILT.is_file(), reason="data/mini has not been built here")
-def test_what_is_built_here_is_the_published_set() -> None:
+@pytest.mark.skipif(not BUILT.is_file(), reason="needs data/mini")
+def test_the_files_in_data_mini_are_the_published_ones() -> None:
     splits = json.loads(BUILT.read_text())["splits"]
     for name, recorded in (("test", "test"), ("train", "whole_train"), ("distractors",) * 2):
-        if name in splits:  # the demo builds the test split alone
+        if name in splits:  # the demo builds only the test split
             found = {key: splits[name][key] for key in ("images_sha256", "annotations_sha256")}
             assert found == FROZEN["data"][recorded], name

@@ -1,4 +1,4 @@
-"""Other scales and rules of fusion, ranked lists as members, rows that rank nothing."""
+"""Fusion with other scales and rules, ranked lists as members, and rows of equal scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("scaling", ["minmax_query", "zscore", "rank"])
-def test_scales_by_row(files: dict[str, str], tmp_path: Path, scaling: str) -> None:
+def test_scaling_per_row(files: dict[str, str], tmp_path: Path, scaling: str) -> None:
     a, b = (load_scores(files[name]).scores for name in "ab")
     words = ["--beit3_score", files["a"], "--uit_score", files["b"], "--beit3_weight", "0.5"]
     found = fused(tmp_path, *words, "--scaling", scaling).scores
@@ -51,7 +51,7 @@ def test_scales_by_row(files: dict[str, str], tmp_path: Path, scaling: str) -> N
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
 
 
-def test_one_sum_is_the_iterative_fusion_with_its_shares(
+def test_a_sum_with_its_shares_equals_the_iterative_fusion(
     files: dict[str, str], tmp_path: Path
 ) -> None:
     words = ["--beit3_score", files["a"], "--uit_score", files["b"], "--clip_score", files["c"]]
@@ -65,7 +65,7 @@ def test_one_sum_is_the_iterative_fusion_with_its_shares(
     torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
 
 
-def test_shares_of_nothing_first() -> None:
+def test_first_shares_may_be_zero() -> None:
     assert kept_weights([0.0, 0.0, 1.0]) == [1.0, 0.0]
     assert shares_from_weights(kept_weights([0.0, 0.25, 0.75])) == pytest.approx([0.0, 0.25, 0.75])
 
@@ -95,7 +95,7 @@ def test_ranked_lists_beside_score_files(
     expected = 0.925 * unit(load_scores(files["a"]).scores) + 0.075 * listed
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
-    # Lines and rows in another order: the same answer.
+    # Lines in another order, with their query ids, give the same scores.
     mixed = list(range(12))
     random.Random(0).shuffle(mixed)
     lines = (tmp_path / "b.txt").read_text().splitlines()
@@ -107,7 +107,7 @@ def test_ranked_lists_beside_score_files(
     assert (tmp_path / "again.txt").read_text().splitlines() == [text[i] for i in mixed]
 
 
-def test_lists_alone_go_by_their_lines(tmp_path: Path) -> None:
+def test_lists_without_score_files_are_matched_by_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x y\nz x\n")
     (tmp_path / "b.txt").write_text("y x\nz y\n")
     words = ["--beit3_score", str(tmp_path / "a.txt"), "--clip_score", str(tmp_path / "b.txt")]
@@ -120,7 +120,7 @@ def test_lists_alone_go_by_their_lines(tmp_path: Path) -> None:
 def test_equal_scores_share_a_place(tmp_path: Path) -> None:
     scores = torch.tensor([[0.5, 0.9, 0.5, 0.1, 0.5], [0.3, 0.2, 0.1, 0.0, -1.0]])
     assert mean_places(scores).tolist() == [[2, 0, 2, 4, 2], [0, 1, 2, 3, 4]]
-    # What neither list names is behind what one of them has first, whatever its name.
+    # Images in no list rank below all listed images, even if their ids are smaller.
     (tmp_path / "a.txt").write_text("z y\n")
     (tmp_path / "b.txt").write_text("y x\n")
     (tmp_path / "g").mkdir()
@@ -133,7 +133,7 @@ def test_equal_scores_share_a_place(tmp_path: Path) -> None:
     assert found.scores[0].tolist() == pytest.approx([0, 0, 0, 1 / 3, 1 / 3 + 1 / 2, 1 / 2])
 
 
-def test_what_members_were_is_not_forgotten(files: dict[str, str], tmp_path: Path) -> None:
+def test_facts_about_the_members_are_passed_on(files: dict[str, str], tmp_path: Path) -> None:
     given = ["--beit3_score", files["a"], "--uit_score", files["b"]]
     joint = fused(tmp_path, *given, "--decode", "assignment", "--chosen_on_test", name="joint")
     assert (joint.meta["per_query"], joint.meta["chosen_on_test"]) == (False, True)
@@ -193,7 +193,7 @@ def test_a_list_without_an_order_is_refused(files: dict[str, str], tmp_path: Pat
         (["querybank", "--decode_bank", "{c}"], False),
     ],
 )
-def test_decodings_say_what_they_are(
+def test_decodings_are_reported_and_recorded(
     files: dict[str, str],
     tmp_path: Path,
     words: list[str],
@@ -202,8 +202,8 @@ def test_decodings_say_what_they_are(
 ) -> None:
     given = ["--beit3_score", files["a"], "--uit_score", files["b"], "--beit3_weight", "0.5"]
     found = fused(tmp_path, *given, "--decode", *(word.format(**files) for word in words))
-    said = capsys.readouterr().err
-    assert ("joint over all queries" in said) is joint
+    printed = capsys.readouterr().err
+    assert ("joint over all queries" in printed) is joint
     assert found.meta["per_query"] is not joint
     assert found.meta["decode"]["method"] == words[0]
     lines = [line.split() for line in (tmp_path / "fused.txt").read_text().splitlines()]
@@ -234,7 +234,7 @@ def test_decodings_say_what_they_are(
         (["--member", "x={c}", "--member_weights", "x:0.7", "x:0.6"], "found 'x' twice"),
     ],
 )
-def test_more_bad_input(
+def test_bad_flags_are_refused(
     files: dict[str, str], tmp_path: Path, words: list[str], expected: str
 ) -> None:
     given = ["--beit3_score", files["a"], "--uit_score", files["b"]]
@@ -243,7 +243,7 @@ def test_more_bad_input(
     assert not (tmp_path / "fused.txt").exists()
 
 
-# ------------------------------------------------------------------------ rows that rank nothing
+# -------------------------------------------------------------------------- rows of equal scores
 
 
 CASES = Path(__file__).parent / "data/scores"
@@ -267,14 +267,14 @@ def test_a_row_of_equal_scores_contributes_nothing(
     if not first:
         words[1], words[3] = other, str(flat)
     found = fused(tmp_path, *words, *how, "--clip_weight", "0.5")
-    said = capsys.readouterr().err
-    assert said.count("note:") == 1
-    assert f"{flat}: 1 query has the same score for all images: nothing is added" in said
+    printed = capsys.readouterr().err
+    assert printed.count("note:") == 1
+    assert f"{flat}: 1 query has the same score for all images: nothing is added" in printed
     row = known.query_ids.index("q3")
     assert torch.equal(top_k(found.scores, 12)[row], top_k(scores, 12)[row])
     low, high = float(found.scores[row].min()), float(found.scores[row].max())
     assert low < high
-    # The same list without a matrix to save, and the other queries do look at both members.
+    # The list is the same without --save_score, and other queries depend on both members.
     alone = fused(tmp_path, "--beit3_score", other, name="alone")
     run([*words, *how, "--clip_weight", "0.5", "--output_file", str(tmp_path / "list.txt")])
     assert (tmp_path / "list.txt").read_text() == (tmp_path / "fused.txt").read_text()
@@ -282,27 +282,27 @@ def test_a_row_of_equal_scores_contributes_nothing(
 
 
 @pytest.mark.parametrize("how", FUSIONS)
-def test_a_member_that_ranks_nothing_at_all_is_refused(
+def test_a_member_with_only_rows_of_equal_scores_is_refused(
     files: dict[str, str], tmp_path: Path, how: list[str]
 ) -> None:
-    rows = torch.arange(12.0)[:, None].expand(12, 12)  # not one value, but one value per query
+    rows = torch.arange(12.0)[:, None].expand(12, 12)  # a different constant for each query
     flat = write(tmp_path / "flat.pt", rows, QUERIES, IMAGES)
     with pytest.raises(InputError, match=r"flat\.pt: all images have the same score"):
         fused(tmp_path, "--beit3_score", files["a"], "--clip_score", flat, *how)
     assert not (tmp_path / "fused.txt").exists()
 
 
-def test_deviations_that_are_rounding_are_no_scale(tmp_path: Path) -> None:
+def test_deviations_due_to_rounding_do_not_set_the_scale(tmp_path: Path) -> None:
     scores = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0))
     other = scores.clone()
-    scores[1] = 0.1  # whose mean is not 0.1 in float32
+    scores[1] = 0.1  # the float32 mean of this row is not exactly 0.1
     ids = [f"q{n}" for n in range(3)], [f"g{n:04d}" for n in range(1000)]
     one, two = write(tmp_path / "1.pt", scores, *ids), write(tmp_path / "2.pt", other, *ids)
     found = fused(tmp_path, "--beit3_score", one, "--clip_score", two, "--scaling", "zscore")
     assert torch.equal(top_k(found.scores, 1000)[1], top_k(other, 1000)[1])
 
 
-def test_one_image_is_no_row_of_equal_scores(tmp_path: Path) -> None:
+def test_a_gallery_of_one_image_is_accepted(tmp_path: Path) -> None:
     one = write(tmp_path / "one.pt", torch.tensor([[0.1], [0.7]]), ["q0", "q1"], ["a"])
     for how in ("minmax", "minmax_query", "zscore", "rank"):
         fused(tmp_path, "--beit3_score", one, "--clip_score", one, "--scaling", how)

@@ -1,6 +1,6 @@
 """Every odd or hostile input is read correctly or refused in one line; a table lists the outcomes.
 
-`PAB_WRITE_TABLES=1 python -m pytest tests/test_hostile.py` writes `docs/reliability.md` anew.
+`PAB_WRITE_TABLES=1 python -m pytest tests/test_hostile.py` rewrites `docs/reliability.md`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Scorer:
         return [*self.words, *(w for flag, f in outputs for w in (flag, str(self.folder / f)))]
 
     def scores(self, name: str = "s") -> dict[str, list[float]]:
-        """Image name -> its scores."""
+        """Run the command, and return image name -> scores."""
         infer(self.argv(name))
         found = load_scores(self.folder / f"{name}.pt")
         return dict(zip(found.gallery_ids, found.scores.T.tolist(), strict=True))
@@ -228,11 +228,13 @@ def test_photograph(case: FileCase, tmp_path: Path) -> None:
         np.asarray(image, dtype=int) for image in (load_photo(path), picture((48, 32)))
     )
     assert shown.shape == wanted.shape
-    assert np.abs(shown - wanted).mean() < 6  # coding and palettes; turned: over 80
+    assert (
+        np.abs(shown - wanted).mean() < 6
+    )  # compression and palettes; a rotated picture differs by over 80
 
 
 def table() -> str:
-    """Format the cases as a page."""
+    """Format the page `docs/reliability.md` from the cases."""
     rows = []
     for kind, cases in (
         ("image", image_cases()), ("caption or annotation", caption_cases()),
@@ -264,7 +266,7 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_table_is_that_of_the_cases() -> None:
+def test_the_table_lists_all_cases() -> None:
     if os.environ.get("PAB_WRITE_TABLES"):
         TABLE.write_text(table(), encoding="utf-8")
     assert TABLE.read_text(encoding="utf-8") == table()

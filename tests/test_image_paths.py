@@ -1,4 +1,4 @@
-"""Image paths: what text is allowed, and where files are found."""
+"""Image paths: the text that is allowed, and the layouts in which files are found."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_paths_that_leave_the_root(tmp_path: Path, text: str, found: str) -> Non
         checked_path(value, "image", tmp_path / "a.json", "line 7", root=tmp_path)
 
 
-def test_what_was_assumed_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_assumptions_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"image": f"test\\{n}.jpg", "caption": ["a"], "image_id": f"{n}"} for n in range(9)]
     rows += [{"image": f"{tmp_path}/test/{n}.jpg", "caption": ["a"], "image_id": f"a{n}"}
              for n in range(9)]  # fmt: skip
@@ -95,7 +95,7 @@ def test_what_was_assumed_is_said_once(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_absolute_paths_in_training_shards(tmp_path: Path) -> None:
-    """The root is the one that is opened, wherever the shard lies."""
+    """Paths are relative to the opened data root, wherever the shard lies."""
     row = {"image": f"{tmp_path}/data/train/imgs_0/goal/0.jpg", "caption": "a", "image_id": "0"}
     (tmp_path / "data").mkdir()
     shard = tmp_path / "shards/pair_0.json"
@@ -129,17 +129,19 @@ LAYOUTS = {
 def test_every_layout_is_found(
     tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN  # nothing is there: as written
+    assert (
+        ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN
+    )  # no file exists: path as written
     touch(tmp_path / place, *(tmp_path / place.replace("0.", f"{n}.") for n in range(1, 4)))
     finder = ImageFinder(tmp_path)
     for name in (f"{n}.jpg" for n in range(4)):
         image = WRITTEN.replace("0.jpg", name)
         assert finder.find(image) == (tmp_path / place).with_stem(name[0])
         assert finder.absent([image, image]) == []
-        assert pickle.loads(pickle.dumps(finder)).find(image).exists()  # noqa: S301 - our own
-    said = notes(capsys)
-    assert len(said) == len(LAYOUTS[place])
-    for line, part in zip(said, LAYOUTS[place], strict=True):
+        assert pickle.loads(pickle.dumps(finder)).find(image).exists()  # noqa: S301 - pickled here
+    printed = notes(capsys)
+    assert len(printed) == len(LAYOUTS[place])
+    for line, part in zip(printed, LAYOUTS[place], strict=True):
         assert part in line
     wrong_part = "train/imgs_8/wentwrong/0.jpg" if place != WRITTEN else "train/imgs_1/goal/0.jpg"
     assert finder.absent([wrong_part, WRITTEN]) == [wrong_part]
@@ -166,7 +168,7 @@ def test_two_files_for_one_image_are_refused(tmp_path: Path, two: tuple[str, str
             assert Path(name).name in str(caught.value)
 
 
-def test_half_of_a_folder_in_another_form(tmp_path: Path) -> None:
+def test_a_folder_with_two_image_formats(tmp_path: Path) -> None:
     touch(*(tmp_path / f"test/{n}.{'webp' if n % 2 else 'jpg'}" for n in range(6)))
     touch(tmp_path / "test/odd.jfif", tmp_path / "test/.hidden")
     images = [f"test/{n}.jpg" for n in range(8)] + ["test/odd.jfif", "test/3"]
@@ -190,7 +192,7 @@ def test_a_known_layout_costs_no_search(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "exists", lambda path: calls.append(path) or path.is_file())
     finder = ImageFinder(tmp_path)
     found = [finder.find(image) for image in images]
-    assert len(calls) == 4  # for each folder one look and one listing
+    assert len(calls) == 4  # one check for a file and one listing per folder
     monkeypatch.undo()
     assert all(path.is_file() for path in found)
 
@@ -199,7 +201,7 @@ def test_a_known_layout_costs_no_search(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_links_may_lead_anywhere(tmp_path: Path) -> None:
-    """As in a hub cache, where every file is a link to a blob."""
+    """In a hub cache, every file is a link to a blob."""
     root, blobs = tmp_path / "root", tmp_path / "blobs"
     touch(*(blobs / f"b{n}" for n in range(3)))
     for n in range(3):
@@ -224,7 +226,7 @@ def test_links_may_lead_anywhere(tmp_path: Path) -> None:
     assert ImageFinder(root).absent([*names, "train/imgs_0/goal/0.jpg"]) == names[3:]
 
 
-def test_linked_shards_are_named_as_they_are_given(tmp_path: Path) -> None:
+def test_errors_name_the_link_of_a_linked_shard(tmp_path: Path) -> None:
     write_json(tmp_path / "blob", {"image": "../x.jpg", "caption": "a", "image_id": "0"})
     (tmp_path / "blob").write_text('{"image": "../../x.jpg", "caption": "a", "image_id": "0"}\n')
     shard = tmp_path / "root/annotation/train/pair_0.json"
@@ -252,7 +254,7 @@ def test_paths_of_a_table_follow_the_same_rule(
 def test_a_backslash_in_a_file_name_stays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A photograph of that very name is not looked for in a folder, in any later step."""
+    """If a file has this name, no later step may read its backslash as a separator."""
     draw(tmp_path / "a\\b.jpg", 1, True)
     (tmp_path / "a\\b.txt").write_text("a man falls")
     draw(tmp_path / "c.jpg", 2, True)

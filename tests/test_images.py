@@ -1,4 +1,4 @@
-"""Images: recipes against Pillow's own arithmetic, galleries, unreadable files, the loader."""
+"""Images: preprocessing against Pillow, galleries, unreadable files, the loader."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ UIT = ((0.38901278, 0.3651612, 0.34836376), (0.24344306, 0.23738699, 0.23368555)
 @pytest.mark.parametrize(
     ("name", "mean", "std"), [("beit3", HALF, HALF), ("blip2", *CLIP), ("uit", *UIT)]
 )
-def test_squashing_recipes_are_pillow_s_bicubic(
+def test_squashing_recipes_match_bicubic_resizing_in_pillow(
     name: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     image = noise(61, 47)
@@ -50,7 +50,7 @@ def test_squashing_recipes_are_pillow_s_bicubic(
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 50), (50, 80), (64, 64)])
-def test_clip_recipe_cuts_the_centre(width: int, height: int) -> None:
+def test_clip_recipe_crops_the_centre(width: int, height: int) -> None:
     image = noise(width, height)
     scale = 32 / min(width, height)
     resized = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
@@ -79,7 +79,7 @@ def test_gallery_is_sorted_by_id(gallery: Path) -> None:
     assert [g.path.name for g in found] == ["10.JPEG", "2.webp", "a 1.PNG", "b.jpg", "c.d.bmp"]
 
 
-def test_galleries_that_cannot_serve(gallery: Path, tmp_path: Path) -> None:
+def test_bad_galleries_are_refused(gallery: Path, tmp_path: Path) -> None:
     noise(4, 4).save(gallery / "b.png")
     with pytest.raises(InputError, match=r"'b.jpg' and 'b.png'"):
         list_gallery(gallery)
@@ -97,7 +97,7 @@ def test_galleries_that_cannot_serve(gallery: Path, tmp_path: Path) -> None:
 
 
 def bad_images(folder: Path) -> dict[Path, str]:
-    """Unreadable files and what an error calls them."""
+    """Write unreadable files, and return path -> words of the expected error."""
     folder.mkdir(exist_ok=True)
     noise(64, 64).save(folder / "whole.jpg")
     noise(64, 64).save(folder / "whole.png")
@@ -110,7 +110,7 @@ def bad_images(folder: Path) -> dict[Path, str]:
     (folder / "gif.jpg").write_bytes((folder / "really.gif").read_bytes())
     (folder / "folder.jpg").mkdir()
     huge = b"BM" + b"\0" * 8 + b"\x36\0\0\0\x28\0\0\0\0\0\1\0\0\0\1\0\1\0\x18\0" + b"\0" * 24
-    (folder / "bomb.bmp").write_bytes(huge)  # a header that promises 65,536 x 65,536 pixels
+    (folder / "bomb.bmp").write_bytes(huge)  # a header that declares 65,536 x 65,536 pixels
     return {
         folder / "truncated.jpg": "truncated",
         folder / "cut.png": "truncated",
@@ -145,7 +145,7 @@ def test_all_bad_images_are_listed_at_once(tmp_path: Path, num_workers: int) -> 
     assert "whole" not in message
 
 
-def test_a_long_list_of_bad_images_is_cut(tmp_path: Path) -> None:
+def test_a_long_list_of_bad_images_is_shortened(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         verify_images([tmp_path / f"{n}.jpg" for n in range(50)])
     message = str(caught.value)
@@ -156,7 +156,7 @@ def test_a_long_list_of_bad_images_is_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "progressive JPEG"])
 def test_verifying_finds_what_loading_would_find(tmp_path: Path, form: str) -> None:
-    """Verification decodes JPEGs at a smaller scale: the verdict must be the same at every cut."""
+    """Verification decodes JPEGs at a smaller scale; it must reject the same truncated files."""
     whole, path = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
     noise(90, 70).save(whole, progressive=form != "JPEG")
     data = whole.read_bytes()
@@ -177,16 +177,16 @@ def test_verifying_finds_what_loading_would_find(tmp_path: Path, form: str) -> N
     assert False in verdicts
 
 
-def test_orientation_tags_are_left_alone_and_modes_become_rgb(tmp_path: Path) -> None:
+def test_orientation_tags_are_ignored_and_modes_become_rgb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: rotate by 90 degrees to view
     noise(20, 10).save(tmp_path / "turned.jpg", exif=exif)
     assert load_image(tmp_path / "turned.jpg").size == (20, 10)
     for mode in ("L", "RGBA", "P", "CMYK", "1"):
-        ending = "jpg" if mode == "CMYK" else "png"
-        noise(20, 10).convert(mode).save(tmp_path / f"{mode}.{ending}")
-        assert load_image(tmp_path / f"{mode}.{ending}").mode == "RGB"
-        verify_images([tmp_path / f"{mode}.{ending}"])
+        extension = "jpg" if mode == "CMYK" else "png"
+        noise(20, 10).convert(mode).save(tmp_path / f"{mode}.{extension}")
+        assert load_image(tmp_path / f"{mode}.{extension}").mode == "RGB"
+        verify_images([tmp_path / f"{mode}.{extension}"])
 
 
 # ---------------------------------------------------------------------------------------- loader
@@ -206,7 +206,7 @@ def test_loader_keeps_the_order(gallery: Path, num_workers: int, batch_size: int
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_image_that_goes_bad_later_is_an_input_error(gallery: Path, num_workers: int) -> None:
+def test_an_image_that_disappears_later_is_an_input_error(gallery: Path, num_workers: int) -> None:
     images = [*list_gallery(gallery), GalleryImage("gone", gallery / "gone.jpg")]
     with pytest.raises(InputError, match=r"gone.jpg: expected an image, found no such file"):
         list(ImageLoader(images, recipe("beit3", 16).transform(), 4, num_workers))

@@ -1,4 +1,4 @@
-"""Captions of the LAVIS vector, as they are before LAVIS's processor."""
+"""Captions of the LAVIS reference vectors, before LAVIS's caption processor."""
 
 CAPTIONS = (
     "A man in a red coat falls off his bicycle, in the street.",

@@ -1,12 +1,12 @@
-"""Make `blip2_lavis.pt`, what LAVIS itself computes with a small random BLIP-2.
+"""Make `blip2_lavis.pt`, the reference vectors that LAVIS computes with a small random BLIP-2.
 
 Run once in LAVIS's own environment (`bash scripts/setup_lavis.sh`), from the repository root:
 
     .venv-lavis/bin/python tests/parity/make_blip2_lavis.py
 
-The model is LAVIS's `Blip2Qformer`, put together from LAVIS's own parts in small sizes (its
-constructor knows no others and wants files from the internet); vectors come from its own
-`extract_features`, captions from its own processor and tokenizer.
+The model is LAVIS's `Blip2Qformer` in a small size. It is assembled from LAVIS's modules, because
+its constructor supports only the published sizes and downloads files. Vectors come from its
+`extract_features`, captions from LAVIS's processor and tokenizer.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ QUERIES, WIDTH, LAYERS, HEADS, FFN, POSITIONS, EMBED = 4, 32, 4, 2, 64, 80, 8
 
 
 def small_model() -> Blip2Qformer:
-    """LAVIS's model with random weights, larger than at its start so that they all matter."""
+    """Build LAVIS's model with random weights, large enough that each affects the output."""
     torch.manual_seed(16)
     model = Blip2Qformer.__new__(Blip2Qformer)
     nn.Module.__init__(model)
     model.tokenizer = BertTokenizer(str(VOCABULARY))
     model.tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    # LAVIS builds one block less than it is asked for.
+    # LAVIS builds one block fewer than requested.
     model.visual_encoder = VisionTransformer(
         SIDE, PATCH, IMAGE_WIDTH, IMAGE_LAYERS + 1, IMAGE_HEADS, use_grad_checkpointing=False
     )
@@ -56,14 +56,14 @@ def small_model() -> Blip2Qformer:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)
-        elif parameter.ndim:  # biases, and norms around their 1
+        elif parameter.ndim:  # biases, and norm weights around 1
             parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
     return model.eval()
 
 
 @torch.no_grad()
 def main() -> None:
-    """Write the vector file beside this script."""
+    """Write the reference vectors beside this script."""
     model = small_model()
     image = Image.effect_mandelbrot((90, 50), (-2, -1, 1, 1), 50).convert("RGB")
     pixels = torch.stack(
@@ -72,7 +72,7 @@ def main() -> None:
     captions = [BlipCaptionProcessor()(caption) for caption in CAPTIONS]
     found = model.extract_features({"image": pixels}, mode="image")
     texts = model.extract_features({"text_input": captions}, mode="text")
-    # Query tokens against every caption, the best one, as LAVIS's own loss compares them.
+    # Similarity of every query token and caption; LAVIS's loss uses the maximum over tokens.
     best = torch.einsum("gke,qe->qgk", found.image_embeds_proj, texts.text_embeds_proj[:, 0])
     torch.save(
         {

@@ -1,4 +1,4 @@
-"""BLIP-2's port against LAVIS itself: the vector that `make_blip2_lavis.py` made."""
+"""The port of BLIP-2 against LAVIS: the reference vectors of `make_blip2_lavis.py`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_vectors_and_both_poolings(lavis: dict[str, Any], port: Blip2) -> None:
     texts = port.encode_text(ids, mask)
     torch.testing.assert_close(images, lavis["image"], rtol=0, atol=1e-5)
     torch.testing.assert_close(texts, lavis["text"], rtol=0, atol=1e-5)
-    assert lavis["image"].std() > 0.1, "vectors that tell inputs apart"
+    assert lavis["image"].std() > 0.1, "vectors must differ between inputs"
     assert (images[0] - images[1]).abs().max() > 0.01
     for pooling in ("first", "max"):
         kind: Pooling = pooling  # type: ignore[assignment]
@@ -66,5 +66,5 @@ def test_vectors_and_both_poolings(lavis: dict[str, Any], port: Blip2) -> None:
         torch.testing.assert_close(found, lavis[pooling], rtol=0, atol=1e-5)
 
 
-def test_the_temperature_is_lavis_own(lavis: dict[str, Any], port: Blip2) -> None:
+def test_the_temperature_is_that_of_lavis(lavis: dict[str, Any], port: Blip2) -> None:
     assert float(port.temp.detach()) == pytest.approx(float(lavis["model"]["temp"]))

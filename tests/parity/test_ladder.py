@@ -1,4 +1,4 @@
-"""Every stage of Protocol-Aware Assignment equals what that system's own code made of our lists."""
+"""Every stage of Protocol-Aware Assignment, against the output of its original code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = needs_golden
 
 
 def lists(name: str) -> dict[str, list[str]]:
-    """Query id -> image names without their ending, best first."""
+    """Read a list: query id -> image names without extension, best first."""
     with (LADDER / f"{name}.jsonl").open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
     return {
@@ -40,7 +40,7 @@ def lists(name: str) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The members as ranked lists and the reranker as a score file: flags of the command."""
+    """Write the members as ranked lists and the reranker as a score file; return the flags."""
     folder = tmp_path_factory.mktemp("ladder")
     flags = ["--query_order", str(LADDER / "query_index.txt")]
     gallery: set[str] = set()
@@ -116,7 +116,7 @@ MARGIN_ALONE = ["--decode", "margin", "--decode_scope", "all", "--decode_top", "
 def test_every_stage_of_the_command(
     words: list[str], tmp_path: Path, stage: str, flags: list[str], turned: bool
 ) -> None:
-    given = [*words[:-2], "--rerank"] if stage == "pool" else words  # without a value: none
+    given = [*words[:-2], "--rerank"] if stage == "pool" else words  # no value: no reranker
     if turned:  # the members in another order
         swapped = {"--beit3_score": "--clip_score", "--clip_score": "--beit3_score"}
         given = [swapped.get(word, word) for word in given]

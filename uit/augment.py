@@ -1,8 +1,8 @@
-"""UIT's training augmentation: flip, two of ten operations, normalization, random erasing.
+"""UIT's training augmentation: flip, up to two operations, normalization, random erasing.
 
 Source: the release. The ten operations are those of RandAugment (Cubuk et al., arXiv 1909.13719) as
 used by the vision-language models that UIT builds on. Erasing follows Zhong et al. (arXiv
-1708.04896). All of them use torchvision's functions.
+1708.04896). The implementation uses torchvision's functions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTSIDE = 128  # grey fill for pixels outside the image
 ROTATE = 30.0  # degrees
 SHEAR = 0.3  # pixels per pixel, from the upper left corner
 TRANSLATE = 10  # pixels
-ENHANCE = 1.8  # brightness and sharpness factor: this times the relative level, plus 0.1
+ENHANCE = 1.8  # brightness and sharpness: the factor is this value times level / LEVELS, plus 0.1
 # Erased rectangle, with its authors' values:
 ERASED_AREA = (0.02, 0.4)  # fraction of the image
 ERASED_RATIO = (0.3, 1 / 0.3)  # height over width

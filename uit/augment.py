@@ -52,10 +52,10 @@ class Augmentation:
 @cache
 def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Image]]:
     """Return the ten operations by name; their arguments are an image and a sign, +1 or -1."""
-    share = level / LEVELS
-    factor = ENHANCE * share + 0.1
-    shear = math.degrees(math.atan(SHEAR * share))
-    offset = round(TRANSLATE * share)
+    strength = level / LEVELS
+    factor = ENHANCE * strength + 0.1
+    shear = math.degrees(math.atan(SHEAR * strength))
+    offset = round(TRANSLATE * strength)
 
     def move(
         image: Image.Image, x: int = 0, y: int = 0, shear_x: float = 0.0, shear_y: float = 0.0
@@ -66,7 +66,7 @@ def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Ima
         )  # fmt: skip
 
     def rotate(image: Image.Image, sign: float) -> Image.Image:
-        angle, bilinear = sign * ROTATE * share, v2.InterpolationMode.BILINEAR
+        angle, bilinear = sign * ROTATE * strength, v2.InterpolationMode.BILINEAR
         return F.rotate(image, angle, interpolation=bilinear, fill=[OUTSIDE] * 3)
 
     return {

@@ -71,9 +71,7 @@ class InferConfig(MemberConfig):
         """
         super().check()
         if self.save_itc and self.candidates:
-            raise InputError(
-                "--save_itc", "contradicts --candidates, with which ITC is not computed"
-            )
+            raise InputError("--save_itc", "contradicts --candidates, which replaces ITC")
         outputs = self.with_outputs()
         others = [Path(other) for other in (outputs.save_score, outputs.output_file) if other]
         if self.save_itc and Path(self.save_itc) in others:

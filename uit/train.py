@@ -95,7 +95,7 @@ def train(config: TrainConfig, command: str) -> None:
         scoring=f"{scoring} --checkpoint",
     )
     run.resume()
-    if run.stopped:  # by --max_steps, in an earlier start
+    if run.stopped:  # the resumed state has already reached --max_steps
         return
 
     # ---- Loop

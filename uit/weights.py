@@ -26,7 +26,7 @@ DERIVED = ("*.relative_position_index", "*.attn_mask")
 HEADS = (
     "vision_proj.*", "text_proj.*", "itm_head.*", "simmim.*", "text_encoder.cls.*", "temp",
 )  # fmt: skip
-# Parts that scoring never uses: the heads of the losses, and the temperature.
+# Parts that scoring never uses: the heads of MIM and MLM, and the temperature.
 UNREAD = ("simmim.*", "text_encoder.cls.*", "temp")
 # CMP's branch for pose images, an input that this model lacks (Yang et al., arXiv 2411.17776).
 POSE = ("pose_block.*", "pose_conv.*")

@@ -120,7 +120,7 @@ def train_pairs(
         update_freq=config.update_freq,
     )
     run.resume()
-    if run.stopped:  # by --max_steps, in an earlier start
+    if run.stopped:  # the resumed state has already reached --max_steps
         return
 
     # ---- Loop

@@ -10,8 +10,8 @@ and a text pass only B. Sub-LayerNorm adds one norm before the output projection
 and one before the second linear layer of the feed-forward network.
 
 Deliberate differences from the published code, which change results only by rounding: attention
-uses `scaled_dot_product_attention`, padding is masked or removed but not multiplied by zero, and
-the last block computes only the class token.
+uses `scaled_dot_product_attention`, padding is masked or removed instead of multiplied by zero,
+and the last block computes only the class token.
 
 Shape letters: `B` batch, `N` tokens, `M` leading tokens that a block outputs, `D` width, `H` heads,
 `C` head width (D / H), `S` side of the image and `P` side of a patch in pixels.
@@ -45,12 +45,12 @@ LOGIT_SCALE_INIT = math.log(1 / 0.07)  # CLIP's temperature, as in the published
 INIT_STD = 0.02  # truncated normal, as in the published code
 # Heads that fine-tuning initializes if a checkpoint (such as a pre-trained one) lacks them.
 RETRIEVAL_HEADS = ("language_head.*", "vision_head.*", "logit_scale")
-# Heads for pre-training and for other tasks of BEiT-3's release (VQA, NLVR2, classification,
-# captioning); unused in retrieval.
+# Heads for pre-training and other tasks of BEiT-3's release; unused in retrieval.
 OTHER_HEADS = (
     "head.*", "pooler.*", "fc_norm.*", "mlm_head.*", "mim_head.*", "itm_head.*", "lm_head.*",
 )  # fmt: skip
-SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1  # of word and position embeddings; not published
+# Standard deviations of embeddings in :func:`start_from_scratch`; our values.
+SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Beit3Config:
         patch_size: side of a patch, pixels.
         embed_dim: width D of the tokens and of the retrieval vectors.
         heads: number of attention heads.
-        ffn_dim: inner width of the feed-forward.
+        ffn_dim: inner width of the feed-forward network.
         layers: number of blocks.
         vocab_size: rows of the word embedding (64,010 in the published models: 64,000 tokens, four
             special ids, six unused rows).
         text_positions: rows of the text position embedding, including the offset.
         drop_path: stochastic depth rate of the last block; it rises linearly from 0.
-        checkpoint_activations: recompute each block in the backward pass to save memory.
+        checkpoint_activations: whether to recompute each block in the backward pass to save memory.
         norm_eps: eps of every LayerNorm.
     """
 
@@ -90,7 +90,7 @@ class Beit3Config:
         return (self.img_size // self.patch_size) ** 2
 
 
-# name -> (width, heads, feed-forward, layers); large and base as published, others ours.
+# name -> (width, heads, feed-forward width, layers); large and base as published, others ours.
 SIZES = {
     "large": (1024, 16, 4096, 24),
     "base": (768, 12, 3072, 12),
@@ -246,9 +246,9 @@ class Encoder(nn.Module):
         key_mask: Tensor | None = None,
         read: int | None = None,
     ) -> Tensor:
-        """Encode embeddings x [B, N, D] without positions to [B, M, D]; see :class:`Attention`.
+        """Add positions to embeddings x [B, N, D], and encode them to [B, M, D].
 
-        The last block computes only the first ``read`` tokens.
+        The last block computes only the first ``read`` tokens; see :class:`Attention`.
         """
         positions = torch.arange(POSITION_OFFSET, POSITION_OFFSET + x.shape[1], device=x.device)
         x = x + self.embed_positions(positions, modality)
@@ -318,8 +318,8 @@ class Beit3Retrieval(nn.Module):
     def layer_of(name: str, layers: int) -> int:
         """Return a parameter's layer for layer-wise learning-rate decay.
 
-        0 for token and position embeddings, 1 ... ``layers`` for the blocks, ``layers`` + 1 for the
-        heads, the final norm and the logit scale.
+        0 for word, patch and position embeddings, 1 ... ``layers`` for the blocks, ``layers`` + 1
+        for the heads, the final norm and the logit scale.
         """
         match = re.match(r"beit3\.encoder\.layers\.(\d+)\.", name)
         if match:
@@ -342,7 +342,7 @@ def start_from_scratch(model: Beit3Retrieval) -> None:
     It does not suit training from scratch with Sub-LayerNorm: the output of the first attention is
     nearly equal for all tokens, and the norm scales it to unit size, which hides the differences.
     Weight matrices therefore start as in "Foundation Transformers" (Wang et al., arXiv 2210.06423),
-    and embeddings with a comparable magnitude.
+    and embeddings start at a comparable magnitude.
     """
     gain = math.sqrt(math.log(2 * model.config.layers))
     for module_name, module in model.named_modules():
@@ -363,8 +363,8 @@ def start_from_scratch(model: Beit3Retrieval) -> None:
 def resize_position_table(table: Tensor, patches: int) -> Tensor:
     """Resize the image position embeddings to another resolution.
 
-    The rows before the patches (offset and class token) are copied. The square grid of patch rows
-    is interpolated (bicubic), as in the published loader.
+    The rows before the patches (offset and class token) are copied. The other rows form a square
+    grid, which is interpolated (bicubic), as in the published loader.
 
     Args:
         table: [3 + old patches, D].
@@ -414,7 +414,7 @@ def tensor_names(config: Beit3Config) -> frozenset[str]:
 
 
 def config_of_state(state: dict[str, Tensor], config: Beit3Config) -> Beit3Config:
-    """Set vocabulary size and text positions to those of a checkpoint (the mini model differs)."""
+    """Set the vocabulary size and the number of text positions to those of a checkpoint."""
     words = state.get("beit3.text_embed.weight")
     positions = state.get("beit3.encoder.embed_positions.B.weight")
     if words is None or positions is None or words.ndim != 2 or positions.ndim != 2:

@@ -34,13 +34,13 @@ def load_model(
     Args:
         name: architecture, such as ``beit3_large_patch16_384``.
         input_size: resolution in pixels; None uses the resolution in the name.
-        checkpoint: released weights or this project's; positions are resized to the resolution,
-            and heads of other tasks are ignored.
+        checkpoint: released weights or this project's; position embeddings are resized to the
+            resolution, and heads of other tasks are ignored.
         tokenizer: must not have more ids than the checkpoint's word embedding has rows.
 
     Raises:
-        InputError: unknown name, unreadable checkpoint, tensors that do not fit, or a tokenizer
-            with too many ids.
+        InputError: unknown name or invalid resolution, unreadable checkpoint, tensors that do not
+            fit, or a tokenizer with too many ids or too large a ``max_length``.
     """
     sizes = model_config(name, input_size=input_size)
     state = model_state(read_checkpoint(checkpoint), checkpoint, tensor_names(sizes))
@@ -70,7 +70,7 @@ def check_text_length(max_length: int, sizes: Beit3Config) -> None:
     most = sizes.text_positions - POSITION_OFFSET
     if max_length > most:
         raise InputError(
-            "--max_text_length", f"the model has {most} text positions, found {max_length}"
+            "--max_text_length", f"expected at most {most} (text positions), found {max_length}"
         )
 
 
@@ -102,7 +102,7 @@ class LhpEncoder(BatchEncoder):
 
     @property
     def full_batches(self) -> bool:
-        """True for a compiled model: one shape requires one compilation."""
+        """True for a compiled model, because each batch shape needs its own compilation."""
         return self.compiled is not None
 
     def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageRecipe]:
@@ -112,7 +112,7 @@ class LhpEncoder(BatchEncoder):
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Encode captions to unit vectors, float32 [Q, D] on the CPU.
 
-        A batch holds as many tokens as a batch of images. Captions of similar length share a batch.
+        Captions of similar length share a batch of at most as many tokens as an image batch.
         """
         rows = [self.tokenizer.encode(caption) for caption in as_captions(captions)]
 

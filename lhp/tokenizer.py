@@ -1,9 +1,9 @@
 """Tokenizer of BEiT-3: a SentencePiece model with the ids of XLM-RoBERTa.
 
-The published models use `beit3.spm` (64,000 tokens). Ids are SentencePiece's plus one, because id 0
-is `<s>`, 1 `<pad>`, 2 `</s>`, 3 `<unk>`: they replace the first three SentencePiece entries
-(`<unk>`, `<s>`, `</s>`). Plain `sentencepiece` is used because the tokenizer class of recent
-`transformers` releases returns other ids for unusual Unicode.
+The published models use `beit3.spm` (64,000 tokens). The ids 0 to 3 are `<s>`, `<pad>`, `</s>` and
+`<unk>`. These four replace SentencePiece's first three entries (`<unk>`, `<s>`, `</s>`), so every
+other id is SentencePiece's plus one. Plain `sentencepiece` is used because the tokenizer class of
+recent `transformers` releases returns other ids for unusual Unicode.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Tokenizer:
         max_length: maximum ids per caption, including both special tokens.
 
     Raises:
-        InputError: the file is missing or not a SentencePiece model.
+        InputError: the file is missing or not a SentencePiece model with ``<unk>`` as piece 0.
     """
 
     def __init__(self, path: str | Path, max_length: int = MAX_TEXT_LENGTH) -> None:
@@ -54,20 +54,20 @@ class Tokenizer:
         return [BOS, *ids[: self.max_length - 2], EOS]
 
     def batch(self, captions: list[str], *, pad_to: int | None = None) -> tuple[Tensor, Tensor]:
-        """Encode a batch of captions; return ids and padding mask.
+        """Encode and pad B captions.
 
         Args:
             captions: B captions.
-            pad_to: length of every row; None pads to the batch's longest caption.
+            pad_to: N, ids per row; None uses the length of the longest caption.
 
         Returns:
-            ids, int64 [B, N], with N ids per row, and padding mask, int64 [B, N] (1 = padding).
+            ids, int64 [B, N], and padding mask, int64 [B, N] (1 = padding).
         """
         return pad_batch([self.encode(caption) for caption in captions], pad_to)
 
 
 def pad_batch(rows: list[list[int]], pad_to: int | None = None) -> tuple[Tensor, Tensor]:
-    """Pad B lists of ids; return ids [B, N] and padding mask [B, N] (1 = padding)."""
+    """Pad B rows to N ids each; return ids [B, N] and padding mask [B, N] (1 = padding)."""
     width = pad_to or max(map(len, rows))
     ids = torch.full((len(rows), width), PAD, dtype=torch.int64)
     mask = torch.ones((len(rows), width), dtype=torch.int64)

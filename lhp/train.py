@@ -41,8 +41,8 @@ def train(config: TrainConfig, command: str) -> None:
     """Fine-tune LHP with the shared recipe (:func:`pab.training.pairs.train_pairs`).
 
     Raises:
-        InputError: before anything is written: bad settings, data or checkpoint. During training:
-            an unreadable training image, or too many consecutive steps that are not finite.
+        InputError: before the first step: bad settings, data or checkpoint. During training: an
+            unreadable training image, or too many consecutive steps that are not finite.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     files = named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model)
@@ -55,7 +55,7 @@ def pair_model(
     device: torch.device,
     resumed: Mapping[str, str] | None,
 ) -> PairModel:
-    """Build the :class:`PairModel` of LHP; with ``resumed``, skip the initial weights."""
+    """Build the :class:`PairModel` of LHP; load no initial weights if the run is resumed."""
     model = build_model(config, tokenizer, start=resumed is None).to(device)
     layers = model.config.layers
     scoring = command_line(
@@ -82,7 +82,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
     """Create the model with random initial weights, or with those of ``--finetune``.
 
     Retrieval heads that the ``--finetune`` checkpoint lacks are initialized; heads of other tasks
-    are ignored. With ``start=False``, weights stay as torch initializes them.
+    are ignored. With ``start=False``, weights are arbitrary: a resumed checkpoint replaces them.
 
     Raises:
         InputError: sizes, vocabulary or checkpoint do not fit.

@@ -1,7 +1,7 @@
 """Train a small SentencePiece model on training captions: `python -m lhp.train_tokenizer`.
 
-For models that are trained from scratch on your own data. The ids have the order that
-`lhp/tokenizer.py` expects.
+Models trained from scratch on your own data use it instead of `beit3.spm`. Its special tokens are
+in the order that `lhp/tokenizer.py` expects.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
     """Train a byte-pair SentencePiece model and write it; equal captions produce equal bytes.
 
     Returns:
-        Number of tokens, ``vocab_size``.
+        Number of pieces, which is ``vocab_size``.
 
     Raises:
-        InputError: the captions yield fewer tokens.
+        InputError: ``vocab_size`` is too large for the captions, or too small for their characters.
     """
     model = io.BytesIO()
     write_line(f"training a tokenizer of {vocab_size} pieces on {len(captions)} captions")

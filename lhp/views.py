@@ -1,8 +1,8 @@
 """Local-global hybrid perspective: random choice of a training image's view.
 
-For each image, a number is drawn from N(0.5, sd 1/6). Above a threshold, the image is shown in the
-local view (a random resized crop), otherwise in the global view (the whole image). With the
-published threshold of 0.5, both views are equally likely.
+For each image, a number is drawn from a normal distribution with mean 0.5 and standard deviation
+1/6. Above a threshold, the local view (a random resized crop) is used, otherwise the global view
+(the whole image). At the published threshold of 0.5, both views are equally likely.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from pab.data.images import ImageTransform, recipe
 
-VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # distribution whose draw selects the view
+VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # distribution of the number that selects the view
 
 
 def local_threshold(local_prob: float) -> float:

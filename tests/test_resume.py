@@ -103,7 +103,7 @@ def test_files_are_compared_by_their_hash(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == ""
     gone = identity({"finetune": None})
     assert changed_settings(gone, SETTINGS, {"finetune": "1" * 64}, Path("s.pth")) == {}
-    said = "note: --finetune: a.pth is missing and not compared; the state is complete\n"
+    said = "note: --finetune: a.pth is missing; it is neither compared nor needed\n"
     assert capsys.readouterr().err == said
 
 
@@ -211,12 +211,12 @@ def test_a_damaged_state_is_told_and_left_out_on_request(
         with pytest.raises(InputError, match=r"a damaged file .*; use --resume_from newest_good"):
             found(folder)
         if following is None:
-            with pytest.raises(InputError, match="none of its 5 checkpoints can be resumed from"):
+            with pytest.raises(InputError, match="none of its 5 checkpoints is usable"):
                 found(folder, resume_from="newest_good")
         else:
             assert found(folder, resume_from="newest_good") == following
             said = capsys.readouterr().err.splitlines()
-            assert any(f"/{name}: not resumed from: expected a checkpoint" in line for line in said)
+            assert any(f"/{name}: skipped: expected a checkpoint" in line for line in said)
             alone = any("weights only: optimizer, average and random" in line for line in said)
             assert alone == (following not in (LAST, PREVIOUS))
 

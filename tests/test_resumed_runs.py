@@ -291,7 +291,7 @@ def test_a_resumed_run_does_not_need_its_start_weights(
     start.unlink()
     for step in (4, 0):  # what is known of the file stays known
         run = runs("run", finetune=start, max_steps=step)
-        said = f"note: --finetune: {start} is missing and not compared; the state is complete"
+        said = f"note: --finetune: {start} is missing; it is neither compared nor needed"
         assert said in capsys.readouterr().err
         forget()
     assert_same_weights(weights(whole), weights(run))

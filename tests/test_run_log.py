@@ -86,7 +86,7 @@ def test_a_broken_line_is_named_and_nothing_lost(tmp_path: Path, line: str) -> N
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(InputError, match=r"run\.json: expected the record"):
+    with pytest.raises(InputError, match=r"run\.json: expected earlier starts"):
         open_log(tmp_path, resumed_at=3)
 
 

@@ -2,6 +2,6 @@
 
 `run` trains (`train`, `config`, `schedules`) or evaluates. `model` joins `swin` and `bert`; `data`
 (with `augment`, `eda`, `masking`) feeds `objective` and `losses`; `weights` loads checkpoints.
-`infer` writes a score file: `encode` computes vectors, and `rerank` scores each query's candidates,
-as published from LHP's score file (``--candidates``). `make_vocabulary` writes a small vocabulary.
+`infer` writes a score file: `encode` computes vectors, and `rerank` scores each query's candidates
+(published: the best of LHP's score file). `make_vocabulary` writes a small vocabulary.
 """

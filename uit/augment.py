@@ -1,8 +1,8 @@
-"""UIT's training augmentation: flip, two of ten operations, normalization, random erasing.
+"""UIT's training augmentation: flip, up to two operations, normalization, random erasing.
 
 Source: the release. The ten operations are those of RandAugment (Cubuk et al., arXiv 1909.13719) as
 used by the vision-language models that UIT builds on. Erasing follows Zhong et al. (arXiv
-1708.04896). All of them use torchvision's functions.
+1708.04896). The implementation uses torchvision's functions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTSIDE = 128  # grey fill for pixels outside the image
 ROTATE = 30.0  # degrees
 SHEAR = 0.3  # pixels per pixel, from the upper left corner
 TRANSLATE = 10  # pixels
-ENHANCE = 1.8  # brightness and sharpness factor: this times the relative level, plus 0.1
+ENHANCE = 1.8  # brightness and sharpness: the factor is this value times level / LEVELS, plus 0.1
 # Erased rectangle, with its authors' values:
 ERASED_AREA = (0.02, 0.4)  # fraction of the image
 ERASED_RATIO = (0.3, 1 / 0.3)  # height over width
@@ -52,10 +52,10 @@ class Augmentation:
 @cache
 def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Image]]:
     """Return the ten operations by name; their arguments are an image and a sign, +1 or -1."""
-    share = level / LEVELS
-    factor = ENHANCE * share + 0.1
-    shear = math.degrees(math.atan(SHEAR * share))
-    offset = round(TRANSLATE * share)
+    strength = level / LEVELS
+    factor = ENHANCE * strength + 0.1
+    shear = math.degrees(math.atan(SHEAR * strength))
+    offset = round(TRANSLATE * strength)
 
     def move(
         image: Image.Image, x: int = 0, y: int = 0, shear_x: float = 0.0, shear_y: float = 0.0
@@ -66,7 +66,7 @@ def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Ima
         )  # fmt: skip
 
     def rotate(image: Image.Image, sign: float) -> Image.Image:
-        angle, bilinear = sign * ROTATE * share, v2.InterpolationMode.BILINEAR
+        angle, bilinear = sign * ROTATE * strength, v2.InterpolationMode.BILINEAR
         return F.rotate(image, angle, interpolation=bilinear, fill=[OUTSIDE] * 3)
 
     return {

@@ -9,10 +9,10 @@ an image's tokens, between self-attention and feed-forward. Keys and values depe
 image, so they are computed once per image (:meth:`Bert.image_memory`) and shared by all its texts.
 
 Deliberate differences from the published code, which change results only by rounding: attention
-uses `scaled_dot_product_attention`, and a boolean mask excludes padding (published: adds -10,000).
+uses `scaled_dot_product_attention`, and a boolean mask excludes padding, not a bias of -10,000.
 
-Shape letters: `B` batch, `N` text tokens, `M` image tokens, `D` width, `H` heads, `C` head width,
-`P` pairs of a text and an image, `T` texts, `K` positions per text, `V` vocabulary.
+Shape letters: `B` batch, `N` text tokens, `M` image tokens (in self-attention: N), `D` width, `H`
+heads, `C` head width, `P` text-image pairs, `T` texts, `K` positions per text, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BertConfig:
         layers: number of layers of text tower and cross encoder together.
         fusion_layer: first layer with cross-attention.
         heads: number of attention heads.
-        ffn_dim: inner width of the feed-forward.
+        ffn_dim: inner width of the feed-forward network.
         positions: rows of the position embedding.
         types: rows of the token type embedding; only the first is used.
         image_width: width of the image tokens.
@@ -142,7 +142,7 @@ class AttentionBlock(nn.Module):
         self.output = BranchOutput(config, config.width)
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """x [B, N, D], keys, values [B, H, M, C], mask None or bool [B, 1, 1, M] -> [B, N, D]."""
+        """Attend from x [B, N, D] to keys, values [B, H, M, C]; mask None or bool [B, 1, 1, M]."""
         query = self.self.split(self.self.query(x))
         dropout = self.weight_dropout if self.training else 0.0
         out = attention(query, *memory, mask, dropout)  # [B, H, N, C]
@@ -150,7 +150,7 @@ class AttentionBlock(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """First linear layer of the feed-forward, with exact GELU."""
+    """First linear layer of the feed-forward network, with exact GELU."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -309,10 +309,10 @@ class Bert(nn.Module):
         """
         longest = int(mask.sum(dim=1).max())
         text, mask = text[:, :longest], mask[:, :longest]
-        everyone, visible = key_mask(mask), key_mask(mask[rows])
+        visible_texts, visible = key_mask(mask), key_mask(mask[rows])
         x = text[rows]
         for i, (layer, (keys, values)) in enumerate(zip(self.fusion[:-1], memory, strict=False)):
-            attended = layer.attend(x, visible) if i else layer.attend(text, everyone)[rows]
+            attended = layer.attend(x, visible) if i else layer.attend(text, visible_texts)[rows]
             x = layer.finish(attended, (keys[images], values[images]))
         keys, values = memory[-1]
         return FusedPairs(x, visible, (keys[images], values[images]))

@@ -1,6 +1,6 @@
-"""Settings of UIT's fine-tuning, with the unit and source of every number.
+"""Settings of UIT's fine-tuning.
 
-The defaults are the release's; `configs/uit/paper.yaml` holds the paper's.
+The defaults are the release's; `configs/uit/paper.yaml` has the paper's values.
 """
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ class TrainConfig(TrainingConfig):
 
     # Run
     k_val: int = output_flag(16, "candidates per query that validation re-ranks", ge=1)
-    output_dir: str = flag("output/uit", "folder for checkpoints and the log")
+    output_dir: str = flag("output/uit", "folder of the checkpoints and the log")
 
     def check(self) -> None:
         """See :class:`TrainingConfig`.
 
         Raises:
-            InputError: naming the flag.
+            InputError: a value is invalid; the message names the flag.
         """
         super().check()
         if self.mim_weight and self.input_size % self.mim_block:
@@ -112,7 +112,7 @@ class TrainConfig(TrainingConfig):
             )
         if self.checkpoint and (self.swin or self.bert):
             raise InputError(
-                "--checkpoint", "contradicts --swin and --bert, which it contains",
+                "--checkpoint", "contradicts --swin and --bert, whose weights it contains",
                 todo="pass either --checkpoint, or --swin and --bert",
             )  # fmt: skip
         if self.wordnet and not self.synonyms:

@@ -1,7 +1,7 @@
 """Training samples of UIT: an augmented image, three versions of the caption, and masks.
 
 The loader makes all random choices of a sample: the image view, the augmented caption, the masked
-word pieces. Only the mask of image blocks is drawn once per batch.
+word pieces. The exception is the mask of image blocks, which is drawn once per batch.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Easy data augmentation (EDA) of captions.
 
 Source: Wei and Zou, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text
-Classification Tasks" (arXiv 1901.11196). Applies one of four random operations: replace words with
-synonyms, insert synonyms, swap words, or delete words. The result has only lower-case letters and
-spaces.
+Classification Tasks" (arXiv 1901.11196). One of four operations is chosen at random: replace words
+with synonyms, insert synonyms, swap words, or delete words. The result has only lower-case letters
+and spaces.
 
-Synonyms come from WordNet through NLTK, which does not include its data. Missing data raises an
-error, unless synonyms are turned off; EDA then only swaps or deletes words.
+Synonyms come from WordNet through NLTK, which does not include WordNet's files. Missing files
+raise an error. Without synonyms (`--no_synonyms`), EDA only swaps or deletes words.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SYNONYM_FILES = tuple(  # WordNet's files, by part of speech
     for name in (f"data.{part}", f"index.{part}", f"{part}.exc")
 )
 GET_WORDNET = (
-    "download them with python -m nltk.downloader wordnet, pass the folder that holds "
-    "corpora/wordnet with --wordnet, or turn synonyms off with --no_synonyms"
+    "download them with python -m nltk.downloader wordnet, set --wordnet to the folder that holds "
+    "corpora/wordnet, or disable synonyms with --no_synonyms"
 )
 
 
@@ -109,7 +109,7 @@ class WordNet:
 
 
 def letters(text: str) -> str:
-    """Convert to lower case, and replace each run of other characters than a to z with a space.
+    """Convert to lower case, and replace each run of characters other than a to z with a space.
 
     Apostrophes are removed, so that "man's" stays one word.
     """

@@ -62,7 +62,7 @@ def load_model(
         tokenizer: tokenizer with the vocabulary size of the checkpoint.
 
     Raises:
-        InputError: unknown name, unreadable checkpoint, or tensors or vocabulary that do not fit.
+        InputError: unknown name, unreadable checkpoint, or sizes or tensors that do not fit.
     """
     sizes = model_config(name, input_size, window)
     state = uit_state(checkpoint, tensor_names(sizes))
@@ -71,7 +71,7 @@ def load_model(
         raise InputError(
             tokenizer.path,
             f"has {tokenizer.vocab_size} pieces, but {checkpoint} has {len(words)} word vectors",
-            todo="pass the vocabulary of the checkpoint's training with --text_encoder",
+            todo="set --text_encoder to the vocabulary that the checkpoint was trained with",
         )
     model = Uit(with_vocabulary(sizes, tokenizer))
     load_uit_state(model, state, checkpoint)
@@ -109,8 +109,7 @@ def encode_gallery(
         images: images of the gallery.
         compute: device, dtype and batching; its cache holds vectors and tokens.
         cache_dtype: dtype of the stored tokens.
-        cache_dir: folder of the token file, which is deleted when the process ends; None uses the
-            system's temporary folder.
+        cache_dir: folder of the temporary token file; None uses the system's temporary folder.
 
     Raises:
         InputError: the token file cannot be created.
@@ -136,7 +135,7 @@ def encode_gallery(
 
 
 def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
-    """Create a tensor in an unlinked file, which is freed with the tensor.
+    """Create a tensor in an unlinked file, whose disk space is freed with the tensor.
 
     All processes of a group share its memory, so they must run on one machine.
 
@@ -206,7 +205,7 @@ class UitEncoder(BatchEncoder):
         return rows
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Map captions to unit vectors, float32 [Q, E] on the CPU.
+        """Encode captions to unit vectors, float32 [Q, E] on the CPU.
 
         Each caption is padded to the recipe's length, as published.
 

@@ -38,19 +38,19 @@ class InferConfig(MemberConfig):
     max_words: int = flag(56, "maximum words read per caption", ge=1)
     max_text_length: int = flag(56, "token ids per caption, with special tokens and padding", ge=3)
     candidates: str | None = data_flag(
-        None, "scores or ranked list that select candidates, in any form (none: UIT's own ITC)"
+        None, "score file or ranked list that selects the candidates, in any form (none: UIT's ITC)"
     )
     k_test: int = flag(PUBLISHED_K, "candidates per query that the cross encoder scores", ge=1)
     feature_cache: bool = flag(
         False, "cache image tokens and vectors on disk for later runs (0.2 MB per image)"
     )
     save_itc: str | None = output_flag(None, "score file for the ITC similarities")
-    cache_dtype: Literal["fp32", "bf16"] = speed_flag("fp32", "dtype of the gallery's features")
+    cache_dtype: Literal["fp32", "bf16"] = speed_flag("fp32", "dtype of the gallery's image tokens")
     cache_dir: str | None = speed_flag(
-        None, "folder for the gallery's temporary features (default: system's)"
+        None, "folder for a temporary file of image tokens (default: the system's)"
     )
     save_score: str | None = flag(
-        AUTO, f"score file to write; auto: {SCORES.format(k='')}, with _kN after uit for another N"
+        AUTO, f"score file to write; auto: {SCORES.format(k='')} (uit_kN for another --k_test N)"
     )
     output_file: str | None = flag(AUTO, f"ranked list to write; auto: {LIST.format(k='')}")
 
@@ -58,11 +58,11 @@ class InferConfig(MemberConfig):
         """See :class:`MemberConfig`.
 
         Raises:
-            InputError: naming the flag.
+            InputError: a value is invalid; the message names the flag.
         """
         super().check()
         if self.save_itc and self.candidates:
-            raise InputError("--save_itc", "contradicts --candidates, which replace ITC")
+            raise InputError("--save_itc", "contradicts --candidates, which replaces ITC")
         outputs = self.with_outputs()
         others = [Path(path) for path in (outputs.save_score, outputs.output_file) if path]
         if self.save_itc and Path(self.save_itc) in others:

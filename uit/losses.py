@@ -1,7 +1,7 @@
-"""UIT's losses as functions of tensors: ITC, ITM with hard negatives, MLM, MIM.
+"""UIT's losses as functions of tensors, from the method's paper (arXiv 2511.22470).
 
-Source: the method's paper (arXiv 2511.22470). ITC and ITM follow ALBEF (arXiv 2107.07651), MIM
-follows SimMIM (arXiv 2111.09886).
+Image-text contrast (ITC) and image-text matching (ITM) follow ALBEF (arXiv 2107.07651), and masked
+image modelling (MIM) follows SimMIM (arXiv 2111.09886). MLM is masked language modelling.
 
 Shape letters: `B` batch, `D` width of the retrieval vectors, `V` vocabulary, `P` masked positions
 per caption, `S` side of the image, `K` mask blocks per side.

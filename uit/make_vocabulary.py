@@ -1,7 +1,7 @@
 """Create a small WordPiece vocabulary from captions: `python -m uit.make_vocabulary`.
 
-For models trained from scratch on captions with few distinct words; models that start from BERT use
-BERT's vocabulary. Frequent words become single pieces; other words are split into characters.
+Models trained from scratch on captions with few distinct words use it; models that start from BERT
+use BERT's. Frequent words become single pieces, and other words are split into characters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
     """Write ``FOLDER/vocab.txt``: special tokens, characters, then words by frequency.
 
     Args:
-        captions: captions in which words are counted.
+        captions: captions whose words are counted.
         folder: output folder, created if missing.
         vocab_size: maximum number of pieces.
 
@@ -32,7 +32,7 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
         Number of pieces written.
 
     Raises:
-        InputError: the characters alone exceed the limit.
+        InputError: special tokens and characters alone exceed the limit.
     """
     normalise, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()

@@ -2,8 +2,8 @@
 
 Source: the method's paper (arXiv 2511.22470). MLM masks whole words as in BERT, and short runs of
 words as in X-VLM (arXiv 2111.08276). MIM follows SimMIM (arXiv 2111.09886). Unlike the release,
-only word pieces are masked, never special tokens or padding; a word that would exceed the limit is
-skipped. Shape letters: `B` batch, `K` mask blocks per side.
+only word pieces are masked, never special tokens or padding, and words that would exceed the limit
+are skipped. Shape letters: `B` batch, `K` mask blocks per side.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WordMasking:
     """Settings of masking word pieces in a caption.
 
     Attributes:
-        share: fraction of the real pieces.
+        share: fraction of the caption's pieces to mask.
         most: maximum number of pieces per caption.
         ngram_share: probability of choosing a run of words instead of one word.
         ngram_words: maximum words per run, at least 2.
@@ -46,7 +46,7 @@ def hide_words(
     Args:
         ids: ids of a caption, with both special tokens.
         tokenizer: identifies the pieces that continue a word.
-        masking: number of pieces to mask.
+        masking: settings of the masking.
         draw: random generator.
 
     Returns:

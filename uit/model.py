@@ -102,7 +102,7 @@ def model_config(name: str, input_size: int, window: int) -> UitConfig:
 
 
 def tensor_names(config: UitConfig) -> frozenset[str]:
-    """Return the names of the model's tensors, which depend only on its depths."""
+    """Return the names of the model's tensors; the vocabulary size does not affect them."""
     with torch.device("meta"):
         return frozenset(Uit(config).state_dict())
 
@@ -179,8 +179,8 @@ class Uit(nn.Module):
     def no_weight_decay(name: str, parameter: Tensor) -> bool:
         """Return true for parameters without weight decay, by their published names.
 
-        Swin's relative position bias tables are included ("bias"). Batch norms, the match head's
-        norm and the temperature have weight decay.
+        "bias" also matches Swin's relative position bias tables. The weights of the batch norms and
+        of the match head's norm, and the temperature, have weight decay.
         """
         del parameter
         exempt = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
@@ -202,7 +202,7 @@ class Uit(nn.Module):
 
 
 def adapt_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Remove duplicate tensors from a released state dict.
+    """Remove duplicate and unused tensors from a released state dict.
 
     Raises:
         InputError: a duplicate differs from its original.

@@ -1,6 +1,6 @@
 """Compute UIT's training objective: ITC + ITM + MLM + MIM of one batch.
 
-The values equal those of separate passes. Captions, augmented captions and masked captions share
+The losses equal those of separate passes. Captions, augmented captions and masked captions share
 one pass of the text tower. All pairs (true, negative, augmented, masked) share one pass of the
 cross encoder, with keys and values computed once per image.
 
@@ -78,8 +78,8 @@ Draw = Callable[[Tensor], Tensor]
 def draw_negatives(weights: Tensor) -> Tensor:
     """Draw one column per row, in proportion to the weights; each row needs a positive weight.
 
-    Replaces NaN and infinite weights of a diverged model with 1. Otherwise, multinomial would fail
-    before the non-finite loss is reported.
+    NaN and infinite weights of a diverged model are replaced with 1. Otherwise, multinomial would
+    fail before the non-finite loss is reported.
     """
     return torch.multinomial(torch.where(weights.isfinite(), weights, 1.0), 1).squeeze(1)
 
@@ -95,10 +95,10 @@ def uit_losses(
     """Compute the losses of a batch.
 
     Args:
-        model: model; in training mode, dropout and batch statistics affect the result.
+        model: in training mode, dropout and batch statistics affect the result.
         batch: batch of this process. ITC compares across all processes, MLM averages over the
             masked pieces of all processes, and MIM uses rank 0's mask. As in the release, negatives
-            come from this batch only.
+            come only from this process's batch.
         weights: weights of the losses in the total; losses with weight 0 are not computed.
         draw: draws negatives; called twice per caption version, first for a negative image per text
             and then for a negative text per image.
@@ -128,11 +128,11 @@ def uit_losses(
     # ---- ITC, and the pairs for ITM: text rows and images
     every_image = all_gather_with_grad(image_vector)
     every_identity = all_gather_with_grad(batch.identity)
-    share = [1.0, weights.eda][: len(batch.text_ids) // size]
+    version_weights = [1.0, weights.eda][: len(batch.text_ids) // size]
     own = torch.arange(size, device=image.device)
     itc = torch.zeros((), device=image.device)
     rows, images = [], []
-    for version, weight in enumerate(share):
+    for version, weight in enumerate(version_weights):
         start = version * size
         # Separate passes, because batch norm uses the statistics of B captions, as published.
         text_vector = model.text_vector(text[start : start + size])
@@ -148,14 +148,14 @@ def uit_losses(
         rows += [start + own, start + own, start + draw(of_image)]
 
     # ---- Cross encoder, on the ITM pairs and the masked captions
-    compared = 3 * size * len(share)
+    compared = 3 * size * len(version_weights)
     if weights.mlm:
-        rows, images = [*rows, len(share) * size + own], [*images, own]
+        rows, images = [*rows, len(version_weights) * size + own], [*images, own]
     pairs = bert.fuse_pairs(text, text_mask, memory, torch.cat(rows), torch.cat(images))
     first = torch.zeros(compared, 1, dtype=torch.int64, device=image.device)
     logits = model.match_logits(bert.fused_at(pairs.part(slice(compared)), first)[:, 0]).float()
     itm = torch.zeros((), device=image.device)
-    for weight, part in zip(share, logits.split(3 * size), strict=True):
+    for weight, part in zip(version_weights, logits.split(3 * size), strict=True):
         itm = itm + weight * matching_loss(part[:size], part[size:])
     losses = {"itc": itc, "itm": itm}
     total = itc + itm

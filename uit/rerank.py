@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from uit.infer import InferConfig
 
 IMAGES_A_GROUP = 512  # images with keys and values in memory (2 MB each at full size, fp32)
-PAIRS_A_PASS = 128
+PAIRS_A_PASS = 128  # maximum pairs per pass of the cross encoder
 
 
 class UitReranker(Reranker):
@@ -58,7 +58,7 @@ class UitReranker(Reranker):
         return self.encoder.origin
 
     def features(self, images: Sequence[GalleryImage]) -> GalleryFeatures:
-        """Encode a gallery to tokens and vectors; reuse the features of the last gallery."""
+        """Encode a gallery to tokens and vectors, or reuse its features from the last call."""
         if self._last is None or self._last[0] is not images:
             self._last = None  # free memory before the next gallery is encoded
             found = encode_gallery(self.encoder.model, images, self.compute, **self._stored)
@@ -158,7 +158,7 @@ def _logits(
 
 
 def _groups(lengths: Sequence[int], candidates: np.ndarray) -> Iterator[list[int]]:
-    """Group queries by length, with at most :data:`IMAGES_A_GROUP` candidates per group."""
+    """Group queries by length, with at most :data:`IMAGES_A_GROUP` distinct images per group."""
     group: list[int] = []
     used: set[int] = set()
     for query in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -1,7 +1,7 @@
 """Start UIT's fine-tuning or evaluation: `python -m uit.run --task cmp --dist f4`.
 
-`--dist fN` uses the first N GPUs with one process each, through torchrun. It also accepts all
-settings of `uit.train` as flags; `--bs` and `--epo` are the release's names of two of them.
+`--dist fN` uses the first N GPUs with one process each, through torchrun. All settings of
+`uit.train` are also flags; `--bs` and `--epo` are the release's names for batch size and epochs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         TrainConfig, given, prog="python -m uit.run", extra=_add_own_flags
     )
     if own.evaluate:
-        # Training would start from the config's own checkpoint.
+        # A config names the weights that training starts from, not those to evaluate.
         if not config.checkpoint or not names_flag(given, "--checkpoint"):
             raise InputError(
                 "--evaluate", "expected the weights to score", todo="pass --checkpoint"
@@ -89,8 +89,8 @@ def check_inputs(config: TrainConfig) -> None:
     """Reject bad input before torchrun starts, to avoid its long report of failed processes.
 
     Raises:
-        InputError: data, vocabulary or a new run's initial weights are missing, or a folder is not
-            writable.
+        InputError: data, vocabulary, WordNet or a new run's initial weights are missing, or a
+            folder is not writable.
     """
     check_run_folders(config)
     training_sources(config)
@@ -104,10 +104,10 @@ def check_inputs(config: TrainConfig) -> None:
 
 
 def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = False) -> None:
-    """Score the labelled test set with ``--checkpoint``; print metrics and write both files.
+    """Score the labelled test set; print metrics, write a score file and a ranked list.
 
     Raises:
-        InputError: see :func:`uit.infer.main`.
+        InputError: see :func:`pab.scoring.rerank.score_candidates`.
     """
     output, k = Path(config.output_dir), name_part(k_test)
     words = [word for name in SCORING for word in (f"--{name}", str(getattr(config, name)))]
@@ -146,7 +146,7 @@ def _add_own_flags(parser: CommandParser) -> None:
     )  # fmt: skip
     data.add_argument(
         "--same_caption_counts", action="store_true",
-        help="with --evaluate: every image with the same caption on its line counts as correct",
+        help="with --evaluate: every image with the same caption counts as right",
     )  # fmt: skip
     training.add_argument("--bs", metavar="N", help="short for --batch_size")
     training.add_argument("--epo", metavar="N", help="short for --epochs")
@@ -174,7 +174,7 @@ def _process_count(dist: str, config: TrainConfig) -> int:
     if count > 1 and config.device != "cpu" and torch.cuda.device_count() < count:
         raise InputError(
             "--dist", f"expected {count} GPUs, found {torch.cuda.device_count()}",
-            todo="use at most this number",
+            todo="use at most the number found",
         )  # fmt: skip
     return count
 

@@ -38,7 +38,7 @@ class SwinConfig:
         depths: number of blocks per stage.
         heads: number of attention heads per stage.
         window: side of a window, tokens.
-        mlp_ratio: inner width of the feed-forward divided by the stage's width.
+        mlp_ratio: inner width of the feed-forward network divided by the stage's width.
         drop_path: stochastic depth rate of the last block; it rises linearly from 0.
         norm_eps: eps of every LayerNorm.
     """

@@ -1,7 +1,7 @@
-"""Fine-tune UIT: prepare the data and the model, then train. Started by `python -m uit.run`.
+"""Fine-tune UIT: prepare the data and the model, then train.
 
-For several GPUs, `uit.run` starts the processes through torchrun. Running the same command again
-resumes from the last checkpoint.
+`python -m uit.run` calls this module, for several GPUs through torchrun. The same command, started
+again, resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from uit.weights import start_weights
 
 
 def train(config: TrainConfig, command: str) -> None:
-    """Train a model with the whole recipe.
+    """Run the recipe from data to final checkpoint.
 
     Raises:
-        InputError: bad settings, data or checkpoint (nothing is written). During training: an
+        InputError: before the first step: bad settings, data or checkpoint. During training: an
             unreadable training image, or too many consecutive steps that are not finite.
     """
     # ---- Data and model
@@ -51,7 +51,7 @@ def train(config: TrainConfig, command: str) -> None:
     model = same_start(
         config.seed, lambda: build_model(config, tokenizer, start=setup.resume is None)
     ).to(device)
-    values = (1 + model.config.swin.grids[-1] ** 2) * model.config.swin.width  # per image
+    values = (1 + model.config.swin.grids[-1] ** 2) * model.config.swin.width  # numbers per image
     check_free_space(
         "TMPDIR", tempfile.gettempdir(), 4 * len(data.val_rows) * values,
         "the features of the validation images",
@@ -95,7 +95,7 @@ def train(config: TrainConfig, command: str) -> None:
         scoring=f"{scoring} --checkpoint",
     )
     run.resume()
-    if run.stopped:  # by --max_steps, in an earlier start
+    if run.stopped:  # the resumed state has already reached --max_steps
         return
 
     # ---- Loop
@@ -136,7 +136,7 @@ def text_draws(config: TrainConfig) -> TextDraws:
 def content_of(
     config: TrainConfig, tokenizer: Tokenizer, draws: TextDraws
 ) -> dict[str, ContentHash]:
-    """Hash the files named by the settings: initial weights, vocabulary, WordNet."""
+    """Map settings to functions that hash their files: initial weights, vocabulary, WordNet."""
     files = named_files(
         checkpoint=config.checkpoint,
         swin=config.swin,

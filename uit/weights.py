@@ -26,7 +26,7 @@ DERIVED = ("*.relative_position_index", "*.attn_mask")
 HEADS = (
     "vision_proj.*", "text_proj.*", "itm_head.*", "simmim.*", "text_encoder.cls.*", "temp",
 )  # fmt: skip
-# Parts that scoring never uses: the heads of the losses, and the temperature.
+# Parts that scoring never uses: the heads of MIM and MLM, and the temperature.
 UNREAD = ("simmim.*", "text_encoder.cls.*", "temp")
 # CMP's branch for pose images, an input that this model lacks (Yang et al., arXiv 2411.17776).
 POSE = ("pose_block.*", "pose_conv.*")
@@ -45,7 +45,7 @@ def uit_state(path: str | Path, fits: Collection[str]) -> dict[str, Tensor]:
 
     Args:
         path: a released checkpoint (``model`` with duplicate tensors), or one of this project.
-        fits: names of the model's tensors, to tell wrapper prefixes from parameter names.
+        fits: names of the model's tensors, to distinguish wrapper prefixes from parameter names.
 
     Raises:
         InputError: not a checkpoint, or duplicate tensors that differ.
@@ -63,8 +63,8 @@ def load_uit_state(
 
     Args:
         state: result of :func:`uit_state`.
-        path: file of the weights, for error messages.
-        start: load initial weights for training (a person-search checkpoint): heads that are
+        path: file of the weights, for messages.
+        start: load initial weights for training, such as a person-search checkpoint: heads that are
             missing or have other shapes are newly initialized, and extra tensors are ignored.
 
     Raises:

@@ -24,7 +24,7 @@ class TrainingConfig(TableConfig):
     )
     cache_dir: str | None = data_flag(None, "folder of the annotation index (default: data_path)")
     skip_bad_lines: bool = data_flag(
-        False, "skip bad lines and list them in skipped.txt of output_dir"
+        False, "skip bad lines and list them in output_dir/skipped.txt"
     )
     val_pairs: int = data_flag(
         0, "pairs held out for validation, whole videos only; 0 trains on all", ge=0
@@ -32,7 +32,7 @@ class TrainingConfig(TableConfig):
     val_seed: int = data_flag(0, "seed for choosing the validation videos", ge=0)
     num_workers: int = speed_flag(4, "loader processes; 0 loads in the training process", ge=0)
     twin_batches_from: int | None = flag(
-        None, "first epoch with twins in one batch as hard negatives; none: never (published)"
+        None, "first epoch with hard negatives from the same video; none: never (published)"
     )
 
     # Optimization
@@ -49,7 +49,7 @@ class TrainingConfig(TableConfig):
         None, "decay of the weight average (EMA); none: no average", gt=0, lt=1
     )
     dtype: Literal["fp32", "bf16", "fp16"] = speed_flag(
-        "bf16", "mixed precision; fp16 scales the loss"
+        "bf16", "dtype of mixed precision; fp16 also scales the loss"
     )
 
     # Run
@@ -93,7 +93,7 @@ class TrainingConfig(TableConfig):
 
 @dataclass(frozen=True)
 class ContrastiveConfig(TrainingConfig):
-    """Settings of recipes with local-global views and InfoNCE; the defaults are LHP's."""
+    """Settings of recipes with local-global views and InfoNCE; defaults added here are LHP's."""
 
     # Views
     local_prob: float = flag(
@@ -121,11 +121,11 @@ class ContrastiveConfig(TrainingConfig):
         """
         super().check()
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise InputError("--crop_scale", f"must rise within (0, 1], found {self.crop_scale}")
+            raise InputError("--crop_scale", f"needs 0 < min <= max <= 1, found {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise InputError("--crop_ratio", f"must rise above 0, found {self.crop_ratio}")
+            raise InputError("--crop_ratio", f"needs 0 < min <= max, found {self.crop_ratio}")
         if self.min_lr > self.lr:
-            raise InputError("--lr", f"must be above min_lr ({self.min_lr}), found {self.lr}")
+            raise InputError("--lr", f"expected at least min_lr ({self.min_lr}), found {self.lr}")
         if self.grad_cache_chunk >= self.batch_size > 1 and self.grad_cache_chunk:
             raise InputError(
                 "--grad_cache_chunk",
@@ -135,5 +135,5 @@ class ContrastiveConfig(TrainingConfig):
             raise InputError(
                 "--grad_cache_chunk",
                 "cannot be combined with --update_freq above 1",
-                todo="increase --batch_size instead: with chunks, it needs no more memory",
+                todo="increase --batch_size instead; with chunks, memory hardly grows",
             )

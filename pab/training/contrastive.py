@@ -81,7 +81,7 @@ def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
 
 
 class _Replay:
-    """Restore the random state before a chunk, so that the second pass repeats its draws."""
+    """Restore, in the block, the random state of a chunk's first pass, so that its draws repeat."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -109,7 +109,7 @@ def cached_backward(
     vectors. The result is the exact gradient of the full batch.
 
     Args:
-        chunks: functions without arguments; each encodes a chunk to [b, D].
+        chunks: functions without arguments; each encodes a chunk, [b, D] or [b, K + 1, D].
         loss_of: maps the vectors of all chunks to a scalar loss. Parameters that it uses (the logit
             scale) also receive gradients.
         device: device of the encoder; its random state is replayed.

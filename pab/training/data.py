@@ -88,7 +88,7 @@ def training_sources(config: TrainingConfig) -> list[Path] | None:
 
 
 def check_images_are_there(pairs: TrainingSet) -> None:
-    """Check that the image file of every pair exists; list each folder once.
+    """Check that the image file of every pair exists, by listing each folder once.
 
     Raises:
         InputError: images are missing; the message counts them and names up to twenty.
@@ -133,8 +133,8 @@ def _shards_of(root: Path, entry: str) -> list[Path]:
         if missing or not wanted:
             raise InputError(
                 "--train_shards",
-                f"{entry!r} names shards missing under {root}: {', '.join(missing) or 'none'}",
-                todo=f"it has {len(shards)} shards, numbered {min(shards)} to {max(shards)}",
+                f"no such shards under {root}: {', '.join(missing) or entry}",
+                todo=f"use numbers of the {len(shards)} shards, {min(shards)} to {max(shards)}",
             )
         return [shards[number] for number in wanted]
     if (root / entry).is_file():  # a name may contain pattern characters: "pairs [1].csv"
@@ -171,8 +171,8 @@ class TrainingSamples(Dataset[Any], ABC):
     def __getitem__(self, key: SampleKey) -> Any:
         """Load a sample by (position in ``indices``, epoch).
 
-        An :class:`InputError` is returned, not raised: a data loader re-raises the exception of a
-        worker with the traceback in its message.
+        An :class:`InputError` is returned, not raised, because a data loader would re-raise it with
+        the worker's traceback in the message.
         """
         position, epoch = key
         index = int(self.indices[position])
@@ -190,7 +190,7 @@ class TrainingSamples(Dataset[Any], ABC):
 
 
 def checked(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
-    """Yield the batches of a loader; raise an error that stands in for one.
+    """Yield the batches of a loader; raise an error that it yields instead of a batch.
 
     Raises:
         InputError: a pair's line or image cannot be read.
@@ -234,7 +234,7 @@ def training_loader(
     config: TrainingConfig,
     device: torch.device,
 ) -> Loader:
-    """Create the data loader of ``batches``, which leaves torch's global generator unchanged."""
+    """Create the data loader of ``batches``; torch's global generator stays unchanged."""
     return Loader(
         dataset,
         batch_sampler=batches,

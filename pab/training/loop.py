@@ -1,8 +1,8 @@
 """Training run shared by all fine-tuning recipes: steps, validation, checkpoints, log.
 
-A recipe reads top to bottom: set-up, loop, save (`pab/training/pairs.py`, `uit/train.py`). A
-:class:`Run` holds the model, optimizer and position. The same command, started again, resumes from
-the last checkpoint (`pab/training/resume.py`).
+A recipe (`pab/training/pairs.py`, `uit/train.py`) sets up, loops over steps and saves.
+A :class:`Run` holds the model, optimizer and position. The same command, started again, resumes
+from the last checkpoint (`pab/training/resume.py`).
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ from pab.training.setup import Setup, steps_per_epoch
 
 BEST = "checkpoint-best.pth"  # weights of the best epoch on the validation split
 FINAL = "checkpoint-final.pth"  # weights of the last epoch (averaged with --ema_decay)
-# GradScaler starts at 2^16; after this many halvings, the scale is below 1, which is useless.
+# GradScaler starts at 2^16. After this many halvings, its scale is below 1 and cannot help.
 SCALE_SEARCH = 20
-SUMMARY_METRICS = ("R@1", "R@5", "R@10", "mAP")  # of the best epoch, named at the end of a run
+SUMMARY_METRICS = ("R@1", "R@5", "R@10", "mAP")  # of the best epoch, printed at the end
 
 
 def weights_as_they_are(model: nn.Module) -> Mapping[str, Tensor]:
@@ -76,8 +76,8 @@ class Run:
         rates: learning rate per update; the first ``warmup_steps`` are the warm-up.
         update_freq: loader batches accumulated per update.
         facts: metadata of weight files, in addition to the metrics of the epoch.
-        scoring: command that scores with a weight file; its path is appended.
-        released: returns the weights to write, by name, for the model.
+        scoring: command that scores with a weight file; the file's path is appended.
+        released: maps the model to the weights to write, by name.
         ema: average of the weights; None without ``ema_decay``.
         place: position of the run: step and epoch.
         saved_at: step of the last saved or resumed training state.
@@ -189,7 +189,7 @@ class Run:
         if self.stopped or (every and place.step % every == 0):
             self.save_state()
         if self.stopped:
-            write_line(f"stopped after {place.step} steps, as --max_steps asks")
+            write_line(f"stopped after {place.step} steps (--max_steps)")
         self._before_step()
 
     def _report_skipped(self, problem: str) -> None:
@@ -224,7 +224,7 @@ class Run:
     def validating(self) -> Iterator[None]:
         """Validate in the block: evaluation mode, averaged weights if the run has an average.
 
-        The training state is saved first, so a run that stops here repeats the validation.
+        If the epoch ends with a save, the training state is saved before the validation, too.
         """
         if self._saves_epoch and self.saved_at != self.place.step:
             self.save_state()
@@ -254,7 +254,7 @@ class Run:
         return ended % self.config.save_ckpt_freq == 0 or ended == self.config.epochs
 
     def end_epoch(self) -> None:
-        """Save the weights and the training state of an epoch, and advance to the next epoch."""
+        """Advance to the next epoch; save weights and training state if a save is due."""
         epoch, saves = self.place.epoch, self._saves_epoch
         self.place.epoch, self.place.step_in_epoch = epoch + 1, 0
         if not saves:
@@ -296,7 +296,7 @@ class Run:
         """Restore the checkpoint and the random generators, if the run resumes.
 
         Raises:
-            InputError: the state has another number of processes, or tensors that do not fit.
+            InputError: the state has another number of processes, or its tensors do not fit.
         """
         point, model = self.setup.resume, self.model
         if point is None:
@@ -355,9 +355,9 @@ class Run:
                     signal.signal(signal.SIGINT, before)
 
     def _interrupt(self, *_: object) -> None:
-        """Stop at the next step after Ctrl-C, and at once after another one.
+        """Stop at the next step after the first Ctrl-C, and at once after the second.
 
-        An exception that is raised while loaders start or end would be lost.
+        The first only sets a flag: an exception raised while loaders start or end would be lost.
         """
         if self.interrupted:
             raise KeyboardInterrupt
@@ -397,7 +397,7 @@ class Run:
         )
 
     def finish(self) -> None:
-        """Save the final weights; print the best weights and the command that scores with them."""
+        """Save the final weights; print the paths of the weights and the scoring command."""
         self.save(FINAL, {"epoch": self.config.epochs - 1})
         self.progress.close()
         if processes.is_main():
@@ -427,7 +427,7 @@ def _quality(figures: Mapping[str, float]) -> float:
 
 
 def _test_of(config: TrainingConfig) -> str:
-    """Return the flag for the test set of the run's data; empty if it is scoring's default."""
+    """Return the flag for the labelled test set; without this set, a placeholder or nothing."""
     test = labelled_test(config.data_path)
     if test.is_file():
         return " " + command_line("", annotation=test).strip()

@@ -1,7 +1,6 @@
-"""Optimizer: layer-wise learning-rate decay, learning-rate schedule, EMA, checked steps.
+"""Optimizer: layer-wise learning-rate decay, schedule, EMA, and skipping of non-finite steps.
 
-The model decides which parameters have no weight decay and to which layer each belongs. It passes
-both rules as functions.
+Functions of the model define which parameters have no weight decay, and the layer of each.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class StepOutcome(NamedTuple):
     """Result of :func:`clip_and_step`.
 
     Attributes:
-        norm: norm of all gradients together, after unscaling and before clipping.
+        norm: total norm of all gradients, after unscaling and before clipping.
         problem: reason for a skipped step, in one clause; empty if the step was not skipped.
     """
 
@@ -90,7 +89,7 @@ def warmup_cosine(
     """Compute the learning rate of each step: linear warm-up, then half a cosine.
 
     Step 0 has ``start_lr``, and step ``warmup_steps - 1`` has ``base_lr``. The cosine starts at
-    ``base_lr`` again and would reach ``min_lr`` at step ``total_steps``. With ``warmup_steps=1``,
+    ``base_lr``, too, and would reach ``min_lr`` at step ``total_steps``. With ``warmup_steps=1``,
     step 0 has ``start_lr``.
 
     Returns:
@@ -143,14 +142,14 @@ def clip_and_step(
     Args:
         optimizer: optimizer whose groups have ``names``.
         loss: unscaled loss of this step, a scalar.
-        max_norm: maximum norm of all gradients together; None disables clipping.
+        max_norm: maximum total norm of all gradients; None disables clipping.
         scaler: scaler that scaled the loss before the backward pass; None without scaling.
 
     Raises:
         RuntimeError: no parameter has a gradient.
     """
     if scaler is None:
-        scaler = torch.amp.GradScaler(enabled=False)  # all its methods then only pass on
+        scaler = torch.amp.GradScaler(enabled=False)  # a disabled scaler scales nothing
     scaler.unscale_(optimizer)
     gradients = [gradient for _, gradient in _named_gradients(optimizer)]
     if not gradients:
@@ -180,7 +179,7 @@ def _named_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Te
 
 
 def _worst_gradients(optimizer: torch.optim.Optimizer) -> str:
-    """Describe the gradients with the largest norms, first those that are not finite."""
+    """Describe the gradients with the largest norms, non-finite ones first."""
     norms = [(name, float(gradient.norm())) for name, gradient in _named_gradients(optimizer)]
     norms.sort(key=lambda item: (math.isfinite(item[1]), -item[1]))
     return ", ".join(f"{name} ({norm:g})" for name, norm in norms[:WORST_GRADIENTS])

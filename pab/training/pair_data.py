@@ -24,7 +24,7 @@ class PairBatch(NamedTuple):
     Attributes:
         image: [B, 3, S, S].
         text_ids: [B, N].
-        text_mask: [B, N]; 1 marks padding for BEiT-3 and tokens for BERT.
+        text_mask: [B, N]; 1 marks padding for LHP, and tokens for CLIP and BLIP-2.
         identity: [B]; pairs with equal numbers are not negatives of each other.
     """
 

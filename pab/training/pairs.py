@@ -44,7 +44,7 @@ class PairModel:
         layer_of: maps a parameter's name to its layer, 0 to ``layers + 1``.
         no_decay: returns true for a parameter (name, value) without weight decay.
         facts: metadata of weight files.
-        scoring: command that scores with a weight file; its path is appended.
+        scoring: command that scores with a weight file; the file's path is appended.
         released: returns the weights to write, by name.
     """
 
@@ -75,13 +75,13 @@ def train_pairs(
         config: settings of the recipe.
         command: command line, for the log.
         files: setting -> function that hashes its files (initial weights, tokenizer).
-        build: creates the model on a device, after the data is checked and the
-            generators are seeded. A resumed run also passes the facts of the checkpoint, which
-            replaces all initial weights.
+        build: creates the model on a device, after the data is checked and the generators are
+            seeded. The second argument is None for a new run. For a resumed run, it holds the
+            facts of the checkpoint, which replaces all initial weights.
 
     Raises:
-        InputError: before anything is written: bad settings, data or checkpoint. During training:
-            an unreadable training image, or too many consecutive steps that are not finite.
+        InputError: before the first step: bad settings, data or checkpoint. During training: an
+            unreadable training image, or too many consecutive steps that are not finite.
     """
     # ---- Data and model
     setup = set_up(config, command, files, config.update_freq)
@@ -120,7 +120,7 @@ def train_pairs(
         update_freq=config.update_freq,
     )
     run.resume()
-    if run.stopped:  # by --max_steps, in an earlier start
+    if run.stopped:  # the resumed state has already reached --max_steps
         return
 
     # ---- Loop

@@ -1,6 +1,6 @@
 """Check before the first step that a run can finish.
 
-A run with an output that cannot be written, a missing package or a full disk then fails at once,
+If an output cannot be written, a package is missing or the disk is too full, the run fails at once,
 not after hours.
 """
 
@@ -51,7 +51,7 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
         model: network to train.
 
     Raises:
-        InputError: too little space; the message names the flag, the needed and the free space.
+        InputError: too little space; the message names the flag and the needed and free space.
     """
     if not config.save_ckpt:
         return
@@ -61,7 +61,7 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
     state = copies * weights + _MOMENTS * trained
     epochs = math.ceil(config.epochs / config.save_ckpt_freq)
     if config.keep_checkpoints is not None:
-        epochs = min(epochs, config.keep_checkpoints + 1)  # the oldest is removed last
+        epochs = min(epochs, config.keep_checkpoints + 1)  # the oldest is removed after a save
     files = epochs + (2 if config.val_pairs else 1)  # plus the best and the final weights
     needed = 2 * state + files * weights
     found = [path.stat() for path in Path(config.output_dir).glob("checkpoint-*.pth")]

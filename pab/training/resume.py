@@ -52,7 +52,7 @@ DATA_SETTINGS = frozenset((
     "data_path", "train_shards", "skip_bad_lines", "csv_image_key", "csv_caption_key",
     "csv_separator",
 ))  # fmt: skip
-# Exceptions that zipfile raises for damaged archives, found by damaging archives.
+# Exceptions that zipfile raised in tests with damaged archives.
 _DAMAGED = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError,
     RuntimeError, KeyError, IndexError, OverflowError,
@@ -125,7 +125,7 @@ class Position:
 
 
 def hash_of_files(*paths: Path) -> str | None:
-    """Hash a file, or the hashes of several files, with SHA-256; None if one is missing."""
+    """Return the SHA-256 of a file, or of several files' hashes; None if a file is missing."""
     if not paths or not all(path.is_file() for path in paths):
         return None
     hashes = [sha256_of_file(path) for path in paths]
@@ -133,7 +133,7 @@ def hash_of_files(*paths: Path) -> str | None:
 
 
 def named_files(**settings: str | Path) -> dict[str, ContentHash]:
-    """Map settings that name one file each to its hash function; omit empty settings."""
+    """Map each setting that names a file to a function that hashes it; omit empty settings."""
     return {name: partial(hash_of_files, Path(path)) for name, path in settings.items() if path}
 
 
@@ -157,8 +157,8 @@ def changed_settings(
 ) -> dict[str, tuple[Any, Any]]:
     """Return the changed settings that are allowed to change, as name -> (old, new).
 
-    Files with hashes on both sides are compared by hash, whatever their paths. Initial weights may
-    be missing. Files of a state without hashes are compared by path.
+    Files are compared by hash, whatever their paths, or by path if the saved state has no hash. A
+    file with a saved hash that is missing now is not compared.
 
     Args:
         now: identity of the run to resume.
@@ -179,7 +179,7 @@ def changed_settings(
         if name in content and name in now.content:
             found = now.content[name]
             if found is None:
-                notice(f"--{name}", f"{value} is missing and not compared; the state is complete")
+                notice(f"--{name}", f"{value} is missing; it is neither compared nor needed")
             elif found != content[name]:
                 differing.append(
                     f"{name} (was SHA-256 {content[name][:12]}, now {found[:12]}: {value})"
@@ -236,12 +236,12 @@ def _find(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
         try:
             point = _read_point(path)
         except InputError as error:
-            notice(path, f"not resumed from: {error.problem}")
+            notice(path, f"skipped: {error.problem}")
             continue
         return _compared(point, identity)
     if newest_first:
         raise InputError(
-            config.output_dir, f"none of its {len(newest_first)} checkpoints can be resumed from",
+            config.output_dir, f"none of its {len(newest_first)} checkpoints is usable",
             todo="use --no_auto_resume to start over",
         )  # fmt: skip
     return None
@@ -356,7 +356,7 @@ def replace_damaged_last(point: ResumePoint) -> None:
 
 
 def prepare_folder(output: Path, point: ResumePoint | None) -> None:
-    """Remove states that another start could resume by mistake."""
+    """Remove or replace states that a later start could resume by mistake."""
     if point is not None:
         replace_damaged_last(point)
         return
@@ -366,7 +366,7 @@ def prepare_folder(output: Path, point: ResumePoint | None) -> None:
     if earlier:
         notice(
             output,
-            f"{', '.join(earlier)} of an earlier run remain until this run writes the same epochs",
+            f"weights of an earlier run remain until overwritten: {', '.join(earlier)}",
         )
 
 
@@ -376,7 +376,7 @@ def prepare_folder(output: Path, point: ResumePoint | None) -> None:
 def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position: Position) -> str:
     """Return the entry :data:`RESUME_KEY` of an epoch's weights, for resuming from them.
 
-    Settings that may differ between equal runs are omitted.
+    Settings that may change, and those compared by content, are omitted.
     """
     left_out = FREE_SETTINGS | MENDING_SETTINGS | DATA_SETTINGS | content.keys()
     return json.dumps({

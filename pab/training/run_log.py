@@ -40,13 +40,13 @@ class RunLog:
         command: command line.
         resumed_at: optimizer steps done in the resumed state; lines of later steps are removed,
             because the run repeats these steps. None starts a new run and removes all old lines.
-        validates_again: the resumed state precedes validation; lines of that validation are removed
-            too (TensorBoard keeps both).
+        validates_again: true if the resumed state precedes a validation; lines of this validation
+            are removed too (TensorBoard keeps both).
         resumed_from: facts of the resumed checkpoint, for ``run.json``.
         skipped_steps: number of steps skipped so far.
 
     Raises:
-        InputError: the folder is not writable, or an old log line cannot be parsed.
+        InputError: the folder is not writable, or an old ``run.json`` or log line is invalid.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ def read_log(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
     """Read the lines of a ``log.jsonl``, of one kind or all.
 
     Raises:
-        InputError: a line is not a JSON object with the key ``step``.
+        InputError: a line is not a JSON object with an integer ``step``.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     rows = [_parsed(Path(path), number, line) for number, line in enumerate(lines, 1)]
@@ -175,7 +175,7 @@ def _earlier_starts(path: Path) -> list[dict[str, Any]]:
         return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
-            path, "expected the record of earlier starts, found something else", todo="move it"
+            path, "expected earlier starts of the run, found something else", todo="move the file"
         ) from error
 
 
@@ -203,7 +203,7 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
             path, f"expected JSON, found {line.strip()[:40]!r}", item=f"line {number}"
         ) from error
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise InputError(path, "expected an object with a 'step'", item=f"line {number}")
+        raise InputError(path, "expected an object with an integer 'step'", item=f"line {number}")
     return row
 
 

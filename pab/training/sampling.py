@@ -1,8 +1,8 @@
-"""Order samples and seed their random draws, whatever the number of processes and workers.
+"""Order samples and seed their draws, independently of the number of processes and workers.
 
 The order of an epoch depends only on the seed and the epoch. A global batch is split into one slice
 per process, so W processes with batch B see the same samples as one process with batch W x B. Each
-sample has its own random seed, whichever worker loads it.
+sample has its own random seed, which does not depend on the worker that loads it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
         seed: seed of the order.
         rank: rank of this process.
         world_size: number of processes.
-        videos: number of the source video of each sample. If set, samples of one video are
-            consecutive, so that twins are in one batch and become hard negatives of each other.
+        videos: index of each sample's source video. If set, samples of one video are consecutive,
+            so most of them share a batch and become hard negatives of each other.
 
     Set :attr:`epoch` and :attr:`start_batch` before each pass.
     """
@@ -62,9 +62,9 @@ class EpochBatches(Sampler[list[SampleKey]]):
             shuffled = self.videos[order]
             _, first, inverse = np.unique(shuffled, return_index=True, return_inverse=True)
             order = order[np.argsort(first[inverse], kind="stable")]
-        share = self.batch_size * self.world_size
+        global_batch = self.batch_size * self.world_size
         for batch in range(self.start_batch, self.batches_per_epoch):
-            start = batch * share + self.rank * self.batch_size
+            start = batch * global_batch + self.rank * self.batch_size
             yield [(int(i), self.epoch) for i in order[start : start + self.batch_size]]
 
 

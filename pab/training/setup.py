@@ -66,7 +66,7 @@ def set_up(
     keep_freed_memory(device)
     data = open_training_data(config)
     batches = epoch_batches(config, len(data.train_rows))
-    steps_per_epoch(batches, update_freq)  # rejects too large a batch before files are read
+    steps_per_epoch(batches, update_freq)  # rejects too large a batch before files are hashed
     identity = identify(config, data.pairs, files)
     resume = find_resume_point(config, identity)
     return Setup(config, command, device, dtype, data, batches, identity, resume)

@@ -4,6 +4,8 @@ Fake tensors have a shape, a dtype and a device, but no values. Operations on te
 devices raise, as on a real GPU. :class:`Trace` counts kernels, memory traffic, host reads and
 allocated memory.
 
+Operations whose output shape depends on values (`nonzero`) raise, too: the host would wait for it.
+
 Values that the host reads are replaced with ones, so code with value-dependent control flow runs.
 Attention uses the kernels that PyTorch would choose on a GPU, and `backward` runs in Python
 (`tests/fake_backward.py`), because neither works on fake tensors without a CUDA driver.
@@ -11,7 +13,7 @@ Attention uses the kernels that PyTorch would choose on a GPU, and `backward` ru
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,8 +31,6 @@ from tests.fake_backward import backward, freeable_graph
 CUDA = torch.device("cuda", 0)
 ALIGNED = 8  # elements; the memory-efficient kernel copies masks with other row lengths
 aten = torch.ops.aten
-# Operations whose output shape depends on values: the host waits for the result.
-SHAPED_BY_VALUES = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default}
 # Operations that return a Python number.
 SCALARS = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default}
 # Operations that are one kernel on a GPU, although torch can decompose them.
@@ -51,6 +51,7 @@ class Trace(TorchDispatchMode):
 
     Attributes:
         kernels: operation -> number of calls; views and allocations are not counted.
+        dtypes: operation -> dtypes of its first tensors.
         traffic: bytes read and written by these operations.
         reads: host reads of device values: ``.item()``, ``.tolist()``, blocking copies to the CPU.
         copies: non-blocking copies to the CPU.
@@ -62,7 +63,12 @@ class Trace(TorchDispatchMode):
         super().__init__()
         self.memory = Allocations("cuda")
         self.number, self.truth = 1, True
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the operations so far; the memory is still counted."""
         self.kernels: Counter[str] = Counter()
+        self.dtypes: defaultdict[str, set[torch.dtype]] = defaultdict(set)
         self.traffic = 0
         self.reads: Counter[str] = Counter()
         self.copies = 0
@@ -76,15 +82,14 @@ class Trace(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_device = any(tensor.device.type == "cuda" for tensor in inputs)
         if function in SCALARS:
-            self.reads["item"] += on_device
+            if on_device:
+                self.reads["item"] += 1
             return self.value(inputs[0])
         if function not in WHOLE:
             with self:  # composite operations, which reach this mode only in inference mode
                 out = function.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if function in SHAPED_BY_VALUES and on_device:
-            self.reads[str(function)] += 1
         out = function(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         self._copied(function, inputs, outputs, kwargs, args)
@@ -92,6 +97,7 @@ class Trace(TorchDispatchMode):
         device = on_device or any(tensor.device.type == "cuda" for tensor in outputs)
         if device and function not in FREE and not _is_view(inputs, outputs, function):
             self.kernels[str(function)] += 1
+            self.dtypes[str(function)].add((inputs + outputs)[0].dtype)
             self.traffic += sum(map(_bytes, inputs + outputs))
         return out
 
@@ -203,6 +209,8 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
     # It draws until all values are in range, which fake tensors never report.
     patch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, *args, **kwargs: tensor)
     patch.setattr(nn.Module, "_apply", _apply)
+    # torch groups only its own class of tensors into one kernel; on a GPU, gradients are of it.
+    patch.setattr(torch.nn.utils.clip_grad, "_has_foreach_support", lambda *args: True)
     patch.setattr(nn.functional, "scaled_dot_product_attention", _attention)
     patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.empty(16))
     patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)

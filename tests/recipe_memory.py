@@ -27,7 +27,8 @@ from lhp.train import pair_model as lhp_model
 from lhp.views import HybridView
 from pab.core.config import config_from_args
 from pab.core.devices import autocast, dtype_of, make_scaler
-from pab.data.wordpiece import SPECIAL, Tokenizer
+from pab.data.wordpiece import SPECIAL, VOCABULARY, Tokenizer
+from pab.encoders.blip2.encoder import CAPTION_IDS
 from pab.training.config import ContrastiveConfig, TrainingConfig
 from pab.training.contrastive import pair_backward
 from pab.training.optim import clip_and_step, make_adamw, parameter_groups
@@ -75,10 +76,10 @@ def clip_step(config: pab.encoders.clip.finetune.TrainConfig, folder: Path) -> S
 
 def blip2_step(config: pab.encoders.blip2.finetune.TrainConfig, folder: Path) -> Step:
     """BLIP-2; captions have 64 ids, as many as scoring expects at most."""
-    config = dataclasses.replace(config, text_encoder=str(bert_vocabulary(folder)))
+    config = dataclasses.replace(config, text_encoder=str(vocabulary(config.text_encoder, folder)))
     model = pab.encoders.blip2.finetune.pair_model(config, HybridView, CUDA, {})
     sizes = pab.encoders.blip2.finetune.MODELS[config.model]
-    return pair_step(config, model, sizes.image_size, 64)
+    return pair_step(config, model, sizes.image_size, CAPTION_IDS)
 
 
 def pair_step(config: ContrastiveConfig, model: PairModel, side: int, ids: int) -> Step:
@@ -113,8 +114,8 @@ def pair_step(config: ContrastiveConfig, model: PairModel, side: int, ids: int) 
 
 def uit_step(config: uit.config.TrainConfig, folder: Path) -> Step:
     """UIT with all four losses."""
-    vocabulary = bert_vocabulary(folder)
-    tokenizer = Tokenizer(vocabulary, config.max_words, config.max_text_length)
+    words = vocabulary(config.text_encoder, folder)
+    tokenizer = Tokenizer(words, config.max_words, config.max_text_length)
     model = build_model(config, tokenizer, start=False).to(CUDA)
     groups = parameter_groups(
         model.named_parameters(),
@@ -149,12 +150,14 @@ def uit_step(config: uit.config.TrainConfig, folder: Path) -> Step:
     return Step(model, groups, backward)
 
 
-def bert_vocabulary(folder: Path) -> Path:
-    """Write a vocabulary of BERT's size; return its folder."""
+def vocabulary(folder: str, replacement: Path) -> Path:
+    """Return the folder of a vocabulary; without BERT's, write one of the same size."""
+    if (ROOT / folder / VOCABULARY).is_file():
+        return ROOT / folder
     words = map("".join, product(ascii_lowercase, repeat=4))
     pieces = [*SPECIAL, *islice(words, BERT_PIECES - len(SPECIAL))]
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    return folder
+    (replacement / VOCABULARY).write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return replacement
 
 
 class Recipe(NamedTuple):
@@ -172,24 +175,28 @@ RECIPES = {
 }  # by folder of the configs
 
 
-def peak_memory(recipe: str, flags: Iterable[str], folder: Path) -> int:
-    """Compute the peak memory of a step, in bytes.
+def recipe_step(recipe: str, flags: Iterable[str], folder: Path) -> tuple[Config, Step]:
+    """Build the settings and the step of a recipe on the fake device.
 
     Args:
         recipe: path of the config under ``configs``, without its suffix, such as ``lhp/finetune``.
         flags: flags that override the config.
         folder: folder for temporary files.
     """
-    name = recipe.partition("/")[0]
-    settings, build = RECIPES[name]
+    settings, build = RECIPES[recipe.partition("/")[0]]
     argv = ["--config", str(ROOT / f"configs/{recipe}.yaml"), *flags]
     config: Config = config_from_args(settings, argv, prog=recipe)[0]
+    step = build(config, folder)
+    step.module.train()
+    return config, step
+
+
+def peak_memory(recipe: str, flags: Iterable[str], folder: Path) -> int:
+    """Compute the peak memory of a step, in bytes; see :func:`recipe_step`."""
     with pytest.MonkeyPatch.context() as patch, fake_cuda(patch) as trace:
-        # Captions have the maximum length, but not all of them; not all pairs have one identity.
-        trace.number = getattr(config, "max_text_length", CLIP_END)
-        trace.truth = False
-        step = build(config, folder)
-        step.module.train()
+        trace.truth = False  # not all captions have the same length, nor all pairs one identity
+        config, step = recipe_step(recipe, flags, folder)
+        trace.number = getattr(config, "max_text_length", CLIP_END)  # the longest caption
         optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
         update = partial(clip_and_step, optimizer, max_norm=config.clip_grad)
         for group in step.groups:

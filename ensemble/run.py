@@ -1,6 +1,6 @@
 """Fuse score files into a ranked list: `python -m ensemble.run`.
 
-The defaults are the published arithmetic. A reranker and decodings may follow the fusion;
+The defaults reproduce the published arithmetic. A reranker and decodings may follow the fusion;
 `--ladder` evaluates every stage.
 """
 

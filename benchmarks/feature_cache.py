@@ -49,7 +49,7 @@ def main() -> None:
             )
             seconds = time.perf_counter() - start
             vectors = sum(path.stat().st_size // 32 for path in kept.rglob(f"*{HASHES}"))
-            print(f"  {out}: {seconds:.2f} s, {vectors} vectors kept", flush=True)
+            print(f"  {out}: {seconds:.2f} s, {vectors} cached vectors", flush=True)
             return seconds, load_scores(folder / out).scores
 
         first, scores = timed("first.pt")
@@ -59,8 +59,8 @@ def main() -> None:
     others = [column for column in range(args.items) if column != 3]
     same = torch.equal(scores, again) and torch.equal(scores[:, others], changed[:, others])
     print(
-        f"again {first / second:.1f} times as fast, one image changed {first / third:.1f} "
-        f"times; scores {'equal' if same else 'NOT EQUAL'}"
+        f"full cache: {first / second:.1f} times as fast; one image changed: "
+        f"{first / third:.1f} times; scores {'equal' if same else 'NOT EQUAL'}"
     )
 
 

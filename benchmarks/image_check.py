@@ -3,8 +3,8 @@
     python benchmarks/image_check.py --out /tmp/tree      # creates 75 shards of 13,515 empty files
 
 The tree has 225 folders and 1,013,625 files. Prints the CPU time and the peak memory of opening the
-set, of listing its images for the first time (the list is then stored in the index), of the check,
-and of single look-ups. First-time figures include reads that miss the disk cache.
+set, of listing its images (the first time also stores the list in the index), of the check, and of
+single look-ups. First-time figures include reads that miss the disk cache.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def measure(name: str, args: argparse.Namespace) -> None:
         loop_text = args.loop_texts / best_seconds(partial(one_text, LONGEST), args.repeats)
     print(f"\n{name}, batch {args.batch_size}, {args.texts} texts; plain loops, fp32 eager:")
     print(f"  as released              {loop_image:8.3f} images/s {loop_text:8.2f} texts/s")
-    print(f"  over this network        {own_image:8.3f} images/s {own_text:8.2f} texts/s")
+    print(f"  this network             {own_image:8.3f} images/s {own_text:8.2f} texts/s")
     for_images = model.encode_image(images), loop_image, image_operations
     for_texts = text_batches(model), loop_text, text_operations
     for kind, dtype, products in number_formats(*args.dtype):
@@ -114,7 +114,7 @@ def measure(name: str, args: argparse.Namespace) -> None:
             share = rate * count / (products * 1e9)
             print(
                 f"    {kind} {way:17s} {rate:8.3f}/s  {rate / loop:6.2f}x the loop  {share:6.1%} "
-                f"of the ceiling  least cosine to fp32 {cosine:.6f}"
+                f"of the ceiling  minimum cosine to fp32 {cosine:.6f}"
             )
 
 

@@ -1,9 +1,9 @@
 """Compare the mini CLIP before and after tuning: `python benchmarks/encoder_tuning.py --out FILE`.
 
 The first model represents a pretrained model: it is trained from scratch for a few epochs, on whole
-images in random order. It is then fine-tuned with the project's recipe (local views, and batches
-with twins that differ only in the action) in three ways: all weights, only low-rank updates, and
-with a frozen image tower.
+images in random order. It is then fine-tuned with the project's recipe: local views, and batches
+with twins that differ only in the action. Three variants train all weights, only low-rank updates,
+or all weights except those of the image tower.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Measure the time that the feature cache saves: `python benchmarks/feature_cache.py`.
 
-Scores the same noise images and captions with LHP's base model (or `--model`) and random weights
-three times in one process: with an empty cache, with a full cache, and after changing one image.
-The time covers the whole command, including loading the weights and checking the images. All score
-files must be equal.
+Scores noise images and captions three times in one process: with an empty cache, with a full cache,
+and after changing one image. The model is LHP's base model (or `--model`) with random weights. The
+time covers the whole command, including loading the weights and checking the images. The scores of
+unchanged images must be equal.
 """
 
 from __future__ import annotations

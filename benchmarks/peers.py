@@ -11,7 +11,7 @@ top of the project's environment:
 
 The data are random: few distinct scores (so that many tie), 1 to 15 right images per query, runs
 that list only some images, and queries that a run lacks. Figures must agree within 1e-6. Where
-definitions differ, our definition is first replaced with the definition of the other library.
+definitions differ, our results are first converted to the definition of the other library.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ time in a fresh process, then reads pairs in random order through a DataLoader w
 Prints seconds and memory, and removes the folder. Linux only (``/proc``).
 
 ``--odd_share`` is the fraction of odd lines. Half of them have another valid form (numbers as ids,
-unknown fields, empty optional fields), and half are bad, with eight kinds of faults. Every third
-shard starts with a byte-order mark. The reported counts must be correct. The first opening must
-take less than 100 s of CPU time.
+unknown fields, empty optional fields, captions in lists). Half are bad, with eight kinds of faults.
+Every third shard starts with a byte-order mark. The reported counts must be correct. The first
+opening must take less than 100 s of CPU time.
 
     python benchmarks/training_set_memory.py [--pairs 1013605] [--odd_share 0.001] [--folder /tmp]
 """

@@ -42,9 +42,8 @@ def stages(
 ) -> Iterator[Stage]:
     """Yield the fused matrix, then the result of every stage; each stage uses the previous one.
 
-    Margins and utilities come from the reranker. Without one, consecutive ``margin`` and
-    ``assignment`` stages use the scores before the first of them, because they change only top-1
-    images.
+    Margins and utilities come from the reranker; without one, from the scores before the first of
+    consecutive ``margin`` and ``assignment`` stages, because these stages change only top-1 images.
 
     Args:
         fused: [Q, G].

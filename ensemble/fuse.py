@@ -236,7 +236,7 @@ def aligned(
         count = int(flat.sum())
         if count == len(wanted):
             raise InputError(
-                member.path, "all images have the same score for every query: scores rank nothing"
+                member.path, "all images have the same score for every query: there is no ranking"
             )
         if count:
             queries = "1 query has" if count == 1 else f"{count} queries have"

@@ -204,7 +204,7 @@ def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list
 
 
 def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
-    """Return line numbers as ids of ranked lists, or None; other members must not have ids."""
+    """Return line numbers as query ids of ranked lists; None if every member has query ids."""
     bare = [path for path, found in contents.items() if found.query_ids is None]
     if not bare:
         return None

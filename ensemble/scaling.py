@@ -47,7 +47,7 @@ def scaled_block(
         )
     if scaling == "minmax":
         if low == high:
-            raise InputError(where, f"all scores are {low:g}: they rank nothing")
+            raise InputError(where, f"all scores are {low:g}: there is no ranking")
         return (block - low).div_(high - low)
     if scaling == "rank":
         return 1.0 - mean_places(block) / max(1, block.shape[1] - 1)

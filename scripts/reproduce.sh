@@ -92,7 +92,7 @@ if $train; then
     uit+=(--checkpoint "$out/uit/checkpoint-final.pth")
 fi
 
-score() {  # name, command ...: run it for the set $set, unless its score file exists
+score() {  # name, command ...: run the command for the set $set, unless its score file exists
     local name=$1
     shift
     if [ ! -f "$out/score_$name$set.pt" ]; then

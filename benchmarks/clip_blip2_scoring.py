@@ -3,7 +3,7 @@
 Measures images and captions per second for models of the published sizes with random weights,
 encoded as in the scoring scripts. The baseline runs the libraries' original modules on one image
 and one caption at a time in eager float32, as in the release. It pads CLIP's captions to 77 ids, as
-OpenCLIP does. Also prints the minimum cosine similarity to its vectors, and the CPU's GFLOP/s.
+OpenCLIP does. Also prints the minimum cosine similarity to the baseline's vectors, and GFLOP/s.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Fuses four members of 1,978 queries x 36,773 images with `ensemble.run` (load, scale, fuse, rank,
 write). The baseline loads and scales all members, sums them with weights, and applies
 `torch.argsort` to the whole matrix. Each variant runs in its own process; both lists must be equal.
-`--assignment` adds one assignment of that matrix. `--wide` adds 200 x 100,000 and 200 x 1,000,000;
-from the first to the second, time should grow tenfold, and anonymous memory should not grow.
+`--assignment` adds one assignment of that matrix. `--wide` adds matrices of 200 x 100,000 and
+200 x 1,000,000: the second should need ten times the time, and no more anonymous memory.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ baselines process one image and one text at a time in eager float32, in the same
 this network. The second follows the release: attention stores the matrix of all token pairs, the
 last layer computes all tokens, and captions are padded to 64 ids. Ratios refer to the second
 baseline. The ceiling is the machine's matrix-product rate in the same dtype. Operations are counted
-as 2 x weights x tokens per matrix, plus 4 x tokens squared x width per layer, without the
-operations that the last layer skips.
+as 2 x weights x tokens per matrix, plus 4 x tokens squared x width per layer. The operations that
+the last layer skips are not counted.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
    activation checkpointing: in bfloat16 as in `lhp.train`, and in eager float32. The float32 step
    is measured with this network's attention, and with explicit attention as in the release.
 2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Each
-   variant runs in its own process, without the optimizer, which both would share.
+   variant runs in its own process, without the optimizer, whose memory would be equal.
 """
 
 from __future__ import annotations

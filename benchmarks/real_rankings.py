@@ -3,8 +3,7 @@
 Reads ranked lists of one query set; the first list is the main one. Reports the number of distinct
 top-1 images in each list, and whether a one-to-one assignment exists within the first list's names.
 Also reports the effect of fusing the lists (rank r scores 1 / r; published weights) and of decoding
-the fused scores. There are no labels, so fewer duplicate top-1 images do not prove fewer
-errors.
+the fused scores. There are no labels, so fewer duplicate top-1 images do not prove fewer errors.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
         return None
     if len(bare) < len(contents):
         raise InputError(
-            bare[0], "a ranked list does not name the query of a line",
+            bare[0], "a ranked list does not name the queries of its lines",
             todo="pass the order of the lines with --query_order FILE, --annotation FILE or "
             "--queries FILE",
         )  # fmt: skip

@@ -60,7 +60,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Trial:
-    """Tried weight of the running sum when a member is added, with the metrics in percent.
+    """One trial: the added member, the weight kept by the running sum, and metrics in percent.
 
     A simplex trial lists all shares in ``member``, and has no weight.
     """

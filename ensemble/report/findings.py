@@ -23,7 +23,7 @@ from pab.ranking import top_k
 from pab.scores import ScoreFile
 
 CURVE_K = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
-LEAST_OF_AN_ACTION = 5  # minimum number of queries of an action in the table
+LEAST_OF_AN_ACTION = 5  # actions with fewer queries are omitted from the table
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Ablate UIT's losses on the mini data: `python benchmarks/uit_losses.py --out FILE`.
 
-Trains the mini recipe on a shortened schedule with all losses, without MIM, without MLM, and
-without the augmented caption, with several seeds each. Scores the mini test set by ITC, and by
-re-ranking the candidates of the shipped LHP.
+Trains the mini recipe on a shortened schedule with all losses, without masked image modelling
+(MIM), without masked language modelling (MLM), and without the augmented caption (EDA). Each
+variant has several seeds. Scores the mini test set by image-text contrast (ITC), and by re-ranking
+the candidates of the shipped LHP.
 """
 
 from __future__ import annotations

@@ -297,7 +297,7 @@ def test_several_score_files(
         assert f'<th scope="row">{row}</th>' in text
     header, first, second, _ = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["R@1", "R@5"]
-    assert header.endswith("R@1 of LHP over it")
+    assert header.endswith("R@1 gain of LHP over this row")
     at_one = 100 * (N - 2) / N
     assert first.split()[:2] == ["LHP", f"{at_one:.2f}"]
     assert first.endswith(" -")
@@ -390,7 +390,7 @@ def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -
     x_of_half = float(lines[2].split()[1].split(",")[0])
     assert float(ring["cx"]) == x_of_half
     # Query 5, lost: its image before, its twin after, and its image again.
-    assert _Page(text.split("Lost, a sample")[1].split("</ol>")[0]).shots() == [
+    assert _Page(text.split("Examples of lost queries")[1].split("</ol>")[0]).shots() == [
         "i05, rank 1, score 1.005, right image",
         "i04, rank 1, score 2.000, twin",
         "i05, rank 2, score 1.005, right image",
@@ -436,7 +436,7 @@ def test_stages_of_a_fusion_are_steps(annotation: Path, score: str, tmp_path: Pa
     table = text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
     assert re.findall(r'scope="row">(\w+)<', table) == ["fused", "margin"], "as the steps"
     assert table.count("jointly over all queries") == 1
-    assert "Actions of fewer than 5 queries are omitted." in text
+    assert "Actions with fewer than 5 queries are omitted." in text
 
 
 def test_lines_keep_inside_the_chart() -> None:

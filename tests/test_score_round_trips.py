@@ -315,7 +315,7 @@ def test_runs_alone_have_the_images_that_they_name(
 def test_a_run_that_lacks_queries_is_not_fused(tmp_path: Path) -> None:
     save_scores(tmp_path / "s.pt", ScoreFile(SCORES, **IDS))
     (tmp_path / "run.json").write_text('{"q2": {"a": 1}}')
-    with pytest.raises(InputError, match=r"run\.json: expected all 2 queries, .*'q1'; complete it"):
+    with pytest.raises(InputError, match=r"run\.json: expected all 2 queries, .*'q1'; complete"):
         fuse(member_words(tmp_path, tmp_path / "s.pt", tmp_path / "run.json"))
     (tmp_path / "run.json").write_text('{"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"a": 1}}')
     with pytest.raises(InputError, match=r"run\.json, query_ids: .*not in .*: 'q3'"):

@@ -217,7 +217,7 @@ def test_each_test_set_that_is_there_is_scored(
         assert len(scored) == 4
         assert all(f"--answers {answers} --save_score" in line for line in scored)
         assert any("score_clip_masked.pt" in line for line in lines if "ensemble.run" in line)
-        assert ("no figures: the name-masked set has no labels" in done.stdout) == (
+        assert ("no metrics: the name-masked set has no labels" in done.stdout) == (
             masked == "no key"
         )
     again = reproduce(*words)
@@ -257,7 +257,7 @@ def test_gpus_is_a_number(
     ("words", "expected"),
     [
         (["--typo"], "--typo: expected --train, --mini or --answers FILE"),
-        (["--answers"], "--answers: expected a file after it"),
+        (["--answers"], "--answers: expected a file"),
         (["--answers", "no.json"], "--answers: no.json: expected the answer key"),
         (["--train", "--mini"], "--train: the mini models are shipped"),
     ],

@@ -598,7 +598,7 @@ class Writer:
         return upper + self.say(AND) + (article(lower) if p.lower == "skirt" else lower)
 
     def item(self) -> tuple[str, bool]:
-        """Describe the carried item; True if it was dropped, so that it needs a sentence."""
+        """Return the words for the carried item, and whether they are a sentence."""
         assert self.video.item is not None
         name, colour = self.video.item
         if name == "flowers":

@@ -46,7 +46,7 @@ def main() -> None:
         "share of the sum, chosen on the 501 validation pairs. Figures are percent on the 2,000",
         "queries of the mini test set, with 95 % bootstrap intervals. Gains are paired.",
     ]
-    columns = ["what", *mini.METRICS, "R@1 over LHP"]
+    columns = ["scores", *mini.METRICS, "R@1 over LHP"]
     mini.write_table(args.out, "UIT fused with LHP on the mini data", text, columns, rows)
 
 

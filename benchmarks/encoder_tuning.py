@@ -1,9 +1,9 @@
 """Compare the mini CLIP before and after tuning: `python benchmarks/encoder_tuning.py --out FILE`.
 
-The first model represents a pretrained model: it is trained from scratch for a few epochs, on whole
-images in random order. It is then fine-tuned with the project's recipe: local views, and batches
-with twins that differ only in the action. Three variants train all weights, only low-rank updates,
-or all weights except those of the image tower.
+The first model stands for a pretrained model: it is trained from scratch for a few epochs, on whole
+images in random order. It is then fine-tuned with the project's recipe (local views, and batches
+with twins that differ only in the action) in three ways: all weights, only low-rank updates, and
+with a frozen image tower.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         "Figures are percent on the 2,000 queries of the mini test set, with 95 % bootstrap",
         "intervals. Gains are paired.",
     ]
-    columns = ["model", *mini.METRICS, "R@1 over the first row"]
+    columns = ["training", *mini.METRICS, "R@1 over the first row"]
     mini.write_table(args.out, "Fine-tuning the mini CLIP", text, columns, rows)
 
 

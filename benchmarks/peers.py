@@ -1,4 +1,4 @@
-"""Compare results with ir-measures and ranx: `python benchmarks/peers.py [--out docs/peers.md]`.
+"""Compare with ir-measures and ranx: `python benchmarks/peers.py [--out docs/peers.md]`.
 
 The two libraries are not dependencies of the project. Install them in an additional environment on
 top of the project's environment:
@@ -11,7 +11,7 @@ top of the project's environment:
 
 The data are random: few distinct scores (so that many tie), 1 to 15 right images per query, runs
 that list only some images, and queries that a run lacks. Figures must agree within 1e-6. Where
-definitions differ, our results are first converted to the definition of the other library.
+definitions differ, our definition is first replaced with the definition of the other library.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Row = tuple[str, str, float]
 
 
 def drawn(generator: np.random.Generator) -> tuple[Run, Relevant]:
-    """Draw a run that lists some images for most queries, and the right images of all queries."""
+    """Draw a run that lists some images of most queries, and the right images of all queries."""
     run, relevant = {}, {}
     for number in range(QUERIES):
         right = generator.choice(NAMES, generator.integers(1, MOST_RIGHT + 1), replace=False)
@@ -145,8 +145,8 @@ def compare_metrics(folder: Path) -> list[Row]:
     rows.append(difference("mAP@10 x min(n, 10) / n, n > 10 right images", scaled, peer["mAP@10"]))
 
     raw = theirs(run, relevant)
-    unequal = {name: int(((mine[name] - raw[name]).abs() > LIMIT).sum()) for name in MEASURES}
-    print(f"queries that differ on the raw run, because of ties: {unequal}", file=sys.stderr)
+    told = {name: int(((mine[name] - raw[name]).abs() > LIMIT).sum()) for name in MEASURES}
+    print(f"queries whose figure differs on the raw run, ties open: {told}", file=sys.stderr)
     turned = ours(*mirrored(run, relevant), folder)
     return rows + of_all("raw run, ties to the larger id", turned, raw)
 
@@ -232,8 +232,8 @@ def compare_fusion(folder: Path) -> list[Row]:
 def tied_ranks(generator: np.random.Generator, folder: Path) -> Row:
     """Compare reciprocal rank fusion of tied scores, to which ranx assigns consecutive ranks.
 
-    This project assigns tied images the mean of their ranks. Therefore, only images without ties in
-    any run are compared.
+    This project assigns tied images the mean of their ranks. Therefore, scores must be equal only
+    for images without ties in any run.
     """
     runs = [drawn_member(generator, values=2 * IMAGES, whole=True) for _ in range(3)]
     mine = fused(runs, (1.0, 1.0, 1.0), folder, rule="reciprocal_rank")
@@ -246,7 +246,7 @@ def tied_ranks(generator: np.random.Generator, folder: Path) -> Row:
         f"{float((mine.scores - peer).abs().max()):.1e}",
         file=sys.stderr,
     )
-    what = "reciprocal rank fusion, ties: images without a tie"
+    what = "reciprocal rank fusion, ties: images that tie with none"
     return difference(what, mine.scores, peer, alone)
 
 
@@ -311,30 +311,29 @@ def main() -> None:
 PAGE = """# Metrics and fusion compared with ir-measures and ranx
 
 Written by `benchmarks/peers.py --out docs/peers.md` (ir-measures 0.4.3, ranx 0.3.21; its docstring
-has the commands). The data are random: many tied scores, 1 to 15 right images per query, runs that
-list only some images, and runs with missing queries. Figures that must agree within {limit:.0e}
-differ by {worst:.1e} at most.
+lists the commands). The data are synthetic: many tied scores, 1 to 15 right images per query, runs
+that list only some images, and runs with missing queries. Figures that must agree
+within {limit:.0e} differ by {worst:.1e} at most.
 
 {table}
 
 Definitions differ in these points:
 
-- **Ties in metrics.** This project ranks the smaller image id first; trec_eval, the base of
-  ir-measures, ranks the larger one first. With reversed image names, both agree. The files of
+- **Ties in metrics.** This project gives ties to the smaller image id; trec_eval, the base of
+  ir-measures, gives them to the larger one. With reversed image names, both agree. The files of
   `--trec` and `--format trec` encode the order in their scores, so that other tools rank as this
   project does.
 - **mAP@10.** This project divides the sum of precisions by min(n, 10), as Track 4 of the AI City
-  Challenge does. A list of ten can therefore score 100 with more than ten right images. trec_eval
-  divides by n. Only queries with more than ten right images differ.
+  Challenge does. A list of ten can therefore score 100 even if more than ten images are right.
+  trec_eval divides by n. Only queries with more than ten right images differ.
 - **mINP** is `IPrec@1.0` of ir-measures: the precision at the last right image.
-- **Missing queries and images.** In this project and ir-measures, a missing query counts 0 in
-  every metric, and a right image that is not listed counts as not found. A fusion rejects a run
-  with missing queries.
+- **Missing queries and images.** As in ir-measures, a missing query counts 0 in every metric, and a
+  right image that is not listed counts as not found. A fusion rejects a run with missing queries.
 - **Min-max sum.** ranx scales each query by its own bounds, as `--scaling minmax_query` does. The
   published fusion scales a matrix by the bounds of all queries. An image that a run does not list
   scores 0 in ranx. Here it gets the float32 below the smallest listed score, which scales to 0 too.
 - **Ties in reciprocal rank fusion.** ranx ranks equal scores one after the other in its own order;
-  this project assigns them their mean rank. Scores of images without ties agree.
+  this project gives them their mean rank. The scores of images without ties agree.
 """
 
 

@@ -16,7 +16,7 @@ PAGES = [
 ]
 MOST_WORDS = 34  # of a sentence
 MOST_CELL_WORDS = 8  # of a cell of a table of README.md
-HISTORY = "log.md"  # its table quotes old results and is not rewritten
+HISTORY = "log.md"  # rows of its table may have longer sentences
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"\n\n(?: {4}.*\n)+")
 CODE = re.compile(r"`[^`]*`")

@@ -1,1 +1,1 @@
-"""A small PAB-shaped set of drawn people: every file of the real layout, made from a seed."""
+"""Small synthetic data set of drawn people in PAB's layout, rendered from a seed."""

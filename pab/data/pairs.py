@@ -35,9 +35,7 @@ PAIR_FIELDS = frozenset(("image", "caption", "image_id", *_OPTIONAL))
 
 
 def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[TrainPair]:
-    """Yield the valid pairs of several shards; ``bad`` collects all other lines.
-
-    A line is also bad if an earlier line of any shard has the same ``image_id``.
+    """Yield the valid pairs of several shards; ``bad`` collects invalid lines and repeated ids.
 
     Raises:
         InputError: a file is missing or unreadable.

@@ -99,8 +99,7 @@ class Retrieval:
         queries: in file order; ids are unique.
         gallery: sorted by id; None for name-masked queries (their gallery is an image folder).
         relevant: query id -> ids of the right images; None without labels.
-        twins: query id -> id of the right image's twin. Twins outside the gallery, or with the same
-            caption, are omitted.
+        twins: query id -> id of the right image's twin, if in the gallery with another caption.
         relevance: rule of ``relevant``: the query's own ``image_id`` (as published), or every image
             with the same caption.
     """

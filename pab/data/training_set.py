@@ -166,8 +166,7 @@ class TrainingSet(Sequence[TrainPair]):
     def fingerprint(self) -> str:
         """Hash the index entries of all pairs (line, id and video) to 64 hex digits (SHA-256).
 
-        The hash depends on the division into shards, the length and order of the lines, and the
-        skipped lines.
+        The hash depends on the order of shards and lines, their lengths, and the skipped lines.
         """
         lines = np.empty(len(self._lines), dtype=FINGERPRINTED)
         for name in FINGERPRINTED.names or ():

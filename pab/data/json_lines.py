@@ -205,6 +205,7 @@ def _decoded(text: str, path: Path, expected: str, item: str | None) -> dict[str
 
 
 def found_twice(error: Twice, path: Path, item: str | None) -> InputError:
+    """Build the error for a repeated field."""
     name = shortened(str(error))
     return InputError(path, f"expected every key once, found {name} twice", item=item)
 

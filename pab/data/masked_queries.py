@@ -65,6 +65,7 @@ def _is_caption_map(path: Path) -> bool:
 
 
 def masked_queries(path: Path) -> Iterator[Query]:
+    """Yield the valid queries of a file, then raise one error for its bad lines."""
     once = Once("query id")
 
     def query_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> Query:
@@ -88,6 +89,7 @@ def masked_queries(path: Path) -> Iterator[Query]:
 
 
 def with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retrieval:
+    """Label queries with an answer key; reject unknown queries and missing answers."""
     key = read_answers(answers)
     known = {query.query_id for query in queries}
     unknown = [query_id for query_id in key if query_id not in known]

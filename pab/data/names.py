@@ -63,7 +63,7 @@ def respelt(
     known_name: str = "the gallery",
     endings: bool = True,
 ) -> dict[str, str]:
-    """Map names to the spelling of known names.
+    """Map each name to its spelling among known names.
 
     A known name is unchanged. Any other name is mapped to the only known name that is equal in
     Unicode form NFC and, with ``endings``, without the image extension. A name with no match or
@@ -75,9 +75,6 @@ def respelt(
         where: the file, for the notice and the error.
         known_name: source of the known names, for the notice.
         endings: ignore image extensions; set it to false for query ids.
-
-    Returns:
-        Name -> spelling.
 
     Raises:
         InputError: two names of the file would be mapped to the same name.

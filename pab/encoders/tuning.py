@@ -62,7 +62,7 @@ def _stays(self: nn.Module, mode: bool = True) -> nn.Module:
 def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Parameter]) -> PeftModel:
     """Add low-rank updates to every trainable matrix of the blocks.
 
-    All other weights are frozen. Call it after :func:`freeze`: frozen towers get no updates.
+    All other weights are frozen. Call it after :func:`freeze`, so that frozen towers are skipped.
 
     Args:
         model: changed in place; its methods keep working.

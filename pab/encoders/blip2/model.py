@@ -264,7 +264,7 @@ def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a LAVIS state dict to this model's names; drop those never used."""
+    """Rename the tensors of a LAVIS state dict to this model's names; drop unused ones."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if UNUSED.match(name):

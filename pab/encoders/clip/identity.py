@@ -34,7 +34,7 @@ def check_made_as(
         path: weight file, for the error.
 
     Raises:
-        InputError: the configurations differ, or the names do.
+        InputError: the configurations or, without a configuration, the names differ.
     """
     made_as = metadata.get(ARCHITECTURE)
     if made_as is None:

@@ -47,7 +47,7 @@ def test_a_known_name_keeps_its_spelling(capsys: pytest.CaptureFixture[str]) -> 
 def test_two_meanings_are_never_chosen_between() -> None:
     known = ["a.jpg", "a.png", "b"]
     assert respelt(["a"], known, "f") == {"a": "a"}  # which of the two it means is open
-    with pytest.raises(InputError, match=r"found 'b' and 'b\.jpg', which both mean 'b'"):
+    with pytest.raises(InputError, match=r"found 'b' and 'b\.jpg', which both match 'b'"):
         respelt(["b", "b.jpg"], known, "f")
     assert respelt(["q.jpg"], ["q"], "f", endings=False) == {"q.jpg": "q.jpg"}
 

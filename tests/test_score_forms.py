@@ -360,7 +360,7 @@ def test_rankings_without_scores(
         ('{"q1": {"a": -1e39}}', "expected finite scores, found -1e[+]39"),
         ('{"q1": {"a": 1' + 400 * "0" + "}}", "expected finite scores, found an integer"),
         ('{"q1": {"a": 1, "z": 2}}', "query 'q1': the name 'z' is not in the gallery"),
-        ('{"q1": {"a.jpg": 1, "a.png": 2}}', "both mean 'a' of the gallery"),
+        ('{"q1": {"a.jpg": 1, "a.png": 2}}', "both match 'a' of the gallery"),
         ('{"q1": {"a": 1}, "q2": ["a"]}', "query 'q2': expected an object of images and scores"),
         ('{"q1": 5}', "query 'q1': expected an object of images and scores, found the number 5"),
         ('{"query_index": "q1", "topk_gallery": ["a", "a"]}', "once per query, found 'a' twice"),

@@ -290,7 +290,7 @@ def test_members_in_two_spellings(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.count("1 names are matched to") == 1
     both = ScoreFile(torch.rand(1, 3), ["q"], ["B", "Cafe\u0301", "Caf\u00e9"])
     save_scores(tmp_path / "3.pt", both)  # two images, whose names look alike
-    with pytest.raises(InputError, match=r"3\.pt: expected distinct names, found .* both mean"):
+    with pytest.raises(InputError, match=r"3\.pt: expected distinct names, found .* both match"):
         fuse(member_words(tmp_path, tmp_path / "1.pt", tmp_path / "3.pt"))
 
 

@@ -29,7 +29,7 @@ WAYS = {
     "sinkhorn, factor 20": DecodeSettings("sinkhorn", factor=20.0),
     "assignment, slack 0.1": DecodeSettings("assignment", slack=0.1),
     "assignment, slack 0.5": DecodeSettings("assignment", slack=0.5),
-    "assignment, no opting out": DecodeSettings("assignment"),
+    "assignment of all queries": DecodeSettings("assignment"),
 }
 
 

@@ -1,6 +1,6 @@
 """Text-based person anomaly retrieval: the code that the models share, and the public functions.
 
-``from pab import load_encoder, load_scores, fuse, rank, evaluate`` is the library
+The public functions are ``load_encoder``, ``load_scores``, ``fuse``, ``rank`` and ``evaluate``
 (docs/library.md). Each function is imported at its first use, so ``import pab`` stays fast.
 
 From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the public

@@ -29,8 +29,10 @@ SCALARS = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.
 # Operations that are one kernel on a GPU, although torch can decompose them.
 WHOLE = {aten.scaled_dot_product_attention.default, aten.gelu.default}
 # Operations that compute nothing on the device.
-FREE = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default,
-        aten.empty_strided.default, aten.new_empty_strided.default, aten.detach.default}  # fmt: skip
+FREE = {
+    aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default,
+    aten.empty_strided.default, aten.new_empty_strided.default, aten.detach.default,
+}  # fmt: skip
 
 
 class Trace(TorchDispatchMode):

@@ -97,7 +97,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "words": (
         bert,
-        ["a folder of BERT", "vocab.txt: there"],
+        ["a folder of BERT", "vocab.txt: present"],
         "python -m uit.run --task cmp --checkpoint '' --swin SWIN --bert {path}",
     ),
     "tars": (
@@ -112,7 +112,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "Part 2": (
         lambda path: [picture(path / f"imgs_{n}/goal/0.jpg") for n in (8, 15)] and None,
-        ["images of PAB's training shards", "2 folders imgs_N, N from 8 to 15", "part 2: "],
+        ["images of PAB's training shards", "2 folders imgs_N, N from 8 to 15", "part 2 of"],
         "python -m pab.layout check {folder}",
     ),
     "own data": (
@@ -362,7 +362,7 @@ UNKNOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "odd.json": (lambda path: path.write_text("[1]"), "expected a JSON object, found the number 1"),
     "broken.json": (lambda path: path.write_text('{"a": '), "broken JSON"),
     "other.safetensors": (
-        lambda path: save_file({"fc.weight": torch.ones(2)}, path), "tensors of no model"
+        lambda path: save_file({"fc.weight": torch.ones(2)}, path), "tensors of a model"
     ),
     "damaged.jpg": (lambda path: path.write_text("x"), "expected an image"),
     "damaged.zip": (lambda path: path.write_text("x"), "cannot be read"),

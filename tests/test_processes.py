@@ -213,7 +213,7 @@ def test_three_processes_gather_without_loss_or_doubling(tmp_path: Path) -> None
         assert torch.equal(result["partial"], torch.tensor([1.0, 2.0]))
         assert torch.equal(result["uneven"], wanted)
         assert torch.equal(result["one"][:, 0], torch.arange(4.0))
-        assert "missing [0], double or foreign [3]" in result["lost"]
+        assert "missing [0], repeated or out of range [3]" in result["lost"]
     assert sorted(i for result in results for i in result["share"]) == list(range(7))
 
 
@@ -341,10 +341,10 @@ def test_alone_everything_is_its_own() -> None:
 @pytest.mark.parametrize(
     ("ids", "total", "words"),
     [
-        ([0, 2], 2, r"missing \[1\], double or foreign \[2\]"),
+        ([0, 2], 2, r"missing \[1\], repeated or out of range \[2\]"),
         ([0, 1], 3, r"expected the ids 0 to 2, each once; missing \[2\]"),
-        ([0, 0], 1, r"double or foreign \[0\]"),
-        ([-1, 0], 1, r"double or foreign \[-1\]"),
+        ([0, 0], 1, r"repeated or out of range \[0\]"),
+        ([-1, 0], 1, r"repeated or out of range \[-1\]"),
         ([0], 1, "1 ids for 2 rows"),
     ],
 )

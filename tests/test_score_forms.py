@@ -114,7 +114,7 @@ def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "bytes.npz", scores=SCORES.numpy(), query_ids=[7, 8], gallery_ids=as_bytes)
     assert load_scores(tmp_path / "bytes.npz").gallery_ids == IDS["gallery_ids"]
     np.savez(tmp_path / "half.npz", scores=SCORES.numpy(), query_ids=names["query_ids"])
-    with pytest.raises(InputError, match=r"without all; convert"):
+    with pytest.raises(InputError, match=r"with ids of one axis only; convert"):
         load_scores(tmp_path / "half.npz")
     np.savez(tmp_path / "object.npz", scores=np.array([[None]]))
     with pytest.raises(InputError, match="found damaged ones or Python objects"):
@@ -248,7 +248,7 @@ def test_parquet(tmp_path: Path) -> None:
         assert found.gallery_ids == IDS["gallery_ids"]
         assert torch.equal(found.scores, SCORES)
     arrow.parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"without all; convert it .*--queries FILE"):
+    with pytest.raises(InputError, match=r"with ids of one axis only; convert it .*--queries FILE"):
         load_scores(tmp_path / "t.parquet")
     for bad, message in (
         (

@@ -140,7 +140,7 @@ def test_how_many_images_are_exported(tmp_path: Path, capsys: pytest.CaptureFixt
         assert len((tmp_path / "o.run").read_text().splitlines()) == count
     assert capsys.readouterr().err.count("holds the first 1000 images of each query") == 1
     for flags, message in (
-        (["--format", "csv", "--top_k", "3"], "--top_k: needs --format trec, ranx, rankings"),
+        (["--format", "csv", "--top_k", "3"], "--top_k: requires --format trec or ranx or"),
         (["--format", "ranx", "--top_k", "0"], "--top_k: must be at least 1"),
     ):
         with pytest.raises(InputError, match=message):

@@ -143,7 +143,7 @@ def test_containers_in_one_another() -> None:
     with pytest.raises(InputError, match=r"f, entry 'model': expected a tensor, found dict"):
         model_state(ring, "f")
     ring["w"] = torch.ones(1)
-    with pytest.raises(InputError, match=r"more than 8 dicts in one another"):
+    with pytest.raises(InputError, match=r"more than 8 nested dicts"):
         model_state(ring, "f")
 
 

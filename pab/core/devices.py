@@ -89,8 +89,8 @@ def in_autocast_format(x: Tensor) -> Tensor:
     """Cast ``x`` to the autocast dtype on a CPU under :func:`autocast`; otherwise return ``x``.
 
     Intended for a residual stream: norms and sums keep the dtype of their input. With a float32
-    stream, each matrix product casts its input first, which takes a quarter of a CPU training step
-    (docs/log.md).
+    stream, each matrix product would cast its input first, which takes a quarter of a CPU training
+    step (docs/log.md).
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.to(torch.get_autocast_dtype("cpu"))
@@ -98,7 +98,7 @@ def in_autocast_format(x: Tensor) -> Tensor:
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """Create a loss scaler: active for float16, because small gradients underflow."""
+    """Create a loss scaler; it is active for float16 only, where small gradients underflow."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
@@ -124,14 +124,14 @@ def attention(
     Returns:
         [B, H, N, C] with the dtype of ``v``.
     """
-    as_it_is = q.device.type != "cpu" or v.dtype == torch.float32
-    if as_it_is or (HAS_TILES and not torch.is_grad_enabled()):
+    keeps_dtype = q.device.type != "cpu" or v.dtype == torch.float32
+    if keeps_dtype or (HAS_TILES and not torch.is_grad_enabled()):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(v.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     if mask is not None and mask.requires_grad and not dropout and HAS_TILES:
-        # torch's fused kernels do not accept this mask; two tiled products are faster than its
-        # fallback.
+        # torch's fused kernels do not accept a mask with gradients. Two matrix products in tiles
+        # are faster than torch's fallback.
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask).softmax(dim=-1)
         return weights.to(v.dtype) @ v
     if mask is not None and mask.is_floating_point():
@@ -174,7 +174,7 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """Save the state of all random generators: Python, NumPy, torch and the device."""
+    """Return the state of all random generators: Python, NumPy, torch and the device."""
     legacy: Any = np.random.get_state(legacy=True)
     kind, words, *rest = legacy
     numpy = [kind, words.tolist(), *rest]
@@ -194,7 +194,7 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def torch_rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Save the state of torch's generators: the CPU's, and the device's if it has its own."""
+    """Return the state of torch's generators: the CPU's, and the device's if it has its own."""
     state = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

@@ -38,7 +38,7 @@ def explain_file(path: Path) -> Found:
     """Describe a file.
 
     Raises:
-        InputError: the file is of unknown kind, or contains a bad item; the message names the item.
+        InputError: the file is of unknown kind or damaged, or an item in it is bad.
     """
     ending = path.suffix.lower()
     if ending in TENSOR_ENDINGS:
@@ -76,7 +76,7 @@ def _tensors(path: Path) -> Found:
             raise _unknown(path, f"a file of torch.save that contains a {type(content).__name__}")
     found = explain_checkpoint(path, read_checkpoint(path))
     if found is None:
-        raise _unknown(path, "tensors of no model of this project")
+        raise _unknown(path, "tensors of a model that this project does not have")
     return found
 
 
@@ -93,7 +93,7 @@ def _picture(path: Path) -> Found:
 
 
 def archive_names(path: Path) -> list[str]:
-    """List the names in a zip or tar archive; of a tar, only those of files.
+    """List the names in a zip or tar archive; for a tar, only the names of files.
 
     Raises:
         InputError: the archive cannot be read.
@@ -109,7 +109,7 @@ def archive_names(path: Path) -> list[str]:
 
 
 def _archive(path: Path) -> Found:
-    """Describe an answer archive, or a tar of images with captions."""
+    """Describe a zipped answer, or an archive to unpack."""
     names = archive_names(path)
     if names == ["answer.txt"]:
         command = f"python -m pab.evaluate --predictions {quoted(path)} --annotation FILE"

@@ -68,7 +68,7 @@ def rows(output: str) -> dict[str, list[str]]:
     return found
 
 
-def test_everything_is_there(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_root_is_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["check", str(root)])
     output = capsys.readouterr().out
     assert rows(output) == {
@@ -125,7 +125,7 @@ def test_track_4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["check", str(root)])
 
 
-def test_nothing_to_use_is_an_error(tmp_path: Path, root: Path) -> None:
+def test_a_root_without_usable_parts_is_an_error(tmp_path: Path, root: Path) -> None:
     with pytest.raises(
         InputError, match=r"found neither; check its spelling, or download PAB from https://"
     ):

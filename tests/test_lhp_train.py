@@ -194,7 +194,9 @@ def test_an_incomplete_update_is_dropped(runs: Runs) -> None:
         (3, {"grad_cache_chunk": 2, "val_pairs": 4}),
     ],
 )
-def test_resuming_equals_not_stopping(runs: Runs, stop: int, settings: dict[str, Any]) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_run(
+    runs: Runs, stop: int, settings: dict[str, Any]
+) -> None:
     whole = runs("whole", **settings)
     stopped = runs("stopped", max_steps=stop, **settings)
     assert not (stopped / FINAL).exists()
@@ -241,7 +243,7 @@ def test_a_finished_run_is_not_trained_further(runs: Runs) -> None:
     assert len(losses(runs.folder / "done")) == 12
 
 
-def test_max_steps_holds_on_the_second_start(
+def test_max_steps_applies_to_the_second_start(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs("twice", max_steps=3)
@@ -352,7 +354,7 @@ def test_a_run_resumes_under_a_synonym_of_its_task(runs: Runs) -> None:
 # -------------------------------------------------------------------------------------- validation
 
 
-def test_validation_keeps_the_best(runs: Runs) -> None:
+def test_validation_keeps_the_best_weights(runs: Runs) -> None:
     run = runs("val", val_pairs=4, epochs=3, lr=3e-3)
     rows = read_log(run / "log.jsonl", "val")
     assert [row["epoch"] for row in rows] == [0, 1, 2]
@@ -432,7 +434,7 @@ def test_the_published_command_line_trains(runs: Runs, tmp_path: Path) -> None:
     assert any((tmp_path / "out/log").glob("events.*"))
 
 
-def test_a_run_shorter_than_its_warm_up_follows_its_beginning(
+def test_a_run_shorter_than_the_warm_up_follows_the_schedule(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = runs("short", warmup_steps=440, epochs=1)

@@ -130,7 +130,7 @@ def test_transparent_parts_are_white(tmp_path: Path) -> None:
     assert load_photo(tmp_path / "a.png").getpixel((0, 0)) == (10, 20, 30)
 
 
-def test_deep_and_odd_modes(tmp_path: Path) -> None:
+def test_high_bit_depths_and_rare_modes(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
     Image.fromarray((ramp * 65535).astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(ramp).save(tmp_path / "float.tiff")
@@ -233,7 +233,7 @@ def test_the_limits_of_size(tmp_path: Path) -> None:
     Image.new("L", (4 * MAX_RATIO + 1, 4)).save(tmp_path / "strip.png")
     with pytest.raises(InputError, match=f"ratio of at most {MAX_RATIO}, found 401 x 4"):
         load_photo(tmp_path / "strip.png")
-    assert Image.MAX_IMAGE_PIXELS == LIMIT_OF_PILLOW  # for benchmarks
+    assert Image.MAX_IMAGE_PIXELS == LIMIT_OF_PILLOW  # unchanged for benchmarks
 
 
 # ---------------------------------------------------------------------------------------- damage

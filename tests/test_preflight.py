@@ -106,7 +106,7 @@ def test_a_log_folder_needs_tensorboard(
     assert "--log_dir none" in line
 
 
-def test_a_disk_without_room_for_the_checkpoints(
+def test_a_disk_without_space_for_the_checkpoints_is_refused(
     recipe: Recipe, fails_early: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 100, 1000))
@@ -136,7 +136,7 @@ def test_existing_checkpoints_count_as_free_space(
     assert len(asked) == 3
 
 
-def test_room_for_the_weights_of_every_kept_epoch(
+def test_every_kept_epoch_needs_space_for_its_weights(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -183,7 +183,7 @@ def test_validation_images_are_decoded(recipe: Recipe, fails_early: Callable[...
     assert "4 of 4 images: cannot be read" in fails_early(val_pairs=4)
 
 
-def test_validation_features_need_room(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_features_need_space(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """UIT's validation stores the image tokens in a temporary file."""
     free = {True: 10**9, False: 100}
     monkeypatch.setattr(
@@ -218,7 +218,9 @@ def test_scoring_checks_its_outputs_before_the_images(
     assert f"--{broken}: " in refused(main, words)
 
 
-def test_images_are_listed_once_and_kept(data_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_listed_once_and_cached(
+    data_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = TrainingSet.open(data_copy)
     images = [pair.image for pair in pairs]
     assert pairs.images() == images
@@ -228,7 +230,7 @@ def test_images_are_listed_once_and_kept(data_copy: Path, monkeypatch: pytest.Mo
     assert again.images() == images
 
 
-def test_folders_that_need_not_exist(tmp_path: Path) -> None:
+def test_output_folders_may_be_missing_and_are_not_created(tmp_path: Path) -> None:
     check_output_folder("--x", tmp_path / "a/b/c")
     assert list(tmp_path.iterdir()) == []
     check_free_space("--x", tmp_path / "a/b", 1, "it", todo="")

@@ -43,7 +43,7 @@ def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder
 
 
 def reference_to_group() -> weakref.ReferenceType[dist.ProcessGroup]:
-    """Weak reference to the group that the processes have joined."""
+    """Return a weak reference to the group that the processes have joined."""
     assert dist.group.WORLD is not None
     return weakref.ref(dist.group.WORLD)
 
@@ -74,7 +74,7 @@ def run_in(world: int, work: Callable[[Path], Any], folder: Path) -> list[Any]:
 
 
 class DualEncoder(nn.Module):
-    """Two small towers, a logit scale, and one parameter that nothing uses."""
+    """Two small towers, a logit scale, and one unused parameter."""
 
     def __init__(self) -> None:
         super().__init__()

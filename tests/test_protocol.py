@@ -1,4 +1,4 @@
-"""Protocols: the files they fix, the answers they refuse."""
+"""Protocols: the settings that they fix, and the answers that they refuse."""
 
 from __future__ import annotations
 

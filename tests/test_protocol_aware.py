@@ -92,7 +92,7 @@ def test_images_without_a_reranker_score_are_counted(capsys: pytest.CaptureFixtu
 # ------------------------------------------------------------------------------------ arbitration
 
 
-def test_margins_decide_who_keeps_an_image() -> None:
+def test_margins_decide_which_query_keeps_an_image() -> None:
     columns = torch.tensor([[A, B, C, D], [A, B, C, D], [B, C, A, D], [A, D, B, C]])
     ids = ["q1", "q2", "q3", "q4"]
     # q1 keeps A, and so does q4, whose margin is within tau. q2 loses B to q3 and gets C.

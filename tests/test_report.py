@@ -83,7 +83,7 @@ class _Page(HTMLParser):
         return [attrs[name] for _, attrs in self.tags if name in attrs]
 
     def shots(self) -> list[str]:
-        """Labels of the pictures."""
+        """Return the labels of the pictures."""
         return [a["aria-label"] for a in self.all("svg") if a.get("class") == "shot"]
 
     def tab_stops(self) -> int:
@@ -99,7 +99,7 @@ def report(tmp_path: Path, *args: str) -> str:
 
 
 def section(text: str, name: str) -> str:
-    """Text of a section of the page, by its id."""
+    """Return the text of the section whose id is ``name``."""
     return re.split(r"</section>|</footer>", text.split(f'id="{name}"')[1])[0]
 
 
@@ -154,7 +154,9 @@ def test_sections_of_the_page_are_in_order(annotation: Path, score: str, tmp_pat
     assert len(page.values("id")) == len({*page.values("id")})
     tables = section(text, "tables")
     assert len(_Page(tables).all("details")) == 3
-    assert "open" not in {name for d in _Page(tables).all("details") for name in d}, "folded"
+    assert "open" not in {name for d in _Page(tables).all("details") for name in d}, (
+        "tables are folded"
+    )
 
 
 def test_filters_match_the_queries(annotation: Path, score: str, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_equal_runs_differ_in_nothing() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr", 5e-4), ("clip_grad", 1.0), ("num_workers", 0)])
-def test_settings_that_mend_a_run_may_change(name: str, value: Any) -> None:
+def test_settings_that_repair_a_run_may_change(name: str, value: Any) -> None:
     changed = changed_settings(identity(**{name: value}), SETTINGS, {}, Path("s.pth"))
     assert changed == {name: (SETTINGS[name], value)}
 

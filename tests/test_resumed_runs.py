@@ -228,23 +228,23 @@ def test_every_checkpoint_is_scored(
 # ---------------------------------------------------------------------------------- other settings
 
 
-def test_settings_that_mend_a_run_change_on_resume(
+def test_settings_that_repair_a_run_change_on_resume(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs("run", max_steps=2)
     capsys.readouterr()
-    mended = {
+    repaired = {
         "lr": 5e-4, "min_lr": 5e-5, "clip_grad": 0.5, "dtype": "bf16", "grad_cache_chunk": 2,
         "num_workers": 1, "max_skipped_steps": 7,
     }  # fmt: skip
-    run = runs("run", max_steps=4, **mended)
+    run = runs("run", max_steps=4, **repaired)
     first, second = record(run)["starts"]
     assert first["resumed_from"] is None
     old = {
         "lr": 1e-3, "min_lr": 1e-4, "clip_grad": None, "dtype": "fp32", "grad_cache_chunk": 0,
         "num_workers": 0, "max_skipped_steps": 20,
     }  # fmt: skip
-    changed = {name: [old[name], value] for name, value in mended.items()}
+    changed = {name: [old[name], value] for name, value in repaired.items()}
     assert second["resumed_from"] == {"file": LAST, "exact": True, "changed": changed}
     said = capsys.readouterr().err
     assert f"note: {run / LAST}: resumed with other settings: " in said
@@ -252,7 +252,7 @@ def test_settings_that_mend_a_run_change_on_resume(
     rates = [row["lr"] for row in read_log(run / "log.jsonl", "train")]
     assert rates[2] == pytest.approx(5e-4)
     assert load_training_state(run / LAST).config["lr"] == 5e-4
-    runs("run", **mended)
+    runs("run", **repaired)
     assert record(run)["starts"][2]["resumed_from"]["changed"] == {}
 
 

@@ -32,7 +32,7 @@ def test_an_epoch_visits_every_sample_at_most_once() -> None:
     assert set(visited) <= set(range(37))
 
 
-def test_each_epoch_has_its_own_order_and_its_number() -> None:
+def test_each_epoch_has_its_own_order_and_passes_its_number() -> None:
     batches = EpochBatches(40, 8, seed=3)
     first = indices(batches)
     assert indices(batches) == first

@@ -51,7 +51,7 @@ def test_round_trip(scores: ScoreFile, tmp_path: Path, mmap: bool) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["scores.pt"]
 
 
-def test_format_is_the_published_contract(scores: ScoreFile, tmp_path: Path) -> None:
+def test_the_format_is_the_documented_one(scores: ScoreFile, tmp_path: Path) -> None:
     save_scores(tmp_path / "s.pt", scores)
     content = torch.load(tmp_path / "s.pt", weights_only=True, mmap=True)
     assert list(content) == ["scores", "query_ids", "gallery_ids", "meta"]
@@ -165,7 +165,7 @@ def test_sorting_a_mapped_matrix_keeps_one_copy_in_memory(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_scores_are_refused_both_ways(
+def test_non_finite_scores_are_neither_saved_nor_loaded(
     scores: ScoreFile, tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pab.formats.score_file.BLOCK_ELEMENTS", 4)  # one row per block

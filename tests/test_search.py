@@ -143,7 +143,7 @@ def test_equal_queries_and_top_k(folder: Path, capsys: pytest.CaptureFixture[str
     assert text.count("<img ") == 6
 
 
-def test_twenty_by_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_results_by_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(30):
         draw(folder / f"more{number}.jpg", number, normal=True)
     main([*CLIP, "--image_folder", str(folder), "--query", "a", *HERE])

@@ -264,7 +264,7 @@ def test_paths_are_resolved_again_when_images_appear_elsewhere(tmp_path: Path) -
     assert found_in(path, tmp_path) == [("lists/0.jpg", "lists/0#0", "a man")]
 
 
-def test_the_folder_of_other_images_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_image_folder_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "gallery").mkdir()
     with pytest.raises(InputError, match=r"image '0.jpg'.*--image_folder, not .*gallery"):
         read_retrieval(folder, image_folder=tmp_path / "gallery")
@@ -367,7 +367,9 @@ def test_lhp_trains_validates_and_scores(
         "--device", "cpu", "--save_score", "none", "--output_file", "none", "--input_size", "64",
     ])  # fmt: skip
     printed = capsys.readouterr().out.splitlines()[1].split()
-    assert printed[2] == f"{figures['R@1']:.2f}", "scoring the split gives R@1 of validation"
+    assert printed[2] == f"{figures['R@1']:.2f}", (
+        "scoring the split reproduces the R@1 of validation"
+    )
 
 
 def test_uit_trains_and_evaluates(

@@ -81,7 +81,7 @@ def test_sizes_that_the_windows_do_not_divide_are_refused(size: int) -> None:
         Swin(dataclasses.replace(SWIN, image_size=size))
 
 
-def test_fused_text_depends_on_its_image_only(image: Tensor, ids: Tensor) -> None:
+def test_fused_text_depends_on_its_own_image(image: Tensor, ids: Tensor) -> None:
     bert = make().text_encoder
     mask = torch.ones_like(ids)
     text = bert.encode_text(ids, mask)
@@ -123,7 +123,7 @@ def test_masked_image_loss_counts_hidden_pixels_only() -> None:
 
 
 @pytest.mark.parametrize("fusion_layer", [1, 2, 3])
-def test_pairs_share_their_work(image: Tensor, ids: Tensor, fusion_layer: int) -> None:
+def test_shared_work_equals_separate_pairs(image: Tensor, ids: Tensor, fusion_layer: int) -> None:
     torch.manual_seed(3)
     bert = Bert(dataclasses.replace(BERT, fusion_layer=fusion_layer)).eval()
     mask = torch.ones_like(ids)
@@ -140,7 +140,7 @@ def test_pairs_share_their_work(image: Tensor, ids: Tensor, fusion_layer: int) -
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_contrastive_targets_are_shared_by_an_identity() -> None:
+def test_pairs_of_one_identity_share_contrastive_targets() -> None:
     vectors = torch.eye(3)
     identity, other = torch.tensor([7, 7, 9]), torch.tensor([7, 8, 9])
     temperature = torch.tensor(1.0)

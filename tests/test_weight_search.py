@@ -233,7 +233,7 @@ def test_a_list_in_a_search_on_ranks(annotation: Path, tmp_path: Path) -> None:
     words = ["--beit3_score", paths["a"], "--clip_score", str(tmp_path / "list.txt")]
     search([*words, "--scaling", "rank", "--annotation", str(annotation), "--folds", "0"]
            + ["--out", str(out), "--trials", str(tmp_path / "t.csv")])  # fmt: skip
-    found = fused(tmp_path, "--config", str(out))  # has the order of the lines
+    found = fused(tmp_path, "--config", str(out))  # the config names the order of lines
     assert evaluate_scores(found, {f"{image}#0": frozenset({image}) for image in IMAGES}).mean()[
         "R@1"
     ] == pytest.approx(100.0)

@@ -172,7 +172,7 @@ def test_paired_bootstrap_uses_the_pairing() -> None:
     assert change.mean == pytest.approx(5.0)
     assert 0 < change.low < 5 < change.high
     assert paired_bootstrap(a, a).high == 0
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="equal length"):
         paired_bootstrap(a, b[:-1])
     with pytest.raises(ValueError, match="at least one query"):
         bootstrap_interval(np.empty(0))

@@ -246,7 +246,7 @@ def test_reorder_names_what_does_not_match(scores: ScoreFile) -> None:
     assert "x.pt" in message
     assert "that are missing: 'q9'" in message
     assert "that are not in the wanted order: 'q2', 'q3'" in message
-    assert "twice in the wanted order: 'q1'" in message
+    assert "duplicate ids of the wanted order: 'q1'" in message
 
 
 def test_align(scores: ScoreFile) -> None:

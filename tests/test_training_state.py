@@ -145,5 +145,5 @@ def test_gpu_generator_and_weights_are_kept(tmp_path: Path) -> None:
 def test_an_average_without_its_weights_is_refused(tmp_path: Path, average: object) -> None:
     path = tmp_path / "state.pth"
     torch.save({"model": {"a": torch.ones(1)}, "ema": average, "training_state": 2}, path)
-    with pytest.raises(InputError, match="expected averaged weights and buffers"):
+    with pytest.raises(InputError, match="expected shadow and buffers"):
         read_checkpoint(path)

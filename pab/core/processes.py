@@ -3,10 +3,10 @@
 All functions work in both cases; in a single process, they exchange nothing. Gloo exchanges CPU
 tensors, NCCL exchanges CUDA tensors.
 
-Gradients: the backward pass of :func:`all_gather_with_grad` sums over processes, and
-:func:`average_gradients` then averages over processes (as DistributedDataParallel does). If each of
-W processes computes the loss of its own rows against all rows, the averaged gradient equals that of
-a single process on the whole batch.
+The backward pass of :func:`all_gather_with_grad` sums gradients over processes, and
+:func:`average_gradients` then averages them (as DistributedDataParallel does). If each of the ``W``
+processes computes the loss of its own rows against all rows, the averaged gradient equals that of a
+single process on the whole batch.
 
 Legend: ``B`` rows per process, ``W`` processes, ``D`` width.
 """
@@ -39,7 +39,7 @@ _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
 
-BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients per exchange: 32 MiB in float32
+BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradient elements per exchange: 32 MiB in float32
 
 
 def init_processes(device: torch.device) -> None:

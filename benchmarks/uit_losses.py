@@ -62,8 +62,8 @@ def main() -> None:
         "loss (MIM: masked images, MLM: masked captions) or the augmented caption (EDA). Values",
         "are percentages on the 2,000 queries of the mini test set: the mean, then the seeds",
         f"{', '.join(map(str, args.seeds))}. ITC is the similarity of both towers. Re-ranked",
-        "orders the 32 best candidates of the shipped LHP by the cross encoder. Over twin: the right",
-        "image scores above the one of the same scene with the other action.",
+        "orders the 32 best candidates of the shipped LHP by the cross encoder. Over twin: the",
+        "right image scores above the one of the same scene with the other action.",
     ]
     mini.write_table(args.out, "UIT's losses on the mini data", text, ["losses", *COLUMNS], rows)
 

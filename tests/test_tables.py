@@ -140,7 +140,7 @@ BAD_ROWS = {
     "text behind a quote": ('a.jpg,"a" man\n', "line 3: expected valid CSV quoting"),
     "a quote that stays open": (
         'a.jpg,"a man\nb.jpg,x\nc.jpg,y\n',
-        "lines 3 to 6: expected valid CSV",
+        "lines 3 to 6: expected valid",
     ),
     "other bytes than UTF-8": ("a.jpg,caf\udce9\n", "line 3: expected UTF-8 text, found byte 0xe9"),
 }

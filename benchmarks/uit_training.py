@@ -3,7 +3,7 @@
 Measures samples per second of one full-size training step (synthetic images and captions) at batch
 8 in bf16, as in `uit.train`. The baseline runs separate passes in eager float32: each caption
 version, the true pairs, and each kind of negative pairs, with all layers on all tokens, padded to
-56 ids. Also prints both losses in float32, which must agree within 1e-3.
+56 ids. Also prints the losses of both variants in float32, which should agree within 1e-3.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def main() -> None:
             of_plain = of_plain or rate
             print(
                 f"  {way} {kind}: {rate:.3f} samples/s, {rate / of_plain:.2f}x the "
-                f"plain order (matrix products at {products:.0f} GFLOP/s)"
+                f"baseline (matrix products at {products:.0f} GFLOP/s)"
             )
 
 

@@ -126,7 +126,7 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("sizes: [1.5]", "sizes: expected a valid integer, found 1.5"),
         ("note: 3", "note: expected a valid string, found 3"),
         ("names: [1.5]", "names: expected a valid string, found 1.5"),
-        ("epoch: 3", "unknown setting 'epoch'; the nearest known one is 'epochs'"),
+        ("epoch: 3", "unknown setting 'epoch'; the closest setting is 'epochs'"),
         ("3: 3", "expected setting names, found the key 3"),
         ("lr: 1\nlr: 2", "key 'lr' is set twice"),
         ("- lr", "expected a mapping of settings, found list"),
@@ -162,7 +162,7 @@ def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
 
 
 def test_unknown_override_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--epohcs: unknown setting .* nearest .*'epochs'"):
+    with pytest.raises(InputError, match=r"--epohcs: unknown setting .* closest .*'epochs'"):
         load_config(Recipe, None, {"epohcs": 3})
 
 

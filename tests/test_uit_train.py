@@ -74,7 +74,7 @@ def tokenizer(vocabulary: Path) -> Tokenizer:
 
 
 class Runs:
-    """Starts runs on the tiny data: 24 pairs, 4 updates an epoch."""
+    """Start training runs on the tiny data: 24 pairs, 4 updates per epoch."""
 
     def __init__(self, data: Path, vocabulary: Path, folder: Path) -> None:
         self.data, self.vocabulary, self.folder = data, vocabulary, folder
@@ -169,7 +169,7 @@ def test_the_ten_operations() -> None:
     right = np.asarray(every["translate_x"](image, 1.0))
     assert np.array_equal(right[:, 7:], pixels[:, :-7])
     assert (right[:, :7] == 128).all()
-    sheared = np.asarray(every["shear_x"](image, 1.0))  # from the upper left corner
+    sheared = np.asarray(every["shear_x"](image, 1.0))  # the upper left corner stays
     moved = np.abs(sheared.astype(int) - pixels).mean(axis=(1, 2))
     assert moved[0] < 15 < moved[-1]
 
@@ -267,7 +267,7 @@ def test_negatives_are_drawn_by_their_weights() -> None:
     assert second[0] / 10_000 == pytest.approx(0.5, abs=0.02)
 
 
-def test_easy_negatives_are_drawn_alike() -> None:
+def test_easy_negatives_are_drawn_uniformly() -> None:
     torch.manual_seed(0)
     shares = torch.tensor([[0.0, 1.0, 1e-5, 0.0, 3.0]])
     drawn = Counter(int(draw_any(shares)) for _ in range(10_000))
@@ -305,7 +305,7 @@ def test_same_seed_same_weights_and_exact_resuming(runs: Runs) -> None:
     assert same(whole, weights(runs("cut")))
 
 
-def test_a_skipped_step_leaves_batch_statistics_too(
+def test_a_skipped_step_does_not_change_batch_statistics(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"ema_decay": 0.9, "epo": 1}
@@ -357,7 +357,7 @@ def test_a_resumed_run_compares_files_by_content(
     runs("cut", checkpoint=start, max_steps=3)
     words = runs.folder / "words"
     shutil.copytree(runs.vocabulary, words)
-    with monkeypatch.context() as patch:  # start weights are neither there nor asked for
+    with monkeypatch.context() as patch:  # a resumed run needs no start weights
         patch.setattr(torch.distributed.run, "main", lambda _: None)
         runs("cut", dist="f2", checkpoint="gone.pth", text_encoder=words)
         with pytest.raises(InputError, match=r"gone\.pth: expected weights"):
@@ -372,7 +372,7 @@ def test_a_resumed_run_compares_files_by_content(
         runs("cut")
 
 
-def test_validation_keeps_the_best(runs: Runs) -> None:
+def test_validation_keeps_the_best_weights(runs: Runs) -> None:
     folder = runs("val", val_pairs=6, k_val=4)
     rows = read_log(folder / "log.jsonl", "val")
     assert len(rows) == 2
@@ -406,7 +406,7 @@ def test_validation_keeps_the_best(runs: Runs) -> None:
         ({}, ("--debug", "--config", "c.yaml"), "--debug"),
     ],
 )
-def test_settings_that_cannot_be(
+def test_invalid_settings_are_refused(
     runs: Runs, settings: dict[str, Any], flags: tuple[str, ...], expected: str
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -416,7 +416,7 @@ def test_settings_that_cannot_be(
 
 
 def test_a_vocabulary_of_other_words_is_refused_before_training(runs: Runs) -> None:
-    """Validation would refuse it too, but only after an epoch."""
+    """Validation would also refuse it, but only after an epoch."""
     words = runs.folder / "words"
     make_vocabulary(["xyzzy zyxxy"] * 9, words, 20)
     with pytest.raises(InputError, match=r"pieces of the captions are \[UNK\]"):
@@ -425,12 +425,12 @@ def test_a_vocabulary_of_other_words_is_refused_before_training(runs: Runs) -> N
 
 
 @pytest.mark.usefixtures("runs")
-def test_evaluation_does_not_score_what_training_starts_from() -> None:
+def test_evaluation_does_not_score_the_start_weights() -> None:
     with pytest.raises(InputError, match="expected the weights to score"):
-        run(["--evaluate"])  # the default recipe names the weights it starts from
+        run(["--evaluate"])  # the default recipe sets only start weights
 
 
-def test_more_gpus_than_there_are(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_gpus_than_exist_are_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="expected 4 GPUs, found 2"):
         runs("bad", dist="f4", device="auto")
@@ -468,12 +468,12 @@ def _run(argv: list[str], folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_two_processes_begin_as_one(runs: Runs, tmp_path: Path) -> None:
-    # Until ITM's gradient, whose negatives each process draws itself, has changed the weights.
-    still = {"drop_path": 0, "dropout": 0, "proj_dropout": 0, "epo": 1}
-    alone = runs("alone", "--sync_batch_norm", bs=6, **still)
+    # Compare only the first step: each process draws its own negatives for ITM.
+    fixed = {"drop_path": 0, "dropout": 0, "proj_dropout": 0, "epo": 1}
+    alone = runs("alone", "--sync_batch_norm", bs=6, **fixed)
     (tmp_path / "ranks").mkdir()
     run_in(
-        2, partial(_run, runs.argv("two", "--sync_batch_norm", bs=3, **still)), tmp_path / "ranks"
+        2, partial(_run, runs.argv("two", "--sync_batch_norm", bs=3, **fixed)), tmp_path / "ranks"
     )
     one, two = (read_log(folder / "log.jsonl")[0] for folder in (alone, runs.folder / "two"))
     for name in ("itc", "mlm", "mim"):
@@ -481,7 +481,7 @@ def test_two_processes_begin_as_one(runs: Runs, tmp_path: Path) -> None:
 
 
 def _run_and_keep_scores(argv: list[str], folder: Path) -> dict[str, Tensor]:
-    """Train; the scores that validation looked at."""
+    """Train; return the scores that validation evaluates."""
     kept: list[Tensor] = []
     metrics = uit.train.retrieval_metrics
 
@@ -501,7 +501,7 @@ def _run_and_keep_scores(argv: list[str], folder: Path) -> dict[str, Tensor]:
 def test_two_processes_validate_what_is_written(
     runs: Runs, tmp_path: Path, ema: dict[str, Any]
 ) -> None:
-    # Each has batch statistics of its own; its share of the gallery must not be seen through them.
+    # Training leaves other batch statistics in each process; validation must use those of rank 0.
     settings = {"val_pairs": 8, "epo": 1, "lr": 1e-2, "k_val": 3, **ema}
     (tmp_path / "ranks").mkdir()
     argv = runs.argv("two", bs=2, **settings)
@@ -527,7 +527,7 @@ def test_two_processes_validate_what_is_written(
         torch.testing.assert_close(found["match"], match, rtol=0, atol=1e-4)
 
 
-def test_no_data_end_in_one_line_before_processes_start(
+def test_missing_data_is_an_error_before_processes_start(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -536,7 +536,7 @@ def test_no_data_end_in_one_line_before_processes_start(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_diverged_run_ends_in_one_line_of_advice(
+def test_a_diverged_run_ends_with_one_line_of_advice(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -574,7 +574,7 @@ def checkpoint(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 class Scoring:
-    """Starts scoring runs on the tiny test set."""
+    """Start scoring runs on the tiny test set."""
 
     def __init__(self, data: Path, vocabulary: Path, checkpoint: Path, folder: Path) -> None:
         self.given: dict[str, Any] = {
@@ -613,7 +613,7 @@ def test_itc_chooses_and_itm_scores(scoring: Scoring, tiny_data: Path) -> None:
         rest = found.scores[row][~mask[row]]
         assert (rest == torch.nextafter(low, torch.tensor(-torch.inf))).all()
     assert sorted(p.name for p in scoring.folder.iterdir()) == ["itc.pt", "l.txt", "s.pt"]
-    # the same candidates from a file, its rows in another order
+    # The same candidates from a file whose rows are in another order
     order = torch.randperm(15, generator=torch.Generator().manual_seed(0)).tolist()
     ids = [itc.query_ids[i] for i in order]
     save_scores(itc_file, ScoreFile(itc.scores[order].contiguous(), ids, itc.gallery_ids, {}))
@@ -646,7 +646,7 @@ def test_lists_choose_candidates(
 
 def plain_way(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
               candidates: Tensor) -> Tensor:  # fmt: skip
-    """For each query: gather its candidates, repeat the text, run all layers on all tokens."""
+    """Score each query's candidates: repeat the text, run all layers on all tokens."""
     bert, scores = model.text_encoder, []
     for row, chosen in zip(rows, candidates, strict=True):
         ids, mask = tokenizer.pad_rows([row], tokenizer.max_length)
@@ -662,7 +662,7 @@ def plain_way(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: T
 def test_shared_work_changes_nothing(
     tokenizer: Tokenizer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, k: int, small: bool
 ) -> None:
-    if small:  # several groups, several passes a query
+    if small:  # several groups, and several passes per query
         monkeypatch.setattr("uit.rerank.IMAGES_A_GROUP", 4)
         monkeypatch.setattr("uit.rerank.PAIRS_A_PASS", 2)
     model = load_model("uit_debug", 32, 4, str(checkpoint), tokenizer)
@@ -707,7 +707,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture
 def odd(scoring: Scoring, vocabulary: Path, checkpoint: Path) -> dict[str, Any]:
-    """Bad values of flags, by what the message must hold."""
+    """Map words of the expected message to the bad setting."""
     folder = scoring.folder
     scores = ScoreFile(torch.rand(15, 10), [f"x{i}" for i in range(15)],
                        [f"t{i}" for i in range(10)], {})  # fmt: skip
@@ -756,7 +756,7 @@ def test_evaluating_the_labelled_test(runs: Runs, checkpoint: Path) -> None:
     assert len((runs.folder / "eval/predictions_test_k5.txt").read_text().splitlines()) == 15
 
 
-def test_a_k_above_the_gallery_means_all_of_it(
+def test_a_k_larger_than_the_gallery_means_all_images(
     runs: Runs, checkpoint: Path, data_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs("all", "--evaluate", checkpoint=checkpoint, k_test=10)
@@ -767,7 +767,7 @@ def test_a_k_above_the_gallery_means_all_of_it(
     runs("more", "--evaluate", checkpoint=checkpoint, k_test=99)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert said == [
-        f"note: {pair}: not there; read attr.json, which holds the same lines",
+        f"note: {pair}: does not exist; attr.json, which has the same lines, is read",
         "note: --k_test: 99 is more than the gallery's 10 images: all are candidates",
     ]
     files = ("all/score_test.pt", "more/score_test_k99.pt")
@@ -779,7 +779,7 @@ def test_a_k_above_the_gallery_means_all_of_it(
 # -------------------------------------------------------------------------------- starting points
 
 
-def test_swin_in_both_publishers_names(tmp_path: Path) -> None:
+def test_swin_with_the_names_of_timm_and_microsoft(tmp_path: Path) -> None:
     import timm
 
     torch.manual_seed(0)
@@ -822,7 +822,7 @@ def test_bias_tables_for_larger_windows(tokenizer: Tokenizer, tmp_path: Path) ->
     torch.testing.assert_close(new.view(15, 15)[7, 7], old.view(7, 7)[3, 3], atol=5e-3, rtol=0)
 
 
-def test_bert_in_hugging_faces_names(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_bert_with_the_names_of_hugging_face(tokenizer: Tokenizer, tmp_path: Path) -> None:
     from transformers import BertConfig, BertForPreTraining
 
     sizes = MODELS["uit_debug"].bert
@@ -860,7 +860,7 @@ def test_bert_in_hugging_faces_names(tokenizer: Tokenizer, tmp_path: Path) -> No
 
 
 def test_a_person_search_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Towers are needed; heads may be missing or of another shape."""
+    """The towers are required; heads may be missing or have another shape."""
     state = small_model(tokenizer).state_dict()
     state["vision_proj.2.weight"] = torch.zeros(7, 3)
     state["queue"] = torch.zeros(4)
@@ -885,7 +885,7 @@ def test_defaults_are_the_released_recipe() -> None:
 
 
 @pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
-def test_kept_tokens_are_not_encoded_again(
+def test_cached_tokens_are_not_encoded_again(
     data_copy: Path, vocabulary: Path, checkpoint: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, cache_dtype: str,
 ) -> None:  # fmt: skip

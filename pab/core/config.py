@@ -4,8 +4,8 @@ The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, `
 texts, ``tuple[X, X]`` or ``tuple[X, ...]``, and any of these ``| None``. For a ``tuple[str, ...]``,
 a single value becomes a tuple of one, and integers become text. :func:`flag` adds the help text,
 the group and the bounds. Pydantic validates the values of the file and of the command line
-strictly: 3 is a float; "3" and True are not integers. A config may define ``check()`` for the rules
-between fields; it raises if settings contradict one another.
+strictly: 3 is a valid float; "3" and True are not valid integers. A config may define ``check()``,
+which raises if settings contradict one another.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ T = TypeVar("T", bound="DataclassInstance")
 def flag(default: Any, help_text: str, *, group: Group | None = None, **bounds: float) -> Any:
     """Define a config field that becomes a command-line flag.
 
-    A field that overrides another one inherits the group and the bounds that it does not set.
+    A field that overrides a base class's field inherits the group and the bounds it does not set.
 
     Args:
         default: value of the field if neither the file nor the command line sets it.
         help_text: text of ``--help``.
-        group: section of ``--help``; else the class's ``flag_group``, or ``advanced``.
+        group: section of ``--help``; None uses the class's ``flag_group``, else ``advanced``.
         bounds: ``ge``, ``gt``, ``le`` and ``lt``; an optional field may also be None.
     """
     grouped = {} if group is None else {"group": group}
@@ -99,7 +99,7 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
                 raise InputError(where, _described(fault), item=item) from error
             known = [field.name for field in dataclasses.fields(cls)]
             (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            todo = f"the nearest known one is '{near}'"
+            todo = f"the closest setting is '{near}'"
             raise InputError(where, f"unknown setting '{name}'", todo=todo) from error
     return cls(**found)
 
@@ -151,7 +151,7 @@ def config_from_args(
         cls: the config's dataclass; its ``check()``, if defined, is called on the result.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, for usage and messages.
-        extra: adds flags that are not config fields; the namespace holds their values.
+        extra: function that adds flags beside the config fields; the namespace holds their values.
 
     Returns:
         The config, and a namespace with everything that is not a config field (``config``
@@ -159,7 +159,7 @@ def config_from_args(
 
     Raises:
         InputError: see :func:`load_config`; also anything that ``check()`` raises.
-        SystemExit: exit of argparse: code 2 for an unknown flag, 0 for ``--help``.
+        SystemExit: raised by argparse: code 2 for an unknown flag, 0 for ``--help``.
     """
     usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
     parser = CommandParser(prog=prog, usage=usage)
@@ -221,7 +221,7 @@ def _validator(cls: type[DataclassInstance]) -> TypeAdapter[dict[str, Any]]:
 
 
 def _facts(cls: type, name: str) -> dict[str, Any]:
-    """Help, group and bounds of a field; those of base classes hold unless overridden."""
+    """Collect help, group and bounds of a field; a subclass overrides those of its bases."""
     facts: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         fields = vars(base).get("__dataclass_fields__", {})
@@ -275,7 +275,7 @@ def _described(fault: ErrorDetails) -> str:
 
 
 def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
-    """Build argparse's converter of a field; the validator rejects what stays text."""
+    """Build argparse's converter of a field; the validator rejects text that remains."""
 
     def convert(text: str) -> Any:
         if optional and text.lower() == "none":
@@ -288,7 +288,7 @@ def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
 
 
 def _help_of(default: Any, text: str) -> str:
-    """Add the default to a help text as it would be typed; leave out "off" and "none"."""
+    """Append the default to a help text, as a user would type it; omit "off" and "none"."""
     values = default if isinstance(default, tuple) else (default,)
     shown = " ".join(f"{v:.10g}" if isinstance(v, float) else str(v) for v in values)
     if shown not in ("", "None", "False"):

@@ -39,8 +39,8 @@ class InputError(Exception):
 
     def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str]]:
         """Pickle the parts; by default, an exception is rebuilt from its single message."""
-        again = partial(type(self), item=self.item, todo=self.todo)
-        return again, (self.where, self.problem)
+        rebuild = partial(type(self), item=self.item, todo=self.todo)
+        return rebuild, (self.where, self.problem)
 
 
 Fault = Callable[..., InputError]  # InputError with the file, and perhaps the item, bound
@@ -53,7 +53,7 @@ class LostProcessError(RuntimeError):
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
     """Run a command-line ``main``; bad input prints one line on stderr and exits with code 2.
 
-    A lost process exits with code 1; the process at fault reports the cause.
+    A lost connection to another process gives exit code 1; that process reports the cause.
     """
     try:
         with closing_bars():

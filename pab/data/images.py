@@ -1,8 +1,8 @@
 """List gallery images, check that images are readable, preprocess and load them.
 
-Benchmark images are opened with Pillow and converted to RGB (16 bits to 8), without further
-changes. EXIF orientation is not applied, because the published pipelines do not apply it and scores
-would differ. Photo search decodes files differently (:mod:`pab.data.photos`), through an
+Benchmark images are opened with Pillow and converted to RGB (16-bit values to 8), without further
+changes. EXIF orientation is not applied: the published pipelines do not apply it, and scores would
+differ. Photo search decodes files differently (:mod:`pab.data.photos`), through an
 :class:`ImageReader`. torch and torchvision are imported only where tensors are made.
 """
 
@@ -82,8 +82,8 @@ class ImageRecipe:
     def transform(self) -> ImageTransform:
         """Build the transform from an RGB image to float32 [3, size, size].
 
-        The Pillow image is resized, as in the published pipelines: torchvision's bicubic filter
-        returns other values for tensors.
+        Images are resized before they become tensors, as in the published pipelines, because
+        torchvision's bicubic filter returns other values for tensors.
         """
         import torch
         from torchvision.transforms import v2
@@ -144,11 +144,11 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
             continue
         if not is_text(name):
             problem = f"expected file names in UTF-8, found {name!a}"
-            raise InputError(folder, problem, todo="rename it")
+            raise InputError(folder, problem, todo="rename the file")
         if path.stem in found:
             two = f"{found[path.stem].name!r} and {name!r}"
             problem = f"expected names that differ in more than their extension, found {two}"
-            raise InputError(folder, problem, todo="rename or remove one")
+            raise InputError(folder, problem, todo="rename or remove one of them")
         found[path.stem] = path
     if not found:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
@@ -174,12 +174,12 @@ def load_image(path: str | Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Function that decodes image files, and handling of files that cannot be decoded.
+    """Decoder of image files, with its cache key and the errors of unreadable files.
 
     Attributes:
         load: file -> RGB image; raises :class:`InputError`.
         cache_key: part of the cache key of vectors. Readers that decode the same file to different
-            pixels have different keys.
+            pixels must have different keys.
         unreadable: gallery id -> error, filled while images are loaded. None raises the first
             error.
     """
@@ -190,7 +190,7 @@ class ImageReader:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert an opened image to RGB; Pillow's conversion would clip 16-bit values at 255."""
+    """Convert an opened image to RGB; scale 16-bit values, which Pillow would clip at 255."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert("RGB")
@@ -324,7 +324,7 @@ class ImageLoader:
             transform = transform.transform()
         self._images, self._unreadable = images, reader.unreadable
         self._loader = Loader(
-            _Images(images, transform, reader.load),  # type: ignore[arg-type]  # no import of torch
+            _Images(images, transform, reader.load),  # type: ignore[arg-type]  # not a Dataset
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=_collate,

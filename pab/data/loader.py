@@ -19,7 +19,7 @@ class Loader(DataLoader[Any]):
         """Start the workers with SIGINT blocked; they inherit the signal mask.
 
         The main process handles Ctrl-C and ends its workers. A signal that arrives during the start
-        is delivered afterwards, because Python ignores exceptions that are raised during a fork.
+        is delivered afterwards, because Python would ignore an exception raised during a fork.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

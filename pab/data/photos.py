@@ -35,10 +35,10 @@ FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF"
 
 MAX_PIXELS = 1 << 28  # 268 megapixels: 1 GiB decoded, enough for 200-megapixel cameras
 MIN_SIDE = 1024  # px; minimum short side after reduction, twice the largest model input
-ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger images are decoded one at a time over all processes
-MAX_RATIO = 100  # ratio of the sides; the resized long side is up to this many times the short side
+ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger images are decoded one at a time across processes
+MAX_RATIO = 100  # largest ratio of the sides; bounds the long side after the short side is resized
 BAND_ROWS = 16  # rows of the reduced photograph that are converted together
-_NAMED = 5  # maximum items of each kind named in a message
+_NAMED = 5  # maximum number of items of each kind named in a message
 
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -166,7 +166,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _cannot_be_opened(path: Path) -> str | None:
-    """Return the reason why a file cannot be opened; pipes and devices are never opened."""
+    """Return why a file cannot be opened, or None if it can; pipes and devices never can."""
     try:
         status = path.stat()
     except OSError as error:
@@ -189,7 +189,7 @@ def _shown(name: str) -> str:
 
 
 def photo_reader() -> ImageReader:
-    """Create a reader of photographs that collects files that cannot be decoded."""
+    """Create a reader of photographs; it collects the errors of unreadable files."""
     load = partial(load_photo, large=multiprocessing.Lock())
     return ImageReader(load, cache_key="photo", unreadable={})
 
@@ -229,7 +229,7 @@ def load_photo(
                     return _large(image)
     except InputError:
         raise
-    except Exception as error:  # ten decoders without documented exceptions
+    except Exception as error:  # the decoders do not document their exceptions
         words = reason(path, error, FORMAT_NAMES)
         raise InputError(path, f"cannot be read: {words}") from error
 
@@ -267,7 +267,7 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
         most, there = f"{MAX_PIXELS / 1e6:.0f}", f"{pixels / 1e6:.0f} megapixels"
         raise InputError(path, f"expected at most {most} megapixels, found {found} ({there})")
     if max(image.size) > MAX_RATIO * min(image.size):
-        problem = f"expected sides of a ratio of at most {MAX_RATIO}, found {found}"
+        problem = f"expected sides with a ratio of at most {MAX_RATIO}, found {found}"
         raise InputError(path, problem)
 
 
@@ -300,10 +300,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _container_orientation(image: Image.Image) -> int | None:
-    """Return the EXIF orientation still to be applied to a HEIC; None for other formats.
+    """Return the EXIF orientation that a decoded HEIC needs; None for other formats.
 
-    The decoder applies the rotation in the container, which EXIF usually repeats. Some writers
-    store the rotation only in EXIF.
+    The decoder applies the rotation that the container stores. EXIF usually repeats this rotation,
+    but some writers store it only in EXIF.
     """
     if image.format != "HEIF":
         return None
@@ -322,7 +322,7 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def _range_of(image: Image.Image) -> tuple[float, float] | None:
-    """Return minimum and maximum of an image mode without a fixed value range, else None."""
+    """Return the extreme values of an image if its mode has no fixed value range, else None."""
     if image.mode not in ("I", "F"):
         return None
     low, high = image.getextrema()

@@ -14,5 +14,5 @@ class EncoderConfig(MemberConfig):
     """Settings of both members; the default dtype depends on the device, as published."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = flag(  # type: ignore[assignment]
-        "auto", "dtype of the model; auto: fp16 on a GPU, else fp32 (published)"
+        "auto", "dtype of the model; auto: fp16 on a CUDA GPU, else fp32 (published)"
     )

@@ -1,6 +1,6 @@
 """Encode images and captions with any encoder, in batches and worker processes.
 
-With several processes (torchrun), each encodes a part, and all receive all vectors.
+With several processes (torchrun), each process encodes a part and receives all vectors.
 
 Shape letters: `G` images, `Q` captions, `D` width of the vectors, `B` batch, `S` image side.
 """
@@ -36,7 +36,7 @@ class Compute:
         dtype: type of matrix products; a model stored in this dtype needs no autocast.
         weights: dtype of the model's weights and of its input pixels.
         batch_size: images (or captions) per batch.
-        num_workers: loader processes.
+        num_workers: number of loader processes.
         cache_dir: folder of all feature caches; None disables caching.
         cache: feature cache of the model; see :meth:`with_cache`.
     """
@@ -85,7 +85,7 @@ class Compute:
 
         Returns:
             float32 [G, D] on the CPU, in the order of ``images``. Images that the reader reports as
-                unreadable have zero rows.
+            unreadable have zero rows.
         """
         if isinstance(transform, ImageRecipe):
             transform = transform.transform()
@@ -170,7 +170,7 @@ class Compute:
         Args:
             encode: positions of captions -> [B, D].
             rows: ids (or words) of each caption; equal rows have equal vectors.
-            longest: maximum ids per caption; a batch fits :attr:`batch_size` such captions.
+            longest: maximum ids per caption; a batch fits :attr:`batch_size` of this length.
 
         Returns:
             float32 [Q, D] on the CPU, in the order of ``rows``.
@@ -241,7 +241,7 @@ class BatchEncoder(ABC):
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Yield positions sorted by length, in padded batches of at most ``token_budget`` ids."""
+    """Yield positions in order of length, in padded batches of at most ``token_budget`` ids."""
     batch: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[position] > token_budget:

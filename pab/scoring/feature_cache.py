@@ -5,9 +5,9 @@ SHA-256 of its file, so a renamed image is found, and a changed image is encoded
 caption is the SHA-256 of its token ids. An interrupted run loses only its current batch. A run with
 a larger gallery or new queries encodes only the new items.
 
-A cache is a folder of parts, one per process, vector width and run. ``N.sha256`` holds the keys, 32
-bytes each. ``N.float32`` holds the vectors (for UIT, with the image's tokens after each vector). A
-vector is written before its key, so after an interruption a part ends with its last full pair.
+A cache is a folder of parts, one per process, vector width and run. ``PART.sha256`` holds the keys,
+32 bytes each. ``PART.float32`` holds the vectors (for UIT, each is followed by the image's tokens).
+A vector is written before its key; a vector that an interruption leaves without a key is ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pab.core.resources import CODE_ROOT
 from pab.data.images import ImageReader
 from pab.data.records import GalleryImage
 
-FORMAT = 1  # version of the file format; part of the key, so a new version starts a new cache
+FORMAT = 1  # version of the file format; a new version starts a new cache
 DIGEST_BYTES = 32
 CODE = ("pab", "lhp", "uit", "scripts")
 LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm")
@@ -78,7 +78,7 @@ class FeatureCache:
         return len(self._rows)
 
     def _read_part(self, hashes: Path) -> None:
-        """Register the complete pairs of a part; its vectors stay on disk."""
+        """Register the keys of a part that have a complete vector; vectors stay on disk."""
         digests = hashes.read_bytes()
         vectors = hashes.with_suffix(VECTORS)
         width = self._width_of(hashes)
@@ -164,7 +164,7 @@ class FeatureCache:
         matrix = vectors.contiguous().numpy()
         width = matrix.shape[1]
         try:
-            # After a failed write, the next one starts a new part: a torn row would shift others.
+            # After a failed write, start a new part: a torn row would shift later rows.
             hashes = self._parts.pop(width, None) or self._new_part(width)
             part = hashes.with_suffix(VECTORS)
             first = hashes.stat().st_size // DIGEST_BYTES
@@ -197,13 +197,13 @@ class FeatureCache:
 def code_versions() -> dict[str, str]:
     """Return the hash of the project's code and the versions of the libraries that vectors need.
 
-    They are part of the key, because a bug fix must invalidate the cache.
+    They identify a cache, because a bug fix must invalidate it.
     """
     code = hashlib.sha256()
-    drawn = CODE_ROOT / "pab/mini"  # its images are ordinary files to the encoders
-    for room in CODE:
-        for path in sorted((CODE_ROOT / room).rglob("*.py")):
-            if not path.is_relative_to(drawn):
+    ignored = CODE_ROOT / "pab/mini"  # it writes image files, which have their own keys
+    for folder in CODE:
+        for path in sorted((CODE_ROOT / folder).rglob("*.py")):
+            if not path.is_relative_to(ignored):
                 code.update(path.read_bytes())
     found = {"code": code.hexdigest()}
     for name in LIBRARIES:

@@ -1,7 +1,7 @@
 """The procedure of all scoring commands: check the inputs, encode, write the outputs.
 
 A member is a subclass of :class:`MemberConfig` with its settings and :meth:`~MemberConfig.open`.
-:meth:`MemberConfig.score` runs everything. Bad input is rejected before the model is loaded.
+:meth:`MemberConfig.score` runs the procedure. Bad input is rejected before the model is loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pab.scoring.encoding import Compute
 
 GALLERY = "data/PAB/name-masked_test-set/gallery"
 QUERIES = "data/PAB/name-masked_test-set/query.json"
-# Scoring settings that concern the model and its speed. All others concern a benchmark.
+# Scoring settings that concern the model or its speed. All others concern data and outputs.
 SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feature_cache_dir")
 
 
@@ -44,7 +44,7 @@ SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feat
 class ScoringConfig(LabelConfig):
     """Settings shared by all scoring commands."""
 
-    flag_group: ClassVar = "model"  # for the settings that a command adds
+    flag_group: ClassVar = "model"  # help group of the settings that a member adds
 
     image_folder: str | None = data_flag(
         None, f"folder of the gallery's images (default for name-masked sets: {GALLERY})"
@@ -73,13 +73,13 @@ class ScoringConfig(LabelConfig):
         """Reject an invalid separator.
 
         Raises:
-            InputError: naming the flag.
+            InputError: the separator is invalid; the message names the flag.
         """
         self.columns()
 
 
 class MemberConfig(ScoringConfig, ABC):
-    """Base class of a member's settings: add fields, and implement :meth:`open`.
+    """Base class of members' settings; subclasses add fields and implement :meth:`open`.
 
     Attributes:
         scoring_only: names of added fields that :meth:`open` ignores.
@@ -107,7 +107,7 @@ class MemberConfig(ScoringConfig, ABC):
         return {"checkpoint": path}
 
     def compute(self) -> Compute:
-        """Select the device and the dtype; ``auto`` is fp16 on a GPU, otherwise fp32.
+        """Select the device and the dtype; ``auto`` is fp16 with CUDA, otherwise fp32.
 
         Raises:
             InputError: the device does not exist or does not support the dtype.

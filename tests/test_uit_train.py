@@ -18,6 +18,7 @@ from torch import Tensor
 
 import uit.rerank
 import uit.train
+from pab.core import processes
 from pab.core.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.core.config import load_config
 from pab.core.devices import autocast
@@ -978,17 +979,21 @@ def test_cached_tokens_are_not_encoded_again(
     assert not torch.allclose(changed_itc, first_itc, rtol=0, atol=1e-3)
 
 
-def _infer(argv: list[str], folder: Path) -> None:
-    infer(argv)
+def _infer(argv: list[str], nodes: bool, folder: Path) -> None:
+    own = ["--cache_dir", str(folder / f"node{processes.rank()}")] if nodes else []
+    infer([*argv, *own])
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("world", [2, 3])
-def test_several_processes_score_as_one(scoring: Scoring, tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize(("world", "nodes"), [(2, False), (2, True), (3, False)])
+def test_several_processes_score_as_one(
+    scoring: Scoring, tmp_path: Path, world: int, nodes: bool
+) -> None:
+    """Also with a file of features per process, as on nodes without a shared folder."""
     plain = scoring(save_itc=scoring.folder / "itc.pt")
     (tmp_path / "ranks").mkdir()
     outputs = {"save_score": scoring.folder / "o.pt", "save_itc": scoring.folder / "o_itc.pt"}
-    run_in(world, partial(_infer, scoring.argv(**outputs)), tmp_path / "ranks")
+    run_in(world, partial(_infer, scoring.argv(**outputs), nodes), tmp_path / "ranks")
     for name, other in (("itc.pt", "o_itc.pt"), ("s.pt", "o.pt")):
         one, two = load_scores(scoring.folder / name), load_scores(scoring.folder / other)
         assert (one.query_ids, one.gallery_ids) == (two.query_ids, two.gallery_ids)

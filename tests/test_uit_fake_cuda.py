@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pab.core.devices import autocast
+from pab.data.wordpiece import Tokenizer
+from pab.scoring.encoding import Compute
 from tests.fake_cuda import CUDA, fake_cuda
 from uit.config import TrainConfig
+from uit.encode import UitEncoder
 from uit.model import MODELS, Uit
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
+from uit.rerank import RESERVED, match_scores
 
+ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = LossWeights(eda=0.8, mlm=1.0, mim=1.0, label_smoothing=0.2)
 
 
@@ -106,8 +115,82 @@ def test_memory_of_the_published_batch(monkeypatch: pytest.MonkeyPatch) -> None:
                 x = torch.randn(2 * pairs, 56, 56, 128, device=CUDA, requires_grad=True)
                 stored += stored_bytes(block, block, x)
             found.append(f"{stored / 1e9:.0f} GB")
-    text = (Path(__file__).parents[1] / "docs/uit.md").read_text()
+    text = (ROOT / "docs/uit.md").read_text()
     assert f"activations of a batch of {pairs} from {found[0]} to {found[1]}" in text
+
+
+class Event:
+    """GPU event that is always complete."""
+
+    def record(self) -> None:
+        """Take note of nothing."""
+
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
+
+class SameThread:
+    """Run the work of a thread at once, because fake tensors belong to one thread."""
+
+    def __init__(self, threads: int) -> None:
+        del threads
+
+    def __enter__(self) -> SameThread:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for nothing."""
+
+    def submit(self, work: Callable[[Any], Any], argument: Any) -> Future[Any]:
+        """Return a result that is already there."""
+        result: Future[Any] = Future()
+        result.set_result(work(argument))
+        return result
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr("uit.rerank.ThreadPoolExecutor", SameThread)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("free", "passes"), [(0, 40), (2**30, 4)], ids=["tokens gathered", "tokens kept"]
+)
+def test_re_ranking_never_waits_for_a_copy(
+    fake_gpu: pytest.MonkeyPatch, free: int, passes: int
+) -> None:
+    """One copy to the CPU per pass, which does not block."""
+    queries, images, k = 40, 60, 10
+    tokenizer = Tokenizer(ROOT / "checkpoints/mini/bert", 72, 72)
+    rows = [tokenizer.encode("a man in a red coat " * (1 + i % 4)) for i in range(queries)]
+    chosen = np.arange(queries * k).reshape(queries, k) % images
+    candidates: Any = SimpleNamespace(numpy=lambda: chosen, shape=chosen.shape)  # with values
+    fake_gpu.setattr("uit.rerank.IMAGES_A_GROUP", k)
+    fake_gpu.setattr("uit.rerank.free_memory", lambda _: RESERVED + free)
+    with fake_cuda(fake_gpu) as trace:
+        model = model_of("uit_mini").eval()
+        tokens = torch.randn(images, 5, model.config.swin.width)
+        work = partial(match_scores, model, tokenizer, rows, tokens, candidates, device=CUDA)
+        trace.reads.clear()
+        found = work(dtype=torch.bfloat16)
+        assert found.shape == (queries, k)
+        assert trace.host_reads == 0, trace.reads
+        assert trace.copies == passes
+        model.itm_head.cpu()
+        with pytest.raises(RuntimeError, match=r"found two different devices|same device"):
+            work(dtype=torch.bfloat16)
+
+
+def test_texts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(ROOT / "checkpoints/mini/bert", 72, 72)
+    with fake_cuda(monkeypatch) as trace:
+        compute = Compute(CUDA, torch.bfloat16, torch.float32, 4, 0)
+        encoder = UitEncoder(compute, model_of("uit_mini").eval(), tokenizer)
+        trace.reads.clear()
+        assert encoder.encode_texts(["a man in a red coat"] * 10).shape == (10, 128)
+        assert trace.host_reads == 1, trace.reads
 
 
 @pytest.mark.parametrize("saving", [False, True])

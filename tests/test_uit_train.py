@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -736,6 +737,45 @@ def test_shared_work_changes_nothing(
     expected = plain_way(model, tokenizer, rows, tokens, candidates)
     assert found.std() > 1e-3 or k == 1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 2.2, 100.0])
+@torch.inference_mode()
+def test_groups_from_free_memory_give_the_same_scores(
+    tokenizer: Tokenizer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
+) -> None:
+    """As on a GPU: larger groups, and tokens that stay on the device if they fit."""
+    monkeypatch.setattr("uit.rerank.IMAGES_A_GROUP", 4)
+    model = load_model("uit_debug", 32, 4, str(checkpoint), tokenizer)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(30, 17, 16, generator=generator).bfloat16()
+    rows = [tokenizer.encode(f"a man in a red coat, number {i}") for i in range(12)]
+    candidates = torch.stack([torch.randperm(30, generator=generator)[:3] for _ in rows])
+    run = partial(match_scores, model, tokenizer, rows, tokens, candidates)
+    expected = run(device=CPU, dtype=torch.float32)
+    plans: list[uit.rerank._Plan] = []
+    group_tokens = uit.rerank._group_tokens
+
+    def keep(tokens: Tensor, plan: uit.rerank._Plan, *others: Any) -> Iterator[Tensor]:
+        plans.append(plan)
+        return group_tokens(tokens, plan, *others)
+
+    monkeypatch.setattr("uit.rerank._group_tokens", keep)
+    monkeypatch.setattr("uit.rerank.free_memory", lambda _: int(gigabytes * 2**30))
+    found = run(device=CPU, dtype=torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    (plan,) = plans
+    assert sorted(plan.order) == list(range(12))
+    assert plan.keeps_tokens == (gigabytes > 0)
+    assert len(plan.groups) == 1 if gigabytes else len(plan.groups) > 5
+
+
+def test_rows_are_gathered_ahead_in_order() -> None:
+    tokens = torch.arange(20.0).view(10, 2)
+    parts = [np.array([3, 1]), np.array([9]), np.array([0, 5, 5])]
+    found = list(uit.rerank._ahead(tokens, parts))
+    for block, part in zip(found, parts, strict=True):
+        assert torch.equal(block, tokens[torch.from_numpy(part)])
 
 
 def test_the_result_does_not_depend_on_batch_or_workers(scoring: Scoring) -> None:

@@ -169,14 +169,15 @@ class UitEncoder(BatchEncoder):
             InputError: the vocabulary does not cover the captions.
         """
         rows, size, device = self.ids(captions), self.compute.batch_size, self.compute.device
-        vectors = torch.empty(len(rows), self.model.config.embed_dim)
+        padded = self.tokenizer.pad_rows(rows, self.tokenizer.max_length)
+        ids, mask = (part.to(device) for part in padded)
+        vectors = torch.empty(len(rows), self.model.config.embed_dim, device=device)
         for start in progress(range(0, len(rows), size), "encoding captions", "batches"):
-            batch = self.tokenizer.pad_rows(rows[start : start + size], self.tokenizer.max_length)
-            ids, mask = (part.to(device) for part in batch)
+            batch = slice(start, start + size)
             with torch.inference_mode(), autocast(device, self.compute.dtype):
-                text = self.model.text_encoder.encode_text(ids, mask)
-                vectors[start : start + size] = self.model.text_vector(text).cpu()
-        return vectors
+                text = self.model.text_encoder.encode_text(ids[batch], mask[batch])
+                vectors[batch] = self.model.text_vector(text)
+        return vectors.cpu()  # read once, so that the device never waits for the host
 
 
 def load_encoder(config: InferConfig) -> UitEncoder:

@@ -55,6 +55,7 @@ def batch(step: int) -> UitBatch:
         positions=torch.arange(1, 5).expand(PAIRS, -1).contiguous(),
         labels=labels,
         hidden_blocks=torch.eye(4),
+        longest=LENGTH,
     )
 
 
@@ -66,10 +67,11 @@ def own_share(whole: UitBatch) -> UitBatch:
     parts = {
         name: getattr(whole, name)[both if name.startswith("text_") else rows]
         for name in UitBatch._fields
-        if name != "hidden_blocks"
+        if name not in ("hidden_blocks", "longest")
     }
     # Each process draws other blocks; all must hide those of rank 0.
-    return UitBatch(**parts, hidden_blocks=whole.hidden_blocks.roll(processes.rank(), dims=0))
+    blocks = whole.hidden_blocks.roll(processes.rank(), dims=0)
+    return whole._replace(**parts, hidden_blocks=blocks)
 
 
 def curve(folder: Path, sync_batch_norm: bool = True) -> dict[str, Tensor]:

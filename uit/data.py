@@ -104,6 +104,8 @@ class UitDataset(TrainingSamples):
 class Collate:
     """Collate samples into a :class:`UitBatch`; return the first error, if any.
 
+    A batch of one identity is an error, because it has no negative pair.
+
     Attributes:
         tokenizer: pads captions to its ``max_length``, because text vectors pool over padding.
         most_hidden: maximum number of masked word pieces per caption.
@@ -122,6 +124,13 @@ class Collate:
             if isinstance(sample, InputError):
                 return sample
             rows.append(sample)
+        identity = [row.identity for row in rows]
+        if len(set(identity)) == 1:  # checked here, because a step must not read from the device
+            return InputError(
+                "batch",
+                f"all {len(rows)} pairs have identity {identity[0]}: no negative pair exists",
+                todo="use a larger batch",
+            )
         captions = [row.ids for row in rows]
         versions = captions + [row.augmented for row in rows if row.augmented]
         length = self.tokenizer.max_length
@@ -134,11 +143,12 @@ class Collate:
             blocks = hide_blocks(self.blocks, self.block_ratio, Random(rows[0].block_seed))
         return UitBatch(
             image=torch.stack([row.image for row in rows]),
-            identity=torch.tensor([row.identity for row in rows]),
+            identity=torch.tensor(identity),
             text_ids=text_ids,
             text_mask=text_mask,
             masked_ids=masked_ids,
             positions=positions,
             labels=labels,
             hidden_blocks=blocks,
+            longest=max(map(len, versions)),
         )

@@ -104,9 +104,9 @@ def train(config: TrainConfig, command: str) -> None:
             draw = draw_negatives if epoch >= config.hard_negatives_from else draw_any
             feed = run.feed()
             for _ in range(run.place.step_in_epoch, steps):
-                batch = UitBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
+                batch: UitBatch = next(feed)
                 with autocast(device, dtype):
-                    losses = uit_losses(model, batch, weights, draw)
+                    losses = uit_losses(model, batch.to(device), weights, draw)
                 run.scaler.scale(losses["loss"]).backward()
                 run.step({**losses, "temperature": model.temp})
                 if run.stopped:
@@ -162,11 +162,12 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
         raise InputError(
             "--mim_block", f"{config.mim_block} px is not a multiple of the patch size, {stride} px"
         )
+    saving = config.checkpoint_activations
     model = Uit(
         replace(
             sizes,
-            swin=replace(sizes.swin, drop_path=config.drop_path),
-            bert=replace(sizes.bert, dropout=config.dropout),
+            swin=replace(sizes.swin, drop_path=config.drop_path, checkpoint_activations=saving),
+            bert=replace(sizes.bert, dropout=config.dropout, checkpoint_activations=saving),
             temperature=config.temperature,
             proj_dropout=config.proj_dropout,
             sync_batch_norm=config.sync_batch_norm,

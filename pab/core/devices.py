@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -211,6 +211,39 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes of a GPU, with those that torch holds unused; None for others."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def read_late(results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Copy tensors to the CPU; wait for a GPU's tensor only after the next one is queued.
+
+    The GPU then always has work, and the host is never more than one tensor ahead.
+    """
+    waiting: list[tuple[Tensor, torch.cuda.Event]] = []
+    for result in results:
+        if result.device.type != "cuda":
+            yield result.cpu()
+            continue
+        copied = torch.cuda.Event()
+        waiting.append((result.to("cpu", non_blocking=True), copied))
+        copied.record()
+        if len(waiting) > 1:
+            yield _awaited(*waiting.pop(0))
+    for last in waiting:
+        yield _awaited(*last)
+
+
+def _awaited(copy: Tensor, copied: torch.cuda.Event) -> Tensor:
+    """Wait until a copy is complete."""
+    copied.synchronize()
+    return copy
 
 
 def synchronize(device: torch.device) -> None:

@@ -314,12 +314,30 @@ def on_main(make: Callable[[], T]) -> T:
     return cast(T, shared)
 
 
-def broadcast(value: Tensor) -> Tensor:
-    """Send the tensor of rank 0 to every process; all processes pass the same shape."""
+def on_all(make: Callable[[], T]) -> T:
+    """Call a function in every process and return the own result.
+
+    Raises:
+        InputError: raised in some process; the first one by rank is raised in every process.
+    """
+    result: T | None = None
+    error: InputError | None = None
+    try:
+        result = make()
+    except InputError as raised:
+        error = raised
+    for found in gather_objects(error):
+        if found is not None:
+            raise found
+    return cast(T, result)
+
+
+def broadcast(value: Tensor, source: int = 0) -> Tensor:
+    """Send the tensor of one rank to every process; all processes pass the same shape."""
     if world_size() == 1 or value.numel() == 0:
         return value
     received = value.clone()
-    dist.broadcast(received, src=0)
+    dist.broadcast(received, src=source)
     return received
 
 

@@ -107,7 +107,8 @@ def train(config: TrainConfig, command: str) -> None:
                 batch = UitBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
                 with autocast(device, dtype):
                     losses = uit_losses(model, batch, weights, draw)
-                run.scaler.scale(losses["loss"]).backward()
+                with run.gradients.last_backward():
+                    run.scaler.scale(losses["loss"]).backward()
                 run.step({**losses, "temperature": model.temp})
                 if run.stopped:
                     return

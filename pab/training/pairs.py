@@ -6,6 +6,7 @@ LHP, CLIP and BLIP-2 share this recipe; a :class:`PairModel` defines what differ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -129,11 +130,14 @@ def train_pairs(
             feed = run.feed()
             for _ in range(run.place.step_in_epoch, steps):
                 loss = torch.zeros((), device=device)
-                for loaded in islice(feed, config.update_freq):
+                for number, loaded in enumerate(islice(feed, config.update_freq), 1):
                     batch = PairBatch(*(t.to(device, non_blocking=True) for t in loaded))
                     loss += pair_backward(
                         vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
                         share=config.update_freq, scaler=run.scaler, device=device,
+                        last_backward=run.gradients.last_backward
+                        if number == config.update_freq
+                        else nullcontext,
                     )  # fmt: skip
                 run.step({"loss": loss, "logit_scale": model.logit_scale().exp()})
                 if run.stopped:

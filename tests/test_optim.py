@@ -339,6 +339,26 @@ def test_average_is_kept_in_float32_and_buffers_are_copied() -> None:
     assert ema.buffers["seen"] == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_average_equals_a_loop_over_tensors_to_the_bit(dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(7, 33), nn.BatchNorm1d(33), nn.Linear(33, 2)).to(dtype)
+    ema = Ema(model, 0.9, warmup=True)
+    wanted = {name: value.clone() for name, value in ema.shadow.items()}
+    for update in range(4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(5, 7, dtype=dtype))
+        ema.update(model)
+        weight = 1 - min(0.9, (1 + update) / (10 + update))
+        for name, parameter in model.named_parameters():
+            wanted[name].lerp_(parameter.detach().float(), weight)
+            assert torch.equal(ema.shadow[name], wanted[name])
+    for name, buffer in model.named_buffers():
+        assert torch.equal(ema.buffers[name], buffer)
+
+
 def test_swapping_gives_the_average_and_then_the_model_back() -> None:
     model = Tower()
     ema = Ema(model, 0.5)

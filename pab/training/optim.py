@@ -233,10 +233,12 @@ class Ema:
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in model.named_parameters():
-            self.shadow[name].lerp_(parameter.to(torch.float32), 1.0 - decay)
-        for name, buffer in model.named_buffers():
-            self.buffers[name].copy_(buffer)
+        shadows, values = zip(
+            *((self.shadow[name], p.to(torch.float32)) for name, p in model.named_parameters()),
+            strict=True,
+        )
+        torch._foreach_lerp_(shadows, values, 1.0 - decay)
+        _copy_all((self.buffers[name], buffer) for name, buffer in model.named_buffers())
         self.updates += 1
 
     @torch.no_grad()
@@ -279,7 +281,13 @@ class Ema:
 def _write_into(
     model: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
 ) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(parameters[name])
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    _copy_all((parameter, parameters[name]) for name, parameter in model.named_parameters())
+    _copy_all((buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def _copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second tensor of each pair into the first, in few kernels."""
+    listed = list(pairs)
+    if listed:  # torch rejects empty lists
+        targets, sources = zip(*listed, strict=True)
+        torch._foreach_copy_(targets, sources)

@@ -38,7 +38,7 @@ class PairModel:
         view: maps a training image to pixels [3, S, S]; may be random.
         encode_ids: maps a caption to ids.
         pad: pads B rows of ids to ids [B, N] and their mask [B, N].
-        vectors: maps pairs to unit vectors [B, K + 1, D], with the text's vector last.
+        vectors: maps pairs (ids and mask on the CPU) to unit vectors [B, K + 1, D], with the text's vector last.
         logit_scale: returns the logarithm of the scale of similarities, a scalar with gradient.
         encoder: creates the encoder of the network, for validation.
         layers: number of blocks, for layer-wise learning-rate decay.
@@ -131,7 +131,7 @@ def train_pairs(
             for _ in range(run.place.step_in_epoch, steps):
                 loss = torch.zeros((), device=device)
                 for number, loaded in enumerate(islice(feed, config.update_freq), 1):
-                    batch = PairBatch(*(t.to(device, non_blocking=True) for t in loaded))
+                    batch = PairBatch(*loaded).on(device)
                     loss += pair_backward(
                         vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
                         share=config.update_freq, scaler=run.scaler, device=device,

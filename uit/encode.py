@@ -19,13 +19,12 @@ from torch import Tensor
 
 from pab.core import processes
 from pab.core.checkpoints import checkpoint_hash
-from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.progress import progress
 from pab.data.images import ImageReader, ImageRecipe, recipe
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.encoder import Origin, as_captions
+from pab.scoring.encoder import as_captions
 from pab.scoring.encoding import BatchEncoder, Compute
 from uit.model import Uit, UitConfig, model_config, tensor_names
 from uit.weights import load_uit_state, uit_state
@@ -217,7 +216,7 @@ class UitEncoder(BatchEncoder):
         for start in progress(range(0, len(rows), size), "encoding captions", "batches"):
             batch = self.tokenizer.pad_rows(rows[start : start + size], self.tokenizer.max_length)
             ids, mask = (part.to(device) for part in batch)
-            with torch.inference_mode(), autocast(device, self.compute.dtype):
+            with self.compute.running("encoding captions"):
                 text = self.model.text_encoder.encode_text(ids, mask)
                 vectors[start : start + size] = self.model.text_vector(text).cpu()
         return vectors
@@ -238,6 +237,6 @@ def load_encoder(config: InferConfig) -> UitEncoder:
         compute,
         model.to(compute.device, compute.dtype),
         tokenizer,
-        origin=Origin(config.model, config.checkpoint, sha256, compute.dtype_name),
+        origin=compute.origin(config.model, config.checkpoint, sha256),
         fingerprint=compute.fingerprint(weights=sha256, model=sizes),
     )

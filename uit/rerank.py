@@ -74,11 +74,12 @@ class UitReranker(Reranker):
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
     ) -> Tensor:
         """Compute match logits of each query's candidates, float32 [Q, K]."""
-        rows = self.encoder.ids(captions)
-        return match_scores(
-            self.encoder.model, self.encoder.tokenizer, rows, self.features(images).tokens,
-            candidates, device=self.compute.device, dtype=self.compute.dtype,
-        )  # fmt: skip
+        rows, tokens = self.encoder.ids(captions), self.features(images).tokens
+        with self.compute.running("re-ranking"):
+            return match_scores(
+                self.encoder.model, self.encoder.tokenizer, rows, tokens, candidates,
+                device=self.compute.device, dtype=self.compute.dtype,
+            )  # fmt: skip
 
 
 def open_reranker(config: InferConfig) -> UitReranker:
@@ -125,14 +126,14 @@ def match_scores(
     for group in mine:
         used, place = np.unique(candidates[group].numpy(), return_inverse=True)
         images = torch.from_numpy(place.reshape(len(group), k))
-        with autocast(device, dtype):
+        with autocast(device, dtype, weights):
             memory = bert.image_memory(tokens[torch.from_numpy(used)].to(device, weights))
         queries_a_pass = max(1, PAIRS_A_PASS // k)
         for start in range(0, len(group), queries_a_pass):
             part = group[start : start + queries_a_pass]
             ids, mask = (t.to(device) for t in tokenizer.pad_rows([rows[q] for q in part]))
             of_part = images[start : start + queries_a_pass].to(device)
-            with autocast(device, dtype):
+            with autocast(device, dtype, weights):
                 text = bert.encode_text(ids, mask)
                 logits = [
                     _logits(model, text, mask, memory, columns)

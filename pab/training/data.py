@@ -19,7 +19,7 @@ from pab.core import processes
 from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
 from pab.data.images import load_image, verify_images
-from pab.data.loader import Loader
+from pab.data.loader import Loader, needed_workers, resolve_workers
 from pab.data.records import Retrieval, TrainPair
 from pab.data.splits import validation_split
 from pab.data.tables import is_own_data, is_table
@@ -65,7 +65,8 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
     processes.on_main(partial(check_images_are_there, pairs))
-    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
+    validation = [pairs.image_path(pairs[int(i)]) for i in val_rows]
+    verify_images(validation, resolve_workers(config.num_workers))
     return TrainingData(pairs, train_rows, val_rows)
 
 
@@ -235,12 +236,13 @@ def training_loader(
     device: torch.device,
 ) -> Loader:
     """Create the data loader of ``batches``; torch's global generator stays unchanged."""
+    workers = needed_workers(resolve_workers(config.num_workers), batches.batches_per_epoch)
     return Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )

@@ -11,6 +11,7 @@ import torch
 from pab.core import processes
 from pab.core.devices import autocast, dtype_of, keep_freed_memory, pick_device, seed_everything
 from pab.core.errors import InputError
+from pab.data.loader import resolve_workers
 from pab.scoring.encoding import Compute
 from pab.training.config import TrainingConfig
 from pab.training.data import TrainingData, epoch_batches, open_training_data
@@ -42,7 +43,7 @@ class Setup:
     @property
     def compute(self) -> Compute:
         """Settings for encoding the validation pairs; the weights in training are float32."""
-        batch, workers = self.config.batch_size, self.config.num_workers
+        batch, workers = self.config.batch_size, resolve_workers(self.config.num_workers)
         return Compute(self.device, self.dtype, torch.float32, batch, workers)
 
 

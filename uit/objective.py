@@ -42,6 +42,7 @@ class UitBatch(NamedTuple):
         masked_ids: [B, N], masked originals; empty if MLM is off.
         positions, labels: [B, P], positions and labels of the masked pieces (label -100: padding).
         hidden_blocks: [K, K], 1 = masked, for MIM; empty if MIM is off.
+        erased: [B, 4], rectangles to erase from uint8 images; None once images are normalized.
     """
 
     image: Tensor
@@ -52,6 +53,7 @@ class UitBatch(NamedTuple):
     positions: Tensor
     labels: Tensor
     hidden_blocks: Tensor
+    erased: Tensor | None = None
 
 
 @dataclass(frozen=True)

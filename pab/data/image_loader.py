@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 from pab.core.errors import InputError
 from pab.data.images import ImageReader, ImageRecipe, ImageTransform, in_two_parts
 from pab.data.loader import Loader, needed_workers
-from pab.data.pixels import Normalization, Preprocessing
+from pab.data.pixels import CPU, Normalization
 from pab.data.records import GalleryImage
 
 Loadable = GalleryImage | Image.Image | Tensor  # a file, an RGB image, or its pixels
@@ -107,7 +107,7 @@ class _Collate:
         read = [sample for sample in samples if sample.pixels is not None]
         pixels = [sample.pixels for sample in read if sample.pixels is not None]
         if self.normalization and len({one.is_floating_point() for one in pixels}) == 2:
-            pixels = [*map(self.normalization.on(torch.device("cpu")), pixels)]
+            pixels = [*map(self.normalization.on(CPU), pixels)]
         return ImageBatch(
             # default_collate writes a worker's batch directly into shared memory
             default_collate(pixels) if pixels else torch.empty(0),
@@ -151,11 +151,10 @@ class ImageLoader:
         known: Container[bytes] | None = None,
     ) -> None:
         reader = reader or ImageReader()
-        transform = in_two_parts(transform)
-        parts = transform if isinstance(transform, Preprocessing) else None
-        self.normalization = parts.normalization if parts else None
+        parts = in_two_parts(transform)
+        self.normalization = parts.normalization
         self._images, self._unreadable = images, reader.unreadable
-        dataset = _Images(images, parts.pixels if parts else transform, reader, known)
+        dataset = _Images(images, parts.pixels, reader, known)
         self._loader = Loader(
             dataset,  # type: ignore[arg-type]  # not a Dataset
             batch_size=batch_size,

@@ -36,7 +36,7 @@ from pab.data.records import GalleryImage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pab.data.pixels import Preprocessing
+    from pab.data.pixels import Preprocessing, TwoParts
 
 ImageTransform = Callable[[Image.Image], "Tensor"]
 ImageFile = io.BytesIO | io.BufferedReader  # an opened file, at its beginning
@@ -127,23 +127,25 @@ def recipe(name: str, size: int) -> ImageRecipe:
     return ImageRecipe(name, size, "short_side" if name == "clip" else "squash", *colours[name])
 
 
-def in_two_parts(transform: ImageRecipe | ImageTransform) -> Preprocessing | ImageTransform:
-    """Split a transform into pixels and normalization, if it is known; return any other unchanged.
+def in_two_parts(transform: ImageRecipe | ImageTransform) -> TwoParts:
+    """Split a transform into pixels and normalization, if it is known.
 
-    Known are recipes, and torchvision's ``Compose`` that ends with ``ToTensor`` and ``Normalize``
-    (as OpenCLIP's).
+    Known are recipes, transforms in two parts, and torchvision's ``Compose`` that ends with
+    ``ToTensor`` and ``Normalize`` (as OpenCLIP's). Any other transform becomes the first part.
     """
     from torchvision.transforms import Compose, Normalize, ToTensor
 
-    from pab.data.pixels import Normalization, Preprocessing, planes
+    from pab.data.pixels import Normalization, Preprocessing, TwoParts, planes
 
     if isinstance(transform, ImageRecipe):
         return transform.transform()
-    if not isinstance(transform, Compose) or len(transform.transforms) < 2:
+    if isinstance(transform, TwoParts):
         return transform
+    if not isinstance(transform, Compose) or len(transform.transforms) < 2:
+        return Preprocessing(transform, None)
     *shape, to_tensor, normalize = transform.transforms
     if not (isinstance(to_tensor, ToTensor) and isinstance(normalize, Normalize)):
-        return transform
+        return Preprocessing(transform, None)
     mean, std = ((float(a), float(b), float(c)) for a, b, c in (normalize.mean, normalize.std))
     return Preprocessing(Compose([*shape, planes]), Normalization(mean, std, divides=True))
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+CPU = torch.device("cpu")
 Colour = tuple[float, float, float]  # of R, G and B
 
 
@@ -59,18 +61,39 @@ class Normalization:
         return normalize
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+@runtime_checkable
+class TwoParts(Protocol):
     """Image transform in two parts; a call applies both: RGB image -> float32 [3, H, W].
 
     Attributes:
-        pixels: RGB image -> uint8 [3, H, W], in the loader's processes.
-        normalization: uint8 -> float32, for a batch on the device.
+        normalization: from the pixels to float32, for a batch on the device; None if the pixels are
+            normalized already.
     """
 
-    pixels: Callable[[Image.Image], Tensor]
-    normalization: Normalization
+    @property
+    def normalization(self) -> Normalization | None: ...
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Convert an RGB image to uint8 [3, H, W], in the loader's processes."""
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Convert an RGB image to normalized pixels, float32 [3, H, W]."""
-        return self.normalization.on(torch.device("cpu"))(self.pixels(image))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Image transform made of two functions; see :class:`TwoParts`."""
+
+    pixels: Callable[[Image.Image], Tensor]
+    normalization: Normalization | None
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """See :class:`TwoParts`."""
+        return normalizer(self.normalization, CPU)(self.pixels(image))
+
+
+def normalizer(
+    normalization: Normalization | None, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return the function of a normalization on a device; for None, one that changes nothing."""
+    return normalization.on(device) if normalization else lambda pixels: pixels

@@ -26,6 +26,7 @@ from pab.data.images import (
     problem_of,
     refuse_unreadable,
 )
+from pab.data.pixels import normalizer
 from pab.data.records import GalleryImage
 from pab.scoring.batches import read_late, refilled
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_images, cosine
@@ -153,7 +154,7 @@ class Compute:
             pin_memory=self.device.type == "cuda", reader=reader,
             known=None if cache is None else cache.keys(),
         )  # fmt: skip
-        normalize = loader.normalization.on(self.device) if loader.normalization else None
+        normalize = normalizer(loader.normalization, self.device)
         known: dict[int, bytes] = {}
 
         def loaded() -> Iterator[ImageBatch]:
@@ -165,7 +166,7 @@ class Compute:
         def encoded() -> Iterator[tuple[ImageBatch, Tensor]]:
             for batch in refilled(loaded(), self.batch_size):
                 pixels, rows = self._on_device(batch.pixels), len(batch.pixels)
-                pixels = (normalize(pixels) if normalize else pixels).to(self.weights)
+                pixels = normalize(pixels).to(self.weights)
                 if full_batches and rows < self.batch_size:
                     last = pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)
                     pixels = torch.cat([pixels, last])

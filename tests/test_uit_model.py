@@ -164,12 +164,6 @@ def test_no_negative_shares_an_identity() -> None:
     torch.testing.assert_close(of_image[~same], similar[~same])
 
 
-def test_a_batch_of_one_identity_is_refused() -> None:
-    vectors = torch.eye(3)
-    with pytest.raises(InputError, match="no negative pair exists"):
-        negative_weights(vectors, vectors, torch.zeros(3, dtype=torch.int64), torch.tensor(1.0))
-
-
 def test_matching_loss_knows_which_pairs_match() -> None:
     right, wrong = torch.tensor([[-9.0, 9.0]] * 2), torch.tensor([[9.0, -9.0]] * 4)
     assert float(matching_loss(right, wrong)) < 1e-6

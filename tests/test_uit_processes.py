@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pab.core import processes
+from pab.core.gradients import GradientAverage
 from tests.test_processes import run_in
 from uit.masking import NO_LABEL
 from uit.model import MODELS, Uit
@@ -55,6 +56,7 @@ def batch(step: int) -> UitBatch:
         positions=torch.arange(1, 5).expand(PAIRS, -1).contiguous(),
         labels=labels,
         hidden_blocks=torch.eye(4),
+        longest=LENGTH,
     )
 
 
@@ -66,10 +68,11 @@ def own_share(whole: UitBatch) -> UitBatch:
     parts = {
         name: getattr(whole, name)[both if name.startswith("text_") else rows]
         for name in UitBatch._fields
-        if name != "hidden_blocks"
+        if name not in ("hidden_blocks", "longest")
     }
     # Each process draws other blocks; all must hide those of rank 0.
-    return UitBatch(**parts, hidden_blocks=whole.hidden_blocks.roll(processes.rank(), dims=0))
+    blocks = whole.hidden_blocks.roll(processes.rank(), dims=0)
+    return whole._replace(**parts, hidden_blocks=blocks)
 
 
 def curve(folder: Path, sync_batch_norm: bool = True) -> dict[str, Tensor]:
@@ -77,12 +80,14 @@ def curve(folder: Path, sync_batch_norm: bool = True) -> dict[str, Tensor]:
     model = model_of(sync_batch_norm).train()
     # A small eps would turn rounding errors of gradients into steps.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-2)
+    average = GradientAverage(model.parameters())
     seen: dict[str, list[Tensor]] = {name: [] for name in NAMES}
     for step in range(STEPS):
         losses = uit_losses(model, own_share(batch(step)), LossWeights(0.8, 1.0, 1.0, 0.1))
         optimizer.zero_grad()
-        (losses["loss"] - losses["itm"]).backward()
-        processes.average_gradients(model.parameters())
+        with average.last_backward():
+            (losses["loss"] - losses["itm"]).backward()
+        average.without_fractions(average.finish(torch.zeros(0)).tolist())
         optimizer.step()
         for name in NAMES:
             seen[name].append(processes.reduce_mean(losses[name]))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 import uit.rerank
 import uit.train
+from pab.core import processes
 from pab.core.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.core.config import load_config
 from pab.core.devices import autocast
@@ -40,7 +42,7 @@ from tests.conftest import draw
 from tests.test_processes import run_in
 from uit.augment import LEVELS, Augmentation, TrainingView, operations
 from uit.config import TrainConfig
-from uit.data import Collate, TextDraws, UitDataset
+from uit.data import Collate, TextDraws, UitDataset, finisher
 from uit.encode import UitEncoder, encode_gallery, load_model
 from uit.infer import main as infer
 from uit.make_vocabulary import make_vocabulary
@@ -124,7 +126,9 @@ def batch_of(data: UitDataset, *, workers: int = 0, size: int = 6) -> UitBatch:
     batches = EpochBatches(len(data), size, 16)
     config = TrainingConfig(num_workers=workers)
     collate = Collate(data.tokenizer, 10, 4, 0.5)
-    return next(checked(training_loader(data, batches, collate, config, CPU)))
+    loaded = next(checked(training_loader(data, batches, collate, config, CPU)))
+    assert loaded.image.dtype == torch.uint8
+    return finisher(data.view, CPU)(loaded)
 
 
 def test_a_batch(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -135,6 +139,7 @@ def test_a_batch(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert batch.masked_ids.shape == (6, LENGTH)
     assert batch.positions.shape == batch.labels.shape == (6, 10)
     assert int(batch.hidden_blocks.sum()) == 8
+    assert batch.longest == int(batch.text_mask.sum(dim=1).max()) < LENGTH
     hidden = batch.labels != NO_LABEL
     assert hidden.any(dim=1).all()
     for row in range(6):
@@ -149,8 +154,12 @@ def test_draws_do_not_depend_on_workers(
     tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     data = dataset(tiny_data, tokenizer, tmp_path)
-    for one, two in zip(batch_of(data), batch_of(data, workers=2), strict=True):
-        assert torch.equal(one, two)
+    one, two = batch_of(data), batch_of(data, workers=2)
+    assert one.longest == two.longest
+    assert one.erased is None
+    assert two.erased is None
+    for name in set(UitBatch._fields) - {"longest", "erased"}:
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
 
 
 def test_the_ten_operations() -> None:
@@ -244,6 +253,39 @@ def test_losses_that_are_turned_off(
     assert (less["itc"] < whole["itc"]) == (off == "eda")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_activations_give_the_same_gradients(
+    tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """With dropout and drop path, whose draws are repeated in the backward pass."""
+    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
+    gradients: list[dict[str, Tensor | None]] = []
+    stored: list[int] = []
+    for saving in (False, True):
+        config = TrainConfig(
+            model="uit_debug", input_size=32, window=4, mim_block=8, drop_path=0.3, dropout=0.2,
+            max_words=20, max_text_length=LENGTH, checkpoint_activations=saving,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = build_model(config, tokenizer).train()
+        sizes: list[int] = []
+
+        def keep(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with autocast(CPU, dtype):
+                loss = uit_losses(model, batch, WEIGHTS)["loss"]
+            loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        stored.append(sum(sizes))
+    for name, plain in gradients[0].items():
+        assert plain is not None, name
+        assert torch.equal(plain, gradients[1][name]), name  # type: ignore[arg-type]
+    assert stored[1] < 0.4 * stored[0]
+
+
 def test_bf16_losses_are_close(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = small_model(tokenizer).eval()
     batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
@@ -275,11 +317,28 @@ def test_easy_negatives_are_drawn_uniformly() -> None:
     assert all(count / 10_000 == pytest.approx(1 / 3, abs=0.02) for count in drawn.values())
 
 
-def test_a_batch_of_one_identity(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
-    batch = batch._replace(identity=torch.zeros_like(batch.identity))
-    with pytest.raises(InputError, match="no negative pair exists"):
-        uit_losses(small_model(tokenizer), batch, WEIGHTS)
+def test_draws_are_those_of_multinomial() -> None:
+    shares = torch.rand(50, 30).masked_fill(torch.rand(50, 30) < 0.3, 0.0)
+    torch.manual_seed(1)
+    expected = [torch.multinomial(shares, 1).squeeze(1) for _ in range(3)]
+    torch.manual_seed(1)
+    assert all(torch.equal(draw_negatives(shares), one) for one in expected)
+
+
+def test_a_diverged_model_draws_too() -> None:
+    shares = torch.tensor([[torch.nan] * 3, [0.0, torch.inf, 0.0]])
+    drawn = torch.stack([draw_negatives(shares) for _ in range(100)])
+    assert set(drawn[:, 0].tolist()) == {0, 1, 2}
+    assert set(drawn[:, 1].tolist()) == {1}
+
+
+def test_a_batch_of_one_identity(
+    tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(tiny_data, tokenizer, tmp_path)
+    monkeypatch.setattr(TrainingSet, "identity", lambda *_: 7)
+    with pytest.raises(InputError, match="all 6 pairs have identity 7: no negative pair exists"):
+        batch_of(data)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -303,6 +362,11 @@ def test_same_seed_same_weights_and_exact_resuming(runs: Runs) -> None:
     assert load_training_state(runs.folder / "cut" / LAST).step == 3
     assert not (runs.folder / "cut" / FINAL).exists()
     assert same(whole, weights(runs("cut")))
+
+
+def test_recomputed_activations_give_the_same_weights(runs: Runs) -> None:
+    plain = weights(runs("plain", epo=1))
+    assert same(plain, weights(runs("saved", "--checkpoint_activations", epo=1)))
 
 
 def test_a_skipped_step_does_not_change_batch_statistics(
@@ -679,6 +743,45 @@ def test_shared_work_changes_nothing(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gigabytes", [0.0, 2.2, 100.0])
+@torch.inference_mode()
+def test_groups_from_free_memory_give_the_same_scores(
+    tokenizer: Tokenizer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
+) -> None:
+    """As on a GPU: larger groups, and tokens that stay on the device if they fit."""
+    monkeypatch.setattr("uit.rerank.IMAGES_A_GROUP", 4)
+    model = load_model("uit_debug", 32, 4, str(checkpoint), tokenizer)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(30, 17, 16, generator=generator).bfloat16()
+    rows = [tokenizer.encode(f"a man in a red coat, number {i}") for i in range(12)]
+    candidates = torch.stack([torch.randperm(30, generator=generator)[:3] for _ in rows])
+    run = partial(match_scores, model, tokenizer, rows, tokens, candidates)
+    expected = run(device=CPU, dtype=torch.float32)
+    plans: list[uit.rerank._Plan] = []
+    group_tokens = uit.rerank._group_tokens
+
+    def keep(tokens: Tensor, plan: uit.rerank._Plan, *others: Any) -> Iterator[Tensor]:
+        plans.append(plan)
+        return group_tokens(tokens, plan, *others)
+
+    monkeypatch.setattr("uit.rerank._group_tokens", keep)
+    monkeypatch.setattr("uit.rerank.free_memory", lambda _: int(gigabytes * 2**30))
+    found = run(device=CPU, dtype=torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    (plan,) = plans
+    assert sorted(plan.order) == list(range(12))
+    assert plan.keeps_tokens == (gigabytes > 0)
+    assert len(plan.groups) == 1 if gigabytes else len(plan.groups) > 5
+
+
+def test_rows_are_gathered_ahead_in_order() -> None:
+    tokens = torch.arange(20.0).view(10, 2)
+    parts = [np.array([3, 1]), np.array([9]), np.array([0, 5, 5])]
+    found = list(uit.rerank._ahead(tokens, parts))
+    for block, part in zip(found, parts, strict=True):
+        assert torch.equal(block, tokens[torch.from_numpy(part)])
+
+
 def test_the_result_does_not_depend_on_batch_or_workers(scoring: Scoring) -> None:
     plain = scoring()
     other = scoring(batch_size=10, num_workers=2, save_score=scoring.folder / "o.pt")
@@ -920,17 +1023,21 @@ def test_cached_tokens_are_not_encoded_again(
     assert not torch.allclose(changed_itc, first_itc, rtol=0, atol=1e-3)
 
 
-def _infer(argv: list[str], folder: Path) -> None:
-    infer(argv)
+def _infer(argv: list[str], nodes: bool, folder: Path) -> None:
+    own = ["--cache_dir", str(folder / f"node{processes.rank()}")] if nodes else []
+    infer([*argv, *own])
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("world", [2, 3])
-def test_several_processes_score_as_one(scoring: Scoring, tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize(("world", "nodes"), [(2, False), (2, True), (3, False)])
+def test_several_processes_score_as_one(
+    scoring: Scoring, tmp_path: Path, world: int, nodes: bool
+) -> None:
+    """Also with a file of features per process, as on nodes without a shared folder."""
     plain = scoring(save_itc=scoring.folder / "itc.pt")
     (tmp_path / "ranks").mkdir()
     outputs = {"save_score": scoring.folder / "o.pt", "save_itc": scoring.folder / "o_itc.pt"}
-    run_in(world, partial(_infer, scoring.argv(**outputs)), tmp_path / "ranks")
+    run_in(world, partial(_infer, scoring.argv(**outputs), nodes), tmp_path / "ranks")
     for name, other in (("itc.pt", "o_itc.pt"), ("s.pt", "o.pt")):
         one, two = load_scores(scoring.folder / name), load_scores(scoring.folder / other)
         assert (one.query_ids, one.gallery_ids) == (two.query_ids, two.gallery_ids)

@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -67,16 +67,26 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Run matrix products in the block in ``dtype``; no effect for float32.
+def autocast(
+    device: torch.device, dtype: torch.dtype, weights: torch.dtype = torch.float32
+) -> AbstractContextManager[None]:
+    """Run matrix products in the block in ``dtype``; no effect on a model held in ``dtype``.
+
+    CUDA's autocast would run every LayerNorm of such a model in float32. For LHP this doubles the
+    kernels and the memory traffic of a batch.
+
+    Args:
+        device: device of the model.
+        dtype: dtype of matrix products.
+        weights: dtype of the model's weights.
 
     Raises:
         InputError: float16 on a CPU, which has no fast kernels for it and overflows silently.
     """
-    if dtype == torch.float32:
-        return nullcontext()
     if dtype == torch.float16 and device.type == "cpu":
         raise InputError("--dtype", "fp16 is not supported on a CPU", todo="use bf16 or fp32")
+    if dtype in (torch.float32, weights):
+        return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 
@@ -211,6 +221,39 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes of a GPU, with those that torch holds unused; None for others."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def read_late(results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Copy tensors to the CPU; wait for a GPU's tensor only after the next one is queued.
+
+    The GPU then always has work, and the host is never more than one tensor ahead.
+    """
+    waiting: list[tuple[Tensor, torch.cuda.Event]] = []
+    for result in results:
+        if result.device.type != "cuda":
+            yield result.cpu()
+            continue
+        copied = torch.cuda.Event()
+        waiting.append((result.to("cpu", non_blocking=True), copied))
+        copied.record()
+        if len(waiting) > 1:
+            yield _awaited(*waiting.pop(0))
+    for last in waiting:
+        yield _awaited(*last)
+
+
+def _awaited(copy: Tensor, copied: torch.cuda.Event) -> Tensor:
+    """Wait until a copy is complete."""
+    copied.synchronize()
+    return copy
 
 
 def synchronize(device: torch.device) -> None:

@@ -27,6 +27,8 @@ from lhp.train import pair_model as lhp_model
 from lhp.views import HybridView
 from pab.core.config import config_from_args
 from pab.core.devices import autocast, dtype_of, make_scaler
+from pab.data.images import in_two_parts
+from pab.data.pixels import normalizer
 from pab.data.wordpiece import SPECIAL, VOCABULARY, Tokenizer
 from pab.encoders.blip2.encoder import CAPTION_IDS
 from pab.training.config import ContrastiveConfig, TrainingConfig
@@ -35,6 +37,8 @@ from pab.training.optim import clip_and_step, make_adamw, parameter_groups
 from pab.training.pair_data import PairBatch
 from pab.training.pairs import PairModel
 from tests.fake_cuda import CUDA, fake_cuda
+from uit.augment import Augmentation, TrainingView
+from uit.data import finisher
 from uit.objective import LossWeights, UitBatch, uit_losses
 from uit.train import build_model
 
@@ -94,16 +98,18 @@ def pair_step(config: ContrastiveConfig, model: PairModel, side: int, ids: int) 
     )
     size, dtype = config.batch_size, dtype_of(config.dtype)
     scaler = make_scaler(CUDA, dtype)
-    words = torch.ones(size, ids, dtype=torch.int64, device=CUDA)
-    batch = PairBatch(
-        torch.empty(size, 3, side, side, device=CUDA), words, words, torch.arange(size, device=CUDA)
-    )
+    pixels = torch.empty(size, 3, side, side, dtype=torch.uint8)
+    words = torch.ones(size, ids, dtype=torch.int64)
+    loaded = PairBatch(pixels, words, words, torch.arange(size))
+    normalize = normalizer(in_two_parts(model.view).normalization, CUDA)
 
     def vectors(pairs: PairBatch) -> Tensor:
         with autocast(CUDA, dtype):
             return model.vectors(pairs)
 
     def backward() -> Tensor:
+        batch = loaded.on(CUDA)
+        batch = batch._replace(image=normalize(batch.image))
         return pair_backward(
             vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk, share=1,
             scaler=scaler, device=CUDA,
@@ -125,23 +131,28 @@ def uit_step(config: uit.config.TrainConfig, folder: Path) -> Step:
     )
     size, length, side = config.batch_size, config.max_text_length, config.input_size
     blocks = side // config.mim_block
-    of_ids = partial(torch.ones, dtype=torch.int64, device=CUDA)
-    batch = UitBatch(
-        image=torch.empty(size, 3, side, side, device=CUDA),
-        identity=torch.arange(size, device=CUDA),
+    of_ids = partial(torch.ones, dtype=torch.int64)
+    loaded = UitBatch(
+        image=torch.empty(size, 3, side, side, dtype=torch.uint8),
+        identity=torch.arange(size),
         text_ids=of_ids(2 * size, length),
         text_mask=of_ids(2 * size, length),
         masked_ids=of_ids(size, length),
         positions=of_ids(size, config.mlm_most),
         labels=of_ids(size, config.mlm_most),
-        hidden_blocks=torch.ones(blocks, blocks, device=CUDA),
+        hidden_blocks=torch.ones(blocks, blocks),
+        longest=length,
+        erased=of_ids(size, 4),
     )
     weights = LossWeights(
         config.eda_weight, config.mlm_weight, config.mim_weight, config.label_smoothing
     )
     scaler = make_scaler(CUDA, dtype_of(config.dtype))
+    augmentation = Augmentation(config.flip_prob, config.augment_level, config.erasing_prob)
+    finish = finisher(TrainingView(side, augmentation), CUDA)
 
     def backward() -> Tensor:
+        batch = finish(loaded.to(CUDA))
         with autocast(CUDA, dtype_of(config.dtype)):
             loss = uit_losses(model, batch, weights)["loss"]
         scaler.scale(loss).backward()
@@ -198,21 +209,11 @@ def peak_memory(recipe: str, flags: Iterable[str], folder: Path) -> int:
         config, step = recipe_step(recipe, flags, folder)
         trace.number = getattr(config, "max_text_length", CLIP_END)  # the longest caption
         optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
+        update = partial(clip_and_step, optimizer, max_norm=config.clip_grad)
         for group in step.groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
-        update(optimizer, torch.zeros((), device=CUDA), config.clip_grad)
+        update(figures=torch.zeros((), device=CUDA))
         optimizer.zero_grad(set_to_none=True)
-        update(optimizer, step.backward(), config.clip_grad)
+        update(figures=step.backward())
         return trace.memory.peak
-
-
-def update(
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    max_norm: float | None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> None:
-    """Take the optimizer's step after a backward pass; see :func:`clip_and_step`."""
-    outcome = clip_and_step(optimizer, loss=loss, max_norm=max_norm, scaler=scaler)
-    assert outcome.problem == ""

@@ -29,13 +29,15 @@ from pab.encoders.clip.encoder import ClipEncoder
 from pab.encoders.clip.model import new_clip
 from pab.scoring.encoding import BatchEncoder, Compute
 from pab.training.contrastive import symmetric_infonce
-from pab.training.optim import Ema, make_adamw
+from pab.training.optim import Ema, clip_and_step, make_adamw
 from tests.fake_cuda import CUDA, Trace, fake_cuda
-from tests.recipe_memory import ROOT, recipe_step, update
+from tests.recipe_memory import ROOT, recipe_step
 from uit.encode import UitEncoder, with_vocabulary
 from uit.model import Uit
 from uit.model import model_config as uit_config
 
+# Page-locked memory needs a GPU.
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 MINI = ROOT / "checkpoints/mini"
 CAPTIONS = ["A man in a red coat is falling.", "A woman is walking in the park with a dog."]
 BATCH = 32  # images
@@ -53,7 +55,6 @@ class Member(NamedTuple):
     Attributes:
         small, full: create the encoder, at the size of the mini models and at the published size.
         image_weight, text_weight: parameters of the first block of each tower.
-        caption_reads: host reads per batch of captions, at most.
         kernels: kernels per batch of images without autocast.
         traffic: bytes read and written by them.
     """
@@ -62,7 +63,6 @@ class Member(NamedTuple):
     full: Callable[[Compute], BatchEncoder]
     image_weight: str
     text_weight: str
-    caption_reads: int
     kernels: int
     traffic: float
 
@@ -98,28 +98,28 @@ MEMBERS = {
         partial(lhp, "beit3_large_patch16_384"),
         "beit3.encoder.layers.0.ffn.A.fc1.bias",
         "beit3.encoder.layers.0.ffn.B.fc1.bias",
-        caption_reads=3, kernels=348, traffic=44.7e9,
+        kernels=348, traffic=44.7e9,
     ),
     "uit": Member(
         partial(uit, "uit_mini", 64, 4),
         partial(uit, "uit_base", 224, 7),
         "vision_encoder.layers.0.blocks.0.mlp.fc1.bias",
         "text_encoder.bert.encoder.layer.0.output.dense.bias",
-        caption_reads=1, kernels=397, traffic=9.9e9,
+        kernels=397, traffic=9.9e9,
     ),
     "clip": Member(
         partial(clip, f"local-dir:{MINI / 'clip'}"),
         partial(clip, "ViT-L-14-336-quickgelu"),
         "visual.transformer.resblocks.0.mlp.c_fc.bias",
         "transformer.resblocks.0.mlp.c_fc.bias",
-        caption_reads=2, kernels=345, traffic=55.4e9,
+        kernels=345, traffic=55.4e9,
     ),
     "blip2": Member(
         partial(blip2, "mini"),
         partial(blip2, "pretrain_vitL"),
         "visual_encoder.transformer.resblocks.0.mlp.c_fc.bias",
         "qformer.encoder.layer.0.attention.attention.query.bias",
-        caption_reads=1, kernels=491, traffic=24.2e9,
+        kernels=491, traffic=24.2e9,
     ),
 }  # fmt: skip
 of_members = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
@@ -161,7 +161,8 @@ def test_images_are_encoded_on_the_device_without_a_host_read(member: Member, tr
 
     vectors = encoder.compute.images(observed, PICTURES, transform)
     assert [out.device for out in outputs] == [CUDA]
-    assert trace.host_reads <= 1  # the result
+    assert trace.host_reads == 0
+    assert trace.copies == 1  # the result
     assert (vectors.device.type, vectors.dtype, len(vectors)) == ("cpu", torch.float32, BATCH)
 
 
@@ -171,7 +172,7 @@ def test_captions_are_encoded_on_the_device(member: Member, trace: Trace) -> Non
     trace.reset()
     vectors = encoder.encode_texts(CAPTIONS)
     assert trace.launches > 50
-    assert trace.host_reads <= member.caption_reads
+    assert trace.host_reads + trace.copies == 1  # the result
     assert (vectors.device.type, vectors.dtype, len(vectors)) == ("cpu", torch.float32, 2)
 
 
@@ -208,7 +209,6 @@ def test_kernels_and_traffic_of_the_model(member: Member, trace: Trace) -> None:
     assert trace.traffic == pytest.approx(member.traffic, rel=0.02)
 
 
-@pytest.mark.xfail(strict=True, reason="scoring puts autocast around a model held in bf16")
 @of_members
 def test_held_model_is_scored_without_autocast(member: Member, trace: Trace) -> None:
     """Autocast computes norms in float32, which doubles the kernels and the traffic."""
@@ -233,19 +233,13 @@ def test_model_in_float32_is_scored_with_autocast(member: Member, trace: Trace) 
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize(("recipe_name", "reads"), [("lhp", 2), ("clip", 1), ("blip2", 0)])
-def test_training_step(
-    recipe_name: str, reads: int, dtype: str, trace: Trace, tmp_path: Path
-) -> None:
-    """Compute the gradients, update the weights and their average.
-
-    Args:
-        reads: host reads of forward and backward pass, at most.
-    """
+@pytest.mark.parametrize("recipe_name", ["lhp", "clip", "blip2"])
+def test_training_step(recipe_name: str, dtype: str, trace: Trace, tmp_path: Path) -> None:
+    """Compute the gradients, update the weights and their average."""
     config, step = recipe_step(f"{recipe_name}/mini", ["--dtype", dtype], tmp_path)
     trace.reset()
     loss = step.backward()
-    assert trace.host_reads <= reads
+    assert trace.host_reads == 0
     assert loss.device == CUDA
     trained = [p for name, p in step.module.named_parameters() if not name.endswith("mask_token")]
     gradients = [parameter.grad for parameter in trained if parameter.requires_grad]
@@ -256,11 +250,12 @@ def test_training_step(
     optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
     scaler = make_scaler(CUDA, dtype_of(dtype))
     scaler.scale(loss)  # creates its state, as the loss of the step does
-    update(optimizer, loss, 1.0, scaler)  # creates the optimizer's state
+    update = partial(clip_and_step, optimizer, figures=loss, max_norm=1.0, scaler=scaler)
+    update()  # creates the optimizer's state
     scaler.scale(loss)
     trace.reset()
-    update(optimizer, loss, 1.0, scaler)
-    assert trace.host_reads <= 2  # the loss and the gradients' norm
+    assert update().problem == ""
+    assert trace.host_reads == 1  # the loss and the gradients' norm together
     assert trace.kernels["aten._fused_adamw_.default"] == len(optimizer.param_groups)
     assert trace.launches <= 4 * len(optimizer.param_groups) + 20  # no loop over the parameters
 

@@ -44,6 +44,7 @@ from uit.train import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 BERT_PIECES = 30522  # size of bert-base-uncased's vocabulary
+GIB = 2**30  # bytes
 CLIP_END = 76  # position of the end token in the longest caption
 Config = Any  # settings of a recipe
 
@@ -99,8 +100,7 @@ def pair_step(config: ContrastiveConfig, model: PairModel, side: int, ids: int) 
     size, dtype = config.batch_size, dtype_of(config.dtype)
     scaler = make_scaler(CUDA, dtype)
     pixels = torch.empty(size, 3, side, side, dtype=torch.uint8)
-    words = torch.ones(size, ids, dtype=torch.int64)
-    loaded = PairBatch(pixels, words, words, torch.arange(size))
+    loaded = PairBatch(pixels, *model.pad([[1] * ids] * size), torch.arange(size))
     normalize = normalizer(in_two_parts(model.view).normalization, CUDA)
 
     def vectors(pairs: PairBatch) -> Tensor:
@@ -208,12 +208,17 @@ def peak_memory(recipe: str, flags: Iterable[str], folder: Path) -> int:
         trace.truth = False  # not all captions have the same length, nor all pairs one identity
         config, step = recipe_step(recipe, flags, folder)
         trace.number = getattr(config, "max_text_length", CLIP_END)  # the longest caption
-        optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
-        update = partial(clip_and_step, optimizer, max_norm=config.clip_grad)
-        for group in step.groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.empty_like(parameter)
-        update(figures=torch.zeros((), device=CUDA))
-        optimizer.zero_grad(set_to_none=True)
-        update(figures=step.backward())
+        take_step(config, step)
         return trace.memory.peak
+
+
+def take_step(config: Config, step: Step) -> None:
+    """Compute the gradients and update the weights; the optimizer's state exists before."""
+    optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
+    update = partial(clip_and_step, optimizer, max_norm=config.clip_grad)
+    for group in step.groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    update(figures=torch.zeros((), device=CUDA))
+    optimizer.zero_grad(set_to_none=True)
+    update(figures=step.backward())

@@ -22,13 +22,12 @@ from pab.training.contrastive import symmetric_infonce
 from pab.training.optim import make_adamw, parameter_groups
 from tests.allocations import RecordAllocations
 from tests.fake_backward import backward, freeable_graph
-from tests.recipe_memory import peak_memory
+from tests.recipe_memory import GIB, peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/reproduce.md"
 ROW = re.compile(r"^\| `(\w+/\w+)` \| (?:`([^`]*)`)? ?\| ([\d.]+) \| (.+?) \|$", re.MULTILINE)
 CARDS = (24, 40, 80)  # GiB
-GIB = 2**30
 TOLERANCE = 0.02  # torch versions may differ in what they save for the backward pass
 CPU = torch.device("cpu")
 

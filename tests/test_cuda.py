@@ -124,8 +124,9 @@ def test_training_steps_are_those_of_the_cpu(
     found = train(main, tiny_data, tmp_path / "found", device, **settings)
     assert len(found) == len(expected) == 4
     # Another order of sums is like relative noise of 1e-6 in the weights, which changes these
-    # losses by at most 6e-6 (measured on a CPU). TF32 would change them by more than 1e-4.
-    assert found == pytest.approx(expected, rel=1e-4)
+    # losses by at most 6e-6 (measured on a CPU). Noise as large as TF32's rounding changes at least
+    # one loss of each recipe by 1.3e-4 or more.
+    assert found == pytest.approx(expected, rel=5e-5)
 
 
 @of_recipes

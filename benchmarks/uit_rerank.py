@@ -47,7 +47,8 @@ def plain_loop(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: 
 def all_tokens(bert: Bert, pairs: FusedPairs, at: Tensor) -> Tensor:
     """Compute `Bert.fused_at` with all tokens in the last layer."""
     last = bert.fusion[-1]
-    whole = last.finish(last.attend(pairs.text, pairs.visible), pairs.image)
+    image = pairs.keys[pairs.images], pairs.values[pairs.images]
+    whole = last.finish(last.attend(pairs.text, pairs.visible), image)
     return whole.gather(1, at[..., None].expand(-1, -1, whole.shape[-1]))
 
 

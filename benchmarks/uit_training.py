@@ -50,7 +50,9 @@ def make_batch(size: int) -> UitBatch:
     masked = ids[:size].scatter(1, positions, 103)
     image = torch.randn(size, 3, 224, 224)
     blocks = hide_blocks(7, 0.5, draw)
-    return UitBatch(image, torch.arange(size), ids, mask, masked, positions, labels, blocks)
+    return UitBatch(
+        image, torch.arange(size), ids, mask, masked, positions, labels, blocks, max(lengths)
+    )
 
 
 def hardest(allowed: Tensor) -> Tensor:

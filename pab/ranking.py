@@ -184,7 +184,7 @@ def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
 
 
 def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
-    """Write one line per query, atomically: its gallery names, best first, separated by blanks.
+    """Write one line per query, atomically: gallery names, best first, separated by blanks.
 
     For a ``.zip`` path, write an archive that contains the list as ``answer.txt``. Equal lists
     produce equal bytes.

@@ -130,7 +130,7 @@ def respell(
     where: str | Path,
     known_name: str = "the gallery",
 ) -> ScoreFile:
-    """Replace ids with the spelling of known ids (:func:`pab.data.names.respelt`).
+    """Replace ids with matching known ids of another spelling (:func:`pab.data.names.respelt`).
 
     Raises:
         InputError: two ids of the file would become equal.

@@ -1,4 +1,4 @@
-"""The layout check on every kind of path: what it says, which command it names."""
+"""Layout check of every kind of path: the facts and the next command that it prints."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def webdataset(folder: Path) -> None:
                 archive.addfile(tarfile.TarInfo(member), io.BytesIO())
 
 
-# Name of the path -> how it is made, what is said of it, and its command.
+# Name of the path -> function that creates it, facts and next command that the check prints.
 FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "captioned": (
         captioned,
@@ -250,7 +250,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "answer.zip": (
         zipped,
-        ["a zipped answer"],
+        ["a zipped ranked list for submission"],
         "python -m pab.evaluate --predictions {path} --annotation FILE",
     ),
     "c.yaml": (
@@ -282,7 +282,7 @@ def test_files(tmp_path: Path, name: str) -> None:
     assert f"  {command.format(path=path, folder=tmp_path)}" in text.splitlines()
 
 
-# What the check calls the files of other tools, and whether their rows and columns lack ids.
+# File of another tool -> what the check calls it, and whether its rows and columns lack ids.
 FORMS = {
     "bare.npy": ("a bare array", True), "bare.pt": ("a bare tensor", True),
     "dict_half.pt": ("a dict with a matrix", True),
@@ -326,7 +326,7 @@ def test_a_score_table_of_a_large_gallery(tmp_path: Path) -> None:
         (["fc.weight"], None),
     ],
 )
-def test_models_are_told_by_their_tensors(names: list[str], model: str | None) -> None:
+def test_models_are_recognized_by_their_tensor_names(names: list[str], model: str | None) -> None:
     assert known_model(names) == model
 
 
@@ -338,7 +338,7 @@ def test_shipped_checkpoints(name: str, what: str) -> None:
     text = explain(ROOT / f"checkpoints/mini/{name}.safetensors")
     assert what in text.splitlines()[0]
     assert "  architecture: " in text
-    if name != "blip2":  # the published model is another one
+    if name != "blip2":  # the command for BLIP-2 has no --model
         assert f"--model {name_of_model(text)}" in text.splitlines()[-1]
 
 
@@ -372,7 +372,7 @@ UNKNOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_nothing_can_be_made_of(
+def test_unrecognized_paths_are_refused(
     tmp_path: Path, name: str, refused: Callable[..., str]
 ) -> None:
     make, found = UNKNOWN[name]

@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -84,7 +84,7 @@ def autocast(
         InputError: float16 on a CPU, which has no fast kernels for it and overflows silently.
     """
     if dtype == torch.float16 and device.type == "cpu":
-        raise InputError("--dtype", "fp16 does not run on a CPU", todo="use bf16 or fp32")
+        raise InputError("--dtype", "fp16 is not supported on a CPU", todo="use bf16 or fp32")
     if dtype in (torch.float32, weights):
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
@@ -119,9 +119,9 @@ def attention(
 
     `B` batch, `H` heads, `N` queries, `M` keys, `C` head width.
 
-    On a CPU, the backward pass of torch's bfloat16 attention takes up to nine times as long as in
-    float32 (docs/log.md), so it runs in float32. The exception is scoring on CPUs with matrix
-    tiles, where bfloat16 is faster.
+    On a CPU, torch's bfloat16 attention is slower than float32, most of all in its backward pass
+    (docs/log.md), so it runs in float32. On CPUs with matrix tiles, bfloat16 is faster for scoring,
+    and for masks that need a gradient.
 
     Args:
         q: [B, H, N, C].
@@ -158,7 +158,8 @@ def keep_freed_memory(device: torch.device) -> None:
 
     A CPU batch frees hundreds of megabytes of activations, and the next batch allocates them again.
     Returned pages must be cleared each time, which takes a fifth of a training step (docs/log.md).
-    No effect on other devices and systems. The process's memory use never falls below its peak.
+    No effect on other devices and systems. The memory stays in use until
+    :func:`return_freed_memory` is called.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return
@@ -220,6 +221,39 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes of a GPU, with those that torch holds unused; None for others."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def read_late(results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Copy tensors to the CPU; wait for a GPU's tensor only after the next one is queued.
+
+    The GPU then always has work, and the host is never more than one tensor ahead.
+    """
+    waiting: list[tuple[Tensor, torch.cuda.Event]] = []
+    for result in results:
+        if result.device.type != "cuda":
+            yield result.cpu()
+            continue
+        copied = torch.cuda.Event()
+        waiting.append((result.to("cpu", non_blocking=True), copied))
+        copied.record()
+        if len(waiting) > 1:
+            yield _awaited(*waiting.pop(0))
+    for last in waiting:
+        yield _awaited(*last)
+
+
+def _awaited(copy: Tensor, copied: torch.cuda.Event) -> Tensor:
+    """Wait until a copy is complete."""
+    copied.synchronize()
+    return copy
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Detect the kind of a file from its content, whatever its name.
+"""Detect the kind of a file from its content, not from its name.
 
 Weight files may therefore have any extension. Errors name common mix-ups instead of reporting
 damage: a saved web page, a Git LFS pointer, a partial download.

@@ -13,7 +13,7 @@ NONE_HINT = "--{} none writes nothing"
 
 
 def cannot_be_written(path: Path) -> str | None:
-    """Return why a file cannot be written, as the end of a sentence; None if it can."""
+    """Return why a file cannot be written, as the end of a sentence; None if it can be."""
     if path.is_dir():
         return "is a directory"
     if path.exists() and not path.is_file():

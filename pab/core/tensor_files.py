@@ -86,7 +86,7 @@ def read_tensors(
             todo = SAVE_ALONE
         elif "Unsupported operand" in str(error) and found.kind is Kind.TORCH:
             problem = "in torch.save's default pickle protocol, found another one or a damaged file"
-            todo = "if it is undamaged, save it again without pickle_protocol"
+            todo = "if the file is intact, save it again without pickle_protocol"
         else:
             none = "" if found.kind is Kind.TORCH else "none or "
             problem = f"written by torch.save, found {none}a damaged one ({type(error).__name__})"

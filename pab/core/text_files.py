@@ -1,4 +1,4 @@
-"""Text files of other programs: UTF-8, or UTF-16 and UTF-32 with their byte-order mark."""
+"""Read text files: UTF-8, or UTF-16 and UTF-32 with a byte-order mark."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
         problem = f"found the mark of {encoding} before bytes that are not {encoding}"
         todo = todo or SAVE_AS_UTF8
         raise InputError(path, f"expected UTF-8 text, {problem}", todo=todo) from error
-    notice(path, f"is read as {encoding}, as its byte-order mark says")
+    notice(path, f"is read as {encoding}, because of its byte-order mark")
     return text.lstrip(MARK)
 
 

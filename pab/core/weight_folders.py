@@ -23,7 +23,7 @@ USUAL_NAMES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
     "pytorch_model.bin",
 )  # fmt: skip
-# Files that training writes beside weights.
+# Prefixes of files that training writes beside weights.
 NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
 
 
@@ -44,7 +44,7 @@ class Family(enum.Enum):
 class WeightFolder:
     """Model of a folder, and its weight files: those of ``torch.save`` and safetensors.
 
-    Files with usual names come first, whatever they hold, so that reading them reports any damage.
+    Files with usual names come first, even if damaged, so that reading them reports the damage.
     """
 
     path: Path

@@ -123,7 +123,7 @@ def _ids_of(found: Matrix, path: str | Path, given: _Given) -> tuple[list[str], 
     sizes = [len(one) for one in ids]
     if sizes == shape[::-1] != shape:
         wanted = f"{sizes} of {sizes[0]} queries and {sizes[1]} images"
-        todo = "it is [gallery, queries]: transpose it (scores.T) and save it again"
+        todo = "the matrix is [gallery, queries]: transpose it (scores.T) and save it again"
         raise InputError(path, f"expected a matrix {wanted}, found {shape}", todo=todo)
     for (name, kind, flag, own, _), size, number in zip(axes, sizes, shape, strict=True):
         if size != number and own is not None:

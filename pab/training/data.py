@@ -21,7 +21,7 @@ from pab.core.device_errors import check_shared_memory
 from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
 from pab.data.images import load_image, verify_images
-from pab.data.loader import Loader
+from pab.data.loader import Loader, needed_workers, resolve_workers
 from pab.data.records import Retrieval, TrainPair
 from pab.data.splits import validation_split
 from pab.data.tables import is_own_data, is_table
@@ -67,7 +67,8 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
     processes.on_main(partial(check_images_are_there, pairs))
-    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
+    validation = [pairs.image_path(pairs[int(i)]) for i in val_rows]
+    verify_images(validation, resolve_workers(config.num_workers))
     return TrainingData(pairs, train_rows, val_rows)
 
 
@@ -241,17 +242,18 @@ def training_loader(
     Raises:
         InputError: the workers' batches do not fit in ``/dev/shm``.
     """
-    if config.num_workers > 0:
+    workers = needed_workers(resolve_workers(config.num_workers), batches.batches_per_epoch)
+    if workers:
         first = tree_leaves(dataset[(0, 0)])  # an image that cannot be read counts as empty
         size = sum(part.nbytes for part in first if isinstance(part, Tensor))
         samples = batches.batches_per_epoch * batches.batch_size
-        check_shared_memory(config.num_workers, size, batches.batch_size, samples)
+        check_shared_memory(workers, size, batches.batch_size, samples)
     return Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )

@@ -12,6 +12,7 @@ from pab.core import processes
 from pab.core.devices import keep_freed_memory, pick_device, seed_everything
 from pab.core.errors import InputError
 from pab.core.precision import choose_dtype
+from pab.data.loader import resolve_workers
 from pab.scoring.encoding import Compute
 from pab.training.config import TrainingConfig
 from pab.training.data import TrainingData, epoch_batches, open_training_data
@@ -43,7 +44,7 @@ class Setup:
     @property
     def compute(self) -> Compute:
         """Settings for encoding the validation pairs; the weights in training are float32."""
-        batch, workers = self.config.batch_size, self.config.num_workers
+        batch, workers = self.config.batch_size, resolve_workers(self.config.num_workers)
         return Compute(
             self.device, self.dtype, torch.float32, batch, workers,
             tf32=self.config.tf32, deterministic=self.config.deterministic,

@@ -59,7 +59,7 @@ def samples_per_second(
     set_lr(optimizer, 0.0)
 
     def step() -> None:
-        clip_and_step(optimizer, loss=backward(), scaler=scaler)
+        clip_and_step(optimizer, figures=backward(), scaler=scaler)
         optimizer.zero_grad(set_to_none=True)
 
     return size / best_seconds(step, steps)

@@ -4,10 +4,10 @@ Writes 75 shards with 1,013,605 lines of about 1 KB to a temporary folder. Opens
 time in a fresh process, then reads pairs in random order through a DataLoader with two workers.
 Prints seconds and memory, and removes the folder. Linux only (``/proc``).
 
-``--odd_share`` is the fraction of odd lines. Half of them have another valid form (numbers as ids,
-unknown fields, empty optional fields, captions in lists). Half are bad, with eight kinds of faults.
-Every third shard starts with a byte-order mark. The reported counts must be correct. The first
-opening must take less than 100 s of CPU time.
+``--odd_share`` is the fraction of irregular lines. Half of them have another valid form (numbers as
+ids, unknown fields, empty optional fields, captions in lists). Half are bad, with eight kinds of
+faults. Every third shard starts with a byte-order mark. The benchmark fails if a reported count is
+wrong. The first opening must take less than 100 s of CPU time.
 
     python benchmarks/training_set_memory.py [--pairs 1013605] [--odd_share 0.001] [--folder /tmp]
 """
@@ -179,7 +179,7 @@ def read_through_loader(root: Path) -> tuple[float, int, list[Any]]:
         batch_sampler=batches,
         num_workers=WORKERS,
         collate_fn=list,
-        multiprocessing_context="fork",  # Linux's default, which this spawned process lacks
+        multiprocessing_context="fork",  # a spawned process would spawn its workers
     )
     before = memory()
     start = time.perf_counter()
@@ -192,7 +192,7 @@ def main() -> None:
     args = flag_parser(
         __doc__,
         pairs=PAIRS,
-        odd_share=(0.0, "fraction of odd lines"),
+        odd_share=(0.0, "fraction of irregular lines"),
         folder=(None, "parent of the temporary folder"),
     ).parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:

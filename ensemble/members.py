@@ -142,7 +142,8 @@ def load_members(
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
-    All ids are converted to the first member's spelling.
+    Image ids take the spelling of the first member that scores the whole gallery, query ids that of
+    ``line_order``, if given, otherwise that of the same member.
 
     Args:
         members: members in fusion order.
@@ -232,7 +233,7 @@ def _as_member(
         raise InputError(
             path,
             f"expected all {len(query_ids)} queries, {len(missing)} are missing: {some(missing)}",
-            todo="complete the file: a fusion needs every query of every member (pab.evaluate "
+            todo="complete the file: each member must score every query (pab.evaluate "
             "counts missing queries as misses)",
         )
     listed = file.listed
@@ -266,7 +267,8 @@ def check_candidates(
 ) -> None:
     """Check that UIT's score file has the expected number of candidates (``k_test``).
 
-    Weights are valid for one number of candidates, because all other images have equal scores.
+    Weights tuned for one number do not transfer to another, because all images of a query that are
+    not candidates have equal scores.
     Numbers that cover the whole gallery count as equal. A notice reports a file without a number.
 
     Args:

@@ -294,11 +294,16 @@ class Beit3Retrieval(nn.Module):
         """Encode ids [B, N] with padding_mask [B, N] (1 = padding) to unit vectors [B, D].
 
         Columns that are padding in every row are removed first; they do not affect the results.
+        Pass both tensors on the CPU: the host reads the mask, and would have to wait for a GPU.
         """
+        device = self.logit_scale.device
         used = int((padding_mask == 0).sum(dim=1).max())
         ids, visible = ids[:, :used], padding_mask[:, :used] == 0
-        key_mask = None if bool(visible.all()) else visible[:, None, None, :]  # [B, 1, 1, N]
-        x = self.beit3.encoder(self.beit3.text_embed(ids), TEXT, key_mask, READ)
+        key_mask = None
+        if not bool(visible.all()):
+            key_mask = visible[:, None, None, :].to(device, non_blocking=True)  # [B, 1, 1, N]
+        tokens = self.beit3.text_embed(ids.to(device, non_blocking=True))
+        x = self.beit3.encoder(tokens, TEXT, key_mask, READ)
         return F.normalize(self.language_head(x[:, 0]).float(), dim=-1)
 
     # Parameter groups of the optimizer.

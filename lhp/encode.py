@@ -117,8 +117,6 @@ class LhpEncoder(BatchEncoder):
         rows = [self.tokenizer.encode(caption) for caption in as_captions(captions)]
 
         def encode(positions: list[int]) -> Tensor:
-            ids, mask = pad_batch([rows[i] for i in positions])
-            device = self.compute.device
-            return self.model.encode_text(ids.to(device), mask.to(device))
+            return self.model.encode_text(*pad_batch([rows[i] for i in positions]))
 
         return self.compute.captions(encode, rows, longest=self.model.config.patches + 1)

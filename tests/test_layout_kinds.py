@@ -250,7 +250,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "answer.zip": (
         zipped,
-        ["a zipped answer"],
+        ["a zipped ranked list for submission"],
         "python -m pab.evaluate --predictions {path} --annotation FILE",
     ),
     "c.yaml": (

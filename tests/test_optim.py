@@ -178,7 +178,7 @@ def test_adamw_step_by_hand() -> None:
     first, second = 0.0, 0.0
     for step, gradient in enumerate([0.5, -1.5, 3.0], 1):
         weight.grad, bias.grad = torch.tensor([[gradient]]), torch.tensor([gradient])
-        clip_and_step(optimizer, loss=1.0)
+        clip_and_step(optimizer, figures=torch.ones(()))
         first = 0.9 * first + 0.1 * gradient
         second = 0.98 * second + 0.02 * gradient**2
         move = first / (1 - 0.9**step) / (math.sqrt(second / (1 - 0.98**step)) + 1e-8)
@@ -206,7 +206,7 @@ def test_norm_and_clipping() -> None:
     loss = backward(model, 1000.0)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     wanted = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
-    norm, problem = clip_and_step(optimizer, loss=loss, max_norm=0.5)
+    norm, problem, _ = clip_and_step(optimizer, figures=loss, max_norm=0.5)
     assert not problem
     assert norm == pytest.approx(wanted, rel=1e-5)
     assert norm > 0.5
@@ -220,7 +220,7 @@ def test_small_gradients_are_not_changed_by_clipping() -> None:
         model = Tower()
         optimizer = make_adamw(tower_groups(model), (0.9, 0.999), 1e-8)
         set_lr(optimizer, 0.1)
-        clip_and_step(optimizer, loss=backward(model), max_norm=max_norm)
+        clip_and_step(optimizer, figures=backward(model), max_norm=max_norm)
         results.append(model.head.weight.detach().clone())
     assert torch.equal(*results)
 
@@ -242,7 +242,7 @@ def test_a_step_that_is_not_finite_is_skipped(where: str, bad: float, scale: flo
     optimizer = make_adamw(tower_groups(model), (0.9, 0.999), 1e-8)
     set_lr(optimizer, 0.1)
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
-    clip_and_step(optimizer, loss=backward(model, scaler=scaler), scaler=scaler)
+    clip_and_step(optimizer, figures=backward(model, scaler=scaler), scaler=scaler)
     optimizer.zero_grad()
     before = plain([model.state_dict(), optimizer.state_dict()])
     loss = backward(model, scaler=scaler)
@@ -252,7 +252,7 @@ def test_a_step_that_is_not_finite_is_skipped(where: str, bad: float, scale: flo
         bias.grad[2] = bad
     else:
         loss = loss.detach() * bad
-    norm, problem = clip_and_step(optimizer, loss=loss, max_norm=0.5, scaler=scaler)
+    norm, problem, _ = clip_and_step(optimizer, figures=loss, max_norm=0.5, scaler=scaler)
     assert plain([model.state_dict(), optimizer.state_dict()]) == before
     assert math.isfinite(norm) == (where == "loss")
     assert f"loss {bad:g}" in problem if where == "loss" else f"gradient norm {bad:g}" in problem
@@ -261,8 +261,8 @@ def test_a_step_that_is_not_finite_is_skipped(where: str, bad: float, scale: flo
     if scaler is not None and where == "gradient":
         assert scaler.get_scale() == 512.0
     optimizer.zero_grad()
-    _, problem = clip_and_step(optimizer, loss=backward(model, scaler=scaler), scaler=scaler)
-    assert not problem
+    outcome = clip_and_step(optimizer, figures=backward(model, scaler=scaler), scaler=scaler)
+    assert not outcome.problem
     assert plain(model.state_dict()) != before[0]
 
 
@@ -275,14 +275,14 @@ def test_the_worst_gradients_are_named() -> None:
     assert model.embed.weight.grad is not None
     bias.grad[2] = float("nan")
     model.embed.weight.grad.fill_(1e6)
-    _, problem = clip_and_step(optimizer, loss=loss, max_norm=1.0)
+    problem = clip_and_step(optimizer, figures=loss, max_norm=1.0).problem
     assert "gradients: blocks.1.bias (nan), embed.weight (" in problem
 
 
 def test_no_gradient_at_all_is_an_error() -> None:
     optimizer = make_adamw(tower_groups(Tower()), (0.9, 0.999), 1e-8)
     with pytest.raises(RuntimeError, match="backward was not called"):
-        clip_and_step(optimizer, loss=1.0)
+        clip_and_step(optimizer, figures=torch.ones(()))
 
 
 def test_loss_scaling_gives_the_same_step() -> None:
@@ -291,7 +291,7 @@ def test_loss_scaling_gives_the_same_step() -> None:
         optimizer = make_adamw(tower_groups(model), (0.9, 0.999), 1e-8)
         set_lr(optimizer, 0.1)
         loss = backward(model, scaler=scaler)
-        clip_and_step(optimizer, loss=loss, max_norm=0.1, scaler=scaler)
+        clip_and_step(optimizer, figures=loss, max_norm=0.1, scaler=scaler)
     assert torch.equal(plain.head.weight, scaled.head.weight)
 
 
@@ -306,7 +306,7 @@ def test_every_overflow_halves_the_scale() -> None:
         scaler.scale(loss).backward()
         assert model.head.weight.grad is not None
         model.head.weight.grad.fill_(float("inf"))
-        assert "head.weight (inf)" in clip_and_step(optimizer, loss=loss, scaler=scaler).problem
+        assert "head.weight (inf)" in clip_and_step(optimizer, figures=loss, scaler=scaler).problem
         assert scaler.get_scale() == 4.0 * 0.5**skipped
 
 
@@ -337,6 +337,26 @@ def test_average_is_kept_in_float32_and_buffers_are_copied() -> None:
         ema.update(model)
     assert not torch.equal(ema.shadow["head.weight"], start)  # bfloat16 would not change
     assert ema.buffers["seen"] == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_average_equals_a_loop_over_tensors_to_the_bit(dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(7, 33), nn.BatchNorm1d(33), nn.Linear(33, 2)).to(dtype)
+    ema = Ema(model, 0.9, warmup=True)
+    wanted = {name: value.clone() for name, value in ema.shadow.items()}
+    for update in range(4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(5, 7, dtype=dtype))
+        ema.update(model)
+        weight = 1 - min(0.9, (1 + update) / (10 + update))
+        for name, parameter in model.named_parameters():
+            wanted[name].lerp_(parameter.detach().float(), weight)
+            assert torch.equal(ema.shadow[name], wanted[name])
+    for name, buffer in model.named_buffers():
+        assert torch.equal(ema.buffers[name], buffer)
 
 
 def test_swapping_gives_the_average_and_then_the_model_back() -> None:

@@ -21,8 +21,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from pab.core import devices, processes
+from pab.core import devices, gradients, processes
 from pab.core.errors import InputError, LostProcessError
+from pab.core.gradients import GradientAverage
 
 CPU = torch.device("cpu")
 # Seconds until processes count as hanging. On shared cores, four processes have needed more than
@@ -104,20 +105,26 @@ def info_nce(model: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:
     return (loss + cross_entropy(scale * text @ all_images.t(), target)) / 2
 
 
+def averaged(model: nn.Module, average: GradientAverage) -> dict[str, Tensor | None]:
+    """Mean gradient of every parameter over processes; None if no process has one."""
+    average.without_fractions(average.finish(torch.zeros(0)).tolist())
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
 def loss_and_gradients(folder: Path) -> dict[str, Tensor | None]:
     model = DualEncoder()
     count = 8 // processes.world_size()
     rows = slice(processes.rank() * count, (processes.rank() + 1) * count)
     images, texts = batch()
     loss = info_nce(model, images[rows], texts[rows])
-    loss.backward()
-    processes.average_gradients(model.parameters())
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return {"loss": processes.reduce_mean(loss), **gradients}
+    average = GradientAverage(model.parameters())
+    with average.last_backward():
+        loss.backward()
+    return {"loss": processes.reduce_mean(loss), **averaged(model, average)}
 
 
 def in_small_buckets(folder: Path) -> dict[str, Tensor | None]:
-    processes.BUCKET_ELEMENTS = 40  # so that this small model needs several buckets
+    gradients.BUCKET_ELEMENTS = 40  # so that this small model needs several buckets
     return loss_and_gradients(folder)
 
 
@@ -189,7 +196,7 @@ def everything_else(folder: Path) -> dict[str, Any]:
     parameter = nn.Parameter(torch.ones(2))
     if rank == 0:
         parameter.grad = torch.tensor([3.0, 6.0])
-    processes.average_gradients([parameter])
+    GradientAverage([parameter]).finish(torch.zeros(0))
     result["partial"] = parameter.grad
     processes.barrier()
     # A lost row is an error

@@ -151,7 +151,7 @@ def test_loss_scaling_has_time_to_find_its_scale(
 ) -> None:
     import pab.training.loop
 
-    scaler = torch.amp.GradScaler("cpu")  # fp16 itself does not run on a CPU
+    scaler = torch.amp.GradScaler("cpu")  # fp16 itself is not supported on a CPU
     monkeypatch.setattr(pab.training.loop, "make_scaler", lambda *_: scaler)
     poison(set(range(1, taken)), "gradient")  # one fewer than would end the run
     run = runs("run", epochs=6, max_skipped_steps=limit)

@@ -46,7 +46,7 @@ def test_a_gallery_folder_means_its_sorted_file_names(
     assert dict(zip(found.gallery_ids, found.scores[0].tolist(), strict=True)) == {
         "B": 1, "a-1": 2, "a": 3,
     }  # fmt: skip
-    assert "its 3 images are read in the sorted order" in capsys.readouterr().err
+    assert "its 3 images are read in order of their file names" in capsys.readouterr().err
 
 
 def test_id_lists(tmp_path: Path) -> None:

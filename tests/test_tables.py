@@ -137,8 +137,11 @@ BAD_ROWS = {
     "leaves the folder": ("../a.jpg,a man\n", "line 3: field 'image': .*leaves it"),
     "absolute": ("/etc/a.jpg,a man\n", "line 3: field 'image': .*leaves it"),
     "backslashes": ("..\\b.jpg,a man\n", "line 3: field 'image': .*leaves it"),
-    "text behind a quote": ('a.jpg,"a" man\n', "line 3: expected a row of quoted fields"),
-    "a quote that stays open": ('a.jpg,"a man\nb.jpg,x\nc.jpg,y\n', "lines 3 to 6: expected a row"),
+    "text behind a quote": ('a.jpg,"a" man\n', "line 3: expected valid CSV quoting"),
+    "a quote that stays open": (
+        'a.jpg,"a man\nb.jpg,x\nc.jpg,y\n',
+        "lines 3 to 6: expected valid",
+    ),
     "other bytes than UTF-8": ("a.jpg,caf\udce9\n", "line 3: expected UTF-8 text, found byte 0xe9"),
 }
 
@@ -266,7 +269,7 @@ def test_paths_are_resolved_again_when_images_appear_elsewhere(tmp_path: Path) -
 
 def test_a_wrong_image_folder_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "gallery").mkdir()
-    with pytest.raises(InputError, match=r"image '0.jpg'.*--image_folder, not .*gallery"):
+    with pytest.raises(InputError, match=r"image '0.jpg'.*--image_folder instead of .*gallery"):
         read_retrieval(folder, image_folder=tmp_path / "gallery")
 
 

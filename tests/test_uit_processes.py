@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pab.core import processes
+from pab.core.gradients import GradientAverage
 from tests.test_processes import run_in
 from uit.masking import NO_LABEL
 from uit.model import MODELS, Uit
@@ -79,12 +80,14 @@ def curve(folder: Path, sync_batch_norm: bool = True) -> dict[str, Tensor]:
     model = model_of(sync_batch_norm).train()
     # A small eps would turn rounding errors of gradients into steps.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-2)
+    average = GradientAverage(model.parameters())
     seen: dict[str, list[Tensor]] = {name: [] for name in NAMES}
     for step in range(STEPS):
         losses = uit_losses(model, own_share(batch(step)), LossWeights(0.8, 1.0, 1.0, 0.1))
         optimizer.zero_grad()
-        (losses["loss"] - losses["itm"]).backward()
-        processes.average_gradients(model.parameters())
+        with average.last_backward():
+            (losses["loss"] - losses["itm"]).backward()
+        average.without_fractions(average.finish(torch.zeros(0)).tolist())
         optimizer.step()
         for name in NAMES:
             seen[name].append(processes.reduce_mean(losses[name]))

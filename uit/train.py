@@ -107,7 +107,8 @@ def train(config: TrainConfig, command: str) -> None:
                 batch: UitBatch = next(feed)
                 with autocast(device, dtype):
                     losses = uit_losses(model, batch.to(device), weights, draw)
-                run.scaler.scale(losses["loss"]).backward()
+                with run.gradients.last_backward():
+                    run.scaler.scale(losses["loss"]).backward()
                 run.step({**losses, "temperature": model.temp})
                 if run.stopped:
                     return

@@ -76,7 +76,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return nullcontext()
     if dtype == torch.float16 and device.type == "cpu":
-        raise InputError("--dtype", "fp16 does not run on a CPU", todo="use bf16 or fp32")
+        raise InputError("--dtype", "fp16 is not supported on a CPU", todo="use bf16 or fp32")
     return torch.autocast(device.type, dtype=dtype)
 
 
@@ -109,9 +109,9 @@ def attention(
 
     `B` batch, `H` heads, `N` queries, `M` keys, `C` head width.
 
-    On a CPU, the backward pass of torch's bfloat16 attention takes up to nine times as long as in
-    float32 (docs/log.md), so it runs in float32. The exception is scoring on CPUs with matrix
-    tiles, where bfloat16 is faster.
+    On a CPU, torch's bfloat16 attention is slower than float32, most of all in its backward pass
+    (docs/log.md), so it runs in float32. On CPUs with matrix tiles, bfloat16 is faster for scoring,
+    and for masks that need a gradient.
 
     Args:
         q: [B, H, N, C].
@@ -148,7 +148,8 @@ def keep_freed_memory(device: torch.device) -> None:
 
     A CPU batch frees hundreds of megabytes of activations, and the next batch allocates them again.
     Returned pages must be cleared each time, which takes a fifth of a training step (docs/log.md).
-    No effect on other devices and systems. The process's memory use never falls below its peak.
+    No effect on other devices and systems. The memory stays in use until
+    :func:`return_freed_memory` is called.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return

@@ -4,9 +4,9 @@ All functions work in both cases; in a single process, they exchange nothing. Gl
 tensors, NCCL exchanges CUDA tensors.
 
 The backward pass of :func:`all_gather_with_grad` sums gradients over processes, and
-:func:`average_gradients` then averages them (as DistributedDataParallel does). If each of the ``W``
-processes computes the loss of its own rows against all rows, the averaged gradient equals that of a
-single process on the whole batch.
+:class:`pab.core.gradients.GradientAverage` averages them (as DistributedDataParallel does). If each
+of the ``W`` processes computes the loss of its own rows against all rows, the averaged gradient
+equals that of a single process on the whole batch.
 
 Legend: ``B`` rows per process, ``W`` processes, ``D`` width.
 """
@@ -17,7 +17,7 @@ import os
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -39,7 +39,7 @@ _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
 
-BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradient elements per exchange: 32 MiB in float32
+pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not run
 
 
 def init_processes(device: torch.device) -> None:
@@ -171,6 +171,8 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        global pending_gathers
+        pending_gathers -= 1
         total = grads[0].clone(memory_format=torch.contiguous_format)  # all_reduce works in place
         dist.all_reduce(total)
         return total[rank() * ctx.count : (rank() + 1) * ctx.count]
@@ -185,52 +187,12 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
     Returns:
         ``[B*W, D]``. Backward returns the gradients of this process's rows, summed over processes.
     """
+    global pending_gathers
     if world_size() == 1:
         return rows
+    pending_gathers += torch.is_grad_enabled() and rows.requires_grad
     gathered: Tensor = _AllGather.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
-
-
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every ``.grad`` with its mean over processes.
-
-    A gradient that only some processes have counts as zero in the others. If no process has a
-    gradient for a parameter, its ``.grad`` remains None.
-    """
-    if world_size() == 1:
-        return
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    if not wanted:
-        return
-    device = wanted[0].device
-    present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.int32, device=device)
-    dist.all_reduce(present, op=dist.ReduceOp.MAX)
-    gradients: list[Tensor] = []
-    for parameter, has_gradient in zip(wanted, present.tolist(), strict=True):
-        if has_gradient:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-    for bucket in _buckets(gradients):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        dist.all_reduce(flat)
-        flat /= world_size()
-        parts = flat.split([gradient.numel() for gradient in bucket])
-        for gradient, part in zip(bucket, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Group tensors by dtype, up to ``BUCKET_ELEMENTS`` per group (or one larger tensor)."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        full = sum(item.numel() for item in bucket) + tensor.numel() > BUCKET_ELEMENTS
-        if bucket and (full or bucket[0].dtype != tensor.dtype):
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket
 
 
 def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.device) -> Tensor:

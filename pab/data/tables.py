@@ -2,7 +2,7 @@
 
 A table has a header line and one row per caption, as in OpenCLIP. An image with several captions
 has several rows. In a folder, each text file is one caption, as in WebDataset archives; the
-lines of a file are joined with blanks.
+lines of a file are joined with spaces.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
             except StopIteration:
                 break
             except csv.Error as error:
-                cells, problem = [], f"expected a row of quoted fields, found {error}"
+                cells, problem = [], f"expected valid CSV quoting, found: {error}"
             last = rows.line_num + 1  # the reader does not count the header
             item = f"line {first}" if first >= last else f"lines {first} to {last}"
             first = last + 1
@@ -199,7 +199,7 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
     """Return the separator and the column names.
 
     Raises:
-        InputError: no separator splits the line into both columns, or a column name is repeated.
+        InputError: no separator splits the line into both columns, or one of these is repeated.
     """
     wanted = (columns.image, columns.caption)
     fitting = {}

@@ -1,1 +1,1 @@
-"""Small synthetic data set of drawn people in PAB's layout, rendered from a seed."""
+"""Render a small synthetic data set in PAB's layout, for the demo, tests and benchmarks."""

@@ -10,6 +10,7 @@ Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient cach
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def gathered_infonce(
     """Compute :func:`symmetric_infonce` over the batch of all processes.
 
     Every process computes the whole loss. Averaging the gradients over processes
-    (``pab.core.processes.average_gradients``) then gives those of a single process.
+    (:class:`pab.core.gradients.GradientAverage`) then gives those of a single process.
     """
     images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
     return symmetric_infonce(images, texts, logit_scale, _gathered(identity))
@@ -81,7 +82,10 @@ def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
 
 
 class _Replay:
-    """Restore, in the block, the random state of a chunk's first pass, so that its draws repeat."""
+    """Restore, in the block, the random state of a chunk's first pass, so that its draws repeat.
+
+    CUDA's generators keep their seed and offset on the host, so no device is read.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -101,6 +105,7 @@ def cached_backward(
     *,
     device: torch.device,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+    last_backward: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """Back-propagate a loss of many vectors with the activations of one chunk in memory.
 
@@ -114,6 +119,8 @@ def cached_backward(
             scale) also receive gradients.
         device: device of the encoder; its random state is replayed.
         scale: applied to the loss before the backward pass (loss scaling, accumulation).
+        last_backward: context of the backward pass of the last chunk, see
+            :meth:`pab.core.gradients.GradientAverage.last_backward`.
 
     Returns:
         The loss, detached and unscaled.
@@ -126,10 +133,11 @@ def cached_backward(
     leaves = [v.detach().requires_grad_() for v in vectors]
     loss = loss_of(leaves)
     scale(loss).backward()
-    for encode, replay, leaf in zip(chunks, replays, leaves, strict=True):
+    for number, (encode, replay, leaf) in enumerate(zip(chunks, replays, leaves, strict=True), 1):
         with replay:
             again = encode()
-        again.backward(leaf.grad)
+        with last_backward() if number == len(chunks) else nullcontext():
+            again.backward(leaf.grad)
     return loss.detach()
 
 
@@ -142,6 +150,7 @@ def pair_backward(
     share: int,
     scaler: torch.amp.GradScaler,
     device: torch.device,
+    last_backward: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """Compute the loss of one batch and add its gradient to the parameters' gradients.
 
@@ -153,6 +162,8 @@ def pair_backward(
         share: number of batches per update; the loss is divided by it.
         scaler: loss scaler.
         device: device of the encoder.
+        last_backward: context of the last backward pass of this batch, see
+            :meth:`pab.core.gradients.GradientAverage.last_backward`.
 
     Returns:
         The detached loss, divided by ``share``.
@@ -170,7 +181,11 @@ def pair_backward(
             PairBatch(*columns) for columns in zip(*(t.split(chunk) for t in batch), strict=True)
         ]
         chunks = [lambda part=part: encode(part) for part in parts]  # type: ignore[misc]
-        return cached_backward(chunks, loss_of, device=device, scale=scaled) / share
+        loss = cached_backward(
+            chunks, loss_of, device=device, scale=scaled, last_backward=last_backward
+        )
+        return loss / share
     loss = loss_of([encode(batch)])
-    scaled(loss).backward()
+    with last_backward():
+        scaled(loss).backward()
     return loss.detach() / share

@@ -30,6 +30,7 @@ from pab.core.checkpoints import (
 )
 from pab.core.devices import make_scaler, rng_state, set_rng_state
 from pab.core.errors import InputError
+from pab.core.gradients import GradientAverage
 from pab.core.progress import Progress, write_line
 from pab.data.loader import Loader
 from pab.data.splits import write_split
@@ -79,6 +80,7 @@ class Run:
         scoring: command that scores with a weight file; the file's path is appended.
         released: maps the model to the weights to write, by name.
         ema: average of the weights; None without ``ema_decay``.
+        gradients: average of the gradients over processes.
         place: position of the run: step and epoch.
         saved_at: step of the last saved or resumed training state.
         interrupted: true after Ctrl-C; the next step then stops the run.
@@ -97,6 +99,7 @@ class Run:
     update_freq: int = 1
     scaler: torch.amp.GradScaler = field(init=False)
     ema: Ema | None = field(init=False)
+    gradients: GradientAverage = field(init=False)
     place: Position = field(init=False, default_factory=Position)
     saved_at: int | None = field(init=False, default=None)
     interrupted: bool = field(init=False, default=False)
@@ -117,6 +120,7 @@ class Run:
         self.scaler = make_scaler(setup.device, setup.dtype)
         decay = self.config.ema_decay
         self.ema = None if decay is None else Ema(self.model, decay, warmup=True)
+        self.gradients = GradientAverage(self.model.parameters())
 
     # ---- Steps
 
@@ -149,7 +153,7 @@ class Run:
         decision, because they see the same mean loss and gradients.
 
         Args:
-            losses: ``loss`` and other values of this process; the log holds their means.
+            losses: ``loss`` first, and other values of this process; the log holds their means.
 
         Raises:
             InputError: too many consecutive steps were skipped.
@@ -159,12 +163,12 @@ class Run:
         config, place = self.config, self.place
         rate = self.rates[place.step]
         set_lr(self.optimizer, rate)
-        processes.average_gradients(self.model.parameters())
-        together = torch.stack([value.detach().float() for value in losses.values()])
-        figures = dict(zip(losses, processes.reduce_mean(together).tolist(), strict=True))
-        norm, problem = clip_and_step(
-            self.optimizer, loss=figures["loss"], max_norm=config.clip_grad, scaler=self.scaler
-        )
+        means = self.gradients.finish(torch.stack([v.detach().float() for v in losses.values()]))
+        norm, problem, values = clip_and_step(
+            self.optimizer, figures=means, max_norm=config.clip_grad, scaler=self.scaler,
+            gradients=self.gradients,
+        )  # fmt: skip
+        figures = dict(zip(losses, values, strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         total, in_row = place.skipped
         place.skipped = (total + 1, in_row + 1) if problem else (total, 0)

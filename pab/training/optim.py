@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pab.core.errors import InputError
+from pab.core.gradients import GradientAverage
 
 WORST_GRADIENTS = 3  # number of gradients named in the report of a skipped step
 
@@ -25,10 +26,12 @@ class StepOutcome(NamedTuple):
     Attributes:
         norm: total norm of all gradients, after unscaling and before clipping.
         problem: reason for a skipped step, in one clause; empty if the step was not skipped.
+        figures: the loss and the other figures of the step.
     """
 
     norm: float
-    problem: str = ""
+    problem: str
+    figures: list[float]
 
 
 def parameter_groups(
@@ -130,20 +133,24 @@ def make_adamw(
 def clip_and_step(
     optimizer: torch.optim.Optimizer,
     *,
-    loss: Tensor | float,
+    figures: Tensor,
     max_norm: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    gradients: GradientAverage | None = None,
 ) -> StepOutcome:
     """Clip the gradients if ``max_norm`` is set, and step; call after the backward pass.
+
+    The host reads the device once, for the figures and the gradient norm together.
 
     For every dtype, the step is skipped if the loss or a gradient is not finite: weights and
     optimizer state stay unchanged. An active loss scaler (float16) then halves its scale.
 
     Args:
         optimizer: optimizer whose groups have ``names``.
-        loss: unscaled loss of this step, a scalar.
+        figures: unscaled loss of this step, a scalar; or [F], the loss and other figures.
         max_norm: maximum total norm of all gradients; None disables clipping.
         scaler: scaler that scaled the loss before the backward pass; None without scaling.
+        gradients: average over processes that returned ``figures``; None for one process.
 
     Raises:
         RuntimeError: no parameter has a gradient.
@@ -151,15 +158,17 @@ def clip_and_step(
     if scaler is None:
         scaler = torch.amp.GradScaler(enabled=False)  # a disabled scaler scales nothing
     scaler.unscale_(optimizer)
-    gradients = [gradient for _, gradient in _named_gradients(optimizer)]
-    if not gradients:
+    found = [gradient for _, gradient in _named_gradients(optimizer)]
+    if not found:
         raise RuntimeError("no parameter has a gradient: backward was not called")
-    norm = torch.nn.utils.get_total_norm(gradients)
-    loss_value = float(loss.detach() if isinstance(loss, Tensor) else loss)
-    norm_value = float(norm)
-    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
+    norm = torch.nn.utils.get_total_norm(found)
+    together = torch.cat([figures.detach().float().reshape(-1), norm.float().reshape(1)])
+    *values, norm_value = together.tolist()  # the only host read of a step
+    if gradients is not None:
+        values = gradients.without_fractions(values)
+    finite = math.isfinite(values[0]) and math.isfinite(norm_value)
     problem = "" if finite else (
-        f"loss {loss_value:g}, gradient norm {norm_value:g}, "
+        f"loss {values[0]:g}, gradient norm {norm_value:g}, "
         f"worst gradients: {_worst_gradients(optimizer)}"
     )  # fmt: skip
     if max_norm is not None and finite:
@@ -168,7 +177,7 @@ def clip_and_step(
     if finite:
         scaler.step(optimizer)
     scaler.update()
-    return StepOutcome(norm_value, problem)
+    return StepOutcome(norm_value, problem, values)
 
 
 def _named_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -180,7 +189,8 @@ def _named_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Te
 
 def _worst_gradients(optimizer: torch.optim.Optimizer) -> str:
     """Describe the gradients with the largest norms, non-finite ones first."""
-    norms = [(name, float(gradient.norm())) for name, gradient in _named_gradients(optimizer)]
+    names, gradients = zip(*_named_gradients(optimizer), strict=True)
+    norms = list(zip(names, torch.stack(torch._foreach_norm(gradients)).tolist(), strict=True))
     norms.sort(key=lambda item: (math.isfinite(item[1]), -item[1]))
     return ", ".join(f"{name} ({norm:g})" for name, norm in norms[:WORST_GRADIENTS])
 
@@ -223,10 +233,12 @@ class Ema:
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in model.named_parameters():
-            self.shadow[name].lerp_(parameter.to(torch.float32), 1.0 - decay)
-        for name, buffer in model.named_buffers():
-            self.buffers[name].copy_(buffer)
+        shadows, values = zip(
+            *((self.shadow[name], p.to(torch.float32)) for name, p in model.named_parameters()),
+            strict=True,
+        )
+        torch._foreach_lerp_(shadows, values, 1.0 - decay)
+        _copy_all((self.buffers[name], buffer) for name, buffer in model.named_buffers())
         self.updates += 1
 
     @torch.no_grad()
@@ -269,7 +281,13 @@ class Ema:
 def _write_into(
     model: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]
 ) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(parameters[name])
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    _copy_all((parameter, parameters[name]) for name, parameter in model.named_parameters())
+    _copy_all((buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def _copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second tensor of each pair into the first, in few kernels."""
+    listed = list(pairs)
+    if listed:  # torch rejects empty lists
+        targets, sources = zip(*listed, strict=True)
+        torch._foreach_copy_(targets, sources)

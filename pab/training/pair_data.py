@@ -21,6 +21,8 @@ from pab.training.data import TrainingSamples
 class PairBatch(NamedTuple):
     """Batch of B pairs, with captions of N ids and images of S pixels per side.
 
+    Ids and mask stay on the CPU until the text tower moves them, because the host reads lengths.
+
     Attributes:
         image: [B, 3, S, S].
         text_ids: [B, N].
@@ -32,6 +34,13 @@ class PairBatch(NamedTuple):
     text_ids: Tensor
     text_mask: Tensor
     identity: Tensor
+
+    def on(self, device: torch.device) -> PairBatch:
+        """Copy images and identities to a device; the host does not wait."""
+        return self._replace(
+            image=self.image.to(device, non_blocking=True),
+            identity=self.identity.to(device, non_blocking=True),
+        )
 
 
 # Image [3, S, S], ids of the caption, identity of the pair; or the error of a bad pair.

@@ -6,6 +6,7 @@ LHP, CLIP and BLIP-2 share this recipe; a :class:`PairModel` defines what differ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -37,7 +38,8 @@ class PairModel:
         view: maps a training image to pixels [3, S, S]; may be random.
         encode_ids: maps a caption to ids.
         pad: pads B rows of ids to ids [B, N] and their mask [B, N].
-        vectors: maps pairs to unit vectors [B, K + 1, D], with the text's vector last.
+        vectors: maps pairs (ids and mask on the CPU) to unit vectors [B, K + 1, D], with the text's
+            vector last.
         logit_scale: returns the logarithm of the scale of similarities, a scalar with gradient.
         encoder: creates the encoder of the network, for validation.
         layers: number of blocks, for layer-wise learning-rate decay.
@@ -129,11 +131,14 @@ def train_pairs(
             feed = run.feed()
             for _ in range(run.place.step_in_epoch, steps):
                 loss = torch.zeros((), device=device)
-                for loaded in islice(feed, config.update_freq):
-                    batch = PairBatch(*(t.to(device, non_blocking=True) for t in loaded))
+                for number, loaded in enumerate(islice(feed, config.update_freq), 1):
+                    batch = PairBatch(*loaded).on(device)
                     loss += pair_backward(
                         vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
                         share=config.update_freq, scaler=run.scaler, device=device,
+                        last_backward=run.gradients.last_backward
+                        if number == config.update_freq
+                        else nullcontext,
                     )  # fmt: skip
                 run.step({"loss": loss, "logit_scale": model.logit_scale().exp()})
                 if run.stopped:

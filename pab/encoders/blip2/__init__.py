@@ -3,5 +3,5 @@
 `model` is the published `pretrain_vitL`: OpenCLIP's vision transformer (with
 `pab.encoders.clip.blocks`) and the Q-Former of transformers. `vit_g` gives the ViT-g model of
 transformers the same interface. `encoder` and `infer` define the member `blip2`, and `finetune`
-trains `model`. `lavis` runs LAVIS in a separate environment, to verify the port.
+trains `model`. `lavis` calls LAVIS itself, if it is installed, to verify the port.
 """

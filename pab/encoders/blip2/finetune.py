@@ -142,7 +142,9 @@ def pair_model(
 def pair_vectors(model: Blip2, pairs: PairBatch, *, pooling: Pooling) -> Tensor:
     """Encode B pairs to K query vectors and a caption vector, [B, K + 1, E]; ``first``: K = 1."""
     images = model.encode_queries(pairs.image)
-    texts = model.encode_text(pairs.text_ids, pairs.text_mask)
+    device = pairs.image.device
+    ids, mask = (t.to(device, non_blocking=True) for t in (pairs.text_ids, pairs.text_mask))
+    texts = model.encode_text(ids, mask)
     if pooling == "first":
         images = images[:, :1]
     return torch.cat([images, texts[:, None]], dim=1)

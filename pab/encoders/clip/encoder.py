@@ -32,7 +32,7 @@ class ClipEncoder(BatchEncoder):
         ids = self.clip.tokenize(as_captions(captions))
         lengths = self.clip.lengths(ids)
         return self.compute.captions(
-            lambda positions: self.clip.encode_text(ids[positions].to(self.compute.device)),
+            lambda positions: self.clip.encode_text(ids[positions]),
             [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)],
             longest=ids.shape[1],
         )

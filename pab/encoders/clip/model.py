@@ -66,7 +66,7 @@ class ClipModel:
         return F.normalize(self.model.encode_image(pixels).float(), dim=-1)  # type: ignore[operator]
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Encode ids [B, N] to unit vectors [B, D]."""
+        """Encode ids [B, N] to unit vectors [B, D]; see :func:`encode_text`."""
         return F.normalize(encode_text(self.model, ids).float(), dim=-1)
 
     def lengths(self, ids: Tensor) -> list[int]:
@@ -201,16 +201,21 @@ def reads_forward(model: nn.Module) -> bool:
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
-    """Encode ids [B, N] to vectors [B, D], not normalized; skip columns that are all padding."""
+    """Encode ids [B, N] to vectors [B, D], not normalized; skip columns that are all padding.
+
+    Pass ids on the CPU: the host reads their lengths, and would have to wait for a GPU.
+    """
+    device = next(model.parameters()).device
     if not reads_forward(model):
-        return model.encode_text(ids)  # type: ignore[operator]
+        return model.encode_text(ids.to(device, non_blocking=True))  # type: ignore[operator]
     assert isinstance(model, open_clip.CLIP)
     end = ids.argmax(dim=1)  # the end token has the largest id
     length = int(end.max()) + 1
-    x = model.token_embedding(ids[:, :length]) + model.positional_embedding[:length]
+    ids, end = (part.to(device, non_blocking=True) for part in (ids[:, :length], end))
+    x = model.token_embedding(ids) + model.positional_embedding[:length]
     mask = model.attn_mask[:length, :length]
     x = model.ln_final(model.transformer(x, attn_mask=mask))
-    x = x[torch.arange(len(x), device=x.device), end]
+    x = x[torch.arange(len(x), device=device), end]
     if isinstance(model.text_projection, nn.Linear):
         return model.text_projection(x)
     return x if model.text_projection is None else x @ model.text_projection

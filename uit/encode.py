@@ -16,13 +16,12 @@ from torch import Tensor
 
 from pab.core import processes
 from pab.core.checkpoints import checkpoint_hash
-from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.progress import progress
 from pab.data.images import ImageReader, ImageRecipe, recipe
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.encoder import Origin, as_captions
+from pab.scoring.encoder import as_captions
 from pab.scoring.encoding import BatchEncoder, Compute
 from uit.feature_file import mapped_rows
 from uit.model import Uit, UitConfig, model_config, tensor_names
@@ -174,7 +173,7 @@ class UitEncoder(BatchEncoder):
         vectors = torch.empty(len(rows), self.model.config.embed_dim, device=device)
         for start in progress(range(0, len(rows), size), "encoding captions", "batches"):
             batch = slice(start, start + size)
-            with torch.inference_mode(), autocast(device, self.compute.dtype):
+            with self.compute.running("encoding captions"):
                 text = self.model.text_encoder.encode_text(ids[batch], mask[batch])
                 vectors[batch] = self.model.text_vector(text)
         return vectors.cpu()  # read once, so that the device never waits for the host
@@ -195,6 +194,6 @@ def load_encoder(config: InferConfig) -> UitEncoder:
         compute,
         model.to(compute.device, compute.dtype),
         tokenizer,
-        origin=Origin(config.model, config.checkpoint, sha256, compute.dtype_name),
+        origin=compute.origin(config.model, config.checkpoint, sha256),
         fingerprint=compute.fingerprint(weights=sha256, model=sizes),
     )

@@ -79,11 +79,12 @@ class UitReranker(Reranker):
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
     ) -> Tensor:
         """Compute match logits of each query's candidates, float32 [Q, K]."""
-        rows = self.encoder.ids(captions)
-        return match_scores(
-            self.encoder.model, self.encoder.tokenizer, rows, self.features(images).tokens,
-            candidates, device=self.compute.device, dtype=self.compute.dtype,
-        )  # fmt: skip
+        rows, tokens = self.encoder.ids(captions), self.features(images).tokens
+        with self.compute.running("re-ranking"):
+            return match_scores(
+                self.encoder.model, self.encoder.tokenizer, rows, tokens, candidates,
+                device=self.compute.device, dtype=self.compute.dtype,
+            )  # fmt: skip
 
 
 def open_reranker(config: InferConfig) -> UitReranker:
@@ -133,13 +134,13 @@ def match_scores(
 
     def passes() -> Iterator[Tensor]:
         for group in plan.groups:
-            with autocast(device, dtype):
+            with autocast(device, dtype, weights):
                 memory = bert.image_memory(next(group_tokens))
             for start in range(group.start, group.stop, queries_a_pass):
                 part = slice(start, min(start + queries_a_pass, group.stop))
                 seen = slice(lengths[part.stop - 1])  # the last caption of a pass is the longest
                 images = places[part]
-                with autocast(device, dtype):
+                with autocast(device, dtype, weights):
                     text = bert.encode_text(ids[part, seen], mask[part, seen])
                     logits = [
                         _logits(model, text, mask[part, seen], memory, columns)

@@ -67,16 +67,26 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Run matrix products in the block in ``dtype``; no effect for float32.
+def autocast(
+    device: torch.device, dtype: torch.dtype, weights: torch.dtype = torch.float32
+) -> AbstractContextManager[None]:
+    """Run matrix products in the block in ``dtype``; no effect on a model held in ``dtype``.
+
+    CUDA's autocast would run every LayerNorm of such a model in float32. For LHP this doubles the
+    kernels and the memory traffic of a batch.
+
+    Args:
+        device: device of the model.
+        dtype: dtype of matrix products.
+        weights: dtype of the model's weights.
 
     Raises:
         InputError: float16 on a CPU, which has no fast kernels for it and overflows silently.
     """
-    if dtype == torch.float32:
-        return nullcontext()
     if dtype == torch.float16 and device.type == "cpu":
         raise InputError("--dtype", "fp16 is not supported on a CPU", todo="use bf16 or fp32")
+    if dtype in (torch.float32, weights):
+        return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 

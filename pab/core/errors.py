@@ -53,7 +53,8 @@ class LostProcessError(RuntimeError):
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
     """Run a command-line ``main``; bad input prints one line on stderr and exits with code 2.
 
-    A lost connection to another process gives exit code 1; that process reports the cause.
+    Exhausted memory, and an operation without a deterministic algorithm, are reported like bad
+    input. A lost connection to another process gives exit code 1; that process reports the cause.
     """
     try:
         with closing_bars():
@@ -64,6 +65,14 @@ def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = N
     except LostProcessError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        from pab.core.device_errors import one_line  # imports torch
+
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     except BrokenPipeError:  # the reader of the output (head, less) has exited
         sys.stderr.close()
         sys.exit(1)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pab.core import processes
+from pab.core.device_errors import check_shared_memory, explaining_memory
 from pab.core.devices import DTYPES, autocast
+from pab.core.precision import numerics
 from pab.core.progress import progress
 from pab.data.images import ImageLoader, ImageReader, ImageRecipe, ImageTransform
 from pab.data.records import GalleryImage
@@ -39,6 +43,8 @@ class Compute:
         num_workers: number of loader processes.
         cache_dir: folder of all feature caches; None disables caching.
         cache: feature cache of the model; see :meth:`with_cache`.
+        tf32: compute float32 products in TF32, on a CUDA GPU.
+        deterministic: use only deterministic algorithms.
     """
 
     device: torch.device
@@ -48,6 +54,8 @@ class Compute:
     num_workers: int
     cache_dir: str | None = None
     cache: FeatureCache | None = None
+    tf32: bool = False
+    deterministic: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -55,12 +63,42 @@ class Compute:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     def fingerprint(self, **facts: object) -> dict[str, str]:
-        """Return the facts that vectors depend on: ``facts``, the device and the dtype.
+        """Return the facts that vectors depend on: ``facts``, the device and the number format.
 
         GPU and CPU vectors differ in rounding.
         """
-        known = {name: str(fact) for name, fact in facts.items()}
-        return {**known, "device": self.device.type, "dtype": self.dtype_name}
+        return {name: str(fact) for name, fact in {**facts, **self.number_format()}.items()}
+
+    def number_format(self) -> dict[str, Any]:
+        """Return the device and the settings that affect rounding, by name."""
+        return {"device": self.device.type, "dtype": self.dtype_name, **self.settings()}
+
+    def settings(self) -> dict[str, bool]:
+        """Return the keyword arguments of :func:`pab.core.precision.numerics`."""
+        return {"tf32": self.tf32, "deterministic": self.deterministic}
+
+    def origin(self, architecture: str, checkpoint: str, sha256: str, **more: Any) -> Origin:
+        """Create the origin of vectors; ``more`` is added to the ``meta`` of score files."""
+        facts = {**self.settings(), **more}
+        return Origin(architecture, checkpoint, sha256, self.dtype_name, facts)
+
+    @contextmanager
+    def running(self, work: str) -> Iterator[None]:
+        """Run the model in the block: without gradients, in the dtype and numerics of this object.
+
+        A model that is held in :attr:`dtype` runs without autocast. ``work`` describes the block in
+        the explanation of an out-of-memory error.
+        """
+        remedy = f"lower --batch_size (now {self.batch_size})"
+        if self.dtype == torch.float32:
+            remedy += ", or use --dtype bf16 (now fp32)"
+        with (
+            explaining_memory(self.device, work, remedy),
+            numerics(self.device, **self.settings()),
+            torch.inference_mode(),
+            autocast(self.device, self.dtype, self.weights),
+        ):
+            yield
 
     def with_cache(self, fingerprint: Mapping[str, str]) -> Compute:
         """Open the feature cache of a model, unless :attr:`cache_dir` is None.
@@ -143,6 +181,9 @@ class Compute:
                 yield places, cache.vectors([digests[place] for place in places])
         if not new:
             return
+        if self.num_workers > 0:
+            size = _bytes_of(transform)
+            check_shared_memory(self.num_workers, size, self.batch_size, len(new))
         loader = ImageLoader(
             [images[position] for position in new], transform, self.batch_size, self.num_workers,
             reader=reader,
@@ -153,7 +194,7 @@ class Compute:
             places, rows = [new[position] for position in loaded], len(pixels)
             if full_batches and rows < self.batch_size:
                 pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)])
-            with torch.inference_mode(), autocast(self.device, self.dtype):
+            with self.running("encoding images"):
                 found = encode(pixels.to(self.device, self.weights))[:rows].float().cpu()
             if cache is not None:
                 cache.keep([digests[place] for place in places], found)
@@ -187,7 +228,7 @@ class Compute:
         batches = batches_by_length(lengths, self.batch_size * longest)
         for batch in progress(batches, "encoding captions", "captions", len(new), len):
             places = [new[position] for position in batch]
-            with torch.inference_mode(), autocast(self.device, self.dtype):
+            with self.running("encoding captions"):
                 vectors = encode(places).float().cpu()
             if self.cache is not None:
                 self.cache.keep([digests[place] for place in places], vectors)
@@ -238,6 +279,13 @@ class BatchEncoder(ABC):
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
         """Compute cosine similarities of unit vectors, float32 [Q, G]."""
         return cosine(texts, images)
+
+
+def _bytes_of(transform: ImageRecipe | ImageTransform) -> int:
+    """Return the size of a preprocessed image."""
+    if isinstance(transform, ImageRecipe):
+        transform = transform.transform()
+    return transform(Image.new("RGB", (8, 8))).nbytes
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -18,11 +18,25 @@ from torch import Tensor
 
 from pab import __version__
 from pab.core import processes
-from pab.core.config import config_from_args, data_flag, output_flag, speed_flag
-from pab.core.devices import autocast, dtype_of, pick_device
+from pab.core.config import (
+    advanced_flag,
+    config_from_args,
+    data_flag,
+    output_flag,
+    speed_flag,
+)
+from pab.core.device_errors import explaining_memory
+from pab.core.devices import pick_device
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_lines
 from pab.core.outputs import check_output_folder, check_outputs
+from pab.core.precision import (
+    DETERMINISTIC_HELP,
+    FASTEST_HELP,
+    TF32_HELP,
+    check_numerics,
+    choose_dtype,
+)
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_query_order
 from pab.data.images import list_gallery, verify_images
@@ -37,7 +51,10 @@ from pab.scoring.encoding import Compute
 GALLERY = "data/PAB/name-masked_test-set/gallery"
 QUERIES = "data/PAB/name-masked_test-set/query.json"
 # Scoring settings that concern the model or its speed. All others concern data and outputs.
-SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feature_cache_dir")
+SHARED = (
+    "batch_size", "num_workers", "device", "dtype", "tf32", "deterministic", "feature_cache",
+    "feature_cache_dir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,8 +81,11 @@ class ScoringConfig(LabelConfig):
     device: Literal["auto", "cuda", "mps", "cpu"] = speed_flag(
         "auto", "auto: CUDA, else MPS, else CPU"
     )
-    dtype: Literal["fp32", "bf16", "fp16"] = speed_flag("fp32", "dtype of the model")
-
+    dtype: Literal["fp32", "bf16", "fp16", "fastest"] = speed_flag(
+        "fp32", f"dtype of the model; {FASTEST_HELP}"
+    )
+    tf32: bool = speed_flag(False, TF32_HELP)
+    deterministic: bool = advanced_flag(False, DETERMINISTIC_HELP)
     feature_cache: bool = speed_flag(True, "cache vectors on disk for later runs")
     feature_cache_dir: str = speed_flag("output/features", "folder of the feature cache")
 
@@ -110,15 +130,18 @@ class MemberConfig(ScoringConfig, ABC):
         """Select the device and the dtype; ``auto`` is fp16 with CUDA, otherwise fp32.
 
         Raises:
-            InputError: the device does not exist or does not support the dtype.
+            InputError: the device does not exist or does not support the dtype or TF32.
         """
         device, name = pick_device(self.device), str(self.dtype)
         if name == "auto":
             name = "fp16" if device.type == "cuda" else "fp32"
-        dtype = dtype_of(name)
-        autocast(device, dtype)  # rejects a dtype that this device does not support
+        check_numerics(device, tf32=self.tf32, deterministic=self.deterministic)
+        dtype = choose_dtype(name, device)
         folder = self.feature_cache_dir if self.feature_cache else None
-        return Compute(device, dtype, dtype, self.batch_size, self.num_workers, folder)
+        return Compute(
+            device, dtype, dtype, self.batch_size, self.num_workers, folder,
+            tf32=self.tf32, deterministic=self.deterministic,
+        )  # fmt: skip
 
     def score(self) -> None:
         """Score every image of the gallery against every caption.
@@ -295,5 +318,7 @@ def scoring_command(cls: type[MemberConfig], argv: list[str] | None, *, prog: st
         prog: name of the command, for usage and messages.
     """
     config, _ = config_from_args(cls, argv, prog=prog)
-    with processes.joined(pick_device(config.device)):
+    device = pick_device(config.device)
+    remedy = f"lower --batch_size (now {config.batch_size}), or use --dtype bf16"
+    with explaining_memory(device, "scoring", remedy), processes.joined(device):
         config.score()

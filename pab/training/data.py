@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from pab.core import processes
+from pab.core.device_errors import check_shared_memory
 from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
 from pab.data.images import load_image, verify_images
@@ -234,7 +236,16 @@ def training_loader(
     config: TrainingConfig,
     device: torch.device,
 ) -> Loader:
-    """Create the data loader of ``batches``; torch's global generator stays unchanged."""
+    """Create the data loader of ``batches``; torch's global generator stays unchanged.
+
+    Raises:
+        InputError: the workers' batches do not fit in ``/dev/shm``.
+    """
+    if config.num_workers > 0:
+        first = tree_leaves(dataset[(0, 0)])  # an image that cannot be read counts as empty
+        size = sum(part.nbytes for part in first if isinstance(part, Tensor))
+        samples = batches.batches_per_epoch * batches.batch_size
+        check_shared_memory(config.num_workers, size, batches.batch_size, samples)
     return Loader(
         dataset,
         batch_sampler=batches,

@@ -9,8 +9,9 @@ from typing import TypeVar
 import torch
 
 from pab.core import processes
-from pab.core.devices import autocast, dtype_of, keep_freed_memory, pick_device, seed_everything
+from pab.core.devices import keep_freed_memory, pick_device, seed_everything
 from pab.core.errors import InputError
+from pab.core.precision import choose_dtype
 from pab.scoring.encoding import Compute
 from pab.training.config import TrainingConfig
 from pab.training.data import TrainingData, epoch_batches, open_training_data
@@ -43,7 +44,10 @@ class Setup:
     def compute(self) -> Compute:
         """Settings for encoding the validation pairs; the weights in training are float32."""
         batch, workers = self.config.batch_size, self.config.num_workers
-        return Compute(self.device, self.dtype, torch.float32, batch, workers)
+        return Compute(
+            self.device, self.dtype, torch.float32, batch, workers,
+            tf32=self.config.tf32, deterministic=self.config.deterministic,
+        )  # fmt: skip
 
 
 def set_up(
@@ -60,9 +64,9 @@ def set_up(
     Raises:
         InputError: device, data or checkpoint cannot be used.
     """
-    device, dtype = pick_device(config.device), dtype_of(config.dtype)
-    autocast(device, dtype)  # rejects a dtype that this device does not support
+    device = pick_device(config.device)
     processes.init_processes(device)
+    dtype = choose_dtype(config.dtype, device)
     keep_freed_memory(device)
     data = open_training_data(config)
     batches = epoch_batches(config, len(data.train_rows))

@@ -135,6 +135,7 @@ def uit_step(config: uit.config.TrainConfig, folder: Path) -> Step:
         positions=of_ids(size, config.mlm_most),
         labels=of_ids(size, config.mlm_most),
         hidden_blocks=torch.ones(blocks, blocks, device=CUDA),
+        longest=length,
     )
     weights = LossWeights(
         config.eda_weight, config.mlm_weight, config.mim_weight, config.label_smoothing
@@ -202,7 +203,7 @@ def peak_memory(recipe: str, flags: Iterable[str], folder: Path) -> int:
         for group in step.groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
-        update(loss=torch.zeros((), device=CUDA))
+        update(figures=torch.zeros((), device=CUDA))
         optimizer.zero_grad(set_to_none=True)
-        update(loss=step.backward())
+        update(figures=step.backward())
         return trace.memory.peak

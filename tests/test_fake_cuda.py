@@ -256,7 +256,7 @@ def test_training_step(
     optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
     scaler = make_scaler(CUDA, dtype_of(dtype))
     scaler.scale(loss)  # creates its state, as the loss of the step does
-    update = partial(clip_and_step, optimizer, loss=loss, max_norm=1.0, scaler=scaler)
+    update = partial(clip_and_step, optimizer, figures=loss, max_norm=1.0, scaler=scaler)
     update()  # creates the optimizer's state
     scaler.scale(loss)
     trace.reset()

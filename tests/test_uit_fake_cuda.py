@@ -18,6 +18,7 @@ from pab.core.devices import autocast
 from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoding import Compute
 from tests.fake_cuda import CUDA, fake_cuda
+from tests.test_step_fake_cuda import run_of
 from uit.encode import UitEncoder
 from uit.model import MODELS, Uit
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
@@ -151,3 +152,23 @@ def test_losses_and_gradients_read_nothing(
         assert {loss.device for loss in losses.values()} == {CUDA}
         assert trace.host_reads == 0, trace.reads
         assert trace.launches > 500
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_step_reads_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Losses, gradients, clipping, update, weight average and log."""
+    with fake_cuda(monkeypatch) as trace:
+        model = model_of("uit_debug")
+        run, batch = run_of(model, tmp_path, dtype, 1.0), batch_of(model, 6)
+        for _ in range(2):  # the first step creates the optimizer's state
+            trace.reset()
+            with autocast(CUDA, dtype):
+                losses = uit_losses(model, batch.to(CUDA), WEIGHTS)
+            with run.gradients.last_backward():
+                run.scaler.scale(losses["loss"]).backward()
+            run.step({**losses, "temperature": model.temp})
+            assert trace.host_reads == 1, trace.reads
+        assert run.place.step == 2
+        assert run.place.skipped == (0, 0)

@@ -135,6 +135,7 @@ def uit_step(config: uit.config.TrainConfig, folder: Path) -> Step:
         positions=of_ids(size, config.mlm_most),
         labels=of_ids(size, config.mlm_most),
         hidden_blocks=torch.ones(blocks, blocks, device=CUDA),
+        longest=length,
     )
     weights = LossWeights(
         config.eda_weight, config.mlm_weight, config.mim_weight, config.label_smoothing
@@ -214,5 +215,5 @@ def update(
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Take the optimizer's step after a backward pass; see :func:`clip_and_step`."""
-    outcome = clip_and_step(optimizer, loss=loss, max_norm=max_norm, scaler=scaler)
+    outcome = clip_and_step(optimizer, figures=loss, max_norm=max_norm, scaler=scaler)
     assert outcome.problem == ""

@@ -277,10 +277,12 @@ def on_main(make: Callable[[], T]) -> T:
 
 
 def on_all(make: Callable[[], T]) -> T:
-    """Call a function in every process and return the own result.
+    """Call a function in every process, and return each process its own result.
+
+    The function must not exchange data with other processes.
 
     Raises:
-        InputError: raised in some process; the first one by rank is raised in every process.
+        InputError: raised in one process; raised again in every process.
     """
     result: T | None = None
     error: InputError | None = None

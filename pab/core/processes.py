@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -30,6 +31,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 
+from pab.core.devices import local_rank_of_torchrun
 from pab.core.errors import InputError, LostProcessError
 
 T = TypeVar("T")
@@ -146,6 +148,11 @@ def world_size() -> int:
 def is_main() -> bool:
     """Return true in rank 0, the process that writes the files."""
     return rank() == 0
+
+
+def first_on_machine() -> bool:
+    """Return true in one process per machine, which checks the machine's files."""
+    return is_main() or local_rank_of_torchrun() == 0
 
 
 def barrier() -> None:
@@ -274,6 +281,49 @@ def on_main(make: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return cast(T, shared)
+
+
+def on_all(make: Callable[[], T]) -> T:
+    """Call a function in every process, and return each process its own result.
+
+    The function must not exchange data with other processes.
+
+    Raises:
+        InputError: raised in one process; raised again in every process.
+    """
+    result: T | None = None
+    error: InputError | None = None
+    try:
+        result = make()
+    except InputError as raised:
+        error = raised
+    for found in gather_objects(error):
+        if found is not None:
+            raise found
+    return cast(T, result)
+
+
+def check_equal(values: Mapping[str, str], *, todo: str) -> None:
+    """Check that values that each process got on its own are the same in all.
+
+    Args:
+        values: flag or file -> short description of its value, with a hash if it is long.
+        todo: the remedy.
+
+    Raises:
+        InputError: in every process; names the first flag that differs, the values, processes and
+            hosts.
+    """
+    found = gather_objects((dict(values), socket.gethostname()))
+    for where in {name: None for described, _ in found for name in described}:
+        holders: dict[str, list[str]] = {}
+        for number, (described, host) in enumerate(found):
+            holders.setdefault(described.get(where, "nothing"), []).append(f"{number} on {host}")
+        if len(holders) > 1:
+            listed = "; ".join(
+                f"{value} in process {', '.join(names)}" for value, names in holders.items()
+            )
+            raise InputError(where, f"differs between processes: {listed}", todo=todo)
 
 
 def broadcast(value: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ def backward(loss: Tensor, gradient: Tensor | None, read: list[Saved]) -> None:
             node = heapq.heappop(ready)[2]
             found = gradients.pop(node, {})
             if hasattr(node, "variable"):
-                _accumulate(node.variable, found[0])
+                if found:
+                    _accumulate(node.variable, found[0])
                 continue
             outputs = [found.get(i) for i in range(len(node._input_metadata))]
             del found

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pab.core.devices import autocast
 from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoding import Compute
 from tests.fake_cuda import CUDA, fake_cuda
-from uit.config import TrainConfig
+from tests.test_step_fake_cuda import run_of
 from uit.encode import UitEncoder
 from uit.model import MODELS, Uit
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
@@ -62,61 +60,6 @@ def test_a_planted_cpu_tensor_raises(monkeypatch: pytest.MonkeyPatch) -> None:
             planted = batch.to(CUDA)._replace(**{name: getattr(batch, name)})
             with pytest.raises(RuntimeError, match=r"found two different devices|same device"):
                 uit_losses(model, planted, WEIGHTS)
-
-
-def efficient_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
-) -> Tensor:
-    """Attend with the GPU kernel for masks with a gradient; fake tensors would store all weights.
-
-    The kernel needs a floating-point mask whose rows are aligned to eight numbers.
-    """
-    if attn_mask is not None:
-        mask = (
-            torch.zeros_like(attn_mask, dtype=q.dtype)
-            if attn_mask.dtype == torch.bool
-            else attn_mask
-        )
-        mask = F.pad(mask, (0, -k.shape[-2] % 8))[..., : k.shape[-2]]
-        attn_mask = mask.expand(*q.shape[:-1], k.shape[-2])
-    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
-    out: Tensor = kernel(q, k, v, attn_mask, True, dropout_p)[0]
-    return out
-
-
-def stored_bytes(model: nn.Module, run: Callable[..., Any], *args: Any) -> int:
-    """Count the bytes that ``run(*args)`` stores for the backward pass, without the model's."""
-    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-    stored: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if tensor.device == CUDA and storage._cdata not in own:
-            stored[storage._cdata] = storage
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, autocast(CUDA, torch.bfloat16):
-        run(*args)
-    return sum(storage.nbytes() for storage in stored.values())
-
-
-def test_memory_of_the_published_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The activations that `docs/uit.md` states, in GB: batch 84 per GPU, bf16."""
-    monkeypatch.setattr(F, "scaled_dot_product_attention", efficient_attention)
-    pairs, found = TrainConfig.batch_size, []
-    with fake_cuda(monkeypatch):
-        for saving in (False, True):
-            model = model_of("uit_base", saving=saving)
-            batch = batch_of(model, pairs, 56)._replace(hidden_blocks=torch.zeros(7, 7)).to(CUDA)
-            stored = stored_bytes(model, uit_losses, model, batch, WEIGHTS)
-            if saving:  # the backward pass recomputes one block at a time
-                block = model.vision_encoder.layers[0].blocks[1]  # most tokens, and shifted
-                x = torch.randn(2 * pairs, 56, 56, 128, device=CUDA, requires_grad=True)
-                stored += stored_bytes(block, block, x)
-            found.append(f"{stored / 1e9:.0f} GB")
-    text = (ROOT / "docs/uit.md").read_text()
-    assert f"activations of a batch of {pairs} from {found[0]} to {found[1]}" in text
 
 
 class Event:
@@ -196,7 +139,7 @@ def test_texts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("saving", [False, True])
 @pytest.mark.parametrize("draw", [draw_negatives, draw_any])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_losses_read_nothing(
+def test_losses_and_gradients_read_nothing(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, draw: Any, saving: bool
 ) -> None:
     with fake_cuda(monkeypatch) as trace:
@@ -205,6 +148,27 @@ def test_losses_read_nothing(
         trace.reads.clear()
         with autocast(CUDA, dtype):
             losses = uit_losses(model, batch, WEIGHTS, draw)
+        losses["loss"].backward()
         assert {loss.device for loss in losses.values()} == {CUDA}
         assert trace.host_reads == 0, trace.reads
         assert trace.launches > 500
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_step_reads_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Losses, gradients, clipping, update, weight average and log."""
+    with fake_cuda(monkeypatch) as trace:
+        model = model_of("uit_debug")
+        run, batch = run_of(model, tmp_path, dtype, 1.0), batch_of(model, 6)
+        for _ in range(2):  # the first step creates the optimizer's state
+            trace.reset()
+            with autocast(CUDA, dtype):
+                losses = uit_losses(model, batch.to(CUDA), WEIGHTS)
+            with run.gradients.last_backward():
+                run.scaler.scale(losses["loss"]).backward()
+            run.step({**losses, "temperature": model.temp})
+            assert trace.host_reads == 1, trace.reads
+        assert run.place.step == 2
+        assert run.place.skipped == (0, 0)

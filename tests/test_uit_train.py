@@ -777,7 +777,7 @@ def test_groups_from_free_memory_give_the_same_scores(
 def test_rows_are_gathered_ahead_in_order() -> None:
     tokens = torch.arange(20.0).view(10, 2)
     parts = [np.array([3, 1]), np.array([9]), np.array([0, 5, 5])]
-    found = list(uit.rerank._ahead(tokens, parts))
+    found = list(uit.rerank._ahead(tokens, parts, CPU))
     for block, part in zip(found, parts, strict=True):
         assert torch.equal(block, tokens[torch.from_numpy(part)])
 

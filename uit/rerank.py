@@ -29,6 +29,7 @@ from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoder import Origin
 from pab.scoring.encoding import Compute
 from pab.scoring.rerank import Reranker
+from uit.bert import Bert
 from uit.encode import GalleryFeatures, UitEncoder, encode_gallery, load_encoder
 from uit.model import Uit
 
@@ -122,9 +123,8 @@ def match_scores(
         float32 [Q, K].
     """
     bert, weights = model.text_encoder, model.temp.dtype
-    per_token = 2 * len(bert.fusion) * bert.config.width * dtype.itemsize  # keys and values
-    plan = _plan(rows, candidates.numpy(), tokens, weights, per_token, free_memory(device))
-    if not plan.order:  # more processes than groups
+    plan = _plan(rows, candidates.numpy(), _budget(bert, tokens, weights, dtype, device))
+    if not plan.order:  # more processes than groups or queries
         return processes.assemble([], None, len(rows), device)
     lengths = [len(rows[query]) for query in plan.order]
     padded = tokenizer.pad_rows([rows[query] for query in plan.order])
@@ -158,6 +158,49 @@ def match_scores(
     return processes.assemble(plan.order, torch.cat(found), len(rows), device)
 
 
+class _Budget(NamedTuple):
+    """Free memory of a GPU, and what an image needs of it.
+
+    Attributes:
+        free: free bytes.
+        of_tokens: bytes of an image's tokens.
+        of_memory: bytes of an image's keys and values in all fusion layers.
+    """
+
+    free: int
+    of_tokens: int
+    of_memory: int
+
+    def plan(self, images: int) -> tuple[int, bool]:
+        """Return the images per group, and whether the tokens of all images stay on the device."""
+        usable = self.free - RESERVED
+        of_all = images * self.of_tokens
+        keeps = of_all <= usable // 2
+        if keeps:
+            usable -= of_all
+        # A group also needs its tokens twice: gathered, and in the dtype of autocast.
+        return max(usable // (self.of_memory + 2 * self.of_tokens), IMAGES_A_GROUP), keeps
+
+
+def _budget(
+    bert: Bert, tokens: Tensor, weights: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> _Budget | None:
+    """Measure the free memory of a GPU; None for other devices.
+
+    Args:
+        bert: cross encoder.
+        tokens: [G, M, C].
+        weights: dtype of tokens on the device.
+        dtype: dtype of keys and values.
+        device: device of the model.
+    """
+    free = free_memory(device)
+    if free is None:
+        return None
+    per_token = 2 * len(bert.fusion) * bert.config.width * dtype.itemsize  # keys and values
+    return _Budget(free, tokens[0].numel() * weights.itemsize, tokens.shape[1] * per_token)
+
+
 class _Plan(NamedTuple):
     """Work of this process: groups of queries that share their images' keys and values.
 
@@ -176,39 +219,23 @@ class _Plan(NamedTuple):
     keeps_tokens: bool
 
 
-def _plan(
-    rows: Sequence[list[int]],
-    candidates: np.ndarray,
-    tokens: Tensor,
-    weights: torch.dtype,
-    per_token: int,
-    free: int | None,
-) -> _Plan:
-    """Form groups of queries with captions of similar length.
+def _plan(rows: Sequence[list[int]], candidates: np.ndarray, budget: _Budget | None) -> _Plan:
+    """Form this process's groups of queries with captions of similar length.
 
     Args:
         rows: ids of Q captions.
         candidates: int64 [Q, K].
-        tokens: [G, M, C].
-        weights: dtype of tokens on the device.
-        per_token: bytes of keys and values per image token.
-        free: free bytes of the device. None: groups have at most :data:`IMAGES_A_GROUP` images, and
+        budget: memory of a GPU. None: groups have at most :data:`IMAGES_A_GROUP` images, and
             processes share the groups, so that scores do not depend on their number.
     """
     by_length = sorted(range(len(rows)), key=lambda query: (len(rows[query]), query))
-    keeps = False
-    if free is None:
+    if budget is None:
         every = list(_groups(by_length, candidates, IMAGES_A_GROUP))
-        groups = [every[number] for number in processes.share_of(len(every))]
-    else:
+        groups, keeps = [every[number] for number in processes.share_of(len(every))], False
+    else:  # one large group would leave other processes without work, so share the queries
         mine = [by_length[number] for number in processes.share_of(len(rows))]
-        of_tokens, of_memory = tokens[0].numel() * weights.itemsize, tokens.shape[1] * per_token
-        usable = free - RESERVED
-        of_all = len(np.unique(candidates[mine])) * of_tokens
-        keeps = of_all <= usable // 2
-        # A group also needs its tokens twice: gathered, and in the dtype of autocast.
-        most = (usable - of_all * keeps) // (of_memory + 2 * of_tokens)
-        groups = list(_groups(mine, candidates, max(most, IMAGES_A_GROUP)))
+        most, keeps = budget.plan(len(np.unique(candidates[mine])))
+        groups = list(_groups(mine, candidates, most))
     images: list[np.ndarray] = []
     places = [np.empty((0, candidates.shape[1]), dtype=np.int64)]
     for group in groups:
@@ -228,21 +255,22 @@ def _group_tokens(
         every = np.unique(np.concatenate(plan.images))
         kept = torch.empty(len(every), *tokens.shape[1:], device=device, dtype=dtype)
         blocks = np.split(every, range(IMAGES_A_GROUP, len(every), IMAGES_A_GROUP))
-        for part, block in zip(kept.split(IMAGES_A_GROUP), _ahead(tokens, blocks), strict=True):
-            part.copy_(block, non_blocking=True)
+        ahead = _ahead(tokens, blocks, device)
+        for part, block in zip(kept.split(IMAGES_A_GROUP), ahead, strict=True):
+            part.copy_(block)
         for images in plan.images:
             at = torch.from_numpy(np.searchsorted(every, images))
             yield kept[at.to(device, non_blocking=True)]
     elif device.type == "cuda":
-        for block in _ahead(tokens, plan.images):
-            yield block.to(device, non_blocking=True).to(dtype)
+        for block in _ahead(tokens, plan.images, device):
+            yield block.to(dtype)
     else:
         for images in plan.images:
             yield tokens[torch.from_numpy(images)].to(device, dtype)
 
 
-def _ahead(tokens: Tensor, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
-    """Gather rows of ``tokens`` in memory pinned for a GPU, one part ahead in a thread."""
+def _ahead(tokens: Tensor, parts: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+    """Yield parts of ``tokens`` on the device; a thread gathers the next one in pinned memory."""
     pinned = torch.cuda.is_available()
 
     def gather(rows: np.ndarray) -> Tensor:
@@ -253,8 +281,8 @@ def _ahead(tokens: Tensor, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
         ready = pool.submit(gather, parts[0])
         for following in parts[1:]:
             block, ready = ready.result(), pool.submit(gather, following)
-            yield block
-        yield ready.result()
+            yield block.to(device, non_blocking=True)
+        yield ready.result().to(device, non_blocking=True)
 
 
 def _logits(
@@ -275,7 +303,7 @@ def _groups(order: Sequence[int], candidates: np.ndarray, most: int) -> Iterator
     used: set[int] = set()
     for query in order:
         wanted = set(candidates[query].tolist())
-        if group and len(used | wanted) > most:
+        if group and len(used) + len(wanted - used) > most:
             yield group
             group, used = [], set()
         group.append(query)

@@ -40,8 +40,8 @@ class PairModel:
             (:func:`pab.data.images.in_two_parts`), the device normalizes the pixels.
         encode_ids: maps a caption to ids.
         pad: pads B rows of ids to ids [B, N] and their mask [B, N].
-        vectors: maps pairs (ids and mask on the CPU) to unit vectors [B, K + 1, D], with the text's
-            vector last.
+        vectors: maps pairs (ids and mask on the CPU) to unit vectors [B, K + 1, D], with the
+            text's vector last.
         logit_scale: returns the logarithm of the scale of similarities, a scalar with gradient.
         encoder: creates the encoder of the network, for validation.
         layers: number of blocks, for layer-wise learning-rate decay.

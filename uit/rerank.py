@@ -80,7 +80,7 @@ class UitReranker(Reranker):
     ) -> Tensor:
         """Compute match logits of each query's candidates, float32 [Q, K]."""
         rows, tokens = self.encoder.ids(captions), self.features(images).tokens
-        with self.compute.running("re-ranking"):
+        with self.compute.running("re-ranking", batched=False):
             return match_scores(
                 self.encoder.model, self.encoder.tokenizer, rows, tokens, candidates,
                 device=self.compute.device, dtype=self.compute.dtype,

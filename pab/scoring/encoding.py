@@ -89,15 +89,19 @@ class Compute:
         return Origin(architecture, checkpoint, sha256, self.dtype_name, facts)
 
     @contextmanager
-    def running(self, work: str) -> Iterator[None]:
+    def running(self, work: str, *, batched: bool = True) -> Iterator[None]:
         """Run the model in the block: without gradients, in the dtype and numerics of this object.
 
-        A model that is held in :attr:`dtype` runs without autocast. ``work`` describes the block in
-        the explanation of an out-of-memory error.
+        A model that is held in :attr:`dtype` runs without autocast.
+
+        Args:
+            work: what the block does, to explain an out-of-memory error.
+            batched: whether a smaller :attr:`batch_size` needs less memory.
         """
-        remedy = f"lower --batch_size (now {self.batch_size})"
+        ways = [f"lower --batch_size (now {self.batch_size})"] if batched else []
         if self.dtype == torch.float32:
-            remedy += ", or use --dtype bf16 (now fp32)"
+            ways.append("use --dtype bf16 (now fp32)")
+        remedy = ", or ".join(ways or ["free memory on the device"])
         with (
             explaining_memory(self.device, work, remedy),
             numerics(self.device, **self.settings()),

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Fine-tune LHP as published. Arguments override the recipe; GPUS=4 starts four processes.
 #   bash scripts/finetune_lhp.sh     GPUS=4 bash scripts/finetune_lhp.sh --batch_size 46
+# On several machines, run it on each, with NNODES, NODE_RANK and MASTER_ADDR (docs/reproduce.md).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 run=(.venv/bin/python -m)
-if [ "${GPUS:-1}" -gt 1 ]; then
-    run=(.venv/bin/torchrun --standalone --nproc_per_node "$GPUS" -m)
+if [ "${GPUS:-1}" != 1 ] || [ "${NNODES:-1}" != 1 ]; then
+    run+=(pab.core.launch "${GPUS:-1}")
 fi
 "${run[@]}" lhp.train --config configs/lhp/finetune.yaml "$@"

@@ -30,6 +30,7 @@ from tests.fake_backward import backward, freeable_graph
 
 CUDA = torch.device("cuda", 0)
 ALIGNED = 8  # elements; the memory-efficient kernel copies masks with other row lengths
+EVENT = torch.cuda.Event
 aten = torch.ops.aten
 # Operations that return a Python number.
 SCALARS = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default}
@@ -198,6 +199,16 @@ def _attention(
     )[0]
 
 
+class Event:
+    """CUDA event that has always happened."""
+
+    def __init__(self, **_: bool) -> None: ...
+
+    def record(self, stream: object = None) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 @contextmanager
 def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
     """Run the block with fake tensors; ``device="cuda"`` works, and CUDA's autocast is on.
@@ -214,7 +225,9 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
     patch.setattr(nn.functional, "scaled_dot_product_attention", _attention)
     patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.empty(16))
     patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
-    with FakeTensorMode(), freeable_graph() as read, Trace() as trace:
+    if torch.cuda.Event is EVENT:  # otherwise, the test has its own
+        patch.setattr(torch.cuda, "Event", Event)
+    with FakeTensorMode() as mode, freeable_graph() as read, Trace() as trace:
 
         def tolist(self: Tensor) -> Any:
             if self.device.type == "cuda":
@@ -226,6 +239,12 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
         def run_backward(self: Tensor, gradient: Tensor | None = None) -> None:
             backward(self, gradient, read)
 
+        from_buffer = torch.frombuffer
+
+        def fake_from_buffer(*args: Any, **kwargs: Any) -> Tensor:
+            return mode.from_tensor(from_buffer(*args, **kwargs))
+
+        patch.setattr(torch, "frombuffer", fake_from_buffer)
         patch.setattr(FakeTensor, "tolist", tolist)
         patch.setattr(Tensor, "backward", run_backward)
         yield trace

@@ -199,11 +199,21 @@ def peak_memory(recipe: str, flags: Iterable[str], folder: Path) -> int:
         config, step = recipe_step(recipe, flags, folder)
         trace.number = getattr(config, "max_text_length", CLIP_END)  # the longest caption
         optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
-        update = partial(clip_and_step, optimizer, max_norm=config.clip_grad)
         for group in step.groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
-        update(figures=torch.zeros((), device=CUDA))
+        update(optimizer, torch.zeros((), device=CUDA), config.clip_grad)
         optimizer.zero_grad(set_to_none=True)
-        update(figures=step.backward())
+        update(optimizer, step.backward(), config.clip_grad)
         return trace.memory.peak
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    max_norm: float | None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Take the optimizer's step after a backward pass; see :func:`clip_and_step`."""
+    outcome = clip_and_step(optimizer, figures=loss, max_norm=max_norm, scaler=scaler)
+    assert outcome.problem == ""

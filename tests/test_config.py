@@ -38,6 +38,7 @@ class Recipe:
     log_dir: str | None = None
     note: str = ""
     keep: bool = True
+    workers: int | Literal["auto"] = flag("auto", "loader processes", ge=0)
 
     def check(self) -> None:
         if self.epochs == 0 and self.save_ckpt:
@@ -295,3 +296,37 @@ def test_unset_flags_are_absent_from_the_namespace() -> None:
     parser = CommandParser()
     add_config_flags(parser, Recipe)
     assert vars(parser.parse_args([])) == {}
+
+
+# ------------------------------------------------------------------------------- a number or a word
+
+
+@pytest.mark.parametrize("value", [0, 3, "auto"])
+def test_a_number_or_a_word(value: int | str, tmp_path: Path) -> None:
+    assert parse("--workers", str(value)).workers == value
+    path = yaml_file(tmp_path, f"workers: {value}\n")
+    assert load_config(Recipe, path, {}).workers == value
+    save_resolved(tmp_path / "saved.yaml", load_config(Recipe, path, {}))
+    assert load_config(Recipe, tmp_path / "saved.yaml", {}).workers == value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("many", "--workers: expected a valid integer or 'auto', found 'many' (str)"),
+        ("-1", "--workers: expected a number greater than or equal to 0 or 'auto', found -1 (int)"),
+        ("1.5", "--workers: expected a valid integer or 'auto', found '1.5' (str)"),
+        ("none", "--workers: expected a valid integer or 'auto', found 'none' (str)"),
+    ],
+)
+def test_other_values_in_place_of_a_number_or_a_word(value: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse("--workers", value)
+    assert str(caught.value) == expected
+
+
+def test_the_help_of_a_number_or_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--workers N|auto loader processes (default: auto)" in shown

@@ -112,7 +112,7 @@ def test_fast_or_exact_dtypes_give_no_notice(monkeypatch: pytest.MonkeyPatch) ->
         precision.choose_dtype("fp32", CPU)
         precision.choose_dtype("fp16", CUDA)
     assert notices == []
-    with pytest.raises(InputError, match="fp16 does not run on a CPU"):
+    with pytest.raises(InputError, match="fp16 is not supported on a CPU"):
         precision.choose_dtype("fp16", CPU)
 
 

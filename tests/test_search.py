@@ -189,13 +189,13 @@ def test_a_repeated_search_decodes_only_what_is_new(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    true_load = pab.data.photos.load_photo
+    true_decode = pab.data.photos.decode_photo
 
-    def load(path: Path, **options: Any) -> Image.Image:
+    def decode(file: Any, path: Path, **options: Any) -> Image.Image:
         decoded.append(path.name)
-        return true_load(path, **options)
+        return true_decode(file, path, **options)
 
-    monkeypatch.setattr("pab.data.photos.load_photo", load)
+    monkeypatch.setattr("pab.data.photos.decode_photo", decode)
     words = [*CLIP, "--image_folder", str(folder), *HERE]
     main([*words, "--query", "a"])
     assert sorted(decoded) == sorted([*READABLE, "cut.jpg", "text.png"])

@@ -42,7 +42,7 @@ from tests.conftest import draw
 from tests.test_processes import run_in
 from uit.augment import LEVELS, Augmentation, TrainingView, operations
 from uit.config import TrainConfig
-from uit.data import Collate, TextDraws, UitDataset
+from uit.data import Collate, TextDraws, UitDataset, finisher
 from uit.encode import UitEncoder, encode_gallery, load_model
 from uit.infer import main as infer
 from uit.make_vocabulary import make_vocabulary
@@ -126,7 +126,9 @@ def batch_of(data: UitDataset, *, workers: int = 0, size: int = 6) -> UitBatch:
     batches = EpochBatches(len(data), size, 16)
     config = TrainingConfig(num_workers=workers)
     collate = Collate(data.tokenizer, 10, 4, 0.5)
-    return next(checked(training_loader(data, batches, collate, config, CPU)))
+    loaded = next(checked(training_loader(data, batches, collate, config, CPU)))
+    assert loaded.image.dtype == torch.uint8
+    return finisher(data.view, CPU)(loaded)
 
 
 def test_a_batch(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -154,7 +156,9 @@ def test_draws_do_not_depend_on_workers(
     data = dataset(tiny_data, tokenizer, tmp_path)
     one, two = batch_of(data), batch_of(data, workers=2)
     assert one.longest == two.longest
-    for name in set(UitBatch._fields) - {"longest"}:
+    assert one.erased is None
+    assert two.erased is None
+    for name in set(UitBatch._fields) - {"longest", "erased"}:
         assert torch.equal(getattr(one, name), getattr(two, name)), name
 
 

@@ -44,6 +44,7 @@ class UitBatch(NamedTuple):
         hidden_blocks: [K, K], 1 = masked, for MIM; empty if MIM is off.
         longest: number of ids of the longest caption; a plain number, so that no step has to read
             it from the device.
+        erased: [B, 4], rectangles to erase from uint8 images; None once images are normalized.
     """
 
     image: Tensor
@@ -55,14 +56,16 @@ class UitBatch(NamedTuple):
     labels: Tensor
     hidden_blocks: Tensor
     longest: int
+    erased: Tensor | None = None
 
     def to(self, device: torch.device) -> UitBatch:
         """Copy the tensors to a device; copies from pinned memory do not block."""
-        parts: dict[str, Any] = self._asdict()
-        del parts["longest"]
-        return self._replace(
-            **{name: part.to(device, non_blocking=True) for name, part in parts.items()}
-        )
+        parts: dict[str, Any] = {
+            name: part.to(device, non_blocking=True)
+            for name, part in self._asdict().items()
+            if isinstance(part, Tensor)
+        }
+        return self._replace(**parts)
 
 
 @dataclass(frozen=True)

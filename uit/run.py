@@ -1,27 +1,25 @@
 """Start UIT's fine-tuning or evaluation: `python -m uit.run --task cmp --dist f4`.
 
-`--dist fN` uses the first N GPUs with one process each, through torchrun. All settings of
-`uit.train` are also flags; `--bs` and `--epo` are the release's names for batch size and epochs.
+`--dist fN` uses the first N GPUs with one process each, through torchrun. On several machines, the
+environment also names these (`pab/core/launch.py`). All settings of `uit.train` are also flags;
+`--bs` and `--epo` are the release's names for batch size and epochs.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import sys
 from pathlib import Path
 
 import torch
-import torch.distributed.run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from pab.core.commands import CommandParser, add_debug_flag, names_flag, with_debug
 from pab.core.config import config_from_args
 from pab.core.errors import InputError, run_cli
 from pab.core.files import existing_file
+from pab.core.launch import machines, start_processes
 from pab.data.tree import labelled_test
 from pab.data.wordpiece import Tokenizer
 from pab.training.data import training_sources
@@ -61,28 +59,13 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--same_caption_counts", "needs --evaluate")
     count = _process_count(own.dist, config)
     passed = _without_own_flags(given)
-    if count == 1:
+    if count == 1 and machines() == 1:
         train(passed)
         return
     check_inputs(config)
     if config.device != "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = _first_gpus(count)
-    start_processes(["--standalone", "--nproc_per_node", str(count), "-m", "uit.train", *passed])
-
-
-def start_processes(words: list[str]) -> None:
-    """Run torchrun in this process; exit with the code of a failed process, or on a signal.
-
-    Each process reports its own error or how to resume, so torchrun's report is suppressed.
-    """
-    logging.disable(logging.WARNING)  # torchrun's warnings about signals and threads
-    try:
-        torch.distributed.run.main(words)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        sys.exit(max(failure.exitcode, 1))  # the code is negative after a signal
-    except SignalException as error:
-        sys.exit(128 + error.sigval)
+    start_processes(count, "uit.train", passed)
 
 
 def check_inputs(config: TrainConfig) -> None:
@@ -136,7 +119,9 @@ def _add_own_flags(parser: CommandParser) -> None:
     data, model, training, output, speed = (
         parser.groups[name] for name in ("data", "model", "optimization", "output", "speed")
     )
-    speed.add_argument("--dist", default="f1", metavar="fN", help="first N GPUs (default f1)")
+    speed.add_argument(
+        "--dist", default="f1", metavar="fN", help="first N GPUs of each machine (default f1)"
+    )
     output.add_argument(
         "--evaluate",
         action="store_true",

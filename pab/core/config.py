@@ -1,11 +1,11 @@
 """Flat frozen dataclasses as configs, filled from a YAML file and then from flags.
 
 The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, ``Literal[...]`` of
-texts, ``tuple[X, X]`` or ``tuple[X, ...]``, and any of these ``| None``. For a ``tuple[str, ...]``,
-a single value becomes a tuple of one, and integers become text. :func:`flag` adds the help text,
-the group and the bounds. Pydantic validates the values of the file and of the command line
-strictly: 3 is a valid float; "3" and True are not valid integers. A config may define ``check()``,
-which raises if settings contradict one another.
+texts, ``int | Literal[...]`` (bounds: of the number), ``tuple[X, X]`` or ``tuple[X, ...]``, and any
+of these ``| None``. For a ``tuple[str, ...]``, a single value becomes a tuple of one, and integers
+become text. :func:`flag` adds the help text, the group and the bounds. Pydantic validates the
+values of the file and of the command line strictly: 3 is a valid float; "3" and True are not valid
+integers. A config may define ``check()``, which raises if settings contradict one another.
 """
 
 from __future__ import annotations
@@ -92,11 +92,16 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
         try:
             found |= _validator(cls).validate_python(values)
         except PydanticError as error:
-            fault = error.errors()[0]
-            name = str(fault["loc"][0])
+            faults = error.errors()
+            fault, name = faults[0], str(faults[0]["loc"][0])
             where, item = (f"--{name}", None) if path is None else (str(path), name)
             if fault["type"] != "extra_forbidden":
-                raise InputError(where, _described(fault), item=item) from error
+                # Each type of a union has a fault, located by the field and the type's name.
+                of_types = [
+                    one for one in faults
+                    if one["loc"][0] == name and len(one["loc"]) == 2 and type(one["loc"][1]) is str
+                ]  # fmt: skip
+                raise InputError(where, _described(of_types or [fault]), item=item) from error
             known = [field.name for field in dataclasses.fields(cls)]
             (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             todo = f"the closest setting is '{near}'"
@@ -134,6 +139,9 @@ def add_config_flags(
         words = {int: "N", float: "X"}.get(kind, "TEXT")
         if typing.get_origin(kind) is Literal:
             words = "{" + ",".join(typing.get_args(kind)) + "}"
+        if _is_union(kind):
+            kind, others = typing.get_args(kind)
+            words = "|".join(("N", *typing.get_args(others)))
         options |= {"type": _from_text(kind, optional), "metavar": words}
         group.add_argument(name, help=text, **options)
 
@@ -213,7 +221,13 @@ def _validator(cls: type[DataclassInstance]) -> TypeAdapter[dict[str, Any]]:
     for field in dataclasses.fields(cls):
         facts = _facts(cls, field.name)
         bounds = {name: value for name, value in facts.items() if name not in ("help", "group")}
-        rows[field.name] = Annotated[_strict(kinds[field.name]), Field(**bounds)]
+        kind, optional = _without_none(kinds[field.name])
+        if _is_union(kind):
+            number, words = typing.get_args(kind)
+            row: Any = Annotated[_strict(number), Field(**bounds)] | words
+        else:
+            row = Annotated[_strict(kind), Field(**bounds)]
+        rows[field.name] = row | None if optional else row
     make: Any = TypedDict
     table = make(cls.__name__, rows, total=False)
     table.__pydantic_config__ = ConfigDict(extra="forbid")
@@ -239,8 +253,7 @@ def _number(value: Any) -> Any:
 
 
 def _strict(kind: Any) -> Any:
-    """Return a field's type for pydantic, with strict scalars."""
-    kind, optional = _without_none(kind)
+    """Return the type of values other than None for pydantic, with strict scalars."""
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
         element, size = _strict(parts[0]), Field(min_length=len(parts), max_length=len(parts))
@@ -249,8 +262,7 @@ def _strict(kind: Any) -> Any:
         if parts == (str, ...):  # YAML: 3 for "3"
             element = Annotated[element, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
         kind = Annotated[tuple[element, ...], size]  # type: ignore[valid-type,misc]
-    kind = SCALARS.get(kind, kind)
-    return kind | None if optional else kind
+    return SCALARS.get(kind, kind)
 
 
 SCALARS: dict[Any, Any] = {kind: Annotated[kind, Strict()] for kind in (int, bool, str)}
@@ -259,19 +271,26 @@ SCALARS[float] = Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
     """``X | None`` -> (X, True); anything else -> (unchanged, False)."""
-    if typing.get_origin(kind) not in (Union, types.UnionType):
+    parts = typing.get_args(kind)
+    if not _is_union(kind) or types.NoneType not in parts:
         return kind, False
-    (rest,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
-    return rest, True
+    return Union[tuple(part for part in parts if part is not types.NoneType)], True  # noqa: UP007
 
 
-def _described(fault: ErrorDetails) -> str:
-    """Describe a fault that pydantic found as what was expected and what was found."""
-    expected = re.sub(r"^\w+ should (be|have) | after validation, not \d+$", "", fault["msg"])
-    number = "a number " if fault["type"].startswith(("greater", "less")) else ""
-    value = fault["input"]
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (Union, types.UnionType)
+
+
+def _described(faults: list[ErrorDetails]) -> str:
+    """Describe the faults of one field (one per type of a union): expected and found."""
+    expected = []
+    for fault in faults:
+        words = re.sub(r"^\w+ should (be|have) | after validation, not \d+$", "", fault["msg"])
+        number = "a number " if fault["type"].startswith(("greater", "less")) else ""
+        expected.append(number + words)
+    value = faults[0]["input"]
     found = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
-    return f"expected {number}{expected}, found {found}"
+    return f"expected {' or '.join(expected)}, found {found}"
 
 
 def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:

@@ -22,6 +22,8 @@ PREFETCH = 2  # batches that each worker loads ahead, PyTorch's default
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.I
 )
+_LOST_WORKER = "workers are out of shared memory"  # PyTorch's guess after a bus error
+_MORE_ROOM = f"use --num_workers {{}}, or a larger {SHARED_MEMORY} (Docker: --shm-size)"
 _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 _EXPLAINED = "out of memory while "  # start of the note that `explaining_memory` adds
 
@@ -48,6 +50,8 @@ def explaining_memory(device: torch.device, work: str, remedy: str) -> Iterator[
 
 def one_line(error: BaseException) -> str | None:
     """Describe an error of a device in one line; None for any other error."""
+    if isinstance(error, RuntimeError) and _LOST_WORKER in str(error):
+        return f"{SHARED_MEMORY} is full, a loader process died: {_MORE_ROOM.format(0)}"
     if _is_out_of_memory(error):
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         return _explanation(error) or f"out of memory: {first}"
@@ -55,7 +59,7 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and found:
         return (
             f"--deterministic: {found[1]} has no deterministic algorithm on this device; "
-            "run without --deterministic, or with --device cpu"
+            "run without --deterministic"
         )
     return None
 
@@ -116,5 +120,5 @@ def check_shared_memory(num_workers: int, sample_bytes: int, batch_size: int, sa
         raise InputError(
             SHARED_MEMORY,
             f"expected room for {wanted / GB:.2f} GB of loaded batches, found {free / GB:.2f} GB",
-            todo=f"use --num_workers {fits}, or a larger {SHARED_MEMORY} (Docker: --shm-size)",
+            todo=_MORE_ROOM.format(fits),
         )

@@ -70,10 +70,10 @@ def dtype_of(name: str) -> torch.dtype:
 def autocast(
     device: torch.device, dtype: torch.dtype, weights: torch.dtype = torch.float32
 ) -> AbstractContextManager[None]:
-    """Run matrix products in the block in ``dtype``; no effect on a model held in ``dtype``.
+    """Run matrix products in the block in ``dtype``; no effect for float32 or equal ``weights``.
 
-    CUDA's autocast would run every LayerNorm of such a model in float32. For LHP this doubles the
-    kernels and the memory traffic of a batch.
+    CUDA's autocast would run every LayerNorm of a model held in ``dtype`` in float32. For LHP this
+    doubles the kernels and the memory traffic of a batch.
 
     Args:
         device: device of the model.

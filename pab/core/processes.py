@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,6 +32,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 
+from pab.core.devices import local_rank_of_torchrun
 from pab.core.errors import InputError, LostProcessError
 
 T = TypeVar("T")
@@ -38,6 +41,10 @@ T = TypeVar("T")
 _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
+
+# Longest wait for another process, to join and in every exchange. The longest waits are those for
+# the process that checks and indexes the data, and for validation. NCCL's default is 10 minutes.
+TIMEOUT = timedelta(hours=1)
 
 pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not run
 
@@ -52,18 +59,18 @@ def init_processes(device: torch.device) -> None:
     started = "RANK" in os.environ or "WORLD_SIZE" in os.environ
     if not started or dist.is_initialized():
         return
-    world = _number_in_environment("WORLD_SIZE", 1)
-    number = _number_in_environment("RANK", 0, world - 1)
-    port = _number_in_environment("MASTER_PORT", 1, 65_535)
+    world = number_in_environment("WORLD_SIZE", 1, todo=_START)
+    number = number_in_environment("RANK", 0, world - 1, todo=_START)
+    port = number_in_environment("MASTER_PORT", 1, 65_535, todo=_START)
     address = os.environ.get("MASTER_ADDR")
     if not address:
         raise InputError("MASTER_ADDR", f"expected an address, found {address!r}", todo=_START)
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            dist.init_process_group("nccl", device_id=device)
+            dist.init_process_group("nccl", device_id=device, timeout=TIMEOUT)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=TIMEOUT)
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -72,16 +79,22 @@ def init_processes(device: torch.device) -> None:
         ) from error  # fmt: skip
 
 
-def _number_in_environment(name: str, least: int, most: int | None = None) -> int:
-    """Read one of torchrun's variables; reject all but integers from ``least`` to ``most``."""
-    text = os.environ.get(name, "")
-    number = int(text) if text.isascii() and text.isdigit() else None
+def number_in_environment(
+    name: str, least: int, most: int | None = None, *, default: int | None = None, todo: str
+) -> int:
+    """Read a number from an environment variable.
+
+    Raises:
+        InputError: it is not an integer from ``least`` to ``most``, or is missing without a
+            default.
+    """
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    number = int(text) if text and text.isascii() and text.isdigit() else None
     if number is None or number < least or (most is not None and number > most):
         end = "" if most is None else f" to {most}"
-        raise InputError(
-            name, f"expected a number from {least}{end}, found {os.environ.get(name)!r}",
-            todo=_START,
-        )  # fmt: skip
+        raise InputError(name, f"expected a number from {least}{end}, found {text!r}", todo=todo)
     return number
 
 
@@ -146,6 +159,11 @@ def world_size() -> int:
 def is_main() -> bool:
     """Return true in rank 0, the process that writes the files."""
     return rank() == 0
+
+
+def first_on_machine() -> bool:
+    """Return true in one process per machine, which checks the machine's files."""
+    return is_main() or local_rank_of_torchrun() == 0
 
 
 def barrier() -> None:
@@ -294,6 +312,29 @@ def on_all(make: Callable[[], T]) -> T:
         if found is not None:
             raise found
     return cast(T, result)
+
+
+def check_equal(values: Mapping[str, str], *, todo: str) -> None:
+    """Check that values that each process got on its own are the same in all.
+
+    Args:
+        values: flag or file -> short description of its value, with a hash if it is long.
+        todo: the remedy.
+
+    Raises:
+        InputError: in every process; names the first flag that differs, the values, processes and
+            hosts.
+    """
+    found = gather_objects((dict(values), socket.gethostname()))
+    for where in {name: None for described, _ in found for name in described}:
+        holders: dict[str, list[str]] = {}
+        for number, (described, host) in enumerate(found):
+            holders.setdefault(described.get(where, "nothing"), []).append(f"{number} on {host}")
+        if len(holders) > 1:
+            listed = "; ".join(
+                f"{value} in process {', '.join(names)}" for value, names in holders.items()
+            )
+            raise InputError(where, f"differs between processes: {listed}", todo=todo)
 
 
 def broadcast(value: Tensor, source: int = 0) -> Tensor:

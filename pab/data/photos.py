@@ -26,7 +26,7 @@ from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.progress import Progress
 from pab.data.image_paths import PHOTO_ENDINGS, is_photo_name
-from pab.data.images import ImageReader, as_rgb, reason
+from pab.data.images import ImageFile, ImageReader, as_rgb, reason
 from pab.data.records import GalleryImage
 
 # Pillow's decoders for photographs; the JPEG decoder also opens MPO.
@@ -190,14 +190,23 @@ def _shown(name: str) -> str:
 
 def photo_reader() -> ImageReader:
     """Create a reader of photographs; it collects the errors of unreadable files."""
-    load = partial(load_photo, large=multiprocessing.Lock())
-    return ImageReader(load, cache_key="photo", unreadable={})
+    decode = partial(decode_photo, large=multiprocessing.Lock())
+    return ImageReader(decode, cache_key="photo", unreadable={})
 
 
-def load_photo(
-    path: str | Path, *, large: AbstractContextManager[object] | None = None
+def load_photo(path: str | Path) -> Image.Image:
+    """Read and decode a photograph; see :func:`decode_photo`.
+
+    Raises:
+        InputError: the file is missing or cannot be decoded.
+    """
+    return ImageReader(decode_photo).load(Path(path))
+
+
+def decode_photo(
+    file: ImageFile, path: Path, *, large: AbstractContextManager[object] | None = None
 ) -> Image.Image:
-    """Decode a photograph as RGB, upright.
+    """Decode an opened photograph as RGB, upright.
 
     Uses the first frame (HEIC: the primary image). Transparent parts become white. If the short
     side is at least twice :data:`MIN_SIDE`, the photograph is reduced by an integer factor. JPEGs
@@ -205,18 +214,19 @@ def load_photo(
     for the full size is needed only once (4 bytes per pixel).
 
     Args:
-        path: the file.
+        file: contents of the photograph.
+        path: its path, for messages.
         large: lock held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded, so
             that only one process at a time decodes such a photograph.
 
     Raises:
-        InputError: the file is missing, has more than :data:`MAX_PIXELS` pixels or an aspect ratio
-            above :data:`MAX_RATIO`, or cannot be decoded.
+        InputError: the file has more than :data:`MAX_PIXELS` pixels or an aspect ratio above
+            :data:`MAX_RATIO`, or cannot be decoded.
     """
     try:
         with warnings.catch_warnings(), _no_limit:
             warnings.simplefilter("ignore")  # about unusual metadata; only the pixels are used
-            with Image.open(path, formats=PHOTO_FORMATS) as image:
+            with Image.open(file, formats=PHOTO_FORMATS) as image:
                 _check_size(path, image)
                 width, height = image.size
                 side = min(width, height)
@@ -276,7 +286,8 @@ def _large(image: Image.Image) -> Image.Image:
     from pab.core.devices import return_freed_memory  # imports torch
 
     result = _upright_rgb(image)
-    image.close()
+    if result is not image:
+        image.close()
     return_freed_memory()
     return result
 

@@ -11,24 +11,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pab.core import processes
-from pab.core.device_errors import check_shared_memory, explaining_memory
+from pab.core.device_errors import explaining_memory
 from pab.core.devices import DTYPES, autocast
 from pab.core.precision import numerics
 from pab.core.progress import progress
-from pab.data.images import ImageLoader, ImageReader, ImageRecipe, ImageTransform
+from pab.data.image_loader import ImageBatch, ImageLoader, Loadable
+from pab.data.images import (
+    ImageReader,
+    ImageRecipe,
+    ImageTransform,
+    problem_of,
+    refuse_unreadable,
+)
+from pab.data.pixels import normalizer
 from pab.data.records import GalleryImage
+from pab.scoring.batches import read_late, refilled
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_images, cosine
 from pab.scoring.feature_cache import FeatureCache, caption_digest, code_versions
-
-if TYPE_CHECKING:
-    from pab.data.images import Loadable
 
 
 @dataclass(frozen=True)
@@ -167,38 +173,61 @@ class Compute:
 
         Yields:
             Positions of B images, and their vectors, float32 [B, D] on the CPU. Cached vectors come
-            first. Images that the reader reports as unreadable are skipped.
+            last. Images that the reader collects as unreadable are skipped.
+
+        Raises:
+            InputError: images cannot be read and the reader does not collect them. After the first,
+                the others are only checked, so that the error names all, of all processes.
         """
         files = [image for image in images if isinstance(image, GalleryImage)]
         cache = self.cache if len(files) == len(images) else None
-        new = list(processes.share_of(len(images)))
-        digests: dict[int, bytes] = {}
-        if cache is not None:
-            digests, known, new = cache.of_images(files, new, self.num_workers, reader)
-            starts = range(0, len(known), self.batch_size)
-            for start in progress(starts, "reading the feature cache", "batches"):
-                places = known[start : start + self.batch_size]
-                yield places, cache.vectors([digests[place] for place in places])
-        if not new:
-            return
-        if self.num_workers > 0:
-            size = _bytes_of(transform)
-            check_shared_memory(self.num_workers, size, self.batch_size, len(new))
+        mine = list(processes.share_of(len(images)))
+        refuses = reader.unreadable is None
+        if refuses:  # collect all unreadable images, to name them in one error
+            reader = replace(reader, unreadable={})
+        bad = reader.unreadable
+        assert bad is not None
         loader = ImageLoader(
-            [images[position] for position in new], transform, self.batch_size, self.num_workers,
-            reader=reader,
+            [images[position] for position in mine], transform, self.batch_size, self.num_workers,
+            pin_memory=self.device.type == "cuda", reader=reader,
+            known=None if cache is None else cache.keys(),
         )  # fmt: skip
-        for pixels, loaded in progress(
-            loader, "encoding images", "images", len(new), lambda batch: len(batch[1])
-        ):
-            places, rows = [new[position] for position in loaded], len(pixels)
-            if full_batches and rows < self.batch_size:
-                pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)])
-            with self.running("encoding images"):
-                found = encode(pixels.to(self.device, self.weights))[:rows].float().cpu()
+        normalize = normalizer(loader.normalization, self.device)
+        known: dict[int, bytes] = {}
+
+        def loaded() -> Iterator[ImageBatch]:
+            for batch in progress(loader, "encoding images", "images", len(mine), ImageBatch.size):
+                known.update(batch.known)
+                if not (refuses and bad):  # otherwise the others are only checked
+                    yield batch
+
+        def encoded() -> Iterator[tuple[ImageBatch, Tensor]]:
+            for batch in refilled(loaded(), self.batch_size):
+                pixels, rows = self._on_device(batch.pixels), len(batch.pixels)
+                pixels = normalize(pixels).to(self.weights)
+                if full_batches and rows < self.batch_size:
+                    last = pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)
+                    pixels = torch.cat([pixels, last])
+                with self.running("encoding images"):
+                    found = encode(pixels)[:rows].float()
+                yield batch, found
+
+        for batch, found in read_late(encoded()):
             if cache is not None:
-                cache.keep([digests[place] for place in places], found)
-            yield places, found
+                cache.keep(batch.keys, found)
+            yield [mine[position] for position in batch.positions], found
+        if refuses:
+            problems = {Path(error.where): problem_of(error) for error in bad.values()}
+            refuse_unreadable(problems, [file.path for file in files])
+        if cache is not None:
+            positions = list(known)
+            for start in range(0, len(positions), self.batch_size):
+                part = positions[start : start + self.batch_size]
+                yield [mine[i] for i in part], cache.vectors([known[i] for i in part])
+
+    def _on_device(self, pixels: Tensor) -> Tensor:
+        """Copy a batch to the device; a page-locked one is copied while the device computes."""
+        return pixels.to(self.device, non_blocking=self.device.type == "cuda")
 
     def captions(
         self,
@@ -226,10 +255,15 @@ class Compute:
             parts = [self.cache.vectors([digests[i] for i in order])] if order else []
         lengths = [len(rows[position]) for position in new]
         batches = batches_by_length(lengths, self.batch_size * longest)
-        for batch in progress(batches, "encoding captions", "captions", len(new), len):
-            places = [new[position] for position in batch]
-            with self.running("encoding captions"):
-                vectors = encode(places).float().cpu()
+
+        def encoded() -> Iterator[tuple[list[int], Tensor]]:
+            for batch in progress(batches, "encoding captions", "captions", len(new), len):
+                places = [new[position] for position in batch]
+                with self.running("encoding captions"):
+                    vectors = encode(places).float()
+                yield places, vectors
+
+        for places, vectors in read_late(encoded()):
             if self.cache is not None:
                 self.cache.keep([digests[place] for place in places], vectors)
             parts.append(vectors)
@@ -279,13 +313,6 @@ class BatchEncoder(ABC):
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
         """Compute cosine similarities of unit vectors, float32 [Q, G]."""
         return cosine(texts, images)
-
-
-def _bytes_of(transform: ImageRecipe | ImageTransform) -> int:
-    """Return the size of a preprocessed image."""
-    if isinstance(transform, ImageRecipe):
-        transform = transform.transform()
-    return transform(Image.new("RGB", (8, 8))).nbytes
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

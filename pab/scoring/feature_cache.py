@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,11 +24,8 @@ import torch
 from torch import Tensor
 
 from pab.core.errors import InputError
-from pab.core.files import sha256_of_file, write_text
-from pab.core.progress import progress
+from pab.core.files import write_text
 from pab.core.resources import CODE_ROOT
-from pab.data.images import ImageReader
-from pab.data.records import GalleryImage
 
 FORMAT = 1  # version of the file format; a new version starts a new cache
 DIGEST_BYTES = 32
@@ -117,39 +113,9 @@ class FeatureCache:
         rows = [self._rows[digest] for digest in digests]
         return torch.from_numpy(np.stack([self._matrix(part, row)[row] for part, row in rows]))
 
-    def of_images(
-        self,
-        images: Sequence[GalleryImage],
-        positions: Sequence[int],
-        num_workers: int,
-        reader: ImageReader | None = None,
-    ) -> tuple[dict[int, bytes], list[int], list[int]]:
-        """Look up images of a gallery in the cache.
-
-        Args:
-            images: the gallery.
-            positions: positions of the requested images.
-            num_workers: threads that read the files.
-            reader: decodes the files; None uses the benchmark reader.
-
-        Returns:
-            Position -> key, the positions with cached vectors, and the positions to encode. All
-            three omit images that the reader reports as unreadable.
-
-        Raises:
-            InputError: a file cannot be read.
-        """
-        reader = reader or ImageReader()
-        digests = {}
-        found = digests_of([images[i].path for i in positions], num_workers)
-        for position, digest in zip(positions, found, strict=True):
-            if not isinstance(digest, InputError):
-                digests[position] = _under_key(digest, reader.cache_key)
-            elif reader.unreadable is None:
-                raise digest
-            else:
-                reader.unreadable[images[position].gallery_id] = digest
-        return digests, *self.split(digests)
+    def keys(self) -> frozenset[bytes]:
+        """Return the keys of all cached vectors, for the loader's processes."""
+        return frozenset(self._rows)
 
     def keep(self, digests: Sequence[bytes], vectors: Tensor) -> None:
         """Append vectors to the cache.
@@ -217,21 +183,3 @@ def code_versions() -> dict[str, str]:
 def caption_digest(ids: Sequence[int | str]) -> bytes:
     """Return the cache key of a caption: SHA-256 of its token ids with a prefix."""
     return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()
-
-
-def _under_key(digest: bytes, key: str) -> bytes:
-    """Return the cache key of an image; for benchmark images, the hash of the file."""
-    return hashlib.sha256(f"{key} ".encode() + digest).digest() if key else digest
-
-
-def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes | InputError]:
-    """Hash files with SHA-256 in several threads; return the error for an unreadable file."""
-
-    def digest(path: Path) -> bytes | InputError:
-        try:
-            return bytes.fromhex(sha256_of_file(path))
-        except OSError as error:
-            return InputError(path, f"cannot be read: {error.strerror or error}")
-
-    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        return list(progress(pool.map(digest, paths), "hashing images", "images", len(paths)))

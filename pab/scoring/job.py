@@ -39,8 +39,9 @@ from pab.core.precision import (
 )
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_query_order
-from pab.data.images import list_gallery, verify_images
+from pab.data.images import list_gallery, verify_images, without_content
 from pab.data.label_config import LabelConfig
+from pab.data.loader import resolve_workers
 from pab.data.records import GalleryImage, Retrieval
 from pab.evaluate import evaluate
 from pab.ranking import order_queries, ranked_names, write_ranked_list
@@ -77,7 +78,9 @@ class ScoringConfig(LabelConfig):
     )
     top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
     batch_size: int = speed_flag(32, "images (or captions) per batch", ge=1)
-    num_workers: int = speed_flag(2, "loader processes; 0 loads in the scoring process", ge=0)
+    num_workers: int | Literal["auto"] = speed_flag(
+        "auto", "loader processes; 0 loads in the scoring process, auto uses the cores", ge=0
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = speed_flag(
         "auto", "auto: CUDA, else MPS, else CPU"
     )
@@ -138,8 +141,9 @@ class MemberConfig(ScoringConfig, ABC):
         check_numerics(device, tf32=self.tf32, deterministic=self.deterministic)
         dtype = choose_dtype(name, device)
         folder = self.feature_cache_dir if self.feature_cache else None
+        workers = resolve_workers(self.num_workers)
         return Compute(
-            device, dtype, dtype, self.batch_size, self.num_workers, folder,
+            device, dtype, dtype, self.batch_size, workers, folder,
             tf32=self.tf32, deterministic=self.deterministic,
         )  # fmt: skip
 
@@ -232,9 +236,27 @@ def prepare(config: ScoringConfig) -> ScoringJob:
                     f"its image {missing[0]!r} is not in the gallery",
                     item=f"query {query_id!r}",
                 )
-    verify_images([image.path for image in gallery], num_workers=config.num_workers)
+    check_files([image.path for image in gallery], resolve_workers(config.num_workers))
     data_sha256 = sha256_of_lines(names + [f"{q.query_id}\t{q.caption}" for q in retrieval.queries])
     return ScoringJob(retrieval, gallery, order, data_sha256)
+
+
+def check_files(paths: list[Path], num_workers: int) -> None:
+    """Reject a gallery with missing or empty files, without opening a file of another.
+
+    Encoding opens every file once, and lists damaged images. But if a file has no content, the run
+    ends before the model is loaded, so all images are decoded here, to list all that are bad.
+
+    Args:
+        paths: the images, the same in all processes.
+        num_workers: see :func:`pab.data.images.verify_images`.
+
+    Raises:
+        InputError: a file is missing or empty; the message lists all unreadable images.
+    """
+    share = [paths[i] for i in processes.share_of(len(paths))]
+    if any(processes.gather_objects(any(map(without_content, share)))):
+        verify_images(paths, num_workers)
 
 
 def score_file_of(job: ScoringJob, origin: Origin, scores: Tensor, **more: Any) -> ScoreFile:

@@ -31,7 +31,9 @@ class TrainingConfig(TableConfig):
         0, "pairs held out for validation, whole videos only; 0 trains on all", ge=0
     )
     val_seed: int = data_flag(0, "seed for choosing the validation videos", ge=0)
-    num_workers: int = speed_flag(4, "loader processes; 0 loads in the training process", ge=0)
+    num_workers: int | Literal["auto"] = speed_flag(
+        "auto", "loader processes; 0 loads in the training process, auto uses the cores", ge=0
+    )
     twin_batches_from: int | None = flag(
         None, "first epoch with hard negatives from the same video; none: never (published)"
     )

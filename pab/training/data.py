@@ -21,7 +21,7 @@ from pab.core.device_errors import check_shared_memory
 from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
 from pab.data.images import load_image, verify_images
-from pab.data.loader import Loader
+from pab.data.loader import Loader, needed_workers, resolve_workers
 from pab.data.records import Retrieval, TrainPair
 from pab.data.splits import validation_split
 from pab.data.tables import is_own_data, is_table
@@ -50,25 +50,40 @@ class TrainingData(NamedTuple):
 def open_training_data(config: TrainingConfig) -> TrainingData:
     """Open the pairs, split off the validation pairs, and check the run's inputs.
 
-    All training images must exist. Only validation images are decoded, because decoding a million
-    images would take hours.
+    All training images must exist on every machine. Only validation images are decoded, because
+    decoding a million images would take hours.
 
     Raises:
         InputError: an output folder is not writable, data or training images are missing, lines are
-            invalid, or a validation image is unreadable.
+            invalid, a validation image is unreadable, or machines have different pairs. All
+            processes raise the same error.
     """
-    check_run_folders(config)
-    pairs = TrainingSet.open(
+    processes.on_main(partial(check_run_folders, config))
+    pairs = processes.on_all(partial(_open_pairs, config))
+    processes.check_equal(
+        {"--data_path": f"{len(pairs):,} pairs ({pairs.fingerprint()[:12]})"},
+        todo="use the same annotation files on every machine",
+    )
+    train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
+    processes.on_all(partial(_check_images, config, pairs, val_rows))
+    return TrainingData(pairs, train_rows, val_rows)
+
+
+def _open_pairs(config: TrainingConfig) -> TrainingSet:
+    return TrainingSet.open(
         Path(config.data_path),
         training_sources(config),
         Path(config.cache_dir) if config.cache_dir else None,
         skip_bad_lines=config.skip_bad_lines,
         columns=config.columns(),
     )
-    train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
-    processes.on_main(partial(check_images_are_there, pairs))
-    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
-    return TrainingData(pairs, train_rows, val_rows)
+
+
+def _check_images(config: TrainingConfig, pairs: TrainingSet, val_rows: np.ndarray) -> None:
+    if processes.first_on_machine():
+        check_images_are_there(pairs)
+    validation = [pairs.image_path(pairs[int(i)]) for i in val_rows]
+    verify_images(validation, resolve_workers(config.num_workers))
 
 
 def training_sources(config: TrainingConfig) -> list[Path] | None:
@@ -241,17 +256,18 @@ def training_loader(
     Raises:
         InputError: the workers' batches do not fit in ``/dev/shm``.
     """
-    if config.num_workers > 0:
+    workers = needed_workers(resolve_workers(config.num_workers), batches.batches_per_epoch)
+    if workers:
         first = tree_leaves(dataset[(0, 0)])  # an image that cannot be read counts as empty
         size = sum(part.nbytes for part in first if isinstance(part, Tensor))
         samples = batches.batches_per_epoch * batches.batch_size
-        check_shared_memory(config.num_workers, size, batches.batch_size, samples)
+        check_shared_memory(workers, size, batches.batch_size, samples)
     return Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class Run:
         self.config, self.output = setup.config, Path(setup.config.output_dir)
         self.steps = steps_per_epoch(self.batches, self.update_freq)
         self.content = known_content(setup.identity, setup.resume)
-        check_room(self.config, self.model)
+        processes.on_main(partial(check_room, self.config, self.model))
         self.scaler = make_scaler(setup.device, setup.dtype)
         decay = self.config.ema_decay
         self.ema = None if decay is None else Ema(self.model, decay, warmup=True)

@@ -141,14 +141,31 @@ def named_files(**settings: str | Path) -> dict[str, ContentHash]:
 def identify(
     config: TrainingConfig, pairs: TrainingSet, files: Mapping[str, ContentHash]
 ) -> RunIdentity:
-    """Compute the identity of the run that the settings describe; rank 0 hashes the files.
+    """Compute the identity of the run that the settings describe.
+
+    One process per machine hashes the files; rank 0's hashes are kept.
 
     Args:
         config: settings of the run.
         pairs: the training set.
         files: setting -> function that hashes its files.
+
+    Raises:
+        InputError: in every process; machines have different files.
     """
-    content = processes.on_main(lambda: {name: found() for name, found in files.items()})
+
+    def hashed() -> dict[str, str | None] | None:
+        first = processes.first_on_machine()
+        return {name: found() for name, found in files.items()} if first else None
+
+    own = processes.on_all(hashed)
+    content = processes.broadcast_object(own) or {}
+    known = {name: value for name, value in content.items() if value is not None}
+    # A missing file is not compared: a resumed run does not need its initial weights.
+    processes.check_equal(
+        {f"--{name}": f"SHA-256 {((own or content)[name] or known[name])[:12]}" for name in known},
+        todo="use the same files on every machine",
+    )
     settings = {**as_plain(config), PAIRS: f"{len(pairs)}, {pairs.fingerprint()[:12]}"}
     return RunIdentity(settings, as_plain(type(config)()), content)
 

@@ -12,7 +12,9 @@ from pab.core import processes
 from pab.core.devices import keep_freed_memory, pick_device, seed_everything
 from pab.core.errors import InputError
 from pab.core.precision import choose_dtype
+from pab.data.loader import resolve_workers
 from pab.scoring.encoding import Compute
+from pab.training.agreement import check_equal_settings, same_resume_point
 from pab.training.config import TrainingConfig
 from pab.training.data import TrainingData, epoch_batches, open_training_data
 from pab.training.resume import ContentHash, ResumePoint, RunIdentity, find_resume_point, identify
@@ -43,7 +45,7 @@ class Setup:
     @property
     def compute(self) -> Compute:
         """Settings for encoding the validation pairs; the weights in training are float32."""
-        batch, workers = self.config.batch_size, self.config.num_workers
+        batch, workers = self.config.batch_size, resolve_workers(self.config.num_workers)
         return Compute(
             self.device, self.dtype, torch.float32, batch, workers,
             tf32=self.config.tf32, deterministic=self.config.deterministic,
@@ -62,17 +64,19 @@ def set_up(
         update_freq: batches per update.
 
     Raises:
-        InputError: device, data or checkpoint cannot be used.
+        InputError: device, data or checkpoint cannot be used, or processes differ in settings,
+            data or checkpoint.
     """
     device = pick_device(config.device)
     processes.init_processes(device)
     dtype = choose_dtype(config.dtype, device)
     keep_freed_memory(device)
+    check_equal_settings(config, files)
     data = open_training_data(config)
     batches = epoch_batches(config, len(data.train_rows))
     steps_per_epoch(batches, update_freq)  # rejects too large a batch before files are hashed
     identity = identify(config, data.pairs, files)
-    resume = find_resume_point(config, identity)
+    resume = same_resume_point(config, find_resume_point(config, identity))
     return Setup(config, command, device, dtype, data, batches, identity, resume)
 
 
@@ -80,9 +84,12 @@ def same_start(seed: int, build: Callable[[], Start]) -> Start:
     """Call ``build`` with the same seed in every process, so that all start with equal weights.
 
     Later draws (dropout, drop path) differ between processes.
+
+    Raises:
+        InputError: raised by ``build`` in one process; raised again in every process.
     """
     seed_everything(seed)
-    made = build()
+    made = processes.on_all(build)
     seed_everything(seed, processes.rank() + 1)
     return made
 

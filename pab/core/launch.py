@@ -1,0 +1,84 @@
+"""Start the processes of one machine with torchrun: `python -m pab.core.launch 4 lhp.train ...`.
+
+Several machines run the same command, each with the environment variables ``NNODES`` (number of
+machines), ``NODE_RANK`` (number of this machine, from 0), ``MASTER_ADDR`` (name or address of
+machine 0) and, if the port is taken, ``MASTER_PORT``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from pab.core.errors import InputError, run_cli
+from pab.core.processes import number_in_environment
+
+PORT = 29_500  # torchrun's default
+_HOW = "set NNODES, NODE_RANK and MASTER_ADDR on every machine, or none of them"
+
+
+def machines() -> int:
+    """Read the number of machines from ``NNODES``; 1 if it is not set.
+
+    Raises:
+        InputError: it is not a number.
+    """
+    return number_in_environment("NNODES", 1, default=1, todo=_HOW)
+
+
+def rendezvous() -> list[str]:
+    """Return torchrun's flags for the machines of the environment variables.
+
+    Raises:
+        InputError: a variable is missing or out of range.
+    """
+    count = machines()
+    own = 0 if count == 1 else None
+    number = number_in_environment("NODE_RANK", 0, count - 1, default=own, todo=_HOW)
+    if count == 1:
+        return ["--standalone"]
+    address = os.environ.get("MASTER_ADDR", "")
+    if not address or address.split() != [address]:
+        problem = f"expected the address of machine 0, found {address!r}"
+        raise InputError("MASTER_ADDR", problem, todo=_HOW)
+    port = number_in_environment("MASTER_PORT", 1, 65_535, default=PORT, todo=_HOW)
+    return [
+        "--nnodes", str(count), "--node_rank", str(number),
+        "--master_addr", address, "--master_port", str(port),
+    ]  # fmt: skip
+
+
+def start_processes(count: int, module: str, arguments: list[str]) -> None:
+    """Run ``count`` processes of a module on this machine; exit with the code of a failed one.
+
+    Each process reports its own error or how to resume, so torchrun's report is suppressed.
+
+    Raises:
+        InputError: a variable that describes the machines is missing or out of range.
+    """
+    words = [*rendezvous(), "--nproc_per_node", str(count), "-m", module, *arguments]
+    logging.disable(logging.WARNING)  # torchrun's warnings about signals and threads
+    try:
+        torch.distributed.run.main(words)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        sys.exit(max(failure.exitcode, 1))  # the code is negative after a signal
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Start processes: the first argument is their number, the second the module."""
+    count, module, *arguments = sys.argv[1:] if argv is None else argv
+    if not (count.isascii() and count.isdigit() and int(count)):
+        raise InputError("GPUS", f"expected a number of GPUs per machine, found {count!r}")
+    start_processes(int(count), module, arguments)
+
+
+if __name__ == "__main__":
+    run_cli(main)

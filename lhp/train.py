@@ -8,6 +8,8 @@ started again, resumes from the last checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Mapping
 from functools import partial
 
@@ -35,6 +37,7 @@ from pab.training.pairs import PairModel, train_pairs
 from pab.training.resume import named_files
 
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
+CXX = os.environ.get("CXX", "g++")  # compiler that torch.compile calls on Linux
 
 
 def train(config: TrainConfig, command: str) -> None:
@@ -56,7 +59,11 @@ def pair_model(
     resumed: Mapping[str, str] | None,
 ) -> PairModel:
     """Build the :class:`PairModel` of LHP; load no initial weights if the run is resumed."""
+    if config.compile and device.type == "cpu" and shutil.which(CXX) is None:
+        raise InputError("--compile", f"needs a C++ compiler on a CPU, found no {CXX}")
     model = build_model(config, tokenizer, start=resumed is None).to(device)
+    if config.compile:
+        model.compile_blocks()
     layers = model.config.layers
     scoring = command_line(
         "python -m lhp.infer", model=config.model, input_size=config.input_size,

@@ -169,6 +169,48 @@ def test_drop_path_drops_whole_samples_and_rescales_the_others() -> None:
     assert abs(float(out.mean()) - 1) < 0.02
 
 
+def gradients_and_graphs(layers: int, compiled: bool) -> tuple[list[Tensor], int]:
+    """Gradients of three steps with captions of several lengths, and the number of graphs."""
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    sizes = model_config("beit3_debug_patch16_64", vocab_size=100)
+    sizes = dataclasses.replace(
+        sizes, layers=layers, drop_path=0.3, checkpoint_activations=layers > 2
+    )
+    model = Beit3Retrieval(sizes).train()
+    names, graphs = list(model.state_dict()), []
+
+    def backend(module: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(module)
+        return module.forward
+
+    if compiled:
+        model.compile_blocks(backend)
+    assert list(model.state_dict()) == names
+    for length in (8, 7, 9):
+        text = torch.randint(4, 100, (3, length))
+        mask = torch.zeros_like(text)
+        mask[0, 5:] = 1
+        images = model.encode_image(torch.randn(3, 3, 64, 64))
+        symmetric_infonce(images, model.encode_text(text, mask), model.logit_scale).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return gradients, len(graphs)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_equal_eager_ones_and_share_their_graphs() -> None:
+    counts = []
+    for layers in (2, 4):
+        plain, none = gradients_and_graphs(layers, compiled=False)
+        own, count = gradients_and_graphs(layers, compiled=True)
+        assert none == 0
+        assert len(plain) == len(own) > 20
+        for one, two in zip(plain, own, strict=True):
+            assert torch.equal(one, two)
+        counts.append(count)
+    assert counts[0] == counts[1] > 0
+
+
 def test_drop_path_is_off_when_scoring(debug_model: MakeModel, image: Tensor) -> None:
     model = debug_model()
     for block in model.beit3.encoder.layers:

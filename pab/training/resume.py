@@ -46,6 +46,7 @@ FREE_SETTINGS = frozenset((
 # Settings that can rescue a failing run: a change is allowed and recorded.
 MENDING_SETTINGS = frozenset((
     "lr", "min_lr", "clip_grad", "dtype", "grad_cache_chunk", "num_workers", "max_skipped_steps",
+    "compile",
 ))  # fmt: skip
 # Settings compared through PAIRS: the fingerprint covers the data that they select.
 DATA_SETTINGS = frozenset((

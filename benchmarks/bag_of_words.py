@@ -36,7 +36,7 @@ MIN_SATURATION = 40  # of 255
 CELLS = 12  # per side of the finest grid; coarser grids are summed from it
 MIDDLE_GREY = 118.0  # mean per channel after colour balance
 GRIDS = (1, 2, 3, 4)  # cells per side; 1 is a single histogram of the whole image
-RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times the mean diagonal over 100
+RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times 1 % of the mean Gram diagonal
 VALIDATION_SHARE = 0.12
 MIN_COUNT = 5  # rarer training words are ignored
 FUNCTION_WORDS = {
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             shares = {name: float((found < 1).mean()) for name, found in ranks.items()}
             tried.append((shares, grid, balance, strength))
     print(
-        f"{len(train)} training pairs, {int(is_held.sum())} of them for choosing, "
+        f"{len(train)} training pairs, {int(is_held.sum())} of them for validation, "
         f"{len(test)} test queries; {HUES}x{SATURATIONS}x{VALUES} HSV bins, seed {args.seed}"
     )
     test_thumbnails = _thumbnails(args.data, [line["image"] for line in test], args.workers)
@@ -118,7 +118,7 @@ def _report(scores: np.ndarray, test: list[dict[str, Any]], rng: np.random.Gener
 
 
 def _colour_and_scene_words() -> set[str]:
-    phrases = [phrase for table in (COLOUR, SCENE) for said in table.values() for phrase in said]
+    phrases = [phrase for table in (COLOUR, SCENE) for some in table.values() for phrase in some]
     return {word for phrase in phrases for word in _words(phrase)} - FUNCTION_WORDS
 
 
@@ -199,8 +199,7 @@ class _Ridge:
     def predict(self, features: np.ndarray, strength: float) -> np.ndarray:
         penalty = np.maximum(self.values, 0) + strength * self.scale
         weights = self.vectors @ (self.projected / penalty[:, None])
-        # The mean bag is the same for all images; without it, the cosine compares only
-        # differences.
+        # The mean bag, equal for all images, is omitted: the cosine compares differences from it.
         return (features - self.mean) @ weights
 
 

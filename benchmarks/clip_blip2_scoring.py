@@ -1,9 +1,9 @@
 """Measure the scoring speed of CLIP and BLIP-2: `python benchmarks/clip_blip2_scoring.py`.
 
-Measures images and captions per second of the published sizes with random weights, encoded as in
-the scoring scripts. The baseline runs the libraries' original modules on one image and one caption
-at a time in eager float32 (as in the release; CLIP's captions padded to 77 ids, as in OpenCLIP).
-Also prints the minimum cosine similarity to the baseline's vectors, and the CPU's GFLOP/s.
+Measures images and captions per second for models of the published sizes with random weights,
+encoded as in the scoring scripts. The baseline runs the libraries' original modules on one image
+and one caption at a time in eager float32, as in the release. It pads CLIP's captions to 77 ids, as
+OpenCLIP does. Also prints the minimum cosine similarity to the baseline's vectors, and GFLOP/s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pab.core.devices import autocast, keep_freed_memory
+from pab.core.devices import keep_freed_memory
 from pab.encoders.blip2.model import Blip2, Blip2Config
 from pab.encoders.clip.blocks import ClassTokenBlock, InPlaceQuickGELU, SelfAttention
 from pab.encoders.clip.model import ClipModel, Tokenize, build
@@ -38,7 +38,7 @@ ORIGINALS: dict[type, type] = {  # our blocks -> OpenCLIP's
 }
 Batch = Callable[[list[int]], Tensor]
 Model = TypeVar("Model", bound=nn.Module)
-Ways = dict[str, Batch]  # "images", "texts" -> function from rows to vectors
+Ways = dict[str, Batch]  # "images" or "texts" -> function that encodes the given rows
 
 
 def clip_ways() -> tuple[nn.Module, Ways, Ways, int]:
@@ -68,7 +68,7 @@ def clip_ways() -> tuple[nn.Module, Ways, Ways, int]:
 
 
 def blip2_ways() -> tuple[nn.Module, Ways, Ways, int]:
-    """Return the same for BLIP-2."""
+    """Return what :func:`clip_ways` returns, for BLIP-2."""
     config = Blip2Config()
     ours = Blip2(config).eval()
     pixels = torch.randn(64, 3, config.image_size, config.image_size)
@@ -116,21 +116,20 @@ def measure(name: str, args: argparse.Namespace) -> None:
         exact[kind] = encoded(plain[kind], batches[kind])
         singly = [[row] for row in range(args.loop)]
         loop[kind] = args.loop / best_seconds(partial(encoded, plain[kind], singly), args.repeats)
-        print(f"  {name} {kind}, one at a time, fp32: {loop[kind]:.2f} a second")
+        print(f"  {name} {kind}, one at a time, fp32: {loop[kind]:.2f} per second")
     for dtype_name, dtype, products in number_formats():
         model.to(dtype)
         for kind in ("images", "texts"):
-            with autocast(CPU, dtype):
-                run = partial(encoded, encode[kind], batches[kind])
-                found = run().float()
-                seconds = best_seconds(run, args.repeats, warm_up=0)
+            run = partial(encoded, encode[kind], batches[kind])
+            found = run().float()
+            seconds = best_seconds(run, args.repeats, warm_up=0)
             rate = len(found) / seconds
             width_of_one = exact[kind].shape[1] if name == "clip" else 256
             pairs = (t.reshape(-1, width_of_one) for t in (found, exact[kind]))
             cosine = torch.cosine_similarity(*pairs, dim=1).min()
             print(
-                f"  {name} {kind}, {dtype_name}: {rate:.2f} a second, {rate / loop[kind]:.2f}x; "
-                f"least cosine {float(cosine):.6f}; products at {products:.0f} GFLOP/s"
+                f"  {name} {kind}, {dtype_name}: {rate:.2f} per second, {rate / loop[kind]:.2f}x; "
+                f"minimum cosine {float(cosine):.6f}; products at {products:.0f} GFLOP/s"
             )
 
 

@@ -1,9 +1,9 @@
 """Compare the decodings on the mini data: `python benchmarks/decoding.py --out FILE`.
 
-Fuses the shipped models with weights chosen on the validation pairs; each decoding's slack or
-factor is also chosen there. Decodes three sets: the mini test set, the test set with its 8,000
-distractors, and the test set without the gallery images of half of its queries. For the third set,
-slack and factor are chosen on validation pairs with the same change.
+Fuses the shipped models with weights chosen on the validation pairs. Each decoding's slack or
+factor is chosen on the same pairs. Decodes three sets: the mini test set, the test set with its
+8,000 distractors, and the test set without the gallery images of half of its queries. For the third
+set, slack and factor are chosen on validation pairs that also lack half of the images.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Decodable:
 
 
 def bank_of(labelled: mini.LabelledSet, folder: Path) -> mini.LabelledSet:
-    """Create a set of training captions as queries on a set's gallery, without validation pairs."""
+    """Create a set whose queries are training captions (no validation pairs), with this gallery."""
     gallery = labelled.retrieval().gallery or list_gallery(labelled.root)
     images = folder / f"gallery_{labelled.name}"
     images.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def main() -> None:
         "only those with an image are evaluated. Gains in R@1 over no decoding are paired, with",
         "95 % bootstrap intervals.",
     ]
-    columns = ["set", "decoding", "kind", *METRICS, "R@1 over none", "distinct first images"]
+    columns = ["set", "decoding", "kind", *METRICS, "R@1 over none", "distinct top-1 images"]
     mini.write_table(args.out, "Decodings on the mini data", text, columns, rows)
 
 

@@ -60,7 +60,7 @@ def main() -> None:
         "Figures are percent on the 2,000 queries of the mini test set, with 95 % bootstrap",
         "intervals. Gains are paired.",
     ]
-    columns = ["what", *mini.METRICS, "R@1 over the first row"]
+    columns = ["training", *mini.METRICS, "R@1 over the first row"]
     mini.write_table(args.out, "Fine-tuning the mini CLIP", text, columns, rows)
 
 

@@ -1,9 +1,9 @@
 """Measure the time that the feature cache saves: `python benchmarks/feature_cache.py`.
 
-Scores the same noise images and captions with LHP's base model (or `--model`) and random weights
-three times in one process: with an empty cache, with a full cache, and after changing one image.
-The time covers the whole command, including loading the weights and checking the images. All score
-files must be equal.
+Scores noise images and captions three times in one process: with an empty cache, with a full cache,
+and after changing one image. The model is LHP's base model (or `--model`) with random weights. The
+time covers the whole command, including loading the weights and checking the images. The scores of
+unchanged images must be equal.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
             )
             seconds = time.perf_counter() - start
             vectors = sum(path.stat().st_size // 32 for path in kept.rglob(f"*{HASHES}"))
-            print(f"  {out}: {seconds:.2f} s, {vectors} vectors kept", flush=True)
+            print(f"  {out}: {seconds:.2f} s, {vectors} cached vectors", flush=True)
             return seconds, load_scores(folder / out).scores
 
         first, scores = timed("first.pt")
@@ -59,8 +59,8 @@ def main() -> None:
     others = [column for column in range(args.items) if column != 3]
     same = torch.equal(scores, again) and torch.equal(scores[:, others], changed[:, others])
     print(
-        f"again {first / second:.1f} times as fast, one image changed {first / third:.1f} "
-        f"times; scores {'equal' if same else 'NOT EQUAL'}"
+        f"full cache: {first / second:.1f} times as fast; one image changed: "
+        f"{first / third:.1f} times; scores {'equal' if same else 'NOT EQUAL'}"
     )
 
 

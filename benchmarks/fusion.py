@@ -3,8 +3,8 @@
 Fuses four members of 1,978 queries x 36,773 images with `ensemble.run` (load, scale, fuse, rank,
 write). The baseline loads and scales all members, sums them with weights, and applies
 `torch.argsort` to the whole matrix. Each variant runs in its own process; both lists must be equal.
-`--assignment` adds one assignment of that matrix. `--wide` adds 200 x 100,000 and 200 x 1,000,000:
-time should grow tenfold, and anonymous memory should not grow.
+`--assignment` adds one assignment of that matrix. `--wide` adds matrices of 200 x 100,000 and
+200 x 1,000,000: the second should need ten times the time, and no more anonymous memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEEPS = {"uit": 0.925, "blip2": 0.9, "clip": 0.9}
 
 
 def make_members(folder: Path, queries: int, images: int) -> list[Path]:
-    """Write correlated synthetic score files: a common part plus noise."""
+    """Write synthetic score files that are correlated: the sum of common and individual noise."""
     print(f"four members of {queries} x {images}")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}_{queries}x{images}.pt" for name in FLAGS]

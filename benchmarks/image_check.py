@@ -2,9 +2,9 @@
 
     python benchmarks/image_check.py --out /tmp/tree      # creates 75 shards of 13,515 empty files
 
-The tree has 225 folders and 1,013,625 files. Prints the CPU time and the peak memory of opening the
-set, of listing its images for the first time (the list is then stored in the index), of the check,
-and of single look-ups. First-time figures include reads that miss the disk cache.
+The tree has 225 folders and 1,013,625 files. Prints the CPU time and the peak memory of each step:
+opening the set, listing its images, the check, and single look-ups. The first listing is stored in
+the index. First-time figures include reads that miss the disk cache.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ baselines process one image and one text at a time in eager float32, in the same
 this network. The second follows the release: attention stores the matrix of all token pairs, the
 last layer computes all tokens, and captions are padded to 64 ids. Ratios refer to the second
 baseline. The ceiling is the machine's matrix-product rate in the same dtype. Operations are counted
-as 2 x weights x tokens per matrix, plus 4 x tokens squared x width per layer, without the
-operations that the last layer skips.
+as 2 x weights x tokens per matrix, plus 4 x tokens squared x width per layer. The operations that
+the last layer skips are not counted.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def measure(name: str, args: argparse.Namespace) -> None:
         loop_text = args.loop_texts / best_seconds(partial(one_text, LONGEST), args.repeats)
     print(f"\n{name}, batch {args.batch_size}, {args.texts} texts; plain loops, fp32 eager:")
     print(f"  as released              {loop_image:8.3f} images/s {loop_text:8.2f} texts/s")
-    print(f"  over this network        {own_image:8.3f} images/s {own_text:8.2f} texts/s")
+    print(f"  this network             {own_image:8.3f} images/s {own_text:8.2f} texts/s")
     for_images = model.encode_image(images), loop_image, image_operations
     for_texts = text_batches(model), loop_text, text_operations
     for kind, dtype, products in number_formats(*args.dtype):
@@ -114,7 +114,7 @@ def measure(name: str, args: argparse.Namespace) -> None:
             share = rate * count / (products * 1e9)
             print(
                 f"    {kind} {way:17s} {rate:8.3f}/s  {rate / loop:6.2f}x the loop  {share:6.1%} "
-                f"of the ceiling  least cosine to fp32 {cosine:.6f}"
+                f"of the ceiling  minimum cosine to fp32 {cosine:.6f}"
             )
 
 

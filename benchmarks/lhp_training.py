@@ -1,10 +1,10 @@
 """Measure LHP's training speed and memory: `python benchmarks/lhp_training.py`.
 
-1. Samples per second of one training step (without views) of the large model with activation
-   checkpointing at batch 4: bfloat16 as in `lhp.train`, compared with the same step in eager
-   float32, with this network's attention and with explicit attention as in the release.
-2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Both
-   run in their own processes, without the optimizer, which is the same.
+1. Samples per second of one training step (without views) of the large model at batch 4, with
+   activation checkpointing: in bfloat16 as in `lhp.train`, and in eager float32. The float32 step
+   is measured with this network's attention, and with explicit attention as in the release.
+2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Each
+   variant runs in its own process, without the optimizer, whose memory would be equal.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 PRODUCT_SIDE = 4096
 PRODUCTS = 5
-SECONDS_BETWEEN_LOOKS = 0.01  # interval of sampling memory
+SECONDS_BETWEEN_LOOKS = 0.01  # interval between two memory samples
 
 
 def flag_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """Create a parser with one flag per keyword, from a default or (default, help text).
+    """Create a parser with one flag per keyword, from its default or a pair (default, help text).
 
-    The default sets the type: False is a switch, a list accepts several values, None is a path,
-    and a type is a required value.
+    The default determines the kind of flag: False creates a switch, a list a flag with several
+    values, None an optional path, and a type a required value.
     """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False)
     for name, value in defaults.items():
@@ -47,7 +47,7 @@ def flag_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> float:
-    """Return the seconds of the fastest run; on a shared machine, others include foreign load."""
+    """Return the seconds of the fastest run, which other processes disturbed least."""
     for _ in range(warm_up):
         run()
     times = []

@@ -49,7 +49,7 @@ def main() -> None:
         "validation pairs. Figures are percent on the 2,000 queries of the mini test set, with",
         "95 % bootstrap intervals. Gains over the previous step are paired.",
     ]
-    columns = ["what", *mini.METRICS, "R@1 over the previous step"]
+    columns = ["scores", *mini.METRICS, "R@1 over the previous step"]
     mini.write_table(args.out, "Members and fusion steps on the mini data", text, columns, rows)
 
 

@@ -60,7 +60,7 @@ class LabelledSet:
         return ["--annotation", str(self.annotation), "--image_folder", str(self.root)]
 
 
-PAGE = (Path, "Markdown file to write")  # flag of the benchmarks that write one
+PAGE = (Path, "Markdown file to write")  # --out of the benchmarks that write a page
 TEST = LabelledSet("test", DATA / "annotation/test/attr.json")  # has twin labels
 
 
@@ -85,7 +85,7 @@ def shipped_folder(work: Path) -> Path:
 
 
 def train_uit(out: Path, *flags: str) -> Path:
-    """Train UIT with the mini recipe and flags; return the best validated or the last weights."""
+    """Train UIT with the mini recipe; return the best weights, or the last without validation."""
     if not (out / FINAL).is_file():
         uit_train(["--config", str(UIT_RECIPE), "--output_dir", str(out), *flags])
     return out / (BEST if (out / BEST).is_file() else FINAL)
@@ -99,7 +99,7 @@ def run_script(name: str, flags: Sequence[str]) -> None:
 def scored(
     infer: Callable[[list[str]], None], kind: str, labelled: LabelledSet, path: Path, *flags: str
 ) -> Path:
-    """Score with a mini model, by default the shipped one; return the score file."""
+    """Score with a mini model (by default the shipped one) unless ``path`` exists; return it."""
     if not path.is_file():
         infer(
             ["--config", f"configs/{kind}/mini_infer.yaml", *labelled.flags(), "--answers", "none"]
@@ -126,7 +126,7 @@ def score_uit(checkpoint: Path, labelled: LabelledSet, out: Path, candidates: Pa
 
 
 def score_itc(checkpoint: Path, labelled: LabelledSet, out: Path) -> Path:
-    """Score a set with UIT and its own candidates; return the score file of ITC."""
+    """Score a set with UIT and its own candidates; return the file of its ITC scores."""
     itc = out / f"{labelled.name}_uit_itc.pt"
     own = ("--checkpoint", str(checkpoint), "--candidates", "none", "--save_itc", str(itc))
     scored(uit_infer, "uit", labelled, out / f"{labelled.name}_uit_over_itc.pt", *own)

@@ -24,7 +24,7 @@ from uit.model import Uit
 
 CPU = torch.device("cpu")
 BERT_LENGTH = 56  # ids of a padded caption
-BERT_WORDS = 1000, 30000  # range of the ids of ordinary words in BERT's vocabulary
+BERT_WORDS = 1000, 30000  # range of ids of ordinary words in BERT's vocabulary
 PIECES = 96  # size of the synthetic SentencePiece vocabulary
 TEXT = (
     "a person in red green blue white black jacket coat dress walks runs falls lies sits along "
@@ -104,16 +104,13 @@ def bert_rows(tokenizer: Tokenizer, lengths: Iterable[int]) -> list[list[int]]:
 
 @contextmanager
 def released_way() -> Iterator[None]:
-    """Context in which BEiT-3 computes as released.
-
-    Attention is explicit, and the last block computes every token.
-    """
+    """Context in which BEiT-3 computes as released: explicit attention, a complete last block."""
     with patch("lhp.beit3.attention", written_out_attention), patch("lhp.beit3.READ", None):
         yield
 
 
 def written_out_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Explicit attention that stores the matrix of all token pairs; shapes as in `pab`."""
+    """Compute attention with a stored matrix of all token pairs; shapes: `pab.core.devices`."""
     table = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if key_mask is not None:
         table = table.masked_fill(~key_mask, float("-inf"))

@@ -311,9 +311,9 @@ def main() -> None:
 PAGE = """# Metrics and fusion compared with ir-measures and ranx
 
 Written by `benchmarks/peers.py --out docs/peers.md` (ir-measures 0.4.3, ranx 0.3.21; its docstring
-has the commands). The data are drawn: many tied scores, 1 to 15 right images per query, runs that
-list only some images, and runs with missing queries. Figures that must agree within {limit:.0e}
-differ by {worst:.1e} at most.
+lists the commands). The data are synthetic: many tied scores, 1 to 15 right images per query, runs
+that list only some images, and runs with missing queries. Figures that must agree
+within {limit:.0e} differ by {worst:.1e} at most.
 
 {table}
 
@@ -324,16 +324,16 @@ Definitions differ in these points:
   `--trec` and `--format trec` encode the order in their scores, so that other tools rank as this
   project does.
 - **mAP@10.** This project divides the sum of precisions by min(n, 10), as Track 4 of the AI City
-  Challenge. A list of ten can therefore score 100 with more than ten right images. trec_eval
-  divides by n. Only queries with more than ten right images differ.
+  Challenge does. A list of ten can therefore score 100 even if more than ten images are right.
+  trec_eval divides by n. Only queries with more than ten right images differ.
 - **mINP** is `IPrec@1.0` of ir-measures: the precision at the last right image.
-- **Missing queries and images.** In both, a missing query counts 0 in every metric, and a right
-  image that is not listed counts as not found. A fusion rejects a run with missing queries.
+- **Missing queries and images.** As in ir-measures, a missing query counts 0 in every metric, and a
+  right image that is not listed counts as not found. A fusion rejects a run with missing queries.
 - **Min-max sum.** ranx scales each query by its own bounds, as `--scaling minmax_query` does. The
   published fusion scales a matrix by the bounds of all queries. An image that a run does not list
   scores 0 in ranx. Here it gets the float32 below the smallest listed score, which scales to 0 too.
 - **Ties in reciprocal rank fusion.** ranx ranks equal scores one after the other in its own order;
-  this project gives them their mean rank. Images without ties agree.
+  this project gives them their mean rank. The scores of images without ties agree.
 """
 
 

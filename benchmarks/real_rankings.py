@@ -1,10 +1,9 @@
-"""Count duplicate top-1: `python benchmarks/real_rankings.py LHP.txt BLIP2.txt CLIP.txt`.
+"""Count duplicate top-1 images: `python benchmarks/real_rankings.py LHP.txt BLIP2.txt CLIP.txt`.
 
 Reads ranked lists of one query set; the first list is the main one. Reports the number of distinct
 top-1 images in each list, and whether a one-to-one assignment exists within the first list's names.
-Also reports the effect of fusing the lists (as reciprocal ranks, with the published weights) and of
-decoding the fused scores. There are no labels, so fewer duplicate top-1 images do not prove fewer
-errors.
+Also reports the effect of fusing the lists (rank r scores 1 / r; published weights) and of decoding
+the fused scores. There are no labels, so fewer duplicate top-1 images do not prove fewer errors.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ WAYS = {
     "sinkhorn, factor 20": DecodeSettings("sinkhorn", factor=20.0),
     "assignment, slack 0.1": DecodeSettings("assignment", slack=0.1),
     "assignment, slack 0.5": DecodeSettings("assignment", slack=0.5),
-    "assignment, all take part": DecodeSettings("assignment"),
+    "assignment of all queries": DecodeSettings("assignment"),
 }
 
 
@@ -61,8 +60,9 @@ def main() -> None:
     count = len(fusion.query_ids)
     print(f"{count} queries, {len(fusion.gallery_ids)} images named by any list")
     inside = largest_matching(fusion.files[0].scores)
-    print(f"inside the names of {NAMES[0]}'s list, {inside} queries can have an image of their own")
-    print("| ranking | distinct first images | queries that share theirs | changed first places |")
+    print(f"within {NAMES[0]}'s list, {inside} queries can be assigned distinct images")
+    columns = "distinct top-1 images | queries with duplicate top-1 | changed top-1 images"
+    print(f"| ranking | {columns} |")
     print("| --- | --- | --- | --- |")
     for name, file in zip(NAMES, fusion.files, strict=True):
         print(row(f"{name} alone", first_images(file.scores), None))

@@ -4,10 +4,10 @@ Writes 75 shards with 1,013,605 lines of about 1 KB to a temporary folder. Opens
 time in a fresh process, then reads pairs in random order through a DataLoader with two workers.
 Prints seconds and memory, and removes the folder. Linux only (``/proc``).
 
-``--odd_share`` is the fraction of odd lines. Half of them have another valid form (numbers as ids,
-unknown fields, empty optional fields), and half are bad, with eight kinds of faults. Every third
-shard starts with a byte-order mark. The counts must be reported correctly. The first opening must
-take less than 100 s of CPU time.
+``--odd_share`` is the fraction of irregular lines. Half of them have another valid form (numbers as
+ids, unknown fields, empty optional fields, captions in lists). Half are bad, with eight kinds of
+faults. Every third shard starts with a byte-order mark. The benchmark fails if a reported count is
+wrong. The first opening must take less than 100 s of CPU time.
 
     python benchmarks/training_set_memory.py [--pairs 1013605] [--odd_share 0.001] [--folder /tmp]
 """
@@ -44,8 +44,8 @@ FORMS: list[dict[str, Any]] = [
     {"camera": "c3", "quality": 0.9},
     {"source_caption": None, "hard_c": "", "scene": [1]},
 ]
-# Reported fault -> fields that cause it. Empty: the image field is removed.
 CUT = "expected a JSON object"  # the fault of a truncated line
+# Reported fault -> fields that cause it. Empty: the image field is removed, or the line truncated.
 FAULTS: dict[str, dict[str, Any]] = {
     "field 'caption': expected a text that is not empty": {"caption": " "},
     "field 'caption': expected a text with a visible character": {"caption": "\u200b\u2060"},
@@ -143,7 +143,7 @@ def check_counts(root: Path, odd: OddLines) -> None:
         message = str(error)
     else:
         raise AssertionError("the bad lines were not found")
-    print(f"{odd.faults.total()} bad lines and {odd.made - odd.faults.total()} of another form:")
+    print(f"{odd.faults.total()} bad lines, and {odd.made - odd.faults.total()} in other forms:")
     for kind, count in odd.faults.items():
         print(f"  {count} x {kind}")
         assert f"{count} x {kind}" in message, message
@@ -173,13 +173,13 @@ def read_through_loader(root: Path) -> tuple[float, int, list[Any]]:
     pairs = TrainingSet.open(root, skip_bad_lines=True)
     chosen = np.random.default_rng(1).permutation(len(pairs))[:READ]
     batches = [list(map(int, part)) for part in np.array_split(chosen, max(len(chosen) // 1000, 1))]
-    batches += [[-1]] * WORKERS  # batches are distributed in turn, so each worker gets one
+    batches += [[-1]] * WORKERS  # workers receive batches in turn, so each of them gets one
     loader: DataLoader = DataLoader(
         _Captions(pairs),  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=WORKERS,
         collate_fn=list,
-        multiprocessing_context="fork",  # Linux's default, which this spawned process lacks
+        multiprocessing_context="fork",  # a spawned process would spawn its workers
     )
     before = memory()
     start = time.perf_counter()
@@ -192,7 +192,7 @@ def main() -> None:
     args = flag_parser(
         __doc__,
         pairs=PAIRS,
-        odd_share=(0.0, "fraction of odd lines"),
+        odd_share=(0.0, "fraction of irregular lines"),
         folder=(None, "parent of the temporary folder"),
     ).parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -201,7 +201,7 @@ def main() -> None:
         odd = OddLines(args.odd_share)
         size = write_shards(root, args.pairs, odd)
         print(
-            f"{args.pairs:,} lines, {size / args.pairs:.0f} bytes a line, {SHARDS} shards, "
+            f"{args.pairs:,} lines, {size / args.pairs:.0f} bytes per line, {SHARDS} shards, "
             f"written in {time.perf_counter() - start:.0f} s"
         )
         bad = odd.faults.total()

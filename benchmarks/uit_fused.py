@@ -1,8 +1,8 @@
-"""Gain of UIT over LHP on the mini data: `python benchmarks/uit_fused.py --out docs/uit_fused.md`.
+"""Measure UIT's gain over LHP on the mini data: `python benchmarks/uit_fused.py --out FILE`.
 
-For each seed, trains the mini UIT, and scores the validation split and the test set by ITC alone,
-and by re-ranking the candidates of the shipped LHP. Chooses the fusion's weight on the validation
-split (`ensemble.search`), and fuses the test set's scores with this weight.
+For each seed, trains the mini UIT, and re-ranks the candidates of the shipped LHP on the validation
+split and the test set. Also scores the test set by image-text contrast (ITC) alone. Chooses the
+fusion's weight on the validation split (`ensemble.search`), and fuses the test set's scores.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
         "share of the sum, chosen on the 501 validation pairs. Figures are percent on the 2,000",
         "queries of the mini test set, with 95 % bootstrap intervals. Gains are paired.",
     ]
-    columns = ["what", *mini.METRICS, "R@1 over LHP"]
+    columns = ["scores", *mini.METRICS, "R@1 over LHP"]
     mini.write_table(args.out, "UIT fused with LHP on the mini data", text, columns, rows)
 
 

@@ -1,8 +1,9 @@
 """Ablate UIT's losses on the mini data: `python benchmarks/uit_losses.py --out FILE`.
 
-Trains the mini recipe on a shortened schedule with all losses, without MIM, without MLM, and
-without the augmented caption, with several seeds each. Scores the mini test set by ITC, and by
-re-ranking the candidates of the shipped LHP.
+Trains the mini recipe on a shortened schedule with all losses, without masked image modelling
+(MIM), without masked language modelling (MLM), and without the augmented caption (EDA). Each
+variant has several seeds. Scores the mini test set by image-text contrast (ITC), and by re-ranking
+the candidates of the shipped LHP.
 """
 
 from __future__ import annotations
@@ -56,11 +57,13 @@ def main() -> None:
     text = [
         f"Written by `python benchmarks/uit_losses.py --out {args.out} --epochs {args.epochs} "
         f"--twin_batches_from {args.twin_batches_from}`.",
-        f"The recipe of `configs/uit/mini.yaml` is shortened to {args.epochs} epochs (twin batches",
-        f"from epoch {args.twin_batches_from}), and one loss is left out at a time. Figures are",
-        "percent on the 2,000 queries of the mini test set: the mean, then the seeds",
-        f"{', '.join(map(str, args.seeds))}. Re-ranked means the match score over the 32",
-        "candidates of the shipped LHP.",
+        f"The recipe of `configs/uit/mini.yaml` is shortened to {args.epochs} epochs. Epochs count",
+        f"from 0, and twin batches would start at epoch {args.twin_batches_from}. Each row omits a",
+        "loss (MIM: masked images, MLM: masked captions) or the augmented caption (EDA). Values",
+        "are percentages on the 2,000 queries of the mini test set: the mean, then the seeds",
+        f"{', '.join(map(str, args.seeds))}. ITC is the similarity of both towers. Re-ranked",
+        "orders the 32 best candidates of the shipped LHP by the cross encoder. Over twin: the",
+        "right image scores above the one of the same scene with the other action.",
     ]
     mini.write_table(args.out, "UIT's losses on the mini data", text, ["losses", *COLUMNS], rows)
 

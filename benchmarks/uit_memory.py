@@ -17,7 +17,7 @@ from models import CPU, bert_rows, bert_tokenizer
 from torch import Tensor
 
 from pab.scoring.rerank import choose_candidates, fill
-from uit.encode import mapped_tensor
+from uit.feature_file import mapped_rows
 from uit.model import MODELS, Uit
 from uit.rerank import match_scores
 
@@ -26,7 +26,7 @@ BLOCK = 512  # images written at a time
 
 def features(images: int, width: int, folder: Path) -> Tensor:
     """Write random tokens [images, 50, width] to a mapped file."""
-    tokens = mapped_tensor((images, 50, width), torch.float32, folder)
+    tokens = mapped_rows((images, 50, width), torch.float32, folder).rows
     block = torch.randn(BLOCK, 50, width)
     for start in range(0, images, BLOCK):
         tokens[start : start + BLOCK] = block[: images - start]

@@ -2,8 +2,8 @@
 
 Measures pairs per second of `uit.rerank` at full size, with random weights and image tokens. The
 baseline is a plain loop in eager float32: per query, gather the candidates, repeat the text padded
-to 56 ids, and run all six layers on all tokens. Caption lengths are drawn from the lengths of the
-reference captions. `--ideas` also measures each optimization, by disabling only this one.
+to 56 ids, and run all six layers on all tokens. Caption lengths are drawn from the tests' reference
+captions. `--ideas` also measures the gain of each optimization, by disabling it alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from uit.bert import Bert, FusedPairs, ImageMemory
 from uit.model import MODELS, Uit
 from uit.rerank import match_scores
 
-# Lengths in BERT's ids of the 41 reference captions (`tokens.json`), with special tokens.
+# Lengths in BERT's ids of the tests' 41 reference captions (`tokens.json`), with special tokens.
 LENGTHS = (
     5, 7, 15, 30, 31, 31, 31, 31, 31, 31, 31, 32, 32, 33, 34, 34, 35, 35, 35, 35, 35, 35, 36, 37,
     37, 37, 37, 38, 38, 39, 39, 40, 41, 41, 42, 42, 44, 47, 48, 56, 56,
@@ -47,18 +47,19 @@ def plain_loop(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: 
 def all_tokens(bert: Bert, pairs: FusedPairs, at: Tensor) -> Tensor:
     """Compute `Bert.fused_at` with all tokens in the last layer."""
     last = bert.fusion[-1]
-    whole = last.finish(last.attend(pairs.text, pairs.visible), pairs.image)
+    image = pairs.keys[pairs.images], pairs.values[pairs.images]
+    whole = last.finish(last.attend(pairs.text, pairs.visible), image)
     return whole.gather(1, at[..., None].expand(-1, -1, whole.shape[-1]))
 
 
 def repeated_texts(bert: Bert, text: Tensor, mask: Tensor, memory: ImageMemory, rows: Tensor,
                    images: Tensor) -> FusedPairs:  # fmt: skip
-    """Compute `Bert.fuse_pairs` with a text's first self-attention in every pair."""
+    """Compute `Bert.fuse_pairs`, with the first self-attention of the text in every pair."""
     return fuse_pairs(bert, text[rows], mask[rows], memory, torch.arange(len(rows)), images)
 
 
 fuse_pairs = Bert.fuse_pairs
-# Optimization -> context without it.
+# Optimization -> context that disables it.
 IDEAS = {
     "an image's keys and values once per group": patch.object(uit.rerank, "IMAGES_A_GROUP", 1),
     "a text's first self-attention once": patch.object(Bert, "fuse_pairs", repeated_texts),
@@ -96,7 +97,7 @@ def measure(k: int, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
         rate = rate_of(run, len(rows), args.repeats)
         print(
             f"  {kind}: {rate:7.1f} pairs/s, {rate / loop:.2f}x the loop; largest difference "
-            f"{float((found - exact).abs().max()):.1e} of scores with deviation "
+            f"{float((found - exact).abs().max()):.1e} of scores with standard deviation "
             f"{float(exact.std()):.1e}; products at {products:.0f} GFLOP/s"
         )
         for idea, without in IDEAS.items() if args.ideas else ():

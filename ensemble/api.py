@@ -33,8 +33,8 @@ def fuse(
         scores: score files or their paths, in fusion order; ``Q`` queries, ``G`` images each.
             A file may have any form that ``ensemble.run`` reads, including ranked lists.
         weights: numbers from 0 to 1. ``iterative``: the weight kept by the running sum as each file
-            after the first is added. ``sum``: the share of each file, summing to 1.
-            ``reciprocal_rank``: none.
+            after the first is added. ``sum``: the shares of the files, which sum to 1.
+            ``reciprocal_rank``: must be empty.
         fusion: ``iterative``, ``sum``, or ``reciprocal_rank`` (the sum of ``1 / (k + rank)``).
         scaling: ``minmax`` (published), ``minmax_query``, ``zscore`` or ``rank``.
         rank_k: k of ``reciprocal_rank``.

@@ -1,7 +1,7 @@
 """Arbitrate duplicate top-1 images by margin (HFUT-LMC, WWW 2025; Protocol-Aware Assignment).
 
-Among queries with the same top-1 image, the query with the largest margin keeps the image. Another
-query moves to the next image of its ranking if its margin is smaller by more than tau.
+Among queries with the same top-1 image, the query with the largest margin keeps the image. Each
+other query moves to the next image of its ranking if its margin is smaller by more than tau.
 
 Shape letters: `Q` queries, `K` places of the rankings.
 """
@@ -32,7 +32,7 @@ def arbitrate(
     Each query points at a place of its ranking, initially the first. In each pass, among queries
     that point at the same image, the query with the largest margin stays (ties: the larger query
     id). Each other query moves one place down if its margin is smaller by more than ``tau``, unless
-    its ranking ends. All moves of a pass are simultaneous, and margins never change.
+    it is at the last place. All moves of a pass are simultaneous, and margins never change.
 
     Args:
         columns: rankings, best first, int64 [Q, K]; no query moves beyond place K - 1.

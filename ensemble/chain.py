@@ -1,7 +1,7 @@
 """Run the stages from the fused matrix to the ranking: reranking, then decodings in order.
 
-Every stage returns a score matrix that has its ranking, so the saved matrix, the metrics and the
-written list always agree. `ladder_table` formats the metrics after every stage.
+Every stage returns a score matrix whose order is the stage's ranking, so the saved matrix, the
+metrics and the written list always agree. `ladder_table` formats the metrics after every stage.
 
 Shape letters: `Q` queries, `G` gallery images.
 """
@@ -29,7 +29,7 @@ class Stage:
     """Result of one stage."""
 
     name: str  # in tables
-    scores: Tensor  # float32 [Q, G], with the ranking of the stage
+    scores: Tensor  # float32 [Q, G]; their order is the stage's ranking
     facts: dict[str, Any]  # settings and measurements of the stage, for ``meta``
 
 
@@ -42,8 +42,8 @@ def stages(
 ) -> Iterator[Stage]:
     """Yield the fused matrix, then the result of every stage; each stage uses the previous one.
 
-    Margins and utilities come from the reranker. Without one, they come from the scores before the
-    first ``margin`` or ``assignment``, because these stages change only top-1 images.
+    Margins and utilities come from the reranker; without one, from the scores before the first of
+    consecutive ``margin`` and ``assignment`` stages, because these stages change only top-1 images.
 
     Args:
         fused: [Q, G].

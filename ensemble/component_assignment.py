@@ -65,7 +65,7 @@ def component_assignment(
 
 
 def in_collisions(columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Find the queries in a component with a duplicate top-1 image, bool [Q].
+    """Mark the queries in components with a duplicate top-1 image, bool [Q].
 
     Args:
         columns: the first images of each query, best first [Q, K].

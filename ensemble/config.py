@@ -35,7 +35,7 @@ class FusionConfig(LabelConfig):
     clip_score: str | None = data_flag(None, "CLIP's scores, in any form")
     member: tuple[str, ...] = data_flag(
         (),
-        "another member, NAME=FILE:WEIGHT (weight kept by the sum before it is added); repeatable",
+        "another member, NAME=FILE:WEIGHT (weight kept by the running sum); repeatable",
     )
     beit3_weight: float = model_flag(0.925, "weight kept by the running sum when UIT is added")
     blip2_weight: float = model_flag(0.9, "weight kept by the running sum when BLIP-2 is added")
@@ -145,7 +145,7 @@ class FusionConfig(LabelConfig):
             )
 
     def retrieval(self) -> Retrieval:
-        """Read the annotation, with its labels if there are any."""
+        """Read the annotation, with its labels if it has any."""
         assert self.annotation
         return read_retrieval(
             self.annotation, image_folder=self.image_folder, answers=self.answers, **self.reading()
@@ -169,7 +169,7 @@ class FusionConfig(LabelConfig):
         ``reciprocal_rank``, no member needs one.
 
         Raises:
-            InputError: a malformed ``--member``, or a missing share.
+            InputError: a malformed flag, a missing weight, or shares that do not match the members.
         """
         published = (
             ("lhp", self.beit3_score, 1.0),

@@ -1,4 +1,4 @@
-"""Decode a fused matrix: rank the images of a query with regard to other captions.
+"""Decode a fused matrix: use other captions to rank the images of each query.
 
 The test sets are one-to-one: every query has one image, and every image at most one query. An image
 that is top-1 for two queries is therefore wrong for at least one of them.
@@ -13,7 +13,7 @@ assignment     joint over all queries maximum-score matching, with a price for o
 ============== ====================== ==========================================================
 
 A joint decoding uses all queries of the set at once, which some leaderboards forbid; ``meta`` of
-the score file records the kind (``per_query``). Choose prices and factors on other data.
+the score file records the kind (``per_query``). Choose prices and factors on validation data.
 
 ``margin`` and ``assignment`` change only top-1 images. Their margins and utilities come from a
 reranker's scores if available, otherwise from the input scores.
@@ -85,7 +85,7 @@ def decode(
     settings: DecodeSettings,
     evidence: Evidence | None = None,
 ) -> Tensor:
-    """Apply a decoding; return a matrix with its ranking, float32 [Q, G].
+    """Apply a decoding; return scores in the order of the decoded ranking, float32 [Q, G].
 
     Args:
         scores: [Q, G].
@@ -143,8 +143,8 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     Args:
         scores: [Q, G].
         bank: scores of other captions (such as training captions) by the same models on the same
-            images [N, G]. A fused bank is scaled by its own bounds, so its scale equals that of
-            the scores only if their extremes agree.
+            images [N, G]. A fused bank is scaled by its own bounds, so both scales are equal only
+            if the extremes of the two matrices agree.
         factor: scale of the scores before exponentiation.
 
     Returns:
@@ -238,8 +238,8 @@ def assignment(
     """Return the one-to-one assignment with the largest total score.
 
     A query may opt out and keep its own top-1 image, even if other queries have the same image. It
-    then adds the score of its top-1 image minus ``slack`` to the total, so no query loses more than
-    ``slack``. Images may remain unassigned.
+    then adds the score of its top-1 image minus ``slack`` to the total. Therefore, no query loses
+    more than ``slack``. Images may remain unassigned.
 
     Args:
         scores: [Q, G].
@@ -249,10 +249,10 @@ def assignment(
         evidence: scores to sum; None uses ``scores``.
 
     Returns:
-        Column of each query's image, int64 [Q]; the own top-1 image of a query that opts out.
+        Column of each query's image, int64 [Q]; a query that opts out has its own top-1 image.
 
     Raises:
-        InputError: more queries than images without a price.
+        InputError: there are more queries than images, and ``slack`` is None.
     """
     n_queries, n_gallery = scores.shape
     if slack is None and n_queries > n_gallery:
@@ -288,6 +288,6 @@ def with_first_places(scores: Tensor, columns: Tensor) -> Tensor:
     result = scores.clone()
     best = scores.amax(dim=1)
     ahead = torch.nextafter(best, torch.full_like(best, torch.inf))
-    moved = columns != top_k(scores, 1)[:, 0]  # the others are top-1 already
+    moved = columns != top_k(scores, 1)[:, 0]  # the other images are already top-1
     result[moved, columns[moved]] = ahead[moved]
     return result

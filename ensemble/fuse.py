@@ -28,7 +28,7 @@ from pab.ranking import rows_in_order, top_k
 from pab.scores import ScoreFile, check_same_ids
 
 BLOCK_ELEMENTS = 1 << 19  # scores per block: 2 MiB, so that a block fits in the CPU cache
-BLOCKS_KEPT = 32  # blocks whose memory pages are kept before release
+BLOCKS_KEPT = 32  # number of blocks after which the members' memory pages are released
 SPARE_CANDIDATES = 22  # candidates beyond the requested k
 STRETCH = 64  # columns per stretch; the maximum of each stretch is computed first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
@@ -160,7 +160,7 @@ class Fusion:
                     release_pages(file.scores)
 
     def best_columns(self, k: int) -> Tensor:
-        """Return the k best columns per row, best first, int64 [Q, k]; the smaller wins ties.
+        """Return the k best columns per row, best first, int64 [Q, k]; the smaller one wins ties.
 
         A weighted sum of the unscaled scores, which reads each score once, first selects
         candidates. The published arithmetic then scores them. A row is fused completely if rounding
@@ -189,7 +189,7 @@ class Fusion:
         for block, factor in zip(blocks[1:], factors[1:], strict=True):
             sums.add_(block, alpha=factor)
         values, columns = best_candidates(sums, min(k + SPARE_CANDIDATES, sums.shape[1]))
-        columns = columns.sort(dim=1).values  # so that a stable sort puts the smaller first
+        columns = columns.sort(dim=1).values  # a stable sort then ranks the smaller first
         fused = self._fused([block.gather(1, columns) for block in blocks], start)
         order = fused.argsort(dim=1, descending=True, stable=True)[:, :k]
         best = columns.gather(1, order)
@@ -213,7 +213,7 @@ def aligned(
     query_ids: Sequence[str] | None = None,
     **how: object,
 ) -> Fusion:
-    """Align members, with their rows in any order, and create a fusion.
+    """Align the members' rows by query id, and create a fusion.
 
     Args:
         members: members that passed :func:`ensemble.members.check_members`.
@@ -236,7 +236,7 @@ def aligned(
         count = int(flat.sum())
         if count == len(wanted):
             raise InputError(
-                member.path, "all images have the same score for every query: they rank nothing"
+                member.path, "all images have the same score for every query: there is no ranking"
             )
         if count:
             queries = "1 query has" if count == 1 else f"{count} queries have"
@@ -252,7 +252,7 @@ def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | 
     """Return the rows of a score file in query order, int64 [Q]; None if already in order.
 
     Raises:
-        InputError: the queries differ from the file's.
+        InputError: the file has other queries.
     """
     if file.query_ids == list(query_ids):
         return None
@@ -260,7 +260,7 @@ def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | 
 
 
 def blend(fused: Tensor, member: Tensor, weight: float) -> Tensor:
-    """Add a scaled member [q, G] to the running sum ``fused``, which keeps ``weight``."""
+    """Return the running sum after adding a scaled member; ``fused`` keeps ``weight``, [q, G]."""
     return weight * fused + (1.0 - weight) * member
 
 

@@ -22,7 +22,7 @@ def priced_matching(
     """Match each query with one of its images at minimum total cost.
 
     Args:
-        columns: candidate images of each query [Q, K].
+        columns: candidate images of each query, [Q queries, K candidates].
         costs: costs of the candidates [Q, K].
         n_gallery: number of images.
         price: cost of opting out; None matches every query.

@@ -30,7 +30,7 @@ from pab.ranking import some
 from pab.scores import ScoreFile, respell, warn_on_data_mismatch, with_all_images
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
-UIT = "uit"  # name of the member with a checked number of candidates
+UIT = "uit"  # name of the member whose number of candidates is checked
 SUM_TOLERANCE = 1e-6
 FILE_FLAGS = ("annotation", "answers", "query_order", "queries", "gallery", "decode_bank")
 RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list; its score 0 means "not listed"
@@ -142,12 +142,13 @@ def load_members(
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
-    All ids are converted to the first member's spelling.
+    Image ids take the spelling of the first member that scores the whole gallery, query ids that of
+    ``line_order``, if given, otherwise that of the same member.
 
     Args:
         members: members in fusion order.
-        line_order: query ids in the line order of ranked lists. None: fusing only ranked lists uses
-            line numbers.
+        line_order: query ids in the line order of ranked lists. None uses line numbers if all
+            members are ranked lists.
         gallery_ids: ids of the gallery, used if no member has the whole gallery. None uses the
             images that the members list.
         queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
@@ -155,8 +156,8 @@ def load_members(
         loaded: validated scores by member path, for members that are already in memory.
 
     Raises:
-        InputError: an unreadable file, ids that are missing or do not match, a run that lacks
-            queries, or a ranked list beside other members without its line order.
+        InputError: an unreadable file, ids that are missing or do not match, a member that lacks
+            queries, or an unknown line order of a ranked list that is fused with other forms.
     """
     rows = read_query_ids(queries) if queries else None
     columns = read_gallery_ids(gallery) if gallery else None
@@ -204,13 +205,13 @@ def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list
 
 
 def _line_numbers(contents: dict[str, ScoreFile | Listing]) -> list[str] | None:
-    """Return line numbers as ids of ranked lists, or None; other members must not have ids."""
+    """Return line numbers as query ids of ranked lists; None if every member has query ids."""
     bare = [path for path, found in contents.items() if found.query_ids is None]
     if not bare:
         return None
     if len(bare) < len(contents):
         raise InputError(
-            bare[0], "a ranked list does not name the query of a line",
+            bare[0], "a ranked list does not name the queries of its lines",
             todo="pass the order of the lines with --query_order FILE, --annotation FILE or "
             "--queries FILE",
         )  # fmt: skip
@@ -231,10 +232,9 @@ def _as_member(
     if missing:
         raise InputError(
             path,
-            f"expected all {len(query_ids)} queries, found none of the {len(missing)}: "
-            f"{some(missing)}",
-            todo="complete it: a fusion needs every query of every member (pab.evaluate counts "
-            "missing queries as misses)",
+            f"expected all {len(query_ids)} queries, {len(missing)} are missing: {some(missing)}",
+            todo="complete the file: each member must score every query (pab.evaluate "
+            "counts missing queries as misses)",
         )
     listed = file.listed
     file = with_all_images(file, gallery_ids)
@@ -265,10 +265,11 @@ def candidates_of(members: Sequence[Member], files: Sequence[ScoreFile]) -> int 
 def check_candidates(
     members: Sequence[Member], files: Sequence[ScoreFile], expected: int | None
 ) -> None:
-    """Check that the ``k_test`` of UIT's score file is the expected one.
+    """Check that UIT's score file has the expected number of candidates (``k_test``).
 
-    Weights are valid for one number of candidates, because all other images have equal scores.
-    Numbers that cover the whole gallery count as equal. A file without a number prints a notice.
+    Weights tuned for one number do not transfer to another, because all images of a query that are
+    not candidates have equal scores.
+    Numbers that cover the whole gallery count as equal. A notice reports a file without a number.
 
     Args:
         members: members of the fusion.

@@ -1,7 +1,7 @@
-"""Compare a result with the paper's: `python -m ensemble.published STEP --score FILE ...`.
+"""Compare metrics with the paper's: `python -m ensemble.published STEP --score FILE ...`.
 
-`scripts/reproduce.sh` calls it after each step. The figures are the paper's (arXiv 2511.22470), on
-PAB's 1,978 test queries.
+`scripts/reproduce.sh` calls this module after each step. The published figures (arXiv 2511.22470)
+are percentages of PAB's 1,978 test queries.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("step", choices=PUBLISHED, help="published step to compare with")
     data.add_argument("--score", type=Path, required=True, help="score file")
     data.add_argument("--annotation", type=Path, required=True, help="labelled test set")
-    data.add_argument("--image_folder", type=Path, help="see pab.evaluate")
-    data.add_argument("--answers", type=Path, help="see pab.evaluate")
+    data.add_argument("--image_folder", type=Path, help="root of the images (see pab.evaluate)")
+    data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
     add_label_flags(parser)
     args = parser.parse_args(argv)
     reading = label_config(args).reading()

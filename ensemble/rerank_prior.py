@@ -64,8 +64,8 @@ class Reranking:
     def reorder(self, fused: Tensor) -> tuple[Tensor, Evidence]:
         """Reorder the first images of each query; images beyond the depth keep their places.
 
-        Among equal blended scores, the earlier place in the fused order wins. An image without a
-        reranker score gets the worst score of its query; a notice reports such images.
+        Among equal blended scores, the earlier place in the fused order wins. An image that the
+        reranker did not score gets a value below its query's scores; a notice reports such images.
 
         Returns:
             Scores with the new order, float32 [Q, G], and the evidence for later stages.
@@ -89,7 +89,7 @@ class Reranking:
             notice(
                 self.path,
                 f"{int(unscored.sum())} of the first {values.shape[1]} images of {queries} queries "
-                "have no score here and are treated as the worst of their query",
+                "have no score in this file and are treated as the worst of their query",
             )
 
 

@@ -1,6 +1,6 @@
 """Fuse score files into a ranked list: `python -m ensemble.run`.
 
-The defaults are the published arithmetic. A reranker and decodings may follow the fusion;
+The defaults reproduce the published arithmetic. A reranker and decodings may follow the fusion;
 `--ladder` evaluates every stage.
 """
 
@@ -61,7 +61,7 @@ class RunConfig(FusionConfig):
         ge=0, le=LARGEST_FACTOR,
     )  # fmt: skip
     ladder: bool = output_flag(
-        False, "print R@1, mAP@10 and the paired interval after every stage; needs labels"
+        False, "print R@1, mAP@10 and the gain in R@1 after every stage; needs labels"
     )
 
     def check(self) -> None:

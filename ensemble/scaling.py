@@ -18,7 +18,7 @@ from pab.core.errors import InputError
 
 Scaling = Literal["minmax", "minmax_query", "zscore", "rank"]
 
-_FIRST = 16  # scores per row that are compared before the whole row
+_FIRST = 16  # scores per row to compare first; a row is compared completely if they agree
 
 
 def scaled_block(
@@ -47,7 +47,7 @@ def scaled_block(
         )
     if scaling == "minmax":
         if low == high:
-            raise InputError(where, f"all its scores are {low:g}: they rank nothing")
+            raise InputError(where, f"all scores are {low:g}: there is no ranking")
         return (block - low).div_(high - low)
     if scaling == "rank":
         return 1.0 - mean_places(block) / max(1, block.shape[1] - 1)
@@ -60,7 +60,7 @@ def scaled_block(
 
 
 def flat_rows(scores: Tensor) -> Tensor:
-    """Return true for rows in which all images have the same score, so that there is no ranking.
+    """Mark rows in which all images have the same score; such rows have no ranking.
 
     Args:
         scores: [q, G]. A row is read completely only if its first scores are equal.

@@ -2,8 +2,8 @@
 
 `--method steps` is Algorithm 2 of the paper (arXiv 2511.22470). The members are added one by one.
 Each weight is the best of a grid in [0, 1] by R@1, with mAP as the tie-breaker, and earlier weights
-stay fixed. `--order greedy` also chooses the next member. `--method simplex` tries all shares at
-once. Both methods write weights of the published fusion rule. Test annotations are rejected,
+stay fixed. `--order greedy` also chooses the next member. `--method simplex` tries all combinations
+of shares. Both methods write weights of the published fusion rule. Test annotations are rejected,
 because weights chosen on a test set make its results meaningless.
 """
 
@@ -49,11 +49,11 @@ SCORE_FLAGS = {
     "blip2": "blip2_score",
     "clip": "clip_score",
 }
-MASKED_SET = "name-masked_test-set"  # from PAB's layout, like the next two
+MASKED_SET = "name-masked_test-set"  # this and the next two names are from PAB's layout
 TEST_ANNOTATIONS = ("annotation", "test")
 TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
 TAUS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: every query takes part
+SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: no query opts out
 FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 NUMBERS = {"assignment": ("slack", SLACKS), "margin": ("tau", TAUS)}  # otherwise the factor
 
@@ -67,7 +67,7 @@ class SearchConfig(FusionConfig):
 
     annotation: str = data_flag("", "labelled annotation of the validation split")
     method: Literal["steps", "simplex"] = flag(
-        "steps", "one weight after another (Algorithm 2), or all shares at once"
+        "steps", "one weight after another (Algorithm 2), or all combinations of shares"
     )
     order: Literal["given", "greedy"] = flag("given", "steps: order in which members are added")
     grid_step: float = flag(
@@ -116,7 +116,7 @@ class SearchConfig(FusionConfig):
 
 
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
-    """Return the search function: it finds the best weights for the counted queries of a judge."""
+    """Return a function that finds the best weights for the counted queries of a judge."""
     if config.method == "simplex":
         return Simplex.tried(fusion, judge, config.grid_step).best
     weights = grid(config.grid_step)
@@ -156,7 +156,7 @@ def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
 def choose_decoding(
     config: SearchConfig, found: Found, fusion: Fusion, judge: Judge
 ) -> dict[str, Any]:
-    """Choose the best parameter of the decoding; print its result, and return settings."""
+    """Choose and print the best parameter of the decoding; return settings of `ensemble.run`."""
     (wanted,) = config.decodings()
     number, usual = NUMBERS.get(wanted.method, ("factor", FACTORS))
     best: tuple[tuple[float, float], float, Metrics] | None = None
@@ -214,7 +214,7 @@ def given(config: SearchConfig, *names: str) -> dict[str, Any]:
 
 
 def run(config: SearchConfig) -> None:
-    """Search the weights, print the steps, and write weights and trials.
+    """Search for the weights, print the steps, and write weights and trials.
 
     Raises:
         InputError: a test set without ``--allow_test``, no labels, fewer than two members, or ids

@@ -1,4 +1,4 @@
-"""Evaluate fused matrices for trial weights, and search the weights with two methods.
+"""Evaluate fused matrices for trial weights, and search for the best weights with two methods.
 
 Shape letters: `Q` queries, `G` gallery images.
 """
@@ -49,7 +49,7 @@ class Judge:
         return mean["R@1"], mean["mAP"]
 
     def figures(self, metrics: Metrics) -> str:
-        """Format R@1 and mAP."""
+        """Format R@1 and mAP of the counted queries."""
         first, second = self.key(metrics)
         return f"R@1 {first:.2f}, mAP {second:.2f}"
 
@@ -60,7 +60,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Trial:
-    """Trial: the added member, the weight kept by the running sum, and metrics in percent.
+    """One trial: the added member, the weight kept by the running sum, and metrics in percent.
 
     A simplex trial lists all shares in ``member``, and has no weight.
     """
@@ -164,7 +164,7 @@ class Simplex:
     """Evaluated grid of shares, from which the best point can be chosen for any query subset."""
 
     fusion: Fusion  # its members' weights are ignored
-    points: list[tuple[list[float], Metrics]]  # shares, metrics; first, those of member 0 alone
+    points: list[tuple[list[float], Metrics]]  # shares, metrics; the first point is member 0 alone
 
     @classmethod
     def tried(cls, fusion: Fusion, judge: Judge, step: float) -> Simplex:

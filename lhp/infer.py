@@ -9,7 +9,6 @@ from pab.core.checkpoints import checkpoint_hash
 from pab.core.config import flag, speed_flag
 from pab.core.devices import keep_freed_memory
 from pab.core.errors import run_cli
-from pab.scoring.encoder import Origin
 from pab.scoring.job import MemberConfig, scoring_command
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class InferConfig(MemberConfig):
             model,
             tokenizer,
             compiled_image_encoder(model) if self.compile else None,
-            origin=Origin(self.model, self.checkpoint, sha256, compute.dtype_name),
+            origin=compute.origin(self.model, self.checkpoint, sha256),
             fingerprint=facts,
         )
 

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pab.data.images import ImageTransform, recipe
+from pab.data.images import ImageRecipe, ImageTransform, in_two_parts, recipe
+from pab.data.pixels import CPU, normalizer
 
 VIEW_DRAW = NormalDist(mu=0.5, sigma=1 / 6)  # distribution of the number that selects the view
 
@@ -32,7 +33,8 @@ def local_threshold(local_prob: float) -> float:
 class HybridView:
     """Random view of a training image, normalized for BEiT-3 or by another model's preprocessing.
 
-    Draws use torch's global generator; seed the generator to repeat a view.
+    Draws use torch's global generator; seed the generator to repeat a view. The view is a transform
+    in two parts (:class:`pab.data.pixels.TwoParts`).
 
     Args:
         size: side of the output, pixels.
@@ -49,16 +51,21 @@ class HybridView:
         local_prob: float,
         crop_scale: tuple[float, float],
         crop_ratio: tuple[float, float],
-        whole: ImageTransform | None = None,
+        whole: ImageRecipe | ImageTransform | None = None,
     ) -> None:
         self.threshold = local_threshold(local_prob)
-        self.whole = whole or recipe("beit3", size).transform()
+        self.whole = in_two_parts(whole or recipe("beit3", size))
+        self.normalization = self.whole.normalization
         self.crop = v2.RandomResizedCrop(
             size, scale=crop_scale, ratio=crop_ratio, interpolation=v2.InterpolationMode.BICUBIC
         )
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Convert an RGB image to a random view, float32 [3, size, size]."""
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Convert an RGB image to a random view, uint8 [3, size, size]."""
         draw = VIEW_DRAW.mean + VIEW_DRAW.stdev * float(torch.randn(()))
-        # The crop already has the final size, so the preprocessing only normalizes it.
-        return self.whole(self.crop(image) if draw > self.threshold else image)
+        # The crop already has the final size, so the preprocessing does not resize it.
+        return self.whole.pixels(self.crop(image) if draw > self.threshold else image)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Convert an RGB image to a random view, normalized, float32 [3, size, size]."""
+        return normalizer(self.normalization, CPU)(self.pixels(image))

@@ -1,11 +1,11 @@
 """Text-based person anomaly retrieval: the code that the models share, and the public functions.
 
-``from pab import load_encoder, load_scores, fuse, rank, evaluate`` is the library
+The public functions are ``load_encoder``, ``load_scores``, ``fuse``, ``rank`` and ``evaluate``
 (docs/library.md). Each function is imported at its first use, so ``import pab`` stays fast.
 
 From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the public
 modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``api``, ``compare``, ``fetch``,
-``export_weights``) with ``formats`` and ``layout``, ``training``, ``scoring``, ``encoders`` (CLIP,
+``export_weights``) with ``formats`` and ``layout``, ``scoring``, ``training``, ``encoders`` (CLIP,
 BLIP-2) and ``search``. ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and
 ``ensemble`` build on this package. Imports run downward only, except the lazy import of ``fuse``.
 """

@@ -32,7 +32,7 @@ def rank(
 
     Args:
         scores: a score file, its path, or a matrix ``[Q, G]`` of any float type, higher is better.
-        gallery_ids: ``G`` distinct ids of the matrix's columns in any order; only for a matrix.
+        gallery_ids: one distinct id per column, in column order; only for a matrix.
         top_k: number of images per query.
 
     Returns:
@@ -40,8 +40,7 @@ def rank(
         is shorter if the source of the scores lists fewer images.
 
     Raises:
-        InputError: the ids do not match the matrix, a score is NaN or infinite, or ``top_k`` is
-            below 1.
+        InputError: the scores or ids are invalid or do not match, or ``top_k`` is below 1.
     """
     if top_k < 1:
         raise InputError("top_k", f"must be at least 1, found {top_k}")
@@ -82,7 +81,7 @@ def evaluate(
         intervals, and ``.table()`` the text that ``python -m pab.evaluate`` prints.
 
     Raises:
-        InputError: no labels, or ids of queries or images that do not match.
+        InputError: there are no labels, or the query ids or image ids do not match.
     """
     if isinstance(annotation, Mapping):
         relevant = {

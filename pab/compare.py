@@ -6,9 +6,9 @@ Command line::
 
 Without labels, the command counts equal top-1 images, images shared by the first ten places, and
 queries with a duplicate top-1 image. In a one-to-one set, an image that is top-1 for several
-queries is wrong for all but one of them. With labels, the command also reports which list is right
-where they differ, with paired bootstrap intervals. Name matching ignores image extensions and
-Unicode forms.
+queries is right for at most one of them. With labels, the command also reports how often each list
+is right, with paired bootstrap intervals of the metrics. Name matching ignores image extensions and
+Unicode normalization.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Comparison:
 
     Attributes:
         lines: number of queries.
-        depth: number of compared places: ten, or the length of the shorter list.
+        depth: number of compared places per query: ten, or fewer if a list ranks fewer images.
         same_first: queries with the same top-1 image.
         same_set: queries with the same first ``depth`` images in any order.
         same_order: queries with the same first ``depth`` images in the same order.
@@ -80,7 +80,7 @@ class Comparison:
 def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Comparison:
     """Compare two ranked lists line by line; both contain the same queries in the same order."""
     if len(a) != len(b):
-        raise ValueError(f"expected lists of one length, found {len(a)} and {len(b)} lines")
+        raise ValueError(f"expected lists of equal length, found {len(a)} and {len(b)} lines")
     depth = min(DEPTH, len(a[0]), len(b[0]))
     heads = [(list(x[:depth]), list(y[:depth])) for x, y in zip(a, b, strict=True)]
     shared = [len(set(x) & set(y)) for x, y in heads]
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("b", type=Path, metavar="B.txt")
     flags = {
         "--answers": "answer key of a name-masked set; shows which list is right",
-        "--annotation": "queries of the lines (default: the order of --answers)",
+        "--annotation": "annotation of the queries, in line order (default: order of --answers)",
         "--query_order": "query id of each line, one per line",
     }
     add_path_flags(parser.groups["data"], flags)
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--show", f"expected 0 or more, found {args.show}")
     if args.query_order and not (args.annotation or args.answers):
         raise InputError("--query_order", "expected --answers or --annotation with it")
-    check_outputs({"json": args.json}, omit="leave it out")
+    check_outputs({"json": args.json}, omit="leave out --{}")
     inputs = {"A": args.a, "B": args.b, "the answers": args.answers, "the queries": args.annotation}
     check_inputs_are_kept({"json": args.json}, inputs)
     a, b = read_ranked_list(args.a), read_ranked_list(args.b)
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
         right = [", ".join(sorted(retrieval.relevant[query_id])) for query_id in order]
     if comparison.differing and args.show:
         shown = comparison.differing[: args.show]
-        part = f", the first {len(shown)} of them" * (len(shown) < len(comparison.differing))
+        part = f"; the first {len(shown)}" * (len(shown) < len(comparison.differing))
         report += f"\n\nfirst images differ in {len(comparison.differing)} lines{part}:"
         for number in shown:
             answer = f"  right: {right[number - 1]}" if right else ""

@@ -49,17 +49,17 @@ from pab.ranking import order_queries, rows_in_order, some
 if TYPE_CHECKING:
     from pab.formats.score_file import ScoreFile
 
-TWIN = "over twin"  # fraction of queries with a twin that rank the right image above it
+TWIN = "over twin"  # percentage of queries with a twin that rank a right image above the twin
 SHORT_LIST = 10  # number of places used by R@10 and mAP@10
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per-query metrics of a ranking.
+    """Per-query metrics of a ranking (``Q`` queries, ``M`` metrics).
 
     Attributes:
         metrics: values of ``Q`` queries.
-        groups: mask ``[Q]`` of ``"all"``, and of ``"normal"`` and ``"abnormal"`` if labelled.
+        groups: name -> mask ``[Q]``: ``"all"``, and ``"normal"`` and ``"abnormal"`` if labelled.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
         n_gallery: number of ranked images per query; None for ranked lists.
         relevance: relevance rule; see :class:`pab.data.records.Retrieval`.
@@ -72,7 +72,7 @@ class Evaluation:
     relevance: Relevance = "image_id"
 
     def summary(self, group: str = "all") -> dict[str, float]:
-        """Average each metric over a group, in percent; ``"over twin"`` only if a query has one."""
+        """Average each metric over a group, in percent; ``"over twin"`` if any query has a twin."""
         chosen = self.groups[group]
         figures = self.metrics.mean(chosen)
         twin = self._twin_values(chosen)
@@ -165,7 +165,7 @@ def read_labels(
     """
     retrieval = read_retrieval(annotation, image_folder=image_folder, **reading)
     if retrieval.gallery is None and image_folder:
-        from pab.data.images import list_gallery  # imports Pillow, which score files do not need
+        from pab.data.images import list_gallery  # imports Pillow, which other cases do not need
 
         retrieval = replace(retrieval, gallery=list_gallery(image_folder))
     return retrieval
@@ -186,7 +186,7 @@ def evaluate(
         where: path of the score file, for messages.
 
     Raises:
-        InputError: no labels, or ids of queries or images that do not match.
+        InputError: there are no labels, or the query ids or image ids do not match.
     """
     from pab.scores import respell  # imports torch, which ranked lists do not need
 
@@ -223,7 +223,7 @@ def evaluate(
 
 
 def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) -> list[str]:
-    """Return the image ids with known spelling: the gallery, otherwise the right answers."""
+    """Return the image ids with known spelling: the gallery's, or else the right images."""
     if retrieval.gallery is not None:
         return [image.gallery_id for image in retrieval.gallery]
     return sorted(frozenset().union(*relevant.values()))
@@ -232,7 +232,7 @@ def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) 
 def respelt_lists(
     names: Sequence[Sequence[str]], retrieval: Retrieval, where: str | Path
 ) -> list[list[str]]:
-    """Return ranked lists in the spelling of the gallery; without one, of the right answers.
+    """Return ranked lists in the spelling of the gallery; without a gallery, of the right images.
 
     Raises:
         InputError: two names of the lists would become equal.
@@ -258,7 +258,7 @@ def evaluate_predictions(
         where: path of the list, for messages.
 
     Raises:
-        InputError: no labels, a wrong number of lines, or an unknown gallery name.
+        InputError: no labels, a wrong number of lines, or a name that is not in the gallery.
     """
     relevant = _labels(retrieval)
     query_ids = order_queries([query.query_id for query in retrieval.queries], query_order)
@@ -275,7 +275,7 @@ def evaluate_predictions(
                 raise InputError(where, problem, item=f"line {number}")
     right = frozenset().union(*relevant.values())
     if right.isdisjoint(name for line in names for name in line):
-        examples = f"its names are like {names[0][0]!r}, right ones like {min(right)!r}"
+        examples = f"its names are like {names[0][0]!r}, right names like {min(right)!r}"
         notice(where, f"names no right image for any query: {examples}")
     n_gallery = None if retrieval.gallery is None else len(retrieval.gallery)
     shortest = min(map(len, names))
@@ -337,10 +337,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     path = args.score or args.predictions
     if args.top_k is not None and (not args.trec or args.top_k < 1):
-        raise InputError("--top_k", f"expected --trec with it and at least 1, found {args.top_k}")
+        raise InputError("--top_k", f"requires --trec and at least 1, found {args.top_k}")
     trec = f"{args.trec}.run" if args.trec else None
     outputs = {"json": args.json, "trec": trec}
-    check_outputs(outputs, omit="leave it out")
+    check_outputs(outputs, omit="leave out --{}")
     inputs = {"the ranking": path, "the annotation": args.annotation, "the answers": args.answers}
     check_inputs_are_kept(outputs, inputs)
     reading = {"answers": args.answers, **label_config(args).reading()}

@@ -1,8 +1,8 @@
 """Export only the weights of a checkpoint: `python -m pab.export_weights FILE --out FILE`.
 
-A training state or a released checkpoint contains more than the weights, in float32. The exported
-file contains only the weights, under the model's own names, with adapters merged, and optionally in
-half precision.
+A training state or a released checkpoint may contain more than the weights, such as the optimizer.
+The exported file contains only the weights, under the model's own names, with adapters merged, and
+optionally in half precision.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Download public checkpoints to `checkpoints/`: `python -m pab.fetch NAME`.
 
 Without a name, or with `--check`, the command lists each file with its source, and whether the file
-is present, missing or not a weight file. An interrupted download is resumed. After a download, size
-and SHA-256 of the file are written to `manifest.json` in the checkpoint folder. Some files can only
-be downloaded with a browser: for these, the command prints URL, file name and target.
+is present, missing or not a weight file. An interrupted download is resumed. After a download, the
+size and SHA-256 of the file are written to `manifest.json` in the checkpoint folder. Some files can
+only be downloaded with a browser: for these, the command prints the URL and the target path.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def fetch(name: str, folder: Path) -> Path:
     """Download one file if it is missing.
 
     Raises:
-        InputError: the name is unknown, the source is a page, the download failed (the next call
-            resumes it), or the server sent another file, such as a web page (it is removed).
+        InputError: the name is unknown, the source is a page, the manifest is damaged, the download
+            failed (the next call resumes it), or the server sent a web page (which is deleted).
     """
     if name not in SOURCES:
         raise InputError("NAME", f"expected one of {', '.join(SOURCES)}, found {name!r}")
@@ -90,11 +90,11 @@ def fetch(name: str, folder: Path) -> Path:
     if target.is_file():
         print(f"{target} is already present", file=sys.stderr)
         return target
-    by_hand = f"fetch it on a machine with a browser and put it at {target}"
+    by_hand = f"download it with a browser and save it as {target}"
     if source.kind == "page":
         problem = f"is behind a page that a program cannot download from: {source.address}"
         raise InputError(name, problem, todo=by_hand)
-    known = manifest(folder)  # a damaged one fails before the download
+    known = manifest(folder)  # a damaged manifest raises before the download
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     try:
@@ -117,7 +117,7 @@ def download(address: str, part: Path) -> None:
     """Append the missing bytes of a file to ``part``.
 
     Raises:
-        OSError: no response, an error response, or fewer bytes than announced.
+        OSError: no response, an error response, or a size other than announced.
     """
     done = part.stat().st_size if part.is_file() else 0
     request = Request(address, headers={"Range": f"bytes={done}-"} if done else {})
@@ -128,11 +128,11 @@ def download(address: str, part: Path) -> None:
             return
         raise
     with answer:
-        goes_on = answer.status == 206
-        done = done if goes_on else 0
+        resumed = answer.status == 206  # partial content
+        done = done if resumed else 0
         left = answer.headers.get("Content-Length")
         total = done + int(left) if left else None
-        mode = "ab" if goes_on else "wb"
+        mode = "ab" if resumed else "wb"
         with part.open(mode) as file, Progress(total, f"fetching {part.stem}", "B", done) as shown:
             while block := answer.read(BLOCK):
                 file.write(block)
@@ -142,7 +142,7 @@ def download(address: str, part: Path) -> None:
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read size and hash of each downloaded file from the manifest; empty without a manifest.
+    """Read the size and hash of each downloaded file; return an empty dict without a manifest.
 
     Raises:
         InputError: the manifest is damaged.
@@ -155,12 +155,12 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
         found = facts if isinstance(facts, dict) else {}
         if [type(found.get(key)) for key in ("bytes", "sha256")] != [int, str]:
             problem = "expected the fields bytes and sha256, found others"
-            raise InputError(path, problem, item=name, todo="remove this file")
+            raise InputError(path, problem, item=name, todo="delete this file")
     return fetched
 
 
 def not_weights(file: Path, ending: str) -> str:
-    """Describe what a file contains instead of weights; empty if the file is acceptable."""
+    """Describe what a file contains instead of weights; return "" if the file is acceptable."""
     found = file_kind(file)
     return found.text if ending in WEIGHTS and found.kind in NO_WEIGHTS else ""
 
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(prog="python -m pab.fetch")
     output, advanced = parser.groups["output"], parser.groups["advanced"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
-    output.add_argument("--folder", type=Path, default=Path("checkpoints"))
+    output.add_argument("--folder", type=Path, default=Path("checkpoints"), help="target folder")
     advanced.add_argument("--check", action="store_true", help="list which files are present")
     args = parser.parse_args(argv)
     if args.check and args.names:

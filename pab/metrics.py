@@ -18,9 +18,9 @@ A right image that is missing from a list or run counts as not found: it adds no
 mINP is 0 for its query. A query that is missing from a run counts as a miss in every metric, as in
 trec_eval and ir-measures.
 
-A set of queries has the mean of their values. Intervals are percentile bootstrap intervals (Efron
-and Tibshirani, 1993): queries are resampled with replacement, and the bounds are the 2.5th and
-97.5th percentiles of the resampled means.
+The value for a set of queries is the mean over the queries. Intervals are percentile bootstrap
+intervals (Efron and Tibshirani, 1993): queries are resampled with replacement, and the bounds are
+the 2.5th and 97.5th percentiles of the resampled means.
 
 Shape letters: ``Q`` queries, ``G`` gallery images, ``P`` (query, right image) pairs, ``M`` metrics.
 """
@@ -57,7 +57,7 @@ class Metrics:
     """Per-query metric values.
 
     Attributes:
-        query_ids: ``Q`` ids, in the order of all arrays.
+        query_ids: ``Q`` ids, in the order of the arrays.
         values: metric name -> float64 ``[Q]`` in percent.
         best_rank: int64 ``[Q]``, rank of the best right image; 0 if a list does not contain one.
     """
@@ -185,12 +185,12 @@ def _metrics(
         n_right: ``[Q]``, number of right images per query, found or not.
         rows: ``[P]``, query of each right image that was found.
         ranks: ``[P]``, ranks of these images.
-        complete: true if the ranking goes beyond the first ten places.
+        complete: true to compute mAP and mINP too, which need the ranks of all right images.
     """
     n_queries = len(query_ids)
     order = np.lexsort((ranks, rows))
     rows, ranks = rows[order], ranks[order]
-    first = np.searchsorted(rows, rows)  # start of this pair's query
+    first = np.searchsorted(rows, rows)  # index of the first pair of the same query
     precision: FloatArray = (np.arange(len(rows)) - first + 1) / ranks  # j / r_j
 
     def per_query(values: FloatArray) -> FloatArray:
@@ -279,7 +279,7 @@ class Difference:
 def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAMPLES) -> Difference:
     """Compute the mean of ``b - a`` with its interval; both are ``[Q]``, in the same order."""
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"expected two arrays [Q] of one length, found {a.shape} and {b.shape}")
+        raise ValueError(f"expected two arrays [Q] of equal length, found {a.shape} and {b.shape}")
     low, high = bootstrap_interval(b - a, seed, n)
     return Difference(float((b - a).mean()), float(low), float(high))
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK_ELEMENTS = 1 << 22  # scores per block: 16 MiB of float32 for any gallery size
-_NAMED_IDS = 5  # maximum ids of each kind that a mismatch message names
+_NAMED_IDS = 5  # maximum number of ids of each kind that a mismatch message names
 ANSWER = "answer.txt"  # the ranked list inside an answer.zip (AI City Challenge, Track 4)
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal lists produce equal bytes
 _A_RANKED_LIST = "a ranked list (one line of gallery names per query)"
@@ -67,7 +67,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _top_k_block(block: Tensor, k: int) -> Tensor:
-    """Apply :func:`top_k` to a block of rows ``[q, G]``, with ``k <= G``."""
+    """Apply :func:`top_k` to a block of rows of ``[Q, G]``, with ``k <= G``."""
     import torch
 
     more = min(k + 1, block.shape[1])
@@ -101,9 +101,9 @@ def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     column_numbers = torch.arange(n_gallery, device=scores.device)
     ranks = torch.empty_like(rows)
     pairs = max(1, _BLOCK_ELEMENTS // max(1, n_gallery))
-    for start in progress(range(0, len(rows), pairs), "finding ranks", "blocks of queries"):
+    for start in progress(range(0, len(rows), pairs), "finding ranks", "blocks of pairs"):
         row, column = rows[start : start + pairs], columns[start : start + pairs]
-        line = scores[row]  # [p, G]
+        line = scores[row]  # [pairs, G]
         own = line.gather(1, column[:, None])
         ahead = (line > own) | ((line == own) & (column_numbers < column[:, None]))
         ranks[start : start + pairs] = ahead.sum(dim=1) + 1
@@ -138,8 +138,8 @@ def rows_in_order(
     faults = [
         (f"ids of {order_name} that are missing", [i for i in order if i not in row_of]),
         (f"ids that are not in {order_name}", [i for i in ids if i not in wanted]),
-        ("ids there twice", [i for i, n in Counter(ids).items() if n > 1]),
-        (f"ids twice in {order_name}", [i for i, n in Counter(order).items() if n > 1]),
+        ("duplicate ids", [i for i, n in Counter(ids).items() if n > 1]),
+        (f"duplicate ids of {order_name}", [i for i, n in Counter(order).items() if n > 1]),
     ]
     found = [f"{what}: {some(faulty)}" for what, faulty in faults if faulty]
     if found:
@@ -184,7 +184,7 @@ def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
 
 
 def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
-    """Write one line per query, atomically: its gallery names, best first, separated by blanks.
+    """Write one line per query, atomically: gallery names, best first, separated by blanks.
 
     For a ``.zip`` path, write an archive that contains the list as ``answer.txt``. Equal lists
     produce equal bytes.

@@ -2,8 +2,8 @@
 
 A score file is written by ``torch.save`` and contains ``{"scores", "query_ids", "gallery_ids",
 "meta"}``. The scores are a float32 matrix ``[Q, G]`` (query by gallery image, higher is better),
-always stored with the ids of its rows and columns. Gallery ids are sorted, so of equal scores the
-smaller column always ranks first. Files are memory-mapped, and loading never executes code from a
+always stored with the ids of its rows and columns. Gallery ids are sorted, so that of equal scores,
+the smaller column ranks first. Files are memory-mapped, and loading never executes code from a
 file (:mod:`pab.core.tensor_files`).
 
 :class:`ScoreFile` and :func:`save_scores` are defined in :mod:`pab.formats.score_file`. For files
@@ -94,7 +94,7 @@ def align(
     where: str | Path = "score file",
     reference_name: str = "the first score file",
 ) -> ScoreFile:
-    """Reorder the rows of a score file as in ``reference``, so that both matrices can be added.
+    """Reorder the rows of a score file to those of ``reference``; the matrices can then be added.
 
     Ids that differ only in image extension or Unicode form are matched first. Columns then need no
     reordering, because equal sets of sorted ids have equal order.
@@ -130,7 +130,7 @@ def respell(
     where: str | Path,
     known_name: str = "the gallery",
 ) -> ScoreFile:
-    """Replace ids with the spelling of known ids (:func:`pab.data.names.respelt`).
+    """Replace ids with matching known ids of another spelling (:func:`pab.data.names.respelt`).
 
     Raises:
         InputError: two ids of the file would become equal.
@@ -217,7 +217,7 @@ def import_scores(
 
 
 def warn_on_data_mismatch(metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warn about score files with equal ids but different captions, image names or their order.
+    """Warn about score files of different captions or image names, or of another order.
 
     Args:
         metas: path -> ``meta`` of the file. Files without ``data_sha256`` are not compared.
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     output = command.groups["output"]
     output.add_argument("--out", type=Path, required=True, help="score file to write")
     command = commands.add_parser("show", help="describe a file of scores")
-    command.add_argument("file", type=Path)
+    command.add_argument("file", type=Path, help="scores in any form, with or without ids")
     command = commands.add_parser("export", help="write a score file in the format of another tool")
     command.add_argument("file", type=Path, help="scores with ids, in any form")
     output = command.groups["output"]

@@ -40,7 +40,7 @@ $python scripts/clip_infer.py --config configs/clip/mini_infer.yaml "${test[@]}"
     --save_score "$out/score_clip.pt" --output_file "$out/predictions_clip.txt"
 
 echo "5 of 5: fusing the four score files, one after the other ..."
-fuse() { # score file, ranked list, member flags; they override the ones below
+fuse() {  # score file, ranked list, member flags (these override the defaults below)
     local scores=$out/$1 list=$out/$2
     shift 2
     $python -m ensemble.run --config configs/ensemble/mini.yaml --blip2_score none --clip_score none \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fine-tune UIT with the release's command, which names four GPUs. Arguments override the recipe.
-# The release used only one of them, so its 84 pairs per step are --dist f1, or --dist f4 --bs 21.
+# The release used only one GPU: for its 84 pairs per step, pass --dist f1, or --dist f4 --bs 21.
 #   bash scripts/finetune_uit.sh     bash scripts/finetune_uit.sh --dist f1 --bs 42
 # On several machines, run it on each, with NNODES, NODE_RANK and MASTER_ADDR (docs/reproduce.md).
 set -euo pipefail

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The release's last command: UIT over LHP's candidates, then the fusion of all members.
+# Run the release's last command: re-rank LHP's candidates with UIT, then fuse all members.
 #   bash scripts/iterative_ensemble.sh --config configs/uit/infer.yaml --task cmp --output_dir output \
 #       --checkpoint checkpoints/uit/uit.pth --output_file reproduce.txt \
 #       --beit3_weight 0.925 --beit3_score sims_score/score_beit3_reproduce.pt \
 #       --blip2_weight 0.9 --blip2_score sims_score/score_blip2_reproduce.pt \
 #       --clip_weight 0.9 --clip_score sims_score/score_clip_reproduce.pt
-# UIT's score file and ranked list go to --output_dir. Members with the score "none" are left out.
+# UIT's score file and ranked list are written to --output_dir. The score "none" omits a member.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec .venv/bin/python -m scripts.published_inference iterative_ensemble "$@"

@@ -1,8 +1,8 @@
 """Run the published inference: members, UIT over LHP's candidates, fusion.
 
-`scripts/iterative_ensemble.sh` is the last command of the release: UIT and fusion.
-`scripts/infer_all.sh` also scores LHP, BLIP-2 and CLIP first. A flag is passed to each step that
-has such a setting; settings of the annotation are passed to all steps.
+`scripts/iterative_ensemble.sh` runs the last command of the release: UIT and fusion.
+`scripts/infer_all.sh` first scores with LHP, BLIP-2 and CLIP. A flag is passed to UIT or to the
+fusion; a flag that both have (such as ``--annotation``) is passed to all steps.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 #   bash scripts/reproduce.sh                  score the released checkpoints, fuse, compare
 #   bash scripts/reproduce.sh --train          fine-tune LHP and UIT first (days; GPUS=4 uses four)
 #   bash scripts/reproduce.sh --mini           the same steps with the mini models on the mini data
-#   bash scripts/reproduce.sh --answers FILE   also compare on the name-masked set, with its key
-# Scores the labelled test set and the name-masked set, whichever exist.
-# DATA and OUT set other folders for data and results.
+#   bash scripts/reproduce.sh --answers FILE   also evaluate the name-masked set with its answer key
+# Scores the labelled test set and the name-masked set, if they exist.
+# The variables DATA and OUT set the folders of data and results.
 # Steps with an existing score file are skipped. Expected hours: docs/reproduce.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
         --train) train=true ;;
         --mini) mini=true ;;
         --answers)
-            [ $# -gt 1 ] || { echo "error: --answers: expected a file after it" >&2; exit 2; }
+            [ $# -gt 1 ] || { echo "error: --answers: expected a file" >&2; exit 2; }
             answers=$2
             shift ;;
         --help | -h) sed -n '2,/^set /s/^# *//p' scripts/reproduce.sh; exit ;;
@@ -26,7 +26,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 if $train && $mini; then
-    echo "error: --train: the mini models are shipped; train them with the commands of their configs" >&2
+    echo "error: --train: the mini models are shipped; to train them, see their config files" >&2
     exit 2
 fi
 if [ -n "$answers" ] && [ ! -f "$answers" ]; then
@@ -92,7 +92,7 @@ if $train; then
     uit+=(--checkpoint "$out/uit/checkpoint-final.pth")
 fi
 
-score() {  # name, command ...: run it for the set $set, unless its score file exists
+score() {  # name, command ...: run the command for the set $set, unless its score file exists
     local name=$1
     shift
     if [ ! -f "$out/score_$name$set.pt" ]; then
@@ -143,7 +143,7 @@ if [ -n "$queries" ]; then
     score_all
     fuse_all
     if [ -z "$answers" ]; then
-        echo "no figures: the name-masked set has no labels; give its key with --answers"
+        echo "no metrics: the name-masked set has no labels; pass its answer key with --answers"
     fi
     echo "ranked list: $out/predictions_masked.txt"
 fi

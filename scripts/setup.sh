@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv and install the dependencies; does nothing if they are installed already.
+# Create .venv and install the dependencies, unless they are already installed.
 #   bash scripts/setup.sh            PYTHON=python3.12 bash scripts/setup.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv-lavis, in which BLIP-2 runs with LAVIS's own code. The project's environment is unchanged.
+# Create .venv-lavis, in which BLIP-2 runs with LAVIS's own code; .venv is unchanged.
 #   bash scripts/setup_lavis.sh
 #   .venv-lavis/bin/python scripts/blip2_infer.py --backend lavis
 set -euo pipefail

@@ -1,14 +1,19 @@
 """Fake CUDA tensors: run GPU code on any machine, and record what a GPU would do.
 
 Fake tensors have a shape, a dtype and a device, but no values. Operations on tensors of different
-devices raise, as on a real GPU. :class:`Trace` counts kernels, memory traffic and host reads.
+devices raise, as on a real GPU. :class:`Trace` counts kernels, memory traffic, host reads and
+allocated memory.
+
+Operations whose output shape depends on values (`nonzero`) raise, too: the host would wait for it.
 
 Values that the host reads are replaced with ones, so code with value-dependent control flow runs.
+Attention uses the kernels that PyTorch would choose on a GPU, and `backward` runs in Python
+(`tests/fake_backward.py`), because neither works on fake tensors without a CUDA driver.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,17 +25,26 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.allocations import Allocations
+from tests.fake_backward import backward, freeable_graph
+
 CUDA = torch.device("cuda", 0)
+ALIGNED = 8  # elements; the memory-efficient kernel copies masks with other row lengths
+EVENT = torch.cuda.Event
 aten = torch.ops.aten
-# Operations whose output shape depends on values: the host waits for the result.
-SHAPED_BY_VALUES = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default}
 # Operations that return a Python number.
 SCALARS = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default}
 # Operations that are one kernel on a GPU, although torch can decompose them.
-WHOLE = {aten.scaled_dot_product_attention.default, aten.gelu.default}
+WHOLE = {
+    aten.gelu.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+}
 # Operations that compute nothing on the device.
-FREE = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default,
-        aten.empty_strided.default, aten.new_empty_strided.default, aten.detach.default}  # fmt: skip
+FREE = {
+    aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default,
+    aten.empty_strided.default, aten.new_empty_strided.default, aten.detach.default,
+}  # fmt: skip
 
 
 class Trace(TorchDispatchMode):
@@ -38,14 +52,24 @@ class Trace(TorchDispatchMode):
 
     Attributes:
         kernels: operation -> number of calls; views and allocations are not counted.
+        dtypes: operation -> dtypes of its first tensors.
         traffic: bytes read and written by these operations.
         reads: host reads of device values: ``.item()``, ``.tolist()``, blocking copies to the CPU.
         copies: non-blocking copies to the CPU.
+        memory: bytes that the device's tensors hold.
+        number, truth: value of the integers and of the booleans that the host reads.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.memory = Allocations("cuda")
+        self.number, self.truth = 1, True
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the operations so far; the memory is still counted."""
         self.kernels: Counter[str] = Counter()
+        self.dtypes: defaultdict[str, set[torch.dtype]] = defaultdict(set)
         self.traffic = 0
         self.reads: Counter[str] = Counter()
         self.copies = 0
@@ -54,28 +78,35 @@ class Trace(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function.namespace == "prim":  # a property of a tensor
+            return function(*args, **kwargs)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_device = any(tensor.device.type == "cuda" for tensor in inputs)
         if function in SCALARS:
-            self.reads["item"] += on_device
-            return _one(inputs[0])
-        if function.namespace == "prim":  # a property of a tensor
-            return function(*args, **kwargs)
+            if on_device:
+                self.reads["item"] += 1
+            return self.value(inputs[0])
         if function not in WHOLE:
             with self:  # composite operations, which reach this mode only in inference mode
                 out = function.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if function in SHAPED_BY_VALUES and on_device:
-            self.reads[str(function)] += 1
         out = function(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         self._copied(function, inputs, outputs, kwargs, args)
+        self.memory.add(outputs)
         device = on_device or any(tensor.device.type == "cuda" for tensor in outputs)
         if device and function not in FREE and not _is_view(inputs, outputs, function):
             self.kernels[str(function)] += 1
-            self.traffic += sum(t.numel() * t.element_size() for t in inputs + outputs)
+            self.dtypes[str(function)].add((inputs + outputs)[0].dtype)
+            self.traffic += sum(map(_bytes, inputs + outputs))
         return out
+
+    def value(self, tensor: Tensor) -> Any:
+        """Return the value that the host reads from a tensor of one element."""
+        if tensor.dtype == torch.bool:
+            return self.truth
+        return 1.0 if tensor.dtype.is_floating_point else self.number
 
     def _copied(
         self, function: Any, inputs: list[Tensor], outputs: list[Tensor], kwargs: Any, args: Any
@@ -105,10 +136,9 @@ class Trace(TorchDispatchMode):
         return sum(self.reads.values())
 
 
-def _one(tensor: Tensor) -> Any:
-    if tensor.dtype == torch.bool:
-        return True
-    return 1.0 if tensor.dtype.is_floating_point else 1
+def _bytes(tensor: Tensor) -> int:
+    """Count the distinct bytes of a tensor; an expanded tensor repeats them."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 def _is_view(inputs: list[Tensor], outputs: list[Tensor], function: Any) -> bool:
@@ -130,6 +160,55 @@ def _apply(module: nn.Module, function: Callable[[Tensor], Tensor]) -> nn.Module
     return module
 
 
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Compute attention with the kernel that PyTorch chooses on a GPU of compute capability 8.0.
+
+    FlashAttention in 16 bits without a mask, otherwise the memory-efficient kernel.
+    """
+    assert not enable_gqa
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(dtype)
+    if attn_mask is None and q.dtype != torch.float32:
+        found = aten._scaled_dot_product_flash_attention(
+            q, k, v, dropout_p, is_causal, False, scale=scale
+        )
+        return found[0]
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            blocked = attn_mask.logical_not()
+            attn_mask = torch.zeros_like(blocked, dtype=q.dtype).masked_fill_(blocked, -torch.inf)
+        columns = attn_mask.shape[-1]
+        if columns % ALIGNED:
+            attn_mask = nn.functional.pad(attn_mask, (0, -columns % ALIGNED))[..., :columns]
+        attn_mask = attn_mask.expand(*q.shape[:3], k.shape[2])
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    return aten._scaled_dot_product_efficient_attention(
+        q, k, v, attn_mask, trained, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+class Event:
+    """CUDA event that has always happened."""
+
+    def __init__(self, **_: bool) -> None: ...
+
+    def record(self, stream: object = None) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 @contextmanager
 def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
     """Run the block with fake tensors; ``device="cuda"`` works, and CUDA's autocast is on.
@@ -141,14 +220,31 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
     # It draws until all values are in range, which fake tensors never report.
     patch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, *args, **kwargs: tensor)
     patch.setattr(nn.Module, "_apply", _apply)
-    with FakeTensorMode(), Trace() as trace:
+    # torch groups only its own class of tensors into one kernel; on a GPU, gradients are of it.
+    patch.setattr(torch.nn.utils.clip_grad, "_has_foreach_support", lambda *args: True)
+    patch.setattr(nn.functional, "scaled_dot_product_attention", _attention)
+    patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.empty(16))
+    patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
+    if torch.cuda.Event is EVENT:  # otherwise, the test has its own
+        patch.setattr(torch.cuda, "Event", Event)
+    with FakeTensorMode() as mode, freeable_graph() as read, Trace() as trace:
 
         def tolist(self: Tensor) -> Any:
             if self.device.type == "cuda":
                 trace.reads["tolist"] += 1
             if self.dim() == 0:
-                return _one(self)
+                return trace.value(self)
             return [tolist(row) for row in torch.unbind(self.to("meta"))]
 
+        def run_backward(self: Tensor, gradient: Tensor | None = None) -> None:
+            backward(self, gradient, read)
+
+        from_buffer = torch.frombuffer
+
+        def fake_from_buffer(*args: Any, **kwargs: Any) -> Tensor:
+            return mode.from_tensor(from_buffer(*args, **kwargs))
+
+        patch.setattr(torch, "frombuffer", fake_from_buffer)
         patch.setattr(FakeTensor, "tolist", tolist)
+        patch.setattr(Tensor, "backward", run_backward)
         yield trace

@@ -229,7 +229,7 @@ def score_cases(good: dict[str, Any]) -> list[ScoreCase]:
         ScoreCase("float64", with_(scores=scores.double())),
         ScoreCase("NaN", with_(scores=spoilt(1, 2, float("nan"))), "finite"),
         ScoreCase("infinity", with_(scores=spoilt(1, 2, float("inf"))), "finite"),
-        ScoreCase("equal scores only", with_(scores=torch.zeros_like(scores)), "rank nothing"),
+        ScoreCase("equal scores only", with_(scores=torch.zeros_like(scores)), "no ranking"),
         ScoreCase("missing id", with_(query_ids=good["query_ids"][1:]), "query_ids"),
         ScoreCase("duplicate id", with_(gallery_ids=["a", "a", "c"]), "'a' twice"),
         ScoreCase("unsorted ids", with_(scores=scores.flip(1), gallery_ids=["c", "b", "a"])),

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import lhp.infer
 import lhp.train
@@ -194,16 +195,41 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "text"])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_bad_gallery_images_are_all_named(
-    kind: str, case: Case, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_model(*_: object) -> None:
-        raise AssertionError("images are checked before the model is loaded")
+    kind: str, workers: int, case: Case, refuse: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also those after the first, which ends the work of the model."""
+    encoded: list[int] = []
 
-    monkeypatch.setattr("lhp.encode.load_model", no_model)
+    def encode(model: Beit3Retrieval, pixels: Tensor) -> Tensor:
+        encoded.append(len(pixels))
+        return torch.zeros(len(pixels), 4)
+
+    monkeypatch.setattr(Beit3Retrieval, "encode_image", encode)
     for name in ("G02.jpg", "G07.jpg"):
         BAD_IMAGES[kind](case.gallery / name)
-    refuse("infer", "2 of 10 images", "G02.jpg", "G07.jpg")
+    case.infer |= {"num_workers": workers, "batch_size": 2}
+    refuse("infer", "2 of 10 images: cannot be read: ", "G02.jpg (", "G07.jpg (", "replace or")
+    assert sum(encoded) <= 2
+
+
+def test_files_without_content_are_found_before_the_model_is_loaded(
+    case: Case, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends anyway, so damaged files are listed with them."""
+
+    def no_model(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("lhp.encode.load_model", no_model)
+    truncated(case.gallery / "G01.jpg")
+    (case.gallery / "G03.jpg").write_bytes(b"")
+    (case.gallery / "G05.jpg").unlink()
+    os.mkfifo(case.gallery / "G05.jpg")
+    expected = ("3 of 10 images", "G01.jpg (image file is truncated", "G03.jpg (an empty file)")
+    refuse("infer", *expected, "G05.jpg (not a regular file)")
 
 
 def test_zero_byte_png(case: Case, refuse: Callable[..., None]) -> None:

@@ -51,7 +51,7 @@ def test_output_without_labels(lists: list[str], capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "same first image             2 (50.0%)" in out
     assert "queries with duplicate top-1 A 2, B 0" in out
-    assert "first images differ in 2 lines, the first 1 of them:\nline 2  A a  B b\n" in out
+    assert "first images differ in 2 lines; the first 1:\nline 2  A a  B b\n" in out
     assert "right" not in out
 
 

@@ -38,6 +38,7 @@ class Recipe:
     log_dir: str | None = None
     note: str = ""
     keep: bool = True
+    workers: int | Literal["auto"] = flag("auto", "loader processes", ge=0)
 
     def check(self) -> None:
         if self.epochs == 0 and self.save_ckpt:
@@ -126,7 +127,7 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("sizes: [1.5]", "sizes: expected a valid integer, found 1.5"),
         ("note: 3", "note: expected a valid string, found 3"),
         ("names: [1.5]", "names: expected a valid string, found 1.5"),
-        ("epoch: 3", "unknown setting 'epoch'; the nearest known one is 'epochs'"),
+        ("epoch: 3", "unknown setting 'epoch'; the closest setting is 'epochs'"),
         ("3: 3", "expected setting names, found the key 3"),
         ("lr: 1\nlr: 2", "key 'lr' is set twice"),
         ("- lr", "expected a mapping of settings, found list"),
@@ -162,7 +163,7 @@ def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
 
 
 def test_unknown_override_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--epohcs: unknown setting .* nearest .*'epochs'"):
+    with pytest.raises(InputError, match=r"--epohcs: unknown setting .* closest .*'epochs'"):
         load_config(Recipe, None, {"epohcs": 3})
 
 
@@ -295,3 +296,37 @@ def test_unset_flags_are_absent_from_the_namespace() -> None:
     parser = CommandParser()
     add_config_flags(parser, Recipe)
     assert vars(parser.parse_args([])) == {}
+
+
+# ------------------------------------------------------------------------------- a number or a word
+
+
+@pytest.mark.parametrize("value", [0, 3, "auto"])
+def test_a_number_or_a_word(value: int | str, tmp_path: Path) -> None:
+    assert parse("--workers", str(value)).workers == value
+    path = yaml_file(tmp_path, f"workers: {value}\n")
+    assert load_config(Recipe, path, {}).workers == value
+    save_resolved(tmp_path / "saved.yaml", load_config(Recipe, path, {}))
+    assert load_config(Recipe, tmp_path / "saved.yaml", {}).workers == value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("many", "--workers: expected a valid integer or 'auto', found 'many' (str)"),
+        ("-1", "--workers: expected a number greater than or equal to 0 or 'auto', found -1 (int)"),
+        ("1.5", "--workers: expected a valid integer or 'auto', found '1.5' (str)"),
+        ("none", "--workers: expected a valid integer or 'auto', found 'none' (str)"),
+    ],
+)
+def test_other_values_in_place_of_a_number_or_a_word(value: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse("--workers", value)
+    assert str(caught.value) == expected
+
+
+def test_the_help_of_a_number_or_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--workers N|auto loader processes (default: auto)" in shown

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from pab.core import devices
 from pab.core.errors import InputError
+from tests.fake_cuda import fake_cuda
 
 CPU = torch.device("cpu")
 
@@ -57,7 +60,7 @@ def test_dtypes_of_autocast_and_scaler() -> None:
     for name in ("fp32", "bf16"):
         with devices.autocast(CPU, devices.dtype_of(name)):
             assert (left @ right).dtype == devices.dtype_of(name)
-    with pytest.raises(InputError, match="fp16 does not run on a CPU"):
+    with pytest.raises(InputError, match="fp16 is not supported on a CPU"):
         devices.autocast(CPU, torch.float16)
     assert devices.make_scaler(torch.device("cpu"), torch.float32).is_enabled() is False
 
@@ -109,3 +112,45 @@ def test_attention_in_bf16_is_close_to_float32(
 def test_bf16_units_agree_with_proc_cpuinfo() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())
     assert devices.cpu_has_bf16() == bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def test_results_are_read_while_the_next_one_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    class Event:
+        def __init__(self) -> None:
+            self.number = steps[-1][-1]
+
+        def record(self) -> None:
+            steps.append(f"record {self.number}")
+
+        def synchronize(self) -> None:
+            steps.append(f"wait {self.number}")
+
+    def results() -> Iterator[Tensor]:
+        for number in range(3):
+            steps.append(f"compute {number}")
+            yield torch.empty(number, device="cuda")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    with fake_cuda(monkeypatch) as trace:
+        found = list(devices.read_late(results()))
+        assert [(one.device, len(one)) for one in found] == [(CPU, 0), (CPU, 1), (CPU, 2)]
+        assert (trace.host_reads, trace.copies) == (0, 3)
+    assert steps == [
+        "compute 0", "record 0", "compute 1", "record 1", "wait 0", "compute 2", "record 2",
+        "wait 1", "wait 2",
+    ]  # fmt: skip
+
+
+def test_results_on_the_cpu_are_not_delayed() -> None:
+    seen: list[int] = []
+
+    def results() -> Iterator[Tensor]:
+        for number in range(3):
+            seen.append(number)
+            yield torch.tensor(number)
+
+    for number, found in enumerate(devices.read_late(results())):
+        assert int(found) == number
+        assert seen[-1] == number

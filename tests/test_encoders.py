@@ -111,9 +111,8 @@ def test_scores_are_those_of_the_scoring_command(
 def test_one_caption_is_not_split_into_characters(name: str, encoders: dict[str, Encoder]) -> None:
     texts = encoders[name].encode_texts(CAPTIONS)
     alone = encoders[name].encode_texts(CAPTIONS[1])
-    (
-        texts * torch.ones(1, requires_grad=True)
-    ).sum().backward()  # allowed, so that a probe can be trained on the vectors
+    # A probe can be trained on the vectors, because they are not inference tensors.
+    (texts * torch.ones(1, requires_grad=True)).sum().backward()
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(alone, texts[1:], rtol=0, atol=1e-5)
 
@@ -212,7 +211,7 @@ def test_members_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        ([], r"found none: an outdated install; run bash scripts/setup\.sh"),
+        ([], r"found none: an old installation; run bash scripts/setup\.sh"),
         (["pab.nothing:A"], r"pab\.nothing:A, member 'x': cannot be imported: No module named"),
         (["pab.scores:Nothing"], r"member 'x': cannot be imported: .*Nothing"),
         (["pab.scores:load_scores"], r"expected a subclass of pab\.scoring\.MemberConfig, found"),

@@ -194,7 +194,7 @@ def test_ids_that_do_not_match(files: dict[str, str], tmp_path: Path, kind: str)
         (["--beit3_score", "{a}", "--member", "lhp={b}:0.5"], "'lhp' twice"),
         (["--beit3_score", "{a}", "--answers", "{b}"], "--annotation"),
         (["--beit3_score", "{a}", "--top_k", "0"], "--top_k"),
-        (["--beit3_score", "{flat}"], "rank nothing"),
+        (["--beit3_score", "{flat}"], "no ranking"),
     ],
 )
 def test_bad_input(files: dict[str, str], tmp_path: Path, words: list[str], expected: str) -> None:

@@ -366,7 +366,7 @@ def test_scores_without_ids_ask_for_them(annotation: Path, tmp_path: Path) -> No
     ids = ["--queries", str(tmp_path / "q.txt"), "--gallery", str(tmp_path / "g.txt")]
     main([*words, *ids, "--json", str(tmp_path / "m.json")])
     assert json.loads((tmp_path / "m.json").read_text())["groups"]["all"]["R@1"] == 20
-    with pytest.raises(InputError, match="--top_k: expected --trec"):
+    with pytest.raises(InputError, match="--top_k: requires --trec"):
         main([*words, *ids, "--top_k", "3"])
 
 
@@ -383,7 +383,7 @@ def test_answers_may_begin_with_a_byte_order_mark(
 def test_outputs_are_checked_first(tmp_path: Path) -> None:
     """The check precedes all reading, so that a bad path leaves no other output behind."""
     words = ["--score", str(tmp_path / "s.pt"), "--annotation", str(tmp_path / "a.json")]
-    with pytest.raises(InputError, match=f"--json: {tmp_path} is a directory; leave it out"):
+    with pytest.raises(InputError, match=f"--json: {tmp_path} is a directory; leave out --json"):
         main([*words, "--trec", str(tmp_path / "t"), "--json", str(tmp_path)])
 
 

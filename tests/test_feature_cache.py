@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pab.core.errors import InputError
+from pab.core.files import sha256_of_file
 from pab.data.images import list_gallery, recipe
 from pab.scoring.encoding import Compute
-from pab.scoring.feature_cache import HASHES, VECTORS, FeatureCache, code_versions, digests_of
+from pab.scoring.feature_cache import HASHES, VECTORS, FeatureCache, code_versions
 from tests.conftest import draw
 
 CPU = torch.device("cpu")
@@ -109,7 +110,7 @@ def test_incomplete_entries_of_a_killed_run_are_ignored(
 
 
 def test_vectors_of_an_interrupted_run_are_kept(gallery: Path, tmp_path: Path) -> None:
-    digests = digests_of(sorted(gallery.iterdir()), 2)
+    digests = [bytes.fromhex(sha256_of_file(path)) for path in sorted(gallery.iterdir())]
     FeatureCache(tmp_path / "c", FACTS).keep(digests[:2], torch.rand(2, 3))
     cache = FeatureCache(tmp_path / "c", FACTS)
     assert len(cache) == 2

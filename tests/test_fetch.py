@@ -93,7 +93,7 @@ def test_a_later_file_is_added_to_the_manifest(folder: Path) -> None:
     assert f"{len(CONTENT) - 1:,} bytes, but {len(CONTENT):,} were fetched; " in check(folder)
     for text, expected in (
         ("{", "broken JSON"),
-        ('{"a": {"bytes": "3"}}', "a: .*remove this file"),
+        ('{"a": {"bytes": "3"}}', "a: .*delete this file"),
     ):
         (folder / MANIFEST).write_text(text)
         with pytest.raises(InputError, match=f"manifest.json.*{expected}"):
@@ -113,7 +113,7 @@ def test_no_tracked_file_is_written(folder: Path) -> None:
 
 
 def test_a_download_resumes_where_it_stopped(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot be fetched.*put it at"):
+    with pytest.raises(InputError, match=r"cannot be fetched.*save it as"):
         fetch("cut", folder)
     part = folder / "a/cut.pth.part"
     assert part.stat().st_size == len(CONTENT) // 2
@@ -133,9 +133,9 @@ def test_a_complete_part_is_not_fetched_again(folder: Path) -> None:
     ("name", "expected"),
     [
         ("none", "404|Not Found"),
-        ("page", "behind a page .*/page; fetch it .* put it at"),
+        ("page", "behind a page .*/page; download it .* save it as"),
         ("other", "expected one of whole, cut"),
-        ("scan", r"/scan returned a web page \(Sign in\); fetch it on a machine with a browser"),
+        ("scan", r"/scan returned a web page \(Sign in\); download it with a browser"),
     ],
 )
 def test_what_cannot_be_fetched(folder: Path, name: str, expected: str) -> None:

@@ -199,7 +199,7 @@ def test_random_damage_never_escapes(tmp_path: Path) -> None:
 
 
 def test_another_pickle_protocol_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"own pickle protocol.*save it again without pickle_pro"):
+    with pytest.raises(InputError, match=r"default pickle protocol.*save it again without pic"):
         read(tmp_path, {"w": torch.ones(1)}, pickle_protocol=pickle.HIGHEST_PROTOCOL)
 
 

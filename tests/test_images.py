@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from pab.core.errors import InputError
-from pab.data.images import ImageLoader, list_gallery, load_image, recipe, verify_images
+from pab.data.image_loader import ImageLoader
+from pab.data.images import list_gallery, load_image, recipe, verify_images
 from pab.data.records import GalleryImage
 
 
@@ -199,10 +200,13 @@ def test_loader_keeps_the_order(gallery: Path, num_workers: int, batch_size: int
     loader = ImageLoader(images, recipe("beit3", 16), batch_size, num_workers)
     batches = list(loader)
     assert len(batches) == len(loader) == -(-len(images) // batch_size)
-    assert [p for _, positions in batches for p in positions] == list(range(len(images)))
+    assert [p for batch in batches for p in batch.positions] == list(range(len(images)))
     transform = recipe("beit3", 16).transform()
     expected = torch.stack([transform(load_image(image.path)) for image in images])
-    torch.testing.assert_close(torch.cat([pixels for pixels, _ in batches]), expected)
+    pixels = torch.cat([batch.pixels for batch in batches])
+    assert pixels.dtype == torch.uint8
+    assert loader.normalization is not None
+    assert torch.equal(loader.normalization.on(torch.device("cpu"))(pixels), expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

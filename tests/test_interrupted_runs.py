@@ -1,4 +1,4 @@
-"""The end of a training run, by itself or by Ctrl-C: what it says, and its exit code."""
+"""Last messages and exit code of a training run that finishes or is stopped by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def uit_runs(
     return test_uit_train.Runs(tiny_data, vocabulary, tmp_path)
 
 
-# ---------------------------------------------------------------------------------- by themselves
+# --------------------------------------------------------------------------------- finished runs
 
 
-def scored(command: str, main: Callable[[list[str]], None], program: str, out: Path) -> None:
-    """Run the command that a run has named; it needs only a device and places to write to."""
+def run_scoring(command: str, main: Callable[[list[str]], None], program: str, out: Path) -> None:
+    """Run the scoring command that a run has printed, with a device and output files added."""
     assert command.startswith(f"score with: {program} ")
     words = shlex.split(command)[2 + len(program.split()) :]
     outputs = ["--save_score", str(out / "s.pt"), "--output_file", str(out / "l.txt")]
@@ -69,7 +69,7 @@ def test_a_run_names_its_best_weights_and_the_next_command(
         f"epoch {best['epoch']} ({figures})"
     )
     assert str(run / BEST) in command
-    scored(command, lhp.infer.main, "python -m lhp.infer", runs.folder)
+    run_scoring(command, lhp.infer.main, "python -m lhp.infer", runs.folder)
 
 
 def test_the_best_weights_are_named_without_the_log(
@@ -93,7 +93,7 @@ def test_a_uit_run_names_the_next_command(
     run = uit_runs("run", val_pairs=4, epo=1, k_val=3)
     command = capsys.readouterr().err.splitlines()[-1]
     assert str(run / BEST) in command
-    scored(command, uit.infer.main, "python -m uit.infer", uit_runs.folder)
+    run_scoring(command, uit.infer.main, "python -m uit.infer", uit_runs.folder)
 
 
 def test_a_run_without_validation_names_the_last_epoch(
@@ -113,7 +113,7 @@ def test_more_workers_than_cores_give_no_warning(runs: test_lhp_train.Runs) -> N
     runs("run", num_workers=CORES + 1, val_pairs=4, epochs=1)
 
 
-# ------------------------------------------------------------------------------------- by Ctrl-C
+# ----------------------------------------------------------------------- runs stopped by Ctrl-C
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_an_interrupted_run_says_how_to_resume(
 
 
 def interrupted(words: list[str], log: Path) -> tuple[int, list[str]]:
-    """Exit code and messages of a command that gets Ctrl-C once it has logged three steps."""
+    """Send Ctrl-C to a command after three logged steps; return its exit code and messages."""
     process = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not log.is_file() or len(log.read_text().splitlines()) < 3:
@@ -161,7 +161,7 @@ def interrupted(words: list[str], log: Path) -> tuple[int, list[str]]:
     return process.returncode, said.splitlines()
 
 
-def test_ctrl_c_ends_a_run_and_its_loaders_in_one_line(runs: test_lhp_train.Runs) -> None:
+def test_ctrl_c_ends_a_run_and_its_loaders_with_one_message(runs: test_lhp_train.Runs) -> None:
     argv = runs.argv("run", epochs=500, num_workers=2)
     code, said = interrupted(["-m", "lhp.train", *argv], runs.folder / "run/log.jsonl")
     assert code == 130
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_a_run_and_its_loaders_in_one_line(runs: test_lhp_train.Runs
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_ctrl_c_ends_several_processes_in_one_line(uit_runs: test_uit_train.Runs) -> None:
+def test_ctrl_c_ends_several_processes_with_one_message(uit_runs: test_uit_train.Runs) -> None:
     argv = uit_runs.argv("two", dist="f2", bs=3, epo=500)
     code, said = interrupted(["-m", "uit.run", *argv], uit_runs.folder / "two/log.jsonl")
     assert code == 130

@@ -1,4 +1,4 @@
-"""Rules of language: short sentences in README and docs, short table cells, docstrings by verb."""
+"""Language rules: short sentences and table cells in the docs, no docstring as a question."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "data/README.md", "checkpoints/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-MOST_WORDS = 34  # of a sentence
-MOST_CELL_WORDS = 8  # of a cell of a table of README.md
-HISTORY = "log.md"  # its table quotes old results and is not rewritten
+MOST_WORDS = 34  # in a sentence
+MOST_CELL_WORDS = 8  # in a table cell of README.md
+HISTORY = "log.md"  # rows of its table may have longer sentences
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"\n\n(?: {4}.*\n)+")
 CODE = re.compile(r"`[^`]*`")
@@ -94,8 +94,8 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
 
 def test_docstrings_begin_with_no_question() -> None:
     found = []
-    for room in ("pab", "lhp", "uit", "ensemble", "scripts", "tests", "benchmarks"):
-        for path in sorted((ROOT / room).rglob("*.py")):
+    for folder in ("pab", "lhp", "uit", "ensemble", "scripts", "tests", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             found += [
                 f"{path.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"
                 for line, text in docstrings(path)

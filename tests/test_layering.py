@@ -1,4 +1,4 @@
-"""Imports run downward only, from room to room; score files need no model library."""
+"""Packages import only from lower layers, and score files need no model library."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pab", "lhp", "uit", "ensemble", "scripts")
 OURS = {*PACKAGES, "tests", "benchmarks"}
-# Room -> rooms below it that it may import, besides itself. "pab" are the public modules directly
-# in the package; `formats` and `layout` are theirs.
+# Package -> packages that it may import, besides itself. "pab" stands for the public modules
+# directly in that package; `formats` and `layout` belong to them.
 BELOW: dict[str, set[str]] = {"pab.core": set(), "pab.data": {"pab.core"}}
 BELOW["pab"] = BELOW["pab.formats"] = BELOW["pab.layout"] = {
     "pab", "pab.formats", "pab.layout", "pab.data", "pab.core",
@@ -30,23 +30,23 @@ BELOW["scripts"] = {*BELOW} - {"pab.mini"}
 MODEL_LIBRARIES = {
     "torchvision", "timm", "transformers", "open_clip", "sentencepiece", "lavis", "peft",
 }  # fmt: skip
-# Where pab and the ensemble may use them: preprocessing, and the wrappers of CLIP and BLIP-2.
+# The only files of pab and ensemble that may import them: preprocessing, and CLIP and BLIP-2.
 LIBRARY_USERS = ("pab/data/images.py", "pab/encoders/")
-# Modules that the ensemble, the evaluation and other people's tools build on.
+# Modules that fusion, evaluation and external tools import.
 LIGHT = ("pab.data.annotations", "pab.scores", "pab.ranking", "pab.metrics", "pab.evaluate")
 
-# Public functions that `pab/__init__.py` names for type checkers, and imports at their first use;
-# test_library.py checks that `import pab` loads none of them.
+# Modules of public functions. `pab/__init__.py` imports them for type checkers, and otherwise at
+# first use; test_library.py checks that `import pab` loads none of them.
 LAZY = {
     ("pab/__init__.py", "ensemble.api"),
     ("pab/__init__.py", "pab.scoring.members"),
 }
 
-MODULES = sorted(path for room in PACKAGES for path in (ROOT / room).rglob("*.py"))
+MODULES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Modules a file imports, at any depth of it, with the line of each."""
+    """Yield the modules that a file imports, also inside functions, with their line numbers."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -58,53 +58,53 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def is_module(name: str) -> bool:
-    """Return true if a dotted name is a module or package of this repository."""
+    """Return whether a dotted name is a module or package of this repository."""
     place = ROOT / name.replace(".", "/")
     return place.is_dir() or place.with_suffix(".py").is_file()
 
 
-def room_of(module: str) -> str:
-    """The room of a module: ``pab.core``, ``lhp``, or ``pab`` for a public module."""
-    room = ".".join(module.split(".")[:2])
-    return room if room in BELOW else module.split(".")[0]
+def package_of(module: str) -> str:
+    """Return the package of a module: ``pab.core``, ``lhp``, or ``pab`` for a public module."""
+    package = ".".join(module.split(".")[:2])
+    return package if package in BELOW else module.split(".")[0]
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_modules_and_imports_are_found() -> None:
     assert len(MODULES) > 100
     found = {name for name, _ in imports(ROOT / "lhp/train.py")}
     assert {"torch", "pab.core.checkpoints", "lhp.beit3"} <= found
     assert {
-        room_of(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in MODULES
+        package_of(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in MODULES
     } == {*BELOW}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_downward(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
-    room = room_of(name.removesuffix(".py").replace("/", "."))
+    package = package_of(name.removesuffix(".py").replace("/", "."))
     for module, line in imports(path):
         if (name, module) in LAZY:
             continue
         library = module.split(".")[0]
         if library in OURS:
-            other = room_of(module)
-            allowed = other == room or other in BELOW[room]
-            assert allowed, f"{name}:{line}: {room} imports {module}"
-        if library in MODEL_LIBRARIES and room.split(".")[0] in ("pab", "ensemble"):
+            other = package_of(module)
+            allowed = other == package or other in BELOW[package]
+            assert allowed, f"{name}:{line}: {package} imports {module}"
+        if library in MODEL_LIBRARIES and package.split(".")[0] in ("pab", "ensemble"):
             assert name.startswith(LIBRARY_USERS), f"{name}:{line}: imports {module}"
 
 
 def test_no_file_changes_the_import_path() -> None:
-    """Packages are found because they are installed, or because Python starts in their folder."""
+    """Packages are importable because they are installed, or Python starts in the repository."""
     call = ".".join(("sys", "path", "insert"))
-    rooms = (*OURS, "docs")
-    found = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
+    folders = (*OURS, "docs")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert len(found) > 200
     assert [str(path) for path in found if call in path.read_text(encoding="utf-8")] == []
 
 
 def test_one_module_finds_the_checkout() -> None:
-    """A wheel has another layout: the others ask `pab.core.resources` for the project's files."""
+    """A wheel has another layout, so all other modules use the paths of `pab.core.resources`."""
     packages = [path for path in MODULES if not path.is_relative_to(ROOT / "scripts")]
     found = [path for path in packages if "(__file__).resolve().parents" in path.read_text()]
     assert [path.relative_to(ROOT).as_posix() for path in found] == ["pab/core/resources.py"]
@@ -132,13 +132,13 @@ def test_score_files_need_no_model_library() -> None:
 
 
 def test_files_are_short() -> None:
-    """A longer file has more than one purpose; the mini data set's code is finished."""
-    drawn = ROOT / "pab/mini"
+    """A longer file usually has several purposes. The frozen code of the mini data is exempt."""
+    mini = ROOT / "pab/mini"
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
         for folder in (*PACKAGES, "scripts", "benchmarks")
         for path in (ROOT / folder).rglob("*.py")
-        if not path.is_relative_to(drawn)
+        if not path.is_relative_to(mini)
     }
     assert len(lengths) > 150
     assert {name: lines for name, lines in lengths.items() if lines > 450} == {}

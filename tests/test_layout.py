@@ -1,4 +1,4 @@
-"""The layout check: counts, what is missing, and when it ends as an error."""
+"""Layout check: counts, missing parts, and the inputs that are errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> Path:
         ]
         write(root / f"annotation/train/pair_{shard}.json", *pairs)
         write(root / f"annotation/train_attr/attr_{shard}.json", *pairs)
-        for k in range(3):
+        for k in range(3):  # some releases of PAB spell the folder "wentrong"
             touch(root / f"train/imgs_{shard}/wentrong/{k}.jpg")
     tests = [{"image": f"test/{k}.jpg", "caption": ["a"], "image_id": f"{k}"} for k in range(4)]
     ucc = [{"image": "ucc/0.jpg", "caption": ["a"], "image_id": "0"}]
@@ -55,7 +55,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def rows(output: str) -> dict[str, list[str]]:
-    """Part -> the last words of its row: lines, PAB's lines, images."""
+    """Map each part to the last words of its row: lines, PAB's lines, images."""
     found = {}
     for line in output.splitlines():
         for part in ("training actions", "training", "test actions", "test", "out of domain"):
@@ -68,7 +68,7 @@ def rows(output: str) -> dict[str, list[str]]:
     return found
 
 
-def test_everything_is_there(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_root_is_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["check", str(root)])
     output = capsys.readouterr().out
     assert rows(output) == {
@@ -125,7 +125,7 @@ def test_track_4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["check", str(root)])
 
 
-def test_nothing_to_use_is_an_error(tmp_path: Path, root: Path) -> None:
+def test_a_root_without_usable_parts_is_an_error(tmp_path: Path, root: Path) -> None:
     with pytest.raises(
         InputError, match=r"found neither; check its spelling, or download PAB from https://"
     ):

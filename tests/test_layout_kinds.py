@@ -1,4 +1,4 @@
-"""The layout check on every kind of path: what it says, which command it names."""
+"""Layout check of every kind of path: the facts and the next command that it prints."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def webdataset(folder: Path) -> None:
                 archive.addfile(tarfile.TarInfo(member), io.BytesIO())
 
 
-# Name of the path -> how it is made, what is said of it, and its command.
+# Name of the path -> function that creates it, facts and next command that the check prints.
 FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "captioned": (
         captioned,
@@ -97,7 +97,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "words": (
         bert,
-        ["a folder of BERT", "vocab.txt: there"],
+        ["a folder of BERT", "vocab.txt: present"],
         "python -m uit.run --task cmp --checkpoint '' --swin SWIN --bert {path}",
     ),
     "tars": (
@@ -112,7 +112,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "Part 2": (
         lambda path: [picture(path / f"imgs_{n}/goal/0.jpg") for n in (8, 15)] and None,
-        ["images of PAB's training shards", "2 folders imgs_N, N from 8 to 15", "part 2: "],
+        ["images of PAB's training shards", "2 folders imgs_N, N from 8 to 15", "part 2 of"],
         "python -m pab.layout check {folder}",
     ),
     "own data": (
@@ -250,7 +250,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "answer.zip": (
         zipped,
-        ["a zipped answer"],
+        ["a zipped ranked list for submission"],
         "python -m pab.evaluate --predictions {path} --annotation FILE",
     ),
     "c.yaml": (
@@ -282,7 +282,7 @@ def test_files(tmp_path: Path, name: str) -> None:
     assert f"  {command.format(path=path, folder=tmp_path)}" in text.splitlines()
 
 
-# What the check calls the files of other tools, and whether their rows and columns lack ids.
+# File of another tool -> what the check calls it, and whether its rows and columns lack ids.
 FORMS = {
     "bare.npy": ("a bare array", True), "bare.pt": ("a bare tensor", True),
     "dict_half.pt": ("a dict with a matrix", True),
@@ -326,7 +326,7 @@ def test_a_score_table_of_a_large_gallery(tmp_path: Path) -> None:
         (["fc.weight"], None),
     ],
 )
-def test_models_are_told_by_their_tensors(names: list[str], model: str | None) -> None:
+def test_models_are_recognized_by_their_tensor_names(names: list[str], model: str | None) -> None:
     assert known_model(names) == model
 
 
@@ -338,7 +338,7 @@ def test_shipped_checkpoints(name: str, what: str) -> None:
     text = explain(ROOT / f"checkpoints/mini/{name}.safetensors")
     assert what in text.splitlines()[0]
     assert "  architecture: " in text
-    if name != "blip2":  # the published model is another one
+    if name != "blip2":  # the command for BLIP-2 has no --model
         assert f"--model {name_of_model(text)}" in text.splitlines()[-1]
 
 
@@ -362,7 +362,7 @@ UNKNOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "odd.json": (lambda path: path.write_text("[1]"), "expected a JSON object, found the number 1"),
     "broken.json": (lambda path: path.write_text('{"a": '), "broken JSON"),
     "other.safetensors": (
-        lambda path: save_file({"fc.weight": torch.ones(2)}, path), "tensors of no model"
+        lambda path: save_file({"fc.weight": torch.ones(2)}, path), "tensors of a model"
     ),
     "damaged.jpg": (lambda path: path.write_text("x"), "expected an image"),
     "damaged.zip": (lambda path: path.write_text("x"), "cannot be read"),
@@ -372,7 +372,7 @@ UNKNOWN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_nothing_can_be_made_of(
+def test_unrecognized_paths_are_refused(
     tmp_path: Path, name: str, refused: Callable[..., str]
 ) -> None:
     make, found = UNKNOWN[name]

@@ -1,4 +1,4 @@
-"""Scoring with LHP: the score file, the ranked list, and what must not change them."""
+"""Scoring with LHP: score file, ranked list, and settings that must not change them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from tests.test_processes import run_in
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-CXX = os.environ.get("CXX", "g++")  # what torch's compiler calls on Linux
+CXX = os.environ.get("CXX", "g++")  # the C++ compiler that torch.compile calls on Linux
 needs_photographs = pytest.mark.skipif(
-    not (SHARED / "people").is_dir(), reason=f"the photographs are not here ({SHARED})"
+    not (SHARED / "people").is_dir(), reason=f"photographs not found ({SHARED})"
 )
 
 
 class Scoring:
-    """Scores the tiny data's name-masked set, or another annotation."""
+    """Score the name-masked set of the tiny data, or another annotation."""
 
     def __init__(self, data: Path, checkpoint: Path, tokenizer: Path, folder: Path) -> None:
         self.data, self.checkpoint, self.tokenizer = data, checkpoint, tokenizer
@@ -98,11 +98,13 @@ def test_score_file_and_list(
                 image = model.encode_image(transform(load_image(score.data / name))[None])
                 alone = float((text @ image.T).squeeze())
                 assert float(found.scores[row, column]) == pytest.approx(alone, abs=1e-5)
-    assert found.scores.std() > 1e-3, "a model that answers everything alike would pass above"
+    assert found.scores.std() > 1e-3, "equal scores would pass the checks above"
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 3, "num_workers": 2}])
-def test_the_way_of_computing_changes_nothing(score: Scoring, settings: dict[str, int]) -> None:
+def test_batch_size_and_workers_do_not_change_scores(
+    score: Scoring, settings: dict[str, int]
+) -> None:
     first, ranked = score("first")
     other, other_ranked = score("other", **settings)
     torch.testing.assert_close(other.scores, first.scores, atol=1e-5, rtol=0)
@@ -112,19 +114,19 @@ def test_the_way_of_computing_changes_nothing(score: Scoring, settings: dict[str
 def test_the_same_command_gives_the_same_bytes(score: Scoring) -> None:
     score("a")
     score("b")
-    for ending in ("pt", "txt"):
-        one, two = (score.folder / f"{name}.{ending}" for name in "ab")
+    for extension in ("pt", "txt"):
+        one, two = (score.folder / f"{name}.{extension}" for name in "ab")
         assert one.read_bytes() == two.read_bytes()
 
 
-def test_gallery_order_is_by_name_whatever_the_disk_says(
+def test_the_gallery_is_sorted_by_name_in_any_directory_order(
     score: Scoring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, ranked = score("first")
     true_scandir = os.scandir
 
     class Backwards(list[os.DirEntry[str]]):
-        """A folder's entries from the last name to the first, closed like the true ones."""
+        """Entries of a folder by descending name; a context manager, as os.scandir returns."""
 
         def __enter__(self) -> Backwards:
             return self
@@ -153,7 +155,7 @@ def _score(argv: list[str], folder: Path) -> None:
 def test_several_processes_write_the_same_file(score: Scoring, tmp_path: Path, world: int) -> None:
     alone, ranked = score("alone", feature_cache_dir=tmp_path / "f1")
     (tmp_path / "ranks").mkdir()
-    for name, batch_size in (("shared", 4), ("again", 3)):  # again: nothing is left to encode
+    for name, batch_size in (("shared", 4), ("again", 3)):  # again: all from the cache
         argv = score.argv(name, feature_cache_dir=tmp_path / "f2", batch_size=batch_size)
         run_in(world, partial(_score, argv), tmp_path / "ranks")
         found = load_scores(score.folder / f"{name}.pt")
@@ -162,7 +164,7 @@ def test_several_processes_write_the_same_file(score: Scoring, tmp_path: Path, w
         torch.testing.assert_close(found.scores, alone.scores, atol=1e-6, rtol=0)
         assert read_ranked_list(score.folder / f"{name}.txt") == ranked
     hashes = [path for path in (tmp_path / "f2").rglob("*.sha256") if path.stat().st_size]
-    assert len(hashes) == world, "each process kept what it encoded, once"
+    assert len(hashes) == world, "each process writes its features to one file"
     assert sum(path.stat().st_size for path in hashes) == 32 * (TEST_IMAGES + len(alone.query_ids))
 
 
@@ -188,7 +190,7 @@ def test_compiled_equals_eager(score: Scoring, monkeypatch: pytest.MonkeyPatch) 
     first, _ = score("first")
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", counting)
-        main([*score.argv("compiled", batch_size=4), "--compile"])  # the last batch holds two
+        main([*score.argv("compiled", batch_size=4), "--compile"])  # the last batch has two images
     assert len(compiled) == 1
     other = load_scores(score.folder / "compiled.pt")
     torch.testing.assert_close(other.scores, first.scores, atol=1e-5, rtol=0)
@@ -226,7 +228,7 @@ def test_query_order(score: Scoring) -> None:
     ordered, lines = score("ordered", query_order=order)
     wanted = order.read_text().split()
     assert wanted != found.query_ids
-    assert ordered.query_ids == found.query_ids, "rows stay as the annotation has them"
+    assert ordered.query_ids == found.query_ids, "the score file keeps the annotation's order"
     by_query = dict(zip(found.query_ids, ranked, strict=True))
     assert lines == [by_query[query] for query in wanted]
 
@@ -308,10 +310,10 @@ def test_text_batches_equal_one_by_one(
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-def test_text_batches_hold_to_their_budget() -> None:
+def test_text_batches_stay_within_the_token_budget() -> None:
     lengths = [9, 3, 3, 50, 64, 12, 3, 12]
     batches = list(batches_by_length(lengths, 40))
-    assert sorted(sum(batches, [])) == list(range(8))  # noqa: RUF017 - a handful
+    assert sorted(sum(batches, [])) == list(range(8))  # noqa: RUF017 - a short list
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 40
     assert [lengths[i] for batch in batches for i in batch] == sorted(lengths)
@@ -355,7 +357,7 @@ def test_real_photographs(
 @pytest.mark.slow
 @needs_photographs
 @pytest.mark.skipif(
-    os.environ.get("PAB_LARGE") != "1", reason="2.7 GB and minutes: PAB_LARGE=1 runs it"
+    os.environ.get("PAB_LARGE") != "1", reason="2.7 GB and minutes: set PAB_LARGE=1 to run it"
 )
 def test_the_large_model_fits_in_8_gib(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -365,9 +367,9 @@ def test_the_large_model_fits_in_8_gib(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lhp.infer"]
     argv = photographs(tmp_path, checkpoint=tmp_path / "large.pth", num_workers=2)
     subprocess.run([*command, *argv], cwd=ROOT, check=True)
-    # The largest child so far, in KiB; the models of this test ran nowhere else.
+    # ru_maxrss (KiB) is the peak of the largest child process so far: the command above.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory {peak:.2f} GiB")
     assert peak < 8
     check_photographs(tmp_path)
-    (tmp_path / "large.pth").unlink()  # pytest keeps the folder; it need not keep 2.7 GB
+    (tmp_path / "large.pth").unlink()  # pytest keeps the folder: free its 2.7 GB

@@ -1,4 +1,4 @@
-"""BEiT-3 checkpoints that LHP starts from and scores with: heads missing, heads too many."""
+"""BEiT-3 checkpoints for LHP's training and scoring: missing heads, heads of other tasks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def trunk(model: Beit3Retrieval) -> dict[str, Tensor]:
     return {n: t for n, t in model.state_dict().items() if n.startswith("beit3.")}
 
 
-def test_retrieval_heads_begin_anew_as_the_recipe_does(
+def test_missing_retrieval_heads_are_initialized_as_in_a_new_model(
     model: Beit3Retrieval, config: TrainConfig, tokenizer: Tokenizer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -79,7 +79,7 @@ def test_heads_of_other_tasks_are_named_and_left_out(
     assert next(iter(head)).rpartition(".")[0] in left
 
 
-def test_parts_of_the_trunk_are_never_left_out(
+def test_extra_and_missing_trunk_tensors_are_refused(
     model: Beit3Retrieval, config: TrainConfig, tokenizer: Tokenizer
 ) -> None:
     state = model.state_dict()
@@ -92,7 +92,7 @@ def test_parts_of_the_trunk_are_never_left_out(
         build_model(config, tokenizer)
 
 
-def test_scoring_needs_its_heads_and_no_others(
+def test_scoring_needs_the_retrieval_heads_and_ignores_others(
     model: Beit3Retrieval, config: TrainConfig, tokenizer: Tokenizer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Fine-tuning, end to end, at debug size: learning, determinism, resuming, validation, flags."""
+"""LHP fine-tuning at debug size: learning, determinism, resuming, validation, flags."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Runs:
-    """Starts runs on the tiny data: 24 pairs, 6 updates an epoch."""
+    """Start training runs on the tiny data: 24 pairs, 6 updates per epoch."""
 
     def __init__(self, data: Path, tokenizer: Path, folder: Path) -> None:
         self.data, self.tokenizer, self.folder = data, tokenizer, folder
@@ -82,11 +82,11 @@ def test_the_loss_goes_down(runs: Runs) -> None:
     run = runs("learn", local_prob=0.0, drop_path=0.0, **settings)
     found = losses(run)
     assert len(found) == 80
-    assert found[0] == pytest.approx(math.log(12), abs=0.5), "random vectors guess among 12"
+    assert found[0] == pytest.approx(math.log(12), abs=0.5), "log(12) is the loss of a random guess"
     assert sum(found[-4:]) / 4 < 0.75 * found[0]
 
 
-def test_same_seed_same_weights_whatever_the_workers(runs: Runs) -> None:
+def test_same_seed_same_weights_with_any_number_of_workers(runs: Runs) -> None:
     first = weights(runs("a"))
     assert_same_weights(first, weights(runs("b")))
     assert_same_weights(first, weights(runs("c", num_workers=2)))
@@ -139,13 +139,13 @@ def test_compiled_blocks_change_only_the_rounding(
 
 
 @pytest.mark.parametrize("chunk", [3, 6])
-def test_chunks_give_the_whole_batchs_step(runs: Runs, chunk: int) -> None:
+def test_chunked_and_whole_batches_take_the_same_step(runs: Runs, chunk: int) -> None:
     settings = {"batch_size": 8, "drop_path": 0.0, "epochs": 1}
     whole = runs("whole", **settings)
     chunked = runs("chunked", grad_cache_chunk=chunk, **settings)
     assert losses(chunked) == pytest.approx(losses(whole), abs=1e-4)
-    # AdamW turns the rounding of a gradient that is all but zero (a key's bias) into a step of its
-    # own size, so a few weights differ by steps; all but those agree.
+    # AdamW normalizes gradients: rounding errors in a near-zero gradient (the bias of a key
+    # projection) become full steps. So a few weights differ by whole steps; all others agree.
     one, two = weights(whole), weights(chunked)
     apart = [n for n in one if "k_proj" not in n and (one[n] - two[n]).abs().mean() > 1e-5]
     assert apart == []
@@ -153,8 +153,8 @@ def test_chunks_give_the_whole_batchs_step(runs: Runs, chunk: int) -> None:
 
 def test_accumulation_counts_updates(runs: Runs) -> None:
     run = runs("accumulate", update_freq=2)
-    assert len(losses(run)) == 6, "three updates an epoch instead of six"
-    # The loss of an update is the mean over its batches, each near the guess among 4.
+    assert len(losses(run)) == 6, "three updates per epoch instead of six"
+    # The loss of an update is the mean over its batches, each near log(4), a random guess.
     assert losses(run)[0] == pytest.approx(math.log(4), abs=0.5)
 
 
@@ -164,7 +164,7 @@ def _train(argv: list[str], folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_two_processes_train_and_log_as_one(runs: Runs, tmp_path: Path) -> None:
-    # Each process draws its own dropped paths; a small eps would make steps of rounding errors.
+    # No drop path: its draws differ per process. A small eps would turn rounding errors into steps.
     settings = {"epochs": 1, "drop_path": 0.0, "opt_eps": 1e-3}
     alone = runs("alone", batch_size=8, **settings)
     (tmp_path / "ranks").mkdir()
@@ -176,7 +176,7 @@ def test_two_processes_train_and_log_as_one(runs: Runs, tmp_path: Path) -> None:
     assert largest_difference(weights(alone), weights(runs.folder / "shared")) < 1e-5
 
 
-def test_a_diverged_run_ends_in_one_line_of_advice(
+def test_a_diverged_run_ends_with_one_line_of_advice(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = runs.argv("diverged", lr=1e30, warmup_steps=0, num_workers=2, epochs=6)
@@ -194,8 +194,10 @@ def test_a_diverged_run_ends_in_one_line_of_advice(
     assert len(losses(runs.folder / "diverged")) == int(found[1]), "every step was logged"
 
 
-def test_a_batch_that_does_not_divide_the_update(runs: Runs) -> None:
-    assert len(losses(runs("odd", update_freq=4))) == 2, "the last two batches wait for none"
+def test_an_incomplete_update_is_dropped(runs: Runs) -> None:
+    assert len(losses(runs("odd", update_freq=4))) == 2, (
+        "the last two batches of an epoch are dropped"
+    )
 
 
 # ---------------------------------------------------------------------------------------- resuming
@@ -212,7 +214,9 @@ def test_a_batch_that_does_not_divide_the_update(runs: Runs) -> None:
         (3, {"grad_cache_chunk": 2, "val_pairs": 4}),
     ],
 )
-def test_resuming_equals_not_stopping(runs: Runs, stop: int, settings: dict[str, Any]) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_run(
+    runs: Runs, stop: int, settings: dict[str, Any]
+) -> None:
     whole = runs("whole", **settings)
     stopped = runs("stopped", max_steps=stop, **settings)
     assert not (stopped / FINAL).exists()
@@ -237,29 +241,29 @@ def test_saving_inside_an_epoch(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> 
     steps: list[StepOutcome] = []
     true_step = pab.training.loop.clip_and_step
 
-    def power_cut(*args: Any, **options: Any) -> StepOutcome:
+    def interrupt(*args: Any, **options: Any) -> StepOutcome:
         if len(steps) == 5:
             raise KeyboardInterrupt
         steps.append(true_step(*args, **options))
         return steps[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(pab.training.loop, "clip_and_step", power_cut)
+        patch.setattr(pab.training.loop, "clip_and_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             runs("cut", save_every_steps=2)
     assert load_training_state(runs.folder / "cut" / LAST).step == 4
-    cut = runs("cut", save_every_steps=3)  # how often to save is free to change
+    cut = runs("cut", save_every_steps=3)  # the saving interval may change
     assert_same_weights(weights(whole), weights(cut))
     assert losses(whole) == losses(cut)
 
 
-def test_a_finished_run_stays_as_it_is(runs: Runs) -> None:
+def test_a_finished_run_is_not_trained_further(runs: Runs) -> None:
     before = weights(runs("done"))
     assert_same_weights(before, weights(runs("done")))
     assert len(losses(runs.folder / "done")) == 12
 
 
-def test_max_steps_holds_on_the_second_start(
+def test_max_steps_applies_to_the_second_start(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs("twice", max_steps=3)
@@ -278,7 +282,7 @@ def test_other_settings_are_refused_on_resume(runs: Runs, name: str) -> None:
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_no_auto_resume_starts_anew(runs: Runs) -> None:
+def test_no_auto_resume_starts_over(runs: Runs) -> None:
     runs("again", max_steps=2, seed=3)
     run = runs("again", "--no_auto_resume", epochs=1)
     assert len(losses(run)) == 6
@@ -312,7 +316,7 @@ def test_other_data_are_refused_on_resume(runs: Runs, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "/pair_*.json"])
-def test_a_pattern_of_shards_that_is_none(runs: Runs, pattern: str) -> None:
+def test_invalid_shard_patterns_are_refused(runs: Runs, pattern: str) -> None:
     with pytest.raises(InputError, match="--train_shards: expected a pattern under"):
         main([*runs.argv("none"), "--train_shards", pattern])
 
@@ -333,7 +337,7 @@ def test_betas_that_the_optimizer_refuses(runs: Runs, betas: tuple[str, str]) ->
 
 
 @pytest.mark.parametrize("logged", [False, True])
-def test_what_ends_in_validation_begins_there_again(
+def test_a_run_stopped_in_validation_resumes_there(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, logged: bool
 ) -> None:
     import pab.training.loop
@@ -341,14 +345,14 @@ def test_what_ends_in_validation_begins_there_again(
 
     whole = runs("whole", val_pairs=4)
 
-    def power_cut(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        if logged:  # the power goes between validation and the checkpoint behind it
-            patch.setattr(pab.training.loop.Run, "save", power_cut)
+        if logged:  # stop between validation and the checkpoint that follows it
+            patch.setattr(pab.training.loop.Run, "save", interrupt)
         else:
-            patch.setattr(pab.training.pairs, "retrieval_metrics", power_cut)
+            patch.setattr(pab.training.pairs, "retrieval_metrics", interrupt)
         with pytest.raises(KeyboardInterrupt):
             runs("cut", val_pairs=4)
     state = load_training_state(runs.folder / "cut" / LAST)
@@ -361,7 +365,7 @@ def test_what_ends_in_validation_begins_there_again(
     assert_same_weights(weights(whole, BEST), weights(cut, BEST))
 
 
-def test_synonyms_of_the_task_resume_one_another(runs: Runs) -> None:
+def test_a_run_resumes_under_a_synonym_of_its_task(runs: Runs) -> None:
     whole = runs("whole", task="pab")
     runs("mixed", task="pab", max_steps=2)
     assert_same_weights(weights(whole), weights(runs("mixed", task="356")))
@@ -370,7 +374,7 @@ def test_synonyms_of_the_task_resume_one_another(runs: Runs) -> None:
 # -------------------------------------------------------------------------------------- validation
 
 
-def test_validation_keeps_the_best(runs: Runs) -> None:
+def test_validation_keeps_the_best_weights(runs: Runs) -> None:
     run = runs("val", val_pairs=4, epochs=3, lr=3e-3)
     rows = read_log(run / "log.jsonl", "val")
     assert [row["epoch"] for row in rows] == [0, 1, 2]
@@ -388,10 +392,12 @@ def test_validation_keeps_the_best(runs: Runs) -> None:
         path.read_text() for path in sorted((runs.data / "annotation/train").iterdir())
     ).splitlines()
     video = {row["image_id"]: row["source_id"].split("_")[0] for row in map(json.loads, lines)}
-    assert not {video[i] for i in train_ids} & {video[i] for i in val_ids}, "twins stay together"
+    assert not {video[i] for i in train_ids} & {video[i] for i in val_ids}, (
+        "twins are in the same part"
+    )
 
 
-def test_the_average_is_what_is_validated_and_saved(runs: Runs) -> None:
+def test_a_run_with_ema_saves_the_averaged_weights(runs: Runs) -> None:
     run = runs("ema", ema_decay=0.5, val_pairs=4)
     state = load_training_state(run / LAST)
     assert state.ema is not None
@@ -448,7 +454,7 @@ def test_the_published_command_line_trains(runs: Runs, tmp_path: Path) -> None:
     assert any((tmp_path / "out/log").glob("events.*"))
 
 
-def test_a_run_shorter_than_its_warm_up_sees_the_beginning_of_it(
+def test_a_run_shorter_than_the_warm_up_follows_the_schedule(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = runs("short", warmup_steps=440, epochs=1)
@@ -487,7 +493,7 @@ def test_debug_and_config_contradict(runs: Runs) -> None:
             main(["--debug", *flags])
 
 
-def test_flags_win_over_the_file(runs: Runs, tmp_path: Path) -> None:
+def test_flags_override_the_config_file(runs: Runs, tmp_path: Path) -> None:
     from lhp.config import TrainConfig
 
     (tmp_path / "c.yaml").write_text("lr: 5.0e-4\nepochs: 1\n")

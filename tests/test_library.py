@@ -74,7 +74,7 @@ def test_rank_breaks_ties_by_the_smaller_id_in_any_column_order() -> None:
     assert pab.rank(scores, ["b", "c", "a"], top_k=1) == [["a"], ["b"]]
 
 
-def test_rank_takes_a_score_file_and_its_path(tmp_path: Path) -> None:
+def test_rank_accepts_a_score_file_or_its_path(tmp_path: Path) -> None:
     file = scores_of(0)
     save_scores(tmp_path / "a.pt", file)
     expected = [
@@ -82,10 +82,10 @@ def test_rank_takes_a_score_file_and_its_path(tmp_path: Path) -> None:
     ]
     assert pab.rank(file, top_k=4) == pab.rank(tmp_path / "a.pt", top_k=4) == expected
     (tmp_path / "run.trec").write_text("q Q0 a 1 3 x\nq Q0 b 2 2 x\nr Q0 c 1 1 x\n")
-    assert pab.rank(str(tmp_path / "run.trec")) == [["a", "b"], ["c"]]  # what it lists, no more
+    assert pab.rank(str(tmp_path / "run.trec")) == [["a", "b"], ["c"]]  # only listed images
 
 
-def test_rank_refuses_what_has_no_ranking() -> None:
+def test_rank_refuses_invalid_inputs() -> None:
     scores = torch.zeros(2, 3)
     for wrong, ids, found in (
         (scores, None, "gallery_ids: expected one id per column of scores [Q, G], found none"),
@@ -132,7 +132,7 @@ def test_fuse_has_the_rules_of_the_command() -> None:
     torch.testing.assert_close(by_rank.scores, places)
 
 
-def test_fuse_refuses_what_it_would_get_wrong(tmp_path: Path) -> None:
+def test_fuse_refuses_invalid_inputs(tmp_path: Path) -> None:
     one, other = scores_of(0), scores_of(1)
     unsorted = ScoreFile(one.scores, QUERIES, IMAGES[::-1], {})
     elsewhere = ScoreFile(one.scores, QUERIES, [f"x{name}" for name in IMAGES], {})
@@ -205,12 +205,12 @@ DECLARED = {
     )
     for requirement in map(Requirement, group)
 }
-# Installed apart (requirements_blip2_lavis.txt), or known to type checkers alone.
+# Installed separately (requirements_blip2_lavis.txt), or imported only for type checking.
 NOT_DECLARED = {"lavis", "omegaconf", "_typeshed", "pydantic_core"}
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Name -> version of each pinned line of a requirements file."""
+    """Map each pinned package of a requirements file to its version."""
     found = {}
     for line in path.read_text().splitlines():
         name, sign, version = line.partition("==")
@@ -240,7 +240,7 @@ def test_every_third_party_import_is_declared() -> None:
     installed = importlib.metadata.packages_distributions()
     declared = {name.split("[")[0] for name in DECLARED}
     seen = set()
-    for path in (path for room in own for path in (ROOT / room).rglob("*.py")):
+    for path in (path for folder in own for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
@@ -299,7 +299,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True
     )
-    # A plain path: .pth files inside it, such as that of an editable install, are not read.
+    # Python does not read .pth files, such as an editable install's, inside folders added this way.
     site = folder / f"venv/lib/python{sysconfig.get_python_version()}/site-packages"
     (site / "dependencies.pth").write_text(
         f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"
@@ -309,7 +309,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def elsewhere(tiny_data: Path, tmp_path: Path) -> Path:
-    """An empty folder but for the data: the tiny set, two score files, an encoder."""
+    """A folder that holds only data: the tiny set, two score files and an encoder."""
     for place, target in (
         ("data/mini", tiny_data), ("data/PAB", tiny_data),
         ("checkpoints/mini/clip", ROOT / "checkpoints/mini/clip"),
@@ -331,7 +331,7 @@ def run(python: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[
     return done
 
 
-def test_the_wheel_holds_what_the_commands_read(python: Path, elsewhere: Path) -> None:
+def test_the_wheel_contains_the_files_that_commands_read(python: Path, elsewhere: Path) -> None:
     code = (
         "import pab, pab.core.resources as r, importlib.resources as files\n"
         "print(pab.__file__, r.CONFIGS)\n"

@@ -1,4 +1,4 @@
-"""Metrics against brute force (ties and several right images included) and stored vectors."""
+"""Metrics compared with brute force (with ties and several right images) and stored values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
 
 def one_query(order: list[str], right: frozenset[str]) -> dict[str, float]:
-    """The definitions, word for word, on a full ranking."""
+    """Compute the metrics of one full ranking directly from their definitions."""
     hits = [rank for rank, name in enumerate(order, start=1) if name in right]
     precisions = {rank: sum(h <= rank for h in hits) / rank for rank in hits}
     return {
@@ -62,7 +62,7 @@ def test_equal_to_brute_force(data: st.DataObject) -> None:
     assert metrics.values["mAP"].dtype == np.float64
 
 
-def test_lists_tell_the_same_as_scores_as_far_as_they_reach() -> None:
+def test_lists_and_scores_agree_up_to_the_length_of_the_lists() -> None:
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(30, 40, generator=generator).mul(3).round()
     gallery_ids = [f"g{i:02}" for i in range(40)]
@@ -76,7 +76,7 @@ def test_lists_tell_the_same_as_scores_as_far_as_they_reach() -> None:
     five = evaluate_lists(ranked_names(scores, gallery_ids, 5), query_ids, relevant)
     assert list(five.values) == ["R@1", "R@5", "R@10", "mAP@10"]
     np.testing.assert_array_equal(five.values["R@5"], full.values["R@5"])
-    np.testing.assert_array_equal(five.values["R@10"], full.values["R@5"])  # nothing beyond five
+    np.testing.assert_array_equal(five.values["R@10"], full.values["R@5"])  # none after rank 5
     seen = full.best_rank <= 10
     assert 0 < seen.sum() < 30
     np.testing.assert_array_equal(ten.best_rank, np.where(seen, full.best_rank, 0))
@@ -164,7 +164,7 @@ def test_bootstrap_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(bootstrap_interval(values, seed=2, n=999), whole)
 
 
-def test_paired_bootstrap_sees_what_is_shared() -> None:
+def test_paired_bootstrap_uses_the_pairing() -> None:
     a = np.random.default_rng(0).integers(2, size=300) * 100.0
     b = a.copy()
     b[np.flatnonzero(a == 0)[:15]] = 100.0  # better on fifteen queries, worse on none
@@ -172,13 +172,13 @@ def test_paired_bootstrap_sees_what_is_shared() -> None:
     assert change.mean == pytest.approx(5.0)
     assert 0 < change.low < 5 < change.high
     assert paired_bootstrap(a, a).high == 0
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="equal length"):
         paired_bootstrap(a, b[:-1])
     with pytest.raises(ValueError, match="at least one query"):
         bootstrap_interval(np.empty(0))
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the reference vectors (../shared) are not here")
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="reference values (../shared) not found")
 def test_reference_metrics_and_lists() -> None:
     tensors = load_file(GOLDEN / "fusion.safetensors")
     reference = json.loads((GOLDEN / "fusion.json").read_text())
@@ -188,7 +188,7 @@ def test_reference_metrics_and_lists() -> None:
     truth = tensors["ground_truth"].tolist()
     relevant = {q: frozenset({gallery_ids[t]}) for q, t in zip(query_ids, truth, strict=True)}
 
-    # UIT scores only the candidates; the others take the next float32 below the query's smallest.
+    # UIT scores only the candidates. All other images get the float32 just below the lowest score.
     logits, candidates = tensors["itm_logit_all_pairs"], tensors["candidates"]
     scored = logits.gather(1, candidates)
     lowest = scored.amin(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The mini data: complete, repeatable, answerable, and honest about its splits."""
+"""Mini data: complete, reproducible, with correct answer keys and disjoint splits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z'-]+", text.lower()))
 
 
-def test_same_bytes_whatever_the_number_of_workers(mini: Path, tmp_path: Path) -> None:
+def test_same_bytes_with_any_number_of_workers(mini: Path, tmp_path: Path) -> None:
     assert _contents(_build(tmp_path / "again", workers=3)) == _contents(mini)
 
 
@@ -133,7 +133,7 @@ def test_share_of_test_queries_with_a_twin() -> None:
 
 
 @pytest.mark.parametrize("folder", ["name-masked_test-set", "track4/name-masked_test-set"])
-def test_answer_key_leads_every_query_to_its_own_picture(mini: Path, folder: str) -> None:
+def test_the_answer_key_maps_every_query_to_its_picture(mini: Path, folder: str) -> None:
     queries = {
         line["query_index"]: line["caption"] for line in _lines(mini / folder / "query.json")
     }
@@ -158,7 +158,7 @@ def test_the_two_masked_sets_share_no_names(mini: Path) -> None:
     assert not first.keys() & second.keys()
 
 
-def test_captions_are_as_long_as_promised_and_test_words_are_known() -> None:
+def test_captions_have_25_to_60_words_and_test_words_are_known() -> None:
     known: set[str] = set()
     for split, count in ((TRAIN, 6500), (TEST, 1250)):
         for index in range(count):
@@ -189,11 +189,11 @@ def test_no_test_layout_is_seen_in_training() -> None:
 
 
 def test_no_test_video_repeats_a_training_video() -> None:
-    def said(split: int, count: int) -> set[str]:
+    def captions_of(split: int, count: int) -> set[str]:
         videos = [draw_video(SEED, split, index) for index in range(count)]
         return {write_caption(SEED, video, video.shots[0]) for video in videos}
 
-    assert not said(TRAIN, 400) & said(TEST, 400)
+    assert not captions_of(TRAIN, 400) & captions_of(TEST, 400)
 
 
 def test_near_miss_distractors_wear_other_colours() -> None:
@@ -229,7 +229,7 @@ def test_a_posed_body_stands_on_the_ground_and_mirrors() -> None:
     assert ((ex - hx) ** 2 + (ey - hy) ** 2) ** 0.5 == pytest.approx(FOREARM * 0.6)
 
 
-def test_a_second_run_keeps_what_is_there(mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_keeps_existing_splits(mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (mini / "test/0.jpg").stat().st_mtime_ns
     _build(mini)
     assert capsys.readouterr().out.count("already there") == 3

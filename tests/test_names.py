@@ -1,4 +1,4 @@
-"""Spellings of names: matched where one is meant, never merged where two are."""
+"""Spellings of names: equivalent ones match, and distinct names are never merged."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pab.data.names import one_spelling, plain_names, respelt, without_ending
         ("two words.webp", "two words"), ("folder/a.png", "folder/a"),
     ],
 )  # fmt: skip
-def test_endings(name: str, plain: str) -> None:
+def test_extensions_are_removed(name: str, plain: str) -> None:
     assert without_ending(name) == plain
 
 
-def test_names_that_differ_only_in_the_ending_are_refused() -> None:
+def test_names_that_differ_only_in_the_extension_are_refused() -> None:
     assert plain_names(["a.jpg", "b.png", "c"], "f") == ["a", "b", "c"]
     with pytest.raises(InputError, match=r"f: .*found 'a\.jpg' and 'a\.png'; rename one"):
         plain_names(["a.jpg", "b", "a.png"], "f")
@@ -44,10 +44,10 @@ def test_a_known_name_keeps_its_spelling(capsys: pytest.CaptureFixture[str]) -> 
     )
 
 
-def test_two_meanings_are_never_chosen_between() -> None:
+def test_ambiguous_names_are_not_resolved() -> None:
     known = ["a.jpg", "a.png", "b"]
-    assert respelt(["a"], known, "f") == {"a": "a"}  # which of the two it means is open
-    with pytest.raises(InputError, match=r"found 'b' and 'b\.jpg', which both mean 'b'"):
+    assert respelt(["a"], known, "f") == {"a": "a"}  # ambiguous, so not changed
+    with pytest.raises(InputError, match=r"found 'b' and 'b\.jpg', which both match 'b'"):
         respelt(["b", "b.jpg"], known, "f")
     assert respelt(["q.jpg"], ["q"], "f", endings=False) == {"q.jpg": "q.jpg"}
 

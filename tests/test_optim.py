@@ -1,4 +1,4 @@
-"""Parameter groups, the schedule, the guarded step and the moving average."""
+"""Parameter groups, learning-rate schedule, steps skipped if not finite, and EMA of the weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pab.training.optim import (
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "beit3_tiny.json"
 needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_file(), reason="the reference vectors (../shared/golden) are not here"
+    not GOLDEN.is_file(), reason="reference values (../shared/golden) not found"
 )
 
 
@@ -78,7 +78,7 @@ def test_groups_by_layer_and_decay() -> None:
         "blocks.1.weight": (0.5, 0.05),
         "blocks.1.bias": (0.5, 0.0),
         "head.weight": (1.0, 0.05),
-    }  # and nothing of the frozen one
+    }  # no group has the frozen parameter
 
 
 def test_every_trainable_parameter_is_in_one_group_with_its_name() -> None:
@@ -91,7 +91,7 @@ def test_every_trainable_parameter_is_in_one_group_with_its_name() -> None:
     assert sorted(pairs) == sorted((n, id(p)) for n, p in model.named_parameters() if n != "frozen")
 
 
-def test_without_layers_one_rate_for_all() -> None:
+def test_without_layers_all_groups_have_one_learning_rate() -> None:
     groups = parameter_groups(Tower().named_parameters(), weight_decay=0.1, no_decay=is_bias)
     assert [(g["lr_scale"], g["weight_decay"]) for g in groups] == [(1.0, 0.1), (1.0, 0.0)]
 
@@ -157,7 +157,7 @@ def test_impossible_schedules_are_refused(total: int, warmup: int) -> None:
         warmup_cosine(1.0, 0.0, total, warmup)
 
 
-def test_rate_is_base_times_scale() -> None:
+def test_learning_rate_is_base_times_scale() -> None:
     optimizer = make_adamw(tower_groups(Tower()), (0.9, 0.999), 1e-8)
     assert {group["lr"] for group in optimizer.param_groups} == {0.0}
     set_lr(optimizer, 0.8)
@@ -167,7 +167,7 @@ def test_rate_is_base_times_scale() -> None:
 
 
 def test_adamw_step_by_hand() -> None:
-    """One parameter with decay, one without, against the published rule in float64."""
+    """Check parameters with and without weight decay against the published rule in float64."""
     weight, bias = nn.Parameter(torch.tensor([[2.0]])), nn.Parameter(torch.tensor([2.0]))
     groups = parameter_groups(
         [("weight", weight), ("bias", bias)], weight_decay=0.1, no_decay=is_bias
@@ -226,7 +226,7 @@ def test_small_gradients_are_not_changed_by_clipping() -> None:
 
 
 def plain(value: Any) -> Any:
-    """A state dict with tensors as lists, to be compared."""
+    """Convert the tensors of a state dict to lists, for comparison."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, dict):
@@ -335,7 +335,7 @@ def test_average_is_kept_in_float32_and_buffers_are_copied() -> None:
         model.seen.add_(5)
     for _ in range(3):
         ema.update(model)
-    assert not torch.equal(ema.shadow["head.weight"], start)  # bfloat16 would not have moved
+    assert not torch.equal(ema.shadow["head.weight"], start)  # bfloat16 would not change
     assert ema.buffers["seen"] == 5
 
 

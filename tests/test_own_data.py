@@ -1,4 +1,4 @@
-"""Every command of docs/own_data.md runs, in order, on a small drawn folder with two tables."""
+"""Run every command of docs/own_data.md in order, on a small synthetic folder with two tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training samples: the same whoever loads them, and bad ones named."""
+"""Training samples: independent of the workers, and errors that name a bad sample."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def batches_of(data: PairDataset, workers: int, *, epoch: int = 0) -> list[PairB
     return list(checked(loader))
 
 
-def test_the_same_samples_whatever_the_workers(tiny_data: Path, tokenizer: Tokenizer) -> None:
+def test_samples_do_not_depend_on_the_workers(tiny_data: Path, tokenizer: Tokenizer) -> None:
     data = dataset(tiny_data, tokenizer)
     torch.manual_seed(0)
     alone = batches_of(data, 0)
@@ -73,14 +73,16 @@ def test_a_sample_is_the_pairs_own_image_and_caption(tiny_data: Path, tokenizer:
         pixels, ids, identity = data[index, 0]
         assert torch.equal(pixels, transform(Image.open(tiny_data / pair.image).convert("RGB")))
         assert ids == tokenizer.encode(pair.caption)
-        assert identity == index, "every pair of PAB is its own identity"
+        assert identity == index, "every pair of PAB has its own identity"
 
 
 def test_indices_choose_the_pairs(tiny_data: Path, tokenizer: Tokenizer) -> None:
     data = dataset(tiny_data, tokenizer)
     part = PairDataset(data.pairs, np.array([7, 3]), data.view, tokenizer.encode, 16)
     assert len(part) == 2
-    assert torch.equal(part[1, 0][0], data[3, 0][0]), "a view follows the pair, not its place"
+    assert torch.equal(part[1, 0][0], data[3, 0][0]), (
+        "a view depends on the pair, not on its position"
+    )
 
 
 def test_collate_pads_to_the_longest(tiny_data: Path, tokenizer: Tokenizer) -> None:
@@ -110,7 +112,7 @@ def test_a_missing_image_is_named(data_copy: Path, tokenizer: Tokenizer) -> None
         batches_of(dataset(data_copy, tokenizer), 0)
 
 
-def test_bad_samples_cross_processes_whole() -> None:
+def test_errors_of_bad_samples_survive_pickling() -> None:
     bad = InputError("a.jpg", "expected an image", item="line 3", todo="replace it")
     received = pickle.loads(pickle.dumps(bad))  # noqa: S301 - our own bytes
     assert type(received) is InputError

@@ -1,4 +1,4 @@
-"""Photographs: which files of a folder they are, every format, upright, and what is damaged."""
+"""Photographs: file formats, orientation, sizes, damaged files and the listing of folders."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CARRY_EXIF = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "MPO")
 
 
 def quarters(width: int = 96, height: int = 64) -> Image.Image:
-    """A picture that tells every turn and mirror image from every other."""
+    """Return a picture that every rotation and reflection changes."""
     image = Image.new("RGB", (width, height))
     for name, (column, row) in QUARTERS.items():
         box = (column * width // 2, row * height // 2)
@@ -87,7 +87,7 @@ def test_every_format(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", [name for name in SAVE if SAVE[name]["format"] in CARRY_EXIF])
 def test_every_orientation(tmp_path: Path, name: str, orientation: int) -> None:
-    """The file holds the picture as the camera saw it; the tag says how to turn it."""
+    """The file holds the pixels as the sensor recorded them; an EXIF tag stores the orientation."""
     inverse = {
         1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -96,7 +96,7 @@ def test_every_orientation(tmp_path: Path, name: str, orientation: int) -> None:
     turned = quarters() if inverse is None else quarters().transpose(inverse)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    for form in (exif, exif.tobytes()):  # in a HEIC: EXIF alone, and with the container's rotation
+    for form in (exif, exif.tobytes()):  # in HEIC: EXIF alone, and with the container's rotation
         save(tmp_path / name, turned, exif=form)
         assert_upright(load_photo(tmp_path / name))
 
@@ -113,7 +113,7 @@ def test_benchmarks_do_not_turn_images_or_read_other_formats(tmp_path: Path) -> 
     assert [image.path.name for image in list_gallery(tmp_path)] == ["a.jpg"]
 
 
-def test_contents_count_and_not_the_ending(tmp_path: Path) -> None:
+def test_the_contents_decide_the_format_not_the_extension(tmp_path: Path) -> None:
     save(tmp_path / "a.HEIC", quarters()).rename(tmp_path / "phone.jpg")
     assert_upright(load_photo(tmp_path / "phone.jpg"))
 
@@ -130,7 +130,7 @@ def test_transparent_parts_are_white(tmp_path: Path) -> None:
     assert load_photo(tmp_path / "a.png").getpixel((0, 0)) == (10, 20, 30)
 
 
-def test_deep_and_odd_modes(tmp_path: Path) -> None:
+def test_high_bit_depths_and_rare_modes(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
     Image.fromarray((ramp * 65535).astype(np.uint16)).save(tmp_path / "deep.png")
     Image.fromarray(ramp).save(tmp_path / "float.tiff")
@@ -144,7 +144,7 @@ def test_deep_and_odd_modes(tmp_path: Path) -> None:
     assert load_photo(tmp_path / "cmyk.jpg").mode == "RGB"
 
 
-def test_small_photographs_are_what_a_benchmark_sees(tmp_path: Path) -> None:
+def test_small_photographs_have_the_pixels_that_benchmarks_read(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (MIN_SIDE, 1400, 3), dtype=np.uint8)
     for name in ("a.jpg", "a.png", "a.webp", "a.bmp"):
         save(tmp_path / name, Image.fromarray(noise))
@@ -170,7 +170,7 @@ def test_large_photographs_are_reduced(tmp_path: Path, name: str, mode: str) -> 
     assert MIN_SIDE <= min(found.size) < 2 * MIN_SIDE
     if mode in ("RGB", "RGBA"):
         assert_upright(found, found.size)
-    # The last, partial tiles are there: the corners have their colours.
+    # The colours of the corner show that the last, partial tiles are decoded.
     expected = picture.convert(mode).convert("RGB")
     corner = np.asarray(expected.transpose(Image.Transpose.ROTATE_180))[:40, :40].mean((0, 1))
     assert np.abs(np.asarray(found)[:20, :20].mean((0, 1)) - corner).max() < 10
@@ -199,13 +199,13 @@ print(memory("VmHWM") - held, memory("VmRSS") - held)
 
 
 def memory_of(path: Path) -> tuple[float, float]:
-    """Memory that decoding a file takes at its peak, and what is held afterwards, MiB."""
+    """Return the peak memory of decoding a file, and the memory held afterwards (MiB)."""
     small = save(path.parent / "a.png", quarters())
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(small), str(path)],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stderr == ""  # not even Pillow's warning of a large image
+    assert done.stderr == ""  # not even Pillow's warning about a large image
     peak, after = map(int, done.stdout.split())
     return peak / 1024, after / 1024
 
@@ -215,7 +215,7 @@ def memory_of(path: Path) -> tuple[float, float]:
     ("name", "least", "most"), [("big.png", 180, 280), ("big.tiff", 180, 280), ("big.jpg", 0, 40)]
 )
 def test_200_megapixels(tmp_path: Path, name: str, least: float, most: float) -> None:
-    """Decoded once, here with 1 byte per pixel; a JPEG is reduced while it is decoded."""
+    """A file is decoded once (here 1 byte per pixel); a JPEG is reduced during decoding."""
     Image.new("L", (16_320, 12_240)).save(tmp_path / name)
     peak, after = memory_of(tmp_path / name)
     assert least < peak < most
@@ -233,15 +233,15 @@ def test_the_limits_of_size(tmp_path: Path) -> None:
     Image.new("L", (4 * MAX_RATIO + 1, 4)).save(tmp_path / "strip.png")
     with pytest.raises(InputError, match=f"ratio of at most {MAX_RATIO}, found 401 x 4"):
         load_photo(tmp_path / "strip.png")
-    assert Image.MAX_IMAGE_PIXELS == LIMIT_OF_PILLOW  # what benchmarks go by is not changed
+    assert Image.MAX_IMAGE_PIXELS == LIMIT_OF_PILLOW  # unchanged for benchmarks
 
 
 # ---------------------------------------------------------------------------------------- damage
 
 
 @pytest.mark.parametrize("name", [name for name in SAVE if name != "lzw.tif"])
-def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path, name: str) -> None:
-    """Cut and overwritten at many places: an image or an InputError, never another exception."""
+def test_errors_name_damaged_files(tmp_path: Path, name: str) -> None:
+    """A file truncated or overwritten at random gives an image or an InputError, nothing else."""
     noise = np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     whole = save(tmp_path / name, Image.fromarray(noise)).read_bytes()
     random = np.random.default_rng(2)
@@ -281,7 +281,7 @@ def test_damaged_metadata_does_not_matter(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- folders
 
 
-def test_names_are_relative_paths_with_their_endings(tmp_path: Path) -> None:
+def test_names_are_relative_paths_with_extensions(tmp_path: Path) -> None:
     names = [
         "IMG 0001 (1).jpg", "Screenshot 2026-01-02 at 9.41.00\u202fAM.png", "[x]{y}.gif",
         "same.jpg", "same.png", "sub/deep er/same.jpg", "sub/é.webp", "sub/e\u0301.webp",
@@ -315,7 +315,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (inside / "sub/up").symlink_to("..")  # a cycle
     (inside / "album").symlink_to(outside)
     (inside / "album again").symlink_to(outside)
-    (outside / "back").symlink_to(inside)  # a cycle over both
+    (outside / "back").symlink_to(inside)  # a cycle through both folders
     (inside / "gone.jpg").symlink_to("nowhere.jpg")
     (inside / "self.jpg").symlink_to("self.jpg")
     found = list_photos(inside, recursive=True)
@@ -328,8 +328,8 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert "links to folders that are already searched" in found.left_out()
 
 
-def test_entries_that_are_no_files(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
+def test_entries_that_are_not_readable_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would block forever
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.jpg").mkdir()
     quarters(8, 8).save(tmp_path / "folder.jpg/in.gif")
@@ -347,7 +347,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     assert load_photo(photo.path).size == (8, 8)
 
 
-def test_folders_that_cannot_serve(tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         list_photos(tmp_path / "missing")
     (tmp_path / "a.jpg").touch()
@@ -355,13 +355,13 @@ def test_folders_that_cannot_serve(tmp_path: Path) -> None:
         list_photos(tmp_path / "a.jpg")
 
 
-def test_the_reader_collects(tmp_path: Path) -> None:
+def test_each_reader_collects_its_own_unreadable_files(tmp_path: Path) -> None:
     assert photo_reader().unreadable == {}
     assert photo_reader().unreadable is not photo_reader().unreadable
     assert photo_reader().cache_key
 
 
-def test_the_endings_of_all_formats_are_known() -> None:
+def test_the_extensions_of_all_formats_are_known() -> None:
     assert {Path(name).suffix.lower() for name in SAVE} <= PHOTO_ENDINGS
     assert all(ending == ending.lower() for ending in PHOTO_ENDINGS)
     assert pillow_heif.libheif_version()

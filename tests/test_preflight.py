@@ -1,4 +1,4 @@
-"""Every recipe checks before its first step that its end can be reached."""
+"""Every recipe checks folders, disk space and images before its first step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 class Recipe:
-    """The command line of a recipe on data of its own."""
+    """Command line of a recipe that trains on a copy of the tiny data."""
 
     def __init__(self, main: Callable[..., None], words: list[str], data: Path, out: Path) -> None:
         self.main, self.words, self.data, self.out = main, words, data, out
@@ -67,7 +67,7 @@ def recipe(
 def fails_early(
     recipe: Recipe, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """Runs the recipe, which must refuse before it loads a training batch or writes a file."""
+    """Run the recipe; it must fail before it loads a training batch or writes a file."""
 
     def no_step(*_: object) -> object:
         raise AssertionError("the first step was reached")
@@ -82,13 +82,13 @@ def fails_early(
     return run
 
 
-def test_the_good_case_is_good(recipe: Recipe) -> None:
+def test_valid_settings_train(recipe: Recipe) -> None:
     recipe(val_pairs=4, log_dir=recipe.out / "log")
     assert (recipe.out / "run.json").is_file()
 
 
 @pytest.mark.parametrize("flag", ["output_dir", "log_dir"])
-def test_a_folder_that_cannot_be_written(
+def test_a_folder_that_is_not_writable_is_refused(
     recipe: Recipe, fails_early: Callable[..., str], flag: str
 ) -> None:
     (recipe.data / "file").touch()
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_written(
     assert "is not a writable folder" in line
 
 
-def test_tensorboard_is_not_installed(
+def test_a_log_folder_needs_tensorboard(
     recipe: Recipe, fails_early: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -106,7 +106,7 @@ def test_tensorboard_is_not_installed(
     assert "--log_dir none" in line
 
 
-def test_a_disk_without_room_for_the_checkpoints(
+def test_a_disk_without_space_for_the_checkpoints_is_refused(
     recipe: Recipe, fails_early: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 100, 1000))
@@ -116,8 +116,10 @@ def test_a_disk_without_room_for_the_checkpoints(
     assert "--no_save_ckpt" in line
 
 
-def test_room_is_not_asked_for_twice(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoints that are there will be replaced."""
+def test_existing_checkpoints_count_as_free_space(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new checkpoint replaces the existing one."""
     asked: list[int] = []
 
     def note(flag: str, path: object, needed: int, *_: object, **__: object) -> None:
@@ -134,7 +136,7 @@ def test_room_is_not_asked_for_twice(recipe: Recipe, monkeypatch: pytest.MonkeyP
     assert len(asked) == 3
 
 
-def test_room_for_the_weights_of_every_kept_epoch(
+def test_every_kept_epoch_needs_space_for_its_weights(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -181,8 +183,8 @@ def test_validation_images_are_decoded(recipe: Recipe, fails_early: Callable[...
     assert "4 of 4 images: cannot be read" in fails_early(val_pairs=4)
 
 
-def test_validation_features_need_room(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """UIT's validation keeps its images' tokens in a temporary file."""
+def test_validation_features_need_space(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UIT's validation stores the image tokens in a temporary file."""
     free = {True: 10**9, False: 100}
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: Usage(0, 0, free[Path(path) != Path("/tmp")])
@@ -202,7 +204,7 @@ def test_validation_features_need_room(recipe: Recipe, monkeypatch: pytest.Monke
 def test_scoring_checks_its_outputs_before_the_images(
     main: Callable[..., None], broken: str, data_copy: Path, refused: Callable[..., str]
 ) -> None:
-    """The images are damaged too: the output is what is told first."""
+    """The images are damaged, too, but the command must report the output first."""
     if main is lhp_infer and broken in ("save_itc", "cache_dir"):
         pytest.skip("not a flag of LHP")
     masked = data_copy / "name-masked_test-set"
@@ -216,7 +218,9 @@ def test_scoring_checks_its_outputs_before_the_images(
     assert f"--{broken}: " in refused(main, words)
 
 
-def test_images_are_listed_once_and_kept(data_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_listed_once_and_cached(
+    data_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = TrainingSet.open(data_copy)
     images = [pair.image for pair in pairs]
     assert pairs.images() == images
@@ -226,7 +230,7 @@ def test_images_are_listed_once_and_kept(data_copy: Path, monkeypatch: pytest.Mo
     assert again.images() == images
 
 
-def test_folders_that_need_not_exist(tmp_path: Path) -> None:
+def test_output_folders_may_be_missing_and_are_not_created(tmp_path: Path) -> None:
     check_output_folder("--x", tmp_path / "a/b/c")
     assert list(tmp_path.iterdir()) == []
     check_free_space("--x", tmp_path / "a/b", 1, "it", todo="")

@@ -1,4 +1,4 @@
-"""Several processes must compute what one does; and the devices they run on."""
+"""Several processes compute the same as one; lost processes and bad torchrun variables."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pab.core.errors import InputError, LostProcessError
 from pab.core.gradients import GradientAverage
 
 CPU = torch.device("cpu")
-# Seconds until processes count as hanging. Where several programs share each core, four imports of
-# torch alone have taken more than 120.
+# Seconds until processes count as hanging. On shared cores, four processes have needed more than
+# 120 s to import torch.
 WAIT = 600.0
 
 
@@ -40,17 +40,17 @@ def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder
     with processes.joined(CPU):
         group = reference_to_group()
         torch.save(work(folder), folder / f"{rank}.pt")
-    assert group() is None, "something keeps the group, and gloo's threads, until the process exits"
+    assert group() is None, "a reference keeps the group, and gloo's threads, alive"
 
 
 def reference_to_group() -> weakref.ReferenceType[dist.ProcessGroup]:
-    """Weak reference to the group that the processes have joined."""
+    """Return a weak reference to the group that the processes have joined."""
     assert dist.group.WORLD is not None
     return weakref.ref(dist.group.WORLD)
 
 
 def free_port() -> int:
-    """A port below those the system hands out itself, which another connection could get first."""
+    """Return a free port outside the ephemeral range, so that no outgoing connection takes it."""
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with socket.socket() as free:
             try:
@@ -66,7 +66,7 @@ def run_in(world: int, work: Callable[[Path], Any], folder: Path) -> list[Any]:
     context = mp.spawn(_entry, (world, free_port(), work, folder), nprocs=world, join=False)
     assert context is not None
     end = time.monotonic() + WAIT
-    while not context.join(timeout=1.0):  # true once all have ended; raises what one of them raised
+    while not context.join(timeout=1.0):  # True once all have ended; re-raises their error
         if time.monotonic() > end:
             for process in context.processes:
                 process.kill()
@@ -75,7 +75,7 @@ def run_in(world: int, work: Callable[[Path], Any], folder: Path) -> list[Any]:
 
 
 class DualEncoder(nn.Module):
-    """Two small towers, a logit scale, and one parameter that nothing uses."""
+    """Two small towers, a logit scale, and one unused parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def loss_and_gradients(folder: Path) -> dict[str, Tensor | None]:
 
 
 def in_small_buckets(folder: Path) -> dict[str, Tensor | None]:
-    gradients.BUCKET_ELEMENTS = 40  # so that this small model needs several
+    gradients.BUCKET_ELEMENTS = 40  # so that this small model needs several buckets
     return loss_and_gradients(folder)
 
 
@@ -141,7 +141,7 @@ def test_contrastive_gradient_equals_one_process_on_the_whole_batch(
                 torch.testing.assert_close(result[name], wanted.detach(), rtol=1e-5, atol=1e-7)
     scale = alone["scale"]
     assert scale is not None
-    assert abs(scale) > 1e-3  # the comparison is of something
+    assert abs(scale) > 1e-3  # the compared gradient is not zero
 
 
 def ddp_gradients(folder: Path) -> dict[str, Tensor | None]:
@@ -164,7 +164,7 @@ class Whole(nn.Module):
 
 
 @pytest.mark.distributed
-def test_it_also_fits_torchs_own_wrapper(tmp_path: Path) -> None:
+def test_gradients_are_right_under_distributed_data_parallel(tmp_path: Path) -> None:
     alone = loss_and_gradients(tmp_path)
     wanted = alone["text.0.weight"]
     assert wanted is not None
@@ -183,11 +183,11 @@ def everything_else(folder: Path) -> dict[str, Any]:
         "objects": processes.gather_objects(f"r{rank}"),
         "mean": processes.reduce_mean(torch.tensor([float(rank), 1.0])),
     }
-    # Uneven shares; rows say their own id
+    # Uneven shares; each row holds its id
     ids = list(processes.share_of(7))
     rows = torch.tensor([[float(i), -float(i)] for i in ids])
     result["uneven"] = processes.assemble(ids, rows, 7, CPU)
-    # One process has everything, and the ids are in no order
+    # One process has all rows, and the ids are unordered
     some = [3, 1, 0, 2] if rank == 1 else []
     result["one"] = processes.assemble(
         some, torch.tensor(some).float()[:, None] if some else None, 4, CPU
@@ -209,7 +209,7 @@ def everything_else(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.distributed
-def test_three_processes_gather_without_loss_or_doubling(tmp_path: Path) -> None:
+def test_three_processes_gather_every_row_once(tmp_path: Path) -> None:
     results = run_in(3, everything_else, tmp_path)
     wanted = torch.tensor([[float(i), -float(i)] for i in range(7)])
     for rank, result in enumerate(results):
@@ -220,7 +220,7 @@ def test_three_processes_gather_without_loss_or_doubling(tmp_path: Path) -> None
         assert torch.equal(result["partial"], torch.tensor([1.0, 2.0]))
         assert torch.equal(result["uneven"], wanted)
         assert torch.equal(result["one"][:, 0], torch.arange(4.0))
-        assert "missing [0], double or foreign [3]" in result["lost"]
+        assert "missing [0], repeated or out of range [3]" in result["lost"]
     assert sorted(i for result in results for i in result["share"]) == list(range(7))
 
 
@@ -241,7 +241,7 @@ run_cli(main)
 
 
 def shared_statistics(folder: Path) -> dict[str, Tensor]:
-    """Batch norm's buffers where each process trained on rows of its own."""
+    """Return batch norm's buffers after sharing, and this process's own mean before it."""
     norm = nn.BatchNorm1d(3)
     torch.manual_seed(processes.rank())
     norm(torch.randn(8, 3))
@@ -251,7 +251,7 @@ def shared_statistics(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.distributed
-def test_all_validate_with_the_main_process_statistics(tmp_path: Path) -> None:
+def test_all_processes_get_the_statistics_of_the_main_process(tmp_path: Path) -> None:
     first, second = run_in(2, shared_statistics, tmp_path)
     assert not torch.equal(first["own"], second["own"])
     for found in (first, second):
@@ -260,7 +260,9 @@ def test_all_validate_with_the_main_process_statistics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
-def test_half_of_torchruns_variables(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_missing_or_bad_torchrun_variables_are_refused(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
     given = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -297,7 +299,7 @@ def test_a_process_that_dies_ends_the_others() -> None:
 
 
 def import_late(folder: Path) -> dict[str, Any]:
-    """Import inside the group a module that torch itself imports late."""
+    """Import a module that torch imports lazily, while the group exists."""
     importlib.import_module("torch._dynamo")
     return {"module": "torch.distributed.nn.functional" in sys.modules}
 
@@ -308,7 +310,7 @@ def test_modules_imported_late_do_not_keep_the_group(tmp_path: Path) -> None:
 
 
 def lose_the_other(folder: Path) -> dict[str, Any]:
-    """Fail in process 1 while process 0 waits; each holds its error, as an exiting program does."""
+    """Fail in process 1 while process 0 waits; each keeps its error, as an exiting program does."""
     group = reference_to_group()
     try:
         with processes.joined(CPU):
@@ -331,7 +333,7 @@ def test_an_error_does_not_keep_the_group(tmp_path: Path) -> None:
 # One process alone
 
 
-def test_alone_everything_is_its_own() -> None:
+def test_one_process_needs_no_group() -> None:
     assert not dist.is_initialized()
     assert (processes.rank(), processes.world_size(), processes.is_main()) == (0, 1, True)
     rows = torch.ones(2, 3, requires_grad=True)
@@ -348,10 +350,10 @@ def test_alone_everything_is_its_own() -> None:
 @pytest.mark.parametrize(
     ("ids", "total", "words"),
     [
-        ([0, 2], 2, r"missing \[1\], double or foreign \[2\]"),
+        ([0, 2], 2, r"missing \[1\], repeated or out of range \[2\]"),
         ([0, 1], 3, r"expected the ids 0 to 2, each once; missing \[2\]"),
-        ([0, 0], 1, r"double or foreign \[0\]"),
-        ([-1, 0], 1, r"double or foreign \[-1\]"),
+        ([0, 0], 1, r"repeated or out of range \[0\]"),
+        ([-1, 0], 1, r"repeated or out of range \[-1\]"),
         ([0], 1, "1 ids for 2 rows"),
     ],
 )
@@ -391,7 +393,7 @@ def test_numbers_that_torchrun_never_sets_are_refused(
         processes.init_processes(CPU)
 
 
-def test_a_port_in_use_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -404,7 +406,7 @@ def test_a_port_in_use_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert not dist.is_initialized()
 
 
-def test_alone_rows_are_put_in_the_order_of_their_ids() -> None:
+def test_one_process_sorts_rows_by_id() -> None:
     rows = torch.arange(6.0).reshape(3, 2)
     found = processes.assemble([2, 0, 1], rows, 3, CPU)
     assert found.tolist() == [[2.0, 3.0], [4.0, 5.0], [0.0, 1.0]]

@@ -52,7 +52,7 @@ def errors_in_terminal(code: str, *arguments: object, size: tuple[int, int] = (3
     )  # fmt: skip
     os.close(theirs)
     shown = b""
-    with suppress(OSError):  # Linux's way to say that the other end is closed
+    with suppress(OSError):  # Linux raises it once the other end is closed
         while block := os.read(ours, 1 << 16):
             shown += block
     os.close(ours)
@@ -181,7 +181,7 @@ def test_a_slow_loop_shows_seconds_per_unit() -> None:
     assert re.search(r"\[00:0\d<00:00, +\d\.\d+s/images\]", screen(shown)[0]), shown
 
 
-def test_a_short_loop_leaves_a_terminal_alone() -> None:
+def test_a_short_loop_prints_nothing_in_a_terminal() -> None:
     code = LOOP.format(inside="pass").replace("0.1", "30")
     assert errors_in_terminal(code) == ""
 

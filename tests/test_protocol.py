@@ -1,4 +1,4 @@
-"""Protocols: the files they fix, the answers they refuse."""
+"""Protocols: the settings that they fix, and the answers that they refuse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pab.scores import ScoreFile, load_scores, save_scores
 
 
 def scores_for(root: Path, out: Path, name: str) -> str:
-    """A random score file of a protocol's queries and gallery."""
+    """Write a random score file for a protocol's queries and gallery; return its path."""
     files = protocol.load_protocol(name).files(str(root))
     retrieval = read_retrieval(files["annotation"], image_folder=files.get("image_folder"))
     queries = [query.query_id for query in retrieval.queries]
@@ -27,7 +27,7 @@ def scores_for(root: Path, out: Path, name: str) -> str:
     return str(out)
 
 
-def test_there_are_four() -> None:
+def test_there_are_four_protocols() -> None:
     assert protocol.names() == ["pab", "track4", "ucc", "www25"]
     for name in protocol.names():
         assert protocol.load_protocol(name).metrics
@@ -50,7 +50,7 @@ def test_a_protocol_fixes_files_order_and_metrics(
     )
     protocol.main([name, str(out), "--data_root", str(tiny_data)])
     assert "as " + name in capsys.readouterr().out
-    if name == "track4":  # lines in the order of query_index.txt, which is not the annotation's
+    if name == "track4":  # lines follow query_index.txt, whose order is not the annotation's
         plain = tmp_path / "plain.txt"
         run([*words[:2], "--output_file", str(plain)])
         assert read_ranked_list(plain) != read_ranked_list(out)
@@ -68,7 +68,7 @@ def test_a_protocol_fixes_files_order_and_metrics(
         (["--protocol", "www25", "--data_root", "{root}"], "expected exactly the ids"),
     ],
 )
-def test_contradictions(
+def test_contradictory_flags_are_refused(
     tiny_data: Path, tmp_path: Path, flags: list[str], expected: str, refused: Callable[..., str]
 ) -> None:
     words = ["--beit3_score", scores_for(tiny_data, tmp_path / "s.pt", "pab")]
@@ -77,7 +77,7 @@ def test_contradictions(
     assert not (tmp_path / "answer.txt").exists()
 
 
-def test_a_part_of_the_gallery_is_no_answer(
+def test_scores_of_a_part_of_the_gallery_are_refused(
     tiny_data: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     whole = load_scores(scores_for(tiny_data, tmp_path / "s.pt", "track4"))
@@ -99,7 +99,7 @@ def test_a_part_of_the_gallery_is_no_answer(
         (lambda lines: [[line[1], *line[1:]] for line in lines], "twice"),
     ],
 )
-def test_answers_that_are_none(
+def test_invalid_answers_are_refused(
     tiny_data: Path,
     tmp_path: Path,
     change: Callable[[list[list[str]]], list[list[str]]],

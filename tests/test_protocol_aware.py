@@ -1,4 +1,4 @@
-"""Reranking with a prior, margin arbitration, component-wise assignment: by hand, at random."""
+"""Worked and random cases of reranking, margin arbitration and component-wise assignment."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def order_of(scores: Tensor) -> list[list[int]]:
 def test_the_prior_and_the_depth() -> None:
     fused = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]])
     scores = torch.tensor([[1.0, 2.0, 2.5, 9.0, 0.0]])
-    # Blended: 1.0, 1.5, 1.5 for the first three. The fourth keeps its place whatever its score.
+    # Scores minus the prior: 1.0, 1.5, 1.5 for the first three. The fourth keeps its rank.
     found, evidence = reranking(scores, 3).reorder(fused)
     assert order_of(found) == [[B, C, A, D, E]]
     torch.testing.assert_close(found, torch.tensor([[0.7, 0.9, 0.8, 0.6, 0.5]]))
-    assert evidence.margins() == [pytest.approx(0.5)]  # 2.5 - 2.0, of the three alone
+    assert evidence.margins() == [pytest.approx(0.5)]  # 2.5 - 2.0, among the first three
     found, _ = reranking(scores, 3, prior=0.0).reorder(fused)
     assert order_of(found) == [[C, B, A, D, E]]
 
@@ -55,21 +55,23 @@ def test_a_depth_beyond_the_gallery() -> None:
     assert order_of(reranking(scores, 50, listed=2).reorder(fused)[0]) == [[B, A]]
 
 
-def test_reordering_equal_scores_raises_them_as_little_as_it_can() -> None:
+def test_reordering_equal_scores_raises_them_as_little_as_possible() -> None:
     scores = torch.tensor([[0.5, 0.5, 0.5, 0.1]])
     found = reordered(scores, torch.tensor([[C, A, B]]))
     assert order_of(found) == [[C, A, B, D]]
     torch.testing.assert_close(found, scores, atol=1e-6, rtol=0)
     unchanged = reordered(scores, torch.tensor([[A, B, C]]))
     assert torch.equal(unchanged, scores)
-    # The last reordered image stays ahead of the first one beyond, which has the smaller name.
+    # B, the last reordered image, stays ahead of C, the first image that keeps its rank.
     found = reordered(torch.tensor([[0.5, 0.9, 0.5, 0.5]]), torch.tensor([[A, B]]))
     assert order_of(found) == [[A, B, C, D]]
 
 
 @given(st.integers(1, 7), st.integers(1, 9), st.sampled_from([1, 3, 1000]), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_reordered_scores_rank_as_asked(depth: int, images: int, levels: int, seed: int) -> None:
+def test_reordered_scores_give_the_requested_ranking(
+    depth: int, images: int, levels: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, levels, (3, images), generator=generator) / levels
     before = top_k(scores, images)
@@ -90,25 +92,25 @@ def test_images_without_a_reranker_score_are_counted(capsys: pytest.CaptureFixtu
 # ------------------------------------------------------------------------------------ arbitration
 
 
-def test_margins_decide_who_keeps_an_image() -> None:
+def test_margins_decide_which_query_keeps_an_image() -> None:
     columns = torch.tensor([[A, B, C, D], [A, B, C, D], [B, C, A, D], [A, D, B, C]])
     ids = ["q1", "q2", "q3", "q4"]
-    # A stays with q1; q4 is too close to give it up; q2 meets q3 at B and goes on to C.
+    # q1 keeps A, and so does q4, whose margin is within tau. q2 loses B to q3 and gets C.
     assert arbitrate(columns, [3.0, 1.0, 2.0, 2.8], ids, 0.5).tolist() == [A, C, B, A]
     assert arbitrate(columns, [3.0, 1.0, 2.0, 2.8], ids, 0.5, passes=1).tolist() == [A, B, B, A]
     assert arbitrate(columns, [3.0, 1.0, 2.0, 2.8], ids, 0.1).tolist() == [A, C, B, D]
     assert arbitrate(columns[:, :1], [3.0, 1.0, 2.0, 0.0], ids, 0.5).tolist() == [A, A, B, A]
 
 
-def test_a_gap_of_exactly_tau_moves_nobody() -> None:
+def test_a_gap_of_exactly_tau_moves_no_query() -> None:
     columns = torch.tensor([[A, B], [A, B]])
     assert arbitrate(columns, [1.1, 0.6], ["q1", "q2"], 0.5).tolist() == [A, A]  # 0.50...01
     assert arbitrate(columns, [1.1, 0.59], ["q1", "q2"], 0.5).tolist() == [A, B]
 
 
-def test_of_equal_margins_the_larger_id_keeps_the_image() -> None:
+def test_equal_margins_move_neither_query() -> None:
     columns = torch.tensor([[A, B], [A, B], [A, B]])
-    # The owner is q2 or q3; neither moves the other, both are far above q1.
+    # q2 and q3 do not move each other; q1 is more than tau below both.
     assert arbitrate(columns, [0.0, 2.0, 2.0], ["q1", "q2", "q3"], 1.0).tolist() == [B, A, A]
 
 
@@ -135,9 +137,9 @@ def test_only_components_with_a_duplicate_change() -> None:
     worth = torch.tensor([[5.0, 4.6], [5.0, 4.7], [5.0, 4.8], [1.0, 9.0]]).double()
     ids = ["q1", "q2", "q3", "q4"]
     assert in_collisions(columns.numpy()).tolist() == [True, True, True, False]
-    # q1 to B gives up 0.4, q2 to C and q3 to F give up 0.5 together.
+    # Moving q1 to B costs 0.4; moving q2 to C and q3 to F costs 0.5 in total.
     assert component_assignment(columns, worth, ids, 1.0).tolist() == [B, A, C, G]
-    # Cheaper than either: q1 or q2 keeps A without owning it.
+    # With a slack of 0.35, it is cheapest that q1 and q2 share A.
     assert component_assignment(columns, worth, ids, 0.35).tolist() == [A, A, C, G]
     worth[0, 1] = 0.0
     assert component_assignment(columns, worth, ids, 1.0).tolist() == [A, C, F, G]
@@ -148,7 +150,7 @@ def test_a_better_second_image_is_taken_in_a_component() -> None:
     assert component_assignment(columns, worth, ["q1", "q2"], 1.0).tolist() == [B, C]
 
 
-def test_utilities_count_in_steps_and_ties_do_not_depend_on_rows() -> None:
+def test_utilities_are_rounded_and_ties_do_not_depend_on_row_order() -> None:
     columns = torch.tensor([[A, B], [A, C]])
     worth = torch.tensor([[1.0, 0.7], [1.0, 0.700003]]).double()  # equal in steps of 1e-5
     found = component_assignment(columns, worth, ["q1", "q2"], 1.0)
@@ -172,7 +174,7 @@ def test_no_collision_changes_nothing() -> None:
 
 
 def total(chosen: tuple[int, ...], columns: Tensor, worth: Tensor, slack: float) -> float:
-    """Utility of a choice of places, -1 for the slack; -infinity if an image is owned twice."""
+    """Return the utility of one place per query (-1: slack); -inf if two queries own an image."""
     owned = [int(columns[row, place]) for row, place in enumerate(chosen) if place >= 0]
     if len(set(owned)) < len(owned):
         return -float("inf")
@@ -205,8 +207,8 @@ def test_no_other_assignment_is_worth_more(seed: int, top: int, slack: float) ->
 # -------------------------------------------------------------------------------------- the chain
 
 
-def test_the_stages_one_after_the_other() -> None:
-    # q0 and q1 share A; q1 has the smaller margin and moves on to B, which is q2's.
+def test_stages_run_in_order() -> None:
+    # q0 and q1 share A; q1 has the smaller margin and moves to B, q2's first image.
     fused = torch.tensor(
         [[0.9, 0.8, 0.1, 0.2, 0.0], [0.9, 0.8, 0.7, 0.2, 0.0], [0.5, 0.9, 0.1, 0.7, 0.6]]
     )
@@ -221,10 +223,10 @@ def test_the_stages_one_after_the_other() -> None:
     made = list(stages(fused, ids, names, reranking(judged, 4), decodings))
     assert [stage.name for stage in made] == ["fused", "reranked by vlm", "margin", "assignment"]
     firsts = [top_k(stage.scores, 1)[:, 0].tolist() for stage in made]
-    # Last, B is worth 0.2 less than A to q1; q2 gives up 0.1 for D.
+    # The assignment resolves B: moving q2 to D costs only 0.1.
     assert firsts == [[A, A, B], [A, A, B], [A, B, B], [A, B, D]]
     assert order_of(made[-1].scores)[2] == [D, B, E, A, C]
-    for before, after in itertools.pairwise(made[1:]):  # but for the first, all keep their order
+    for before, after in itertools.pairwise(made[1:]):  # only the first image may change
         for old, new in zip(order_of(before.scores), order_of(after.scores), strict=True):
             assert [image for image in old if image != new[0]] == new[1:]
 
@@ -239,7 +241,7 @@ def test_without_a_reranker_margins_are_those_of_the_fused_scores() -> None:
     assert top_k(made[2].scores, 1)[:, 0].tolist() == [A, B]
 
 
-def test_scores_that_change_are_the_evidence_of_what_follows() -> None:
+def test_changed_scores_are_the_evidence_of_later_stages() -> None:
     fused = torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
     ids, names = [f"q{n}" for n in range(6)], [f"g{n}" for n in range(9)]
     sinkhorn, margin = DecodeSettings("sinkhorn", steps=20), DecodeSettings("margin", tau=0.0)

@@ -22,7 +22,7 @@ from tests.conftest import write_lines
 
 @pytest.fixture
 def given_files(tmp_path: Path) -> list[str]:
-    """Twelve queries, two members, a reranker and labels: flags of the command."""
+    """Return the flags for two members, a reranker and the labels of twelve queries."""
     generator = torch.Generator().manual_seed(3)
     queries, images = [f"i{n:02d}#0" for n in range(12)], [f"i{n:02d}" for n in range(12)]
     words = []
@@ -72,7 +72,7 @@ def test_the_whole_chain_and_its_ladder(
     assert len(found.meta["rerank"]["sha256"]) == 64
 
 
-def test_a_config_takes_a_word_or_a_list_of_decodings(tmp_path: Path) -> None:
+def test_a_config_accepts_one_decoding_or_a_list(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     for text, expected in (
         ("sinkhorn", ("sinkhorn",)),
@@ -87,7 +87,7 @@ def test_a_config_takes_a_word_or_a_list_of_decodings(tmp_path: Path) -> None:
         load_config(RunConfig, recipe, {})
 
 
-def test_what_a_config_says_is_switched_off(
+def test_flags_switch_off_settings_of_a_config(
     given_files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "r.yaml"
@@ -141,7 +141,7 @@ def test_the_rows_of_a_reranker_may_come_in_any_order(
         (["--member", "x={r}:inf"], "weight of x: must lie in [0, 1], found inf"),
     ],
 )  # fmt: skip
-def test_settings_that_make_no_sense(
+def test_invalid_settings_are_refused(
     given_files: list[str],
     tmp_path: Path,
     words: list[str],
@@ -155,7 +155,7 @@ def test_settings_that_make_no_sense(
     assert not out.exists()
 
 
-def test_rerankers_that_are_none(
+def test_invalid_rerankers_are_refused(
     given_files: list[str], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     place = given_files.index("--rerank") + 1

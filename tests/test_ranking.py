@@ -1,4 +1,4 @@
-"""The tie rule against brute force, and the ranked list's reader and writer."""
+"""Tie rule compared with brute force; reader and writer of ranked lists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pab.ranking import (
 
 
 def by_hand(scores: torch.Tensor) -> list[list[int]]:
-    """The full ranking of every row by the tie rule."""
+    """Return the full ranking of every row by the tie rule."""
     return [sorted(range(len(row)), key=lambda c: (-row[c], c)) for row in scores.tolist()]
 
 
@@ -60,7 +60,7 @@ def test_all_equal_scores_rank_by_id() -> None:
     assert top_k(torch.zeros(2, 5000), 10).tolist() == [list(range(10))] * 2
 
 
-def test_top_k_takes_non_contiguous_scores_and_refuses_nonsense() -> None:
+def test_top_k_accepts_non_contiguous_scores_and_refuses_bad_arguments() -> None:
     scores = torch.tensor([[3.0, 1.0], [2.0, 2.0]])
     assert top_k(scores.T, 2).tolist() == by_hand(scores.T)
     with pytest.raises(ValueError, match="k of at least 1"):

@@ -1,4 +1,4 @@
-"""Whatever stands in a file, a reader gives back what keeps its rules, or one line of error."""
+"""For any contents of a file, a reader returns valid data or raises an InputError."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ INSERTED = st.binary(max_size=6) | st.sampled_from(TROUBLE)
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """A file's bytes with a few stretches cut out, put in or replaced."""
+    """Draw a file's bytes with a few ranges removed, inserted or replaced."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         stop = min(len(content), start + draw(st.integers(0, 12)))
@@ -57,7 +57,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed(draw: st.DrawFn, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of JSON with some fields taken away, replaced by any value, or taken from elsewhere."""
+    """Draw JSON rows with some fields removed, replaced by any value, or copied from other rows."""
     rows = [dict(row) for row in rows]
     for _ in range(draw(st.integers(1, 3))):
         row = draw(st.sampled_from(rows))
@@ -74,7 +74,7 @@ ANY_BYTES = st.binary(max_size=60) | st.text(max_size=60).map(str.encode)
 
 
 def read_or_refused(read: Callable[[], Any]) -> Any:
-    """Return the result of a reader; None if it refuses. Any other exception fails the test."""
+    """Return a reader's result, or None for an InputError. Any other exception fails the test."""
     try:
         found = read()
     except InputError:
@@ -144,7 +144,7 @@ def test_odd_values_in_training_shards(tiny_data: Path, tmp_path: Path, data: An
 
 
 def rows_and_forms(draw: st.DrawFn, row: Callable[[int], dict[str, Any]]) -> Any:
-    """Rows, and the bytes of a file that says the same in one of the forms that are read."""
+    """Draw rows, and the bytes of a file that stores them in one of the supported forms."""
     rows = [row(number) for number in range(draw(st.integers(1, 6)))]
     written = []
     for one in rows:
@@ -183,7 +183,7 @@ def same(_: str, value: Any) -> Any:
 
 
 def number_id(name: str, value: Any) -> Any:
-    """An id as a number, if it is one's text."""
+    """Return an id as a number if its text is a plain decimal number."""
     if name.endswith(("_id", "_index")) and str(value).isdecimal() and str(int(value)) == value:
         return int(value)
     return value
@@ -247,12 +247,10 @@ FAULTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
 
 @often
 @given(data=st.data())
-def test_a_mutated_line_is_found_with_its_number(
-    tiny_data: Path, tmp_path: Path, data: Any
-) -> None:
+def test_bad_lines_are_reported_by_number(tiny_data: Path, tmp_path: Path, data: Any) -> None:
     rows = rows_of(tiny_data / "annotation/train/pair_0.json")
     wrong = data.draw(st.sets(st.integers(1, len(rows)), min_size=1, max_size=4))
-    # A list on the first line makes the file an array; a broken one is told by the second.
+    # A list in line 1 would turn the file into a JSON array, so use another fault there.
     kinds = {n: data.draw(st.sampled_from(sorted(FAULTS))) for n in wrong}
     kinds = {
         n: "no id" if n == 1 and kind == "not an object" else kind for n, kind in kinds.items()
@@ -282,7 +280,7 @@ def test_a_mutated_line_is_found_with_its_number(
     end=st.sampled_from(["\n", "\r\n"]),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
 )
-def test_tables_come_back(
+def test_tables_round_trip(
     tmp_path: Path, captions: list[str], separator: str, end: str, encoding: str
 ) -> None:
     path = tmp_path / "pairs.csv"
@@ -368,7 +366,7 @@ NAMES = st.text(min_size=1, max_size=6).filter(lambda name: name.split() == [nam
 @given(names=st.integers(1, 4).flatmap(
     lambda k: st.lists(st.lists(NAMES, min_size=k, max_size=k, unique=True), min_size=1, max_size=4)
 ))  # fmt: skip
-def test_ranked_lists_come_back(tmp_path: Path, names: list[list[str]]) -> None:
+def test_ranked_lists_round_trip(tmp_path: Path, names: list[list[str]]) -> None:
     path = tmp_path / "l.txt"
     write_ranked_list(path, names)
     assert read_ranked_list(path) == names

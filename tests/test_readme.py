@@ -1,6 +1,6 @@
 """The commands of README.md and of the scripts parse, and every config loads.
 
-A command is handed to its own ``main`` up to the point where the command line is understood.
+Each command runs its own ``main`` until its command line has been parsed and checked.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ STARTS = re.compile(
 
 
 class Understood(Exception):
-    """The command line was accepted; raised in the place of the work."""
+    """Raised instead of the command's work, once its command line has been accepted."""
 
 
 def commands_in(text: str) -> list[str]:
-    """Shell commands, continued lines joined, comments left out."""
+    """Return the shell commands of a text, with continued lines joined."""
     joined = re.sub(r"\\\n\s*", " ", text)
     return [line.strip() for line in joined.splitlines() if STARTS.search(line)]
 
@@ -48,7 +48,7 @@ def readme_commands() -> list[str]:
 
 
 def script_commands() -> Iterator[str]:
-    """Commands that the shell scripts call by module: variables filled in, arrays left out."""
+    """Yield the project's commands in the shell scripts, with variables filled in."""
     for script in sorted((ROOT / "scripts").glob("*.sh")):
         text = script.read_text(encoding="utf-8")
         first: dict[str, str] = {}
@@ -74,12 +74,12 @@ def main_of(module: str) -> Callable[[list[str] | None], None]:
 
 @pytest.fixture
 def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Checks that one command line is accepted, its config file and contradictions included."""
+    """Check that a command line is accepted, with its config file and combination of flags."""
     true_parse, true_load = argparse.ArgumentParser.parse_args, pab.core.config.load_config
 
     def parse(parser: argparse.ArgumentParser, *args: Any, **options: Any) -> Any:
         namespace = true_parse(parser, *args, **options)
-        if hasattr(namespace, "config"):  # a config's flags: its values are still to be checked
+        if hasattr(namespace, "config"):  # `load` checks the values of the config
             return namespace
         raise Understood
 
@@ -152,7 +152,7 @@ def test_wrong_commands_would_be_noticed(command: str, understood: Callable[[str
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_config(path: Path, understood: Callable[[str], None]) -> None:
-    """The first comment names the command that uses the file, and the two go together."""
+    """The first comment names a command that uses the file, and this command accepts it."""
     name = path.relative_to(ROOT).as_posix()
     first = path.read_text(encoding="utf-8").splitlines()[0]
     match = re.match(r"# (?:.*\()?(python (?:-m|scripts/) ?[^()]*)\)?", first)

@@ -1,4 +1,4 @@
-"""A tree in the authors' current layout goes through every step that a laboratory takes."""
+"""Check, train, evaluate and reproduce with a data root in the layout of PAB's release."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_uit_trains_validates_and_evaluates(
 
 
 @pytest.mark.slow
-def test_the_released_steps_score_it(release: Path, tmp_path: Path) -> None:
-    """reproduce.sh, with the mini models, from a folder of its own."""
+def test_reproduce_scores_the_release(release: Path, tmp_path: Path) -> None:
+    """Run reproduce.sh with the mini models in a temporary copy of the checkout."""
     for name in ("pab", "lhp", "uit", "ensemble", "scripts", "configs", "checkpoints", ".venv"):
         if name != "scripts":
             (tmp_path / name).symlink_to(ROOT / name)

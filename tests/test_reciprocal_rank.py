@@ -23,7 +23,7 @@ CASES = Path(__file__).parent / "data/scores"
 
 
 def fusion_of(*matrices: Tensor, metas: list[dict[str, object]] | None = None) -> Tensor:
-    """The fused matrix of members m0, m1, ... over the same queries and images."""
+    """Return the fused matrix of members m0, m1, ... with the same queries and images."""
     queries, images = matrices[0].shape
     ids = [f"q{n}" for n in range(queries)], [f"g{n:03d}" for n in range(images)]
     metas = metas or [{}] * len(matrices)
@@ -48,11 +48,11 @@ def test_a_tie_of_three_lists_goes_to_the_smaller_names(
 def test_scores_rank_as_fractions_do(data: st.DataObject) -> None:
     members, images = data.draw(st.integers(1, 5), "M"), data.draw(st.integers(1, 40), "C")
     k = data.draw(st.sampled_from([0, 1, 60, 1000, 1_000_000]), "k")
-    # Divisors of few numbers bring equal sums of unequal fractions: 1/72 + 1/90 = 1/80 + 1/80.
+    # Few denominators often give equal sums of unequal fractions: 1/72 + 1/90 = 1/80 + 1/80.
     kinds = data.draw(st.sampled_from([[0, 72, 80, 90], list(range(6)), list(range(300))]), "n")
     numbers = st.lists(st.sampled_from(kinds), min_size=images, max_size=images)
     rows = data.draw(st.lists(numbers, min_size=members, max_size=members))
-    parts = torch.tensor(rows)[:, None]  # [M, 1, C]
+    parts = torch.tensor(rows)[:, None]  # [M, 1, C]: M members, one query, C images
     parts = torch.where(parts > 0, parts + 2 * k + 2, 0)
     found = exact_scores(parts)
     turned = exact_scores(parts[data.draw(st.permutations(range(members)))])
@@ -100,8 +100,8 @@ def test_the_order_of_members_does_not_matter(order: list[int], seed: int) -> No
     assert torch.equal(found, expected)
 
 
-def test_images_that_a_partial_member_does_not_list_get_nothing() -> None:
-    # Listed: two images of the first query, three of the second. The others share a lower score.
+def test_images_that_a_partial_member_does_not_list_get_no_score() -> None:
+    # Listed: two images of the first query, three of the second. All others have lower scores.
     partial = torch.tensor([[0.9, -0.1, -0.1, 0.4], [0.2, 0.8, 0.5, -7.0]])
     listed = {"q0": 2, "q1": 3}
     found = fusion_of(partial, metas=[{"listed": listed}])

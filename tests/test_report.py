@@ -1,4 +1,4 @@
-"""The report: which queries it shows, what it marks, and that it needs nothing but itself."""
+"""Report page: chosen queries, marked images, and no resources outside the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def annotation(tmp_path: Path) -> Path:
-    """Fourteen images, even ones normal and the twin of the odd one that follows."""
+    """Annotate fourteen images: each even one is normal and the twin of the next odd one."""
     path = tmp_path / "data" / "annotation" / "test" / "attr.json"
     path.parent.mkdir(parents=True)
     (tmp_path / "data" / "test").mkdir()
@@ -58,7 +58,7 @@ def save(path: Path, matrix: torch.Tensor) -> str:
 
 @pytest.fixture
 def score(tmp_path: Path) -> str:
-    """Right first, but query 0 (right image last) and query 1 (right image second to its twin)."""
+    """Rank the right image first, except for query 0 (last) and query 1 (after its twin)."""
     matrix = torch.eye(N) + torch.arange(N) * 1e-3
     matrix[0, 0] = -1.0
     matrix[1, 0] = 2.0
@@ -66,7 +66,7 @@ def score(tmp_path: Path) -> str:
 
 
 class _Page(HTMLParser):
-    """Collects tags with their attributes."""
+    """HTML parser that collects tags with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _Page(HTMLParser):
         return [attrs[name] for _, attrs in self.tags if name in attrs]
 
     def shots(self) -> list[str]:
-        """Labels of the pictures."""
+        """Return the labels of the pictures."""
         return [a["aria-label"] for a in self.all("svg") if a.get("class") == "shot"]
 
     def tab_stops(self) -> int:
@@ -99,7 +99,7 @@ def report(tmp_path: Path, *args: str) -> str:
 
 
 def section(text: str, name: str) -> str:
-    """Text of a section of the page, by its id."""
+    """Return the text of the section whose id is ``name``."""
     return re.split(r"</section>|</footer>", text.split(f'id="{name}"')[1])[0]
 
 
@@ -110,7 +110,7 @@ def test_page(annotation: Path, score: str, tmp_path: Path) -> None:
     articles = page.all("article")
     assert [a["data-outcome"] for a in articles] == ["failure"] * 2 + ["success"] * (N - 2)
     assert [a["data-kind"] for a in articles[:2]] == ["normal", "abnormal"]  # worst first
-    # Query 0's first image is query 13's, query 1's is its twin.
+    # Query 0 ranks query 13's right image first; query 1 ranks its twin first.
     assert [a["data-failure"] for a in articles[:3]] == ["far duplicate", "near twin", ""]
     assert [a["data-rank"] for a in articles[:3]] == ["14", "2", "1"]
     assert [a["data-action"] for a in articles[:2]] == ["Walking", "Falling"]
@@ -119,10 +119,10 @@ def test_page(annotation: Path, score: str, tmp_path: Path) -> None:
 
     queries = section(text, "queries")
     items = [attrs.get("class", "") for attrs in _Page(queries).all("li")]
-    assert items[0] == "right"  # query 0's right image, put before its ten
+    assert items[0] == "right"  # query 0's right image (rank 14), put before its first ten
     assert len(items) == N * 10 + 1
     assert items.count("right") == N
-    assert items[11] == "twin"  # query 1's best is its twin
+    assert items[11] == "twin"  # query 1 ranks its twin first
     assert items[12] == "right"
 
     shots = page.shots()
@@ -142,9 +142,7 @@ def test_page(annotation: Path, score: str, tmp_path: Path) -> None:
     assert "over twin" in text
 
 
-def test_sections_stand_in_the_order_of_interest(
-    annotation: Path, score: str, tmp_path: Path
-) -> None:
+def test_sections_of_the_page_are_in_order(annotation: Path, score: str, tmp_path: Path) -> None:
     text = report(
         tmp_path, "--score", f"b={score}", "--score", f"a={score}", "--steps", "a", "b",
         "--annotation", str(annotation),
@@ -156,7 +154,9 @@ def test_sections_stand_in_the_order_of_interest(
     assert len(page.values("id")) == len({*page.values("id")})
     tables = section(text, "tables")
     assert len(_Page(tables).all("details")) == 3
-    assert "open" not in {name for d in _Page(tables).all("details") for name in d}, "folded"
+    assert "open" not in {name for d in _Page(tables).all("details") for name in d}, (
+        "tables are folded"
+    )
 
 
 def test_filters_match_the_queries(annotation: Path, score: str, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_lists_of_the_other_rankings_are_folded_below_a_query(
         str(annotation),
     )  # fmt: skip
     lists = text.split('<details class="lists">')[1].split("</details>")[0]
-    # Query 0: image 13 has a 1, and image 0 leads those with a 0.
+    # Query 0: image 13 scores 1, and image 0 is the first of those that score 0.
     assert "<summary>Other rankings: UIT <b>2</b></summary>" in lists
     assert _Page(lists).shots()[:2] == [
         "i13, rank 1, score 1.000",
@@ -219,13 +219,15 @@ def test_members_and_fusion_steps_have_separate_tables(
     assert re.findall(r"<h3>(.+?)</h3>", metrics) == ["Members", "Fusion steps"]
     tables = metrics.split("<table>")[1:]
     rows = [re.findall(r'<th scope="row">(\w+)</th>', table) for table in tables]
-    assert rows == [["LHP", "UIT"], ["imported", "all"]], "a step without a record is a step, too"
+    assert rows == [["LHP", "UIT"], ["imported", "all"]], (
+        "a file without a fusion record may be a step"
+    )
     foot = section(text, "made")
     assert "<b>all</b>: iterative fusion, weights: lhp, uit 0.75" in foot
     assert "<b>LHP</b>: m&lt;1&gt;" in foot
 
 
-def test_foot_names_command_commit_date_and_weights(
+def test_footer_names_command_commit_date_and_weights(
     annotation: Path, score: str, tmp_path: Path
 ) -> None:
     save_scores(
@@ -297,12 +299,12 @@ def test_several_score_files(
         assert f'<th scope="row">{row}</th>' in text
     header, first, second, _ = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["R@1", "R@5"]
-    assert header.endswith("R@1 of LHP over it")
+    assert header.endswith("R@1 gain of LHP over this row")
     at_one = 100 * (N - 2) / N
     assert first.split()[:2] == ["LHP", f"{at_one:.2f}"]
     assert first.endswith(" -")
     assert second.split()[:2] == ["UIT", "0.00"]
-    assert f"{at_one:+.2f} [" in second  # all of it is gain
+    assert f"{at_one:+.2f} [" in second  # UIT finds no right image
 
 
 def test_name_masked_set_without_labels(tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ def test_choice_of_queries() -> None:
     assert chosen[6:] != choose_queries(ranks, kinds, 10, seed=1)[6:]
 
 
-def test_choice_fills_up_from_what_there_is() -> None:
+def test_choice_fills_up_with_the_remaining_queries() -> None:
     assert choose_queries([2, 3, 4, 1], [""] * 4, 4) == [2, 1, 0, 3]
     one_failure = choose_queries([1, 1, 1, 5], ["normal"] * 4, 3)
     assert one_failure[0] == 3
@@ -389,13 +391,13 @@ def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -
     (ring,) = curves.all("circle")
     x_of_half = float(lines[2].split()[1].split(",")[0])
     assert float(ring["cx"]) == x_of_half
-    # Query 5, lost: its image before, its twin after, and its image again.
-    assert _Page(text.split("Lost, a sample")[1].split("</ol>")[0]).shots() == [
+    # Query 5, lost: right image at rank 1 before; twin at rank 1 and right image after.
+    assert _Page(text.split("Examples of lost queries")[1].split("</ol>")[0]).shots() == [
         "i05, rank 1, score 1.005, right image",
         "i04, rank 1, score 2.000, twin",
         "i05, rank 2, score 1.005, right image",
     ]
-    # After: query 5 takes query 4's image. Before: query 0 takes query 13's, query 1 query 0's.
+    # After: query 5 has query 4's image. Before: query 0 has query 13's, query 1 has query 0's.
     cells = re.findall(
         r">(\d+)<", text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
     )
@@ -415,7 +417,7 @@ def test_labels_of_a_chart_follow_its_lines(annotation: Path, score: str, tmp_pa
         ("perfect", "100.00"), ("middle", "85.71"), ("poor", "0.00"),
     ]  # fmt: skip
     starts = [float(p["points"].split()[0].split(",")[1]) for p in _Page(plot).all("polyline")]
-    assert starts == sorted(starts), "the drawing's y runs downward"
+    assert starts == sorted(starts), "y grows downward in an SVG"
     colours = re.findall(r'class="(s\d)"', plot)
     assert colours == re.findall(r'class="(s\d)"', legend)
 
@@ -424,22 +426,24 @@ def test_stages_of_a_fusion_are_steps(annotation: Path, score: str, tmp_path: Pa
     words = ["--beit3_score", score, "--output_file", str(tmp_path / "list.txt"), "--save_score"]
     fuse([*words, str(tmp_path / "fused.pt")])
     fuse([*words, str(tmp_path / "margin.pt"), "--decode", "margin", "--decode_tau", "0"])
-    trials = tmp_path / "trials.csv"  # as a spreadsheet saves it
+    trials = tmp_path / "trials.csv"  # with a byte-order mark, as spreadsheets write
     trials.write_text("\ufeffmember,weight,R@1,mAP\nuit,1,50,50\nuit,0,60,60\n", encoding="utf-8")
     text = report(
         tmp_path, "--score", f"margin={tmp_path / 'margin.pt'}", "--score",
         f"fused={tmp_path / 'fused.pt'}", "--annotation", str(annotation),
         "--steps", "fused", "margin", "--trials", str(trials),
     )  # fmt: skip
-    # Query 0 wants image 13, which query 13 wants more, and then image 12, 11 and so on.
+    # Query 0 prefers image 13, which query 13 keeps; then image 12, 11 and so on.
     assert "fused to margin: 0 queries won, 0 lost" in text
     table = text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
-    assert re.findall(r'scope="row">(\w+)<', table) == ["fused", "margin"], "as the steps"
+    assert re.findall(r'scope="row">(\w+)<', table) == ["fused", "margin"], (
+        "in the order of the steps"
+    )
     assert table.count("jointly over all queries") == 1
-    assert "Actions of fewer than 5 queries are omitted." in text
+    assert "Actions with fewer than 5 queries are omitted." in text
 
 
-def test_lines_keep_inside_the_chart() -> None:
+def test_lines_stay_inside_the_chart() -> None:
     series = [Series(f"s{i}", (1, 2), (0, 50 + i), 50 + i, mark=1) for i in range(3)]
     chart = line_chart("t", series, "x", "y")
     assert [line.name for line in chart.lines] == ["s2", "s1", "s0"]
@@ -479,7 +483,7 @@ def test_round_steps(low: float, high: float, expected: list[float]) -> None:
         (["--trials", "{nan}"], "expected the columns"),
     ],
 )
-def test_steps_and_trials_that_are_none(
+def test_invalid_steps_and_trials_are_refused(
     annotation: Path, score: str, tmp_path: Path, flags: list[str], expected: str
 ) -> None:
     paths = {

@@ -1,4 +1,4 @@
-"""Resuming by parts: what is compared, which file is taken, which files are kept."""
+"""Parts of resuming: comparison of settings, choice of the file to resume, kept files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_equal_runs_differ_in_nothing() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("lr", 5e-4), ("clip_grad", 1.0), ("num_workers", 0)])
-def test_settings_that_mend_a_run_may_change(name: str, value: Any) -> None:
+def test_settings_that_repair_a_run_may_change(name: str, value: Any) -> None:
     changed = changed_settings(identity(**{name: value}), SETTINGS, {}, Path("s.pth"))
     assert changed == {name: (SETTINGS[name], value)}
 
@@ -79,7 +79,7 @@ def test_all_other_settings_are_refused_together() -> None:
     assert "lr" not in error.value.problem
 
 
-def test_data_are_compared_by_what_they_are() -> None:
+def test_training_data_are_compared_by_content() -> None:
     now = identity(data_path="/moved", train_shards="pair_*.json")
     assert changed_settings(now, SETTINGS, {}, Path("s.pth")) == {}
     saved = {name: value for name, value in SETTINGS.items() if name != PAIRS}
@@ -87,7 +87,7 @@ def test_data_are_compared_by_what_they_are() -> None:
         changed_settings(now, saved, {}, Path("s.pth"))
 
 
-def test_a_setting_that_a_saved_run_did_not_know_had_its_default() -> None:
+def test_a_setting_missing_from_a_saved_run_counts_as_its_default() -> None:
     now = identity(new=1, max_skipped_steps=5)
     assert changed_settings(now, SETTINGS, {}, Path("s.pth")) == {}
     with pytest.raises(InputError, match=r"new \(was 1, now 2\)"):
@@ -108,7 +108,7 @@ def test_files_are_compared_by_their_hash(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_run_without_start_weights_is_another_one(known: bool) -> None:
+def test_a_run_without_start_weights_is_a_different_run(known: bool) -> None:
     saved = SETTINGS if known else {k: v for k, v in SETTINGS.items() if k != "finetune"}
     with pytest.raises(InputError, match=r"finetune \(was a.* now \)"):
         changed_settings(identity(finetune=""), saved, {"finetune": "1" * 64}, Path("s.pth"))
@@ -158,7 +158,7 @@ def write_epoch(folder: Path, epoch: int, **settings: Any) -> Path:
 
 
 def flip(path: Path, place: int) -> None:
-    """Turn one bit of a file over."""
+    """Flip one bit of a file."""
     raw = bytearray(path.read_bytes())
     raw[place % len(raw)] ^= 0x10
     path.write_bytes(raw)
@@ -197,12 +197,12 @@ def test_the_last_state_is_the_one_to_resume(folder: Path) -> None:
     with pytest.raises(InputError, match="--resume_from: contradicts --no_auto_resume"):
         TrainingConfig(auto_resume=False, resume_from="newest_good").check()
     (folder / LAST).unlink()
-    assert found(folder) is None, "without it a new run starts"
+    assert found(folder) is None, "without the last state, a new run starts"
     assert found(folder / "none", resume_from="newest_good") is None
 
 
 @pytest.mark.parametrize("damage", [cut, flip_a_weight, empty])
-def test_a_damaged_state_is_told_and_left_out_on_request(
+def test_a_damaged_state_is_reported_and_skipped_on_request(
     folder: Path, damage: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     order = [LAST, PREVIOUS, *(epoch_name(epoch) for epoch in (2, 1, 0))]
@@ -221,12 +221,12 @@ def test_a_damaged_state_is_told_and_left_out_on_request(
             assert alone == (following not in (LAST, PREVIOUS))
 
 
-def test_a_lost_state_counts_as_damaged(folder: Path) -> None:
+def test_a_missing_state_counts_as_damaged(folder: Path) -> None:
     (folder / LAST).unlink()
     assert found(folder, resume_from="newest_good") == PREVIOUS
 
 
-def test_another_runs_files_are_not_passed_over(folder: Path) -> None:
+def test_files_of_another_run_are_an_error(folder: Path) -> None:
     write_state(folder / LAST, 20, seed=3)
     with pytest.raises(InputError, match=r"seed \(was 3, now 16\)"):
         found(folder, resume_from="newest_good")
@@ -237,14 +237,14 @@ def test_another_runs_files_are_not_passed_over(folder: Path) -> None:
         found(folder, resume_from="newest_good")
 
 
-def test_weights_of_unknown_origin_are_left_out(folder: Path) -> None:
+def test_weights_of_unknown_origin_are_skipped(folder: Path) -> None:
     (folder / LAST).unlink()
     (folder / PREVIOUS).unlink()
     save_weights(folder / epoch_name(2), {"w": torch.ones(3)}, {})
     assert found(folder, resume_from="newest_good") == epoch_name(1)
 
 
-def test_weights_alone_do_not_name_settings_that_may_differ(folder: Path) -> None:
+def test_weights_alone_report_no_changed_settings(folder: Path) -> None:
     (folder / LAST).unlink()
     (folder / PREVIOUS).unlink()
     config = TrainingConfig(output_dir=str(folder), resume_from="newest_good")
@@ -253,7 +253,7 @@ def test_weights_alone_do_not_name_settings_that_may_differ(folder: Path) -> Non
     assert point.record() == {"file": epoch_name(2), "exact": False, "changed": {}}
 
 
-def test_a_changed_setting_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_setting_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     point = find_resume_point(TrainingConfig(output_dir=str(folder)), identity(lr=5e-4))
     assert point is not None
     assert point.record()["changed"] == {"lr": [1e-3, 5e-4]}
@@ -263,7 +263,7 @@ def test_a_changed_setting_is_told(folder: Path, capsys: pytest.CaptureFixture[s
 
 @given(place=st.integers(min_value=0, max_value=10**6), keep=st.none() | st.integers(0, 10**6))
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_damage_changes_a_state_unseen(tmp_path: Path, place: int, keep: int | None) -> None:
+def test_no_damage_changes_a_state_unnoticed(tmp_path: Path, place: int, keep: int | None) -> None:
     path = write_state(tmp_path / LAST, 20)
     whole = path.read_bytes()
     if keep is None:
@@ -275,7 +275,7 @@ def test_no_damage_changes_a_state_unseen(tmp_path: Path, place: int, keep: int 
         state = load_training_state(path)
     except InputError:
         return
-    # What is not refused is whole: the bit lay in padding or in a field that nobody reads.
+    # An accepted state is intact: the flipped bit was in padding or in an unused field.
     assert torch.equal(state.model["w"], torch.arange(100.0))
     assert (state.step, state.config) == (20, SETTINGS)
 
@@ -292,7 +292,7 @@ def test_weights_of_epochs_are_found_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("keep", "left"), [(None, [0, 2, 4, 9]), (1, [4, 9]), (2, [2, 4, 9])])
 def test_the_newest_weights_are_kept(tmp_path: Path, keep: int | None, left: list[int]) -> None:
-    for epoch in (0, 2, 4, 9):  # the last one is an earlier run's
+    for epoch in (0, 2, 4, 9):  # epoch 9 is from an earlier run
         (tmp_path / epoch_name(epoch)).touch()
     remove_older(tmp_path, 4, keep)
     assert [epoch for epoch, _ in epoch_files(tmp_path)] == left
@@ -306,7 +306,7 @@ def test_the_previous_state_is_kept_without_a_second_write(tmp_path: Path) -> No
         write_state(tmp_path / LAST, step)
     assert load_training_state(tmp_path / PREVIOUS).step == 2
     keep_previous(tmp_path)
-    keep_previous(tmp_path)  # as after a run that was killed while it wrote
+    keep_previous(tmp_path)  # as after a run killed while writing its state
     assert (tmp_path / PREVIOUS).samefile(tmp_path / LAST)
 
 
@@ -323,7 +323,7 @@ def test_without_links_no_previous_state_is_kept(
     assert "is not kept: Operation not permitted" in capsys.readouterr().err
 
 
-def test_the_state_resumed_from_takes_the_place_of_a_damaged_one(folder: Path) -> None:
+def test_the_resumed_state_replaces_a_damaged_last_state(folder: Path) -> None:
     cut(folder / LAST)
     replace_damaged_last(ResumePoint(folder / PREVIOUS, True, {}, {}, {}))
     assert load_training_state(folder / LAST).step == 18

@@ -1,4 +1,4 @@
-"""Training runs that are skipped in, mended, moved or damaged, and then resumed."""
+"""Resumed training runs: skipped steps, changed settings, moved files, damaged states."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.conftest import MODEL, save_released
 from tests.test_lhp_train import Runs, assert_same_weights, losses, weights
 from tests.test_processes import run_in
 
-STEPS = 6  # of an epoch
+STEPS = 6  # per epoch
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ Poison = Callable[..., Any]
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
-    """Spoil chosen updates, counted from 1 within each start: their loss, or one gradient."""
+    """Return a function that spoils the loss or a gradient of chosen updates (1: the first)."""
     true_backward = pab.training.pairs.pair_backward
 
     def spoil(steps: set[int], what: str) -> None:
@@ -68,7 +68,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison]:
 
 
 def flat(state: TrainingState) -> dict[str, Any]:
-    """Everything that a skipped step must leave as it is, as lists."""
+    """Return everything that a skipped step must not change, with tensors as lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -94,7 +94,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     runs: Runs, poison: Poison, what: str, dtype: str, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(pab.core.progress, "LINE_EVERY_S", 0.0)  # a short run prints its progress
+    monkeypatch.setattr(pab.core.progress, "LINE_EVERY_S", 0.0)  # print progress at once
     settings = {"dtype": dtype, "ema_decay": 0.9, "epochs": 1}
     before = load_training_state(runs("run", max_steps=2, **settings) / LAST)
     poison({1}, what)
@@ -112,7 +112,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     rows = read_log(run / "log.jsonl", "train")
     assert [row.get("skipped") for row in rows] == [None, None, 1, None, None, None]
     rates = [row["lr"] for row in read_log(runs("whole", **settings) / "log.jsonl", "train")]
-    assert [row["lr"] for row in rows] == rates, "the schedule moves on"
+    assert [row["lr"] for row in rows] == rates, "skipped steps advance the schedule"
     assert load_training_state(run / LAST).skipped == {"total": 1, "in_row": 0}
     assert record(run)["skipped_steps"] == 1
 
@@ -134,13 +134,13 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(
     assert record(runs.folder / "run")["skipped_steps"] == 5
 
 
-def test_the_row_of_skipped_steps_survives_a_resume(runs: Runs, poison: Poison) -> None:
+def test_the_count_of_skipped_steps_survives_a_resume(runs: Runs, poison: Poison) -> None:
     poison({1, 2}, "loss")
     runs("run", max_steps=2, max_skipped_steps=3)
     poison({1, 2, 3}, "loss")
     with pytest.raises(InputError, match="3 steps in a row were skipped, the last at step 3"):
         runs("run", max_skipped_steps=3)
-    poison({1, 2}, "loss")  # other settings are a new try
+    poison({1, 2}, "loss")  # changed settings reset the count
     run = runs("run", max_skipped_steps=3, clip_grad=1.0)
     assert load_training_state(run / LAST).skipped == {"total": 4, "in_row": 0}
 
@@ -151,9 +151,9 @@ def test_loss_scaling_has_time_to_find_its_scale(
 ) -> None:
     import pab.training.loop
 
-    scaler = torch.amp.GradScaler("cpu")  # fp16 itself does not run on a CPU
+    scaler = torch.amp.GradScaler("cpu")  # fp16 itself is not supported on a CPU
     monkeypatch.setattr(pab.training.loop, "make_scaler", lambda *_: scaler)
-    poison(set(range(1, taken)), "gradient")  # one less than end it
+    poison(set(range(1, taken)), "gradient")  # one fewer than would end the run
     run = runs("run", epochs=6, max_skipped_steps=limit)
     assert record(run)["skipped_steps"] == taken - 1
     assert scaler.get_scale() == 65536 * 0.5 ** (taken - 1)
@@ -162,7 +162,7 @@ def test_loss_scaling_has_time_to_find_its_scale(
         runs("other", epochs=6, max_skipped_steps=limit)
 
 
-def test_no_skipped_steps_are_recorded_too(runs: Runs) -> None:
+def test_a_run_without_skipped_steps_records_zero(runs: Runs) -> None:
     run = runs("run", epochs=1)
     assert record(run)["skipped_steps"] == 0
     assert load_training_state(run / LAST).skipped == {"total": 0, "in_row": 0}
@@ -175,7 +175,7 @@ def test_each_epochs_weights_are_those_of_a_run_that_never_stopped(runs: Runs) -
     settings = {"epochs": 3, "ema_decay": 0.9, "val_pairs": 4}
     whole = runs("whole", **settings)
     runs("cut", max_steps=3, **settings)
-    runs("cut", max_steps=5, **settings)  # where an epoch ends, before its weights are written
+    runs("cut", max_steps=5, **settings)  # an epoch ends here: no weights yet
     assert not (runs.folder / "cut" / epoch_name(0)).exists()
     cut = runs("cut", **settings)
     names = [*(epoch_name(epoch) for epoch in range(3)), FINAL]
@@ -228,23 +228,23 @@ def test_every_checkpoint_is_scored(
 # ---------------------------------------------------------------------------------- other settings
 
 
-def test_settings_that_mend_a_run_change_on_resume(
+def test_settings_that_repair_a_run_change_on_resume(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs("run", max_steps=2)
     capsys.readouterr()
-    mended = {
+    repaired = {
         "lr": 5e-4, "min_lr": 5e-5, "clip_grad": 0.5, "dtype": "bf16", "grad_cache_chunk": 2,
         "num_workers": 1, "max_skipped_steps": 7,
     }  # fmt: skip
-    run = runs("run", max_steps=4, **mended)
+    run = runs("run", max_steps=4, **repaired)
     first, second = record(run)["starts"]
     assert first["resumed_from"] is None
     old = {
         "lr": 1e-3, "min_lr": 1e-4, "clip_grad": None, "dtype": "fp32", "grad_cache_chunk": 0,
         "num_workers": 0, "max_skipped_steps": 20,
     }  # fmt: skip
-    changed = {name: [old[name], value] for name, value in mended.items()}
+    changed = {name: [old[name], value] for name, value in repaired.items()}
     assert second["resumed_from"] == {"file": LAST, "exact": True, "changed": changed}
     said = capsys.readouterr().err
     assert f"note: {run / LAST}: resumed with other settings: " in said
@@ -252,7 +252,7 @@ def test_settings_that_mend_a_run_change_on_resume(
     rates = [row["lr"] for row in read_log(run / "log.jsonl", "train")]
     assert rates[2] == pytest.approx(5e-4)
     assert load_training_state(run / LAST).config["lr"] == 5e-4
-    runs("run", **mended)
+    runs("run", **repaired)
     assert record(run)["starts"][2]["resumed_from"]["changed"] == {}
 
 
@@ -261,13 +261,13 @@ def test_settings_that_mend_a_run_change_on_resume(
 
 @pytest.fixture
 def start(runs: Runs, debug_model: Callable[..., Beit3Retrieval], tmp_path: Path) -> Path:
-    """Weights to start from."""
+    """Write weights to fine-tune from; return their path."""
     model = debug_model(vocab_size=Tokenizer(runs.tokenizer).vocab_size, text_positions=66)
     return save_released(tmp_path / "start.pth", model)
 
 
 def moved(runs: Runs, folder: Path) -> Runs:
-    """The same data and tokenizer at another place."""
+    """Copy the data and the tokenizer to another folder; return runs that use the copies."""
     shutil.copytree(runs.data, folder / "data", ignore=shutil.ignore_patterns(".cache"))
     shutil.copy(runs.tokenizer, folder / "renamed.model")
     return Runs(folder / "data", folder / "renamed.model", runs.folder)
@@ -289,7 +289,7 @@ def test_a_resumed_run_does_not_need_its_start_weights(
     whole = runs("whole", finetune=start)
     runs("run", finetune=start, max_steps=2)
     start.unlink()
-    for step in (4, 0):  # what is known of the file stays known
+    for step in (4, 0):  # the hash of the missing file stays in the state
         run = runs("run", finetune=start, max_steps=step)
         said = f"note: --finetune: {start} is missing; it is neither compared nor needed"
         assert said in capsys.readouterr().err
@@ -343,14 +343,14 @@ def test_states_of_the_first_version_resume(runs: Runs, start: Path) -> None:
 
 
 def damage(path: Path) -> None:
-    """Turn one bit of a weight over, as a failing disk does."""
+    """Flip one bit of a weight, as a failing disk does."""
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 0x10
     path.write_bytes(raw)
 
 
 def separate(path: Path) -> None:
-    """Give a linked file bytes of its own, so that damage does not reach the other name."""
+    """Replace a hard link with a copy, so that damage does not reach the other name."""
     raw = path.read_bytes()
     path.unlink()
     path.write_bytes(raw)
@@ -365,7 +365,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(runs: Runs) -> None:
     with pytest.raises(InputError, match=r"checkpoint-last.pth: .*; use --resume_from newest_good"):
         runs("run", *argv)
     runs("run", *argv, "--resume_from", "newest_good", max_steps=10)
-    assert load_training_state(run / PREVIOUS).step == 8, "not the damaged one"
+    assert load_training_state(run / PREVIOUS).step == 8, "the damaged state is not kept"
     runs("run", *argv)
     assert_same_weights(weights(whole), weights(run))
     assert losses(whole) == losses(run)
@@ -388,7 +388,7 @@ def test_weights_of_an_epoch_are_the_last_resort(
     assert "weights only: optimizer, average and random states" in capsys.readouterr().err
     state = load_training_state(run / LAST)
     assert (state.step, state.epoch, state.step_in_epoch) == (11, 2, 1)
-    assert next(iter(state.optimizer["state"].values()))["step"] == 1, "it began anew"
+    assert next(iter(state.optimizer["state"].values()))["step"] == 1, "the optimizer started anew"
     assert state.best_metric == best
     assert state.ema is not None
     assert state.ema["updates"] == 1
@@ -402,7 +402,7 @@ def test_weights_of_an_epoch_are_the_last_resort(
 
 
 def load_best(run: Path) -> float:
-    """Best key of the first two validations, as the loop computes it."""
+    """Return the best value of the first two validations, as the loop computes it."""
     rows = read_log(run / "log.jsonl", "val")[:2]
     return max(row["R@1"] + 1e-3 * row["mAP"] for row in rows)
 
@@ -414,10 +414,10 @@ def test_a_run_that_resumes_from_weights_leaves_no_damaged_state(
     damage(run / LAST)
     (run / PREVIOUS).unlink()
 
-    def power_cut(*_: object, **__: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pab.training.pairs, "pair_backward", power_cut)
+    monkeypatch.setattr(pab.training.pairs, "pair_backward", interrupt)
     (run / epoch_name(1)).unlink()
     with pytest.raises(KeyboardInterrupt):
         runs("run", "--resume_from", "newest_good")
@@ -430,7 +430,7 @@ def test_a_run_that_resumes_from_weights_leaves_no_damaged_state(
 
 
 def _train_with_one_bad_loss(argv: list[str], folder: Path) -> None:
-    """Train; the second process alone sees a loss that is not finite, in its second update."""
+    """Train; only rank 1 has a loss that is not finite, in its second update."""
     true_backward = pab.training.pairs.pair_backward
     calls: list[int] = []
 
@@ -445,7 +445,7 @@ def _train_with_one_bad_loss(argv: list[str], folder: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_all_processes_skip_what_one_of_them_cannot_take(runs: Runs, tmp_path: Path) -> None:
+def test_all_processes_skip_a_step_that_is_not_finite_in_one(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "ranks").mkdir()
     argv = runs.argv("two", batch_size=4, epochs=1)
     run_in(2, partial(_train_with_one_bad_loss, argv), tmp_path / "ranks")

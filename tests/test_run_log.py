@@ -1,4 +1,4 @@
-"""The record of a run: its files, resuming without doubled lines, curves and progress."""
+"""Record of a run: its files, resuming without duplicate lines, curves and progress."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_run_writes_its_config_its_facts_and_its_figures(tmp_path: Path) -> No
     with open_log(tmp_path / "run") as log:
         log.log(1, {"loss": 2.5, "lr": 1e-6})
         log.log(1, {"r1": 50.0, "split": "validation"}, kind="val")
-        # Lines are on disk at once: a killed run keeps them.
+        # Every line is written at once, so a killed run keeps it.
         assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
     assert load_config(Recipe, tmp_path / "run" / "config.yaml", {}) == Recipe()
     (start,) = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
@@ -76,7 +76,7 @@ def test_a_new_run_in_an_old_folder_starts_an_empty_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["no json", "[1]", '{"loss": 1}', '{"step": "x"}'])
-def test_a_broken_line_is_named_and_nothing_lost(tmp_path: Path, line: str) -> None:
+def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path: Path, line: str) -> None:
     text = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
     (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"log\.jsonl, line 2: expected"):
@@ -90,7 +90,7 @@ def test_a_broken_record_is_named(tmp_path: Path) -> None:
         open_log(tmp_path, resumed_at=3)
 
 
-def test_lines_stay_json_whatever_the_numbers(tmp_path: Path) -> None:
+def test_lines_with_non_finite_numbers_are_valid_json(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         log.log(1, {"norm": float("inf"), "loss": float("nan")})
 
@@ -129,7 +129,7 @@ def test_only_the_main_process_writes(
     assert capsys.readouterr().err == ""
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(
+def test_progress_without_a_terminal_is_a_line_every_30_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [100.0]
@@ -141,7 +141,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
         now[0] += 4.0
         shown.update(10)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 7  # 200 s at one a 30 s, and the last
+    assert len(lines) == 7  # one per 30 s in 200 s, and the last
     assert lines[0] == "training: 13/40, 0.1 steps/s, 4:30 left, loss 0.5123"
     assert lines[-1] == "training: 40/40, 0.15 steps/s, 3:24 in all, loss 0.5123"
 
@@ -195,6 +195,6 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
     assert git_state(tmp_path) is None
 
 
-def test_versions_say_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pab.training.run_log.PACKAGES", ("torch", "no-such-package"))
     assert versions()["no-such-package"] is None

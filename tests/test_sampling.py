@@ -1,4 +1,4 @@
-"""Order of samples: the same however it is cut into processes, and wherever it is taken up."""
+"""Order of samples: independent of the number of processes and of where a run resumes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_an_epoch_visits_every_sample_at_most_once() -> None:
     assert set(visited) <= set(range(37))
 
 
-def test_each_epoch_has_its_own_order_and_says_so() -> None:
+def test_each_epoch_has_its_own_order_and_passes_its_number() -> None:
     batches = EpochBatches(40, 8, seed=3)
     first = indices(batches)
     assert indices(batches) == first
@@ -59,7 +59,7 @@ def test_dropped_samples_change_from_epoch_to_epoch() -> None:
     assert left_out == set(range(11))
 
 
-# Source video of each sample: pairs that lie apart in the files, two threes, and some alone.
+# Source video of each sample: pairs far apart, adjacent pairs, two triples and two single samples.
 VIDEOS = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 6, 6, 6, 7, 8, 8, 9, 9, 10, 10, 10, 11])
 
 
@@ -68,12 +68,12 @@ def test_samples_of_a_video_follow_one_another() -> None:
         order = [*chain(*indices(EpochBatches(len(VIDEOS), 1, seed, videos=VIDEOS)))]
         assert sorted(order) == list(range(len(VIDEOS))), "every sample once"
         seen = [video for video, _ in groupby(VIDEOS[order])]
-        assert len(seen) == len(set(seen)), "no video is taken up twice"
+        assert len(seen) == len(set(seen)), "the samples of a video are adjacent"
 
 
 def test_without_videos_twins_are_apart() -> None:
     order = [*chain(*indices(EpochBatches(len(VIDEOS), 1, seed=0)))]
-    assert len([*groupby(VIDEOS[order])]) > len(set(VIDEOS)), "the tests above would pass anyway"
+    assert len([*groupby(VIDEOS[order])]) > len(set(VIDEOS)), "the test above needs videos"
 
 
 def test_videos_and_samples_in_them_are_shuffled_each_epoch() -> None:
@@ -111,7 +111,7 @@ def test_sample_seed_is_private() -> None:
     torch.manual_seed(9)
     with sample_seed(16, 0, 5):
         first = torch.rand(2)
-    assert torch.equal(torch.rand(3), expected), "draws outside go on as if nothing had been drawn"
+    assert torch.equal(torch.rand(3), expected), "the outer generator is restored"
     with sample_seed(16, 0, 5):
         assert torch.equal(torch.rand(2), first)
     others = []

@@ -1,4 +1,4 @@
-"""Forms of scores: what has one meaning is read, whatever its form; the rest is refused by name."""
+"""Forms of scores: unambiguous files are read in any form; all others are refused by name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_one_matrix_in_a_torch_file(tmp_path: Path, content: Any) -> None:
         ({"sims": np.array([[object()] * 3] * 2)}, "expected a score file"),
     ],
 )
-def test_torch_files_of_no_one_meaning(tmp_path: Path, content: Any, message: str) -> None:
+def test_ambiguous_torch_files_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         read(saved(tmp_path, content))
     assert "fetch it again" not in str(error.value)
@@ -110,11 +110,11 @@ def test_npz(tmp_path: Path) -> None:
     found = load_scores(tmp_path / "s.npz")
     assert (found.query_ids, found.gallery_ids) == (["7", "8"], ["a", "b", "c"])
     assert torch.equal(found.scores, SCORES[:, [1, 2, 0]])
-    as_bytes = np.array([one.encode() for one in IDS["gallery_ids"]])  # of NumPy's type S
+    as_bytes = np.array([one.encode() for one in IDS["gallery_ids"]])  # NumPy dtype S
     np.savez(tmp_path / "bytes.npz", scores=SCORES.numpy(), query_ids=[7, 8], gallery_ids=as_bytes)
     assert load_scores(tmp_path / "bytes.npz").gallery_ids == IDS["gallery_ids"]
     np.savez(tmp_path / "half.npz", scores=SCORES.numpy(), query_ids=names["query_ids"])
-    with pytest.raises(InputError, match=r"without all; convert"):
+    with pytest.raises(InputError, match=r"with ids of one axis only; convert"):
         load_scores(tmp_path / "half.npz")
     np.savez(tmp_path / "object.npz", scores=np.array([[None]]))
     with pytest.raises(InputError, match="found damaged ones or Python objects"):
@@ -122,7 +122,7 @@ def test_npz(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["s.npz", "answer.zip", "s.npy"])
-def test_changed_bytes_never_escape(tmp_path: Path, name: str) -> None:
+def test_changed_bytes_raise_only_input_errors(tmp_path: Path, name: str) -> None:
     path, ids = tmp_path / name, [f"g{i:02}" for i in range(50)]
     if name == "s.npz":
         np.savez_compressed(path, scores=np.random.default_rng(0).random((9, 50)), gallery_ids=ids)
@@ -160,7 +160,9 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str) -> Non
         assert "fetch it again" not in str(error.value)
 
 
-def test_minus_infinity_is_not_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_scored_minus_infinity_are_not_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scores = torch.tensor([[0.5, -INF, 1.0], [-INF, -INF, -INF]])
     found = read(saved(tmp_path, scores))
     below = torch.nextafter(torch.tensor(0.5), torch.tensor(-INF)).item()
@@ -201,7 +203,7 @@ def test_numbers_as_names_of_columns(tmp_path: Path) -> None:
         read_form(saved(tmp_path, "0_1,0_2\n0_3,0_4\n", "t.csv"))
 
 
-def test_numbers_with_blanks_between_are_no_ranked_list(tmp_path: Path) -> None:
+def test_numbers_separated_by_blanks_are_not_a_ranked_list(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "s.txt", SCORES.numpy())
     assert torch.equal(read(tmp_path / "s.txt").scores, SCORES)
     with pytest.raises(InputError, match="found a table of numbers without ids"):
@@ -232,13 +234,13 @@ def test_a_table_of_numbers_alone_has_no_ids(tmp_path: Path) -> None:
         ("\xff", "expected a number|expected rows"),
     ],
 )
-def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_scores(saved(tmp_path, text, "t.csv"))
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow.parquet")  # an attribute of pyarrow only once it is imported
+    pytest.importorskip("pyarrow.parquet")  # an attribute of pyarrow only after this import
     arrow = pytest.importorskip("pyarrow")
     columns = {"c.jpg": [1.0, 0.0], "a": [0.5, 2.0], "b": [0.25, -1.0]}
     for name, ids in (("query", ["q1", "q2"]), ("anything", ["q1", "q2"]), ("qid", [1, 2])):
@@ -248,7 +250,7 @@ def test_parquet(tmp_path: Path) -> None:
         assert found.gallery_ids == IDS["gallery_ids"]
         assert torch.equal(found.scores, SCORES)
     arrow.parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"without all; convert it .*--queries FILE"):
+    with pytest.raises(InputError, match=r"with ids of one axis only; convert it .*--queries FILE"):
         load_scores(tmp_path / "t.parquet")
     for bad, message in (
         (
@@ -360,7 +362,7 @@ def test_rankings_without_scores(
         ('{"q1": {"a": -1e39}}', "expected finite scores, found -1e[+]39"),
         ('{"q1": {"a": 1' + 400 * "0" + "}}", "expected finite scores, found an integer"),
         ('{"q1": {"a": 1, "z": 2}}', "query 'q1': the name 'z' is not in the gallery"),
-        ('{"q1": {"a.jpg": 1, "a.png": 2}}', "both mean 'a' of the gallery"),
+        ('{"q1": {"a.jpg": 1, "a.png": 2}}', "both match 'a' of the gallery"),
         ('{"q1": {"a": 1}, "q2": ["a"]}', "query 'q2': expected an object of images and scores"),
         ('{"q1": 5}', "query 'q1': expected an object of images and scores, found the number 5"),
         ('{"query_index": "q1", "topk_gallery": ["a", "a"]}', "once per query, found 'a' twice"),
@@ -389,7 +391,7 @@ def test_rankings_without_scores(
         ("[" * 100_000, "broken JSON"),
     ],
 )
-def test_json_that_is_no_run(tmp_path: Path, text: str, message: str) -> None:
+def test_json_that_is_not_a_run_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         load_scores(saved(tmp_path, text, "r.json"), gallery_ids=["a", "b"])
     assert "\n" not in str(error.value)
@@ -404,7 +406,7 @@ def test_json_that_is_no_run(tmp_path: Path, text: str, message: str) -> None:
         ("q Q0 a 1 nan t\n", "query 'q': expected finite scores, found nan"),
     ],
 )
-def test_trec_lines_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_trec_lines_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_scores(saved(tmp_path, text, "r.trec"))
 

@@ -1,4 +1,4 @@
-"""Scores in all forms: id lists, export and import again, any order, archives, members."""
+"""Scores in all forms: id lists, export and import, order of ids, archives, fusion members."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from tests.scores import IDS, SCORES, read, saved
 # ------------------------------------------------------------------------------------- id lists
 
 
-def test_a_folder_is_taken_as_sorted_file_names(
+def test_a_gallery_folder_means_its_sorted_file_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`sorted(os.listdir(folder))` sorts names with their endings: "a-1.jpg" before "a.jpg"."""
+    """`sorted(os.listdir(folder))` sorts names with extensions: "a-1.jpg" before "a.jpg"."""
     folder = tmp_path / "gallery"
     folder.mkdir()
     for name in ("a.jpg", "a-1.jpg", "B.png"):
@@ -46,7 +46,7 @@ def test_a_folder_is_taken_as_sorted_file_names(
     assert dict(zip(found.gallery_ids, found.scores[0].tolist(), strict=True)) == {
         "B": 1, "a-1": 2, "a": 3,
     }  # fmt: skip
-    assert "its 3 images are read in the sorted order" in capsys.readouterr().err
+    assert "its 3 images are read in order of their file names" in capsys.readouterr().err
 
 
 def test_id_lists(tmp_path: Path) -> None:
@@ -101,14 +101,14 @@ def test_every_export_is_read_back(data: st.DataObject, tmp_path_factory: Any) -
 
 @pytest.mark.parametrize("name", ["wide.csv", "wide.tsv", "wide.txt"])
 def test_tables_of_large_galleries(tmp_path: Path, name: str) -> None:
-    """A line of more than 131,072 characters, the limit of csv for a cell, is not one cell."""
+    """A line may exceed 131,072 characters, the limit of the csv module for one cell."""
     ids = [f"image_{number:06d}" for number in range(12_000)]
     wide = ScoreFile(torch.rand(2, len(ids), generator=torch.manual_seed(0)), ["q1", "q2"], ids)
     score_export.export(wide, "csv", tmp_path / name)
     assert torch.equal(load_scores(tmp_path / name).scores, wide.scores)
 
 
-def test_partial_scores_go_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_partial_scores_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = {"q1": {"a": 1.0, "c": 0.5}, "q2": {"b": 2.0}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     for form in ("trec", "ranx", "rankings"):
@@ -140,7 +140,7 @@ def test_how_many_images_are_exported(tmp_path: Path, capsys: pytest.CaptureFixt
         assert len((tmp_path / "o.run").read_text().splitlines()) == count
     assert capsys.readouterr().err.count("holds the first 1000 images of each query") == 1
     for flags, message in (
-        (["--format", "csv", "--top_k", "3"], "--top_k: needs --format trec, ranx, rankings"),
+        (["--format", "csv", "--top_k", "3"], "--top_k: requires --format trec or ranx or"),
         (["--format", "ranx", "--top_k", "0"], "--top_k: must be at least 1"),
     ):
         with pytest.raises(InputError, match=message):
@@ -156,7 +156,7 @@ def test_how_many_images_are_exported(tmp_path: Path, capsys: pytest.CaptureFixt
         main(words)
 
 
-# ----------------------------------------------------------------------------- order does not count
+# ------------------------------------------------------------------------------------ order of ids
 
 
 @settings(max_examples=60, deadline=None)
@@ -172,8 +172,8 @@ def test_rows_and_columns_in_any_order_give_the_same_file(
     columns = data.draw(st.permutations(range(5)))
     moved = scores[list(rows)][:, list(columns)]
     ids = [queries[i] for i in rows], [gallery[i] for i in columns]
-    ending = data.draw(st.sampled_from(["", ".jpg", ".PNG"]))
-    names = [name + ending for name in ids[1]]
+    extension = data.draw(st.sampled_from(["", ".jpg", ".PNG"]))
+    names = [name + extension for name in ids[1]]
     form = data.draw(st.sampled_from(["pt", "npz", "csv", "json"]))
     path = folder / f"s.{form}"
     if form == "pt":
@@ -246,16 +246,16 @@ def test_a_name_with_a_blank_leaves_no_zip(tmp_path: Path) -> None:
 
 
 def declaring(path: Path, size: int) -> Path:
-    """Make a zip file's first member declare this unpacked size."""
+    """Make the first member of a zip file declare ``size`` as its unpacked size."""
     raw = bytearray(path.read_bytes())
-    at = raw.index(b"PK\1\2") + 24  # in the archive's directory
+    at = raw.index(b"PK\1\2") + 24  # in the central directory
     raw[at : at + 4] = struct.pack("<I", size)
     path.write_bytes(raw)
     return path
 
 
 @pytest.mark.parametrize("name", ["answer.zip", "s.npz"])
-def test_an_archive_far_larger_inside_is_not_unpacked(tmp_path: Path, name: str) -> None:
+def test_an_archive_with_a_huge_unpacked_size_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "s.npz":
         np.savez_compressed(path, scores=SCORES.numpy())
@@ -290,7 +290,7 @@ def test_members_in_two_spellings(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.count("1 names are matched to") == 1
     both = ScoreFile(torch.rand(1, 3), ["q"], ["B", "Cafe\u0301", "Caf\u00e9"])
     save_scores(tmp_path / "3.pt", both)  # two images, whose names look alike
-    with pytest.raises(InputError, match=r"3\.pt: expected distinct names, found .* both mean"):
+    with pytest.raises(InputError, match=r"3\.pt: expected distinct names, found .* both match"):
         fuse(member_words(tmp_path, tmp_path / "1.pt", tmp_path / "3.pt"))
 
 
@@ -315,7 +315,7 @@ def test_runs_alone_have_the_images_that_they_name(
 def test_a_run_that_lacks_queries_is_not_fused(tmp_path: Path) -> None:
     save_scores(tmp_path / "s.pt", ScoreFile(SCORES, **IDS))
     (tmp_path / "run.json").write_text('{"q2": {"a": 1}}')
-    with pytest.raises(InputError, match=r"run\.json: expected all 2 queries, .*'q1'; complete it"):
+    with pytest.raises(InputError, match=r"run\.json: expected all 2 queries, .*'q1'; complete"):
         fuse(member_words(tmp_path, tmp_path / "s.pt", tmp_path / "run.json"))
     (tmp_path / "run.json").write_text('{"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"a": 1}}')
     with pytest.raises(InputError, match=r"run\.json, query_ids: .*not in .*: 'q3'"):
@@ -325,8 +325,8 @@ def test_a_run_that_lacks_queries_is_not_fused(tmp_path: Path) -> None:
         fuse(member_words(tmp_path, tmp_path / "s.pt", tmp_path / "run.json"))
 
 
-def test_ranked_lists_read_as_names_only(tmp_path: Path) -> None:
-    """Files of other forms must not pass as ranked lists of odd names."""
+def test_files_of_other_forms_are_not_read_as_ranked_lists(tmp_path: Path) -> None:
+    """Words of a JSON file or of a TREC run must not pass as names of images."""
     from pab.ranking import read_ranked_list
 
     for text, form in (
@@ -338,13 +338,13 @@ def test_ranked_lists_read_as_names_only(tmp_path: Path) -> None:
             read_ranked_list(saved(tmp_path, text, "l.txt"))
 
 
-def test_text_in_a_binary_file_is_no_list(tmp_path: Path) -> None:
+def test_text_in_a_pt_file_is_not_a_list(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a score file"):
         load_scores(saved(tmp_path, "no scores\n", "x.pt"), query_ids=["q"])
 
 
 @pytest.mark.parametrize("make", [io.BytesIO], ids=["old format"])
-def test_files_of_old_torch(tmp_path: Path, make: Callable[[], io.BytesIO]) -> None:
+def test_files_in_the_old_format_of_torch(tmp_path: Path, make: Callable[[], io.BytesIO]) -> None:
     stream = make()
     torch.save({"sims": SCORES}, stream, _use_new_zipfile_serialization=False)
     assert torch.equal(read(saved(tmp_path, stream.getvalue(), "old.pt")).scores, SCORES)

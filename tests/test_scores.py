@@ -1,4 +1,4 @@
-"""Score files: what is written comes back, and everything else is refused in one line."""
+"""Score files: round trips, variants that are read, and one-line errors for all others."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_round_trip(scores: ScoreFile, tmp_path: Path, mmap: bool) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["scores.pt"]
 
 
-def test_format_is_the_published_contract(scores: ScoreFile, tmp_path: Path) -> None:
+def test_the_format_is_the_documented_one(scores: ScoreFile, tmp_path: Path) -> None:
     save_scores(tmp_path / "s.pt", scores)
     content = torch.load(tmp_path / "s.pt", weights_only=True, mmap=True)
     assert list(content) == ["scores", "query_ids", "gallery_ids", "meta"]
@@ -66,7 +66,7 @@ def test_equal_contents_give_equal_bytes(scores: ScoreFile, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are not listed here")
-def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+def test_released_pages_of_a_file_are_read_again(tmp_path: Path) -> None:
     matrix = torch.rand(512, 1024, generator=torch.Generator().manual_seed(0))
     write_tensors(tmp_path / "m.pt", matrix)
     mapped = read_tensors(tmp_path / "m.pt", "a matrix", mmap=True)
@@ -75,12 +75,12 @@ def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
     release_pages(mapped)
     assert before >= matrix.nbytes > 100 * resident("m.pt")
     assert torch.equal(mapped, matrix)
-    release_pages(matrix)  # in memory: kept
+    release_pages(matrix)  # not mapped from a file: kept
     assert torch.equal(mapped, matrix)
 
 
 def resident(name: str) -> int:
-    """Bytes of a mapped file that are in memory."""
+    """Return the number of bytes of a mapped file that are in memory."""
     mappings = Path("/proc/self/smaps").read_text().split(name)[1:]
     return sum(int(one.split("Rss:")[1].split()[0]) * 1024 for one in mappings)
 
@@ -120,10 +120,10 @@ def test_broken_files_are_refused(
     assert message in str(error.value)
 
 
-def test_what_has_one_meaning_is_read(
+def test_unambiguous_variants_are_read(
     scores: ScoreFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ids in any order, numbers as ids, other number formats, further keys, a gradient."""
+    """Ids in any order, numbers as ids, other dtypes, additional keys, a required gradient."""
     path = tmp_path / "s.pt"
     order = [2, 0, 3, 1]
     content = raw(
@@ -152,7 +152,7 @@ def test_sorted_float32_columns_stay_on_disk(scores: ScoreFile, tmp_path: Path) 
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are not listed here")
-def test_sorting_a_mapped_matrix_holds_it_once(
+def test_sorting_a_mapped_matrix_keeps_one_copy_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pab.formats.score_file.BLOCK_ELEMENTS", 1 << 14)
@@ -165,10 +165,10 @@ def test_sorting_a_mapped_matrix_holds_it_once(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_scores_are_refused_both_ways(
+def test_non_finite_scores_are_neither_saved_nor_loaded(
     scores: ScoreFile, tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pab.formats.score_file.BLOCK_ELEMENTS", 4)  # a row a block
+    monkeypatch.setattr("pab.formats.score_file.BLOCK_ELEMENTS", 4)  # one row per block
     matrix = scores.scores.clone()
     matrix[2, 1] = value
     with pytest.raises(InputError, match=r"query 'q3': expected finite scores.*image 'b'"):
@@ -179,7 +179,7 @@ def test_non_finite_scores_are_refused_both_ways(
         load_scores(tmp_path / "s.pt")
 
 
-def test_bare_tensor_is_answered_with_the_command(tmp_path: Path) -> None:
+def test_the_error_for_a_bare_tensor_names_the_import_command(tmp_path: Path) -> None:
     path = tmp_path / "bare score.pt"
     torch.save(torch.zeros(2, 2), path)
     with pytest.raises(InputError) as error:
@@ -246,7 +246,7 @@ def test_reorder_names_what_does_not_match(scores: ScoreFile) -> None:
     assert "x.pt" in message
     assert "that are missing: 'q9'" in message
     assert "that are not in the wanted order: 'q2', 'q3'" in message
-    assert "twice in the wanted order: 'q1'" in message
+    assert "duplicate ids of the wanted order: 'q1'" in message
 
 
 def test_align(scores: ScoreFile) -> None:
@@ -256,7 +256,7 @@ def test_align(scores: ScoreFile) -> None:
         align(replace(scores, gallery_ids=["a", "b", "c", "e"]), scores)
 
 
-def test_an_export_does_not_overwrite_what_it_exports(tmp_path: Path) -> None:
+def test_an_export_does_not_overwrite_its_source(tmp_path: Path) -> None:
     path = tmp_path / "s.pt"
     save_scores(path, ScoreFile(torch.eye(2), ["q1", "q2"], ["a", "b"], {"model": "x"}))
     before = path.read_bytes()
@@ -266,7 +266,7 @@ def test_an_export_does_not_overwrite_what_it_exports(tmp_path: Path) -> None:
     assert {found.name for found in tmp_path.iterdir()} == {"s.pt"}
 
 
-def test_import_sorts_the_gallery_and_export_undoes_it(
+def test_import_sorts_the_gallery_and_export_writes_a_bare_tensor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)
@@ -315,7 +315,7 @@ def test_import_refuses_lists_that_do_not_fit(tmp_path: Path, scores: ScoreFile)
     assert not (tmp_path / "s.pt").exists()
 
 
-def test_ids_inside_the_file_win(
+def test_ids_in_the_file_take_precedence(
     tmp_path: Path, scores: ScoreFile, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_scores(tmp_path / "with_ids.pt", scores)
@@ -329,7 +329,7 @@ def test_ids_inside_the_file_win(
     )
 
 
-def test_command_ends_with_2_and_one_line(tmp_path: Path) -> None:
+def test_a_failed_command_exits_with_2_and_one_line(tmp_path: Path) -> None:
     torch.save(torch.zeros(2, 2), tmp_path / "bare.pt")
     done = subprocess.run(
         [sys.executable, "-m", "pab.scores", "export", str(tmp_path / "bare.pt"), "--bare"],

@@ -1,4 +1,4 @@
-"""Photo search with the shipped mini models, by the commands a newcomer types."""
+"""Photo search with the shipped mini models, through the commands of a first-time user."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NARROW = "\u202f"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Photographs of several kinds, with two files that cannot be read."""
-    monkeypatch.chdir(ROOT)  # the mini recipe names its files from there
+    monkeypatch.chdir(ROOT)  # the mini configs have paths relative to ROOT
     monkeypatch.setattr("pab.search.results.UNREADABLE", tmp_path / "default/unreadable.txt")
     photos = tmp_path / "photos"
     for number in range(4):
@@ -64,14 +64,14 @@ READABLE = [
 
 
 def empty(folder: Path) -> None:
-    """Remove the files of the folder itself."""
+    """Remove the files directly in a folder."""
     for path in list(folder.iterdir()):
         if path.is_file():
             path.unlink()
 
 
 def ranked(output: str) -> dict[str, list[str]]:
-    """Query -> names, of the printed lists."""
+    """Map each query of the printed lists to its image names."""
     found: dict[str, list[str]] = {}
     for line in output.splitlines():
         match = re.fullmatch(r" {0,3}(\d+) +(-?\d+\.\d{4})  (.*)", line)
@@ -143,14 +143,14 @@ def test_equal_queries_and_top_k(folder: Path, capsys: pytest.CaptureFixture[str
     assert text.count("<img ") == 6
 
 
-def test_twenty_by_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_results_by_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(30):
         draw(folder / f"more{number}.jpg", number, normal=True)
     main([*CLIP, "--image_folder", str(folder), "--query", "a", *HERE])
     assert len(capsys.readouterr().out.splitlines()) == TOP_K + 1 == 21
 
 
-def test_a_list_of_an_earlier_search_does_not_stay(
+def test_the_unreadable_list_of_an_earlier_search_is_removed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*CLIP, "--image_folder", str(folder), "--query", "a", *HERE]
@@ -164,7 +164,7 @@ def test_a_list_of_an_earlier_search_does_not_stay(
 
 
 def test_the_scores_are_those_of_the_scoring_command(folder: Path) -> None:
-    """Small upright photographs: the benchmark's pixels are the photographs'."""
+    """Both commands read the same pixels from small upright photographs."""
     empty(folder)
     for number in range(4):
         draw(folder / f"p{number}.jpg", number, normal=number % 2 == 0)
@@ -189,13 +189,13 @@ def test_a_repeated_search_decodes_only_what_is_new(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    true_load = pab.data.photos.load_photo
+    true_decode = pab.data.photos.decode_photo
 
-    def load(path: Path, **options: Any) -> Image.Image:
+    def decode(file: Any, path: Path, **options: Any) -> Image.Image:
         decoded.append(path.name)
-        return true_load(path, **options)
+        return true_decode(file, path, **options)
 
-    monkeypatch.setattr("pab.data.photos.load_photo", load)
+    monkeypatch.setattr("pab.data.photos.decode_photo", decode)
     words = [*CLIP, "--image_folder", str(folder), *HERE]
     main([*words, "--query", "a"])
     assert sorted(decoded) == sorted([*READABLE, "cut.jpg", "text.png"])
@@ -206,10 +206,10 @@ def test_a_repeated_search_decodes_only_what_is_new(
     assert sorted(decoded) == ["cut.jpg", "new.jpg", "text.png"]
 
 
-def test_a_benchmark_s_vector_is_not_taken_for_a_photograph_s(
+def test_benchmark_and_search_cache_separate_features(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One file, one cache: the benchmark sees it as stored, the search upright."""
+    """Both use one file and one cache; the benchmark reads it as stored, the search upright."""
     empty(folder)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -319,11 +319,11 @@ def test_names_that_would_break_the_output(
         (["--json", "a.json", "--html", "a.unreadable.txt"], "--html: .*list of unreadable images"),
     ],
 )
-def test_own_words_for_wrong_flags(
+def test_errors_for_wrong_flags(
     folder: Path, flags: list[str], expected: str, refused: Callable[..., str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    (folder / "sub/deep.webp").unlink()  # no note of nested folders
+    (folder / "sub/deep.webp").unlink()  # no note about nested folders
     said = refused(main, [*CLIP, "--image_folder", str(folder), "--query", "a", *HERE, *flags])
     assert re.search(expected, said), said
     assert "Temporary" not in said
@@ -331,7 +331,7 @@ def test_own_words_for_wrong_flags(
     assert not list(ROOT.glob("a.*"))
 
 
-def test_folders_that_cannot_serve(folder: Path, refused: Callable[..., str]) -> None:
+def test_unusable_folders_are_refused(folder: Path, refused: Callable[..., str]) -> None:
     def said(where: Path) -> str:
         return refused(main, [*CLIP, "--image_folder", str(where), "--query", "a", *HERE])
 
@@ -383,7 +383,7 @@ def test_queries_that_describe_something(query: str) -> None:
 
 
 class ByName(Encoder):
-    """Photographs called "good" are better than all others, which are equal."""
+    """Encoder that scores images with "good" in their name above all others, which are equal."""
 
     origin = Origin("none", "none.pth")
 
@@ -408,7 +408,7 @@ def test_ties_go_to_the_smaller_name(tmp_path: Path) -> None:
         search(ByName(torch.inf), photos, ["x"], top_k=3)
 
 
-def test_a_members_flags() -> None:
+def test_flags_of_a_member() -> None:
     config = read_member("clip", "RN50", ["--batch_size", "3"], prog="p")
     assert (config.model, config.batch_size) == ("RN50", 3)  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="--k_test: photo search has no such flag"):
@@ -416,7 +416,7 @@ def test_a_members_flags() -> None:
 
 
 def test_the_command_starts_from_anywhere(tmp_path: Path) -> None:
-    """As it is typed: loader processes, both streams, exit code."""
+    """Run it in a subprocess, with loader processes; check streams and exit code."""
     photos = tmp_path / "my photos"
     for number in range(3):
         draw(photos / f"IMG {number}.jpg", number, normal=True)
@@ -434,11 +434,11 @@ def test_the_command_starts_from_anywhere(tmp_path: Path) -> None:
     assert (tmp_path / "output/search/unreadable.txt").read_text().startswith("bad.jpg\t")
 
 
-# ------------------------------------------------------------------------------------ real phones
+# ------------------------------------------------------------------------------- real photographs
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the photographs (../shared/cases) are not here")
-def test_photographs_as_people_have_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(not CASES.is_dir(), reason="photographs (../shared/cases) not found")
+def test_real_photographs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = folder.parent / "found.json"
     main([*CLIP, "--image_folder", str(CASES), "--query", "a person", "--recursive", *HERE]
          + ["--json", str(found)])  # fmt: skip
@@ -450,7 +450,7 @@ def test_photographs_as_people_have_them(folder: Path, capsys: pytest.CaptureFix
     assert [one["path"] for one in results["unreadable"]] == ["truncated.jpg"]
     assert {"IMG 0001 (1).jpg", f"Screenshot 2026-01-02 at 9.41.00{NARROW}AM.png"} < scores.keys()
     assert {"g.HEIC", "nested/sub/e.jpg", "same.jpg", "same.png"} < scores.keys()
-    assert scores["exif6.jpg"] == pytest.approx(scores["upright.jpg"], abs=0.02)  # one picture
+    assert scores["exif6.jpg"] == pytest.approx(scores["upright.jpg"], abs=0.02)  # the same picture
     turned, upright = (load_photo(CASES / f"{name}.jpg") for name in ("exif6", "upright"))
     assert turned.size == upright.size
     assert np.abs(np.subtract(turned, upright, dtype=np.int16)).mean() < 8  # compressed twice

@@ -1,4 +1,4 @@
-"""The shell commands of inference refuse a wrong line before their first long step."""
+"""Shell scripts of inference: command lines, steps, and errors before the first long step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
         (["--config", "configs/ensemble/mini.yaml"], "configs/ensemble/mini.yaml: unknown setting"),
     ],
 )
-def test_a_wrong_line_is_refused_at_once(
+def test_a_wrong_command_line_is_refused_at_once(
     script: str, words: list[str], expected: str, refused: Callable[..., str]
 ) -> None:
     line = refused(main, [script, *NO_MEMBERS, *words])
@@ -78,7 +78,7 @@ def package_version() -> str:
 
 
 @pytest.mark.parametrize("script", ["iterative_ensemble", "infer_all"])
-def test_a_missing_member_is_told_before_anything_scores(
+def test_a_missing_member_is_reported_before_scoring(
     script: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     there = tmp_path / "lhp.pt"
@@ -116,7 +116,7 @@ def test_a_flag_goes_to_the_steps_that_have_it(tmp_path: Path) -> None:
     assert [step[1] for step in rest] == ["uit.infer", "ensemble.run"]
 
 
-def test_a_member_whose_scores_are_given_is_not_scored(tmp_path: Path) -> None:
+def test_a_member_with_a_score_file_is_not_scored(tmp_path: Path) -> None:
     mine = tmp_path / "mine.pt"
     mine.touch()
     argv = ["--clip_score", str(mine), "--blip2_score", "none", "--answers", "key.json"]
@@ -149,7 +149,7 @@ def test_no_step_follows_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def reproduce(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs reproduce.sh with a Python that notes its arguments and makes the score files."""
+    """Run reproduce.sh with a fake Python that prints its arguments and creates score files."""
     (tmp_path / "scripts").mkdir()
     script = tmp_path / "scripts/reproduce.sh"
     script.write_bytes((SCRIPTS / "reproduce.sh").read_bytes())
@@ -182,7 +182,7 @@ MASKED = ("name-masked_test-set/query.json", "name-masked_test-set/gallery/A.jpg
 
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("masked", ["", "no key", "key in its folder", "key given"])
-def test_each_test_set_that_is_there_is_scored(
+def test_each_existing_test_set_is_scored(
     reproduce: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path,
     labelled: bool, masked: str,
 ) -> None:  # fmt: skip
@@ -217,11 +217,11 @@ def test_each_test_set_that_is_there_is_scored(
         assert len(scored) == 4
         assert all(f"--answers {answers} --save_score" in line for line in scored)
         assert any("score_clip_masked.pt" in line for line in lines if "ensemble.run" in line)
-        assert ("no figures: the name-masked set has no labels" in done.stdout) == (
+        assert ("no metrics: the name-masked set has no labels" in done.stdout) == (
             masked == "no key"
         )
     again = reproduce(*words)
-    assert "infer" not in again.stdout, "a step whose score file is there is not run again"
+    assert "infer" not in again.stdout, "a step with a score file is skipped"
 
 
 def test_the_order_of_the_challenge_is_kept(
@@ -233,7 +233,7 @@ def test_the_order_of_the_challenge_is_kept(
     assert [order in line for line in lines] == ["_masked" in line for line in lines]
 
 
-def test_a_masked_set_without_its_gallery_is_told(
+def test_a_masked_set_without_a_gallery_is_reported(
     reproduce: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     make_sets(tmp_path, LABELLED, MASKED[0])
@@ -242,7 +242,7 @@ def test_a_masked_set_without_its_gallery_is_told(
     assert (done.returncode, done.stderr) == (0, told)
 
 
-def test_gpus_is_a_number(
+def test_gpus_must_be_a_number(
     reproduce: Callable[..., subprocess.CompletedProcess[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -257,12 +257,12 @@ def test_gpus_is_a_number(
     ("words", "expected"),
     [
         (["--typo"], "--typo: expected --train, --mini or --answers FILE"),
-        (["--answers"], "--answers: expected a file after it"),
+        (["--answers"], "--answers: expected a file"),
         (["--answers", "no.json"], "--answers: no.json: expected the answer key"),
         (["--train", "--mini"], "--train: the mini models are shipped"),
     ],
 )
-def test_reproduce_refuses_a_wrong_line(
+def test_reproduce_refuses_a_wrong_command_line(
     reproduce: Callable[..., subprocess.CompletedProcess[str]], words: list[str], expected: str
 ) -> None:
     done = reproduce(*words)

@@ -1,4 +1,4 @@
-"""The validation split: whole source videos, by seed, written as ids."""
+"""Validation split: whole source videos, chosen by seed, written as ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pab.data.training_set import TrainingSet
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> TrainingSet:
-    """60 pairs: 20 videos of two (not side by side), and 20 pairs without a source."""
+    """Return 60 pairs: 20 videos of two pairs that are not adjacent, 20 pairs without a source."""
     folder = tmp_path / "annotation" / "train"
     folder.mkdir(parents=True)
     with (folder / "pair_0.json").open("w") as handle:
@@ -39,7 +39,7 @@ def test_no_video_is_on_both_sides(pairs: TrainingSet, n: int) -> None:
     assert (np.diff(val) > 0).all()
 
 
-def test_the_seed_decides(pairs: TrainingSet) -> None:
+def test_the_seed_determines_the_split(pairs: TrainingSet) -> None:
     first, again, other = (validation_split(pairs, 20, seed)[1] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert first.tolist() != other.tolist()
@@ -71,7 +71,7 @@ def test_split_is_written_as_ids_and_read_back(pairs: TrainingSet, tmp_path: Pat
     assert (tmp_path / "all" / VAL_IDS).read_text() == ""
 
 
-def test_ids_with_numbers_that_name_several_images_stay_whole(tmp_path: Path) -> None:
+def test_numbered_ids_of_different_images_are_not_merged(tmp_path: Path) -> None:
     ids = [("clip#0", 0), ("clip#1", 1), ("a#0", 2), ("a#1", 2), ("b", 3), ("b#0", 4)]
     folder = tmp_path / "annotation" / "train"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Weights inside checkpoints of others: any mixture of containers and prefixes with one meaning."""
+"""Weights in foreign checkpoints: any unambiguous combination of containers and prefixes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Blocks(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A model that has a true part called ``model``."""
+    """A model with a submodule that is itself named ``model``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ def as_numpy(tensor: Tensor) -> object:
     inside=st.booleans(),
     true_model=st.booleans(),
 )
-def test_any_mixture_gives_the_same_weights(
+def test_any_combination_gives_the_same_weights(
     prefix: list[str], containers: list[str], kind: type, arrays: bool, inside: bool,
     true_model: bool,
 ) -> None:  # fmt: skip
     torch.manual_seed(0)
     expected = state_of(Wrapped() if true_model else Blocks())
     names = {name: ".".join([*prefix, name]) for name in expected}
-    if inside:  # a part compiled alone
+    if inside:  # a submodule compiled separately
         names = {n: new.replace("blocks.0", "blocks.0._orig_mod") for n, new in names.items()}
     found: Any = kind(
         (names[name], as_numpy(tensor) if arrays else tensor) for name, tensor in expected.items()
@@ -78,29 +78,29 @@ def test_any_mixture_gives_the_same_weights(
 @given(
     parts=st.lists(st.lists(st.sampled_from(("module", "model")), max_size=3), min_size=7),
 )
-def test_a_prefix_of_some_names_goes_if_they_then_fit(parts: list[list[str]]) -> None:
+def test_prefixes_of_some_names_are_removed_if_the_names_then_match(parts: list[list[str]]) -> None:
     expected = state_of(Blocks())
-    # The longest run that all share is removed from all; what is left differs by name.
+    # The prefix that all names share is removed from all; the rest of the prefixes differ.
     names = [".".join([*part, name]) for part, name in zip(parts, expected, strict=False)]
     names += list(expected)[len(names) :]
     assert unwrapped(names, expected.keys()) == list(expected)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model."])
-def test_a_true_part_called_model_keeps_its_name(prefix: str) -> None:
+def test_a_submodule_named_model_keeps_its_name(prefix: str) -> None:
     expected = state_of(Wrapped())
     found = {prefix + name: tensor for name, tensor in expected.items()}
     assert same(model_state({"state_dict": found}, "f", expected.keys()), expected)
 
 
-def test_without_a_model_only_what_all_names_share_is_removed() -> None:
+def test_without_a_model_only_the_shared_prefix_is_removed() -> None:
     assert unwrapped(["module.a.w", "module.b.w"]) == ["a.w", "b.w"]
     assert unwrapped(["module.a.w", "b.w"]) == ["module.a.w", "b.w"]
     assert unwrapped(["model.module.a", "module.model.a.b"]) == ["a", "a.b"]
-    assert unwrapped(["module", "model"]) == ["module", "model"]  # a tensor of that name
+    assert unwrapped(["module", "model"]) == ["module", "model"]  # names of tensors
 
 
-def test_other_parts_of_a_training_wrapper_keep_theirs() -> None:
+def test_other_parts_of_a_training_wrapper_keep_their_names() -> None:
     expected = state_of(Blocks())
     found = {f"model.{name}": tensor for name, tensor in expected.items()}
     found["metric.total"] = torch.zeros(1)
@@ -109,7 +109,7 @@ def test_other_parts_of_a_training_wrapper_keep_theirs() -> None:
     assert set(state) - set(expected) == {"metric.total"}
 
 
-def test_a_part_wrapped_alone() -> None:
+def test_a_submodule_wrapped_separately() -> None:
     expected = state_of(Blocks())
     names = [name.replace("blocks.", "blocks.module.") for name in expected]
     found = dict(zip(names, expected.values(), strict=True))
@@ -122,7 +122,7 @@ def test_one_model_twice_is_refused_not_mixed() -> None:
         model_state({"module.a": one, "model.a": two}, "f", {"a"})
 
 
-def test_of_several_containers_the_published_first_is_read(
+def test_model_is_preferred_to_model_ema(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     raw, average = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
@@ -135,7 +135,7 @@ def test_of_several_containers_the_published_first_is_read(
     assert capsys.readouterr().err == ""
 
 
-def test_containers_in_one_another() -> None:
+def test_nested_containers() -> None:
     state = {"a": torch.ones(1)}
     assert same(model_state({"state_dict": {"model": {"module": state}}}, "f"), state)
     ring: dict[str, Any] = {}
@@ -143,11 +143,11 @@ def test_containers_in_one_another() -> None:
     with pytest.raises(InputError, match=r"f, entry 'model': expected a tensor, found dict"):
         model_state(ring, "f")
     ring["w"] = torch.ones(1)
-    with pytest.raises(InputError, match=r"more than 8 dicts in one another"):
+    with pytest.raises(InputError, match=r"more than 8 nested dicts"):
         model_state(ring, "f")
 
 
-def test_numbers_of_numpy_become_tensors() -> None:
+def test_numpy_values_become_tensors() -> None:
     found = model_state(
         {
             "half": np.ones(2, np.float16), "big": np.ones(2, ">f4"), "one": np.float32(2.5),
@@ -167,7 +167,7 @@ def test_numbers_of_numpy_become_tensors() -> None:
         model_state({"model": {"w": torch.ones(1), "lr": 0.1}}, "f")
 
 
-def test_remarks_beside_the_tensors_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_entries_that_are_not_tensors_are_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     weights = {"a.w": torch.ones(1), "scale": np.float32(2)}
     remarks = {"epoch": np.int64(3), "args": Namespace(lr=1), "name": "x", "history": [0.1]}
     found = model_state({**weights, **remarks}, "f", {"a.w", "scale"})
@@ -176,7 +176,7 @@ def test_remarks_beside_the_tensors_of_a_file(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == told
 
 
-def test_a_dict_with_defaults_is_not_asked_for_them() -> None:
+def test_a_defaultdict_creates_no_default() -> None:
     state: dict[str, Any] = defaultdict(lambda: pytest.fail("a default was made"))
     state["a"] = torch.ones(1)
     assert set(model_state(state, "f")) == {"a"}

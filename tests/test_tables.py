@@ -1,4 +1,4 @@
-"""Tables and folders of captioned images: the same pairs as JSON lines, and every bad row named."""
+"""Tables and folders of captioned images: same pairs as JSON lines, errors that name bad rows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_form_of_a_table(tmp_path: Path, name: str) -> None:
     assert [image.path for image in found.gallery] == [tmp_path / "a/0.jpg", tmp_path / "a/1.jpg"]
 
 
-def test_what_was_assumed_of_a_table_is_said_at_every_opening(
+def test_assumptions_about_a_table_are_printed_at_every_opening(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "pairs.csv"
@@ -110,8 +110,8 @@ def test_names_of_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [".", "lists"])
-def test_where_image_paths_start_from(tmp_path: Path, place: str) -> None:
-    """The table's folder or the data root, or they are absolute and inside the root."""
+def test_base_folder_of_image_paths(tmp_path: Path, place: str) -> None:
+    """Paths are relative to the table's folder or the data root, or absolute inside the root."""
     write_images(tmp_path)
     (tmp_path / place).mkdir(exist_ok=True)
     path = tmp_path / place / "pairs.csv"
@@ -137,8 +137,11 @@ BAD_ROWS = {
     "leaves the folder": ("../a.jpg,a man\n", "line 3: field 'image': .*leaves it"),
     "absolute": ("/etc/a.jpg,a man\n", "line 3: field 'image': .*leaves it"),
     "backslashes": ("..\\b.jpg,a man\n", "line 3: field 'image': .*leaves it"),
-    "text behind a quote": ('a.jpg,"a" man\n', "line 3: expected a row of quoted fields"),
-    "a quote that stays open": ('a.jpg,"a man\nb.jpg,x\nc.jpg,y\n', "lines 3 to 6: expected a row"),
+    "text behind a quote": ('a.jpg,"a" man\n', "line 3: expected valid CSV quoting"),
+    "a quote that stays open": (
+        'a.jpg,"a man\nb.jpg,x\nc.jpg,y\n',
+        "lines 3 to 6: expected valid",
+    ),
     "other bytes than UTF-8": ("a.jpg,caf\udce9\n", "line 3: expected UTF-8 text, found byte 0xe9"),
 }
 
@@ -164,7 +167,7 @@ def test_bad_rows_are_named(tmp_path: Path, name: str) -> None:
     assert len((tmp_path / SKIPPED).read_text().splitlines()) == 1
 
 
-def test_the_same_name_with_two_endings_is_refused_for_scoring(tmp_path: Path) -> None:
+def test_the_same_name_with_two_extensions_is_refused_for_scoring(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("filepath,title\na.jpg,x\na.png,y\n")
     with pytest.raises(InputError, match=r"line 3: .*more than their extension, found 'a.jpg' and"):
@@ -184,7 +187,7 @@ def test_errors_of_ids_name_the_lines_of_the_table(
     assert "line 5: expected images that differ in more than their extension" in str(error.value)
 
 
-def test_a_changed_table_is_read_anew(tmp_path: Path) -> None:
+def test_a_changed_table_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(table_text())
     assert found_in(path) == PAIRS
@@ -235,7 +238,7 @@ def test_an_image_without_its_text_is_named(folder: Path) -> None:
     assert found_in(folder, skip_bad_lines=True) == [("0.jpg", "0#0", "a man 0")]
 
 
-def test_folders_that_are_none(tiny_data: Path, tmp_path: Path) -> None:
+def test_folders_without_captions_are_refused(tiny_data: Path, tmp_path: Path) -> None:
     assert not is_captioned_folder(tiny_data)
     assert not is_captioned_folder(tmp_path / "missing")
     assert not is_captioned_folder(tiny_data / "test")
@@ -243,7 +246,7 @@ def test_folders_that_are_none(tiny_data: Path, tmp_path: Path) -> None:
         read_retrieval(tiny_data / "test")
 
 
-def test_a_link_to_a_folder_or_table_is_what_it_leads_to(folder: Path, tmp_path: Path) -> None:
+def test_links_to_folders_and_tables_are_followed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     expected = found_in(folder)
     assert found_in(tmp_path / "link") == expected
@@ -255,7 +258,7 @@ def test_a_link_to_a_folder_or_table_is_what_it_leads_to(folder: Path, tmp_path:
     assert found_in(tmp_path / "other/pairs.csv") == [("0.jpg", "0#0", "a man")]
 
 
-def test_paths_start_anew_when_the_images_appear_elsewhere(tmp_path: Path) -> None:
+def test_paths_are_resolved_again_when_images_appear_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "lists/pairs.csv"
     path.parent.mkdir()
     path.write_text("filepath,title\n0.jpg,a man\n")
@@ -264,35 +267,35 @@ def test_paths_start_anew_when_the_images_appear_elsewhere(tmp_path: Path) -> No
     assert found_in(path, tmp_path) == [("lists/0.jpg", "lists/0#0", "a man")]
 
 
-def test_the_folder_of_other_images_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_image_folder_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "gallery").mkdir()
-    with pytest.raises(InputError, match=r"image '0.jpg'.*--image_folder, not .*gallery"):
+    with pytest.raises(InputError, match=r"image '0.jpg'.*--image_folder instead of .*gallery"):
         read_retrieval(folder, image_folder=tmp_path / "gallery")
 
 
-def test_endings_in_capitals(tmp_path: Path) -> None:
+def test_extensions_in_capitals(tmp_path: Path) -> None:
     draw(tmp_path / "A.JPG", 0, True)
     (tmp_path / "A.TXT").write_text("a man")
     assert found_in(tmp_path) == [("A.JPG", "A#0", "a man")]
 
 
-def test_a_link_to_an_image_that_is_not_there_is_named(folder: Path) -> None:
+def test_a_link_to_a_missing_image_is_named(folder: Path) -> None:
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     (folder / "gone.txt").write_text("a man")
     pairs = TrainingSet.open(folder)
     assert pairs.missing_images() == ["gone.jpg"]
 
 
-def test_links_back_to_a_folder_above_do_not_matter(folder: Path) -> None:
+def test_links_to_a_parent_folder_are_ignored(folder: Path) -> None:
     (folder / "in/up").symlink_to(folder)
     assert len(found_in(folder)) == 3
 
 
-# --------------------------------------------------------------------------------- from end to end
+# -------------------------------------------------------------------------------------- end to end
 
 
 def infonce_by_hand(image: Tensor, text: Tensor, scale: Tensor, identity: list[int]) -> Tensor:
-    """The mean of each row's own loss over the columns that are its negatives, and itself."""
+    """Return InfoNCE computed per row, over its own column and the columns of its negatives."""
     logits = scale.exp() * image @ text.T
     losses = []
     for rows in (logits, logits.T):
@@ -302,7 +305,7 @@ def infonce_by_hand(image: Tensor, text: Tensor, scale: Tensor, identity: list[i
     return torch.stack(losses).mean()
 
 
-def test_captions_of_one_image_are_no_negatives() -> None:
+def test_captions_of_one_image_are_not_negatives() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=generator), dim=-1)
     image, text = vectors.requires_grad_()
@@ -319,7 +322,7 @@ def test_captions_of_one_image_are_no_negatives() -> None:
 
 @pytest.fixture
 def own_table(tiny_data: Path, tmp_path: Path) -> Path:
-    """The tiny training pairs as a table; every third image has a second caption."""
+    """Write the tiny pairs as a table and a folder; every third image has two rows in the table."""
     root = tmp_path / "own"
     lines = ["filepath,title"]
     for shard in sorted((tiny_data / "annotation/train").glob("*.json")):
@@ -367,7 +370,9 @@ def test_lhp_trains_validates_and_scores(
         "--device", "cpu", "--save_score", "none", "--output_file", "none", "--input_size", "64",
     ])  # fmt: skip
     printed = capsys.readouterr().out.splitlines()[1].split()
-    assert printed[2] == f"{figures['R@1']:.2f}", "scoring the split gives what validation gave"
+    assert printed[2] == f"{figures['R@1']:.2f}", (
+        "scoring the split reproduces the R@1 of validation"
+    )
 
 
 def test_uit_trains_and_evaluates(
@@ -416,7 +421,7 @@ def test_rules_and_columns_are_flags_of_the_commands(
     assert "one character" in refused(evaluate, [*words, "--csv_separator", "ab"])
 
 
-def test_the_rule_of_relevance_is_named_in_what_is_written(
+def test_outputs_name_the_rule_of_relevance(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     from ensemble.run import main as fuse

@@ -1,4 +1,4 @@
-"""BEiT-3's tokenizer: ids, ends, cutting, padding; and training a small one."""
+"""BEiT-3's tokenizer: ids, special tokens, truncation, padding, and training a small model."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_unknown_characters_become_unk(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("text", ["<s> </s> <pad>", "</s>", "   ", "\u200b", "a" * 5000])
-def test_no_text_can_forge_an_end(tokenizer: Tokenizer, text: str) -> None:
+def test_no_text_can_contain_special_tokens(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert (ids[0], ids[-1]) == (BOS, EOS)
     assert not {BOS, PAD, EOS} & set(ids[1:-1])
     assert len(ids) <= tokenizer.max_length
 
 
-def test_long_captions_keep_their_end(tokenizer_file: Path, tokenizer: Tokenizer) -> None:
+def test_truncated_captions_keep_the_end_token(tokenizer_file: Path, tokenizer: Tokenizer) -> None:
     short = Tokenizer(tokenizer_file, max_length=8).encode(CAPTION)
     assert len(short) == 8
     assert short == [*tokenizer.encode(CAPTION)[:7], EOS]
@@ -67,14 +67,14 @@ def test_the_same_captions_give_the_same_model(tmp_path: Path, tiny_data: Path) 
     assert Tokenizer(outputs[0]).vocab_size == 61
 
 
-def test_more_pieces_than_the_captions_hold(tmp_path: Path) -> None:
+def test_a_vocabulary_too_large_for_the_captions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--vocab_size"):
         train_tokenizer(["one two", "two three"], tmp_path / "a.spm", 5000)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all", bytes(range(256)) * 8])
-def test_files_that_are_no_model(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_a_model_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "wrong.spm"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"wrong\.spm: expected a SentencePiece model"):
@@ -99,7 +99,7 @@ def test_another_order_of_special_pieces_is_refused(tmp_path: Path, tiny_data: P
         Tokenizer(tmp_path / "other.spm")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the published tokenizer is not here ({SHARED})")
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"published tokenizer not found ({SHARED})")
 def test_published_model() -> None:
     tokenizer = Tokenizer(SHARED / "tokenizers" / "beit3.spm")
     assert tokenizer.vocab_size <= 64010

@@ -72,7 +72,7 @@ def test_videos_join_pairs_of_one_source_only(tmp_path: Path) -> None:
     no_source = {**pair(0, 0), "source_id": None}
     write_shard(tmp_path, 0, pair(0, 1), no_source, pair(0, 2), {**no_source, "image_id": "0"})
     write_shard(tmp_path, 1, pair(1, 1), pair(1, 2, source_id="a_b_1"), pair(1, 3, source_id="a_2"))
-    # Videos by x of x_y: 0, none, 1, none, 0, a_b, a.
+    # The video is x in a source_id x_y: 0, none, 1, none, 0, a_b, a.
     assert TrainingSet.open(tmp_path).videos.tolist() == [0, 1, 2, 3, 0, 4, 5]
 
 
@@ -86,7 +86,7 @@ def test_image_files(tmp_path: Path) -> None:
     assert pairs.image_path(pairs[1]) == place / "1.jpg"
 
 
-def test_the_index_is_made_once_and_anew_when_a_shard_changes(
+def test_the_index_is_built_once_and_rebuilt_when_a_shard_changes(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     TrainingSet.open(root)
@@ -113,12 +113,12 @@ def test_a_shard_that_changes_while_open_is_noticed(root: Path) -> None:
         pairs[5]
     first = root / "annotation/train/pair_0.json"
     assert pairs[0].image_id == "0_0"
-    os.truncate(first, 10)  # under an open file
+    os.truncate(first, 10)  # while the file is open
     with pytest.raises(InputError, match=r"pair_0.json: changed since it was indexed"):
         pairs[1]
 
 
-def test_unpickled_and_in_workers_it_reads_the_same(root: Path) -> None:
+def test_copies_in_pickles_and_workers_read_the_same_pairs(root: Path) -> None:
     pairs = TrainingSet.open(root)
     assert pairs[0].image_id == "0_0"  # a file is open now
     again = pickle.loads(pickle.dumps(pairs))  # noqa: S301
@@ -128,13 +128,13 @@ def test_unpickled_and_in_workers_it_reads_the_same(root: Path) -> None:
     assert [p for batch in loader for p in batch] == list(pairs)
 
 
-def test_cache_dir_elsewhere_leaves_the_data_alone(root: Path, tmp_path_factory: Any) -> None:
+def test_a_cache_dir_elsewhere_leaves_the_data_unchanged(root: Path, tmp_path_factory: Any) -> None:
     elsewhere = tmp_path_factory.mktemp("cache") / "deeper"
     assert len(TrainingSet.open(root, cache_dir=elsewhere)) == 12
     assert not (root / ".cache").exists()
 
 
-def test_a_cache_folder_that_cannot_be_written(root: Path) -> None:
+def test_a_cache_folder_that_is_not_writable_is_refused(root: Path) -> None:
     (root / ".cache").write_text("in the way")
     with pytest.raises(InputError, match="--cache_dir"):
         TrainingSet.open(root)
@@ -174,7 +174,7 @@ def test_bad_lines_are_named_at_every_opening(
             TrainingSet.open(root)
 
 
-def test_bad_lines_are_left_out_if_asked(
+def test_bad_lines_are_skipped_on_request(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = TrainingSet.open(root)
@@ -214,7 +214,7 @@ def test_a_set_of_bad_lines_only_is_refused(tmp_path: Path) -> None:
         TrainingSet.open(tmp_path, skip_bad_lines=True)
 
 
-def test_what_was_ignored_is_said_at_every_opening(
+def test_ignored_fields_are_reported_at_every_opening(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shard(root, 2, *(pair(2, k, camera="c", scene="", hard_i_id=k) for k in range(4)))
@@ -232,7 +232,7 @@ FORMS = {
     "UTF-16": lambda rows: json_lines(rows).encode("utf-16"),
     "array": lambda rows: json.dumps(rows, ensure_ascii=False).encode(),
     "array, one per line": lambda rows: json.dumps(rows, indent=0).encode(),
-    "array, spread out, marked": lambda rows: (
+    "indented array with byte-order mark": lambda rows: (
         b"\xef\xbb\xbf" + json.dumps(rows, indent=2, ensure_ascii=False).encode()
     ),
     "objects over several lines": lambda rows: "\r\n".join(
@@ -254,7 +254,7 @@ def test_every_form_gives_the_same_pairs(root: Path, form: str) -> None:
     pairs = TrainingSet.open(root)
     assert list(pairs) == expected
     copies = [p.name for p in pairs._index.glob("shard_*")]
-    assert copies == (["shard_1.json"] if form == "UTF-16" else []), "read where it lies"
+    assert copies == (["shard_1.json"] if form == "UTF-16" else []), "only UTF-16 is copied"
 
 
 def test_a_broken_array_is_named_by_its_own_file(root: Path) -> None:
@@ -289,7 +289,7 @@ def test_broken_json_on_line_17(tmp_path: Path) -> None:
         TrainingSet.open(tmp_path)
 
 
-def test_shards_that_are_not_there(root: Path, tmp_path: Path) -> None:
+def test_empty_and_missing_shards_are_refused(root: Path, tmp_path: Path) -> None:
     write_shard(root, 2)
     with pytest.raises(InputError, match=r"pair_2.json: .*found an empty file"):
         TrainingSet.open(root)
@@ -302,7 +302,7 @@ def test_shards_that_are_not_there(root: Path, tmp_path: Path) -> None:
         TrainingSet.open(tmp_path / "bare")
 
 
-def test_shards_named_attr_serve_where_there_are_fewer_others(root: Path) -> None:
+def test_attr_shards_are_used_if_there_are_fewer_pair_shards(root: Path) -> None:
     folder = root / "annotation" / "train"
     for path in folder.iterdir():
         path.rename(folder / path.name.replace("pair", "attr"))

@@ -1,4 +1,4 @@
-"""Training states: resumed to the last bit, and what is none."""
+"""Training states: exact resuming, and files that are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> list[float]:
-    """Training that draws from every generator: dropout, NumPy and Python."""
+    """Train with draws from the generators of torch, NumPy and Python; return the losses."""
     losses = []
     for _ in range(count):
         inputs = torch.randn(8, 3) + float(np.random.rand()) + random.random()
@@ -43,7 +43,7 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> lis
     return losses
 
 
-def test_a_resumed_run_goes_on_to_the_last_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_is_exact_to_the_last_bit(tmp_path: Path) -> None:
     random.seed(1)
     np.random.seed(2)
     torch.manual_seed(3)
@@ -92,7 +92,7 @@ def test_resuming_does_not_touch_the_file(tmp_path: Path) -> None:
     assert checkpoint_hash(path) == before
 
 
-def test_what_is_no_training_state_is_refused(tmp_path: Path) -> None:
+def test_files_without_a_training_state_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     save_weights(path, {"a": torch.ones(1)})
     with pytest.raises(InputError, match="found another file; to start a run from weights"):
@@ -118,7 +118,7 @@ def test_reference_checkpoints_are_read(tmp_path: Path) -> None:
     uit = read_checkpoint(GOLDEN / "uit_tiny.pth")
     state = model_state(uit, GOLDEN / "uit_tiny.pth")
     copy = tmp_path / "copy.safetensors"
-    save_weights(copy, state, {"source": "reference"})  # it holds repeated and tied tensors
+    save_weights(copy, state, {"source": "reference"})  # with repeated and tied tensors
     assert same(model_state(read_checkpoint(copy), copy), state)
 
 
@@ -145,5 +145,5 @@ def test_gpu_generator_and_weights_are_kept(tmp_path: Path) -> None:
 def test_an_average_without_its_weights_is_refused(tmp_path: Path, average: object) -> None:
     path = tmp_path / "state.pth"
     torch.save({"model": {"a": torch.ones(1)}, "ema": average, "training_state": 2}, path)
-    with pytest.raises(InputError, match="expected averaged weights and buffers"):
+    with pytest.raises(InputError, match="expected shadow and buffers"):
         read_checkpoint(path)

@@ -1,4 +1,4 @@
-"""The number of UIT's candidates: the published one, its files, and the check before fusing."""
+"""Number of UIT's candidates: published value, default output files, check before fusion."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def words(folder: Path, meta: dict[str, Any], *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["infer", "released"])
-def test_published_scoring_takes_ten_candidates(name: str) -> None:
+def test_published_scoring_uses_ten_candidates(name: str) -> None:
     config = load_config(InferConfig, ROOT / f"configs/uit/{name}.yaml", {})
     assert config.k_test == InferConfig().k_test == 10
 
@@ -66,7 +66,7 @@ def test_evaluation_re_ranks_ten_candidates_by_default() -> None:
             "predictions/score_uit_k128_reproduce.txt",
         ),
         ({"k_test": 128, "save_score": "a.pt", "output_file": None}, "a.pt", None),
-        # A file that the user names is written, even one that is a default.
+        # A file that the user names is written, even if it is a default.
         (
             {"k_test": 128, "save_score": "sims_score/score_uit_reproduce.pt"},
             "sims_score/score_uit_reproduce.pt",
@@ -81,7 +81,7 @@ def test_another_number_has_other_default_files(
     assert (config.save_score, config.output_file) == (scores, ranked)
 
 
-def test_the_default_file_is_not_named_for_itc_too() -> None:
+def test_itc_scores_cannot_share_the_default_file() -> None:
     config = InferConfig(k_test=128, save_itc="sims_score/score_uit_k128_reproduce.pt")
     with pytest.raises(InputError, match="is also the path of another output"):
         config.check()
@@ -113,7 +113,7 @@ def test_another_number_of_candidates_is_refused(
     ("found", "expected"),
     [(10, 10), (12, None), (20, 128), (128, 20)],  # the last two: all images of the gallery
 )
-def test_the_same_number_is_fused(
+def test_matching_numbers_are_fused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], found: int, expected: int | None
 ) -> None:
     fuse(words(tmp_path, {"k_test": found}, "--uit_k", str(expected).lower()))
@@ -121,7 +121,7 @@ def test_the_same_number_is_fused(
     assert "note:" not in capsys.readouterr().err
 
 
-def test_a_file_that_does_not_say_its_number_is_fused_with_a_notice(
+def test_a_file_without_its_number_is_fused_with_a_notice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fuse(words(tmp_path, {}, "--uit_k", "10"))
@@ -140,12 +140,12 @@ def test_a_ranked_list_is_fused_with_a_notice(
     assert "does not record its number of candidates" in capsys.readouterr().err
 
 
-def test_a_fusion_without_uit_is_not_compared(tmp_path: Path) -> None:
+def test_a_fusion_without_uit_is_not_checked(tmp_path: Path) -> None:
     fuse(words(tmp_path, {"k_test": 12}, "--uit_k", "10", "--uit_score", "none"))
     assert (tmp_path / "list.txt").is_file()
 
 
-def test_no_candidates_is_no_number(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_zero_candidates_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "--uit_k: expected a number greater than or equal to 1" in refused(
         fuse, words(tmp_path, {}, "--uit_k", "0")
     )

@@ -33,7 +33,7 @@ BERT = BertConfig(
 def make(seed: int = 0) -> Uit:
     torch.manual_seed(seed)
     model = Uit(UitConfig(SWIN, BERT, embed_dim=10, proj_dropout=0.0))
-    for parameter in model.parameters():  # larger than at the start, so that inputs differ
+    for parameter in model.parameters():  # larger than initially, so that outputs differ
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -49,7 +49,7 @@ def ids() -> Tensor:
     return torch.randint(3, 50, (3, 9), generator=torch.Generator().manual_seed(2))
 
 
-def test_windows_there_and_back() -> None:
+def test_windows_round_trip() -> None:
     x = torch.randn(2, 8, 8, 3)
     windows = to_windows(x, 4)
     assert windows.shape == (8, 16, 3)
@@ -76,12 +76,12 @@ def test_the_mean_token_comes_first(image: Tensor) -> None:
 
 
 @pytest.mark.parametrize("size", [36, 40, 56])
-def test_sizes_the_windows_do_not_divide(size: int) -> None:
+def test_sizes_that_the_windows_do_not_divide_are_refused(size: int) -> None:
     with pytest.raises(InputError, match="--input_size"):
         Swin(dataclasses.replace(SWIN, image_size=size))
 
 
-def test_an_image_changes_the_upper_half_alone(image: Tensor, ids: Tensor) -> None:
+def test_fused_text_depends_on_its_own_image(image: Tensor, ids: Tensor) -> None:
     bert = make().text_encoder
     mask = torch.ones_like(ids)
     text = bert.encode_text(ids, mask)
@@ -89,7 +89,7 @@ def test_an_image_changes_the_upper_half_alone(image: Tensor, ids: Tensor) -> No
     first = bert.fuse(text, mask, bert.image_memory(tokens))
     second = bert.fuse(text, mask, bert.image_memory(tokens.flip(0)))
     assert not torch.allclose(first[0], second[0], atol=1e-3)
-    torch.testing.assert_close(first[1], second[1])  # the middle image stayed in its place
+    torch.testing.assert_close(first[1], second[1])  # flip(0) keeps the middle image
 
 
 def test_padding_does_not_change_the_tokens(ids: Tensor) -> None:
@@ -105,7 +105,7 @@ def restored(model: Uit, image: Tensor, hidden: Tensor) -> Tensor:
     return model.restore(tower.encode(model.hide(tower.patch_embed(image), hidden)))
 
 
-def test_hidden_blocks_hide(image: Tensor) -> None:
+def test_hidden_blocks_do_not_affect_the_output(image: Tensor) -> None:
     model = make()
     hidden = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     changed = image.clone()
@@ -123,11 +123,11 @@ def test_masked_image_loss_counts_hidden_pixels_only() -> None:
 
 
 @pytest.mark.parametrize("fusion_layer", [1, 2, 3])
-def test_pairs_share_their_work(image: Tensor, ids: Tensor, fusion_layer: int) -> None:
+def test_shared_work_equals_separate_pairs(image: Tensor, ids: Tensor, fusion_layer: int) -> None:
     torch.manual_seed(3)
     bert = Bert(dataclasses.replace(BERT, fusion_layer=fusion_layer)).eval()
     mask = torch.ones_like(ids)
-    mask[:, 7:] = 0  # padding of all texts
+    mask[:, 7:] = 0  # padding in all texts
     mask[1, 4:] = 0
     text = bert.encode_text(ids, mask)
     memory = bert.image_memory(make().vision_encoder(image))
@@ -140,7 +140,7 @@ def test_pairs_share_their_work(image: Tensor, ids: Tensor, fusion_layer: int) -
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_contrastive_targets_are_shared_by_an_identity() -> None:
+def test_pairs_of_one_identity_share_contrastive_targets() -> None:
     vectors = torch.eye(3)
     identity, other = torch.tensor([7, 7, 9]), torch.tensor([7, 8, 9])
     temperature = torch.tensor(1.0)
@@ -164,19 +164,13 @@ def test_no_negative_shares_an_identity() -> None:
     torch.testing.assert_close(of_image[~same], similar[~same])
 
 
-def test_a_batch_of_one_identity_is_refused() -> None:
-    vectors = torch.eye(3)
-    with pytest.raises(InputError, match="no negative pair exists"):
-        negative_weights(vectors, vectors, torch.zeros(3, dtype=torch.int64), torch.tensor(1.0))
-
-
 def test_matching_loss_knows_which_pairs_match() -> None:
     right, wrong = torch.tensor([[-9.0, 9.0]] * 2), torch.tensor([[9.0, -9.0]] * 4)
     assert float(matching_loss(right, wrong)) < 1e-6
     assert float(matching_loss(wrong[:2], right.repeat(2, 1))) > 10
 
 
-def test_a_checkpoint_whose_copies_differ_is_refused() -> None:
+def test_different_copies_of_a_tensor_are_refused() -> None:
     state = make().state_dict()
     words = state["text_encoder.bert.embeddings.word_embeddings.weight"]
     name = "text_encoder.cls.predictions.decoder.weight"

@@ -1,6 +1,6 @@
-"""UIT trained by several processes: ITC, MLM and MIM are those of one process on the whole batch.
+"""UIT trained by several processes: ITC, MLM and MIM losses equal those of one process.
 
-ITM is left out of the gradient: its negatives are drawn within a process, as in the release.
+ITM is left out of the gradient: each process draws its own negatives, as in the release.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = ("itc", "mlm", "mim")
 
 
 def model_of(sync_batch_norm: bool) -> Uit:
-    """The debug model without anything random."""
+    """Return the debug model without dropout and drop path."""
     sizes = MODELS["uit_debug"]
     torch.manual_seed(0)
     return Uit(
@@ -40,7 +40,7 @@ def model_of(sync_batch_norm: bool) -> Uit:
 
 
 def batch(step: int) -> UitBatch:
-    """Eight pairs, most hidden pieces in the first: a mean of means would show."""
+    """Return eight pairs; the first have more hidden pieces, which exposes a mean of means."""
     generator = torch.Generator().manual_seed(step)
     size = MODELS["uit_debug"].swin.image_size
     labels = torch.full((PAIRS, 4), NO_LABEL)
@@ -56,27 +56,29 @@ def batch(step: int) -> UitBatch:
         positions=torch.arange(1, 5).expand(PAIRS, -1).contiguous(),
         labels=labels,
         hidden_blocks=torch.eye(4),
+        longest=LENGTH,
     )
 
 
 def own_share(whole: UitBatch) -> UitBatch:
-    """This process's rows."""
+    """Return the rows of this process."""
     count = PAIRS // processes.world_size()
     rows = torch.arange(processes.rank() * count, (processes.rank() + 1) * count)
     both = torch.cat([rows, PAIRS + rows])
     parts = {
         name: getattr(whole, name)[both if name.startswith("text_") else rows]
         for name in UitBatch._fields
-        if name != "hidden_blocks"
+        if name not in ("hidden_blocks", "longest")
     }
-    # What a process drew itself; all have to hide what the first one drew.
-    return UitBatch(**parts, hidden_blocks=whole.hidden_blocks.roll(processes.rank(), dims=0))
+    # Each process draws other blocks; all must hide those of rank 0.
+    blocks = whole.hidden_blocks.roll(processes.rank(), dims=0)
+    return whole._replace(**parts, hidden_blocks=blocks)
 
 
 def curve(folder: Path, sync_batch_norm: bool = True) -> dict[str, Tensor]:
-    """Each loss at every step, and the weights after the last."""
+    """Train; return each loss at every step, and the final weights."""
     model = model_of(sync_batch_norm).train()
-    # A small eps would make steps of a gradient's rounding.
+    # A small eps would turn rounding errors of gradients into steps.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-2)
     average = GradientAverage(model.parameters())
     seen: dict[str, list[Tensor]] = {name: [] for name in NAMES}
@@ -100,7 +102,7 @@ def test_itc_mlm_and_mim_do_not_depend_on_the_number_of_processes(
     alone = curve(tmp_path)
     fresh = model_of(sync_batch_norm=True).state_dict()
     moved = [name for name in fresh if not torch.allclose(fresh[name], alone[name], atol=1e-3)]
-    assert len(moved) > len(fresh) / 2, "weights that stay are equal anyway"
+    assert len(moved) > len(fresh) / 2, "unchanged weights would be equal anyway"
     for shared in run_in(world, curve, tmp_path):
         assert shared.keys() == alone.keys()
         for name, wanted in alone.items():
@@ -114,4 +116,4 @@ def test_without_synchronised_statistics_itc_differs(tmp_path: Path) -> None:
     own = partial(curve, sync_batch_norm=False)
     alone, shared = own(tmp_path), run_in(2, own, tmp_path)[0]
     torch.testing.assert_close(shared["mlm"][0], alone["mlm"][0], rtol=1e-4, atol=1e-5)
-    assert abs(float(shared["itc"][0] - alone["itc"][0])) > 1e-3, "the test above tests nothing"
+    assert abs(float(shared["itc"][0] - alone["itc"][0])) > 1e-3, "the test above would be trivial"

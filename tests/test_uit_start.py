@@ -1,4 +1,4 @@
-"""UIT's checkpoints of others: parts that scoring does not read, CMP's pose branch."""
+"""Foreign checkpoints of UIT: parts that scoring does not read, and CMP's pose branch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def small_model(tokenizer: Tokenizer, size: int = 32, window: int = 4) -> Uit:
 
 
 def cmp_state(model: Uit) -> dict[str, Tensor]:
-    """CMP's checkpoint: no masked image model, a pose branch, the head's matrix repeated."""
+    """Return CMP's state: no masked image model, a pose branch, a copy of the head's matrix."""
     state = {n: t for n, t in model.state_dict().items() if not n.startswith("simmim.")}
     words = state["text_encoder.bert.embeddings.word_embeddings.weight"]
     state["text_encoder.cls.predictions.decoder.weight"] = words
@@ -102,7 +102,7 @@ def test_scoring_needs_what_it_reads(tokenizer: Tokenizer, tmp_path: Path) -> No
         load_uit(small_model(tokenizer), path)
 
 
-def test_other_windows_are_told_once(
+def test_another_window_size_is_reported_once(
     tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small, path = small_model(tokenizer), tmp_path / "small.pth"

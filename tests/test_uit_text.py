@@ -1,4 +1,4 @@
-"""UIT's captions: WordPiece ids, hidden words, EDA."""
+"""UIT's captions: WordPiece ids, hidden words, EDA (easy data augmentation)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_only_the_first_words_are_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["[SEP] [MASK]", "[PAD]", "[CLS]", "", "\u200b", "a" * 5000])
-def test_no_text_can_forge_a_special_token(tokenizer: Tokenizer, text: str) -> None:
+def test_no_text_can_contain_special_tokens(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert (ids[0], ids[-1]) == (tokenizer.cls, tokenizer.sep)
     special = {tokenizer.pad, tokenizer.cls, tokenizer.sep, tokenizer.mask}
@@ -70,11 +70,13 @@ def test_no_text_can_forge_a_special_token(tokenizer: Tokenizer, text: str) -> N
         (["[UNK]", "a"], r"no \[PAD\]"),
         (["a", *SPECIAL], "first piece"),
         ([*SPECIAL, "a", "a"], "line 7"),
-        ([*SPECIAL], r"every caption is \[UNK\]"),
-        ([*SPECIAL, "Man", "##s", "1"], r"every caption is \[UNK\]"),
+        ([*SPECIAL], r"every caption would be \[UNK\]"),
+        ([*SPECIAL, "Man", "##s", "1"], r"every caption would be \[UNK\]"),
     ],
 )
-def test_vocabularies_that_are_none(tmp_path: Path, lines: list[str] | None, expected: str) -> None:
+def test_invalid_vocabularies_are_refused(
+    tmp_path: Path, lines: list[str] | None, expected: str
+) -> None:
     if lines is not None:
         (tmp_path / VOCABULARY).write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match=expected):
@@ -105,7 +107,7 @@ def test_making_a_vocabulary(tmp_path: Path) -> None:
 
 
 def words_of(ids: list[int]) -> list[set[int]]:
-    """Positions of each word's pieces, found here from the vocabulary file."""
+    """Return the positions of each word's pieces, computed from the vocabulary file."""
     words: list[set[int]] = []
     for position, i in list(enumerate(ids))[1:-1]:
         if PIECES[i].startswith("##"):
@@ -152,7 +154,7 @@ def test_shares_of_the_masked_language_model(tokenizer: Tokenizer) -> None:
             kinds[
                 "mask" if new == tokenizer.mask else "same" if new == ids[position] else "other"
             ] += 1
-    assert set(where) == set(range(1, real + 1))  # every piece is hidden now and then
+    assert set(where) == set(range(1, real + 1))  # every piece is hidden at least once
     assert total / 10_000 == pytest.approx(cap, rel=0.05)
     assert kinds["mask"] / total == pytest.approx(0.8, abs=0.01)
     assert kinds["same"] / total == pytest.approx(0.1, abs=0.01)
@@ -174,7 +176,7 @@ def test_runs_of_words(tokenizer: Tokenizer) -> None:
     assert neighbours(always) > 2 * neighbours(never)
 
 
-def test_a_word_beyond_the_cap_is_left_out_whole(tokenizer: Tokenizer) -> None:
+def test_a_word_longer_than_the_limit_is_not_hidden(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("zigzagging")
     assert len(ids) > 4  # several pieces, of which one may be hidden
     assert hide_words(ids, tokenizer, WordMasking(), Random(0)) == (ids, [])
@@ -200,7 +202,7 @@ def test_hidden_blocks(blocks: int, ratio: float, hidden: int) -> None:
 
 
 class FewSynonyms:
-    """Two words have synonyms."""
+    """Synonyms of two words only."""
 
     def of(self, word: str) -> list[str]:
         return {"woman": ["adult female", "lady"], "slips": ["skids"]}.get(word, [])
@@ -216,7 +218,7 @@ def test_augmented_captions_hold_letters_only(text: str, seed: int, synonyms: bo
         assert found == text
 
 
-def test_what_the_operations_do() -> None:
+def test_operations_of_eda() -> None:
     plain = letters(CAPTION).split()
     assert "tshirt" not in plain
     assert plain[4:6] == ["t", "shirt"]
@@ -228,7 +230,7 @@ def test_what_the_operations_do() -> None:
         for words in found
     )  # fmt: skip
     assert set(kinds) == {"swap", "synonym", "delete"}
-    assert 150 < kinds["synonym"] < 250  # two operations of four
+    assert 150 < kinds["synonym"] < 250  # two of four operations use synonyms
     replaced = [words for words in found if "skids" in words and "slips" not in words]
     inserted = [words for words in found if "skids" in words and "slips" in words]
     assert replaced
@@ -241,7 +243,7 @@ def test_deletion_never_deletes_everything() -> None:
     assert all(augment("a man", 1.0, None, Random(seed)) for seed in range(50))
 
 
-def test_function_words_keep_their_meaning() -> None:
+def test_function_words_get_no_synonyms() -> None:
     class Everything:
         def of(self, word: str) -> list[str]:
             return ["x" + word]
@@ -259,11 +261,13 @@ def test_missing_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         WordNet(tmp_path)
 
 
-def test_wordnet_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_of_wordnet_depends_on_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nltk
     from nltk.corpus.reader.api import CorpusReader
 
-    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])  # the only place it reads from
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])  # the only folder that NLTK reads
 
     def fingerprint(folder: Path) -> str:
         words = WordNet.__new__(WordNet)
@@ -280,11 +284,11 @@ def test_wordnet_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "two")
 
 
-def test_wordnet_where_it_is() -> None:
+def test_installed_wordnet() -> None:
     try:
         words = WordNet()
     except InputError as error:
-        pytest.skip(f"WordNet's data are not here: {error}")
+        pytest.skip(f"WordNet's data not found: {error}")
     assert "bike" in words.of("bicycle")
     assert words.of("bicycle") == sorted(words.of("bicycle"))
     assert words.of("qqqq") == []

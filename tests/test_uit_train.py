@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 import uit.rerank
 import uit.train
+from pab.core import processes
 from pab.core.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.core.config import load_config
 from pab.core.devices import autocast
@@ -40,7 +42,7 @@ from tests.conftest import draw
 from tests.test_processes import run_in
 from uit.augment import LEVELS, Augmentation, TrainingView, operations
 from uit.config import TrainConfig
-from uit.data import Collate, TextDraws, UitDataset
+from uit.data import Collate, TextDraws, UitDataset, finisher
 from uit.encode import UitEncoder, encode_gallery, load_model
 from uit.infer import main as infer
 from uit.make_vocabulary import make_vocabulary
@@ -74,7 +76,7 @@ def tokenizer(vocabulary: Path) -> Tokenizer:
 
 
 class Runs:
-    """Starts runs on the tiny data: 24 pairs, 4 updates an epoch."""
+    """Start training runs on the tiny data: 24 pairs, 4 updates per epoch."""
 
     def __init__(self, data: Path, vocabulary: Path, folder: Path) -> None:
         self.data, self.vocabulary, self.folder = data, vocabulary, folder
@@ -124,7 +126,9 @@ def batch_of(data: UitDataset, *, workers: int = 0, size: int = 6) -> UitBatch:
     batches = EpochBatches(len(data), size, 16)
     config = TrainingConfig(num_workers=workers)
     collate = Collate(data.tokenizer, 10, 4, 0.5)
-    return next(checked(training_loader(data, batches, collate, config, CPU)))
+    loaded = next(checked(training_loader(data, batches, collate, config, CPU)))
+    assert loaded.image.dtype == torch.uint8
+    return finisher(data.view, CPU)(loaded)
 
 
 def test_a_batch(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -135,6 +139,7 @@ def test_a_batch(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert batch.masked_ids.shape == (6, LENGTH)
     assert batch.positions.shape == batch.labels.shape == (6, 10)
     assert int(batch.hidden_blocks.sum()) == 8
+    assert batch.longest == int(batch.text_mask.sum(dim=1).max()) < LENGTH
     hidden = batch.labels != NO_LABEL
     assert hidden.any(dim=1).all()
     for row in range(6):
@@ -149,8 +154,12 @@ def test_draws_do_not_depend_on_workers(
     tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     data = dataset(tiny_data, tokenizer, tmp_path)
-    for one, two in zip(batch_of(data), batch_of(data, workers=2), strict=True):
-        assert torch.equal(one, two)
+    one, two = batch_of(data), batch_of(data, workers=2)
+    assert one.longest == two.longest
+    assert one.erased is None
+    assert two.erased is None
+    for name in set(UitBatch._fields) - {"longest", "erased"}:
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
 
 
 def test_the_ten_operations() -> None:
@@ -169,7 +178,7 @@ def test_the_ten_operations() -> None:
     right = np.asarray(every["translate_x"](image, 1.0))
     assert np.array_equal(right[:, 7:], pixels[:, :-7])
     assert (right[:, :7] == 128).all()
-    sheared = np.asarray(every["shear_x"](image, 1.0))  # from the upper left corner
+    sheared = np.asarray(every["shear_x"](image, 1.0))  # the upper left corner stays
     moved = np.abs(sheared.astype(int) - pixels).mean(axis=(1, 2))
     assert moved[0] < 15 < moved[-1]
 
@@ -244,6 +253,39 @@ def test_losses_that_are_turned_off(
     assert (less["itc"] < whole["itc"]) == (off == "eda")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_activations_give_the_same_gradients(
+    tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """With dropout and drop path, whose draws are repeated in the backward pass."""
+    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
+    gradients: list[dict[str, Tensor | None]] = []
+    stored: list[int] = []
+    for saving in (False, True):
+        config = TrainConfig(
+            model="uit_debug", input_size=32, window=4, mim_block=8, drop_path=0.3, dropout=0.2,
+            max_words=20, max_text_length=LENGTH, checkpoint_activations=saving,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = build_model(config, tokenizer).train()
+        sizes: list[int] = []
+
+        def keep(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with autocast(CPU, dtype):
+                loss = uit_losses(model, batch, WEIGHTS)["loss"]
+            loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        stored.append(sum(sizes))
+    for name, plain in gradients[0].items():
+        assert plain is not None, name
+        assert torch.equal(plain, gradients[1][name]), name  # type: ignore[arg-type]
+    assert stored[1] < 0.4 * stored[0]
+
+
 def test_bf16_losses_are_close(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = small_model(tokenizer).eval()
     batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
@@ -267,7 +309,7 @@ def test_negatives_are_drawn_by_their_weights() -> None:
     assert second[0] / 10_000 == pytest.approx(0.5, abs=0.02)
 
 
-def test_easy_negatives_are_drawn_alike() -> None:
+def test_easy_negatives_are_drawn_uniformly() -> None:
     torch.manual_seed(0)
     shares = torch.tensor([[0.0, 1.0, 1e-5, 0.0, 3.0]])
     drawn = Counter(int(draw_any(shares)) for _ in range(10_000))
@@ -275,11 +317,28 @@ def test_easy_negatives_are_drawn_alike() -> None:
     assert all(count / 10_000 == pytest.approx(1 / 3, abs=0.02) for count in drawn.values())
 
 
-def test_a_batch_of_one_identity(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
-    batch = batch._replace(identity=torch.zeros_like(batch.identity))
-    with pytest.raises(InputError, match="no negative pair exists"):
-        uit_losses(small_model(tokenizer), batch, WEIGHTS)
+def test_draws_are_those_of_multinomial() -> None:
+    shares = torch.rand(50, 30).masked_fill(torch.rand(50, 30) < 0.3, 0.0)
+    torch.manual_seed(1)
+    expected = [torch.multinomial(shares, 1).squeeze(1) for _ in range(3)]
+    torch.manual_seed(1)
+    assert all(torch.equal(draw_negatives(shares), one) for one in expected)
+
+
+def test_a_diverged_model_draws_too() -> None:
+    shares = torch.tensor([[torch.nan] * 3, [0.0, torch.inf, 0.0]])
+    drawn = torch.stack([draw_negatives(shares) for _ in range(100)])
+    assert set(drawn[:, 0].tolist()) == {0, 1, 2}
+    assert set(drawn[:, 1].tolist()) == {1}
+
+
+def test_a_batch_of_one_identity(
+    tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(tiny_data, tokenizer, tmp_path)
+    monkeypatch.setattr(TrainingSet, "identity", lambda *_: 7)
+    with pytest.raises(InputError, match="all 6 pairs have identity 7: no negative pair exists"):
+        batch_of(data)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -305,7 +364,12 @@ def test_same_seed_same_weights_and_exact_resuming(runs: Runs) -> None:
     assert same(whole, weights(runs("cut")))
 
 
-def test_a_skipped_step_leaves_batch_statistics_too(
+def test_recomputed_activations_give_the_same_weights(runs: Runs) -> None:
+    plain = weights(runs("plain", epo=1))
+    assert same(plain, weights(runs("saved", "--checkpoint_activations", epo=1)))
+
+
+def test_a_skipped_step_does_not_change_batch_statistics(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"ema_decay": 0.9, "epo": 1}
@@ -357,7 +421,7 @@ def test_a_resumed_run_compares_files_by_content(
     runs("cut", checkpoint=start, max_steps=3)
     words = runs.folder / "words"
     shutil.copytree(runs.vocabulary, words)
-    with monkeypatch.context() as patch:  # start weights are neither there nor asked for
+    with monkeypatch.context() as patch:  # a resumed run needs no start weights
         patch.setattr(torch.distributed.run, "main", lambda _: None)
         runs("cut", dist="f2", checkpoint="gone.pth", text_encoder=words)
         with pytest.raises(InputError, match=r"gone\.pth: expected weights"):
@@ -372,7 +436,7 @@ def test_a_resumed_run_compares_files_by_content(
         runs("cut")
 
 
-def test_validation_keeps_the_best(runs: Runs) -> None:
+def test_validation_keeps_the_best_weights(runs: Runs) -> None:
     folder = runs("val", val_pairs=6, k_val=4)
     rows = read_log(folder / "log.jsonl", "val")
     assert len(rows) == 2
@@ -406,7 +470,7 @@ def test_validation_keeps_the_best(runs: Runs) -> None:
         ({}, ("--debug", "--config", "c.yaml"), "--debug"),
     ],
 )
-def test_settings_that_cannot_be(
+def test_invalid_settings_are_refused(
     runs: Runs, settings: dict[str, Any], flags: tuple[str, ...], expected: str
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -416,7 +480,7 @@ def test_settings_that_cannot_be(
 
 
 def test_a_vocabulary_of_other_words_is_refused_before_training(runs: Runs) -> None:
-    """Validation would refuse it too, but only after an epoch."""
+    """Validation would also refuse it, but only after an epoch."""
     words = runs.folder / "words"
     make_vocabulary(["xyzzy zyxxy"] * 9, words, 20)
     with pytest.raises(InputError, match=r"pieces of the captions are \[UNK\]"):
@@ -425,12 +489,12 @@ def test_a_vocabulary_of_other_words_is_refused_before_training(runs: Runs) -> N
 
 
 @pytest.mark.usefixtures("runs")
-def test_evaluation_does_not_score_what_training_starts_from() -> None:
+def test_evaluation_does_not_score_the_start_weights() -> None:
     with pytest.raises(InputError, match="expected the weights to score"):
-        run(["--evaluate"])  # the default recipe names the weights it starts from
+        run(["--evaluate"])  # the default recipe sets only start weights
 
 
-def test_more_gpus_than_there_are(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_gpus_than_exist_are_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="expected 4 GPUs, found 2"):
         runs("bad", dist="f4", device="auto")
@@ -468,12 +532,12 @@ def _run(argv: list[str], folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_two_processes_begin_as_one(runs: Runs, tmp_path: Path) -> None:
-    # Until ITM's gradient, whose negatives each process draws itself, has changed the weights.
-    still = {"drop_path": 0, "dropout": 0, "proj_dropout": 0, "epo": 1}
-    alone = runs("alone", "--sync_batch_norm", bs=6, **still)
+    # Compare only the first step: each process draws its own negatives for ITM.
+    fixed = {"drop_path": 0, "dropout": 0, "proj_dropout": 0, "epo": 1}
+    alone = runs("alone", "--sync_batch_norm", bs=6, **fixed)
     (tmp_path / "ranks").mkdir()
     run_in(
-        2, partial(_run, runs.argv("two", "--sync_batch_norm", bs=3, **still)), tmp_path / "ranks"
+        2, partial(_run, runs.argv("two", "--sync_batch_norm", bs=3, **fixed)), tmp_path / "ranks"
     )
     one, two = (read_log(folder / "log.jsonl")[0] for folder in (alone, runs.folder / "two"))
     for name in ("itc", "mlm", "mim"):
@@ -481,7 +545,7 @@ def test_two_processes_begin_as_one(runs: Runs, tmp_path: Path) -> None:
 
 
 def _run_and_keep_scores(argv: list[str], folder: Path) -> dict[str, Tensor]:
-    """Train; the scores that validation looked at."""
+    """Train; return the scores that validation evaluates."""
     kept: list[Tensor] = []
     metrics = uit.train.retrieval_metrics
 
@@ -501,7 +565,7 @@ def _run_and_keep_scores(argv: list[str], folder: Path) -> dict[str, Tensor]:
 def test_two_processes_validate_what_is_written(
     runs: Runs, tmp_path: Path, ema: dict[str, Any]
 ) -> None:
-    # Each has batch statistics of its own; its share of the gallery must not be seen through them.
+    # Training leaves other batch statistics in each process; validation must use those of rank 0.
     settings = {"val_pairs": 8, "epo": 1, "lr": 1e-2, "k_val": 3, **ema}
     (tmp_path / "ranks").mkdir()
     argv = runs.argv("two", bs=2, **settings)
@@ -527,7 +591,7 @@ def test_two_processes_validate_what_is_written(
         torch.testing.assert_close(found["match"], match, rtol=0, atol=1e-4)
 
 
-def test_no_data_end_in_one_line_before_processes_start(
+def test_missing_data_is_an_error_before_processes_start(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -536,7 +600,7 @@ def test_no_data_end_in_one_line_before_processes_start(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_diverged_run_ends_in_one_line_of_advice(
+def test_a_diverged_run_ends_with_one_line_of_advice(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -574,7 +638,7 @@ def checkpoint(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 class Scoring:
-    """Starts scoring runs on the tiny test set."""
+    """Start scoring runs on the tiny test set."""
 
     def __init__(self, data: Path, vocabulary: Path, checkpoint: Path, folder: Path) -> None:
         self.given: dict[str, Any] = {
@@ -613,7 +677,7 @@ def test_itc_chooses_and_itm_scores(scoring: Scoring, tiny_data: Path) -> None:
         rest = found.scores[row][~mask[row]]
         assert (rest == torch.nextafter(low, torch.tensor(-torch.inf))).all()
     assert sorted(p.name for p in scoring.folder.iterdir()) == ["itc.pt", "l.txt", "s.pt"]
-    # the same candidates from a file, its rows in another order
+    # The same candidates from a file whose rows are in another order
     order = torch.randperm(15, generator=torch.Generator().manual_seed(0)).tolist()
     ids = [itc.query_ids[i] for i in order]
     save_scores(itc_file, ScoreFile(itc.scores[order].contiguous(), ids, itc.gallery_ids, {}))
@@ -646,7 +710,7 @@ def test_lists_choose_candidates(
 
 def plain_way(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
               candidates: Tensor) -> Tensor:  # fmt: skip
-    """For each query: gather its candidates, repeat the text, run all layers on all tokens."""
+    """Score each query's candidates: repeat the text, run all layers on all tokens."""
     bert, scores = model.text_encoder, []
     for row, chosen in zip(rows, candidates, strict=True):
         ids, mask = tokenizer.pad_rows([row], tokenizer.max_length)
@@ -662,7 +726,7 @@ def plain_way(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: T
 def test_shared_work_changes_nothing(
     tokenizer: Tokenizer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, k: int, small: bool
 ) -> None:
-    if small:  # several groups, several passes a query
+    if small:  # several groups, and several passes per query
         monkeypatch.setattr("uit.rerank.IMAGES_A_GROUP", 4)
         monkeypatch.setattr("uit.rerank.PAIRS_A_PASS", 2)
     model = load_model("uit_debug", 32, 4, str(checkpoint), tokenizer)
@@ -677,6 +741,45 @@ def test_shared_work_changes_nothing(
     expected = plain_way(model, tokenizer, rows, tokens, candidates)
     assert found.std() > 1e-3 or k == 1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 2.2, 100.0])
+@torch.inference_mode()
+def test_groups_from_free_memory_give_the_same_scores(
+    tokenizer: Tokenizer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
+) -> None:
+    """As on a GPU: larger groups, and tokens that stay on the device if they fit."""
+    monkeypatch.setattr("uit.rerank.IMAGES_A_GROUP", 4)
+    model = load_model("uit_debug", 32, 4, str(checkpoint), tokenizer)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(30, 17, 16, generator=generator).bfloat16()
+    rows = [tokenizer.encode(f"a man in a red coat, number {i}") for i in range(12)]
+    candidates = torch.stack([torch.randperm(30, generator=generator)[:3] for _ in rows])
+    run = partial(match_scores, model, tokenizer, rows, tokens, candidates)
+    expected = run(device=CPU, dtype=torch.float32)
+    plans: list[uit.rerank._Plan] = []
+    group_tokens = uit.rerank._group_tokens
+
+    def keep(tokens: Tensor, plan: uit.rerank._Plan, *others: Any) -> Iterator[Tensor]:
+        plans.append(plan)
+        return group_tokens(tokens, plan, *others)
+
+    monkeypatch.setattr("uit.rerank._group_tokens", keep)
+    monkeypatch.setattr("uit.rerank.free_memory", lambda _: int(gigabytes * 2**30))
+    found = run(device=CPU, dtype=torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    (plan,) = plans
+    assert sorted(plan.order) == list(range(12))
+    assert plan.keeps_tokens == (gigabytes > 0)
+    assert len(plan.groups) == 1 if gigabytes else len(plan.groups) > 5
+
+
+def test_rows_are_gathered_ahead_in_order() -> None:
+    tokens = torch.arange(20.0).view(10, 2)
+    parts = [np.array([3, 1]), np.array([9]), np.array([0, 5, 5])]
+    found = list(uit.rerank._ahead(tokens, parts, CPU))
+    for block, part in zip(found, parts, strict=True):
+        assert torch.equal(block, tokens[torch.from_numpy(part)])
 
 
 def test_the_result_does_not_depend_on_batch_or_workers(scoring: Scoring) -> None:
@@ -707,7 +810,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture
 def odd(scoring: Scoring, vocabulary: Path, checkpoint: Path) -> dict[str, Any]:
-    """Bad values of flags, by what the message must hold."""
+    """Map words of the expected message to the bad setting."""
     folder = scoring.folder
     scores = ScoreFile(torch.rand(15, 10), [f"x{i}" for i in range(15)],
                        [f"t{i}" for i in range(10)], {})  # fmt: skip
@@ -756,7 +859,7 @@ def test_evaluating_the_labelled_test(runs: Runs, checkpoint: Path) -> None:
     assert len((runs.folder / "eval/predictions_test_k5.txt").read_text().splitlines()) == 15
 
 
-def test_a_k_above_the_gallery_means_all_of_it(
+def test_a_k_larger_than_the_gallery_means_all_images(
     runs: Runs, checkpoint: Path, data_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs("all", "--evaluate", checkpoint=checkpoint, k_test=10)
@@ -767,7 +870,7 @@ def test_a_k_above_the_gallery_means_all_of_it(
     runs("more", "--evaluate", checkpoint=checkpoint, k_test=99)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert said == [
-        f"note: {pair}: not there; read attr.json, which holds the same lines",
+        f"note: {pair}: does not exist; attr.json, which has the same lines, is read",
         "note: --k_test: 99 is more than the gallery's 10 images: all are candidates",
     ]
     files = ("all/score_test.pt", "more/score_test_k99.pt")
@@ -779,7 +882,7 @@ def test_a_k_above_the_gallery_means_all_of_it(
 # -------------------------------------------------------------------------------- starting points
 
 
-def test_swin_in_both_publishers_names(tmp_path: Path) -> None:
+def test_swin_with_the_names_of_timm_and_microsoft(tmp_path: Path) -> None:
     import timm
 
     torch.manual_seed(0)
@@ -822,7 +925,7 @@ def test_bias_tables_for_larger_windows(tokenizer: Tokenizer, tmp_path: Path) ->
     torch.testing.assert_close(new.view(15, 15)[7, 7], old.view(7, 7)[3, 3], atol=5e-3, rtol=0)
 
 
-def test_bert_in_hugging_faces_names(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_bert_with_the_names_of_hugging_face(tokenizer: Tokenizer, tmp_path: Path) -> None:
     from transformers import BertConfig, BertForPreTraining
 
     sizes = MODELS["uit_debug"].bert
@@ -860,7 +963,7 @@ def test_bert_in_hugging_faces_names(tokenizer: Tokenizer, tmp_path: Path) -> No
 
 
 def test_a_person_search_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Towers are needed; heads may be missing or of another shape."""
+    """The towers are required; heads may be missing or have another shape."""
     state = small_model(tokenizer).state_dict()
     state["vision_proj.2.weight"] = torch.zeros(7, 3)
     state["queue"] = torch.zeros(4)
@@ -885,7 +988,7 @@ def test_defaults_are_the_released_recipe() -> None:
 
 
 @pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
-def test_kept_tokens_are_not_encoded_again(
+def test_cached_tokens_are_not_encoded_again(
     data_copy: Path, vocabulary: Path, checkpoint: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, cache_dtype: str,
 ) -> None:  # fmt: skip
@@ -920,17 +1023,21 @@ def test_kept_tokens_are_not_encoded_again(
     assert not torch.allclose(changed_itc, first_itc, rtol=0, atol=1e-3)
 
 
-def _infer(argv: list[str], folder: Path) -> None:
-    infer(argv)
+def _infer(argv: list[str], nodes: bool, folder: Path) -> None:
+    own = ["--cache_dir", str(folder / f"node{processes.rank()}")] if nodes else []
+    infer([*argv, *own])
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("world", [2, 3])
-def test_several_processes_score_as_one(scoring: Scoring, tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize(("world", "nodes"), [(2, False), (2, True), (3, False)])
+def test_several_processes_score_as_one(
+    scoring: Scoring, tmp_path: Path, world: int, nodes: bool
+) -> None:
+    """Also with a file of features per process, as on nodes without a shared folder."""
     plain = scoring(save_itc=scoring.folder / "itc.pt")
     (tmp_path / "ranks").mkdir()
     outputs = {"save_score": scoring.folder / "o.pt", "save_itc": scoring.folder / "o_itc.pt"}
-    run_in(world, partial(_infer, scoring.argv(**outputs)), tmp_path / "ranks")
+    run_in(world, partial(_infer, scoring.argv(**outputs), nodes), tmp_path / "ranks")
     for name, other in (("itc.pt", "o_itc.pt"), ("s.pt", "o.pt")):
         one, two = load_scores(scoring.folder / name), load_scores(scoring.folder / other)
         assert (one.query_ids, one.gallery_ids) == (two.query_ids, two.gallery_ids)

@@ -1,4 +1,4 @@
-"""The local-global views: how often each is taken, and what each shows."""
+"""Local and global views: how often each is drawn, and the region that each shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRAWS = 2000
 
 
 def gradient_image(width: int = 64, height: int = 64) -> Image.Image:
-    """Red rises to the right, green to the bottom: a crop's colours tell where it was cut."""
+    """Draw red rising to the right and green rising downward, so that colours locate a crop."""
     x = np.broadcast_to(np.linspace(0, 255, width), (height, width))
     y = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
     return Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=2).astype(np.uint8))
@@ -28,7 +28,7 @@ def view(local_prob: float, size: int = 16) -> HybridView:
     return HybridView(size, local_prob, SCALE, RATIO)
 
 
-def local_share(local_prob: float, draws: int) -> int:
+def count_local(local_prob: float, draws: int) -> int:
     """Count the views that are not the whole image."""
     hybrid, image = view(local_prob, 8), gradient_image(32, 32)
     whole = recipe("beit3", 8).transform()(image)
@@ -38,14 +38,14 @@ def local_share(local_prob: float, draws: int) -> int:
 
 @pytest.mark.parametrize("local_prob", [0.2, 0.5, 0.9])
 def test_share_of_local_views(local_prob: float) -> None:
-    count = local_share(local_prob, DRAWS)
-    # A crop may be the whole image by chance, but hardly ever is.
+    count = count_local(local_prob, DRAWS)
+    # A local crop is almost never the whole image.
     assert abs(count - DRAWS * local_prob) < 4 * math.sqrt(DRAWS * local_prob * (1 - local_prob))
 
 
 def test_only_global_and_only_local() -> None:
-    assert local_share(0.0, DRAWS) == 0
-    assert local_share(1.0, DRAWS) > 0.98 * DRAWS
+    assert count_local(0.0, DRAWS) == 0
+    assert count_local(1.0, DRAWS) > 0.98 * DRAWS
 
 
 def test_thresholds() -> None:
@@ -61,11 +61,11 @@ def test_the_global_view_is_the_whole_image_as_in_scoring() -> None:
 
 
 def edges(pixels: Tensor, width: int, height: int) -> tuple[float, float, float, float]:
-    """Left, right, top, bottom of the crop, in pixels, from its colours."""
+    """Return left, right, top and bottom of a crop (pixels), computed from its colours."""
     red, green = ((pixels[c] + 1) / 2 for c in (0, 1))  # undo mean = std = 0.5
     size = pixels.shape[1]
     across, down = red.mean(dim=0), green.mean(dim=1)
-    # Centres of the outermost cells; half a cell more is the edge.
+    # Measured between pixels 1 and -2; the edges are 1.5 pixels further out.
     step_x = float(across[-2] - across[1]) / (size - 3)
     step_y = float(down[-2] - down[1]) / (size - 3)
     left, right = float(across[1]) - 1.5 * step_x, float(across[-2]) + 1.5 * step_x

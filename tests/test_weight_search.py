@@ -1,4 +1,4 @@
-"""The search for the weights of a fusion."""
+"""Search for fusion weights: grids, folds, written configs and refused inputs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_search_finds_the_best_of_the_grid(annotation: Path, tmp_path: Path) -> 
         best[name] = max(of_member, key=lambda r: (float(r["R@1"]), float(r["mAP"])))
     assert chosen.beit3_weight == float(best["uit"]["weight"])
     assert chosen.member_weights == (f"x:{best['x']['weight']}",)
-    # What the run makes of those weights is what the search saw.
+    # The run with those weights gives the metrics that the search found.
     fused = tmp_path / "fused.pt"
     run(["--config", str(out), *words[:4], "--member", f"x={paths['c']}"]
         + ["--output_file", str(tmp_path / "o.txt"), "--save_score", str(fused)])  # fmt: skip
@@ -78,7 +78,7 @@ def test_a_test_set_is_refused(annotation: Path, tmp_path: Path) -> None:
     assert load_config(RunConfig, tmp_path / "w.yaml", {}).chosen_on_test
 
 
-def test_a_test_set_is_one_however_its_path_is_spelt(
+def test_a_test_set_is_recognized_by_any_path(
     annotation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = labelled(tmp_path)
@@ -107,16 +107,16 @@ def test_a_validation_split_in_a_folder_called_test(annotation: Path, tmp_path: 
     assert not load_config(RunConfig, tmp_path / "w.yaml", {}).chosen_on_test
 
 
-def test_members_of_other_captions_are_told(
+def test_members_with_other_captions_cause_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, told in (("bare", None), ("a", "1"), ("b", "2"), ("c", "1")):
+    for name, data in (("bare", None), ("a", "1"), ("b", "2"), ("c", "1")):
         scores = torch.rand(2, 3, generator=torch.Generator().manual_seed(len(name)))
         save_scores(
             tmp_path / f"{name}.pt",
-            ScoreFile(scores, ["q1", "q2"], ["x", "y", "z"], {"data_sha256": told}),
+            ScoreFile(scores, ["q1", "q2"], ["x", "y", "z"], {"data_sha256": data}),
         )
-    names = {"beit3": "bare", "uit": "a", "clip": "b"}  # one that says nothing comes first
+    names = {"beit3": "bare", "uit": "a", "clip": "b"}  # the first has no hash
     words = [f"--{member}_score={tmp_path / name}.pt" for member, name in names.items()]
     run([*words, "--output_file", str(tmp_path / "o.txt"), "--top_k", "2"])
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
@@ -145,7 +145,9 @@ def test_grids_reach_both_ends(step: float, count: int) -> None:
 
 @pytest.mark.parametrize("flag", ["--out", "--trials"])
 @pytest.mark.parametrize("what", ["lhp", "annotation", "decode_bank"])
-def test_a_search_replaces_no_input(annotation: Path, tmp_path: Path, flag: str, what: str) -> None:
+def test_a_search_does_not_overwrite_its_inputs(
+    annotation: Path, tmp_path: Path, flag: str, what: str
+) -> None:
     paths = labelled(tmp_path)
     files = {"lhp": paths["a"], "annotation": str(annotation), "decode_bank": paths["c"]}
     words = [
@@ -195,11 +197,11 @@ def test_a_search_names_the_file_that_lacks_images(annotation: Path, tmp_path: P
         ["--decode", "sinkhorn", "--scaling", "minmax_query", "--decode_grid", "5", "20"],
     ],
 )
-def test_what_the_search_writes_runs_as_it_stands(
+def test_the_written_config_runs_unchanged(
     annotation: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = labelled(tmp_path)
-    # No weights, and a --member with the name of a published one.
+    # No weights are passed, and one --member has the name of a published member.
     words = ["--uit_score", paths["a"], "--member", f"clip={paths['b']}", f"other={paths['c']}"]
     out, made = tmp_path / "w.yaml", ["--annotation", str(annotation), "--grid_step", "0.1"]
     search([*words, *made, *flags, "--folds", "0", "--out", str(out)]
@@ -212,11 +214,11 @@ def test_what_the_search_writes_runs_as_it_stands(
     assert [member["name"] for member in found.meta["members"]] == ["uit", "clip", "other"]
     relevant = {f"{image}#0": frozenset({image}) for image in IMAGES}
     mean = evaluate_scores(found, relevant).mean()
-    told = re.findall(r"R@1 (\d+\.\d\d), mAP (\d+\.\d\d)", said)[-1]
-    assert told == (f"{mean['R@1']:.2f}", f"{mean['mAP']:.2f}")
+    printed = re.findall(r"R@1 (\d+\.\d\d), mAP (\d+\.\d\d)", said)[-1]
+    assert printed == (f"{mean['R@1']:.2f}", f"{mean['mAP']:.2f}")
 
 
-def test_a_grid_that_does_not_divide_one_is_told(
+def test_a_grid_that_does_not_divide_one_is_reported(
     annotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     searched(annotation, tmp_path, "--method", "simplex", "--grid_step", "0.3", "--folds", "0")
@@ -231,7 +233,7 @@ def test_a_list_in_a_search_on_ranks(annotation: Path, tmp_path: Path) -> None:
     words = ["--beit3_score", paths["a"], "--clip_score", str(tmp_path / "list.txt")]
     search([*words, "--scaling", "rank", "--annotation", str(annotation), "--folds", "0"]
            + ["--out", str(out), "--trials", str(tmp_path / "t.csv")])  # fmt: skip
-    found = fused(tmp_path, "--config", str(out))  # as it stands: it names the lines' order
+    found = fused(tmp_path, "--config", str(out))  # the config names the order of lines
     assert evaluate_scores(found, {f"{image}#0": frozenset({image}) for image in IMAGES}).mean()[
         "R@1"
     ] == pytest.approx(100.0)
@@ -240,7 +242,7 @@ def test_a_list_in_a_search_on_ranks(annotation: Path, tmp_path: Path) -> None:
 def searched(
     annotation: Path, tmp_path: Path, *flags: str
 ) -> tuple[RunConfig, list[dict[str, str]]]:
-    """The written weights and the trials of a search over three members."""
+    """Search the weights of three members; return the written config and the trials."""
     paths = labelled(tmp_path)
     trials, out = tmp_path / "trials.csv", tmp_path / "weights.yaml"
     words = ["--beit3_score", paths["a"], "--uit_score", paths["b"], "--clip_score", paths["c"]]
@@ -250,7 +252,7 @@ def searched(
 
 
 def figures(tmp_path: Path, config: RunConfig) -> dict[str, float]:
-    """Metrics of what `ensemble.run` makes of written weights."""
+    """Return the metrics of `ensemble.run` with the written weights."""
     words = [f"--{name}" for name in ("beit3_score", "uit_score", "clip_score")]
     given = [w for n, f in zip(words, "abc", strict=True) for w in (n, str(tmp_path / f"{f}.pt"))]
     found = fused(tmp_path, *given, "--config", str(tmp_path / "weights.yaml"))
@@ -271,7 +273,7 @@ def test_greedy_order_starts_with_the_best(annotation: Path, tmp_path: Path) -> 
 
 def test_the_simplex_holds_every_share(annotation: Path, tmp_path: Path) -> None:
     config, rows = searched(annotation, tmp_path, "--method", "simplex", "--grid_step", "0.1")
-    assert len(rows) == 66  # of three members in tenths
+    assert len(rows) == 66  # shares of three members in tenths
     assert rows[0]["member"] == "lhp:1 uit:0 clip:0"
     best = max(rows, key=lambda row: (float(row["R@1"]), float(row["mAP"])))
     mean = figures(tmp_path, config)
@@ -280,7 +282,7 @@ def test_the_simplex_holds_every_share(annotation: Path, tmp_path: Path) -> None
         searched(annotation, tmp_path, "--method", "simplex", "--grid_step", "0.001")
 
 
-def test_folds_tell_what_the_search_overfits(
+def test_folds_measure_overfitting(
     annotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     searched(annotation, tmp_path, "--folds", "4", "--grid_step", "0.1")
@@ -292,7 +294,7 @@ def test_folds_tell_what_the_search_overfits(
     assert outside <= inside + 1e-6
 
 
-def test_a_later_keep_of_nothing_forgets_no_weight(annotation: Path, tmp_path: Path) -> None:
+def test_a_later_weight_of_zero_keeps_earlier_weights(annotation: Path, tmp_path: Path) -> None:
     paths = labelled(tmp_path)
     perfect = torch.eye(12)
     write(tmp_path / "c.pt", perfect, [f"{image}#0" for image in IMAGES], IMAGES)
@@ -305,7 +307,7 @@ def test_a_later_keep_of_nothing_forgets_no_weight(annotation: Path, tmp_path: P
     assert load_config(RunConfig, tmp_path / "w.yaml", {}).beit3_weight == float(best["weight"])
 
 
-def test_a_search_over_lists_alone(annotation: Path, tmp_path: Path) -> None:
+def test_a_search_over_ranked_lists_only(annotation: Path, tmp_path: Path) -> None:
     for name, shift in (("a", 0), ("b", 1)):
         lines = [f"{IMAGES[(n + shift * (n % 2)) % 12]} {IMAGES[(n + 5) % 12]}" for n in range(12)]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines[:11] + ["i00 i01"]) + "\n")
@@ -316,7 +318,9 @@ def test_a_search_over_lists_alone(annotation: Path, tmp_path: Path) -> None:
     assert (tmp_path / "w.yaml").exists()
 
 
-def test_a_copied_test_set_is_one_by_its_key(annotation: Path, tmp_path: Path) -> None:
+def test_a_copied_test_set_is_recognized_by_its_answer_key(
+    annotation: Path, tmp_path: Path
+) -> None:
     paths = labelled(tmp_path)
     query, key = tmp_path / "val.json", tmp_path / "name-masked_test-set/answers.json"
     ids = [f"{image}#0" for image in IMAGES]
@@ -332,7 +336,7 @@ def test_a_copied_test_set_is_one_by_its_key(annotation: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("decode", "name"), [("assignment", "decode_slack"), ("sinkhorn", "decode_factor")]
 )
-def test_the_number_of_a_decoding_is_chosen_too(
+def test_the_parameter_of_a_decoding_is_searched(
     annotation: Path, tmp_path: Path, decode: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--decode", decode, "--decode_grid", "0.01", "0.3", "--grid_step", "0.1"]
@@ -360,7 +364,7 @@ def test_the_number_of_a_decoding_is_chosen_too(
         (["--chosen_on", "x"], "--chosen_on"),
     ],
 )
-def test_searches_that_make_no_sense(
+def test_invalid_searches_are_refused(
     annotation: Path, tmp_path: Path, flags: list[str], expected: str
 ) -> None:
     with pytest.raises(InputError, match=expected):

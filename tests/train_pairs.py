@@ -1,4 +1,4 @@
-"""Reading of one training shard, line by line, without an index."""
+"""Read one training shard line by line, without an index."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from pab.data.records import TrainPair
 
 
 def read_train_pairs(path: str | Path) -> Iterator[TrainPair]:
-    """Yield the valid pairs of a shard, then raise for the bad lines."""
+    """Yield the valid pairs of a shard, then raise one InputError for all bad lines."""
     return read_records(existing_file(path, "a training annotation file"), train_pair)

@@ -1,5 +1,8 @@
 """UIT's training augmentation: flip, up to two operations, normalization, random erasing.
 
+The loader's processes draw a view and return uint8 pixels and the rectangle to erase. The device
+normalizes the pixels and then erases the rectangle.
+
 Source: the release. The ten operations are those of RandAugment (Cubuk et al., arXiv 1909.13719) as
 used by the vision-language models that UIT builds on. Erasing follows Zhong et al. (arXiv
 1708.04896). The implementation uses torchvision's functions.
@@ -19,6 +22,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pab.data.images import recipe
+from pab.data.pixels import CPU, normalizer
 
 LEVELS = 10
 OPERATIONS_A_VIEW = 2
@@ -32,6 +36,9 @@ ENHANCE = 1.8  # brightness and sharpness: the factor is this value times level 
 # Erased rectangle, with its authors' values:
 ERASED_AREA = (0.02, 0.4)  # fraction of the image
 ERASED_RATIO = (0.3, 1 / 0.3)  # height over width
+
+Rectangle = tuple[int, int, int, int]  # top, left, height, width, in pixels
+NOTHING: Rectangle = (0, 0, 0, 0)  # a rectangle that erases nothing
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,12 @@ class TrainingView:
         self.resize = v2.Resize((size, size), interpolation=bicubic)
         self.flip = v2.RandomHorizontalFlip(augmentation.flip_prob)
         self.level = augmentation.level
-        self.normalise = recipe("uit", size).transform()  # the image already has this size
-        self.erase = v2.RandomErasing(augmentation.erasing_prob, ERASED_AREA, ERASED_RATIO)
+        preprocessing = recipe("uit", size).transform()  # the image already has this size
+        self.as_tensor, self.normalization = preprocessing.pixels, preprocessing.normalization
+        self.erasing = v2.RandomErasing(augmentation.erasing_prob, ERASED_AREA, ERASED_RATIO)
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Convert an RGB image to a random view, float32 [3, size, size]."""
+    def draw(self, image: Image.Image) -> tuple[Tensor, Rectangle]:
+        """Convert an RGB image to a random view, uint8 [3, size, size], and draw a rectangle."""
         image = self.flip(self.resize(image))
         if self.level is not None:
             every = list(operations(self.level).values())
@@ -110,4 +118,30 @@ class TrainingView:
                 apply, sign = torch.rand(2).tolist()
                 if apply < OPERATION_PROB:
                     image = every[i](image, 1.0 if sign < 0.5 else -1.0)
-        return self.erase(self.normalise(image))
+        pixels = self.as_tensor(image)
+        if torch.rand(1) >= self.erasing.p:
+            return pixels, NOTHING
+        found = self.erasing.make_params([pixels])
+        if found["v"] is None:  # no rectangle of the drawn shapes fits
+            return pixels, NOTHING
+        return pixels, (found["i"], found["j"], found["h"], found["w"])
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Convert an RGB image to a random view, normalized, float32 [3, size, size]."""
+        pixels, rectangle = self.draw(image)
+        images = normalizer(self.normalization, CPU)(pixels[None])
+        return erase(images, torch.tensor([rectangle]))[0]
+
+
+def erase(images: Tensor, rectangles: Tensor) -> Tensor:
+    """Set a rectangle of each image to 0 (after normalization, the mean), in place.
+
+    Args:
+        images: floating-point numbers [B, 3, S, S].
+        rectangles: int64 [B, 4], as :data:`Rectangle`.
+    """
+    place = torch.arange(images.shape[-1], device=images.device)
+    top, left, height, width = rectangles[:, :, None].unbind(1)  # each [B, 1]
+    rows = (place >= top) & (place < top + height)  # [B, S]
+    columns = (place >= left) & (place < left + width)  # [B, S]
+    return images.masked_fill_((rows[:, :, None] & columns[:, None])[:, None], 0.0)

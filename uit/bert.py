@@ -17,12 +17,14 @@ heads, `C` head width, `P` text-image pairs, `T` texts, `K` positions per text, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pab.core.devices import attention, in_autocast_format
 
@@ -36,17 +38,21 @@ class FusedPairs(NamedTuple):
     Attributes:
         text: [P, N, D].
         visible: attention mask, bool [P, 1, 1, N].
-        image: keys and values [P, H, M, C] of the last layer.
+        images: [P], index into the images of ``keys`` and ``values``.
+        keys, values: [B, H, M, C] of all images, for the last layer.
     """
 
     text: Tensor
     visible: Tensor
-    image: tuple[Tensor, Tensor]
+    images: Tensor
+    keys: Tensor
+    values: Tensor
 
     def part(self, rows: slice) -> FusedPairs:
         """Return a slice of the pairs."""
-        keys, values = self.image
-        return FusedPairs(self.text[rows], self.visible[rows], (keys[rows], values[rows]))
+        return self._replace(
+            text=self.text[rows], visible=self.visible[rows], images=self.images[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class BertConfig:
         image_width: width of the image tokens.
         dropout: dropout rate of embeddings, attention weights and branches.
         norm_eps: eps of every LayerNorm.
+        checkpoint_activations: whether to recompute each layer in the backward pass to save memory.
     """
 
     vocab_size: int = 30522
@@ -78,6 +85,7 @@ class BertConfig:
     image_width: int = 1024
     dropout: float = 0.1
     norm_eps: float = 1e-12
+    checkpoint_activations: bool = False
 
 
 class Embeddings(nn.Module):
@@ -268,7 +276,7 @@ class Bert(nn.Module):
         """Encode token ids [B, N] with mask [B, N] (1 = token, 0 = padding) to [B, N, D]."""
         x, visible = self.bert.embeddings(ids), key_mask(mask)
         for layer in self.tower:
-            x = layer.finish(layer.attend(x, visible), None)
+            x = self._run(_read_text, layer, x, visible)
         return x
 
     def image_memory(self, image: Tensor) -> ImageMemory:
@@ -298,7 +306,7 @@ class Bert(nn.Module):
         """Run the cross encoder on pairs of texts and images, up to its last layer.
 
         Shared computations run once: the first layer's self-attention per text, and the keys and
-        values per image. Padding common to all texts is removed.
+        values per image.
 
         Args:
             text: T texts [T, N, D], from :meth:`encode_text`.
@@ -307,24 +315,71 @@ class Bert(nn.Module):
             rows: [P], index into the texts.
             images: [P], index into the images.
         """
-        longest = int(mask.sum(dim=1).max())
-        text, mask = text[:, :longest], mask[:, :longest]
-        visible_texts, visible = key_mask(mask), key_mask(mask[rows])
-        x = text[rows]
-        for i, (layer, (keys, values)) in enumerate(zip(self.fusion[:-1], memory, strict=False)):
-            attended = layer.attend(x, visible) if i else layer.attend(text, visible_texts)[rows]
-            x = layer.finish(attended, (keys[images], values[images]))
-        keys, values = memory[-1]
-        return FusedPairs(x, visible, (keys[images], values[images]))
+        x, visible = text, key_mask(mask)
+        for i, layer in enumerate(self.fusion[:-1]):  # the first layer reads texts, others pairs
+            x = self._run(_read_image, layer, x, visible, *memory[i], images, None if i else rows)
+            visible = visible if i else visible[rows]
+        if len(self.fusion) == 1:
+            x, visible = x[rows], visible[rows]
+        return FusedPairs(x, visible, images, *memory[-1])
 
     def fused_at(self, pairs: FusedPairs, at: Tensor) -> Tensor:
         """Apply the last layer of the cross encoder at the positions ``at`` [P, K] -> [P, K, D]."""
-        last = self.fusion[-1]
-        return last.finish(last.attend(pairs.text, pairs.visible, at), pairs.image)
+        return self._run(_read_image_at, self.fusion[-1], *pairs, at)
+
+    def _run(self, function: Callable[..., Tensor], *args: object) -> Tensor:
+        """Apply a layer; if configured, store only its inputs for the backward pass."""
+        if self.config.checkpoint_activations and torch.is_grad_enabled():
+            kept: Tensor = checkpoint(function, *args, use_reentrant=False)
+            return kept
+        return function(*args)
 
     def word_logits(self, x: Tensor) -> Tensor:
         """Compute logits over the vocabulary [..., V] from cross-encoded tokens [..., D]."""
         return self.cls.predictions(x, self.bert.embeddings.word_embeddings.weight)
+
+
+def _read_text(layer: Layer, x: Tensor, visible: Tensor) -> Tensor:
+    """Apply a layer of the text tower: [B, N, D] -> [B, N, D]."""
+    return layer.finish(layer.attend(x, visible), None)
+
+
+def _read_image(
+    layer: Layer,
+    x: Tensor,
+    visible: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    images: Tensor,
+    rows: Tensor | None,
+) -> Tensor:
+    """Apply a layer of the cross encoder to P pairs -> [P, N, D]; see :meth:`Bert.fuse_pairs`.
+
+    Args:
+        layer: layer with cross-attention.
+        x: pairs [P, N, D], or with ``rows``, texts [T, N, D].
+        visible: bool [P or T, 1, 1, N].
+        keys: [B, H, M, C], of all images.
+        values: [B, H, M, C].
+        images: [P], index into the images.
+        rows: [P], index into the texts; None if ``x`` already holds pairs.
+    """
+    attended = layer.attend(x, visible)
+    attended = attended if rows is None else attended[rows]
+    return layer.finish(attended, (keys[images], values[images]))
+
+
+def _read_image_at(
+    layer: Layer,
+    x: Tensor,
+    visible: Tensor,
+    images: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    at: Tensor,
+) -> Tensor:
+    """Apply the last layer at the positions ``at`` [P, K] -> [P, K, D]; see :func:`_read_image`."""
+    return layer.finish(layer.attend(x, visible, at), (keys[images], values[images]))
 
 
 def key_mask(mask: Tensor) -> Tensor:

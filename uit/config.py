@@ -8,7 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pab.core.config import advanced_flag, data_flag, flag, model_flag, output_flag
+from pab.core.config import (
+    advanced_flag,
+    data_flag,
+    flag,
+    model_flag,
+    output_flag,
+    speed_flag,
+)
 from pab.core.errors import InputError
 from pab.training.config import TrainingConfig
 from uit.augment import LEVELS
@@ -93,6 +100,10 @@ class TrainConfig(TrainingConfig):
     warmup_steps: int = flag(WARMUP_STEPS, "steps of linear warm-up (step and linear)", ge=0)
     weight_decay: float = flag(0.01, "AdamW weight decay")
     opt_betas: tuple[float, float] = flag((0.9, 0.98), "AdamW betas")
+
+    checkpoint_activations: bool = speed_flag(
+        False, "recompute the blocks of Swin and BERT in the backward pass"
+    )
 
     # Run
     k_val: int = output_flag(16, "candidates per query that validation re-ranks", ge=1)

@@ -6,6 +6,7 @@ word pieces. The exception is the mask of image blocks, which is drawn once per 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
@@ -14,13 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from pab.core.errors import InputError
+from pab.data.pixels import normalizer
 from pab.data.records import TrainPair
 from pab.data.training_set import TrainingSet
 from pab.data.wordpiece import Tokenizer
 from pab.training.data import TrainingSamples
-from uit.augment import TrainingView
+from uit.augment import Rectangle, TrainingView, erase
 from uit.eda import Synonyms, augment
 from uit.masking import WordMasking, hide_blocks, hide_words, labels_at
 from uit.objective import UitBatch
@@ -30,7 +33,8 @@ class UitSample(NamedTuple):
     """Augmented training pair; lists of disabled caption versions are empty.
 
     Attributes:
-        image: [3, S, S], S pixels per side.
+        image: uint8 [3, S, S], S pixels per side.
+        erased: rectangle to erase from the normalized image.
         identity: see :meth:`pab.data.training_set.TrainingSet.identity`.
         ids, augmented, hidden: token ids of the caption, its augmented and its masked version.
         chosen: positions of the masked word pieces.
@@ -38,6 +42,7 @@ class UitSample(NamedTuple):
     """
 
     image: Tensor
+    erased: Rectangle
     identity: int
     ids: list[int]
     augmented: list[int]
@@ -85,7 +90,7 @@ class UitDataset(TrainingSamples):
 
     def sample(self, index: int, pair: TrainPair, image: Image.Image) -> UitSample:
         """See :class:`pab.training.data.TrainingSamples`."""
-        pixels = self.view(image)
+        pixels, erased = self.view.draw(image)
         draw = Random(int(torch.randint(2**62, ())))
         ids, draws = self.tokenizer.encode(pair.caption), self.draws
         augmented: list[int] = []
@@ -97,12 +102,15 @@ class UitDataset(TrainingSamples):
         if draws.masking is not None:
             hidden, chosen = hide_words(ids, self.tokenizer, draws.masking, draw)
         identity = self.pairs.identity(index)
-        return UitSample(pixels, identity, ids, augmented, hidden, chosen, draw.getrandbits(32))
+        seed = draw.getrandbits(32)
+        return UitSample(pixels, erased, identity, ids, augmented, hidden, chosen, seed)
 
 
 @dataclass(frozen=True)
 class Collate:
     """Collate samples into a :class:`UitBatch`; return the first error, if any.
+
+    A batch of one identity is an error, because it has no negative pair.
 
     Attributes:
         tokenizer: pads captions to its ``max_length``, because text vectors pool over padding.
@@ -122,6 +130,13 @@ class Collate:
             if isinstance(sample, InputError):
                 return sample
             rows.append(sample)
+        identity = [row.identity for row in rows]
+        if len(set(identity)) == 1:  # checked here, because a step must not read from the device
+            return InputError(
+                "batch",
+                f"all {len(rows)} pairs have identity {identity[0]}: no negative pair exists",
+                todo="use a larger batch",
+            )
         captions = [row.ids for row in rows]
         versions = captions + [row.augmented for row in rows if row.augmented]
         length = self.tokenizer.max_length
@@ -133,12 +148,25 @@ class Collate:
         if self.blocks:
             blocks = hide_blocks(self.blocks, self.block_ratio, Random(rows[0].block_seed))
         return UitBatch(
-            image=torch.stack([row.image for row in rows]),
-            identity=torch.tensor([row.identity for row in rows]),
+            image=default_collate([row.image for row in rows]),  # in shared memory in a worker
+            identity=torch.tensor(identity),
             text_ids=text_ids,
             text_mask=text_mask,
             masked_ids=masked_ids,
             positions=positions,
             labels=labels,
             hidden_blocks=blocks,
+            longest=max(map(len, versions)),
+            erased=torch.tensor([row.erased for row in rows]),
         )
+
+
+def finisher(view: TrainingView, device: torch.device) -> Callable[[UitBatch], UitBatch]:
+    """Return a function that normalizes and erases the images of a loaded batch on a device."""
+    normalize = normalizer(view.normalization, device)
+
+    def finish(batch: UitBatch) -> UitBatch:
+        assert batch.erased is not None, "only batches of the loader have rectangles"
+        return batch._replace(image=erase(normalize(batch.image), batch.erased), erased=None)
+
+    return finish

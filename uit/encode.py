@@ -6,9 +6,6 @@ the image tokens, `E` width of the retrieval vectors.
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +16,14 @@ from torch import Tensor
 
 from pab.core import processes
 from pab.core.checkpoints import checkpoint_hash
-from pab.core.devices import autocast
 from pab.core.errors import InputError
 from pab.core.progress import progress
 from pab.data.images import ImageReader, ImageRecipe, recipe
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
-from pab.scoring.encoder import Origin, as_captions
+from pab.scoring.encoder import as_captions
 from pab.scoring.encoding import BatchEncoder, Compute
+from uit.feature_file import mapped_rows
 from uit.model import Uit, UitConfig, model_config, tensor_names
 from uit.weights import load_uit_state, uit_state
 
@@ -116,7 +113,7 @@ def encode_gallery(
     """
     swin, width = model.config.swin, model.config.embed_dim
     shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
-    tokens = mapped_tensor(shape, cache_dtype, cache_dir)
+    tokens = mapped_rows(shape, cache_dtype, cache_dir)
 
     def encode(pixels: Tensor) -> Tensor:
         found = model.vision_encoder(pixels)
@@ -128,53 +125,11 @@ def encode_gallery(
     for places, rows in rows_of:
         order += places
         vectors.append(rows[:, :width].clone())
-        tokens[places] = rows[:, width:].view(-1, *shape[1:]).to(cache_dtype)
+        tokens.rows[places] = rows[:, width:].view(-1, *shape[1:]).to(cache_dtype)
     # Also waits until every process has written its tokens.
     found = processes.assemble(order, torch.cat(vectors), len(images), compute.device)
-    return GalleryFeatures(tokens, found)
-
-
-def mapped_tensor(shape: tuple[int, ...], dtype: torch.dtype, folder: str | Path | None) -> Tensor:
-    """Create a tensor in an unlinked file, whose disk space is freed with the tensor.
-
-    All processes of a group share its memory, so they must run on one machine.
-
-    Args:
-        folder: folder of the file, created if missing; None uses the system's temporary folder.
-
-    Raises:
-        InputError: the file cannot be created.
-    """
-    size = math.prod(shape)
-    name: str | None = None
-    try:
-        if processes.is_main():
-            if folder is not None:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=folder, prefix=".uit-features-")
-            # Reserve the space: if the disk filled up later, the process would die without a
-            # message.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size * dtype.itemsize)
-            else:
-                os.truncate(handle, size * dtype.itemsize)
-            os.close(handle)
-        shared_name = processes.broadcast_object(name)
-        assert shared_name is not None
-        try:
-            tensor = torch.from_file(shared_name, shared=True, size=size, dtype=dtype).view(shape)
-        except RuntimeError as error:  # raised by torch if the file cannot be mapped
-            raise OSError(str(error)) from error
-        processes.barrier()  # before rank 0 unlinks the file
-    except OSError as error:
-        raise InputError(
-            folder or tempfile.gettempdir(), f"cannot hold the gallery's features: {error}",
-            todo="choose another folder with --cache_dir",
-        ) from error  # fmt: skip
-    finally:
-        if name is not None and processes.is_main():
-            Path(name).unlink(missing_ok=True)
-    return tensor
+    tokens.complete(compute.device)
+    return GalleryFeatures(tokens.rows, found)
 
 
 @dataclass(frozen=True)
@@ -213,14 +168,15 @@ class UitEncoder(BatchEncoder):
             InputError: the vocabulary does not cover the captions.
         """
         rows, size, device = self.ids(captions), self.compute.batch_size, self.compute.device
-        vectors = torch.empty(len(rows), self.model.config.embed_dim)
+        padded = self.tokenizer.pad_rows(rows, self.tokenizer.max_length)
+        ids, mask = (part.to(device) for part in padded)
+        vectors = torch.empty(len(rows), self.model.config.embed_dim, device=device)
         for start in progress(range(0, len(rows), size), "encoding captions", "batches"):
-            batch = self.tokenizer.pad_rows(rows[start : start + size], self.tokenizer.max_length)
-            ids, mask = (part.to(device) for part in batch)
-            with torch.inference_mode(), autocast(device, self.compute.dtype):
-                text = self.model.text_encoder.encode_text(ids, mask)
-                vectors[start : start + size] = self.model.text_vector(text).cpu()
-        return vectors
+            batch = slice(start, start + size)
+            with self.compute.running("encoding captions"):
+                text = self.model.text_encoder.encode_text(ids[batch], mask[batch])
+                vectors[batch] = self.model.text_vector(text)
+        return vectors.cpu()  # read once, so that the device never waits for the host
 
 
 def load_encoder(config: InferConfig) -> UitEncoder:
@@ -238,6 +194,6 @@ def load_encoder(config: InferConfig) -> UitEncoder:
         compute,
         model.to(compute.device, compute.dtype),
         tokenizer,
-        origin=Origin(config.model, config.checkpoint, sha256, compute.dtype_name),
+        origin=compute.origin(config.model, config.checkpoint, sha256),
         fingerprint=compute.fingerprint(weights=sha256, model=sizes),
     )

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pab.core.errors import InputError
-
 NEGATIVE_FLOOR = 1e-5  # added to the softmax similarities from which negatives are drawn
 MIM_EPS = 1e-5  # added to the number of masked pixels, as in SimMIM
 
@@ -46,19 +44,11 @@ def negative_weights(
 ) -> tuple[Tensor, Tensor]:
     """Compute sampling weights of hard negatives: softmax similarities + :data:`NEGATIVE_FLOOR`.
 
-    Pairs of one identity have weight 0. Returns two matrices [B, B]: in the first, rows are texts
-    and columns are images; in the second, rows are images and columns are texts.
-
-    Raises:
-        InputError: the whole batch has one identity, so there are no negatives.
+    Pairs of one identity have weight 0; the batch must have at least two identities. Returns two
+    matrices [B, B]: in the first, rows are texts and columns are images; in the second, rows are
+    images and columns are texts.
     """
     same = identity[:, None] == identity[None]
-    if bool(same.all()):
-        raise InputError(
-            "batch",
-            f"all {len(identity)} pairs have identity {int(identity[0])}: no negative pair exists",
-            todo="use a larger batch",
-        )
     similarity = image @ text.T / temperature
     of_text = (similarity.T.softmax(dim=1) + NEGATIVE_FLOOR).masked_fill(same, 0.0)
     of_image = (similarity.softmax(dim=1) + NEGATIVE_FLOOR).masked_fill(same, 0.0)

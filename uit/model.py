@@ -240,4 +240,13 @@ def _projection(width: int, config: UitConfig) -> nn.Sequential:
 
 def _pool(tokens: Tensor) -> Tensor:
     """Average tokens [B, N, D] over :data:`POOL_BINS` parts -> [B, POOL_BINS * D]."""
+    if tokens.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _pool_by_slices(tokens)  # adaptive pooling has no deterministic backward pass
     return F.adaptive_avg_pool1d(tokens.transpose(1, 2), POOL_BINS).transpose(1, 2).flatten(1)
+
+
+def _pool_by_slices(tokens: Tensor) -> Tensor:
+    """Compute :func:`_pool`, equal within rounding, as the mean of one slice per part."""
+    n = tokens.shape[1]
+    ends = [(i * n // POOL_BINS, -((i + 1) * n // -POOL_BINS)) for i in range(POOL_BINS)]
+    return torch.cat([tokens[:, start:end].mean(dim=1) for start, end in ends], dim=1)

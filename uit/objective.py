@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ class UitBatch(NamedTuple):
         masked_ids: [B, N], masked originals; empty if MLM is off.
         positions, labels: [B, P], positions and labels of the masked pieces (label -100: padding).
         hidden_blocks: [K, K], 1 = masked, for MIM; empty if MIM is off.
+        longest: number of ids of the longest caption; a plain number, so that no step has to read
+            it from the device.
+        erased: [B, 4], rectangles to erase from uint8 images; None once images are normalized.
     """
 
     image: Tensor
@@ -52,6 +55,17 @@ class UitBatch(NamedTuple):
     positions: Tensor
     labels: Tensor
     hidden_blocks: Tensor
+    longest: int
+    erased: Tensor | None = None
+
+    def to(self, device: torch.device) -> UitBatch:
+        """Copy the tensors to a device; copies from pinned memory do not block."""
+        parts: dict[str, Any] = {
+            name: part.to(device, non_blocking=True)
+            for name, part in self._asdict().items()
+            if isinstance(part, Tensor)
+        }
+        return self._replace(**parts)
 
 
 @dataclass(frozen=True)
@@ -78,10 +92,12 @@ Draw = Callable[[Tensor], Tensor]
 def draw_negatives(weights: Tensor) -> Tensor:
     """Draw one column per row, in proportion to the weights; each row needs a positive weight.
 
-    NaN and infinite weights of a diverged model are replaced with 1. Otherwise, multinomial would
-    fail before the non-finite loss is reported.
+    The largest quotient of weight and exponential noise is in column j with a probability in
+    proportion to weight j. `torch.multinomial` computes the same, but its checks of the weights
+    read from the device. NaN and infinite weights of a diverged model count as 1.
     """
-    return torch.multinomial(torch.where(weights.isfinite(), weights, 1.0), 1).squeeze(1)
+    finite = torch.where(weights.isfinite(), weights, 1.0)
+    return (finite / torch.empty_like(finite).exponential_()).argmax(dim=1)
 
 
 def draw_any(weights: Tensor) -> Tensor:
@@ -105,9 +121,6 @@ def uit_losses(
 
     Returns:
         ``loss`` (the total), ``itc``, ``itm``, and ``mlm``, ``mim`` if enabled.
-
-    Raises:
-        InputError: the whole batch has one identity.
     """
     size, bert = len(batch.image), model.text_encoder
     hidden_blocks = broadcast(batch.hidden_blocks)  # rank 0's mask, as if all batches were one
@@ -151,6 +164,7 @@ def uit_losses(
     compared = 3 * size * len(version_weights)
     if weights.mlm:
         rows, images = [*rows, len(version_weights) * size + own], [*images, own]
+    text, text_mask = text[:, : batch.longest], text_mask[:, : batch.longest]  # [..., longest, D]
     pairs = bert.fuse_pairs(text, text_mask, memory, torch.cat(rows), torch.cat(images))
     first = torch.zeros(compared, 1, dtype=torch.int64, device=image.device)
     logits = model.match_logits(bert.fused_at(pairs.part(slice(compared)), first)[:, 0]).float()

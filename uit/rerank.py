@@ -13,28 +13,33 @@ width of the image tokens, `T` texts of a pass, `N` text tokens, `D` text width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pab.core import processes
-from pab.core.devices import autocast, dtype_of
+from pab.core.devices import autocast, dtype_of, free_memory, read_late
 from pab.core.progress import Progress
 from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoder import Origin
 from pab.scoring.encoding import Compute
 from pab.scoring.rerank import Reranker
+from uit.bert import Bert
 from uit.encode import GalleryFeatures, UitEncoder, encode_gallery, load_encoder
 from uit.model import Uit
 
 if TYPE_CHECKING:
     from uit.infer import InferConfig
 
-IMAGES_A_GROUP = 512  # images with keys and values in memory (2 MB each at full size, fp32)
+# Images with keys and values in memory (2 MB each at full size, fp32); on a GPU, more if they fit.
+IMAGES_A_GROUP = 512
 PAIRS_A_PASS = 128  # maximum pairs per pass of the cross encoder
+RESERVED = 2 << 30  # bytes of GPU memory for a pass, whose largest tensors have 100 MB each
 
 
 class UitReranker(Reranker):
@@ -74,11 +79,12 @@ class UitReranker(Reranker):
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
     ) -> Tensor:
         """Compute match logits of each query's candidates, float32 [Q, K]."""
-        rows = self.encoder.ids(captions)
-        return match_scores(
-            self.encoder.model, self.encoder.tokenizer, rows, self.features(images).tokens,
-            candidates, device=self.compute.device, dtype=self.compute.dtype,
-        )  # fmt: skip
+        rows, tokens = self.encoder.ids(captions), self.features(images).tokens
+        with self.compute.running("re-ranking"):
+            return match_scores(
+                self.encoder.model, self.encoder.tokenizer, rows, tokens, candidates,
+                device=self.compute.device, dtype=self.compute.dtype,
+            )  # fmt: skip
 
 
 def open_reranker(config: InferConfig) -> UitReranker:
@@ -106,6 +112,8 @@ def match_scores(
 ) -> Tensor:
     """Compute the match logit (index 1) of every candidate; processes share the queries.
 
+    On a GPU, the host waits for no pass before it has queued the next one.
+
     Args:
         rows: ids of Q captions.
         tokens: tokens of the gallery, [G, M, C]; may be memory-mapped.
@@ -114,35 +122,167 @@ def match_scores(
     Returns:
         float32 [Q, K].
     """
-    bert = model.text_encoder
-    weights = model.temp.dtype
+    bert, weights = model.text_encoder, model.temp.dtype
+    plan = _plan(rows, candidates.numpy(), _budget(bert, tokens, weights, dtype, device))
+    if not plan.order:  # more processes than groups or queries
+        return processes.assemble([], None, len(rows), device)
+    lengths = [len(rows[query]) for query in plan.order]
+    padded = tokenizer.pad_rows([rows[query] for query in plan.order])
+    ids, mask, places = (part.to(device) for part in (*padded, torch.from_numpy(plan.places)))
+    queries_a_pass = max(1, PAIRS_A_PASS // candidates.shape[1])
+    group_tokens = _group_tokens(tokens, plan, device, weights)
+
+    def passes() -> Iterator[Tensor]:
+        for group in plan.groups:
+            with autocast(device, dtype, weights):
+                memory = bert.image_memory(next(group_tokens))
+            for start in range(group.start, group.stop, queries_a_pass):
+                part = slice(start, min(start + queries_a_pass, group.stop))
+                seen = slice(lengths[part.stop - 1])  # the last caption of a pass is the longest
+                images = places[part]
+                with autocast(device, dtype, weights):
+                    text = bert.encode_text(ids[part, seen], mask[part, seen])
+                    logits = [
+                        _logits(model, text, mask[part, seen], memory, columns)
+                        for columns in images.split(max(1, PAIRS_A_PASS // len(images)), dim=1)
+                    ]
+                yield torch.cat(logits, dim=1).float()
+            del memory  # before those of the next group are computed
+
     found: list[Tensor] = []
-    order: list[int] = []
-    k = candidates.shape[1]
-    groups = list(_groups([len(row) for row in rows], candidates.numpy()))
-    mine = [groups[number] for number in processes.share_of(len(groups))]
-    shown = Progress(sum(map(len, mine)), "re-ranking", "queries")
-    for group in mine:
-        used, place = np.unique(candidates[group].numpy(), return_inverse=True)
-        images = torch.from_numpy(place.reshape(len(group), k))
-        with autocast(device, dtype):
-            memory = bert.image_memory(tokens[torch.from_numpy(used)].to(device, weights))
-        queries_a_pass = max(1, PAIRS_A_PASS // k)
-        for start in range(0, len(group), queries_a_pass):
-            part = group[start : start + queries_a_pass]
-            ids, mask = (t.to(device) for t in tokenizer.pad_rows([rows[q] for q in part]))
-            of_part = images[start : start + queries_a_pass].to(device)
-            with autocast(device, dtype):
-                text = bert.encode_text(ids, mask)
-                logits = [
-                    _logits(model, text, mask, memory, columns)
-                    for columns in of_part.split(max(1, PAIRS_A_PASS // len(part)), dim=1)
-                ]
-            found.append(torch.cat(logits, dim=1).float().cpu())
-            order += part
-            shown.update(len(part))
+    shown = Progress(len(plan.order), "re-ranking", "queries")
+    for scores in read_late(passes()):
+        found.append(scores)
+        shown.update(len(scores))
     shown.close()
-    return processes.assemble(order, torch.cat(found) if found else None, len(rows), device)
+    return processes.assemble(plan.order, torch.cat(found), len(rows), device)
+
+
+class _Budget(NamedTuple):
+    """Free memory of a GPU, and what an image needs of it.
+
+    Attributes:
+        free: free bytes.
+        of_tokens: bytes of an image's tokens.
+        of_memory: bytes of an image's keys and values in all fusion layers.
+    """
+
+    free: int
+    of_tokens: int
+    of_memory: int
+
+    def plan(self, images: int) -> tuple[int, bool]:
+        """Return the images per group, and whether the tokens of all images stay on the device."""
+        usable = self.free - RESERVED
+        of_all = images * self.of_tokens
+        keeps = of_all <= usable // 2
+        if keeps:
+            usable -= of_all
+        # A group also needs its tokens twice: gathered, and in the dtype of autocast.
+        return max(usable // (self.of_memory + 2 * self.of_tokens), IMAGES_A_GROUP), keeps
+
+
+def _budget(
+    bert: Bert, tokens: Tensor, weights: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> _Budget | None:
+    """Measure the free memory of a GPU; None for other devices.
+
+    Args:
+        bert: cross encoder.
+        tokens: [G, M, C].
+        weights: dtype of tokens on the device.
+        dtype: dtype of keys and values.
+        device: device of the model.
+    """
+    free = free_memory(device)
+    if free is None:
+        return None
+    per_token = 2 * len(bert.fusion) * bert.config.width * dtype.itemsize  # keys and values
+    return _Budget(free, tokens[0].numel() * weights.itemsize, tokens.shape[1] * per_token)
+
+
+class _Plan(NamedTuple):
+    """Work of this process: groups of queries that share their images' keys and values.
+
+    Attributes:
+        order: the queries, group by group.
+        groups: ranges in ``order``.
+        images: per group, the positions of its images in the gallery, ascending.
+        places: int64 [len(order), K], candidates as indices into the group's ``images``.
+        keeps_tokens: whether the tokens of all images stay on the device.
+    """
+
+    order: list[int]
+    groups: list[range]
+    images: list[np.ndarray]
+    places: np.ndarray
+    keeps_tokens: bool
+
+
+def _plan(rows: Sequence[list[int]], candidates: np.ndarray, budget: _Budget | None) -> _Plan:
+    """Form this process's groups of queries with captions of similar length.
+
+    Args:
+        rows: ids of Q captions.
+        candidates: int64 [Q, K].
+        budget: memory of a GPU. None: groups have at most :data:`IMAGES_A_GROUP` images, and
+            processes share the groups, so that scores do not depend on their number.
+    """
+    by_length = sorted(range(len(rows)), key=lambda query: (len(rows[query]), query))
+    if budget is None:
+        every = list(_groups(by_length, candidates, IMAGES_A_GROUP))
+        groups, keeps = [every[number] for number in processes.share_of(len(every))], False
+    else:  # one large group would leave other processes without work, so share the queries
+        mine = [by_length[number] for number in processes.share_of(len(rows))]
+        most, keeps = budget.plan(len(np.unique(candidates[mine])))
+        groups = list(_groups(mine, candidates, most))
+    images: list[np.ndarray] = []
+    places = [np.empty((0, candidates.shape[1]), dtype=np.int64)]
+    for group in groups:
+        used, place = np.unique(candidates[group], return_inverse=True)
+        images.append(used)
+        places.append(place.reshape(len(group), -1))
+    ends = [0, *accumulate(map(len, groups))]
+    order = [query for group in groups for query in group]
+    return _Plan(order, list(map(range, ends, ends[1:])), images, np.concatenate(places), keeps)
+
+
+def _group_tokens(
+    tokens: Tensor, plan: _Plan, device: torch.device, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """Yield the image tokens of each group on the device, [images of the group, M, C]."""
+    if plan.keeps_tokens:
+        every = np.unique(np.concatenate(plan.images))
+        kept = torch.empty(len(every), *tokens.shape[1:], device=device, dtype=dtype)
+        blocks = np.split(every, range(IMAGES_A_GROUP, len(every), IMAGES_A_GROUP))
+        ahead = _ahead(tokens, blocks, device)
+        for part, block in zip(kept.split(IMAGES_A_GROUP), ahead, strict=True):
+            part.copy_(block)
+        for images in plan.images:
+            at = torch.from_numpy(np.searchsorted(every, images))
+            yield kept[at.to(device, non_blocking=True)]
+    elif device.type == "cuda":
+        for block in _ahead(tokens, plan.images, device):
+            yield block.to(dtype)
+    else:
+        for images in plan.images:
+            yield tokens[torch.from_numpy(images)].to(device, dtype)
+
+
+def _ahead(tokens: Tensor, parts: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+    """Yield parts of ``tokens`` on the device; a thread gathers the next one in pinned memory."""
+    pinned = torch.cuda.is_available()
+
+    def gather(rows: np.ndarray) -> Tensor:
+        out = torch.empty(len(rows), *tokens.shape[1:], dtype=tokens.dtype, pin_memory=pinned)
+        return torch.index_select(tokens, 0, torch.from_numpy(rows), out=out)
+
+    with ThreadPoolExecutor(1) as pool:
+        ready = pool.submit(gather, parts[0])
+        for following in parts[1:]:
+            block, ready = ready.result(), pool.submit(gather, following)
+            yield block.to(device, non_blocking=True)
+        yield ready.result().to(device, non_blocking=True)
 
 
 def _logits(
@@ -157,13 +297,13 @@ def _logits(
     return model.match_logits(fused)[:, 1].view(count, k)
 
 
-def _groups(lengths: Sequence[int], candidates: np.ndarray) -> Iterator[list[int]]:
-    """Group queries by length, with at most :data:`IMAGES_A_GROUP` distinct images per group."""
+def _groups(order: Sequence[int], candidates: np.ndarray, most: int) -> Iterator[list[int]]:
+    """Split queries, in their order, into groups with at most ``most`` distinct images."""
     group: list[int] = []
     used: set[int] = set()
-    for query in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+    for query in order:
         wanted = set(candidates[query].tolist())
-        if group and len(used | wanted) > IMAGES_A_GROUP:
+        if group and len(used) + len(wanted - used) > most:
             yield group
             group, used = [], set()
         group.append(query)

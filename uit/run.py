@@ -98,6 +98,8 @@ def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = Fa
         [*words, "--checkpoint", config.checkpoint, "--k_test", str(k_test)]
         + ["--annotation", str(labelled_test(config.data_path))]
         + ["--same_caption_counts"] * same_caption_counts
+        + ["--tf32"] * config.tf32
+        + ["--deterministic"] * config.deterministic
         + ["--save_score", str(output / f"score_test{k}.pt")]
         + ["--output_file", str(output / f"predictions_test{k}.txt")]
     )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from pab.core.devices import attention
@@ -41,6 +42,7 @@ class SwinConfig:
         mlp_ratio: inner width of the feed-forward network divided by the stage's width.
         drop_path: stochastic depth rate of the last block; it rises linearly from 0.
         norm_eps: eps of every LayerNorm.
+        checkpoint_activations: whether to recompute each block in the backward pass to save memory.
     """
 
     image_size: int = 224
@@ -52,6 +54,7 @@ class SwinConfig:
     mlp_ratio: int = 4
     drop_path: float = 0.1
     norm_eps: float = 1e-5
+    checkpoint_activations: bool = False
 
     @property
     def grids(self) -> tuple[int, ...]:
@@ -233,6 +236,7 @@ class Stage(nn.Module):
     def __init__(self, config: SwinConfig, stage: int, drop_path: list[float]) -> None:
         super().__init__()
         width, side = config.embed_dim << stage, config.grids[stage]
+        self.checkpoint_activations = config.checkpoint_activations
         self.blocks = nn.ModuleList(
             SwinBlock(config, width, config.heads[stage], side, block % 2 == 1, rate)
             for block, rate in enumerate(drop_path)
@@ -243,7 +247,10 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the stage: [B, H, W, C] -> [B, H / 2, W / 2, 2 C] (last stage: same shape)."""
         for block in self.blocks:
-            x = block(x)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         return x if self.downsample is None else self.downsample(x)
 
 

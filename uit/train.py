@@ -23,7 +23,7 @@ from pab.training.resume import ContentHash, named_files
 from pab.training.setup import Setup, same_start, set_up, steps_per_epoch
 from uit.augment import Augmentation, TrainingView
 from uit.config import TrainConfig
-from uit.data import Collate, TextDraws, UitDataset
+from uit.data import Collate, TextDraws, UitDataset, finisher
 from uit.eda import WordNet
 from uit.encode import UitEncoder, with_vocabulary
 from uit.masking import WordMasking
@@ -59,6 +59,7 @@ def train(config: TrainConfig, command: str) -> None:
     )  # fmt: skip
     augmentation = Augmentation(config.flip_prob, config.augment_level, config.erasing_prob)
     view = TrainingView(config.input_size, augmentation)
+    finish = finisher(view, device)
     dataset = UitDataset(data.pairs, data.train_rows, view, tokenizer, draws, config.seed)
     blocks = config.input_size // config.mim_block if config.mim_weight else 0
     collate = Collate(tokenizer, config.mlm_most, blocks, config.mim_ratio)
@@ -104,7 +105,7 @@ def train(config: TrainConfig, command: str) -> None:
             draw = draw_negatives if epoch >= config.hard_negatives_from else draw_any
             feed = run.feed()
             for _ in range(run.place.step_in_epoch, steps):
-                batch = UitBatch(*(t.to(device, non_blocking=True) for t in next(feed)))
+                batch: UitBatch = finish(next(feed).to(device))
                 with autocast(device, dtype):
                     losses = uit_losses(model, batch, weights, draw)
                 with run.gradients.last_backward():
@@ -163,11 +164,12 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
         raise InputError(
             "--mim_block", f"{config.mim_block} px is not a multiple of the patch size, {stride} px"
         )
+    saving = config.checkpoint_activations
     model = Uit(
         replace(
             sizes,
-            swin=replace(sizes.swin, drop_path=config.drop_path),
-            bert=replace(sizes.bert, dropout=config.dropout),
+            swin=replace(sizes.swin, drop_path=config.drop_path, checkpoint_activations=saving),
+            bert=replace(sizes.bert, dropout=config.dropout, checkpoint_activations=saving),
             temperature=config.temperature,
             proj_dropout=config.proj_dropout,
             sync_batch_norm=config.sync_batch_norm,

@@ -1,6 +1,6 @@
-"""Lay out line charts, which a page template draws as inline SVG without library or network.
+"""Lay out line charts, which a page template draws as inline SVG, without a library.
 
-All positions are in SVG units. The template writes all text, so that it is escaped.
+All positions are in SVG units. The template writes all text, so that Jinja2 escapes it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 360, 250  # as wide as a phone, so that the axis labels are legible there
+WIDTH, HEIGHT = 360, 250  # as wide as a phone's screen, so that axis labels are legible on it
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 42  # margins
 TICKS = 5
 

@@ -23,7 +23,7 @@ from pab.ranking import top_k
 from pab.scores import ScoreFile
 
 CURVE_K = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
-LEAST_OF_AN_ACTION = 5  # minimum number of queries per row of actions
+LEAST_OF_AN_ACTION = 5  # actions with fewer queries are omitted from the table
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def weight_sweep(path: str | Path) -> Chart:
         path: trials file written by `ensemble.search`.
 
     Raises:
-        InputError: the file is missing or not a trials file of the search.
+        InputError: the file is missing, or is not a trials file of ``--method steps``.
     """
     path = existing_file(path, "the trials of ensemble.search")
     found: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             for row in csv.DictReader(handle):
-                if row["weight"]:  # a later trial of the same weight is the final one
+                if row["weight"]:  # a greedy search tries a weight more than once; the last counts
                     figures = [float(row[name]) for name in ("weight", "R@1", "mAP")]
                     if not all(map(math.isfinite, figures)):
                         raise ValueError("a number that is not finite")
@@ -79,14 +79,14 @@ def weight_sweep(path: str | Path) -> Chart:
     series = []
     for member, tried in found.items():
         if len(tried) < 2:
-            continue  # the search's starting point has no weight
+            continue  # the member that starts the sum has a single trial
         x = sorted(tried)
         best = max(range(len(x)), key=lambda i: (*tried[x[i]], x[i]))
         recalls = [tried[weight][0] for weight in x]
         series.append(Series(f"+ {member}", x, recalls, recalls[best], best))
     if not series:
         raise InputError(
-            path, "holds no member with several weights",
+            path, "contains no member with several weights",
             todo="pass the trials of a search with --method steps",
         )  # fmt: skip
     return line_chart(
@@ -104,7 +104,7 @@ def change(before: tuple[str, np.ndarray], after: tuple[str, np.ndarray], seed: 
 
 
 def duplicate_top1(scores: ScoreFile) -> tuple[int, np.ndarray]:
-    """Count distinct top-1 images, and mark queries with a duplicate top-1 image, bool [Q]."""
+    """Count distinct top-1 images; mark the queries with a duplicate top-1, bool [Q]."""
     first = top_k(scores.scores, 1)[:, 0].numpy()
     counts = np.bincount(first)
     return int((counts > 0).sum()), counts[first] > 1
@@ -117,7 +117,7 @@ def by_action(
 
     Args:
         queries: queries in the order of the ranks.
-        ranks: name and best ranks [Q] per ranking; actions are sorted by the first, hardest first.
+        ranks: name and best ranks [Q] per ranking; actions ascend by R@1 of the first ranking.
     """
     if not ranks:
         return []

@@ -2,7 +2,7 @@
 
 The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. The page
 shows the ten best images per query of the first ``--score``, the main score file. Other score files
-add rows to metrics, curves and tables, and a folded list of their ten best images per query.
+add rows to metrics, curves and tables, and a collapsed list of their ten best images per query.
 ``--steps`` names score files in fusion order; the page then shows each step's won and lost queries.
 ``--trials`` adds the weight sweep of the search.
 
@@ -57,7 +57,7 @@ FAILURE_SHARE = 0.6  # of the displayed queries, if there are enough failures
 TITLE = "Text-based person anomaly retrieval"
 FAILURES = {  # kinds of failure; a query can have several
     "near": f"right image at rank 2 to {TOP_IMAGES}",
-    "far": f"right image below rank {TOP_IMAGES}",
+    "far": f"right image beyond rank {TOP_IMAGES}",
     "twin": "twin at rank 1",
     "duplicate": "duplicate top-1",
 }
@@ -69,7 +69,7 @@ class Group:
 
     title: str  # heading of the tables
     rankings: list[NamedScores]  # in the order of the rows
-    metrics: list[dict[str, Any]]  # rows of (value, low, high) by metric, per group of queries
+    metrics: list[dict[str, Any]]  # rows of :func:`_metrics_rows`
     duplicates: list[tuple[int, int]]  # counts: distinct top-1 images, queries with a duplicate
     actions: list[tuple[str, int, list[float]]]  # rows of :func:`by_action`
 
@@ -91,7 +91,7 @@ class Strip:
     kind: str  # normal, abnormal, or empty if unknown
     failures: list[str]  # keys of :data:`FAILURES`
     main: RankedList  # of the main score file
-    below: Picture | None  # best right image of the main ranking, if below the first ten
+    below: Picture | None  # best right image of the main ranking, if beyond the first ten
     others: list[RankedList]  # of the other score files
 
 
@@ -126,7 +126,7 @@ def write_report(
         InputError: a displayed image is missing or unreadable, or the trials file is invalid.
     """
     main = rankings[0]
-    sweep = None if trials is None else weight_sweep(trials)  # rejects a bad file before the work
+    sweep = None if trials is None else weight_sweep(trials)  # rejects a bad file early
     queries = {query.query_id: query for query in retrieval.queries}
     kinds = [_kind(queries[query_id]) for query_id in main.scores.query_ids]
     ranks = None if main.evaluation is None else main.evaluation.metrics.best_rank.tolist()
@@ -166,7 +166,7 @@ def write_report(
 
 
 def _options(values: Iterable[str | None], **names: str) -> list[tuple[str, str]]:
-    """Return the choices of a filter: each value with a label that has the number of queries."""
+    """Return the choices of a filter: each value, and a label with its number of queries."""
     counts = sorted(Counter(filter(None, values)).items())
     return [(value, f"{names.get(value, value)} ({n})") for value, n in counts]
 
@@ -233,7 +233,7 @@ def _groups(
 
 
 def _metrics_rows(ranking: NamedScores, seed: int) -> list[dict[str, Any]]:
-    """Build a row of (value, low, high) by metric per group of queries; empty without labels."""
+    """Build one row per group of queries: (value, low, high) by metric; empty without labels."""
     if ranking.evaluation is None:
         return []
     rows = []
@@ -282,8 +282,8 @@ def comparison(rankings: Sequence[NamedScores], seed: int) -> str:
 
     Gains are in percentage points, with paired 95 % bootstrap intervals over queries.
     """
-    found = [one.evaluation for one in rankings if one.evaluation]  # all of them have labels
-    rows = [["", *found[0].summary(), f"R@1 of {rankings[0].name} over it"]]
+    found = [one.evaluation for one in rankings if one.evaluation]  # all or none have labels
+    rows = [["", *found[0].summary(), f"R@1 gain of {rankings[0].name} over this row"]]
     for ranking, evaluation in zip(rankings, found, strict=True):
         cells = [f"{value:.2f}" for value in evaluation.summary().values()]
         cells[0] += " [{:.1f}, {:.1f}]".format(*evaluation.intervals(seed=seed)["R@1"])

@@ -1,4 +1,4 @@
-"""Create thumbnails for a report: ranked images with marks share one thumbnail per image."""
+"""Create thumbnails for a report, one per image, and mark the ranked images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Picture:
 
 
 class Album:
-    """Thumbnails of a page; an image that is ranked several times has one thumbnail."""
+    """Thumbnails of a page; an image that is ranked more than once has one thumbnail."""
 
     def __init__(self, gallery: Sequence[GalleryImage], retrieval: Retrieval) -> None:
         self._paths = {image.gallery_id: image.path for image in gallery}

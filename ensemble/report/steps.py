@@ -1,4 +1,4 @@
-"""Select examples of the queries that each fusion step won and lost, with images."""
+"""Select examples of the queries that each fusion step won or lost, with their images."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Foundation of all rooms: errors, files, configs, devices, processes and checkpoints.
+"""Foundation of all packages: errors, files, configs, devices, processes and checkpoints.
 
 Commands use `commands` (grouped flags), `config` (YAML, then flags), `errors` (one line, exit code
 2), `notices` (assumptions, on stderr) and `outputs` (checked before any work). `files`,
 `text_files`, `tensor_files` and `foreign_values` read safely and write atomically; `file_kinds`
-detects formats. `checkpoints`, `state_dicts` and `weight_folders` load weights of any project, and
-`adapters` merges LoRA and DoRA into them. `devices` and `processes` serve the models, `progress`
-shows long loops, `resources` finds shipped files. Imports no other room.
+detects formats. `checkpoints`, `state_dicts` and `weight_folders` load weights in known formats,
+and `adapters` merges LoRA and DoRA into them. `devices` and `processes` serve the models,
+`progress` shows long loops, `resources` finds shipped files. Imports no other package of this
+project.
 """
 
 __version__ = "0.1.0"

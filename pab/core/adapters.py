@@ -53,8 +53,8 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
         State dict with the model's own names.
 
     Raises:
-        InputError: unknown scale, unsupported adapters, several adapters per weight, or adapters
-            whose base weights are missing.
+        InputError: ``alpha`` is None, the adapters are of an unsupported kind or form several sets,
+            or a weight that they update is missing.
     """
     own: dict[str, Tensor] = {}
     updates: dict[str, dict[str, Tensor]] = {}
@@ -67,7 +67,7 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
             adapters.add(match[3] or "")
         elif TRACES.search(f".{name}"):
             raise InputError(
-                path, "holds adapters of a kind that is not merged here", item=f"tensor {name!r}",
+                path, "holds adapters of an unsupported kind", item=f"tensor {name!r}",
                 todo=MERGE_FIRST,
             )  # fmt: skip
         else:
@@ -104,7 +104,7 @@ def _updated(
 
 
 def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> Tensor:
-    """Add an update to a weight [O, I] in float32 or better; keep the weight's dtype."""
+    """Add an update to a weight [O, I] in at least float32; keep the weight's dtype."""
     down, up, magnitude = parts["A"], parts["B"], parts.get("magnitude_vector")
     precise = torch.promote_types(weight.dtype, torch.float32)
     update = up.to(precise) @ down.to(precise) * (alpha / len(down))  # [O, R] [R, I] -> [O, I]
@@ -118,7 +118,7 @@ def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> T
 def alpha_of(checkpoint: Mapping[str, Any]) -> float | None:
     """Find the adapters' alpha in the settings that a checkpoint keeps beside its weights.
 
-    None if there is no alpha, or it is not a number.
+    Return None if there is no alpha, or if it is not a number.
     """
     for key in ("config", "args", "metadata"):
         settings = checkpoint.get(key)

@@ -31,7 +31,7 @@ from pab.core.state_dicts import model_state as model_state
 from pab.core.tensor_files import other_kind, read_tensors, write_tensors
 
 NAMES_SHOWN = 5  # number of tensor names listed in an error
-# Version 2 adds skipped steps, facts of the weight files and hashes of the run's input files.
+# Version 2 adds skipped steps, metadata of weight files and hashes of the run's input files.
 TRAINING_STATE_VERSION = 2
 READABLE_STATE_VERSIONS = (1, TRAINING_STATE_VERSION)
 STATE_MARK = "training_state"  # key that holds a training state's version
@@ -93,7 +93,7 @@ class LoadReport:
     ignored: tuple[str, ...]  # excluded from the comparison on both sides
 
     def warn(self, path: str | Path) -> None:
-        """Print a notice about reinitialized parts and another about skipped parts."""
+        """Print one notice about newly initialized parts and one about skipped parts."""
         for what, names in (("newly initialized", self.missing), ("left out", self.unexpected)):
             if names:
                 groups = sorted({".".join(name.split(".")[:2]) for name in names})
@@ -137,7 +137,7 @@ def load_strict(
             f"{name} (expected {list(wanted[name].shape)}, found {list(given[name].shape)})"
             for name in loaded if wanted[name].shape != given[name].shape
         ],
-        "of another kind of number": [
+        "of another kind of dtype": [
             f"{name} (expected {wanted[name].dtype}, found {given[name].dtype})"
             for name in loaded
             if wanted[name].is_floating_point() != given[name].is_floating_point()
@@ -251,7 +251,7 @@ def _sort_metadata(path: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """State of a training run, sufficient for an exact resume.
+    """State of a training run, from which the run resumes exactly.
 
     Holds only tensors and plain containers. ``rng`` has one :func:`rng_state` per process, by rank.
     """
@@ -266,8 +266,8 @@ class TrainingState:
     scaler: dict[str, Any] = field(default_factory=dict)
     ema: dict[str, Any] | None = None
     best_metric: float | None = None
-    skipped: dict[str, int] = field(default_factory=dict)  # steps: total, in_row
-    facts: dict[str, str] = field(default_factory=dict)  # of the weight files
+    skipped: dict[str, int] = field(default_factory=dict)  # number of steps: total, in_row
+    facts: dict[str, str] = field(default_factory=dict)  # metadata of the run's weight files
     content: dict[str, str] = field(default_factory=dict)  # setting -> hash of its files
 
 
@@ -278,7 +278,7 @@ def save_training_state(path: str | Path, state: TrainingState) -> None:
     """Write a training state atomically.
 
     Raises:
-        TypeError: the state holds a value that safe reading would reject; names its place.
+        TypeError: safe reading would reject a value of the state; the message names its place.
         InputError: the file cannot be written.
     """
     values = {name: _plain(getattr(state, name), name) for name in _STATE_FIELDS}
@@ -316,11 +316,11 @@ def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, A
 
     Returns:
         ``{"model": ..., "metadata": ..., "config": ..., "step": ...}``. ``model`` holds the
-        averaged weights if the run keeps an average. ``metadata`` holds the facts of its weight
-        files.
+        averaged weights if the run keeps an average (EMA). ``metadata`` is that of the run's
+        weight files.
 
     Raises:
-        InputError: the file has no weights.
+        InputError: the file has no weights, or a malformed average.
     """
     weights, average = loaded.get("model"), loaded.get("ema")
     if not isinstance(weights, Mapping):
@@ -329,7 +329,7 @@ def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, A
     if isinstance(average, Mapping):
         shadow, buffers = average.get("shadow"), average.get("buffers")
         if not (isinstance(shadow, Mapping) and isinstance(buffers, Mapping)):
-            raise InputError(path, "expected averaged weights and buffers, found others under ema")
+            raise InputError(path, "expected shadow and buffers under ema, found another structure")
         averaged = {**shadow, **buffers}
         weights = {name: averaged.get(name, tensor) for name, tensor in weights.items()}
         kind = "its averaged weights (--ema_decay)"
@@ -357,4 +357,4 @@ def _plain(value: Any, where: str) -> Any:
         return type(value)(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise TypeError(f"{where}: {type(value).__name__} cannot go into a training state")
+    raise TypeError(f"{where}: {type(value).__name__} cannot be stored in a training state")

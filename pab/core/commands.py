@@ -52,7 +52,7 @@ COMMANDS = {
         "bash scripts/finetune_uit.sh": "Fine-tune UIT as published.",
         "python -m lhp.train_tokenizer": "Train a SentencePiece model on training captions.",
         "python -m uit.make_vocabulary": "Make a WordPiece vocabulary from training captions.",
-        "python -m pab.encoders.train_clip_tokenizer": "Train a tokenizer for a CLIP from scratch.",
+        "python -m pab.encoders.train_clip_tokenizer": "Train a tokenizer for a new CLIP model.",
     },
     "Data and files": {
         "python -m pab.layout": "Explain a file or folder, and name the command to run next.",
@@ -90,7 +90,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_debug_flag(parser: CommandParser, path: str) -> None:
-    """Add ``--debug`` for the help text; :func:`with_debug` has replaced it before parsing."""
+    """Add ``--debug`` for the help text; :func:`with_debug` replaces it before parsing."""
     parser.groups["advanced"].add_argument(
         "--debug", action="store_true", help=f"short for --config {path}"
     )
@@ -110,5 +110,5 @@ def with_debug(argv: Sequence[str], path: str) -> list[str]:
     if "--debug" not in argv:
         return list(argv)
     if names_flag(argv, "--config"):
-        raise InputError("--debug", f"contradicts --config: it stands for {path}")
+        raise InputError("--debug", f"contradicts --config, because it sets --config {path}")
     return ["--config", path, *(word for word in argv if word != "--debug")]

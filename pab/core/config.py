@@ -1,11 +1,11 @@
 """Flat frozen dataclasses as configs, filled from a YAML file and then from flags.
 
 The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, ``Literal[...]`` of
-texts, ``tuple[X, X]`` or ``tuple[X, ...]``, and any of these ``| None``. For a ``tuple[str, ...]``,
-a single value becomes a tuple of one, and integers become text. :func:`flag` adds the help text,
-the group and the bounds. Pydantic validates the values of the file and of the command line
-strictly: 3 is a float; "3" and True are not integers. A config may define ``check()`` for the rules
-between fields; it raises if settings contradict one another.
+texts, ``int | Literal[...]`` (bounds: of the number), ``tuple[X, X]`` or ``tuple[X, ...]``, and any
+of these ``| None``. For a ``tuple[str, ...]``, a single value becomes a tuple of one, and integers
+become text. :func:`flag` adds the help text, the group and the bounds. Pydantic validates the
+values of the file and of the command line strictly: 3 is a valid float; "3" and True are not valid
+integers. A config may define ``check()``, which raises if settings contradict one another.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ T = TypeVar("T", bound="DataclassInstance")
 def flag(default: Any, help_text: str, *, group: Group | None = None, **bounds: float) -> Any:
     """Define a config field that becomes a command-line flag.
 
-    A field that overrides another one inherits the group and the bounds that it does not set.
+    A field that overrides a base class's field inherits the group and the bounds it does not set.
 
     Args:
         default: value of the field if neither the file nor the command line sets it.
         help_text: text of ``--help``.
-        group: section of ``--help``; else the class's ``flag_group``, or ``advanced``.
+        group: section of ``--help``; None uses the class's ``flag_group``, else ``advanced``.
         bounds: ``ge``, ``gt``, ``le`` and ``lt``; an optional field may also be None.
     """
     grouped = {} if group is None else {"group": group}
@@ -92,14 +92,19 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
         try:
             found |= _validator(cls).validate_python(values)
         except PydanticError as error:
-            fault = error.errors()[0]
-            name = str(fault["loc"][0])
+            faults = error.errors()
+            fault, name = faults[0], str(faults[0]["loc"][0])
             where, item = (f"--{name}", None) if path is None else (str(path), name)
             if fault["type"] != "extra_forbidden":
-                raise InputError(where, _described(fault), item=item) from error
+                # Each type of a union has a fault, located by the field and the type's name.
+                of_types = [
+                    one for one in faults
+                    if one["loc"][0] == name and len(one["loc"]) == 2 and type(one["loc"][1]) is str
+                ]  # fmt: skip
+                raise InputError(where, _described(of_types or [fault]), item=item) from error
             known = [field.name for field in dataclasses.fields(cls)]
             (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            todo = f"the nearest known one is '{near}'"
+            todo = f"the closest setting is '{near}'"
             raise InputError(where, f"unknown setting '{name}'", todo=todo) from error
     return cls(**found)
 
@@ -134,6 +139,9 @@ def add_config_flags(
         words = {int: "N", float: "X"}.get(kind, "TEXT")
         if typing.get_origin(kind) is Literal:
             words = "{" + ",".join(typing.get_args(kind)) + "}"
+        if _is_union(kind):
+            kind, others = typing.get_args(kind)
+            words = "|".join(("N", *typing.get_args(others)))
         options |= {"type": _from_text(kind, optional), "metavar": words}
         group.add_argument(name, help=text, **options)
 
@@ -151,7 +159,7 @@ def config_from_args(
         cls: the config's dataclass; its ``check()``, if defined, is called on the result.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, for usage and messages.
-        extra: adds flags that are not config fields; the namespace holds their values.
+        extra: function that adds flags beside the config fields; the namespace holds their values.
 
     Returns:
         The config, and a namespace with everything that is not a config field (``config``
@@ -159,7 +167,7 @@ def config_from_args(
 
     Raises:
         InputError: see :func:`load_config`; also anything that ``check()`` raises.
-        SystemExit: exit of argparse: code 2 for an unknown flag, 0 for ``--help``.
+        SystemExit: raised by argparse: code 2 for an unknown flag, 0 for ``--help``.
     """
     usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
     parser = CommandParser(prog=prog, usage=usage)
@@ -213,7 +221,13 @@ def _validator(cls: type[DataclassInstance]) -> TypeAdapter[dict[str, Any]]:
     for field in dataclasses.fields(cls):
         facts = _facts(cls, field.name)
         bounds = {name: value for name, value in facts.items() if name not in ("help", "group")}
-        rows[field.name] = Annotated[_strict(kinds[field.name]), Field(**bounds)]
+        kind, optional = _without_none(kinds[field.name])
+        if _is_union(kind):
+            number, words = typing.get_args(kind)
+            row: Any = Annotated[_strict(number), Field(**bounds)] | words
+        else:
+            row = Annotated[_strict(kind), Field(**bounds)]
+        rows[field.name] = row | None if optional else row
     make: Any = TypedDict
     table = make(cls.__name__, rows, total=False)
     table.__pydantic_config__ = ConfigDict(extra="forbid")
@@ -221,7 +235,7 @@ def _validator(cls: type[DataclassInstance]) -> TypeAdapter[dict[str, Any]]:
 
 
 def _facts(cls: type, name: str) -> dict[str, Any]:
-    """Help, group and bounds of a field; those of base classes hold unless overridden."""
+    """Collect help, group and bounds of a field; a subclass overrides those of its bases."""
     facts: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         fields = vars(base).get("__dataclass_fields__", {})
@@ -239,8 +253,7 @@ def _number(value: Any) -> Any:
 
 
 def _strict(kind: Any) -> Any:
-    """Return a field's type for pydantic, with strict scalars."""
-    kind, optional = _without_none(kind)
+    """Return the type of values other than None for pydantic, with strict scalars."""
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
         element, size = _strict(parts[0]), Field(min_length=len(parts), max_length=len(parts))
@@ -249,8 +262,7 @@ def _strict(kind: Any) -> Any:
         if parts == (str, ...):  # YAML: 3 for "3"
             element = Annotated[element, BeforeValidator(lambda v: str(v) if type(v) is int else v)]
         kind = Annotated[tuple[element, ...], size]  # type: ignore[valid-type,misc]
-    kind = SCALARS.get(kind, kind)
-    return kind | None if optional else kind
+    return SCALARS.get(kind, kind)
 
 
 SCALARS: dict[Any, Any] = {kind: Annotated[kind, Strict()] for kind in (int, bool, str)}
@@ -259,23 +271,30 @@ SCALARS[float] = Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
     """``X | None`` -> (X, True); anything else -> (unchanged, False)."""
-    if typing.get_origin(kind) not in (Union, types.UnionType):
+    parts = typing.get_args(kind)
+    if not _is_union(kind) or types.NoneType not in parts:
         return kind, False
-    (rest,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
-    return rest, True
+    return Union[tuple(part for part in parts if part is not types.NoneType)], True  # noqa: UP007
 
 
-def _described(fault: ErrorDetails) -> str:
-    """Describe a fault that pydantic found as what was expected and what was found."""
-    expected = re.sub(r"^\w+ should (be|have) | after validation, not \d+$", "", fault["msg"])
-    number = "a number " if fault["type"].startswith(("greater", "less")) else ""
-    value = fault["input"]
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (Union, types.UnionType)
+
+
+def _described(faults: list[ErrorDetails]) -> str:
+    """Describe the faults of one field (one per type of a union): expected and found."""
+    expected = []
+    for fault in faults:
+        words = re.sub(r"^\w+ should (be|have) | after validation, not \d+$", "", fault["msg"])
+        number = "a number " if fault["type"].startswith(("greater", "less")) else ""
+        expected.append(number + words)
+    value = faults[0]["input"]
     found = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
-    return f"expected {number}{expected}, found {found}"
+    return f"expected {' or '.join(expected)}, found {found}"
 
 
 def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
-    """Build argparse's converter of a field; the validator rejects what stays text."""
+    """Build argparse's converter of a field; the validator rejects text that remains."""
 
     def convert(text: str) -> Any:
         if optional and text.lower() == "none":
@@ -288,7 +307,7 @@ def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
 
 
 def _help_of(default: Any, text: str) -> str:
-    """Add the default to a help text as it would be typed; leave out "off" and "none"."""
+    """Append the default to a help text, as a user would type it; omit "off" and "none"."""
     values = default if isinstance(default, tuple) else (default,)
     shown = " ".join(f"{v:.10g}" if isinstance(v, float) else str(v) for v in values)
     if shown not in ("", "None", "False"):

@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -67,16 +67,26 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Run matrix products in the block in ``dtype``; no effect for float32.
+def autocast(
+    device: torch.device, dtype: torch.dtype, weights: torch.dtype = torch.float32
+) -> AbstractContextManager[None]:
+    """Run matrix products in the block in ``dtype``; no effect for float32 or equal ``weights``.
+
+    CUDA's autocast would run every LayerNorm of a model held in ``dtype`` in float32. For LHP this
+    doubles the kernels and the memory traffic of a batch.
+
+    Args:
+        device: device of the model.
+        dtype: dtype of matrix products.
+        weights: dtype of the model's weights.
 
     Raises:
         InputError: float16 on a CPU, which has no fast kernels for it and overflows silently.
     """
-    if dtype == torch.float32:
-        return nullcontext()
     if dtype == torch.float16 and device.type == "cpu":
-        raise InputError("--dtype", "fp16 does not run on a CPU", todo="use bf16 or fp32")
+        raise InputError("--dtype", "fp16 is not supported on a CPU", todo="use bf16 or fp32")
+    if dtype in (torch.float32, weights):
+        return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 
@@ -89,8 +99,8 @@ def in_autocast_format(x: Tensor) -> Tensor:
     """Cast ``x`` to the autocast dtype on a CPU under :func:`autocast`; otherwise return ``x``.
 
     Intended for a residual stream: norms and sums keep the dtype of their input. With a float32
-    stream, each matrix product casts its input first, which takes a quarter of a CPU training step
-    (docs/log.md).
+    stream, each matrix product would cast its input first, which takes a quarter of a CPU training
+    step (docs/log.md).
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.to(torch.get_autocast_dtype("cpu"))
@@ -98,7 +108,7 @@ def in_autocast_format(x: Tensor) -> Tensor:
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """Create a loss scaler: active for float16, because small gradients underflow."""
+    """Create a loss scaler; it is active for float16 only, where small gradients underflow."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
@@ -109,9 +119,9 @@ def attention(
 
     `B` batch, `H` heads, `N` queries, `M` keys, `C` head width.
 
-    On a CPU, the backward pass of torch's bfloat16 attention takes up to nine times as long as in
-    float32 (docs/log.md), so it runs in float32. The exception is scoring on CPUs with matrix
-    tiles, where bfloat16 is faster.
+    On a CPU, torch's bfloat16 attention is slower than float32, most of all in its backward pass
+    (docs/log.md), so it runs in float32. On CPUs with matrix tiles, bfloat16 is faster for scoring,
+    and for masks that need a gradient.
 
     Args:
         q: [B, H, N, C].
@@ -124,14 +134,14 @@ def attention(
     Returns:
         [B, H, N, C] with the dtype of ``v``.
     """
-    as_it_is = q.device.type != "cpu" or v.dtype == torch.float32
-    if as_it_is or (HAS_TILES and not torch.is_grad_enabled()):
+    keeps_dtype = q.device.type != "cpu" or v.dtype == torch.float32
+    if keeps_dtype or (HAS_TILES and not torch.is_grad_enabled()):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(v.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     if mask is not None and mask.requires_grad and not dropout and HAS_TILES:
-        # torch's fused kernels do not accept this mask; two tiled products are faster than its
-        # fallback.
+        # torch's fused kernels do not accept a mask with gradients. Two matrix products in tiles
+        # are faster than torch's fallback.
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask).softmax(dim=-1)
         return weights.to(v.dtype) @ v
     if mask is not None and mask.is_floating_point():
@@ -148,7 +158,8 @@ def keep_freed_memory(device: torch.device) -> None:
 
     A CPU batch frees hundreds of megabytes of activations, and the next batch allocates them again.
     Returned pages must be cleared each time, which takes a fifth of a training step (docs/log.md).
-    No effect on other devices and systems. The process's memory use never falls below its peak.
+    No effect on other devices and systems. The memory stays in use until
+    :func:`return_freed_memory` is called.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return
@@ -174,7 +185,7 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """Save the state of all random generators: Python, NumPy, torch and the device."""
+    """Return the state of all random generators: Python, NumPy, torch and the device."""
     legacy: Any = np.random.get_state(legacy=True)
     kind, words, *rest = legacy
     numpy = [kind, words.tolist(), *rest]
@@ -194,7 +205,7 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def torch_rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Save the state of torch's generators: the CPU's, and the device's if it has its own."""
+    """Return the state of torch's generators: the CPU's, and the device's if it has its own."""
     state = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -210,6 +221,39 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes of a GPU, with those that torch holds unused; None for others."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def read_late(results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Copy tensors to the CPU; wait for a GPU's tensor only after the next one is queued.
+
+    The GPU then always has work, and the host is never more than one tensor ahead.
+    """
+    waiting: list[tuple[Tensor, torch.cuda.Event]] = []
+    for result in results:
+        if result.device.type != "cuda":
+            yield result.cpu()
+            continue
+        copied = torch.cuda.Event()
+        waiting.append((result.to("cpu", non_blocking=True), copied))
+        copied.record()
+        if len(waiting) > 1:
+            yield _awaited(*waiting.pop(0))
+    for last in waiting:
+        yield _awaited(*last)
+
+
+def _awaited(copy: Tensor, copied: torch.cuda.Event) -> Tensor:
+    """Wait until a copy is complete."""
+    copied.synchronize()
+    return copy
 
 
 def synchronize(device: torch.device) -> None:

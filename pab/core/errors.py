@@ -39,8 +39,8 @@ class InputError(Exception):
 
     def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str]]:
         """Pickle the parts; by default, an exception is rebuilt from its single message."""
-        again = partial(type(self), item=self.item, todo=self.todo)
-        return again, (self.where, self.problem)
+        rebuild = partial(type(self), item=self.item, todo=self.todo)
+        return rebuild, (self.where, self.problem)
 
 
 Fault = Callable[..., InputError]  # InputError with the file, and perhaps the item, bound
@@ -53,7 +53,8 @@ class LostProcessError(RuntimeError):
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
     """Run a command-line ``main``; bad input prints one line on stderr and exits with code 2.
 
-    A lost process exits with code 1; the process at fault reports the cause.
+    Exhausted memory, and an operation without a deterministic algorithm, are reported like bad
+    input. A lost connection to another process gives exit code 1; that process reports the cause.
     """
     try:
         with closing_bars():
@@ -64,6 +65,14 @@ def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = N
     except LostProcessError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        from pab.core.device_errors import one_line  # imports torch
+
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     except BrokenPipeError:  # the reader of the output (head, less) has exited
         sys.stderr.close()
         sys.exit(1)

@@ -1,7 +1,7 @@
-"""Detect the kind of a file from its content, whatever its name.
+"""Detect the kind of a file from its content, not from its name.
 
-Weights can then have any extension, and errors can name common mix-ups instead of reporting damage:
-a saved web page, a Git LFS pointer, a partial download.
+Weight files may therefore have any extension. Errors name common mix-ups instead of reporting
+damage: a saved web page, a Git LFS pointer, a partial download.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Kind(enum.Enum):
     TORCH = "a file of torch.save"
     SAFETENSORS = "a safetensors file"
     TORCHSCRIPT = "a TorchScript archive"
-    CUT = "half a file"
+    CUT = "a truncated file"
     EMPTY = "an empty file"
     OTHER = "another file"
     UNKNOWN = "unknown bytes"
@@ -44,7 +44,7 @@ class FileKind:
 SIGNATURES = (
     (
         b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS instead of the file",
-        "run git lfs pull where it came from",
+        "run git lfs pull in the repository that it came from",
     ),
     (b"/annex/objects/", "a pointer of git-annex instead of the file", "run git annex get"),
     (b"\x93NUMPY", "a NumPy array (.npy)", ""),
@@ -84,7 +84,7 @@ def file_kind(path: Path) -> FileKind:
     if len(head) > 8 and head[8:9] == b"{" and length <= LARGEST_HEADER:
         return _safetensors_kind(path, length, size)
     if not any(head):
-        return FileKind(Kind.CUT, "zero bytes, as an interrupted copy leaves them")
+        return FileKind(Kind.CUT, "only zero bytes, as an interrupted copy leaves them")
     return _text_kind(head) or FileKind(Kind.UNKNOWN, Kind.UNKNOWN.value)
 
 
@@ -106,7 +106,7 @@ def _zip_kind(path: Path) -> FileKind:
 
 
 def _safetensors_kind(path: Path, length: int, size: int) -> FileKind:
-    """Distinguish a whole file from a truncated one by the tensors that its header lists."""
+    """Detect truncation: compare the file size with the tensors that the header lists."""
     with path.open("rb") as handle:
         handle.seek(8)
         header = handle.read(length)
@@ -140,8 +140,7 @@ def _text_kind(head: bytes) -> FileKind | None:
         named = f" ({title[1].strip()[:TEXT_SHOWN]})" if title and title[1].strip() else ""
         return FileKind(
             Kind.OTHER, f"a web page{named}",
-            "a program or browser saved the page of the download instead of the file; download it "
-            "by hand",
+            "the download saved a web page instead of the file; download the file by hand",
         )  # fmt: skip
     if shown.startswith("<?xml"):
         return FileKind(

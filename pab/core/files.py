@@ -1,4 +1,4 @@
-"""Atomic file writing, and file hashes."""
+"""Write files atomically, check existing paths and zip files, and hash files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DAMAGED_ARCHIVE = (
 
 # Limits against small files that unpack to fill the memory (deflate packs zeros 1,000 times).
 LARGEST_RATIO = 100  # unpacked bytes per packed byte
-ALWAYS_UNPACKED = 1 << 30  # bytes; scores of few values may pack well
+ALWAYS_UNPACKED = 1 << 30  # bytes allowed at any ratio; scores with few distinct values pack well
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def check_unpacked_size(path: str | Path, entries: Iterable[zipfile.ZipInfo]) ->
             path,
             f"expected a zip file that unpacks to at most {LARGEST_RATIO} times its size, found "
             f"{size / 2**30:.1f} GiB packed in {packed} bytes",
-            todo="if that size is right, unpack it and pass the file inside",
+            todo="if that size is correct, unpack the zip file and pass the file inside",
         )
 
 
@@ -137,7 +137,7 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def sha256_of_lines(lines: list[str]) -> str:
-    """SHA-256 of strings, each followed by a newline; identifies a set of ids or captions."""
+    """SHA-256 of strings, each followed by a newline; identifies a list of ids or captions."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")

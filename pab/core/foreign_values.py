@@ -1,10 +1,10 @@
 """Read values of other libraries in pickled files without running their code.
 
 A checkpoint may hold NumPy scalars, arrays, paths, dates and ``defaultdict`` beside its tensors.
-``weights_only`` reading rejects their classes. This module has one stand-in for each class; it has
-the same arguments and accepts only plain data. NumPy's own unpickling functions never run, because
-with a forged dtype they would interpret raw bytes as pointers. A stand-in never imports, calls or
-looks up anything named in a file.
+``weights_only`` reading rejects their classes. This module replaces each class with a stand-in that
+takes the same arguments and accepts only plain data. NumPy's own unpickling functions never run,
+because with a forged dtype they would interpret raw bytes as pointers. A stand-in never imports,
+calls or looks up anything named in a file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUMPY_TYPES = (
 
 
 class ForeignValueError(Exception):
-    """A file holds a value that its stand-in rejects; the message names it."""
+    """A file holds a value that the stand-in rejects; the message names the value."""
 
 
 class PlainDtype:
@@ -111,7 +111,7 @@ def _default_dict(factory: object = None, *pairs: object) -> dict[Any, Any]:
 
 
 def _no_bytes() -> bytes:
-    """Stand-in for ``bytes``, which pickles call to write an empty value."""
+    """Stand-in for ``bytes``, which pickles call without arguments for an empty value."""
     return b""
 
 
@@ -138,7 +138,7 @@ def _stand_ins() -> dict[str, Callable[..., Any] | type]:
         )
     }  # fmt: skip
     for module in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
-        found[f"{module}.multiarray._reconstruct"] = PlainArray  # empty, filled by its state
+        found[f"{module}.multiarray._reconstruct"] = PlainArray  # filled from its state later
         found[f"{module}.multiarray.scalar"] = _scalar
         found[f"{module}.numeric._frombuffer"] = _array_of_buffer
     for module in ("pathlib", "pathlib._local"):  # renamed in Python 3.13

@@ -13,7 +13,7 @@ NONE_HINT = "--{} none writes nothing"
 
 
 def cannot_be_written(path: Path) -> str | None:
-    """Return why a file cannot be written, as the end of a sentence; None if it can."""
+    """Return why a file cannot be written, as the end of a sentence; None if it can be."""
     if path.is_dir():
         return "is a directory"
     if path.exists() and not path.is_file():
@@ -34,10 +34,10 @@ def check_outputs(outputs: Mapping[str, str | Path | None], *, omit: str = NONE_
 
     Args:
         outputs: flag without its dashes -> file to write; None writes nothing.
-        omit: hint on how to write no file; the flag's name replaces the braces.
+        omit: remedy for a file that cannot be written; the flag's name replaces ``{}``.
 
     Raises:
-        InputError: naming the flag.
+        InputError: an output is rejected; the message names the flag.
     """
     seen: dict[Path, str] = {}
     for name, value in outputs.items():
@@ -60,10 +60,10 @@ def check_inputs_are_kept(
 
     Args:
         outputs: flag without its dashes -> file to write; None writes nothing.
-        inputs: what a file is, for the error -> file that is read; None reads nothing.
+        inputs: description for the error -> file that is read; None reads nothing.
 
     Raises:
-        InputError: naming the flag and the file.
+        InputError: an output is also an input; the message names the flag and the file.
     """
     for name, path in outputs.items():
         for what, source in inputs.items():
@@ -91,7 +91,7 @@ def check_free_space(flag: str, path: str | Path, needed: int, what: str, *, tod
         todo: remedy for the user.
 
     Raises:
-        InputError: names the flag, the space needed and the space found.
+        InputError: too little space is free; the message names the flag and both sizes.
     """
     folder = Path(path).absolute()
     disk = next(place for place in (folder, *folder.parents) if place.exists())

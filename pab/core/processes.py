@@ -1,12 +1,12 @@
 """Distributed helpers for processes started by torchrun, or for a single process.
 
-All functions work in both cases; in a single process, gathering returns its argument. Gloo
-exchanges CPU tensors, NCCL exchanges CUDA tensors.
+All functions work in both cases; in a single process, they exchange nothing. Gloo exchanges CPU
+tensors, NCCL exchanges CUDA tensors.
 
-Gradients: the backward pass of :func:`all_gather_with_grad` sums over processes, and
-:class:`pab.core.gradients.GradientAverage` then averages over processes (as DistributedDataParallel
-does). If each of N processes computes the loss of its own rows against all rows, the averaged
-gradient equals that of a single process on the whole batch.
+The backward pass of :func:`all_gather_with_grad` sums gradients over processes, and
+:class:`pab.core.gradients.GradientAverage` averages them (as DistributedDataParallel does). If each
+of the ``W`` processes computes the loss of its own rows against all rows, the averaged gradient
+equals that of a single process on the whole batch.
 
 Legend: ``B`` rows per process, ``W`` processes, ``D`` width.
 """
@@ -37,7 +37,7 @@ from pab.core.errors import InputError, LostProcessError
 
 T = TypeVar("T")
 
-# Messages with which gloo, which has no error class of its own, reports a lost process.
+# Messages by which gloo reports a lost process; it has no error class for this case.
 _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
@@ -106,7 +106,7 @@ def close() -> None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join torchrun's group in the block (:func:`leaving_together`); no effect without torchrun."""
+    """Join torchrun's group for the block, and leave it as :func:`leaving_together` does."""
     init_processes(device)
     with leaving_together():
         yield
@@ -140,8 +140,8 @@ def leaving_together() -> Iterator[None]:
         if count > 1 and lost:
             reason = str(error).strip().partition("\n")[0]
             raise LostProcessError(
-                f"process {number} of {count} has lost another one ({reason}); one that has "
-                "ended says why itself"
+                f"process {number} of {count} has lost another one ({reason}); the one that has "
+                "ended reports the cause"
             ) from error
         raise
 
@@ -173,7 +173,7 @@ def barrier() -> None:
 
 
 def share_of(count: int) -> range:
-    """Indices below ``count`` of this process: every W-th, so that each index has one process."""
+    """Return this process's indices below ``count``: every W-th, starting at its rank."""
     return range(rank(), count, world_size())
 
 
@@ -237,7 +237,7 @@ def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.devi
     if missing or odd:
         raise ValueError(
             f"expected the ids 0 to {total - 1}, each once; missing {missing[:5]}, "
-            f"double or foreign {odd[:5]}"
+            f"repeated or out of range {odd[:5]}"
         )
     widths = gather_objects(0 if rows is None else rows.shape[1])
     if rows is None:
@@ -337,12 +337,12 @@ def check_equal(values: Mapping[str, str], *, todo: str) -> None:
             raise InputError(where, f"differs between processes: {listed}", todo=todo)
 
 
-def broadcast(value: Tensor) -> Tensor:
-    """Send the tensor of rank 0 to every process; all processes pass the same shape."""
+def broadcast(value: Tensor, source: int = 0) -> Tensor:
+    """Send the tensor of one rank to every process; all processes pass the same shape."""
     if world_size() == 1 or value.numel() == 0:
         return value
     received = value.clone()
-    dist.broadcast(received, src=0)
+    dist.broadcast(received, src=source)
     return received
 
 

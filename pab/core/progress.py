@@ -41,7 +41,7 @@ class Progress:
         self._first, self._began = done, clock()
         self._figures: dict[str, float] = {}
         self._bar: Any = None
-        self._inner = len(_open) > 0  # its bar vanishes at the end
+        self._inner = len(_open) > 0  # an inner loop's bar vanishes at its end
         self._in_terminal = sys.stderr.isatty()
         wait = BAR_AFTER_S if self._in_terminal else LINE_EVERY_S
         self._due = self._began + wait if _is_main() else math.inf
@@ -84,13 +84,13 @@ class Progress:
     def _new_bar(self, elapsed: float) -> Any:
         """Create the bar of a loop that has already run for ``elapsed`` seconds.
 
-        tqdm would also create it at the start and hide it for ``delay`` seconds, but a line that is
-        written in this time leaves a hidden bar on the screen.
+        tqdm could create the bar at the start and hide it for ``delay`` seconds, but a line written
+        in that time would leave the hidden bar on the screen.
         """
         from tqdm import tqdm  # here, because it takes longer to import than a small command runs
 
         class Bar(tqdm):
-            monitor_interval = 0  # no thread beside the forks of data loaders
+            monitor_interval = 0  # no monitor thread, because data loaders fork
 
             @staticmethod
             def format_meter(*numbers: Any, **settings: Any) -> str:
@@ -154,7 +154,7 @@ def progress(
     with Progress(total, what, unit) as bar:
         finished = 0
         for item in items:
-            bar.update(finished)  # here, so that a bar appears before a slow first item is done
+            bar.update(finished)  # first, so that a bar appears once a slow first item has arrived
             yield item
             finished = 1 if size is None else size(item)
         bar.update(finished)
@@ -174,7 +174,7 @@ def write_line(text: str) -> None:
 
 @contextmanager
 def closing_bars() -> Iterator[None]:
-    """Close all bars after the block, so that the message of an error starts on a new line."""
+    """Close all bars after the block, so that an error message starts on a new line."""
     try:
         yield
     finally:
@@ -183,7 +183,7 @@ def closing_bars() -> Iterator[None]:
 
 
 def _is_main() -> bool:
-    """Return true if this process may write; without the module of groups it is the only one."""
+    """Return true in rank 0; without ``pab.core.processes`` loaded, there is only one process."""
     processes = sys.modules.get("pab.core.processes")
     return processes is None or bool(processes.is_main())
 

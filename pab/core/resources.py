@@ -1,4 +1,4 @@
-"""Places of the project's own files: the code, and the configs that ship with it.
+"""Locate the project's own files: the code, and the configs that ship with it.
 
 The code runs from a checkout, from an editable install of one, or from an installed wheel. In a
 wheel, the top-level folder ``configs`` is the package ``pab.configs``.
@@ -17,7 +17,7 @@ CONFIGS = _IN_WHEEL if _IN_WHEEL.is_dir() else CODE_ROOT / "configs"
 
 
 def config_path(path: str | Path) -> Path:
-    """Return the file of a config that a user names.
+    """Return the path of the config file that a user names.
 
     A relative path such as ``configs/uit/infer.yaml`` that is not in the working folder names the
     shipped config of this project, with a notice. Any other path is returned unchanged.

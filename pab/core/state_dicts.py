@@ -19,8 +19,8 @@ from pab.core.adapters import alpha_of, has_adapters, merged
 from pab.core.errors import InputError
 from pab.core.notices import notice
 
-# Keys of the weights. The two that BEiT-3's published reader looks for come first, in its order. An
-# average (EMA) comes last, because published results use the weights themselves.
+# Keys of the weights. The two that BEiT-3's published reader looks for come first, in the same
+# order. An average (EMA) comes last, because published results use the weights themselves.
 CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "model_ema")
 DEEPEST = 8  # maximum nesting of containers
 # Name parts that wrappers add. Those of torch.compile, FSDP and activation checkpointing are never
@@ -29,7 +29,7 @@ ALWAYS_WRAPPERS = frozenset({
     "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
 })  # fmt: skip
 WRAPPERS = frozenset({"module", "model"})
-COUNTERS = frozenset({"epoch", "step", "global_step", "iteration"})  # beside flat weights
+COUNTERS = frozenset({"epoch", "step", "global_step", "iteration"})  # not weights
 
 
 def model_state(
@@ -61,7 +61,7 @@ def model_state(
         if not isinstance(name, str) or tensor is None:
             raise InputError(
                 path, f"expected a tensor, found {type(value).__name__}", item=f"entry {name!r}",
-                todo=f"weights are looked for under {', '.join(CONTAINERS)}, then at the top",
+                todo=f"weights are read under {', '.join(CONTAINERS)}, else at the top level",
             )  # fmt: skip
         state[name] = tensor
     names = ([part for part in name.split(".") if part not in ALWAYS_WRAPPERS] for name in state)
@@ -95,7 +95,7 @@ def _container(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, 
             notice(path, f"weights under {place}{held[0]} are read, not {', '.join(held[1:])}")
         level, place = level[held[0]], f"{place}{held[0]}."
     else:
-        raise InputError(path, f"expected weights, found more than {DEEPEST} dicts in one another")
+        raise InputError(path, f"expected weights, found more than {DEEPEST} nested dicts")
     empty = (level[key] for key in CONTAINERS if isinstance(level.get(key), Mapping))
     return level if place or _holds_tensors(level) else next(empty, level)
 
@@ -112,12 +112,12 @@ def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
 def _without_remarks(
     found: Mapping[str, Any], fits: Collection[str], path: str | Path
 ) -> Mapping[str, Any]:
-    """Keep the entries that may be weights, for a file without a container.
+    """Drop entries that are not weights (``epoch``, ``args``) from a dict without a container.
 
-    Others (``epoch``, ``args``) stand beside them; strict loading tells whether a weight is lost.
+    If a weight is dropped by mistake, strict loading reports it as missing.
     """
     if all(_as_tensor(value) is None for value in found.values()):
-        return found  # refused, by the name of its first entry
+        return found  # the caller rejects the first entry by name
     remarks = [
         name for name, value in found.items()
         if _as_tensor(value) is None or _is_remark(name, value, fits)
@@ -158,14 +158,14 @@ def _renamed(
         if new in found:
             raise InputError(
                 path, f"holds the weights of one model twice: {source[new]!r} and {old!r}",
-                todo="save one of them alone",
+                todo="save only one of them",
             )  # fmt: skip
         found[new], source[new] = tensor, old
     return found
 
 
 def unwrapped(names: list[str], fits: Collection[str] = ()) -> list[str]:
-    """Remove wrapper prefixes, in any order and number, from names; the last part always stays.
+    """Remove wrapper prefixes, in any order and number, from names; always keep the last part.
 
     Args:
         names: tensor names without the parts in :data:`ALWAYS_WRAPPERS`.
@@ -183,7 +183,7 @@ def unwrapped(names: list[str], fits: Collection[str] = ()) -> list[str]:
 
 
 def _fitting(name: str, wanted: Collection[str], taken: Collection[str]) -> str:
-    """Remove wrapper parts inside a name, the fewest for which the model has the tensor."""
+    """Remove the fewest wrapper parts that give a name in ``wanted``; else keep the name."""
     places = [place for place, part in enumerate(name.split(".")[:-1]) if part in WRAPPERS]
     for count in range(1, len(places) + 1):
         for chosen in combinations(places, count):

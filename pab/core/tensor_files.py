@@ -29,8 +29,8 @@ _UNREADABLE = (
     AttributeError, AssertionError, struct.error, zipfile.BadZipFile, OverflowError, OSError,
 )  # fmt: skip
 
-# torch keeps the allowed classes in one list per process: a second thread that leaves the block
-# below would take them away from a first one that is still reading.
+# torch keeps the allowed classes in one list per process. A thread that leaves the `with` block
+# below would remove them while another thread is reading.
 _ONE_READER = threading.Lock()
 
 SAVE_ALONE = "it was not loaded, because it could run code; save only the tensors"
@@ -85,8 +85,8 @@ def read_tensors(
             problem = f"of tensors and plain values, found the Python object {foreign[1]}"
             todo = SAVE_ALONE
         elif "Unsupported operand" in str(error) and found.kind is Kind.TORCH:
-            problem = "in torch.save's own pickle protocol, found another one or a damaged file"
-            todo = "if it is whole, save it again without pickle_protocol"
+            problem = "in torch.save's default pickle protocol, found another one or a damaged file"
+            todo = "if the file is intact, save it again without pickle_protocol"
         else:
             none = "" if found.kind is Kind.TORCH else "none or "
             problem = f"written by torch.save, found {none}a damaged one ({type(error).__name__})"
@@ -99,7 +99,7 @@ def other_kind(path: Path, expected: str, found: FileKind, todo: str | None) -> 
     Args:
         expected: expected kind.
         found: kind of the file.
-        todo: remedy for a damaged file; used if the kind has none of its own.
+        todo: remedy for a truncated or empty file, if the kind does not determine one.
     """
     if found.kind is Kind.TORCHSCRIPT:
         todo = "save its tensors and pass that file"

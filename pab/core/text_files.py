@@ -1,4 +1,4 @@
-"""Text files of other programs: UTF-8, or UTF-16 and UTF-32 with their byte-order mark."""
+"""Read text files: UTF-8, or UTF-16 and UTF-32 with a byte-order mark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pab.core.files import existing_file
 from pab.core.notices import notice
 
 MARK = "\ufeff"  # byte-order mark; programs that join files may leave several
-# UTF-32's marks start with those of UTF-16, so they come first.
+# UTF-32-LE's mark starts with UTF-16-LE's, so UTF-32 comes first.
 _WIDE_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -21,7 +21,7 @@ SAVE_AS_UTF8 = "save the file as UTF-8"
 
 
 def wide_encoding(raw: bytes) -> str | None:
-    """Return ``"UTF-16"`` or ``"UTF-32"`` if bytes start with that mark; None for UTF-8."""
+    """Return ``"UTF-16"`` or ``"UTF-32"`` if bytes start with its mark, else None."""
     return next((name for mark, name in _WIDE_MARKS.items() if raw.startswith(mark)), None)
 
 
@@ -51,7 +51,7 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
     """Decode the bytes of a text file; see :func:`read_text`.
 
     Raises:
-        InputError: in none of the encodings.
+        InputError: the bytes are in none of the encodings.
     """
     encoding = wide_encoding(raw)
     if encoding is None:
@@ -62,7 +62,7 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
         problem = f"found the mark of {encoding} before bytes that are not {encoding}"
         todo = todo or SAVE_AS_UTF8
         raise InputError(path, f"expected UTF-8 text, {problem}", todo=todo) from error
-    notice(path, f"is read as {encoding}, as its byte-order mark says")
+    notice(path, f"is read as {encoding}, because of its byte-order mark")
     return text.lstrip(MARK)
 
 
@@ -72,7 +72,7 @@ def utf8_text(
     """Decode bytes of a UTF-8 file; the error names the line, or ``item``, and the column.
 
     Raises:
-        InputError: not UTF-8.
+        InputError: the bytes are not UTF-8.
     """
     try:
         return raw.decode("utf-8")

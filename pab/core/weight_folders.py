@@ -23,7 +23,7 @@ USUAL_NAMES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
     "pytorch_model.bin",
 )  # fmt: skip
-# Files that training writes beside weights.
+# Prefixes of files that training writes beside weights.
 NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
 
 
@@ -44,7 +44,7 @@ class Family(enum.Enum):
 class WeightFolder:
     """Model of a folder, and its weight files: those of ``torch.save`` and safetensors.
 
-    Files with usual names come first, whatever they hold, so that reading them reports any damage.
+    Files with usual names come first, even if damaged, so that reading them reports the damage.
     """
 
     path: Path
@@ -67,7 +67,8 @@ def weights_of_folder(path: str | Path, family: Family) -> Path:
     """Find the single weight file in a folder of a model, or in a folder without configuration.
 
     Raises:
-        InputError: the folder does not exist, or holds another model, no weights or several files.
+        InputError: the folder does not exist, or holds another model, no weights or several files
+            without a usual name.
     """
     folder = weight_folder(path)
     if folder.family not in (family, Family.WEIGHTS):
@@ -79,7 +80,7 @@ def only_weights(folder: WeightFolder) -> Path:
     """Return the folder's single weight file, or the one with a usual name.
 
     Raises:
-        InputError: no file, or several without a usual name.
+        InputError: there is no weight file, or several but none with a usual name.
     """
     if not folder.weights:
         raise InputError(folder.path, "holds no weights", todo="pass the weight file instead")
@@ -96,7 +97,7 @@ def weights_or_path(path: str | Path) -> Path:
     """Return the weight file in a folder; return the path itself if it holds none.
 
     Raises:
-        InputError: several files without a usual name.
+        InputError: there are several weight files, but none with a usual name.
     """
     path = Path(path)
     if not path.is_dir():
@@ -143,7 +144,7 @@ def _family_of(config: dict[str, Any]) -> Family:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """Read an object from a JSON file; None if there is none."""
+    """Read a JSON file; return None if it is missing or does not contain an object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):

@@ -8,13 +8,13 @@ labelled test image     the same fields; ``caption`` is a list of texts, or one 
 name-masked query       ``query_index``, ``caption``
 ======================  ==========================================================================
 
-The optional fields are ``hard_i``, ``hard_c``, ``hard_i_id`` (the twin: the pair of the same
-source video with an action of the other kind), ``source_id`` (``x_y``: x is the source video),
-``source_caption``, ``normal`` or ``anomaly`` (the action) and ``scene``. An optional field that is
-empty, null or of another type counts as absent. Unknown fields are ignored. A notice reports the
-number of both. Ids may be integers. A file contains JSON lines, a JSON array, or queries as one
-object ``{id: caption}``; see :mod:`pab.data.json_lines`. :mod:`pab.data.tables` reads tables and
-folders of captioned images.
+The optional fields are ``hard_i``, ``hard_c`` and ``hard_i_id`` (image, caption and id of the twin:
+the pair from the same source video with the other kind of action), ``source_id`` (``x_y``: x is the
+source video), ``source_caption``, ``normal`` or ``anomaly`` (the action) and ``scene``. An optional
+field that is empty, null or of another type counts as absent. Unknown fields are ignored. A notice
+reports both, with counts. Ids may be integers. A file contains JSON lines, a JSON array, or queries
+as one object ``{id: caption}``; see :mod:`pab.data.json_lines`. :mod:`pab.data.tables` reads tables
+and folders of captioned images.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def read_retrieval(
     with ``image`` and ``image_id`` is labelled (``pair.json``, ``attr.json``, ``ucc.json`` or a
     training shard), as is a table or a folder of captioned images. In a labelled set, gallery ids
     are ``image_id``, and query ids are ``IMAGE_ID#n`` for the n-th caption from 0. The right image
-    of a caption is its own image.
+    of a caption is its own image. Image files may be missing, so that a score file can be evaluated
+    without them.
 
     Args:
         annotation: the file, or a folder of images with a ``.txt`` beside each.
@@ -60,11 +61,9 @@ def read_retrieval(
         same_caption_counts: if true, every image with exactly the same caption counts as right.
         columns: column names of a table; the defaults are OpenCLIP's.
 
-    Image files may be missing, so that a score file can be evaluated without them.
-
     Raises:
         InputError: a file is missing or unreadable, lines are bad (all counted, the first twenty
-            named), there are no queries, an image path is outside its folder, an answer is for an
+            named), there are no queries, an image path leaves the data root, an answer is for an
             unknown query, or a query has no answer.
     """
     path = Path(annotation)

@@ -65,7 +65,7 @@ class BadLines:
         return InputError(where, f"expected usable lines only, found {found}", todo=todo)
 
     def check(self, where: str | Path) -> None:
-        """Raise the error if there are bad lines.
+        """Raise one error for all bad lines, if there are any.
 
         Raises:
             InputError: see :meth:`error`.
@@ -80,7 +80,7 @@ class BadLines:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> BadLines:
-        """Restore the counts and first faults from :meth:`as_plain`."""
+        """Restore the counts and first faults from the result of :meth:`as_plain`."""
         bad = cls()
         bad.kinds.update(plain["kinds"])
         bad.first = [

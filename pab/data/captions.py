@@ -13,8 +13,8 @@ import re
 import unicodedata
 
 FEWEST_WORDS = 50  # word limit of BLIP-2's published processor, the smallest of all models
-# Invisible characters that Unicode classifies as letters or symbols: Hangul fillers, Braille blank,
-# and SentencePiece's mark for a blank.
+# Characters without text that Unicode classifies as letters or symbols: Hangul fillers, Braille
+# blank, SentencePiece's mark for a blank, and the replacement character.
 _BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u2581\ufffd")
 _DROPPED = frozenset(("Cc", "Cf", "Co", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"))
 _ORDINARY = re.compile("[0-9A-Za-z]")
@@ -23,7 +23,7 @@ _ORDINARY = re.compile("[0-9A-Za-z]")
 def has_visible(caption: str) -> bool:
     """Return true if every tokenizer finds a token in the caption's first 50 words."""
     found = _ORDINARY.search(caption)
-    # Fifty words have at least 99 characters, so this character is in one of them.
+    # The 51st word starts at character 100 or later: each word before it is followed by a blank.
     if found and found.start() < 2 * FEWEST_WORDS and "&" not in caption and "\x1b" not in caption:
         return True
     head = " ".join(caption.split()[:FEWEST_WORDS])

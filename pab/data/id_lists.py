@@ -25,7 +25,7 @@ def read_id_list(path: str | Path, what: str = "a list of ids, one per line") ->
     Blank lines, byte-order marks and Windows line ends are ignored.
 
     Raises:
-        InputError: the file is missing, unreadable, not UTF-8, empty, or repeats an id.
+        InputError: the file is missing, unreadable, not UTF-8 or empty, or repeats an id.
     """
     path = existing_file(path, what)
     first_seen: dict[str, int] = {}
@@ -50,10 +50,11 @@ def read_query_order(path: str | Path) -> list[str]:
 
 
 def check_ids(where: str | Path, name: str, ids: Any) -> None:
-    """Check that ids are distinct texts of one line.
+    """Check that ids are distinct single-line strings.
 
     Raises:
-        InputError: an id breaks a rule; the message names ``where``, the field ``name`` and the id.
+        InputError: ``ids`` is not a list of such strings, or is empty; the message names ``where``
+            and the field ``name``.
     """
     fault = partial(InputError, where, item=name)
     if not isinstance(ids, list) or not set(map(type, ids)) <= {str}:
@@ -94,7 +95,7 @@ def read_gallery_ids(path: str | Path) -> list[str]:
         from pab.data.images import list_gallery  # imports Pillow, which score files do not need
 
         images = sorted(list_gallery(path), key=lambda image: image.path.name)
-        notice(path, f"its {len(images)} images are read in the sorted order of their file names")
+        notice(path, f"its {len(images)} images are read in order of their file names")
         return [image.gallery_id for image in images]
     path = existing_file(path, "a list of gallery ids, one per line, or a folder of images")
     if _is_json(path):
@@ -125,10 +126,10 @@ def _json_ids(path: Path) -> list[str] | None:
 
 
 def id_text(value: Any, fault: Fault) -> str:
-    """Convert an id to text; an integer becomes its decimal digits.
+    """Convert an id to text; a whole number becomes its decimal digits.
 
     Raises:
-        InputError: the id is neither text nor an integer.
+        InputError: the id is neither text nor a whole number.
     """
     if isinstance(value, str):
         return str(value)

@@ -156,7 +156,7 @@ def data_root(annotation: str | Path) -> Path:
 
 
 def spellings(image: str) -> tuple[str, ...]:
-    """Return a path as written and, if it contains ``wentwrong``, with its other spelling."""
+    """Return a path as written and, if a folder in it has another spelling, with that spelling."""
     for spelling, other in (_SPELLINGS, _SPELLINGS[::-1]):
         if f"/{spelling}/" in f"/{image}":
             return image, f"/{image}".replace(f"/{spelling}/", f"/{other}/")[1:]
@@ -183,8 +183,8 @@ class _Place(NamedTuple):
 class ImageFinder:
     """Find image files under a data root, in any layout listed above.
 
-    A folder is listed once, when an image is first missing at its exact path; the result is cached.
-    Later look-ups in this folder read the disk at most once. Pickling keeps the cache.
+    A folder is listed when an image is first missing at its exact path. The result is cached, so
+    that later look-ups in this folder do not read the disk. Pickling keeps the cache.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -196,8 +196,8 @@ class ImageFinder:
     def find(self, image: str) -> Path:
         """Return the file of an image path relative to the root.
 
-        ``..`` is resolved before links. If no variant exists, the exact path is returned; opening
-        it reports the missing file.
+        ``..`` is resolved before symbolic links. If no variant exists, the exact path is returned,
+        and opening it reports the missing file.
 
         Raises:
             InputError: the exact path is missing and several variants exist.
@@ -265,7 +265,7 @@ class ImageFinder:
         return found[0]
 
     def _warn(self, folder: str, name: str, found_folder: str, found_name: str) -> None:
-        """Print each notice once if the path of a file differs from the written path."""
+        """Print a notice if the path of a file differs from the written path."""
         if name != found_name:
             written, read = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
             end = f"that end in {written}" if written else "without an extension"
@@ -284,7 +284,7 @@ def is_image_name(name: str) -> bool:
 
 
 def is_photo_name(name: str) -> bool:
-    """Return true if a file name has a searchable image extension and is not hidden."""
+    """Return true if a file name has an extension of photo search and is not hidden."""
     return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 

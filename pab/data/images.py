@@ -1,17 +1,23 @@
-"""List gallery images, check that images are readable, preprocess and load them.
+"""List gallery images, read and preprocess them, and check that they are readable.
 
-Benchmark images are opened with Pillow and converted to RGB (16 bits to 8), without further
-changes. EXIF orientation is not applied, because the published pipelines do not apply it and scores
-would differ. Photo search decodes files differently (:mod:`pab.data.photos`), through an
+Benchmark images are opened with Pillow and converted to RGB (16-bit values to 8), without further
+changes. EXIF orientation is not applied: the published pipelines do not apply it, and scores would
+differ. Photo search decodes files differently (:mod:`pab.data.photos`), through an
 :class:`ImageReader`. torch and torchvision are imported only where tensors are made.
+
+Loading in batches is in :mod:`pab.data.image_loader`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from struct import error as StructError
@@ -30,12 +36,15 @@ from pab.data.records import GalleryImage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Loadable = GalleryImage | Image.Image | Tensor  # a file, an RGB image, or its pixels
+    from pab.data.pixels import Preprocessing, TwoParts
 
 ImageTransform = Callable[[Image.Image], "Tensor"]
+ImageFile = io.BytesIO | io.BufferedReader  # an opened file, at its beginning
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's other decoders are never used
 _NAMED_BAD_IMAGES = 20  # maximum number of images named in an error
+_EXPECTED = "expected an image, found "  # begins the problem of an unreadable file
+_IN_MEMORY = 1 << 24  # bytes; a larger file is read while it is decoded, to bound the memory
 
 # Exceptions of Pillow's decoders for damaged or hostile files.
 _DECODING_ERRORS = (
@@ -79,23 +88,22 @@ class ImageRecipe:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def transform(self) -> ImageTransform:
+    def transform(self) -> Preprocessing:
         """Build the transform from an RGB image to float32 [3, size, size].
 
-        The Pillow image is resized, as in the published pipelines: torchvision's bicubic filter
-        returns other values for tensors.
+        Images are resized before they become tensors, as in the published pipelines, because
+        torchvision's bicubic filter returns other values for tensors.
         """
-        import torch
         from torchvision.transforms import v2
+
+        from pab.data.pixels import Normalization, Preprocessing, planes
 
         bicubic = v2.InterpolationMode.BICUBIC
         if self.resize == "squash":
             shape = [v2.Resize((self.size, self.size), interpolation=bicubic)]
         else:
             shape = [v2.Resize(self.size, interpolation=bicubic), v2.CenterCrop(self.size)]
-        to_float = v2.ToDtype(torch.float32, scale=True)
-        normalize = v2.Normalize(list(self.mean), list(self.std))
-        return v2.Compose([*shape, v2.PILToTensor(), to_float, normalize])
+        return Preprocessing(v2.Compose([*shape, planes]), Normalization(self.mean, self.std))
 
 
 def recipe(name: str, size: int) -> ImageRecipe:
@@ -117,6 +125,29 @@ def recipe(name: str, size: int) -> ImageRecipe:
     if name not in colours:
         raise InputError("image recipe", f"expected beit3, clip, blip2 or uit, found {name!r}")
     return ImageRecipe(name, size, "short_side" if name == "clip" else "squash", *colours[name])
+
+
+def in_two_parts(transform: ImageRecipe | ImageTransform) -> TwoParts:
+    """Split a transform into pixels and normalization, if it is known.
+
+    Known are recipes, transforms in two parts, and torchvision's ``Compose`` that ends with
+    ``ToTensor`` and ``Normalize`` (as OpenCLIP's). Any other transform becomes the first part.
+    """
+    from torchvision.transforms import Compose, Normalize, ToTensor
+
+    from pab.data.pixels import Normalization, Preprocessing, TwoParts, planes
+
+    if isinstance(transform, ImageRecipe):
+        return transform.transform()
+    if isinstance(transform, TwoParts):
+        return transform
+    if not isinstance(transform, Compose) or len(transform.transforms) < 2:
+        return Preprocessing(transform, None)
+    *shape, to_tensor, normalize = transform.transforms
+    if not (isinstance(to_tensor, ToTensor) and isinstance(normalize, Normalize)):
+        return Preprocessing(transform, None)
+    mean, std = ((float(a), float(b), float(c)) for a, b, c in (normalize.mean, normalize.std))
+    return Preprocessing(Compose([*shape, planes]), Normalization(mean, std, divides=True))
 
 
 # ---------------------------------------------------------------------------------------- gallery
@@ -144,11 +175,11 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
             continue
         if not is_text(name):
             problem = f"expected file names in UTF-8, found {name!a}"
-            raise InputError(folder, problem, todo="rename it")
+            raise InputError(folder, problem, todo="rename the file")
         if path.stem in found:
             two = f"{found[path.stem].name!r} and {name!r}"
             problem = f"expected names that differ in more than their extension, found {two}"
-            raise InputError(folder, problem, todo="rename or remove one")
+            raise InputError(folder, problem, todo="rename or remove one of them")
         found[path.stem] = path
     if not found:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
@@ -159,188 +190,194 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
 # ---------------------------------------------------------------------------------------- loading
 
 
+def decode_image(file: ImageFile, path: Path) -> Image.Image:
+    """Decode an opened image completely, as RGB.
+
+    Args:
+        file: contents of the image.
+        path: its path, for messages.
+
+    Raises:
+        InputError: the file cannot be decoded.
+    """
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            return as_rgb(image)
+    except _DECODING_ERRORS as error:
+        raise InputError(path, _EXPECTED + reason(path, error)) from error
+
+
 def load_image(path: str | Path) -> Image.Image:
-    """Decode an image completely, as RGB.
+    """Read and decode an image completely, as RGB.
 
     Raises:
         InputError: the file is missing or cannot be decoded.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            return as_rgb(image)
-    except _DECODING_ERRORS as error:
-        raise InputError(path, f"expected an image, found {reason(path, error)}") from error
+    return ImageReader().load(Path(path))
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Function that decodes image files, and handling of files that cannot be decoded.
+    """Decoder of image files, with its cache key and the errors of unreadable files.
 
     Attributes:
-        load: file -> RGB image; raises :class:`InputError`.
+        decode: opened file and its path -> RGB image; raises :class:`InputError`.
         cache_key: part of the cache key of vectors. Readers that decode the same file to different
-            pixels have different keys.
+            pixels must have different keys.
         unreadable: gallery id -> error, filled while images are loaded. None raises the first
             error.
     """
 
-    load: Callable[[Path], Image.Image] = load_image
+    decode: Callable[[ImageFile, Path], Image.Image] = decode_image
     cache_key: str = ""
     unreadable: dict[str, InputError] | None = None
 
+    def load(self, path: Path) -> Image.Image:
+        """Read and decode a file.
+
+        Raises:
+            InputError: the file cannot be read or decoded.
+        """
+        with _readable(path) as file:
+            return self.decode(file, path)
+
+    def load_unless_known(
+        self, path: Path, known: Container[bytes]
+    ) -> tuple[bytes, Image.Image | None]:
+        """Read and hash a file; decode it unless its key is known. The file is opened once.
+
+        Returns:
+            The cache key of the file's vector, and the image or None.
+
+        Raises:
+            InputError: the file cannot be read or decoded.
+        """
+        with _readable(path) as file:
+            key = hashlib.file_digest(file, "sha256").digest()
+            if self.cache_key:  # benchmark images have the hash of the file as their key
+                key = hashlib.sha256(f"{self.cache_key} ".encode() + key).digest()
+            if key in known:
+                return key, None
+            file.seek(0)
+            return key, self.decode(file, path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[ImageFile]:
+    """Open a file; unless it is large, read it at once, so that later reads need no disk.
+
+    Raises:
+        InputError: the file cannot be opened or read.
+    """
+    try:
+        with path.open("rb") as file:
+            small = os.fstat(file.fileno()).st_size <= _IN_MEMORY
+            yield io.BytesIO(file.read()) if small else file
+    except (OSError, ValueError) as error:
+        raise InputError(path, _EXPECTED + reason(path, error)) from error
+
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert an opened image to RGB; Pillow's conversion would clip 16-bit values at 255."""
+    """Convert an opened image to RGB; scale 16-bit values, which Pillow would clip at 255."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode == "RGB":
+        image.load()  # `convert` would copy the pixels
+        return image
     return image.convert("RGB")
 
 
+def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP or BMP") -> str:
+    """Describe in one clause why a file could not be decoded as one of ``formats``."""
+    problem = without_content(Path(path))
+    if problem is not None:
+        return problem
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"not a {formats} image"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def without_content(path: Path) -> str | None:
+    """Return why a path cannot hold an image, or None; the file is not opened."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, ValueError):  # ValueError: a name with a zero byte
+        return "a link to a missing file" if path.is_symlink() else "no such file"
+    except OSError as error:
+        return str(error.strerror or error)
+    if stat.S_ISDIR(status.st_mode):
+        return "a directory"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    return "an empty file" if status.st_size == 0 else None
+
+
+# --------------------------------------------------------------------------------------- checking
+
+
 def verify_images(paths: list[Path], num_workers: int = 0) -> None:
-    """Decode every image once, and report all failures.
+    """Decode every image once, and report all failures; each process checks its share.
 
     JPEGs are decoded at an eighth of their size: this reads every byte but skips most computation.
     Threads suffice, because Pillow's decoders run outside the interpreter lock.
 
     Args:
-        paths: the images.
-        num_workers: number of decoding threads; 0 means 1.
+        paths: the images, the same in all processes.
+        num_workers: number of decoding threads per process; 0 means 1.
 
     Raises:
-        InputError: images are missing or damaged; the message names up to twenty and counts all.
+        InputError: images are missing or damaged; the message names up to twenty and counts all. It
+            is raised in every process.
     """
+    from pab.core import processes  # imports torch
+
+    share = [paths[i] for i in processes.share_of(len(paths))]
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        found = progress(pool.map(_problem_of, paths), "checking images", "images", len(paths))
-        problems = [problem for problem in found if problem is not None]
-    if not problems:
+        found = progress(pool.map(_problem_of, share), "checking images", "images", len(share))
+        bad = {path: why for path, why in zip(share, found, strict=True) if why is not None}
+    refuse_unreadable(bad, paths)
+
+
+def refuse_unreadable(problems: Mapping[Path, str], paths: Sequence[Path]) -> None:
+    """Raise one error about the unreadable images of all processes; return if there are none.
+
+    Args:
+        problems: path -> problem, of this process's share.
+        paths: all images, the same in all processes.
+
+    Raises:
+        InputError: an image of any process is unreadable. It is raised in every process.
+    """
+    from pab.core import processes  # imports torch
+
+    every: dict[Path, str] = {}
+    for part in processes.gather_objects(dict(problems)):
+        every |= part
+    if not every:
         return
-    shown = "; ".join(problems[:_NAMED_BAD_IMAGES])
-    if len(problems) > _NAMED_BAD_IMAGES:
-        shown += f"; and {len(problems) - _NAMED_BAD_IMAGES} more"
-    where = f"{len(problems)} of {len(paths)} images"
+    if len(paths) == 1:
+        raise InputError(paths[0], _EXPECTED + every[paths[0]])
+    named = [f"{path} ({every[path]})" for path in paths if path in every]
+    shown = "; ".join(named[:_NAMED_BAD_IMAGES])
+    if len(named) > _NAMED_BAD_IMAGES:
+        shown += f"; and {len(named) - _NAMED_BAD_IMAGES} more"
+    where = f"{len(named)} of {len(paths)} images"
     raise InputError(where, f"cannot be read: {shown}", todo="replace or remove them")
 
 
 def _problem_of(path: Path) -> str | None:
+    problem = without_content(path)
+    if problem is not None:
+        return problem
     try:
         with Image.open(path, formats=_FORMATS) as image:
             image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
             image.convert("RGB")
     except _DECODING_ERRORS as error:
-        return f"{path} ({reason(path, error)})"
+        return reason(path, error)
     return None
 
 
-def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP or BMP") -> str:
-    """Describe in one clause why a file could not be decoded as one of ``formats``."""
-    path = Path(path)
-    if path.is_dir():
-        return "a directory"
-    if not path.exists():
-        return "a link to a missing file" if path.is_symlink() else "no such file"
-    if path.stat().st_size == 0:
-        return "an empty file"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return f"not a {formats} image"
-    return str(error) or type(error).__name__
-
-
-# ----------------------------------------------------------------------------------------- loader
-
-
-class _Images:
-    """Map-style dataset: position -> (pixels, position), or (error, position).
-
-    Data loaders rewrite exceptions of worker processes, so errors are returned as values.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[Loadable],
-        transform: ImageTransform,
-        load: Callable[[Path], Image.Image],
-    ) -> None:
-        self.images, self.transform, self.load = images, transform, load
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, position: int) -> tuple[Tensor | InputError, int]:
-        image = self.images[position]
-        if isinstance(image, GalleryImage):
-            try:
-                image = self.load(image.path)
-            except InputError as error:
-                return error, position
-        return (self.transform(image) if isinstance(image, Image.Image) else image), position
-
-
-def _collate(
-    samples: list[tuple[Tensor | InputError, int]],
-) -> tuple[Tensor, list[int], dict[int, InputError]]:
-    """Batch the readable images: pixels [B, 3, H, W], positions, and errors by position."""
-    import torch
-
-    read = [(pixels, i) for pixels, i in samples if not isinstance(pixels, InputError)]
-    failed = {i: error for error, i in samples if isinstance(error, InputError)}
-    pixels = torch.stack([one for one, _ in read]) if read else torch.empty(0)
-    return pixels, [i for _, i in read], failed
-
-
-class ImageLoader:
-    """Load images in batches, in the given order, decoded ahead by worker processes.
-
-    Iteration yields ``(pixels, positions)``: float32 [B, 3, H, W] and the positions of the B images
-    in the input list. Images that the reader collects as unreadable are skipped. ``len`` is the
-    number of batches.
-
-    Args:
-        images: files, RGB images, or preprocessed tensors [3, H, W].
-        transform: a recipe, or any function from an RGB image to a float32 [3, H, W].
-        batch_size: images per batch; the last batch may be smaller.
-        num_workers: number of worker processes; 0 loads in the main process.
-        pin_memory: page-lock the batches, for fast copies to a CUDA device.
-        reader: reader of the files; None uses the benchmark reader.
-
-    Raises:
-        InputError: (during iteration) an image is unreadable and the reader does not collect
-            errors.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[Loadable],
-        transform: ImageRecipe | ImageTransform,
-        batch_size: int,
-        num_workers: int = 0,
-        *,
-        pin_memory: bool = False,
-        reader: ImageReader | None = None,
-    ) -> None:
-        from pab.data.loader import Loader
-
-        reader = reader or ImageReader()
-        if isinstance(transform, ImageRecipe):
-            transform = transform.transform()
-        self._images, self._unreadable = images, reader.unreadable
-        self._loader = Loader(
-            _Images(images, transform, reader.load),  # type: ignore[arg-type]  # no import of torch
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=_collate,
-            pin_memory=pin_memory,
-        )
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, list[int]]]:
-        for pixels, positions, failed in self._loader:
-            for position, error in failed.items():
-                if self._unreadable is None:
-                    raise error
-                image = self._images[position]
-                assert isinstance(image, GalleryImage), "only files are decoded"
-                self._unreadable[image.gallery_id] = error
-            if positions:
-                yield pixels, positions
+def problem_of(error: InputError) -> str:
+    """Return what was found in place of an image, from the error of :func:`decode_image`."""
+    return error.problem.removeprefix(_EXPECTED)

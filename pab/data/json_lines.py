@@ -2,8 +2,8 @@
 
 A file contains JSON lines, one JSON array, or consecutive objects that span lines. A byte-order
 mark is skipped, and Windows line ends are white space. UTF-16 and UTF-32 need a byte-order mark.
-In all functions, ``path`` is the file, and errors name ``item`` (``"line 17"``) as the place. All
-functions raise :class:`InputError`.
+In all functions, ``path`` is the file, and ``item`` is the place to name in an error, such as
+``"line 17"``. All functions raise :class:`InputError`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ EXPECTED = "expected a JSON object"
 
 
 class Twice(ValueError):
-    """Duplicate field in an object; the message is its name."""
+    """Duplicate field in an object; the message is the name of the field."""
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object's fields; the json module would silently keep the last of repeated fields."""
+    """Build an object; reject repeated fields, of which json would silently keep the last."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -40,7 +40,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # json.loads would build one per call
+OBJECT = json.JSONDecoder(object_pairs_hook=_each_once)  # json.loads would build a decoder per call
 _ANY = json.JSONDecoder()  # finds the end of a value; repeated fields are checked later
 
 
@@ -63,7 +63,7 @@ def head_of(path: Path, size: int) -> bytes:
 
 @contextmanager
 def utf8_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file as a stream of UTF-8 bytes after the byte-order mark, with its start offset."""
+    """Yield a stream of UTF-8 bytes after any byte-order mark, and the offset of its first byte."""
     is_wide = wide_encoding(path) is not None
     try:
         if is_wide:
@@ -114,7 +114,7 @@ def entries(path: Path) -> Iterator[tuple[int, int, bytes]]:
 def _spans_lines(head: list[bytes]) -> bool:
     """Return true if an object starts on the first line and ends on a later one.
 
-    A broken first line of JSON lines is recognized by its next line, which starts an object.
+    If the second line starts an object, the file has JSON lines, even if the first line is broken.
     """
     if not head[0].startswith(b"{") or len(head) == 1 or head[1].startswith(b"{"):
         return False
@@ -205,6 +205,7 @@ def _decoded(text: str, path: Path, expected: str, item: str | None) -> dict[str
 
 
 def found_twice(error: Twice, path: Path, item: str | None) -> InputError:
+    """Build the error for a repeated field."""
     name = shortened(str(error))
     return InputError(path, f"expected every key once, found {name} twice", item=item)
 

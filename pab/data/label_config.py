@@ -42,7 +42,7 @@ class LabelConfig(TableConfig):
     """Table format, and relevance rule of a labelled set."""
 
     same_caption_counts: bool = data_flag(
-        False, "every image with the same caption counts as right (published: only its own)"
+        False, "every image with the same caption counts as right (published: the captioned image)"
     )
 
     def reading(self) -> dict[str, Any]:

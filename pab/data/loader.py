@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader
+
+from pab.core.errors import InputError
+
+Workers = int | Literal["auto"]  # values of --num_workers
+MOST_WORKERS = 16  # limit of `auto`; every worker holds two batches in shared memory
+
+
+def resolve_workers(setting: Workers) -> int:
+    """Return the number of loader processes of a setting.
+
+    ``auto`` divides the cores that this process may use by the processes that torchrun has started
+    on this machine (``LOCAL_WORLD_SIZE``), and uses 1 to :data:`MOST_WORKERS`.
+
+    Raises:
+        InputError: ``LOCAL_WORLD_SIZE`` is not a positive number.
+    """
+    if setting != "auto":
+        return setting
+    found = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not found.isdecimal() or int(found) < 1:
+        raise InputError("LOCAL_WORLD_SIZE", f"expected a number of processes, found {found!r}")
+    return min(max(available_cores() // int(found), 1), MOST_WORKERS)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def needed_workers(workers: int, batches: int) -> int:
+    """Limit loader processes to the batches; with a single batch, no batch can be loaded ahead."""
+    return min(workers, batches) if batches > 1 else 0
 
 
 class Loader(DataLoader[Any]):
@@ -19,7 +54,7 @@ class Loader(DataLoader[Any]):
         """Start the workers with SIGINT blocked; they inherit the signal mask.
 
         The main process handles Ctrl-C and ends its workers. A signal that arrives during the start
-        is delivered afterwards, because Python ignores exceptions that are raised during a fork.
+        is delivered afterwards, because Python would ignore an exception raised during a fork.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

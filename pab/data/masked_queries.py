@@ -1,4 +1,4 @@
-"""Read name-masked queries, and the answer key with their right images."""
+"""Read name-masked queries, and the answer key that names the right image of each query."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def _is_caption_map(path: Path) -> bool:
 
 
 def masked_queries(path: Path) -> Iterator[Query]:
+    """Yield the valid queries of a file, then raise one error for its bad lines."""
     once = Once("query id")
 
     def query_of(fields: dict[str, Any], path: Path, item: str, notes: FieldNotes) -> Query:
@@ -78,7 +79,7 @@ def masked_queries(path: Path) -> Iterator[Query]:
     if not _is_caption_map(path):
         yield from read_records(path, query_of)
         return
-    captions = json_document(path, "one JSON object of captions by query id")
+    captions = json_document(path, "one JSON object that maps query ids to captions")
     notice(path, f"is read as one object {{query id: caption}} of {len(captions)} queries")
     found = (
         (f"query {shortened(query_id)}", {"query_index": query_id, "caption": caption})
@@ -88,6 +89,7 @@ def masked_queries(path: Path) -> Iterator[Query]:
 
 
 def with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retrieval:
+    """Label queries with an answer key; reject unknown queries and missing answers."""
     key = read_answers(answers)
     known = {query.query_id for query in queries}
     unknown = [query_id for query_id in key if query_id not in known]
@@ -116,7 +118,7 @@ def read_answers(path: str | Path) -> dict[str, Answer]:
             first twenty named).
     """
     path = Path(path)
-    key = json_document(path, "an answer key, one JSON object by query id")
+    key = json_document(path, "an answer key, one JSON object keyed by query id")
     found = ((f"query {shortened(query_id)}", fields) for query_id, fields in key.items())
 
     def answer_of(fields: object, item: str, notes: FieldNotes) -> Answer:

@@ -1,7 +1,7 @@
 """Match spellings of image names: with or without extension, in any Unicode form.
 
-A notice reports names in another Unicode form. Two names in the same file that differ only in
-spelling are never merged.
+A notice reports names that match only in another Unicode form. :func:`respelt` never gives two
+names of a file the same spelling.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def respelt(
     known_name: str = "the gallery",
     endings: bool = True,
 ) -> dict[str, str]:
-    """Map names to the spelling of known names.
+    """Map each name to its spelling among known names.
 
-    A name that is among the known names is unchanged. Any other name is mapped to the known name
-    that is equal in Unicode form NFC and, with ``endings``, without the image extension. A name
-    without a match is unchanged; the later comparison of names reports it.
+    A known name is unchanged. Any other name is mapped to the only known name that is equal in
+    Unicode form NFC and, with ``endings``, without the image extension. A name with no match or
+    several matches is unchanged; the caller reports it when it compares the names.
 
     Args:
         names: names in one file.
@@ -76,11 +76,8 @@ def respelt(
         known_name: source of the known names, for the notice.
         endings: ignore image extensions; set it to false for query ids.
 
-    Returns:
-        Name -> spelling.
-
     Raises:
-        InputError: two names of the file would become equal.
+        InputError: two names of the file would be mapped to the same name.
     """
     wanted = list(dict.fromkeys(names))
     known = set(known)
@@ -104,7 +101,7 @@ def respelt(
     for name, spelling in changed.items():
         if counts[spelling] > 1:
             other = next(one for one in wanted if one != name and found[one] == spelling)
-            two = f"{other!r} and {name!r}, which both mean {spelling!r} of {known_name}"
+            two = f"{other!r} and {name!r}, which both match {spelling!r} of {known_name}"
             raise InputError(where, f"expected distinct names, found {two}")
     other_form = [two for two in changed.items() if len(set(map(without_ending, two))) > 1]
     if other_form:

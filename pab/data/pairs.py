@@ -20,7 +20,7 @@ from pab.data.image_paths import checked_path
 from pab.data.record_lines import Once, read_records
 from pab.data.records import TrainPair, video_of
 
-# Optional fields, and readers for those that are not text.
+# Optional fields, and the functions that read values other than text.
 _OPTIONAL = {
     "hard_i": optional_text,
     "hard_c": optional_text,
@@ -35,7 +35,7 @@ PAIR_FIELDS = frozenset(("image", "caption", "image_id", *_OPTIONAL))
 
 
 def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[TrainPair]:
-    """Yield the valid pairs of several shards, as in training; ``bad`` collects the other lines.
+    """Yield the valid pairs of several shards; ``bad`` collects invalid lines and repeated ids.
 
     Raises:
         InputError: a file is missing or unreadable.

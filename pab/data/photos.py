@@ -26,7 +26,7 @@ from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.progress import Progress
 from pab.data.image_paths import PHOTO_ENDINGS, is_photo_name
-from pab.data.images import ImageReader, as_rgb, reason
+from pab.data.images import ImageFile, ImageReader, as_rgb, reason
 from pab.data.records import GalleryImage
 
 # Pillow's decoders for photographs; the JPEG decoder also opens MPO.
@@ -35,10 +35,10 @@ FORMAT_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF"
 
 MAX_PIXELS = 1 << 28  # 268 megapixels: 1 GiB decoded, enough for 200-megapixel cameras
 MIN_SIDE = 1024  # px; minimum short side after reduction, twice the largest model input
-ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger images are decoded one at a time over all processes
-MAX_RATIO = 100  # ratio of the sides; the resized long side is up to this many times the short side
+ONE_AT_A_TIME = 1 << 25  # 33 megapixels; larger images are decoded one at a time across processes
+MAX_RATIO = 100  # largest ratio of the sides; bounds the long side after the short side is resized
 BAND_ROWS = 16  # rows of the reduced photograph that are converted together
-_NAMED = 5  # maximum items of each kind named in a message
+_NAMED = 5  # maximum number of items of each kind named in a message
 
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -166,7 +166,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _cannot_be_opened(path: Path) -> str | None:
-    """Return the reason why a file cannot be opened; pipes and devices are never opened."""
+    """Return why a file cannot be opened, or None if it can; pipes and devices never can."""
     try:
         status = path.stat()
     except OSError as error:
@@ -189,15 +189,24 @@ def _shown(name: str) -> str:
 
 
 def photo_reader() -> ImageReader:
-    """Create a reader of photographs that collects files that cannot be decoded."""
-    load = partial(load_photo, large=multiprocessing.Lock())
-    return ImageReader(load, cache_key="photo", unreadable={})
+    """Create a reader of photographs; it collects the errors of unreadable files."""
+    decode = partial(decode_photo, large=multiprocessing.Lock())
+    return ImageReader(decode, cache_key="photo", unreadable={})
 
 
-def load_photo(
-    path: str | Path, *, large: AbstractContextManager[object] | None = None
+def load_photo(path: str | Path) -> Image.Image:
+    """Read and decode a photograph; see :func:`decode_photo`.
+
+    Raises:
+        InputError: the file is missing or cannot be decoded.
+    """
+    return ImageReader(decode_photo).load(Path(path))
+
+
+def decode_photo(
+    file: ImageFile, path: Path, *, large: AbstractContextManager[object] | None = None
 ) -> Image.Image:
-    """Decode a photograph as RGB, upright.
+    """Decode an opened photograph as RGB, upright.
 
     Uses the first frame (HEIC: the primary image). Transparent parts become white. If the short
     side is at least twice :data:`MIN_SIDE`, the photograph is reduced by an integer factor. JPEGs
@@ -205,18 +214,19 @@ def load_photo(
     for the full size is needed only once (4 bytes per pixel).
 
     Args:
-        path: the file.
+        file: contents of the photograph.
+        path: its path, for messages.
         large: lock held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded, so
             that only one process at a time decodes such a photograph.
 
     Raises:
-        InputError: the file is missing, has more than :data:`MAX_PIXELS` pixels or an aspect ratio
-            above :data:`MAX_RATIO`, or cannot be decoded.
+        InputError: the file has more than :data:`MAX_PIXELS` pixels or an aspect ratio above
+            :data:`MAX_RATIO`, or cannot be decoded.
     """
     try:
         with warnings.catch_warnings(), _no_limit:
             warnings.simplefilter("ignore")  # about unusual metadata; only the pixels are used
-            with Image.open(path, formats=PHOTO_FORMATS) as image:
+            with Image.open(file, formats=PHOTO_FORMATS) as image:
                 _check_size(path, image)
                 width, height = image.size
                 side = min(width, height)
@@ -229,7 +239,7 @@ def load_photo(
                     return _large(image)
     except InputError:
         raise
-    except Exception as error:  # ten decoders without documented exceptions
+    except Exception as error:  # the decoders do not document their exceptions
         words = reason(path, error, FORMAT_NAMES)
         raise InputError(path, f"cannot be read: {words}") from error
 
@@ -267,7 +277,7 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
         most, there = f"{MAX_PIXELS / 1e6:.0f}", f"{pixels / 1e6:.0f} megapixels"
         raise InputError(path, f"expected at most {most} megapixels, found {found} ({there})")
     if max(image.size) > MAX_RATIO * min(image.size):
-        problem = f"expected sides of a ratio of at most {MAX_RATIO}, found {found}"
+        problem = f"expected sides with a ratio of at most {MAX_RATIO}, found {found}"
         raise InputError(path, problem)
 
 
@@ -276,7 +286,8 @@ def _large(image: Image.Image) -> Image.Image:
     from pab.core.devices import return_freed_memory  # imports torch
 
     result = _upright_rgb(image)
-    image.close()
+    if result is not image:
+        image.close()
     return_freed_memory()
     return result
 
@@ -300,10 +311,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _container_orientation(image: Image.Image) -> int | None:
-    """Return the EXIF orientation still to be applied to a HEIC; None for other formats.
+    """Return the EXIF orientation that a decoded HEIC needs; None for other formats.
 
-    The decoder applies the rotation in the container, which EXIF usually repeats. Some writers
-    store the rotation only in EXIF.
+    The decoder applies the rotation that the container stores. EXIF usually repeats this rotation,
+    but some writers store it only in EXIF.
     """
     if image.format != "HEIF":
         return None
@@ -322,7 +333,7 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def _range_of(image: Image.Image) -> tuple[float, float] | None:
-    """Return minimum and maximum of an image mode without a fixed value range, else None."""
+    """Return the extreme values of an image if its mode has no fixed value range, else None."""
     if image.mode not in ("I", "F"):
         return None
     low, high = image.getextrema()

@@ -64,7 +64,7 @@ def valid_records(
 
 
 class Once:
-    """Check that an id is not on an earlier line."""
+    """Reject an id that an earlier line contains."""
 
     def __init__(self, what: str) -> None:
         self.what = what

@@ -16,7 +16,7 @@ Relevance = Literal["image_id", "same_caption"]
 
 @dataclass(frozen=True, slots=True)
 class TrainPair:
-    """Training pair. ``image`` is relative to the data root, ``hard_i`` to its ``train/``."""
+    """Training pair; ``image`` is relative to the data root, ``hard_i`` to ``train/`` in it."""
 
     image: str
     caption: str
@@ -49,7 +49,7 @@ class TrainPair:
     def captioned_image(self) -> tuple[str, str] | None:
         """``(X, image)`` if ``image_id`` is ``X#n``, the n-th caption of image X; else None.
 
-        Pairs with equal values show the same image and therefore share identity and gallery image.
+        Pairs with equal results show the same image and therefore share its identity in the losses.
         """
         if "#" not in self.image_id:
             return None
@@ -58,10 +58,10 @@ class TrainPair:
 
 
 def image_keys(pairs: Sequence[TrainPair]) -> list[tuple[str, str] | None]:
-    """Find which pairs show the same image: ``(X, image)`` for ``X#n``, otherwise None.
+    """Return a key per pair, equal for captions of one image: ``(X, image)`` for ``X#n``.
 
-    The key is also None if several images have the same X, such as the frames ``clip#1`` and
-    ``clip#2``, or if X is the ``image_id`` of another pair.
+    The key is None for other ids. It is also None if several images have the same X, such as the
+    frames ``clip#1`` and ``clip#2``, or if X is the ``image_id`` of another pair.
     """
     keys = [pair.captioned_image for pair in pairs]
     taken = {pair.image_id for pair in pairs}
@@ -99,7 +99,7 @@ class Retrieval:
         queries: in file order; ids are unique.
         gallery: sorted by id; None for name-masked queries (their gallery is an image folder).
         relevant: query id -> ids of the right images; None without labels.
-        twins: query id -> id of the twin of its image, if that twin is in the gallery.
+        twins: query id -> id of the right image's twin, if in the gallery with another caption.
         relevance: rule of ``relevant``: the query's own ``image_id`` (as published), or every image
             with the same caption.
     """
@@ -113,7 +113,7 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """Line of a labelled file; ``image`` is relative to the data root."""
+    """Image with its captions and labels; ``image`` is relative to the data root."""
 
     image: str
     image_id: str
@@ -124,7 +124,7 @@ class LabelledImage:
 
 
 def video_of(source_id: str) -> str:
-    """Return the x of ``x_y``, or the whole ``source_id`` if it has another form.
+    """Return x for a ``source_id`` ``x_y`` with a number y, otherwise the whole ``source_id``.
 
     ``17`` and ``17_0`` therefore share a video, so that possibly related pairs stay on the same
     side of a split.

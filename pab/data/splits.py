@@ -1,4 +1,4 @@
-"""Hold out validation pairs from the training pairs, so that no choice depends on the test set.
+"""Hold out validation pairs from the training pairs, so that no decision depends on the test set.
 
 Whole source videos are drawn. A pair and its twin show the same scene and therefore stay on the
 same side of the split.
@@ -25,11 +25,11 @@ VAL_PAIRS = "val_pairs.json"  # the held-out lines, as an annotation for scoring
 def validation_split(
     training_set: TrainingSet, n_val_pairs: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split into training and validation by source video.
+    """Split the pairs into training and validation by source video.
 
     Videos are drawn in a seeded order until they have ``n_val_pairs`` pairs. The last video may
-    exceed this number by its own size minus one. A pair without ``source_id`` counts as a video of
-    its own.
+    exceed this number by at most its size minus one. Without ``source_id``, the captions of each
+    image count as one video.
 
     Args:
         training_set: the pairs.

@@ -1,8 +1,8 @@
 """Read the user's own captioned images: CSV or TSV tables, and folders with ``.txt`` captions.
 
 A table has a header line and one row per caption, as in OpenCLIP. An image with several captions
-has several rows. In a folder, each text file is one caption, as in WebDataset archives; its lines
-are joined with blanks.
+has several rows. In a folder, each text file is one caption, as in WebDataset archives; the
+lines of a file are joined with spaces.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def captioned_images(
         path: the table or folder.
         root: the data root. A table's relative paths are relative to the table's folder or to the
             root, depending on where the first existing image is.
-        columns: names of the table's columns.
+        columns: column names and separator of the table.
         bad: collects the invalid rows.
 
     Raises:
@@ -134,7 +134,7 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
 
 
 def folder_state(folder: Path) -> str:
-    """Hash names, sizes and times of a folder's images and texts (SHA-256), to detect changes."""
+    """Hash names, sizes and times of a folder's images and texts, to detect changes (SHA-256)."""
     digest = hashlib.sha256()
     images, texts = _files(folder)
     for path in progress(sorted([*images, *texts.values()]), "looking for changes", "files"):
@@ -180,7 +180,7 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
             except StopIteration:
                 break
             except csv.Error as error:
-                cells, problem = [], f"expected a row of quoted fields, found {error}"
+                cells, problem = [], f"expected valid CSV quoting, found: {error}"
             last = rows.line_num + 1  # the reader does not count the header
             item = f"line {first}" if first >= last else f"lines {first} to {last}"
             first = last + 1
@@ -199,7 +199,7 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
     """Return the separator and the column names.
 
     Raises:
-        InputError: no separator splits the line into both columns, or a column name is repeated.
+        InputError: no separator splits the line into both columns, or one of these is repeated.
     """
     wanted = (columns.image, columns.caption)
     fitting = {}
@@ -230,7 +230,7 @@ def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> 
     found, todo = "a path with a NUL character", None
     if "\0" not in written:
         if inside_root(f"{base.absolute().as_posix()}/x", root) is None:
-            todo = f"pass the folder of the images with --image_folder, not {root}"
+            todo = f"pass the folder of the images with --image_folder instead of {root}"
         place = posixpath.join(base.absolute().as_posix(), with_slashes(written, path, base))
         inside = inside_root(place, root)
         if inside is not None:
@@ -279,7 +279,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[Path, Path]]:
     entered: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in entered:  # a link to a parent folder
+        if real in entered:  # a link to a folder that is already listed
             folders.clear()
             continue
         entered.add(real)

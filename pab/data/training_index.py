@@ -1,6 +1,6 @@
 """Read the index of a training set from the cache folder.
 
-The name of the index folder is a hash of the shards' names, sizes and modification times.
+The name of the index folder contains a hash of the shards' names, sizes and modification times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pab.data.tables import TableColumns
 
 INDEX_FORMAT = 4  # increment when the index or the checks that build it change
 SKIPPED = "skipped.txt"  # messages of the bad lines, one per line
-# Columns of the first index version, so that saved runs keep their fingerprints.
+# Fixed columns of the fingerprint; a change would invalidate the fingerprints of saved runs.
 FINGERPRINTED = np.dtype([("offset", "<i8"), ("length", "<i4"), ("shard", "<i4"), ("video", "<i4")])
 LINE = np.dtype([*FINGERPRINTED.descr, ("identity", "<i4")])
 
@@ -32,8 +32,8 @@ class Shard:
 
     Attributes:
         path: the file or folder, as named in errors.
-        state: value that changes when the source changes.
-        copy: name of the converted file in the index folder; None reads the source itself.
+        state: text that changes when the source changes.
+        copy: name of the converted file in the index folder; None if not converted.
     """
 
     path: str
@@ -51,7 +51,7 @@ def shard_state(path: Path, root: Path, columns: TableColumns) -> Shard:
         return Shard(str(path.absolute()), tables.folder_state(path))
     existing_file(path, "a training shard")
     state = state_of(path.stat())
-    if tables.is_table(path):  # not resolved: image paths may be relative to the table's folder
+    if tables.is_table(path):  # links are kept: image paths may be relative to the table
         state += f", paths from {tables.table_base(path, root, columns).absolute()}"
     return Shard(str(path.absolute()), state)
 
@@ -64,7 +64,7 @@ def state_of(found: os.stat_result) -> str:
 def index_key(shards: list[Shard], root: Path, columns: TableColumns) -> str:
     """Hash everything that the index depends on, to 20 hex digits."""
     facts: list[Any] = [INDEX_FORMAT, [asdict(shard) for shard in shards]]
-    # Copies of tables and folders hold paths below the root.
+    # Converted tables and folders contain image paths relative to the root.
     paths = [Path(shard.path) for shard in shards]
     if any(tables.is_table(path) or path.is_dir() for path in paths):
         facts += [str(root.resolve()), asdict(columns)]
@@ -73,11 +73,11 @@ def index_key(shards: list[Shard], root: Path, columns: TableColumns) -> str:
 
 def changed(path: Path) -> InputError:
     """Build the error for a shard that changed after indexing."""
-    return InputError(path, "changed since it was indexed", todo="start again to rebuild the index")
+    return InputError(path, "changed since it was indexed", todo="restart to rebuild the index")
 
 
 def load_lines(index: Path) -> np.ndarray:
-    """Memory-map the index: the place of each of N lines, as a structured array [N]."""
+    """Memory-map the index of N lines, a structured array [N] with the columns of :data:`LINE`."""
     try:
         table = np.load(index / "lines.npy", mmap_mode="r", allow_pickle=False)
         if table.dtype != LINE or table.ndim != 1:
@@ -92,7 +92,7 @@ def load_facts(index: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads((index / "index.json").read_text(encoding="utf-8"))
         if not facts.keys() >= {"pairs", "shards", "notices", "bad"}:
-            raise ValueError(f"index.json holds {', '.join(facts)}")
+            raise ValueError(f"index.json contains only {', '.join(facts)}")
     except (OSError, ValueError, AttributeError) as error:
         raise _damaged(index, error) from error
     return facts

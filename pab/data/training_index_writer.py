@@ -30,7 +30,7 @@ _CHUNK = 1 << 20  # bytes copied at a time
 def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColumns) -> None:
     """Check every line of the shards and write the index folder atomically.
 
-    The index also stores the bad lines, so that a run that skips them need not check the set again.
+    The index also stores the bad lines, so that runs that skip them do not check the lines again.
     """
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
             "bad": bad.as_plain(),
         }
         (temporary / "index.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp creates private folders; other users may share the data
+        temporary.chmod(0o755)  # mkdtemp makes folders private, but other users may share them
         try:
             temporary.rename(index)
         except OSError:
@@ -69,19 +69,19 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
         raise _no_room(index, error, "set another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):  # remove the cache folder only if it is empty, after an error
+        with suppress(OSError):  # after an error, the cache folder is removed if it is empty
             index.parent.rmdir()
 
 
 def _no_room(index: Path, error: OSError, todo: str) -> InputError:
-    problem = f"cannot hold the training set's index: {error.strerror or error}"
+    problem = f"the training set's index cannot be written: {error.strerror or error}"
     return InputError(index.parent, problem, todo=f"{todo} with --cache_dir")
 
 
 def _readable(
     number: int, shard: Shard, folder: Path, root: Path, columns: TableColumns, bad: BadLines
 ) -> Shard:
-    """Return the shard; if it is not UTF-8 JSON, convert it to JSON lines in ``folder`` first."""
+    """Return the shard; if it is not UTF-8 JSON, convert it in ``folder`` and record the copy."""
     path, name = Path(shard.path), f"shard_{number}.json"
     if is_table(path) or path.is_dir():
         with (folder / name).open("w", encoding="utf-8") as copy:
@@ -98,7 +98,7 @@ def _readable(
 
 
 class _Checked:
-    """Index under construction; writes the ``image`` of each pair and a NUL to ``images``."""
+    """Index under construction; writes each pair's ``image``, followed by a NUL, to ``images``."""
 
     def __init__(self, root: Path, images: TextIO) -> None:
         self._root, self._image_list = root, images

@@ -3,11 +3,11 @@
 A million annotation lines are a gigabyte of text. As Python objects, they would need several
 gigabytes in every loader process. The lines therefore stay in their files. The first start checks
 every line and writes a small index (start, source video and image of each line), which is then
-memory-mapped. Reading a pair is one positioned read. All processes share the file cache of the
-operating system, and each process opens its own files.
+memory-mapped. Each access to a pair is one positioned read. All processes share the operating
+system's file cache, and each process opens its own files.
 
-Sources other than UTF-8 JSON (tables, folders of captioned images, UTF-16) are first converted to
-JSON lines in the index folder.
+Sources other than UTF-8 JSON (tables, folders of captioned images, UTF-16) are first converted in
+the index folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pab.data.tree import find_shards, shard_order
 class TrainingSet(Sequence[TrainPair]):
     """Sequence of the training pairs of several shards, in numeric order of the shards.
 
-    Create it with :meth:`open`. Pickling stores paths, and unpickling opens the set again.
+    Create it with :meth:`open`. Pickling stores only paths; unpickling reopens the index.
 
     Attributes:
         root: the data root.
@@ -65,7 +65,7 @@ class TrainingSet(Sequence[TrainPair]):
     ) -> TrainingSet:
         """Open the training pairs under a data root.
 
-        The first call checks every line (`benchmarks/training_set_memory.py` measures it). The
+        The first call checks every line (`benchmarks/training_set_memory.py` times it). The
         index remains valid while names, sizes and modification times of the shards are unchanged.
         Notices about ignored and assumed fields are stored, and printed by every call.
 
@@ -76,7 +76,7 @@ class TrainingSet(Sequence[TrainPair]):
                 number in their names. None uses those of :func:`pab.data.tree.find_shards`.
             cache_dir: folder of the index; default ``ROOT/.cache``.
             skip_bad_lines: skip and count bad lines; :meth:`write_skipped` lists them.
-            columns: column names of a table; the defaults are OpenCLIP's.
+            columns: column names and separator of a table; the defaults are OpenCLIP's.
 
         Raises:
             InputError: no shards, bad lines or repeated ``image_id`` (all counted, the first twenty
@@ -135,7 +135,7 @@ class TrainingSet(Sequence[TrainPair]):
     def videos(self) -> np.ndarray:
         """Source video of every pair, int32 [N] for N pairs; equal numbers mean the same video.
 
-        A pair without ``source_id`` has a video of its own, shared by all captions of its image.
+        Without ``source_id``, each image has its own video, which all its captions share.
         """
         return self._lines["video"]
 
@@ -166,7 +166,7 @@ class TrainingSet(Sequence[TrainPair]):
     def fingerprint(self) -> str:
         """Hash the index entries of all pairs (line, id and video) to 64 hex digits (SHA-256).
 
-        The hash depends on the shards, length and order of the lines, and the skipped lines.
+        The hash depends on the order of shards and lines, their lengths, and the skipped lines.
         """
         lines = np.empty(len(self._lines), dtype=FINGERPRINTED)
         for name in FINGERPRINTED.names or ():
@@ -183,7 +183,7 @@ class TrainingSet(Sequence[TrainPair]):
         return self._finder.find(pair.image)
 
     def write_skipped(self, folder: str | Path) -> None:
-        """List the skipped bad lines in ``skipped.txt`` of a folder, if there are any.
+        """Write the errors of skipped lines to ``skipped.txt`` in a folder, if there are any.
 
         Raises:
             InputError: the file cannot be written.

@@ -44,7 +44,7 @@ def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path
     taken = max(kinds, key=lambda kind: len(kinds[kind]))  # the first one wins ties
     others = ", ".join(f"{kind} ({len(kinds[kind])})" for kind in kinds if kind != taken)
     if others:
-        notice(root, f"read {taken} ({len(kinds[taken])}), which holds the pairs of {others} too")
+        notice(root, f"{taken} ({len(kinds[taken])}) is read; it also has the pairs of {others}")
     return kinds[taken]
 
 
@@ -67,6 +67,6 @@ def labelled_test(root: str | Path) -> Path:
     first, *others = (Path(root, "annotation/test", name) for name in TEST_NAMES)
     for other in others:
         if not first.exists() and other.exists():
-            notice(first, f"not there; read {other.name}, which holds the same lines")
+            notice(first, f"does not exist; {other.name}, which has the same lines, is read")
             return other
     return first

@@ -21,7 +21,7 @@ def vocabulary_command(
     """Parse the command line, build a vocabulary from the captions, and print its size.
 
     Args:
-        make: function (captions, output path, maximum pieces) -> number of pieces written.
+        make: function (captions, output path, maximum size) -> number of pieces written.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, as typed.
         out: help text of ``--out``.
@@ -32,7 +32,7 @@ def vocabulary_command(
     data.add_argument("--data_path", type=Path, required=True, help="data root in PAB's layout")
     output.add_argument("--out", type=Path, required=True, help=out)
     model.add_argument(
-        "--vocab_size", type=int, default=pieces, help=f"maximum pieces (default {pieces})"
+        "--vocab_size", type=int, default=pieces, help=f"maximum vocabulary size (default {pieces})"
     )
     args = parser.parse_args(argv)
     pairs = progress(TrainingSet.open(args.data_path), "reading captions", "captions")

@@ -37,7 +37,7 @@ class Tokenizer:
 
     Attributes:
         pad, unk, cls, sep, mask: ids of the special tokens.
-        continues: bool [vocabulary], true for pieces that continue a word.
+        continues: bool [vocab_size], true for pieces that continue a word.
         ordinary: int64, ids of all pieces except special tokens.
 
     Raises:
@@ -94,15 +94,15 @@ class Tokenizer:
         pieces = sum(len(row) - 2 for row in rows)
         if unknown > MAX_UNKNOWN * pieces:
             problem = f"{unknown} of {pieces} pieces of the captions are {UNK} in this vocabulary"
-            todo = "use the vocabulary the model was trained with (lower case for -uncased)"
+            todo = "use the vocabulary that the model was trained with (lower case for -uncased)"
             raise InputError(self.path, problem, todo=todo)
 
     def _check_a_known_word(self, pieces: list[str]) -> None:
-        """Check that a word of the vocabulary is tokenized as itself."""
+        """Check that the longest word of the vocabulary is tokenized as itself."""
         words = (p for p in pieces if p.isascii() and p.isalpha() and p.islower())
         word = max(words, key=len, default=None)
         if word is None or self.encode(word) != [self.cls, pieces.index(word), self.sep]:
-            problem = f"expected lower-case words, found none: every caption is {UNK}"
+            problem = f"expected lower-case words, found none: every caption would be {UNK}"
             raise InputError(self.path, problem, todo="use the vocabulary of an uncased BERT")
 
 
@@ -117,7 +117,7 @@ def _read_vocabulary(path: Path) -> list[str]:
     missing = [name for name in SPECIAL if name not in pieces]
     if missing:
         raise InputError(path, f"expected BERT's vocabulary, found no {missing[0]} in it")
-    if pieces[0] != PAD:  # the model's word embedding reserves row 0 for padding
+    if pieces[0] != PAD:  # the word embedding reserves row 0 for padding
         raise InputError(path, f"expected {PAD} as the first piece, found {pieces[0]!r}")
     seen: dict[str, int] = {}
     for number, piece in enumerate(pieces, start=1):

@@ -2,7 +2,7 @@
 
 `clip` and `blip2` load the models as encoders of `pab.scoring` and fine-tune them; `scoring` holds
 their common settings. `captions` and `pooling` are LAVIS's caption processor and similarity.
-`tuning` adds frozen towers and LoRA to the contrastive recipe, and `layer_numbers` its layer-wise
-decay. `train_clip_tokenizer` trains a small tokenizer. Imports `pab.scoring`, `pab.training` and
-the rooms below them.
+`tuning` adds frozen towers and LoRA to the contrastive recipe. `layer_numbers` supports layer-wise
+learning-rate decay. `train_clip_tokenizer` trains a small tokenizer. Imports `pab.scoring`,
+`pab.training`, `pab.data` and `pab.core`.
 """

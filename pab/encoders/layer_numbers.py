@@ -1,4 +1,4 @@
-"""Map parameter names to layers, and to parameters without weight decay.
+"""Map parameter names to layers, and find parameters without weight decay.
 
 Used for layer-wise decay of the learning rate, as in BEiT (arXiv 2106.08254). The names are those
 of OpenCLIP, timm and transformers.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pab.core.config import flag
+from pab.core.precision import FASTEST_HELP
 from pab.scoring.job import MemberConfig
 
 
@@ -13,6 +14,7 @@ from pab.scoring.job import MemberConfig
 class EncoderConfig(MemberConfig):
     """Settings of both members; the default dtype depends on the device, as published."""
 
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = flag(  # type: ignore[assignment]
-        "auto", "dtype of the model; auto: fp16 on a GPU, else fp32 (published)"
-    )
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "fastest"] = flag(  # type: ignore[assignment]
+        "auto", "dtype of the model; auto: fp16 on a CUDA GPU, else fp32 (published); "
+        + FASTEST_HELP
+    )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Train a small tokenizer for a CLIP from scratch: `python -m pab.encoders.train_clip_tokenizer`.
+"""Train a tokenizer for a small CLIP model: `python -m pab.encoders.train_clip_tokenizer`.
 
 OpenAI's vocabulary has 49,408 tokens, and their embeddings would be larger than a small model.
-Writes the tokenizer files that OpenCLIP expects in a model folder.
+The command writes the tokenizer files that OpenCLIP expects in a model folder.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BYTES = 256
 
 
 def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train byte-pair encoding on lower-cased captions; CLIP's two special tokens are last.
+    """Train byte-pair encoding on lower-cased captions; CLIP's two special tokens come last.
 
-    The end token has the largest id, because OpenCLIP finds the token by its id. It is also the
+    The end token has the largest id, because OpenCLIP finds it as the largest id. It is also the
     padding token, as in OpenAI's model, because the model ignores ids after the first end token.
 
     Args:
         captions: training text.
-        vocab_size: number of tokens, including the two special tokens.
+        vocab_size: maximum number of tokens, including the two special tokens.
 
     Raises:
         InputError: ``vocab_size`` is less than the number of bytes and special tokens.
@@ -69,7 +69,7 @@ def write_clip_tokenizer(captions: Iterable[str], folder: Path, vocab_size: int)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and train."""
+    """Parse the command line and train a tokenizer."""
     vocabulary_command(
         write_clip_tokenizer, argv, prog="python -m pab.encoders.train_clip_tokenizer",
         out="the model's folder", pieces=1500,

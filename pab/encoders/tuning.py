@@ -55,15 +55,14 @@ def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
 
 
 def _stays(self: nn.Module, mode: bool = True) -> nn.Module:
-    """Replace ``train`` in a frozen module; the mode stays."""
+    """Replace ``train`` of a frozen module; do not change the mode."""
     return self
 
 
 def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Parameter]) -> PeftModel:
     """Add low-rank updates to every trainable matrix of the blocks.
 
-    All other weights stay fixed. Call it after :func:`freeze`, so that a frozen tower gets no
-    updates.
+    All other weights are frozen. Call it after :func:`freeze`, so that frozen towers are skipped.
 
     Args:
         model: changed in place; its methods keep working.

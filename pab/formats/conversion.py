@@ -115,14 +115,15 @@ def _ids_of(found: Matrix, path: str | Path, given: _Given) -> tuple[list[str], 
     shape = list(found.scores.shape)
     missing = [f"{flag} FILE" for _, _, flag, own, known in axes if own is None and known is None]
     if missing:
-        lacking = f"{found.form} {shape} without {'any' if len(missing) == 2 else 'all'}"
+        ids_found = "without any" if len(missing) == 2 else "with ids of one axis only"
+        problem = f"expected scores with ids, found {found.form} {shape} {ids_found}"
         todo = given.todo(path, " and ".join(missing), " ".join(missing))
-        raise InputError(path, f"expected scores with ids, found {lacking}", todo=todo)
+        raise InputError(path, problem, todo=todo)
     ids = [list(own if own is not None else known or []) for *_, own, known in axes]
     sizes = [len(one) for one in ids]
     if sizes == shape[::-1] != shape:
         wanted = f"{sizes} of {sizes[0]} queries and {sizes[1]} images"
-        todo = "it is [gallery, queries]: transpose it (scores.T) and save it again"
+        todo = "the matrix is [gallery, queries]: transpose it (scores.T) and save it again"
         raise InputError(path, f"expected a matrix {wanted}, found {shape}", todo=todo)
     for (name, kind, flag, own, _), size, number in zip(axes, sizes, shape, strict=True):
         if size != number and own is not None:

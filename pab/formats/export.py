@@ -3,7 +3,7 @@
 ============  ====================================================================================
 pt            a score file of this project
 bare          the plain tensor, and the id lists ``.queries.txt`` and ``.gallery.txt`` beside it
-npy           the same with a NumPy array
+npy           a NumPy array, and the same id lists
 npz           arrays ``scores``, ``query_ids`` and ``gallery_ids``
 csv           ids in the header and the first column
 parquet       a column ``query`` of ids and a column per image; needs pyarrow
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("pt", "bare", "npy", "npz", "csv", "parquet", "trec", "ranx", "rankings")
 LISTS = ("trec", "ranx", "rankings")
-DEFAULT_TOP_K = 1000  # images per query in a TREC run, as is customary
+DEFAULT_TOP_K = 1000  # images per query in lists, as is customary for TREC runs
 
 # Image names of a query, best first, with their scores.
 Ranking = tuple[Sequence[str], NDArray[np.floating]]
@@ -72,11 +72,11 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
         The files written.
 
     Raises:
-        InputError: ``top_k`` is set for a form with the whole matrix, the form cannot represent an
-            id, or the file cannot be written.
+        InputError: ``top_k`` is below 1 or set for a form with the whole matrix, the form cannot
+            represent an id, or the file cannot be written.
     """
     if top_k is not None and form not in LISTS:
-        raise InputError("--top_k", f"needs --format {', '.join(LISTS)}")
+        raise InputError("--top_k", f"requires --format {' or '.join(LISTS)}")
     if top_k is not None and top_k < 1:
         raise InputError("--top_k", f"must be at least 1, found {top_k}")
     written = paths(form, out)
@@ -84,7 +84,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
         notice(out, "unlisted images are written with a score below those of the listed images")
     match form:
         case "pt":
-            from pab.formats.score_file import save_scores  # imports torch, like the next
+            from pab.formats.score_file import save_scores  # imports torch, like the next case
 
             save_scores(out, score_file)
         case "bare" | "prefix":
@@ -212,8 +212,8 @@ def trec_lines(
 ) -> Iterator[str]:
     """Yield the lines of a TREC run.
 
-    Other tools sort by score and break ties with their own rules. A score that is not below the
-    previous one is therefore written as the next smaller float32, which preserves the order.
+    Other tools sort by score and break ties by their own rules. A score that is not below the
+    previous one is therefore written as the next float32 below it, which preserves the order.
 
     Args:
         where: the file, for the error.

@@ -95,7 +95,7 @@ def trec_run(text: str, path: Path) -> Listing:
 
 
 def _other_order(listed: Sequence[tuple[int, float]]) -> bool:
-    """Return true if a better rank has a lower score than the next one."""
+    """Return true if a better rank has a lower score than the next rank."""
     scores = [score for _, score in sorted(listed, key=lambda pair: pair[0])]
     return any(a < b for a, b in pairwise(scores))
 
@@ -215,7 +215,7 @@ def _pairs(listed: list[dict[str, Any]], fault: Fault) -> dict[str, float]:
 
 
 def _beside(names: list[str], values: Any, fault: Fault) -> dict[str, float]:
-    """Combine names and a list of scores to image -> score."""
+    """Combine image names and their scores to image -> score."""
     if not isinstance(values, list) or len(values) != len(names):
         found = len(values) if isinstance(values, list) else kind(values)
         raise fault(f"expected a score for each of {len(names)} images, found {found}")

@@ -22,7 +22,7 @@ from pab.core.tensor_files import release_pages, write_tensors
 from pab.data.id_lists import check_ids
 
 RECIPROCAL_RANKS = "reciprocal ranks"  # value of meta["scores_are"] for a form without scores
-BLOCK_ELEMENTS = 1 << 22  # scores checked at a time: 16 MiB of float32 for any file size
+BLOCK_ELEMENTS = 1 << 22  # scores processed at a time: 16 MiB of float32 for any file size
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ScoreFile:
         scores: float32 ``[Q, G]``, finite, higher is better.
         query_ids: ``Q`` distinct ids, in row order.
         gallery_ids: ``G`` distinct ids, sorted.
-        meta: model, checkpoint hash, dtype, data hash, project version, and entries of the model.
+        meta: model, checkpoint hash, dtype, data hash, project version, model-specific entries.
             For a form that lists only some images per query, ``listed`` maps a query id to its
             number of listed images; the other images get the next float32 below the query's
             smallest listed score.
@@ -46,7 +46,7 @@ class ScoreFile:
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
-        """Minimum and maximum score; NaN if any score is NaN. Reads the matrix once."""
+        """Minimum and maximum score; NaN if any score is NaN. Computed once, then cached."""
         rows = max(1, BLOCK_ELEMENTS // self.scores.shape[1])
         found = [torch.aminmax(block) for block in self.scores.split(rows)]
         low = torch.stack([pair.min for pair in found]).min()
@@ -106,7 +106,7 @@ def float32_columns(scores: Tensor, order: list[int]) -> Tensor:
 
 
 def one_less(scores: Tensor) -> Tensor:
-    """Return the next smaller float32 of each score."""
+    """Return the next float32 below each score."""
     return torch.nextafter(scores, torch.tensor(-math.inf))
 
 

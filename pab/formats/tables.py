@@ -27,9 +27,9 @@ PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
 def separator_of(text: str) -> str | None:
     """Return the separator of a numeric table; None if the text is not such a table.
 
-    The header has as many cells as the first row, or one cell less if it names only the columns.
-    All cells of the first row except the first must be numbers. At least one header cell must be
-    something else; in a header with one cell less, all cells may be integers.
+    The header has as many cells as the first row, or one fewer if it names only the columns.
+    All cells of the first row except the first must be numbers. At least one header cell must not
+    be a number, unless the header names only the columns: then all its cells may be integers.
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
@@ -83,7 +83,7 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
         ids: true if the first row and the first column are ids.
 
     Raises:
-        InputError: a row has another length, or a cell is not a number; the message names the line.
+        InputError: there are no rows, or a row has another length or a cell that is not a number.
     """
     lines = progress(io.StringIO(text, newline=""), f"reading {path.name}", "B", len(text), len)
     rows = csv.reader(lines, delimiter=separator)
@@ -98,7 +98,7 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
             if ids:
                 query_ids.append(row[0].strip())
                 row = row[1:]
-                # A header with one cell less names only the columns, as R writes it.
+                # A header with one cell fewer names only the columns, as R writes it.
                 width = len(header) - (len(row) < len(header)) if width is None else width
             width = len(row) if width is None else width
             fault = partial(InputError, path, item=f"line {rows.line_num}")
@@ -152,7 +152,7 @@ def parquet_table(path: Path) -> Matrix:
     index.
 
     Raises:
-        InputError: pyarrow is missing, the file is not Parquet, or a column has another type.
+        InputError: pyarrow is missing, the file is not Parquet, or a score column is not numeric.
     """
     import torch
 

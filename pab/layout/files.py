@@ -38,7 +38,7 @@ def explain_file(path: Path) -> Found:
     """Describe a file.
 
     Raises:
-        InputError: the file is of unknown kind, or contains a bad item; the message names the item.
+        InputError: the file is of unknown kind or damaged, or an item in it is bad.
     """
     ending = path.suffix.lower()
     if ending in TENSOR_ENDINGS:
@@ -68,7 +68,9 @@ def _tensors(path: Path) -> Found:
     if path.suffix != ".safetensors":
         if file_kind(path).kind is Kind.TORCHSCRIPT:
             command = f"python scripts/clip_infer.py --model NAME --pretrained {quoted(path)}"
-            return Found("a TorchScript archive, as OpenAI's CLIP is published", (), (command,))
+            return Found(
+                "a TorchScript archive, the format of OpenAI's CLIP weights", (), (command,)
+            )
         content = read_tensors(path, "scores or weights", mmap=True, also=LET_IN)
         if holds_scores(content):
             return describe_scores(path)
@@ -76,7 +78,7 @@ def _tensors(path: Path) -> Found:
             raise _unknown(path, f"a file of torch.save that contains a {type(content).__name__}")
     found = explain_checkpoint(path, read_checkpoint(path))
     if found is None:
-        raise _unknown(path, "tensors of no model of this project")
+        raise _unknown(path, "tensors of a model that this project does not have")
     return found
 
 
@@ -93,7 +95,7 @@ def _picture(path: Path) -> Found:
 
 
 def archive_names(path: Path) -> list[str]:
-    """List the names in a zip or tar archive; of a tar, only those of files.
+    """List the names in a zip or tar archive; for a tar, only the names of files.
 
     Raises:
         InputError: the archive cannot be read.
@@ -109,11 +111,11 @@ def archive_names(path: Path) -> list[str]:
 
 
 def _archive(path: Path) -> Found:
-    """Describe an answer archive, or a tar of images with captions."""
+    """Describe a zipped ranked list, or an archive to unpack."""
     names = archive_names(path)
     if names == ["answer.txt"]:
         command = f"python -m pab.evaluate --predictions {quoted(path)} --annotation FILE"
-        return Found("a zipped answer", ("holds answer.txt",), (command,))
+        return Found("a zipped ranked list for submission", ("holds answer.txt",), (command,))
     out = quoted(path.with_suffix(""))
     unpack = f"tar -xf {quoted(path)} -C"
     if path.suffix.lower() == ".zip":
@@ -147,7 +149,7 @@ def _text(path: Path) -> Found:
     if path.suffix.lower() in (".yaml", ".yml"):
         first = head.splitlines()[0]
         commands = (first[1:].strip(),) if first.startswith("# ") else ()
-        return Found("a config; its first comment is the command that uses it", (), commands)
+        return Found("a config", ("its first comment is its command",) * bool(commands), commands)
     return _lines(path, head)
 
 

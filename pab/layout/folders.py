@@ -1,4 +1,4 @@
-"""Describe folders outside PAB's layout for the layout check."""
+"""Describe folders that are not data roots of PAB for the layout check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pab.layout.found import Found, blank_names, captioned_commands, count, coun
 from pab.layout.parts import masked_part, query_file
 from pab.layout.weights import explain_weight_folder
 
-_RUN_WEIGHTS = ("checkpoint-best.pth", "checkpoint-final.pth")  # of a training run, best first
+_RUN_WEIGHTS = ("checkpoint-best.pth", "checkpoint-final.pth")  # of a training run, preferred first
 KNOWN_ENDINGS = frozenset((
     ".json", ".jsonl", ".csv", ".tsv", ".txt", ".pt", ".pth", ".bin", ".safetensors", ".npy",
     ".npz", ".parquet", ".zip", ".yaml",
@@ -75,8 +75,8 @@ def _image_shards(folder: Path, numbers: list[int]) -> Found:
     parts = sorted({part_of(number) for number in numbers})
     facts = (
         f"{count(len(numbers), 'folder')} imgs_N, N from {min(numbers)} to {max(numbers)}",
-        f"of the download's part {', '.join(map(str, parts))}: the data root holds them as train/ "
-        "or Part K/, beside annotation/",
+        f"from part {', '.join(map(str, parts))} of the download: they belong in train/ or Part K/ "
+        "of the data root, beside annotation/",
     )
     command = f"python -m pab.layout check {quoted(folder.absolute().parent)}"
     return Found("images of PAB's training shards", facts, (command,))
@@ -90,7 +90,7 @@ def _tars(folder: Path, names: list[str]) -> Found:
         f'mkdir {out} && for f in {quoted(folder)}/*.tar; do tar -xf "$f" -C {out}; done',
         f"python -m pab.layout check {out}",
     )
-    facts = (f"{names[0]} holds {held}", "read after unpacking: images with a .txt beside each")
+    facts = (f"{names[0]} holds {held}", "after unpacking: images, each with a .txt beside it")
     return Found(f"{count(len(names), 'WebDataset tar')}", facts, commands)
 
 

@@ -51,7 +51,7 @@ def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tupl
 
 
 def blank_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Warn about image names that a ranked list cannot contain; empty if there are none."""
+    """Format a warning about image names that a ranked list cannot contain; empty if none."""
     blank = [name for name in names if any(map(str.isspace, name))]
     if not blank:
         return ()

@@ -1,7 +1,7 @@
 """Check which parts of PAB are present under a data root, and which commands can use them.
 
 Every annotation line is checked. Images are checked by listing folders, which is fast for a million
-images. Whether an image can be decoded is checked by the commands that read images.
+images. No image is decoded; the commands that read images report damaged ones.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Part:
     """State of a part of PAB under a data root."""
 
     name: str
-    place: str  # file or files, relative to the root
+    place: str  # annotation file or files, relative to the root
     published: int  # lines in PAB
     lines: int | None = None  # None if the annotation is missing
     named: int | None = None  # images named by the lines; None for a name-masked set
-    found: int = 0  # images with a file
+    found: int = 0  # images whose file exists
     missing: tuple[str, ...] = ()  # descriptions of missing files
     commands: tuple[str, ...] = ()  # commands that use the part
     bad: BadLines = field(default_factory=BadLines)
@@ -83,11 +83,11 @@ def check_root(root: Path) -> list[Part]:
     """
     finder = ImageFinder(root)
     parts = [_shards(root, finder, "training", SHARD_FOLDERS[0])]
-    if "attr_" not in parts[0].place:  # otherwise the only shards have the actions
+    if "attr_" not in parts[0].place:  # otherwise the first part already is the one with actions
         parts.append(_shards(root, finder, "training actions", SHARD_FOLDERS[1]))
     test = labelled_test(root)
     parts.append(_labelled(root, finder, "test", f"annotation/test/{test.name}", PAB_TEST))
-    if test.name == "pair.json":  # otherwise the only file has the actions
+    if test.name == "pair.json":  # otherwise only attr.json exists, and is checked above
         parts.append(_labelled(root, finder, "test actions", "annotation/test/attr.json", PAB_TEST))
     parts.append(_labelled(root, finder, "out of domain", "annotation/test/ucc.json", PAB_UCC))
     parts.append(masked_part(root, "masked test", MASKED))
@@ -102,7 +102,7 @@ def check_root(root: Path) -> list[Part]:
 
 
 def report(root: Path, parts: list[Part]) -> list[str]:
-    """Format the result: a table, other data, and missing parts with their sources."""
+    """Format the result: a table, other data, bad lines, and missing parts with their sources."""
     images = "images found, of those listed"
     head = f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   {images}"
     text = [f"{root}", head, *(part.row() for part in parts), *_others(root), *_bad_lines(parts)]

@@ -14,7 +14,7 @@ def describe_scores(path: Path) -> Found:
     """Describe a file of scores or a ranked list, and suggest the commands that accept the file.
 
     Raises:
-        InputError: the file violates a rule of its form; the message names the rule.
+        InputError: the file cannot be read, or its scores or ids are invalid.
     """
     from pab.formats.description import show  # imports torch
 

@@ -15,7 +15,7 @@ _FACT_WIDTH = 100  # maximum number of characters shown per metadata value
 
 
 def known_model(names: Iterable[str]) -> str | None:
-    """Return the model with these tensor names; None if they match no model of the project.
+    """Return the model with these tensor names; None if they fit no model of this project.
 
     Args:
         names: tensor names of a checkpoint, without wrapper prefixes.
@@ -43,7 +43,7 @@ def known_model(names: Iterable[str]) -> str | None:
 
 
 def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
-    """Describe a checkpoint; None if it is not of a model of the project.
+    """Describe a checkpoint; return None if it fits no model of this project.
 
     Args:
         path: the file.
@@ -68,14 +68,14 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
         ]
     if STATE_MARK in checkpoint:
         training = f"a training state after {checkpoint['step']} steps"
-        facts.append(f"{training}: the run's own command resumes it")
+        facts.append(f"{training}: the command that started the run resumes it")
     what, *commands = _MODELS[model]
     file = quoted(path)
     made = [command.format(file=file) for command in commands]
     architecture = metadata.get("architecture") if isinstance(metadata, dict) else None
     if architecture is not None:
         name = f"--model {shlex.quote(_model_of_run(path) or str(architecture))}"
-        if model in ("beit3", "beit3 without heads", "uit"):  # their defaults are the published
+        if model in ("beit3", "beit3 without heads", "uit"):  # their default is the published model
             made = [f"{command} {name}" for command in made]
         made = [command.replace("--model NAME", name) for command in made]
     return Found(what, tuple(facts), tuple(made))
@@ -115,7 +115,7 @@ _MODELS = {
         "a checkpoint of CLIP",
         "python scripts/clip_infer.py --model NAME --pretrained {file}",
     ),
-    "transformers clip": ("a checkpoint of CLIP in transformers' names, which no command reads",),
+    "transformers clip": ("a CLIP checkpoint with transformers' names, which no command reads",),
     "swin": (
         "weights of a Swin Transformer, UIT's initial image encoder",
         "python -m uit.run --task cmp --checkpoint '' --swin {file} --bert BERT",
@@ -136,7 +136,7 @@ def explain_weight_folder(folder: Path) -> Found | None:
             command = f"python scripts/clip_infer.py --model local-dir:{place}"
             return Found("a folder of OpenCLIP weights", (), (command,))
         case Family.BERT | Family.VOCABULARY:
-            facts = ("vocab.txt: " + ("there" if vocabulary else "missing"),)
+            facts = ("vocab.txt: " + ("present" if vocabulary else "missing"),)
             commands = []
             if found.weights:
                 start = f"--checkpoint '' --swin SWIN --bert {place}"

@@ -1,1 +1,1 @@
-"""A small PAB-shaped set of drawn people: every file of the real layout, made from a seed."""
+"""Render a small synthetic data set in PAB's layout, for the demo, tests and benchmarks."""

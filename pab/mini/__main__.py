@@ -11,7 +11,7 @@ from pab.mini import settings
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the flags and build the splits that are asked for."""
+    """Parse the flags and build the requested splits."""
     parser = CommandParser(
         prog="python -m pab.mini",
         description="Draw a small PAB-shaped set of people, with captions, twins and answer keys.",

@@ -1,7 +1,7 @@
-"""Actions of people: some fifteen normal ones and as many anomalies, each a pose with objects.
+"""Actions of people: 16 normal ones and 17 anomalies, each drawn as a pose with objects.
 
-An action draws itself on a :class:`Stage`. Where it may happen and which anomalies may follow
-which normal action are the tables at the end; how it is worded is in ``captions.py``.
+An action draws itself on a :class:`Stage`. The tables at the end state where an action may happen
+and which anomalies may follow a normal action; ``captions.py`` contains the wording.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pab.mini.scenes import stair_height
 
 @dataclass(slots=True)
 class Stage:
-    """Where an action takes place: the person, the ground under the feet, sizes and draws."""
+    """Setting of an action: people, objects, the ground under the feet, and random draws."""
 
     c: Canvas
     rng: np.random.Generator
@@ -31,15 +31,15 @@ class Stage:
     ground: float
     h: float
     facing: int
-    drops_item: bool  # what is carried lies on the ground
+    drops_item: bool  # the carried item lies on the ground
 
     def body(self, pose: Pose, x: float | None = None, ground: float | None = None) -> Body:
-        """The person in this pose (a little jittered), kept inside the picture."""
+        """Return the person's body in this pose, slightly jittered, inside the picture."""
         at, floor = self.x if x is None else x, self.ground if ground is None else ground
         return inside(pose.jittered(self.rng), at, floor, self.h, self.facing)
 
     def make_room(self, ahead: float, behind: float) -> None:
-        """Move sideways until that many body heights before and behind fit into the picture."""
+        """Move sideways until this many body heights ahead and behind fit into the picture."""
         low, high = (behind, ahead) if self.facing > 0 else (ahead, behind)
         least, most = 0.01 + low * self.h, 0.99 - high * self.h
         self.x = (least + most) / 2 if least > most else min(most, max(least, self.x))
@@ -54,7 +54,7 @@ class Stage:
         return Figure(self.c, self.person, body)
 
     def perform(self, pose: Pose) -> Body:
-        """Draw the person with what they carry, in the hand or fallen to the ground behind."""
+        """Draw the person with the carried item, in the hand or fallen to the ground."""
         figure = self.figure(pose)
         self.wear(figure)
         figure.back()
@@ -79,7 +79,7 @@ class Stage:
         high = max(x for x, _ in body.points())
         reach = 0.16 * self.h
         x = low - reach if self.facing > 0 else high + reach
-        if not 0.06 < x < 0.94:  # no room behind: in front then
+        if not 0.06 < x < 0.94:  # no room behind the person: in front
             x = high + reach if self.facing > 0 else low - reach
         lift = {"umbrella": -0.14, "balloon": 0.0, "suitcase": 0.40, "flowers": 0.06}.get(
             name, 0.18
@@ -100,7 +100,7 @@ class Stage:
 def inside(
     pose: Pose, x: float, ground: float, h: float, facing: int, margin: float = 0.045
 ) -> Body:
-    """The posed body, moved sideways as little as keeps it within the picture."""
+    """Return the posed body, moved sideways only as far as needed to fit into the picture."""
     body = solve(pose, x, ground, h, facing)
     across = [px for px, _ in body.points()]
     shift = max(0.0, margin - min(across)) - max(0.0, max(across) - (1 - margin))
@@ -285,7 +285,7 @@ def ski(s: Stage) -> None:
 
 
 def _water_over(s: Stage, level: float) -> None:
-    """Cover everything of the person below ``level`` with water again, as it was beside them."""
+    """Cover the person below ``level`` with water in the colour of the water beside them."""
     water = s.c.image.getpixel((2, int(0.97 * s.c.side)))
     fill: Colour = (int(water[0]), int(water[1]), int(water[2]))  # type: ignore[index]
     s.c.ellipse(s.x, level + 0.055 * s.h, 0.52 * s.h, 0.075 * s.h, props.shade(fill, 1.35))
@@ -370,7 +370,7 @@ def collide(s: Stage) -> None:
 
 
 def _stars(s: Stage, x: float, y: float) -> None:
-    """The comic strip's mark of a blow."""
+    """Draw the stars that mark a blow in comic strips."""
     size = 0.085 * s.h
     points = []
     for i in range(16):
@@ -546,15 +546,15 @@ def crash_on_skis(s: Stage) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """An action: its published-style label, its drawing, and whether both hands are busy."""
+    """An action: its label in PAB's style, its drawing function and its conditions."""
 
     label: str
     draw: Callable[[Stage], None]
-    hands_free: bool = True  # may carry something beside the action's own objects
+    hands_free: bool = True  # an item may be carried besides the action's own objects
     adult_only: bool = False
     leads_to: tuple[str, ...] = ()  # for a normal action: its own anomalies
     scenes: tuple[str, ...] = ()  # where it may happen; empty: anywhere but the pool and the stairs
-    drops_item: bool = False  # what the person carries falls to the ground
+    drops_item: bool = False  # the carried item falls to the ground
 
 
 OUTDOORS_FLAT = (
@@ -745,7 +745,7 @@ SPECIAL_PLACES = ("swimming pool", "stairs")
 
 
 def happens_in(action: str, scene: str) -> bool:
-    """Return true if the action fits the scene."""
+    """Return whether the action may happen in the scene."""
     scenes = ACTIONS[action].scenes
     return scene in scenes if scenes else scene not in SPECIAL_PLACES
 

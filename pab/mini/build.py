@@ -1,8 +1,8 @@
-"""Write the mini data: pictures by a pool of processes, annotations, then the split as a whole.
+"""Write the mini data: pictures rendered by a pool of processes, and their annotations.
 
-Each split is made in a hidden folder beside its place and moved there when it is complete, so that
-an interrupted run leaves nothing half made. ``manifest.json`` says what was made from which seed
-and sources, and holds the hashes by which a set is known.
+Each split is built in a hidden folder of the output folder and moved to its place when complete,
+so that an interrupted run leaves no partial split. ``manifest.json`` records the seed and the
+hash of the sources of each split, and the hashes of its pictures and annotations.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from pab.mini.videos import (
 )
 
 SPLITS = ("test", "train", "distractors")
-PLACES = {  # what each split owns inside the output folder
+PLACES = {  # folders of each split inside the output folder
     "test": ("annotation/test", "test", "ucc", "name-masked_test-set"),
     "train": ("annotation/train", "annotation/train_attr", "train"),
     "distractors": ("track4",),
@@ -50,7 +50,7 @@ PLACES = {  # what each split owns inside the output folder
 MANIFEST = "manifest.json"
 MASK_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MASK_LENGTH = 15
-# Streams of the draws that belong to a whole split rather than to one video.
+# Random streams of this module, kept apart from those that draw the videos.
 ORDER_STREAM, MASK_STREAM = 17_000_003, 17_000_005
 NEAR_MISS_STREAM, REPAINT_STREAM, GROUP_STREAM = 17_000_009, 17_000_010, 17_000_011
 JPEG_STREAM = 17_000_013
@@ -58,7 +58,7 @@ JPEG_STREAM = 17_000_013
 
 @dataclass(frozen=True)
 class Plan:
-    """Size of the data set, its seed, and the number of processes."""
+    """Output folder, seed and size of the data set, and the number of processes."""
 
     out: Path
     seed: int = settings.SEED
@@ -71,7 +71,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Task:
-    """One video's pictures: where each of its first ``len(paths)`` shots goes."""
+    """A video to draw, with the path of each of its first ``len(paths)`` shots."""
 
     seed: int
     split: int
@@ -94,10 +94,10 @@ class Picture:
 
 
 def build(plan: Plan, splits: Iterable[str], say: Callable[[str], None]) -> None:
-    """Make the named splits; one that is there already, from the same seed and sources, stays.
+    """Build the named splits; an existing split of the same seed, size and sources is kept.
 
     Raises:
-        InputError: the output folder holds something else, or distractors lack their test split.
+        InputError: the folder holds other files, cannot be written, or lacks the test split.
     """
     manifest = _read_manifest(plan.out)
     makers = {"test": _build_test, "train": _build_train, "distractors": _build_distractors}
@@ -163,7 +163,7 @@ def _read_manifest(out: Path) -> dict[str, Any]:
 
 
 def source_sha256() -> str:
-    """Hash of the drawing and wording code: another hash means other data."""
+    """Return the hash of the code that draws and words the data; a new hash rebuilds them."""
     folder = Path(__file__).parent
     skipped = ("__main__.py", "contact_sheet.py")
     files = sorted(path for path in folder.glob("*.py") if path.name not in skipped)
@@ -185,9 +185,9 @@ def _annotations_hash(folder: Path) -> str:
 
 # --- pictures --------------------------------------------------------------------------------
 def near_miss_of(seed: int, index: int) -> int | None:
-    """The test video that a distractor repeats with a person in other colours, if it does so.
+    """Return the test video that a distractor repeats with other garment colours, or None.
 
-    Everything else of such a picture fits the test video's query.
+    Everything else in such a picture fits the test video's query.
     """
     rng = np.random.default_rng([seed, DISTRACTOR, index, NEAR_MISS_STREAM])
     if rng.random() >= settings.NEAR_MISS_DISTRACTORS:
@@ -196,7 +196,7 @@ def near_miss_of(seed: int, index: int) -> int | None:
 
 
 def video_of(task: Task) -> Video:
-    """The video a task draws, with as many shots as it has paths."""
+    """Return the video that a task draws, with one shot per path."""
     if task.split == DISTRACTOR:
         source = near_miss_of(task.seed, task.index)
         if source is not None:
@@ -213,14 +213,14 @@ def video_of(task: Task) -> Video:
         group, member = divmod(task.index, settings.UCC_GROUP)
         video = draw_video(task.seed, UCC, group)
         rng = np.random.default_rng([task.seed, UCC, task.index, GROUP_STREAM])
-        # The caption of a group tells no colours: its members differ in those and in the layout.
+        # The shared caption of a group names no colours, so its pictures may differ in colours.
         # Seen from above, the whole figure is small and stands in the lower half.
         return replace(
             video,
             person=repaint(video.person, rng),
             distance="far",
             weather="clear",
-            time="noon" if video.time == "night" else video.time,  # a grey night shows nothing
+            time="noon" if video.time == "night" else video.time,  # grey at night shows nothing
             companion=None,
             height=0.36 + 0.06 * float(rng.random()),
             ground=0.74 + 0.10 * float(rng.random()),
@@ -266,7 +266,7 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterable[list[Picture]]]]:
 
 
 def _paint_all(plan: Plan, root: Path, tasks: list[Task]) -> list[list[Picture]]:
-    """Every task's pictures, in the order of the tasks whatever the number of workers."""
+    """Draw all pictures; the result is in the order of the tasks for any number of workers."""
     for folder in {str(Path(path).parent) for task in tasks for path in task.paths}:
         (root / folder).mkdir(parents=True, exist_ok=True)
     with _mapper(plan.workers) as run:
@@ -274,7 +274,7 @@ def _paint_all(plan: Plan, root: Path, tasks: list[Task]) -> list[list[Picture]]
 
 
 def _kinds_for(seed: int, split: int, pictures: int) -> list[tuple[int, ...]]:
-    """The kinds of the shots of videos 0, 1, ... until there are ``pictures`` of them."""
+    """Return the kinds of the shots of videos 0, 1, ..., ``pictures`` shots in total."""
     kinds: list[tuple[int, ...]] = []
     left = pictures
     while left:
@@ -349,7 +349,7 @@ def _build_train(plan: Plan, root: Path) -> list[Picture]:
 def _build_test(plan: Plan, root: Path) -> list[Picture]:
     all_kinds = _kinds_for(plan.seed, TEST, plan.test)
     rng = np.random.default_rng([plan.seed, TEST, 0, ORDER_STREAM])
-    numbers = iter(rng.permutation(plan.test).tolist())  # shuffled: twins are no neighbours
+    numbers = iter(rng.permutation(plan.test).tolist())  # shuffled, so twins are not neighbours
     tasks = [
         Task(plan.seed, TEST, index, tuple(f"test/{next(numbers)}.jpg" for _ in kinds))
         for index, kinds in enumerate(all_kinds)
@@ -377,7 +377,7 @@ def _build_test(plan: Plan, root: Path) -> list[Picture]:
 
 
 def _build_ucc(plan: Plan, root: Path) -> list[Picture]:
-    """The surveillance set: groups of one to ``UCC_GROUP`` pictures that share a caption."""
+    """Build the surveillance set: groups of one to ``UCC_GROUP`` pictures that share a caption."""
     rng = np.random.default_rng([plan.seed, UCC, 0, ORDER_STREAM])
     tasks: list[Task] = []
     group = 0
@@ -397,7 +397,7 @@ def _build_ucc(plan: Plan, root: Path) -> list[Picture]:
 
 
 def _build_distractors(plan: Plan, root: Path) -> list[Picture]:
-    """Track 4's form: the test pictures under new names among the distractors."""
+    """Build Track 4's set: the test pictures under new names among the distractors."""
     tasks = [
         Task(plan.seed, DISTRACTOR, index, (f"track4/distractors/{index}.jpg",))
         for index in range(plan.distractors)
@@ -427,7 +427,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def _write_masked(
     folder: Path, queries: list[tuple[Picture, Path]], others: list[Path], stream: list[int]
 ) -> list[str]:
-    """Write ``gallery/``, ``query.json``, ``answers.json`` under drawn names; return the order."""
+    """Write gallery, queries and answers under random names; return the query ids in order."""
     rng = np.random.default_rng(stream)
     names = _masked_names(rng, len(queries) + len(others), MASK_ALPHABET)
     ids = _masked_names(rng, len(queries), MASK_ALPHABET[-10:])
@@ -453,7 +453,7 @@ def _masked_names(rng: np.random.Generator, count: int, alphabet: str) -> list[s
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
+    """Create a hard link, or a copy if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,7 +1,7 @@
-"""The last steps of a picture: the light of the hour, then the camera's own faults.
+"""Last steps of a picture: the light of the time of day, then the faults of the camera.
 
 Training, test and surveillance pictures pass through cameras of different strength
-(``TRAIN_CAMERA``, ``TEST_CAMERA``, ``UCC_CAMERA`` of the settings): that is the style shift.
+(``TRAIN_CAMERA``, ``TEST_CAMERA``, ``UCC_CAMERA`` of the settings), which shifts the style.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from pab.mini import settings
 from pab.mini.videos import TRAIN, UCC, Video
 
-# Gain of the red, green and blue channel. Indoors the lamps decide: dusk and night are dim.
+# Gains of the red, green and blue channels. Indoors, lamps light dusk and night dimly.
 OUTDOOR_LIGHT = {
     "morning": (1.06, 1.00, 0.88),
     "noon": (1.00, 1.00, 1.00),
@@ -29,14 +29,14 @@ INDOOR_LIGHT = {
     "night": (0.82, 0.78, 0.70),
 }
 LAMP_LIGHT = (0.98, 0.92, 0.78)  # under a lamp at night
-LEAST_BLUR = 0.05  # pixels: less is no blur
+LEAST_BLUR = 0.05  # pixels; smaller blurs are skipped
 NOISE_BANK_SEED, NOISE_BANK_SIDE = 5, 512
 LAMP_RADIUS = 0.55  # of the pool of lamplight at night, fraction of the picture's side
 
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> np.ndarray:
-    """Grey and colour noise of unit deviation, drawn once: windows of it serve every picture."""
+    """Draw noise of unit standard deviation once; each picture uses a window of it."""
     rng = np.random.default_rng(NOISE_BANK_SEED)
     side = NOISE_BANK_SIDE
     grey = rng.standard_normal((side, side, 1), dtype=np.float32)
@@ -47,7 +47,7 @@ def _noise_bank() -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _lamplight(x: int) -> Image.Image:
-    """Mask of a pool of light whose middle lies at ``x`` percent of the width."""
+    """Return the mask of a pool of light centred at ``x`` percent of the width."""
     side = settings.IMAGE_SIZE
     rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) / side
     distance = np.hypot(columns - x / 100, (rows - 0.66) * 0.85)
@@ -64,7 +64,7 @@ def _table(gain: tuple[float, float, float], contrast: float, brightness: float)
 
 
 def camera_of(split: int) -> settings.Camera:
-    """The camera of a split; the test set and its distractors share one."""
+    """Return the camera of a split; the test set and its distractors share one."""
     return {TRAIN: settings.TRAIN_CAMERA, UCC: settings.UCC_CAMERA}.get(split, settings.TEST_CAMERA)
 
 
@@ -73,7 +73,7 @@ def _between(limits: tuple[float, float], draw: float) -> float:
 
 
 def photograph(image: Image.Image, video: Video, rng: np.random.Generator) -> Image.Image:
-    """Light the picture by its hour and pass it through its split's camera."""
+    """Light the picture by its time of day and apply the faults of its split's camera."""
     camera = camera_of(video.split)
     draws = rng.random(5).tolist()
     balance = (1 + rng.standard_normal(3) * camera.white_balance).tolist()
@@ -101,7 +101,7 @@ def photograph(image: Image.Image, video: Video, rng: np.random.Generator) -> Im
 
 
 def encode(image: Image.Image, split: int, rng: np.random.Generator) -> bytes:
-    """The picture as JPEG in the quality of its split's camera."""
+    """Encode the picture as JPEG in the quality of its split's camera."""
     low, high = camera_of(split).quality
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=int(rng.integers(low, high + 1)))

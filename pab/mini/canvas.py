@@ -16,14 +16,14 @@ Colour = tuple[int, int, int]
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """The colour darkened (factor < 1) or lightened towards white (factor > 1)."""
+    """Darken the colour (factor < 1) or lighten it towards white (factor > 1)."""
     if factor <= 1:
         return (int(colour[0] * factor), int(colour[1] * factor), int(colour[2] * factor))
     return mix(colour, (255, 255, 255), factor - 1)
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """``first`` with ``share`` of ``second`` in it."""
+    """Mix ``share`` of ``second`` into ``first``."""
     keep = 1 - share
     return (
         int(first[0] * keep + second[0] * share),
@@ -34,13 +34,13 @@ def mix(first: Colour, second: Colour, share: float) -> Colour:
 
 @lru_cache(maxsize=64)
 def _ellipse_mask(width: int, height: int, strength: int) -> Image.Image:
-    """An ellipse that fades towards its rim."""
+    """Return the mask of an ellipse that fades towards its rim."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     return Image.fromarray((np.clip(1.2 - np.hypot(x, y) * 1.2, 0, 1) * strength).astype(np.uint8))
 
 
 class Canvas:
-    """An RGB picture of ``IMAGE_SIZE * SUPERSAMPLE`` pixels a side."""
+    """An RGB picture of ``IMAGE_SIZE * SUPERSAMPLE`` pixels per side."""
 
     def __init__(self, image: Image.Image | None = None) -> None:
         self.side = IMAGE_SIZE * SUPERSAMPLE
@@ -51,7 +51,7 @@ class Canvas:
         return Canvas(self.image.copy())
 
     def finished(self) -> Image.Image:
-        """The picture at its final size."""
+        """Return the picture at its final size."""
         return self.image.reduce(SUPERSAMPLE)
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, fill: Colour) -> None:
@@ -92,7 +92,7 @@ class Canvas:
         self._draw.line(pixels, fill=fill, width=max(1, round(width * s)), joint="curve")
 
     def limb(self, p: Point, q: Point, width_p: float, width_q: float, fill: Colour) -> None:
-        """A tapering stroke with round ends."""
+        """Draw a tapering stroke with round ends."""
         dx, dy = q[0] - p[0], q[1] - p[1]
         length = math.hypot(dx, dy) or 1e-6
         nx, ny = -dy / length / 2, dx / length / 2
@@ -109,7 +109,7 @@ class Canvas:
         self.circle(q, width_q / 2, fill)
 
     def gradient(self, y0: float, y1: float, top: Colour, bottom: Colour) -> None:
-        """A full-width band that runs from one colour to another."""
+        """Fill a band of full width with a gradient from ``top`` to ``bottom``."""
         first, last = round(y0 * self.side), round(y1 * self.side)
         if last <= first:
             return
@@ -120,7 +120,7 @@ class Canvas:
     def soft_ellipse(
         self, x: float, y: float, rx: float, ry: float, fill: Colour, strength: int
     ) -> None:
-        """A blurred ellipse, ``strength`` of 255 at its middle: shadows and glows."""
+        """Draw a blurred ellipse, ``strength`` of 255 at its centre, as a shadow or glow."""
         s = self.side
         width, height = max(2, round(rx * s / 4) * 8), max(2, round(ry * s / 4) * 8)
         mask = _ellipse_mask(width, height, strength)

@@ -1,8 +1,8 @@
-"""The grammar of the captions: what is seen, said in many ways.
+"""Grammar of the captions: many wordings of the same content.
 
-Each idea has a list of synonyms, the commonest first. Training prefers the first ones; the test
-split draws them evenly and uses sentence plans that training uses rarely or never, so that a test
-caption is a paraphrase made of words which training knows.
+Each concept has a list of synonyms, the commonest first. Training prefers the first ones. The test
+split draws them more evenly and uses sentence plans that training uses rarely or never, so that a
+test caption is a paraphrase made of words that occur in training.
 """
 
 from __future__ import annotations
@@ -409,7 +409,7 @@ TIME: dict[str, Words] = {
     "dusk": ("at dusk", "at sunset", "in the evening", "in the twilight"),
     "night": ("at night", "after dark", "late at night", "in the dark"),
 }
-LAMPS: dict[bool, Words] = {  # indoors: is it dim?
+LAMPS: dict[bool, Words] = {  # indoors; key: whether the light is dim
     False: ("under bright lights", "in bright light", "with the lights on", "in full light"),
     True: ("in dim light", "under dim lamps", "in weak light", "in the half-dark"),
 }
@@ -504,7 +504,7 @@ COMPANY: Words = (
     "{} keeps {him} company",
 )
 DOG: Words = ("{} dog", "{} hound", "{} dog with a red collar")
-CHILD: dict[bool, Words] = {  # is it a girl?
+CHILD: dict[bool, Words] = {  # key: whether the child is a girl
     False: ("small boy in {}", "little boy wearing {}", "child in {}"),
     True: ("small girl in {}", "little girl wearing {}", "child in {}"),
 }
@@ -533,7 +533,7 @@ CUT_FIRST = ("distance", "position", "weather", "facing", "landmark", "time", "b
 
 
 def article(noun: str) -> str:
-    """``noun`` with a or an before it, unless it is "another ..."."""
+    """Put "a" or "an" before ``noun``, unless it begins with "another"."""
     if noun.startswith("another "):
         return noun
     return ("an " if noun[0] in "aeioAEIO" or noun.startswith("urban") else "a ") + noun
@@ -555,7 +555,7 @@ def _weighted(rng: np.random.Generator, weights: Sequence[float]) -> int:
 
 
 class Writer:
-    """Words for one shot, drawn from one random stream in the manner of its split."""
+    """Draws the words for one shot from one random stream, by the rules of its split."""
 
     def __init__(self, video: Video, shot: Shot, rng: np.random.Generator) -> None:
         self.video, self.shot, self.rng = video, shot, rng
@@ -598,7 +598,7 @@ class Writer:
         return upper + self.say(AND) + (article(lower) if p.lower == "skirt" else lower)
 
     def item(self) -> tuple[str, bool]:
-        """Describe the carried object; a dropped one becomes a clause of its own."""
+        """Return the words for the carried item, and whether they are a sentence."""
         assert self.video.item is not None
         name, colour = self.video.item
         if name == "flowers":
@@ -638,7 +638,7 @@ class Writer:
 
 
 def _present(video: Video) -> set[str]:
-    """The optional attributes this video has."""
+    """Return the optional attributes that this video has."""
     present = set(OPTIONAL)
     p = video.person
     absent = {
@@ -655,7 +655,7 @@ def _present(video: Video) -> set[str]:
 
 
 def write_caption(seed: int, video: Video, shot: Shot) -> str:
-    """The caption of a shot: 25 to 60 words, a function of the seed and the video alone."""
+    """Write the caption of a shot; the result depends only on the arguments."""
     rng = np.random.default_rng([seed, video.split, video.index, CAPTION_STREAM, shot.y])
     writer = Writer(video, shot, rng)
     present = _present(video)
@@ -665,7 +665,7 @@ def write_caption(seed: int, video: Video, shot: Shot) -> str:
     state = rng.bit_generator.state
     missing = [name for name in OPTIONAL if name in present - told]
     removable = [name for name in CUT_FIRST if name in told]
-    while True:  # each turn tells one attribute more or fewer, in a fixed order
+    while True:  # each pass adds or removes one attribute, in a fixed order
         rng.bit_generator.state = state
         caption = _compose(writer, told, plan)
         count = len(caption.split())
@@ -680,7 +680,7 @@ def write_caption(seed: int, video: Video, shot: Shot) -> str:
 
 
 def _compose(w: Writer, told: set[str], plan: int) -> str:
-    """One caption by sentence plan ``plan``, with the attributes in ``told``."""
+    """Compose a caption by sentence plan ``plan``, with the attributes in ``told``."""
     video = w.video
     subject, action, place = w.subject("build" in told), w.action(), w.say(SCENE[video.scene])
     hair, hat = (w.hair() if "hair" in told else ""), w.hat()
@@ -757,7 +757,7 @@ def _seen(he: str, view: str) -> str:
 
 
 def write_source_caption(video: Video, shot: Shot) -> str:
-    """A short plain caption of the source video, always in the commonest words."""
+    """Write a short caption of the source video in the commonest words."""
     female = video.person.is_female
     action = ACTION[shot.action][0].replace("{c}", COLOUR[video.prop_colour][0])
     action = action.replace("{his}", "her" if female else "his")
@@ -765,7 +765,7 @@ def write_source_caption(video: Video, shot: Shot) -> str:
 
 
 def write_surveillance_caption(seed: int, video: Video, shot: Shot) -> str:
-    """A caption for a grey picture from a high camera: no colours, so that it may fit several."""
+    """Write a caption without colours, which may fit several grey pictures from a high camera."""
     rng = np.random.default_rng([seed, video.split, video.index, CAPTION_STREAM])
     w = Writer(video, shot, rng)
     p = video.person

@@ -1,6 +1,6 @@
-"""``python -m pab.mini.contact_sheet``: a page of pictures with their captions, twins side by side.
+"""``python -m pab.mini.contact_sheet``: draw a page of captioned pictures, twins side by side.
 
-The page is for the eye: a person must be able to answer the queries from it.
+Use the page to check by eye that a person can answer the queries.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _with_twins(lines: list[dict[str, Any]], start: int, count: int) -> list[dict[str, Any]]:
-    """``count`` lines from ``start`` on, each followed by its twin."""
+    """Return about ``count`` lines from ``start`` on, each followed by its twin."""
     by_id = {line["image_id"]: line for line in lines}
     chosen: dict[str, dict[str, Any]] = {}
     for line in lines[start:]:
@@ -61,7 +61,7 @@ def _with_twins(lines: list[dict[str, Any]], start: int, count: int) -> list[dic
 
 
 def _page(root: Path, lines: list[dict[str, Any]], columns: int) -> Any:
-    from PIL import Image, ImageDraw, ImageFont  # after parsing: --help is quick without it
+    from PIL import Image, ImageDraw, ImageFont  # after parsing, so that --help is quick
 
     font = ImageFont.load_default(FONT_SIZE)
     rows = -(-len(lines) // columns)

@@ -1,7 +1,7 @@
-"""Articulated people: how someone looks, how the joints bend, how that is drawn.
+"""Articulated people: their appearance, their poses and how they are drawn.
 
-A body is a flat skeleton seen from the side, a little turned to the viewer. All lengths are
-fractions of the body's height ``h``; angles are degrees, positive towards where the person faces.
+A body is a flat skeleton seen from the side, turned slightly to the viewer. All lengths are
+fractions of the body's height ``h``; angles are degrees, positive towards the person's front.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from pab.mini.canvas import Canvas, Colour, Point, shade
 from pab.mini.settings import POSE_JITTER
 
-HEAD, NECK, TORSO = 0.083, 0.035, 0.300  # head: radius
+HEAD, NECK, TORSO = 0.083, 0.035, 0.300  # HEAD is a radius
 UPPER_ARM, FOREARM = 0.165, 0.155
 THIGH, SHIN, FOOT, SOLE = 0.235, 0.225, 0.085, 0.022
-CHILD_SCALE = 0.68  # height of a child beside an adult
+CHILD_SCALE = 0.68  # height of a child relative to an adult
 FAR_SIDE = 0.80  # brightness of the limbs on the side turned away
 
 SKIN: tuple[Colour, ...] = (
@@ -56,7 +56,7 @@ LONG_SLEEVES = {"jacket", "hoodie", "coat", "sweater"}
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Appearance of a person. Colour fields are names of :data:`COLOURS` or :data:`HAIR`."""
+    """Appearance of a person. Fields ``*_colour`` are keys of :data:`COLOURS` or :data:`HAIR`."""
 
     kind: str  # man, woman, boy, girl, old man, old woman
     build: str  # slim, average, heavy
@@ -68,7 +68,7 @@ class Person:
     upper: str  # t-shirt, striped shirt, tank top, sweater, jacket, hoodie, coat, dress
     upper_colour: str
     upper_rgb: Colour
-    lower: str  # trousers, shorts, skirt; a dress has none and says "dress"
+    lower: str  # trousers, shorts, skirt; "dress" with a dress
     lower_colour: str
     lower_rgb: Colour
     shoes: Colour
@@ -99,7 +99,7 @@ class Pose:
     lift: float = 0
 
     def jittered(self, rng: np.random.Generator, amount: float = POSE_JITTER) -> Pose:
-        """The same pose, each joint a little off; knees and elbows never bend the wrong way."""
+        """Return the pose with jittered joints; knees and elbows never bend the wrong way."""
         off = (rng.standard_normal(8) * amount).tolist()
         return replace(
             self,
@@ -113,7 +113,7 @@ class Pose:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A posed skeleton on the picture; ``h`` is its height, ``facing`` -1 for left, 1 for right."""
+    """A posed skeleton in the picture; ``h`` is its height, ``facing`` -1 for left, 1 for right."""
 
     h: float
     facing: int
@@ -137,7 +137,7 @@ class Body:
 
 
 def _step(start: Point, angle: float, length: float, facing: int) -> Point:
-    """A point ``length`` away; angle 0 is straight down, 90 is where the person faces."""
+    """Return a point ``length`` away; angle 0 is down, 90 is the direction the person faces."""
     radians = math.radians(angle)
     return (
         start[0] + facing * math.sin(radians) * length,
@@ -154,7 +154,7 @@ def _add(point: Point, *terms: tuple[float, Point]) -> Point:
 
 
 def solve(pose: Pose, x: float, ground: float, h: float, facing: int) -> Body:
-    """Put a posed body with its lowest point on the line ``ground``, centred at ``x``."""
+    """Place a posed body with its lowest point on the line ``ground``, centred at ``x``."""
 
     def build(px: float, py: float) -> Body:
         pelvis = (px, py)
@@ -208,7 +208,7 @@ def solve(pose: Pose, x: float, ground: float, h: float, facing: int) -> Body:
 
 
 class Figure:
-    """One person on one canvas: parts are drawn back to front so that objects can go between."""
+    """One person on one canvas: parts are drawn back to front, so objects can be drawn between."""
 
     def __init__(self, canvas: Canvas, person: Person, body: Body) -> None:
         self.canvas, self.person, self.body = canvas, person, body
@@ -222,7 +222,7 @@ class Figure:
         self.front()
 
     def back(self) -> None:
-        """Everything behind the near arm."""
+        """Draw everything behind the near arm."""
         self.hair_behind()
         self.arm(1)
         self.leg(1)
@@ -236,7 +236,7 @@ class Figure:
     def _stroke(
         self, points: list[Point], widths: list[float], fills: list[Colour], outline: Colour
     ) -> None:
-        """A chain of limbs with one dark contour round the whole."""
+        """Draw a chain of limbs with one dark contour around all of them."""
         edge = 0.016 * self.h
         pairs = list(pairwise(points))
         for i, (p, q) in enumerate(pairs):
@@ -296,7 +296,7 @@ class Figure:
         ]
 
     def _skirt(self, length: float, flare: float, fill: Colour) -> None:
-        """Cloth round the thighs: from the waist towards where the knees point."""
+        """Draw cloth around the thighs, from the waist in the direction of the knees."""
         b, h, g = self.body, self.h, self.girth
         knees = (
             (b.knees[0][0] + b.knees[1][0]) / 2,
@@ -392,7 +392,7 @@ class Figure:
             self.canvas.circle(self._at_head(0.075, -0.075), 0.046 * h, shade(hair, 0.85))
 
     def _dome(self, up: float, radius: float, fill: Colour, flatten: float = 1.0) -> None:
-        """The upper half of a disk on the head."""
+        """Draw the upper half of a disk on the head."""
         points = [
             self._at_head(up + math.sin(a) * radius * flatten, math.cos(a) * radius - 0.004)
             for a in np.linspace(0, math.pi, 12).tolist()

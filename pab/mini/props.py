@@ -1,7 +1,7 @@
-"""Objects: what people carry and use, what stands in the background, animals, vehicles.
+"""Objects that people carry or use, objects in the background, animals and vehicles.
 
-Every function draws on a canvas at a place and size in fractions of the picture's side.
-``facing`` is 1 for right, -1 for left; ``y`` of a standing thing is the ground under it.
+Every function draws on a canvas; position and size are fractions of the picture's side.
+``facing`` is 1 for right, -1 for left; ``y`` of a standing object is the ground under it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STEEL: Colour = (168, 174, 180)
 WOOD: Colour = (156, 108, 62)
 
 
-# --- carried things: drawn at a hand -----------------------------------------------------------
+# --- carried objects: drawn at a hand ----------------------------------------------------------
 def handbag(c: Canvas, at: Point, h: float, fill: Colour, facing: int) -> None:
     x, y = at
     c.ring((x, y + 0.035 * h), 0.055 * h, 0.014 * h, shade(fill, 0.5))
@@ -116,7 +116,7 @@ CARRIED: dict[str, Callable[[Canvas, Point, float, Colour, int], None]] = {
 
 
 def backpack(c: Canvas, neck: Point, pelvis: Point, back: Point, h: float, fill: Colour) -> None:
-    """Worn on the back: ``back`` is the unit vector away from the chest."""
+    """Draw a backpack; ``back`` is the unit vector away from the chest."""
     top = (neck[0] + back[0] * 0.13 * h, neck[1] + back[1] * 0.13 * h)
     low = (pelvis[0] + back[0] * 0.13 * h, pelvis[1] + back[1] * 0.13 * h)
     start = (top[0] * 0.82 + low[0] * 0.18, top[1] * 0.82 + low[1] * 0.18)
@@ -126,7 +126,7 @@ def backpack(c: Canvas, neck: Point, pelvis: Point, back: Point, h: float, fill:
     c.circle(end, 0.055 * h, shade(fill, 0.75))
 
 
-# --- things that belong to an action -----------------------------------------------------------
+# --- objects that belong to an action ----------------------------------------------------------
 def ball(c: Canvas, at: Point, radius: float, fill: Colour = (250, 250, 248)) -> None:
     c.circle(at, radius, (40, 40, 44))
     c.circle(at, radius * 0.90, fill)
@@ -141,7 +141,7 @@ def ball(c: Canvas, at: Point, radius: float, fill: Colour = (250, 250, 248)) ->
 
 
 def box(c: Canvas, at: Point, size: float, tilt: float = 0.0) -> None:
-    """A cardboard box around its centre, turned by ``tilt`` degrees."""
+    """Draw a cardboard box centred at ``at``, turned by ``tilt`` degrees."""
     cos, sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
 
     def corner(x: float, y: float) -> Point:
@@ -158,7 +158,7 @@ def box(c: Canvas, at: Point, size: float, tilt: float = 0.0) -> None:
 
 
 def open_box(c: Canvas, at: Point, size: float, facing: int) -> None:
-    """The same box on its side, its contents rolling out."""
+    """Draw the same box tilted, with its contents rolling out."""
     box(c, at, size, 24.0 * facing)
     for dx, dy, fill in (
         (0.75, 0.30, (205, 50, 45)),
@@ -173,7 +173,7 @@ def open_box(c: Canvas, at: Point, size: float, facing: int) -> None:
 def bicycle(
     c: Canvas, x: float, y: float, h: float, facing: int, fill: Colour, tilt: float = 0.0
 ) -> None:
-    """Wheels on the line ``y``; ``tilt`` degrees turns it about the rear wheel's contact."""
+    """Draw a bicycle on the line ``y``, tilted in degrees about the rear wheel's contact."""
     cos, sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
 
     def at(px: float, py: float) -> Point:
@@ -238,7 +238,7 @@ def bench(c: Canvas, x: float, y: float, h: float) -> None:
 
 
 def cart(c: Canvas, x: float, y: float, h: float, facing: int, tipped: bool = False) -> None:
-    """A shopping trolley, its handle towards the person."""
+    """Draw a shopping trolley with its handle towards the person."""
     if tipped:
         c.poly(
             [
@@ -340,7 +340,7 @@ def broom(c: Canvas, hand: Point, foot: Point, h: float) -> None:
 
 
 def car(c: Canvas, x: float, y: float, size: float, facing: int, fill: Colour) -> None:
-    """A car of length ``size`` centred at ``x``, wheels on the line ``y``."""
+    """Draw a car of length ``size`` centred at ``x``, wheels on the line ``y``."""
 
     def at(px: float, py: float) -> Point:
         return (x + facing * px * size, y - py * size)
@@ -386,7 +386,7 @@ def car(c: Canvas, x: float, y: float, size: float, facing: int, fill: Colour) -
 def dog(
     c: Canvas, x: float, y: float, h: float, facing: int, fill: Colour, leaping: bool = False
 ) -> None:
-    """A dog ``h`` long with its feet on the line ``y``; leaping, it stands on its hind legs."""
+    """Draw a dog ``h`` long with its feet on the line ``y``; when leaping, on its hind legs."""
     tilt = math.radians(52) if leaping else 0.0
     cos, sin = math.cos(tilt), math.sin(tilt)
 
@@ -410,7 +410,7 @@ def dog(
     c.limb(at(0.27, 0.54), at(0.33, 0.50), 0.05 * h, 0.05 * h, (205, 40, 45))
 
 
-# --- nameable things in the background: (canvas, x, ground, size, colour) ------------------------
+# --- landmarks: (canvas, x, ground, size, colour) -----------------------------------------------
 def _parked_car(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
     car(c, x, y, s * 1.45, 1 if x < 0.5 else -1, fill)
 
@@ -700,7 +700,7 @@ def _crates(c: Canvas, x: float, y: float, s: float, fill: Colour) -> None:
 
 
 Landmark = Callable[[Canvas, float, float, float, Colour], None]
-# The things whose colour is drawn at random, then those that have one colour of their own.
+# First the landmarks whose colour is drawn at random, then those with a fixed colour.
 COLOURED_LANDMARKS: dict[str, Landmark] = {
     "car": _parked_car,
     "bin": _bin,

@@ -1,4 +1,4 @@
-"""From a source video's draws to a picture: background, things, people, weather, light."""
+"""Render a source video as pictures: background, objects, people, weather, light."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOT_STREAM = 11_000_003  # keeps the streams of a shot's drawing apart from tho
 
 
 def render_video(seed: int, video: Video) -> list[Image.Image]:
-    """The pictures of a video's shots, RGB, ``IMAGE_SIZE`` pixels a side."""
+    """Render the shots of a video as RGB pictures, ``IMAGE_SIZE`` pixels per side."""
     background = Canvas()
     high_view = video.split == UCC
     draw_background(background, video.scene, video.layout, video.time, video.weather, high_view)
@@ -35,7 +35,7 @@ def render_video(seed: int, video: Video) -> list[Image.Image]:
 
 
 def _haze(c: Canvas) -> None:
-    """Pale the scene, as distance and a lens do, so that what stands before it is told from it."""
+    """Make the scene pale, so that the person and the landmark stand out from it."""
     veil = Image.new("RGB", c.image.size, settings.HAZE_COLOUR)
     c.image.paste(Image.blend(c.image, veil, settings.HAZE))
 
@@ -44,8 +44,8 @@ def _landmark(c: Canvas, video: Video, high_view: bool) -> None:
     if video.landmark is None:
         return
     name, colour = video.landmark
-    # On the side the person is not on; with the person in the middle, in front of them, because a
-    # companion stands behind.
+    # The landmark is on the side without the person. If the person is in the centre, it is ahead
+    # of them, because a companion stands behind.
     ahead = 0.5 + 0.34 * video.facing
     x = {"left": 0.80, "centre": ahead, "right": 0.20}[video.position]
     ground = horizon_of(video.scene, video.layout, high_view) + 0.075
@@ -54,7 +54,7 @@ def _landmark(c: Canvas, video: Video, high_view: bool) -> None:
 
 
 def _bystanders(c: Canvas, video: Video, shot: Shot, rng: np.random.Generator) -> None:
-    """A small passer-by far behind, then the companion close by."""
+    """Draw a small passer-by far behind, then the companion close by."""
     if video.passer_by is not None:
         horizon = horizon_of(video.scene, video.layout, video.split == UCC)
         body = inside(

@@ -1,4 +1,4 @@
-"""Backgrounds: one drawing function a scene class, its details decided by a numbered layout.
+"""Backgrounds: one drawing function per scene class, with details set by a numbered layout.
 
 A layout (:func:`draw_background`'s ``layout``) moves and recolours the parts of a scene while the
 class stays recognisable; the test split uses layouts that training never shows.
@@ -26,7 +26,7 @@ LAYOUT_STREAM = 7_000_003  # keeps the layouts' random streams apart from those 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Input of a background function: the surface, its layout's draws, the horizon, the hour."""
+    """Input of a background function: canvas, random stream of the layout, horizon, time of day."""
 
     c: Canvas
     rng: np.random.Generator
@@ -38,7 +38,7 @@ class View:
         return low + (high - low) * float(self.rng.random())
 
     def pick(self, *options: Colour) -> Colour:
-        """One of the colours, its shade a little varied."""
+        """Draw one of the colours and vary its shade slightly."""
         colour = options[int(self.rng.integers(len(options)))]
         return shade(colour, self.vary(0.88, 1.12))
 
@@ -70,7 +70,7 @@ def _ground(v: View, top: Colour, bottom: Colour) -> None:
 
 
 def _speckle(v: View, fill: Colour, count: int, size: float) -> None:
-    """Small strokes on the ground, larger towards the viewer."""
+    """Draw small strokes on the ground, larger towards the viewer."""
     for _ in range(count):
         depth = float(v.rng.random()) ** 0.7
         x, y = float(v.rng.random()), v.horizon + 0.02 + (0.98 - v.horizon) * depth
@@ -110,7 +110,7 @@ def _buildings(v: View, count: int, low: float, high: float) -> None:
 
 
 def _windows(v: View, count: int, top: float, bottom: float) -> None:
-    """Windows in a wall, the sky of the hour behind them."""
+    """Draw windows in a wall, with the sky of the time of day behind them."""
     high, low = SKIES[v.time]
     for i in range(count):
         width = 0.62 / count
@@ -237,7 +237,7 @@ def station(v: View) -> None:
 
 
 def stairs(v: View) -> None:
-    """A wide outdoor flight that climbs to the right, its steps at :func:`stair_height`."""
+    """Draw wide outdoor stairs that rise to the right, with steps at :func:`stair_height`."""
     _sky(v)
     _buildings(v, 4, 0.05, 0.25)
     stone = v.pick((186, 178, 166), (170, 170, 172), (198, 182, 156))
@@ -259,7 +259,7 @@ STEPS = 8
 
 
 def stair_height(x: float) -> float:
-    """The y of the stairs' surface at ``x``."""
+    """Return the y of the stairs' surface at ``x``."""
     step = min(STEPS - 1, max(0, int(x * STEPS)))
     return 0.94 - 0.42 * step / (STEPS - 1)
 
@@ -608,7 +608,7 @@ def living_room(v: View) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A scene class: its painter, where its horizon lies, and what may stand in it."""
+    """A scene class: its drawing function, its horizon and its possible landmarks."""
 
     draw: Callable[[View], None]
     horizon: float
@@ -646,7 +646,7 @@ SCENES: dict[str, Scene] = {
 
 
 def horizon_of(scene: str, layout: int, high_view: bool = False) -> float:
-    """Where floor and background meet in this layout; a high camera looks down on the floor."""
+    """Return the y where floor and background meet; a high camera shows more of the floor."""
     if high_view:
         return 0.20
     rng = np.random.default_rng([LAYOUT_STREAM, list(SCENES).index(scene), layout])

@@ -1,4 +1,4 @@
-"""Every number that decides how hard the mini data is, in one place.
+"""All constants that determine how hard the mini data are.
 
 Lengths are fractions of the picture's side unless a unit is named; probabilities are in [0, 1].
 A change here changes the data, and with it the ``source_sha256`` of the manifest.
@@ -17,16 +17,16 @@ TRAIN_SHARDS = 4
 SEED = 16
 
 # --- picture ---------------------------------------------------------------------------------
-IMAGE_SIZE = 192  # pixels a side
+IMAGE_SIZE = 192  # pixels per side
 SUPERSAMPLE = 2  # drawn at this multiple, then averaged down
 
 # --- source videos ---------------------------------------------------------------------------
-# A video that is no pair gives one picture only, normal or abnormal.
+# A video without twins gives only one picture, normal or abnormal.
 TRAIN_TWIN_VIDEOS = 0.85  # share of videos that give a normal and an abnormal picture
-TEST_TWIN_VIDEOS = 0.60  # 0.60 of the videos is 0.75 of the queries
+TEST_TWIN_VIDEOS = 0.60  # 0.60 of the videos give 0.75 of the queries
 SECOND_KIND_OF_ANOMALY = 0.35  # share of abnormal pictures with y = 2 (folder `full`), not 1
 NORMAL_IN_FULL = 0.10  # share of normal pictures kept in `full` instead of `goal`
-NEAR_MISS_DISTRACTORS = 0.25  # share of distractors that are a test video with another person
+NEAR_MISS_DISTRACTORS = 0.25  # share of distractors that repeat a test video in other colours
 
 # --- what may vary ---------------------------------------------------------------------------
 # Fewer colours make more gallery images look alike.
@@ -38,20 +38,20 @@ LOWER_COLOURS = ("black", "blue", "grey", "white", "brown", "red", "green", "yel
 ITEM_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
 LANDMARK_COLOURS = ("red", "yellow", "green", "blue", "white", "orange", "purple", "grey")
 COLOUR_JITTER = 7  # standard deviation of a garment's shade, in levels of 255
-CARRIED_ITEM = 0.72  # probability of something carried, where the action leaves a hand free
-BACKPACK_WITH_BUSY_HANDS = 0.18  # probability of a backpack where it does not
-DRESS = 0.28  # of a woman
-OWN_ANOMALY = 0.6  # a twin shows its action's own anomaly (off the ladder), else any that fits
+CARRIED_ITEM = 0.72  # probability of a carried item if the action leaves a hand free
+BACKPACK_WITH_BUSY_HANDS = 0.18  # probability of a backpack if it does not
+DRESS = 0.28  # probability that a woman wears one
+OWN_ANOMALY = 0.6  # probability that a twin shows the anomaly of its action, if it has one
 COMPANION = 0.15  # probability of a dog, a child or another adult beside the person
 HAT = 0.30
-LANDMARK = 0.85  # probability of one nameable thing in the background
-PASSERS_BY = 0.04  # probability of a small unnamed figure far behind: a distraction
+LANDMARK = 0.85  # probability of one landmark in the background
+PASSERS_BY = 0.04  # probability of a small figure far behind that no caption mentions
 PERSON_SCALE = {"near": (0.78, 0.82), "medium": (0.72, 0.76), "far": (0.66, 0.70)}  # body height
-RARE_ACTION_WEIGHT = 4  # of actions tied to one scene (skiing, skating, ...), others weigh 1
+RARE_ACTION_WEIGHT = 4  # of actions tied to one scene (skiing, skating, ...); others have 1
 POSE_JITTER = 3.5  # standard deviation of each joint angle, degrees
 
 # --- backgrounds -----------------------------------------------------------------------------
-HAZE = 0.62  # share of the veil's colour in the scene behind the person and the landmark
+HAZE = 0.62  # share of HAZE_COLOUR in the scene behind the person and the landmark
 HAZE_COLOUR = (232, 232, 228)
 # Layouts of each scene class.
 TRAIN_LAYOUTS = range(40)
@@ -65,7 +65,7 @@ TEST_SYNONYMS = (0.40, 0.27, 0.18, 0.15)
 # Chance of each sentence plan: the test split prefers those that training shows rarely or never.
 TRAIN_PLANS = (0.25, 0.22, 0.18, 0.15, 0.10, 0.10, 0.0)
 TEST_PLANS = (0.0, 0.10, 0.15, 0.15, 0.25, 0.25, 0.10)
-# Probability that a caption leaves the attribute out; a query tells more than a training caption.
+# Probability that a caption omits the attribute; queries omit less than training captions.
 TRAIN_OMIT = {
     "build": 0.60,
     "hair": 0.25,
@@ -94,7 +94,7 @@ TEST_OMIT = TRAIN_OMIT | {
 # --- camera ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Camera:
-    """Faults of a camera: pairs are (low, high) of a uniform draw for each picture."""
+    """Faults of a camera: pairs are (low, high) bounds of a uniform draw for each picture."""
 
     blur: tuple[float, float]  # standard deviation, pixels
     noise: tuple[float, float]  # standard deviation, levels of 255
@@ -118,4 +118,4 @@ UCC_CAMERA = Camera(
     contrast=(0.75, 0.95), saturation=(0.05, 0.20), quality=(40, 65),
 )  # fmt: skip
 UCC_GROUP = 3  # at most this many surveillance pictures share one caption
-FOG_STRENGTH = 0.24  # share of the veil's grey in a foggy picture
+FOG_STRENGTH = 0.24  # share of the fog's grey in a foggy picture

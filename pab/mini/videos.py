@@ -1,7 +1,7 @@
-"""The draws: who does what, where and when. One random stream a source video, nothing shared.
+"""Draw source videos: who does what, where and when. Each video has its own random stream.
 
 A *source video* shows one person in one scene and gives one or two pictures (*shots*): normal,
-abnormal, or both, which are then twins.
+abnormal, or both; these are then twins.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pab.mini.people import COLOURS, SKIN, Person
 from pab.mini.props import CARRIED, COLOURED_LANDMARKS
 from pab.mini.scenes import SCENES
 
-# Numbers of the random streams: default_rng([seed, split, scene]).
+# Numbers of the splits in the random streams: default_rng([seed, split, index]).
 TRAIN, TEST, DISTRACTOR, UCC = 0, 1, 2, 3
 NORMAL_KIND, ABNORMAL_KIND, SECOND_ABNORMAL_KIND = 0, 1, 2  # y of source_id
 PERSON_KINDS = ("man", "woman", "man", "woman", "boy", "girl", "old man", "old woman")
@@ -67,7 +67,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """Everything the drawing and the caption of a source video say."""
+    """Everything that the pictures and captions of a source video depend on."""
 
     split: int
     index: int
@@ -96,7 +96,7 @@ class Video:
 
 
 def draw_person(rng: np.random.Generator, adult: bool = False) -> Person:
-    """A person whose every feature is drawn at random; ``adult`` excludes children."""
+    """Draw a person with random features; ``adult`` excludes children."""
     kind = pick(rng, PERSON_KINDS)
     while adult and kind in ("boy", "girl"):
         kind = pick(rng, PERSON_KINDS)
@@ -137,7 +137,7 @@ def draw_person(rng: np.random.Generator, adult: bool = False) -> Person:
 
 
 def repaint(person: Person, rng: np.random.Generator) -> Person:
-    """The same person in garments of newly drawn colours, never those worn before."""
+    """Return the person with newly drawn garment colours that differ from the old ones."""
     upper = pick(rng, [c for c in settings.UPPER_COLOURS if c != person.upper_colour])
     lower = pick(rng, [c for c in settings.LOWER_COLOURS if c not in (person.lower_colour, upper)])
     return replace(
@@ -156,7 +156,7 @@ def _jittered(colour: Colour, rng: np.random.Generator) -> Colour:
 
 
 def video_kinds(seed: int, split: int, index: int) -> tuple[int, ...]:
-    """The y of each shot of a video, cheaply: the first draws of its stream."""
+    """Return the y of each shot of a video from only the first draws of its stream."""
     return _kinds(np.random.default_rng([seed, split, index]), split)
 
 
@@ -170,7 +170,7 @@ def _kinds(rng: np.random.Generator, split: int) -> tuple[int, ...]:
 
 
 def draw_video(seed: int, split: int, index: int) -> Video:
-    """The source video ``index`` of a split: a function of its three numbers alone."""
+    """Draw source video ``index`` of a split; the result depends only on the arguments."""
     rng = np.random.default_rng([seed, split, index])
     kinds = _kinds(rng, split)
     scene = pick(rng, tuple(SCENES))
@@ -193,7 +193,7 @@ def draw_video(seed: int, split: int, index: int) -> Video:
     layouts = settings.TRAIN_LAYOUTS if split == TRAIN else settings.TEST_LAYOUTS
     facing = 1 if rng.random() < 0.5 else -1
     if scene == "stairs":
-        facing = -1  # the flight climbs to the right, and everyone goes down
+        facing = -1  # the stairs rise to the right, and everyone goes down
     indoor = SCENES[scene].indoor
     weather = "clear" if indoor else pick(rng, ("clear", "clear", "clear", "rain", "snow", "fog"))
     if scene == "beach" and weather == "snow":
@@ -229,7 +229,7 @@ def _passes(rng: np.random.Generator, scene: str) -> bool:
 
 
 def _pick_action(rng: np.random.Generator, names: list[str]) -> str:
-    """One of the actions; those tied to a single scene more often, or they would hardly be seen."""
+    """Draw an action; those tied to a single scene have more weight, or they would be rare."""
     return pick(
         rng,
         [

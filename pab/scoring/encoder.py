@@ -40,7 +40,7 @@ class Origin:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-UNKNOWN = Origin()  # of a model in training
+UNKNOWN = Origin()  # for a model in training
 
 
 class Encoder(Protocol):
@@ -74,7 +74,7 @@ class Encoder(Protocol):
             reader: decodes the files; None uses the benchmark reader.
 
         Raises:
-            InputError: a file cannot be read, or a tensor has another shape.
+            InputError: a file cannot be read, or a tensor has another shape or holds integers.
         """
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
@@ -106,7 +106,7 @@ def as_images(
         transform: RGB image -> pixels; tensors must have the same shape as its outputs.
 
     Raises:
-        InputError: no image, an image of another kind, or a tensor of another shape.
+        InputError: no image, an image of another type, or a tensor of another shape or of integers.
     """
     if isinstance(images, (str, Path, Image.Image)):
         images = [images]

@@ -1,6 +1,6 @@
 """Encode images and captions with any encoder, in batches and worker processes.
 
-With several processes (torchrun), each encodes a part, and all receive all vectors.
+With several processes (torchrun), each process encodes a part and receives all vectors.
 
 Shape letters: `G` images, `Q` captions, `D` width of the vectors, `B` batch, `S` image side.
 """
@@ -9,22 +9,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pab.core import processes
+from pab.core.device_errors import explaining_memory
 from pab.core.devices import DTYPES, autocast
+from pab.core.precision import numerics
 from pab.core.progress import progress
-from pab.data.images import ImageLoader, ImageReader, ImageRecipe, ImageTransform
+from pab.data.image_loader import ImageBatch, ImageLoader, Loadable
+from pab.data.images import (
+    ImageReader,
+    ImageRecipe,
+    ImageTransform,
+    problem_of,
+    refuse_unreadable,
+)
+from pab.data.pixels import normalizer
 from pab.data.records import GalleryImage
+from pab.scoring.batches import read_late, refilled
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_images, cosine
 from pab.scoring.feature_cache import FeatureCache, caption_digest, code_versions
-
-if TYPE_CHECKING:
-    from pab.data.images import Loadable
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,11 @@ class Compute:
         dtype: type of matrix products; a model stored in this dtype needs no autocast.
         weights: dtype of the model's weights and of its input pixels.
         batch_size: images (or captions) per batch.
-        num_workers: loader processes.
+        num_workers: number of loader processes.
         cache_dir: folder of all feature caches; None disables caching.
         cache: feature cache of the model; see :meth:`with_cache`.
+        tf32: compute float32 products in TF32, on a CUDA GPU.
+        deterministic: use only deterministic algorithms.
     """
 
     device: torch.device
@@ -48,6 +60,8 @@ class Compute:
     num_workers: int
     cache_dir: str | None = None
     cache: FeatureCache | None = None
+    tf32: bool = False
+    deterministic: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -55,12 +69,42 @@ class Compute:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     def fingerprint(self, **facts: object) -> dict[str, str]:
-        """Return the facts that vectors depend on: ``facts``, the device and the dtype.
+        """Return the facts that vectors depend on: ``facts``, the device and the number format.
 
         GPU and CPU vectors differ in rounding.
         """
-        known = {name: str(fact) for name, fact in facts.items()}
-        return {**known, "device": self.device.type, "dtype": self.dtype_name}
+        return {name: str(fact) for name, fact in {**facts, **self.number_format()}.items()}
+
+    def number_format(self) -> dict[str, Any]:
+        """Return the device and the settings that affect rounding, by name."""
+        return {"device": self.device.type, "dtype": self.dtype_name, **self.settings()}
+
+    def settings(self) -> dict[str, bool]:
+        """Return the keyword arguments of :func:`pab.core.precision.numerics`."""
+        return {"tf32": self.tf32, "deterministic": self.deterministic}
+
+    def origin(self, architecture: str, checkpoint: str, sha256: str, **more: Any) -> Origin:
+        """Create the origin of vectors; ``more`` is added to the ``meta`` of score files."""
+        facts = {**self.settings(), **more}
+        return Origin(architecture, checkpoint, sha256, self.dtype_name, facts)
+
+    @contextmanager
+    def running(self, work: str) -> Iterator[None]:
+        """Run the model in the block: without gradients, in the dtype and numerics of this object.
+
+        A model that is held in :attr:`dtype` runs without autocast. ``work`` describes the block in
+        the explanation of an out-of-memory error.
+        """
+        remedy = f"lower --batch_size (now {self.batch_size})"
+        if self.dtype == torch.float32:
+            remedy += ", or use --dtype bf16 (now fp32)"
+        with (
+            explaining_memory(self.device, work, remedy),
+            numerics(self.device, **self.settings()),
+            torch.inference_mode(),
+            autocast(self.device, self.dtype, self.weights),
+        ):
+            yield
 
     def with_cache(self, fingerprint: Mapping[str, str]) -> Compute:
         """Open the feature cache of a model, unless :attr:`cache_dir` is None.
@@ -85,7 +129,7 @@ class Compute:
 
         Returns:
             float32 [G, D] on the CPU, in the order of ``images``. Images that the reader reports as
-                unreadable have zero rows.
+            unreadable have zero rows.
         """
         if isinstance(transform, ImageRecipe):
             transform = transform.transform()
@@ -129,35 +173,61 @@ class Compute:
 
         Yields:
             Positions of B images, and their vectors, float32 [B, D] on the CPU. Cached vectors come
-            first. Images that the reader reports as unreadable are skipped.
+            last. Images that the reader collects as unreadable are skipped.
+
+        Raises:
+            InputError: images cannot be read and the reader does not collect them. After the first,
+                the others are only checked, so that the error names all, of all processes.
         """
         files = [image for image in images if isinstance(image, GalleryImage)]
         cache = self.cache if len(files) == len(images) else None
-        new = list(processes.share_of(len(images)))
-        digests: dict[int, bytes] = {}
-        if cache is not None:
-            digests, known, new = cache.of_images(files, new, self.num_workers, reader)
-            starts = range(0, len(known), self.batch_size)
-            for start in progress(starts, "reading the feature cache", "batches"):
-                places = known[start : start + self.batch_size]
-                yield places, cache.vectors([digests[place] for place in places])
-        if not new:
-            return
+        mine = list(processes.share_of(len(images)))
+        refuses = reader.unreadable is None
+        if refuses:  # collect all unreadable images, to name them in one error
+            reader = replace(reader, unreadable={})
+        bad = reader.unreadable
+        assert bad is not None
         loader = ImageLoader(
-            [images[position] for position in new], transform, self.batch_size, self.num_workers,
-            reader=reader,
+            [images[position] for position in mine], transform, self.batch_size, self.num_workers,
+            pin_memory=self.device.type == "cuda", reader=reader,
+            known=None if cache is None else cache.keys(),
         )  # fmt: skip
-        for pixels, loaded in progress(
-            loader, "encoding images", "images", len(new), lambda batch: len(batch[1])
-        ):
-            places, rows = [new[position] for position in loaded], len(pixels)
-            if full_batches and rows < self.batch_size:
-                pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)])
-            with torch.inference_mode(), autocast(self.device, self.dtype):
-                found = encode(pixels.to(self.device, self.weights))[:rows].float().cpu()
+        normalize = normalizer(loader.normalization, self.device)
+        known: dict[int, bytes] = {}
+
+        def loaded() -> Iterator[ImageBatch]:
+            for batch in progress(loader, "encoding images", "images", len(mine), ImageBatch.size):
+                known.update(batch.known)
+                if not (refuses and bad):  # otherwise the others are only checked
+                    yield batch
+
+        def encoded() -> Iterator[tuple[ImageBatch, Tensor]]:
+            for batch in refilled(loaded(), self.batch_size):
+                pixels, rows = self._on_device(batch.pixels), len(batch.pixels)
+                pixels = normalize(pixels).to(self.weights)
+                if full_batches and rows < self.batch_size:
+                    last = pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)
+                    pixels = torch.cat([pixels, last])
+                with self.running("encoding images"):
+                    found = encode(pixels)[:rows].float()
+                yield batch, found
+
+        for batch, found in read_late(encoded()):
             if cache is not None:
-                cache.keep([digests[place] for place in places], found)
-            yield places, found
+                cache.keep(batch.keys, found)
+            yield [mine[position] for position in batch.positions], found
+        if refuses:
+            problems = {Path(error.where): problem_of(error) for error in bad.values()}
+            refuse_unreadable(problems, [file.path for file in files])
+        if cache is not None:
+            positions = list(known)
+            for start in range(0, len(positions), self.batch_size):
+                part = positions[start : start + self.batch_size]
+                yield [mine[i] for i in part], cache.vectors([known[i] for i in part])
+
+    def _on_device(self, pixels: Tensor) -> Tensor:
+        """Copy a batch to the device; a page-locked one is copied while the device computes."""
+        return pixels.to(self.device, non_blocking=self.device.type == "cuda")
 
     def captions(
         self,
@@ -170,7 +240,7 @@ class Compute:
         Args:
             encode: positions of captions -> [B, D].
             rows: ids (or words) of each caption; equal rows have equal vectors.
-            longest: maximum ids per caption; a batch fits :attr:`batch_size` such captions.
+            longest: maximum ids per caption; a batch fits :attr:`batch_size` of this length.
 
         Returns:
             float32 [Q, D] on the CPU, in the order of ``rows``.
@@ -185,10 +255,15 @@ class Compute:
             parts = [self.cache.vectors([digests[i] for i in order])] if order else []
         lengths = [len(rows[position]) for position in new]
         batches = batches_by_length(lengths, self.batch_size * longest)
-        for batch in progress(batches, "encoding captions", "captions", len(new), len):
-            places = [new[position] for position in batch]
-            with torch.inference_mode(), autocast(self.device, self.dtype):
-                vectors = encode(places).float().cpu()
+
+        def encoded() -> Iterator[tuple[list[int], Tensor]]:
+            for batch in progress(batches, "encoding captions", "captions", len(new), len):
+                places = [new[position] for position in batch]
+                with self.running("encoding captions"):
+                    vectors = encode(places).float()
+                yield places, vectors
+
+        for places, vectors in read_late(encoded()):
             if self.cache is not None:
                 self.cache.keep([digests[place] for place in places], vectors)
             parts.append(vectors)
@@ -241,7 +316,7 @@ class BatchEncoder(ABC):
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Yield positions sorted by length, in padded batches of at most ``token_budget`` ids."""
+    """Yield positions in order of length, in padded batches of at most ``token_budget`` ids."""
     batch: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[position] > token_budget:

@@ -5,9 +5,9 @@ SHA-256 of its file, so a renamed image is found, and a changed image is encoded
 caption is the SHA-256 of its token ids. An interrupted run loses only its current batch. A run with
 a larger gallery or new queries encodes only the new items.
 
-A cache is a folder of parts, one per process, vector width and run. ``N.sha256`` holds the keys, 32
-bytes each. ``N.float32`` holds the vectors (for UIT, with the image's tokens after each vector). A
-vector is written before its key, so after an interruption a part ends with its last full pair.
+A cache is a folder of parts, one per process, vector width and run. ``PART.sha256`` holds the keys,
+32 bytes each. ``PART.float32`` holds the vectors (for UIT, each is followed by the image's tokens).
+A vector is written before its key; a vector that an interruption leaves without a key is ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,13 +24,10 @@ import torch
 from torch import Tensor
 
 from pab.core.errors import InputError
-from pab.core.files import sha256_of_file, write_text
-from pab.core.progress import progress
+from pab.core.files import write_text
 from pab.core.resources import CODE_ROOT
-from pab.data.images import ImageReader
-from pab.data.records import GalleryImage
 
-FORMAT = 1  # version of the file format; part of the key, so a new version starts a new cache
+FORMAT = 1  # version of the file format; a new version starts a new cache
 DIGEST_BYTES = 32
 CODE = ("pab", "lhp", "uit", "scripts")
 LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm")
@@ -78,7 +74,7 @@ class FeatureCache:
         return len(self._rows)
 
     def _read_part(self, hashes: Path) -> None:
-        """Register the complete pairs of a part; its vectors stay on disk."""
+        """Register the keys of a part that have a complete vector; vectors stay on disk."""
         digests = hashes.read_bytes()
         vectors = hashes.with_suffix(VECTORS)
         width = self._width_of(hashes)
@@ -117,39 +113,9 @@ class FeatureCache:
         rows = [self._rows[digest] for digest in digests]
         return torch.from_numpy(np.stack([self._matrix(part, row)[row] for part, row in rows]))
 
-    def of_images(
-        self,
-        images: Sequence[GalleryImage],
-        positions: Sequence[int],
-        num_workers: int,
-        reader: ImageReader | None = None,
-    ) -> tuple[dict[int, bytes], list[int], list[int]]:
-        """Look up images of a gallery in the cache.
-
-        Args:
-            images: the gallery.
-            positions: positions of the requested images.
-            num_workers: threads that read the files.
-            reader: decodes the files; None uses the benchmark reader.
-
-        Returns:
-            Position -> key, the positions with cached vectors, and the positions to encode. All
-            three omit images that the reader reports as unreadable.
-
-        Raises:
-            InputError: a file cannot be read.
-        """
-        reader = reader or ImageReader()
-        digests = {}
-        found = digests_of([images[i].path for i in positions], num_workers)
-        for position, digest in zip(positions, found, strict=True):
-            if not isinstance(digest, InputError):
-                digests[position] = _under_key(digest, reader.cache_key)
-            elif reader.unreadable is None:
-                raise digest
-            else:
-                reader.unreadable[images[position].gallery_id] = digest
-        return digests, *self.split(digests)
+    def keys(self) -> frozenset[bytes]:
+        """Return the keys of all cached vectors, for the loader's processes."""
+        return frozenset(self._rows)
 
     def keep(self, digests: Sequence[bytes], vectors: Tensor) -> None:
         """Append vectors to the cache.
@@ -164,7 +130,7 @@ class FeatureCache:
         matrix = vectors.contiguous().numpy()
         width = matrix.shape[1]
         try:
-            # After a failed write, the next one starts a new part: a torn row would shift others.
+            # After a failed write, start a new part: a torn row would shift later rows.
             hashes = self._parts.pop(width, None) or self._new_part(width)
             part = hashes.with_suffix(VECTORS)
             first = hashes.stat().st_size // DIGEST_BYTES
@@ -197,13 +163,13 @@ class FeatureCache:
 def code_versions() -> dict[str, str]:
     """Return the hash of the project's code and the versions of the libraries that vectors need.
 
-    They are part of the key, because a bug fix must invalidate the cache.
+    They identify a cache, because a bug fix must invalidate it.
     """
     code = hashlib.sha256()
-    drawn = CODE_ROOT / "pab/mini"  # its images are ordinary files to the encoders
-    for room in CODE:
-        for path in sorted((CODE_ROOT / room).rglob("*.py")):
-            if not path.is_relative_to(drawn):
+    ignored = CODE_ROOT / "pab/mini"  # it writes image files, which have their own keys
+    for folder in CODE:
+        for path in sorted((CODE_ROOT / folder).rglob("*.py")):
+            if not path.is_relative_to(ignored):
                 code.update(path.read_bytes())
     found = {"code": code.hexdigest()}
     for name in LIBRARIES:
@@ -217,21 +183,3 @@ def code_versions() -> dict[str, str]:
 def caption_digest(ids: Sequence[int | str]) -> bytes:
     """Return the cache key of a caption: SHA-256 of its token ids with a prefix."""
     return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()
-
-
-def _under_key(digest: bytes, key: str) -> bytes:
-    """Return the cache key of an image; for benchmark images, the hash of the file."""
-    return hashlib.sha256(f"{key} ".encode() + digest).digest() if key else digest
-
-
-def digests_of(paths: Sequence[Path], num_workers: int) -> list[bytes | InputError]:
-    """Hash files with SHA-256 in several threads; return the error for an unreadable file."""
-
-    def digest(path: Path) -> bytes | InputError:
-        try:
-            return bytes.fromhex(sha256_of_file(path))
-        except OSError as error:
-            return InputError(path, f"cannot be read: {error.strerror or error}")
-
-    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        return list(progress(pool.map(digest, paths), "hashing images", "images", len(paths)))

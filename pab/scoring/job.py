@@ -1,7 +1,7 @@
 """The procedure of all scoring commands: check the inputs, encode, write the outputs.
 
 A member is a subclass of :class:`MemberConfig` with its settings and :meth:`~MemberConfig.open`.
-:meth:`MemberConfig.score` runs everything. Bad input is rejected before the model is loaded.
+:meth:`MemberConfig.score` runs the procedure. Bad input is rejected before the model is loaded.
 """
 
 from __future__ import annotations
@@ -18,15 +18,30 @@ from torch import Tensor
 
 from pab import __version__
 from pab.core import processes
-from pab.core.config import config_from_args, data_flag, output_flag, speed_flag
-from pab.core.devices import autocast, dtype_of, pick_device
+from pab.core.config import (
+    advanced_flag,
+    config_from_args,
+    data_flag,
+    output_flag,
+    speed_flag,
+)
+from pab.core.device_errors import explaining_memory
+from pab.core.devices import pick_device
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_lines
 from pab.core.outputs import check_output_folder, check_outputs
+from pab.core.precision import (
+    DETERMINISTIC_HELP,
+    FASTEST_HELP,
+    TF32_HELP,
+    check_numerics,
+    choose_dtype,
+)
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_query_order
-from pab.data.images import list_gallery, verify_images
+from pab.data.images import list_gallery, verify_images, without_content
 from pab.data.label_config import LabelConfig
+from pab.data.loader import resolve_workers
 from pab.data.records import GalleryImage, Retrieval
 from pab.evaluate import evaluate
 from pab.ranking import order_queries, ranked_names, write_ranked_list
@@ -36,15 +51,18 @@ from pab.scoring.encoding import Compute
 
 GALLERY = "data/PAB/name-masked_test-set/gallery"
 QUERIES = "data/PAB/name-masked_test-set/query.json"
-# Scoring settings that concern the model and its speed. All others concern a benchmark.
-SHARED = ("batch_size", "num_workers", "device", "dtype", "feature_cache", "feature_cache_dir")
+# Scoring settings that concern the model or its speed. All others concern data and outputs.
+SHARED = (
+    "batch_size", "num_workers", "device", "dtype", "tf32", "deterministic", "feature_cache",
+    "feature_cache_dir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ScoringConfig(LabelConfig):
     """Settings shared by all scoring commands."""
 
-    flag_group: ClassVar = "model"  # for the settings that a command adds
+    flag_group: ClassVar = "model"  # help group of the settings that a member adds
 
     image_folder: str | None = data_flag(
         None, f"folder of the gallery's images (default for name-masked sets: {GALLERY})"
@@ -60,12 +78,17 @@ class ScoringConfig(LabelConfig):
     )
     top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
     batch_size: int = speed_flag(32, "images (or captions) per batch", ge=1)
-    num_workers: int = speed_flag(2, "loader processes; 0 loads in the scoring process", ge=0)
+    num_workers: int | Literal["auto"] = speed_flag(
+        "auto", "loader processes; 0 loads in the scoring process, auto uses the cores", ge=0
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = speed_flag(
         "auto", "auto: CUDA, else MPS, else CPU"
     )
-    dtype: Literal["fp32", "bf16", "fp16"] = speed_flag("fp32", "dtype of the model")
-
+    dtype: Literal["fp32", "bf16", "fp16", "fastest"] = speed_flag(
+        "fp32", f"dtype of the model; {FASTEST_HELP}"
+    )
+    tf32: bool = speed_flag(False, TF32_HELP)
+    deterministic: bool = advanced_flag(False, DETERMINISTIC_HELP)
     feature_cache: bool = speed_flag(True, "cache vectors on disk for later runs")
     feature_cache_dir: str = speed_flag("output/features", "folder of the feature cache")
 
@@ -73,13 +96,13 @@ class ScoringConfig(LabelConfig):
         """Reject an invalid separator.
 
         Raises:
-            InputError: naming the flag.
+            InputError: the separator is invalid; the message names the flag.
         """
         self.columns()
 
 
 class MemberConfig(ScoringConfig, ABC):
-    """Base class of a member's settings: add fields, and implement :meth:`open`.
+    """Base class of members' settings; subclasses add fields and implement :meth:`open`.
 
     Attributes:
         scoring_only: names of added fields that :meth:`open` ignores.
@@ -107,18 +130,22 @@ class MemberConfig(ScoringConfig, ABC):
         return {"checkpoint": path}
 
     def compute(self) -> Compute:
-        """Select the device and the dtype; ``auto`` is fp16 on a GPU, otherwise fp32.
+        """Select the device and the dtype; ``auto`` is fp16 with CUDA, otherwise fp32.
 
         Raises:
-            InputError: the device does not exist or does not support the dtype.
+            InputError: the device does not exist or does not support the dtype or TF32.
         """
         device, name = pick_device(self.device), str(self.dtype)
         if name == "auto":
             name = "fp16" if device.type == "cuda" else "fp32"
-        dtype = dtype_of(name)
-        autocast(device, dtype)  # rejects a dtype that this device does not support
+        check_numerics(device, tf32=self.tf32, deterministic=self.deterministic)
+        dtype = choose_dtype(name, device)
         folder = self.feature_cache_dir if self.feature_cache else None
-        return Compute(device, dtype, dtype, self.batch_size, self.num_workers, folder)
+        workers = resolve_workers(self.num_workers)
+        return Compute(
+            device, dtype, dtype, self.batch_size, workers, folder,
+            tf32=self.tf32, deterministic=self.deterministic,
+        )  # fmt: skip
 
     def score(self) -> None:
         """Score every image of the gallery against every caption.
@@ -209,9 +236,27 @@ def prepare(config: ScoringConfig) -> ScoringJob:
                     f"its image {missing[0]!r} is not in the gallery",
                     item=f"query {query_id!r}",
                 )
-    verify_images([image.path for image in gallery], num_workers=config.num_workers)
+    check_files([image.path for image in gallery], resolve_workers(config.num_workers))
     data_sha256 = sha256_of_lines(names + [f"{q.query_id}\t{q.caption}" for q in retrieval.queries])
     return ScoringJob(retrieval, gallery, order, data_sha256)
+
+
+def check_files(paths: list[Path], num_workers: int) -> None:
+    """Reject a gallery with missing or empty files, without opening a file of another.
+
+    Encoding opens every file once, and lists damaged images. But if a file has no content, the run
+    ends before the model is loaded, so all images are decoded here, to list all that are bad.
+
+    Args:
+        paths: the images, the same in all processes.
+        num_workers: see :func:`pab.data.images.verify_images`.
+
+    Raises:
+        InputError: a file is missing or empty; the message lists all unreadable images.
+    """
+    share = [paths[i] for i in processes.share_of(len(paths))]
+    if any(processes.gather_objects(any(map(without_content, share)))):
+        verify_images(paths, num_workers)
 
 
 def score_file_of(job: ScoringJob, origin: Origin, scores: Tensor, **more: Any) -> ScoreFile:
@@ -295,5 +340,7 @@ def scoring_command(cls: type[MemberConfig], argv: list[str] | None, *, prog: st
         prog: name of the command, for usage and messages.
     """
     config, _ = config_from_args(cls, argv, prog=prog)
-    with processes.joined(pick_device(config.device)):
+    device = pick_device(config.device)
+    remedy = f"lower --batch_size (now {config.batch_size}), or use --dtype bf16"
+    with explaining_memory(device, "scoring", remedy), processes.joined(device):
         config.score()

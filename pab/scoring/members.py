@@ -35,7 +35,7 @@ def members() -> dict[str, EntryPoint]:
             )  # fmt: skip
     if not found:
         raise InputError(
-            GROUP, "expected members in the installed packages, found none: an outdated install",
+            GROUP, "expected members in the installed packages, found none: an old installation",
             todo="run bash scripts/setup.sh",
         )  # fmt: skip
     return found
@@ -45,7 +45,7 @@ def member_config(name: str) -> type[MemberConfig]:
     """Return the settings class of a member.
 
     Raises:
-        InputError: no such member, or its package cannot be imported.
+        InputError: no such member, or its class cannot be imported or is not a `MemberConfig`.
     """
     known = members()
     if name not in known:
@@ -85,7 +85,7 @@ def load_encoder(name: str, *, config: str | Path | None = None, **settings: Any
     cls = member_config(name)
     if ignored := sorted(settings.keys() & set(cls.ignored())):
         raise InputError(
-            "load_encoder", f"an encoder does not use {', '.join(ignored)}", todo="remove it"
+            "load_encoder", f"an encoder does not use {', '.join(ignored)}", todo="omit them"
         )
     given: dict[str, Any] = {"feature_cache": False}
     for key, value in settings.items():

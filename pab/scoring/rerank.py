@@ -134,7 +134,7 @@ def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
 
 
 def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
-    """Build the full score matrix; other images score just below each row's lowest candidate.
+    """Build the full score matrix; images that are not candidates rank below all candidates.
 
     Args:
         match: float32 [Q, K].
@@ -142,8 +142,8 @@ def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
         gallery: G.
 
     Returns:
-        float32 [Q, G]. Images that are not candidates get the next smaller float32, so that they
-        never tie with one.
+        float32 [Q, G]. Images that are not candidates get the largest float32 below the lowest
+        candidate of the row, so that they never tie with a candidate.
     """
     below = torch.nextafter(match.amin(dim=1, keepdim=True), torch.tensor(-torch.inf))
     return below.expand(-1, gallery).contiguous().scatter_(1, candidates, match)

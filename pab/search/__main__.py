@@ -39,7 +39,7 @@ class _Once(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """See :class:`argparse.Action`."""
+        """Store the value unless an earlier flag has set it."""
         before = getattr(namespace, self.dest)
         if before is not None:
             todo = "--arch names the architecture" if self.dest == "model" else "pass it once"
@@ -57,7 +57,7 @@ def build_parser() -> CommandParser:
     data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
     once: dict[str, Any] = {"action": _Once}
     model.add_argument(
-        "--model", choices=members(), required=True, help="member that encodes", **once
+        "--model", choices=members(), required=True, help="member to search with", **once
     )
     model.add_argument("--arch", metavar="NAME", help="architecture of the member", **once)
     data.add_argument(
@@ -147,7 +147,7 @@ def check_query(query: str) -> None:
 def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
     """Reject outputs that cannot be written or would overwrite a photograph."""
     outputs = {"html": args.html, "json": args.json}
-    check_outputs(outputs, omit="remove it")
+    check_outputs(outputs, omit="leave out --{}")
     taken = {photo.path.absolute(): "a photograph" for photo in folder.photos}
     taken[listing.absolute()] = "the list of unreadable images"
     for name, path in outputs.items():
@@ -163,7 +163,7 @@ def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) ->
 
 
 def warn_left_out(where: Path, folder: PhotoFolder) -> None:
-    """Report each kind of skipped file in one line.
+    """Print a notice about images in nested folders, and one about other skipped files.
 
     Raises:
         InputError: no file is left to search.

@@ -1,7 +1,7 @@
-"""Rank photographs by queries with a loaded encoder.
+"""Rank photographs for each query with a loaded encoder.
 
-Each photograph is opened once: new photographs are decoded, encoded and cached. A file that cannot
-be decoded is skipped, and the problem is recorded.
+Only photographs that are not in the feature cache are decoded and encoded. A file that cannot be
+decoded is skipped, and the problem is recorded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Answers:
     """Result of a search."""
 
     indexed: int  # number of ranked photographs
-    unreadable: dict[str, str]  # name of an unreadable photograph -> problem
+    unreadable: dict[str, str]  # name of each unreadable photograph -> problem
     hits: list[list[Hit]]  # best photographs per query, in the order of the queries
 
 

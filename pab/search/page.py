@@ -19,7 +19,7 @@ from pab.data.photos import load_photo
 from pab.data.thumbnails import data_url
 from pab.search.engine import Answers, Hit
 
-THUMBNAIL_PX = 320  # longer side; fills a grid column on a screen with two pixels per point
+THUMBNAIL_PX = 320  # longer side; sharp in a grid column at two device pixels per CSS pixel
 JPEG_QUALITY = 75
 
 

@@ -11,7 +11,7 @@ from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.search.engine import Answers
 
-UNREADABLE = Path("output/search/unreadable.txt")  # default if neither --json nor --html is given
+UNREADABLE = Path("output/search/unreadable.txt")  # default without --json and --html
 
 
 def as_plain(

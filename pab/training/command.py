@@ -11,6 +11,9 @@ from typing import TypeVar
 from pab.core import processes
 from pab.core.commands import add_debug_flag, with_debug
 from pab.core.config import config_from_args
+from pab.core.device_errors import explaining_memory
+from pab.core.devices import pick_device
+from pab.core.precision import check_numerics, numerics
 from pab.training.config import TrainingConfig
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -40,5 +43,30 @@ def training_command(
         prog=prog,
         extra=None if debug_config is None else partial(add_debug_flag, path=debug_config),
     )
-    with processes.leaving_together():
+    device = pick_device(config.device)
+    settings = {"tf32": config.tf32, "deterministic": config.deterministic}
+    check_numerics(device, **settings)
+    with (
+        explaining_memory(device, "training", memory_remedy(config)),
+        numerics(device, **settings),
+        processes.leaving_together(),
+    ):
         train(config, shlex.join([*prog.split(), *argv]))
+
+
+def memory_remedy(config: TrainingConfig) -> str:
+    """List the recipe's settings that reduce the memory of a training step."""
+    now = vars(config)
+    ways = [f"lower --batch_size (now {config.batch_size})"]
+    if "update_freq" in now:
+        ways[0] += " and raise --update_freq"
+    if "grad_cache_chunk" in now:
+        chunk = now["grad_cache_chunk"]
+        ways.append(
+            f"lower --grad_cache_chunk (now {chunk})" if chunk else "set --grad_cache_chunk"
+        )
+    if now.get("checkpoint_activations") is False:
+        ways.append("set --checkpoint_activations")
+    if config.dtype == "fp32":
+        ways.append("use --dtype bf16")
+    return ", or ".join(ways)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pab.core.config import advanced_flag, data_flag, flag, output_flag, speed_flag
 from pab.core.errors import InputError
+from pab.core.precision import DETERMINISTIC_HELP, FASTEST_HELP, TF32_HELP
 from pab.data.label_config import TableConfig
 
 
@@ -30,7 +31,9 @@ class TrainingConfig(TableConfig):
         0, "pairs held out for validation, whole videos only; 0 trains on all", ge=0
     )
     val_seed: int = data_flag(0, "seed for choosing the validation videos", ge=0)
-    num_workers: int = speed_flag(4, "loader processes; 0 loads in the training process", ge=0)
+    num_workers: int | Literal["auto"] = speed_flag(
+        "auto", "loader processes; 0 loads in the training process, auto uses the cores", ge=0
+    )
     twin_batches_from: int | None = flag(
         None, "first epoch with hard negatives from the same video; none: never (published)"
     )
@@ -48,9 +51,11 @@ class TrainingConfig(TableConfig):
     ema_decay: float | None = flag(
         None, "decay of the weight average (EMA); none: no average", gt=0, lt=1
     )
-    dtype: Literal["fp32", "bf16", "fp16"] = speed_flag(
-        "bf16", "dtype of mixed precision; fp16 also scales the loss"
+    dtype: Literal["fp32", "bf16", "fp16", "fastest"] = speed_flag(
+        "bf16", f"dtype of mixed precision; fp16 also scales the loss; {FASTEST_HELP}"
     )
+    tf32: bool = speed_flag(False, TF32_HELP)
+    deterministic: bool = advanced_flag(False, DETERMINISTIC_HELP)
 
     # Run
     device: Literal["auto", "cuda", "mps", "cpu"] = speed_flag(

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from pab.core import processes
+from pab.core.device_errors import check_shared_memory
 from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
 from pab.data.images import load_image, verify_images
-from pab.data.loader import Loader
+from pab.data.loader import Loader, needed_workers, resolve_workers
 from pab.data.records import Retrieval, TrainPair
 from pab.data.splits import validation_split
 from pab.data.tables import is_own_data, is_table
@@ -80,7 +82,8 @@ def _open_pairs(config: TrainingConfig) -> TrainingSet:
 def _check_images(config: TrainingConfig, pairs: TrainingSet, val_rows: np.ndarray) -> None:
     if processes.first_on_machine():
         check_images_are_there(pairs)
-    verify_images([pairs.image_path(pairs[int(i)]) for i in val_rows], config.num_workers)
+    validation = [pairs.image_path(pairs[int(i)]) for i in val_rows]
+    verify_images(validation, resolve_workers(config.num_workers))
 
 
 def training_sources(config: TrainingConfig) -> list[Path] | None:
@@ -248,13 +251,23 @@ def training_loader(
     config: TrainingConfig,
     device: torch.device,
 ) -> Loader:
-    """Create the data loader of ``batches``; torch's global generator stays unchanged."""
+    """Create the data loader of ``batches``; torch's global generator stays unchanged.
+
+    Raises:
+        InputError: the workers' batches do not fit in ``/dev/shm``.
+    """
+    workers = needed_workers(resolve_workers(config.num_workers), batches.batches_per_epoch)
+    if workers:
+        first = tree_leaves(dataset[(0, 0)])  # an image that cannot be read counts as empty
+        size = sum(part.nbytes for part in first if isinstance(part, Tensor))
+        samples = batches.batches_per_epoch * batches.batch_size
+        check_shared_memory(workers, size, batches.batch_size, samples)
     return Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )

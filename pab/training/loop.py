@@ -344,6 +344,7 @@ class Run:
             self.output, config.log_dir, config, setup.command, resumed_at=self.saved_at,
             validates_again=self.place.step_in_epoch == self.steps,
             resumed_from=resume.record() if resume else None, skipped_steps=self.place.skipped[0],
+            computed_in=setup.compute.number_format(),
         ) as self.log:  # fmt: skip
             if processes.is_main() and config.save_ckpt:
                 prepare_folder(self.output, resume)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from pab.core.errors import InputError
 from pab.data.images import ImageTransform
@@ -24,7 +25,7 @@ class PairBatch(NamedTuple):
     Ids and mask stay on the CPU until the text tower moves them, because the host reads lengths.
 
     Attributes:
-        image: [B, 3, S, S].
+        image: [B, 3, S, S]; uint8 in the loader, normalized on the device.
         text_ids: [B, N].
         text_mask: [B, N]; 1 marks padding for LHP, and tokens for CLIP and BLIP-2.
         identity: [B]; pairs with equal numbers are not negatives of each other.
@@ -90,4 +91,5 @@ class PairCollate:
             images.append(sample[0])
             captions.append(sample[1])
             identities.append(sample[2])
-        return PairBatch(torch.stack(images), *self.pad(captions), torch.tensor(identities))
+        # default_collate writes a worker's images directly into shared memory
+        return PairBatch(default_collate(images), *self.pad(captions), torch.tensor(identities))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pab.core.devices import autocast
-from pab.data.images import ImageTransform
+from pab.data.images import ImageTransform, in_two_parts
+from pab.data.pixels import normalizer
 from pab.scoring.encoder import Encoder, scores_of
 from pab.scoring.encoding import Compute
 from pab.training.config import ContrastiveConfig
@@ -35,7 +36,8 @@ class PairModel:
 
     Attributes:
         module: the network, with its initial weights.
-        view: maps a training image to pixels [3, S, S]; may be random.
+        view: maps a training image to pixels [3, S, S]; may be random. Of a transform in two parts
+            (:func:`pab.data.images.in_two_parts`), the device normalizes the pixels.
         encode_ids: maps a caption to ids.
         pad: pads B rows of ids to ids [B, N] and their mask [B, N].
         vectors: maps pairs (ids and mask on the CPU) to unit vectors [B, K + 1, D], with the
@@ -91,7 +93,9 @@ def train_pairs(
     steps = steps_per_epoch(batches, config.update_freq)
     facts = None if resume is None else resume.facts
     model = same_start(config.seed, lambda: build(device, facts))
-    dataset = PairDataset(data.pairs, data.train_rows, model.view, model.encode_ids, config.seed)
+    view = in_two_parts(model.view)
+    normalize = normalizer(view.normalization, device)
+    dataset = PairDataset(data.pairs, data.train_rows, view.pixels, model.encode_ids, config.seed)
 
     def vectors(pairs: PairBatch) -> Tensor:
         with autocast(device, setup.dtype):
@@ -133,6 +137,7 @@ def train_pairs(
                 loss = torch.zeros((), device=device)
                 for number, loaded in enumerate(islice(feed, config.update_freq), 1):
                     batch = PairBatch(*loaded).on(device)
+                    batch = batch._replace(image=normalize(batch.image))
                     loss += pair_backward(
                         vectors, batch, model.logit_scale(), chunk=config.grad_cache_chunk,
                         share=config.update_freq, scaler=run.scaler, device=device,

@@ -1,8 +1,9 @@
 """Record a run: command, environment and all logged values.
 
 Files in the output folder: ``config.yaml`` (all settings), ``run.json`` (number of skipped steps;
-command, seed, versions, git commit and changed settings per start) and ``log.jsonl`` (one line per
-log entry). Curves are also written for TensorBoard if a log folder is set. Only rank 0 writes.
+command, seed, number format, versions, git commit and changed settings per start) and ``log.jsonl``
+(one line per log entry). Curves are also written for TensorBoard if a log folder is set. Only rank
+0 writes.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class RunLog:
             are removed too (TensorBoard keeps both).
         resumed_from: facts of the resumed checkpoint, for ``run.json``.
         skipped_steps: number of steps skipped so far.
+        computed_in: device and number format of the run, for ``run.json``.
 
     Raises:
         InputError: the folder is not writable, or an old ``run.json`` or log line is invalid.
@@ -60,6 +62,7 @@ class RunLog:
         validates_again: bool = False,
         resumed_from: Mapping[str, Any] | None = None,
         skipped_steps: int = 0,
+        computed_in: Mapping[str, Any] | None = None,
     ) -> None:
         self._active = processes.is_main()
         self._lines: TextIO | None = None
@@ -75,6 +78,7 @@ class RunLog:
             "resumed_at": resumed_at,
             "resumed_from": dict(resumed_from) if resumed_from is not None else None,
             "processes": processes.world_size(),
+            "computed_in": dict(computed_in or {}),
             "versions": versions(),
             "git": git_state(CODE_ROOT),
         }

@@ -9,8 +9,10 @@ from typing import TypeVar
 import torch
 
 from pab.core import processes
-from pab.core.devices import autocast, dtype_of, keep_freed_memory, pick_device, seed_everything
+from pab.core.devices import keep_freed_memory, pick_device, seed_everything
 from pab.core.errors import InputError
+from pab.core.precision import choose_dtype
+from pab.data.loader import resolve_workers
 from pab.scoring.encoding import Compute
 from pab.training.agreement import check_equal_settings, same_resume_point
 from pab.training.config import TrainingConfig
@@ -43,8 +45,11 @@ class Setup:
     @property
     def compute(self) -> Compute:
         """Settings for encoding the validation pairs; the weights in training are float32."""
-        batch, workers = self.config.batch_size, self.config.num_workers
-        return Compute(self.device, self.dtype, torch.float32, batch, workers)
+        batch, workers = self.config.batch_size, resolve_workers(self.config.num_workers)
+        return Compute(
+            self.device, self.dtype, torch.float32, batch, workers,
+            tf32=self.config.tf32, deterministic=self.config.deterministic,
+        )  # fmt: skip
 
 
 def set_up(
@@ -62,9 +67,9 @@ def set_up(
         InputError: device, data or checkpoint cannot be used, or processes differ in settings,
             data or checkpoint.
     """
-    device, dtype = pick_device(config.device), dtype_of(config.dtype)
-    autocast(device, dtype)  # rejects a dtype that this device does not support
+    device = pick_device(config.device)
     processes.init_processes(device)
+    dtype = choose_dtype(config.dtype, device)
     keep_freed_memory(device)
     check_equal_settings(config, files)
     data = open_training_data(config)

@@ -1,4 +1,4 @@
-"""The port of BLIP-2 against LAVIS: the reference vectors of `make_blip2_lavis.py`."""
+"""Compare the BLIP-2 port with reference vectors from LAVIS (`make_blip2_lavis.py`)."""
 
 from __future__ import annotations
 

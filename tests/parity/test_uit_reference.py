@@ -103,6 +103,7 @@ def batch_of(v: dict[str, Tensor]) -> UitBatch:
         positions=v["masked_pos"],
         labels=v["masked_labels"],
         hidden_blocks=v["mim_block_mask"].float(),
+        longest=max(int(v[name].sum(dim=1).max()) for name in ("text_atts", "text_atts_eda")),
     )
 
 

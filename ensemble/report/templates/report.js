@@ -34,7 +34,7 @@ form.addEventListener("input", apply);
 form.addEventListener("reset", () => setTimeout(apply));  // after the fields are reset
 form.addEventListener("submit", event => event.preventDefault());
 
-// Images: a click or Enter enlarges an image; arrow keys move to its neighbours, so that a query is one tab stop.
+// Images: a click or Enter enlarges an image; arrow keys move to its neighbours, so that each query is a single tab stop.
 const zoom = document.getElementById("zoom");
 let current = null;
 const visible = from => [...from.closest("article, .step").querySelectorAll(".shot")].filter(shot => shot.getClientRects().length);

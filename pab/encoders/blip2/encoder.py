@@ -15,18 +15,18 @@ from pab.encoders.pooling import Pooling, similarity_of_rows
 from pab.scoring.encoder import as_captions
 from pab.scoring.encoding import BatchEncoder
 
-CAPTION_IDS = 64  # expected maximum ids of a caption of 50 words; sets the batch size
+CAPTION_IDS = 64  # expected maximum number of ids in 50 words; sets the batch size
 
 
 @dataclass(frozen=True)
 class Blip2Encoder(BatchEncoder):
     """BLIP-2 as an encoder.
 
-    The K query vectors of an image, each of width E, are concatenated to one row [K * E].
+    The K query vectors of an image, each of width E, are concatenated into one row [K * E].
 
     Attributes:
         model: the model, on the device of ``compute``.
-        tokenizer: BERT's vocabulary.
+        tokenizer: BERT's tokenizer.
         transform: preprocessing of the model.
         pooling: see :func:`pab.encoders.pooling.pooled_similarity`.
     """
@@ -37,7 +37,7 @@ class Blip2Encoder(BatchEncoder):
     pooling: Pooling
 
     def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageTransform]:
-        """See :class:`BatchEncoder`; each image has K unit vectors, [B, K * E]."""
+        """See :class:`BatchEncoder`; each image has K unit vectors, one row [K * E]."""
         return lambda pixels: self.model.encode_queries(pixels).flatten(1), self.transform
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
@@ -58,5 +58,5 @@ class Blip2Encoder(BatchEncoder):
         return self.compute.captions(encode, rows, longest=CAPTION_IDS)
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Compute pooled cosine similarities, float32 [Q, G]."""
+        """Compute pooled cosine similarities of Q captions and G images, float32 [Q, G]."""
         return similarity_of_rows(texts, images, pooling=self.pooling)

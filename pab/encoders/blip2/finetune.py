@@ -63,7 +63,7 @@ class TrainConfig(FinetuneConfig):
         super().check()
         if self.freeze == "text":
             raise InputError(
-                "--freeze", "expected none or image, found text: the Q-Former is shared with images"
+                "--freeze", "expected none or image, found text: images use the same Q-Former"
             )
 
 
@@ -140,7 +140,7 @@ def pair_model(
 
 
 def pair_vectors(model: Blip2, pairs: PairBatch, *, pooling: Pooling) -> Tensor:
-    """Encode B pairs to K query vectors and a caption vector each, [B, K + 1, E]."""
+    """Encode B pairs to K query vectors and a caption vector, [B, K + 1, E]; ``first``: K = 1."""
     images = model.encode_queries(pairs.image)
     device = pairs.image.device
     ids, mask = (t.to(device, non_blocking=True) for t in (pairs.text_ids, pairs.text_mask))

@@ -20,6 +20,7 @@ from pab.scoring.encoder import Encoder, Origin
 if TYPE_CHECKING:
     from pab.encoders.blip2.model import Blip2
     from pab.encoders.blip2.vit_g import Blip2VitG
+    from pab.scoring.encoding import Compute
 
 DEFAULT_WEIGHTS = {
     "pretrain_vitL": "checkpoints/blip2/blip2_pretrained_vitL.pth",
@@ -71,10 +72,10 @@ class InferConfig(EncoderConfig):
         """Load the model; see :meth:`pab.scoring.job.MemberConfig.open`."""
         return self.open_lavis() if self.backend == "lavis" else self.open_port()
 
-    def origin(self, source: str, sha256: str, dtype: str) -> Origin:
+    def origin(self, compute: Compute, source: str, sha256: str) -> Origin:
         """Create the origin of the vectors, with the entries of BLIP-2."""
         more = {"query_pooling": self.query_pooling, "backend": self.backend}
-        return Origin(self.model, source, sha256, dtype, more)
+        return compute.origin(self.model, source, sha256, **more)
 
     def open_port(self) -> Encoder:
         """Load this project's model; without a hash of the weights, vectors are not cached."""
@@ -113,7 +114,7 @@ class InferConfig(EncoderConfig):
             tokenizer,
             images.transform(),
             self.query_pooling,
-            origin=self.origin(source, sha256, compute.dtype_name),
+            origin=self.origin(compute, source, sha256),
             fingerprint=facts,
         )
 
@@ -125,7 +126,7 @@ class InferConfig(EncoderConfig):
 
         compute = self.compute()
         keep_freed_memory(compute.device)
-        dtype = compute.dtype_name
+        chosen = compute
         compute = replace(compute, dtype=torch.float32, weights=torch.float32, cache_dir=None)
         model, transform, process = load_lavis(self.model, self.pretrained)
         source = f"LAVIS's {self.model}" if self.pretrained is None else self.pretrained
@@ -136,6 +137,6 @@ class InferConfig(EncoderConfig):
             transform,
             process,
             self.query_pooling,
-            origin=self.origin(source, sha256, dtype),
+            origin=self.origin(chosen, source, sha256),
             fingerprint=compute.fingerprint(model=source, checkpoint=sha256, backend="lavis"),
         )

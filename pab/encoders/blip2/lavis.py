@@ -34,7 +34,7 @@ def load_lavis(
 
     Args:
         model_type: LAVIS's name, such as ``pretrain_vitL``.
-        pretrained: weight file; None uses LAVIS's URL.
+        pretrained: weight file; None uses the URL in LAVIS's settings.
 
     Raises:
         InputError: LAVIS is not installed, or the files that it needs cannot be downloaded.
@@ -105,7 +105,7 @@ class LavisEncoder(BatchEncoder):
     pooling: Pooling
 
     def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageTransform]:
-        """See :class:`BatchEncoder`; each image has K unit vectors of width E, [B, K * E]."""
+        """See :class:`BatchEncoder`; each image has K unit vectors of width E, one row [K * E]."""
 
         def encode(pixels: Tensor) -> Tensor:
             found = self.model.extract_features({"image": pixels}, mode="image")
@@ -124,5 +124,5 @@ class LavisEncoder(BatchEncoder):
         return self.compute.captions(encode, [one.split() for one in words], longest=CAPTION_WORDS)
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Compute pooled cosine similarities, float32 [Q, G]."""
+        """Compute pooled cosine similarities of Q captions and G images, float32 [Q, G]."""
         return similarity_of_rows(texts, images, pooling=self.pooling)

@@ -6,7 +6,7 @@ OpenCLIP's transformer without its last norm and projection. The Q-Former is tha
 :data:`RENAMED` maps LAVIS's parameter names to those of OpenCLIP and transformers.
 
 Shape letters: `B` batch, `M` image tokens, `K` query tokens, `N` text ids, `S` side of the image in
-pixels, `W` width of the image tokens, `D` width of the Q-Former, `E` width of the vectors.
+pixels, `W` width of the image tokens, `E` width of the vectors.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ RENAMED = (
     (r"^Qformer\.bert\.encoder\.", "qformer.encoder."),
 )
 TOWER = "visual_encoder."
-# CLIP's image tower has more blocks than BLIP-2 uses.
+# Parts of CLIP's image tower that BLIP-2 does not use.
 BEYOND_THE_TOWER = ("transformer.resblocks.2[1-3].*", "ln_post.*", "proj")
 TEMPERATURES = (0.001, 0.5)  # bounds of the learned temperature, as in BLIP
-SCRATCH_EMBEDDING_STD = 0.1
-# Other tensors of a LAVIS checkpoint: the language head, the match head, position ids 0, 1, 2, ...
+SCRATCH_EMBEDDING_STD = 0.1  # see :func:`start_from_scratch`
+# Ignored tensors of LAVIS checkpoints: language head, match head, position ids 0, 1, 2, ...
 UNUSED = re.compile(r"Qformer\.cls\.|itm_head\.|.*\.position_ids$")
 
 
@@ -93,7 +93,7 @@ MODELS = {
 
 
 class ImageTextModel(Protocol):
-    """Interface that scoring uses, for :class:`Blip2` and for the wrapper of ViT-g."""
+    """Interface that :class:`Blip2` and the wrapper of ViT-g share; scoring uses only this."""
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] to a unit vector per query token, [B, K, E]."""
@@ -158,7 +158,7 @@ class Blip2(nn.Module):
     def logit_scale(self) -> Tensor:
         """Clamp the temperature; return the logarithm of the scale of similarities in the loss.
 
-        The clamp is in place; within the graph, values out of bounds would have no gradient.
+        The clamp is in place; inside the graph, it would stop the gradient of values out of bounds.
         """
         with torch.no_grad():
             self.temp.clamp_(*TEMPERATURES)
@@ -182,8 +182,8 @@ class Blip2(nn.Module):
 def start_from_scratch(model: Blip2) -> None:
     """Initialize a model in place for training without a checkpoint.
 
-    The default initialization of the libraries (normal, 0.02) suits widths of 768 and more. In a
-    small network, every branch would be near 0 compared with the residual. Here, weight matrices
+    The libraries' default initialization (normal, std 0.02) suits widths of 768 and more. In a
+    small network, it makes every branch nearly 0 compared with the residual. Here, weight matrices
     are scaled by width (Glorot and Bengio, AISTATS 2010), and embeddings to a comparable magnitude.
     """
     for module in model.modules():
@@ -253,7 +253,7 @@ def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
     LAVIS's embedding has one row more than BERT's vocabulary; captions never use that row.
 
     Raises:
-        InputError: the sizes differ.
+        InputError: the vocabulary has another size.
     """
     if tokenizer.vocab_size not in (sizes.vocab_size, sizes.vocab_size - 1):
         raise InputError(
@@ -264,7 +264,7 @@ def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a LAVIS state dict to this model's names; keep other names."""
+    """Rename the tensors of a LAVIS state dict to this model's names; drop unused ones."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if UNUSED.match(name):

@@ -15,7 +15,7 @@ from pab.core.weight_folders import Family, weight_folder
 
 
 class Blip2VitG(nn.Module):
-    """`Blip2ForImageTextRetrieval` with the methods of :class:`~pab.encoders.blip2.model.Blip2`."""
+    """ViT-g model with the methods and shape letters of :class:`pab.encoders.blip2.model.Blip2`."""
 
     def __init__(self, inner: Blip2ForImageTextRetrieval) -> None:
         super().__init__()

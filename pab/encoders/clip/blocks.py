@@ -43,8 +43,8 @@ class SelfAttention(nn.MultiheadAttention):
         Returns:
             Output [B, M, D], and None for the attention weights.
         """
-        assert key is value, "OpenCLIP blocks call differently"
-        assert rest == {"need_weights": False}, "OpenCLIP blocks call differently"
+        assert key is value, "unexpected call from an OpenCLIP block"
+        assert rest == {"need_weights": False}, "unexpected call from an OpenCLIP block"
         qkv = F.linear(key, self.in_proj_weight, self.in_proj_bias)
         # [B, N, 3 * D] -> three tensors [B, H, N, D / H]; contiguous copies are faster to read
         qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
@@ -58,8 +58,8 @@ class SelfAttention(nn.MultiheadAttention):
 class InPlaceQuickGELU(QuickGELU):
     """Compute ``x * sigmoid(1.702 * x)`` in place if no gradient is needed.
 
-    The input is the output of a matrix product, which no other module reads (9 MB per image at 336
-    px). Float16 is computed out of place, because 1.702 times the largest values would overflow.
+    No other module reads the input, the output of a matrix product (9 MB per image at 336 px).
+    Float16 is computed out of place, because 1.702 times the largest values would overflow.
     """
 
     def forward(self, x: Tensor) -> Tensor:

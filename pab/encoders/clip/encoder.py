@@ -28,7 +28,7 @@ class ClipEncoder(BatchEncoder):
         return self.clip.encode_image, self.clip.transform
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Encode Q captions to unit vectors, float32 [Q, D] on the CPU."""
+        """Encode Q captions to unit vectors of width D, float32 [Q, D] on the CPU."""
         ids = self.clip.tokenize(as_captions(captions))
         lengths = self.clip.lengths(ids)
         return self.compute.captions(

@@ -75,7 +75,7 @@ def pair_model(
         clip = new_clip(config.model, prepared(json.loads(recorded)))
     elif config.pretrained == SCRATCH:
         clip = new_clip(config.model)
-    else:  # also for states of an earlier version, without the preprocessing
+    else:  # also resumes states of an earlier version, which lack the preprocessing
         clip = load_clip(config.model, config.pretrained, config.preprocess_as)
     model = clip.model.to(device)
     if config.checkpoint_activations:

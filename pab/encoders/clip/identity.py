@@ -1,4 +1,4 @@
-"""Check that CLIP weights were saved from the requested model, by configuration, not by name."""
+"""Check by configuration, not by name, that CLIP weights were saved from the requested model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pab.encoders.clip.names import FOLDER, label
 
 # Keys of a checkpoint's metadata: the model's name, and its configuration as JSON.
 ARCHITECTURE, CONFIGURATION = "architecture", "architecture_config"
-# Settings that do not distinguish models: positions are resized, tokenizers have their own names.
+# Settings that may differ: positions are resized, and weights do not contain the tokenizer.
 FREE = frozenset({"image_size", "context_length", "hf_tokenizer_name", "tokenizer_kwargs"})
 
 
@@ -34,7 +34,7 @@ def check_made_as(
         path: weight file, for the error.
 
     Raises:
-        InputError: the configurations differ, or the name is another architecture's.
+        InputError: the configurations or, without a configuration, the names differ.
     """
     made_as = metadata.get(ARCHITECTURE)
     if made_as is None:

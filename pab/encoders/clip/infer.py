@@ -11,7 +11,6 @@ from pab.core.checkpoints import checkpoint_hash
 from pab.core.config import flag
 from pab.core.devices import keep_freed_memory
 from pab.encoders.scoring import EncoderConfig
-from pab.scoring.encoder import Origin
 
 if TYPE_CHECKING:
     from pab.encoders.clip.encoder import ClipEncoder
@@ -56,5 +55,5 @@ class InferConfig(EncoderConfig):
             architecture=json.dumps(architecture(self.model), sort_keys=True),
         )
         source = self.pretrained or str(clip.weights_file)
-        origin = Origin(self.model, source, sha256, compute.dtype_name)
+        origin = compute.origin(self.model, source, sha256)
         return ClipEncoder(compute.with_cache(facts), clip, origin=origin, fingerprint=facts)

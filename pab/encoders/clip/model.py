@@ -171,7 +171,7 @@ class Tokenize:
         except Exception as error:  # the library has no specific error for damaged files
             raise InputError(
                 "--model", f"the tokenizer of {name} cannot be loaded: {first_line(error)}",
-                todo="create its files again" if name.startswith(FOLDER)
+                todo="recreate the tokenizer files" if name.startswith(FOLDER)
                 else "run once with access to the model hub",
             ) from error  # fmt: skip
 

@@ -42,7 +42,7 @@ def architecture(name: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name, open_clip.list_models(), NAMES_SHOWN, cutoff=0.3)
         raise InputError(
             "--model", f"OpenCLIP has no architecture {name!r}",
-            todo=f"the nearest names are {', '.join(near)}" if near else "see its list of models",
+            todo=f"the nearest names are {', '.join(near)}" if near else "see OpenCLIP's models",
         )  # fmt: skip
     return dict(config)
 
@@ -51,7 +51,7 @@ def folder_config(name: str) -> dict[str, Any]:
     """Read a model folder's configuration.
 
     Raises:
-        InputError: the folder or its configuration is missing, or the latter is not a JSON object.
+        InputError: the folder or its configuration is missing, or the file is not a JSON object.
     """
     folder = existing_folder(name.removeprefix(FOLDER), "the folder of an OpenCLIP model")
     path = folder / OPENCLIP_CONFIG

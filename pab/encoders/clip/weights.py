@@ -1,7 +1,8 @@
-"""Read the weights of OpenCLIP models, by tag or from a file in one of three formats.
+"""Read the weights of OpenCLIP models, by tag or from a file.
 
-Files written by this project record their preprocessing; other files do not. For those, the
-preprocessing of the architecture's tags is used, if all tags agree.
+A file is OpenAI's TorchScript archive, an OpenCLIP checkpoint or a plain state dict. Checkpoints of
+this project record their preprocessing. For other checkpoints, the preprocessing of the
+architecture's tags is used if all tags agree.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def read_weights(
             file or the architecture's tags determine it.
 
     Raises:
-        InputError: unknown tag or file, weights of another activation or model, a failed download,
+        InputError: unknown tag or file, weights for another activation or model, a failed download,
             or unknown preprocessing.
     """
     if name.startswith(FOLDER):
@@ -89,7 +90,7 @@ def tagged_or_file(
     """Return the weight file, and the settings of the tag if ``pretrained`` is a tag.
 
     Raises:
-        InputError: unknown tag or file, a tag of another activation, or a failed download.
+        InputError: unknown tag or file, a tag with another activation, or a failed download.
     """
     if not open_clip.is_pretrained_cfg(name, pretrained) and Path(pretrained).is_file():
         return Path(pretrained), None
@@ -123,7 +124,7 @@ def tag_of(name: str, tag: str, flag: str) -> dict[str, Any]:
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise InputError(
             flag, f"{tag!r} is not a {'file or ' if flag == '--pretrained' else ''}tag of {name}",
-            todo=f"its tags are {', '.join(tags)}" if tags else f"{name} has no tags: use a file",
+            todo=f"the tags are {', '.join(tags)}" if tags else f"{name} has no tags: use a file",
         )  # fmt: skip
     return dict(open_clip.get_pretrained_cfg(name, tag))
 

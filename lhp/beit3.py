@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -233,16 +232,6 @@ class Block(nn.Module):
         """Compute the feed-forward branch of tokens x [B, N, D]."""
         return self.ffn(self.final_layer_norm(x, modality), modality)
 
-    def compile_branches(self, backend: str | Callable[..., Any]) -> None:
-        """Compile both branches; all blocks share the compiled code.
-
-        Drop path stays outside: its rate differs between blocks, and each rate would be compiled.
-        """
-        self.attend = torch.compile(self.attend, backend=backend)  # type: ignore[method-assign]
-        self.feed_forward = torch.compile(  # type: ignore[method-assign]
-            self.feed_forward, backend=backend
-        )
-
 
 class Encoder(nn.Module):
     """Transformer encoder: position embeddings, blocks, final norm."""
@@ -325,17 +314,6 @@ class Beit3Retrieval(nn.Module):
         tokens = self.beit3.text_embed(ids.to(device, non_blocking=True))
         x = self.beit3.encoder(tokens, TEXT, key_mask, READ)
         return F.normalize(self.language_head(x[:, 0]).float(), dim=-1)
-
-    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile the Transformer's blocks with torch.compile, in place; keep the state dict.
-
-        Compilation happens in the first steps. A CPU requires a C++ compiler.
-        """
-        # One graph per modality, mask, output length and gradient mode; torch's limit is 8.
-        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
-        for block in self.beit3.encoder.layers:
-            assert isinstance(block, Block)
-            block.compile_branches(backend)
 
     # Parameter groups of the optimizer.
 

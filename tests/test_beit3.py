@@ -18,6 +18,7 @@ from lhp.beit3 import (
     resize_position_table,
     start_from_scratch,
 )
+from lhp.train import compile_blocks
 from pab.core.errors import InputError
 from pab.training.contrastive import symmetric_infonce
 
@@ -185,7 +186,7 @@ def gradients_and_graphs(layers: int, compiled: bool) -> tuple[list[Tensor], int
         return module.forward
 
     if compiled:
-        model.compile_blocks(backend)
+        compile_blocks(model, backend)
     assert list(model.state_dict()) == names
     for length in (8, 7, 9):
         text = torch.randint(4, 100, (3, length))

@@ -180,8 +180,8 @@ class Compute:
             last. Images that the reader collects as unreadable are skipped.
 
         Raises:
-            InputError: images cannot be read and the reader does not collect them. After the first,
-                the others are only checked, so that the error names all, of all processes.
+            InputError: images cannot be read and the reader does not collect them. The error names
+                those of all processes, and is raised in every process once all are checked.
         """
         files = [image for image in images if isinstance(image, GalleryImage)]
         cache = self.cache if len(files) == len(images) else None
@@ -202,7 +202,9 @@ class Compute:
         def loaded() -> Iterator[ImageBatch]:
             for batch in progress(loader, "encoding images", "images", len(mine), ImageBatch.size):
                 known.update(batch.known)
-                if not (refuses and bad):  # otherwise the others are only checked
+                # After an unreadable image, the others are only checked. With several processes,
+                # the model continues: a process that is done early would wait until its time-out.
+                if not (refuses and bad) or processes.world_size() > 1:
                     yield batch
 
         def encoded() -> Iterator[tuple[ImageBatch, Tensor]]:

@@ -79,6 +79,7 @@ def checkpoints(data: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"new": machine.start()}
     found["missing in 1"] = machine.start(max_steps=3)
     found["written by 1"] = sorted(path.name for path in second.parent.glob("*"))
+    processes.barrier()
     in_process(1, lambda: copied(first, second))
     found["copied"] = machine.start(max_steps=3)
     in_process(0, lambda: shutil.copy(first, folder / "machine-0" / STATES[0]))

@@ -9,9 +9,9 @@ Compares, for each model's preprocessing and synthetic photographs of two sizes,
 - plain: torchvision's pipeline in a worker, with its default loader, `ToTensor` and `Normalize`.
 
 Prints images per second of processor time, of the best of several alternating repeats. A worker's
-time is that of its process, including the transfer of its batches. "busy" is the part of the wall
-time in which the worker runs or waits for a core; at 100 % it never waits for another process. The
-normalization on the device is not included; its time on this CPU is printed.
+time is that of its process: with the transfer of its batches, without its start. "busy" is the part
+of the wall time in which the worker runs or waits for a core; at 100 % it never waits for another
+process. The normalization on the device is not included; its time on this CPU is printed.
 """
 
 from __future__ import annotations
@@ -119,10 +119,12 @@ def measure(paths: Sequence[Path], found: ImageRecipe, batch: int) -> dict[str, 
             for step in resize:
                 image = step(image)
 
-    def in_worker(one: Callable[[Path], Tensor], collate: Any = None) -> tuple[float, float]:
+    def in_worker(one: Callable[[Path], Tensor], collate: Any = None) -> float:
         loader: Any = DataLoader(Files(paths, one), batch, num_workers=1, collate_fn=collate)
-        return worker_seconds(loader)
+        return worker_seconds(loader)[0] - started
 
+    nothing: Any = DataLoader(Files(paths[:2], lambda path: torch.zeros(1)), 1, num_workers=1)
+    started = worker_seconds(nothing)[0]
     gallery = [GalleryImage(path.stem, path) for path in paths]
     feed, busy = worker_seconds(
         ImageLoader(gallery, found, batch, num_workers=1, known=frozenset())._loader
@@ -131,9 +133,10 @@ def measure(paths: Sequence[Path], found: ImageRecipe, batch: int) -> dict[str, 
     hashed = own_seconds(lambda: [sha256_of_file(path) for path in paths])
     return {
         "limit": own_seconds(lambda: [decode_and_resize(path) for path in paths]),
-        "feed": feed,
-        "old": checked + hashed + in_worker(load, torch.stack)[0],
-        "plain": in_worker(lambda path: plain(default_loader(str(path))))[0],
+        "feed": feed - started,
+        "old": checked + hashed + in_worker(load, torch.stack),
+        "plain": in_worker(lambda path: plain(default_loader(str(path)))),
+        "started": started,
         "busy": busy,
     }
 
@@ -142,7 +145,7 @@ def main() -> None:
     args = flag_parser(
         __doc__,
         images=(32, "number of images per size"),
-        rounds=(4, "times that a measurement reads each image; hides the start of the worker"),
+        rounds=(4, "times that a measurement reads each image"),
         repeats=(3, "measurements per model and size"),
         batch=(16, "images per batch"),
         sides=([512, 1024], "sides of the photographs, pixels"),

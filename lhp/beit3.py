@@ -219,9 +219,18 @@ class Block(nn.Module):
         self, x: Tensor, modality: Modality, key_mask: Tensor | None, read: int | None = None
     ) -> Tensor:
         """See :class:`Attention`."""
-        normed = self.self_attn_layer_norm(x, modality)
-        x = x[:, :read] + self.drop_path(self.self_attn(normed, modality, key_mask, read))
-        return x + self.drop_path(self.ffn(self.final_layer_norm(x, modality), modality))
+        x = x[:, :read] + self.drop_path(self.attend(x, modality, key_mask, read))
+        return x + self.drop_path(self.feed_forward(x, modality))
+
+    def attend(
+        self, x: Tensor, modality: Modality, key_mask: Tensor | None, read: int | None
+    ) -> Tensor:
+        """Compute the attention branch; see :class:`Attention`."""
+        return self.self_attn(self.self_attn_layer_norm(x, modality), modality, key_mask, read)
+
+    def feed_forward(self, x: Tensor, modality: Modality) -> Tensor:
+        """Compute the feed-forward branch of tokens x [B, N, D]."""
+        return self.ffn(self.final_layer_norm(x, modality), modality)
 
 
 class Encoder(nn.Module):

@@ -8,7 +8,9 @@ started again, resumes from the last checkpoint.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -18,6 +20,7 @@ from lhp.beit3 import (
     OTHER_HEADS,
     RETRIEVAL_HEADS,
     Beit3Retrieval,
+    Block,
     adapt_state,
     model_config,
     start_from_scratch,
@@ -35,6 +38,7 @@ from pab.training.pairs import PairModel, train_pairs
 from pab.training.resume import named_files
 
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
+CXX = os.environ.get("CXX", "g++")  # compiler that torch.compile calls on Linux
 
 
 def train(config: TrainConfig, command: str) -> None:
@@ -56,7 +60,11 @@ def pair_model(
     resumed: Mapping[str, str] | None,
 ) -> PairModel:
     """Build the :class:`PairModel` of LHP; load no initial weights if the run is resumed."""
+    if config.compile and device.type == "cpu" and shutil.which(CXX) is None:
+        raise InputError("--compile", f"needs a C++ compiler on a CPU, found no {CXX}")
     model = build_model(config, tokenizer, start=resumed is None).to(device)
+    if config.compile:
+        compile_blocks(model)
     layers = model.config.layers
     scoring = command_line(
         "python -m lhp.infer", model=config.model, input_size=config.input_size,
@@ -115,6 +123,24 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
     )  # fmt: skip
     report.warn(path)
     return model
+
+
+def compile_blocks(
+    model: Beit3Retrieval, backend: str | Callable[..., object] = "inductor"
+) -> None:
+    """Compile both branches of every block, in place; all blocks share the compiled code.
+
+    Drop path stays outside: its rate differs between blocks, and each rate would be compiled. The
+    state dict is unchanged. Compilation happens in the first steps.
+    """
+    # One graph per modality, mask, output length and gradient mode; torch's limit is 8.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    for block in model.beit3.encoder.layers:
+        assert isinstance(block, Block)
+        block.attend = torch.compile(block.attend, backend=backend)  # type: ignore[method-assign]
+        block.feed_forward = torch.compile(  # type: ignore[method-assign]
+            block.feed_forward, backend=backend
+        )
 
 
 def pair_vectors(model: Beit3Retrieval, pairs: PairBatch) -> Tensor:

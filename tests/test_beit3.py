@@ -18,6 +18,7 @@ from lhp.beit3 import (
     resize_position_table,
     start_from_scratch,
 )
+from lhp.train import compile_blocks
 from pab.core.errors import InputError
 from pab.training.contrastive import symmetric_infonce
 
@@ -167,6 +168,48 @@ def test_drop_path_drops_whole_samples_and_rescales_the_others() -> None:
     assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert bool((per_sample == per_sample[:, :1]).all()), "a sample is dropped whole or not at all"
     assert abs(float(out.mean()) - 1) < 0.02
+
+
+def gradients_and_graphs(layers: int, compiled: bool) -> tuple[list[Tensor], int]:
+    """Gradients of three steps with captions of several lengths, and the number of graphs."""
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    sizes = model_config("beit3_debug_patch16_64", vocab_size=100)
+    sizes = dataclasses.replace(
+        sizes, layers=layers, drop_path=0.3, checkpoint_activations=layers > 2
+    )
+    model = Beit3Retrieval(sizes).train()
+    names, graphs = list(model.state_dict()), []
+
+    def backend(module: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(module)
+        return module.forward
+
+    if compiled:
+        compile_blocks(model, backend)
+    assert list(model.state_dict()) == names
+    for length in (8, 7, 9):
+        text = torch.randint(4, 100, (3, length))
+        mask = torch.zeros_like(text)
+        mask[0, 5:] = 1
+        images = model.encode_image(torch.randn(3, 3, 64, 64))
+        symmetric_infonce(images, model.encode_text(text, mask), model.logit_scale).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return gradients, len(graphs)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_equal_eager_ones_and_share_their_graphs() -> None:
+    counts = []
+    for layers in (2, 4):
+        plain, none = gradients_and_graphs(layers, compiled=False)
+        own, count = gradients_and_graphs(layers, compiled=True)
+        assert none == 0
+        assert len(plain) == len(own) > 20
+        for one, two in zip(plain, own, strict=True):
+            assert torch.equal(one, two)
+        counts.append(count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_drop_path_is_off_when_scoring(debug_model: MakeModel, image: Tensor) -> None:

@@ -74,6 +74,22 @@ def test_the_memory_of_a_cpu(refused: Refused) -> None:
     assert line.endswith(" GB of this machine; lower --batch_size (now 8)")
 
 
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [(torch.float32, "use --dtype bf16 (now fp32)"), (torch.float16, "free memory on the device")],
+)
+def test_work_whose_memory_does_not_depend_on_the_batch_size(
+    dtype: torch.dtype, remedy: str
+) -> None:
+    with (
+        pytest.raises(torch.OutOfMemoryError) as error,
+        Compute(CUDA, dtype, dtype, 8, 0).running("re-ranking", batched=False),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert error.value.__notes__[0].endswith(f"NVIDIA H100; {remedy}")
+
+
 def test_an_error_outside_any_block(refused: Refused) -> None:
     assert "error: out of memory: " in refused(too_much, [])
     assert "can't allocate memory" in refused(too_much, [])

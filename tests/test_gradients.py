@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lhp.beit3 import Beit3Retrieval, model_config
+from lhp.tokenizer import pad_batch
+from lhp.train import pair_vectors
 from pab.core import gradients, processes
 from pab.core.gradients import GradientAverage
 from pab.training.contrastive import gathered_infonce, pair_backward
@@ -195,14 +199,36 @@ def two_backward_passes(folder: Path) -> dict[str, Any]:
     return {"error": ""}
 
 
+def exchanged_early_by_lhp(folder: Path) -> dict[str, Any]:
+    """Exchanges of LHP that start in the backward pass, and those before the first unused part."""
+    gradients.BUCKET_ELEMENTS = 5_000
+    torch.manual_seed(0)
+    model = Beit3Retrieval(model_config("beit3_debug_patch16_64", vocab_size=100))
+    average = GradientAverage(model.parameters())
+    mask_token = average._bucket_of[id(model.get_parameter("beit3.vision_embed.mask_token"))]
+    found = {}
+    for chunk in (0, 1):
+        ids, mask = pad_batch([[0, 5, 2], [0, 6, 7, 2]])
+        pairs = PairBatch(torch.randn(2, 3, 64, 64), ids, mask, torch.arange(2))
+        pair_backward(
+            partial(pair_vectors, model), pairs, model.logit_scale, chunk=chunk, share=1,
+            scaler=torch.amp.GradScaler("cpu", enabled=False), device=CPU,
+            last_backward=average.last_backward,
+        )  # fmt: skip
+        found[chunk] = len(average._started)
+        average.finish(torch.zeros(1))
+    return {"early": found, "expected": mask_token, "all": len(average._buckets)}
+
+
 def others(folder: Path) -> list[dict[str, Any]]:
-    return [skipped_and_done(folder), two_backward_passes(folder), started_order(folder)]
+    checks = (skipped_and_done, two_backward_passes, started_order, exchanged_early_by_lhp)
+    return [check(folder) for check in checks]
 
 
 @pytest.mark.distributed
 def test_all_processes_exchange_and_skip_alike(tmp_path: Path) -> None:
     results = run_in(2, others, tmp_path)
-    (first, twice, order), (second, _, other_order) = results
+    (first, twice, order, lhp), (second, _, other_order, _) = results
     assert first["problems"] == second["problems"]
     assert "image.0.weight (inf)" in first["problems"][0]
     assert first["problems"][1] == ""
@@ -216,6 +242,8 @@ def test_all_processes_exchange_and_skip_alike(tmp_path: Path) -> None:
     assert order["sizes"] == other_order["sizes"]
     assert len(order["sizes"]) > 5
     assert order["during"] > 0
+    assert lhp["early"] == {0: lhp["expected"], 1: lhp["expected"]}
+    assert lhp["expected"] > 0.8 * lhp["all"] > 10
 
 
 def test_one_process_exchanges_nothing() -> None:

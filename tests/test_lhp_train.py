@@ -118,6 +118,26 @@ def test_activation_checkpointing_changes_no_weight(runs: Runs) -> None:
     assert largest_difference(plain, saved) < 1e-5
 
 
+@pytest.mark.slow
+def test_compiled_blocks_change_only_the_rounding(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = weights(runs("plain", epochs=1, max_steps=2), LAST)
+    true_compile, compiled = torch.compile, []
+
+    def without_compiler(function: Any, **options: Any) -> Any:
+        compiled.append(function)
+        return true_compile(function, **options | {"backend": "aot_eager"})
+
+    monkeypatch.setattr(torch, "compile", without_compiler)
+    found = weights(runs("compiled", "--compile", epochs=1, max_steps=2), LAST)
+    assert len(compiled) == 2 * 2, "both branches of both blocks"
+    assert largest_difference(plain, found) < 1e-5
+    monkeypatch.setattr("lhp.train.CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="--compile: needs a C\\+\\+ compiler on a CPU"):
+        runs("none", "--compile")
+
+
 @pytest.mark.parametrize("chunk", [3, 6])
 def test_chunked_and_whole_batches_take_the_same_step(runs: Runs, chunk: int) -> None:
     settings = {"batch_size": 8, "drop_path": 0.0, "epochs": 1}

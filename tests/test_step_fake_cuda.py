@@ -213,7 +213,18 @@ def test_a_step_of_clip_reads_once(
     assert steps_of_pairs(trace, run, vectors, scale, chunk, 32, monkeypatch) == 1, trace.reads
 
 
-def test_encoding_captions_of_lhp_reads_only_the_results(trace: Trace) -> None:
+class Event:
+    """An event of a device that has finished all its work."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+def test_encoding_captions_of_lhp_reads_only_the_results(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     model = lhp()
     tokenizer: Any = SimpleNamespace(encode=lambda caption: ROWS[int(caption)])
     compute = Compute(CUDA, torch.bfloat16, torch.bfloat16, 2, 0)
@@ -230,4 +241,5 @@ def test_encoding_captions_of_lhp_reads_only_the_results(trace: Trace) -> None:
     model.encode_text = counted  # type: ignore[method-assign]
     assert encoder.encode_texts([str(i) for i in range(PAIRS)]).shape == (PAIRS, 64)
     assert set(batches) == {0}
-    assert trace.host_reads == trace.reads["copy to the CPU"] == len(batches)
+    assert trace.host_reads == 0
+    assert trace.copies == len(batches) > 1

@@ -22,6 +22,7 @@ from pab.data.images import recipe
 from pab.data.pixels import Preprocessing
 from pab.training.loop import FINAL
 from tests.conftest import MODEL
+from tests.fake_cuda import CUDA, fake_cuda
 from tests.test_uit_train import SIZES, TEXT, vocabulary  # noqa: F401 - a fixture
 from uit.augment import (
     ERASED_AREA,
@@ -32,6 +33,8 @@ from uit.augment import (
     erase,
     operations,
 )
+from uit.data import finisher
+from uit.objective import UitBatch
 
 CROPS: Any = ((0.5, 1.0), (3 / 4, 4 / 3))
 
@@ -184,3 +187,20 @@ def test_uit_trains_to_the_same_bits_as_with_views_normalized_in_the_loader(
 
     monkeypatch.setattr(TrainingView, "draw", draw)
     assert same_weights(found, train("float", 0))
+
+
+def test_views_are_finished_on_a_cuda_device_without_a_host_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    view = TrainingView(32, Augmentation())
+    with fake_cuda(monkeypatch) as trace:
+        finish = finisher(view, CUDA)
+        ids = torch.zeros(2, 4, dtype=torch.int64, device="cuda")
+        batch = UitBatch(
+            torch.empty(2, 3, 32, 32, dtype=torch.uint8, device="cuda"), ids[:, 0], ids, ids, ids,
+            ids, ids, ids, erased=ids,
+        )  # fmt: skip
+        finished = finish(batch)
+    assert (finished.image.device, finished.image.dtype) == (CUDA, torch.float32)
+    assert finished.erased is None
+    assert trace.host_reads == 0

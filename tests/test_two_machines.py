@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lhp.config import TrainConfig
+from lhp.infer import InferConfig
 from lhp.train import train
 from pab.core import processes
-from pab.core.checkpoints import load_training_state
+from pab.core.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.core.config import config_from_args
 from pab.core.errors import InputError
+from pab.scores import load_scores
 from pab.training.resume import LAST
+from tests.conftest import MODEL, TEST_IMAGES
 from tests.test_lhp_train import Runs, assert_same_weights
 from tests.test_processes import run_in
 
@@ -79,6 +83,7 @@ def checkpoints(data: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"new": machine.start()}
     found["missing in 1"] = machine.start(max_steps=3)
     found["written by 1"] = sorted(path.name for path in second.parent.glob("*"))
+    processes.barrier()
     in_process(1, lambda: copied(first, second))
     found["copied"] = machine.start(max_steps=3)
     in_process(0, lambda: shutil.copy(first, folder / "machine-0" / STATES[0]))
@@ -112,6 +117,53 @@ def inputs(data: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
     in_process(1, lambda: machine.tokenizer.open("ab").write(b"\x78\x01"))
     found["tokenizer"] = machine.start("e")
     return found
+
+
+def scoring(data: Path, tokenizer: Path, weights: Path, folder: Path) -> dict[str, Any]:
+    """Outcome of scoring with other data or weights in process 1."""
+    machine = Machine(data, tokenizer, folder)
+    masked, own = machine.data / "name-masked_test-set", machine.folder / "weights.pth"
+    shutil.copy(weights, own)
+    settings = {
+        "model": MODEL, "input_size": 64, "checkpoint": own, "tokenizer": machine.tokenizer,
+        "image_folder": masked / "gallery", "annotation": masked / "query.json", "device": "cpu",
+        "num_workers": 0, "save_score": folder / "scores.pt", "output_file": "none",
+        "feature_cache_dir": machine.folder / "features",
+    }  # fmt: skip
+    argv = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+    config, _ = config_from_args(InferConfig, argv, prog="lhp")
+
+    def score() -> str:
+        try:
+            config.score()
+        except InputError as error:
+            return str(error)
+        return ""
+
+    found = {"same": score()}
+    # Copies: the tensors of a checkpoint stay in its file, which is overwritten.
+    state = {name: part.clone() for name, part in model_state(read_checkpoint(own), own).items()}
+    state["logit_scale"] += 1
+    in_process(1, lambda: torch.save({"model": state}, own))
+    found["weights"] = score()
+    in_process(1, lambda: shutil.copy(weights, own))
+    query = masked / "query.json"
+    in_process(1, lambda: query.write_text(query.read_text().replace("woman", "person")))
+    found["captions"] = score()
+    return found
+
+
+@pytest.mark.distributed
+def test_machines_score_the_same_model_and_data_or_not_at_all(
+    tiny_data: Path, tokenizer_file: Path, debug_checkpoint: Path, tmp_path: Path
+) -> None:
+    work = partial(scoring, tiny_data, tokenizer_file, debug_checkpoint)
+    first, second = run_in(2, work, tmp_path)
+    assert first == second
+    assert first["same"] == ""
+    assert len(load_scores(tmp_path / "scores.pt").query_ids) == TEST_IMAGES
+    assert first["weights"].startswith("--checkpoint: differs between processes: ")
+    assert first["captions"].startswith("--annotation: differs between processes: 10 images, 10 q")
 
 
 @pytest.mark.distributed

@@ -99,16 +99,16 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize(
-    ("free", "passes"), [(0, 40), (2**30, 4)], ids=["tokens gathered", "tokens kept"]
+    ("free", "passes"), [(0, 6), (2**30, 3)], ids=["tokens gathered", "tokens kept"]
 )
 def test_re_ranking_never_waits_for_a_copy(
     fake_gpu: pytest.MonkeyPatch, free: int, passes: int
 ) -> None:
     """One copy to the CPU per pass, which does not block."""
-    queries, images, k = 40, 60, 10
+    queries, images, k = 120, 60, 10
     tokenizer = Tokenizer(ROOT / "checkpoints/mini/bert", 72, 72)
-    rows = [tokenizer.encode("a man in a red coat " * (1 + i % 4)) for i in range(queries)]
-    chosen = np.arange(queries * k).reshape(queries, k) % images
+    rows = [tokenizer.encode("a man in a red coat " * (1 + i // 40)) for i in range(queries)]
+    chosen = k * (np.arange(queries)[:, None] // 20) + np.arange(k)  # 20 queries share k images
     candidates: Any = SimpleNamespace(numpy=lambda: chosen, shape=chosen.shape)  # with values
     fake_gpu.setattr("uit.rerank.IMAGES_A_GROUP", k)
     fake_gpu.setattr("uit.rerank.free_memory", lambda _: RESERVED + free)

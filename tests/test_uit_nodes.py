@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+import uit.feature_file
 from pab.core import processes
 from pab.core.errors import InputError
 from pab.data.records import GalleryImage
@@ -59,6 +60,7 @@ def features_of_a_node(
     images: Sequence[GalleryImage], dtype: torch.dtype, nodes: str, folder: Path
 ) -> dict[str, Any]:
     own = node_of(nodes, folder)
+    uit.feature_file.ROWS_A_BLOCK = 2  # several blocks per process
     found = encoded(images, dtype)
     processes.barrier()
     result = {
@@ -75,11 +77,18 @@ def features_of_a_node(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("nodes", "dtype"), [("aa", torch.float32), ("ab", torch.float32), ("aba", torch.bfloat16)]
+    ("nodes", "dtype", "count"),
+    [
+        ("aa", torch.float32, IMAGES),
+        ("ab", torch.float32, IMAGES),
+        ("aba", torch.bfloat16, IMAGES),
+        ("abc", torch.float32, 2),  # a process without an image
+    ],
 )
 def test_every_node_has_the_features_of_one_process(
-    gallery: list[GalleryImage], tmp_path: Path, nodes: str, dtype: torch.dtype
+    gallery: list[GalleryImage], tmp_path: Path, nodes: str, dtype: torch.dtype, count: int
 ) -> None:
+    gallery = gallery[:count]
     alone = encoded(gallery, dtype)
     work = partial(features_of_a_node, gallery, dtype, nodes)
     results = run_in(len(nodes), work, tmp_path)

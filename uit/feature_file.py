@@ -47,8 +47,9 @@ class MappedRows(NamedTuple):
         writes = self.files.index(own) == processes.rank()  # one process per file
         if len(set(self.files)) > 1:
             for source, file in enumerate(self.files):
-                share = torch.arange(source, len(self.rows), len(self.files))
-                for places in share.split(ROWS_A_BLOCK):
+                share = range(source, len(self.rows), len(self.files))
+                for start in range(0, len(share), ROWS_A_BLOCK):
+                    places = list(share[start : start + ROWS_A_BLOCK])
                     # Bytes, because a group does not exchange all dtypes.
                     block = self.rows[places].view(torch.uint8).to(device)
                     block = processes.broadcast(block, source)

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 # Images with keys and values in memory (2 MB each at full size, fp32); on a GPU, more if they fit.
 IMAGES_A_GROUP = 512
 PAIRS_A_PASS = 128  # maximum pairs per pass of the cross encoder
-RESERVED = 2 << 30  # bytes of GPU memory for a pass, whose largest tensors have 100 MB each
+# On a GPU: a quarter of the kernels and 60 % of the memory traffic of 128 pairs (docs/log.md).
+PAIRS_ON_GPU = 512
+RESERVED = 2 << 30  # bytes of GPU memory for a pass, whose largest tensors have 350 MB each
 
 
 class UitReranker(Reranker):
@@ -80,7 +82,7 @@ class UitReranker(Reranker):
     ) -> Tensor:
         """Compute match logits of each query's candidates, float32 [Q, K]."""
         rows, tokens = self.encoder.ids(captions), self.features(images).tokens
-        with self.compute.running("re-ranking"):
+        with self.compute.running("re-ranking", batched=False):
             return match_scores(
                 self.encoder.model, self.encoder.tokenizer, rows, tokens, candidates,
                 device=self.compute.device, dtype=self.compute.dtype,
@@ -129,7 +131,8 @@ def match_scores(
     lengths = [len(rows[query]) for query in plan.order]
     padded = tokenizer.pad_rows([rows[query] for query in plan.order])
     ids, mask, places = (part.to(device) for part in (*padded, torch.from_numpy(plan.places)))
-    queries_a_pass = max(1, PAIRS_A_PASS // candidates.shape[1])
+    pairs_a_pass = PAIRS_ON_GPU if device.type == "cuda" else PAIRS_A_PASS
+    queries_a_pass = max(1, pairs_a_pass // candidates.shape[1])
     group_tokens = _group_tokens(tokens, plan, device, weights)
 
     def passes() -> Iterator[Tensor]:
@@ -144,7 +147,7 @@ def match_scores(
                     text = bert.encode_text(ids[part, seen], mask[part, seen])
                     logits = [
                         _logits(model, text, mask[part, seen], memory, columns)
-                        for columns in images.split(max(1, PAIRS_A_PASS // len(images)), dim=1)
+                        for columns in images.split(max(1, pairs_a_pass // len(images)), dim=1)
                     ]
                 yield torch.cat(logits, dim=1).float()
             del memory  # before those of the next group are computed

@@ -50,6 +50,7 @@ COMMANDS = {
         "python scripts/finetune_blip2.py": "Fine-tune BLIP-2 with LHP's views.",
         "bash scripts/finetune_lhp.sh": "Fine-tune LHP as published.",
         "bash scripts/finetune_uit.sh": "Fine-tune UIT as published.",
+        "python -m pab.core.launch": "Start training processes on one or several machines.",
         "python -m lhp.train_tokenizer": "Train a SentencePiece model on training captions.",
         "python -m uit.make_vocabulary": "Make a WordPiece vocabulary from training captions.",
         "python -m pab.encoders.train_clip_tokenizer": "Train a tokenizer for a new CLIP model.",

@@ -7,6 +7,7 @@ machine 0) and, if the port is taken, ``MASTER_PORT``.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from pab.core.commands import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.processes import number_in_environment
 
@@ -73,11 +75,15 @@ def start_processes(count: int, module: str, arguments: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Start processes: the first argument is their number, the second the module."""
-    count, module, *arguments = sys.argv[1:] if argv is None else argv
-    if not (count.isascii() and count.isdigit() and int(count)):
-        raise InputError("GPUS", f"expected a number of GPUs per machine, found {count!r}")
-    start_processes(int(count), module, arguments)
+    """Read the command line and start the processes."""
+    parser = CommandParser(prog="python -m pab.core.launch")
+    parser.add_argument("gpus", help="number of processes on this machine, one per GPU")
+    parser.add_argument("module", help="module to run, such as lhp.train")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the module")
+    args = parser.parse_args(argv)
+    if not (args.gpus.isascii() and args.gpus.isdigit() and int(args.gpus)):
+        raise InputError("GPUS", f"expected a number of GPUs per machine, found {args.gpus!r}")
+    start_processes(int(args.gpus), args.module, args.arguments)
 
 
 if __name__ == "__main__":

@@ -89,15 +89,19 @@ class Compute:
         return Origin(architecture, checkpoint, sha256, self.dtype_name, facts)
 
     @contextmanager
-    def running(self, work: str) -> Iterator[None]:
+    def running(self, work: str, *, batched: bool = True) -> Iterator[None]:
         """Run the model in the block: without gradients, in the dtype and numerics of this object.
 
-        A model that is held in :attr:`dtype` runs without autocast. ``work`` describes the block in
-        the explanation of an out-of-memory error.
+        A model that is held in :attr:`dtype` runs without autocast.
+
+        Args:
+            work: what the block does, to explain an out-of-memory error.
+            batched: whether a smaller :attr:`batch_size` needs less memory.
         """
-        remedy = f"lower --batch_size (now {self.batch_size})"
+        ways = [f"lower --batch_size (now {self.batch_size})"] if batched else []
         if self.dtype == torch.float32:
-            remedy += ", or use --dtype bf16 (now fp32)"
+            ways.append("use --dtype bf16 (now fp32)")
+        remedy = ", or ".join(ways or ["free memory on the device"])
         with (
             explaining_memory(self.device, work, remedy),
             numerics(self.device, **self.settings()),
@@ -176,8 +180,8 @@ class Compute:
             last. Images that the reader collects as unreadable are skipped.
 
         Raises:
-            InputError: images cannot be read and the reader does not collect them. After the first,
-                the others are only checked, so that the error names all, of all processes.
+            InputError: images cannot be read and the reader does not collect them. The error names
+                those of all processes, and is raised in every process once all are checked.
         """
         files = [image for image in images if isinstance(image, GalleryImage)]
         cache = self.cache if len(files) == len(images) else None
@@ -198,7 +202,9 @@ class Compute:
         def loaded() -> Iterator[ImageBatch]:
             for batch in progress(loader, "encoding images", "images", len(mine), ImageBatch.size):
                 known.update(batch.known)
-                if not (refuses and bad):  # otherwise the others are only checked
+                # After an unreadable image, the others are only checked. With several processes,
+                # the model continues: a process that is done early would wait until its time-out.
+                if not (refuses and bad) or processes.world_size() > 1:
                     yield batch
 
         def encoded() -> Iterator[tuple[ImageBatch, Tensor]]:

@@ -156,6 +156,7 @@ class MemberConfig(ScoringConfig, ABC):
         self.compute()  # rejects unsupported settings before the data is read
         job = prepare(self)
         encoder = self.open()
+        check_same_model(encoder.origin)
         scores = scores_of(encoder, job.captions, job.gallery)
         finish(self, job, score_file_of(job, encoder.origin, scores))
 
@@ -236,9 +237,29 @@ def prepare(config: ScoringConfig) -> ScoringJob:
                     f"its image {missing[0]!r} is not in the gallery",
                     item=f"query {query_id!r}",
                 )
-    check_files([image.path for image in gallery], resolve_workers(config.num_workers))
     data_sha256 = sha256_of_lines(names + [f"{q.query_id}\t{q.caption}" for q in retrieval.queries])
+    processes.check_equal(
+        {"--annotation": f"{len(names)} images, {len(ids)} queries ({data_sha256[:12]})"},
+        todo="use the same data on every machine",
+    )
+    check_files([image.path for image in gallery], resolve_workers(config.num_workers))
     return ScoringJob(retrieval, gallery, order, data_sha256)
+
+
+def check_same_model(origin: Origin) -> None:
+    """Check that all processes have loaded the same model; its file may differ between machines.
+
+    Raises:
+        InputError: in every process; names the hashes and the hosts.
+    """
+    processes.check_equal(
+        {
+            "--model": origin.architecture,
+            "--checkpoint": origin.checkpoint_sha256[:12] or origin.checkpoint,
+            "--dtype": origin.dtype,
+        },
+        todo="use the same file and settings on every machine",
+    )
 
 
 def check_files(paths: list[Path], num_workers: int) -> None:

@@ -30,7 +30,14 @@ from pab.scores import (
     with_all_images,
 )
 from pab.scoring.encoder import Origin
-from pab.scoring.job import ScoringConfig, ScoringJob, finish, prepare, score_file_of
+from pab.scoring.job import (
+    ScoringConfig,
+    ScoringJob,
+    check_same_model,
+    finish,
+    prepare,
+    score_file_of,
+)
 
 
 class Reranker(Protocol):
@@ -86,6 +93,7 @@ def score_candidates(
     job = prepare(config)
     chosen = read_candidates(candidates, job, k) if candidates else None
     reranker = open_reranker()
+    check_same_model(reranker.origin)
     if chosen is None:
         found = reranker.first_scores(job.captions, job.gallery)
         first = score_file_of(job, reranker.origin, found, kind="itc")

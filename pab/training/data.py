@@ -65,7 +65,8 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
         todo="use the same annotation files on every machine",
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
-    processes.on_all(partial(_check_images, config, pairs, val_rows))
+    images = processes.on_all(partial(_training_images, pairs, val_rows))
+    verify_images(images, resolve_workers(config.num_workers))
     return TrainingData(pairs, train_rows, val_rows)
 
 
@@ -79,11 +80,11 @@ def _open_pairs(config: TrainingConfig) -> TrainingSet:
     )
 
 
-def _check_images(config: TrainingConfig, pairs: TrainingSet, val_rows: np.ndarray) -> None:
+def _training_images(pairs: TrainingSet, val_rows: np.ndarray) -> list[Path]:
+    """Check that this machine has all images; return the paths of the validation images."""
     if processes.first_on_machine():
         check_images_are_there(pairs)
-    validation = [pairs.image_path(pairs[int(i)]) for i in val_rows]
-    verify_images(validation, resolve_workers(config.num_workers))
+    return [pairs.image_path(pairs[int(i)]) for i in val_rows]
 
 
 def training_sources(config: TrainingConfig) -> list[Path] | None:

@@ -45,7 +45,7 @@ FREE_SETTINGS = frozenset((
 ))  # fmt: skip
 # Settings that can rescue a failing run: a change is allowed and recorded.
 MENDING_SETTINGS = frozenset((
-    "lr", "min_lr", "clip_grad", "dtype", "tf32", "deterministic", "grad_cache_chunk",
+    "lr", "min_lr", "clip_grad", "dtype", "tf32", "deterministic", "compile", "grad_cache_chunk",
     "num_workers", "max_skipped_steps",
 ))  # fmt: skip
 # Settings compared through PAIRS: the fingerprint covers the data that they select.

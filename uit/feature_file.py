@@ -13,6 +13,7 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,20 +76,15 @@ def mapped_rows(
         InputError: a process cannot create or map its file; raised in all processes.
     """
     where = Path(tempfile.gettempdir() if folder is None else folder)
-    created: list[Path] = []
+    created: list[Path] = []  # empty if the folder is not writable
 
     def create() -> Path:
-        with _told(where):
+        with _errors_of(where):
             where.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=where, prefix=".uit-features-")
-            created.append(Path(name))
             os.close(handle)
+            created.append(Path(name))
         return created[0]
-
-    def reserve() -> None:
-        if processes.rank() in files:
-            with _told(where):
-                _reserve(own, math.prod(shape) * dtype.itemsize)
 
     try:
         own = processes.on_all(create)
@@ -99,9 +95,10 @@ def mapped_rows(
             if other == machine and (where / name).is_file()
         ]  # fmt: skip
         files = processes.gather_objects(min(seen))
-        processes.on_all(reserve)
+        size = math.prod(shape) * dtype.itemsize if processes.rank() in files else 0
+        processes.on_all(partial(_reserve, own, size))
         shared = where / others[files[processes.rank()]][1]
-        rows = processes.on_all(lambda: map_rows(shared, shape, dtype))
+        rows = processes.on_all(partial(map_rows, shared, shape, dtype))
     finally:
         for path in created:
             path.unlink(missing_ok=True)
@@ -115,7 +112,7 @@ def map_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         InputError: the file is missing, has another size, or cannot be mapped.
     """
     count = math.prod(shape)
-    with _told(path.parent):
+    with _errors_of(path.parent):
         found = path.stat().st_size
         if found != count * dtype.itemsize:  # torch would extend it, or create a missing one
             raise OSError(f"expected {count * dtype.itemsize} bytes in {path.name}, found {found}")
@@ -137,15 +134,15 @@ def machine_name() -> str:
 
 def _reserve(path: Path, size: int) -> None:
     """Reserve disk space. If the disk filled up later, the process would die without a message."""
-    with path.open("r+b") as file:
-        if hasattr(os, "posix_fallocate"):
+    with _errors_of(path.parent), path.open("r+b") as file:
+        if size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             os.truncate(file.fileno(), size)
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _errors_of(folder: Path) -> Iterator[None]:
     """Report the system's errors as errors of the folder."""
     try:
         yield

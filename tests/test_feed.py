@@ -367,12 +367,12 @@ class FakeEvent:
 class FakeLoader:
     """Stands in for :class:`ImageLoader`: batches of fake uint8 pixels."""
 
-    made: ClassVar[list[dict[str, Any]]] = []
+    made: ClassVar[list[tuple[int, bool]]] = []  # processes and page-locking of each loader
 
     def __init__(self, images: Any, transform: Any, size: int, workers: int, **more: Any) -> None:
         self.images, self.size = images, size
         self.normalization = transform.normalization
-        FakeLoader.made.append(more)
+        FakeLoader.made.append((workers, more["pin_memory"]))
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.size)
@@ -393,7 +393,7 @@ def test_no_blocking_copy_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> N
     sources: list[tuple[str, Any]] = []
     images = [GalleryImage(str(number), Path(str(number))) for number in range(7)]
     with fake_cuda(monkeypatch) as trace:
-        compute = Compute(CUDA, torch.bfloat16, torch.bfloat16, 2, 0)
+        compute = Compute(CUDA, torch.bfloat16, torch.bfloat16, 2, 4)
         weight = torch.empty(192, 5, device="cuda", dtype=torch.bfloat16)
 
         def encode(pixels: Tensor) -> Tensor:
@@ -408,15 +408,27 @@ def test_no_blocking_copy_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> N
             assert found.device == CPU
             assert found.dtype == torch.float32
             copies.append(trace.copies)
-        to_device = trace.kernels
     assert trace.host_reads == 0
     assert trace.copies == 4
     assert copies == [2, 3, 4, 4], "a batch is read when the next one is queued"
     expected = ["queued 0", "queued 1", "read 0", "queued 2", "read 1", "queued 3", "read 2"]
     assert FakeEvent.log == [*expected, "read 3"]
-    assert FakeLoader.made[0]["pin_memory"] is True
+    assert FakeLoader.made == [(4, True)]
     assert sources == [("cuda", torch.bfloat16)] * 4
-    assert to_device["aten._to_copy.default"] > 0
+
+
+def test_tensors_on_the_device_stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can be neither page-locked nor read by another process."""
+    monkeypatch.setattr(encoding, "ImageLoader", FakeLoader)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(FakeLoader, "made", [])
+    with fake_cuda(monkeypatch):
+        compute = Compute(CUDA, torch.float32, torch.float32, 2, 4)
+        tensors = [torch.empty(3, 8, 8, device="cuda") for _ in range(3)]
+        transform = recipe("beit3", 8).transform()
+        found = list(compute.image_rows(lambda x: x.flatten(1), tensors, transform, ImageReader()))
+    assert [len(rows) for _, rows in found] == [2, 1]
+    assert FakeLoader.made == [(0, False)]
 
 
 def test_captions_are_read_late_too(monkeypatch: pytest.MonkeyPatch) -> None:

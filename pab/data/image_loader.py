@@ -75,8 +75,8 @@ class ImageBatch(NamedTuple):
     """Batch of B images to encode, and what became of the others.
 
     Attributes:
-        pixels: [B, 3, H, W]: uint8, to be normalized by :attr:`ImageLoader.normalize`, or
-            floating-point numbers that need no normalization.
+        pixels: [B, 3, H, W]: uint8, for the loader's ``normalization``, or floating-point numbers
+            that need none.
         positions: positions of the B images in the input list.
         keys: cache keys of the B images; empty without ``known``.
         known: position -> cache key, of images whose vectors are known.
@@ -123,7 +123,8 @@ class ImageLoader:
     """Load images in batches, in the given order, decoded ahead by worker processes.
 
     Iteration yields :class:`ImageBatch`; ``len`` is the number of batches. Errors are collected by
-    the reader, or the first is raised.
+    the reader, or the first is raised. ``normalization`` is the second part of the transform, for
+    the device, or None.
 
     Args:
         images: files, RGB images, or preprocessed tensors [3, H, W].

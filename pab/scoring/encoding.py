@@ -191,10 +191,12 @@ class Compute:
             reader = replace(reader, unreadable={})
         bad = reader.unreadable
         assert bad is not None
+        # Preprocessed tensors may be on the device, which no other process can read.
+        loads = not any(isinstance(image, Tensor) for image in images)
         loader = ImageLoader(
-            [images[position] for position in mine], transform, self.batch_size, self.num_workers,
-            pin_memory=self.device.type == "cuda", reader=reader,
-            known=None if cache is None else cache.keys(),
+            [images[position] for position in mine], transform, self.batch_size,
+            self.num_workers if loads else 0, pin_memory=loads and self.device.type == "cuda",
+            reader=reader, known=None if cache is None else cache.keys(),
         )  # fmt: skip
         normalize = normalizer(loader.normalization, self.device)
         known: dict[int, bytes] = {}

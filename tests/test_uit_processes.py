@@ -68,7 +68,7 @@ def own_share(whole: UitBatch) -> UitBatch:
     parts = {
         name: getattr(whole, name)[both if name.startswith("text_") else rows]
         for name in UitBatch._fields
-        if name not in ("hidden_blocks", "longest")
+        if name not in ("hidden_blocks", "longest", "erased")
     }
     # Each process draws other blocks; all must hide those of rank 0.
     blocks = whole.hidden_blocks.roll(processes.rank(), dims=0)

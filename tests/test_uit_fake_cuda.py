@@ -19,6 +19,8 @@ from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoding import Compute
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.test_step_fake_cuda import run_of
+from uit.augment import Augmentation, TrainingView
+from uit.data import finisher
 from uit.encode import UitEncoder
 from uit.model import MODELS, Uit
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
@@ -149,14 +151,18 @@ def test_losses_and_gradients_read_nothing(
 def test_step_reads_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """Losses, gradients, clipping, update, weight average and log."""
+    """Pixels, losses, gradients, clipping, update, weight average and log."""
     with fake_cuda(monkeypatch) as trace:
         model = model_of("uit_debug")
-        run, batch = run_of(model, tmp_path, dtype, 1.0), batch_of(model, 6)
+        run, batch, side = run_of(model, tmp_path, dtype, 1.0), batch_of(model, 6), 32
+        pixels = torch.empty(6, 3, side, side, dtype=torch.uint8)
+        batch = batch._replace(image=pixels, erased=torch.zeros(6, 4, dtype=torch.int64))
+        finish = finisher(TrainingView(side, Augmentation()), CUDA)
         for _ in range(2):  # the first step creates the optimizer's state
             trace.reset()
+            loaded = finish(batch.to(CUDA))
             with autocast(CUDA, dtype):
-                losses = uit_losses(model, batch.to(CUDA), WEIGHTS)
+                losses = uit_losses(model, loaded, WEIGHTS)
             with run.gradients.last_backward():
                 run.scaler.scale(losses["loss"]).backward()
             run.step({**losses, "temperature": model.temp})

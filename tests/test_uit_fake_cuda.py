@@ -19,6 +19,8 @@ from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoding import Compute
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.test_step_fake_cuda import run_of
+from uit.augment import Augmentation, TrainingView
+from uit.data import finisher
 from uit.encode import UitEncoder
 from uit.model import MODELS, Uit
 from uit.objective import LossWeights, UitBatch, draw_any, draw_negatives, uit_losses
@@ -56,20 +58,12 @@ def test_a_planted_cpu_tensor_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda(monkeypatch):
         model = model_of("uit_debug")
         batch = batch_of(model, 6)
-        for name in UitBatch._fields[:-1]:
-            planted = batch.to(CUDA)._replace(**{name: getattr(batch, name)})
+        for name, part in batch._asdict().items():
+            if not isinstance(part, torch.Tensor):
+                continue
+            planted = batch.to(CUDA)._replace(**{name: part})
             with pytest.raises(RuntimeError, match=r"found two different devices|same device"):
                 uit_losses(model, planted, WEIGHTS)
-
-
-class Event:
-    """GPU event that is always complete."""
-
-    def record(self) -> None:
-        """Take note of nothing."""
-
-    def synchronize(self) -> None:
-        """Wait for nothing."""
 
 
 class SameThread:
@@ -93,7 +87,6 @@ class SameThread:
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr("uit.rerank.ThreadPoolExecutor", SameThread)
     return monkeypatch
 
@@ -158,14 +151,18 @@ def test_losses_and_gradients_read_nothing(
 def test_step_reads_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """Losses, gradients, clipping, update, weight average and log."""
+    """Pixels, losses, gradients, clipping, update, weight average and log."""
     with fake_cuda(monkeypatch) as trace:
         model = model_of("uit_debug")
-        run, batch = run_of(model, tmp_path, dtype, 1.0), batch_of(model, 6)
+        run, batch, side = run_of(model, tmp_path, dtype, 1.0), batch_of(model, 6), 32
+        pixels = torch.empty(6, 3, side, side, dtype=torch.uint8)
+        batch = batch._replace(image=pixels, erased=torch.zeros(6, 4, dtype=torch.int64))
+        finish = finisher(TrainingView(side, Augmentation()), CUDA)
         for _ in range(2):  # the first step creates the optimizer's state
             trace.reset()
+            loaded = finish(batch.to(CUDA))
             with autocast(CUDA, dtype):
-                losses = uit_losses(model, batch.to(CUDA), WEIGHTS)
+                losses = uit_losses(model, loaded, WEIGHTS)
             with run.gradients.last_backward():
                 run.scaler.scale(losses["loss"]).backward()
             run.step({**losses, "temperature": model.temp})

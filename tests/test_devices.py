@@ -127,15 +127,17 @@ def test_results_are_read_while_the_next_one_is_computed(monkeypatch: pytest.Mon
         def synchronize(self) -> None:
             steps.append(f"wait {self.number}")
 
-    def results() -> Iterator[Tensor]:
+    def results() -> Iterator[tuple[int, Tensor]]:
         for number in range(3):
             steps.append(f"compute {number}")
-            yield torch.empty(number, device="cuda")
+            yield number, torch.empty(number, device="cuda")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     with fake_cuda(monkeypatch) as trace:
         found = list(devices.read_late(results()))
-        assert [(one.device, len(one)) for one in found] == [(CPU, 0), (CPU, 1), (CPU, 2)]
+        assert [(key, one.device, len(one)) for key, one in found] == [
+            (number, CPU, number) for number in range(3)
+        ]
         assert (trace.host_reads, trace.copies) == (0, 3)
     assert steps == [
         "compute 0", "record 0", "compute 1", "record 1", "wait 0", "compute 2", "record 2",
@@ -146,11 +148,11 @@ def test_results_are_read_while_the_next_one_is_computed(monkeypatch: pytest.Mon
 def test_results_on_the_cpu_are_not_delayed() -> None:
     seen: list[int] = []
 
-    def results() -> Iterator[Tensor]:
+    def results() -> Iterator[tuple[int, Tensor]]:
         for number in range(3):
             seen.append(number)
-            yield torch.tensor(number)
+            yield number, torch.tensor(number)
 
-    for number, found in enumerate(devices.read_late(results())):
+    for number, found in devices.read_late(results()):
         assert int(found) == number
         assert seen[-1] == number

@@ -29,7 +29,7 @@ from pab.data.pixels import Preprocessing
 from pab.data.records import GalleryImage
 from pab.scores import load_scores
 from pab.scoring import encoding
-from pab.scoring.batches import read_late, refilled
+from pab.scoring.batches import refilled
 from pab.scoring.encoding import Compute
 from pab.scoring.feature_cache import FeatureCache
 from tests.conftest import MODEL
@@ -333,19 +333,6 @@ def test_processes_open_their_own_images_and_name_all_bad_ones(
 
 
 # ------------------------------------------------------------------------------------ late results
-
-
-def test_results_on_a_cpu_are_not_late() -> None:
-    made: list[int] = []
-
-    def batches() -> Iterator[tuple[int, Tensor]]:
-        for number in range(3):
-            made.append(number)
-            yield number, torch.full((2, 2), number)
-
-    for number, rows in read_late(batches()):
-        assert made[-1] == number
-        assert rows.tolist() == [[number] * 2] * 2
 
 
 class FakeEvent:

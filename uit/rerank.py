@@ -135,7 +135,7 @@ def match_scores(
     queries_a_pass = max(1, pairs_a_pass // candidates.shape[1])
     group_tokens = _group_tokens(tokens, plan, device, weights)
 
-    def passes() -> Iterator[Tensor]:
+    def passes() -> Iterator[tuple[int, Tensor]]:
         for group in plan.groups:
             with autocast(device, dtype, weights):
                 memory = bert.image_memory(next(group_tokens))
@@ -149,14 +149,14 @@ def match_scores(
                         _logits(model, text, mask[part, seen], memory, columns)
                         for columns in images.split(max(1, pairs_a_pass // len(images)), dim=1)
                     ]
-                yield torch.cat(logits, dim=1).float()
+                yield len(images), torch.cat(logits, dim=1).float()
             del memory  # before those of the next group are computed
 
     found: list[Tensor] = []
     shown = Progress(len(plan.order), "re-ranking", "queries")
-    for scores in read_late(passes()):
+    for queries, scores in read_late(passes()):
         found.append(scores)
-        shown.update(len(scores))
+        shown.update(queries)
     shown.close()
     return processes.assemble(plan.order, torch.cat(found), len(rows), device)
 

@@ -6,9 +6,10 @@ import ctypes
 import os
 import platform
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pab.core.errors import InputError
+
+Key = TypeVar("Key")
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 # Whether the CPU multiplies bfloat16 in matrix tiles (Intel's AMX). A constant, because
@@ -231,29 +234,36 @@ def free_memory(device: torch.device) -> int | None:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def read_late(results: Iterable[Tensor]) -> Iterator[Tensor]:
+def read_late(results: Iterable[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tensor]]:
     """Copy tensors to the CPU; wait for a GPU's tensor only after the next one is queued.
 
     The GPU then always has work, and the host is never more than one tensor ahead.
+
+    Args:
+        results: anything that identifies a tensor, and the tensor, on any device.
+
+    Yields:
+        The same, with the tensor on the CPU.
     """
-    waiting: list[tuple[Tensor, torch.cuda.Event]] = []
-    for result in results:
+    waiting: deque[tuple[Key, Tensor, torch.cuda.Event]] = deque()
+    for key, result in results:
         if result.device.type != "cuda":
-            yield result.cpu()
+            yield key, result.cpu()
             continue
+        host = result.to("cpu", non_blocking=True)  # PyTorch page-locks the target
         copied = torch.cuda.Event()
-        waiting.append((result.to("cpu", non_blocking=True), copied))
         copied.record()
+        waiting.append((key, host, copied))
         if len(waiting) > 1:
-            yield _awaited(*waiting.pop(0))
+            yield _awaited(*waiting.popleft())
     for last in waiting:
         yield _awaited(*last)
 
 
-def _awaited(copy: Tensor, copied: torch.cuda.Event) -> Tensor:
+def _awaited(key: Key, host: Tensor, copied: torch.cuda.Event) -> tuple[Key, Tensor]:
     """Wait until a copy is complete."""
     copied.synchronize()
-    return copy
+    return key, host
 
 
 def synchronize(device: torch.device) -> None:

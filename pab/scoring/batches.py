@@ -1,20 +1,12 @@
-"""Batches on their way to the device and back: no gaps, and no waiting for results.
-
-Shape letters: `B` images of a batch, `D` width of the vectors.
-"""
+"""Merge loaded batches to full ones, before they are encoded."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from pab.data.image_loader import ImageBatch
-
-Key = TypeVar("Key")
 
 
 def refilled(batches: Iterable[ImageBatch], size: int) -> Iterator[ImageBatch]:
@@ -42,34 +34,3 @@ def _merged(batches: list[ImageBatch]) -> ImageBatch:
     positions = [position for batch in batches for position in batch.positions]
     keys = [key for batch in batches for key in batch.keys]
     return ImageBatch(pixels, positions, keys, {}, {})
-
-
-def read_late(batches: Iterable[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tensor]]:
-    """Copy the vectors of batches to the CPU, without waiting for a CUDA device.
-
-    With CUDA, a batch is read when the next one is queued, so that the device never idles.
-
-    Args:
-        batches: anything that identifies a batch, and its vectors, on any device.
-
-    Yields:
-        The same, with the vectors on the CPU.
-    """
-    waiting: deque[tuple[Key, Tensor, torch.cuda.Event]] = deque()
-    for key, vectors in batches:
-        if vectors.device.type != "cuda":
-            yield key, vectors.cpu()
-            continue
-        host = vectors.to("cpu", non_blocking=True)  # page-locked, as the copy does not block
-        copied = torch.cuda.Event()
-        copied.record()
-        waiting.append((key, host, copied))
-        if len(waiting) > 1:
-            yield _copied(*waiting.popleft())
-    for one in waiting:
-        yield _copied(*one)
-
-
-def _copied(key: Key, host: Tensor, copied: torch.cuda.Event) -> tuple[Key, Tensor]:
-    copied.synchronize()
-    return key, host

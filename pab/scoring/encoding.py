@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pab.core import processes
 from pab.core.device_errors import explaining_memory
-from pab.core.devices import DTYPES, autocast
+from pab.core.devices import DTYPES, autocast, read_late
 from pab.core.precision import numerics
 from pab.core.progress import progress
 from pab.data.image_loader import ImageBatch, ImageLoader, Loadable
@@ -32,7 +32,7 @@ from pab.data.images import (
 )
 from pab.data.pixels import normalizer
 from pab.data.records import GalleryImage
-from pab.scoring.batches import read_late, refilled
+from pab.scoring.batches import refilled
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_images, cosine
 from pab.scoring.feature_cache import FeatureCache, caption_digest, code_versions
 

@@ -27,8 +27,8 @@ from lhp.tokenizer import BOS, EOS, PAD, pad_batch
 from pab.core.devices import keep_freed_memory
 from pab.scoring.encoding import batches_by_length
 
-# Caption lengths in BEiT-3's ids, with special tokens: in the published test set, about 25 to the
-# limit of 64. Lengths are drawn from a seeded triangular distribution over this range.
+# Caption lengths in BEiT-3's ids, with special tokens, about as in the published test set. Lengths
+# are drawn from a seeded triangular distribution over this range.
 SHORTEST, MODE, LONGEST = 24, 44, 64
 
 
@@ -113,7 +113,7 @@ def measure(name: str, args: argparse.Namespace) -> None:
             rate = len(exact) / best_seconds(run, args.repeats)
             share = rate * count / (products * 1e9)
             print(
-                f"    {kind} {way:17s} {rate:8.3f}/s  {rate / loop:6.2f}x the loop  {share:6.1%} "
+                f"    {kind} {way:17s} {rate:8.3f}/s  {rate / loop:6.2f}x released  {share:6.1%} "
                 f"of the ceiling  minimum cosine to fp32 {cosine:.6f}"
             )
 
@@ -124,8 +124,8 @@ def main() -> None:
         model=["beit3_base_patch16_384", "beit3_large_patch16_384"],
         batch_size=(8, "images per batch"),
         texts=96,
-        loop=(4, "images of the baselines"),
-        loop_texts=(16, "texts of the baselines"),
+        loop=(4, "number of images that each baseline encodes"),
+        loop_texts=(16, "number of texts that each baseline encodes"),
         repeats=(3, "runs; the best is reported"),
         no_compile=(False, "skip torch.compile"),
     )

@@ -30,9 +30,9 @@ def arbitrate(
     """Return each query's top-1 image after arbitration, int64 [Q].
 
     Each query points at a place of its ranking, initially the first. In each pass, among queries
-    that point at the same image, the query with the largest margin stays (ties: the larger query
-    id). Each other query moves one place down if its margin is smaller by more than ``tau``, unless
-    it is at the last place. All moves of a pass are simultaneous, and margins never change.
+    that point at the same image, those with the largest margin stay. Each other query moves one
+    place down if its margin is smaller by more than ``tau``, unless it is at the last place. All
+    moves of a pass are simultaneous, and margins never change.
 
     Args:
         columns: rankings, best first, int64 [Q, K]; no query moves beyond place K - 1.

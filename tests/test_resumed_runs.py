@@ -31,7 +31,7 @@ from tests.conftest import MODEL, save_released
 from tests.test_lhp_train import Runs, assert_same_weights, losses, weights
 from tests.test_processes import run_in
 
-STEPS = 6  # per epoch
+STEPS = 6  # per epoch, without a validation split
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_loss_scaling_has_time_to_find_its_scale(
 ) -> None:
     import pab.training.loop
 
-    scaler = torch.amp.GradScaler("cpu")  # fp16 itself is not supported on a CPU
+    scaler = torch.amp.GradScaler("cpu")  # --dtype fp16 is rejected on a CPU
     monkeypatch.setattr(pab.training.loop, "make_scaler", lambda *_: scaler)
     poison(set(range(1, taken)), "gradient")  # one fewer than would end the run
     run = runs("run", epochs=6, max_skipped_steps=limit)
@@ -175,7 +175,7 @@ def test_each_epochs_weights_are_those_of_a_run_that_never_stopped(runs: Runs) -
     settings = {"epochs": 3, "ema_decay": 0.9, "val_pairs": 4}
     whole = runs("whole", **settings)
     runs("cut", max_steps=3, **settings)
-    runs("cut", max_steps=5, **settings)  # an epoch ends here: no weights yet
+    runs("cut", max_steps=5, **settings)  # stops after the last step of epoch 0
     assert not (runs.folder / "cut" / epoch_name(0)).exists()
     cut = runs("cut", **settings)
     names = [*(epoch_name(epoch) for epoch in range(3)), FINAL]
@@ -451,7 +451,7 @@ def test_all_processes_skip_a_step_that_is_not_finite_in_one(runs: Runs, tmp_pat
     run_in(2, partial(_train_with_one_bad_loss, argv), tmp_path / "ranks")
     rows = read_log(runs.folder / "two/log.jsonl", "train")
     assert [row.get("skipped") for row in rows] == [None, 1, None]
-    # Two processes also resume, and both refuse a damaged state.
+    # Two processes also resume; both skip the damaged state.
     damage(runs.folder / "two" / LAST)
     again = [*argv, "--resume_from", "newest_good", "--max_steps", "2"]
     run_in(2, partial(_train, again), tmp_path / "ranks")

@@ -170,7 +170,7 @@ def test_images_scored_minus_infinity_are_not_listed(
     assert (found.query_ids, found.listed) == (["q1"], {"q1": 2})
     said = capsys.readouterr().err
     assert "4 scores are -inf: those images count as not listed" in said
-    assert "1 queries list no image and are skipped" in said
+    assert "skipped queries without images: 1" in said
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -346,8 +346,8 @@ def test_rankings_without_scores(
     assert found.scores[0, [2, 0]].tolist() == [1.0, 0.5]
     assert ranked_names(found.scores, found.gallery_ids, 2) == [["c", "a"], ["a", "b"]]
     said = capsys.readouterr().err
-    assert ("ignored field 'seconds' of 1 records" in said) is ("seconds" in text)
-    assert ("1 queries list no image, such as '9'" in said) is ('"9"' in text)
+    assert ("ignored field 'seconds' (records: 1)" in said) is ("seconds" in text)
+    assert ("skipped queries without images: 1 (first: '9')" in said) is ('"9"' in text)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_rankings_without_scores(
         ('{"q1": {"a": Infinity}}', "expected finite scores, found inf"),
         ('{"q1": {"a": 1e39}}', "expected finite scores, found 1e[+]39"),
         ('{"q1": {"a": -1e39}}', "expected finite scores, found -1e[+]39"),
-        ('{"q1": {"a": 1' + 400 * "0" + "}}", "expected finite scores, found an integer"),
+        ('{"q1": {"a": 1' + 400 * "0" + "}}", "expected a finite score .*, found an integer"),
         ('{"q1": {"a": 1, "z": 2}}', "query 'q1': the name 'z' is not in the gallery"),
         ('{"q1": {"a.jpg": 1, "a.png": 2}}', "both match 'a' of the gallery"),
         ('{"q1": {"a": 1}, "q2": ["a"]}', "query 'q2': expected an object of images and scores"),
@@ -416,4 +416,4 @@ def test_scores_decide_the_order_of_a_run(
 ) -> None:
     found = load_scores(saved(tmp_path, "q Q0 a 1 0.1 t\nq Q0 b 2 0.9 t\n", "r.run"))
     assert ranked_names(found.scores, found.gallery_ids, 2) == [["b", "a"]]
-    assert "the rank column contradicts the scores in 1 queries" in capsys.readouterr().err
+    assert "the rank column contradicts the scores (queries: 1)" in capsys.readouterr().err

@@ -45,7 +45,7 @@ COMMANDS = {
     "Fine-tune": {
         "python -m lhp.train": "Fine-tune BEiT-3 with the local-global hybrid perspective.",
         "python -m uit.run": "Fine-tune UIT, or evaluate it on the labelled test set.",
-        "python -m uit.train": "Fine-tune UIT in this process; uit.run starts it.",
+        "python -m uit.train": "Fine-tune UIT without the launcher uit.run.",
         "python scripts/finetune_clip.py": "Fine-tune CLIP with LHP's views.",
         "python scripts/finetune_blip2.py": "Fine-tune BLIP-2 with LHP's views.",
         "bash scripts/finetune_lhp.sh": "Fine-tune LHP as published.",

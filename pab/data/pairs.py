@@ -20,7 +20,7 @@ from pab.data.image_paths import checked_path
 from pab.data.record_lines import Once, read_records
 from pab.data.records import TrainPair, video_of
 
-# Optional fields, and the functions that read values other than text.
+# Optional fields, and the functions that check and convert their values.
 _OPTIONAL = {
     "hard_i": optional_text,
     "hard_c": optional_text,

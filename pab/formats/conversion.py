@@ -165,7 +165,7 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
         raise InputError(path, "expected finite scores, found only -inf")
     notice(path, f"{int((~is_listed).sum())} scores are -inf: those images count as not listed")
     if not kept.all():
-        notice(path, f"{int((~kept).sum())} queries list no image and are skipped")
+        notice(path, f"skipped queries without images: {int((~kept).sum())}")
     scores, is_listed, counts = score_file.scores[kept], is_listed[kept], counts[kept]
     least = scores.masked_fill(~is_listed, math.inf).amin(dim=1, keepdim=True)
     filled = torch.where(is_listed, scores, one_less(least))
@@ -212,7 +212,7 @@ def _of_listing(found: Listing, path: str | Path, given: _Given) -> ScoreFile:
         notice(path, f"{left_out} scores are -inf: those images count as not listed")
     if len(listed_images) < len(rows):
         scores = scores[[row for row, query_id in enumerate(rows) if query_id in listed_images]]
-        notice(path, f"{len(rows) - len(listed_images)} queries list no image and are skipped")
+        notice(path, f"skipped queries without images: {len(rows) - len(listed_images)}")
     if not listed_images:
         raise InputError(path, "expected ranked images per query, found none")
     meta: dict[str, Any] = {"model": "imported", "form": found.form, "listed": listed_images}

@@ -88,7 +88,7 @@ def trec_run(text: str, path: Path) -> Listing:
     other = sum(_other_order(listed) for listed in ranks.values())
     if other:
         remarks.append(
-            f"the rank column contradicts the scores in {other} queries; the scores decide, as in "
+            f"the rank column contradicts the scores (queries: {other}); the scores decide, as in "
             "trec_eval"
         )
     return _scored("a TREC run", found, remarks)
@@ -185,7 +185,7 @@ def _records(records: list[Any], path: Path) -> Listing:
         else:
             names[query] = _names(listed, fault)
         ignored.update(key for key in record if key not in (query_key, list_key, score_key))
-    remarks = [f"ignored field {shortened(key)} of {n} records" for key, n in ignored.items()]
+    remarks = [f"ignored field {shortened(key)} (records: {n})" for key, n in ignored.items()]
     if any(names.values()) and scores:
         found = f"found them for {len(scores)} of {len(records)}"
         problem = f"expected scores for all queries or for none, {found}"
@@ -215,7 +215,7 @@ def _pairs(listed: list[dict[str, Any]], fault: Fault) -> dict[str, float]:
 
 
 def _beside(names: list[str], values: Any, fault: Fault) -> dict[str, float]:
-    """Combine image names and their scores to image -> score."""
+    """Combine image names and scores into a dict image -> score."""
     if not isinstance(values, list) or len(values) != len(names):
         found = len(values) if isinstance(values, list) else kind(values)
         raise fault(f"expected a score for each of {len(names)} images, found {found}")
@@ -228,7 +228,7 @@ def _score(value: Any, name: str, fault: Fault) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        problem = f"expected finite scores, found an integer too large for image {name!r}"
+        problem = f"expected a finite score for image {name!r}, found an integer too large"
         raise fault(problem) from error
 
 
@@ -241,6 +241,6 @@ def _ordered(form: str, found: dict[str, list[str]], remarks: list[str]) -> List
     full = {query: listed for query, listed in found.items() if listed}
     empty = [query for query, listed in found.items() if not listed]
     if empty:
-        what = f"{len(empty)} queries list no image, such as {shortened(empty[0])}"
-        remarks = [*remarks, f"{what}: they are skipped"]
+        first = shortened(empty[0])
+        remarks = [*remarks, f"skipped queries without images: {len(empty)} (first: {first})"]
     return Listing(form, list(full.values()), list(full), None, tuple(remarks))

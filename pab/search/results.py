@@ -42,7 +42,7 @@ def as_plain(
 
 
 def unreadable_file(json: Path | None, html: Path | None) -> Path:
-    """Return the path for the list of unreadable images: beside the JSON file, else the page."""
+    """Return the path of the list of unreadable images: beside the JSON file or the page."""
     beside = json or html
     return UNREADABLE if beside is None else beside.with_name(f"{beside.stem}.unreadable.txt")
 

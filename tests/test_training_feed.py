@@ -198,7 +198,7 @@ def test_views_are_finished_on_a_cuda_device_without_a_host_read(
         ids = torch.zeros(2, 4, dtype=torch.int64, device="cuda")
         batch = UitBatch(
             torch.empty(2, 3, 32, 32, dtype=torch.uint8, device="cuda"), ids[:, 0], ids, ids, ids,
-            ids, ids, ids, erased=ids,
+            ids, ids, ids, longest=4, erased=ids,
         )  # fmt: skip
         finished = finish(batch)
     assert (finished.image.device, finished.image.dtype) == (CUDA, torch.float32)

@@ -89,14 +89,7 @@ def blip2_step(config: pab.encoders.blip2.finetune.TrainConfig, folder: Path) ->
 
 def pair_step(config: ContrastiveConfig, model: PairModel, side: int, ids: int) -> Step:
     """Build a step of :func:`pab.training.pairs.train_pairs` with images of ``side`` pixels."""
-    groups = parameter_groups(
-        model.module.named_parameters(),
-        weight_decay=config.weight_decay,
-        no_decay=model.no_decay,
-        layer_of=model.layer_of,
-        n_layers=model.layers,
-        layer_decay=config.layer_decay,
-    )
+    groups = model.parameter_groups(config)
     size, dtype = config.batch_size, dtype_of(config.dtype)
     scaler = make_scaler(CUDA, dtype)
     pixels = torch.empty(size, 3, side, side, dtype=torch.uint8)

@@ -56,14 +56,14 @@ def model_and_batch(
     return model, images, torch.randint(4, 70, (7, 6), generator=generator)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 6])
-@pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_the_cached_gradient_is_that_of_the_whole_batch(
-    debug_model: Callable[..., Beit3Retrieval], chunk: int, drop_path: float
-) -> None:
-    gradients, losses = [], []
+def whole_and_chunked(
+    make: Callable[..., Beit3Retrieval], drop_path: float, chunk: int, device: torch.device
+) -> tuple[list[float], list[list[Tensor]]]:
+    """Losses and gradients of a batch of 7 pairs: ordinary, then with the cached gradient."""
+    losses, gradients = [], []
     for cached in (False, True):
-        model, images, ids = model_and_batch(debug_model, drop_path)
+        model, images, ids = model_and_batch(make, drop_path)
+        model, images, ids = model.to(device), images.to(device), ids.to(device)
 
         def encode(
             rows: slice, model: Beit3Retrieval = model, images: Tensor = images, ids: Tensor = ids
@@ -78,12 +78,21 @@ def test_the_cached_gradient_is_that_of_the_whole_batch(
         chunks = [lambda i=i: encode(slice(i, i + chunk)) for i in range(0, 7, chunk)]  # type: ignore[misc]
         torch.manual_seed(11)
         if cached:
-            loss = cached_backward(chunks, loss_of, device=CPU)
+            loss = cached_backward(chunks, loss_of, device=device)
         else:
             loss = loss_of([make() for make in chunks])
             loss.backward()
         losses.append(float(loss.detach()))
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    return losses, gradients
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 6])
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_the_cached_gradient_is_that_of_the_whole_batch(
+    debug_model: Callable[..., Beit3Retrieval], chunk: int, drop_path: float
+) -> None:
+    losses, gradients = whole_and_chunked(debug_model, drop_path, chunk, CPU)
     assert losses[0] == losses[1]
     assert len(gradients[0]) == len(gradients[1]) > 50
     for plain, own in zip(*gradients, strict=True):

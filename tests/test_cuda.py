@@ -25,14 +25,13 @@ from lhp.train import main as lhp_train
 from pab.core.checkpoints import load_training_state, model_state, read_checkpoint
 from pab.core.precision import numerics
 from pab.scores import load_scores
-from pab.training.contrastive import cached_backward, gathered_infonce
 from pab.training.loop import FINAL
 from pab.training.resume import LAST
 from pab.training.run_log import read_log
 from scripts import blip2_infer, clip_infer, finetune_blip2, finetune_clip
 from tests.conftest import MODEL
 from tests.recipe_memory import GIB, peak_memory, recipe_step, take_step
-from tests.test_contrastive import model_and_batch
+from tests.test_contrastive import whole_and_chunked
 from uit.infer import main as uit_infer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,31 +161,8 @@ def test_chunks_have_the_gradient_of_the_whole_batch_with_drop_path(
 ) -> None:
     """The second pass of a chunk repeats the draws of the first, from the device's generator."""
     target = torch.device(device)
-    gradients, found = [], []
-    for cached in (False, True):
-        model, images, ids = model_and_batch(debug_model, 0.5)
-        model, images, ids = model.to(target), images.to(target), ids.to(target)
-
-        def encode(
-            rows: slice, model: Beit3Retrieval = model, images: Tensor = images, ids: Tensor = ids
-        ) -> Tensor:
-            text = model.encode_text(ids[rows], torch.zeros_like(ids[rows]))
-            return torch.stack([model.encode_image(images[rows]), text], dim=1)
-
-        def loss_of(parts: list[Tensor], model: Beit3Retrieval = model) -> Tensor:
-            return gathered_infonce(*torch.cat(parts).unbind(dim=1), model.logit_scale)
-
-        # Both ways encode chunk by chunk, so that drop path draws the same numbers.
-        chunks = [lambda i=i: encode(slice(i, i + chunk)) for i in range(0, 7, chunk)]  # type: ignore[misc]
-        torch.manual_seed(11)
-        with numerics(target, tf32=False, deterministic=False):
-            if cached:
-                loss = cached_backward(chunks, loss_of, device=target)
-            else:
-                loss = loss_of([make() for make in chunks])
-                loss.backward()
-        found.append(float(loss.detach()))
-        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    with numerics(target, tf32=False, deterministic=False):
+        found, gradients = whole_and_chunked(debug_model, 0.5, chunk, target)
     # Both passes run the same kernels; the sums over chunks differ in order.
     assert found[1] == pytest.approx(found[0], rel=1e-6)
     assert len(gradients[0]) == len(gradients[1]) > 50

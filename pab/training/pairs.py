@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,17 @@ class PairModel:
     scoring: str
     released: Callable[[nn.Module], Mapping[str, Tensor]] = weights_as_they_are
 
+    def parameter_groups(self, config: ContrastiveConfig) -> list[dict[str, Any]]:
+        """Group the parameters; see :func:`pab.training.optim.parameter_groups`."""
+        return parameter_groups(
+            self.module.named_parameters(),
+            weight_decay=config.weight_decay,
+            no_decay=self.no_decay,
+            layer_of=self.layer_of,
+            n_layers=self.layers,
+            layer_decay=config.layer_decay,
+        )
+
 
 def train_pairs(
     config: ContrastiveConfig,
@@ -102,14 +114,7 @@ def train_pairs(
             return model.vectors(pairs)
 
     # ---- Optimizer and schedule
-    groups = parameter_groups(
-        model.module.named_parameters(),
-        weight_decay=config.weight_decay,
-        no_decay=model.no_decay,
-        layer_of=model.layer_of,
-        n_layers=model.layers,
-        layer_decay=config.layer_decay,
-    )
+    groups = model.parameter_groups(config)
     # A run shorter than its warm-up uses only the beginning of the warm-up.
     scheduled_steps = max(config.epochs * steps, config.warmup_steps)
     run = Run(

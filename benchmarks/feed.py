@@ -36,6 +36,7 @@ from torchvision.transforms import v2
 from pab.core.files import sha256_of_file
 from pab.data.image_loader import ImageLoader
 from pab.data.images import ImageRecipe, recipe, verify_images
+from pab.data.pixels import CPU, normalizer
 from pab.data.records import GalleryImage
 
 MODELS = {
@@ -186,9 +187,7 @@ def main() -> None:
     for model in args.models:
         found = recipe(*MODELS[model])
         pixels = torch.zeros(args.batch, 3, found.size, found.size, dtype=torch.uint8)
-        normalize = found.transform().normalization
-        assert normalize is not None
-        on_cpu = normalize.on(torch.device("cpu"))
+        on_cpu = normalizer(found.transform().normalization, CPU)
         seconds = best_seconds(lambda on=on_cpu, x=pixels: on(x), args.repeats)  # type: ignore[misc]
         print(f"normalization on this CPU, {model}: {1000 * seconds / args.batch:.2f} ms per image")
     print(f"bars missed: {', '.join(missed)}" if missed else "all bars met")

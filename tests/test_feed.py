@@ -34,15 +34,11 @@ from pab.scoring.encoding import Compute
 from pab.scoring.feature_cache import FeatureCache
 from tests.conftest import MODEL
 from tests.fake_cuda import CUDA, fake_cuda
+from tests.test_images import noise
 from tests.test_processes import run_in
 
 CPU = torch.device("cpu")
 IMAGES = 12
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture
@@ -407,7 +403,6 @@ def test_no_blocking_copy_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> N
 def test_tensors_on_the_device_stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """They can be neither page-locked nor read by another process."""
     monkeypatch.setattr(encoding, "ImageLoader", FakeLoader)
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(FakeLoader, "made", [])
     with fake_cuda(monkeypatch):
         compute = Compute(CUDA, torch.float32, torch.float32, 2, 4)
@@ -419,7 +414,6 @@ def test_tensors_on_the_device_stay_in_this_process(monkeypatch: pytest.MonkeyPa
 
 
 def test_captions_are_read_late_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     with fake_cuda(monkeypatch) as trace:
         compute = Compute(CUDA, torch.bfloat16, torch.bfloat16, 2, 0)
         monkeypatch.setattr(processes, "assemble", lambda order, rows, total, device: rows)

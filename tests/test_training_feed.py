@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -23,6 +22,7 @@ from pab.data.pixels import Preprocessing
 from pab.training.loop import FINAL
 from tests.conftest import MODEL
 from tests.fake_cuda import CUDA, fake_cuda
+from tests.test_images import noise
 from tests.test_uit_train import SIZES, TEXT, vocabulary  # noqa: F401 - a fixture
 from uit.augment import (
     ERASED_AREA,
@@ -37,11 +37,6 @@ from uit.data import finisher
 from uit.objective import UitBatch
 
 CROPS: Any = ((0.5, 1.0), (3 / 4, 4 / 3))
-
-
-def noise(width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def normalized_in_the_loader(name: str, size: int) -> v2.Compose:

@@ -10,12 +10,11 @@ from torch.utils.data import DataLoader
 
 from pab.core.errors import InputError
 
-Workers = int | Literal["auto"]  # values of --num_workers
 MOST_WORKERS = 16  # limit of `auto`; every worker holds two batches in shared memory
 
 
-def resolve_workers(setting: Workers) -> int:
-    """Return the number of loader processes of a setting.
+def resolve_workers(setting: int | Literal["auto"]) -> int:
+    """Return the number of loader processes of ``--num_workers``.
 
     ``auto`` divides the cores that this process may use by the processes that torchrun has started
     on this machine (``LOCAL_WORLD_SIZE``), and uses 1 to :data:`MOST_WORKERS`.

@@ -2,7 +2,7 @@
 
 A cache belongs to one encoder with its weights, preprocessing and dtype. The key of an image is the
 SHA-256 of its file, so a renamed image is found, and a changed image is encoded again. The key of a
-caption is the SHA-256 of its token ids. An interrupted run loses only its current batch. A run with
+caption is the SHA-256 of its token ids. An interrupted run loses at most two batches. A run with
 a larger gallery or new queries encodes only the new items.
 
 A cache is a folder of parts, one per process, vector width and run. ``PART.sha256`` holds the keys,

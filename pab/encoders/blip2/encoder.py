@@ -51,9 +51,9 @@ class Blip2Encoder(BatchEncoder):
         self.tokenizer.check_known(rows)
 
         def encode(positions: list[int]) -> Tensor:
-            ids, mask = self.tokenizer.pad_rows([rows[i] for i in positions])
-            device = self.compute.device
-            return self.model.encode_text(ids.to(device), mask.to(device))
+            padded = self.tokenizer.pad_rows([rows[i] for i in positions])
+            ids, mask = (part.to(self.compute.device, non_blocking=True) for part in padded)
+            return self.model.encode_text(ids, mask)
 
         return self.compute.captions(encode, rows, longest=CAPTION_IDS)
 

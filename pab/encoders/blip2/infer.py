@@ -124,10 +124,9 @@ class InferConfig(EncoderConfig):
 
         from pab.encoders.blip2.lavis import LavisEncoder, load_lavis
 
-        compute = self.compute()
-        keep_freed_memory(compute.device)
-        chosen = compute
-        compute = replace(compute, dtype=torch.float32, weights=torch.float32, cache_dir=None)
+        chosen = self.compute()
+        keep_freed_memory(chosen.device)
+        compute = replace(chosen, dtype=torch.float32, weights=torch.float32, cache_dir=None)
         model, transform, process = load_lavis(self.model, self.pretrained)
         source = f"LAVIS's {self.model}" if self.pretrained is None else self.pretrained
         sha256 = "" if self.pretrained is None else checkpoint_hash(self.pretrained)

@@ -28,10 +28,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from pab.core.devices import attention
+from pab.core.devices import attention, recomputed
 from pab.core.errors import InputError
 from pab.core.notices import notice
 
@@ -263,10 +262,7 @@ class Encoder(nn.Module):
         x = x + self.embed_positions(positions, modality)
         for number, block in enumerate(self.layers, start=1):
             wanted = read if number == len(self.layers) else None
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, modality, key_mask, wanted, use_reentrant=False)
-            else:
-                x = block(x, modality, key_mask, wanted)
+            x = recomputed(self.checkpoint_activations, block, x, modality, key_mask, wanted)
         return self.layer_norm(x, modality)
 
 

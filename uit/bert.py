@@ -24,9 +24,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from pab.core.devices import attention, in_autocast_format
+from pab.core.devices import attention, in_autocast_format, recomputed
 
 INIT_STD = 0.02  # normal, as in the published code
 ImageMemory: TypeAlias = list[tuple[Tensor, Tensor]]  # per fusion layer: keys, values [B, H, M, C]
@@ -329,10 +328,7 @@ class Bert(nn.Module):
 
     def _run(self, function: Callable[..., Tensor], *args: object) -> Tensor:
         """Apply a layer; if configured, store only its inputs for the backward pass."""
-        if self.config.checkpoint_activations and torch.is_grad_enabled():
-            kept: Tensor = checkpoint(function, *args, use_reentrant=False)
-            return kept
-        return function(*args)
+        return recomputed(self.config.checkpoint_activations, function, *args)
 
     def word_logits(self, x: Tensor) -> Tensor:
         """Compute logits over the vocabulary [..., V] from cross-encoded tokens [..., D]."""

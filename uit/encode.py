@@ -126,7 +126,6 @@ def encode_gallery(
         order += places
         vectors.append(rows[:, :width].clone())
         tokens.rows[places] = rows[:, width:].view(-1, *shape[1:]).to(cache_dtype)
-    # Also waits until every process has written its tokens.
     found = processes.assemble(order, torch.cat(vectors), len(images), compute.device)
     tokens.complete(compute.device)
     return GalleryFeatures(tokens.rows, found)

@@ -137,26 +137,25 @@ def match_scores(
 
     def passes() -> Iterator[tuple[int, Tensor]]:
         for group in plan.groups:
-            with autocast(device, dtype, weights):
-                memory = bert.image_memory(next(group_tokens))
+            memory = bert.image_memory(next(group_tokens))
             for start in range(group.start, group.stop, queries_a_pass):
                 part = slice(start, min(start + queries_a_pass, group.stop))
                 seen = slice(lengths[part.stop - 1])  # the last caption of a pass is the longest
                 images = places[part]
-                with autocast(device, dtype, weights):
-                    text = bert.encode_text(ids[part, seen], mask[part, seen])
-                    logits = [
-                        _logits(model, text, mask[part, seen], memory, columns)
-                        for columns in images.split(max(1, pairs_a_pass // len(images)), dim=1)
-                    ]
+                text = bert.encode_text(ids[part, seen], mask[part, seen])
+                logits = [
+                    _logits(model, text, mask[part, seen], memory, columns)
+                    for columns in images.split(max(1, pairs_a_pass // len(images)), dim=1)
+                ]
                 yield len(images), torch.cat(logits, dim=1).float()
             del memory  # before those of the next group are computed
 
     found: list[Tensor] = []
     shown = Progress(len(plan.order), "re-ranking", "queries")
-    for queries, scores in read_late(passes()):
-        found.append(scores)
-        shown.update(queries)
+    with autocast(device, dtype, weights):
+        for queries, scores in read_late(passes()):
+            found.append(scores)
+            shown.update(queries)
     shown.close()
     return processes.assemble(plan.order, torch.cat(found), len(rows), device)
 

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from pab.core.devices import attention
+from pab.core.devices import attention, recomputed
 from pab.core.errors import InputError
 
 INIT_STD = 0.02  # truncated normal, as in the published code
@@ -247,10 +246,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the stage: [B, H, W, C] -> [B, H / 2, W / 2, 2 C] (last stage: same shape)."""
         for block in self.blocks:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = recomputed(self.checkpoint_activations, block, x)
         return x if self.downsample is None else self.downsample(x)
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pab.core.errors import InputError
 
@@ -154,6 +155,14 @@ def attention(
             q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout
         )
     return out.to(v.dtype)
+
+
+def recomputed(saving: bool, block: Callable[..., Tensor], *args: object) -> Tensor:
+    """Apply a block; if ``saving``, store only its inputs and recompute it in the backward pass."""
+    if saving and torch.is_grad_enabled():
+        out: Tensor = checkpoint(block, *args, use_reentrant=False)
+        return out
+    return block(*args)
 
 
 def keep_freed_memory(device: torch.device) -> None:

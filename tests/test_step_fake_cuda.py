@@ -44,9 +44,6 @@ ROWS = [[0, *range(4, 4 + 2 + number % 5), 2] for number in range(PAIRS)]  # ids
 
 @pytest.fixture
 def trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trace]:
-    # The generators' states are bytes on the host, for a GPU too.
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16).byte())
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
     with fake_cuda(monkeypatch) as trace:
         yield trace
 

@@ -191,6 +191,9 @@ def test_batches_must_fit_in_shared_memory(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match="use --num_workers 2, or"):
         check_shared_memory(4, megabyte, 8, 1000)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "two")
+    with pytest.raises(InputError, match=r"LOCAL_WORLD_SIZE: .*found 'two'"):
+        check_shared_memory(4, megabyte, 8, 1000)
     monkeypatch.setattr(device_errors, "SHARED_MEMORY", tmp_path / "missing")  # not Linux
     check_shared_memory(16, megabyte, 8, 1000)
 

@@ -85,7 +85,7 @@ def test_indices_choose_the_pairs(tiny_data: Path, tokenizer: Tokenizer) -> None
     )
 
 
-def test_collate_pads_to_the_longest(tiny_data: Path, tokenizer: Tokenizer) -> None:
+def test_collate_pads_to_the_longest() -> None:
     image = torch.zeros(3, 8, 8)
     batch = collate([(image, [0, 5, 2], 4), (image + 1, [0, 2], 9)])
     assert isinstance(batch, PairBatch)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from pab.core.devices import local_processes
 from pab.core.errors import InputError
 
 GB = 1e9
@@ -107,12 +108,11 @@ def check_shared_memory(num_workers: int, sample_bytes: int, batch_size: int, sa
         samples: samples of this process.
 
     Raises:
-        InputError: the free space is too small.
+        InputError: the free space is too small, or ``LOCAL_WORLD_SIZE`` is not a positive number.
     """
     if num_workers == 0 or not SHARED_MEMORY.is_dir():
         return
-    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    loaders = int(local) if local.isdigit() else 1
+    loaders = local_processes()
     wanted = loaders * sample_bytes * min(num_workers * PREFETCH * batch_size, samples)
     free = shutil.disk_usage(SHARED_MEMORY).free
     if wanted > free:

@@ -64,6 +64,18 @@ def local_rank_of_torchrun() -> int:
     return int(found)
 
 
+def local_processes() -> int:
+    """Read ``LOCAL_WORLD_SIZE``, torchrun's number of processes of this machine; 1 if not set.
+
+    Raises:
+        InputError: it is not a positive number.
+    """
+    found = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not found.isdecimal() or int(found) < 1:
+        raise InputError("LOCAL_WORLD_SIZE", f"expected a number of processes, found {found!r}")
+    return int(found)
+
+
 def dtype_of(name: str) -> torch.dtype:
     """Return the torch dtype of ``fp32``, ``bf16`` or ``fp16``; reject any other name."""
     if name not in DTYPES:

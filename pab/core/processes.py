@@ -281,14 +281,7 @@ def on_main(make: Callable[[], T]) -> T:
     Raises:
         InputError: raised in rank 0; raised again in every process.
     """
-    result: T | None = None
-    error: InputError | None = None
-    if is_main():
-        try:
-            result = make()
-        except InputError as raised:
-            error = raised
-    shared, error = broadcast_object((result, error))
+    shared, error = broadcast_object(_result_or_error(make) if is_main() else (None, None))
     if error is not None:
         raise error
     return cast(T, shared)
@@ -302,16 +295,18 @@ def on_all(make: Callable[[], T]) -> T:
     Raises:
         InputError: raised in one process; raised again in every process.
     """
-    result: T | None = None
-    error: InputError | None = None
-    try:
-        result = make()
-    except InputError as raised:
-        error = raised
+    result, error = _result_or_error(make)
     for found in gather_objects(error):
         if found is not None:
             raise found
     return cast(T, result)
+
+
+def _result_or_error(make: Callable[[], T]) -> tuple[T | None, InputError | None]:
+    try:
+        return make(), None
+    except InputError as error:
+        return None, error
 
 
 def check_equal(values: Mapping[str, str], *, todo: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from pab.core.errors import InputError
+from pab.core.devices import local_processes
 
 MOST_WORKERS = 16  # limit of `auto`; every worker holds two batches in shared memory
 
@@ -24,10 +24,7 @@ def resolve_workers(setting: int | Literal["auto"]) -> int:
     """
     if setting != "auto":
         return setting
-    found = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if not found.isdecimal() or int(found) < 1:
-        raise InputError("LOCAL_WORLD_SIZE", f"expected a number of processes, found {found!r}")
-    return min(max(available_cores() // int(found), 1), MOST_WORKERS)
+    return min(max(available_cores() // local_processes(), 1), MOST_WORKERS)
 
 
 def available_cores() -> int:

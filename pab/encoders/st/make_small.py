@@ -1,0 +1,236 @@
+"""Make a small, untrained Qwen3-VL and its processor: `python -m pab.encoders.st.make_small`.
+
+The model has the architecture and the files of published models, so all commands for
+vision-language models run on a laptop. `--kind` selects what sentence-transformers adds to it:
+`reranker` scores a pair by the logits of "yes" and "no", `dense` returns the last token's vector,
+`late` returns one vector per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pab.core.config import config_from_args, data_flag, flag, model_flag, output_flag
+from pab.core.errors import InputError, run_cli
+from pab.core.progress import progress
+from pab.data.training_set import TrainingSet
+from pab.encoders.st.library import sentence_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+YES, NO = "yes", "no"
+PAD, END = "<|endoftext|>", "<|im_end|>"
+IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+SPECIAL = (PAD, "<|im_start|>", END, VISION_START, VISION_END, IMAGE, VIDEO)
+MERGE = 2  # patches per side that become one token, as in Qwen3-VL
+# Roles as in Qwen3-VL-Reranker: an instruction (system), a caption (query), an image (document).
+CHAT_TEMPLATE = """\
+{%- macro parts(content) -%}
+{%- if content is string -%}{{ content }}{%- else -%}
+{%- for part in content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif 'text' in part -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ parts(message.content) }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
+
+
+@dataclass(frozen=True)
+class SmallConfig:
+    """Settings of a small model; each field is a flag."""
+
+    data_path: str = data_flag("data/mini", "data root whose captions train the tokenizer")
+    out: str = output_flag("output/small_vlm", "folder of the model; must not exist")
+    kind: Literal["reranker", "dense", "late"] = model_flag(
+        "reranker", "what sentence-transformers reads the folder as"
+    )
+    width: int = model_flag(192, "width of the language and the vision layers", ge=16)
+    layers: int = model_flag(4, "number of language layers, and of vision layers", ge=2)
+    heads: int = model_flag(4, "attention heads", ge=1)
+    patch: int = model_flag(16, "side of a patch, pixels", ge=2)
+    side: int = model_flag(192, "images are resized to about side x side pixels", ge=32)
+    vocab_size: int = model_flag(1500, "maximum number of tokens, special ones included", ge=300)
+    dims: int = model_flag(64, "late: width of the token vectors", ge=8)
+    seed: int = flag(16, "seed of the random weights")
+
+    def check(self) -> None:
+        """Reject sizes that do not fit.
+
+        Raises:
+            InputError: the message names the flag.
+        """
+        if self.width % (4 * self.heads):
+            raise InputError("--width", f"must be a multiple of {4 * self.heads} (4 x --heads)")
+        if Path(self.out).exists():
+            raise InputError("--out", f"{self.out} exists", todo="choose another folder")
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train byte-pair encoding with Qwen's special tokens; "yes" and "no" are single tokens.
+
+    Args:
+        captions: training text.
+        vocab_size: maximum number of tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+
+    def lines() -> Iterator[str]:
+        for caption in captions:
+            yield caption
+            yield f"{YES}\n{NO}\n"  # frequent enough to be merged
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(lines(), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left"
+    )
+
+
+def write_model(config: SmallConfig, captions: Iterable[str], folder: Path) -> int:
+    """Write a Qwen3-VL with its processor to a folder, in the format of transformers.
+
+    Returns:
+        Number of parameters.
+    """
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    tokenizer = train_tokenizer(captions, config.vocab_size)
+    vocabulary = tokenizer.get_vocab()
+    ids = {name: vocabulary[name] for name in SPECIAL}
+    pixels = {"shortest_edge": config.side**2 // 2, "longest_edge": config.side**2}
+    sizes: dict[str, Any] = {"patch_size": config.patch, "merge_size": MERGE}
+    processor = Qwen3VLProcessor(
+        Qwen2VLImageProcessor(size=pixels, **sizes), tokenizer,
+        Qwen3VLVideoProcessor(size=pixels, **sizes), chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
+    head = config.width // config.heads
+    rotary = head // 2  # pairs of rotated channels, shared by time, height and width
+    sections = [rotary - 2 * (rotary // 3), rotary // 3, rotary // 3]
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": config.width,
+        "intermediate_size": 3 * config.width, "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads, "num_key_value_heads": config.heads,
+        "head_dim": head, "max_position_embeddings": 4096, "pad_token_id": ids[PAD],
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections,
+            "mrope_interleaved": True,
+        },
+    }  # fmt: skip
+    grid = 2 * config.side // config.patch  # positions are interpolated; this covers tall images
+    vision = {
+        "depth": config.layers, "hidden_size": config.width, "num_heads": config.heads,
+        "intermediate_size": 3 * config.width, "patch_size": config.patch,
+        "spatial_merge_size": MERGE, "out_hidden_size": config.width,
+        "num_position_embeddings": grid**2,
+        "deepstack_visual_indexes": [config.layers // 2],
+    }  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config=text, vision_config=vision, image_token_id=ids[IMAGE],
+            video_token_id=ids[VIDEO], vision_start_token_id=ids[VISION_START],
+            vision_end_token_id=ids[VISION_END], tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def with_modules(kind: str, dims: int, written: Path, folder: Path) -> None:
+    """Load a written model with the modules of its kind, and save it in the library's format.
+
+    Args:
+        kind: ``reranker``, ``dense`` or ``late``.
+        dims: width of the token vectors of a ``late`` model.
+        written: folder of :func:`write_model`.
+        folder: folder to write.
+    """
+    library = sentence_transformers()
+    modules = sentence_transformers("base.modules")
+    if kind == "reranker":
+        scores = sentence_transformers("cross_encoder.modules")
+        transformer = modules.Transformer(
+            str(written), transformer_task="any-to-any",
+            processing_kwargs={"chat_template": {"add_generation_prompt": True}},
+        )  # fmt: skip
+        yes, no = (transformer.tokenizer.convert_tokens_to_ids(word) for word in (YES, NO))
+        library.CrossEncoder(modules=[transformer, scores.LogitScore(yes, no)]).save(str(folder))
+        return
+    transformer = modules.Transformer(str(written))
+    width = transformer.get_embedding_dimension()
+    if kind == "dense":
+        pooling = sentence_transformers("sentence_transformer.modules").Pooling(width, "lasttoken")
+        parts = [transformer, pooling, modules.Normalize()]
+        library.SentenceTransformer(modules=parts).save(str(folder))
+        return
+    projection = modules.Dense(
+        width, dims, bias=False, activation_function=torch.nn.Identity(),
+        module_input_name="token_embeddings",
+    )  # fmt: skip
+    mask = sentence_transformers("multi_vector_encoder.modules").MultiVectorMask()
+    normalize = modules.Normalize(module_input_name="token_embeddings")
+    library.MultiVectorEncoder(modules=[transformer, projection, mask, normalize]).save(str(folder))
+
+
+def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
+    """Write a small model; return its number of parameters.
+
+    Args:
+        config: settings of the model.
+        captions: text that trains the tokenizer.
+
+    Raises:
+        InputError: sentence-transformers is not installed, or the folder cannot be written.
+    """
+    sentence_transformers()
+    out = Path(config.out)
+    with TemporaryDirectory() as temporary:
+        written = Path(temporary)
+        count = write_model(config, captions, written)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with_modules(config.kind, config.dims, written, out)
+        except OSError as error:
+            raise InputError(out, f"cannot be written: {error.strerror or error}") from error
+    return count
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and write a model."""
+    config, _ = config_from_args(SmallConfig, argv, prog="python -m pab.encoders.st.make_small")
+    pairs = progress(TrainingSet.open(config.data_path), "reading captions", "captions")
+    count = make_small(config, [pair.caption for pair in pairs])
+    print(f"Qwen3-VL with {count:,} parameters -> {config.out}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

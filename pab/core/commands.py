@@ -54,6 +54,7 @@ COMMANDS = {
         "python -m lhp.train_tokenizer": "Train a SentencePiece model on training captions.",
         "python -m uit.make_vocabulary": "Make a WordPiece vocabulary from training captions.",
         "python -m pab.encoders.train_clip_tokenizer": "Train a tokenizer for a new CLIP model.",
+        "python -m pab.encoders.st.make_small": "Make a small, untrained Qwen3-VL.",
     },
     "Data and files": {
         "python -m pab.layout": "Explain a file or folder, and name the command to run next.",

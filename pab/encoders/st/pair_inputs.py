@@ -45,7 +45,7 @@ GENERATION = {"chat_template": {"add_generation_prompt": True}}
 
 @dataclass(frozen=True)
 class RerankerSettings:
-    """What a folder says about its use as a reranker.
+    """Settings that a folder holds for its use as a reranker.
 
     Attributes:
         processing: keyword arguments of the processor, by kind: ``chat_template``, ``text``,

@@ -36,7 +36,7 @@ from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.st.folders import folder_hash, model_folder
 from pab.encoders.st.library import sentence_transformers
 from pab.encoders.st.tune_config import RandomCrop, VlmTuneConfig, plain_attention
-from pab.encoders.st.tuned_folder import check_new_folder, write_folder
+from pab.encoders.st.tuned_folder import check_model_folder, write_folder
 from pab.training.contrastive import cross_entropies
 from pab.training.data import (
     TrainingSamples,
@@ -164,7 +164,7 @@ def train(config: TrainConfig, command: str) -> None:
     # ---- Data and model
     folder = model_folder(config.model)
     target = Path(config.output_dir) / "model"
-    check_new_folder(target)
+    check_model_folder(target)
     setup = set_up(config, command, {"model": partial(folder_hash, folder)})
     data, device, batches = setup.data, setup.device, setup.batches
     steps = steps_per_epoch(batches)

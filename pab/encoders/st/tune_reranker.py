@@ -46,7 +46,7 @@ from pab.encoders.st.questions import (
     without_held_out,
 )
 from pab.encoders.st.tune_config import RandomCrop, VlmTuneConfig, plain_attention
-from pab.encoders.st.tuned_folder import check_new_folder, write_folder
+from pab.encoders.st.tuned_folder import check_model_folder, write_folder
 from pab.encoders.tuning import freeze, merged_state, with_lora
 from pab.metrics import evaluate_scores, twin_preference
 from pab.scores import ScoreFile
@@ -178,7 +178,7 @@ def train(config: TrainConfig, command: str) -> None:
     """
     # ---- Data and model
     folder, target = model_folder(config.model), Path(config.output_dir) / "model"
-    check_new_folder(target)
+    check_model_folder(target)
     setup = set_up(config, command, files_of(config, folder), config.update_freq)
     device = setup.device
     questions = choose_questions(config, setup)
@@ -270,12 +270,10 @@ def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
         mined = read_mined(config.pairs, pairs.root)
         held_out = frozenset(pairs[int(row)].image for row in val_rows)
         questions = without_held_out(mined, held_out, config.pairs)
-        if len(questions) < len(mined):
-            notice(
-                config.pairs, f"{len(mined) - len(questions)} of {len(mined)} questions are left "
-                "out: they show validation images",
-            )  # fmt: skip
         check_images(questions, pairs.root, config.pairs)
+        left_out = len(mined) - len(questions)
+        shown = f"; {left_out} show validation images and are left out" if left_out else ""
+        notice(config.pairs, f"{len(questions)} questions are the training data{shown}")
         longest = max(len(question.wrong) for question in questions)
     needed = 1 + longest + config.draws.total
     if len(train_rows) < needed:

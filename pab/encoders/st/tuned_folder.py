@@ -9,7 +9,7 @@ from pathlib import Path
 from pab.core.errors import InputError
 
 
-def check_new_folder(folder: Path) -> None:
+def check_model_folder(folder: Path) -> None:
     """Reject a target that is not a folder; an earlier model is replaced at the end.
 
     Raises:

@@ -106,7 +106,7 @@ class FusionConfig(LabelConfig):
         """Reject decodings that contradict one another or other settings."""
         methods = [method for method in self.decode if method != "none"]
         if methods and len(methods) < len(self.decode):
-            raise InputError("--decode", f"expected none alone, found none and {methods[0]}")
+            raise InputError("--decode", f"none cannot be combined with {methods[0]}")
         if self.decode and not methods:
             return  # decoding is off: ignore a config file's decoding settings
         used = " ".join(methods) or "none"

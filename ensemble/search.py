@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -36,6 +35,7 @@ from ensemble.members import (
     load_members,
     without_weight,
 )
+from ensemble.refusals import refuse_test_set
 from ensemble.rerank_prior import reranking_of
 from ensemble.stage_search import (
     DEPTHS,
@@ -51,7 +51,6 @@ from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.core.progress import progress
-from pab.data.records import Retrieval
 from pab.metrics import Metrics
 from pab.scores import ScoreFile
 
@@ -62,9 +61,6 @@ SCORE_FLAGS = {
     "blip2": "blip2_score",
     "clip": "clip_score",
 }
-MASKED_SET = "name-masked_test-set"  # this and the next two names are from PAB's layout
-TEST_ANNOTATIONS = ("annotation", "test")
-TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
 
 
 @dataclass(frozen=True)
@@ -215,21 +211,6 @@ def estimate(config: SearchConfig, inside: Metrics, rungs: Sequence[tuple[str, M
     return line if len(rungs) == 1 else f"{line}\n{ladder_table(rungs, config.seed)}"
 
 
-def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
-    """Return true if the queries belong to a test set of PAB, according to the paths of the files.
-
-    Args:
-        retrieval: queries, with the images of their gallery.
-        files: annotation, answer key, image folder.
-    """
-    given = [Path(file) for file in files if file]
-    for path in (*map(Path.absolute, given), *map(Path.resolve, given)):  # as given, and resolved
-        if MASKED_SET in path.parts[-3:] or path.parts[-3:-1] == TEST_ANNOTATIONS:
-            return True
-    images = (image.path.absolute() for image in retrieval.gallery or [])
-    return any(TEST_IMAGES & set(path.parts[-4:]) for path in images)
-
-
 def stages_of(
     config: SearchConfig, fusion: Fusion, reranker: Member | None, file: ScoreFile
 ) -> Stages:
@@ -320,12 +301,10 @@ def run(config: SearchConfig) -> None:
     retrieval = config.retrieval()
     if retrieval.relevant is None:
         raise InputError(config.annotation, "expected labels, found none")
-    on_test = is_test_set(retrieval, config.annotation, config.answers, config.image_folder)
-    if on_test and not config.allow_test:
-        raise InputError(
-            config.annotation, "is a test set: weights are chosen on validation data",
-            todo="score the validation split (see docs/ensemble.md), or pass --allow_test",
-        )  # fmt: skip
+    on_test = refuse_test_set(
+        retrieval, config.annotation, config.answers, config.image_folder,
+        why="weights are chosen on validation data", allowed=config.allow_test,
+    )  # fmt: skip
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
     gallery = known_gallery(retrieval, config.image_folder)

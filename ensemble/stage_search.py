@@ -153,11 +153,11 @@ class Stages:
             replace(self.reranking, depth=chosen["rerank_depth"]).reorder(fused)
             if chosen["rerank_depth"] >= int(self.reranking.listed.min()):
                 del chosen["rerank_depth"]  # the reranker scored no more images
-        for (settings, _), choice in zip(reversed(self.decodings), reversed(choices), strict=False):
+        made = {choice.stage: choice.ranking.scores for choice in choices}
+        for settings, _ in self.decodings:
             if settings.method == "sinkhorn":
-                errors = sinkhorn_errors(choice.ranking.scores)
-                factor = choice.settings["decode_factor"]
-                warn_on_sinkhorn(replace(settings, factor=factor), *errors)
+                tried = replace(settings, factor=chosen["decode_factor"])
+                warn_on_sinkhorn(tried, *sinkhorn_errors(made["sinkhorn"]))
         for name, value in chosen.items():
             if value is not None and len(grids[name]) > 1 and value == max(grids[name]):
                 notice(f"--{name}", f"{value:g} is the largest value tried: try larger ones")

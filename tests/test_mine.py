@@ -119,6 +119,22 @@ def test_the_example(
     ]
 
 
+def test_a_twin_with_the_same_caption_is_left_out(
+    words: list[str], annotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotation.write_text(annotation.read_text().replace("sleeps", "runs"))
+    mine(words)
+    assert wrong(tmp_path)["c0"] == ["b1", "b0"]
+    said = capsys.readouterr().out
+    assert "wrong images: 12, 4 of them twins; left out: 3 with the same caption" in said
+
+
+def test_images_with_the_same_caption_may_count_as_right(words: list[str], tmp_path: Path) -> None:
+    mine([*words, "--same_caption_counts"])
+    assert lines(tmp_path)["c0"]["kind"] == "regression"  # d0, which ranks first, is also right
+    assert wrong(tmp_path)["c0"] == ["c1", "b1"]
+
+
 def test_failures_beyond_the_reach_of_the_reranker(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -196,6 +196,19 @@ def test_images_outside_the_candidates_are_reported_once(
     assert "are treated as the worst of their query" in said[0]
 
 
+def test_only_the_chosen_factor_reports_that_sinkhorn_has_not_converged(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--decode", "sinkhorn", "--sinkhorn_steps", "1", "--factor_grid", "20", "50", "100"]
+    search([*words, *flags])
+    said = capsys.readouterr()
+    reports = [line for line in said.err.splitlines() if "has not converged" in line]
+    chosen = re.search(r"decoded by sinkhorn, decode_factor (\d+):", said.out)
+    assert chosen is not None
+    assert len(reports) == 1
+    assert f"after 1 steps at factor {chosen[1]}:" in reports[0]
+
+
 def test_more_queries_than_images_are_decoded_with_a_slack(tmp_path: Path) -> None:
     queries = [f"i{n % 3}#{n // 3}" for n in range(6)]
     scores = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))

@@ -65,7 +65,7 @@ SCORE_FLAGS = {
 
 @dataclass(frozen=True)
 class SearchConfig(FusionConfig):
-    """Settings of the weight search; each field is a flag of `python -m ensemble.search`."""
+    """Settings of the search; each field is a flag of `python -m ensemble.search`."""
 
     finds_weights: ClassVar[bool] = True  # so that no member needs a weight
     flag_group: ClassVar = "optimization"

@@ -69,7 +69,7 @@ def with_lora(
     Args:
         model: changed in place; its methods keep working.
         rank: rank of the updates.
-        alpha: scale of the updates, multiplied by the rank.
+        alpha: updates are scaled by ``alpha / rank``.
         also: other parameters to train, such as the temperature.
         dora: also train the length of each row of a matrix (DoRA, arXiv 2402.09353).
 

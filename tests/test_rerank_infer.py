@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from pab.encoders.st.reranker import LibraryPairModel
 from pab.ranking import top_k
 from pab.scores import ScoreFile, load_scores
 from scripts.rerank_infer import main
+from tests.kill_and_rerank import kill_after, scored_pairs
 from tests.small_reranker import make_candidates, make_reranker, rerank_words
+from tests.test_processes import run_in
 
 K = 4
 BACKENDS = ("transformers", "sentence_transformers")
@@ -271,6 +274,42 @@ def test_bf16_scores_do_not_tie(folder: Path, tiny_data: Path) -> None:
             found = model.scores(model.inputs(["a man"] * len(pictures), pictures))
         assert found.dtype == torch.float32
         assert not torch.equal(found, found.bfloat16().float())
+
+
+@pytest.mark.slow
+def test_a_killed_run_scores_at_most_one_batch_again(
+    scored: Scored, words: Words, unscored: list[int], tmp_path: Path
+) -> None:
+    """`python -m tests.kill_and_rerank` kills ten times."""
+    whole = scored("whole")
+    pairs = sum(unscored)
+    log = tmp_path / "killed.log"
+    begun = kill_after(words("killed"), log, batches=4, delay=0.03)
+    unscored.clear()
+    killed = scored("killed")
+    assert 0 < sum(unscored) < pairs, "the killed run has kept nothing"
+    assert sum(scored_pairs(log)) + sum(unscored) - pairs <= max(scored_pairs(log)), begun
+    assert (tmp_path / "killed.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+    assert torch.equal(killed.scores, whole.scores)
+
+
+def rerank_in_group(words: list[str], _: Path) -> dict[str, Any]:
+    """Re-rank in a process of a group; the command leaves the group."""
+    main(words)
+    return {}
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_score_as_one(
+    scored: Scored, words: Words, tmp_path: Path, backend: str
+) -> None:
+    one = scored("one", backend=backend)
+    run_in(2, partial(rerank_in_group, words("two", backend=backend)), tmp_path)
+    two = load_scores(tmp_path / "two.pt")
+    assert torch.equal(one.scores, two.scores)
+    assert one.meta == two.meta
 
 
 # --------------------------------------------------------------------------------------- bad input

@@ -137,6 +137,21 @@ def test_both_backends_agree_without_the_librarys_settings(
     torch.testing.assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_token_ids_that_the_folder_lacks_come_from_the_tokenizer(
+    folder: Path, tmp_path: Path, scored: Scored, backend: str
+) -> None:
+    """A published folder named a wrong path for them."""
+    lacking = Path(shutil.copytree(folder, tmp_path / "lacking"))
+    modules = json.loads((lacking / "modules.json").read_text())
+    modules[1]["path"] = "wrong"
+    (lacking / "modules.json").write_text(json.dumps(modules))
+    found = scored("found", model=lacking, backend=backend)
+    assert torch.equal(found.scores, scored("whole", backend=backend).scores)
+    given = scored("given", model=lacking, backend=backend, yes_token="no", no_token="yes")
+    assert given.meta["yes_token_id"] == found.meta["no_token_id"]
+
+
 def test_both_backends_agree_on_a_template_without_pair_roles(
     folder: Path, tmp_path: Path, scored: Scored
 ) -> None:

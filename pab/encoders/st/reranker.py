@@ -69,8 +69,8 @@ class LibraryPairModel(PairModel):
     ) -> LibraryPairModel:  # fmt: skip
         """Load a model; see :meth:`PairModel.open`.
 
-        Without sentence-transformers' settings in the folder, the library would take the model for
-        a classifier, so its modules are made here.
+        The modules are made here: without settings in the folder, the library would take the model
+        for a classifier, and it reads no settings without token ids.
 
         Raises:
             InputError: see :meth:`PairModel.open`; or sentence-transformers is not installed.
@@ -84,17 +84,16 @@ class LibraryPairModel(PairModel):
         options = {"dtype": dtype, "device_map": {"": str(device)}}
         with quiet_loading():
             if (folder / MODULES).is_file():
-                encoder = library.CrossEncoder(
-                    str(folder), model_kwargs=options, local_files_only=True
+                transformer = modules.Transformer.load(
+                    str(settings.folder), model_kwargs=options, local_files_only=True
                 )
-                encoder[1].true_token_id, encoder[1].false_token_id = tokens.yes, tokens.no
             else:
                 transformer = modules.Transformer(
                     str(folder), transformer_task="any-to-any", model_kwargs=options,
                     processing_kwargs=dict(settings.processing),
                 )  # fmt: skip
-                answer = modules.LogitScore(tokens.yes, tokens.no)
-                encoder = library.CrossEncoder(modules=[transformer, answer])
+            answer = modules.LogitScore(tokens.yes, tokens.no)
+            encoder = library.CrossEncoder(modules=[transformer, answer])
         if dtype != torch.float32:
             head_in_fp32(encoder[0].model)
         return cls(encoder.eval(), tokens, prompt, settings.processing)

@@ -17,11 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pab.core.errors import InputError
+from pab.core.errors import InputError, first_line
 from pab.data.image_loader import ImageBatch, Loadable
 from pab.data.images import ImageReader
 from pab.data.records import GalleryImage
-from pab.encoders.st.folders import first_line
 from pab.encoders.st.pictures import PictureLoader
 from pab.scoring.encoder import AnyImage, Origin, as_captions, as_images, cosine
 from pab.scoring.encoding import Compute, ImageWork

@@ -18,7 +18,7 @@ from pab.scoring.rerank import score_candidates
 
 if TYPE_CHECKING:
     from pab.encoders.st.encoder import Embedder
-    from pab.encoders.st.folders import Kind
+    from pab.encoders.st.loading import Kind
 
 CLASSES = {"dense": "SentenceTransformer", "late": "MultiVectorEncoder"}
 NAMES = {
@@ -78,9 +78,10 @@ class InferConfig(MemberConfig):
     def open(self) -> Embedder:
         """Load the model; see :meth:`pab.scoring.job.MemberConfig.open`."""
         from pab.encoders.st.encoder import DenseEncoder
-        from pab.encoders.st.folders import folder_hash, kind_of, load_model, model_folder
+        from pab.encoders.st.folders import folder_hash, model_folder
         from pab.encoders.st.late import LateEncoder
         from pab.encoders.st.library import sentence_transformers
+        from pab.encoders.st.loading import kind_of, load_model
 
         library = sentence_transformers()
         compute = self.compute()

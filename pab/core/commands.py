@@ -25,6 +25,7 @@ COMMANDS = {
         "python -m uit.infer": "Score each query's candidates with a fine-tuned UIT.",
         "python scripts/clip_infer.py": "Score a gallery with CLIP, zero-shot or fine-tuned.",
         "python scripts/blip2_infer.py": "Score a gallery with BLIP-2, zero-shot or fine-tuned.",
+        "python scripts/embed_infer.py": "Score a gallery with a vision-language embedder.",
         "python scripts/rerank_infer.py": "Score candidates with a vision-language model.",
         "python -m pab.scoring": "Score a gallery with any member, found by its name.",
     },

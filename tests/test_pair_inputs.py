@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from pab.core.errors import InputError
-from pab.encoders.st.make_small import SmallConfig, make_small
 from pab.encoders.st.pair_inputs import PROMPT, QUESTION, PairModel
+from tests.small_reranker import CAPTIONS, make_reranker
 
-CAPTIONS = [
-    "A man falls off a bicycle.",
-    "A woman",
-    "http://a.org/b.jpg",
-    "a red coat, in the rain",
-]
 SIZES = [(50, 100), (60, 60), (200, 90), (33, 80)]  # width, height
 USER_ONLY = """\
 {%- for message in messages -%}{%- if message.role in ('system', 'user') -%}
@@ -38,15 +31,7 @@ TEXT_ONLY = """\
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a small reranker whose scores differ between pairs."""
-    out = tmp_path_factory.mktemp("vlm") / "reranker"
-    sizes: dict[str, Any] = {"width": 48, "layers": 2, "heads": 2, "side": 64, "vocab_size": 400}
-    make_small(SmallConfig(kind="reranker", out=str(out), **sizes), CAPTIONS)
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(out / "model.safetensors")  # initial weights are so small that all agree
-    large = {name: 4 * tensor if tensor.ndim == 2 else tensor for name, tensor in weights.items()}
-    save_file(large, out / "model.safetensors", metadata={"format": "pt"})
-    return out
+    return make_reranker(tmp_path_factory.mktemp("vlm") / "reranker")
 
 
 @pytest.fixture

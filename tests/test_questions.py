@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pab.encoders.st.questions import (
     PairQuestions,
     Question,
     QuestionSamples,
+    question_of_pair,
     read_mined,
     without_held_out,
 )
@@ -96,6 +98,15 @@ def test_the_twin_of_a_pair_is_its_wrong_image(pairs: TrainingSet) -> None:
         twin = by_image[question.wrong[0]]
         assert twin.source_video == by_image[question.image].source_video
         assert twin.image != question.image
+
+
+def test_images_with_the_same_caption_are_not_wrong(pairs: TrainingSet) -> None:
+    pair = pairs[0]
+    assert question_of_pair(pair).wrong == (f"train/{pair.hard_i}",)
+    assert question_of_pair(replace(pair, hard_c=pair.caption)).wrong == ()
+    data = samples(pairs, Draws(hard=0, easy=len(pairs) - 2))
+    question = Question(pairs[5].caption, pair.image, ())
+    assert pairs[5].image not in data.wrong(question, epoch=0)
 
 
 def test_drawn_images_are_wrong_and_differ(pairs: TrainingSet) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
@@ -48,12 +49,14 @@ class RerankerSettings:
     """Settings that a folder holds for its use as a reranker.
 
     Attributes:
+        folder: folder of the model itself.
         processing: keyword arguments of the processor, by kind: ``chat_template``, ``text``,
             ``image``, ``common``.
         yes: token id of the positive answer; None if the folder does not name it.
         no: token id of the negative answer; None if the folder does not name it.
     """
 
+    folder: Path
     processing: Mapping[str, Any] = field(default_factory=lambda: dict(GENERATION))
     yes: int | None = None
     no: int | None = None
@@ -68,7 +71,7 @@ def read_settings(folder: Path) -> RerankerSettings:
     """
     listed = folder / MODULES
     if not listed.is_file():
-        return RerankerSettings()
+        return RerankerSettings(folder)
     modules = read_json(listed, list)
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if kinds != ["Transformer", "LogitScore"]:
@@ -80,7 +83,8 @@ def read_settings(folder: Path) -> RerankerSettings:
     first, last = (folder / str(module.get("path", "")) for module in modules)
     answer = read_json(last / "config.json")
     processing = read_json(first / TRANSFORMER_CONFIG).get("processing_kwargs") or {}
-    return RerankerSettings(processing, answer.get("true_token_id"), answer.get("false_token_id"))
+    yes, no = answer.get("true_token_id"), answer.get("false_token_id")
+    return RerankerSettings(first, processing, yes, no)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class AnswerTokens:
 
     yes: int
     no: int
+
+    def described(self, tokenizer: Any) -> str:
+        """Describe the answers in one line."""
+        yes, no = tokenizer.convert_ids_to_tokens([self.yes, self.no])
+        return f"answers: {yes!r} is token {self.yes}, {no!r} is token {self.no}"
 
 
 def answer_tokens(
@@ -190,6 +199,29 @@ def keeps_pair_roles(processor: Any, settings: Mapping[str, Any]) -> bool:
     )  # fmt: skip
 
 
+def head_in_fp32(model: Any) -> None:
+    """Compute a model's logits in float32 from its hidden states, whatever the weights' dtype.
+
+    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query would tie.
+
+    Args:
+        model: model of transformers with a linear output layer; it is changed in place.
+    """
+
+    def product(head: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor:
+        bias = None if head.bias is None else head.bias.float()
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return F.linear(inputs[0].float(), head.weight.float(), bias)
+
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise InputError(
+            "--dtype", f"expected a model with a linear output layer, found {type(head).__name__}",
+            todo="use --dtype fp32",
+        )  # fmt: skip
+    head.register_forward_hook(product)
+
+
 class PairModel:
     """Vision-language model that scores pairs of a caption and an image.
 
@@ -229,10 +261,13 @@ class PairModel:
         Raises:
             InputError: the folder holds another kind of model, or an answer is not one token.
         """
-        check_image_text_model(folder)
-        settings, processor = read_settings(folder), load_processor(folder)
+        settings = read_settings(folder)
+        check_image_text_model(settings.folder)
+        processor = load_processor(settings.folder)
         tokens = answer_tokens(processor.tokenizer, settings, yes_token, no_token)
-        model = load_image_text_model(folder, dtype, device)
+        model = load_image_text_model(settings.folder, dtype, device)
+        if dtype != torch.float32:
+            head_in_fp32(model)
         return cls(model, processor, tokens, prompt, settings.processing)
 
     def messages(self, caption: str, image: Image.Image) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from pab.data.records import TrainPair
 from pab.data.training_set import TrainingSet
 from pab.training.sampling import SampleKey, sample_seed
 
+MOST_DRAWS = 1000  # random images per question, to find those that are wrong
 MINED_FIELDS = frozenset(("caption", "query_id", "image", "wrong", "kind", "source"))
 
 
@@ -42,9 +43,12 @@ class Question:
 
 
 def question_of_pair(pair: TrainPair) -> Question:
-    """Convert a training pair; its twin, if any, is the wrong image."""
-    wrong = () if pair.hard_i is None else (f"train/{pair.hard_i}",)
-    return Question(pair.caption, pair.image, wrong)
+    """Convert a training pair; its twin, if any, is the wrong image.
+
+    A twin with the same caption is not wrong.
+    """
+    has_twin = pair.hard_i is not None and pair.hard_c != pair.caption
+    return Question(pair.caption, pair.image, (f"train/{pair.hard_i}",) if has_twin else ())
 
 
 class PairQuestions(Sequence[Question]):
@@ -190,16 +194,27 @@ class QuestionSamples(Dataset[Any]):
                 return error
 
     def wrong(self, question: Question, epoch: int) -> list[str]:
-        """Draw the wrong images of a question, all different, hard ones first."""
+        """Draw the wrong images of a question, all different, hard ones first.
+
+        Images with the question's caption are not wrong.
+
+        Raises:
+            InputError: too few images with other captions exist.
+        """
         draws, found = self.draws, list[str]()
         if epoch >= draws.hard_from:
             order = torch.randperm(len(question.wrong))[: draws.hard].tolist()
             found = [question.wrong[i] for i in order]
         taken = {question.image, *question.wrong}
-        while len(found) < draws.total:
-            row = int(torch.randint(len(self.rows), ()))
-            image = self.pairs[int(self.rows[row])].image
-            if image not in taken:
-                taken.add(image)
-                found.append(image)
+        for row in torch.randint(len(self.rows), (MOST_DRAWS,)).tolist():
+            if len(found) == draws.total:
+                break
+            other = self.pairs[int(self.rows[row])]
+            if other.image not in taken and other.caption != question.caption:
+                taken.add(other.image)
+                found.append(other.image)
+        if len(found) < draws.total:
+            raise InputError(
+                "--easy_negatives", f"{MOST_DRAWS} random images hold too few wrong ones"
+            )
         return found

@@ -24,13 +24,8 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.progress import progress, write_line
 from pab.data.records import GalleryImage
-from pab.encoders.st.folders import (
-    check_image_text_model,
-    load_image_text_model,
-    load_processor,
-    quiet_loading,
-)
 from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.loading import check_image_text_model, load_processor, loading
 from pab.encoders.st.pair_inputs import (
     MODULES,
     PROMPT,
@@ -80,9 +75,8 @@ class LibraryPairModel(PairModel):
         check_image_text_model(settings.folder)
         processor = load_processor(settings.folder)
         tokens = answer_tokens(processor.tokenizer, settings, yes_token, no_token)
-        load_image_text_model(settings.folder, dtype, "meta")  # checks that all weights exist
         options = {"dtype": dtype, "device_map": {"": str(device)}}
-        with quiet_loading():
+        with loading(settings.folder):
             if (folder / MODULES).is_file():
                 transformer = modules.Transformer.load(
                     str(settings.folder), model_kwargs=options, local_files_only=True

@@ -23,7 +23,6 @@ from pab.data.images import ImageReader, problem_of, refuse_unreadable
 from pab.data.loader import Loader, needed_workers
 from pab.data.records import GalleryImage
 from pab.encoders.st.pair_inputs import PairModel
-from pab.encoders.st.pictures import pixels_only
 
 CHECKED = 16  # images per batch of a check, which returns only numbers
 # Errors of image processors: a size that they do not accept, or that becomes 0 by resizing.
@@ -51,7 +50,7 @@ class _Length:
     def __call__(self, image: Image.Image) -> int | str:
         if image.size not in self._known:
             try:
-                inputs = PairModel.inputs(self.model, ["-"], [pixels_only(image)])
+                inputs = PairModel.inputs(self.model, ["-"], [image])
                 self._known[image.size] = inputs["input_ids"].shape[1]
             except REJECTIONS as error:
                 width, height = image.size
@@ -130,7 +129,7 @@ class PairBatches:
         captions = [self.captions[position] for position in batch.captions]
         try:
             decoded = {
-                int(column): pixels_only(reader.load(self.images[column].path))
+                int(column): reader.load(self.images[column].path)
                 for column in np.unique(batch.images)
             }
         except InputError as error:

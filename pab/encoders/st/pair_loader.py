@@ -5,6 +5,7 @@ Shape letters: `G` gallery images, `B` pairs of a batch.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def check_images(
     mine = [used[number] for number in processes.share_of(len(used))]
     reader = replace(ImageReader(), unreadable={})
     loader = BatchLoader(
-        [images[column] for column in mine], _Length(model), list, CHECKED, num_workers,
+        [images[column] for column in mine], _Length(model), list, CHECKED, forked(num_workers),
         reader=reader, known=frozenset(),
     )  # fmt: skip
     facts: dict[int, ImageFacts] = {}
@@ -100,6 +101,14 @@ def check_images(
     return {
         column: found for part in processes.gather_objects(facts) for column, found in part.items()
     }
+
+
+def forked(num_workers: int) -> int:
+    """Return the number of loader processes, or 0 where processes are not forked.
+
+    Other start methods would copy the model to every process.
+    """
+    return num_workers if multiprocessing.get_start_method() == "fork" else 0
 
 
 class Pairs(NamedTuple):
@@ -155,7 +164,7 @@ def prepared(dataset: PairBatches, num_workers: int) -> Iterator[tuple[Pairs, di
     Raises:
         InputError: an image can no longer be read, or the shared memory is too small.
     """
-    workers = needed_workers(num_workers, len(dataset))
+    workers = needed_workers(forked(num_workers), len(dataset))
     if workers:
         first = dataset[0]
         if isinstance(first, InputError):

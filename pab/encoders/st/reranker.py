@@ -24,13 +24,8 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.progress import progress, write_line
 from pab.data.records import GalleryImage
-from pab.encoders.st.folders import (
-    check_image_text_model,
-    load_image_text_model,
-    load_processor,
-    quiet_loading,
-)
 from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.loading import check_image_text_model, load_processor, loading
 from pab.encoders.st.pair_inputs import (
     MODULES,
     PROMPT,
@@ -41,6 +36,7 @@ from pab.encoders.st.pair_inputs import (
     read_settings,
 )
 from pab.encoders.st.pair_loader import ImageFacts, PairBatches, Pairs, check_images, prepared
+from pab.encoders.st.pictures import pixels_only
 from pab.scoring.encoder import Origin
 from pab.scoring.encoding import Compute
 from pab.scoring.rerank import Reranker
@@ -80,9 +76,8 @@ class LibraryPairModel(PairModel):
         check_image_text_model(settings.folder)
         processor = load_processor(settings.folder)
         tokens = answer_tokens(processor.tokenizer, settings, yes_token, no_token)
-        load_image_text_model(settings.folder, dtype, "meta")  # checks that all weights exist
         options = {"dtype": dtype, "device_map": {"": str(device)}}
-        with quiet_loading():
+        with loading(settings.folder):
             if (folder / MODULES).is_file():
                 transformer = modules.Transformer.load(
                     str(settings.folder), model_kwargs=options, local_files_only=True
@@ -104,7 +99,7 @@ class LibraryPairModel(PairModel):
         Captions are passed as ``{"text": CAPTION}``, because the library opens a plain text that
         looks like a link or a path.
         """
-        pairs = list(zip(captions, images, strict=True))
+        pairs = list(zip(captions, map(pixels_only, images), strict=True))
         if not self.pair_roles:
             return dict(self.encoder.preprocess([self.messages(*pair) for pair in pairs]))
         batch = [({"text": caption}, {"image": image}) for caption, image in pairs]

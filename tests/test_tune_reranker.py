@@ -208,6 +208,17 @@ def test_bad_settings_are_one_line(
     assert not (runs.folder / "bad" / LAST).exists()
 
 
+def test_an_image_that_the_processor_rejects_is_named(
+    runs: Runs, tmp_path: Path, data_copy: Path
+) -> None:
+    one, two = list(TrainingSet.open(data_copy, cache_dir=tmp_path / "cache"))[:2]
+    Image.new("RGB", (1000, 2)).save(data_copy / two.image)
+    path = mined(tmp_path, *((one.caption, one.image, two.image),) * 6)
+    with pytest.raises(InputError, match="aspect ratio") as error:
+        runs("bad", pairs=path, data_path=data_copy, easy_negatives=0)
+    assert two.image in str(error.value)
+
+
 def test_missing_images_of_mined_questions_are_counted(
     runs: Runs, refused: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms import RandomResizedCrop
 
 from pab.core.config import flag, speed_flag
-from pab.core.errors import InputError
+from pab.core.device_errors import check_shared_memory
+from pab.core.errors import InputError, first_line
+from pab.data.loader import Loader
 from pab.training.config import TrainingConfig
 
 
@@ -66,6 +72,40 @@ class RandomCrop:
             image, list(self.scale), list(self.ratio)
         )
         return image.crop((left, top, left + width, top + height))
+
+
+def image_at_fault(
+    error: ValueError, samples: Iterable[tuple[Path, Image.Image]],
+    attempt: Callable[[Image.Image], object],
+) -> InputError:  # fmt: skip
+    """Find the image that a processor rejects, such as one of extreme shape.
+
+    Args:
+        error: error of the batch; raised again if no image alone has an error.
+        samples: files and images of the batch.
+        attempt: processes one image.
+    """
+    for path, image in samples:
+        try:
+            attempt(image)
+        except ValueError as own:
+            return InputError(path, f"the model's processor rejects the image: {first_line(own)}")
+    raise error
+
+
+def check_batches_fit(loader: Loader, sample: Mapping[str, Any], batch_size: int) -> None:
+    """Check that the loader's batches fit in shared memory.
+
+    Args:
+        loader: loader of the training samples.
+        sample: model inputs of one sample.
+        batch_size: samples per batch.
+
+    Raises:
+        InputError: see :func:`pab.core.device_errors.check_shared_memory`.
+    """
+    size = sum(value.nbytes for value in sample.values() if isinstance(value, Tensor))
+    check_shared_memory(loader.num_workers, size, batch_size, len(loader.dataset))  # type: ignore[arg-type]
 
 
 def plain_attention(device: torch.device) -> AbstractContextManager[None]:

@@ -35,7 +35,13 @@ from pab.data.records import TrainPair
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.st.folders import folder_hash, model_folder
 from pab.encoders.st.library import sentence_transformers
-from pab.encoders.st.tune_config import RandomCrop, VlmTuneConfig, plain_attention
+from pab.encoders.st.tune_config import (
+    RandomCrop,
+    VlmTuneConfig,
+    check_batches_fit,
+    image_at_fault,
+    plain_attention,
+)
 from pab.encoders.st.tuned_folder import check_model_folder, write_folder
 from pab.training.contrastive import cross_entropies
 from pab.training.data import (
@@ -72,11 +78,17 @@ class Features(NamedTuple):
     identity: Tensor
 
 
-Sample = tuple[Image.Image, str, int] | InputError
+class Sample(NamedTuple):
+    """Image, its file for errors, its caption, and the identity of the pair."""
+
+    image: Image.Image
+    path: Path
+    caption: str
+    identity: int
 
 
 class EmbedderSamples(TrainingSamples):
-    """Dataset of training pairs; yields an image, its caption and the pair's identity."""
+    """Dataset of training pairs; yields :class:`Sample`, or an error."""
 
     def __init__(self, *args: Any, crop: RandomCrop) -> None:
         super().__init__(*args)
@@ -84,7 +96,8 @@ class EmbedderSamples(TrainingSamples):
 
     def sample(self, index: int, pair: TrainPair, image: Image.Image) -> Sample:
         """See :class:`pab.training.data.TrainingSamples`."""
-        return self.crop(image), pair.caption, self.pairs.identity(index)
+        path = self.pairs.image_path(pair)
+        return Sample(self.crop(image), path, pair.caption, self.pairs.identity(index))
 
 
 class LateEmbedder(nn.Module):
@@ -126,13 +139,18 @@ class LateEmbedder(nn.Module):
         return self.logit_scale.exp()
 
 
-def collate(model: LateEmbedder, samples: list[Sample]) -> Features | InputError:
+def collate(model: LateEmbedder, samples: list[Sample | InputError]) -> Features | InputError:
     """Build the model inputs of a batch; return the first error, if any."""
     good = [sample for sample in samples if not isinstance(sample, InputError)]
     if len(good) < len(samples):
         return next(sample for sample in samples if isinstance(sample, InputError))
-    images, captions, identities = zip(*good, strict=True)
-    return Features(model.captions(captions), model.images(images), torch.tensor(identities))
+    captions = model.captions([sample.caption for sample in good])
+    try:
+        images = model.images([sample.image for sample in good])
+    except ValueError as error:
+        named = ((sample.path, sample.image) for sample in good)
+        return image_at_fault(error, named, lambda image: model.images([image]))
+    return Features(captions, images, torch.tensor([sample.identity for sample in good]))
 
 
 def mean_maxsim(text: Tensor, text_mask: Tensor, image: Tensor, image_mask: Tensor) -> Tensor:
@@ -171,6 +189,10 @@ def train(config: TrainConfig, command: str) -> None:
     model = same_start(config.seed, partial(open_embedder, config, folder)).to(device)
     crop = RandomCrop(config.crop_prob, config.crop_scale, config.crop_ratio)
     dataset = EmbedderSamples(data.pairs, data.train_rows, config.seed, crop=crop)
+    loader = training_loader(dataset, batches, partial(collate, model), config, device)
+    first = collate(model, [dataset[(0, 0)]])
+    if isinstance(first, Features):  # an image that cannot be read is reported by its batch
+        check_batches_fit(loader, {**first.captions, **first.images}, config.batch_size)
 
     # ---- Optimizer and schedule
     groups = parameter_groups(
@@ -182,7 +204,7 @@ def train(config: TrainConfig, command: str) -> None:
         model=model,
         optimizer=make_adamw(groups, config.opt_betas, config.opt_eps),
         batches=batches,
-        loader=training_loader(dataset, batches, partial(collate, model), config, device),
+        loader=loader,
         rates=warmup_cosine(config.lr, config.min_lr, total, config.warmup_steps),
         warmup_steps=config.warmup_steps,
         facts={"architecture": config.model},

@@ -28,7 +28,7 @@ from pab.core import processes
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.config import flag, model_flag, speed_flag
 from pab.core.devices import autocast
-from pab.core.errors import InputError, first_line
+from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.data.image_paths import ImageFinder
 from pab.data.images import load_image
@@ -45,7 +45,13 @@ from pab.encoders.st.questions import (
     read_mined,
     without_held_out,
 )
-from pab.encoders.st.tune_config import RandomCrop, VlmTuneConfig, plain_attention
+from pab.encoders.st.tune_config import (
+    RandomCrop,
+    VlmTuneConfig,
+    check_batches_fit,
+    image_at_fault,
+    plain_attention,
+)
 from pab.encoders.st.tuned_folder import check_model_folder, write_folder
 from pab.encoders.tuning import freeze, merged_state, with_lora
 from pab.metrics import evaluate_scores, twin_preference
@@ -138,13 +144,8 @@ def collate(pair_model: PairModel, samples: list[Sample | InputError]) -> PairIn
     try:
         return PairInputs(inputs_of(pair_model, good), len(good))
     except ValueError as error:
-        for sample in good:
-            for path, image in zip(sample.paths, sample.images, strict=True):
-                try:
-                    pair_model.inputs([sample.caption], [image])
-                except ValueError as own:
-                    return InputError(path, f"the model cannot read it: {first_line(own)}")
-        raise error
+        images = (pair for one in good for pair in zip(one.paths, one.images, strict=True))
+        return image_at_fault(error, images, lambda image: pair_model.inputs(["a"], [image]))
 
 
 def inputs_of(pair_model: PairModel, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -189,6 +190,10 @@ def train(config: TrainConfig, command: str) -> None:
     dataset = QuestionSamples(
         questions, setup.data.pairs, setup.data.train_rows, config.draws, config.seed, crop
     )
+    loader = training_loader(dataset, batches, partial(collate, pair_model), config, device)
+    first = collate(pair_model, [dataset[(0, 0)]])
+    if isinstance(first, PairInputs):  # an image that cannot be read is reported by its batch
+        check_batches_fit(loader, first.tensors, config.batch_size)
 
     # ---- Optimizer and schedule
     groups = parameter_groups(
@@ -201,7 +206,7 @@ def train(config: TrainConfig, command: str) -> None:
         model=pair_model.model,
         optimizer=make_adamw(groups, config.opt_betas, config.opt_eps),
         batches=batches,
-        loader=training_loader(dataset, batches, partial(collate, pair_model), config, device),
+        loader=loader,
         rates=warmup_cosine(config.lr, config.min_lr, total, config.warmup_steps),
         warmup_steps=config.warmup_steps,
         facts={"architecture": config.model, "lora_rank": config.lora_rank},

@@ -487,7 +487,7 @@ def test_the_debug_config_trains_within_a_minute(runs: Runs, monkeypatch: Any) -
     assert (folder / BEST).is_file()
 
 
-def test_debug_and_config_contradict(runs: Runs) -> None:
+def test_debug_and_config_contradict() -> None:
     for flags in (["--config", "a.yaml"], ["--config=a.yaml"]):
         with pytest.raises(InputError, match="--debug: contradicts --config"):
             main(["--debug", *flags])

@@ -21,8 +21,8 @@ def resolve_workers(setting: int | Literal["auto"]) -> int:
     """Return the number of loader processes of ``--num_workers``.
 
     ``auto`` divides the cores that this process may use (its affinity, and the CPU quota of its
-    container or Slurm job) by the processes that torchrun has started
-    on this machine (``LOCAL_WORLD_SIZE``), and uses 1 to :data:`MOST_WORKERS`.
+    container or Slurm job) by the processes that torchrun has started on this machine
+    (``LOCAL_WORLD_SIZE``), and uses 1 to :data:`MOST_WORKERS`.
 
     Raises:
         InputError: ``LOCAL_WORLD_SIZE`` is not a positive number.

@@ -161,10 +161,17 @@ class DenseEncoder(Embedder):
             "convert_to_tensor": True,
             "show_progress_bar": False,
             "batch_size": self.compute.batch_size,
-            # a shortened vector is normalized again; a model with dot products is not
-            "normalize_embeddings": self.model.similarity_fn_name == "cosine",
             **({} if self.dims is None else {"truncate_dim": self.dims}),
         }
+
+    def _finished(self, vectors: Tensor) -> Tensor:
+        """Convert vectors [B, D] to float32, of unit length if the model compares by the cosine.
+
+        Normalizing in float32 matters for shortened vectors, and for a model in half precision.
+        """
+        vectors = vectors.float()
+        cosine_model = self.model.similarity_fn_name == "cosine"
+        return torch.nn.functional.normalize(vectors, dim=1) if cosine_model else vectors
 
     def encode_images(
         self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
@@ -173,10 +180,8 @@ class DenseEncoder(Embedder):
         loadable, reader = as_images(images, None), reader or ImageReader()
 
         def encode(inputs: list[dict[str, Image.Image]]) -> Tensor:
-            found: Tensor = self.model.encode_document(
-                inputs, prompt=self.image_prompt, **self._how
-            )
-            return found.float()
+            found = self.model.encode_document(inputs, prompt=self.image_prompt, **self._how)
+            return self._finished(found)
 
         work = self.compute.work_through(loadable, reader, self.loader_of(encode))
         rows = ((places, torch.stack(found)) for places, found in work)
@@ -189,8 +194,8 @@ class DenseEncoder(Embedder):
 
         def encode(positions: list[int]) -> Tensor:
             batch = [inputs[position] for position in positions]
-            found: Tensor = self.model.encode_query(batch, prompt=self.prompt, **self._how)
-            return found
+            found = self.model.encode_query(batch, prompt=self.prompt, **self._how)
+            return self._finished(found)
 
         # Characters are the ids: the cache's facts cover tokenizer and prompt.
         return self.compute.captions(encode, [[*text] for text in texts], max(map(len, texts)))

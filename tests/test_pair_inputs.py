@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pab.core.errors import InputError
 from pab.encoders.st.pair_inputs import PROMPT, QUESTION, PairModel
+from pab.encoders.st.reranker import LibraryPairModel
 from tests.small_reranker import CAPTIONS, make_reranker
 
 SIZES = [(50, 100), (60, 60), (200, 90), (33, 80)]  # width, height
@@ -168,11 +169,12 @@ def test_a_model_of_text_alone_is_refused(tmp_path: Path, copy: Path) -> None:
 def test_a_missing_part_of_the_processor_is_named(copy: Path, name: str) -> None:
     """Without one of them, pairs cannot be prepared."""
     (copy / name).unlink()
-    with pytest.raises(InputError, match=r"expected a model with|processor cannot be read"):
+    with pytest.raises(InputError, match=r"expected a model with|the model cannot be loaded"):
         PairModel.open(copy)
 
 
-def test_a_missing_weight_is_named(copy: Path) -> None:
+@pytest.mark.parametrize("kind", [PairModel, LibraryPairModel])
+def test_a_missing_weight_is_named(copy: Path, kind: type[PairModel]) -> None:
     """Transformers would draw it at random, with a warning."""
     from safetensors.torch import load_file, save_file
 
@@ -180,8 +182,16 @@ def test_a_missing_weight_is_named(copy: Path) -> None:
     name = next(name for name in weights if "mlp" in name)
     del weights[name]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"weight '.*mlp.*': 1 weights of the model are missing"):
-        PairModel.open(copy)
+    with pytest.raises(InputError, match=r"weight '.*mlp.*': 1 weights are missing"):
+        kind.open(copy)
+
+
+@pytest.mark.parametrize("kind", [PairModel, LibraryPairModel])
+@pytest.mark.parametrize("name", ["modules.json", "config.json", "sentence_bert_config.json"])
+def test_a_damaged_file_is_named(copy: Path, kind: type[PairModel], name: str) -> None:
+    (copy / name).write_text("{")
+    with pytest.raises(InputError, match=str(copy)):
+        kind.open(copy)
 
 
 def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

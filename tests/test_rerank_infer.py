@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from pab.encoders.st.reranker import LibraryPairModel
 from pab.ranking import top_k
 from pab.scores import ScoreFile, load_scores
 from scripts.rerank_infer import main
+from tests.kill_and_rerank import kill_after, scored_pairs
 from tests.small_reranker import make_candidates, make_reranker, rerank_words
+from tests.test_processes import run_in
 
 K = 4
 BACKENDS = ("transformers", "sentence_transformers")
@@ -132,6 +135,21 @@ def test_both_backends_agree_without_the_librarys_settings(
         for name in ("transformers", "sentence_transformers")
     )
     torch.testing.assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_token_ids_that_the_folder_lacks_come_from_the_tokenizer(
+    folder: Path, tmp_path: Path, scored: Scored, backend: str
+) -> None:
+    """A published folder named a wrong path for them."""
+    lacking = Path(shutil.copytree(folder, tmp_path / "lacking"))
+    modules = json.loads((lacking / "modules.json").read_text())
+    modules[1]["path"] = "wrong"
+    (lacking / "modules.json").write_text(json.dumps(modules))
+    found = scored("found", model=lacking, backend=backend)
+    assert torch.equal(found.scores, scored("whole", backend=backend).scores)
+    given = scored("given", model=lacking, backend=backend, yes_token="no", no_token="yes")
+    assert given.meta["yes_token_id"] == found.meta["no_token_id"]
 
 
 def test_both_backends_agree_on_a_template_without_pair_roles(
@@ -271,6 +289,42 @@ def test_bf16_scores_do_not_tie(folder: Path, tiny_data: Path) -> None:
             found = model.scores(model.inputs(["a man"] * len(pictures), pictures))
         assert found.dtype == torch.float32
         assert not torch.equal(found, found.bfloat16().float())
+
+
+@pytest.mark.slow
+def test_a_killed_run_scores_at_most_one_batch_again(
+    scored: Scored, words: Words, unscored: list[int], tmp_path: Path
+) -> None:
+    """`python -m tests.kill_and_rerank` kills ten times."""
+    whole = scored("whole")
+    pairs = sum(unscored)
+    log = tmp_path / "killed.log"
+    begun = kill_after(words("killed"), log, batches=4, delay=0.03)
+    unscored.clear()
+    killed = scored("killed")
+    assert 0 < sum(unscored) < pairs, "the killed run has kept nothing"
+    assert sum(scored_pairs(log)) + sum(unscored) - pairs <= max(scored_pairs(log)), begun
+    assert (tmp_path / "killed.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+    assert torch.equal(killed.scores, whole.scores)
+
+
+def rerank_in_group(words: list[str], _: Path) -> dict[str, Any]:
+    """Re-rank in a process of a group; the command leaves the group."""
+    main(words)
+    return {}
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_score_as_one(
+    scored: Scored, words: Words, tmp_path: Path, backend: str
+) -> None:
+    one = scored("one", backend=backend)
+    run_in(2, partial(rerank_in_group, words("two", backend=backend)), tmp_path)
+    two = load_scores(tmp_path / "two.pt")
+    assert torch.equal(one.scores, two.scores)
+    assert one.meta == two.meta
 
 
 # --------------------------------------------------------------------------------------- bad input

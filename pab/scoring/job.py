@@ -102,17 +102,23 @@ class ScoringConfig(LabelConfig):
 
 
 class ScoringCommand(ScoringConfig, ABC):
-    """Base class of the settings of all scoring commands."""
+    """Base class of the settings of all scoring commands.
+
+    Attributes:
+        auto_dtype: dtype of ``--dtype auto`` on a CUDA GPU; fp32 on other devices.
+    """
+
+    auto_dtype: ClassVar[str] = "fp16"
 
     def compute(self) -> Compute:
-        """Select the device and the dtype; ``auto`` is fp16 with CUDA, otherwise fp32.
+        """Select the device and the dtype.
 
         Raises:
             InputError: the device does not exist or does not support the dtype or TF32.
         """
         device, name = pick_device(self.device), str(self.dtype)
         if name == "auto":
-            name = "fp16" if device.type == "cuda" else "fp32"
+            name = self.auto_dtype if device.type == "cuda" else "fp32"
         check_numerics(device, tf32=self.tf32, deterministic=self.deterministic)
         dtype = choose_dtype(name, device)
         folder = self.feature_cache_dir if self.feature_cache else None

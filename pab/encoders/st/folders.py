@@ -1,4 +1,4 @@
-"""Find the folder of a vision-language model, and load a model of transformers strictly."""
+"""Find the folder of a vision-language model, and read its files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import torch
+from typing import Any
 
 from pab.core.errors import InputError, first_line
 from pab.core.files import sha256_of_file
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # Files that a hub repository may hold and a model is read from. No pickles, no code.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -75,99 +70,6 @@ def base_folder(folder: Path) -> Path:
     """
     base = read_json(folder / ADAPTER).get("base_model_name_or_path")
     return model_folder(str(base), str(folder / ADAPTER)) if base else folder
-
-
-def check_image_text_model(folder: Path) -> None:
-    """Reject a folder without a model, and models that do not read images and text.
-
-    Raises:
-        InputError: the message names what was found.
-    """
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
-
-    folder = base_folder(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            folder, f"expected a model of images and text: {first_line(error)}",
-            todo="pass a folder with config.json, as transformers saves it",
-        ) from error  # fmt: skip
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        found = ", ".join(config.architectures or [config.model_type])
-        raise InputError(
-            folder, f"expected a model of images and text, found {found}",
-            todo="use a vision-language model (transformers' AutoModelForImageTextToText)",
-        )  # fmt: skip
-
-
-def load_image_text_model(
-    folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> PreTrainedModel:
-    """Load a model that reads images and text, in evaluation mode; every weight must exist.
-
-    Args:
-        folder: folder of the model.
-        dtype: dtype of the weights.
-        device: device of the weights; ``meta`` reads only their names and shapes.
-
-    Raises:
-        InputError: the folder holds another kind of model, or weights are missing or do not fit.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    try:
-        with quiet_loading():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, device_map={"": str(device)}, output_loading_info=True,
-                trust_remote_code=False,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise InputError(
-            folder, f"its weights cannot be read: {first_line(error)}",
-            todo="download or save the model again",
-        ) from error  # fmt: skip
-    model, report = loaded
-    for key in ("missing_keys", "mismatched_keys"):
-        if names := sorted(map(str, report[key])):
-            raise InputError(
-                folder, f"{len(names)} weights of the model are {key.removesuffix('_keys')}",
-                item=f"weight {names[0]!r}", todo="download or save the model again",
-            )  # fmt: skip
-    return cast("PreTrainedModel", model.eval())
-
-
-def load_processor(folder: Path) -> Any:
-    """Load a model's processor: its tokenizer, image processor and chat template.
-
-    Captions are padded on the left, so that the last position of each row is a token.
-
-    Raises:
-        InputError: one of the three is missing or cannot be read.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        with quiet_loading():
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
-        raise InputError(
-            folder, f"its processor cannot be read: {first_line(error)}",
-            todo="the folder needs preprocessor_config.json or processor_config.json",
-        ) from error  # fmt: skip
-    for part, file in (
-        ("image_processor", "preprocessor_config.json or processor_config.json"),
-        ("tokenizer", "tokenizer.json"), ("chat_template", "chat_template.jinja"),
-    ):  # fmt: skip
-        if getattr(processor, part, None) is None:
-            name = part.replace("_", " ")
-            raise InputError(
-                folder, f"expected a model with {'an' if name[0] in 'aei' else 'a'} {name}, found "
-                f"only {type(processor).__name__}",
-                todo=f"the folder needs {file}; a model of text alone cannot rank images",
-            )  # fmt: skip
-    processor.tokenizer.padding_side = "left"
-    return processor
 
 
 @contextmanager

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pab.core.config import data_flag, flag, speed_flag
-from pab.core.devices import dtype_of, pick_device
+from pab.core.devices import dtype_of
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.outputs import check_output_folder
 from pab.core.precision import FASTEST_HELP
-from pab.scoring.encoding import Compute
 from pab.scoring.job import MemberConfig
 from pab.scoring.rerank import score_candidates
 
@@ -32,6 +31,7 @@ class InferConfig(MemberConfig):
     """Settings of scoring with an embedder; each field is a flag of `scripts/embed_infer.py`."""
 
     scoring_only: ClassVar[tuple[str, ...]] = ("candidates", "k_test")
+    auto_dtype: ClassVar[str] = "bf16"
 
     model: str = flag(
         "Qwen/Qwen3-VL-Embedding-2B", "folder of the model, or its name on the Hugging Face hub"
@@ -66,14 +66,6 @@ class InferConfig(MemberConfig):
     def of_checkpoint(cls, path: str) -> dict[str, str]:
         """Map a folder to settings."""
         return {"model": path}
-
-    def compute(self) -> Compute:
-        """Select the device and the dtype; see :meth:`MemberConfig.compute`."""
-        if self.dtype != "auto":
-            return super().compute()
-        if pick_device(self.device).type == "cuda":
-            return replace(self, dtype="bf16").compute()
-        return replace(self, dtype="fp32").compute()
 
     def open(self) -> Embedder:
         """Load the model; see :meth:`pab.scoring.job.MemberConfig.open`."""

@@ -1,4 +1,4 @@
-"""Identify an embedder by the files of its folder, and load it; code in the folder never runs."""
+"""Identify a model by the files of its folder, and load it; code in the folder never runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
 
 from pab.core.errors import InputError, first_line
-from pab.encoders.st.folders import quiet_loading, read_json
+from pab.encoders.st.folders import base_folder, quiet_loading, read_json
 from pab.encoders.st.library import sentence_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Kind = Literal["dense", "late", "reranker", "sparse", "bare"]
 
@@ -73,6 +76,79 @@ def load_model(name: str, folder: Path, device: torch.device, dtype: torch.dtype
             model_kwargs={"dtype": dtype},
         )  # fmt: skip
     return model.eval()
+
+
+def check_image_text_model(folder: Path) -> None:
+    """Reject a folder without a model, and models that do not read images and text.
+
+    Raises:
+        InputError: the message names what was found.
+    """
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    folder = base_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            folder, f"expected a model of images and text: {first_line(error)}",
+            todo="pass a folder with config.json, as transformers saves it",
+        ) from error  # fmt: skip
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        found = ", ".join(config.architectures or [config.model_type])
+        raise InputError(
+            folder, f"expected a model of images and text, found {found}",
+            todo="use a vision-language model (transformers' AutoModelForImageTextToText)",
+        )  # fmt: skip
+
+
+def load_image_text_model(
+    folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """Load a model of transformers that reads images and text, in evaluation mode.
+
+    Args:
+        folder: folder of the model.
+        dtype: dtype of the weights.
+        device: device of the weights.
+
+    Raises:
+        InputError: see :func:`loading`.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    with loading(folder):
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, device_map={"": str(device)}, trust_remote_code=False
+        )
+    return cast("PreTrainedModel", model.eval())
+
+
+def load_processor(folder: Path) -> Any:
+    """Load a model's processor: its tokenizer, image processor and chat template.
+
+    Captions are padded on the left, so that the last position of each row is a token.
+
+    Raises:
+        InputError: one of the three is missing or cannot be read.
+    """
+    from transformers import AutoProcessor
+
+    with loading(folder):
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    for part, file in (
+        ("image_processor", "preprocessor_config.json or processor_config.json"),
+        ("tokenizer", "tokenizer.json"), ("chat_template", "chat_template.jinja"),
+    ):  # fmt: skip
+        if getattr(processor, part, None) is None:
+            name = part.replace("_", " ")
+            raise InputError(
+                folder, f"expected a model with {'an' if name[0] in 'aei' else 'a'} {name}, found "
+                f"only {type(processor).__name__}",
+                todo=f"the folder needs {file}; a model of text alone cannot rank images",
+            )  # fmt: skip
+    processor.tokenizer.padding_side = "left"
+    return processor
 
 
 @contextmanager

@@ -24,12 +24,8 @@ from torch.nn import functional as F
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.encoders.st.folders import (
-    check_image_text_model,
-    load_image_text_model,
-    load_processor,
-    read_json,
-)
+from pab.encoders.st.folders import read_json
+from pab.encoders.st.loading import check_image_text_model, load_image_text_model, load_processor
 
 # The instruction of the systems that METHOD.md lists ("Beyond the paper").
 PROMPT = (

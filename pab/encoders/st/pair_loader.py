@@ -31,7 +31,7 @@ REJECTIONS = (ValueError, RuntimeError, ZeroDivisionError)
 
 
 class ImageFacts(NamedTuple):
-    """What the plan of a run needs to know about an image.
+    """Facts about an image that the order of the pairs depends on.
 
     Attributes:
         key: SHA-256 of the file.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pab.core.config import data_flag, flag, model_flag, output_flag, speed_flag
-from pab.core.devices import keep_freed_memory, pick_device
+from pab.core.devices import keep_freed_memory
 from pab.core.errors import InputError
 from pab.core.files import existing_file, sha256_of_file
 from pab.encoders.st.library import sentence_transformers
 from pab.encoders.st.pair_inputs import PROMPT
 from pab.formats.parts import Part
-from pab.scoring.encoding import Compute
 from pab.scoring.job import ScoringCommand
 from pab.scoring.rerank import score_candidates
 
@@ -28,6 +27,8 @@ LIST = "predictions/score_rerank_reproduce.txt"
 @dataclass(frozen=True)
 class RerankConfig(ScoringCommand):
     """Settings of re-ranking; each field is a flag of `python scripts/rerank_infer.py`."""
+
+    auto_dtype: ClassVar[str] = "bf16"
 
     model: str = model_flag(
         "Qwen/Qwen3-VL-Reranker-2B", "folder of a vision-language model, or its id on the hub"
@@ -81,18 +82,6 @@ class RerankConfig(ScoringCommand):
             Part.parse(self.part)
         if self.backend == "sentence_transformers":
             sentence_transformers()
-
-    def compute(self) -> Compute:
-        """Select the device and the dtype; ``auto`` is bf16 with CUDA, otherwise fp32.
-
-        Raises:
-            InputError: see :meth:`pab.scoring.job.ScoringCommand.compute`.
-        """
-        if self.dtype != AUTO:
-            return super().compute()
-        name: Literal["bf16", "fp32"]
-        name = "bf16" if pick_device(self.device).type == "cuda" else "fp32"
-        return replace(self, dtype=name).compute()
 
     def instruction(self) -> str:
         """Return the text of ``--prompt`` or ``--prompt_file``, or the default.

@@ -24,13 +24,8 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.progress import progress, write_line
 from pab.data.records import GalleryImage
-from pab.encoders.st.folders import (
-    check_image_text_model,
-    load_image_text_model,
-    load_processor,
-    quiet_loading,
-)
 from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.loading import check_image_text_model, load_processor, loading
 from pab.encoders.st.pair_inputs import (
     MODULES,
     PROMPT,
@@ -69,8 +64,8 @@ class LibraryPairModel(PairModel):
     ) -> LibraryPairModel:  # fmt: skip
         """Load a model; see :meth:`PairModel.open`.
 
-        Without sentence-transformers' settings in the folder, the library would take the model for
-        a classifier, so its modules are made here.
+        The modules are made here: without settings in the folder, the library would take the model
+        for a classifier, and it reads no settings without token ids.
 
         Raises:
             InputError: see :meth:`PairModel.open`; or sentence-transformers is not installed.
@@ -80,21 +75,19 @@ class LibraryPairModel(PairModel):
         check_image_text_model(settings.folder)
         processor = load_processor(settings.folder)
         tokens = answer_tokens(processor.tokenizer, settings, yes_token, no_token)
-        load_image_text_model(settings.folder, dtype, "meta")  # checks that all weights exist
         options = {"dtype": dtype, "device_map": {"": str(device)}}
-        with quiet_loading():
+        with loading(settings.folder):
             if (folder / MODULES).is_file():
-                encoder = library.CrossEncoder(
-                    str(folder), model_kwargs=options, local_files_only=True
+                transformer = modules.Transformer.load(
+                    str(settings.folder), model_kwargs=options, local_files_only=True
                 )
-                encoder[1].true_token_id, encoder[1].false_token_id = tokens.yes, tokens.no
             else:
                 transformer = modules.Transformer(
                     str(folder), transformer_task="any-to-any", model_kwargs=options,
                     processing_kwargs=dict(settings.processing),
                 )  # fmt: skip
-                answer = modules.LogitScore(tokens.yes, tokens.no)
-                encoder = library.CrossEncoder(modules=[transformer, answer])
+            answer = modules.LogitScore(tokens.yes, tokens.no)
+            encoder = library.CrossEncoder(modules=[transformer, answer])
         if dtype != torch.float32:
             head_in_fp32(encoder[0].model)
         return cls(encoder.eval(), tokens, prompt, settings.processing)

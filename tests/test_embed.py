@@ -33,7 +33,7 @@ from pab.scoring.members import GROUP
 from pab.search.__main__ import main as search
 from scripts.embed_infer import main
 from tests.test_processes import run_in
-from tests.vlm import CAPTIONS, images_of_many_sizes, noise, small_vlm
+from tests.vlm import CAPTIONS, images_of_many_sizes, noise, small_vlm, write_colqwen2
 
 ORIENTATION = 0x0112  # EXIF tag; 6: the camera was turned by 90 degrees
 Texts = list[dict[str, str]]
@@ -152,6 +152,23 @@ def test_late_vectors_and_scores_equal_the_library(gallery: Path, stored: str) -
     scores = encoder.similarity(texts, found)
     expected_scores = model.similarity(queries, stored_vectors)
     torch.testing.assert_close(scores, expected_scores, atol=1e-5, rtol=1e-6)
+
+
+def test_colqwen2_of_transformers_is_a_late_model(
+    gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published in the format of transformers alone; its processor adds the query's prefix."""
+    write_colqwen2(tmp_path / "model")
+    encoder = config_of("late", model=str(tmp_path / "model"), vector_dtype="fp32").open()
+    assert "a late-interaction model (--kind late)" in capsys.readouterr().err
+    model = sentence_transformers().MultiVectorEncoder(str(tmp_path / "model"), device="cpu")
+    files = list_gallery(gallery)
+    expected = model.encode_document(pictures_of([plain_image(file.path) for file in files]))
+    queries = model.encode_query(texts_of(CAPTIONS))
+    found, texts = encoder.encode_images(files), encoder.encode_texts(CAPTIONS)
+    scores = encoder.similarity(texts, found)
+    torch.testing.assert_close(scores, model.similarity(queries, expected), atol=1e-5, rtol=1e-6)
+    assert scores.std(dim=1).min() > 1e-3
 
 
 def test_meanmaxsim_is_used_if_the_model_says_so(tmp_path: Path) -> None:

@@ -99,8 +99,9 @@ class Embedder(ABC):
                     except ValueError as error:
                         raise self._refusal(inputs, batch.positions, mine, error) from error
 
-            size, workers = self.compute.batch_size, self.compute.num_workers
-            return PictureLoader(mine, size, workers, **options), encode_batch
+            # One image at a time: each process loads two batches ahead, and photographs are large.
+            # `Compute.work_through` merges them to full batches.
+            return PictureLoader(mine, 1, self.compute.num_workers, **options), encode_batch
 
         return open_loader
 

@@ -25,6 +25,9 @@ from pab.encoders.st.pictures import PictureLoader
 from pab.scoring.encoder import AnyImage, Origin, as_captions, as_images, cosine
 from pab.scoring.encoding import Compute, ImageWork
 
+# Errors of image processors: a size that they do not accept, or that becomes 0 by resizing.
+REJECTIONS = (ValueError, ZeroDivisionError)
+
 
 @dataclass(frozen=True)
 class Embedder(ABC):
@@ -70,8 +73,8 @@ class Embedder(ABC):
         Raises:
             InputError: a caption contains a token with a special meaning, such as an image's.
         """
-        added = self.model.tokenizer.added_tokens_decoder.values()
-        special = [token.content for token in added if token.special]
+        added = getattr(self.model.tokenizer, "added_tokens_decoder", {})
+        special = [token.content for token in added.values() if token.special]
         for number, caption in enumerate(captions):
             found = next((token for token in special if token in caption), None)
             if found is not None:
@@ -96,7 +99,7 @@ class Embedder(ABC):
                 with self.compute.running("encoding images"):
                     try:
                         return encode(inputs)
-                    except ValueError as error:
+                    except REJECTIONS as error:
                         raise self._refusal(inputs, batch.positions, mine, error) from error
 
             # One image at a time: each process loads two batches ahead, and photographs are large.
@@ -110,13 +113,13 @@ class Embedder(ABC):
         inputs: list[dict[str, Image.Image]],
         positions: list[int],
         images: list[Loadable],
-        error: ValueError,
+        error: Exception,
     ) -> InputError:
         """Find the image that the processor rejects; its message names none."""
         for item, position in zip(inputs, positions, strict=True):
             try:
                 self.model.preprocess([item])
-            except ValueError as own:
+            except REJECTIONS as own:
                 image = images[position]
                 where = image.path if isinstance(image, GalleryImage) else f"image {position}"
                 size = "{} x {} pixels".format(*item["image"].size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pab.data.annotations import read_retrieval
 from pab.data.images import list_gallery
-from pab.encoders.st.make_small import SmallConfig, make_small
 from pab.scores import ScoreFile, save_scores
+from tests.vlm import small_vlm
 
 CAPTIONS = ["A man falls off a bicycle.", "A woman", "http://a.org/b.jpg", "a red coat, in rain"]
 WEIGHTS = "model.safetensors"
@@ -19,8 +20,7 @@ WEIGHTS = "model.safetensors"
 
 def make_reranker(out: Path) -> Path:
     """Make a reranker of 0.3 million parameters whose scores differ between pairs."""
-    sizes: dict[str, Any] = {"width": 48, "layers": 2, "heads": 2, "side": 64, "vocab_size": 400}
-    make_small(SmallConfig(kind="reranker", out=str(out), **sizes), CAPTIONS)
+    shutil.copytree(small_vlm("reranker"), out)
     weights = load_file(out / WEIGHTS)  # the initial weights are so small that all scores agree
     large = {name: 4 * tensor if tensor.ndim == 2 else tensor for name, tensor in weights.items()}
     save_file(large, out / WEIGHTS, metadata={"format": "pt"})

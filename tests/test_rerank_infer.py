@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from pab.data.annotations import read_retrieval
@@ -252,6 +252,20 @@ def test_equal_sizes_share_a_batch(
     assert len(set(sizes)) == 2
     assert sizes == sorted(sizes, reverse=True)
     assert sum(len(set(batch)) > 1 for batch in grids) <= 1
+
+
+def test_exif_orientation_is_not_applied(scored: Scored, tmp_path: Path, tiny_data: Path) -> None:
+    """As in all published pipelines; processors of transformers would rotate the image."""
+    found = []
+    for orientation in (1, 6):
+        gallery = tmp_path / f"gallery{orientation}"
+        gallery.mkdir()
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for path in (tiny_data / "name-masked_test-set/gallery").iterdir():
+            Image.open(path).save(gallery / f"{path.stem}.png", exif=exif)
+        found.append(scored(f"exif{orientation}", image_folder=gallery).scores)
+    assert torch.equal(*found)
 
 
 def test_parts_are_merged_to_the_whole(

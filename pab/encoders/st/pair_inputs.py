@@ -26,6 +26,7 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.encoders.st.folders import read_json
 from pab.encoders.st.loading import check_image_text_model, load_image_text_model, load_processor
+from pab.encoders.st.pictures import pixels_only
 
 # The instruction of the systems that METHOD.md lists ("Beyond the paper").
 PROMPT = (
@@ -285,7 +286,8 @@ class PairModel:
 
         Args:
             captions: B captions.
-            images: B RGB images, of any size that the image processor accepts.
+            images: B RGB images, of any size that the image processor accepts. Their EXIF
+                orientation is not applied, as in all members.
 
         Returns:
             The processor's tensors; ``input_ids`` and ``attention_mask`` are int64 [B, L] with
@@ -295,7 +297,7 @@ class PairModel:
             ValueError: the processor rejects an image or a caption.
         """
         settings = self.settings
-        pairs = zip(captions, images, strict=True)
+        pairs = zip(captions, map(pixels_only, images), strict=True)
         found = self.processor.apply_chat_template(
             [self.messages(caption, image) for caption, image in pairs],
             tokenize=True, return_dict=True, return_tensors="pt",

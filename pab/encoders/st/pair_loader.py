@@ -5,6 +5,7 @@ Shape letters: `G` gallery images, `B` pairs of a batch.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from pab.data.images import ImageReader, problem_of, refuse_unreadable
 from pab.data.loader import Loader, needed_workers
 from pab.data.records import GalleryImage
 from pab.encoders.st.pair_inputs import PairModel
-from pab.encoders.st.pictures import pixels_only
 
 CHECKED = 16  # images per batch of a check, which returns only numbers
 # Errors of image processors: a size that they do not accept, or that becomes 0 by resizing.
@@ -51,7 +51,7 @@ class _Length:
     def __call__(self, image: Image.Image) -> int | str:
         if image.size not in self._known:
             try:
-                inputs = PairModel.inputs(self.model, ["-"], [pixels_only(image)])
+                inputs = PairModel.inputs(self.model, ["-"], [image])
                 self._known[image.size] = inputs["input_ids"].shape[1]
             except REJECTIONS as error:
                 width, height = image.size
@@ -83,7 +83,7 @@ def check_images(
     mine = [used[number] for number in processes.share_of(len(used))]
     reader = replace(ImageReader(), unreadable={})
     loader = BatchLoader(
-        [images[column] for column in mine], _Length(model), list, CHECKED, num_workers,
+        [images[column] for column in mine], _Length(model), list, CHECKED, forked(num_workers),
         reader=reader, known=frozenset(),
     )  # fmt: skip
     facts: dict[int, ImageFacts] = {}
@@ -101,6 +101,14 @@ def check_images(
     return {
         column: found for part in processes.gather_objects(facts) for column, found in part.items()
     }
+
+
+def forked(num_workers: int) -> int:
+    """Return the number of loader processes, or 0 where processes are not forked.
+
+    Other start methods would copy the model to every process.
+    """
+    return num_workers if multiprocessing.get_start_method() == "fork" else 0
 
 
 class Pairs(NamedTuple):
@@ -130,7 +138,7 @@ class PairBatches:
         captions = [self.captions[position] for position in batch.captions]
         try:
             decoded = {
-                int(column): pixels_only(reader.load(self.images[column].path))
+                int(column): reader.load(self.images[column].path)
                 for column in np.unique(batch.images)
             }
         except InputError as error:
@@ -156,7 +164,7 @@ def prepared(dataset: PairBatches, num_workers: int) -> Iterator[tuple[Pairs, di
     Raises:
         InputError: an image can no longer be read, or the shared memory is too small.
     """
-    workers = needed_workers(num_workers, len(dataset))
+    workers = needed_workers(forked(num_workers), len(dataset))
     if workers:
         first = dataset[0]
         if isinstance(first, InputError):

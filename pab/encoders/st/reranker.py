@@ -36,6 +36,7 @@ from pab.encoders.st.pair_inputs import (
     read_settings,
 )
 from pab.encoders.st.pair_loader import ImageFacts, PairBatches, Pairs, check_images, prepared
+from pab.encoders.st.pictures import pixels_only
 from pab.scoring.encoder import Origin
 from pab.scoring.encoding import Compute
 from pab.scoring.rerank import Reranker
@@ -98,7 +99,7 @@ class LibraryPairModel(PairModel):
         Captions are passed as ``{"text": CAPTION}``, because the library opens a plain text that
         looks like a link or a path.
         """
-        pairs = list(zip(captions, images, strict=True))
+        pairs = list(zip(captions, map(pixels_only, images), strict=True))
         if not self.pair_roles:
             return dict(self.encoder.preprocess([self.messages(*pair) for pair in pairs]))
         batch = [({"text": caption}, {"image": image}) for caption, image in pairs]

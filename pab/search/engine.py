@@ -60,7 +60,9 @@ def search(
     unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}
     if not kept:
         return Answers(0, unreadable, [[] for _ in queries])
-    scores = encoder.similarity(texts, images[kept])  # [queries, photographs]
+    if len(kept) < len(photos):
+        images = images[kept]  # a copy, which memory-mapped vectors should not need
+    scores = encoder.similarity(texts, images)  # [queries, photographs]
     check_finite(scores, encoder.origin.checkpoint, queries)
     columns = best_columns(scores, top_k)
     values = scores.gather(1, columns)

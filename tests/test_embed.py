@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,14 +27,13 @@ from pab.encoders.st.infer import InferConfig
 from pab.encoders.st.library import sentence_transformers
 from pab.encoders.st.loading import kind_of
 from pab.encoders.st.make_small import train_tokenizer
-from pab.encoders.st.pictures import pixels_only
 from pab.scores import load_scores
 from pab.scoring import load_encoder
 from pab.scoring.members import GROUP
 from pab.search.__main__ import main as search
 from scripts.embed_infer import main
 from tests.test_processes import run_in
-from tests.vlm import CAPTIONS, images_of_many_sizes, noise, small_vlm
+from tests.vlm import CAPTIONS, images_of_many_sizes, noise, small_vlm, write_colqwen2
 
 ORIENTATION = 0x0112  # EXIF tag; 6: the camera was turned by 90 degrees
 Texts = list[dict[str, str]]
@@ -54,6 +54,11 @@ def library_model(kind: str) -> Any:
 
 def texts_of(captions: Sequence[str]) -> list[dict[str, str]]:
     return [{"text": caption} for caption in captions]
+
+
+def plain_image(path: Path) -> Image.Image:
+    """Read an image without its EXIF entries."""
+    return Image.fromarray(np.asarray(load_image(path)))
 
 
 def pictures_of(images: Sequence[Image.Image]) -> list[dict[str, Image.Image]]:
@@ -105,7 +110,7 @@ def run(folder: Path, gallery: Path, kind: str, *flags: str) -> Tensor:
 def test_dense_vectors_and_scores_equal_the_library(gallery: Path, prompt: str | None) -> None:
     encoder = config_of("dense", prompt=prompt, image_prompt=prompt).open()
     model, files = library_model("dense"), list_gallery(gallery)
-    images = [pixels_only(load_image(file.path)) for file in files]  # EXIF is not applied
+    images = [plain_image(file.path) for file in files]  # EXIF is not applied
     expected = model.encode_document(pictures_of(images), prompt=prompt, convert_to_tensor=True)
     queries = model.encode_query(texts_of(CAPTIONS), prompt=prompt, convert_to_tensor=True)
     found, texts = encoder.encode_images(files), encoder.encode_texts(CAPTIONS)
@@ -124,7 +129,7 @@ def rows_of(row: Tensor, vectors: Tensor) -> Tensor:
 def test_late_vectors_and_scores_equal_the_library(gallery: Path, stored: str) -> None:
     encoder, model = config_of("late", vector_dtype=stored).open(), library_model("late")
     files = list_gallery(gallery)
-    images = [pixels_only(load_image(file.path)) for file in files]
+    images = [plain_image(file.path) for file in files]
     expected = model.encode_document(pictures_of(images))
     queries = model.encode_query(texts_of(CAPTIONS))
     found, texts = encoder.encode_images(files), encoder.encode_texts(CAPTIONS)
@@ -147,6 +152,23 @@ def test_late_vectors_and_scores_equal_the_library(gallery: Path, stored: str) -
     scores = encoder.similarity(texts, found)
     expected_scores = model.similarity(queries, stored_vectors)
     torch.testing.assert_close(scores, expected_scores, atol=1e-5, rtol=1e-6)
+
+
+def test_colqwen2_of_transformers_is_a_late_model(
+    gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published in the format of transformers alone; its processor adds the query's prefix."""
+    write_colqwen2(tmp_path / "model")
+    encoder = config_of("late", model=str(tmp_path / "model"), vector_dtype="fp32").open()
+    assert "a late-interaction model (--kind late)" in capsys.readouterr().err
+    model = sentence_transformers().MultiVectorEncoder(str(tmp_path / "model"), device="cpu")
+    files = list_gallery(gallery)
+    expected = model.encode_document(pictures_of([plain_image(file.path) for file in files]))
+    queries = model.encode_query(texts_of(CAPTIONS))
+    found, texts = encoder.encode_images(files), encoder.encode_texts(CAPTIONS)
+    scores = encoder.similarity(texts, found)
+    torch.testing.assert_close(scores, model.similarity(queries, expected), atol=1e-5, rtol=1e-6)
+    assert scores.std(dim=1).min() > 1e-3
 
 
 def test_meanmaxsim_is_used_if_the_model_says_so(tmp_path: Path) -> None:
@@ -238,7 +260,7 @@ def test_the_command_writes_the_librarys_scores(
     gallery: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, model = run(tmp_path, gallery, kind), library_model(kind)
-    images = [pixels_only(load_image(file.path)) for file in list_gallery(gallery)]
+    images = [plain_image(file.path) for file in list_gallery(gallery)]
     expected = model.similarity(
         model.encode_query(texts_of(CAPTIONS)), model.encode_document(pictures_of(images))
     )

@@ -18,6 +18,7 @@ from pab.core.errors import InputError
 from pab.data.images import ImageReader, ImageTransform, as_rgb
 from pab.data.records import GalleryImage
 
+EVERY_KIND = "a path, a PIL image or a tensor"
 AnyImage = GalleryImage | str | Path | Image.Image | Tensor
 
 
@@ -126,7 +127,7 @@ def as_images(
                     f"numbers, found {image.dtype} {list(image.shape)}", item=f"position {number}",
                 )  # fmt: skip
         elif not isinstance(image, GalleryImage):
-            kinds = "a path or a PIL image" if transform is None else "a path, an image or a tensor"
+            kinds = "a path or a PIL image" if transform is None else EVERY_KIND
             raise InputError(
                 "images", f"expected {kinds}, found {type(image).__name__}",
                 item=f"position {number}",

@@ -25,6 +25,9 @@ from pab.encoders.st.pictures import PictureLoader
 from pab.scoring.encoder import AnyImage, Origin, as_captions, as_images, cosine
 from pab.scoring.encoding import Compute, ImageWork
 
+# Errors of image processors: a size that they do not accept, or that becomes 0 by resizing.
+REJECTIONS = (ValueError, ZeroDivisionError)
+
 
 @dataclass(frozen=True)
 class Embedder(ABC):
@@ -70,8 +73,8 @@ class Embedder(ABC):
         Raises:
             InputError: a caption contains a token with a special meaning, such as an image's.
         """
-        added = self.model.tokenizer.added_tokens_decoder.values()
-        special = [token.content for token in added if token.special]
+        added = getattr(self.model.tokenizer, "added_tokens_decoder", {})
+        special = [token.content for token in added.values() if token.special]
         for number, caption in enumerate(captions):
             found = next((token for token in special if token in caption), None)
             if found is not None:
@@ -96,11 +99,12 @@ class Embedder(ABC):
                 with self.compute.running("encoding images"):
                     try:
                         return encode(inputs)
-                    except ValueError as error:
+                    except REJECTIONS as error:
                         raise self._refusal(inputs, batch.positions, mine, error) from error
 
-            size, workers = self.compute.batch_size, self.compute.num_workers
-            return PictureLoader(mine, size, workers, **options), encode_batch
+            # One image at a time: each process loads two batches ahead, and photographs are large.
+            # `Compute.work_through` merges them to full batches.
+            return PictureLoader(mine, 1, self.compute.num_workers, **options), encode_batch
 
         return open_loader
 
@@ -109,13 +113,13 @@ class Embedder(ABC):
         inputs: list[dict[str, Image.Image]],
         positions: list[int],
         images: list[Loadable],
-        error: ValueError,
+        error: Exception,
     ) -> InputError:
         """Find the image that the processor rejects; its message names none."""
         for item, position in zip(inputs, positions, strict=True):
             try:
                 self.model.preprocess([item])
-            except ValueError as own:
+            except REJECTIONS as own:
                 image = images[position]
                 where = image.path if isinstance(image, GalleryImage) else f"image {position}"
                 size = "{} x {} pixels".format(*item["image"].size)
@@ -161,10 +165,17 @@ class DenseEncoder(Embedder):
             "convert_to_tensor": True,
             "show_progress_bar": False,
             "batch_size": self.compute.batch_size,
-            # a shortened vector is normalized again; a model with dot products is not
-            "normalize_embeddings": self.model.similarity_fn_name == "cosine",
             **({} if self.dims is None else {"truncate_dim": self.dims}),
         }
+
+    def _finished(self, vectors: Tensor) -> Tensor:
+        """Convert vectors [B, D] to float32, of unit length if the model compares by the cosine.
+
+        Normalizing in float32 matters for shortened vectors, and for a model in half precision.
+        """
+        vectors = vectors.float()
+        cosine_model = self.model.similarity_fn_name == "cosine"
+        return torch.nn.functional.normalize(vectors, dim=1) if cosine_model else vectors
 
     def encode_images(
         self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
@@ -173,10 +184,8 @@ class DenseEncoder(Embedder):
         loadable, reader = as_images(images, None), reader or ImageReader()
 
         def encode(inputs: list[dict[str, Image.Image]]) -> Tensor:
-            found: Tensor = self.model.encode_document(
-                inputs, prompt=self.image_prompt, **self._how
-            )
-            return found.float()
+            found = self.model.encode_document(inputs, prompt=self.image_prompt, **self._how)
+            return self._finished(found)
 
         work = self.compute.work_through(loadable, reader, self.loader_of(encode))
         rows = ((places, torch.stack(found)) for places, found in work)
@@ -189,8 +198,8 @@ class DenseEncoder(Embedder):
 
         def encode(positions: list[int]) -> Tensor:
             batch = [inputs[position] for position in positions]
-            found: Tensor = self.model.encode_query(batch, prompt=self.prompt, **self._how)
-            return found
+            found = self.model.encode_query(batch, prompt=self.prompt, **self._how)
+            return self._finished(found)
 
         # Characters are the ids: the cache's facts cover tokenizer and prompt.
         return self.compute.captions(encode, [[*text] for text in texts], max(map(len, texts)))

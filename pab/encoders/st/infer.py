@@ -82,7 +82,7 @@ class InferConfig(MemberConfig):
         sha256 = folder_hash(folder)
         model = load_model(CLASSES[kind], folder, compute.device, compute.dtype)
         facts = compute.fingerprint(
-            model=sha256, kind=kind, prompt=self.prompt, image_prompt=self.image_prompt,
+            model=sha256, kind=kind, prompt=[self.prompt, self.image_prompt],
             dims=self.dims, vectors=self.vector_dtype, sentence_transformers=library.__version__,
         )  # fmt: skip
         origin = compute.origin(

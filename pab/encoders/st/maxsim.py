@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pab.core.progress import progress
+
 # Vectors of a block of images, and of a group of captions: their products take 4 MB in fp32. Larger
 # passes leave a CPU's caches, smaller ones multiply less efficiently (benchmarks/maxsim.py).
 IMAGE_VECTORS = CAPTION_VECTORS = 1 << 10
@@ -81,9 +83,9 @@ def maxsim(
     captions = texts.view(len(texts), -1, width)
     counts = _last(captions.any(dim=-1))
     groups = list(_groups(captions, counts, device))
-    found = torch.empty(len(texts), sum(map(len, blocks)))
-    column = 0
-    for block in blocks:
+    total, column = sum(map(len, blocks)), 0
+    found = torch.empty(len(texts), total)
+    for block in progress(blocks, "comparing captions and images", "images", total, len):
         rows = images[block.start : block.stop].view(len(block), -1, width)
         longest = _last((rows != rows[:, :1]).any(dim=-1)).max()
         vectors = rows[:, : max(int(longest), 1)].to(device).float()  # [g, N, D]

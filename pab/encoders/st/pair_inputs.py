@@ -199,16 +199,19 @@ def keeps_pair_roles(processor: Any, settings: Mapping[str, Any]) -> bool:
 def head_in_fp32(model: Any) -> None:
     """Compute a model's logits in float32 from its hidden states, whatever the weights' dtype.
 
-    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query would tie.
+    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query would tie. Autocast, which
+    a model held in its dtype does not need, would undo this.
 
     Args:
         model: model of transformers with a linear output layer; it is changed in place.
+
+    Raises:
+        InputError: its output layer is not linear.
     """
 
     def product(head: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor:
         bias = None if head.bias is None else head.bias.float()
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            return F.linear(inputs[0].float(), head.weight.float(), bias)
+        return F.linear(inputs[0].float(), head.weight.float(), bias)
 
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):

@@ -1,7 +1,8 @@
 """Decode gallery images ahead of a model whose own processor resizes them.
 
-Processors of transformers rotate an image by its EXIF entry. The images here carry no entries, so
-benchmark images keep the published rule (EXIF not applied), and photo search rotates only once.
+Some processors read images with transformers' `load_image`, which rotates an image by its EXIF
+entry. The images here carry no entries: benchmark images keep the published rule (EXIF not
+applied), and photo search rotates only once.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.scoring.encoder import Encoder, Origin
 from pab.search.exact import search_exact
-from pab.search.index import Entry, Index, Manifest, Member, Shard, with_shards, write_shard
+from pab.search.index import Entry, Index, Manifest, Member, Shard
 from pab.search.query import Filters, Query, Searcher, assigned
+from pab.search.writing import with_shards, write_shard
 
 WIDTH = 6
 

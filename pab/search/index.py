@@ -1,4 +1,4 @@
-"""Search index on disk: format, opening and writing.
+"""Search index on disk: format and reading; :mod:`pab.search.writing` writes it.
 
 An index is a folder in clip-retrieval's layout (https://github.com/rom1504/clip-retrieval), with a
 manifest::
@@ -17,12 +17,11 @@ Shape letters: `n` rows of a shard, `D` width of the vectors.
 from __future__ import annotations
 
 import os
-import re
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -33,7 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pab import __version__
 from pab.core.errors import InputError
-from pab.core.files import atomic_path, existing_file, write_json
+from pab.core.files import existing_file, write_json
 from pab.formats.tables import pyarrow
 
 FORMAT = 1  # version of the format; other versions are rejected
@@ -41,7 +40,6 @@ MANIFEST = "manifest.json"
 SHARD_ROWS = 10_000  # maximum rows per shard
 GROUP_ROWS = 1_000  # rows per row group of a metadata file, read together
 _GROUPS_IN_MEMORY = 64
-_SHARD_FILE = re.compile(r"(?:img_emb_(\d+)\.npy|metadata_(\d+)\.parquet)")
 
 Dtype = Literal["float16", "float32"]
 
@@ -164,9 +162,6 @@ class Entry:
     time_s: float | None = None
     offset: int | None = None
     caption: str | None = None
-
-
-# ---------------------------------------------------------------------------------------- reading
 
 
 class Index:
@@ -361,9 +356,6 @@ def _check_rows(path: Path, found: int, expected: int) -> None:
         raise InputError(path, problem, todo="index the images again")
 
 
-# ---------------------------------------------------------------------------------------- writing
-
-
 def metadata_path(folder: Path, number: int) -> Path:
     """Return the path of a shard's metadata."""
     return folder / "metadata" / f"metadata_{number}.parquet"
@@ -373,92 +365,3 @@ def vectors_path(folder: Path, members: Sequence[Member], name: str, number: int
     """Return the path of a shard's vectors of a member."""
     home = folder if name == members[0].name else folder / "members" / name
     return home / "img_emb" / f"img_emb_{number}.npy"
-
-
-def write_shard(
-    folder: Path,
-    manifest: Manifest,
-    entries: Sequence[Entry],
-    vectors: Mapping[str, np.ndarray],
-    *,
-    metadata: bool = True,
-) -> Shard:
-    """Write the files of a new shard; the shard counts once the manifest names it.
-
-    Args:
-        folder: folder of the index.
-        manifest: contents of the index so far.
-        entries: n entries; their paths are below ``manifest.root``.
-        vectors: name of each member -> [n, D].
-        metadata: write the entries; False for an index that keeps them in memory.
-
-    Raises:
-        InputError: a file cannot be written, or a vector is not finite in the stored type.
-    """
-    shard = Shard(manifest.next_number, len(entries))
-    for member in manifest.members:
-        with np.errstate(over="ignore"):
-            rows = np.ascontiguousarray(vectors[member.name].astype(member.dtype))
-        assert rows.shape == (len(entries), member.width)
-        bad = ~np.isfinite(rows).all(axis=1)
-        if bad.any():
-            raise InputError(
-                member.origin.get("checkpoint") or member.name,
-                f"expected finite vectors in {member.dtype}, found others",
-                item=f"image {entries[int(bad.argmax())].name!r}",
-                todo="check the checkpoint, or use --dtype fp32",
-            )
-        with (
-            atomic_path(vectors_path(folder, manifest.members, member.name, shard.number)) as path,
-            path.open("wb") as file,
-        ):
-            np.save(file, rows)
-    if metadata:
-        _write_metadata(metadata_path(folder, shard.number), entries, Path(manifest.root))
-    return shard
-
-
-def _write_metadata(path: Path, entries: Sequence[Entry], root: Path) -> None:
-    arrow = pyarrow(path)
-    integer = arrow.int64()
-    columns = {
-        "sha256": arrow.string(), "bytes": integer, "mtime_ns": integer, "width": integer,
-        "height": integer, "time_s": arrow.float64(), "offset": integer, "caption": arrow.string(),
-    }  # fmt: skip
-    files = []
-    for entry in entries:
-        relative = os.path.relpath(entry.path, root)
-        files.append(None if relative == entry.name else os.fsencode(relative))
-    table = {"image_path": arrow.array([e.name for e in entries], arrow.string())}
-    table["file"] = arrow.array(files, arrow.binary())
-    for name, kind in columns.items():
-        table[name] = arrow.array([getattr(entry, name) for entry in entries], kind)
-    with atomic_path(path) as temporary:
-        arrow.parquet.write_table(arrow.table(table), temporary, row_group_size=GROUP_ROWS)
-
-
-def remove_unnamed(folder: Path, manifest: Manifest) -> None:
-    """Remove files of shards that the manifest does not name, such as those of a stopped run.
-
-    Raises:
-        InputError: a file cannot be removed.
-    """
-    named = {shard.number for shard in manifest.shards}
-    homes = [folder / "metadata", folder / "img_emb", *folder.glob("members/*/img_emb")]
-    for path in (path for home in homes if home.is_dir() for path in home.iterdir()):
-        match = _SHARD_FILE.fullmatch(path.name)
-        temporary = path.name.startswith(".") and path.name.endswith(".tmp")
-        if temporary or (match is not None and int(match[1] or match[2]) not in named):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise InputError(path, f"cannot be removed: {error.strerror or error}") from error
-
-
-def with_shards(manifest: Manifest, shards: Sequence[Shard]) -> Manifest:
-    """Return the manifest with other shards, which make an approximate index invalid."""
-    if list(shards) == manifest.shards:
-        return manifest
-    following = 1 + max((shard.number for shard in shards), default=-1)
-    number = max(manifest.next_number, following)
-    return replace(manifest, shards=list(shards), next_number=number, ann=None)

@@ -40,6 +40,7 @@ MANIFEST = "manifest.json"
 SHARD_ROWS = 10_000  # maximum rows per shard
 GROUP_ROWS = 1_000  # rows per row group of a metadata file, read together
 _GROUPS_IN_MEMORY = 64
+_KEYS = {"name": "image_path"}  # field of an entry -> column of the metadata, where they differ
 
 Dtype = Literal["float16", "float32"]
 
@@ -227,8 +228,16 @@ class Index:
 
     def vector(self, member: str, row: int) -> np.ndarray:
         """Return the vector of one row, float32 [D]."""
-        shard, place = self._place(row)
-        return np.array(self._vectors(self.member(member), shard)[place], dtype=np.float32)
+        return self.vectors(member, [row])[0].astype(np.float32)
+
+    def vectors(self, member: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the vectors of some rows as stored, [n, D]."""
+        found = self.member(member)
+        out = np.empty((len(rows), found.width), dtype=found.dtype)
+        for place, row in enumerate(rows):
+            shard, position = self._place(int(row))
+            out[place] = self._vectors(found, shard)[position]
+        return out
 
     def entry(self, row: int) -> Entry:
         """Return the entry of a row, from 0.
@@ -259,25 +268,27 @@ class Index:
     @cached_property
     def names(self) -> np.ndarray:
         """Names in row order, as an object array; read once, when a filter needs them."""
-        return self._column("image_path", [e.name for e in self._entries or ()], object)
+        return self.column("name")
 
     @cached_property
     def times(self) -> np.ndarray:
         """Time stamps in row order, seconds, float64; NaN for images that have none."""
-        in_memory = [np.nan if e.time_s is None else e.time_s for e in self._entries or ()]
-        return self._column("time_s", in_memory, np.float64)
+        return self.column("time_s").astype(np.float64)
 
-    def _column(self, name: str, in_memory: list[Any], dtype: Any) -> np.ndarray:
+    def column(self, name: str) -> np.ndarray:
+        """Read a field of all entries but ``path``, in row order, as an object array."""
         if self._entries is not None:
-            return np.array(in_memory, dtype=dtype)
-        parts = [np.empty(0, dtype=dtype)]
+            return np.array([getattr(entry, name) for entry in self._entries], dtype=object)
+        parts = [np.empty(0, dtype=object)]
         for shard in self.manifest.shards:
-            path = metadata_path(self.folder, shard.number)
+            path, key = metadata_path(self.folder, shard.number), _KEYS.get(name, name)
             with _reading(path):
-                table = pyarrow(path).parquet.read_table(path, columns=[name])
-                found = table.column(name).to_numpy()
-            _check_rows(path, len(found), shard.rows)
-            parts.append(found.astype(dtype))
+                table = pyarrow(path).parquet.read_table(path, columns=[key])
+                found = table.column(key).to_pylist()
+            if len(found) != shard.rows:
+                problem = f"expected {shard.rows} rows, found {len(found)}"
+                raise InputError(path, problem, todo="index the images again")
+            parts.append(np.array(found, dtype=object))
         return np.concatenate(parts)
 
     def _place(self, row: int) -> tuple[Shard, int]:
@@ -348,12 +359,6 @@ def _reading(path: Path) -> Iterator[None]:
         problem = getattr(error, "strerror", None) or str(error)
         todo = "index the images again"
         raise InputError(path, f"cannot be read: {problem}", todo=todo) from error
-
-
-def _check_rows(path: Path, found: int, expected: int) -> None:
-    if found != expected:
-        problem = f"expected {expected} rows, found {found}"
-        raise InputError(path, problem, todo="index the images again")
 
 
 def metadata_path(folder: Path, number: int) -> Path:

@@ -16,7 +16,16 @@ import numpy as np
 from pab.core.errors import InputError
 from pab.core.files import atomic_path
 from pab.formats.tables import pyarrow
-from pab.search.index import GROUP_ROWS, Entry, Manifest, Shard, metadata_path, vectors_path
+from pab.search.index import (
+    GROUP_ROWS,
+    SHARD_ROWS,
+    Entry,
+    Index,
+    Manifest,
+    Shard,
+    metadata_path,
+    vectors_path,
+)
 
 _SHARD_FILE = re.compile(r"(?:img_emb_(\d+)\.npy|metadata_(\d+)\.parquet)")
 
@@ -81,6 +90,43 @@ def _write_metadata(path: Path, entries: Sequence[Entry], root: Path) -> None:
         table[name] = arrow.array([getattr(entry, name) for entry in entries], kind)
     with atomic_path(path) as temporary:
         arrow.parquet.write_table(arrow.table(table), temporary, row_group_size=GROUP_ROWS)
+
+
+def compacted(folder: Path, manifest: Manifest, keep: np.ndarray) -> Manifest:
+    """Merge small neighbouring shards and drop rows; return the new manifest, without saving it.
+
+    Args:
+        folder: folder of the index.
+        manifest: its contents.
+        keep: bool [G], which rows remain.
+
+    Raises:
+        InputError: a file cannot be read or written.
+    """
+    index, shards, first = Index(folder, manifest), list[Shard](), 0
+    groups: list[list[tuple[Shard, np.ndarray]]] = []
+    size = SHARD_ROWS
+    for shard in manifest.shards:
+        rows = first + np.flatnonzero(keep[first : first + shard.rows])
+        first += shard.rows
+        if len(rows) == 0:
+            continue
+        if size + len(rows) > SHARD_ROWS:
+            groups.append([])
+            size = 0
+        groups[-1].append((shard, rows))
+        size += len(rows)
+    for group in groups:
+        (shard, rows), *others = group
+        if not others and len(rows) == shard.rows:
+            shards.append(shard)
+            continue
+        every = np.concatenate([rows for _, rows in group])
+        vectors = {member.name: index.vectors(member.name, every) for member in manifest.members}
+        written = write_shard(folder, manifest, [index.entry(row) for row in every], vectors)
+        manifest = replace(manifest, next_number=written.number + 1)
+        shards.append(written)
+    return with_shards(manifest, shards)
 
 
 def remove_unnamed(folder: Path, manifest: Manifest) -> None:

@@ -39,6 +39,7 @@ def test_flags_are_split_by_member() -> None:
     assert all(one.arguments[:2] == ("--num_workers", "0") for one in choices)
 
 
+@pytest.mark.slow
 def test_a_killed_command_continues(tmp_path: Path) -> None:
     """Kill a real run after its first block."""
     photos, out = tmp_path / "photos", tmp_path / "index"

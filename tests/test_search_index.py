@@ -360,6 +360,8 @@ def test_archives(lab: Lab) -> None:
     assert (report.kept, report.encoded, report.reused) == (4, 1, 3)
     with pytest.raises(InputError, match=r"file '0.tar': expected all files of the index"):
         lab.run(ArchiveSource([shards / "1.tar"]))
+    report = lab.run(ArchiveSource([shards]), check_content=True)
+    assert (report.kept, report.encoded, report.reused) == (8, 0, 0)
     (shards / "0.tar").unlink()
     report = lab.run(ArchiveSource([shards]))
     assert (report.rows, report.removed, report.encoded) == (4, 4, 0)

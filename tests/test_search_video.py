@@ -27,7 +27,7 @@ VTEST = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 
 def write_video(
     path: Path, times_ms: list[int], *, codec: str = "mpeg4", still: tuple[int, ...] = (),
-    start_ms: int = 0, noise: bool = False,
+    start_ms: int = 0, noise: bool = False, turn: int = 0,
 ) -> Path:  # fmt: skip
     """Write a video whose frames get brighter, except frames that repeat the last one.
 
@@ -38,11 +38,14 @@ def write_video(
         still: numbers of frames that look like the frame before.
         start_ms: time of the first frame in the file.
         noise: fill the frames with noise, so that packets are large.
+        turn: rotation that a player applies, degrees counterclockwise.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=1000)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        if turn:
+            stream.set_display_rotation(turn)
         level = 0
         for number, time in enumerate(times_ms):
             level = level if number in still else level + 10
@@ -93,6 +96,17 @@ def test_a_frame_is_found_by_its_time_stamp(tmp_path: Path, ending: str) -> None
         frame_at(video, 0.155)
     with pytest.raises(InputError, match="expected a frame at 99"):
         frame_at(video, 99)
+
+
+@pytest.mark.parametrize("turn", [90, -90, 180])
+def test_a_video_of_a_phone_is_turned_upright(tmp_path: Path, turn: int) -> None:
+    video = write_video(tmp_path / "v.mp4", REGULAR, noise=True, turn=turn)
+    (frame, *_) = sampled_frames(video, 0)
+    stored = frame.decoded.to_image()
+    way = {90: Image.Transpose.ROTATE_90, -90: Image.Transpose.ROTATE_270}
+    expected = stored.transpose(way.get(turn, Image.Transpose.ROTATE_180))
+    assert np.array_equal(frame.picture(), expected)
+    assert np.array_equal(frame_at(video, frame.time_s), expected)
 
 
 def test_near_identical_neighbours_are_left_out(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -151,9 +151,14 @@ class _Old:
 
     def __init__(self, index: Index) -> None:
         self.index, self.keep = index, np.zeros(index.rows, dtype=bool)
-        self._bytes, self._times = index.column("bytes"), index.column("mtime_ns")
+        self._bytes = index.column("bytes").astype(np.int64)
+        self._times = index.column("mtime_ns").astype(np.int64)
         # A stopped run leaves the old row of a changed image before the new one.
         self.rows = {name: row for row, name in enumerate(index.column("name"))}
+        self._containers: dict[str, list[int]] = {name: [] for name in index.manifest.complete}
+        for name, row in self.rows.items() if self._containers else ():
+            for container in map(str, PurePosixPath(name).parents):
+                self._containers.get(container, []).append(row)
 
     def keeps(self, entry: Entry) -> bool:
         """Keep the row of an unchanged image; return false if there is none."""
@@ -165,15 +170,25 @@ class _Old:
         return True
 
     def keep_container(self, name: str) -> int:
-        """Keep all rows of a container; return their number."""
-        rows = [row for image, row in self.rows.items() if image.startswith(f"{name}/")]
+        """Keep all rows of a complete container; return their number."""
+        rows = self._containers[name]
         self.keep[rows] = True
         return len(rows)
+
+    def has_same(self, entry: Entry) -> bool:
+        """Keep the row of an image with the same name, state and content."""
+        row = self.rows.get(entry.name)
+        return row is not None and self.hashes[row] == entry.sha256 and self.keeps(entry)
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """SHA-256 of each row, hex digits."""
+        return self.index.column("sha256")
 
     @cached_property
     def contents(self) -> dict[str, int]:
         """Map the SHA-256 of each image to its row."""
-        return {sha: row for row, sha in enumerate(self.index.column("sha256")) if sha is not None}
+        return {sha: row for row, sha in enumerate(self.hashes) if sha is not None}
 
 
 class _Run:
@@ -260,7 +275,7 @@ class _Run:
             for entry, found in zip(entries, pool.map(_hashed, entries), strict=True):
                 if isinstance(found, InputError):
                     self._set_unreadable(entry, found)
-                elif not (self.settings.check_content and self._has_same(found)):
+                elif not self._has_same(found):
                     hashed.append(found)
         fresh = self._reuse(hashed)
         if not fresh:
@@ -287,8 +302,7 @@ class _Run:
         waiting: list[Item] = []
         try:
             for item in self.source.items(container, bad):
-                if self.old is not None and self.old.keeps(item.entry):
-                    self.report.kept += 1  # a stopped run has indexed it
+                if self._is_unchanged(item.entry):  # a stopped run has indexed it
                     continue
                 waiting.append(item)
                 if len(waiting) == PICTURES:
@@ -310,7 +324,7 @@ class _Run:
             for item, found in zip(items, pool.map(_loaded, items), strict=True):
                 if isinstance(found, InputError):
                     self.unreadable[item.entry.name] = Unreadable(found.problem)
-                else:
+                elif not self._has_same(found[0]):
                     pictures[found[0].name] = found
         fresh = self._reuse([entry for entry, _ in pictures.values()])
         if fresh:
@@ -322,12 +336,8 @@ class _Run:
             self._flush()
 
     def _has_same(self, entry: Entry) -> bool:
-        """Keep the row of an image with the same name, state and content."""
-        assert entry.sha256 is not None
-        old = self.old
-        if old is None or old.contents.get(entry.sha256) != old.rows.get(entry.name, -1):
-            return False
-        if not old.keeps(entry):
+        """With ``check_content``, keep the row of an image with the same name and content."""
+        if self.old is None or not self.settings.check_content or not self.old.has_same(entry):
             return False
         self.report.kept += 1
         return True

@@ -34,7 +34,7 @@ PARTS = ("text", "image", "minus")
 
 @dataclass(frozen=True)
 class Query:
-    """What to find: a text, an image, or both.
+    """Text, image, or both to search with.
 
     Attributes:
         text: description, or None.

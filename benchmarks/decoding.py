@@ -18,7 +18,7 @@ import numpy as np
 from machine import flag_parser
 
 from ensemble.decode import DecodeSettings, decode
-from ensemble.search import FACTORS, SLACKS
+from ensemble.stage_search import FACTORS, SLACKS
 from pab.core.files import write_text
 from pab.data.images import list_gallery
 from pab.data.splits import validation_split

@@ -57,7 +57,7 @@ def main() -> None:
         f"`scripts/finetune_clip.py {' '.join(first)}`.",
         f"The other rows start from it, with `{' '.join(settings)}`",
         "and their own flags. Each row scores the best epoch by R@1 on the 501 validation pairs.",
-        "Figures are percent on the 2,000 queries of the mini test set, with 95 % bootstrap",
+        "Figures are percentages on the 2,000 queries of the mini test set, with 95 % bootstrap",
         "intervals. Gains are paired.",
     ]
     columns = ["training", *mini.METRICS, "R@1 over the first row"]

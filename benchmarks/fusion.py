@@ -3,8 +3,9 @@
 Fuses four members of 1,978 queries x 36,773 images with `ensemble.run` (load, scale, fuse, rank,
 write). The baseline loads and scales all members, sums them with weights, and applies
 `torch.argsort` to the whole matrix. Each variant runs in its own process; both lists must be equal.
-`--assignment` adds one assignment of that matrix. `--wide` adds matrices of 200 x 100,000 and
-200 x 1,000,000: the second should need ten times the time, and no more anonymous memory.
+`--assignment` also measures a fusion with assignment decoding. `--wide` also measures matrices of
+200 x 100,000 and 200 x 1,000,000: the second should need ten times the time, and no more anonymous
+memory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from ensemble.run import main as fuse
 from pab.scores import ScoreFile, save_scores
 
 FLAGS = ("beit3", "uit", "blip2", "clip")
-KEEPS = {"uit": 0.925, "blip2": 0.9, "clip": 0.9}
+# Weights kept by the running sum when a member is added, as published.
+RUNNING_WEIGHTS = {"uit": 0.925, "blip2": 0.9, "clip": 0.9}
 
 
 def make_members(folder: Path, queries: int, images: int) -> list[Path]:
@@ -49,8 +51,8 @@ def plain(paths: list[Path], out: Path) -> None:
     scaled = [(f["scores"] - f["scores"].min()) / (f["scores"].max() - f["scores"].min())
               for f in loaded]  # fmt: skip
     fused = scaled[0]
-    for keep, scores in zip(KEEPS.values(), scaled[1:], strict=True):
-        fused = keep * fused + (1 - keep) * scores
+    for weight, scores in zip(RUNNING_WEIGHTS.values(), scaled[1:], strict=True):
+        fused = weight * fused + (1 - weight) * scores
     best = torch.argsort(fused, dim=1, descending=True, stable=True)[:, :10].tolist()
     names = loaded[0]["gallery_ids"]
     out.write_text("".join(" ".join(names[i] for i in row) + "\n" for row in best))
@@ -91,7 +93,7 @@ def main() -> None:
         queries=1978,
         images=36773,
         repeats=3,
-        assignment=(False, "also measure one assignment"),
+        assignment=(False, "also measure a fusion with assignment decoding"),
         wide=(False, "also measure 200 x 100,000 and 200 x 1,000,000 scores"),
     ).parse_args()
     print(describe())

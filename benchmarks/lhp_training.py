@@ -80,7 +80,7 @@ def step_gradient(
 
 
 def memory_of_step(model_name: str, batch_size: int, chunk: int) -> tuple[float, float, float]:
-    """Return peak memory (MiB) before and after one backward pass, and the seconds of the pass."""
+    """Return peak memory (MiB) before and after one step without update, and the step's seconds."""
     seed_everything(0)
     model = make_model(model_name)
     batch = make_batch(batch_size, model.config.img_size)

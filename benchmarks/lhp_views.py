@@ -47,7 +47,7 @@ def main() -> None:
     text = [
         f"Written by `python benchmarks/lhp_views.py --out {args.out} --epochs {args.epochs}`: the",
         f"mini recipe shortened to {args.epochs} epochs, with the seeds "
-        f"{', '.join(map(str, args.seeds))}. Figures are percent on",
+        f"{', '.join(map(str, args.seeds))}. Figures are percentages on",
         "the 2,000 queries of the mini test set: mean and range over the seeds.",
     ]
     title = "Local, global and hybrid views on the mini data"

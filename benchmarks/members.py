@@ -46,7 +46,7 @@ def main() -> None:
         f"Written by `python benchmarks/members.py --out {args.out}`: the four shipped mini models",
         "alone, then fused one after the other in the published order. UIT re-ranks LHP's 32",
         "candidates. A weight is the one kept by the running sum; weights are chosen on the 501",
-        "validation pairs. Figures are percent on the 2,000 queries of the mini test set, with",
+        "validation pairs. Figures are percentages on the 2,000 queries of the mini test set, with",
         "95 % bootstrap intervals. Gains over the previous step are paired.",
     ]
     columns = ["scores", *mini.METRICS, "R@1 over the previous step"]

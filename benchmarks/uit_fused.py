@@ -43,8 +43,8 @@ def main() -> None:
         f"Written by `python benchmarks/uit_fused.py --seeds {seeds} --out {args.out}`:",
         "the shipped mini LHP and the mini UIT of `configs/uit/mini.yaml`, trained with each of",
         "these seeds (16 is the shipped one), with 32 candidates per query. A weight is LHP's",
-        "share of the sum, chosen on the 501 validation pairs. Figures are percent on the 2,000",
-        "queries of the mini test set, with 95 % bootstrap intervals. Gains are paired.",
+        "share of the sum, chosen on the 501 validation pairs. Figures are percentages on the",
+        "2,000 queries of the mini test set, with 95 % bootstrap intervals. Gains are paired.",
     ]
     columns = ["scores", *mini.METRICS, "R@1 over LHP"]
     mini.write_table(args.out, "UIT fused with LHP on the mini data", text, columns, rows)

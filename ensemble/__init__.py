@@ -1,9 +1,11 @@
-"""Fuse score files into ranked lists and reports; no model is loaded.
+"""Fuse score files into ranked lists and reports; only `mine --encoder` loads a model.
 
 `run` reads input score files (`members`), adds them in `fuse` (with `scaling`, `reciprocal_rank`),
 and runs the stages of `chain`: a reranker's scores (`rerank_prior`), then decodings, most of which
 use all queries jointly (`decode`, `matching`, `arbitration`, `component_assignment`). `config`
-defines the settings. `api` fuses from Python. `search` and `trials` choose weights on validation
-data. `protocol` supplies files and metrics to `run`, and checks answer files. `published` compares
-results with the paper's. `report` writes HTML. Imports `pab`, never `lhp` or `uit`.
+defines the settings. `api` fuses from Python. `search` chooses weights (`trials`) and the numbers
+of later stages (`stage_search`) on validation data. `mine` finds training questions for a reranker
+(near-duplicates by `image_vectors`). `refusals` keeps both from test sets. `protocol` supplies
+files and metrics to `run`, and checks answer files. `published` compares results with the paper's.
+`report` writes HTML. Imports `pab`, never `lhp` or `uit`.
 """

@@ -56,41 +56,62 @@ def stages(
         InputError: see :func:`ensemble.decode.decode`.
     """
     yield Stage("fused", fused, {})
-    scores, evidence = fused, None
+    ranking = Ranking(fused)
     if reranking is not None:
-        scores, evidence = reranking.reorder(scores)
-        yield Stage(f"reranked by {reranking.name}", scores, {})
+        ranking = reranked(ranking, reranking)
+        yield Stage(reranking.stage, ranking.scores, {})
     for settings in decodings:
-        before = scores
-        scores, facts = decoded(scores, query_ids, gallery_ids, settings, evidence)
-        if settings.method not in LOGARITHMS:
-            evidence = evidence or Evidence(before)
-        elif reranking is None:
-            evidence = None
-        yield Stage(settings.method, scores, facts)
+        ranking, facts = decoded(ranking, query_ids, gallery_ids, settings)
+        yield Stage(settings.method, ranking.scores, facts)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores after a stage, and the evidence of the next ``margin`` or ``assignment`` stage."""
+
+    scores: Tensor  # float32 [Q, G]
+    evidence: Evidence | None = None  # None: the scores themselves
+    is_reranked: bool = False  # the evidence is the reranker's, for all later stages
+
+
+def reranked(ranking: Ranking, reranking: Reranking, *, quiet: bool = False) -> Ranking:
+    """Rerank; ``quiet`` omits the notice about images without a reranker score."""
+    return Ranking(*reranking.reorder(ranking.scores, quiet=quiet), is_reranked=True)
 
 
 def decoded(
-    scores: Tensor,
+    ranking: Ranking,
     query_ids: Sequence[str],
     gallery_ids: Sequence[str],
     settings: DecodeSettings,
-    evidence: Evidence | None = None,
-) -> tuple[Tensor, dict[str, Any]]:
-    """Decode; return scores and facts, and print a notice if sinkhorn has not converged."""
+    *,
+    quiet: bool = False,
+) -> tuple[Ranking, dict[str, Any]]:
+    """Decode; return the ranking and facts. ``quiet`` omits :func:`warn_on_sinkhorn`."""
+    scores, evidence = ranking.scores, ranking.evidence
     found = decode(scores, query_ids, gallery_ids, settings, evidence)
     facts = settings.facts()
     if settings.method == "sinkhorn":
         row, column = sinkhorn_errors(found)
         facts |= {"row_error": row, "column_error": column}
-        if max(row, column) > CONVERGED:
-            notice(
-                "--decode sinkhorn",
-                f"has not converged after {settings.steps} steps at factor {settings.factor:g}: "
-                f"the plan's sums are off by up to {row:.2g} in rows and {column:.2g} in columns; "
-                "increase --sinkhorn_steps or reduce --decode_factor",
-            )
-    return found, facts
+        if not quiet:
+            warn_on_sinkhorn(settings, row, column)
+    if settings.method not in LOGARITHMS:
+        evidence = evidence or Evidence(scores)
+    elif not ranking.is_reranked:
+        evidence = None
+    return Ranking(found, evidence, ranking.is_reranked), facts
+
+
+def warn_on_sinkhorn(settings: DecodeSettings, row: float, column: float) -> None:
+    """Print a notice if a plan with these errors (:func:`sinkhorn_errors`) has not converged."""
+    if max(row, column) > CONVERGED:
+        notice(
+            "--decode sinkhorn",
+            f"has not converged after {settings.steps} steps at factor {settings.factor:g}: "
+            f"the plan's sums are off by up to {row:.2g} in rows and {column:.2g} in columns; "
+            "increase --sinkhorn_steps or reduce --decode_factor",
+        )
 
 
 def ladder_table(rungs: Sequence[tuple[str, Metrics]], seed: int = 0) -> str:

@@ -80,6 +80,9 @@ class FusionConfig(LabelConfig):
         None, "querybank: score file of other captions on the same gallery, fused in the same way"
     )
     sinkhorn_steps: int = flag(50, "pairs of row and column normalizations in sinkhorn", ge=1)
+    rerank: tuple[str, ...] = model_flag(
+        (), "reranker's scores, NAME=FILE: reorders the first images of each query"
+    )
     chosen_on: str | None = flag(None, "data on which the weights were chosen (set by the search)")
     chosen_on_test: bool = flag(False, "weights were chosen on a test set (set by the search)")
     queries: str | None = data_flag(
@@ -106,7 +109,7 @@ class FusionConfig(LabelConfig):
         """Reject decodings that contradict one another or other settings."""
         methods = [method for method in self.decode if method != "none"]
         if methods and len(methods) < len(self.decode):
-            raise InputError("--decode", f"expected none alone, found none and {methods[0]}")
+            raise InputError("--decode", f"none cannot be combined with {methods[0]}")
         if self.decode and not methods:
             return  # decoding is off: ignore a config file's decoding settings
         used = " ".join(methods) or "none"
@@ -143,6 +146,41 @@ class FusionConfig(LabelConfig):
                 "--decode",
                 f"dual_softmax cannot follow {sorted(earlier)[0]}, which returns logarithms",
             )
+
+    def check_reranker(self, depth: int, flag_name: str) -> None:
+        """Reject several rerankers, and an assignment over more images than a reranker scores.
+
+        Args:
+            depth: smallest number of images per query that the reranker reorders.
+            flag_name: flag that sets it, for the error.
+        """
+        if len(self.rerank) > 1:
+            raise InputError(
+                "--rerank", f"expected one reranker, found {len(self.rerank)}",
+                todo="fuse their score files first: ensemble.run --fusion sum --save_score FILE",
+            )  # fmt: skip
+        top = self.decode_top
+        too_deep = top is None or top > depth
+        if self.rerank and "assignment" in self.decode and too_deep:
+            slack = "" if self.finds_weights else ", and set --decode_slack"
+            raise InputError(
+                "--decode_top", "an assignment after --rerank sums reranker scores, which only the "
+                f"first {depth} images of a query have ({flag_name}); found {top}",
+                todo=f"set --decode_top to at most {depth}{slack}",
+            )  # fmt: skip
+
+    def reranker(self) -> Member | None:
+        """Return the reranker's name and file; None without a reranker.
+
+        Raises:
+            InputError: not ``NAME=FILE``.
+        """
+        if not self.rerank:
+            return None
+        name, sign, path = self.rerank[0].partition("=")
+        if not (name and sign and path):
+            raise InputError("--rerank", f"expected NAME=FILE, found {self.rerank[0]!r}")
+        return Member(name, path, 1.0)
 
     def retrieval(self) -> Retrieval:
         """Read the annotation, with its labels if it has any."""

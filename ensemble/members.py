@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
@@ -297,6 +298,16 @@ def check_candidates(
                 todo=f"score again with python -m uit.infer --k_test {expected}, or fuse with "
                 f"--uit_k {found} (--uit_k none skips this check)",
             )
+
+
+def scored_counts(file: ScoreFile, query_ids: Sequence[str]) -> Tensor:
+    """Count the images per query that have their own score, int64 [Q].
+
+    The others share one lower score: images that a file does not list, and those outside the
+    candidates of a reranker (``k_test``).
+    """
+    counts, candidates = file.listed_counts(query_ids), file.meta.get("k_test")
+    return counts.clamp_max(candidates) if type(candidates) is int and candidates > 0 else counts
 
 
 def inputs_of(config: object, members: Sequence[Member]) -> dict[str, str | None]:

@@ -15,8 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble.fuse import Fusion, row_order
+from ensemble.members import RANKED_LIST, Member, scored_counts
+from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.ranking import top_k
+from pab.scores import ScoreFile, check_same_ids
 
 _DIGITS = 9  # blended scores are rounded, so that equal decimals compare equal
 
@@ -61,18 +65,28 @@ class Reranking:
     depth: int  # images per query to reorder
     prior: float  # penalty per place, in the unit of the reranker's scores
 
-    def reorder(self, fused: Tensor) -> tuple[Tensor, Evidence]:
+    @property
+    def stage(self) -> str:
+        """Name of the stage in tables."""
+        return f"reranked by {self.name}"
+
+    def reorder(self, fused: Tensor, *, quiet: bool = False) -> tuple[Tensor, Evidence]:
         """Reorder the first images of each query; images beyond the depth keep their places.
 
         Among equal blended scores, the earlier place in the fused order wins. An image that the
         reranker did not score gets a value below its query's scores; a notice reports such images.
+
+        Args:
+            fused: [Q, G].
+            quiet: omit the notice.
 
         Returns:
             Scores with the new order, float32 [Q, G], and the evidence for later stages.
         """
         columns = top_k(fused, self.depth)
         values = self.scores.gather(1, columns)
-        self._warn_on_unscored(values)
+        if not quiet:
+            self._warn_on_unscored(values)
         places = torch.arange(columns.shape[1], dtype=torch.float64)
         blended = (as_written(values) - self.prior * places).numpy().round(_DIGITS)
         order = torch.from_numpy(np.argsort(-blended, axis=1, kind="stable"))
@@ -91,6 +105,38 @@ class Reranking:
                 f"{int(unscored.sum())} of the first {values.shape[1]} images of {queries} queries "
                 "have no score in this file and are treated as the worst of their query",
             )
+
+
+def reranking_of(
+    reranker: Member, file: ScoreFile, fusion: Fusion, depth: int, prior: float
+) -> Reranking:
+    """Return the reranker's scores, aligned with the fusion, and its settings.
+
+    Args:
+        reranker: name and path.
+        file: its scores, loaded with the members.
+        fusion: the fusion whose first images are reordered.
+        depth: images per query to reorder.
+        prior: penalty per place, in the unit of the reranker's scores.
+
+    Raises:
+        InputError: a ranked list, or ids that differ from the members'.
+    """
+    if file.meta.get("model") == RANKED_LIST:
+        raise InputError(
+            reranker.path, "expected a reranker's scores, found a ranked list without scores",
+            todo="pass its score file, or its JSON lines with scores",
+        )  # fmt: skip
+    check_same_ids(file, fusion.files[0], reranker.path, fusion.members[0].path)
+    rows = row_order(file, fusion.query_ids, reranker.path)
+    return Reranking(
+        name=reranker.name,
+        path=reranker.path,
+        scores=file.scores if rows is None else file.scores[rows],
+        listed=scored_counts(file, fusion.query_ids),
+        depth=depth,
+        prior=prior,
+    )
 
 
 def as_written(values: Tensor) -> Tensor:

@@ -14,9 +14,8 @@ from typing import Any
 
 from ensemble.chain import ladder_table, stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.fuse import Fusion, aligned, row_order
+from ensemble.fuse import aligned
 from ensemble.members import (
-    RANKED_LIST,
     Member,
     check_candidates,
     check_members,
@@ -25,9 +24,9 @@ from ensemble.members import (
     load_members,
 )
 from ensemble.protocol import ANSWER_NAMES, PROTOCOL_FILES, check_answer, load_protocol
-from ensemble.rerank_prior import Reranking
+from ensemble.rerank_prior import reranking_of
 from pab import __version__
-from pab.core.config import config_from_args, data_flag, flag, model_flag, output_flag
+from pab.core.config import config_from_args, data_flag, flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.outputs import check_inputs_are_kept, check_outputs
@@ -35,7 +34,7 @@ from pab.data.id_lists import read_query_order
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
 from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
-from pab.scores import ScoreFile, check_same_ids, save_scores
+from pab.scores import ScoreFile, save_scores
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,6 @@ class RunConfig(FusionConfig):
         None, "pab, www25, track4 or ucc: sets files, line order and metrics, and checks the answer"
     )
     data_root: str | None = data_flag(None, "root of the protocol's data (default: the protocol's)")
-    rerank: tuple[str, ...] = model_flag(
-        (), "reranker's scores, NAME=FILE: reorders the first images of each query"
-    )
     rerank_depth: int = flag(20, "images per query that the reranker reorders", ge=1)
     rerank_prior: float = flag(
         0.5, "penalty per place in the fused order, in the unit of the reranker's scores",
@@ -79,33 +75,7 @@ class RunConfig(FusionConfig):
             raise InputError("--top_k", f"is fixed by --protocol: {ANSWER_NAMES}")
         if self.ladder and not (self.annotation or self.protocol):
             raise InputError("--ladder", "expected labels", todo="pass --annotation")
-        if len(self.rerank) > 1:
-            raise InputError(
-                "--rerank", f"expected one reranker, found {len(self.rerank)}",
-                todo="fuse their score files first: ensemble.run --fusion sum --save_score FILE",
-            )  # fmt: skip
-        top = self.decode_top
-        too_deep = top is None or top > self.rerank_depth
-        if self.rerank and "assignment" in self.decode and too_deep:
-            raise InputError(
-                "--decode_top", "an assignment after --rerank sums reranker scores, which only the "
-                f"first {self.rerank_depth} images of a query have (--rerank_depth); found "
-                f"{top}",
-                todo=f"set --decode_top to at most {self.rerank_depth}, and set --decode_slack",
-            )  # fmt: skip
-
-    def reranker(self) -> Member | None:
-        """Return the reranker's name and file; None without a reranker.
-
-        Raises:
-            InputError: not ``NAME=FILE``.
-        """
-        if not self.rerank:
-            return None
-        name, sign, path = self.rerank[0].partition("=")
-        if not (name and sign and path):
-            raise InputError("--rerank", f"expected NAME=FILE, found {self.rerank[0]!r}")
-        return Member(name, path, 1.0)
+        self.check_reranker(self.rerank_depth, "--rerank_depth")
 
 
 def run(config: RunConfig) -> None:
@@ -138,7 +108,10 @@ def run(config: RunConfig) -> None:
     fusion = aligned(
         members, fused, asked, scaling=config.scaling, rule=config.fusion, rank_k=config.rank_k
     )
-    reranking = reranking_of(config, reranker, files[-1], fusion) if reranker else None
+    reranking = None
+    if reranker is not None:
+        depth, prior = config.rerank_depth, config.rerank_prior
+        reranking = reranking_of(reranker, files[-1], fusion, depth, prior)
     order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
     if protocol is not None:
         gallery, where = sorted(images or []), members[0].path
@@ -184,29 +157,6 @@ def run(config: RunConfig) -> None:
         print(evaluation.table(only=protocol.metrics if protocol else None))
     if rungs:
         print(f"\n{ladder_table(rungs)}")
-
-
-def reranking_of(config: RunConfig, reranker: Member, file: ScoreFile, fusion: Fusion) -> Reranking:
-    """Return the reranker's scores, aligned with the fusion, and its settings.
-
-    Raises:
-        InputError: a ranked list, or ids that differ from the members'.
-    """
-    if file.meta.get("model") == RANKED_LIST:
-        raise InputError(
-            reranker.path, "expected a reranker's scores, found a ranked list without scores",
-            todo="pass its score file, or its JSON lines with scores",
-        )  # fmt: skip
-    check_same_ids(file, fusion.files[0], reranker.path, fusion.members[0].path)
-    rows = row_order(file, fusion.query_ids, reranker.path)
-    return Reranking(
-        name=reranker.name,
-        path=reranker.path,
-        scores=file.scores if rows is None else file.scores[rows],
-        listed=file.listed_counts(fusion.query_ids),
-        depth=config.rerank_depth,
-        prior=config.rerank_prior,
-    )
 
 
 def per_query(config: FusionConfig, files: Sequence[ScoreFile]) -> bool:

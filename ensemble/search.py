@@ -1,10 +1,12 @@
-"""Choose the fusion's weights on labelled validation scores: `python -m ensemble.search`.
+"""Choose weights, reranking and decodings on validation scores: `python -m ensemble.search`.
 
 `--method steps` is Algorithm 2 of the paper (arXiv 2511.22470). The members are added one by one.
 Each weight is the best of a grid in [0, 1] by R@1, with mAP as the tie-breaker, and earlier weights
 stay fixed. `--order greedy` also chooses the next member. `--method simplex` tries all combinations
-of shares. Both methods write weights of the published fusion rule. Test annotations are rejected,
-because weights chosen on a test set make its results meaningless.
+of shares. Both methods write weights of the published fusion rule. The numbers of `--rerank` and
+`--decode` are then chosen stage by stage (`stage_search`). The cross-validated estimate includes
+all choices. Test annotations are rejected, because choices made on a test set make its results
+meaningless.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import yaml
 
-from ensemble.chain import decoded
+from ensemble.chain import ladder_table
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.fuse import Fusion, aligned, kept_weights
 from ensemble.members import (
@@ -33,14 +35,24 @@ from ensemble.members import (
     load_members,
     without_weight,
 )
+from ensemble.refusals import refuse_test_set
+from ensemble.rerank_prior import reranking_of
+from ensemble.stage_search import (
+    DEPTHS,
+    RERANKER_UNITS,
+    Choice,
+    Stages,
+    number_of,
+    usual_values,
+)
 from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
 from pab.core.config import config_from_args, data_flag, flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.core.progress import progress
-from pab.data.records import Retrieval
 from pab.metrics import Metrics
+from pab.scores import ScoreFile
 
 WEIGHT_FLAGS = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
 SCORE_FLAGS = {
@@ -49,18 +61,11 @@ SCORE_FLAGS = {
     "blip2": "blip2_score",
     "clip": "clip_score",
 }
-MASKED_SET = "name-masked_test-set"  # this and the next two names are from PAB's layout
-TEST_ANNOTATIONS = ("annotation", "test")
-TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
-TAUS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: no query opts out
-FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
-NUMBERS = {"assignment": ("slack", SLACKS), "margin": ("tau", TAUS)}  # otherwise the factor
 
 
 @dataclass(frozen=True)
 class SearchConfig(FusionConfig):
-    """Settings of the weight search; each field is a flag of `python -m ensemble.search`."""
+    """Settings of the search; each field is a flag of `python -m ensemble.search`."""
 
     finds_weights: ClassVar[bool] = True  # so that no member needs a weight
     flag_group: ClassVar = "optimization"
@@ -74,8 +79,25 @@ class SearchConfig(FusionConfig):
         0.0125, "step of the weight grid in [0, 1] (simplex: about 0.05)", gt=0, le=1
     )
     folds: int = flag(5, "folds of a cross-validated estimate of the result; 0 disables it")
+    prior_grid: tuple[float, ...] = flag(
+        (), "--rerank: priors to try, in the unit of the reranker's scores (default: 0 to 10)"
+    )
+    depth_grid: tuple[int, ...] = flag(
+        (), "--rerank: depths to try, in images per query (default: 5 10 20 50)"
+    )
     decode_grid: tuple[float, ...] = flag(
-        (), "with --decode: slacks, factors or taus to try (default: built-in lists)"
+        (), "with one --decode: slacks, factors or taus to try (default: built-in lists)"
+    )
+    tau_grid: tuple[float, ...] = flag(
+        (), "--decode margin: taus to try, in the unit of reranker scores (default: 0 to 10); "
+        "without --rerank, in that of the fused scores (0 to 0.2)",
+    )  # fmt: skip
+    slack_grid: tuple[float, ...] = flag(
+        (), "--decode assignment: slacks to try, in the same unit (default: as --tau_grid, and "
+        "without --rerank also none)",
+    )  # fmt: skip
+    factor_grid: tuple[float, ...] = flag(
+        (), "other --decode: factors to try, no unit (default: 5 to 200)"
     )
     trials: str = output_flag("output/ensemble/trials.csv", "file for all trials")
     out: str = output_flag(
@@ -96,23 +118,54 @@ class SearchConfig(FusionConfig):
                 "--fusion", "the search writes weights of the published, iterative fusion",
                 todo="remove it: --method simplex searches the shares of one sum",
             )  # fmt: skip
-        if len(self.decode) > 1:
-            raise InputError(
-                "--decode", f"expected one decoding to search, found {len(self.decode)}",
-                todo="search with one, and pass the others to ensemble.run",
-            )  # fmt: skip
-        if self.decode_grid and not self.decodings():
-            raise InputError("--decode_grid", "needs --decode")
         if self.decode_slack is not None:
             raise InputError("--decode_slack", "is chosen by the search; set --decode_grid")
-        for value in self.decode_grid:
-            least = 0 if self.decode[0] in ("assignment", "margin") else math.nextafter(0, 1)
-            if not least <= value <= LARGEST_FACTOR:
-                raise InputError("--decode_grid", f"cannot be {value:g} for {self.decode[0]}")
+        self._check_grids()
+        self.check_reranker(min(self.depths()), "--depth_grid")
         if self.method == "simplex" and self.order != "given":
             raise InputError("--order", "has no effect with --method simplex")
         if self.chosen_on or self.chosen_on_test:
             raise InputError("--chosen_on", "is an output of the search, not a setting")
+
+    def _check_grids(self) -> None:
+        """Reject grids of stages that are not searched, and values out of range."""
+        methods = [settings.method for settings in self.decodings()]
+        users: dict[str, list[str]] = {"tau": [], "slack": [], "factor": []}
+        for method in methods:
+            users[number_of(method)].append(method)
+        for number, using in users.items():
+            if len(using) > 1:
+                raise InputError(
+                    "--decode", f"{' and '.join(using)} share --decode_{number}, so that the "
+                    "search cannot choose both",
+                    todo="search with one, and pass the others to ensemble.run",
+                )  # fmt: skip
+            if getattr(self, f"{number}_grid") and (not using or self.decode_grid):
+                others = "contradicts --decode_grid" if using else f"no --decode uses a {number}"
+                raise InputError(f"--{number}_grid", others)
+        if self.decode_grid and len(methods) != 1:
+            raise InputError(
+                "--decode_grid", f"needs --decode with one decoding, found {len(methods)}",
+                todo="set --tau_grid, --slack_grid and --factor_grid for several",
+            )  # fmt: skip
+        if not self.rerank and (self.prior_grid or self.depth_grid):
+            name = "prior_grid" if self.prior_grid else "depth_grid"
+            raise InputError(f"--{name}", "needs --rerank")
+        for name in ("prior_grid", "decode_grid", "tau_grid", "slack_grid", "factor_grid"):
+            factor = name == "factor_grid" or (
+                name == "decode_grid" and methods and number_of(methods[0]) == "factor"
+            )
+            least = math.nextafter(0, 1) if factor else 0
+            for value in getattr(self, name):
+                if not least <= value <= LARGEST_FACTOR:
+                    stage = f" for {methods[0]}" if name == "decode_grid" else ""
+                    raise InputError(f"--{name}", f"cannot be {value:g}{stage}")
+        if min(self.depths()) < 1:
+            raise InputError("--depth_grid", f"must be at least 1, found {min(self.depths())}")
+
+    def depths(self) -> tuple[int, ...]:
+        """Return the reranking depths to try."""
+        return self.depth_grid or DEPTHS
 
 
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
@@ -124,62 +177,77 @@ def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Ju
 
 
 def held_out(
-    config: SearchConfig, search: Callable[[Judge], Found], judge: Judge
-) -> dict[str, float]:
-    """Compute cross-validated R@1 and mAP, percent: weights are chosen on the other folds."""
+    config: SearchConfig, search: Callable[[Judge], Found], stages: Stages, judge: Judge
+) -> list[tuple[str, Metrics]]:
+    """Evaluate every fold with the weights and stages that are chosen on the other folds.
+
+    Returns:
+        Name and metrics of the fused scores and of every stage, for all queries.
+    """
     count = len(judge.query_ids)
     fold_of = np.random.default_rng(config.seed).permutation(count) % config.folds
-    values = {name: np.zeros(count) for name in ("R@1", "mAP")}
+    rungs: dict[str, Metrics] = {}
     for fold in progress(range(config.folds), "cross-validating", "folds"):
         inside = fold_of == fold
-        found = search(replace(judge, counted=~inside))
-        for name, kept in values.items():
-            kept[inside] = found.metrics.values[name][inside]
-    return {name: float(kept.mean()) for name, kept in values.items()}
+        other_folds = replace(judge, counted=~inside)
+        found = search(other_folds)
+        choices = stages.choose(found.scores, other_folds)
+        for name, metrics in [("fused", found.metrics), *((c.stage, c.metrics) for c in choices)]:
+            kept = rungs.setdefault(name, deepcopy(metrics))
+            for metric, values in kept.values.items():
+                values[inside] = metrics.values[metric][inside]
+            kept.best_rank[inside] = metrics.best_rank[inside]
+    return list(rungs.items())
 
 
-def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
-    """Return true if the queries belong to a test set of PAB, according to the paths of the files.
+def estimate(config: SearchConfig, inside: Metrics, rungs: Sequence[tuple[str, Metrics]]) -> str:
+    """Format the cross-validated result, and how much better the chosen settings seem."""
+    mean, seeming = rungs[-1][1].mean(), inside.mean()["R@1"]
+    what = "weights" if len(rungs) == 1 else "weights and stages"
+    line = (
+        f"{what} chosen on the other folds ({config.folds}): R@1 {mean['R@1']:.2f}, mAP "
+        f"{mean['mAP']:.2f}; the search overfits by {seeming - mean['R@1']:+.2f} points of R@1"
+    )
+    return line if len(rungs) == 1 else f"{line}\n{ladder_table(rungs, config.seed)}"
+
+
+def stages_of(
+    config: SearchConfig, fusion: Fusion, reranker: Member | None, file: ScoreFile
+) -> Stages:
+    """Return the stages whose numbers are chosen, with the values to try.
 
     Args:
-        retrieval: queries, with the images of their gallery.
-        files: annotation, answer key, image folder.
+        config: settings of the search.
+        fusion: the members.
+        reranker: the reranker, or None.
+        file: its scores; unused without a reranker.
     """
-    given = [Path(file) for file in files if file]
-    for path in (*map(Path.absolute, given), *map(Path.resolve, given)):  # as given, and resolved
-        if MASKED_SET in path.parts[-3:] or path.parts[-3:-1] == TEST_ANNOTATIONS:
-            return True
-    images = (image.path.absolute() for image in retrieval.gallery or [])
-    return any(TEST_IMAGES & set(path.parts[-4:]) for path in images)
+    depths, priors = config.depths(), config.prior_grid or RERANKER_UNITS
+    reranking = None
+    if reranker is not None:
+        reranking = reranking_of(reranker, file, fusion, depths[0], priors[0])
+    decodings = []
+    for settings in config.decodings():
+        given = getattr(config, f"{number_of(settings.method)}_grid") or config.decode_grid
+        usual = usual_values(settings.method, after_reranker=reranker is not None)
+        decodings.append((settings, given or usual))
+    return Stages(fusion.query_ids, fusion.gallery_ids, reranking, depths, priors, decodings)
 
 
-def choose_decoding(
-    config: SearchConfig, found: Found, fusion: Fusion, judge: Judge
-) -> dict[str, Any]:
-    """Choose and print the best parameter of the decoding; return settings of `ensemble.run`."""
-    (wanted,) = config.decodings()
-    number, usual = NUMBERS.get(wanted.method, ("factor", FACTORS))
-    best: tuple[tuple[float, float], float, Metrics] | None = None
-    for value in progress(config.decode_grid or usual, "trying decodings", "values"):
-        if wanted.top is not None and math.isinf(value):
-            continue  # infeasible: not every query can have one of its first images
-        change: dict[str, Any] = {number: None if math.isinf(value) else value}
-        settings = replace(wanted, **change)
-        scores, _ = decoded(found.scores, fusion.query_ids, fusion.gallery_ids, settings)
-        metrics = judge(scores)
-        if best is None or judge.key(metrics) > best[0]:
-            best = judge.key(metrics), value, metrics
-    assert best is not None
-    _, value, metrics = best
-    gain, name = judge.difference(found.metrics, metrics, config.seed), f"decode_{number}"
-    print(f"decoded by {wanted.method}, {name} {value:g}: {judge.figures(metrics)}; gain {gain}")
-    chosen: dict[str, Any] = {"decode": wanted.method, name: None if math.isinf(value) else value}
-    if wanted.method == "sinkhorn":
+def chosen_stages(config: SearchConfig, choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return the reranker, the decodings and their chosen numbers as settings of `ensemble.run`."""
+    methods = [settings.method for settings in config.decodings()]
+    chosen: dict[str, Any] = {"rerank": config.rerank[0]} if config.rerank else {}
+    if methods:
+        chosen["decode"] = methods[0] if len(methods) == 1 else methods
+    for choice in choices:
+        chosen |= choice.settings
+    if "sinkhorn" in methods:
         chosen["sinkhorn_steps"] = config.sinkhorn_steps
-    if wanted.method == "querybank":
+    if "querybank" in methods:
         chosen["decode_bank"] = config.decode_bank
-    if wanted.top is not None:
-        chosen |= {"decode_top": wanted.top, "decode_scope": wanted.scope}
+    if config.decode_top is not None and "assignment" in methods:
+        chosen |= {"decode_top": config.decode_top, "decode_scope": config.decode_scope}
     return chosen
 
 
@@ -220,41 +288,35 @@ def run(config: SearchConfig) -> None:
         InputError: a test set without ``--allow_test``, no labels, fewer than two members, or ids
             that do not match.
     """
-    members = config.members()
-    if len(members) < 2:
-        raise InputError("ensemble", f"expected at least two members, found {len(members)}")
+    members, reranker = config.members(), config.reranker()
+    if len(members) < 2 and not (members and (reranker or config.decodings())):
+        raise InputError(
+            "ensemble", f"expected at least two members, found {len(members)}",
+            todo="or one member and --rerank or --decode",
+        )  # fmt: skip
+    inputs = [*members, *([reranker] if reranker else [])]
     outputs = {"trials": config.trials, "out": config.out}
     check_outputs(outputs, omit="choose another file")
-    check_inputs_are_kept(outputs, inputs_of(config, members))
+    check_inputs_are_kept(outputs, inputs_of(config, inputs))
     retrieval = config.retrieval()
     if retrieval.relevant is None:
         raise InputError(config.annotation, "expected labels, found none")
-    on_test = is_test_set(retrieval, config.annotation, config.answers, config.image_folder)
-    if on_test and not config.allow_test:
-        raise InputError(
-            config.annotation, "is a test set: weights are chosen on validation data",
-            todo="score the validation split (see docs/ensemble.md), or pass --allow_test",
-        )  # fmt: skip
+    on_test = refuse_test_set(
+        retrieval, config.annotation, config.answers, config.image_folder,
+        why="weights are chosen on validation data", allowed=config.allow_test,
+    )  # fmt: skip
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
     gallery = known_gallery(retrieval, config.image_folder)
-    files = load_members(
-        members, query_ids, gallery, queries=config.queries, gallery=config.gallery
-    )
+    files = load_members(inputs, query_ids, gallery, queries=config.queries, gallery=config.gallery)
+    scored, files = files[-1], files[: len(members)]
     check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant, members[0].path)
     search = searcher(config, fusion, judge)
+    stages = stages_of(config, fusion, reranker, scored)
     found = search(judge)
     print(found.described(judge, config.seed))
-    if config.folds:
-        estimate = held_out(config, search, judge)
-        inside = found.metrics.mean()
-        print(
-            f"weights chosen on the other folds ({config.folds}): R@1 {estimate['R@1']:.2f}, mAP "
-            f"{estimate['mAP']:.2f}; the search overfits by {inside['R@1'] - estimate['R@1']:+.2f} "
-            "points of R@1"
-        )
     chosen: dict[str, Any] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
     in_order = config.method == "steps" and config.order == "given"
     weights = [step.weight for step in found.steps] if in_order else kept_weights(found.shares)
@@ -267,10 +329,19 @@ def run(config: SearchConfig) -> None:
     candidates = config.uit_k or candidates_of(members, files)
     if candidates is not None:
         chosen["uit_k"] = candidates
-    if config.decodings():
-        chosen |= choose_decoding(config, found, fusion, judge)
+    choices, metrics = stages.choose(found.scores, judge), found.metrics
+    for choice in choices:
+        gain = judge.difference(metrics, choice.metrics, config.seed)
+        made = choice.stage if choice.stage.startswith("reranked") else f"decoded by {choice.stage}"
+        print(f"{made}, {choice.numbers}: {judge.figures(choice.metrics)}; gain {gain}")
+        metrics = choice.metrics
+    stages.warn(choices, found.scores)
+    if config.folds:
+        print(estimate(config, metrics, held_out(config, search, stages, judge)))
+    chosen |= chosen_stages(config, choices)
     header = f"# Weights chosen by: python -m ensemble.search, {len(query_ids)} queries\n"
-    write_trials(config.trials, found.trials)
+    trials = [*found.trials, *(trial for choice in choices for trial in choice.trials)]
+    write_trials(config.trials, trials)
     write_text(config.out, header + yaml.safe_dump(chosen, sort_keys=False))
     print(f"weights: {config.out}   trials: {config.trials}", file=sys.stderr)
 

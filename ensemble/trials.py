@@ -100,7 +100,7 @@ class Found:
             lines.append(
                 f"+ {step.member}, weight {step.weight:g}: {judge.figures(step.after)}; gain {gain}"
             )
-        if not self.steps:
+        if not self.steps and len(self.shares) > 1:
             gain = judge.difference(metrics, self.metrics, seed)
             shares = ", ".join(f"{share:.4g}" for share in self.shares)
             lines.append(f"shares {shares}: {judge.figures(self.metrics)}; gain {gain}")

@@ -6,7 +6,7 @@
 #   bash scripts/reproduce.sh --answers FILE   also evaluate the name-masked set with its answer key
 # Scores the labelled test set and the name-masked set, if they exist.
 # The variables DATA and OUT set the folders of data and results.
-# Steps with an existing score file are skipped. Expected hours: docs/reproduce.md.
+# A model whose score file exists is not scored again. Expected hours: docs/reproduce.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

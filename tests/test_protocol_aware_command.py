@@ -130,7 +130,7 @@ def test_the_rows_of_a_reranker_may_come_in_any_order(
         (["--decode", "margin", "--decode_scope", "collisions"], "--decode_scope: cannot be used"),
         (["--decode", "assignment", "--decode_slack", "1", "--decode_scope", "collisions"],
          "--decode_scope: collisions needs --decode_top"),
-        (["--decode", "margin", "none"], "--decode: expected none alone"),
+        (["--decode", "margin", "none"], "--decode: none cannot be combined with margin"),
         (["--decode", "margin", "--decode_tau", "-1"], "--decode_tau: expected a number"),
         (["--decode", "sinkhorn", "--decode_factor", "1e30"], "--decode_factor: expected a number"),
         (["--decode", "assignment", "--decode_slack", "1e30"], "--decode_slack: expected a number"),

@@ -207,10 +207,10 @@ def test_a_repeated_search_decodes_only_what_is_new(
     assert sorted(decoded) == ["cut.jpg", "new.jpg", "text.png"]
 
 
-def test_benchmark_and_search_cache_separate_features(
+def test_scoring_and_search_cache_separate_features(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both use one file and one cache; the benchmark reads it as stored, the search upright."""
+    """Both read one file and use one cache. Scoring reads the pixels as stored, search upright."""
     empty(folder)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -364,7 +364,7 @@ def test_an_output_never_replaces_a_photograph(folder: Path, refused: Callable[.
     assert (folder / "p0.jpg").read_bytes() == before
 
 
-def test_settings_of_a_benchmark_in_a_config_are_named(
+def test_settings_that_search_ignores_in_a_config_are_named(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([*LHP, "--image_folder", str(folder), "--query", "a", *HERE])

@@ -27,7 +27,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
         (["--top_k"], "argument --top_k: expected one argument"),
         (["--task=itr"], "--task: expected cmp, found itr"),
         (["--k_test", "many"], "--k_test: expected a valid integer, found 'many'"),
-        (["--decode", "none", "margin"], "--decode: expected none alone"),
+        (["--decode", "none", "margin"], "--decode: none cannot be combined with margin"),
         (["--config", "configs/ensemble/mini.yaml"], "configs/ensemble/mini.yaml: unknown setting"),
     ],
 )

@@ -95,7 +95,7 @@ def test_resuming_does_not_touch_the_file(tmp_path: Path) -> None:
 def test_files_without_a_training_state_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     save_weights(path, {"a": torch.ones(1)})
-    with pytest.raises(InputError, match="found another file; to start a run from weights"):
+    with pytest.raises(InputError, match="found another file; weights cannot resume a run"):
         load_training_state(path)
     torch.save({"training_state": 99}, path)
     with pytest.raises(InputError, match="found version 99"):

@@ -70,7 +70,7 @@ class UitBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the losses in the total.
+    """Weights of the losses in the total, and ITC's label smoothing.
 
     Attributes:
         eda: weight of ITC and ITM on the augmented caption.
@@ -113,8 +113,8 @@ def uit_losses(
     Args:
         model: in training mode, dropout and batch statistics affect the result.
         batch: batch of this process. ITC compares across all processes, MLM averages over the
-            masked pieces of all processes, and MIM uses rank 0's mask. As in the release, negatives
-            come only from this process's batch.
+            masked pieces of all processes, and MIM uses rank 0's mask. As in the release, ITM draws
+            its negatives only from this process's batch.
         weights: weights of the losses in the total; losses with weight 0 are not computed.
         draw: draws negatives; called twice per caption version, first for a negative image per text
             and then for a negative text per image.

@@ -4,9 +4,10 @@ Commands use `commands` (grouped flags), `config` (YAML, then flags), `errors` (
 2), `notices` (assumptions, on stderr) and `outputs` (checked before any work). `files`,
 `text_files`, `tensor_files` and `foreign_values` read safely and write atomically; `file_kinds`
 detects formats. `checkpoints`, `state_dicts` and `weight_folders` load weights in known formats,
-and `adapters` merges LoRA and DoRA into them. `devices` and `processes` serve the models,
-`progress` shows long loops, `resources` finds shipped files. Imports no other package of this
-project.
+and `adapters` merges LoRA and DoRA into them. `devices`, `precision` (dtypes) and `device_errors`
+serve the models. `launch` starts processes, `processes` connects them, and `gradients` averages
+their gradients. `progress` shows long loops, `resources` finds shipped files. Imports no other
+package of this project.
 """
 
 __version__ = "0.1.0"

@@ -46,7 +46,7 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
 
     Args:
         state: tensor name -> tensor, with peft's names.
-        alpha: LoRA's alpha, the update's scale times the rank; None if the file does not state it.
+        alpha: LoRA's alpha, which scales updates by ``alpha / R``; None if the file lacks it.
         path: checkpoint file, for errors.
 
     Returns:

@@ -253,7 +253,8 @@ def _sort_metadata(path: Path) -> None:
 class TrainingState:
     """State of a training run, from which the run resumes exactly.
 
-    Holds only tensors and plain containers. ``rng`` has one :func:`rng_state` per process, by rank.
+    Holds only tensors and plain containers. ``rng`` has one
+    :func:`pab.core.devices.rng_state` per process, by rank.
     """
 
     model: dict[str, Tensor]
@@ -302,7 +303,7 @@ def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingStat
         raise InputError(
             path, f"expected a training state of version 1 to {TRAINING_STATE_VERSION}, found "
             + ("another file" if version is None else f"version {version}"),
-            todo="to start a run from weights, use --finetune; weights cannot resume a run",
+            todo="weights cannot resume a run, but a new run can start from them",
         )  # fmt: skip
     return TrainingState(**loaded)
 
@@ -315,9 +316,9 @@ def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, A
         path: the file, for the notice.
 
     Returns:
-        ``{"model": ..., "metadata": ..., "config": ..., "step": ...}``. ``model`` holds the
-        averaged weights if the run keeps an average (EMA). ``metadata`` is that of the run's
-        weight files.
+        ``{"model": ..., "metadata": ..., "config": ..., "training_state": ..., "step": ...}``.
+        ``model`` holds the averaged weights if the run keeps an average (EMA). ``metadata`` is that
+        of the run's weight files, and ``training_state`` the version of the state.
 
     Raises:
         InputError: the file has no weights, or a malformed average.

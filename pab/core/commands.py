@@ -29,7 +29,8 @@ COMMANDS = {
     },
     "Fuse": {
         "python -m ensemble.run": "Fuse score files into a ranked list.",
-        "python -m ensemble.search": "Choose the fusion's weights on validation scores.",
+        "python -m ensemble.search": "Choose weights and decoding numbers on validation scores.",
+        "python -m ensemble.mine": "Mine a reranker's training questions from a ranking.",
         "python -m ensemble.protocol": "Check an answer file against an evaluation protocol.",
         "bash scripts/iterative_ensemble.sh": "Score with UIT over LHP's candidates, then fuse.",
     },

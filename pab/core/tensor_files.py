@@ -23,7 +23,7 @@ from pab.core.file_kinds import FileKind, Kind, file_kind
 from pab.core.files import atomic_path, existing_file
 from pab.core.foreign_values import STAND_INS, ForeignValueError
 
-# Exceptions of torch.load for damaged or foreign files, found by damaging files in every way.
+# Exceptions that torch.load raised in tests with damaged or foreign files.
 _UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, struct.error, zipfile.BadZipFile, OverflowError, OSError,

@@ -138,4 +138,4 @@ def _labelled(
     gallery = [GalleryImage(image.image_id, locate(image.image)) for image in images]
     gallery.sort(key=lambda image: image.gallery_id)
     relevance: Relevance = "same_caption" if same_caption_counts else "image_id"
-    return Retrieval(queries, gallery, relevant, twins, relevance)
+    return Retrieval(queries, gallery, relevant, twins, relevance, images)

@@ -37,8 +37,9 @@ def labelled_images_of(pairs: Iterable[TrainPair]) -> list[LabelledImage]:
 
 def _labelled(pair: TrainPair, image_id: str, captions: tuple[str, ...]) -> LabelledImage:
     return LabelledImage(
-        pair.image, image_id, captions, pair.hard_i_id, pair.action, pair.is_normal
-    )
+        pair.image, image_id, captions, pair.hard_i_id, pair.action, pair.is_normal,
+        pair.hard_i, pair.hard_c,
+    )  # fmt: skip
 
 
 def read_labelled_images(

@@ -102,6 +102,7 @@ class Retrieval:
         twins: query id -> id of the right image's twin, if in the gallery with another caption.
         relevance: rule of ``relevant``: the query's own ``image_id`` (as published), or every image
             with the same caption.
+        images: labelled images, in file order; empty for name-masked queries.
     """
 
     queries: list[Query]
@@ -109,11 +110,12 @@ class Retrieval:
     relevant: dict[str, frozenset[str]] | None
     twins: dict[str, str]
     relevance: Relevance = "image_id"
+    images: Sequence[LabelledImage] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """Image with its captions and labels; ``image`` is relative to the data root."""
+    """Image with its captions and labels; paths as in :class:`TrainPair`."""
 
     image: str
     image_id: str
@@ -121,6 +123,8 @@ class LabelledImage:
     twin_id: str | None = None
     action: str | None = None
     is_normal: bool | None = None
+    hard_i: str | None = None
+    hard_c: str | None = None
 
 
 def video_of(source_id: str) -> str:

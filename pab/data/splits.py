@@ -1,7 +1,7 @@
 """Hold out validation pairs from the training pairs, so that no decision depends on the test set.
 
-Whole source videos are drawn. A pair and its twin show the same scene and therefore stay on the
-same side of the split.
+Whole source videos are held out, so a pair and its twin, which show the same scene, are on the same
+side of the split.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
     Args:
         model: changed in place; its methods keep working.
         rank: rank of the updates.
-        alpha: scale of the updates, multiplied by the rank.
+        alpha: updates are scaled by ``alpha / rank``.
         also: other parameters to train, such as the temperature.
 
     Returns:

@@ -4,6 +4,7 @@
 that do not depend on the number of processes or workers. `setup` opens a run's data and finds the
 checkpoint to resume from. `loop` updates, validates and saves. `pairs` is the recipe of LHP, CLIP
 and BLIP-2, with the loss in `contrastive`; UIT's is `uit/train.py`. `optim` groups parameters and
-schedules the learning rate. `preflight`, `resume` and `run_log` check, resume and record a run.
+schedules the learning rate. `preflight`, `resume` and `run_log` check, resume and record a run;
+`agreement` compares the processes before it starts.
 Imports `pab.scoring`, the public modules, `pab.data` and `pab.core`.
 """

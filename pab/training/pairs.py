@@ -37,8 +37,8 @@ class PairModel:
 
     Attributes:
         module: the network, with its initial weights.
-        view: maps a training image to pixels [3, S, S]; may be random. Of a transform in two parts
-            (:func:`pab.data.images.in_two_parts`), the device normalizes the pixels.
+        view: maps a training image to pixels [3, S, S]; may be random. If it is a transform in two
+            parts (:func:`pab.data.images.in_two_parts`), the pixels are normalized on the device.
         encode_ids: maps a caption to ids.
         pad: pads B rows of ids to ids [B, N] and their mask [B, N].
         vectors: maps pairs (ids and mask on the CPU) to unit vectors [B, K + 1, D], with the

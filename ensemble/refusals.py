@@ -1,0 +1,51 @@
+"""Refuse test sets where weights, stages or training pairs are chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pab.core.errors import InputError
+from pab.data.records import Retrieval
+
+MASKED_SET = "name-masked_test-set"  # this and the next two names are from PAB's layout
+TEST_ANNOTATIONS = ("annotation", "test")
+TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
+
+
+def refuse_test_set(
+    retrieval: Retrieval, annotation: str, *files: str | None, why: str, allowed: bool
+) -> bool:
+    """Return true if an annotation is a test set, and the user allows it.
+
+    Args:
+        retrieval: contents of the annotation.
+        annotation: the file.
+        files: answer key and image folder.
+        why: reason of the refusal, in one clause.
+        allowed: true with ``--allow_test``.
+
+    Raises:
+        InputError: it is a test set, and the user does not allow it.
+    """
+    on_test = is_test_set(retrieval, annotation, *files)
+    if on_test and not allowed:
+        raise InputError(
+            annotation, f"is a test set: {why}",
+            todo="score the validation split (see docs/ensemble.md), or pass --allow_test",
+        )  # fmt: skip
+    return on_test
+
+
+def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
+    """Return true if the queries belong to a test set of PAB, according to the paths of the files.
+
+    Args:
+        retrieval: queries, with the images of their gallery.
+        files: annotation, answer key, image folder.
+    """
+    given = [Path(file) for file in files if file]
+    for path in (*map(Path.absolute, given), *map(Path.resolve, given)):  # as given, and resolved
+        if MASKED_SET in path.parts[-3:] or path.parts[-3:-1] == TEST_ANNOTATIONS:
+            return True
+    images = (image.path.absolute() for image in retrieval.gallery or [])
+    return any(TEST_IMAGES & set(path.parts[-4:]) for path in images)

@@ -19,9 +19,10 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.data.tables import TableColumns
 from pab.scoring.encoder import Encoder, Origin
-from pab.search.build import BuildSettings, Report, build_index, locked
+from pab.search.build import BuildSettings, Report, build_index
 from pab.search.index import Index
 from pab.search.members import MemberChoice, Opened
+from pab.search.previous import locked
 from pab.search.sources import (
     ArchiveSource,
     FolderSource,
@@ -365,6 +366,34 @@ def test_archives(lab: Lab) -> None:
     (shards / "0.tar").unlink()
     report = lab.run(ArchiveSource([shards]))
     assert (report.rows, report.removed, report.encoded) == (4, 4, 0)
+
+
+def test_a_model_that_fails_is_not_taken_for_a_damaged_archive(lab: Lab) -> None:
+    shards = make_archives(lab)
+    lab.run(ArchiveSource([shards]))
+    with tarfile.open(shards / "1.tar", "a") as archive:
+        add(archive, "8.png", lab.draw("8.png", 8).read_bytes())
+    lab.encoders[0].weights = "2"
+    with pytest.raises(InputError, match="member 'mean': expected weights 1, found 2"):
+        lab.run(ArchiveSource([shards]))
+
+
+def test_a_stopped_run_leaves_no_rows_of_a_smaller_archive(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = make_archives(lab)
+    lab.run(ArchiveSource([shards]))
+    with tarfile.open(shards / "1.tar", "w") as archive:
+        add(archive, "9.png", lab.draw("9.png", 9).read_bytes())
+        add(archive, "bad.png", b"no image")
+    with monkeypatch.context() as patch:
+        patch.setattr("pab.search.build.compacted", lambda *_: 1 / 0)  # after all containers
+        with pytest.raises(ZeroDivisionError):
+            lab.run(ArchiveSource([shards]))
+    assert Index.open(lab.out).rows == 8
+    report = lab.run(ArchiveSource([shards]))
+    assert (report.rows, report.kept, report.encoded, report.removed) == (5, 5, 0, 3)
+    assert report.unreadable.keys() == {"1.tar/bad.png"}
 
 
 def test_names_in_an_archive_never_leave_it(lab: Lab, tmp_path: Path) -> None:

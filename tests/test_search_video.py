@@ -140,6 +140,24 @@ def test_videos_are_indexed_once(tmp_path: Path) -> None:
         lab.run(VideoSource(videos, 1.0, distinct=False))
 
 
+def test_frames_within_a_millisecond_have_one_name(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(8):
+            image = Image.effect_noise((64, 48), 100).convert("RGB")
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    report = lab.run(VideoSource([tmp_path / "v.mp4"], 0, distinct=False))
+    assert (report.rows, report.encoded) == (3, 3)
+    entries = list(Index.open(lab.out).entries())
+    assert [entry.time_s for entry in entries] == [0.0, 0.00075, 0.0015]
+    frames = {frame.time_s: frame.picture() for frame in sampled_frames(tmp_path / "v.mp4", 0)}
+    for entry in entries:
+        assert np.array_equal(load_picture(entry), frames[entry.time_s or 0.0])
+
+
 def test_a_stopped_run_continues_within_a_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

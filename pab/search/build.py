@@ -11,13 +11,11 @@ small shards are merged.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -37,6 +35,7 @@ from pab.search.index import (
     read_manifest,
 )
 from pab.search.members import MemberChoice, Opened, check_choices, check_same_model
+from pab.search.previous import Previous, locked
 from pab.search.sources import (
     Container,
     Item,
@@ -120,77 +119,6 @@ def build_index(
             raise KeyboardInterrupt(stop) from None
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Create the folder of an index, and keep other runs from writing it.
-
-    Raises:
-        InputError: another run has the lock, or the folder holds something else than an index.
-    """
-    if folder.is_dir() and not (folder / MANIFEST).is_file():
-        other = sorted(path.name for path in folder.iterdir())
-        known = {"img_emb", "metadata", "members", ".lock"}  # a run stopped before its first block
-        if strange := [name for name in other if name not in known]:
-            raise InputError(
-                "--out", f"expected an index or an empty folder, found {strange[0]!r} in {folder}"
-            )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError("--out", f"another run is writing {folder}") from error
-            yield
-    except OSError as error:
-        raise InputError(folder, f"cannot be written: {error.strerror or error}") from error
-
-
-class _Old:
-    """Index before the run, and which of its rows remain."""
-
-    def __init__(self, index: Index) -> None:
-        self.index, self.keep = index, np.zeros(index.rows, dtype=bool)
-        self._bytes = index.column("bytes").astype(np.int64)
-        self._times = index.column("mtime_ns").astype(np.int64)
-        # A stopped run leaves the old row of a changed image before the new one.
-        self.rows = {name: row for row, name in enumerate(index.column("name"))}
-        self._containers: dict[str, list[int]] = {name: [] for name in index.manifest.complete}
-        for name, row in self.rows.items() if self._containers else ():
-            for container in map(str, PurePosixPath(name).parents):
-                self._containers.get(container, []).append(row)
-
-    def keeps(self, entry: Entry) -> bool:
-        """Keep the row of an unchanged image; return false if there is none."""
-        row = self.rows.get(entry.name)
-        state = (entry.bytes, entry.mtime_ns)
-        if row is None or (self._bytes[row], self._times[row]) != state:
-            return False
-        self.keep[row] = True
-        return True
-
-    def keep_container(self, name: str) -> int:
-        """Keep all rows of a complete container; return their number."""
-        rows = self._containers[name]
-        self.keep[rows] = True
-        return len(rows)
-
-    def has_same(self, entry: Entry) -> bool:
-        """Keep the row of an image with the same name, state and content."""
-        row = self.rows.get(entry.name)
-        return row is not None and self.hashes[row] == entry.sha256 and self.keeps(entry)
-
-    @cached_property
-    def hashes(self) -> np.ndarray:
-        """SHA-256 of each row, hex digits."""
-        return self.index.column("sha256")
-
-    @cached_property
-    def contents(self) -> dict[str, int]:
-        """Map the SHA-256 of each image to its row."""
-        return {sha: row for row, sha in enumerate(self.hashes) if sha is not None}
-
-
 class _Run:
     """One run of :func:`build_index`."""
 
@@ -206,7 +134,7 @@ class _Run:
             check_source(folder, self.manifest, source)
             check_choices(folder, self.manifest, choices)
             remove_unnamed(folder, self.manifest)
-        self.old = None if self.manifest is None else _Old(Index(folder, self.manifest))
+        self.old = None if self.manifest is None else Previous(Index(folder, self.manifest))
         self.unreadable: dict[str, Unreadable] = {}
         self.complete: dict[str, FileState] = {}
         self._entries: list[Entry] = []
@@ -249,7 +177,7 @@ class _Run:
             return False
         if self.manifest.complete.get(container.name) != container.state:
             return False
-        self.report.kept += self.old.keep_container(container.name)
+        self.report.kept += self.old.keep_container(container.name, container.state)
         self.complete[container.name] = container.state
         for name, problem in self.manifest.unreadable.items():
             if name == container.name or name.startswith(f"{container.name}/"):
@@ -300,17 +228,22 @@ class _Run:
     def _add_container(self, container: Container, shown: Progress) -> None:
         bad: dict[str, str] = {}
         waiting: list[Item] = []
-        try:
-            for item in self.source.items(container, bad):
-                if self._is_unchanged(item.entry):  # a stopped run has indexed it
-                    continue
-                waiting.append(item)
-                if len(waiting) == PICTURES:
-                    self._add_items(waiting)
-                    shown.update(len(waiting))
-                    waiting = []
-        except InputError as error:  # images before the damage are used
-            self.unreadable[container.name] = Unreadable(error.problem, container.state)
+        items = self.source.items(container, bad)
+        while True:
+            try:
+                item = next(items, None)
+            except InputError as error:  # images before the damage are used
+                self.unreadable[container.name] = Unreadable(error.problem, container.state)
+                break
+            if item is None:
+                break
+            if self._is_unchanged(item.entry):  # a stopped run has indexed it
+                continue
+            waiting.append(item)
+            if len(waiting) == PICTURES:
+                self._add_items(waiting)
+                shown.update(len(waiting))
+                waiting = []
         self._add_items(waiting)
         shown.update(len(waiting))
         self.unreadable |= {name: Unreadable(problem) for name, problem in bad.items()}
@@ -389,6 +322,7 @@ class _Run:
         self.manifest = replace(
             with_shards(self.manifest, [*self.manifest.shards, shard]),
             complete={**self.manifest.complete, **self.complete},
+            unreadable={**self.manifest.unreadable, **self.unreadable},
         )
         self.manifest.save(self.folder)
         self._entries, self._vectors = [], []
@@ -405,8 +339,10 @@ class _Run:
             report.removed = before - int(self.old.keep.sum())
         report.rows = int(keep.sum())
         if self.manifest is None or not report.rows:
+            first = next(iter(report.unreadable.items()), None)
+            found = f"; {first[0]!r} {first[1]}" if first else ""
             raise InputError(
-                self.source.root, "expected images that can be read, found none",
+                self.source.root, f"expected images that can be read, found none{found}",
                 todo="the index is unchanged" if before else None,
             )  # fmt: skip
         state = replace(

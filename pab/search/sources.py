@@ -213,11 +213,14 @@ class VideoSource(ContainerSource):
 
     def items(self, container: Container, unreadable: dict[str, str]) -> Iterator[Item]:
         """See :class:`Source`."""
-        state = container.state
+        state, last = container.state, ""
         for frame in sampled_frames(container.path, self.every_s, distinct=self.distinct):
+            name = f"{container.name}/{clock_time(frame.time_s)}"
+            if name == last:  # of several frames within a millisecond, the first is used
+                continue
+            last = name
             entry = Entry(
-                f"{container.name}/{clock_time(frame.time_s)}", container.path, state.bytes,
-                state.mtime_ns, time_s=frame.time_s,
+                name, container.path, state.bytes, state.mtime_ns, time_s=frame.time_s
             )  # fmt: skip
             yield Item(entry, partial(_load_frame, entry, frame))
 

@@ -156,6 +156,22 @@ def test_reranking_gives_the_scores_of_uit(indexed: Path, monkeypatch: pytest.Mo
         assert image["rerank_score"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_only_the_index_needs_the_extra(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    install = r"not installed; run python -m pip install \"person-anomaly-retrieval\[search\]\""
+    out = photos.with_name("index")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "av", None)
+        words = ["index", *CLIP, "--video", str(photos), "--out", str(out)]
+        assert re.search(f"videos: need av, which is {install}", refused(main, words))
+        patch.setitem(sys.modules, "pyarrow.parquet", None)
+        need = f"search indexes: need pyarrow, which is {install}"
+        assert re.search(need, refused(main, index_words(photos)))
+        assert re.search(need, refused(main, ["query", "--index", str(out), "--text", "a"]))
+        main([*CLIP, "--image_folder", str(photos), "--query", "a man", "--num_workers", "0"])
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

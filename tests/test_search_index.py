@@ -278,6 +278,21 @@ def test_another_model_source_or_folder_is_refused(lab: Lab, tmp_path: Path) -> 
     assert Index.open(lab.out).entry(0).path.parent == lab.photos
 
 
+def test_rows_of_different_widths_are_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late-interaction model pads the rows of a call to the longest of them."""
+    true_encode = lab.encoders[0].encode_images
+
+    def padded(images: Sequence[Any], *, reader: Any = None) -> torch.Tensor:
+        rows = true_encode(images, reader=reader)
+        return torch.nn.functional.pad(rows, (0, len(lab.encoders[0].encoded)))
+
+    monkeypatch.setattr(lab.encoders[0], "encode_images", padded)
+    with pytest.raises(
+        InputError, match="member 'mean': expected 5 numbers for every image, found 7"
+    ):
+        lab.run(block=2)
+
+
 def test_an_index_is_never_emptied(lab: Lab) -> None:
     lab.run()
     before = lab.manifest.read_bytes()

@@ -248,6 +248,20 @@ def test_queries_that_are_refused(tmp_path: Path, query: Query, expected: str) -
         Searcher(index, {"clip": Words({"x": vectors(1)[0]})}).search([query])
 
 
+def test_an_own_similarity_may_be_a_dot_product(tmp_path: Path) -> None:
+    class Own(Words):
+        compares_by_dot_product = True
+
+        def similarity(self, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+            return texts @ images.T
+
+    index = make_index(tmp_path, {"clip": vectors(7)}, NAMES)
+    text = {"x": vectors(1, seed=5)[0]}
+    query = [Query("x", Image.new("RGB", (2, 2), (4, 0, 0)))]
+    found = [Searcher(index, {"clip": one}).search(query) for one in (Own(text), Words(text))]
+    assert found[0] == found[1]
+
+
 def test_an_image_needs_a_member_with_one_vector(tmp_path: Path) -> None:
     index = make_index(tmp_path, {"blip2": vectors(2)}, NAMES[:2])
     searcher = Searcher(index, {"blip2": Tokens({})})

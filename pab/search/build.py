@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -45,6 +46,9 @@ from pab.search.sources import (
     with_content,
 )
 from pab.search.writing import compacted, remove_unnamed, with_shards, write_shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK_ROWS = 1_000  # rows that a stopped run may lose
 PICTURES = 32  # images of archives and videos in memory at a time
@@ -137,6 +141,7 @@ class _Run:
         self.old = None if self.manifest is None else Previous(Index(folder, self.manifest))
         self.unreadable: dict[str, Unreadable] = {}
         self.complete: dict[str, FileState] = {}
+        self._widths: dict[str, int] = {}
         self._entries: list[Entry] = []
         self._vectors: list[dict[str, np.ndarray]] = []
 
@@ -212,7 +217,7 @@ class _Run:
         for member in self.opened:
             reader = photo_reader()
             images = [GalleryImage(entry.name, entry.path) for entry in fresh]
-            rows = member.encoder.encode_images(images, reader=reader).numpy()
+            rows = self._rows(member, member.encoder.encode_images(images, reader=reader))
             bad = reader.unreadable or {}
             good = np.array([entry.name not in bad for entry in fresh])
             for entry in fresh:
@@ -262,11 +267,25 @@ class _Run:
         fresh = self._reuse([entry for entry, _ in pictures.values()])
         if fresh:
             images = [pictures[entry.name][1] for entry in fresh]
-            vectors = {one.name: one.encoder.encode_images(images).numpy() for one in self.opened}
+            vectors = {
+                one.name: self._rows(one, one.encoder.encode_images(images)) for one in self.opened
+            }
             self._add(fresh, vectors)
             self.report.encoded += len(fresh)
         if len(self._entries) >= self.settings.block:
             self._flush()
+
+    def _rows(self, member: Opened, vectors: Tensor) -> np.ndarray:
+        """Convert vectors to float32 [n, D]; all images of a member need the same D."""
+        known = {} if self.manifest is None else {m.name: m.width for m in self.manifest.members}
+        width = self._widths.setdefault(member.name, known.get(member.name, vectors.shape[1]))
+        if vectors.shape[1] != width:
+            raise InputError(
+                self.folder, f"expected {width} numbers for every image, found {vectors.shape[1]}",
+                item=f"member {member.name!r}",
+                todo="a model with one vector per token cannot be indexed: search without an index",
+            )  # fmt: skip
+        return vectors.float().numpy()
 
     def _has_same(self, entry: Entry) -> bool:
         """With ``check_content``, keep the row of an image with the same name and content."""

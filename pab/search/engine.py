@@ -51,7 +51,7 @@ def search(
     reader = photo_reader()
     assert reader.unreadable is not None
     encoder.encode_texts(queries)  # first, so that bad queries fail early
-    vectors = encoder.encode_images(photos, reader=reader).numpy()
+    vectors = encoder.encode_images(photos, reader=reader).float().numpy()
     kept = [i for i, photo in enumerate(photos) if photo.gallery_id not in reader.unreadable]
     unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}
     if not kept:

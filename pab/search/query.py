@@ -330,9 +330,13 @@ class Searcher:
 
 
 def has_one_vector(encoder: Encoder) -> bool:
-    """Return true if an encoder compares by the dot product of one vector per image."""
-    own = type(encoder).similarity
-    return own in (Encoder.similarity, BatchEncoder.similarity)
+    """Return true if an encoder compares by the dot product of one vector per image.
+
+    An encoder with its own ``similarity`` that is a dot product has ``compares_by_dot_product``.
+    """
+    if type(encoder).similarity in (Encoder.similarity, BatchEncoder.similarity):
+        return True
+    return bool(getattr(encoder, "compares_by_dot_product", False))
 
 
 def combined(parts: _Parts) -> np.ndarray:

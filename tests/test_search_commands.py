@@ -174,6 +174,27 @@ def test_only_the_index_needs_the_extra(
         main([*CLIP, "--image_folder", str(photos), "--query", "a man", "--num_workers", "0"])
 
 
+def test_reranking_with_a_vision_language_model(
+    indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A YAML file that `rerank_infer.py` reads also re-ranks a search."""
+    pytest.importorskip("sentence_transformers")
+    from tests.vlm import small_vlm
+
+    monkeypatch.chdir(ROOT)
+    settings, found = tmp_path / "rerank.yaml", tmp_path / "found.json"
+    settings.write_text(f"model: {small_vlm('reranker')}\ncandidates: none.pt\nk_test: 3\n")
+    main(
+        ["query", "--index", str(indexed.with_name("index")), "--text", "a man falls"]
+        + ["--rerank", str(settings), "--rerank_depth", "3", "--json", str(found)]
+    )
+    (one,) = json.loads(found.read_text())["queries"]
+    scores = [image["rerank_score"] for image in one["images"][:3]]
+    assert scores == sorted(scores, reverse=True)
+    assert len({*scores}) == 3
+    assert not any("rerank_score" in image for image in one["images"][3:])
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

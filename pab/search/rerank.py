@@ -21,6 +21,7 @@ from pab.core.files import existing_file
 from pab.core.progress import progress
 from pab.core.resources import config_path
 from pab.data.records import GalleryImage
+from pab.encoders.st.rerank import RerankConfig
 from pab.scoring.members import member_config, members
 from pab.search.index import Index
 from pab.search.query import Hit, Query, assigned
@@ -36,7 +37,7 @@ def open_reranker(name: str, **settings: Any) -> Reranker:
     """Open a reranker by the name of its member, or by a YAML file of its settings.
 
     A member can re-rank if its settings class has a method ``open_reranker``. A file belongs to the
-    first of these members that accepts all of its settings.
+    first of these members that accepts all of its settings, or to a vision-language model.
 
     Args:
         name: name of the member, such as ``uit``, or the file.
@@ -51,12 +52,13 @@ def open_reranker(name: str, **settings: Any) -> Reranker:
     if not named:
         existing_file(config_path(name), "a YAML file of a reranker")
     broken, refused = list[InputError](), list[InputError]()
+    classes: list[Any] = []
     for member in [name] if named else members():
         try:
-            cls: Any = member_config(member)
+            classes.append(member_config(member))
         except InputError as error:
             broken.append(error)  # another package's member must not keep others from re-ranking
-            continue
+    for cls in classes if named else [*classes, RerankConfig]:
         if not hasattr(cls, "open_reranker"):
             continue
         try:

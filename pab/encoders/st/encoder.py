@@ -206,7 +206,7 @@ class DenseEncoder(Embedder):
 
     @property
     def compares_by_dot_product(self) -> bool:
-        """Whether the similarity is the dot product of the vectors, for search indexes."""
+        """True if the similarity is the dot product of the vectors; search indexes need it."""
         return self.model.similarity_fn_name in ("cosine", "dot")
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:

@@ -117,6 +117,8 @@ class RerankConfig(ScoringCommand):
         Raises:
             InputError: see :meth:`open_reranker`.
         """
+        from pab.encoders.st.reranker import VlmReranker
+
         assert self.candidates is not None, "check() has been called"
         reranker = self.open_reranker()
         lists = {"candidates_sha256": sha256_of_file(self.candidates)}

@@ -1,0 +1,136 @@
+"""Re-rank the first images of each query with a cross encoder.
+
+A reranker reads files. The candidates are therefore written to a temporary folder, upright, so that
+images of archives and videos, and all photo formats, can be re-ranked.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pab.core.config import load_config
+from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.core.progress import progress
+from pab.core.resources import config_path
+from pab.data.records import GalleryImage
+from pab.encoders.st.rerank import RerankConfig
+from pab.scoring.members import member_config, members
+from pab.search.index import Index
+from pab.search.query import Hit, Query, assigned
+from pab.search.sources import load_picture
+
+if TYPE_CHECKING:
+    from pab.scoring.rerank import Reranker
+
+FASTEST_PNG = 1  # compression level
+
+
+def open_reranker(name: str, **settings: Any) -> Reranker:
+    """Open a reranker by the name of its member, or by a YAML file of its settings.
+
+    A member can re-rank if its settings class has a method ``open_reranker``. A file belongs to the
+    first of these members that accepts all of its settings, or to a vision-language model.
+
+    Args:
+        name: name of the member, such as ``uit``, or the file.
+        settings: settings that override the file, such as ``device``.
+
+    Raises:
+        InputError: no such reranker, or settings or weights are invalid.
+    """
+    named = name in members()
+    if not named and not Path(name).suffix:
+        raise InputError("--rerank", f"expected a member or a YAML file, found {name!r}")
+    if not named:
+        existing_file(config_path(name), "a YAML file of a reranker")
+    broken, refused = list[InputError](), list[InputError]()
+    classes: list[Any] = []
+    for member in [name] if named else members():
+        try:
+            classes.append(member_config(member))
+        except InputError as error:
+            broken.append(error)  # another package's member must not keep others from re-ranking
+    for cls in classes if named else [*classes, RerankConfig]:
+        if not hasattr(cls, "open_reranker"):
+            continue
+        try:
+            config = load_config(cls, None if named else name, settings)
+        except InputError as error:
+            refused.append(error)
+            continue
+        reranker: Reranker = config.open_reranker()
+        return reranker
+    if refused or broken:
+        raise (refused or broken)[0]
+    raise InputError("--rerank", f"expected a member with a cross encoder, found {name!r}")
+
+
+def reranked(
+    index: Index,
+    queries: Sequence[Query],
+    hits: Sequence[list[Hit]],
+    reranker: Reranker,
+    depth: int,
+    *,
+    one_to_one: bool = False,
+) -> list[list[Hit]]:
+    """Order the first images of each query by the reranker's scores; the others keep their order.
+
+    Only the text of a query is read. Of equal scores, the earlier image stays first.
+
+    Args:
+        index: the searched index.
+        queries: the queries, each with a text.
+        hits: results per query, best first.
+        reranker: model that scores pairs.
+        depth: images per query to re-rank, at least 1.
+        one_to_one: assign the first places jointly, by the reranker's scores; see
+            :func:`pab.search.query.assigned`.
+
+    Raises:
+        InputError: a query has no text, or an image cannot be read.
+    """
+    if depth < 1:
+        raise InputError("--rerank_depth", f"must be at least 1, found {depth}")
+    captions = [query.text for query in queries if query.text is not None]
+    if len(captions) < len(queries):
+        raise InputError("--rerank", "needs a text in every query", todo="add --text")
+    rows = sorted({hit.row for one in hits for hit in one[:depth]})
+    if not rows:
+        return [list(one) for one in hits]
+    with tempfile.TemporaryDirectory(prefix="pab-rerank-") as folder:
+        images = []
+        for row in progress(rows, "reading candidates", "images"):
+            path = Path(folder, f"{row:012}.png")
+            load_picture(index.entry(row)).save(path, compress_level=FASTEST_PNG)
+            images.append(GalleryImage(path.stem, path))
+        place = {row: number for number, row in enumerate(rows)}
+        found: list[list[Hit]] = []
+        for caption, query, one in zip(captions, queries, hits, strict=True):
+            if not one:
+                found.append([])
+                continue
+            candidates = torch.tensor([[place[hit.row] for hit in one[:depth]]])
+            scores = reranker.rerank([caption], images, candidates)[0].tolist()
+            if not all(map(math.isfinite, scores)):
+                raise InputError(
+                    reranker.origin.checkpoint, "the reranker's scores are not finite",
+                    item=f"query {query.text!r}", todo="check the checkpoint, or use --dtype fp32",
+                )  # fmt: skip
+            first = [
+                replace(hit, rerank_score=score)
+                for hit, score in zip(one[:depth], scores, strict=True)
+            ]
+            first.sort(key=lambda hit: -hit.rank_score)
+            found.append(first)
+    if one_to_one:
+        found = assigned(found)
+    return [first + one[depth:] for first, one in zip(found, hits, strict=True)]

@@ -17,7 +17,8 @@ from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
 from pab.data.training_set import TrainingSet
 from pab.encoders.st.make_small import SmallConfig, make_small
-from pab.encoders.st.pair_inputs import PairModel
+from pab.encoders.st.pair_inputs import PROMPT, PairModel, read_settings
+from pab.encoders.st.rerank import RerankConfig
 from pab.encoders.st.tune_reranker import TrainConfig, losses, validation_candidates
 from pab.training.loop import FINAL
 from pab.training.resume import LAST
@@ -110,8 +111,13 @@ def test_the_tuned_folder_is_read_as_a_reranker_and_differs(runs: Runs) -> None:
 
     pair = ({"text": "A red coat."}, {"image": Image.new("RGB", (60, 80), "red")})
     library = CrossEncoder(str(folder / "model"), device="cpu")
-    found = library.predict([pair], prompt="Match?", activation_fn=torch.nn.Identity())
+    found = library.predict([pair], activation_fn=torch.nn.Identity())  # with its own instruction
     torch.testing.assert_close(torch.tensor(found), scores(folder / "model")[:1], rtol=0, atol=1e-4)
+    assert read_settings(folder / "model").prompt == "Match?"
+    given = {"candidates": "c.pt", "device": "cpu", "feature_cache": False}
+    opened = RerankConfig(model=str(folder / "model"), **given).open_reranker()
+    assert opened.model.prompt == "Match?"
+    assert RerankConfig(model=str(runs.model), **given).open_reranker().model.prompt == PROMPT
 
 
 def test_a_caption_and_its_twin_are_learned(runs: Runs, tmp_path: Path) -> None:

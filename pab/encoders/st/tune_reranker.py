@@ -29,13 +29,14 @@ from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.config import flag, model_flag, speed_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
+from pab.core.files import write_json
 from pab.core.notices import notice
 from pab.data.image_paths import ImageFinder
 from pab.data.images import load_image
 from pab.data.records import Retrieval
 from pab.encoders.layer_numbers import no_weight_decay
-from pab.encoders.st.folders import folder_hash, model_folder
-from pab.encoders.st.pair_inputs import PROMPT, PairModel
+from pab.encoders.st.folders import folder_hash, model_folder, read_json
+from pab.encoders.st.pair_inputs import LIBRARY_CONFIG, PROMPT, TUNED_PROMPT, PairModel
 from pab.encoders.st.questions import (
     Draws,
     PairQuestions,
@@ -336,7 +337,7 @@ def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairM
 
 def scoring_command(config: TrainConfig, target: Path) -> str:
     """Format the command that scores with the tuned model; the folder is appended."""
-    flags = {"prompt": config.prompt, "yes_token": config.yes_token, "no_token": config.no_token}
+    flags = {"yes_token": config.yes_token, "no_token": config.no_token}
     changed = {
         name: value for name, value in flags.items()
         if value != getattr(TrainConfig, name)
@@ -347,7 +348,8 @@ def scoring_command(config: TrainConfig, target: Path) -> str:
 def write_model(run: Run, pair_model: PairModel, source: Path, target: Path) -> None:
     """Write the best weights, or without validation the last ones, as a folder like the source's.
 
-    Low-rank updates are merged. Processor, chat template and settings are copied.
+    Low-rank updates are merged. Processor, chat template and settings are copied, and the
+    instruction is added to the settings.
 
     Args:
         run: finished run.
@@ -368,6 +370,11 @@ def write_model(run: Run, pair_model: PairModel, source: Path, target: Path) -> 
         ignored = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(source, folder, ignore=ignored)
         model.save_pretrained(folder)
+        settings = Path(folder) / LIBRARY_CONFIG
+        known = read_json(settings) if settings.is_file() else {}
+        known["prompts"] = {**(known.get("prompts") or {}), TUNED_PROMPT: pair_model.prompt}
+        known["default_prompt_name"] = TUNED_PROMPT
+        write_json(settings, known)
 
     write_folder(target, write)
 

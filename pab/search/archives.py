@@ -49,7 +49,7 @@ def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
                 name = os.fsencode(info.name).decode("utf-8", "backslashreplace")
                 base = posixpath.basename(name)
                 if base and is_photo_name(base):
-                    bad = _problem(info, name, name in images)
+                    bad = _problem(info, name in images)
                     if bad is None:
                         images[name] = info.offset_data, info.size
                     else:
@@ -93,8 +93,9 @@ def _key(name: str) -> str:
     return posixpath.join(folder, base.partition(".")[0])
 
 
-def _problem(info: tarfile.TarInfo, name: str, known: bool) -> str | None:
+def _problem(info: tarfile.TarInfo, known: bool) -> str | None:
     """Return why a member cannot be used as an image, or None."""
+    name = info.name
     if name.startswith("/") or ".." in name.split("/") or "\0" in name or "\\" in name:
         return "a name that leaves the archive"
     if not info.isreg() or info.issparse():

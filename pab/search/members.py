@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pab.core.commands import names_flag
+from pab.core.commands import CommandParser, names_flag
 from pab.core.errors import InputError
 from pab.core.notices import notice
+from pab.search.flags import Once
 from pab.search.index import Dtype, Index, Manifest, Member
 
 if TYPE_CHECKING:
@@ -87,16 +88,12 @@ class MemberChoice:
         Raises:
             InputError: see :func:`read_member`.
         """
-        words, architecture = [*self.arguments, *more], None
+        parser = CommandParser(prog=prog, add_help=False)
+        parser.add_argument("--arch", action=Once)
+        own, words = parser.parse_known_args([*self.arguments, *more])
         if not names_flag(words, "--feature_cache"):
             words.append("--no_feature_cache")
-        if "--arch" in words:
-            at = words.index("--arch")
-            if at + 1 == len(words):
-                raise InputError("--arch", "expected a name, found none")
-            architecture = words[at + 1]
-            del words[at : at + 2]
-        return read_member(self.model, architecture, words, prog=prog)
+        return read_member(self.model, own.arch, words, prog=prog)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from pab.core.outputs import cannot_be_written, check_outputs
 from pab.data.photos import PhotoFolder, list_photos
 from pab.scoring.members import members
 from pab.search.engine import search
+from pab.search.flags import Once
 from pab.search.members import read_member
 from pab.search.page import write_page
 from pab.search.results import as_plain, print_hits, unreadable_file, write_unreadable
 from pab.search.sources import warn_left_out
-from pab.search.texts import TOP_K, Once, check_query
+from pab.search.texts import TOP_K, check_query
 
 PROG = "python -m pab.search"
 

@@ -77,29 +77,28 @@ def frame_at(path: Path, time_s: float) -> Image.Image:
         InputError: the file cannot be decoded, or has no such frame.
     """
     target = Fraction(time_s)
-    with _opened(path) as (container, stream):
-        first = next(_times(container, stream, path), None)
-        start = None if first is None or first[1].pts is None else first[1].pts
-        if start is not None and target > _NEAR:
-            wanted = start + math.floor(target / stream.time_base)
-            with _explained(path):
-                container.seek(wanted, stream=stream)
-            found = next(_times(container, stream, path, start), None)
-            if found is not None and found[0] <= target + _NEAR:
-                for time, frame in _chained(found, _times(container, stream, path, start)):
-                    if abs(time - target) <= _NEAR:
-                        return Frame(time_s, frame).picture()
-                    if time > target:
-                        break
-    for time, frame in _decoded(path):  # a file without usable seek points
-        if abs(time - target) <= _NEAR:
-            return Frame(time_s, frame).picture()
+    for frames in (_frames_near(path, target), _decoded(path)):  # not every file can be seeked
+        for time, frame in frames:
+            if abs(time - target) <= _NEAR:
+                return Frame(time_s, frame).picture()
+            if time > target:
+                break
     raise InputError(path, f"expected a frame at {time_s:.3f} s, found none; the file has changed")
 
 
-def _chained(first: Any, others: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from others
+def _frames_near(path: Path, target: Fraction) -> Iterator[tuple[Fraction, Any]]:
+    """Yield the frames from the last seek point before a time; none if the file has none."""
+    av = library("av", "videos")
+    with _opened(path) as (container, stream):
+        first = next(_times(container, stream, path), None)
+        if first is None or first[1].pts is None:
+            return
+        start = first[1].pts
+        try:
+            container.seek(start + math.floor(target / stream.time_base), stream=stream)
+        except (av.FFmpegError, OverflowError):
+            return
+        yield from _times(container, stream, path, start)
 
 
 def _decoded(path: Path) -> Iterator[tuple[Fraction, Any]]:

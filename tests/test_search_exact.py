@@ -37,7 +37,8 @@ def unit_rows(count: int, width: int, seed: int = 0) -> np.ndarray:
 
 def check(rows: np.ndarray, queries: np.ndarray, k: int, **settings: Any) -> None:
     """Compare with brute force, for one query at a time and for all, in blocks of 37 rows."""
-    scores, order = brute_force(rows, queries, k)
+    stored = rows if rows.dtype == np.float16 else rows.astype(np.float32)
+    scores, order = brute_force(stored, queries, k)
     found = search_exact(blocks_of(rows, 37), queries, k, **settings)
     np.testing.assert_array_equal(found[1], order)
     np.testing.assert_array_equal(found[0], scores)
@@ -148,6 +149,8 @@ def test_lengths_are_bounded_from_above() -> None:
     longest = np.linalg.norm(rows.astype(np.float64), axis=1).max()
     assert longest <= longest_row(blocks_of(rows, 64)) <= 1.02 * longest
     assert longest_row([]) == 0.0
+    rows[499, 3] = np.nan
+    assert longest_row(blocks_of(rows, 64)) == longest_row([(0, rows)]) == np.inf
 
 
 def test_read_only_maps_are_searched_without_a_warning(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ KINDS = ("hnsw", "ivf")
 FOLDER = "ann"
 
 LEAST_ROWS = 100  # fewer rows are searched faster without FAISS
-LINKS = 16  # neighbours per vector in the graph (M); twice as many in its lowest layer
+LINKS = 32  # neighbours per vector in the graph (M); twice as many in its lowest layer
 BUILD_DEPTH = 40  # candidates while the graph is built (efConstruction), FAISS's default
 ROWS_PER_CENTRE = 39  # at least; FAISS warns below
 TRAINING_ROWS = 50_000  # for the ranges of the values and the centres

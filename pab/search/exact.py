@@ -1,6 +1,6 @@
 """Exact search: the rows with the largest dot products, block by block.
 
-The first comparison is fast and has a bounded error: a product in float16 for one query on float16
+A first comparison is fast and has a bounded error: a product in float16 for one query on float16
 rows, which runs at memory bandwidth, otherwise a product in float32. Rows that may be among the
 first k despite the error are compared again in float64. So scores and order do not depend on
 blocks, threads, or the number of queries.
@@ -30,10 +30,9 @@ Blocks = Iterable[tuple[int, np.ndarray]]  # (number of the first row, vectors [
 
 HALF, SINGLE, BRAIN = 2.0**-11, 2.0**-24, 2.0**-9  # unit roundoffs: float16, float32, bfloat16
 SLACK = 1.01  # covers the rounding of the bounds themselves
-LEAST_NORMAL = 2.0**-126  # of float32; smaller squares may vanish
-TINY = 1e-43  # float32 rounds by up to 1e-45 near 0
+LEAST_NORMAL = 2.0**-126  # of float32; smaller products may vanish
 # Values compared at a time. One query reads each value once; for several, they stay in the cache.
-ONE_VALUES, SEVERAL_VALUES = 8 << 20, 2 << 20
+ONE_VALUES, SEVERAL_VALUES = 8 << 20, 1 << 19
 PAIR_VALUES = 4 << 20  # in float64
 
 
@@ -45,7 +44,8 @@ def search_exact(
     A score is the dot product in float64, rounded to float32. Memory does not grow with the rows.
 
     Args:
-        blocks: vectors of any float type; read-only arrays are copied in parts.
+        blocks: float16 or float32; other types are converted to float32, and read-only arrays are
+            copied, in parts.
         queries: float32 [Q, D].
         k: rows per query, at least 1.
         longest: upper bound of the rows' lengths, from :func:`longest_row`; None computes the
@@ -113,10 +113,10 @@ class _Best:
         """Compare float16 rows [n, D] with the only query by a product in float16."""
         assert self._half is not None
         query, scale, length, error = self._half
-        longest = _length(rows.float()) if longest is None else longest
+        longest = longest_row([(first, rows.numpy())]) if longest is None else longest
         product = torch.mv(rows, query).float()  # [n]
         fixed = longest * (_sum_error(len(query), SINGLE) * length + error) + HALF**2
-        errors = (product.abs() * HALF + fixed) * (SLACK * scale) + TINY
+        errors = (product.abs() * HALF + fixed) * (SLACK * scale) + len(query) * LEAST_NORMAL
         self._add(first, rows, (product * scale)[None], errors[None])
 
     def add_single(self, first: int, rows: torch.Tensor, longest: float | None) -> None:
@@ -127,9 +127,9 @@ class _Best:
             products = torch.mv(single, self._single[0])[None]  # faster than a matrix product
         else:
             products = (single @ self._single.T).T
-        # The additional 8 cover the rounding of rows in float64 and of the scores.
+        # The additional 8 cover the rounding of the scores.
         unit = _sum_error(single.shape[1] + 8, SINGLE) + (3 * BRAIN if _is_rough() else 0.0)
-        errors = self._lengths * (unit * longest * SLACK) + TINY
+        errors = self._lengths * (unit * longest * SLACK) + single.shape[1] * LEAST_NORMAL
         self._add(first, rows, products, errors[:, None])
 
     def _add(
@@ -209,6 +209,8 @@ def _sum_error(terms: int, unit: float) -> float:
 def _length(rows: torch.Tensor) -> float:
     """Return an upper bound of the lengths of float32 rows [n, D], n at least 1."""
     squares = float((rows * rows).sum(dim=1).max())
+    if np.isnan(squares):  # hides the longest of the other rows
+        return float("inf")
     return SLACK * (squares + rows.shape[1] * LEAST_NORMAL) ** 0.5
 
 
@@ -218,6 +220,8 @@ def _parts(blocks: Blocks, values: int) -> Iterator[tuple[int, torch.Tensor]]:
         step = max(1, values // max(1, block.shape[1]))
         for start in range(0, len(block), step):
             rows = block[start : start + step]
+            kind = np.float16 if rows.dtype == np.float16 else np.float32
+            rows = np.ascontiguousarray(rows, dtype=kind)
             # PyTorch warns of read-only memory, because it could write there.
-            rows = np.ascontiguousarray(rows) if rows.flags.writeable else np.array(rows)
+            rows = rows if rows.flags.writeable else rows.copy()
             yield first + start, torch.from_numpy(rows)

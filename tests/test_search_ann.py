@@ -16,10 +16,10 @@ from pab.search import ann as ann_module
 from pab.search.ann import Ann, build_ann, read_record, recall, usable_ann
 from pab.search.exact import search_exact
 from pab.search.index import Entry, Index, Manifest, Member
-from pab.search.index_command import update_ann
+from pab.search.index_command import main, update_ann
 from pab.search.query import Filters, Query, Searcher
 from pab.search.writing import with_shards, write_shard
-from tests.test_search_query import Words
+from tests.test_search_query import Tokens, Words
 
 pytest.importorskip("faiss")
 WIDTH = 32
@@ -213,10 +213,13 @@ def test_a_stopped_build_leaves_the_index_as_it_was(
     assert [path.name for path in (tmp_path / "ann").iterdir()] == [after.file]
 
 
-def test_without_faiss_the_message_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_faiss_the_message_has_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
+    words = ["--model", "clip", "--image_folder", str(tmp_path), "--out", str(tmp_path / "out")]
     with pytest.raises(InputError, match=r"approximate indexes: need faiss.*\[search\]"):
-        ann_module.check_faiss()
+        main([*words, "--ann", "hnsw"])
 
 
 def test_queries_use_it_when_given(rows: np.ndarray, tmp_path: Path) -> None:
@@ -243,3 +246,5 @@ def test_queries_use_it_when_given(rows: np.ndarray, tmp_path: Path) -> None:
     texts["a"] = np.full(WIDTH, np.nan, dtype=np.float32)
     with pytest.raises(InputError, match="not finite"):
         searcher.search([Query("a")], 5)
+    with pytest.raises(InputError, match="--ann: member clip has several vectors per image"):
+        Searcher(index, {"clip": Tokens(texts)}, ann=Ann.open(index))

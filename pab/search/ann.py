@@ -332,14 +332,5 @@ def recall(ann: Ann, queries: np.ndarray, right: np.ndarray) -> float:
     return float(np.mean([len(np.intersect1d(ann.search(one, k)[1], r)) / k for one, r in pairs]))
 
 
-def check_faiss() -> None:
-    """Check that FAISS is installed.
-
-    Raises:
-        InputError: it is not.
-    """
-    _faiss()
-
-
 def _faiss() -> Any:
     return library("faiss", "approximate indexes")

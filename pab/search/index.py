@@ -251,11 +251,12 @@ class Index:
         if self._entries is not None:
             return self._entries[row]
         key = (shard.number, place // GROUP_ROWS)
-        if key not in self._groups:
-            self._groups[key] = self._read_group(*key)
+        group = self._groups.get(key)
+        if group is None:  # a server's threads may both read it
+            group = self._groups[key] = self._read_group(*key)
             if len(self._groups) > _GROUPS_IN_MEMORY:
                 self._groups.popitem(last=False)
-        return self._groups[key][place % GROUP_ROWS]
+        return group[place % GROUP_ROWS]
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries in row order; use it once, not per query."""
@@ -283,9 +284,8 @@ class Index:
         parts = [np.empty(0, dtype=object)]
         for shard in self.manifest.shards:
             path, key = metadata_path(self.folder, shard.number), _KEYS.get(name, name)
-            with _reading(path):
-                table = pyarrow(path).parquet.read_table(path, columns=[key])
-                found = table.column(key).to_pylist()
+            with _reading(path), pyarrow(path).parquet.ParquetFile(path) as file:
+                found = file.read(columns=[key]).column(key).to_pylist()
             if len(found) != shard.rows:
                 problem = f"expected {shard.rows} rows, found {len(found)}"
                 raise InputError(path, problem, todo="index the images again")

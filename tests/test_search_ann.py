@@ -18,7 +18,10 @@ from pab.search.exact import search_exact
 from pab.search.index import Entry, Index, Manifest, Member
 from pab.search.index_command import main, update_ann
 from pab.search.query import Filters, Query, Searcher
+from pab.search.query_command import main as query_main
 from pab.search.writing import with_shards, write_shard
+from tests.conftest import draw
+from tests.test_search_commands import CLIP
 from tests.test_search_query import Tokens, Words
 
 pytest.importorskip("faiss")
@@ -248,3 +251,32 @@ def test_queries_use_it_when_given(rows: np.ndarray, tmp_path: Path) -> None:
         searcher.search([Query("a")], 5)
     with pytest.raises(InputError, match="--ann: member clip has several vectors per image"):
         Searcher(index, {"clip": Tokens(texts)}, ann=Ann.open(index))
+
+
+def test_the_commands_build_and_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ann_module, "LEAST_ROWS", 20)
+    photos, out = tmp_path / "photos", tmp_path / "index"
+    for number in range(20):
+        draw(photos / f"{number:02}.jpg", number, normal=True)
+    index = ["--num_workers", "0", *CLIP, "--image_folder", str(photos), "--out", str(out)]
+    query = ["--index", str(out), "--text", "a man falls", "--json"]
+
+    def results(name: str, *more: str) -> Any:
+        query_main([*query, str(tmp_path / name), *more])
+        return json.loads((tmp_path / name).read_text())["queries"]
+
+    main([*index, "--ann", "ivf"])
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("index: ivf: 20 vectors of clip, recall@10 ") for line in lines)
+    exact = results("exact.json")
+    assert results("ann.json", "--ann") == exact  # a single list
+    assert "the search is exact" not in capsys.readouterr().err
+    draw(photos / "more.jpg", 50, normal=True)
+    main(index)
+    assert "does not have the images of this run; --ann ivf builds" in capsys.readouterr().err
+    assert len(results("stale.json", "--ann", "--top_k", "30")[0]["images"]) == 21
+    assert "--ann: the search is exact, because" in capsys.readouterr().err
+    main([*index, "--ann", "ivf"])
+    assert "index: ivf: 21 vectors of clip" in capsys.readouterr().err

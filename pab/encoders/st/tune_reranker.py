@@ -37,6 +37,7 @@ from pab.data.records import Retrieval
 from pab.encoders.layer_numbers import no_weight_decay
 from pab.encoders.st.folders import folder_hash, model_folder, read_json
 from pab.encoders.st.pair_inputs import LIBRARY_CONFIG, PROMPT, TUNED_PROMPT, PairModel
+from pab.encoders.st.pictures import REJECTIONS
 from pab.encoders.st.questions import (
     Draws,
     PairQuestions,
@@ -144,7 +145,7 @@ def collate(pair_model: PairModel, samples: list[Sample | InputError]) -> PairIn
         return next(sample for sample in samples if isinstance(sample, InputError))
     try:
         return PairInputs(inputs_of(pair_model, good), len(good))
-    except ValueError as error:
+    except REJECTIONS as error:
         images = (pair for one in good for pair in zip(one.paths, one.images, strict=True))
         return image_at_fault(error, images, lambda image: pair_model.inputs(["a"], [image]))
 

@@ -330,12 +330,10 @@ def rerank_in_group(words: list[str], _: Path) -> dict[str, Any]:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_two_processes_score_as_one(
-    scored: Scored, words: Words, tmp_path: Path, backend: str
-) -> None:
-    one = scored("one", backend=backend)
-    run_in(2, partial(rerank_in_group, words("two", backend=backend)), tmp_path)
+def test_two_processes_score_as_one(scored: Scored, words: Words, tmp_path: Path) -> None:
+    """Processes share the batches before a backend sees them."""
+    one = scored("one")
+    run_in(2, partial(rerank_in_group, words("two")), tmp_path)
     two = load_scores(tmp_path / "two.pt")
     assert torch.equal(one.scores, two.scores)
     assert one.meta == two.meta

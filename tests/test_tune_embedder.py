@@ -153,6 +153,13 @@ def test_a_stopped_run_resumes_exactly(tiny_data: Path, late: Path, tmp_path: Pa
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
 
+def test_a_damaged_start_is_refused(late: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(late, tmp_path / "start"))
+    (start / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=f"{start}: the model cannot be loaded"):
+        make_small(SmallConfig(out=str(tmp_path / "out"), start=str(start)), [])
+
+
 def test_a_reranker_starts_from_an_embedder(late: Path, tmp_path: Path) -> None:
     out = tmp_path / "reranker"
     count = make_small(SmallConfig(kind="reranker", out=str(out), start=str(late)), [])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pab.core.errors import InputError, first_line
 from pab.core.files import sha256_of_file
@@ -16,6 +16,11 @@ from pab.core.files import sha256_of_file
 # Files that a hub repository may hold and a model is read from. No pickles, no code.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 T = TypeVar("T")
+Kind = Literal["dense", "late", "reranker", "sparse", "bare"]  # bare: only a transformer
+KIND_NAMES: dict[Kind, str] = {
+    "dense": "a model with one vector per caption and image", "late": "a late-interaction model",
+    "reranker": "a reranker", "sparse": "a sparse embedder", "bare": "a model without modules.json",
+}  # fmt: skip
 ADAPTER = "adapter_config.json"  # peft's settings; the folder then holds adapters of another model
 
 

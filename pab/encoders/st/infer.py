@@ -12,13 +12,12 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.outputs import check_output_folder
 from pab.core.precision import FASTEST_HELP
-from pab.encoders.st.loading import KIND_NAMES
+from pab.encoders.st.folders import KIND_NAMES, Kind
 from pab.scoring.job import MemberConfig
 from pab.scoring.rerank import score_candidates
 
 if TYPE_CHECKING:
     from pab.encoders.st.encoder import Embedder
-    from pab.encoders.st.loading import Kind
 
 CLASSES = {"dense": "SentenceTransformer", "late": "MultiVectorEncoder"}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -16,22 +16,16 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from pab.core.errors import InputError, first_line
-from pab.encoders.st.folders import base_folder, quiet_loading, read_json
+from pab.encoders.st.folders import Kind, base_folder, quiet_loading, read_json
 from pab.encoders.st.library import sentence_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Kind = Literal["dense", "late", "reranker", "sparse", "bare"]
-
 # `model_type` of config_sentence_transformers.json; PyLate writes ColBERT.
 _KINDS: dict[str, Kind] = {
     "SentenceTransformer": "dense", "MultiVectorEncoder": "late", "ColBERT": "late",
     "CrossEncoder": "reranker", "SparseEncoder": "sparse",
-}  # fmt: skip
-KIND_NAMES: dict[Kind, str] = {
-    "dense": "a model with one vector per caption and image", "late": "a late-interaction model",
-    "reranker": "a reranker", "sparse": "a sparse embedder", "bare": "a model without modules.json",
 }  # fmt: skip
 # Of incomplete or damaged folders; each file of a folder fails with another one.
 _LOADING_ERRORS = (

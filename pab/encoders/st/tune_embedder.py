@@ -32,8 +32,8 @@ from pab.core.errors import InputError
 from pab.data.images import load_image
 from pab.data.records import TrainPair
 from pab.encoders.layer_numbers import no_weight_decay
-from pab.encoders.st.folders import folder_hash, model_folder
-from pab.encoders.st.loading import KIND_NAMES, check_reads_images, kind_of, load_model
+from pab.encoders.st.folders import KIND_NAMES, folder_hash, model_folder
+from pab.encoders.st.loading import check_reads_images, kind_of, load_model
 from pab.encoders.st.maxsim import maxsim, pad_caption, pad_image
 from pab.encoders.st.pictures import REJECTIONS
 from pab.encoders.st.tune_config import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Sequence
@@ -294,18 +295,19 @@ def score_in_this_process(flags: list[str], folder: Path) -> dict[str, bool]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["dense", "late"])
-def test_two_processes_write_the_same_scores(gallery: Path, tmp_path: Path, kind: str) -> None:
-    alone = run(tmp_path, gallery, kind, "--no_feature_cache")
+def test_two_processes_write_the_same_scores(gallery: Path, tmp_path: Path) -> None:
+    """Dense vectors are shared by the code of all members, which `test_lhp_infer` runs."""
+    options = ("--no_feature_cache", "--vector_dtype", "fp32")
+    alone = run(tmp_path, gallery, "late", *options)
     flags = [
-        "--model", str(small_vlm(kind)), "--image_folder", str(gallery), "--annotation",
+        "--model", str(small_vlm("late")), "--image_folder", str(gallery), "--annotation",
         str(tmp_path / "query.json"), "--device", "cpu", "--num_workers", "0", "--batch_size", "3",
         "--save_score", str(tmp_path / "two.pt"), "--output_file", str(tmp_path / "two.txt"),
-        "--no_feature_cache",
+        *options,
     ]  # fmt: skip
     run_in(2, partial(score_in_this_process, flags), tmp_path)
     together = load_scores(tmp_path / "two.pt")
-    torch.testing.assert_close(together.scores, alone, atol=2e-3, rtol=0)
+    torch.testing.assert_close(together.scores, alone, atol=1e-5, rtol=0)
     assert (tmp_path / "two.txt").read_text() == (tmp_path / "list.txt").read_text()
 
 
@@ -409,6 +411,38 @@ def test_code_of_the_folder_is_not_run(tmp_path: Path) -> None:
     assert "cannot be loaded" in refusal(folder)
 
 
+class Touch:
+    """Object whose unpickling creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    folder = copied(tmp_path, "late")
+    (weights,) = folder.glob("*Dense/model.safetensors")
+    weights.unlink()
+    made = tmp_path / "made"
+    (weights.parent / "pytorch_model.bin").write_bytes(pickle.dumps(Touch(made), protocol=2))
+    assert "cannot be loaded" in refusal(folder)
+    assert not made.exists()
+
+
+def test_a_damaged_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    (folder / "chat_template.jinja").write_text("{% for")
+    assert "its processor rejects a plain caption or image" in refusal(folder)
+
+
+@pytest.mark.parametrize("flag", ["prompt", "image_prompt"])
+def test_control_tokens_in_an_instruction_are_refused(flag: str) -> None:
+    with pytest.raises(InputError, match=rf"--{flag}, .*contains '<\|image_pad\|>'"):
+        config_of("dense", **{flag: "Look at <|image_pad|>"}).open()
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "nobody/nothing"])
 def test_a_model_that_is_nowhere_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
@@ -435,7 +469,7 @@ def test_an_image_that_the_processor_rejects_is_named(gallery: Path, kind: str) 
 
 def test_control_tokens_in_a_caption_are_refused() -> None:
     encoder = config_of("dense").open()
-    with pytest.raises(InputError, match=r"position 1: contains '<\|image_pad\|>'"):
+    with pytest.raises(InputError, match=r"text 'a <.*: contains '<\|image_pad\|>'"):
         encoder.encode_texts(["a man", "a <|image_pad|> man"])
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pab.core.errors import InputError
-from pab.encoders.st.pair_inputs import PROMPT, QUESTION, PairModel
+from pab.encoders.st.pair_inputs import PROMPT, QUESTION, PairModel, read_settings
 from pab.encoders.st.reranker import LibraryPairModel
 from tests.small_reranker import CAPTIONS, make_reranker
 
@@ -192,6 +192,40 @@ def test_a_damaged_file_is_named(copy: Path, kind: type[PairModel], name: str) -
     (copy / name).write_text("{")
     with pytest.raises(InputError, match=str(copy)):
         kind.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config_sentence_transformers.json", {"prompts": ["a"]}),
+        ("config_sentence_transformers.json", {"prompts": {"tuned": 3}}),
+        ("modules.json", ["Transformer", 2]),
+        ("1_LogitScore/config.json", {"true_token_id": "yes"}),
+        ("sentence_bert_config.json", {"processing_kwargs": [1]}),
+        ("sentence_bert_config.json", {"processing_kwargs": {"chat_template": 1}}),
+    ],
+)
+def test_a_setting_of_another_type_is_named(copy: Path, name: str, content: object) -> None:
+    assert (copy / name).is_file()
+    (copy / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"{copy / name}: .*expected"):
+        read_settings(copy)
+
+
+@pytest.mark.parametrize("kind", [PairModel, LibraryPairModel])
+def test_settings_that_the_processor_rejects_are_named(copy: Path, kind: type[PairModel]) -> None:
+    """Otherwise every image would be reported."""
+    path = copy / "sentence_bert_config.json"
+    settings = json.loads(path.read_text())
+    settings["processing_kwargs"]["image"] = {"size": "x"}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=f"{copy}: its processor rejects a plain"):
+        kind.open(copy)
+
+
+def test_a_control_token_in_the_instruction_is_named(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"--prompt, text .*: contains '<\|image_pad\|>'"):
+        PairModel.open(folder, prompt="Look at <|image_pad|>.")
 
 
 def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pab.core.errors import InputError
+from pab.data.images import load_image
+from pab.encoders.st import tune_embedder
 from pab.encoders.st.make_small import SmallConfig, make_small
 from pab.encoders.st.pair_inputs import PairModel
-from pab.encoders.st.tune_embedder import mean_maxsim
+from pab.encoders.st.tune_embedder import TrainConfig, mean_maxsim, open_embedder
+from pab.training.data import validation_retrieval
 from pab.training.loop import FINAL
 from pab.training.run_log import read_log
+from pab.training.setup import set_up
 from scripts.finetune_embedder import main
+from tests.vlm import images_of_many_sizes, small_vlm
 
 SIZES: dict[str, Any] = {
     "width": 48, "layers": 2, "heads": 2, "side": 64, "vocab_size": 400, "dims": 16,
@@ -82,6 +89,61 @@ def test_the_loss_decreases_and_the_folder_is_read(
     assert not torch.allclose(torch.as_tensor(before), torch.as_tensor(after))
 
 
+def test_validation_scores_are_those_of_the_loss(
+    tiny_data: Path, late: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def metrics(retrieval: Any, scores: torch.Tensor) -> dict[str, float]:
+        seen.append(scores)
+        return {"R@1": 0.0, "mAP": 0.0}
+
+    monkeypatch.setattr(tune_embedder, "retrieval_metrics", metrics)
+    config = TrainConfig(
+        model=str(late), data_path=str(tiny_data), val_pairs=5, batch_size=2, device="cpu",
+        dtype="fp32", num_workers=0, output_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    setup = set_up(config, "test", {})
+    model = open_embedder(config, late)
+    with torch.no_grad():
+        tune_embedder.validation_metrics(model, setup)
+        retrieval = validation_retrieval(setup.data)
+        assert retrieval.gallery is not None
+        texts = model.vectors(model.captions([q.caption for q in retrieval.queries]), "query")
+        pictures = [load_image(image.path) for image in retrieval.gallery]
+        images = model.vectors(model.images(pictures), "document")
+    torch.testing.assert_close(seen[0], mean_maxsim(*texts, *images))
+
+
+def test_training_uses_the_instructions_of_scoring(late: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(late, tmp_path / "model"))
+    path = folder / "config_sentence_transformers.json"
+    prompts = {"query": "Find the person: ", "passage": "A photo: ", "document": "An image: "}
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "prompts": prompts}))
+    model = open_embedder(TrainConfig(), folder)
+    images = images_of_many_sizes(2)
+    with torch.inference_mode():
+        vectors, mask = model.vectors(model.captions(["A man."]), "query")
+        expected = model.encoder.encode_query([{"text": "A man."}])[0]
+        torch.testing.assert_close(vectors[0][mask[0]], torch.as_tensor(expected))
+        vectors, mask = model.vectors(model.images(images), "document")
+        for row, image in enumerate(images):
+            expected = model.encoder.encode_document([{"image": image}])[0]
+            found = vectors[row][mask[row]]
+            torch.testing.assert_close(found, torch.as_tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_other_and_damaged_models_are_refused(late: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a late-interaction model, found a reranker"):
+        open_embedder(TrainConfig(), small_vlm("reranker"))
+    folder = Path(shutil.copytree(late, tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match=f"{folder}: the model cannot be loaded"):
+        open_embedder(TrainConfig(), folder)
+
+
 def test_a_stopped_run_resumes_exactly(tiny_data: Path, late: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 2, "ema_decay": 0.9, "twin_batches_from": 1}
     whole = run(tiny_data, late, tmp_path / "whole", **settings)
@@ -89,6 +151,13 @@ def test_a_stopped_run_resumes_exactly(tiny_data: Path, late: Path, tmp_path: Pa
         parts = run(tiny_data, late, tmp_path / "parts", max_steps=stop, **settings)
     for name in (FINAL, "model/model.safetensors", "model/1_Dense/model.safetensors"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
+
+
+def test_a_damaged_start_is_refused(late: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(late, tmp_path / "start"))
+    (start / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=f"{start}: the model cannot be loaded"):
+        make_small(SmallConfig(out=str(tmp_path / "out"), start=str(start)), [])
 
 
 def test_a_reranker_starts_from_an_embedder(late: Path, tmp_path: Path) -> None:

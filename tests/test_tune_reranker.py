@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,27 @@ def test_low_rank_updates_are_merged_into_the_folder(runs: Runs, flags: tuple[st
     assert any("language_model" in name and "q_proj" in name for name in changed)
     assert any("visual" in name for name in changed) == ("vision" not in flags)
     assert not any("embed" in name or "norm" in name for name in changed)
+
+
+def test_weights_in_a_subfolder_are_replaced_there(runs: Runs, tmp_path: Path) -> None:
+    """The library's modules may all have folders."""
+    source = tmp_path / "source"
+    shutil.copytree(runs.model, source / "0_Transformer")
+    shutil.move(source / "0_Transformer/1_LogitScore", source)
+    modules = json.loads((source / "0_Transformer/modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (source / "modules.json").write_text(json.dumps(modules))
+    assert torch.equal(scores(source), scores(runs.model))
+    tuned = runs("subfolder", model=source) / "model"
+    assert not (tuned / "model.safetensors").exists()
+    assert not torch.equal(scores(tuned), scores(source))
+
+
+def test_adapters_are_refused(runs: Runs, tmp_path: Path) -> None:
+    base = {"base_model_name_or_path": str(runs.model)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(base))
+    with pytest.raises(InputError, match="expected a whole model, found adapters"):
+        main(runs.argv("adapters", model=tmp_path))
 
 
 def test_a_stopped_run_resumes_exactly(runs: Runs) -> None:

@@ -21,12 +21,11 @@ from pab.core.errors import InputError, first_line
 from pab.data.image_loader import ImageBatch, Loadable
 from pab.data.images import ImageReader
 from pab.data.records import GalleryImage
-from pab.encoders.st.pictures import PictureLoader
+from pab.encoders.st.control_tokens import refuse_control_tokens
+from pab.encoders.st.loading import PLAIN_CAPTION, check_reads_images, plain_image, processing
+from pab.encoders.st.pictures import REJECTIONS, PictureLoader
 from pab.scoring.encoder import AnyImage, Origin, as_captions, as_images, cosine
 from pab.scoring.encoding import Compute, ImageWork
-
-# Errors of image processors: a size that they do not accept, or that becomes 0 by resizing.
-REJECTIONS = (ValueError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,18 @@ class Embedder(ABC):
     image_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        """Reject a model that cannot encode images.
+        """Reject a model that cannot encode images, and instructions that it cannot read.
 
         Raises:
-            InputError: it encodes text only, or its image processor is missing.
+            InputError: it encodes text only, its image processor is missing or has an error, or an
+                instruction contains a control token.
         """
-        if not self.model.supports("image"):
-            raise InputError(
-                self.origin.checkpoint,
-                f"cannot encode images, only {', '.join(self.model.modalities)}: a text model, or "
-                "its image processor is missing",
-                todo="use a vision-language model, with its preprocessor_config.json or "
-                "processor_config.json",
-            )  # fmt: skip
+        check_reads_images(self.model, self.origin.checkpoint)
+        for flag, prompt in (("--prompt", self.prompt), ("--image_prompt", self.image_prompt)):
+            refuse_control_tokens(self.model.tokenizer, [prompt or ""], flag)
+        with processing(self.origin.checkpoint):
+            self.model.preprocess([{"text": PLAIN_CAPTION}], prompt=self.prompt)
+            self.model.preprocess([{"image": plain_image()}], prompt=self.image_prompt)
 
     def library_texts(self, captions: Sequence[str]) -> list[dict[str, str]]:
         """Convert captions to the library's inputs.
@@ -73,15 +71,7 @@ class Embedder(ABC):
         Raises:
             InputError: a caption contains a token with a special meaning, such as an image's.
         """
-        added = getattr(self.model.tokenizer, "added_tokens_decoder", {})
-        special = [token.content for token in added.values() if token.special]
-        for number, caption in enumerate(captions):
-            found = next((token for token in special if token in caption), None)
-            if found is not None:
-                raise InputError(
-                    "captions", f"contains {found!r}, which is a control token of the model",
-                    item=f"position {number}", todo="remove it from the caption",
-                )  # fmt: skip
+        refuse_control_tokens(self.model.tokenizer, captions, "captions")
         return [{"text": caption} for caption in captions]
 
     def loader_of(

@@ -8,13 +8,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from pab.core.errors import InputError, first_line
 from pab.core.files import sha256_of_file
 
 # Files that a hub repository may hold and a model is read from. No pickles, no code.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+T = TypeVar("T")
+Kind = Literal["dense", "late", "reranker", "sparse", "bare"]  # bare: only a transformer
+KIND_NAMES: dict[Kind, str] = {
+    "dense": "a model with one vector per caption and image", "late": "a late-interaction model",
+    "reranker": "a reranker", "sparse": "a sparse embedder", "bare": "a model without modules.json",
+}  # fmt: skip
 ADAPTER = "adapter_config.json"  # peft's settings; the folder then holds adapters of another model
 
 
@@ -87,6 +93,27 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def setting(path: Path, found: dict[str, Any], name: str, kind: type[T]) -> T | None:
+    """Return an entry of a settings file of a model folder; None if it is missing or null.
+
+    Args:
+        path: the file, for the error.
+        found: its contents.
+        name: name of the entry.
+        kind: type that the entry must have.
+
+    Raises:
+        InputError: it has another type.
+    """
+    value = found.get(name)
+    if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
+        return value
+    raise InputError(
+        path, f"field {name!r}: expected {kind.__name__}, found {value!r}",
+        todo="download or save the model again",
+    )  # fmt: skip
 
 
 def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:

@@ -12,18 +12,14 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.outputs import check_output_folder
 from pab.core.precision import FASTEST_HELP
+from pab.encoders.st.folders import KIND_NAMES, Kind
 from pab.scoring.job import MemberConfig
 from pab.scoring.rerank import score_candidates
 
 if TYPE_CHECKING:
     from pab.encoders.st.encoder import Embedder
-    from pab.encoders.st.loading import Kind
 
 CLASSES = {"dense": "SentenceTransformer", "late": "MultiVectorEncoder"}
-NAMES = {
-    "dense": "a model with one vector per caption and image", "late": "a late-interaction model",
-    "reranker": "a reranker", "sparse": "a sparse embedder",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,13 +117,13 @@ class InferConfig(MemberConfig):
             return "dense"
         if found not in ("dense", "late"):
             todo = "use scripts/rerank_infer.py" if found == "reranker" else "use another model"
-            raise InputError(folder, f"expected an embedder, found {NAMES[found]}", todo=todo)
+            raise InputError(folder, f"expected an embedder, found {KIND_NAMES[found]}", todo=todo)
         if self.kind not in ("auto", found):
-            raise InputError("--kind", f"expected {found}: {folder} holds {NAMES[found]}")
+            raise InputError("--kind", f"expected {found}: {folder} holds {KIND_NAMES[found]}")
         if found == "late" and self.dims is not None:
             raise InputError("--dims", "late-interaction models have no shorter vectors")
         if self.kind == "auto":
-            notice(folder, f"{NAMES[found]} (--kind {found})")
+            notice(folder, f"{KIND_NAMES[found]} (--kind {found})")
         return found
 
     def _dims(self, model: object) -> int | None:

@@ -7,19 +7,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from safetensors import SafetensorError
 
 from pab.core.errors import InputError, first_line
-from pab.encoders.st.folders import base_folder, quiet_loading, read_json
+from pab.encoders.st.folders import Kind, base_folder, quiet_loading, read_json
 from pab.encoders.st.library import sentence_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Kind = Literal["dense", "late", "reranker", "sparse", "bare"]
 
 # `model_type` of config_sentence_transformers.json; PyLate writes ColBERT.
 _KINDS: dict[str, Kind] = {
@@ -27,7 +28,12 @@ _KINDS: dict[str, Kind] = {
     "CrossEncoder": "reranker", "SparseEncoder": "sparse",
 }  # fmt: skip
 # Of incomplete or damaged folders; each file of a folder fails with another one.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError)
+_LOADING_ERRORS = (
+    OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, SafetensorError,
+    UnpicklingError, StrictDataclassError,
+)  # fmt: skip
+PLAIN_CAPTION = "a person"  # every model must accept it, and the next image
+PLAIN_SIDE = 224  # pixels
 _ROW = re.compile(r"^(\S+) *\| *(MISSING|MISMATCH|UNEXPECTED)", re.MULTILINE)
 
 
@@ -76,6 +82,25 @@ def load_model(name: str, folder: Path, device: torch.device, dtype: torch.dtype
             model_kwargs={"dtype": dtype},
         )  # fmt: skip
     return model.eval()
+
+
+def check_reads_images(model: Any, where: str | Path) -> None:
+    """Reject a model of sentence-transformers that cannot encode images.
+
+    Args:
+        model: the model.
+        where: its folder or name, for the error.
+
+    Raises:
+        InputError: it encodes text only, or its image processor is missing.
+    """
+    if not model.supports("image"):
+        raise InputError(
+            where, f"cannot encode images, only {', '.join(model.modalities)}: a text model, or "
+            "its image processor is missing",
+            todo="use a vision-language model, with its preprocessor_config.json or "
+            "processor_config.json",
+        )  # fmt: skip
 
 
 def check_image_text_model(folder: Path) -> None:
@@ -151,6 +176,32 @@ def load_processor(folder: Path) -> Any:
     return processor
 
 
+def plain_image() -> Image.Image:
+    """Return a grey image that every model's processor must accept."""
+    return Image.new("RGB", (PLAIN_SIDE, PLAIN_SIDE), "grey")
+
+
+@contextmanager
+def processing(where: str | Path) -> Iterator[None]:
+    """Report errors of a processor or a chat template on plain inputs as errors of the model.
+
+    Args:
+        where: folder or name of the model.
+
+    Raises:
+        InputError: the block has such an error.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (*_LOADING_ERRORS, ZeroDivisionError, TemplateError) as error:
+        raise InputError(
+            where, f"its processor rejects a plain caption or image: {first_line(error)}",
+            todo="check its processor settings and its chat template",
+        ) from error  # fmt: skip
+
+
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
     """Report a library's errors as errors of the folder; reject weights that are not in it.
@@ -166,7 +217,7 @@ def loading(folder: Path) -> Iterator[None]:
         logger.addFilter(report)
         try:
             yield
-        except (*_LOADING_ERRORS, SafetensorError) as error:
+        except _LOADING_ERRORS as error:
             raise InputError(
                 folder, f"the model cannot be loaded: {first_line(error)}",
                 todo="check that the folder is complete",

@@ -21,6 +21,8 @@ from pab.core.errors import InputError, run_cli
 from pab.core.progress import progress
 from pab.data.training_set import TrainingSet
 from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.loading import loading
+from pab.encoders.st.pair_inputs import GENERATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -184,16 +186,14 @@ def with_modules(kind: str, dims: int, written: Path, folder: Path) -> int:
     """
     library = sentence_transformers()
     modules = sentence_transformers("base.modules")
+    with loading(written):
+        options = {"transformer_task": "any-to-any", "processing_kwargs": GENERATION}
+        transformer = modules.Transformer(str(written), **(options if kind == "reranker" else {}))
     if kind == "reranker":
         scores = sentence_transformers("cross_encoder.modules")
-        transformer = modules.Transformer(
-            str(written), transformer_task="any-to-any",
-            processing_kwargs={"chat_template": {"add_generation_prompt": True}},
-        )  # fmt: skip
         yes, no = (transformer.tokenizer.convert_tokens_to_ids(word) for word in (YES, NO))
         made = library.CrossEncoder(modules=[transformer, scores.LogitScore(yes, no)])
     else:
-        transformer = modules.Transformer(str(written))
         width = transformer.get_embedding_dimension()
         if kind == "dense":
             parts = sentence_transformers("sentence_transformer.modules")

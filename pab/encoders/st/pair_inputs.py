@@ -24,8 +24,16 @@ from torch.nn import functional as F
 
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.encoders.st.folders import read_json
-from pab.encoders.st.loading import check_image_text_model, load_image_text_model, load_processor
+from pab.encoders.st.control_tokens import refuse_control_tokens
+from pab.encoders.st.folders import read_json, setting
+from pab.encoders.st.loading import (
+    PLAIN_CAPTION,
+    check_image_text_model,
+    load_image_text_model,
+    load_processor,
+    plain_image,
+    processing,
+)
 from pab.encoders.st.pictures import pixels_only
 
 # The instruction of the systems that METHOD.md lists ("Beyond the paper").
@@ -72,12 +80,12 @@ def read_settings(folder: Path) -> RerankerSettings:
             that answers with a token.
     """
     listed, whole = folder / MODULES, folder / LIBRARY_CONFIG
-    prompts = read_json(whole).get("prompts") if whole.is_file() else None
-    prompt = (prompts or {}).get(TUNED_PROMPT)
+    prompts = setting(whole, read_json(whole), "prompts", dict) or {}
+    prompt = setting(whole, prompts, TUNED_PROMPT, str)
     if not listed.is_file():
         return RerankerSettings(folder, prompt=prompt)
-    modules = read_json(listed, list)
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    modules = [one if isinstance(one, dict) else {} for one in read_json(listed, list)]
+    kinds = [str(module.get("type", "?")).rpartition(".")[2] for module in modules]
     if kinds != ["Transformer", "LogitScore"]:
         raise InputError(
             listed, "expected a reranker that answers with a token (Transformer, LogitScore), "
@@ -85,9 +93,12 @@ def read_settings(folder: Path) -> RerankerSettings:
             todo="use a reranker, or a plain vision-language model without this file",
         )  # fmt: skip
     first, last = (folder / str(module.get("path", "")) for module in modules)
-    answer = read_json(last / "config.json")
-    processing = read_json(first / TRANSFORMER_CONFIG).get("processing_kwargs") or {}
-    yes, no = answer.get("true_token_id"), answer.get("false_token_id")
+    answers, transformer = last / "config.json", first / TRANSFORMER_CONFIG
+    ids = read_json(answers)
+    yes, no = (setting(answers, ids, name, int) for name in ("true_token_id", "false_token_id"))
+    processing = setting(transformer, read_json(transformer), "processing_kwargs", dict) or {}
+    for name in processing:
+        setting(transformer, processing, name, dict)
     return RerankerSettings(first, processing, yes, no, prompt)
 
 
@@ -275,7 +286,22 @@ class PairModel:
         model = load_image_text_model(settings.folder, dtype, device)
         if dtype != torch.float32:
             head_in_fp32(model)
-        return cls(model, processor, tokens, prompt, settings.processing)
+        made = cls(model, processor, tokens, prompt, settings.processing)
+        made.check(settings.folder)
+        return made
+
+    def check(self, folder: Path) -> None:
+        """Build the inputs of a plain pair, so that an invalid model or instruction fails early.
+
+        Args:
+            folder: folder of the model, for errors.
+
+        Raises:
+            InputError: the instruction contains a control token, or the processor has an error.
+        """
+        refuse_control_tokens(self.processor.tokenizer, [self.prompt], "--prompt")
+        with processing(folder):
+            self.inputs([PLAIN_CAPTION], [plain_image()])
 
     def messages(self, caption: str, image: Image.Image) -> list[dict[str, Any]]:
         """Build the messages of a pair for the chat template."""

@@ -24,10 +24,11 @@ from pab.data.images import ImageReader, problem_of, refuse_unreadable
 from pab.data.loader import Loader, needed_workers
 from pab.data.records import GalleryImage
 from pab.encoders.st.pair_inputs import PairModel
+from pab.encoders.st.pictures import REJECTIONS
 
 CHECKED = 16  # images per batch of a check, which returns only numbers
-# Errors of image processors: a size that they do not accept, or that becomes 0 by resizing.
-REJECTIONS = (ValueError, RuntimeError, ZeroDivisionError)
+# In loader processes, torch's errors are the processor's as well: no model runs there.
+ERRORS = (*REJECTIONS, RuntimeError)
 
 
 class ImageFacts(NamedTuple):
@@ -53,7 +54,7 @@ class _Length:
             try:
                 inputs = PairModel.inputs(self.model, ["-"], [image])
                 self._known[image.size] = inputs["input_ids"].shape[1]
-            except REJECTIONS as error:
+            except ERRORS as error:
                 width, height = image.size
                 self._known[image.size] = (
                     f"{width} x {height} pixels, which the model's processor rejects: "
@@ -146,7 +147,7 @@ class PairBatches:
         pictures = [decoded[int(column)] for column in batch.images]
         try:
             return self.model.inputs(captions, pictures)
-        except REJECTIONS as error:
+        except ERRORS as error:
             names = ", ".join(sorted({str(self.images[column].path) for column in batch.images}))
             return InputError(
                 "images", f"the model's processor rejects a batch: {first_line(error)}", item=names,

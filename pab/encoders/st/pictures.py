@@ -16,6 +16,9 @@ from pab.data.image_loader import BatchLoader
 from pab.data.images import ImageReader
 from pab.data.records import GalleryImage
 
+# Errors of image processors: a size that they do not accept, or that becomes 0 by resizing.
+REJECTIONS = (ValueError, ZeroDivisionError)
+
 
 def pixels_only(image: Image.Image) -> Image.Image:
     """Copy an RGB image without its metadata (EXIF, colour profile)."""

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from pab.core import processes
-from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.progress import progress, write_line
 from pab.data.records import GalleryImage
+from pab.encoders.st.control_tokens import refuse_control_tokens
 from pab.encoders.st.library import sentence_transformers
 from pab.encoders.st.loading import check_image_text_model, load_processor, loading
 from pab.encoders.st.pair_inputs import (
@@ -91,7 +91,9 @@ class LibraryPairModel(PairModel):
             encoder = library.CrossEncoder(modules=[transformer, answer])
         if dtype != torch.float32:
             head_in_fp32(encoder[0].model)
-        return cls(encoder.eval(), tokens, prompt, settings.processing)
+        made = cls(encoder.eval(), tokens, prompt, settings.processing)
+        made.check(settings.folder)
+        return made
 
     def inputs(self, captions: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Any]:
         """Build the library's inputs for B pairs; see :meth:`PairModel.inputs`.
@@ -141,7 +143,7 @@ class VlmReranker(Reranker):
         Raises:
             InputError: an image cannot be processed, or a caption contains a control token.
         """
-        check_captions(self.model, captions)
+        refuse_control_tokens(self.model.processor.tokenizer, captions, "captions")
         columns = candidates.numpy()
         used = np.unique(columns).tolist()
         facts = check_images(self.model, images, used, self.compute.num_workers)
@@ -232,22 +234,6 @@ def in_order_of_size(columns: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """
     flat = columns.ravel()
     return np.lexsort((np.arange(flat.size), flat, -tokens[flat]))
-
-
-def check_captions(model: PairModel, captions: Sequence[str]) -> None:
-    """Reject captions that contain a control token of the model, such as an image's place.
-
-    Raises:
-        InputError: the message has the caption and the token.
-    """
-    added = model.processor.tokenizer.added_tokens_decoder.values()
-    control = sorted({token.content for token in added if token.special})
-    for caption in captions:
-        if word := next((word for word in control if word in caption), None):
-            raise InputError(
-                "--annotation", f"a caption contains {word!r}, a control token of the model",
-                item=f"caption {caption!r}", todo="remove it from the caption",
-            )  # fmt: skip
 
 
 def pair_digest(image: bytes, caption: str) -> bytes:

@@ -18,6 +18,7 @@ from pab.core.config import flag, speed_flag
 from pab.core.device_errors import check_shared_memory
 from pab.core.errors import InputError, first_line
 from pab.data.loader import Loader
+from pab.encoders.st.pictures import REJECTIONS
 from pab.training.config import TrainingConfig
 
 
@@ -75,7 +76,7 @@ class RandomCrop:
 
 
 def image_at_fault(
-    error: ValueError, samples: Iterable[tuple[Path, Image.Image]],
+    error: Exception, samples: Iterable[tuple[Path, Image.Image]],
     attempt: Callable[[Image.Image], object],
 ) -> InputError:  # fmt: skip
     """Find the image that a processor rejects, such as one of extreme shape.
@@ -88,7 +89,7 @@ def image_at_fault(
     for path, image in samples:
         try:
             attempt(image)
-        except ValueError as own:
+        except REJECTIONS as own:
             return InputError(path, f"the model's processor rejects the image: {first_line(own)}")
     raise error
 

@@ -14,7 +14,7 @@ Sources: ColBERT (Khattab and Zaharia 2020, arXiv 2004.12832), ColPali (Faysse e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from pab.core import processes
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
@@ -33,8 +32,10 @@ from pab.core.errors import InputError
 from pab.data.images import load_image
 from pab.data.records import TrainPair
 from pab.encoders.layer_numbers import no_weight_decay
-from pab.encoders.st.folders import folder_hash, model_folder
-from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.folders import KIND_NAMES, folder_hash, model_folder
+from pab.encoders.st.loading import check_reads_images, kind_of, load_model
+from pab.encoders.st.maxsim import maxsim, pad_caption, pad_image
+from pab.encoders.st.pictures import REJECTIONS
 from pab.encoders.st.tune_config import (
     RandomCrop,
     VlmTuneConfig,
@@ -55,7 +56,7 @@ from pab.training.optim import make_adamw, parameter_groups, warmup_cosine
 from pab.training.setup import Setup, same_start, set_up, steps_per_epoch
 
 LARGEST_SCALE = 100.0  # upper bound of the scale of similarities, as in CLIP
-BLOCK = 64  # captions whose similarities are computed at once, in validation
+ALIASES = {"document": ("passage", "corpus")}  # further names of the instruction for images
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,19 @@ class LateEmbedder(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def captions(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Build the inputs of captions; as messages, because a text could be read as a path."""
-        found: dict[str, Any] = self.encoder.preprocess([{"text": t} for t in texts], task="query")
-        return found
+        """Build the inputs of captions; not of plain texts, which could be read as paths."""
+        return self._inputs([{"text": text} for text in texts], "query")
 
     def images(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """Build the inputs of images."""
-        found: dict[str, Any] = self.encoder.preprocess(
-            [{"image": image} for image in images], task="document"
-        )
+        return self._inputs([{"image": image} for image in images], "document")
+
+    def _inputs(self, items: Sequence[Any], task: str) -> dict[str, Any]:
+        """Build inputs with the instruction that the library's encoding uses for a task."""
+        prompts, usual = self.encoder.prompts, self.encoder.default_prompt_name
+        names = [task, *ALIASES.get(task, ())]
+        prompt = next((prompts[name] for name in names if name in prompts), prompts.get(usual))
+        found: dict[str, Any] = self.encoder.preprocess(items, prompt=prompt, task=task)
         return found
 
     def vectors(self, features: Mapping[str, Any], task: str) -> tuple[Tensor, Tensor]:
@@ -147,7 +152,7 @@ def collate(model: LateEmbedder, samples: list[Sample | InputError]) -> Features
     captions = model.captions([sample.caption for sample in good])
     try:
         images = model.images([sample.image for sample in good])
-    except ValueError as error:
+    except REJECTIONS as error:
         named = ((sample.path, sample.image) for sample in good)
         return image_at_fault(error, named, lambda image: model.images([image]))
     return Features(captions, images, torch.tensor([sample.identity for sample in good]))
@@ -248,18 +253,20 @@ def open_embedder(config: TrainConfig, folder: Path) -> LateEmbedder:
     """Load a late-interaction model.
 
     Raises:
-        InputError: sentence-transformers is not installed, or the folder holds another model.
+        InputError: sentence-transformers is not installed, the folder holds another model, or one
+            of its files is missing or damaged.
     """
-    library = sentence_transformers()
-    try:
-        encoder = library.MultiVectorEncoder(str(folder), trust_remote_code=False, device="cpu")
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    kind = kind_of(folder)
+    if kind != "late":
         raise InputError(
-            "--model", f"{folder} cannot be read as a late-interaction model: {error}"
-        ) from error
+            folder, f"expected {KIND_NAMES['late']}, found {KIND_NAMES[kind]}",
+            todo="use a folder in the format of sentence-transformers (MultiVectorEncoder)",
+        )  # fmt: skip
+    encoder = load_model("MultiVectorEncoder", folder, torch.device("cpu"), torch.float32)
+    check_reads_images(encoder, folder)
     if config.checkpoint_activations:
         encoder[0].model.gradient_checkpointing_enable({"use_reentrant": False})
-    return LateEmbedder(encoder.float(), config.initial_scale)
+    return LateEmbedder(encoder, config.initial_scale)
 
 
 @torch.no_grad()
@@ -269,27 +276,33 @@ def validation_metrics(model: LateEmbedder, setup: Setup) -> dict[str, float]:
     assert retrieval.gallery is not None
     size, device = setup.config.batch_size, setup.device
 
-    def encoded(features: list[dict[str, Any]], task: str) -> tuple[Tensor, Tensor]:
-        vectors, masks = [], []
+    def encoded(features: Iterable[dict[str, Any]], task: str) -> list[Tensor]:
+        rows: list[Tensor] = []
         for batch in features:
             with autocast(device, setup.dtype), plain_attention(device):
-                found, mask = model.vectors(batch, task)
-            vectors += list(found)
-            masks += list(mask)
-        padded = (pad_sequence(rows, batch_first=True) for rows in (vectors, masks))
-        return tuple(padded)  # type: ignore[return-value]
+                vectors, masks = model.vectors(batch, task)
+            rows += [one[mask].cpu() for one, mask in zip(vectors, masks, strict=True)]
+        return rows
 
     captions = [query.caption for query in retrieval.queries]
     paths = [image.path for image in retrieval.gallery]
-    text, text_mask = encoded([model.captions(part) for part in _parts(captions, size)], "query")
-    image, image_mask = encoded(
-        [model.images([load_image(p) for p in part]) for part in _parts(paths, size)], "document"
+    # Generators: the pixels of one batch are in memory, not those of all images.
+    texts = encoded((model.captions(part) for part in _parts(captions, size)), "query")
+    images = encoded(
+        (model.images([load_image(path) for path in part]) for part in _parts(paths, size)),
+        "document",
     )
-    scores = [
-        mean_maxsim(text[i : i + BLOCK], text_mask[i : i + BLOCK], image, image_mask).cpu()
-        for i in range(0, len(text), BLOCK)
-    ]
-    return retrieval_metrics(retrieval, torch.cat(scores))
+    scores = maxsim(
+        _rows(texts, pad_caption), _rows(images, pad_image), texts[0].shape[1], mean=True,
+        device=device,
+    )  # fmt: skip
+    return retrieval_metrics(retrieval, scores)
+
+
+def _rows(vectors: Sequence[Tensor], pad: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Pad vectors [N, D] of captions or images to rows of equal width."""
+    longest = max(map(len, vectors))
+    return torch.stack([pad(one, longest) for one in vectors])
 
 
 def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -35,8 +35,15 @@ from pab.data.image_paths import ImageFinder
 from pab.data.images import load_image
 from pab.data.records import Retrieval
 from pab.encoders.layer_numbers import no_weight_decay
-from pab.encoders.st.folders import folder_hash, model_folder, read_json
-from pab.encoders.st.pair_inputs import LIBRARY_CONFIG, PROMPT, TUNED_PROMPT, PairModel
+from pab.encoders.st.folders import base_folder, folder_hash, model_folder, read_json
+from pab.encoders.st.pair_inputs import (
+    LIBRARY_CONFIG,
+    PROMPT,
+    TUNED_PROMPT,
+    PairModel,
+    read_settings,
+)
+from pab.encoders.st.pictures import REJECTIONS
 from pab.encoders.st.questions import (
     Draws,
     PairQuestions,
@@ -144,7 +151,7 @@ def collate(pair_model: PairModel, samples: list[Sample | InputError]) -> PairIn
         return next(sample for sample in samples if isinstance(sample, InputError))
     try:
         return PairInputs(inputs_of(pair_model, good), len(good))
-    except ValueError as error:
+    except REJECTIONS as error:
         images = (pair for one in good for pair in zip(one.paths, one.images, strict=True))
         return image_at_fault(error, images, lambda image: pair_model.inputs(["a"], [image]))
 
@@ -309,8 +316,14 @@ def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairM
     """Load the reranker, freeze parts of it and add low-rank updates.
 
     Raises:
-        InputError: the folder holds another kind of model, or ``--freeze`` finds no such tower.
+        InputError: the folder holds another kind of model or adapters, or ``--freeze`` finds no
+            such tower.
     """
+    if base_folder(folder) != folder:
+        raise InputError(
+            folder, "expected a whole model, found adapters of another one (adapter_config.json)",
+            todo="merge them with peft's merge_and_unload, and save the model",
+        )  # fmt: skip
     dtype = torch.bfloat16 if config.weights == "bf16" else torch.float32
     pair_model = PairModel.open(
         folder, prompt=config.prompt, yes_token=config.yes_token, no_token=config.no_token,
@@ -369,7 +382,8 @@ def write_model(run: Run, pair_model: PairModel, source: Path, target: Path) -> 
     def write(folder: str) -> None:
         ignored = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(source, folder, ignore=ignored)
-        model.save_pretrained(folder)
+        inside = read_settings(source).folder.relative_to(source)
+        model.save_pretrained(Path(folder) / inside)
         settings = Path(folder) / LIBRARY_CONFIG
         known = read_json(settings) if settings.is_file() else {}
         known["prompts"] = {**(known.get("prompts") or {}), TUNED_PROMPT: pair_model.prompt}

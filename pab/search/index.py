@@ -17,6 +17,7 @@ Shape letters: `n` rows of a shard, `D` width of the vectors.
 from __future__ import annotations
 
 import os
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -182,6 +183,7 @@ class Index:
         self._ends = list(accumulate(shard.rows for shard in manifest.shards))
         self._groups: OrderedDict[tuple[int, int], list[Entry]] = OrderedDict()
         self._mapped: dict[tuple[str, int], np.ndarray] = {}
+        self._reading = threading.Lock()  # several threads of a server share an index
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -250,11 +252,12 @@ class Index:
         if self._entries is not None:
             return self._entries[row]
         key = (shard.number, place // GROUP_ROWS)
-        if key not in self._groups:
-            self._groups[key] = self._read_group(*key)
-            if len(self._groups) > _GROUPS_IN_MEMORY:
-                self._groups.popitem(last=False)
-        return self._groups[key][place % GROUP_ROWS]
+        with self._reading:
+            if key not in self._groups:
+                self._groups[key] = self._read_group(*key)
+                if len(self._groups) > _GROUPS_IN_MEMORY:
+                    self._groups.popitem(last=False)
+            return self._groups[key][place % GROUP_ROWS]
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries in row order; use it once, not per query."""

@@ -15,7 +15,6 @@ from pab.search.libraries import library
 from pab.search.texts import check_query
 
 PROG = "python -m pab.search serve"
-LONGEST_HEADER = 32 << 10  # bytes
 IDLE_S = 5  # seconds until an idle connection is closed
 BACKLOG = 128  # connections that may wait to be accepted
 
@@ -69,7 +68,12 @@ def main(argv: Sequence[str]) -> None:
     from pab.search.members import open_encoders
     from pab.search.server.app import EXAMPLES, create_app
     from pab.search.server.connections import Connection
-    from pab.search.server.security import SHORTEST_TOKEN, Access, is_loopback
+    from pab.search.server.security import (
+        LONGEST_HEADERS,
+        SHORTEST_TOKEN,
+        Access,
+        is_loopback,
+    )
     from pab.search.server.service import Service
 
     if args.token is None and not is_loopback(args.host):
@@ -98,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
     config = uvicorn.Config(
         app, http=Connection, ws="none", access_log=False, log_level="error", server_header=False,
         proxy_headers=False, timeout_keep_alive=IDLE_S,
-        h11_max_incomplete_event_size=LONGEST_HEADER,
+        h11_max_incomplete_event_size=LONGEST_HEADERS,
     )  # fmt: skip
     print(f"serving {index.rows:,} images of {args.index} at {address(listening)}", file=sys.stderr)
     uvicorn.Server(config).run(sockets=[listening])
@@ -110,6 +114,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: the address or the port cannot be used.
     """
+    if not 0 <= port <= 65_535:
+        raise InputError("--port", f"expected 0 to 65535, found {port}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, *_, place = found[0]

@@ -33,6 +33,7 @@ MARKS_BODY = 16 << 20  # bytes; 5,000 marks with long texts
 UPLOAD_BODY = 20 << 20  # bytes of an uploaded image
 LARGE_BODIES = 8  # bodies above SMALL_BODY that are received at a time
 LONGEST_TARGET = 16 << 10  # bytes of path and query; a shared link has texts in it
+LONGEST_HEADERS = 32 << 10  # bytes
 BODY_S = 30.0  # seconds to receive a body
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -169,14 +170,17 @@ class Guard:
 
 
 def check_target(scope: Scope) -> None:
-    """Refuse addresses that no part of the page uses.
+    """Refuse addresses and headers that no part of the page uses.
 
     Raises:
-        Refused: the path or the query is too long, or the path has control characters.
+        Refused: the path, the query or the headers are too long, or the path has control
+            characters.
     """
     path = scope["path"]
     if len(path) + len(scope["query_string"]) > LONGEST_TARGET:
         raise Refused(414, f"expected an address of at most {LONGEST_TARGET:,} bytes")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEADERS:
+        raise Refused(431, f"expected headers of at most {LONGEST_HEADERS:,} bytes")
     if not path.isprintable():
         raise Refused(400, "expected an address without control characters")
 

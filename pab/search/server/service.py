@@ -128,7 +128,8 @@ class Service:
                 if image is None and kept is not None:
                     entry = searcher.index.entry(self.row(searcher.index, kept))
                     image = self.decoders.run(LoadPicture(entry))
-                query = Query(request.text, image, tuple(request.minus), {**request.weights})
+                weights: dict[str, float] = dict(request.weights.items())
+                query = Query(request.text, image, tuple(request.minus), weights)
                 (hits,) = searcher.search([query], more, filters)
         except InputError as error:
             if error.where in ("query", "weights", "image query"):

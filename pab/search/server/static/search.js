@@ -362,8 +362,9 @@ function showPicture(result) {
   $("viewer-caption").textContent = result.caption ?? "";
   $("viewer-caption").hidden = !result.caption;
   const facts = [];
-  if (result.rank) facts.push(["Rank", result.rank], ["Score", result.score.toFixed(4)]);
+  if (result.rank) facts.push(["Rank", result.rank]);
   const members = Object.entries(result.scores ?? {});
+  if (members.length > 1) facts.push(["Score of all members", result.score.toFixed(4)]);
   for (const [name, score] of members) facts.push([`Score of ${name}`, score.toFixed(4)]);
   if (result.time_s !== null) facts.push(["Time in the video", clock(result.time_s)]);
   if (result.width) facts.push(["Size", `${result.width} × ${result.height} px`]);

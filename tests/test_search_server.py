@@ -1,0 +1,601 @@
+"""REST interface of the search server: results, pictures, marks, queue, and hostile requests."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from colour_index import SCRIPT, index_pictures, make_index, paint, served, service_of, serving
+from decoder_jobs import Crash, Endless, Greedy, Works
+from PIL import Image
+
+import pab.search.server.security as security
+from pab import evaluate
+from pab.core.errors import InputError
+from pab.data.annotations import read_retrieval
+from pab.data.bad_lines import BadLines
+from pab.data.pairs import read_shards
+from pab.search.__main__ import main
+from pab.search.query import Query, Searcher
+from pab.search.server.app import create_app
+from pab.search.server.cache import BoundedCache
+from pab.search.server.connections import Connection
+from pab.search.server.line import BusyError, Line
+from pab.search.server.models import image_id
+from pab.search.server.pictures import Decoders
+from pab.search.server.security import Access
+from pab.search.server.service import Service
+
+TOKEN = "a-long-secret-token"
+
+
+class Fast(Connection):
+    """Connection with short limits."""
+
+    most = 40
+    headers_s = 1.0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("server")
+    make_index(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def service(root: Path) -> Service:
+    from pab.search.index import Index
+
+    return service_of(Index.open(root / "index"))
+
+
+@pytest.fixture(scope="module")
+def at(service: Service) -> Iterator[str]:
+    """Address of a server with short limits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(security, "BODY_S", 2.0)
+        app = create_app(service, Access.create("127.0.0.1", None), parallel=2)
+        with serving(app, Fast) as address:
+            yield address
+
+
+@pytest.fixture(scope="module")
+def client(at: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=at, timeout=60) as client:
+        yield client
+
+
+def found(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "png")
+    return stream.getvalue()
+
+
+# ------------------------------------------------------------------------------------- searching
+
+
+def test_a_text_finds_the_same_as_the_library(client: httpx.Client, service: Service) -> None:
+    answer = found(client.post("/api/search", json={"text": "a red thing", "limit": 10}))
+    searcher = Searcher(service.index, service.encoders)
+    (hits,) = searcher.search([Query(text="a red thing")], 10)
+    assert [one["name"] for one in answer["results"]] == [hit.name for hit in hits]
+    assert [one["score"] for one in answer["results"]] == pytest.approx([h.score for h in hits])
+    first = answer["results"][0]
+    assert first["scores"].keys() == {"mean", "centre"}
+    assert first["rank"] == 1
+    assert first["height"] == 90
+    assert (answer["indexed"], answer["next"]) == (61, 10)
+
+
+def test_pages_continue_without_gaps(client: httpx.Client) -> None:
+    whole = found(client.post("/api/search", json={"text": "green", "limit": 61}))
+    assert whole["next"] is None
+    names: list[str] = []
+    offset: int | None = 0
+    while offset is not None:
+        query = {"text": "green", "limit": 25, "offset": offset}
+        answer = found(client.post("/api/search", json=query))
+        names += [one["name"] for one in answer["results"]]
+        offset = answer["next"]
+    assert names == [one["name"] for one in whole["results"]]
+    assert len(names) == 61
+
+
+def test_filters_and_unwanted_texts(client: httpx.Client) -> None:
+    query: dict[str, Any] = {"text": "red", "folder": "park", "limit": 5}
+    answer = found(client.post("/api/search", json=query))
+    assert {one["name"].split("/")[0] for one in answer["results"]} == {"park"}
+    least = answer["results"][2]["score"]
+    answer = found(client.post("/api/search", json={**query, "least": least}))
+    assert len(answer["results"]) == 3
+    assert answer["next"] is None
+    answer = found(client.post("/api/search", json={"text": "yellow", "minus": ["green"]}))
+    assert "red" in answer["results"][0]["name"] or answer["results"][0]["name"] == SCRIPT
+
+
+def test_an_upload_is_kept_for_more_results(client: httpx.Client) -> None:
+    files = {"image": ("../../x\n.png", png((0, 0, 255)), "text/html")}
+    first = found(client.post("/api/search", data={"query": '{"limit": 4}'}, files=files))
+    assert all("blue" in one["name"] for one in first["results"])
+    query = {"image": first["image"], "limit": 4, "offset": first["next"]}
+    second = found(client.post("/api/search", json=query))
+    assert [one["rank"] for one in second["results"]] == [5, 6, 7, 8]
+    assert second["image"] == first["image"]
+
+
+def test_more_like_an_image_of_the_index(client: httpx.Client) -> None:
+    (first,) = found(client.post("/api/search", json={"text": "blue", "limit": 1}))["results"]
+    answer = found(client.post("/api/search", json={"image": first["id"], "limit": 5}))
+    assert first["id"] not in [one["id"] for one in answer["results"]]
+    assert all("blue" in one["name"] for one in answer["results"])
+    both = {"image": first["id"], "text": "red", "weights": {"image": 0.01}, "limit": 1}
+    (best,) = found(client.post("/api/search", json=both))["results"]
+    assert "red" in best["name"] or best["name"] == SCRIPT
+
+
+def test_pictures_are_upright_and_have_no_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "photos/phone.jpg"
+    path.parent.mkdir()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "camera with a secret"  # rotated; make
+    Image.new("RGB", (80, 40), (250, 0, 0)).save(path, exif=exif)
+    index = index_pictures(tmp_path)
+    service = service_of(index)
+    with serving(create_app(service, Access.create("127.0.0.1", None))) as at:
+        identity = image_id(0, "phone.jpg")
+        for kind in ("images", "thumbnails"):
+            answer = httpx.get(f"{at}/api/{kind}/{identity}", timeout=60)
+            assert answer.headers["content-type"] == "image/jpeg"
+            picture = Image.open(io.BytesIO(answer.content))
+            assert picture.size == (40, 80)
+            assert b"secret" not in answer.content
+            same = {"If-None-Match": answer.headers["etag"]}
+            again = httpx.get(f"{at}/api/{kind}/{identity}", headers=same, timeout=60)
+            assert (again.status_code, again.content) == (304, b"")
+        facts = httpx.get(f"{at}/api/images/{identity}/facts", timeout=60).json()
+        assert (facts["name"], facts["width"], facts["height"]) == ("phone.jpg", 40, 80)
+
+
+def test_a_changed_index_is_opened_again(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 4)
+    with served(index) as at, httpx.Client(base_url=at, timeout=60) as client:
+        before = found(client.get("/api/health"))["images"]
+        old = found(client.post("/api/search", json={"text": "red"}))["results"]
+        paint(tmp_path / "photos/an_earlier_name.png", "green", 99)
+        index_pictures(tmp_path)
+        assert found(client.get("/api/health"))["images"] == before + 1
+        new = found(client.post("/api/search", json={"text": "red"}))["results"]
+        assert len(new) == len(old) + 1
+        moved = [one["id"] for one in old if one["id"] not in {other["id"] for other in new}]
+        for identity in moved:  # another image has this row now
+            assert client.get(f"/api/images/{identity}").status_code == 404
+
+
+def test_interface_is_described(client: httpx.Client) -> None:
+    described = found(client.get("/api/openapi.json"))
+    paths = described["paths"]
+    assert {"/api/search", "/api/images/{image}", "/api/thumbnails/{image}", "/api/health"} <= {
+        *paths
+    }
+    body = paths["/api/search"]["post"]["requestBody"]["content"]
+    assert body.keys() == {"application/json", "multipart/form-data"}
+    assert "text" in body["application/json"]["schema"]["properties"]
+    assert found(client.get("/api/health")) == {
+        "status": "ok", "version": described["info"]["version"], "images": 61,
+        "members": ["mean", "centre"],
+    }  # fmt: skip
+    assert found(client.get("/api/folders"))["folders"] == ["park", "park/day", "street"]
+
+
+# ----------------------------------------------------------------------------------------- marks
+
+
+def test_marks_become_annotations(
+    client: httpx.Client, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hits = found(client.post("/api/search", json={"text": "red", "limit": 4}))["results"]
+    marks = [
+        {"text": text, "image": hits[place]["id"], "right": right}
+        for text, place, right in (
+            ("a red disc", 0, False), ("a red disc", 0, True), ("something red", 0, True),
+            ("a red disc", 1, False), ("another", 2, True), ("nothing", 3, False),
+        )
+    ]  # fmt: skip
+    files = {}
+    for form in ("labelled", "pairs"):
+        answer = client.post("/api/annotation", json={"marks": marks, "form": form})
+        assert answer.headers["content-disposition"] == f'attachment; filename="marks_{form}.jsonl"'
+        files[form] = tmp_path / f"{form}.jsonl"
+        files[form].write_bytes(answer.content)
+    retrieval = read_retrieval(files["labelled"], image_folder=root / "photos")
+    captions = {(one.caption, one.image_id) for one in retrieval.queries}
+    name, other = hits[0]["name"], hits[2]["name"]
+    assert captions == {("a red disc", name), ("something red", name), ("another", other)}
+    bad = BadLines()
+    pairs = list(read_shards([files["pairs"]], root / "photos", bad))
+    assert [(pair.image, pair.caption) for pair in pairs] == [
+        (name, "a red disc"), (name, "something red"), (other, "another"),
+    ]  # fmt: skip
+    assert pairs[0].captioned_image == pairs[1].captioned_image == (name, name)
+    assert json.loads(files["labelled"].read_text().splitlines()[0])["wrong"] == [hits[1]["name"]]
+
+    gallery = sorted({name, other})
+    scores = np.array([[float(one.image_id == image) for image in gallery]
+                       for one in retrieval.queries], dtype=np.float32)  # fmt: skip
+    table = tmp_path / "scores.npz"
+    ids = [one.query_id for one in retrieval.queries]
+    np.savez(table, scores=scores, query_ids=np.array(ids), gallery_ids=np.array(gallery))
+    capsys.readouterr()
+    evaluate.main(
+        ["--score", str(table), "--annotation", str(files["labelled"]),
+         "--image_folder", str(root / "photos")]
+    )  # fmt: skip
+    assert "100.00" in capsys.readouterr().out
+
+
+def test_marks_without_a_right_image_are_refused(client: httpx.Client) -> None:
+    (hit,) = found(client.post("/api/search", json={"text": "red", "limit": 1}))["results"]
+    mark = {"text": "red", "image": hit["id"], "right": False}
+    answer = client.post("/api/annotation", json={"marks": [mark]})
+    assert answer.status_code == 422
+    assert "marked right" in answer.json()["error"]
+
+
+# ---------------------------------------------------------------------------------- hostile input
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    size, check = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(kind + content))
+    return size + kind + content + check
+
+
+def bomb(width: int, height: int, *, rows: int = 0, more: bytes = b"") -> bytes:
+    """Make a PNG with a size in its header, and the pixels of some rows."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    packer = zlib.compressobj(9)
+    row = bytes(width + 1)
+    pixels = b"".join(packer.compress(row) for _ in range(rows)) + packer.flush()
+    start = b"\x89PNG\r\n\x1a\n" + header + more
+    return start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def text_bomb() -> bytes:
+    return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(200 << 20), 9))
+
+
+def long_gif() -> bytes:
+    stream = io.BytesIO()
+    Image.new("P", (1, 5_000)).save(stream, "gif")
+    return stream.getvalue()
+
+
+JSON = {"content-type": "application/json"}
+REQUESTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "traversal in an id": (404, {"path": "/api/images/..%2f..%2fetc%2fpasswd"}),
+    "traversal unencoded": (404, {"path": "/api/images/../../../etc/passwd"}),
+    "absolute path as id": (404, {"path": "/api/thumbnails/%2Fetc%2Fpasswd"}),
+    "row without hash": (404, {"path": "/api/images/0"}),
+    "row with a wrong hash": (404, {"path": "/api/images/0-00000000"}),
+    "row beyond the index": (404, {"path": "/api/images/9999999999-00000000"}),
+    "negative row": (404, {"path": "/api/thumbnails/-1-00000000"}),
+    "digits of another script": (404, {"path": "/api/images/%D9%A3-00000000"}),
+    "facts of a path": (404, {"path": "/api/images/index.json/facts"}),
+    "traversal in a static file": (404, {"path": "/static/..%2fapp.py"}),
+    "encoded dots": (404, {"path": "/static/%2e%2e/%2e%2e/index.py"}),
+    "NUL in the path": (400, {"path": "/api/images/0%00.jpg"}),
+    "escape sequence in the path": (400, {"path": "/%1b[31mred"}),
+    "long address": (414, {"path": "/?q=" + "a" * 20_000}),
+    "path as query image": (422, {"json": {"image": "../../etc/passwd"}}),
+    "unknown upload": (404, {"json": {"image": "upload-" + "0" * 32}}),
+    "path as folder": (200, {"json": {"text": "red", "folder": "../../etc"}}),
+    "broken image": (422, {"image": png((1, 2, 3), (300, 300))[:200]}),
+    "text as image": (422, {"image": b"<script>alert(1)</script>"}),
+    "empty image": (422, {"image": b""}),
+    "script in SVG": (422, {"image": b"<svg xmlns='http://www.w3.org/2000/svg' onload='x()'/>"}),
+    "PostScript": (422, {"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"}),
+    "10 gigapixels": (422, {"image": bomb(100_000, 100_000)}),
+    "zip bomb": (422, {"image": bomb(15_000, 15_000, rows=15_000)}),
+    "zip bomb in a text": (422, {"image": bomb(8, 8, more=text_bomb())}),
+    "very long image": (422, {"image": long_gif()}),
+    "25 MB": (413, {"image": bytes(25 << 20)}),
+    "two images": (400, {"files": [("image", b"a"), ("image", b"b")]}),
+    "other file": (422, {"files": [("image", b"a"), ("index", b"b")], "expect": (400, 422)}),
+    "10 MB of text": (413, {"json": {"text": "a" * (10 << 20)}}),
+    "long text": (422, {"json": {"text": "a " * 1_500}}),
+    "empty text": (422, {"json": {"text": ""}}),
+    "invisible text": (422, {"json": {"text": "\u200b \u2060"}}),
+    "lone surrogate": (422, {"content": b'{"text": "\\ud800 red"}', "headers": JSON}),
+    "number as text": (422, {"json": {"text": 5}}),
+    "unknown field": (422, {"json": {"text": "red", "path": "/etc/passwd"}}),
+    "no query": (422, {"json": {}}),
+    "not JSON": (422, {"content": b"text=red", "headers": JSON}),
+    "not UTF-8": (422, {"content": b'{"text": "\xff"}', "headers": JSON}),
+    "deep JSON": (422, {"content": b"[" * 60_000, "headers": JSON}),
+    "infinite weight": (
+        422, {"content": b'{"text":"a","weights":{"text":1e999}}', "headers": JSON}),
+    "NaN as score": (422, {"content": b'{"text":"a","least":NaN}', "headers": JSON}),
+    "a million results": (422, {"json": {"text": "red", "limit": 1_000_000}}),
+    "negative offset": (422, {"json": {"text": "red", "offset": -1}}),
+    "many unwanted texts": (422, {"json": {"text": "red", "minus": ["a"] * 1_000}}),
+    "other type of body": (415, {"content": b"red", "headers": {"content-type": "text/plain"}}),
+    "broken form": (400, {"content": b"--x", "headers": {"content-type": "multipart/form-data"}}),
+    "other method": (405, {"method": "DELETE", "path": "/api/search"}),
+    "host of another site": (421, {"json": {"text": "a"}, "headers": {"host": "evil.example"}}),
+    "page of another site": (
+        403, {"json": {"text": "a"}, "headers": {"origin": "http://evil.example"}}),
+    "marks of a path": (
+        422, {"path": "/api/annotation",
+              "json": {"marks": [{"text": "a", "image": "/etc/passwd", "right": True}]}}),
+    "marks of no image": (
+        404, {"path": "/api/annotation",
+              "json": {"marks": [{"text": "a", "image": "0-00000000", "right": True}]}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_hostile_requests(client: httpx.Client, root: Path, name: str) -> None:
+    status, given = REQUESTS[name]
+    request = dict(given)
+    expected = request.pop("expect", (status,))
+    path = request.pop("path", "/api/search")
+    if "image" in request:
+        request["files"] = [("image", request.pop("image"))]
+    body = any(key in request for key in ("json", "files", "content"))
+    method = request.pop("method", "POST" if body else "GET")
+    url = httpx.URL(str(client.base_url)).copy_with(raw_path=path.encode())
+    answer = client.request(method, url, **request)
+    assert answer.status_code in expected, answer.text
+    for secret in (str(root), "root:", "Traceback", "site-packages", "/home", "passwd"):
+        assert secret not in answer.text
+    if status >= 400:
+        assert answer.json().keys() == {"error"}
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/api/health").status_code == 200
+
+
+def test_there_are_forty_hostile_requests() -> None:
+    assert len(REQUESTS) >= 40
+
+
+def test_script_in_names_and_captions_stays_text(client: httpx.Client) -> None:
+    answer = client.post("/api/search", json={"text": "red", "limit": 100})
+    assert SCRIPT in [one["name"] for one in answer.json()["results"]]
+    assert answer.headers["content-type"] == "application/json"
+    page = client.get("/", params={"q": "<script>alert(1)</script>"})
+    assert "<script>alert" not in page.text
+    assert "onerror" not in page.text
+
+
+def connect(at: str) -> socket.socket:
+    host, _, port = at.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def ended(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    parts = []
+    try:
+        while part := connection.recv(65_536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02garbage\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 50_000 + b"\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+         b"400"),
+    ],
+    ids=["no HTTP", "long header", "no host", "two lengths"],
+)  # fmt: skip
+def test_malformed_requests(at: str, client: httpx.Client, sent: bytes, status: bytes) -> None:
+    with connect(at) as connection:
+        connection.sendall(sent)
+        assert connection.recv(4_096).split(b" ")[1] == status
+    assert client.get("/api/health").status_code == 200
+
+
+def test_slow_requests_are_ended(at: str, client: httpx.Client) -> None:
+    start = b"POST /api/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    began = time.monotonic()
+    with connect(at) as body, connect(at) as header, connect(at) as silent:
+        body.sendall(start + b"Content-Length: 5000\r\n\r\n{")
+        header.sendall(start)
+        assert client.get("/api/health").status_code == 200  # meanwhile
+        assert ended(silent) == b""
+        assert ended(header) == b""
+        assert body.recv(4_096).split(b" ")[1] == b"408"
+    assert time.monotonic() - began < 15
+
+
+def test_connections_are_bounded(at: str, client: httpx.Client) -> None:
+    waiting = [connect(at) for _ in range(Fast.most + 15)]
+    answers = [ended(connection) for connection in waiting]
+    for connection in waiting:
+        connection.close()
+    assert sum(answer.startswith(b"HTTP/1.1 503") for answer in answers) >= 15
+    assert client.get("/api/health").status_code == 200
+
+
+def test_chunked_body_is_bounded(at: str) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(30):
+            yield bytes(1 << 20)
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{at}/api/search", content=parts(), headers=headers, timeout=60)
+    assert answer.status_code == 413
+
+
+def test_the_log_has_no_control_characters(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("sent by a client:\n\x1b[31m\r\x07forged line")
+
+    monkeypatch.setattr(service, "search", fails)
+    with serving(create_app(service, Access.create("127.0.0.1", None))) as at:
+        answer = httpx.post(f"{at}/api/search", json={"text": "red"}, timeout=60)
+    assert answer.status_code == 500
+    assert "forged" not in answer.text
+    logged = capfd.readouterr().err
+    assert "\\x1b[31m\\r\\x07forged line" in logged
+    assert not {"\x1b", "\r", "\x07"} & {*logged}
+
+
+# ------------------------------------------------------------------------------------------ token
+
+
+def test_a_token_is_required(root: Path) -> None:
+    from pab.search.index import Index
+
+    with served(Index.open(root / "index"), TOKEN) as at:
+        for headers in (
+            {}, {"Authorization": "Bearer wrong-token"}, {"Authorization": f"Basic {TOKEN}"},
+            {"Authorization": "Bearer"}, {"Cookie": f"pab_search={TOKEN}"},
+            {"Cookie": "pab_search=" + "0" * 64},
+        ):  # fmt: skip
+            for path in ("/api/health", "/api/images/0-00000000", "/api/openapi.json"):
+                answer = httpx.get(at + path, headers=headers)
+                assert answer.status_code == 401
+                assert answer.headers["www-authenticate"] == "Bearer"
+        right = {"Authorization": f"Bearer {TOKEN}", "Host": "photos.example"}
+        assert httpx.get(f"{at}/api/health", headers=right).status_code == 200
+
+        with httpx.Client(base_url=at) as client:
+            answer = client.get("/", params={"q": "red & blue"})
+            assert answer.status_code == 303
+            place = answer.headers["location"]
+            page = client.get(place)
+            assert 'name="token"' in page.text
+            assert client.post(place, data={"token": "wrong"}).status_code == 401
+            answer = client.post(place, data={"token": TOKEN})
+            cookie = answer.headers["set-cookie"]
+            assert "HttpOnly" in cookie
+            assert "SameSite=strict" in cookie
+            assert TOKEN not in cookie
+            assert answer.headers["location"].startswith("/?q=red")
+            assert client.get(answer.headers["location"]).status_code == 200
+        # The address after the login stays on this server.
+        answer = httpx.post(f"{at}/login?next=//evil.example", data={"token": TOKEN})
+        assert answer.headers["location"].startswith("/?")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--host", "0.0.0.0"], "--host: expected --token"),
+        (["--host", "0.0.0.0", "--token", "short"], "--token: expected at least 12 characters"),
+        (["--parallel", "0"], "--parallel: must be at least 1"),
+        (["--port", "99999999"], "--port: expected 0 to 65535"),
+        (["--host", "no.such.host.invalid", "--token", TOKEN], "cannot be used"),
+        (["--example", " "], "--example: expected words"),
+    ],
+)
+def test_bad_flags(refused: Any, root: Path, flags: list[str], words: str) -> None:
+    assert words in refused(main, ["serve", "--index", str(root / "index"), *flags])
+
+
+def test_a_port_in_use_is_named(refused: Any, root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = refused(main, ["serve", "--index", str(root / "index"), "--port", port])
+    assert f"--port {port}: cannot be used: Address already in use" in line
+
+
+# ---------------------------------------------------------------------------------------- limits
+
+
+def test_decoders_have_limits() -> None:
+    decoders = Decoders(limit_s=3)
+    try:
+        for job, words in ((Endless(), "3 s"), (Greedy(), "memory"), (Crash(), "memory")):
+            with pytest.raises(InputError, match=words):
+                decoders.run(job)
+            assert decoders.run(Works()) == 42
+    finally:
+        decoders.close()
+
+
+def test_the_queue_is_bounded_and_drops_requests_that_are_given_up() -> None:
+    async def scenario() -> None:
+        line, gate, ran = Line(1, 2), threading.Event(), list[int]()
+
+        def work(number: int) -> int:
+            gate.wait(20)
+            ran.append(number)
+            return number
+
+        tasks = [asyncio.create_task(line.run(work, number)) for number in range(3)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(BusyError):
+            await line.run(work, 3)
+        tasks[2].cancel()
+        await asyncio.sleep(0.05)
+        tasks[2] = asyncio.create_task(line.run(work, 4))  # takes the place
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert await asyncio.gather(*tasks) == [0, 1, 4]
+        assert ran == [0, 1, 4]
+        line.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_answers_429(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, gate = service.search, threading.Event()
+
+    def slow(*args: Any) -> Any:
+        gate.wait(20)
+        return original(*args)
+
+    monkeypatch.setattr(service, "search", slow)
+    monkeypatch.setattr("pab.search.server.app.WAITING", 3)
+    app = create_app(service, Access.create("127.0.0.1", None), parallel=1)
+    with serving(app) as at, ThreadPoolExecutor(10) as threads:
+        ask = lambda _: httpx.post(f"{at}/api/search", json={"text": "red"}, timeout=60)  # noqa: E731
+        answers = [threads.submit(ask, number) for number in range(10)]
+        while sum(answer.done() for answer in answers) < 6:
+            time.sleep(0.01)
+        gate.set()
+        codes = sorted(answer.result().status_code for answer in answers)
+        busy = [one.result() for one in answers if one.result().status_code == 429]
+    assert codes == [200] * 4 + [429] * 6
+    assert {one.headers["retry-after"] for one in busy} == {"1"}
+
+
+def test_the_cache_is_bounded() -> None:
+    cache: BoundedCache[str] = BoundedCache(10)
+    cache.put("a", "A", 4)
+    cache.put("b", "B", 4)
+    assert cache.get("a") == "A"
+    cache.put("c", "C", 4)  # drops b, which was not used for longest
+    assert [cache.get(key) for key in "abc"] == ["A", None, "C"]
+    cache.put("a", "D", 2)
+    cache.put("large", "L", 11)
+    assert (cache.get("a"), cache.get("large"), cache.bytes) == ("D", None, 6)

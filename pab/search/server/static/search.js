@@ -258,7 +258,7 @@ function addTiles(results) {
     if (result.time_s !== null) frame.append(element("span", { className: "time", textContent: clock(result.time_s) }));
     const name = element("span", { className: "name", dir: "auto", textContent: result.name.split("/").pop(), title: result.name });
     const score = element("span", { className: "score", textContent: result.score.toFixed(3) });
-    const tile = element("button", { type: "button", className: "tile" }, frame, element("span", { className: "under" }, name, score));
+    const tile = element("button", { type: "button", className: "tile" }, frame, element("span", { className: "under" }, name, score), element("span", { className: "judged" }));
     tile.addEventListener("click", () => open(result));
     const item = element("li", {}, tile);
     item.dataset.id = result.id;
@@ -441,9 +441,7 @@ function showMark(item, result) {
   item.classList.toggle("is-wrong", found?.right === false);
   item.querySelector(".mark .right")?.setAttribute("aria-pressed", String(found?.right === true));
   item.querySelector(".mark .wrong")?.setAttribute("aria-pressed", String(found?.right === false));
-  const judged = found ? `, marked ${found.right ? "right" : "wrong"}` : "";
-  const time = result.time_s === null ? "" : `, at ${clock(result.time_s)}`;
-  item.querySelector(".tile").setAttribute("aria-label", `${result.name}${time}, score ${result.score.toFixed(3)}${judged}`);
+  item.querySelector(".judged").textContent = found ? `, marked ${found.right ? "right" : "wrong"}` : "";
 }
 
 function showJudgement() {

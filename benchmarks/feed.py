@@ -143,7 +143,7 @@ def measure(paths: Sequence[Path], found: ImageRecipe, batch: int) -> dict[str, 
 
 
 def main() -> None:
-    args = flag_parser(
+    parser = flag_parser(
         __doc__,
         images=(32, "number of images per size"),
         rounds=(4, "times that a measurement reads each image"),
@@ -151,7 +151,10 @@ def main() -> None:
         batch=(16, "images per batch"),
         sides=([512, 1024], "sides of the photographs, pixels"),
         models=(list(MODELS), "models to measure"),
-    ).parse_args()
+    )
+    args = parser.parse_args()
+    if args.images * args.rounds <= args.batch:
+        parser.error("--batch: expected less than --images x --rounds; one batch uses no worker")
     torch.set_num_threads(1)
     print(describe(), json.dumps(vars(args)))
     print(f"bars: feed at least {BARS['old']}x old and {BARS['limit']:.0%} of limit")

@@ -16,8 +16,8 @@ from machine import AnonymousPeak, anonymous_mib, describe, flag_parser
 from models import CPU, bert_rows, bert_tokenizer
 from torch import Tensor
 
+from pab.scoring.mapped_rows import mapped_rows
 from pab.scoring.rerank import choose_candidates, fill
-from uit.feature_file import mapped_rows
 from uit.model import MODELS, Uit
 from uit.rerank import match_scores
 

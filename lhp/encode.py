@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,8 @@ from pab.core.errors import InputError
 from pab.data.images import ImageRecipe, recipe
 from pab.scoring.encoder import as_captions
 from pab.scoring.encoding import BatchEncoder
+
+CXX = os.environ.get("CXX", "g++")  # compiler that torch.compile calls on Linux
 
 
 def load_model(
@@ -74,11 +78,21 @@ def check_text_length(max_length: int, sizes: Beit3Config) -> None:
         )
 
 
+def check_compiler(device: torch.device) -> None:
+    """Check that ``--compile`` can compile for a device.
+
+    Raises:
+        InputError: the device is the CPU, and there is no C++ compiler.
+    """
+    if device.type == "cpu" and shutil.which(CXX) is None:
+        raise InputError("--compile", f"needs a C++ compiler on a CPU, found no {CXX}")
+
+
 def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
     """Compile ``model.encode_image`` for one batch shape, with frozen weights.
 
-    Compilation for a CPU requires a C++ compiler. On two cores, it made the base model 2 to 12 %
-    faster in fp32 and no faster in bf16 (`benchmarks/lhp_scoring.py`). GPUs were not measured.
+    On two cores, compilation made the base model 2 to 12 % faster in fp32 and no faster in bf16
+    (`benchmarks/lhp_scoring.py`). GPUs were not measured.
     """
     compiled: Callable[[Tensor], Tensor] = torch.compile(
         model.encode_image, dynamic=False, options={"freezing": True}

@@ -36,10 +36,12 @@ class InferConfig(MemberConfig):
 
     def open(self) -> LhpEncoder:
         """Load the model; see :meth:`MemberConfig.open`."""
-        from lhp.encode import LhpEncoder, compiled_image_encoder, load_model
+        from lhp.encode import LhpEncoder, check_compiler, compiled_image_encoder, load_model
         from lhp.tokenizer import Tokenizer
 
         compute = self.compute()
+        if self.compile:
+            check_compiler(compute.device)
         keep_freed_memory(compute.device)
         tokenizer = Tokenizer(self.tokenizer, self.max_text_length)
         model = load_model(self.model, self.input_size, self.checkpoint, tokenizer)

@@ -8,8 +8,6 @@ started again, resumes from the last checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -26,7 +24,7 @@ from lhp.beit3 import (
     start_from_scratch,
 )
 from lhp.config import TrainConfig
-from lhp.encode import LhpEncoder, check_text_length
+from lhp.encode import LhpEncoder, check_compiler, check_text_length
 from lhp.tokenizer import Tokenizer, pad_batch
 from lhp.views import HybridView
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
@@ -38,7 +36,6 @@ from pab.training.pairs import PairModel, train_pairs
 from pab.training.resume import named_files
 
 DEBUG_CONFIG = "configs/lhp/debug.yaml"
-CXX = os.environ.get("CXX", "g++")  # compiler that torch.compile calls on Linux
 
 
 def train(config: TrainConfig, command: str) -> None:
@@ -60,8 +57,8 @@ def pair_model(
     resumed: Mapping[str, str] | None,
 ) -> PairModel:
     """Build the :class:`PairModel` of LHP; load no initial weights if the run is resumed."""
-    if config.compile and device.type == "cpu" and shutil.which(CXX) is None:
-        raise InputError("--compile", f"needs a C++ compiler on a CPU, found no {CXX}")
+    if config.compile:
+        check_compiler(device)
     model = build_model(config, tokenizer, start=resumed is None).to(device)
     if config.compile:
         compile_blocks(model)

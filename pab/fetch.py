@@ -4,6 +4,11 @@ Without a name, or with `--check`, the command lists each file with its source, 
 is present, missing or not a weight file. An interrupted download is resumed. After a download, the
 size and SHA-256 of the file are written to `manifest.json` in the checkpoint folder. Some files can
 only be downloaded with a browser: for these, the command prints the URL and the target path.
+
+A model of the Hugging Face hub is a folder. All its files come from one commit: that of the branch
+`main`, or the one named by `NAME@COMMIT`. Each file must have the hash that the hub lists for the
+commit, which detects damage but trusts the hub. The manifest records the commit. `HF_ENDPOINT`
+names a mirror of the hub.
 """
 
 from __future__ import annotations
@@ -14,19 +19,21 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.file_kinds import Kind, file_kind
 from pab.core.files import BLOCK, sha256_of_file, write_json
+from pab.core.hub import HUB, TIMEOUT_S, hub_address, list_model, unreachable
 from pab.core.progress import Progress
 from pab.data.json_lines import json_document
 
-TIMEOUT_S = 30.0
 WEIGHTS = (".pth", ".safetensors")  # extensions of files that must contain weights
 NO_WEIGHTS = (Kind.CUT, Kind.EMPTY, Kind.OTHER)
 MANIFEST = "manifest.json"  # in the checkpoint folder: path -> size and hash after the download
+Manifest = dict[str, dict[str, Any]]
 BEIT3 = "https://github.com/addf400/files/releases/download/beit3"
 SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 BERT = "https://huggingface.co/bert-base-uncased"
@@ -40,13 +47,20 @@ class Source:
 
     Attributes:
         path: path in the checkpoint folder, as in the scripts' defaults.
-        address: URL of the file, or of the page that links to it.
-        kind: ``file`` for a direct download, ``page`` for a manual download with a browser.
+        address: URL of the file, of the page that links to it, or of the repository.
+        kind: ``file`` for a direct download, ``page`` for a manual download with a browser, ``hub``
+            for a repository of the Hugging Face hub, which becomes a folder.
     """
 
     path: str
     address: str
-    kind: Literal["file", "page"] = "file"
+    kind: Literal["file", "page", "hub"] = "file"
+
+
+def hub_model(repository: str) -> Source:
+    """Return the source of a vision-language model of the hub."""
+    name = repository.rpartition("/")[2].lower()
+    return Source(f"vlm/{name}", f"{HUB}/{repository}", "hub")
 
 
 SOURCES = {
@@ -73,20 +87,35 @@ SOURCES = {
         "blip2/blip2_pretrained_vitL.pth", f"{LAVIS}/blip2_pretrained_vitL.pth"
     ),
     "blip2-clip-vitl": Source("blip2/clip_vit_L.pth", f"{LAVIS}/clip_vit_L.pth"),
+    "qwen3-vl-reranker-2b": hub_model("Qwen/Qwen3-VL-Reranker-2B"),
+    "qwen3-vl-reranker-8b": hub_model("Qwen/Qwen3-VL-Reranker-8B"),
+    "qwen3-vl-embedding-2b": hub_model("Qwen/Qwen3-VL-Embedding-2B"),
+    "qwen3-vl-embedding-8b": hub_model("Qwen/Qwen3-VL-Embedding-8B"),
+    "colqwen2-v1.0-hf": hub_model("vidore/colqwen2-v1.0-hf"),
 }  # fmt: skip
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Download one file if it is missing.
+    """Download one file or model if it is missing.
+
+    Args:
+        name: key of :data:`SOURCES`; for a model of the hub also ``KEY@REVISION``.
+        folder: checkpoint folder.
 
     Raises:
         InputError: the name is unknown, the source is a page, the manifest is damaged, the download
-            failed (the next call resumes it), or the server sent a web page (which is deleted).
+            failed (the next call resumes it), a hash differs, or the server sent a web page (which
+            is deleted).
     """
-    if name not in SOURCES:
-        raise InputError("NAME", f"expected one of {', '.join(SOURCES)}, found {name!r}")
-    source = SOURCES[name]
+    key, _, revision = name.partition("@")
+    if key not in SOURCES:
+        raise InputError("NAME", f"expected one of {', '.join(SOURCES)}, found {key!r}")
+    source = SOURCES[key]
     target = folder / source.path
+    if source.kind == "hub":
+        return fetch_model(source, folder, revision)
+    if revision:
+        raise InputError(name, "expected no revision, because this is not a model of the hub")
     if target.is_file():
         print(f"{target} is already present", file=sys.stderr)
         return target
@@ -95,22 +124,73 @@ def fetch(name: str, folder: Path) -> Path:
         problem = f"is behind a page that a program cannot download from: {source.address}"
         raise InputError(name, problem, todo=by_hand)
     known = manifest(folder)  # a damaged manifest raises before the download
+    fetch_file(source.address, target, by_hand)
+    write_json(folder / MANIFEST, {**known, source.path: facts_of(target)})
+    return target
+
+
+def fetch_model(source: Source, folder: Path, revision: str) -> Path:
+    """Download a model of the hub if it is missing; the folder appears when all files are intact.
+
+    Args:
+        source: repository and target.
+        folder: checkpoint folder.
+        revision: commit, tag or branch; empty for ``main``.
+
+    Raises:
+        InputError: see :func:`fetch`.
+    """
+    target, known = folder / source.path, manifest(folder)
+    if target.is_dir():
+        commit = commit_of(source, known)
+        if not commit.startswith(revision):
+            problem = f"holds commit {commit}, not {revision}"
+            raise InputError(target, problem, todo="delete the folder to fetch the other one")
+        print(f"{target} is already present", file=sys.stderr)
+        return target
+    repository = source.address.removeprefix(f"{HUB}/")
+    commit, files = list_model(repository, revision or "main")
+    part = target.with_name(f"{target.name}.{commit[:12]}.part")
+    for file in files:
+        path = part / file.name
+        if path.is_file() and file.is_intact(path):
+            continue  # from an interrupted download
+        address = f"{hub_address()}/{repository}/resolve/{commit}/{quote(file.name)}"
+        fetch_file(address, path, f"download all files with a browser and save them in {target}")
+        if not file.is_intact(path):
+            path.unlink()
+            raise InputError(address, "has another hash than the hub lists", todo="try again")
+    part.replace(target)
+    facts = {
+        f"{source.path}/{file.name}": {**facts_of(target / file.name), "commit": commit}
+        for file in files
+    }
+    write_json(folder / MANIFEST, {**known, **facts})
+    return target
+
+
+def fetch_file(address: str, target: Path, by_hand: str) -> None:
+    """Download a file to a ``.part`` beside the target, then rename it.
+
+    Raises:
+        InputError: see :func:`fetch`.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     try:
-        download(source.address, part)
+        download(address, part)
     except (URLError, HTTPException, OSError) as error:
-        reason = getattr(error, "reason", None) or error
-        problem = f"{source.address} cannot be fetched: {reason}"
-        raise InputError(name, problem, todo=f"try again, or {by_hand}") from error
+        raise unreachable(address, error, f"try again, or {by_hand}") from error
     other = not_weights(part, target.suffix)
     if other:
         part.unlink()
-        raise InputError(name, f"{source.address} returned {other}", todo=by_hand)
+        raise InputError(address, f"returned {other}", todo=by_hand)
     part.replace(target)
-    facts = {"bytes": target.stat().st_size, "sha256": sha256_of_file(target)}
-    write_json(folder / MANIFEST, {**known, source.path: facts})
-    return target
+
+
+def facts_of(file: Path) -> dict[str, Any]:
+    """Return the size and hash of a file for the manifest."""
+    return {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
 
 
 def download(address: str, part: Path) -> None:
@@ -141,7 +221,7 @@ def download(address: str, part: Path) -> None:
         raise OSError(f"received {part.stat().st_size} of {total} bytes")
 
 
-def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def manifest(folder: Path) -> Manifest:
     """Read the size and hash of each downloaded file; return an empty dict without a manifest.
 
     Raises:
@@ -166,12 +246,14 @@ def not_weights(file: Path, ending: str) -> str:
 
 
 def check(folder: Path) -> str:
-    """Format one line per file: name, path, state and source."""
+    """Format one line per file or model: name, path, state and source."""
     lines, fetched = [], manifest(folder)
     for name, source in SOURCES.items():
         target = folder / source.path
         found = "missing"
-        if target.is_file():
+        if source.kind == "hub" and target.is_dir():
+            found = state_of_model(source, folder, fetched)
+        elif target.is_file():
             size, facts = target.stat().st_size, fetched.get(source.path)
             found, other = f"{size:,} bytes", not_weights(target, target.suffix)
             if other:
@@ -180,17 +262,49 @@ def check(folder: Path) -> str:
                 found += f", but {facts['bytes']:,} were fetched"
             elif facts:
                 found += f", SHA-256 {facts['sha256']}"
-        how = source.address if source.kind == "file" else f"by hand from {source.address}"
-        lines.append(f"{name:17} {source.path}: {found}; {how}")
+        how = f"by hand from {source.address}" if source.kind == "page" else source.address
+        lines.append(f"{name:21} {source.path}: {found}; {how}")
     clip = "scripts/clip_infer.py downloads CLIP's weights into OpenCLIP's cache."
     return "\n".join([*lines, clip])
+
+
+def files_of(source: Source, fetched: Manifest) -> Manifest:
+    """Return the manifest's files of a model of the hub, by their names in its folder."""
+    start = f"{source.path}/"
+    return {
+        path.removeprefix(start): facts for path, facts in fetched.items() if path.startswith(start)
+    }
+
+
+def commit_of(source: Source, fetched: Manifest) -> str:
+    """Return the commit of a model of the hub; "unknown" if this command has not fetched it."""
+    return next(
+        (str(facts.get("commit")) for facts in files_of(source, fetched).values()), "unknown"
+    )
+
+
+def state_of_model(source: Source, folder: Path, fetched: Manifest) -> str:
+    """Describe the folder of a model of the hub: number of files, and size or first fault."""
+    files = files_of(source, fetched)
+    for name, facts in files.items():
+        path, expected = folder / source.path / name, facts["bytes"]
+        if not path.is_file():
+            return f"{len(files)} files, but {name} is missing"
+        if path.stat().st_size != expected:
+            size = path.stat().st_size
+            return f"{len(files)} files, but {name} has {size:,} bytes instead of {expected:,}"
+    total = sum(facts["bytes"] for facts in files.values())
+    return f"{len(files)} files, {total:,} bytes, commit {commit_of(source, fetched)}"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Download or list the checkpoints."""
     parser = CommandParser(prog="python -m pab.fetch")
     output, advanced = parser.groups["output"], parser.groups["advanced"]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help=f"{', '.join(SOURCES)}; a model of the hub also as NAME@COMMIT",
+    )  # fmt: skip
     output.add_argument("--folder", type=Path, default=Path("checkpoints"), help="target folder")
     advanced.add_argument("--check", action="store_true", help="list which files are present")
     args = parser.parse_args(argv)

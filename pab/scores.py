@@ -15,6 +15,7 @@ Command line::
     python -m pab.scores show FILE
     python -m pab.scores export FILE --format FORMAT [--top_k N] --out FILE
     python -m pab.scores export FILE --bare [--out PREFIX]
+    python -m pab.scores merge PART PART ... --out FILE.pt
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.notices import notice
+from pab.core.outputs import check_inputs_are_kept
 from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.data.label_config import add_path_flags
 from pab.data.names import respelt
@@ -40,6 +42,7 @@ from pab.formats.contents import Listing, Matrix
 from pab.formats.conversion import to_score_file
 from pab.formats.description import describe, listed_in_part, only_named, show
 from pab.formats.forms import read_form
+from pab.formats.parts import merge_parts
 from pab.formats.score_file import ScoreFile, float32_columns, one_less, save_scores
 from pab.ranking import rows_in_order
 
@@ -232,7 +235,7 @@ def warn_on_data_mismatch(metas: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the subcommands import, show and export."""
+    """Run the subcommands import, show, export and merge."""
     parser = CommandParser(prog="python -m pab.scores")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("import", help="convert scores in any form to a score file")
@@ -262,8 +265,18 @@ def main(argv: list[str] | None = None) -> None:
         "(default: FILE_bare)"
     )
     output.add_argument("--out", type=Path, help=about)
+    command = commands.add_parser("merge", help="join the parts that a command wrote with --part")
+    command.add_argument("files", type=Path, nargs="+", help="all parts, in any order")
+    output = command.groups["output"]
+    output.add_argument("--out", type=Path, required=True, help="score file to write")
     args = parser.parse_args(argv)
-    if args.command == "import":
+    if args.command == "merge":
+        inputs = {str(number): path for number, path in enumerate(args.files)}
+        check_inputs_are_kept({"out": args.out}, inputs)
+        merged = merge_parts({path: load_scores(path) for path in args.files})
+        save_scores(args.out, merged)
+        print(describe(args.out, Matrix("a score file", merged.scores), merged))
+    elif args.command == "import":
         score_file = import_scores(args.file, query_list=args.queries, gallery_list=args.gallery)
         save_scores(args.out, score_file)
         own = Matrix("a score file", score_file.scores)

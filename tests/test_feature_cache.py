@@ -197,3 +197,21 @@ def test_captions_are_found_by_their_token_ids(gallery: Path, tmp_path: Path) ->
     assert torch.equal(again[1:], first.flip(0))
     assert again[0].tolist() == [61.0, 4.0]
     assert vectors(gallery, tmp_path / "c")[1] == 0
+
+
+def test_vectors_of_any_width_and_of_half_precision(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    rows = [torch.rand(width, generator=random).half() for width in (4, 6, 4, 2, 6)]
+    digests = [bytes([number]) * 32 for number in range(5)]
+    cache = FeatureCache(tmp_path, FACTS)
+    cache.keep_rows(digests[:3], rows[:3])
+    cache.keep_rows(digests[3:], rows[3:])
+    full = torch.rand(1, 4, generator=random)
+    cache.keep([b"f" * 32], full)  # of the same width as some halves
+    for one in (cache, FeatureCache(tmp_path, FACTS)):
+        for found, expected in zip(one.rows(digests), rows, strict=True):
+            assert found.dtype == torch.float16
+            assert torch.equal(found, expected)
+        assert torch.equal(one.vectors([b"f" * 32]), full)
+    parts = sorted(path.suffix for path in tmp_path.rglob("*x*") if path.suffix != HASHES)
+    assert parts == [".float16"] * 3 + [VECTORS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
@@ -70,10 +71,57 @@ def test_auto_divides_the_cores_among_the_processes(
 def test_auto_counts_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 9}, raising=False)
+    monkeypatch.setattr(loader, "cpu_quota", lambda: math.inf)
     assert resolve_workers("auto") == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert resolve_workers("auto") == 1
+
+
+V2, V1 = "0::/job/step\n", "3:cpuset:/\n4:cpu,cpuacct:/job/step\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        (V2, {}, math.inf),
+        (V2, {"cpu.max": "max 100000\n"}, math.inf),
+        (V2, {"cpu.max": "250000 100000\n"}, 2.5),  # a container sees its own group as the root
+        (V2, {"job/cpu.max": "400000 100000\n", "job/step/cpu.max": "max 100000\n"}, 4.0),
+        (V2, {"job/cpu.max": "400000 100000\n", "job/step/cpu.max": "50000 100000\n"}, 0.5),
+        (V2, {"job/other/cpu.max": "50000 100000\n"}, math.inf),
+        (V1, {"cpu.max": "100000 100000\n"}, 1.0),
+        (V1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        (
+            V1,
+            {
+                "cpu/job/cpu.cfs_quota_us": "300000\n", "cpu/job/cpu.cfs_period_us": "100000\n",
+                "cpu/cpu.cfs_quota_us": "800000\n", "cpu/cpu.cfs_period_us": "100000\n",
+            },
+            3.0,
+        ),
+        (None, {"cpu.max": "100000 100000\n"}, math.inf),  # not Linux
+    ],
+)  # fmt: skip
+def test_the_quota_of_a_container_or_job(
+    own: str | None,
+    files: dict[str, str],
+    expected: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    assert loader.cpu_quota(tmp_path / "fs", tmp_path / "own") == expected
+    quota = min(expected, 64)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)), raising=False)
+    monkeypatch.setattr(loader, "cpu_quota", lambda: quota)
+    assert resolve_workers("auto") == min(9, math.ceil(quota))
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1", ""])

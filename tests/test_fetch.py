@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,18 +20,28 @@ CONTENT = bytes(range(256)) * 4096
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves :data:`CONTENT`; ``/cut`` sends only half of it, ``/scan`` sends a web page."""
+    """Serves :data:`CONTENT`; ``/cut`` sends only half of it, ``/scan`` sends a web page.
+
+    Attributes:
+        asked: the ranges of all requests.
+        paths: the paths of all requests.
+        pages: path -> content other than :data:`CONTENT`.
+    """
 
     asked: ClassVar[list[str | None]] = []
+    paths: ClassVar[list[str]] = []
+    pages: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
         span = self.headers.get("Range")
         self.asked.append(span)
+        self.paths.append(self.path)
         start = int(span.removeprefix("bytes=").rstrip("-")) if span else 0
+        content = self.pages.get(self.path, CONTENT)
         if self.path == "/none":
             self.send_error(404)
             return
-        if start >= len(CONTENT):
+        if start >= len(content):
             self.send_error(416)
             return
         if self.path == "/scan":
@@ -39,7 +49,7 @@ class Server(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"<html><title>Sign in</title>")
             return
-        rest = CONTENT[start:]
+        rest = content[start:]
         self.send_response(206 if span else 200)
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
@@ -54,7 +64,8 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.delenv("http_proxy", raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    Server.asked.clear()
+    for seen in (Server.asked, Server.paths, Server.pages):
+        seen.clear()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -135,7 +146,7 @@ def test_a_complete_part_is_not_fetched_again(folder: Path) -> None:
         ("none", "404|Not Found"),
         ("page", "behind a page .*/page; download it .* save it as"),
         ("other", "expected one of whole, cut"),
-        ("scan", r"/scan returned a web page \(Sign in\); download it with a browser"),
+        ("scan", r"/scan: returned a web page \(Sign in\); download it with a browser"),
     ],
 )
 def test_what_cannot_be_fetched(folder: Path, name: str, expected: str) -> None:
@@ -151,6 +162,116 @@ def test_a_file_without_weights_is_reported(folder: Path) -> None:
     lines = check(folder)
     assert "a/whole.pth: 26 bytes, but a web page (Drive); " in lines
     assert "a/cut.pth: 0 bytes, but an empty file; " in lines
+
+
+COMMIT = "5" * 40
+FILES = {
+    "config.json": b"{}", "1_LogitScore/config.json": b'{"true_token_id": 1}',
+    "model.safetensors": CONTENT,
+}  # fmt: skip
+OTHERS = ("README.md", ".gitattributes", "pytorch_model.bin", "modeling.py", "x/onnx/model.onnx")
+
+
+def listed(files: dict[str, bytes], **changes: Any) -> bytes:
+    """The hub's list of a repository; weights are stored with LFS, small files in git."""
+    siblings = []
+    for name, content in files.items():
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        one: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
+        if name.endswith(".safetensors"):
+            one["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        siblings.append(one)
+    return json.dumps({"id": "OWNER/MODEL", "sha": COMMIT, "siblings": siblings} | changes).encode()
+
+
+@pytest.fixture
+def hub(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub with one repository, ``vlm``, in the commit :data:`COMMIT`."""
+    source = Source("vlm/model", "https://huggingface.co/OWNER/MODEL", "hub")
+    monkeypatch.setattr(pab.fetch, "SOURCES", {"vlm": source})
+    monkeypatch.setenv("HF_ENDPOINT", f"{address}/")
+    files = FILES | dict.fromkeys(OTHERS, b"not needed")
+    for revision in ("main", COMMIT):
+        Server.pages[f"/api/models/OWNER/MODEL/revision/{revision}?blobs=true"] = listed(files)
+    for name, content in files.items():
+        Server.pages[f"/OWNER/MODEL/resolve/{COMMIT}/{name}"] = content
+    return folder
+
+
+def test_a_repository_is_fetched_whole_at_one_commit(hub: Path) -> None:
+    assert "vlm/model: missing; https://huggingface.co/OWNER/MODEL" in check(hub)
+    target = fetch("vlm", hub)
+    assert target == hub / "vlm/model"
+    found = {p.relative_to(target).as_posix(): p.read_bytes() for p in target.rglob("*.*")}
+    assert found == FILES, "no code, no pickle, no page"
+    assert [path.name for path in (hub / "vlm").iterdir()] == ["model"]
+    wanted = [f"/OWNER/MODEL/resolve/{COMMIT}/{name}" for name in sorted(FILES)]
+    assert Server.paths == ["/api/models/OWNER/MODEL/revision/main?blobs=true", *wanted]
+    recorded = json.loads((hub / MANIFEST).read_text())
+    assert recorded == {
+        f"vlm/model/{name}": {
+            "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "commit": COMMIT,
+        }
+        for name, content in FILES.items()
+    }  # fmt: skip
+    total = sum(map(len, FILES.values()))
+    assert f"vlm/model: 3 files, {total:,} bytes, commit {COMMIT}; " in check(hub)
+    fetch("vlm", hub)
+    fetch(f"vlm@{COMMIT[:7]}", hub)
+    assert len(Server.paths) == 4, "not fetched again"
+    with pytest.raises(InputError, match=f"vlm/model: holds commit {COMMIT}, not 66; delete"):
+        fetch("vlm@66", hub)
+
+
+def test_a_named_commit_is_fetched(hub: Path) -> None:
+    fetch(f"vlm@{COMMIT}", hub)
+    assert Server.paths[0] == f"/api/models/OWNER/MODEL/revision/{COMMIT}?blobs=true"
+    (hub / "vlm/model/config.json").write_bytes(b"{} ")
+    assert "3 files, but config.json has 3 bytes instead of 2; " in check(hub)
+    (hub / "vlm/model/config.json").unlink()
+    assert "3 files, but config.json is missing; " in check(hub)
+
+
+def test_a_repository_resumes_where_it_stopped(hub: Path) -> None:
+    whole = Server.pages.pop(f"/OWNER/MODEL/resolve/{COMMIT}/config.json")
+    part = hub / f"vlm/model.{COMMIT[:12]}.part"
+    with pytest.raises(InputError, match=r"/config.json: has another hash than the hub lists"):
+        fetch("vlm", hub)
+    assert [path.name for path in part.rglob("*.*")] == ["config.json"], "of 1_LogitScore"
+    assert not (hub / "vlm/model").exists()
+    assert not (hub / MANIFEST).exists()
+    Server.pages[f"/OWNER/MODEL/resolve/{COMMIT}/config.json"] = whole
+    (part / "model.safetensors.part").write_bytes(CONTENT[:1000])
+    Server.asked.clear()
+    Server.paths.clear()
+    fetch("vlm", hub)
+    assert Server.asked == [None, None, "bytes=1000-"], "list, config.json, rest of the weights"
+    assert (hub / "vlm/model/model.safetensors").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        (b"<html>", "expected a JSON list of files, found other data"),
+        (b"[]", "expected a JSON list of files, found other data"),
+        (listed(FILES, sha=None), "expected a JSON list of files, found other data"),
+        (listed({"a.json": b""}, siblings=[{"rfilename": "a.json"}]), "found other data"),
+        (listed({}), "lists no weights"),
+        (listed({"config.json": b"{}"}), "lists no weights"),
+        (listed({"../../model.safetensors": b""}), "unsafe file name '../../model.safetensors'"),
+        (listed({"/model.safetensors": b""}), "unsafe file name '/model.safetensors'"),
+    ],
+)
+def test_unusable_lists_of_files(hub: Path, page: bytes, expected: str) -> None:
+    Server.pages["/api/models/OWNER/MODEL/revision/main?blobs=true"] = page
+    with pytest.raises(InputError, match=f"^http.*/revision/main: .*{expected}"):
+        fetch("vlm", hub)
+    assert list(hub.iterdir()) == []
+
+
+def test_revisions_belong_to_repositories(folder: Path) -> None:
+    with pytest.raises(InputError, match="whole@1: expected no revision"):
+        fetch("whole@1", folder)
 
 
 def test_every_source_has_a_row_in_the_readme() -> None:

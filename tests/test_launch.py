@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from pab.core.errors import InputError
 from pab.core.launch import main, rendezvous
@@ -53,6 +56,26 @@ def test_machines_become_flags_of_torchrun(
     monkeypatch.setattr(torch.distributed.run, "main", seen.extend)
     main(["4", "lhp.train", "--lr", "1"])
     assert " ".join(seen) == f"{flags} --nproc_per_node 4 -m lhp.train --lr 1"
+
+
+def test_warnings_are_suppressed_only_while_processes_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given(monkeypatch)
+    seen = []
+    logger = logging.getLogger("torch.distributed.run")
+
+    def run(words: list[str]) -> None:
+        seen.append(logger.isEnabledFor(logging.WARNING))
+        raise SignalException("stopped", signal.SIGTERM)
+
+    monkeypatch.setattr(torch.distributed.run, "main", run)
+    assert logger.isEnabledFor(logging.WARNING)
+    with pytest.raises(SystemExit) as error:
+        main(["2", "lhp.train"])
+    assert error.value.code == 128 + signal.SIGTERM
+    assert seen == [False]
+    assert logger.isEnabledFor(logging.WARNING)
 
 
 TWO = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "node-0"}

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from lhp.beit3 import Beit3Retrieval, model_config
-from lhp.encode import LhpEncoder
+from lhp.encode import CXX, LhpEncoder
 from lhp.infer import main
 from lhp.tokenizer import Tokenizer
 from pab.core.checkpoints import checkpoint_hash, save_weights
+from pab.core.errors import InputError
 from pab.data.annotations import read_retrieval
 from pab.data.images import load_image, recipe
 from pab.ranking import read_ranked_list
@@ -32,7 +33,6 @@ from tests.test_processes import run_in
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-CXX = os.environ.get("CXX", "g++")  # the C++ compiler that torch.compile calls on Linux
 needs_photographs = pytest.mark.skipif(
     not (SHARED / "people").is_dir(), reason=f"photographs not found ({SHARED})"
 )
@@ -194,6 +194,16 @@ def test_compiled_equals_eager(score: Scoring, monkeypatch: pytest.MonkeyPatch) 
     assert len(compiled) == 1
     other = load_scores(score.folder / "compiled.pt")
     torch.testing.assert_close(other.scores, first.scores, atol=1e-5, rtol=0)
+
+
+def test_compiling_without_a_compiler_is_refused(
+    score: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lhp.encode.CXX", "no-such-compiler")
+    words = [*score.argv("none", batch_size=4, checkpoint="missing.pth"), "--compile"]
+    expected = r"^--compile: needs a C\+\+ compiler on a CPU, found no no-such-compiler"
+    with pytest.raises(InputError, match=expected):  # before the checkpoint is read
+        main(words)
 
 
 @pytest.mark.parametrize("k", [1, 3, 50])

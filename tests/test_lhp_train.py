@@ -133,7 +133,7 @@ def test_compiled_blocks_change_only_the_rounding(
     found = weights(runs("compiled", "--compile", epochs=1, max_steps=2), LAST)
     assert len(compiled) == 2 * 2, "both branches of both blocks"
     assert largest_difference(plain, found) < 1e-5
-    monkeypatch.setattr("lhp.train.CXX", "no-such-compiler")
+    monkeypatch.setattr("lhp.encode.CXX", "no-such-compiler")
     with pytest.raises(InputError, match="--compile: needs a C\\+\\+ compiler on a CPU"):
         runs("none", "--compile")
 
@@ -487,7 +487,7 @@ def test_the_debug_config_trains_within_a_minute(runs: Runs, monkeypatch: Any) -
     assert (folder / BEST).is_file()
 
 
-def test_debug_and_config_contradict(runs: Runs) -> None:
+def test_debug_and_config_contradict() -> None:
     for flags in (["--config", "a.yaml"], ["--config=a.yaml"]):
         with pytest.raises(InputError, match="--debug: contradicts --config"):
             main(["--debug", *flags])

@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +404,31 @@ def test_a_port_in_use_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.setenv(name, value)
         with pytest.raises(InputError, match=rf"127.0.0.1:{port}: process 0 of 1 .*EADDRINUSE"):
             processes.init_processes(CPU)
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_a_process_that_never_joins_ends_the_wait(
+    monkeypatch: pytest.MonkeyPatch, agent: bool
+) -> None:
+    """With torchrun's agent, the agent hosts the store; otherwise process 0 does."""
+    port = free_port()
+    given = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "JOIN_TIMEOUT", timedelta(seconds=1))
+    expected = f"127.0.0.1:{port}: process 0 of 3 cannot join the others: Timed out"
+    if agent:
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        store.set("joined/2", "")
+        expected = f"127.0.0.1:{port}: of 3 processes, 1 did not join in 1 s; see the messages"
+    else:
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    with pytest.raises(InputError) as error:
+        processes.init_processes(CPU)
+    assert str(error.value).startswith(expected)
+    assert "\n" not in str(error.value)
     assert not dist.is_initialized()
 
 

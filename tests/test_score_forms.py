@@ -282,10 +282,6 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 RUN: dict[str, dict[str, float]] = {"q1": {"c": 1.0, "a": 0.5}, "q2": {"a": 2.0, "c": 0.0}}
-RERANKED = [
-    {"query_index": q, "reranked": [{"image": f"{i}.jpg", "score": s} for i, s in d.items()]}
-    for q, d in RUN.items()
-]
 BELOW = [torch.nextafter(torch.tensor(x), torch.tensor(-INF)).item() for x in (0.5, 0.0)]
 
 

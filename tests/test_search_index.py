@@ -19,9 +19,10 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.data.tables import TableColumns
 from pab.scoring.encoder import Encoder, Origin
-from pab.search.build import BuildSettings, Report, build_index, locked
+from pab.search.build import BuildSettings, Report, build_index
 from pab.search.index import Index
 from pab.search.members import MemberChoice, Opened
+from pab.search.previous import locked
 from pab.search.sources import (
     ArchiveSource,
     FolderSource,
@@ -277,6 +278,21 @@ def test_another_model_source_or_folder_is_refused(lab: Lab, tmp_path: Path) -> 
     assert Index.open(lab.out).entry(0).path.parent == lab.photos
 
 
+def test_rows_of_different_widths_are_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late-interaction model pads the rows of a call to the longest of them."""
+    true_encode = lab.encoders[0].encode_images
+
+    def padded(images: Sequence[Any], *, reader: Any = None) -> torch.Tensor:
+        rows = true_encode(images, reader=reader)
+        return torch.nn.functional.pad(rows, (0, len(lab.encoders[0].encoded)))
+
+    monkeypatch.setattr(lab.encoders[0], "encode_images", padded)
+    with pytest.raises(
+        InputError, match="member 'mean': expected 5 numbers for every image, found 7"
+    ):
+        lab.run(block=2)
+
+
 def test_an_index_is_never_emptied(lab: Lab) -> None:
     lab.run()
     before = lab.manifest.read_bytes()
@@ -360,9 +376,39 @@ def test_archives(lab: Lab) -> None:
     assert (report.kept, report.encoded, report.reused) == (4, 1, 3)
     with pytest.raises(InputError, match=r"file '0.tar': expected all files of the index"):
         lab.run(ArchiveSource([shards / "1.tar"]))
+    report = lab.run(ArchiveSource([shards]), check_content=True)
+    assert (report.kept, report.encoded, report.reused) == (8, 0, 0)
     (shards / "0.tar").unlink()
     report = lab.run(ArchiveSource([shards]))
     assert (report.rows, report.removed, report.encoded) == (4, 4, 0)
+
+
+def test_a_model_that_fails_is_not_taken_for_a_damaged_archive(lab: Lab) -> None:
+    shards = make_archives(lab)
+    lab.run(ArchiveSource([shards]))
+    with tarfile.open(shards / "1.tar", "a") as archive:
+        add(archive, "8.png", lab.draw("8.png", 8).read_bytes())
+    lab.encoders[0].weights = "2"
+    with pytest.raises(InputError, match="member 'mean': expected weights 1, found 2"):
+        lab.run(ArchiveSource([shards]))
+
+
+def test_a_stopped_run_leaves_no_rows_of_a_smaller_archive(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = make_archives(lab)
+    lab.run(ArchiveSource([shards]))
+    with tarfile.open(shards / "1.tar", "w") as archive:
+        add(archive, "9.png", lab.draw("9.png", 9).read_bytes())
+        add(archive, "bad.png", b"no image")
+    with monkeypatch.context() as patch:
+        patch.setattr("pab.search.build.compacted", lambda *_: 1 / 0)  # after all containers
+        with pytest.raises(ZeroDivisionError):
+            lab.run(ArchiveSource([shards]))
+    assert Index.open(lab.out).rows == 8
+    report = lab.run(ArchiveSource([shards]))
+    assert (report.rows, report.kept, report.encoded, report.removed) == (5, 5, 0, 3)
+    assert report.unreadable.keys() == {"1.tar/bad.png"}
 
 
 def test_names_in_an_archive_never_leave_it(lab: Lab, tmp_path: Path) -> None:

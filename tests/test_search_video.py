@@ -27,7 +27,7 @@ VTEST = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 
 def write_video(
     path: Path, times_ms: list[int], *, codec: str = "mpeg4", still: tuple[int, ...] = (),
-    start_ms: int = 0, noise: bool = False,
+    start_ms: int = 0, noise: bool = False, turn: int = 0,
 ) -> Path:  # fmt: skip
     """Write a video whose frames get brighter, except frames that repeat the last one.
 
@@ -38,11 +38,14 @@ def write_video(
         still: numbers of frames that look like the frame before.
         start_ms: time of the first frame in the file.
         noise: fill the frames with noise, so that packets are large.
+        turn: rotation that a player applies, degrees counterclockwise.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=1000)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        if turn:
+            stream.set_display_rotation(turn)
         level = 0
         for number, time in enumerate(times_ms):
             level = level if number in still else level + 10
@@ -95,6 +98,17 @@ def test_a_frame_is_found_by_its_time_stamp(tmp_path: Path, ending: str) -> None
         frame_at(video, 99)
 
 
+@pytest.mark.parametrize("turn", [90, -90, 180])
+def test_a_video_of_a_phone_is_turned_upright(tmp_path: Path, turn: int) -> None:
+    video = write_video(tmp_path / "v.mp4", REGULAR, noise=True, turn=turn)
+    (frame, *_) = sampled_frames(video, 0)
+    stored = frame.decoded.to_image()
+    way = {90: Image.Transpose.ROTATE_90, -90: Image.Transpose.ROTATE_270}
+    expected = stored.transpose(way.get(turn, Image.Transpose.ROTATE_180))
+    assert np.array_equal(frame.picture(), expected)
+    assert np.array_equal(frame_at(video, frame.time_s), expected)
+
+
 def test_near_identical_neighbours_are_left_out(tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.mkv", REGULAR, still=(1, 2, 3, 10, 11))
     every = [frame.time_s for frame in sampled_frames(video, 0)]
@@ -124,6 +138,24 @@ def test_videos_are_indexed_once(tmp_path: Path) -> None:
     assert (report.kept, report.encoded) == (8, 0)
     with pytest.raises(InputError, match=r"expected every_s 0\.5 of the index, found 1\.0"):
         lab.run(VideoSource(videos, 1.0, distinct=False))
+
+
+def test_frames_within_a_millisecond_have_one_name(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(8):
+            image = Image.effect_noise((64, 48), 100).convert("RGB")
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    report = lab.run(VideoSource([tmp_path / "v.mp4"], 0, distinct=False))
+    assert (report.rows, report.encoded) == (3, 3)
+    entries = list(Index.open(lab.out).entries())
+    assert [entry.time_s for entry in entries] == [0.0, 0.00075, 0.0015]
+    frames = {frame.time_s: frame.picture() for frame in sampled_frames(tmp_path / "v.mp4", 0)}
+    for entry in entries:
+        assert np.array_equal(load_picture(entry), frames[entry.time_s or 0.0])
 
 
 def test_a_stopped_run_continues_within_a_video(

@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 import torch
 
-import uit.feature_file
+import pab.scoring.mapped_rows
 from pab.core import processes
 from pab.core.errors import InputError
 from pab.data.records import GalleryImage
 from pab.scoring.encoding import Compute
+from pab.scoring.mapped_rows import map_rows, mapped_rows
 from tests.conftest import draw
 from tests.test_processes import run_in
 from uit.encode import GalleryFeatures, encode_gallery
-from uit.feature_file import map_rows, mapped_rows
 from uit.model import MODELS, Uit
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def features_of_a_node(
     images: Sequence[GalleryImage], dtype: torch.dtype, nodes: str, folder: Path
 ) -> dict[str, Any]:
     own = node_of(nodes, folder)
-    uit.feature_file.ROWS_A_BLOCK = 2  # several blocks per process
+    pab.scoring.mapped_rows.ROWS_A_BLOCK = 2  # several blocks per process
     found = encoded(images, dtype)
     processes.barrier()
     result = {

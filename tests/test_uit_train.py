@@ -1043,4 +1043,4 @@ def test_several_processes_score_as_one(
         assert (one.query_ids, one.gallery_ids) == (two.query_ids, two.gallery_ids)
         torch.testing.assert_close(two.scores, one.scores, atol=1e-6, rtol=0)
     assert plain.meta == {**load_scores(outputs["save_score"]).meta}
-    assert not list(scoring.folder.glob(".uit-features-*"))
+    assert not list(scoring.folder.glob(".features-*"))

@@ -23,7 +23,7 @@ from pab.data.records import GalleryImage
 from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoder import as_captions
 from pab.scoring.encoding import BatchEncoder, Compute
-from uit.feature_file import mapped_rows
+from pab.scoring.mapped_rows import mapped_rows
 from uit.model import Uit, UitConfig, model_config, tensor_names
 from uit.weights import load_uit_state, uit_state
 

@@ -25,6 +25,8 @@ COMMANDS = {
         "python -m uit.infer": "Score each query's candidates with a fine-tuned UIT.",
         "python scripts/clip_infer.py": "Score a gallery with CLIP, zero-shot or fine-tuned.",
         "python scripts/blip2_infer.py": "Score a gallery with BLIP-2, zero-shot or fine-tuned.",
+        "python scripts/embed_infer.py": "Score a gallery with a vision-language embedder.",
+        "python scripts/rerank_infer.py": "Score candidates with a vision-language model.",
         "python -m pab.scoring": "Score a gallery with any member, found by its name.",
     },
     "Fuse": {
@@ -59,7 +61,7 @@ COMMANDS = {
     },
     "Data and files": {
         "python -m pab.layout": "Explain a file or folder, and name the command to run next.",
-        "python -m pab.scores": "Convert, show and export scores in all forms.",
+        "python -m pab.scores": "Convert, show, export and merge scores in all forms.",
         "python -m pab.fetch": "Download public checkpoints.",
         "python -m pab.export_weights": "Export only the weights of a checkpoint.",
         "python -m pab.mini": "Draw the mini data set.",

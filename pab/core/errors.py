@@ -46,6 +46,11 @@ class InputError(Exception):
 Fault = Callable[..., InputError]  # InputError with the file, and perhaps the item, bound
 
 
+def first_line(error: Exception) -> str:
+    """Shorten the error of a library to one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class LostProcessError(RuntimeError):
     """The connection to another process of the group is lost."""
 

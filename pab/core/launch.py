@@ -64,6 +64,7 @@ def start_processes(count: int, module: str, arguments: list[str]) -> None:
         InputError: a variable that describes the machines is missing or out of range.
     """
     words = [*rendezvous(), "--nproc_per_node", str(count), "-m", module, *arguments]
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # torchrun's warnings about signals and threads
     try:
         torch.distributed.run.main(words)
@@ -72,6 +73,8 @@ def start_processes(count: int, module: str, arguments: list[str]) -> None:
         sys.exit(max(failure.exitcode, 1))  # the code is negative after a signal
     except SignalException as error:
         sys.exit(128 + error.sigval)
+    finally:
+        logging.disable(before)
 
 
 def main(argv: list[str] | None = None) -> None:

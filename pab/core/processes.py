@@ -42,9 +42,12 @@ _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe")
 
 _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
 
-# Longest wait for another process, to join and in every exchange. The longest waits are those for
-# the process that checks and indexes the data, and for validation. NCCL's default is 10 minutes.
+# Longest wait for another process in an exchange. The longest waits are those for the process that
+# checks and indexes the data, and for validation. NCCL's default is 10 minutes.
 TIMEOUT = timedelta(hours=1)
+# Longest wait until all processes have joined. They join after reading their settings; torchrun has
+# waited for the machines before. torchrun does not tell a machine that another one has failed.
+JOIN_TIMEOUT = timedelta(minutes=10)
 
 pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not run
 
@@ -54,7 +57,7 @@ def init_processes(device: torch.device) -> None:
 
     Raises:
         InputError: a variable of torchrun is missing or out of range, or the group cannot be joined
-            (port in use, unknown network interface).
+            (port in use, unknown network interface, a process that has not joined in time).
     """
     started = "RANK" in os.environ or "WORLD_SIZE" in os.environ
     if not started or dist.is_initialized():
@@ -66,17 +69,47 @@ def init_processes(device: torch.device) -> None:
     if not address:
         raise InputError("MASTER_ADDR", f"expected an address, found {address!r}", todo=_START)
     try:
+        store = joined_store(f"{address}:{port}", number, world)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            dist.init_process_group("nccl", device_id=device, timeout=TIMEOUT)
-        else:
-            dist.init_process_group("gloo", timeout=TIMEOUT)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=store, rank=number,
+            world_size=world, device_id=device if device.type == "cuda" else None, timeout=TIMEOUT,
+        )  # fmt: skip
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{address}:{port}", f"process {number} of {world} cannot join the others: {reason}",
             todo="torchrun --standalone chooses a free port",
         ) from error  # fmt: skip
+
+
+def joined_store(address: str, number: int, world: int) -> dist.Store:
+    """Connect to the store of torchrun's processes, and wait until all have done so.
+
+    Args:
+        address: of the store, for the message.
+        number: rank of this process.
+        world: number of processes.
+
+    Raises:
+        InputError: a process is missing after :data:`JOIN_TIMEOUT`.
+        RuntimeError: the store cannot be reached.
+    """
+    store, _, _ = next(dist.rendezvous("env://", number, world, timeout=JOIN_TIMEOUT))
+    keys = [f"joined/{other}" for other in range(world)]
+    store.set(keys[number], "")
+    try:
+        store.wait(keys, JOIN_TIMEOUT)
+    except dist.DistStoreError as error:
+        missing = [str(other) for other, key in enumerate(keys) if not store.check([key])]
+        seconds = JOIN_TIMEOUT.total_seconds()
+        raise InputError(
+            address, f"of {world} processes, {', '.join(missing)} did not join in {seconds:.0f} s",
+            todo="see the messages of their machines",
+        ) from error  # fmt: skip
+    store.set_timeout(TIMEOUT)
+    return store
 
 
 def number_in_environment(

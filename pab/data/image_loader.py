@@ -9,8 +9,8 @@ Shape letters: `B` images of a batch, `H` and `W` height and width.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -27,14 +27,18 @@ from pab.data.records import GalleryImage
 Loadable = GalleryImage | Image.Image | Tensor  # a file, an RGB image, or its pixels
 
 
+# What a batch holds: pixels, one tensor for all images, or decoded images.
+P = TypeVar("P", bound=Tensor | list[Image.Image])
+
+
 class _Sample(NamedTuple):
-    """Loaded image: pixels [3, H, W], an error, or neither if the vector of ``key`` is known.
+    """Loaded image: its content, an error, or neither if the vector of ``key`` is known.
 
     Data loaders rewrite exceptions of worker processes, so errors are returned as values.
     """
 
     position: int
-    pixels: Tensor | None = None
+    content: Any = None  # pixels [3, H, W] or an image
     key: bytes = b""
     error: InputError | None = None
 
@@ -45,11 +49,11 @@ class _Images:
     def __init__(
         self,
         images: Sequence[Loadable],
-        pixels: ImageTransform,
+        convert: Callable[[Image.Image], Any],
         reader: ImageReader,
         known: Container[bytes] | None,
     ) -> None:
-        self.images, self.pixels, self.reader, self.known = images, pixels, reader, known
+        self.images, self.convert, self.reader, self.known = images, convert, reader, known
 
     def __len__(self) -> int:
         return len(self.images)
@@ -66,24 +70,23 @@ class _Images:
                 key, found = self.reader.load_unless_known(image.path, self.known)
         except InputError as error:
             return _Sample(position, error=error)
-        if isinstance(found, Image.Image):
-            found = self.pixels(found)
-        return _Sample(position, found, key)
+        content = self.convert(found) if isinstance(found, Image.Image) else found
+        return _Sample(position, content, key)
 
 
-class ImageBatch(NamedTuple):
+class ImageBatch(NamedTuple, Generic[P]):
     """Batch of B images to encode, and what became of the others.
 
     Attributes:
         pixels: [B, 3, H, W]: uint8, for the loader's ``normalization``, or floating-point numbers
-            that need none.
+            that need none. Of a :class:`~pab.encoders.st.pictures.PictureLoader`: B RGB images.
         positions: positions of the B images in the input list.
         keys: cache keys of the B images; empty without ``known``.
         known: position -> cache key, of images whose vectors are known.
         errors: position -> error, of images that cannot be read.
     """
 
-    pixels: Tensor
+    pixels: P
     positions: list[int]
     keys: list[bytes]
     known: dict[int, bytes]
@@ -93,43 +96,39 @@ class ImageBatch(NamedTuple):
         """Count all images of the batch, with those that are not to be encoded."""
         return len(self.positions) + len(self.known) + len(self.errors)
 
-    def part(self, rows: slice) -> ImageBatch:
+    def part(self, rows: slice) -> ImageBatch[P]:
         """Select some of the images to encode."""
-        return ImageBatch(self.pixels[rows], self.positions[rows], self.keys[rows], {}, {})
+        pixels: Any = self.pixels
+        return ImageBatch(pixels[rows], self.positions[rows], self.keys[rows], {}, {})
 
 
-class _Collate:
-    """Batch samples; normalize here only if some pixels of the batch are normalized already."""
+class _Collate(Generic[P]):
+    """Batch samples; ``gather`` makes one object of the contents of B images."""
 
-    def __init__(self, normalization: Normalization | None) -> None:
-        self.normalization = normalization
+    def __init__(self, gather: Callable[[list[Any]], P]) -> None:
+        self.gather = gather
 
-    def __call__(self, samples: list[_Sample]) -> ImageBatch:
-        read = [sample for sample in samples if sample.pixels is not None]
-        pixels = [sample.pixels for sample in read if sample.pixels is not None]
-        if self.normalization and len({one.is_floating_point() for one in pixels}) == 2:
-            pixels = [*map(self.normalization.on(CPU), pixels)]
+    def __call__(self, samples: list[_Sample]) -> ImageBatch[P]:
+        read = [sample for sample in samples if sample.content is not None]
         return ImageBatch(
-            # default_collate writes a worker's batch directly into shared memory
-            default_collate(pixels) if pixels else torch.empty(0),
+            self.gather([sample.content for sample in read]),
             [sample.position for sample in read],
             [sample.key for sample in read if sample.key],
-            {s.position: s.key for s in samples if s.pixels is None and s.error is None},
+            {s.position: s.key for s in samples if s.content is None and s.error is None},
             {sample.position: sample.error for sample in samples if sample.error is not None},
         )
 
 
-class ImageLoader:
+class BatchLoader(Generic[P]):
     """Load images in batches, in the given order, decoded ahead by worker processes.
 
     Iteration yields :class:`ImageBatch`; ``len`` is the number of batches. Errors are collected by
-    the reader, or the first is raised. ``normalization`` is the second part of the transform, for
-    the device, or None.
+    the reader, or the first is raised.
 
     Args:
         images: files, RGB images, or preprocessed tensors [3, H, W].
-        transform: a recipe, or any function from an RGB image to a float32 [3, H, W]. The
-            normalization of a known transform (:func:`in_two_parts`) is left to the device.
+        convert: RGB image -> content of a batch for one image; not applied to tensors.
+        gather: contents of B images -> the batch's ``pixels``.
         batch_size: images per batch; the last batch may be smaller.
         num_workers: number of worker processes; 0 loads in the main process.
         pin_memory: page-lock the batches, for fast copies to a CUDA device.
@@ -137,14 +136,14 @@ class ImageLoader:
         known: cache keys of files that need no decoding; None hashes no file.
 
     Raises:
-        InputError: ``/dev/shm`` is too small for the batches. During iteration: an image is
-            unreadable and the reader does not collect errors.
+        InputError: during iteration: an image is unreadable and the reader does not collect errors.
     """
 
     def __init__(
         self,
         images: Sequence[Loadable],
-        transform: ImageRecipe | ImageTransform,
+        convert: Callable[[Image.Image], Any],
+        gather: Callable[[list[Any]], P],
         batch_size: int,
         num_workers: int = 0,
         *,
@@ -153,25 +152,19 @@ class ImageLoader:
         known: Container[bytes] | None = None,
     ) -> None:
         reader = reader or ImageReader()
-        parts = in_two_parts(transform)
-        self.normalization = parts.normalization
         self._images, self._unreadable = images, reader.unreadable
-        dataset = _Images(images, parts.pixels, reader, known)
         self._loader = Loader(
-            dataset,  # type: ignore[arg-type]  # not a Dataset
+            _Images(images, convert, reader, known),  # type: ignore[arg-type]  # not a Dataset
             batch_size=batch_size,
             num_workers=needed_workers(num_workers, -(-len(images) // batch_size)),
-            collate_fn=_Collate(self.normalization),
+            collate_fn=_Collate(gather),
             pin_memory=pin_memory,
         )
-        if self._loader.num_workers:
-            size = parts.pixels(Image.new("RGB", (8, 8))).nbytes
-            check_shared_memory(self._loader.num_workers, size, batch_size, len(images))
 
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> Iterator[ImageBatch[P]]:
         for batch in self._loader:
             for position, error in batch.errors.items():
                 if self._unreadable is None:
@@ -180,3 +173,47 @@ class ImageLoader:
                 assert isinstance(image, GalleryImage), "only files are decoded"
                 self._unreadable[image.gallery_id] = error
             yield batch
+
+
+class _Stack:
+    """Stack pixels; normalize here only if some of them are normalized already."""
+
+    def __init__(self, normalization: Normalization | None) -> None:
+        self.normalization = normalization
+
+    def __call__(self, pixels: list[Any]) -> Tensor:
+        if self.normalization and len({one.is_floating_point() for one in pixels}) == 2:
+            pixels = [*map(self.normalization.on(CPU), pixels)]
+        # default_collate writes a worker's batch directly into shared memory
+        stacked: Tensor = default_collate(pixels) if pixels else torch.empty(0)
+        return stacked
+
+
+class ImageLoader(BatchLoader[Tensor]):
+    """Load the pixels of images; see :class:`BatchLoader` for the arguments.
+
+    ``normalization`` is the second part of the transform, for the device, or None.
+
+    Args:
+        transform: a recipe, or any function from an RGB image to a float32 [3, H, W]. The
+            normalization of a known transform (:func:`in_two_parts`) is left to the device.
+
+    Raises:
+        InputError: ``/dev/shm`` is too small for the batches.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Loadable],
+        transform: ImageRecipe | ImageTransform,
+        batch_size: int,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> None:
+        parts = in_two_parts(transform)
+        self.normalization = parts.normalization
+        gather = _Stack(self.normalization)
+        super().__init__(images, parts.pixels, gather, batch_size, num_workers, **options)
+        if self._loader.num_workers:
+            size = parts.pixels(Image.new("RGB", (8, 8))).nbytes
+            check_shared_memory(self._loader.num_workers, size, batch_size, len(images))

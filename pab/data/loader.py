@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader
@@ -11,13 +13,16 @@ from torch.utils.data import DataLoader
 from pab.core.devices import local_processes
 
 MOST_WORKERS = 16  # limit of `auto`; every worker holds two batches in shared memory
+CONTROL_GROUPS = Path("/sys/fs/cgroup")  # Linux: limits set by containers and Slurm
+OWN_GROUPS = Path("/proc/self/cgroup")  # one line per hierarchy, "NUMBER:CONTROLLERS:PATH"
 
 
 def resolve_workers(setting: int | Literal["auto"]) -> int:
     """Return the number of loader processes of ``--num_workers``.
 
-    ``auto`` divides the cores that this process may use by the processes that torchrun has started
-    on this machine (``LOCAL_WORLD_SIZE``), and uses 1 to :data:`MOST_WORKERS`.
+    ``auto`` divides the cores that this process may use (its affinity, and the CPU quota of its
+    container or Slurm job) by the processes that torchrun has started on this machine
+    (``LOCAL_WORLD_SIZE``), and uses 1 to :data:`MOST_WORKERS`.
 
     Raises:
         InputError: ``LOCAL_WORLD_SIZE`` is not a positive number.
@@ -28,10 +33,50 @@ def resolve_workers(setting: int | Literal["auto"]) -> int:
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores that this process may use; a fraction of a core counts as one."""
     if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return math.ceil(min(cores, cpu_quota()))
+
+
+def cpu_quota(groups: Path = CONTROL_GROUPS, own: Path = OWN_GROUPS) -> float:
+    """Read the CPU quota of this process's control groups (versions 1 and 2), in cores.
+
+    The quotas of all enclosing groups apply. A container sees its own group as the root.
+
+    Args:
+        groups: folder of the control groups.
+        own: file with the paths of this process's groups.
+
+    Returns:
+        The smallest quota; infinity without one.
+    """
+    quotas = [math.inf]
+    for line in _read(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = groups / ("cpu" if controllers else "")  # version 2 has no list of controllers
+        folder = root / path.lstrip("/")
+        quotas += [_quota(one) for one in (folder, *folder.parents) if one.is_relative_to(root)]
+    return min(quotas)
+
+
+def _quota(group: Path) -> float:
+    version_1 = (_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+    words = (_read(group / "cpu.max") or " ".join(version_1)).split()
+    if len(words) != 2 or words[0] in ("max", "-1"):  # both words mean no limit
+        return math.inf
+    return int(words[0]) / int(words[1])  # microseconds of processor time per period
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:  # no such control group, or not Linux
+        return ""
 
 
 def needed_workers(workers: int, batches: int) -> int:

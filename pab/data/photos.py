@@ -254,8 +254,13 @@ def photo_size(file: ImageFile) -> tuple[int, int] | None:
         with warnings.catch_warnings(), _no_limit:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=PHOTO_FORMATS) as image:
-                turn = _container_orientation(image) or _exif_orientation(image)
                 width, height = image.size
+                turn = _container_orientation(image)
+                if image.format == "TIFF":  # Pillow gives the upright size
+                    turn = None
+                # Pillow decodes a PNG completely to look for EXIF behind its pixels.
+                elif turn is None and (image.format != "PNG" or "exif" in image.info):
+                    turn = _exif_orientation(image)
     except Exception:  # noqa: BLE001 - the decoders do not document their exceptions
         return None
     return (height, width) if turn in LYING else (width, height)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from pab.data.image_loader import ImageBatch
+from pab.data.image_loader import ImageBatch, P
 
 
-def refilled(batches: Iterable[ImageBatch], size: int) -> Iterator[ImageBatch]:
+def refilled(batches: Iterable[ImageBatch[P]], size: int) -> Iterator[ImageBatch[P]]:
     """Merge batches with gaps, left by images with cached vectors, to full batches."""
-    waiting: list[ImageBatch] = []
+    waiting: list[ImageBatch[P]] = []
     for batch in batches:
         if batch.positions:
             waiting.append(batch)
@@ -24,13 +26,18 @@ def refilled(batches: Iterable[ImageBatch], size: int) -> Iterator[ImageBatch]:
         yield _merged(waiting)
 
 
-def _merged(batches: list[ImageBatch]) -> ImageBatch:
-    """Concatenate the images to encode; keep them page-locked."""
+def _merged(batches: list[ImageBatch[P]]) -> ImageBatch[P]:
+    """Concatenate the images to encode."""
     if len(batches) == 1:
         return batches[0]
-    pixels = torch.cat([batch.pixels for batch in batches])
-    if batches[0].pixels.is_pinned():
-        pixels = pixels.pin_memory()
     positions = [position for batch in batches for position in batch.positions]
     keys = [key for batch in batches for key in batch.keys]
-    return ImageBatch(pixels, positions, keys, {}, {})
+    return ImageBatch(_joined([batch.pixels for batch in batches]), positions, keys, {}, {})
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Concatenate the contents of batches; keep pixels page-locked."""
+    if not isinstance(parts[0], Tensor):
+        return [image for part in parts for image in part]
+    pixels = torch.cat(parts)
+    return pixels.pin_memory() if parts[0].is_pinned() else pixels

@@ -18,6 +18,7 @@ from pab.core.errors import InputError
 from pab.data.images import ImageReader, ImageTransform, as_rgb
 from pab.data.records import GalleryImage
 
+EVERY_KIND = "a path, a PIL image or a tensor"
 AnyImage = GalleryImage | str | Path | Image.Image | Tensor
 
 
@@ -97,13 +98,14 @@ def scores_of(encoder: Encoder, captions: Sequence[str], gallery: Sequence[Galle
 
 
 def as_images(
-    images: Iterable[AnyImage], transform: ImageTransform
+    images: Iterable[AnyImage], transform: ImageTransform | None
 ) -> list[GalleryImage | Image.Image | Tensor]:
     """Convert images of any kind to gallery images, RGB images and preprocessed tensors.
 
     Args:
         images: see :meth:`Encoder.encode_images`.
-        transform: RGB image -> pixels; tensors must have the same shape as its outputs.
+        transform: RGB image -> pixels; tensors must have the same shape as its outputs. None: the
+            model takes no tensors.
 
     Raises:
         InputError: no image, an image of another type, or a tensor of another shape or of integers.
@@ -117,7 +119,7 @@ def as_images(
             image = GalleryImage(str(image), Path(image))
         elif isinstance(image, Image.Image):
             image = as_rgb(image)
-        elif isinstance(image, Tensor):
+        elif isinstance(image, Tensor) and transform is not None:
             shape = shape or transform(Image.new("RGB", (8, 8))).shape
             if image.shape != shape or not image.is_floating_point():
                 raise InputError(
@@ -125,8 +127,9 @@ def as_images(
                     f"numbers, found {image.dtype} {list(image.shape)}", item=f"position {number}",
                 )  # fmt: skip
         elif not isinstance(image, GalleryImage):
+            kinds = "a path or a PIL image" if transform is None else EVERY_KIND
             raise InputError(
-                "images", f"expected a path, a PIL image or a tensor, found {type(image).__name__}",
+                "images", f"expected {kinds}, found {type(image).__name__}",
                 item=f"position {number}",
             )  # fmt: skip
         found.append(image)

@@ -8,7 +8,7 @@ Shape letters: `G` images, `Q` captions, `D` width of the vectors, `B` batch, `S
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from pab.core.device_errors import explaining_memory
 from pab.core.devices import DTYPES, autocast, read_late
 from pab.core.precision import numerics
 from pab.core.progress import progress
-from pab.data.image_loader import ImageBatch, ImageLoader, Loadable
+from pab.data.image_loader import BatchLoader, ImageBatch, ImageLoader, Loadable, P
 from pab.data.images import (
     ImageReader,
     ImageRecipe,
@@ -35,6 +35,9 @@ from pab.data.records import GalleryImage
 from pab.scoring.batches import refilled
 from pab.scoring.encoder import UNKNOWN, AnyImage, Origin, as_images, cosine
 from pab.scoring.feature_cache import FeatureCache, caption_digest, code_versions
+
+# Loader of a process's images, and the function that encodes a batch to B rows.
+ImageWork = tuple[BatchLoader[P], Callable[[ImageBatch[P]], Tensor | list[Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -137,24 +140,38 @@ class Compute:
         """
         if isinstance(transform, ImageRecipe):
             transform = transform.transform()
-        pictures, reader = as_images(images, transform), reader or ImageReader()
+        loadable, reader = as_images(images, transform), reader or ImageReader()
+        rows = self.image_rows(encode, loadable, transform, reader, full_batches=full_batches)
+        return self.assembled(rows, loadable, reader)
+
+    def assembled(
+        self,
+        rows: Iterable[tuple[list[int], Tensor]],
+        images: Sequence[Loadable],
+        reader: ImageReader,
+    ) -> Tensor:
+        """Collect the vectors of all processes, float32 [G, D]; unreadable images are zero rows.
+
+        Args:
+            rows: positions in ``images`` and vectors [B, D] of this process's share.
+            images: G images.
+            reader: the reader that has collected the unreadable images.
+        """
         order: list[int] = []
         parts: list[Tensor] = []
-        for places, rows in self.image_rows(
-            encode, pictures, transform, reader, full_batches=full_batches
-        ):
+        for places, found in rows:
             order += places
-            parts.append(rows)
+            parts.append(found)
         unreadable = reader.unreadable or {}
         failed = [
-            i for i in processes.share_of(len(pictures))
-            if getattr(pictures[i], "gallery_id", None) in unreadable
+            i for i in processes.share_of(len(images))
+            if getattr(images[i], "gallery_id", None) in unreadable
         ]  # fmt: skip
         if failed:
             parts.append(torch.zeros(len(failed), parts[0].shape[1] if parts else 0))
             order += failed
-        found = torch.cat(parts) if parts else None
-        return processes.assemble(order, found, len(pictures), self.device)
+        every = torch.cat(parts) if parts else None
+        return processes.assemble(order, every, len(images), self.device)
 
     def image_rows(
         self,
@@ -183,6 +200,51 @@ class Compute:
             InputError: images cannot be read and the reader does not collect them. The error names
                 those of all processes, and is raised in every process once all are checked.
         """
+        # Preprocessed tensors may be on the device, which no other process can read.
+        loads = not any(isinstance(image, Tensor) for image in images)
+
+        def open_loader(mine: list[Loadable], **options: Any) -> ImageWork[Tensor]:
+            loader = ImageLoader(
+                mine, transform, self.batch_size, self.num_workers if loads else 0,
+                pin_memory=loads and self.device.type == "cuda", **options,
+            )  # fmt: skip
+            normalize = normalizer(loader.normalization, self.device)
+
+            def encode_batch(batch: ImageBatch[Tensor]) -> Tensor:
+                pixels, rows = self._on_device(batch.pixels), len(batch.pixels)
+                pixels = normalize(pixels).to(self.weights)
+                if full_batches and rows < self.batch_size:
+                    last = pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)
+                    pixels = torch.cat([pixels, last])
+                with self.running("encoding images"):
+                    return encode(pixels)[:rows].float()
+
+            return loader, encode_batch
+
+        for places, rows in self.work_through(images, reader, open_loader):
+            yield places, torch.stack(rows)
+
+    def work_through(
+        self,
+        images: Sequence[Loadable],
+        reader: ImageReader,
+        open_loader: Callable[..., ImageWork[P]],
+    ) -> Iterator[tuple[list[int], list[Tensor]]]:
+        """Encode this process's share of the images with any loader, batch by batch.
+
+        Args:
+            images: see :meth:`image_rows`.
+            reader: see :meth:`image_rows`.
+            open_loader: function of this process's images, and of the keyword arguments ``reader``
+                and ``known`` of a loader. Returns the loader, and the function that encodes a batch
+                to B rows of any width.
+
+        Yields:
+            Positions of B images, and their rows on the CPU. Cached rows come last.
+
+        Raises:
+            InputError: see :meth:`image_rows`.
+        """
         files = [image for image in images if isinstance(image, GalleryImage)]
         cache = self.cache if len(files) == len(images) else None
         mine = list(processes.share_of(len(images)))
@@ -191,17 +253,13 @@ class Compute:
             reader = replace(reader, unreadable={})
         bad = reader.unreadable
         assert bad is not None
-        # Preprocessed tensors may be on the device, which no other process can read.
-        loads = not any(isinstance(image, Tensor) for image in images)
-        loader = ImageLoader(
-            [images[position] for position in mine], transform, self.batch_size,
-            self.num_workers if loads else 0, pin_memory=loads and self.device.type == "cuda",
+        loader, encode = open_loader(
+            [images[position] for position in mine],
             reader=reader, known=None if cache is None else cache.keys(),
         )  # fmt: skip
-        normalize = normalizer(loader.normalization, self.device)
         known: dict[int, bytes] = {}
 
-        def loaded() -> Iterator[ImageBatch]:
+        def loaded() -> Iterator[ImageBatch[P]]:
             for batch in progress(loader, "encoding images", "images", len(mine), ImageBatch.size):
                 known.update(batch.known)
                 # After an unreadable image, the others are only checked. With several processes,
@@ -209,21 +267,17 @@ class Compute:
                 if not (refuses and bad) or processes.world_size() > 1:
                     yield batch
 
-        def encoded() -> Iterator[tuple[ImageBatch, Tensor]]:
+        def encoded() -> Iterator[tuple[tuple[ImageBatch[P], list[int]], Tensor]]:
             for batch in refilled(loaded(), self.batch_size):
-                pixels, rows = self._on_device(batch.pixels), len(batch.pixels)
-                pixels = normalize(pixels).to(self.weights)
-                if full_batches and rows < self.batch_size:
-                    last = pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)
-                    pixels = torch.cat([pixels, last])
-                with self.running("encoding images"):
-                    found = encode(pixels)[:rows].float()
-                yield batch, found
+                found = encode(batch)
+                flat = found.flatten() if isinstance(found, Tensor) else torch.cat(found)
+                yield (batch, [len(row) for row in found]), flat
 
-        for batch, found in read_late(encoded()):
+        for (batch, widths), flat in read_late(encoded()):
+            rows = list(flat.split(widths))
             if cache is not None:
-                cache.keep(batch.keys, found)
-            yield [mine[position] for position in batch.positions], found
+                cache.keep_rows(batch.keys, rows)
+            yield [mine[position] for position in batch.positions], rows
         if refuses:
             problems = {Path(error.where): problem_of(error) for error in bad.values()}
             refuse_unreadable(problems, [file.path for file in files])
@@ -231,7 +285,7 @@ class Compute:
             positions = list(known)
             for start in range(0, len(positions), self.batch_size):
                 part = positions[start : start + self.batch_size]
-                yield [mine[i] for i in part], cache.vectors([known[i] for i in part])
+                yield [mine[i] for i in part], cache.rows([known[i] for i in part])
 
     def _on_device(self, pixels: Tensor) -> Tensor:
         """Copy a batch to the device; a page-locked one is copied while the device computes."""
@@ -243,15 +297,32 @@ class Compute:
         rows: Sequence[Sequence[int | str]],
         longest: int,
     ) -> Tensor:
-        """Encode captions; captions of similar length share a batch, to minimize padding.
+        """Encode captions; see :meth:`caption_rows` for the arguments.
+
+        Returns:
+            float32 [Q, D] on the CPU, in the order of ``rows``.
+        """
+        order, parts = self.caption_rows(encode, rows, longest)
+        found = torch.stack(parts) if parts else None
+        return processes.assemble(order, found, len(rows), self.device)
+
+    def caption_rows(
+        self,
+        encode: Callable[[list[int]], Tensor | list[Tensor]],
+        rows: Sequence[Sequence[int | str]],
+        longest: int,
+    ) -> tuple[list[int], list[Tensor]]:
+        """Encode this process's share of the captions, batch by batch.
+
+        Captions of similar length share a batch, to minimize padding.
 
         Args:
-            encode: positions of captions -> [B, D].
+            encode: positions of captions -> B rows of any width.
             rows: ids (or words) of each caption; equal rows have equal vectors.
             longest: maximum ids per caption; a batch fits :attr:`batch_size` of this length.
 
         Returns:
-            float32 [Q, D] on the CPU, in the order of ``rows``.
+            Positions in ``rows``, and the float32 vectors on the CPU.
         """
         new = list(processes.share_of(len(rows)))
         digests: dict[int, bytes] = {}
@@ -260,24 +331,25 @@ class Compute:
         if self.cache is not None:
             digests = {position: caption_digest(rows[position]) for position in new}
             order, new = self.cache.split(digests)
-            parts = [self.cache.vectors([digests[i] for i in order])] if order else []
+            parts = self.cache.rows([digests[i] for i in order])
         lengths = [len(rows[position]) for position in new]
         batches = batches_by_length(lengths, self.batch_size * longest)
 
-        def encoded() -> Iterator[tuple[list[int], Tensor]]:
+        def encoded() -> Iterator[tuple[tuple[list[int], list[int]], Tensor]]:
             for batch in progress(batches, "encoding captions", "captions", len(new), len):
                 places = [new[position] for position in batch]
                 with self.running("encoding captions"):
-                    vectors = encode(places).float()
-                yield places, vectors
+                    found = encode(places)
+                    flat = found.flatten() if isinstance(found, Tensor) else torch.cat(found)
+                yield (places, [len(row) for row in found]), flat.float()
 
-        for places, vectors in read_late(encoded()):
+        for (places, widths), flat in read_late(encoded()):
+            vectors = list(flat.split(widths))
             if self.cache is not None:
-                self.cache.keep([digests[place] for place in places], vectors)
-            parts.append(vectors)
+                self.cache.keep_rows([digests[place] for place in places], vectors)
+            parts += vectors
             order += places
-        found = torch.cat(parts) if parts else None
-        return processes.assemble(order, found, len(rows), self.device)
+        return order, parts
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ SHA-256 of its file, so a renamed image is found, and a changed image is encoded
 caption is the SHA-256 of its token ids. An interrupted run loses at most two batches. A run with
 a larger gallery or new queries encodes only the new items.
 
-A cache is a folder of parts, one per process, vector width and run. ``PART.sha256`` holds the keys,
-32 bytes each. ``PART.float32`` holds the vectors (for UIT, each is followed by the image's tokens).
-A vector is written before its key; a vector that an interruption leaves without a key is ignored.
+A cache is a folder of parts, one per process, vector width, dtype and run. ``PART.sha256`` holds
+the keys, 32 bytes each. ``PART.float32`` or ``PART.float16`` holds the vectors (for UIT, each is
+followed by the image's tokens). A vector is written before its key; a vector that an interruption
+leaves without a key is ignored.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ DIGEST_BYTES = 32
 CODE = ("pab", "lhp", "uit", "scripts")
 LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm")
 HASHES, VECTORS, FACTS = ".sha256", ".float32", "encoder.json"
+HALVES = ".float16"  # ending of vectors in half precision
+DTYPES: dict[str, np.dtype[Any]] = {VECTORS: np.dtype("float32"), HALVES: np.dtype("float16")}
 
 
 class FeatureCache:
@@ -51,7 +55,8 @@ class FeatureCache:
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._rows: dict[bytes, tuple[Path, int]] = {}  # key -> file and row of the vector
         self._matrices: dict[Path, np.memmap] = {}
-        self._parts: dict[int, Path] = {}  # width -> key file of this run's part
+        # width and ending of the vectors -> key file of this run's part
+        self._parts: dict[tuple[int, str], Path] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -76,11 +81,13 @@ class FeatureCache:
     def _read_part(self, hashes: Path) -> None:
         """Register the keys of a part that have a complete vector; vectors stay on disk."""
         digests = hashes.read_bytes()
-        vectors = hashes.with_suffix(VECTORS)
+        files = [hashes.with_suffix(ending) for ending in DTYPES]
+        vectors = next((file for file in files if file.is_file()), None)
         width = self._width_of(hashes)
-        if width is None or not vectors.is_file():
+        if width is None or vectors is None:
             return
-        count = min(len(digests) // DIGEST_BYTES, vectors.stat().st_size // (4 * width))
+        size = DTYPES[vectors.suffix].itemsize * width
+        count = min(len(digests) // DIGEST_BYTES, vectors.stat().st_size // size)
         if count == 0:
             return
         for row in range(count):
@@ -98,8 +105,9 @@ class FeatureCache:
         if vectors not in self._matrices or row >= len(self._matrices[vectors]):
             width = self._width_of(vectors)
             assert width is not None, "parts are registered under their width"
-            count = vectors.stat().st_size // (4 * width)
-            self._matrices[vectors] = np.memmap(vectors, np.float32, "r", shape=(count, width))
+            dtype = DTYPES[vectors.suffix]
+            count = vectors.stat().st_size // (dtype.itemsize * width)
+            self._matrices[vectors] = np.memmap(vectors, dtype, "r", shape=(count, width))
         return self._matrices[vectors]
 
     def split(self, digests: Mapping[int, bytes]) -> tuple[list[int], list[int]]:
@@ -109,35 +117,49 @@ class FeatureCache:
         return known, new
 
     def vectors(self, digests: Sequence[bytes]) -> Tensor:
-        """Read cached vectors, float32 [n, D]; n is at least 1."""
+        """Read cached vectors of equal width, [n, D] in their dtype; n is at least 1."""
         rows = [self._rows[digest] for digest in digests]
         return torch.from_numpy(np.stack([self._matrix(part, row)[row] for part, row in rows]))
+
+    def rows(self, digests: Sequence[bytes]) -> list[Tensor]:
+        """Read cached vectors of any width, [D] in their dtype."""
+        found = [self._rows[digest] for digest in digests]
+        return [torch.from_numpy(np.array(self._matrix(part, row)[row])) for part, row in found]
 
     def keys(self) -> frozenset[bytes]:
         """Return the keys of all cached vectors, for the loader's processes."""
         return frozenset(self._rows)
 
+    def keep_rows(self, digests: Sequence[bytes], rows: Sequence[Tensor]) -> None:
+        """Append vectors of any width, [D] each; see :meth:`keep`."""
+        of_width: dict[int, list[int]] = {}
+        for position, row in enumerate(rows):
+            of_width.setdefault(len(row), []).append(position)
+        for places in of_width.values():
+            self.keep([digests[i] for i in places], torch.stack([rows[i] for i in places]))
+
     def keep(self, digests: Sequence[bytes], vectors: Tensor) -> None:
-        """Append vectors to the cache.
+        """Append vectors of equal width to the cache.
 
         Args:
             digests: keys of the images or captions.
-            vectors: float32 [n, D] on the CPU.
+            vectors: float32 or float16 [n, D] on the CPU.
 
         Raises:
             InputError: the disk is full, or the folder cannot be written.
         """
         matrix = vectors.contiguous().numpy()
         width = matrix.shape[1]
+        ending = next(ending for ending, dtype in DTYPES.items() if dtype == matrix.dtype)
         try:
             # After a failed write, start a new part: a torn row would shift later rows.
-            hashes = self._parts.pop(width, None) or self._new_part(width)
-            part = hashes.with_suffix(VECTORS)
+            hashes = self._parts.pop((width, ending), None) or self._new_part(width, ending)
+            part = hashes.with_suffix(ending)
             first = hashes.stat().st_size // DIGEST_BYTES
             for path, data in ((part, matrix.tobytes()), (hashes, b"".join(digests))):
                 with path.open("ab") as file:
                     file.write(data)
-            self._parts[width] = hashes
+            self._parts[width, ending] = hashes
         except OSError as error:
             raise InputError(
                 self.folder, f"vectors cannot be cached: {error.strerror or error}",
@@ -146,7 +168,7 @@ class FeatureCache:
         for row, digest in enumerate(digests, start=first):
             self._rows.setdefault(digest, (part, row))
 
-    def _new_part(self, width: int) -> Path:
+    def _new_part(self, width: int, ending: str) -> Path:
         """Create an empty pair of files under a name that no other process uses."""
         number = 0
         while True:
@@ -156,7 +178,7 @@ class FeatureCache:
             except FileExistsError:
                 number += 1
                 continue
-            hashes.with_suffix(VECTORS).write_bytes(b"")  # vectors may exist without keys
+            hashes.with_suffix(ending).write_bytes(b"")  # vectors may exist without keys
             return hashes
 
 

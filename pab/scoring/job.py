@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -101,7 +101,43 @@ class ScoringConfig(LabelConfig):
         self.columns()
 
 
-class MemberConfig(ScoringConfig, ABC):
+class ScoringCommand(ScoringConfig, ABC):
+    """Base class of the settings of all scoring commands.
+
+    Attributes:
+        auto_dtype: dtype of ``--dtype auto`` on a CUDA GPU; fp32 on other devices.
+    """
+
+    auto_dtype: ClassVar[str] = "fp16"
+
+    def compute(self) -> Compute:
+        """Select the device and the dtype.
+
+        Raises:
+            InputError: the device does not exist or does not support the dtype or TF32.
+        """
+        device, name = pick_device(self.device), str(self.dtype)
+        if name == "auto":
+            name = self.auto_dtype if device.type == "cuda" else "fp32"
+        check_numerics(device, tf32=self.tf32, deterministic=self.deterministic)
+        dtype = choose_dtype(name, device)
+        folder = self.feature_cache_dir if self.feature_cache else None
+        workers = resolve_workers(self.num_workers)
+        return Compute(
+            device, dtype, dtype, self.batch_size, workers, folder,
+            tf32=self.tf32, deterministic=self.deterministic,
+        )  # fmt: skip
+
+    @abstractmethod
+    def score(self) -> None:
+        """Run the command.
+
+        Raises:
+            InputError: settings, data or weights are invalid; no output is written.
+        """
+
+
+class MemberConfig(ScoringCommand):
     """Base class of members' settings; subclasses add fields and implement :meth:`open`.
 
     Attributes:
@@ -128,24 +164,6 @@ class MemberConfig(ScoringConfig, ABC):
     def of_checkpoint(cls, path: str) -> dict[str, str]:
         """Map ``checkpoint=`` of :func:`pab.scoring.members.load_encoder` to settings."""
         return {"checkpoint": path}
-
-    def compute(self) -> Compute:
-        """Select the device and the dtype; ``auto`` is fp16 with CUDA, otherwise fp32.
-
-        Raises:
-            InputError: the device does not exist or does not support the dtype or TF32.
-        """
-        device, name = pick_device(self.device), str(self.dtype)
-        if name == "auto":
-            name = "fp16" if device.type == "cuda" else "fp32"
-        check_numerics(device, tf32=self.tf32, deterministic=self.deterministic)
-        dtype = choose_dtype(name, device)
-        folder = self.feature_cache_dir if self.feature_cache else None
-        workers = resolve_workers(self.num_workers)
-        return Compute(
-            device, dtype, dtype, self.batch_size, workers, folder,
-            tf32=self.tf32, deterministic=self.deterministic,
-        )  # fmt: skip
 
     def score(self) -> None:
         """Score every image of the gallery against every caption.
@@ -192,6 +210,16 @@ class ScoringJob:
     def gallery_ids(self) -> list[str]:
         """Ids of the images, in column order."""
         return [image.gallery_id for image in self.gallery]
+
+    def with_rows(self, rows: range) -> ScoringJob:
+        """Select some of the queries; ``data_sha256`` stays that of all."""
+        queries = [self.retrieval.queries[row] for row in rows]
+        ids, relevant = {query.query_id for query in queries}, self.retrieval.relevant
+        if relevant is not None:
+            relevant = {one: right for one, right in relevant.items() if one in ids}
+        twins = {one: twin for one, twin in self.retrieval.twins.items() if one in ids}
+        retrieval = replace(self.retrieval, queries=queries, relevant=relevant, twins=twins)
+        return replace(self, retrieval=retrieval, order=[one for one in self.order if one in ids])
 
 
 def prepare(config: ScoringConfig) -> ScoringJob:
@@ -352,11 +380,11 @@ def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> Non
         print(evaluate(score_file, job.retrieval).table())
 
 
-def scoring_command(cls: type[MemberConfig], argv: list[str] | None, *, prog: str) -> None:
+def scoring_command(cls: type[ScoringCommand], argv: list[str] | None, *, prog: str) -> None:
     """Parse the command line of a scoring command and run it, in each process of the group.
 
     Args:
-        cls: settings of the member.
+        cls: settings of the command.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, for usage and messages.
     """

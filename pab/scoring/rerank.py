@@ -8,7 +8,7 @@ Shape letters: `Q` queries, `G` gallery, `K` candidates per query.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pab.data.records import GalleryImage
 from pab.formats.contents import Listing
 from pab.formats.conversion import to_score_file
 from pab.formats.forms import read_form
+from pab.formats.parts import PART, PART_OF, Part
 from pab.ranking import top_k
 from pab.scores import (
     ScoreFile,
@@ -77,6 +78,7 @@ def score_candidates(
     candidates: str | None,
     k: int,
     save_first: str | None = None,
+    part: Part | None = None,
 ) -> None:
     """Run a re-ranking command: check the inputs, select candidates, score them, write outputs.
 
@@ -86,12 +88,19 @@ def score_candidates(
         candidates: file that selects the candidates; None uses the model's first scores.
         k: candidates per query.
         save_first: score file to write with the model's first scores; None writes none.
+        part: part of the queries to score; None scores all.
 
     Raises:
         InputError: data, candidates or weights are invalid; no pair scores are written.
     """
     job = prepare(config)
     chosen = read_candidates(candidates, job, k) if candidates else None
+    facts: dict[str, Any] = {"kind": "itm", "k_test": k, "candidates": candidates or "itc"}
+    if part is not None:
+        rows = part.rows(len(job.query_ids))
+        facts |= {PART: str(part), PART_OF: len(job.query_ids)}
+        job = job.with_rows(rows)
+        chosen = None if chosen is None else chosen[rows.start : rows.stop]
     reranker = open_reranker()
     check_same_model(reranker.origin)
     if chosen is None:
@@ -101,7 +110,6 @@ def score_candidates(
             save_scores(save_first, first)
         chosen = first.scores
     scores = rerank_best(reranker, job.captions, job.gallery, chosen, k)
-    facts = {"kind": "itm", "k_test": k, "candidates": candidates or "itc"}
     finish(config, job, score_file_of(job, reranker.origin, scores, **facts))
 
 

@@ -11,13 +11,12 @@ small shards are merged.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -37,6 +36,7 @@ from pab.search.index import (
     read_manifest,
 )
 from pab.search.members import MemberChoice, Opened, check_choices, check_same_model
+from pab.search.previous import Previous, locked
 from pab.search.sources import (
     Container,
     Item,
@@ -46,6 +46,9 @@ from pab.search.sources import (
     with_content,
 )
 from pab.search.writing import compacted, remove_unnamed, with_shards, write_shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK_ROWS = 1_000  # rows that a stopped run may lose
 PICTURES = 32  # images of archives and videos in memory at a time
@@ -120,62 +123,6 @@ def build_index(
             raise KeyboardInterrupt(stop) from None
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Create the folder of an index, and keep other runs from writing it.
-
-    Raises:
-        InputError: another run has the lock, or the folder holds something else than an index.
-    """
-    if folder.is_dir() and not (folder / MANIFEST).is_file():
-        other = sorted(path.name for path in folder.iterdir())
-        known = {"img_emb", "metadata", "members", ".lock"}  # a run stopped before its first block
-        if strange := [name for name in other if name not in known]:
-            raise InputError(
-                "--out", f"expected an index or an empty folder, found {strange[0]!r} in {folder}"
-            )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError("--out", f"another run is writing {folder}") from error
-            yield
-    except OSError as error:
-        raise InputError(folder, f"cannot be written: {error.strerror or error}") from error
-
-
-class _Old:
-    """Index before the run, and which of its rows remain."""
-
-    def __init__(self, index: Index) -> None:
-        self.index, self.keep = index, np.zeros(index.rows, dtype=bool)
-        self._bytes, self._times = index.column("bytes"), index.column("mtime_ns")
-        # A stopped run leaves the old row of a changed image before the new one.
-        self.rows = {name: row for row, name in enumerate(index.column("name"))}
-
-    def keeps(self, entry: Entry) -> bool:
-        """Keep the row of an unchanged image; return false if there is none."""
-        row = self.rows.get(entry.name)
-        state = (entry.bytes, entry.mtime_ns)
-        if row is None or (self._bytes[row], self._times[row]) != state:
-            return False
-        self.keep[row] = True
-        return True
-
-    def keep_container(self, name: str) -> int:
-        """Keep all rows of a container; return their number."""
-        rows = [row for image, row in self.rows.items() if image.startswith(f"{name}/")]
-        self.keep[rows] = True
-        return len(rows)
-
-    @cached_property
-    def contents(self) -> dict[str, int]:
-        """Map the SHA-256 of each image to its row."""
-        return {sha: row for row, sha in enumerate(self.index.column("sha256")) if sha is not None}
-
-
 class _Run:
     """One run of :func:`build_index`."""
 
@@ -191,9 +138,10 @@ class _Run:
             check_source(folder, self.manifest, source)
             check_choices(folder, self.manifest, choices)
             remove_unnamed(folder, self.manifest)
-        self.old = None if self.manifest is None else _Old(Index(folder, self.manifest))
+        self.old = None if self.manifest is None else Previous(Index(folder, self.manifest))
         self.unreadable: dict[str, Unreadable] = {}
         self.complete: dict[str, FileState] = {}
+        self._widths: dict[str, int] = {}
         self._entries: list[Entry] = []
         self._vectors: list[dict[str, np.ndarray]] = []
 
@@ -234,7 +182,7 @@ class _Run:
             return False
         if self.manifest.complete.get(container.name) != container.state:
             return False
-        self.report.kept += self.old.keep_container(container.name)
+        self.report.kept += self.old.keep_container(container.name, container.state)
         self.complete[container.name] = container.state
         for name, problem in self.manifest.unreadable.items():
             if name == container.name or name.startswith(f"{container.name}/"):
@@ -260,7 +208,7 @@ class _Run:
             for entry, found in zip(entries, pool.map(_hashed, entries), strict=True):
                 if isinstance(found, InputError):
                     self._set_unreadable(entry, found)
-                elif not (self.settings.check_content and self._has_same(found)):
+                elif not self._has_same(found):
                     hashed.append(found)
         fresh = self._reuse(hashed)
         if not fresh:
@@ -269,7 +217,7 @@ class _Run:
         for member in self.opened:
             reader = photo_reader()
             images = [GalleryImage(entry.name, entry.path) for entry in fresh]
-            rows = member.encoder.encode_images(images, reader=reader).numpy()
+            rows = self._rows(member, member.encoder.encode_images(images, reader=reader))
             bad = reader.unreadable or {}
             good = np.array([entry.name not in bad for entry in fresh])
             for entry in fresh:
@@ -285,18 +233,22 @@ class _Run:
     def _add_container(self, container: Container, shown: Progress) -> None:
         bad: dict[str, str] = {}
         waiting: list[Item] = []
-        try:
-            for item in self.source.items(container, bad):
-                if self.old is not None and self.old.keeps(item.entry):
-                    self.report.kept += 1  # a stopped run has indexed it
-                    continue
-                waiting.append(item)
-                if len(waiting) == PICTURES:
-                    self._add_items(waiting)
-                    shown.update(len(waiting))
-                    waiting = []
-        except InputError as error:  # images before the damage are used
-            self.unreadable[container.name] = Unreadable(error.problem, container.state)
+        items = self.source.items(container, bad)
+        while True:
+            try:
+                item = next(items, None)
+            except InputError as error:  # images before the damage are used
+                self.unreadable[container.name] = Unreadable(error.problem, container.state)
+                break
+            if item is None:
+                break
+            if self._is_unchanged(item.entry):  # a stopped run has indexed it
+                continue
+            waiting.append(item)
+            if len(waiting) == PICTURES:
+                self._add_items(waiting)
+                shown.update(len(waiting))
+                waiting = []
         self._add_items(waiting)
         shown.update(len(waiting))
         self.unreadable |= {name: Unreadable(problem) for name, problem in bad.items()}
@@ -310,24 +262,34 @@ class _Run:
             for item, found in zip(items, pool.map(_loaded, items), strict=True):
                 if isinstance(found, InputError):
                     self.unreadable[item.entry.name] = Unreadable(found.problem)
-                else:
+                elif not self._has_same(found[0]):
                     pictures[found[0].name] = found
         fresh = self._reuse([entry for entry, _ in pictures.values()])
         if fresh:
             images = [pictures[entry.name][1] for entry in fresh]
-            vectors = {one.name: one.encoder.encode_images(images).numpy() for one in self.opened}
+            vectors = {
+                one.name: self._rows(one, one.encoder.encode_images(images)) for one in self.opened
+            }
             self._add(fresh, vectors)
             self.report.encoded += len(fresh)
         if len(self._entries) >= self.settings.block:
             self._flush()
 
+    def _rows(self, member: Opened, vectors: Tensor) -> np.ndarray:
+        """Convert vectors to float32 [n, D]; all images of a member need the same D."""
+        known = {} if self.manifest is None else {m.name: m.width for m in self.manifest.members}
+        width = self._widths.setdefault(member.name, known.get(member.name, vectors.shape[1]))
+        if vectors.shape[1] != width:
+            raise InputError(
+                self.folder, f"expected {width} numbers for every image, found {vectors.shape[1]}",
+                item=f"member {member.name!r}",
+                todo="a model with one vector per token cannot be indexed: search without an index",
+            )  # fmt: skip
+        return vectors.float().numpy()
+
     def _has_same(self, entry: Entry) -> bool:
-        """Keep the row of an image with the same name, state and content."""
-        assert entry.sha256 is not None
-        old = self.old
-        if old is None or old.contents.get(entry.sha256) != old.rows.get(entry.name, -1):
-            return False
-        if not old.keeps(entry):
+        """With ``check_content``, keep the row of an image with the same name and content."""
+        if self.old is None or not self.settings.check_content or not self.old.has_same(entry):
             return False
         self.report.kept += 1
         return True
@@ -379,6 +341,7 @@ class _Run:
         self.manifest = replace(
             with_shards(self.manifest, [*self.manifest.shards, shard]),
             complete={**self.manifest.complete, **self.complete},
+            unreadable={**self.manifest.unreadable, **self.unreadable},
         )
         self.manifest.save(self.folder)
         self._entries, self._vectors = [], []
@@ -395,8 +358,10 @@ class _Run:
             report.removed = before - int(self.old.keep.sum())
         report.rows = int(keep.sum())
         if self.manifest is None or not report.rows:
+            first = next(iter(report.unreadable.items()), None)
+            found = f"; {first[0]!r} {first[1]}" if first else ""
             raise InputError(
-                self.source.root, "expected images that can be read, found none",
+                self.source.root, f"expected images that can be read, found none{found}",
                 todo="the index is unchanged" if before else None,
             )  # fmt: skip
         state = replace(

@@ -17,7 +17,6 @@ Shape letters: `n` rows of a shard, `D` width of the vectors.
 from __future__ import annotations
 
 import os
-import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -183,7 +182,6 @@ class Index:
         self._ends = list(accumulate(shard.rows for shard in manifest.shards))
         self._groups: OrderedDict[tuple[int, int], list[Entry]] = OrderedDict()
         self._mapped: dict[tuple[str, int], np.ndarray] = {}
-        self._reading = threading.Lock()  # several threads of a server share an index
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -252,12 +250,12 @@ class Index:
         if self._entries is not None:
             return self._entries[row]
         key = (shard.number, place // GROUP_ROWS)
-        with self._reading:
-            if key not in self._groups:
-                self._groups[key] = self._read_group(*key)
-                if len(self._groups) > _GROUPS_IN_MEMORY:
-                    self._groups.popitem(last=False)
-            return self._groups[key][place % GROUP_ROWS]
+        group = self._groups.get(key)
+        if group is None:  # a server's threads may both read it
+            group = self._groups[key] = self._read_group(*key)
+            if len(self._groups) > _GROUPS_IN_MEMORY:
+                self._groups.popitem(last=False)
+        return group[place % GROUP_ROWS]
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries in row order; use it once, not per query."""
@@ -285,9 +283,8 @@ class Index:
         parts = [np.empty(0, dtype=object)]
         for shard in self.manifest.shards:
             path, key = metadata_path(self.folder, shard.number), _KEYS.get(name, name)
-            with _reading(path):
-                table = pyarrow(path).parquet.read_table(path, columns=[key])
-                found = table.column(key).to_pylist()
+            with _reading(path), pyarrow(path).parquet.ParquetFile(path) as file:
+                found = file.read(columns=[key]).column(key).to_pylist()
             if len(found) != shard.rows:
                 problem = f"expected {shard.rows} rows, found {len(found)}"
                 raise InputError(path, problem, todo="index the images again")

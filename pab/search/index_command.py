@@ -18,9 +18,9 @@ from pab.core.config import add_config_flags, load_config
 from pab.core.errors import InputError
 from pab.core.outputs import check_output_folder
 from pab.data.label_config import TableConfig
-from pab.formats.tables import pyarrow
 from pab.search.build import BLOCK_ROWS, BuildSettings, build_index
 from pab.search.index import MANIFEST, read_manifest
+from pab.search.libraries import library
 from pab.search.members import MemberChoice, Opened, choice_of, split_members
 from pab.search.results import write_unreadable
 from pab.search.sources import ArchiveSource, FolderSource, Source, TableSource, VideoSource
@@ -79,7 +79,9 @@ def build_parser() -> CommandParser:
 def main(argv: Sequence[str]) -> None:
     """Parse the command line and index the images."""
     args, choices = parse(argv)
-    pyarrow("--out")  # needed at the end
+    library("pyarrow.parquet", "search indexes")  # before any work
+    if args.video is not None:
+        library("av", "videos")
     if not _is_update(args.out, choices):
         for choice in choices:  # bad flags fail early; those of an index are known to be good
             choice.config(PROG)

@@ -35,7 +35,7 @@ PARTS = ("text", "image", "minus")
 
 @dataclass(frozen=True)
 class Query:
-    """What to find: a text, an image, or both.
+    """Text, image, or both to search with.
 
     Attributes:
         text: description, or None.
@@ -121,6 +121,11 @@ class Hit:
     scores: Mapping[str, float]
     time_s: float | None = None
     rerank_score: float | None = None
+
+    @property
+    def rank_score(self) -> float:
+        """Score that ranks the image: the reranker's, if there is one."""
+        return self.score if self.rerank_score is None else self.rerank_score
 
 
 class _Parts(NamedTuple):
@@ -333,9 +338,13 @@ class Searcher:
 
 
 def has_one_vector(encoder: Encoder) -> bool:
-    """Return true if an encoder compares by the dot product of one vector per image."""
-    own = type(encoder).similarity
-    return own in (Encoder.similarity, BatchEncoder.similarity)
+    """Return true if an encoder compares by the dot product of one vector per image.
+
+    An encoder with its own ``similarity`` that is a dot product has ``compares_by_dot_product``.
+    """
+    if type(encoder).similarity in (Encoder.similarity, BatchEncoder.similarity):
+        return True
+    return bool(getattr(encoder, "compares_by_dot_product", False))
 
 
 def combined(parts: _Parts) -> np.ndarray:
@@ -368,13 +377,13 @@ def assigned(hits: Sequence[list[Hit]]) -> list[list[Hit]]:
     columns = {row: place for place, row in enumerate({hit.row: None for q in hits for hit in q})}
     if not columns:
         return [list(one) for one in hits]
-    spread = max((q[0].score - q[-1].score for q in hits if q), default=0.0)
-    lowest = min((q[-1].score for q in hits if q), default=0.0)
+    spread = max((q[0].rank_score - q[-1].rank_score for q in hits if q), default=0.0)
+    lowest = min((q[-1].rank_score for q in hits if q), default=0.0)
     absent = lowest - (spread + 1.0) * (len(hits) + 1)  # never better than a listed image
     scores = np.full((len(hits), len(columns)), absent)
     for number, one in enumerate(hits):
         for hit in one:
-            scores[number, columns[hit.row]] = hit.score
+            scores[number, columns[hit.row]] = hit.rank_score
     chosen = dict(zip(*map(np.ndarray.tolist, linear_sum_assignment(-scores)), strict=True))
     found = []
     for number, one in enumerate(hits):

@@ -15,6 +15,7 @@ from pab.core.files import write_json
 from pab.core.outputs import check_outputs
 from pab.data.photos import load_photo
 from pab.search.index import Index
+from pab.search.libraries import library
 from pab.search.members import open_encoders
 from pab.search.query import PARTS, Filters, Query, Searcher
 from pab.search.rerank import open_reranker, reranked
@@ -90,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
     for flag, texts in (("--text", args.text), ("--minus", args.minus)):
         for text in texts:
             check_query(text, flag)
+    library("pyarrow.parquet", "search indexes")
     index = Index.open(args.index)
     check_outputs({"json": args.json}, omit="leave out --{}")
     names = args.members or [member.name for member in index.members]
@@ -103,9 +105,12 @@ def main(argv: Sequence[str]) -> None:
     searcher = Searcher(index, encoders, of_members)
     filters = Filters(args.folder, args.start, args.end, args.least)
     wanted = args.top_k if reranker is None else max(args.top_k, args.rerank_depth)
-    hits = searcher.search(queries, wanted, filters, one_to_one=args.one_to_one)
+    joint = args.one_to_one and reranker is None  # otherwise by the reranker's scores
+    hits = searcher.search(queries, wanted, filters, one_to_one=joint)
     if reranker is not None:
-        hits = reranked(index, queries, hits, reranker, args.rerank_depth)
+        hits = reranked(
+            index, queries, hits, reranker, args.rerank_depth, one_to_one=args.one_to_one
+        )  # fmt: skip
     hits = [one[: args.top_k] for one in hits]
     titles = titles_of(args)
     if args.json is not None:

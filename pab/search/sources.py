@@ -113,11 +113,11 @@ class FolderSource(Source):
 
     def list(self) -> Listing:
         """See :class:`Source`; also prints what is left out."""
-        found = list_photos(self.folder, recursive=self.recursive)
+        found = list_photos(self.root, recursive=self.recursive)
         warn_left_out(self.folder, found)
         listing = Listing(unreadable=dict(found.unreadable))
         for photo in found.photos:
-            _add(listing, photo.gallery_id, absolute(photo.path), None)
+            _add(listing, photo.gallery_id, photo.path, None)
         return listing
 
 
@@ -213,11 +213,14 @@ class VideoSource(ContainerSource):
 
     def items(self, container: Container, unreadable: dict[str, str]) -> Iterator[Item]:
         """See :class:`Source`."""
-        state = container.state
+        state, last = container.state, ""
         for frame in sampled_frames(container.path, self.every_s, distinct=self.distinct):
+            name = f"{container.name}/{clock_time(frame.time_s)}"
+            if name == last:  # of several frames within a millisecond, the first is used
+                continue
+            last = name
             entry = Entry(
-                f"{container.name}/{clock_time(frame.time_s)}", container.path, state.bytes,
-                state.mtime_ns, time_s=frame.time_s,
+                name, container.path, state.bytes, state.mtime_ns, time_s=frame.time_s
             )  # fmt: skip
             yield Item(entry, partial(_load_frame, entry, frame))
 
@@ -317,13 +320,16 @@ def warn_left_out(where: Path, folder: PhotoFolder) -> None:
 
 
 def _add(listing: Listing, name: str, path: Path, caption: str | None) -> None:
-    problem = without_content(path)
-    if problem is not None:
+    try:
+        state = state_of(path)
+    except (OSError, ValueError):
+        state = FileState(0, 0)
+    problem = without_content(path) if state.bytes == 0 else None
+    if problem is None:
+        entry = Entry(name, path, state.bytes, state.mtime_ns, caption=caption)
+        listing.images.append(entry)
+    else:
         listing.unreadable[name] = problem
-        return
-    state = state_of(path)
-    entry = Entry(name, path, state.bytes, state.mtime_ns, caption=caption)
-    listing.images.append(entry)
 
 
 def _archives_of(path: Path) -> list[Path]:

@@ -27,7 +27,7 @@ CELLS = 64  # side of the reduced grey frame, cells
 LARGEST_DIFFERENCE = 12  # grey levels of 255; with a larger one, two frames are not near-identical
 # Playlists make the decoder open other files or addresses.
 PLAYLISTS = frozenset(("concat", "hls", "applehttp", "dash", "sdp", "rtsp", "imf"))
-_NEAR = Fraction(1, 2000)  # s; time stamps are stored as float64 and compared within half a ms
+_NEAR = Fraction(1, 10**7)  # s; time stamps are exact fractions, stored as float64
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 from open_clip.factory import get_model_config
 
-from pab.core.errors import InputError
+from pab.core.errors import InputError, first_line
 from pab.core.files import existing_folder
 from pab.core.weight_folders import OPENCLIP_CONFIG, weight_folder
 
@@ -93,8 +93,3 @@ def only_errors_logged() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def first_line(error: Exception) -> str:
-    """Shorten the error of a library to one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -79,9 +79,9 @@ def mapped_rows(
     created: list[Path] = []  # empty if the folder is not writable
 
     def create() -> Path:
-        with _errors_of(where):
+        with errors_of(where):
             where.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=where, prefix=".uit-features-")
+            handle, name = tempfile.mkstemp(dir=where, prefix=".features-")
             os.close(handle)
             created.append(Path(name))
         return created[0]
@@ -112,7 +112,7 @@ def map_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         InputError: the file is missing, has another size, or cannot be mapped.
     """
     count = math.prod(shape)
-    with _errors_of(path.parent):
+    with errors_of(path.parent):
         found = path.stat().st_size
         if found != count * dtype.itemsize:  # torch would extend it, or create a missing one
             raise OSError(f"expected {count * dtype.itemsize} bytes in {path.name}, found {found}")
@@ -134,7 +134,7 @@ def machine_name() -> str:
 
 def _reserve(path: Path, size: int) -> None:
     """Reserve disk space. If the disk filled up later, the process would die without a message."""
-    with _errors_of(path.parent), path.open("r+b") as file:
+    with errors_of(path.parent), path.open("r+b") as file:
         if size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
@@ -142,7 +142,7 @@ def _reserve(path: Path, size: int) -> None:
 
 
 @contextmanager
-def _errors_of(folder: Path) -> Iterator[None]:
+def errors_of(folder: Path) -> Iterator[None]:
     """Report the system's errors as errors of the folder."""
     try:
         yield

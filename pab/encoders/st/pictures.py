@@ -1,0 +1,58 @@
+"""Decode gallery images ahead of a model whose own processor resizes them.
+
+Some processors read images with transformers' `load_image`, which rotates an image by its EXIF
+entry. The images here carry no entries: benchmark images keep the published rule (EXIF not
+applied), and photo search rotates only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+import numpy as np
+from PIL import Image
+
+from pab.data.image_loader import BatchLoader
+from pab.data.images import ImageReader
+from pab.data.records import GalleryImage
+
+
+def pixels_only(image: Image.Image) -> Image.Image:
+    """Copy an RGB image without its metadata (EXIF, colour profile)."""
+    return Image.fromarray(np.asarray(image))
+
+
+class PictureLoader(BatchLoader[list[Image.Image]]):
+    """Load decoded RGB images of any size in batches, ahead of the model.
+
+    Iteration yields :class:`~pab.data.image_loader.ImageBatch` with a list of PIL images as
+    ``pixels``, their ``positions`` in ``images`` and their cache ``keys``. Images whose key is in
+    ``known`` are hashed but not decoded: they are in the batch's ``known``. Unreadable files are in
+    its ``errors`` if the reader collects them; otherwise the first raises its error. A batch may
+    therefore hold fewer images than ``batch_size``, or none;
+    :func:`pab.scoring.batches.refilled` merges such batches.
+
+    Args:
+        images: files or RGB images.
+        batch_size: images per batch; the last batch may be smaller.
+        num_workers: number of worker processes; 0 decodes in the main process.
+        reader: reader of the files; None uses the benchmark reader.
+        known: cache keys of files that need no decoding; None hashes no file, and ``keys`` is
+            empty.
+
+    Raises:
+        InputError: during iteration: a file cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[GalleryImage | Image.Image],
+        batch_size: int,
+        num_workers: int = 0,
+        *,
+        reader: ImageReader | None = None,
+        known: Container[bytes] | None = None,
+    ) -> None:
+        super().__init__(
+            images, pixels_only, list, batch_size, num_workers, reader=reader, known=known
+        )

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -18,7 +22,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from colour_index import SCRIPT, index_pictures, make_index, paint, served, service_of, serving
+from colour_index import (
+    SCRIPT,
+    draw_pictures,
+    index_pictures,
+    make_index,
+    paint,
+    served,
+    service_of,
+    serving,
+)
 from decoder_jobs import Crash, Endless, Greedy, Works
 from PIL import Image
 
@@ -39,6 +52,7 @@ from pab.search.server.pictures import Decoders
 from pab.search.server.security import Access
 from pab.search.server.service import Service
 
+ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "a-long-secret-token"
 
 
@@ -526,6 +540,35 @@ def test_a_port_in_use_is_named(refused: Any, root: Path) -> None:
         port = str(taken.getsockname()[1])
         line = refused(main, ["serve", "--index", str(root / "index"), "--port", port])
     assert f"--port {port}: cannot be used: Address already in use" in line
+
+
+def test_the_command_serves_until_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Index with the mini CLIP, serve with a token, search, and stop with Ctrl-C."""
+    monkeypatch.chdir(ROOT)
+    draw_pictures(tmp_path / "photos", 4)
+    folders = ["--image_folder", str(tmp_path / "photos"), "--recursive"]
+    clip = ["--model", "clip", "--arch", "local-dir:checkpoints/mini/clip"]
+    main(["index", *clip, *folders, "--out", str(tmp_path / "index")])
+    words = [sys.executable, "-m", "pab.search", "serve", "--index", str(tmp_path / "index")]
+    flags = ["--port", "0", "--token", TOKEN, "--parallel", "1", "--example", "a red coat"]
+    with subprocess.Popen([*words, *flags], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            line = process.stderr.readline()
+            match = re.fullmatch(r"serving 5 images of .* at (http://127\.0\.0\.1:\d+)/\n", line)
+            assert match is not None, line
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            with httpx.Client(base_url=match[1], headers=headers, timeout=120) as client:
+                files = {"image": png((255, 0, 0))}
+                both = client.post("/api/search", data={"query": '{"text": "red"}'}, files=files)
+                assert len(found(both)["results"]) == 5
+                assert "a red coat" in client.get("/").text
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "interrupted\n"
+        assert process.wait(60) == 130
 
 
 # ---------------------------------------------------------------------------------------- limits

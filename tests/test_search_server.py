@@ -525,6 +525,7 @@ def test_a_token_is_required(root: Path) -> None:
     [
         (["--host", "0.0.0.0"], "--host: expected --token"),
         (["--host", "0.0.0.0", "--token", "short"], "--token: expected at least 12 characters"),
+        (["--token", "twelve characters \u00e9"], "--token: expected printable ASCII"),
         (["--parallel", "0"], "--parallel: must be at least 1"),
         (["--port", "99999999"], "--port: expected 0 to 65535"),
         (["--host", "no.such.host.invalid", "--token", TOKEN], "cannot be used"),

@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
     if args.token is not None and len(args.token) < SHORTEST_TOKEN:
         problem = f"expected at least {SHORTEST_TOKEN} characters, found {len(args.token)}"
         raise InputError("--token", problem)
+    if args.token is not None and not (args.token.isascii() and args.token.isprintable()):
+        raise InputError("--token", "expected printable ASCII characters, found others")
     parallel = os.cpu_count() or 1 if args.parallel is None else args.parallel
     if parallel < 1:
         raise InputError("--parallel", f"must be at least 1, found {parallel}")

@@ -41,7 +41,7 @@ class Strict(BaseModel):
 
 
 class SearchRequest(Strict):
-    """What to find: a text, an image, or both."""
+    """Query: a text, an image, or both."""
 
     text: Text | None = Field(None, description="Description of the picture")
     image: str | None = Field(

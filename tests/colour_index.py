@@ -24,7 +24,7 @@ from pab.search.server.command import address, listen
 from pab.search.server.connections import Connection
 from pab.search.server.security import Access
 from pab.search.server.service import Service
-from pab.search.sources import FolderSource
+from pab.search.sources import FolderSource, Source
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0)}
 CHOICES = [MemberChoice("mean", "mean", ()), MemberChoice("centre", "centre", ())]
@@ -91,10 +91,10 @@ def make_index(root: Path, count: int = 60, members: int = 2) -> Index:
     return index_pictures(root, members)
 
 
-def index_pictures(root: Path, members: int = 2) -> Index:
+def index_pictures(root: Path, members: int = 2, source: Source | None = None) -> Index:
     """Index the pictures that are there, or update the index."""
     opened = [Opened(choice, Colours(choice.name == "centre")) for choice in CHOICES[:members]]
-    source = FolderSource(root / "photos", recursive=True)
+    source = source or FolderSource(root / "photos", recursive=True)
     choices = CHOICES[:members]
     build_index(root / "index", source, choices, lambda: opened, BuildSettings("float32"))
     return Index.open(root / "index")

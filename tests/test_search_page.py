@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colour_index import SCRIPT, make_index, served
+from colour_index import SCRIPT, index_pictures, make_index, served
 from PIL import Image
+from test_search_video import write_video
 
 from pab.data.annotations import read_retrieval
 from pab.search.index import Index
+from pab.search.sources import VideoSource
 
 ROOT = Path(__file__).resolve().parents[1]
 AXE = next(iter(sorted((ROOT / "output/browser").glob("axe-*.min.js"))), None)
@@ -161,8 +163,8 @@ def test_typing_shows_results_and_scrolling_loads_more(opened: Open) -> None:
         seen = len(names(page))
     count_becomes(page, 101)
     assert len({*names(page)}) == 101
-    page.wait_for_selector("#end:not([hidden])")
-    assert "101 pictures, that is all" in page.inner_text("#end")
+    page.wait_for_selector("#all:not([hidden])")
+    assert "101 pictures, that is all" in page.inner_text("#all")
 
 
 def test_back_restores_results_and_place(opened: Open) -> None:
@@ -335,6 +337,34 @@ def test_filters(opened: Open) -> None:
     count_becomes(page, 40)
 
 
+def test_frames_of_a_video(browser: Any, tmp_path: Path) -> None:
+    write_video(tmp_path / "yard.mp4", [400 * number for number in range(20)])
+    source = VideoSource([tmp_path / "yard.mp4"], 0, distinct=False)
+    with served(index_pictures(tmp_path, source=source)) as at:
+        context = browser.new_context()
+        context.set_default_timeout(WAIT_MS)
+        page = context.new_page()
+        page.goto(f"{at}/?q=red&start=2&end=3.3")
+        count_becomes(page, 4)  # 2.0, 2.4, 2.8 and 3.2 s
+        shown = page.eval_on_selector_all(".time", "all => all.map((one) => one.textContent)")
+        assert sorted(shown) == ["00:02.00", "00:02.40", "00:02.80", "00:03.20"]
+        page.click("#more")
+        assert page.input_value("#end") == "3.3"
+        page.fill("#start", "2.5")
+        page.keyboard.press("Enter")
+        count_becomes(page, 2)
+        page.click(f"{TILES} >> nth=0 >> .tile")
+        becomes(page, "document.querySelector('#viewer-picture').naturalWidth === 64")
+        assert "Time in the video" in page.inner_text("#viewer-facts")
+        context.close()
+
+
+def test_ids_are_unique(opened: Open) -> None:
+    page = opened()
+    ids = page.eval_on_selector_all("[id]", "all => all.map((one) => one.id)")
+    assert len(ids) == len({*ids})
+
+
 def test_troubles_are_explained(opened: Open) -> None:
     page = opened(allowed="Failed to load resource")
     answers = [429, 500]
@@ -442,10 +472,10 @@ def test_the_login(browser: Any, root: Path) -> None:
     with served(Index.open(root / "index"), token) as at:
         page = browser.new_context().new_page()
         page.goto(f"{at}/?q=red")
-        page.fill("input", "wrong")
+        page.fill("input[type=password]", "wrong")
         page.keyboard.press("Enter")
         page.wait_for_selector("#problem")
-        page.fill("input", token)
+        page.fill("input[type=password]", token)
         page.keyboard.press("Enter")
         page.wait_for_selector(TILES, timeout=WAIT_MS)
         assert page.input_value("#text") == "red"

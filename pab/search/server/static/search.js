@@ -167,7 +167,7 @@ async function run(query, { file = null } = {}) {
 function reset() {
   shown = shownKey = null;
   grid.replaceChildren();
-  $("end").hidden = true;
+  $("all").hidden = true;
   say("");
   document.body.dataset.state = "empty";
 }
@@ -213,8 +213,8 @@ const observer = new IntersectionObserver(
 function watchEnd() {
   observer.unobserve($("sentinel"));
   if (shown?.next !== null) observer.observe($("sentinel")); // reports at once if it is in view
-  $("end").hidden = !shown?.results.length || shown.next !== null;
-  $("end").textContent = `${shown?.results.length.toLocaleString("en")} pictures, that is all.`;
+  $("all").hidden = !shown?.results.length || shown.next !== null;
+  $("all").textContent = `${shown?.results.length.toLocaleString("en")} pictures, that is all.`;
 }
 
 function element(tag, properties = {}, ...children) {
@@ -278,7 +278,7 @@ function addTiles(results) {
 }
 
 function showGhosts() {
-  $("end").hidden = true;
+  $("all").hidden = true;
   grid.replaceChildren(...[1.33, 0.75, 1.5, 1.33, 1, 1.33, 0.75, 1.33].map((ratio) => {
     const item = element("li", { className: "ghost", ariaHidden: "true" }, element("span", { className: "frame" }), element("span", { className: "under" }));
     item.style.setProperty("--ratio", ratio);

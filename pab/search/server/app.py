@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Path, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
@@ -22,10 +22,9 @@ from starlette.types import ASGIApp
 
 from pab import __version__
 from pab.core.errors import InputError
+from pab.search.server.ids import IMAGE_ID
 from pab.search.server.line import BusyError, Line
 from pab.search.server.models import (
-    IMAGE_ID,
-    MOST_RESULTS,
     Folders,
     Health,
     MarksRequest,
@@ -91,15 +90,15 @@ def create_app(
 
 
 def _add_api(app: FastAPI, service: Service, searches: Line, pictures: Line) -> None:
-    bearer = HTTPBearer(auto_error=False)  # describes the token; the guard checks it
+    # It describes the token for OpenAPI; the guard checks it.
+    token = [Security(HTTPBearer(auto_error=False))]
 
     def route(path: str, method: str = "GET", **options: Any) -> Callable[[Any], Any]:
         return app.api_route(
-            f"/api/{path}", methods=[method], responses=PROBLEMS, openapi_extra=options.pop(
-                "extra", None) or {"security": [{bearer.scheme_name: []}]}, **options,
-        )  # fmt: skip
+            f"/api/{path}", methods=[method], responses=PROBLEMS, dependencies=token, **options
+        )
 
-    @route("search", "POST", extra=_search_body(bearer.scheme_name))
+    @route("search", "POST", openapi_extra=_search_body())
     async def search(request: Request) -> SearchResponse:
         """Find images by a text, an image, or both.
 
@@ -267,7 +266,7 @@ def _jpeg(request: Request, content: bytes) -> Response:
     return Response(content, media_type="image/jpeg", headers=headers)
 
 
-def _search_body(scheme: str) -> dict[str, Any]:
+def _search_body() -> dict[str, Any]:
     """Describe the two bodies of a search for OpenAPI."""
     schema = SearchRequest.model_json_schema()
     form = {
@@ -278,7 +277,4 @@ def _search_body(scheme: str) -> dict[str, Any]:
         },
     }  # fmt: skip
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
-    return {
-        "requestBody": {"required": True, "content": content}, "security": [{scheme: []}],
-        "x-most-results": MOST_RESULTS,
-    }  # fmt: skip
+    return {"requestBody": {"required": True, "content": content}}

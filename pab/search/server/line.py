@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,12 +40,17 @@ class Line:
         self._inside += 1
         work = self._threads.submit(function, *args, **kwargs)
         loop = asyncio.get_running_loop()
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+
+        def done(_: object) -> None:
+            if not loop.is_closed():  # the server may have stopped meanwhile
+                loop.call_soon_threadsafe(self._leave)
+
+        work.add_done_callback(done)
         return await asyncio.wrap_future(work)
 
     def close(self) -> None:
         """Stop the threads; waiting functions never run."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self) -> None:
         self._inside -= 1

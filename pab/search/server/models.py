@@ -1,16 +1,12 @@
-"""Requests and responses of the REST interface, and the ids of images.
-
-An id is ``ROW-HASH``: the row in the index, and the beginning of the SHA-256 of the image's name.
-The hash fails for another image that has this row after an update of the index. Clients never send
-paths.
-"""
+"""Requests and responses of the REST interface."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from pab.search.server.ids import IMAGE_ID
 
 LONGEST_TEXT = 2_000  # characters; the tokenizers keep far fewer
 LONGEST_NAME = 4_096  # characters of a path on Linux
@@ -18,20 +14,12 @@ MOST_MINUS = 8
 MOST_RESULTS = 100  # per request
 DEEPEST = 10_000  # results that can be scrolled through
 MOST_MARKS = 5_000
-HASH_LETTERS = 8
-IMAGE_ID = rf"^[0-9]{{1,10}}-[0-9a-f]{{{HASH_LETTERS}}}$"
 UPLOAD_ID = r"^upload-[0-9a-f]{32}$"
 
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=1_000, allow_inf_nan=False)]
 ImageId = Annotated[str, Field(pattern=IMAGE_ID)]
-
-
-def image_id(row: int, name: str) -> str:
-    """Return the id of an image."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{row}-{digest[:HASH_LETTERS]}"
 
 
 class Strict(BaseModel):

@@ -21,6 +21,7 @@ from pab.scoring.encoder import Encoder
 from pab.search.index import MANIFEST, Entry, Index
 from pab.search.query import Filters, Hit, Query, Searcher
 from pab.search.server.cache import BoundedCache
+from pab.search.server.ids import Ids, image_id
 from pab.search.server.marks import NamedMark, annotation
 from pab.search.server.models import (
     DEEPEST,
@@ -30,7 +31,6 @@ from pab.search.server.models import (
     Result,
     SearchRequest,
     SearchResponse,
-    image_id,
 )
 from pab.search.server.pictures import Decoders, DecodeUpload, LoadPicture, MakeJpeg
 from pab.search.texts import check_query
@@ -53,15 +53,27 @@ class QueryError(Exception):
 
 @dataclass(frozen=True)
 class Opened:
-    """Opened index with its search and the state of its manifest."""
+    """Opened index with its search, the ids of its images, and the state of its manifest."""
 
     searcher: Searcher
+    ids: Ids
     stamp: tuple[int, int, int]
 
     @property
     def index(self) -> Index:
         """The index."""
         return self.searcher.index
+
+    def row(self, identity: str) -> int:
+        """Return the row of an image by its id.
+
+        Raises:
+            UnknownImageError: the index has no such image.
+        """
+        found = self.ids.row(identity)
+        if found is None:
+            raise UnknownImageError(identity)
+        return found
 
 
 class Service:
@@ -78,7 +90,7 @@ class Service:
     ) -> None:
         self.folder, self.encoders = index.folder, dict(encoders)
         self.decoders = decoders or Decoders()
-        self._opened = Opened(Searcher(index, encoders), _stamp(index.folder))
+        self._opened = Opened(Searcher(index, encoders), Ids(index), _stamp(index.folder))
         self._lock = threading.Lock()
         self._thumbnails: BoundedCache[bytes] = BoundedCache(CACHED_THUMBNAILS)
         self._pictures: BoundedCache[bytes] = BoundedCache(CACHED_PICTURES)
@@ -109,7 +121,7 @@ class Service:
             InputError: the index or the model cannot be used.
         """
         _check(request, upload)
-        searcher, began = self._current().searcher, time.perf_counter()
+        opened, began = self._current(), time.perf_counter()
         kept = request.image
         image: Image.Image | None = None
         if upload is not None:
@@ -123,14 +135,14 @@ class Service:
         filters = Filters(request.folder, request.start_s, request.end_s, request.least)
         try:
             if image is None and kept is not None and request.text is None and not request.minus:
-                hits = searcher.similar(self.row(searcher.index, kept), more, filters)
+                hits = opened.searcher.similar(opened.row(kept), more, filters)
             else:
                 if image is None and kept is not None:
-                    entry = searcher.index.entry(self.row(searcher.index, kept))
+                    entry = opened.index.entry(opened.row(kept))
                     image = self.decoders.run(LoadPicture(entry))
                 weights: dict[str, float] = dict(request.weights.items())
                 query = Query(request.text, image, tuple(request.minus), weights)
-                (hits,) = searcher.search([query], more, filters)
+                (hits,) = opened.searcher.search([query], more, filters)
         except InputError as error:
             if error.where in ("query", "weights", "image query"):
                 raise QueryError(str(error)) from error
@@ -138,11 +150,11 @@ class Service:
         shown = hits[request.offset : wanted]
         following = wanted if len(hits) > wanted and wanted < DEEPEST else None
         results = [
-            _result(searcher.index, hit, rank)
+            _result(opened.index, hit, rank)
             for rank, hit in enumerate(shown, start=request.offset + 1)
         ]
         return SearchResponse(
-            indexed=searcher.index.rows, image=kept, next=following,
+            indexed=opened.index.rows, image=kept, next=following,
             milliseconds=round((time.perf_counter() - began) * 1_000, 1), results=results,
         )  # fmt: skip
 
@@ -154,9 +166,9 @@ class Service:
         Raises:
             UnknownImageError: the index has no such image.
         """
-        index = self.index
-        row = self.row(index, identity)
-        return Picture.model_validate(_facts(row, index.entry(row)))
+        opened = self._current()
+        row = opened.row(identity)
+        return Picture.model_validate(_facts(row, opened.index.entry(row)))
 
     def thumbnail(self, identity: str) -> bytes:
         """Return a small JPEG of an image.
@@ -172,8 +184,8 @@ class Service:
         return self._jpeg(identity, WHOLE_PX, self._pictures)
 
     def _jpeg(self, identity: str, side: int, cache: BoundedCache[bytes]) -> bytes:
-        index = self.index
-        entry = index.entry(self.row(index, identity))
+        opened = self._current()
+        entry = opened.index.entry(opened.row(identity))
         key = (entry.name, entry.mtime_ns, entry.bytes)
         found = cache.get(key)
         if found is None:
@@ -209,26 +221,15 @@ class Service:
             UnknownImageError: a marked image is not in the index.
             QueryError: no image is marked right.
         """
-        index = self.index
+        opened = self._current()
         marks = [
-            NamedMark(mark.text, index.entry(self.row(index, mark.image)).name, mark.right)
+            NamedMark(mark.text, opened.index.entry(opened.row(mark.image)).name, mark.right)
             for mark in request.marks
         ]
         try:
             return annotation(marks, request.form)
         except InputError as error:
             raise QueryError(str(error)) from error
-
-    def row(self, index: Index, identity: str) -> int:
-        """Return the row of an image by its id.
-
-        Raises:
-            UnknownImageError: the index has no such image.
-        """
-        row = int(identity.partition("-")[0])
-        if row >= index.rows or image_id(row, index.entry(row).name) != identity:
-            raise UnknownImageError(identity)
-        return row
 
     def _current(self) -> Opened:
         stamp = _stamp(self.folder)
@@ -241,7 +242,7 @@ class Service:
                     raise InputError(
                         self.folder, "has other members now", todo="start the server again"
                     )
-                self._opened = Opened(Searcher(index, self.encoders), stamp)
+                self._opened = Opened(Searcher(index, self.encoders), Ids(index), stamp)
             return self._opened
 
 

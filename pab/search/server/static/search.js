@@ -1,12 +1,12 @@
-// The page of photo search. The address holds the query, so that links can be shared and the back
-// button works: q, image (id), minus, folder, start, end, least, and open (id of the open picture).
+// The page of photo search: form, results, viewer, marks and keys.
 
-const PAGE = 40; // pictures per request
+import { clock, element, ghosts, icon, nearestTile, ratioOf, shortName, thumbnail } from "./elements.js";
+import { addressOf, emptyQuery, FILTERS, hasQuery, queryOfAddress, requestOf } from "./query.js";
+import { ask, askSearch, Refusal } from "./requests.js";
+
 const KEPT_PAGES = 12; // queries whose results the back button shows again at once
-const PATIENCE = 5; // attempts while the server is busy
 const LIMIT_MB = Number(document.body.dataset.limitMb);
 const MARKS_KEY = `marks ${document.body.dataset.index}`;
-const FILTERS = ["folder", "start", "end", "least"];
 
 const $ = (id) => document.getElementById(id);
 const grid = $("grid"), viewer = $("viewer");
@@ -21,16 +21,6 @@ let marks = readMarks();
 
 // ------------------------------------------------------------------------------------- the query
 
-const emptyQuery = () => ({ q: "", image: "", minus: [], folder: "", start: "", end: "", least: "" });
-
-function queryOfAddress() {
-  const fields = new URLSearchParams(location.search);
-  const query = emptyQuery();
-  for (const name of ["q", "image", ...FILTERS]) query[name] = fields.get(name) ?? "";
-  query.minus = fields.getAll("minus").filter(Boolean);
-  return query;
-}
-
 function queryOfForm() {
   const query = emptyQuery();
   query.q = $("text").value.trim();
@@ -38,25 +28,6 @@ function queryOfForm() {
   query.minus = $("minus").value.split(",").map((term) => term.trim()).filter(Boolean);
   for (const name of FILTERS) query[name] = $(name)?.value.trim() ?? "";
   return query;
-}
-
-function addressOf(query, open = "") {
-  const fields = new URLSearchParams();
-  for (const name of ["q", "image"]) if (query[name]) fields.set(name, query[name]);
-  for (const term of query.minus) fields.append("minus", term);
-  for (const name of FILTERS) if (query[name]) fields.set(name, query[name]);
-  if (open) fields.set("open", open);
-  const text = fields.toString();
-  return text ? `/?${text}` : "/";
-}
-
-function requestOf(query, offset) {
-  const number = (text) => (text === "" || Number.isNaN(Number(text)) ? null : Number(text));
-  return {
-    text: query.q || null, image: query.image || null, minus: query.minus, folder: query.folder,
-    start_s: number(query.start), end_s: number(query.end), least: number(query.least),
-    offset, limit: PAGE,
-  };
 }
 
 function fillForm(query) {
@@ -79,48 +50,12 @@ function showChip(image) {
   else $("chip-picture").src = "/static/icon.svg"; // an upload of an earlier visit
 }
 
-const hasQuery = (query) => Boolean(query.q || query.image);
-
-// ---------------------------------------------------------------------------------- the requests
-
-class Refusal extends Error {
-  constructor(status, message) { super(message); this.status = status; }
-}
-
-async function ask(path, options = {}) {
-  for (let attempt = 1; ; attempt += 1) {
-    const response = await fetch(path, options);
-    if (response.ok) return response;
-    if (response.status === 401) location.assign(`/login${location.search}`);
-    if (response.status === 429 && attempt < PATIENCE) {
-      say("The server is busy. Waiting for a place in the queue.");
-      const seconds = Number(response.headers.get("Retry-After")) || 1;
-      await new Promise((resolve) => setTimeout(resolve, seconds * 1000 * attempt));
-      options.signal?.throwIfAborted();
-      continue;
-    }
-    const answer = await response.json().catch(() => ({}));
-    throw new Refusal(response.status, answer.error ?? `The server answered ${response.status}.`);
-  }
-}
-
-async function askSearch(body, file, signal) {
-  if (!file) {
-    const headers = { "Content-Type": "application/json" };
-    return (await ask("/api/search", { method: "POST", headers, body: JSON.stringify(body), signal })).json();
-  }
-  const form = new FormData();
-  form.set("query", JSON.stringify({ ...body, image: null }));
-  form.set("image", file);
-  return (await ask("/api/search", { method: "POST", body: form, signal })).json();
-}
-
 // ----------------------------------------------------------------------------------- the results
 
 function go(query, { file = null } = {}) {
   if (!hasQuery(query) && !file) { $("text").focus(); return; }
   keepScroll();
-  if (!file) history.pushState({}, "", addressOf(query));
+  if (!file && addressOf(query) !== shownKey) history.pushState({}, "", addressOf(query));
   run(query, { file });
 }
 
@@ -129,7 +64,7 @@ async function run(query, { file = null } = {}) {
   loading = new AbortController();
   const { signal } = loading;
   fillForm(query);
-  hideTrouble();
+  $("trouble").hidden = true;
   document.title = query.q ? `${query.q} – Photo search` : "Photo search";
   if (!hasQuery(query) && !file) { reset(); return; }
   document.body.dataset.state = "results";
@@ -142,7 +77,8 @@ async function run(query, { file = null } = {}) {
     window.scrollTo(0, known.scroll);
     return;
   }
-  showGhosts();
+  $("all").hidden = true;
+  grid.replaceChildren(...ghosts());
   window.scrollTo(0, 0);
   say("Searching");
   try {
@@ -217,46 +153,12 @@ function watchEnd() {
   $("all").textContent = `${shown?.results.length.toLocaleString("en")} pictures, that is all.`;
 }
 
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
-
-function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("aria-hidden", "true");
-  use.setAttribute("href", `/static/icons.svg#${name}`);
-  svg.append(use);
-  return svg;
-}
-
-function thumbnail(id, frame) {
-  const image = element("img", { alt: "", loading: "lazy", decoding: "async" });
-  let attempts = 0;
-  image.addEventListener("load", () => image.classList.add("loaded"));
-  image.addEventListener("error", () => {
-    attempts += 1; // the queue for pictures may have been full
-    if (attempts < 3) setTimeout(() => { image.src = `/api/thumbnails/${id}?again=${attempts}`; }, 1500 * attempts);
-    else frame?.classList.add("broken");
-  });
-  image.src = `/api/thumbnails/${id}`;
-  return image;
-}
-
-function ratioOf(result) {
-  const ratio = result.width && result.height ? result.width / result.height : 1.33;
-  return Math.min(Math.max(ratio, 0.55), 2.4);
-}
-
 function addTiles(results) {
   grid.append(...results.map((result) => {
     const frame = element("span", { className: "frame" });
     frame.append(thumbnail(result.id, frame));
     if (result.time_s !== null) frame.append(element("span", { className: "time", textContent: clock(result.time_s) }));
-    const name = element("span", { className: "name", dir: "auto", textContent: result.name.split("/").pop(), title: result.name });
+    const name = element("span", { className: "name", dir: "auto", textContent: shortName(result), title: result.name });
     const score = element("span", { className: "score", textContent: result.score.toFixed(3) });
     const tile = element("button", { type: "button", className: "tile" }, frame, element("span", { className: "under" }, name, score), element("span", { className: "judged" }));
     tile.addEventListener("click", () => open(result));
@@ -277,20 +179,11 @@ function addTiles(results) {
   }));
 }
 
-function showGhosts() {
-  $("all").hidden = true;
-  grid.replaceChildren(...[1.33, 0.75, 1.5, 1.33, 1, 1.33, 0.75, 1.33].map((ratio) => {
-    const item = element("li", { className: "ghost", ariaHidden: "true" }, element("span", { className: "frame" }), element("span", { className: "under" }));
-    item.style.setProperty("--ratio", ratio);
-    return item;
-  }));
-}
-
 // ------------------------------------------------------------------------------------- messages
 
-function say(text) { $("status").textContent = text; }
+document.addEventListener("busy", () => say("The server is busy. Waiting for a place in the queue."));
 
-function hideTrouble() { $("trouble").hidden = true; }
+function say(text) { $("status").textContent = text; }
 
 function showTrouble(title, text, button, action) {
   grid.replaceChildren();
@@ -320,13 +213,6 @@ function showError(error, again) {
 }
 
 // --------------------------------------------------------------------------------------- viewer
-
-const clock = (seconds) => {
-  const whole = Math.floor(seconds), pad = (number) => String(number).padStart(2, "0");
-  const rest = (seconds - whole).toFixed(2).slice(1);
-  const hours = Math.floor(whole / 3600);
-  return `${hours ? `${hours}:` : ""}${pad(Math.floor(whole / 60) % 60)}:${pad(whole % 60)}${rest}`;
-};
 
 function open(result) {
   const state = { opened: true };
@@ -509,19 +395,6 @@ $("marks-clear").addEventListener("click", () => {
   for (const item of grid.querySelectorAll("li[data-id]")) showMark(item, shown.results.find((one) => one.id === item.dataset.id));
 });
 
-function nearestTile(from, key) {
-  const tiles = [...grid.querySelectorAll(".tile")], place = tiles.indexOf(from);
-  if (key === "ArrowLeft") return tiles[place - 1];
-  if (key === "ArrowRight") return tiles[place + 1];
-  const here = from.getBoundingClientRect(), down = key === "ArrowDown";
-  const middle = here.left + here.width / 2;
-  const boxes = tiles.map((tile) => [tile, tile.getBoundingClientRect()]);
-  const others = boxes.filter(([, box]) => (down ? box.top > here.top + 4 : box.top < here.top - 4));
-  const row = others.length ? others[down ? 0 : others.length - 1][1].top : 0;
-  const distance = (box) => Math.abs(box.left + box.width / 2 - middle);
-  return others.filter(([, box]) => Math.abs(box.top - row) < 4).sort(([, a], [, b]) => distance(a) - distance(b))[0]?.[0];
-}
-
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
@@ -536,7 +409,7 @@ document.addEventListener("keydown", (event) => {
   if (key === "/") { event.preventDefault(); $("text").focus(); $("text").select(); }
   else if (item && key.startsWith("Arrow")) {
     event.preventDefault();
-    nearestTile(item.querySelector(".tile"), key)?.focus();
+    nearestTile(grid, item.querySelector(".tile"), key)?.focus();
   } else if (item && (key === "r" || key === "w")) mark(shown.results.find((one) => one.id === item.dataset.id), key === "r");
 });
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from pab.search.sources import FolderSource, Source
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0)}
 CHOICES = [MemberChoice("mean", "mean", ()), MemberChoice("centre", "centre", ())]
+TOKEN = "a-long-secret-token"
 SCRIPT = "<img src=x onerror=alert(1)>.png"  # name of a picture
 
 
@@ -62,6 +64,13 @@ def unit(vector: np.ndarray) -> np.ndarray:
     """Scale a vector to unit length; grey stands for an empty one."""
     length = np.linalg.norm(vector)
     return vector / length if length else np.full(3, 3**-0.5)
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
+    """Encode a picture of one colour as PNG."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "png")
+    return stream.getvalue()
 
 
 def draw_pictures(folder: Path, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import shutil
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colour_index import SCRIPT, index_pictures, make_index, served
-from PIL import Image
+from colour_index import SCRIPT, TOKEN, index_pictures, make_index, png, served
 from test_search_video import write_video
 
 from pab.data.annotations import read_retrieval
@@ -121,12 +119,6 @@ def names(page: Any) -> list[str]:
 
 def count_becomes(page: Any, count: int) -> None:
     becomes(page, f"document.querySelectorAll('{TILES}').length === {count}")
-
-
-def png(colour: tuple[int, int, int]) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (64, 48), colour).save(stream, "png")
-    return stream.getvalue()
 
 
 def drop(page: Any, content: bytes) -> None:
@@ -468,14 +460,13 @@ def check(page: Any) -> None:
 
 
 def test_the_login(browser: Any, root: Path) -> None:
-    token = "a-long-secret-token"
-    with served(Index.open(root / "index"), token) as at:
+    with served(Index.open(root / "index"), TOKEN) as at:
         page = browser.new_context().new_page()
         page.goto(f"{at}/?q=red")
         page.fill("input[type=password]", "wrong")
         page.keyboard.press("Enter")
         page.wait_for_selector("#problem")
-        page.fill("input[type=password]", token)
+        page.fill("input[type=password]", TOKEN)
         page.keyboard.press("Enter")
         page.wait_for_selector(TILES, timeout=WAIT_MS)
         assert page.input_value("#text") == "red"

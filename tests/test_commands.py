@@ -17,7 +17,13 @@ from pab.core.commands import COMMANDS, GROUPS
 ROOT = Path(__file__).resolve().parents[1]
 ALL = {command: sentence for part in COMMANDS.values() for command, sentence in part.items()}
 PYTHON = [command for command in ALL if command.startswith("python ")]
-SETUP = {"setup.sh", "setup_lavis.sh", "test.sh", "check_requirements.sh"}  # for maintainers
+SETUP = {
+    "setup.sh",
+    "setup_browser.sh",
+    "setup_lavis.sh",
+    "test.sh",
+    "check_requirements.sh",
+}  # for maintainers
 UNGROUPED = ("options", "positional arguments")
 
 

@@ -13,6 +13,7 @@ Shape letters: `Q` queries, `G` images of the index, `D` width of the vectors.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +180,7 @@ class Searcher:
         self.weights = {name: float(given.get(name, 1.0)) for name in self.encoders}
         if not any(self.weights.values()):
             raise InputError("weights", "expected a member with a positive weight")
+        self._encoding = threading.Lock()  # tokenizers and numeric settings are not thread-safe
 
     def search(
         self,
@@ -204,7 +206,8 @@ class Searcher:
             raise InputError("top_k", f"must be at least 1, found {top_k}")
         for query in queries:
             query.check()
-        parts = {name: self._encode(name, queries) for name in self.encoders}
+        with self._encoding:
+            parts = {name: self._encode(name, queries) for name in self.encoders}
         k = max(top_k, len(queries)) if one_to_one else top_k
         found = self._best(parts, k, filters)
         self._check_finite(found, queries)

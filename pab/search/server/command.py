@@ -1,0 +1,133 @@
+"""Serve an index on a page and by a REST interface: `python -m pab.search serve`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pab.core.commands import CommandParser
+from pab.core.errors import InputError
+from pab.search.index import Index
+from pab.search.libraries import library
+from pab.search.texts import check_query
+
+PROG = "python -m pab.search serve"
+IDLE_S = 5  # seconds until an idle connection is closed
+BACKLOG = 128  # connections that may wait to be accepted
+
+
+def build_parser() -> CommandParser:
+    """Build the parser."""
+    parser = CommandParser(
+        prog=PROG, description="Serve an index on a page and by a REST interface."
+    )
+    data, model, speed = parser.groups["data"], parser.groups["model"], parser.groups["speed"]
+    data.add_argument("--index", type=Path, required=True, metavar="DIR", help="folder of an index")
+    model.add_argument(
+        "--members", nargs="+", default=[], metavar="NAME",
+        help="members of the index to search with (default: all)",
+    )  # fmt: skip
+    output = parser.groups["output"]
+    output.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS",
+        help="address to listen on; any but a loopback address needs --token (default: 127.0.0.1)",
+    )  # fmt: skip
+    output.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port, 0 for a free one (default: 8000)"
+    )
+    output.add_argument("--token", metavar="TEXT", help="secret that clients must send")
+    output.add_argument(
+        "--example", action="append", default=[], metavar="TEXT",
+        help="query to show on the empty page; may be repeated",
+    )  # fmt: skip
+    speed.add_argument(
+        "--parallel", type=int, metavar="N",
+        help="searches at a time; others wait or are refused (default: the number of cores)",
+    )  # fmt: skip
+    speed.add_argument(
+        "--device", metavar="NAME", help="device of the models (default: as for the index)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the command line, load the index and the models, and serve until Ctrl-C.
+
+    Raises:
+        InputError: a flag is invalid, the port is in use, or the index cannot be used.
+    """
+    args = build_parser().parse_args(list(argv))
+    for name in ("fastapi", "uvicorn", "python_multipart"):
+        library(name, "the server's page and interface")
+    # Imported here, because only the extra `search` installs the libraries.
+    import uvicorn
+
+    from pab.search.members import open_encoders
+    from pab.search.server.app import EXAMPLES, create_app
+    from pab.search.server.connections import Connection
+    from pab.search.server.security import (
+        LONGEST_HEADERS,
+        SHORTEST_TOKEN,
+        Access,
+        is_loopback,
+    )
+    from pab.search.server.service import Service
+
+    if args.token is None and not is_loopback(args.host):
+        raise InputError(
+            "--host", f"expected --token for an address that others reach, {args.host}, found none",
+            todo="make one: python -c 'import secrets; print(secrets.token_urlsafe())'",
+        )  # fmt: skip
+    if args.token is not None and len(args.token) < SHORTEST_TOKEN:
+        problem = f"expected at least {SHORTEST_TOKEN} characters, found {len(args.token)}"
+        raise InputError("--token", problem)
+    if args.token is not None and not (args.token.isascii() and args.token.isprintable()):
+        raise InputError("--token", "expected printable ASCII characters, found others")
+    parallel = os.cpu_count() or 1 if args.parallel is None else args.parallel
+    if parallel < 1:
+        raise InputError("--parallel", f"must be at least 1, found {parallel}")
+    for text in args.example:
+        check_query(text, "--example")
+    index = Index.open(args.index)
+    if not index.rows:
+        raise InputError(args.index, "expected an index with images, found none")
+    listening = listen(args.host, args.port)
+    # One query image needs no loader processes.
+    more = ["--num_workers", "0", *([] if args.device is None else ["--device", args.device])]
+    encoders = open_encoders(index, prog=PROG, names=args.members, more=more)
+    service = Service(index, encoders)
+    access = Access.create(args.host, args.token)
+    app = create_app(service, access, parallel, args.example or EXAMPLES)
+    config = uvicorn.Config(
+        app, http=Connection, ws="none", access_log=False, log_level="error", server_header=False,
+        proxy_headers=False, timeout_keep_alive=IDLE_S,
+        h11_max_incomplete_event_size=LONGEST_HEADERS,
+    )  # fmt: skip
+    print(f"serving {index.rows:,} images of {args.index} at {address(listening)}", file=sys.stderr)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
+
+    Raises:
+        InputError: the address or the port cannot be used.
+    """
+    if not 0 <= port <= 65_535:
+        raise InputError("--port", f"expected 0 to 65535, found {port}")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, place = found[0]
+        return socket.create_server(place[:2], family=family, backlog=BACKLOG)
+    except (OSError, OverflowError, UnicodeError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"--host {host} --port {port}", f"cannot be used: {problem}") from error
+
+
+def address(listening: socket.socket) -> str:
+    """Return the address of the page."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

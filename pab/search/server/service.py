@@ -1,0 +1,300 @@
+"""Search for the server: queries, pictures and uploads over one index.
+
+The methods block and are safe to call from several threads. When the index on disk changes, the
+next request opens it again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from pab.core.errors import InputError
+from pab.scoring.encoder import Encoder
+from pab.search.index import MANIFEST, Entry, Index
+from pab.search.query import Filters, Hit, Query, Searcher
+from pab.search.server.cache import BoundedCache
+from pab.search.server.ids import Ids, image_id
+from pab.search.server.marks import NamedMark, annotation
+from pab.search.server.models import (
+    DEEPEST,
+    Folders,
+    MarksRequest,
+    Picture,
+    Result,
+    SearchRequest,
+    SearchResponse,
+)
+from pab.search.server.pictures import Decoders, DecodeUpload, LoadPicture, MakeJpeg
+from pab.search.texts import check_query
+
+THUMBNAIL_PX = 480  # longer side; sharp in a row of 240 CSS px at two device pixels per CSS px
+WHOLE_PX = 2_400  # longer side of the whole picture; photo search decodes at most about this size
+CACHED_THUMBNAILS = 32 << 20  # bytes, about 800 thumbnails
+CACHED_PICTURES = 16 << 20
+CACHED_UPLOADS = 32 << 20  # about 20 query images
+MOST_FOLDERS = 500
+
+
+class UnknownImageError(Exception):
+    """No image of the index, or no upload that is still kept, has an id."""
+
+
+class QueryError(Exception):
+    """A query cannot be answered; the message is for the client."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Opened index with its search, the ids of its images, and the state of its manifest."""
+
+    searcher: Searcher
+    ids: Ids
+    stamp: tuple[int, int, int]
+
+    @property
+    def index(self) -> Index:
+        """The index."""
+        return self.searcher.index
+
+    def row(self, identity: str) -> int:
+        """Return the row of an image by its id.
+
+        Raises:
+            UnknownImageError: the index has no such image.
+        """
+        found = self.ids.row(identity)
+        if found is None:
+            raise UnknownImageError(identity)
+        return found
+
+
+class Service:
+    """Answer requests.
+
+    Args:
+        index: the index.
+        encoders: name of each member to search with -> its encoder.
+        decoders: processes that decode pictures.
+    """
+
+    def __init__(
+        self, index: Index, encoders: Mapping[str, Encoder], decoders: Decoders | None = None
+    ) -> None:
+        self.folder, self.encoders = index.folder, dict(encoders)
+        self.decoders = decoders or Decoders()
+        self._opened = Opened(Searcher(index, encoders), Ids(index), _stamp(index.folder))
+        self._lock = threading.Lock()
+        self._thumbnails: BoundedCache[bytes] = BoundedCache(CACHED_THUMBNAILS)
+        self._pictures: BoundedCache[bytes] = BoundedCache(CACHED_PICTURES)
+        self._uploads: BoundedCache[Image.Image] = BoundedCache(CACHED_UPLOADS)
+        self._folders: tuple[Index, Folders] | None = None
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self.decoders.close()
+
+    @property
+    def index(self) -> Index:
+        """The index, opened again if it has changed.
+
+        Raises:
+            InputError: it cannot be read, or has other members now.
+        """
+        return self._current().index
+
+    # --------------------------------------------------------------------------------- searching
+
+    def search(self, request: SearchRequest, upload: bytes | None = None) -> SearchResponse:
+        """Search; an upload is the query's image.
+
+        Raises:
+            QueryError: the query is invalid, or its image cannot be decoded.
+            UnknownImageError: the query's image is not known.
+            InputError: the index or the model cannot be used.
+        """
+        _check(request, upload)
+        opened, began = self._current(), time.perf_counter()
+        kept = request.image
+        image: Image.Image | None = None
+        if upload is not None:
+            image, kept = self._decoded(upload)
+        elif kept is not None and kept.startswith("upload-"):
+            image = self._uploads.get(kept)
+            if image is None:
+                raise UnknownImageError(kept)
+        wanted = request.offset + request.limit
+        more = min(wanted + 1, DEEPEST)  # one more shows whether there are further results
+        filters = Filters(request.folder, request.start_s, request.end_s, request.least)
+        try:
+            if image is None and kept is not None and request.text is None and not request.minus:
+                hits = opened.searcher.similar(opened.row(kept), more, filters)
+            else:
+                if image is None and kept is not None:
+                    entry = opened.index.entry(opened.row(kept))
+                    image = self.decoders.run(LoadPicture(entry))
+                weights: dict[str, float] = dict(request.weights.items())
+                query = Query(request.text, image, tuple(request.minus), weights)
+                (hits,) = opened.searcher.search([query], more, filters)
+        except InputError as error:
+            if error.where in ("query", "weights", "image query"):
+                raise QueryError(str(error)) from error
+            raise
+        shown = hits[request.offset : wanted]
+        following = wanted if len(hits) > wanted and wanted < DEEPEST else None
+        results = [
+            _result(opened.index, hit, rank)
+            for rank, hit in enumerate(shown, start=request.offset + 1)
+        ]
+        return SearchResponse(
+            indexed=opened.index.rows, image=kept, next=following,
+            milliseconds=round((time.perf_counter() - began) * 1_000, 1), results=results,
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------- pictures
+
+    def picture(self, identity: str) -> Picture:
+        """Describe an image.
+
+        Raises:
+            UnknownImageError: the index has no such image.
+        """
+        opened = self._current()
+        row = opened.row(identity)
+        return Picture.model_validate(_facts(row, opened.index.entry(row)))
+
+    def thumbnail(self, identity: str) -> bytes:
+        """Return a small JPEG of an image.
+
+        Raises:
+            UnknownImageError: the index has no such image.
+            InputError: its file has become unreadable.
+        """
+        return self._jpeg(identity, THUMBNAIL_PX, self._thumbnails)
+
+    def whole(self, identity: str) -> bytes:
+        """Return an upright JPEG of the whole image, without metadata; see :meth:`thumbnail`."""
+        return self._jpeg(identity, WHOLE_PX, self._pictures)
+
+    def _jpeg(self, identity: str, side: int, cache: BoundedCache[bytes]) -> bytes:
+        opened = self._current()
+        entry = opened.index.entry(opened.row(identity))
+        key = (entry.name, entry.mtime_ns, entry.bytes)
+        found = cache.get(key)
+        if found is None:
+            found = self.decoders.run(MakeJpeg(entry, side))
+            cache.put(key, found, len(found))
+        return found
+
+    def _decoded(self, upload: bytes) -> tuple[Image.Image, str]:
+        """Decode an upload and keep it for requests for more results; return its id too."""
+        try:
+            image = self.decoders.run(DecodeUpload(upload))
+        except InputError as error:
+            raise QueryError(f"the image {error.problem}") from error
+        kept = f"upload-{secrets.token_hex(16)}"
+        self._uploads.put(kept, image, image.width * image.height * 3)
+        return image, kept
+
+    # -------------------------------------------------------------------------- other requests
+
+    def folders(self) -> Folders:
+        """List the folders of the images; it reads all names once per index."""
+        index = self.index
+        known = self._folders
+        if known is None or known[0] is not index:
+            known = index, folders_of(index)
+            self._folders = known
+        return known[1]
+
+    def annotation(self, request: MarksRequest) -> str:
+        """Convert marks to an annotation.
+
+        Raises:
+            UnknownImageError: a marked image is not in the index.
+            QueryError: no image is marked right.
+        """
+        opened = self._current()
+        marks = [
+            NamedMark(mark.text, opened.index.entry(opened.row(mark.image)).name, mark.right)
+            for mark in request.marks
+        ]
+        try:
+            return annotation(marks, request.form)
+        except InputError as error:
+            raise QueryError(str(error)) from error
+
+    def _current(self) -> Opened:
+        stamp = _stamp(self.folder)
+        if stamp == self._opened.stamp:
+            return self._opened
+        with self._lock:
+            if stamp != self._opened.stamp:
+                before, index = self._opened.index, Index.open(self.folder)
+                if index.members != before.members:
+                    raise InputError(
+                        self.folder, "has other members now", todo="start the server again"
+                    )
+                self._opened = Opened(Searcher(index, self.encoders), Ids(index), stamp)
+            return self._opened
+
+
+def folders_of(index: Index) -> Folders:
+    """List the folders that contain images; if there are too many, only those above a depth."""
+    found: set[str] = set()
+    for name in index.names:
+        folder = name.rpartition("/")[0]
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    shown = sorted(found, key=lambda folder: (folder.count("/"), folder))[:MOST_FOLDERS]
+    return Folders(folders=sorted(shown), complete=len(shown) == len(found))
+
+
+def _check(request: SearchRequest, upload: bytes | None) -> None:
+    """Reject a query that no member can answer.
+
+    Raises:
+        QueryError: see above.
+    """
+    if upload is not None and request.image is not None:
+        raise QueryError("image: expected an id or a file, found both")
+    if request.text is None and request.image is None and upload is None:
+        raise QueryError("query: expected a text or an image, found neither")
+    try:
+        for name, texts in (("text", [request.text]), ("minus", request.minus)):
+            for text in texts:
+                if text is not None:
+                    check_query(text, name)
+    except InputError as error:
+        raise QueryError(str(error)) from error
+
+
+def _facts(row: int, entry: Entry) -> dict[str, object]:
+    return {
+        "id": image_id(row, entry.name), "name": entry.name, "time_s": entry.time_s,
+        "width": entry.width, "height": entry.height, "caption": entry.caption,
+    }  # fmt: skip
+
+
+def _result(index: Index, hit: Hit, rank: int) -> Result:
+    facts = _facts(hit.row, index.entry(hit.row))
+    return Result.model_validate(
+        {**facts, "rank": rank, "score": hit.score, "scores": dict(hit.scores)}
+    )
+
+
+def _stamp(folder: Path) -> tuple[int, int, int]:
+    """Return what changes whenever a manifest is replaced."""
+    try:
+        status = os.stat(folder / MANIFEST)  # noqa: PTH116 - on every request
+    except OSError as error:
+        raise InputError(folder / MANIFEST, f"cannot be read: {error.strerror}") from error
+    return status.st_ino, status.st_mtime_ns, status.st_size

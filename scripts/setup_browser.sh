@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Install what the tests of the search page need: Debian's Chromium, and axe-core (accessibility).
+#   bash scripts/setup_browser.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+version=4.14.1
+target=output/browser
+needed=()
+command -v chromium >/dev/null 2>&1 || needed+=(chromium)
+[ -f "$target/axe-$version.min.js" ] || command -v npm >/dev/null 2>&1 || needed+=(npm)
+if [ ${#needed[@]} -gt 0 ]; then
+    root=()
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    "${root[@]}" apt-get update --quiet
+    "${root[@]}" apt-get install --yes --quiet --no-install-recommends "${needed[@]}"
+fi
+if [ ! -f "$target/axe-$version.min.js" ]; then
+    mkdir -p "$target"
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    npm pack --silent --pack-destination "$work" "axe-core@$version" >/dev/null
+    tar -xzf "$work/axe-core-$version.tgz" -C "$work" package/axe.min.js
+    mv "$work/package/axe.min.js" "$target/axe-$version.min.js"
+fi

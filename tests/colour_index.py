@@ -1,0 +1,140 @@
+"""Index of coloured pictures with an encoder that knows colours, and a running search server."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import uvicorn
+from PIL import Image
+from starlette.types import ASGIApp
+
+from pab.scoring.encoder import Encoder, Origin
+from pab.search.build import BuildSettings, build_index
+from pab.search.index import Index
+from pab.search.members import MemberChoice, Opened
+from pab.search.server.app import create_app
+from pab.search.server.command import address, listen
+from pab.search.server.connections import Connection
+from pab.search.server.security import Access
+from pab.search.server.service import Service
+from pab.search.sources import FolderSource, Source
+
+COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0)}
+CHOICES = [MemberChoice("mean", "mean", ()), MemberChoice("centre", "centre", ())]
+TOKEN = "a-long-secret-token"
+SCRIPT = "<img src=x onerror=alert(1)>.png"  # name of a picture
+
+
+class Colours(Encoder):
+    """Encode the mean colour of a picture, or of its centre, and the colours that a text names."""
+
+    origin = Origin("colours", "colours.pth")
+
+    def __init__(self, centre: bool) -> None:
+        self.centre = centre
+
+    def encode_images(self, images: Sequence[Any], *, reader: Any = None) -> torch.Tensor:
+        rows = []
+        for image in images:
+            picture = image if isinstance(image, Image.Image) else reader.load(image.path)
+            pixels = np.asarray(picture, dtype=np.float32) / 255
+            if self.centre:
+                high, wide = pixels.shape[0] // 3, pixels.shape[1] // 3
+                pixels = pixels[high : -high or None, wide : -wide or None]
+            rows.append(unit(pixels.mean((0, 1))))
+        return torch.from_numpy(np.stack(rows)).float()
+
+    def encode_texts(self, captions: Sequence[str]) -> torch.Tensor:
+        rows = [
+            unit(np.sum([COLOURS.get(word, (0, 0, 0)) for word in text.lower().split()], axis=0))
+            for text in captions
+        ]
+        return torch.from_numpy(np.stack(rows)).float()
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    """Scale a vector to unit length; grey stands for an empty one."""
+    length = np.linalg.norm(vector)
+    return vector / length if length else np.full(3, 3**-0.5)
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
+    """Encode a picture of one colour as PNG."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "png")
+    return stream.getvalue()
+
+
+def draw_pictures(folder: Path, count: int) -> None:
+    """Draw pictures of four colours in two folders, with noise and different shapes."""
+    for number in range(count):
+        name = list(COLOURS)[number % 4]
+        path = folder / ("park/day" if number % 2 else "street") / f"{name}_{number:03}.png"
+        paint(path, name, number)
+    paint(folder / SCRIPT, "red", count)
+
+
+def paint(path: Path, colour: str, number: int) -> None:
+    """Draw one picture: noise, with a disc of the colour in the middle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(number)
+    high, wide = 90, int(random.integers(60, 180))
+    pixels = random.integers(0, 110, (high, wide, 3))
+    rows, columns = np.ogrid[:high, :wide]
+    disc = (rows - high / 2) ** 2 + (columns - wide / 2) ** 2 < 35**2
+    pixels[disc] = np.array(COLOURS[colour]) * 200 + random.integers(0, 55, 3)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def make_index(root: Path, count: int = 60, members: int = 2) -> Index:
+    """Draw pictures below a folder and index them there."""
+    draw_pictures(root / "photos", count)
+    return index_pictures(root, members)
+
+
+def index_pictures(root: Path, members: int = 2, source: Source | None = None) -> Index:
+    """Index the pictures that are there, or update the index."""
+    opened = [Opened(choice, Colours(choice.name == "centre")) for choice in CHOICES[:members]]
+    source = source or FolderSource(root / "photos", recursive=True)
+    choices = CHOICES[:members]
+    build_index(root / "index", source, choices, lambda: opened, BuildSettings("float32"))
+    return Index.open(root / "index")
+
+
+def service_of(index: Index) -> Service:
+    """Make the service of an index of this module."""
+    return Service(index, {one.name: Colours(one.name == "centre") for one in index.members})
+
+
+@contextlib.contextmanager
+def serving(app: ASGIApp, connection: type[Connection] = Connection) -> Iterator[str]:
+    """Run a server in a thread; yield its address."""
+    listening = listen("127.0.0.1", 0)
+    config = uvicorn.Config(
+        app, http=connection, ws="none", access_log=False, log_level="error", server_header=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield address(listening).rstrip("/")
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@contextlib.contextmanager
+def served(index: Index, token: str | None = None, parallel: int = 2) -> Iterator[str]:
+    """Serve an index in a thread; yield the address."""
+    with serving(create_app(service_of(index), Access.create("127.0.0.1", token), parallel)) as at:
+        yield at

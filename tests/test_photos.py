@@ -22,6 +22,7 @@ from pab.data.photos import (
     list_photos,
     load_photo,
     photo_reader,
+    photo_size,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +99,8 @@ def test_every_orientation(tmp_path: Path, name: str, orientation: int) -> None:
     exif[ORIENTATION] = orientation
     for form in (exif, exif.tobytes()):  # in HEIC: EXIF alone, and with the container's rotation
         save(tmp_path / name, turned, exif=form)
+        with (tmp_path / name).open("rb") as file:
+            assert photo_size(file) == quarters().size
         assert_upright(load_photo(tmp_path / name))
 
 

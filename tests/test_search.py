@@ -23,9 +23,10 @@ import pab.data.photos
 from pab.core.errors import InputError
 from pab.data.photos import list_photos, load_photo
 from pab.scoring.encoder import Encoder, Origin
-from pab.search.__main__ import TOP_K, check_query, main
+from pab.search.__main__ import main
 from pab.search.engine import search
 from pab.search.members import read_member
+from pab.search.texts import TOP_K, check_query
 from scripts import clip_infer
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,6 @@ ITC similarity. The cross encoder then scores the candidates.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,7 +14,7 @@ from pab.core.config import data_flag, flag, output_flag, speed_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.outputs import check_output_folder, check_outputs
 from pab.scoring.job import MemberConfig, scoring_command
-from pab.scoring.rerank import score_candidates
+from pab.scoring.rerank import Reranker, score_candidates
 from uit.outputs import AUTO, LIST, PUBLISHED_K, SCORES, output_path
 
 if TYPE_CHECKING:
@@ -83,16 +82,24 @@ class InferConfig(MemberConfig):
         encoder = load_encoder(self)
         return replace(encoder, compute=encoder.compute.with_cache(encoder.fingerprint))
 
-    def score(self) -> None:
-        """Score each query's candidates; see :meth:`MemberConfig.score`."""
+    def open_reranker(self) -> Reranker:
+        """Load the model with its cross encoder.
+
+        Raises:
+            InputError: settings or weights are invalid.
+        """
         from uit.rerank import open_reranker
 
+        return open_reranker(self)
+
+    def score(self) -> None:
+        """Score each query's candidates; see :meth:`MemberConfig.score`."""
         self.compute()  # reject unsupported settings before the data is read
         check_outputs({"save_itc": self.save_itc})
         if self.cache_dir:
             check_output_folder("--cache_dir", self.cache_dir)
         score_candidates(
-            self.with_outputs(), partial(open_reranker, self), candidates=self.candidates,
+            self.with_outputs(), self.open_reranker, candidates=self.candidates,
             k=self.k_test, save_first=self.save_itc,
         )  # fmt: skip
 

@@ -50,6 +50,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+LYING = frozenset((5, 6, 7, 8))  # orientations that exchange width and height
 
 pillow_heif.register_heif_opener()  # benchmarks name their formats and are not affected
 
@@ -242,6 +243,27 @@ def decode_photo(
     except Exception as error:  # the decoders do not document their exceptions
         words = reason(path, error, FORMAT_NAMES)
         raise InputError(path, f"cannot be read: {words}") from error
+
+
+def photo_size(file: ImageFile) -> tuple[int, int] | None:
+    """Return width and height of an opened photograph, upright, in pixels; only its header is read.
+
+    None if the header cannot be read; decoding reports the reason.
+    """
+    try:
+        with warnings.catch_warnings(), _no_limit:
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=PHOTO_FORMATS) as image:
+                width, height = image.size
+                turn = _container_orientation(image)
+                if image.format == "TIFF":  # Pillow gives the upright size
+                    turn = None
+                # Pillow decodes a PNG completely to look for EXIF behind its pixels.
+                elif turn is None and (image.format != "PNG" or "exif" in image.info):
+                    turn = _exif_orientation(image)
+    except Exception:  # noqa: BLE001 - the decoders do not document their exceptions
+        return None
+    return (height, width) if turn in LYING else (width, height)
 
 
 class _NoLimit(AbstractContextManager[None]):

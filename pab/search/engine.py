@@ -1,4 +1,4 @@
-"""Rank photographs for each query with a loaded encoder.
+"""Search photographs once: index them in a temporary folder, then query the index.
 
 Only photographs that are not in the feature cache are decoded and encoded. A file that cannot be
 decoded is skipped, and the problem is recorded.
@@ -6,25 +6,21 @@ decoded is skipped, and the problem is recorded.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pab.data.photos import photo_reader
 from pab.data.records import GalleryImage
-from pab.ranking import top_k as best_columns
 from pab.scoring.encoder import Encoder
-from pab.scoring.job import check_finite
+from pab.search.index import SHARD_ROWS, Entry, Index, Manifest, Member
+from pab.search.query import Hit, Query, Searcher
+from pab.search.writing import with_shards, write_shard
 
-
-@dataclass(frozen=True)
-class Hit:
-    """Photograph with its rank for a query, from 1, and its score."""
-
-    name: str
-    path: Path
-    rank: int
-    score: float
+MEMBER = "once"  # name of the only member in the temporary index
 
 
 @dataclass(frozen=True)
@@ -54,23 +50,29 @@ def search(
         return Answers(0, {}, [[] for _ in queries])
     reader = photo_reader()
     assert reader.unreadable is not None
-    texts = encoder.encode_texts(queries)  # first, so that bad queries fail early
-    images = encoder.encode_images(photos, reader=reader)
+    encoder.encode_texts(queries)  # first, so that bad queries fail early
+    vectors = encoder.encode_images(photos, reader=reader).float().numpy()
     kept = [i for i, photo in enumerate(photos) if photo.gallery_id not in reader.unreadable]
     unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}
     if not kept:
         return Answers(0, unreadable, [[] for _ in queries])
-    if len(kept) < len(photos):
-        images = images[kept]  # a copy, which memory-mapped vectors should not need
-    scores = encoder.similarity(texts, images)  # [queries, photographs]
-    check_finite(scores, encoder.origin.checkpoint, queries)
-    columns = best_columns(scores, top_k)
-    values = scores.gather(1, columns)
-    hits = [
-        [
-            Hit(photos[kept[column]].gallery_id, photos[kept[column]].path, rank, value)
-            for rank, (column, value) in enumerate(zip(*row, strict=True), start=1)
-        ]
-        for row in zip(columns.tolist(), values.tolist(), strict=True)
-    ]
+    with tempfile.TemporaryDirectory(prefix="pab-search-") as folder:
+        index = _index(Path(folder), encoder, [photos[i] for i in kept], vectors[kept])
+        hits = Searcher(index, {MEMBER: encoder}).search([Query(one) for one in queries], top_k)
     return Answers(len(kept), unreadable, hits)
+
+
+def _index(
+    folder: Path, encoder: Encoder, photos: Sequence[GalleryImage], vectors: np.ndarray
+) -> Index:
+    """Write an index that keeps its entries in memory; vectors are float32 [G, D]."""
+    origin = {"checkpoint": encoder.origin.checkpoint}
+    member = Member(MEMBER, MEMBER, (), {}, origin, vectors.shape[1], "float32")
+    manifest = Manifest({}, str(folder), [member])
+    entries = [Entry(photo.gallery_id, photo.path, 0, 0) for photo in photos]
+    for start in range(0, len(entries), SHARD_ROWS):
+        part = slice(start, start + SHARD_ROWS)
+        rows = {MEMBER: vectors[part]}
+        shard = write_shard(folder, manifest, entries[part], rows, metadata=False)
+        manifest = with_shards(manifest, [*manifest.shards, shard])
+    return Index(folder, manifest, entries)

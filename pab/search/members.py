@@ -1,13 +1,24 @@
-"""Parse the flags of the member that photo search uses; see :mod:`pab.scoring.members`."""
+"""Parse the flags of the members that photo search uses, and open them.
+
+See :mod:`pab.scoring.members` for the members.
+"""
 
 from __future__ import annotations
 
-from pab.core.commands import names_flag
-from pab.core.config import config_from_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pab.core.commands import CommandParser, names_flag
 from pab.core.errors import InputError
 from pab.core.notices import notice
-from pab.scoring.job import MemberConfig
-from pab.scoring.members import member_config
+from pab.search.flags import Once
+from pab.search.index import Dtype, Index, Manifest, Member
+
+if TYPE_CHECKING:
+    from pab.scoring.encoder import Encoder
+    from pab.scoring.job import MemberConfig
 
 INSTEAD = {
     "model": "--model names the member; --arch names its architecture",
@@ -17,6 +28,8 @@ INSTEAD = {
     "save_score": "no score file is written; --json FILE writes names and scores",
     "output_file": "no ranked list is written; --json FILE writes names and scores",
 }
+# Facts of a fingerprint that only affect rounding; see Compute.number_format.
+ROUNDING = frozenset(("device", "dtype", "tf32", "deterministic"))
 
 
 def read_member(name: str, architecture: str | None, argv: list[str], *, prog: str) -> MemberConfig:
@@ -31,6 +44,10 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
     Raises:
         InputError: an unknown or invalid setting, or a flag that only benchmark scoring has.
     """
+    # Imported here, because an update of an index that encodes nothing needs no torch.
+    from pab.core.config import config_from_args
+    from pab.scoring.members import member_config
+
     cls = member_config(name)
     unused = cls.ignored()
     for setting in unused:
@@ -47,3 +64,151 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
         if ignored:
             notice(rest.config, f"photo search ignores its {', '.join(ignored)}")
     return config
+
+
+@dataclass(frozen=True)
+class MemberChoice:
+    """Member named on a command line.
+
+    Attributes:
+        name: name in the index.
+        model: name of its entry point.
+        arguments: its flags, with ``--arch`` for the architecture.
+    """
+
+    name: str
+    model: str
+    arguments: tuple[str, ...]
+
+    def config(self, prog: str, more: Sequence[str] = ()) -> MemberConfig:
+        """Parse the flags, and further ones that override them.
+
+        The index itself keeps the vectors, so the feature cache is off unless a flag sets it.
+
+        Raises:
+            InputError: see :func:`read_member`.
+        """
+        parser = CommandParser(prog=prog, add_help=False)
+        parser.add_argument("--arch", action=Once)
+        own, words = parser.parse_known_args([*self.arguments, *more])
+        if not names_flag(words, "--feature_cache"):
+            words.append("--no_feature_cache")
+        return read_member(self.model, own.arch, words, prog=prog)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Member with its loaded model."""
+
+    choice: MemberChoice
+    encoder: Encoder
+
+    @property
+    def name(self) -> str:
+        """Name in the index."""
+        return self.choice.name
+
+    def member(self, width: int, dtype: Dtype) -> Member:
+        """Describe the member for a manifest."""
+        origin = self.encoder.origin
+        names = ("architecture", "checkpoint", "checkpoint_sha256", "dtype")
+        facts = {name: str(getattr(origin, name)) for name in names}
+        choice, fingerprint = self.choice, dict(self.encoder.fingerprint)
+        return Member(
+            choice.name, choice.model, choice.arguments, fingerprint, facts, width, dtype
+        )  # fmt: skip
+
+
+def split_members(argv: Sequence[str]) -> tuple[list[MemberChoice], list[str]]:
+    """Split a command line at each ``--model NAME``.
+
+    Flags before the first ``--model`` belong to all members, the others to the member before them.
+    The name of a member is its model, or ``MODEL_2`` for the second one of a model.
+
+    Returns:
+        The members, and the flags before the first.
+
+    Raises:
+        InputError: ``--model`` without a name.
+    """
+    words: list[list[str]] = [[]]
+    for word in argv:
+        if word == "--model":
+            words.append([])
+        elif word.startswith("--model="):
+            words.append([word.partition("=")[2]])
+        else:
+            words[-1].append(word)
+    shared, *parts = words
+    choices: list[MemberChoice] = []
+    for part in parts:
+        if not part or part[0].startswith("-"):
+            raise InputError("--model", "expected the name of a member, found none")
+        model, *own = part
+        count = 1 + sum(choice.model == model for choice in choices)
+        name = model if count == 1 else f"{model}_{count}"
+        choices.append(MemberChoice(name, model, (*shared, *own)))
+    return choices, shared
+
+
+def choice_of(member: Member) -> MemberChoice:
+    """Return the choice that opens a member of an index again."""
+    return MemberChoice(member.name, member.model, member.arguments)
+
+
+def open_encoders(
+    index: Index, *, prog: str, names: Sequence[str] = (), more: Sequence[str] = ()
+) -> Mapping[str, Encoder]:
+    """Open the members of an index.
+
+    Args:
+        index: the index.
+        prog: name of the command, for messages.
+        names: members to open; empty for all.
+        more: further flags for each of them, such as ``--device cpu``.
+
+    Raises:
+        InputError: no such member, or its model is not that of the index.
+    """
+    chosen = [index.member(name) for name in names] or index.members
+    configs = {one.name: choice_of(one).config(prog, more) for one in chosen}
+    encoders = {}
+    for member in chosen:
+        encoder = configs[member.name].open()
+        check_same_model(index.folder, member, encoder)
+        encoders[member.name] = encoder
+    return encoders
+
+
+def check_choices(folder: Path, manifest: Manifest, choices: Sequence[MemberChoice]) -> None:
+    """Reject other members than those of an index.
+
+    Raises:
+        InputError: their names or models differ.
+    """
+    expected = [(member.name, member.model) for member in manifest.members]
+    found = [(choice.name, choice.model) for choice in choices]
+    if found != expected:
+        names = [", ".join(name for name, _ in one) for one in (expected, found)]
+        problem = f"expected the members {names[0]}, found {names[1]}"
+        raise InputError(folder, problem, todo="use another --out")
+
+
+def check_same_model(folder: Path, member: Member, encoder: Encoder) -> None:
+    """Reject a model whose vectors cannot be compared with those of an index.
+
+    Raises:
+        InputError: weights, architecture or preprocessing differ.
+    """
+    before, now = member.fingerprint, encoder.fingerprint
+    for fact in sorted({*before, *now}):
+        if before.get(fact) == now.get(fact):
+            continue
+        words = f"{fact} {before.get(fact)}, found {now.get(fact)}"
+        if fact in ROUNDING:
+            notice(folder, f"the vectors of member {member.name} were computed with {words}")
+        else:
+            raise InputError(
+                folder, f"expected {words}", item=f"member {member.name!r}",
+                todo="pass the model that the index was made with, or make another index",
+            )  # fmt: skip

@@ -17,7 +17,8 @@ from pab.core.files import write_text
 from pab.core.progress import progress
 from pab.data.photos import load_photo
 from pab.data.thumbnails import data_url
-from pab.search.engine import Answers, Hit
+from pab.search.engine import Answers
+from pab.search.query import Hit
 
 THUMBNAIL_PX = 320  # longer side; sharp in a grid column at two device pixels per CSS pixel
 JPEG_QUALITY = 75
@@ -25,8 +26,9 @@ JPEG_QUALITY = 75
 
 @dataclass(frozen=True)
 class Picture:
-    """Photograph in a grid: ranked hit, data URL of the thumbnail, address of the file."""
+    """Photograph in a grid: rank, hit, data URL of the thumbnail, address of the file."""
 
+    rank: int
     hit: Hit
     source: str
     address: str
@@ -50,7 +52,13 @@ def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unrea
     for photo in progress(shown, "making thumbnails", "images"):
         thumbnails[photo] = data_url(load_photo(photo), THUMBNAIL_PX, JPEG_QUALITY)
     sections = [
-        (query, [Picture(hit, thumbnails[hit.path], _address(hit.path, path)) for hit in hits])
+        (
+            query,
+            [
+                Picture(rank, hit, thumbnails[hit.path], _address(hit.path, path))
+                for rank, hit in enumerate(hits, start=1)
+            ],
+        )
         for query, hits in zip(queries, answers.hits, strict=True)
     ]
     environment = Environment(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pab.core.errors import InputError
 from pab.core.files import write_text
-from pab.search.engine import Answers
+
+if TYPE_CHECKING:  # both import torch, which an update of an index does not need
+    from pab.search.engine import Answers
+    from pab.search.query import Hit
 
 UNREADABLE = Path("output/search/unreadable.txt")  # default without --json and --html
 
@@ -32,13 +36,36 @@ def as_plain(
             {
                 "query": query,
                 "images": [
-                    {"rank": hit.rank, "path": hit.name, "score": hit.score} for hit in hits
+                    {"rank": rank, "path": hit.name, "score": hit.score}
+                    for rank, hit in enumerate(hits, start=1)
                 ],
             }
             for query, hits in zip(queries, answers.hits, strict=True)
         ],
         "unreadable": [{"path": name, "problem": problem} for name, problem in unreadable.items()],
     }
+
+
+def hit_as_plain(rank: int, hit: Hit) -> dict[str, Any]:
+    """Convert a result to plain values for JSON, with what only some results have."""
+    found: dict[str, Any] = {
+        "rank": rank, "path": hit.name, "score": hit.score, "scores": dict(hit.scores),
+    }  # fmt: skip
+    if hit.time_s is not None:
+        found["time_s"] = hit.time_s
+    if hit.rerank_score is not None:
+        found["rerank_score"] = hit.rerank_score
+    return found
+
+
+def print_hits(titles: Sequence[str], results: Sequence[Sequence[Hit]]) -> None:
+    """Print each query with its images: rank, score and name, one per line."""
+    for title, hits in zip(titles, results, strict=True):
+        print(one_line(title))
+        for rank, hit in enumerate(hits, start=1):
+            score = hit.score if hit.rerank_score is None else hit.rerank_score
+            print(f"{rank:4}  {score:8.4f}  {one_line(hit.name)}")
+    sys.stdout.flush()  # print the lines on stderr last
 
 
 def unreadable_file(json: Path | None, html: Path | None) -> Path:

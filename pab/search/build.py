@@ -1,0 +1,393 @@
+"""Build and update a search index: find what has changed, encode it, write shards.
+
+An image is unchanged if its name, size and time of change are in the index. Otherwise it is hashed:
+if the index has an image with the same content, such as a renamed one, its vectors are used again.
+Only other images are decoded and encoded. Rows of removed and changed images are dropped at the end
+of the run.
+
+Every block of rows becomes a shard at once, so a stopped run loses at most one block. At the end,
+small shards are merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from pab.core.errors import InputError
+from pab.core.progress import Progress
+from pab.data.photos import photo_reader
+from pab.data.records import GalleryImage
+from pab.search.index import (
+    MANIFEST,
+    Dtype,
+    Entry,
+    FileState,
+    Index,
+    Manifest,
+    Unreadable,
+    read_manifest,
+)
+from pab.search.members import MemberChoice, Opened, check_choices, check_same_model
+from pab.search.previous import Previous, locked
+from pab.search.sources import (
+    Container,
+    Item,
+    Listing,
+    Source,
+    check_source,
+    with_content,
+)
+from pab.search.writing import compacted, remove_unnamed, with_shards, write_shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK_ROWS = 1_000  # rows that a stopped run may lose
+PICTURES = 32  # images of archives and videos in memory at a time
+THREADS = 8  # readers of files; reading and hashing release the interpreter lock
+
+Opener = Callable[[], Sequence[Opened]]
+
+
+@dataclass
+class Report:
+    """Counts of a run.
+
+    Attributes:
+        rows: images in the index at the end.
+        kept: unchanged images.
+        reused: images whose content the index had under another name or time.
+        encoded: images that were decoded and encoded.
+        removed: rows of removed and changed images.
+        unreadable: name -> problem.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    reused: int = 0
+    encoded: int = 0
+    removed: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Settings of a run.
+
+    Attributes:
+        dtype: type of the stored vectors of a new index.
+        block: rows per shard while the run goes on.
+        check_content: hash every file, also if its size and time are unchanged.
+    """
+
+    dtype: Dtype = "float16"
+    block: int = BLOCK_ROWS
+    check_content: bool = False
+
+
+def build_index(
+    folder: Path,
+    source: Source,
+    choices: Sequence[MemberChoice],
+    open_members: Opener,
+    settings: BuildSettings | None = None,
+) -> Report:
+    """Build an index, or update it.
+
+    Args:
+        folder: folder of the index; a new or empty one, or an index of the same source and members.
+        source: the images.
+        choices: the members by name, with their flags.
+        open_members: function that loads the members; called only if an image must be encoded.
+        settings: None uses the defaults.
+
+    Raises:
+        InputError: the folder holds something else, another run writes it, no image can be read, or
+            the members are not those of the index.
+    """
+    with locked(folder):
+        run = _Run(folder, source, choices, open_members, settings or BuildSettings())
+        try:
+            return run.result()
+        except KeyboardInterrupt:
+            done = run.manifest.rows if run.manifest else 0
+            stop = f"interrupted: {done} images are in {folder}; the same command continues"
+            raise KeyboardInterrupt(stop) from None
+
+
+class _Run:
+    """One run of :func:`build_index`."""
+
+    def __init__(
+        self, folder: Path, source: Source, choices: Sequence[MemberChoice], opener: Opener,
+        settings: BuildSettings,
+    ) -> None:  # fmt: skip
+        self.folder, self.source, self.choices, self.settings = folder, source, choices, settings
+        self._opener, self.report = opener, Report()
+        self.manifest: Manifest | None = None
+        if (folder / MANIFEST).is_file():
+            self.manifest = read_manifest(folder)
+            check_source(folder, self.manifest, source)
+            check_choices(folder, self.manifest, choices)
+            remove_unnamed(folder, self.manifest)
+        self.old = None if self.manifest is None else Previous(Index(folder, self.manifest))
+        self.unreadable: dict[str, Unreadable] = {}
+        self.complete: dict[str, FileState] = {}
+        self._widths: dict[str, int] = {}
+        self._entries: list[Entry] = []
+        self._vectors: list[dict[str, np.ndarray]] = []
+
+    def result(self) -> Report:
+        """Run all steps."""
+        listing = self.source.list()
+        self._check_containers(listing)
+        self.unreadable = {name: Unreadable(why) for name, why in listing.unreadable.items()}
+        files = [entry for entry in listing.images if not self._is_unchanged(entry)]
+        containers = [one for one in listing.containers if not self._is_complete(one)]
+        total = None if containers else len(files)
+        with Progress(total, "indexing", "images") as shown:
+            for start in range(0, len(files), self.settings.block):
+                part = files[start : start + self.settings.block]
+                self._add_files(part)
+                self._flush()
+                shown.update(len(part))
+            for container in containers:
+                self._add_container(container, shown)
+            self._flush()
+        return self._finish()
+
+    def _is_unchanged(self, entry: Entry) -> bool:
+        if self.manifest is None or self.old is None or self.settings.check_content:
+            return False
+        if self.old.keeps(entry):
+            self.report.kept += 1
+            return True
+        before = self.manifest.unreadable.get(entry.name)
+        if before is not None and before.state == FileState(entry.bytes, entry.mtime_ns):
+            self.unreadable[entry.name] = before
+            return True
+        return False
+
+    def _is_complete(self, container: Container) -> bool:
+        """Keep an unchanged container."""
+        if self.manifest is None or self.old is None or self.settings.check_content:
+            return False
+        if self.manifest.complete.get(container.name) != container.state:
+            return False
+        self.report.kept += self.old.keep_container(container.name, container.state)
+        self.complete[container.name] = container.state
+        for name, problem in self.manifest.unreadable.items():
+            if name == container.name or name.startswith(f"{container.name}/"):
+                self.unreadable[name] = problem
+        return True
+
+    def _check_containers(self, listing: Listing) -> None:
+        """Refuse to remove the images of a container that still exists but was not passed."""
+        listed = {one.name for one in listing.containers}
+        for name in self.manifest.complete if self.manifest else ():
+            if name not in listed and Path(self.source.root, name).is_file():
+                raise InputError(
+                    self.folder, "expected all files of the index", item=f"file {name!r}",
+                    todo="pass it too, or use another --out",
+                )  # fmt: skip
+
+    # -------------------------------------------------------------------------------------- adding
+
+    def _add_files(self, entries: Sequence[Entry]) -> None:
+        """Hash a block of files, and encode those with new contents."""
+        hashed: list[Entry] = []
+        with ThreadPoolExecutor(THREADS) as pool:
+            for entry, found in zip(entries, pool.map(_hashed, entries), strict=True):
+                if isinstance(found, InputError):
+                    self._set_unreadable(entry, found)
+                elif not self._has_same(found):
+                    hashed.append(found)
+        fresh = self._reuse(hashed)
+        if not fresh:
+            return
+        vectors: dict[str, np.ndarray] = {}
+        for member in self.opened:
+            reader = photo_reader()
+            images = [GalleryImage(entry.name, entry.path) for entry in fresh]
+            rows = self._rows(member, member.encoder.encode_images(images, reader=reader))
+            bad = reader.unreadable or {}
+            good = np.array([entry.name not in bad for entry in fresh])
+            for entry in fresh:
+                if entry.name in bad:
+                    self._set_unreadable(entry, bad[entry.name])
+            fresh = [entry for entry, keep in zip(fresh, good, strict=True) if keep]
+            vectors = {name: one[good] for name, one in vectors.items()} | {member.name: rows[good]}
+            if not fresh:
+                return
+        self._add(fresh, vectors)
+        self.report.encoded += len(fresh)
+
+    def _add_container(self, container: Container, shown: Progress) -> None:
+        bad: dict[str, str] = {}
+        waiting: list[Item] = []
+        items = self.source.items(container, bad)
+        while True:
+            try:
+                item = next(items, None)
+            except InputError as error:  # images before the damage are used
+                self.unreadable[container.name] = Unreadable(error.problem, container.state)
+                break
+            if item is None:
+                break
+            if self._is_unchanged(item.entry):  # a stopped run has indexed it
+                continue
+            waiting.append(item)
+            if len(waiting) == PICTURES:
+                self._add_items(waiting)
+                shown.update(len(waiting))
+                waiting = []
+        self._add_items(waiting)
+        shown.update(len(waiting))
+        self.unreadable |= {name: Unreadable(problem) for name, problem in bad.items()}
+        self.complete[container.name] = container.state
+        self._flush()
+
+    def _add_items(self, items: Sequence[Item]) -> None:
+        """Read images of a container, and encode those with new contents."""
+        pictures = {}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for item, found in zip(items, pool.map(_loaded, items), strict=True):
+                if isinstance(found, InputError):
+                    self.unreadable[item.entry.name] = Unreadable(found.problem)
+                elif not self._has_same(found[0]):
+                    pictures[found[0].name] = found
+        fresh = self._reuse([entry for entry, _ in pictures.values()])
+        if fresh:
+            images = [pictures[entry.name][1] for entry in fresh]
+            vectors = {
+                one.name: self._rows(one, one.encoder.encode_images(images)) for one in self.opened
+            }
+            self._add(fresh, vectors)
+            self.report.encoded += len(fresh)
+        if len(self._entries) >= self.settings.block:
+            self._flush()
+
+    def _rows(self, member: Opened, vectors: Tensor) -> np.ndarray:
+        """Convert vectors to float32 [n, D]; all images of a member need the same D."""
+        known = {} if self.manifest is None else {m.name: m.width for m in self.manifest.members}
+        width = self._widths.setdefault(member.name, known.get(member.name, vectors.shape[1]))
+        if vectors.shape[1] != width:
+            raise InputError(
+                self.folder, f"expected {width} numbers for every image, found {vectors.shape[1]}",
+                item=f"member {member.name!r}",
+                todo="a model with one vector per token cannot be indexed: search without an index",
+            )  # fmt: skip
+        return vectors.float().numpy()
+
+    def _has_same(self, entry: Entry) -> bool:
+        """With ``check_content``, keep the row of an image with the same name and content."""
+        if self.old is None or not self.settings.check_content or not self.old.has_same(entry):
+            return False
+        self.report.kept += 1
+        return True
+
+    def _reuse(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Add the entries whose content is in the index; return the others."""
+        if self.old is None:
+            return list(entries)
+        contents = self.old.contents
+        known = [entry for entry in entries if entry.sha256 in contents]
+        if known:
+            rows = [contents[str(entry.sha256)] for entry in known]
+            index = self.old.index
+            self._add(known, {one.name: index.vectors(one.name, rows) for one in index.members})
+            self.report.reused += len(known)
+        return [entry for entry in entries if entry.sha256 not in contents]
+
+    def _add(self, entries: Sequence[Entry], vectors: Mapping[str, np.ndarray]) -> None:
+        self._entries += entries
+        self._vectors.append(dict(vectors))
+
+    @cached_property
+    def opened(self) -> Sequence[Opened]:
+        """Load the members, and check that the vectors of the index are theirs."""
+        found = self._opener()
+        if self.manifest is not None:
+            for member, one in zip(self.manifest.members, found, strict=True):
+                check_same_model(self.folder, member, one.encoder)
+        return found
+
+    # ------------------------------------------------------------------------------------- writing
+
+    def _flush(self) -> None:
+        """Write the collected rows as a shard, sorted by name."""
+        if not self._entries:
+            return
+        names = [choice.name for choice in self.choices]
+        rows = {name: np.concatenate([one[name] for one in self._vectors]) for name in names}
+        if self.manifest is None:
+            members = [
+                one.member(rows[one.name].shape[1], self.settings.dtype) for one in self.opened
+            ]
+            self.manifest = Manifest(self.source.facts(), str(self.source.root), members)
+        order = sorted(range(len(self._entries)), key=lambda place: self._entries[place].name)
+        entries = [self._entries[place] for place in order]
+        shard = write_shard(
+            self.folder, self.manifest, entries, {name: one[order] for name, one in rows.items()}
+        )
+        self.manifest = replace(
+            with_shards(self.manifest, [*self.manifest.shards, shard]),
+            complete={**self.manifest.complete, **self.complete},
+            unreadable={**self.manifest.unreadable, **self.unreadable},
+        )
+        self.manifest.save(self.folder)
+        self._entries, self._vectors = [], []
+
+    def _finish(self) -> Report:
+        """Drop the rows of removed and changed images, merge small shards, write the manifest."""
+        report = self.report
+        report.unreadable = {name: one.problem for name, one in sorted(self.unreadable.items())}
+        before = 0 if self.old is None else self.old.index.rows
+        added = 0 if self.manifest is None else self.manifest.rows - before
+        keep = np.ones(before + added, dtype=bool)
+        if self.old is not None:
+            keep[:before] = self.old.keep
+            report.removed = before - int(self.old.keep.sum())
+        report.rows = int(keep.sum())
+        if self.manifest is None or not report.rows:
+            first = next(iter(report.unreadable.items()), None)
+            found = f"; {first[0]!r} {first[1]}" if first else ""
+            raise InputError(
+                self.source.root, f"expected images that can be read, found none{found}",
+                todo="the index is unchanged" if before else None,
+            )  # fmt: skip
+        state = replace(
+            compacted(self.folder, self.manifest, keep), root=str(self.source.root),
+            unreadable=dict(sorted(self.unreadable.items())), complete=self.complete,
+        )  # fmt: skip
+        if state != self.manifest:
+            state.save(self.folder)
+        self.manifest = state
+        remove_unnamed(self.folder, state)
+        return report
+
+    def _set_unreadable(self, entry: Entry, error: InputError) -> None:
+        state = FileState(entry.bytes, entry.mtime_ns)
+        self.unreadable[entry.name] = Unreadable(error.problem, state)
+
+
+def _hashed(entry: Entry) -> Entry | InputError:
+    try:
+        return with_content(entry)
+    except InputError as error:
+        return error
+
+
+def _loaded(item: Item) -> tuple[Entry, Image.Image] | InputError:
+    try:
+        return item.load()
+    except InputError as error:
+        return error

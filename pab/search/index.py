@@ -1,0 +1,372 @@
+"""Search index on disk: format and reading; :mod:`pab.search.writing` writes it.
+
+An index is a folder in clip-retrieval's layout (https://github.com/rom1504/clip-retrieval), with a
+manifest::
+
+    manifest.json                       members, shards, source; the only truth about the folder
+    img_emb/img_emb_N.npy               [n, D] vectors of shard N, of the first member
+    members/NAME/img_emb/img_emb_N.npy  the same rows of each further member
+    metadata/metadata_N.parquet         one row per image of shard N
+
+Shards never change. A run writes new shards, then replaces the manifest. Files that the manifest
+does not name are ignored, and removed by the next run.
+
+Shape letters: `n` rows of a shard, `D` width of the vectors.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from pab import __version__
+from pab.core.errors import InputError
+from pab.core.files import existing_file, write_json
+from pab.formats.tables import pyarrow
+
+FORMAT = 1  # version of the format; other versions are rejected
+MANIFEST = "manifest.json"
+SHARD_ROWS = 10_000  # maximum rows per shard
+GROUP_ROWS = 1_000  # rows per row group of a metadata file, read together
+_GROUPS_IN_MEMORY = 64
+_KEYS = {"name": "image_path"}  # field of an entry -> column of the metadata, where they differ
+
+Dtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Model whose vectors the index holds.
+
+    Attributes:
+        name: name in the index, also of its folder.
+        model: name of the member's entry point, for :func:`pab.search.members.read_member`.
+        arguments: flags that open the model again.
+        fingerprint: facts that the vectors depend on; see
+            :class:`pab.scoring.encoder.Encoder`.
+        origin: architecture, checkpoint, checkpoint_sha256 and dtype of the model.
+        width: D.
+        dtype: type of the stored vectors.
+    """
+
+    name: str
+    model: str
+    arguments: tuple[str, ...]
+    fingerprint: dict[str, str]
+    origin: dict[str, str]
+    width: int
+    dtype: Dtype = "float16"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Number of a shard, part of its file names, and its rows."""
+
+    number: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class FileState:
+    """Size (bytes) and time of the last change (ns) of a file, to detect changes."""
+
+    bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """File that cannot be read: the problem, and the file's state if known."""
+
+    problem: str
+    state: FileState | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of ``manifest.json``.
+
+    Attributes:
+        source: where the images come from; see :class:`pab.search.sources.Source`.
+        root: absolute path that the files of the entries are relative to.
+        members: at least one.
+        shards: in row order.
+        next_number: number of the next shard; numbers are never used again.
+        unreadable: name -> problem of files that cannot be read.
+        complete: name -> state of archives and videos that are indexed completely.
+        ann: description of an approximate index; None without one.
+        format, project_version: versions that wrote the index.
+    """
+
+    source: dict[str, Any]
+    root: str
+    members: list[Member]
+    shards: list[Shard] = field(default_factory=list)
+    next_number: int = 0
+    unreadable: dict[str, Unreadable] = field(default_factory=dict)
+    complete: dict[str, FileState] = field(default_factory=dict)
+    ann: dict[str, Any] | None = None
+    format: int = FORMAT
+    project_version: str = __version__
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return sum(shard.rows for shard in self.shards)
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest atomically.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        write_json(folder / MANIFEST, _MANIFEST.dump_python(self, mode="json"))
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Image of an index; one row of the metadata.
+
+    Attributes:
+        name: unique name: the path relative to the source with its extension; in an archive or a
+            video it continues with the name or the time inside.
+        path: file on disk: the image, or the archive or video that contains it.
+        bytes, mtime_ns: state of ``path``; in an archive, size of the image.
+        sha256: hex digest of the encoded image, or of a frame's pixels; None if not computed.
+        width, height: size in pixels, upright; None if not known.
+        time_s: time stamp in a video, seconds from its first frame; otherwise None.
+        offset: position of the image in an archive, bytes; otherwise None.
+        caption: caption of a table or an archive, or None.
+    """
+
+    name: str
+    path: Path
+    bytes: int
+    mtime_ns: int
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    time_s: float | None = None
+    offset: int | None = None
+    caption: str | None = None
+
+
+class Index:
+    """Opened index. Vectors are memory-mapped; metadata is read in groups of rows when needed.
+
+    Args:
+        folder: folder of the index.
+        manifest: its contents.
+        entries: all entries in row order, for an index without metadata files.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, entries: Sequence[Entry] | None = None
+    ) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._entries = entries
+        self._ends = list(accumulate(shard.rows for shard in manifest.shards))
+        self._groups: OrderedDict[tuple[int, int], list[Entry]] = OrderedDict()
+        self._mapped: dict[tuple[str, int], np.ndarray] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Index:
+        """Open an index.
+
+        Raises:
+            InputError: the folder has no manifest, or one of another format.
+        """
+        folder = Path(folder)
+        return cls(folder, read_manifest(folder))
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def members(self) -> list[Member]:
+        """Models whose vectors the index holds."""
+        return self.manifest.members
+
+    def member(self, name: str) -> Member:
+        """Return the member with a name.
+
+        Raises:
+            InputError: the index has no such member.
+        """
+        for member in self.members:
+            if member.name == name:
+                return member
+        known = ", ".join(member.name for member in self.members)
+        raise InputError(self.folder, f"expected a member of {known}, found {name!r}")
+
+    def blocks(self, member: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the vectors of a member as (first row, memory-mapped [n, D]), in row order.
+
+        Raises:
+            InputError: a file is missing, or has another shape or type than the manifest says.
+        """
+        first = 0
+        for shard in self.manifest.shards:
+            yield first, self._vectors(self.member(member), shard)
+            first += shard.rows
+
+    def vector(self, member: str, row: int) -> np.ndarray:
+        """Return the vector of one row, float32 [D]."""
+        return self.vectors(member, [row])[0].astype(np.float32)
+
+    def vectors(self, member: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the vectors of some rows as stored, [n, D]."""
+        found = self.member(member)
+        out = np.empty((len(rows), found.width), dtype=found.dtype)
+        for place, row in enumerate(rows):
+            shard, position = self._place(int(row))
+            out[place] = self._vectors(found, shard)[position]
+        return out
+
+    def entry(self, row: int) -> Entry:
+        """Return the entry of a row, from 0.
+
+        Raises:
+            InputError: the metadata cannot be read.
+            IndexError: there is no such row.
+        """
+        shard, place = self._place(row)
+        if self._entries is not None:
+            return self._entries[row]
+        key = (shard.number, place // GROUP_ROWS)
+        group = self._groups.get(key)
+        if group is None:  # a server's threads may both read it
+            group = self._groups[key] = self._read_group(*key)
+            if len(self._groups) > _GROUPS_IN_MEMORY:
+                self._groups.popitem(last=False)
+        return group[place % GROUP_ROWS]
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all entries in row order; use it once, not per query."""
+        if self._entries is not None:
+            yield from self._entries
+            return
+        for shard in self.manifest.shards:
+            for group in range(-(-shard.rows // GROUP_ROWS)):
+                yield from self._read_group(shard.number, group)
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        """Names in row order, as an object array; read once, when a filter needs them."""
+        return self.column("name")
+
+    @cached_property
+    def times(self) -> np.ndarray:
+        """Time stamps in row order, seconds, float64; NaN for images that have none."""
+        return self.column("time_s").astype(np.float64)
+
+    def column(self, name: str) -> np.ndarray:
+        """Read a field of all entries but ``path``, in row order, as an object array."""
+        if self._entries is not None:
+            return np.array([getattr(entry, name) for entry in self._entries], dtype=object)
+        parts = [np.empty(0, dtype=object)]
+        for shard in self.manifest.shards:
+            path, key = metadata_path(self.folder, shard.number), _KEYS.get(name, name)
+            with _reading(path), pyarrow(path).parquet.ParquetFile(path) as file:
+                found = file.read(columns=[key]).column(key).to_pylist()
+            if len(found) != shard.rows:
+                problem = f"expected {shard.rows} rows, found {len(found)}"
+                raise InputError(path, problem, todo="index the images again")
+            parts.append(np.array(found, dtype=object))
+        return np.concatenate(parts)
+
+    def _place(self, row: int) -> tuple[Shard, int]:
+        if not 0 <= row < self.rows:
+            raise IndexError(f"expected a row below {self.rows}, found {row}")
+        position = bisect_right(self._ends, row)
+        shard = self.manifest.shards[position]
+        return shard, row - (self._ends[position] - shard.rows)
+
+    def _vectors(self, member: Member, shard: Shard) -> np.ndarray:
+        key = (member.name, shard.number)
+        if key not in self._mapped:
+            path = vectors_path(self.folder, self.members, member.name, shard.number)
+            with _reading(path):
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
+            expected = (member.dtype, (shard.rows, member.width))
+            if (found.dtype, found.shape) != expected:
+                raise InputError(
+                    path, f"expected {member.dtype} {list(expected[1])}, found {found.dtype} "
+                    f"{list(found.shape)}", todo="index the images again",
+                )  # fmt: skip
+            self._mapped[key] = found
+        return self._mapped[key]
+
+    def _read_group(self, number: int, group: int) -> list[Entry]:
+        path = metadata_path(self.folder, number)
+        with _reading(path), pyarrow(path).parquet.ParquetFile(path) as file:
+            rows = file.read_row_group(group).to_pylist()
+        root = self.manifest.root
+        found = []
+        for row in rows:
+            name, file_name = row.pop("image_path"), row.pop("file")
+            relative = name if file_name is None else os.fsdecode(file_name)
+            found.append(Entry(name=name, path=Path(root, relative), **row))
+        return found
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an index.
+
+    Raises:
+        InputError: it is missing or damaged, or has another format.
+    """
+    path = existing_file(folder / MANIFEST, "the manifest of an index")
+    try:
+        found = _MANIFEST.validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        problem = f"expected the manifest of an index, found: {fault['msg']}"
+        raise InputError(path, problem, item=where or None) from error
+    if found.format != FORMAT:
+        raise InputError(
+            path, f"expected format {FORMAT}, found {found.format}", todo="index the images again"
+        )
+    names = [member.name for member in found.members]
+    if not names or any(Path(name).name != name for name in names) or len({*names}) < len(names):
+        raise InputError(path, f"expected distinct names of members, found {names}")
+    return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Convert errors of reading a file of the index to :class:`InputError`."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:  # numpy's and pyarrow's
+        problem = getattr(error, "strerror", None) or str(error)
+        todo = "index the images again"
+        raise InputError(path, f"cannot be read: {problem}", todo=todo) from error
+
+
+def metadata_path(folder: Path, number: int) -> Path:
+    """Return the path of a shard's metadata."""
+    return folder / "metadata" / f"metadata_{number}.parquet"
+
+
+def vectors_path(folder: Path, members: Sequence[Member], name: str, number: int) -> Path:
+    """Return the path of a shard's vectors of a member."""
+    home = folder if name == members[0].name else folder / "members" / name
+    return home / "img_emb" / f"img_emb_{number}.npy"

@@ -1,0 +1,168 @@
+"""Index images on the command line: `python -m pab.search index`.
+
+The same command updates the index: it encodes only new and changed images. See docs/search.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+from pab.core.commands import CommandParser
+from pab.core.config import add_config_flags, load_config
+from pab.core.errors import InputError
+from pab.core.outputs import check_output_folder
+from pab.data.label_config import TableConfig
+from pab.search.build import BLOCK_ROWS, BuildSettings, build_index
+from pab.search.index import MANIFEST, read_manifest
+from pab.search.libraries import library
+from pab.search.members import MemberChoice, Opened, choice_of, split_members
+from pab.search.results import write_unreadable
+from pab.search.sources import ArchiveSource, FolderSource, Source, TableSource, VideoSource
+
+PROG = "python -m pab.search index"
+UNREADABLE = "unreadable.txt"
+SOURCES = ("image_folder", "csv", "webdataset", "video")
+
+
+def build_parser() -> CommandParser:
+    """Build the parser of the flags, without those of the members."""
+    parser = CommandParser(
+        prog=PROG, description="Index the images of a folder, a table, archives or videos.",
+        epilog="--model NAME names a member; flags after it belong to it (--arch, --config, "
+        "--checkpoint, --device, ...), and flags before the first --model to all members. Several "
+        "--model index the images with several members.",
+    )  # fmt: skip
+    data, output = parser.groups["data"], parser.groups["output"]
+    data.add_argument("--image_folder", type=Path, metavar="DIR", help="folder of images")
+    data.add_argument("--recursive", action="store_true", help="also index nested folders")
+    data.add_argument(
+        "--csv", type=Path, metavar="FILE",
+        help="CSV or TSV table of images; paths are relative to --image_folder or its own folder",
+    )  # fmt: skip
+    add_config_flags(parser, TableConfig)
+    data.add_argument(
+        "--webdataset", type=Path, nargs="+", metavar="PATH",
+        help="WebDataset .tar files, or folders of them",
+    )  # fmt: skip
+    data.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="videos")
+    data.add_argument(
+        "--every", type=float, metavar="SECONDS",
+        help="interval of the frames of --video; 0 takes all (default: 1)",
+    )  # fmt: skip
+    data.add_argument(
+        "--distinct", action="store_true", help="skip frames nearly identical to the last one taken"
+    )
+    data.add_argument(
+        "--check_content", action="store_true",
+        help="hash every file, also if its size and time are unchanged",
+    )  # fmt: skip
+    output.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the index"
+    )
+    output.add_argument(
+        "--vectors", choices=("float16", "float32"), default="float16",
+        help="type of the stored vectors (default: float16)",
+    )  # fmt: skip
+    parser.groups["speed"].add_argument(
+        "--block", type=int, default=BLOCK_ROWS, metavar="N",
+        help=f"images that a stopped run may lose (default: {BLOCK_ROWS})",
+    )  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the command line and index the images."""
+    args, choices = parse(argv)
+    library("pyarrow.parquet", "search indexes")  # before any work
+    if args.video is not None:
+        library("av", "videos")
+    if not _is_update(args.out, choices):
+        for choice in choices:  # bad flags fail early; those of an index are known to be good
+            choice.config(PROG)
+    source = source_of(args)
+    check_output_folder("--out", args.out)
+    settings = BuildSettings(args.vectors, args.block, args.check_content)
+    report = build_index(args.out, source, choices, partial(open_members, choices), settings)
+    listing = args.out / UNREADABLE
+    write_unreadable(listing, report.unreadable)
+    print(
+        f"index: {args.out}: {report.encoded} images encoded, {report.reused} recognized by their "
+        f"content, {report.kept} unchanged, {report.removed} rows removed", file=sys.stderr,
+    )  # fmt: skip
+    where = f" (listed in {listing})" if report.unreadable else ""
+    summary = f"{report.rows} images indexed, {len(report.unreadable)} not readable{where}"
+    print(summary, file=sys.stderr)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[MemberChoice]]:
+    """Parse the flags of the command and of the members.
+
+    Raises:
+        InputError: a flag is invalid or missing.
+    """
+    # --model and the members' flags are left, in order.
+    args, rest = build_parser().parse_known_args(list(argv))
+    if args.every is not None and not (math.isfinite(args.every) and args.every >= 0):
+        raise InputError("--every", f"expected seconds, at least 0, found {args.every}")
+    if args.block < 1:
+        raise InputError("--block", f"must be at least 1, found {args.block}")
+    given = [name for name in SOURCES if getattr(args, name) is not None]
+    if args.csv is not None and "image_folder" in given:
+        given.remove("image_folder")  # the folder of the table's paths
+    if len(given) != 1:
+        shown = ", ".join(f"--{name}" for name in SOURCES)
+        found = ", ".join(f"--{name}" for name in given) or "none"
+        raise InputError(PROG, f"expected one of {shown}, found {found}")
+    needed = {
+        "--every": ("video", args.every is not None), "--distinct": ("video", args.distinct),
+        "--recursive": ("image_folder", args.recursive),
+        **{f"--{one.name}": ("csv", hasattr(args, one.name)) for one in fields(TableConfig)},
+    }  # fmt: skip
+    for name, (source, is_set) in needed.items():
+        if is_set and given != [source]:
+            raise InputError(name, f"is only for --{source}", todo="remove it")
+    choices, _ = split_members(rest)
+    if not choices:
+        raise InputError("--model", "expected a member, found none", todo="add --model clip")
+    return args, choices
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """Build the source from the flags.
+
+    Raises:
+        InputError: a file or folder is missing, or the table's format is invalid.
+    """
+    if args.csv is not None:
+        names = {field.name for field in fields(TableConfig)}
+        given = {name: value for name, value in vars(args).items() if name in names}
+        columns = load_config(TableConfig, None, given).columns()
+        return TableSource(args.csv, columns, args.image_folder)
+    if args.webdataset is not None:
+        return ArchiveSource(args.webdataset)
+    if args.video is not None:
+        every = 1.0 if args.every is None else args.every
+        return VideoSource(args.video, every, distinct=args.distinct)
+    return FolderSource(args.image_folder, recursive=args.recursive)
+
+
+def _is_update(out: Path, choices: Sequence[MemberChoice]) -> bool:
+    """Return true if an index was made with the same flags; they need not be checked again."""
+    if not (out / MANIFEST).is_file():
+        return False
+    return [choice_of(member) for member in read_manifest(out).members] == list(choices)
+
+
+def open_members(choices: Sequence[MemberChoice]) -> list[Opened]:
+    """Load the members.
+
+    Raises:
+        InputError: settings or weights are invalid.
+    """
+    return [Opened(choice, choice.config(PROG).open()) for choice in choices]

@@ -1,0 +1,31 @@
+"""Import libraries that only the extra ``search`` installs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from pab.core.errors import InputError
+
+INSTALL = 'python -m pip install "person-anomaly-retrieval[search]"'
+FROM_CLONE = '.venv/bin/python -m pip install --editable ".[search]"'
+
+
+def library(name: str, purpose: str) -> ModuleType:
+    """Import a module of the extra ``search``.
+
+    Args:
+        name: the module.
+        purpose: what needs it, in the plural, for the message.
+
+    Raises:
+        InputError: it is not installed; the message has the command that installs it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+            raise
+        problem = f"need {name.partition('.')[0]}, which is not installed"
+        todo = f"run {INSTALL}, or in a clone {FROM_CLONE}"
+        raise InputError(purpose, problem, todo=todo) from error

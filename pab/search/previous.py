@@ -1,0 +1,92 @@
+"""State of an index before a run: the lock on its folder, and the rows that remain."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pab.core.errors import InputError
+from pab.search.index import MANIFEST, Entry, FileState, Index
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create the folder of an index, and keep other runs from writing it.
+
+    Raises:
+        InputError: another run has the lock, the folder holds something else than an index, or it
+            cannot be written.
+    """
+    if folder.is_dir() and not (folder / MANIFEST).is_file():
+        known = {"img_emb", "metadata", "members", LOCK}  # of a run stopped before its first block
+        if other := sorted({path.name for path in folder.iterdir()} - known):
+            problem = f"expected an index or an empty folder, found {other[0]!r} in {folder}"
+            raise InputError("--out", problem)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise InputError(
+            "--out", f"{folder} cannot be written: {error.strerror or error}"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError("--out", f"another run is writing {folder}") from error
+        yield
+
+
+class Previous:
+    """Index before the run, and which of its rows remain."""
+
+    def __init__(self, index: Index) -> None:
+        self.index, self.keep = index, np.zeros(index.rows, dtype=bool)
+        self._bytes = index.column("bytes").astype(np.int64)
+        self._times = index.column("mtime_ns").astype(np.int64)
+        # A stopped run leaves the old row of a changed image before the new one.
+        self.rows = {name: row for row, name in enumerate(index.column("name"))}
+        self._containers: dict[str, list[int]] = {name: [] for name in index.manifest.complete}
+        for name, row in self.rows.items() if self._containers else ():
+            for container in map(str, PurePosixPath(name).parents):
+                self._containers.get(container, []).append(row)
+
+    def keeps(self, entry: Entry) -> bool:
+        """Keep the row of an unchanged image; return false if there is none."""
+        row = self.rows.get(entry.name)
+        state = (entry.bytes, entry.mtime_ns)
+        if row is None or (self._bytes[row], self._times[row]) != state:
+            return False
+        self.keep[row] = True
+        return True
+
+    def keep_container(self, name: str, state: FileState) -> int:
+        """Keep all rows of a complete container; return their number.
+
+        Rows of an earlier state remain if the run that replaced them was stopped. They are dropped.
+        """
+        rows = [row for row in self._containers[name] if self._times[row] == state.mtime_ns]
+        self.keep[rows] = True
+        return len(rows)
+
+    def has_same(self, entry: Entry) -> bool:
+        """Keep the row of an image with the same name, state and content."""
+        row = self.rows.get(entry.name)
+        return row is not None and self.hashes[row] == entry.sha256 and self.keeps(entry)
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """SHA-256 of each row, hex digits."""
+        return self.index.column("sha256")
+
+    @cached_property
+    def contents(self) -> dict[str, int]:
+        """Map the SHA-256 of each image to its row."""
+        return {sha: row for row, sha in enumerate(self.hashes) if sha is not None}

@@ -1,0 +1,401 @@
+"""Queries on a search index: vectors of texts and images, fusion of members, and results.
+
+A query combines a text, an image and unwanted texts. For a member with one vector per image, its
+vector is the weighted sum of the parts' unit vectors minus those of the unwanted texts, scaled to
+unit length. A member that compares in another way (BLIP-2) adds the scores of the parts instead.
+
+The scores of several members are scaled per query to 0..1 (min-max over all images of the index, as
+:mod:`ensemble.scaling`), then added with the members' weights.
+
+Shape letters: `Q` queries, `G` images of the index, `D` width of the vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+from pab.core.errors import InputError
+from pab.scoring.encoder import Encoder
+from pab.scoring.encoding import BatchEncoder
+from pab.search.exact import search_exact
+from pab.search.index import Index
+
+PARTS = ("text", "image", "minus")
+
+
+@dataclass(frozen=True)
+class Query:
+    """Text, image, or both to search with.
+
+    Attributes:
+        text: description, or None.
+        image: an upright RGB image, or None.
+        minus: texts of unwanted contents.
+        weights: weight of ``text``, ``image`` and ``minus``; 1 by default.
+    """
+
+    text: str | None = None
+    image: Image.Image | None = None
+    minus: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Reject a query without a text and an image, and invalid weights.
+
+        Raises:
+            InputError: see above.
+        """
+        if self.text is None and self.image is None:
+            raise InputError("query", "expected a text or an image, found neither")
+        for name, weight in self.weights.items():
+            if name not in PARTS:
+                raise InputError("weights", f"expected {', '.join(PARTS)}, found {name!r}")
+            if not (math.isfinite(weight) and weight >= 0):
+                problem = f"expected a number of at least 0, found {weight}"
+                raise InputError("weights", problem, item=name)
+        parts = {"text": self.text, "image": self.image}
+        if not any(self.weights.get(name, 1.0) for name, part in parts.items() if part is not None):
+            raise InputError("weights", "expected a positive weight of the text or of the image")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Images to search.
+
+    Attributes:
+        folder: beginning of the names up to a ``/``; empty for all images.
+        start_s, end_s: range of time stamps in a video, seconds, both inclusive. Images without a
+            time stamp are excluded if either is set.
+        least: smallest score of a result.
+    """
+
+    folder: str = ""
+    start_s: float | None = None
+    end_s: float | None = None
+    least: float | None = None
+
+    def rows(self, index: Index) -> np.ndarray | None:
+        """Return the rows to search, int64, ascending; None for all rows."""
+        if not self.folder and self.start_s is None and self.end_s is None:
+            return None
+        chosen = np.ones(index.rows, dtype=bool)
+        if self.folder:
+            prefix = self.folder.rstrip("/") + "/"
+            chosen &= np.fromiter((n.startswith(prefix) for n in index.names), bool, index.rows)
+        if self.start_s is not None or self.end_s is not None:
+            low = -np.inf if self.start_s is None else self.start_s
+            high = np.inf if self.end_s is None else self.end_s
+            chosen &= (index.times >= low) & (index.times <= high)  # false for NaN
+        return np.flatnonzero(chosen)
+
+
+EVERYTHING = Filters()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Image found by a query.
+
+    Attributes:
+        row: row in the index.
+        name, path, time_s: see :class:`pab.search.index.Entry`.
+        score: score that ranks the image, unless it was re-ranked.
+        scores: name of each member -> its similarity.
+        rerank_score: score of the reranker; None for images that were not re-ranked.
+    """
+
+    row: int
+    name: str
+    path: Path
+    score: float
+    scores: Mapping[str, float]
+    time_s: float | None = None
+    rerank_score: float | None = None
+
+
+class _Parts(NamedTuple):
+    """Encoded parts of a query: weights [P] and vectors [P, D]; unwanted parts are negative."""
+
+    weights: np.ndarray
+    vectors: np.ndarray
+
+
+class _Found(NamedTuple):
+    """Rows found for one query, best first: rows, scores, and the members' similarities."""
+
+    rows: np.ndarray  # int64 [k]
+    scores: np.ndarray  # float32 [k]
+    of_members: dict[str, np.ndarray]  # float32 [k] each
+
+
+class Searcher:
+    """Search an index.
+
+    Args:
+        index: the index.
+        encoders: name of each member to search with -> its encoder.
+        weights: name of a member -> its weight in the fusion, 1 by default.
+
+    Raises:
+        InputError: a weight is negative or not finite, or names no member, or all are 0.
+    """
+
+    def __init__(
+        self, index: Index, encoders: Mapping[str, Encoder],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        self.index, self.encoders = index, dict(encoders)
+        given = dict(weights or {})
+        for name, weight in given.items():
+            if name not in self.encoders:
+                known = ", ".join(self.encoders)
+                raise InputError("weights", f"expected a member of {known}, found {name!r}")
+            if not (math.isfinite(weight) and weight >= 0):
+                problem = f"expected a number of at least 0, found {weight}"
+                raise InputError("weights", problem, item=name)
+        self.weights = {name: float(given.get(name, 1.0)) for name in self.encoders}
+        if not any(self.weights.values()):
+            raise InputError("weights", "expected a member with a positive weight")
+
+    def search(
+        self,
+        queries: Sequence[Query],
+        top_k: int = 20,
+        filters: Filters = EVERYTHING,
+        *,
+        one_to_one: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the best images of each query; of equal scores, the smaller name comes first.
+
+        Args:
+            queries: the queries.
+            top_k: images per query, at least 1.
+            filters: images to search.
+            one_to_one: assign the first places jointly, so that no image is first for two queries
+                and the sum of the first scores is largest. Other places keep their order.
+
+        Raises:
+            InputError: a query is invalid, or a score is not finite.
+        """
+        if top_k < 1:
+            raise InputError("top_k", f"must be at least 1, found {top_k}")
+        for query in queries:
+            query.check()
+        parts = {name: self._encode(name, queries) for name in self.encoders}
+        k = max(top_k, len(queries)) if one_to_one else top_k
+        found = [self._best(one, k, filters) for one in self._per_query(parts, len(queries))]
+        self._check_finite(found, queries)
+        hits = [self._hits(one, filters) for one in found]
+        if one_to_one:
+            hits = assigned(hits)
+        return [one[:top_k] for one in hits]
+
+    def similar(self, row: int, top_k: int = 20, filters: Filters = EVERYTHING) -> list[Hit]:
+        """Find the images that are most similar to an image of the index, without the image itself.
+
+        Raises:
+            InputError: no member has one vector per image.
+        """
+        parts = {}
+        for name in self._with_one_vector():
+            vector = self.index.vector(name, row)[None]
+            parts[name] = _Parts(np.ones(1, np.float32), vector)
+        hits = self._hits(self._best(parts, top_k + 1, filters), filters)
+        return [hit for hit in hits if hit.row != row][:top_k]
+
+    # ------------------------------------------------------------------------------------ encoding
+
+    def _with_one_vector(self) -> list[str]:
+        names = [name for name, encoder in self.encoders.items() if has_one_vector(encoder)]
+        if not names:
+            raise InputError(
+                "image query", "needs a member with one vector per image, found "
+                f"{', '.join(self.encoders)}", todo="index the images with another member too",
+            )  # fmt: skip
+        return names
+
+    def _encode(self, name: str, queries: Sequence[Query]) -> list[_Parts]:
+        """Encode the parts of all queries with a member."""
+        encoder = self.encoders[name]
+        texts = [t for q in queries for t in ((q.text,) if q.text is not None else ()) + q.minus]
+        images = [query.image for query in queries if query.image is not None]
+        if images and not has_one_vector(encoder):
+            raise InputError(
+                "image query", f"member {name} has several vectors per image",
+                todo="search with the other members only",
+            )  # fmt: skip
+        of_texts = iter(encoder.encode_texts(texts).numpy() if texts else ())
+        of_images = iter(encoder.encode_images(images).numpy() if images else ())
+        found = []
+        for query in queries:
+            weight = {part: float(query.weights.get(part, 1.0)) for part in PARTS}
+            rows: list[tuple[float, np.ndarray]] = []
+            if query.text is not None:
+                rows.append((weight["text"], next(of_texts)))
+            rows += [(-weight["minus"], next(of_texts)) for _ in query.minus]
+            if query.image is not None:
+                rows.append((weight["image"], next(of_images)))
+            weights = np.array([one for one, _ in rows], dtype=np.float32)
+            found.append(_Parts(weights, np.stack([vector for _, vector in rows])))
+        return found
+
+    def _per_query(
+        self, parts: Mapping[str, list[_Parts]], count: int
+    ) -> Iterator[dict[str, _Parts]]:
+        for number in range(count):
+            yield {name: of_queries[number] for name, of_queries in parts.items()}
+
+    # ------------------------------------------------------------------------------------- scoring
+
+    def _best(self, parts: Mapping[str, _Parts], k: int, filters: Filters) -> _Found:
+        """Find the k best rows of one query, and all rows that tie with the last of them."""
+        rows = filters.rows(self.index)
+        (first, *others) = parts
+        if not others and has_one_vector(self.encoders[first]):
+            vector = combined(parts[first])[None]
+            return self._best_exact(first, vector, k, rows)
+        of_members = {name: self._all_scores(name, one) for name, one in parts.items()}
+        if others:
+            scores = np.zeros(self.index.rows, dtype=np.float32)
+            for name, one in of_members.items():
+                spread = one.max(initial=-np.inf) - one.min(initial=np.inf)
+                low = one.min(initial=np.inf)
+                scores += self.weights[name] * ((one - low) / (spread if spread > 0 else 1.0))
+        else:
+            scores = of_members[first]
+        places = np.arange(self.index.rows) if rows is None else rows
+        best = _largest(scores[places], k)
+        chosen = places[best]
+        return _Found(chosen, scores[chosen], {n: one[chosen] for n, one in of_members.items()})
+
+    def _best_exact(
+        self, member: str, vector: np.ndarray, k: int, rows: np.ndarray | None
+    ) -> _Found:
+        """Search one member; ask for more rows while the k-th score equals the last."""
+        wanted = k + 1
+        while True:
+            blocks = self.index.blocks(member)
+            if rows is not None:
+                blocks = _selected(blocks, rows)
+            scores, found = (one[0] for one in search_exact(blocks, vector, wanted))
+            if len(scores) < wanted or scores[k - 1] != scores[-1]:
+                break
+            wanted *= 4
+        numbers = found if rows is None else rows[found]
+        kept = slice(None) if len(scores) <= k else ~(scores < scores[k - 1])  # NaN is reported
+        return _Found(numbers[kept], scores[kept], {member: scores[kept]})
+
+    def _all_scores(self, name: str, parts: _Parts) -> np.ndarray:
+        """Compute the scores of all rows, float32 [G]."""
+        encoder, found = self.encoders[name], [np.empty(0, dtype=np.float32)]
+        cosine = has_one_vector(encoder)
+        texts = torch.from_numpy(combined(parts)[None] if cosine else parts.vectors)
+        for _, block in self.index.blocks(name):
+            images = torch.from_numpy(np.asarray(block).astype(np.float32))
+            scores = encoder.similarity(texts, images).numpy()
+            if not cosine:
+                scores = (parts.weights @ scores / np.abs(parts.weights).sum())[None]
+            found.append(scores[0])
+        return np.concatenate(found)
+
+    def _check_finite(self, found: Sequence[_Found], queries: Sequence[Query]) -> None:
+        for query, one in zip(queries, found, strict=True):
+            for name, scores in one.of_members.items():
+                if not np.isfinite(scores).all():
+                    raise InputError(
+                        self.encoders[name].origin.checkpoint or name,
+                        "the model's scores are not finite", item=f"query {query.text!r}",
+                        todo="check the checkpoint, or use --dtype fp32",
+                    )  # fmt: skip
+
+    def _hits(self, found: _Found, filters: Filters) -> list[Hit]:
+        """Convert rows to results, sorted by score, then by name."""
+        hits = []
+        for place, row in enumerate(found.rows.tolist()):
+            score, entry = float(found.scores[place]), self.index.entry(row)
+            if filters.least is not None and score < filters.least:
+                continue
+            scores = {name: float(one[place]) for name, one in found.of_members.items()}
+            hits.append(Hit(row, entry.name, entry.path, score, scores, entry.time_s))
+        return sorted(hits, key=lambda hit: (-hit.score, hit.name))
+
+
+def has_one_vector(encoder: Encoder) -> bool:
+    """Return true if an encoder compares by the dot product of one vector per image.
+
+    An encoder with its own ``similarity`` that is a dot product has ``compares_by_dot_product``.
+    """
+    if type(encoder).similarity in (Encoder.similarity, BatchEncoder.similarity):
+        return True
+    return bool(getattr(encoder, "compares_by_dot_product", False))
+
+
+def combined(parts: _Parts) -> np.ndarray:
+    """Combine the parts of a query to one vector, float32 [D].
+
+    A single part keeps its vector; a combination is scaled to unit length.
+
+    Raises:
+        InputError: the parts cancel out.
+    """
+    if len(parts.weights) == 1:
+        return parts.vectors[0]
+    total = (parts.weights[:, None].astype(np.float64) * parts.vectors).sum(axis=0)
+    length = float(np.linalg.norm(total))
+    if length == 0:
+        raise InputError("query", "its parts cancel out", todo="change the texts or the weights")
+    return (total / length).astype(np.float32)
+
+
+def assigned(hits: Sequence[list[Hit]]) -> list[list[Hit]]:
+    """Move one image per query to the first place so that no two queries share it.
+
+    The assignment has the largest sum of scores. With at least as many results per query as
+    queries, no other image could improve it. If there are fewer images than queries, some queries
+    keep their order.
+
+    Args:
+        hits: results per query, best first.
+    """
+    columns = {row: place for place, row in enumerate({hit.row: None for q in hits for hit in q})}
+    if not columns:
+        return [list(one) for one in hits]
+    spread = max((q[0].score - q[-1].score for q in hits if q), default=0.0)
+    lowest = min((q[-1].score for q in hits if q), default=0.0)
+    absent = lowest - (spread + 1.0) * (len(hits) + 1)  # never better than a listed image
+    scores = np.full((len(hits), len(columns)), absent)
+    for number, one in enumerate(hits):
+        for hit in one:
+            scores[number, columns[hit.row]] = hit.score
+    chosen = dict(zip(*map(np.ndarray.tolist, linear_sum_assignment(-scores)), strict=True))
+    found = []
+    for number, one in enumerate(hits):
+        first = [hit for hit in one if columns[hit.row] == chosen.get(number)]
+        found.append(first + [hit for hit in one if hit not in first])
+    return found
+
+
+def _largest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the places of the k largest scores and of all that tie with the last; not sorted."""
+    if len(scores) <= k:
+        return np.arange(len(scores))
+    return np.flatnonzero(~(scores < np.partition(scores, -k)[-k]))  # keeps NaN, to be reported
+
+
+def _selected(
+    blocks: Iterator[tuple[int, np.ndarray]], rows: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield only the chosen rows of blocks, numbered by their place among the chosen."""
+    for first, block in blocks:
+        low, high = np.searchsorted(rows, (first, first + len(block)))
+        if low < high:
+            yield int(low), block[rows[low:high] - first]

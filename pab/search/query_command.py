@@ -1,0 +1,197 @@
+"""Search an index on the command line: `python -m pab.search query`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from pab.core.commands import CommandParser
+from pab.core.errors import InputError
+from pab.core.files import write_json
+from pab.core.outputs import check_outputs
+from pab.data.photos import load_photo
+from pab.search.index import Index
+from pab.search.libraries import library
+from pab.search.members import open_encoders
+from pab.search.query import PARTS, Filters, Query, Searcher
+from pab.search.rerank import open_reranker, reranked
+from pab.search.results import hit_as_plain, print_hits
+from pab.search.texts import TOP_K, check_query
+
+PROG = "python -m pab.search query"
+RERANK_DEPTH = 20
+
+
+def build_parser() -> CommandParser:
+    """Build the parser."""
+    parser = CommandParser(
+        prog=PROG, description="Search an index made by python -m pab.search index."
+    )
+    data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
+    data.add_argument("--index", type=Path, required=True, metavar="DIR", help="folder of an index")
+    data.add_argument(
+        "--text", action="append", default=[], metavar="TEXT", help="description; may be repeated"
+    )
+    data.add_argument(
+        "--image", action="append", type=Path, default=[], metavar="FILE",
+        help="example image; a single one is combined with each text, several are paired with them",
+    )  # fmt: skip
+    data.add_argument(
+        "--minus", action="append", default=[], metavar="TEXT",
+        help="text of unwanted contents, for all queries; may be repeated",
+    )  # fmt: skip
+    data.add_argument(
+        "--folder", default="", metavar="NAME", help="search only names that begin with NAME/"
+    )
+    for flag, text in (("--start", "first"), ("--end", "last")):
+        data.add_argument(
+            flag, type=float, metavar="SECONDS", help=f"{text} time stamp of frames to search"
+        )
+    data.add_argument("--least", type=float, metavar="SCORE", help="smallest score of a result")
+    model.add_argument(
+        "--members", nargs="+", default=[], metavar="NAME",
+        help="members of the index to search with (default: all)",
+    )  # fmt: skip
+    model.add_argument(
+        "--weights", nargs="+", default=[], metavar="NAME=X",
+        help=f"weights of {', '.join(PARTS)} in a query, and of members in the fusion (default: 1)",
+    )  # fmt: skip
+    model.add_argument(
+        "--one_to_one", action="store_true",
+        help="assign the first images of all queries jointly, so that no two queries share one",
+    )  # fmt: skip
+    model.add_argument(
+        "--rerank", metavar="uit|FILE",
+        help="re-rank the first images with a cross encoder: a member, or a YAML file of one",
+    )  # fmt: skip
+    model.add_argument(
+        "--rerank_depth", type=int, default=RERANK_DEPTH, metavar="N",
+        help=f"images per query to re-rank (default: {RERANK_DEPTH})",
+    )  # fmt: skip
+    output.add_argument(
+        "--top_k", type=int, default=TOP_K, metavar="N",
+        help=f"images per query (default: {TOP_K})",
+    )  # fmt: skip
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.groups["speed"].add_argument(
+        "--device", metavar="NAME", help="device of the models (default: as for the index)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the command line, search, then write and print the results."""
+    args = build_parser().parse_args(list(argv))
+    if args.top_k < 1:
+        raise InputError("--top_k", f"must be at least 1, found {args.top_k}")
+    for flag, texts in (("--text", args.text), ("--minus", args.minus)):
+        for text in texts:
+            check_query(text, flag)
+    library("pyarrow.parquet", "search indexes")
+    index = Index.open(args.index)
+    check_outputs({"json": args.json}, omit="leave out --{}")
+    names = args.members or [member.name for member in index.members]
+    weights = parsed_weights(args.weights, names)
+    queries = queries_of(args, {name: w for name, w in weights.items() if name in PARTS})
+    settings = {} if args.device is None else {"device": args.device}
+    more = [] if args.device is None else ["--device", args.device]
+    reranker = open_reranker(args.rerank, **settings) if args.rerank else None
+    encoders = open_encoders(index, prog=PROG, names=names, more=more)
+    of_members = {name: weight for name, weight in weights.items() if name not in PARTS}
+    searcher = Searcher(index, encoders, of_members)
+    filters = Filters(args.folder, args.start, args.end, args.least)
+    wanted = args.top_k if reranker is None else max(args.top_k, args.rerank_depth)
+    hits = searcher.search(queries, wanted, filters, one_to_one=args.one_to_one)
+    if reranker is not None:
+        hits = reranked(index, queries, hits, reranker, args.rerank_depth)
+    hits = [one[: args.top_k] for one in hits]
+    titles = titles_of(args)
+    if args.json is not None:
+        facts = {
+            "index": str(args.index), "indexed": index.rows, "weights": searcher.weights,
+            "rerank": args.rerank,
+        }  # fmt: skip
+        shown: list[dict[str, Any]] = [
+            {
+                "query": query.text,
+                "image": None if image is None else str(image),
+                "minus": list(query.minus),
+                "images": [hit_as_plain(rank, hit) for rank, hit in enumerate(one, start=1)],
+            }
+            for (_, image), query, one in zip(_pairs(args), queries, hits, strict=True)
+        ]
+        write_json(args.json, {**facts, "queries": shown})
+    print_hits(titles, hits)
+    if args.json is not None:
+        print(f"results: {args.json}", file=sys.stderr)
+
+
+def parsed_weights(words: Sequence[str], members: Sequence[str]) -> dict[str, float]:
+    """Parse ``NAME=X`` of parts of a query and of members.
+
+    Raises:
+        InputError: another form, an unknown or repeated name, or a negative number.
+    """
+    found: dict[str, float] = {}
+    known = (*PARTS, *members)
+    for word in words:
+        name, _, number = word.partition("=")
+        try:
+            weight = float(number)
+        except ValueError as error:
+            raise InputError("--weights", f"expected NAME=NUMBER, found {word!r}") from error
+        if name not in known or name in found:
+            problem = f"expected each of {', '.join(known)} at most once, found {name!r}"
+            raise InputError("--weights", problem)
+        if not 0 <= weight < float("inf"):
+            raise InputError("--weights", f"expected a number of at least 0, found {word!r}")
+        found[name] = weight
+    return found
+
+
+def _pairs(args: argparse.Namespace) -> list[tuple[str | None, Path | None]]:
+    """Pair texts and images.
+
+    Raises:
+        InputError: there is neither, or their numbers differ and neither is 1.
+    """
+    texts, images = args.text, args.image
+    if not texts and not images:
+        raise InputError(PROG, "expected --text or --image, found neither")
+    if not images:
+        return [(text, None) for text in texts]
+    if not texts:
+        return [(None, image) for image in images]
+    if len(images) == 1:
+        return list(zip(texts, repeat(images[0])))
+    if len(texts) != len(images):
+        problem = f"expected one, or one per --text, found {len(images)} for {len(texts)}"
+        raise InputError("--image", problem)
+    return list(zip(texts, images, strict=True))
+
+
+def queries_of(args: argparse.Namespace, weights: dict[str, float]) -> list[Query]:
+    """Build the queries; images are read upright.
+
+    Raises:
+        InputError: an image cannot be read, or see :func:`_pairs`.
+    """
+    pairs = _pairs(args)
+    pictures = {path: load_photo(path) for path in dict.fromkeys(args.image)}
+    return [
+        Query(text, None if image is None else pictures[image], tuple(args.minus), weights)
+        for text, image in pairs
+    ]
+
+
+def titles_of(args: argparse.Namespace) -> list[str]:
+    """Return the title line of each query."""
+    found = []
+    for text, image in _pairs(args):
+        parts = [part for part in (text, None if image is None else f"[{image}]") if part]
+        found.append(" + ".join(parts) + "".join(f" - {text}" for text in args.minus))
+    return found

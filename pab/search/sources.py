@@ -1,0 +1,356 @@
+"""Sources of images to index: a folder, a table, WebDataset archives, or videos.
+
+A source lists plain files at once. Archives and videos are containers: their images are listed when
+they are opened. Every name is relative to the source and keeps its extension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.core.notices import notice
+from pab.data.bad_lines import BadLines
+from pab.data.image_paths import PHOTO_ENDINGS
+from pab.data.images import without_content
+from pab.data.photos import PhotoFolder, decode_photo, list_photos, load_photo, photo_size
+from pab.data.tables import TableColumns, captioned_images
+from pab.search.archives import packed_images, read_packed
+from pab.search.index import Entry, FileState, Manifest
+from pab.search.video import Frame, frame_at, sampled_frames
+
+
+@dataclass(frozen=True)
+class Item:
+    """Image of a container: its entry so far, and a function that reads it.
+
+    ``load`` returns the entry with hash and size, and the upright RGB image. It raises
+    :class:`InputError`.
+    """
+
+    entry: Entry
+    load: Callable[[], tuple[Entry, Image.Image]]
+
+
+@dataclass(frozen=True)
+class Container:
+    """Archive or video: its name, path and state. Its images are named ``NAME/...``."""
+
+    name: str
+    path: Path
+    state: FileState
+
+
+@dataclass
+class Listing:
+    """Contents of a source.
+
+    Attributes:
+        images: plain files, sorted by name.
+        containers: sorted by name.
+        unreadable: name -> problem of files that cannot be opened.
+    """
+
+    images: list[Entry] = field(default_factory=list)
+    containers: list[Container] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Source of images.
+
+    Attributes:
+        root: absolute folder that all files are below.
+    """
+
+    root: Path
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return the settings, as plain values; an index accepts only a source with equal ones."""
+
+    @abstractmethod
+    def list(self) -> Listing:
+        """List the files.
+
+        Raises:
+            InputError: there is no file, or the source cannot be read.
+        """
+
+    def items(self, container: Container, unreadable: dict[str, str]) -> Iterator[Item]:
+        """Yield the images of a container.
+
+        Args:
+            container: a container of :meth:`list`.
+            unreadable: receives the problem of each image that cannot be used, by full name.
+
+        Raises:
+            InputError: the container is damaged; images before the damage are yielded first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no containers")
+
+
+class FolderSource(Source):
+    """Photographs of a folder."""
+
+    def __init__(self, folder: Path, *, recursive: bool) -> None:
+        self.folder, self.recursive, self.root = folder, recursive, absolute(folder)
+
+    def facts(self) -> dict[str, Any]:
+        """See :class:`Source`."""
+        return {"kind": "folder", "recursive": self.recursive}
+
+    def list(self) -> Listing:
+        """See :class:`Source`; also prints what is left out."""
+        found = list_photos(self.root, recursive=self.recursive)
+        warn_left_out(self.folder, found)
+        listing = Listing(unreadable=dict(found.unreadable))
+        for photo in found.photos:
+            _add(listing, photo.gallery_id, photo.path, None)
+        return listing
+
+
+class TableSource(Source):
+    """Images of a CSV or TSV table, relative to the table's folder or to a given folder."""
+
+    def __init__(self, table: Path, columns: TableColumns, folder: Path | None) -> None:
+        self.table, self.columns = existing_file(table, "a table"), columns
+        self.root = absolute(folder or table.parent)
+
+    def facts(self) -> dict[str, Any]:
+        """See :class:`Source`."""
+        keys = {"image": self.columns.image, "caption": self.columns.caption}
+        return {"kind": "table", "table": self.table.name, **keys}
+
+    def list(self) -> Listing:
+        """See :class:`Source`; an image with several captions has them all, one per line.
+
+        Raises:
+            InputError: rows are invalid, such as a path that leaves the folder; all are counted.
+        """
+        bad, captions = BadLines(), dict[str, list[str]]()
+        for row in captioned_images(absolute(self.table), self.root, self.columns, bad):
+            captions.setdefault(row.image, []).append(row.caption)
+        bad.check(self.table)
+        if not captions:
+            raise InputError(self.table, "expected rows with images, found none")
+        listing = Listing()
+        for name in sorted(captions):
+            _add(listing, name, self.root / name, "\n".join(captions[name]))
+        return listing
+
+
+class ContainerSource(Source):
+    """Files that contain images; names are relative to their common folder."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        paths = sorted({absolute(path) for path in files})
+        self.files = paths
+        self.root = Path(os.path.commonpath([path.parent for path in paths]))
+
+    def list(self) -> Listing:
+        """See :class:`Source`."""
+        listing = Listing()
+        for path in self.files:
+            name = path.relative_to(self.root).as_posix()
+            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            problem = without_content(path)
+            if problem is None:
+                listing.containers.append(Container(shown, path, state_of(path)))
+            else:
+                listing.unreadable[shown] = problem
+        return listing
+
+
+class ArchiveSource(ContainerSource):
+    """WebDataset archives; an image is named ``ARCHIVE.tar/NAME``."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        files = [file for path in paths for file in _archives_of(path)]
+        super().__init__(files)
+
+    def facts(self) -> dict[str, Any]:
+        """See :class:`Source`."""
+        return {"kind": "archives"}
+
+    def items(self, container: Container, unreadable: dict[str, str]) -> Iterator[Item]:
+        """See :class:`Source`."""
+        bad: dict[str, str] = {}
+        try:
+            for packed in packed_images(container.path, bad):
+                entry = Entry(
+                    f"{container.name}/{packed.name}", container.path, packed.size,
+                    container.state.mtime_ns, offset=packed.offset, caption=packed.caption,
+                )  # fmt: skip
+                yield Item(entry, partial(_load_packed, entry))
+        finally:
+            unreadable.update({f"{container.name}/{name}": why for name, why in bad.items()})
+
+
+class VideoSource(ContainerSource):
+    """Frames of videos; a frame is named ``VIDEO/HH:MM:SS.mmm``."""
+
+    def __init__(self, paths: Sequence[Path], every_s: float, *, distinct: bool) -> None:
+        for path in paths:
+            existing_file(path, "a video")
+        super().__init__(paths)
+        self.every_s, self.distinct = every_s, distinct
+
+    def facts(self) -> dict[str, Any]:
+        """See :class:`Source`."""
+        return {"kind": "videos", "every_s": self.every_s, "distinct": self.distinct}
+
+    def items(self, container: Container, unreadable: dict[str, str]) -> Iterator[Item]:
+        """See :class:`Source`."""
+        state, last = container.state, ""
+        for frame in sampled_frames(container.path, self.every_s, distinct=self.distinct):
+            name = f"{container.name}/{clock_time(frame.time_s)}"
+            if name == last:  # of several frames within a millisecond, the first is used
+                continue
+            last = name
+            entry = Entry(
+                name, container.path, state.bytes, state.mtime_ns, time_s=frame.time_s
+            )  # fmt: skip
+            yield Item(entry, partial(_load_frame, entry, frame))
+
+
+def check_source(folder: Path, manifest: Manifest, source: Source) -> None:
+    """Reject another source than that of an index; a folder that has moved is accepted.
+
+    Raises:
+        InputError: the settings differ, or the folder of the index exists and is another one.
+    """
+    facts = source.facts()
+    if facts != manifest.source:
+        name = next(
+            key
+            for key in {**manifest.source, **facts}
+            if facts.get(key) != manifest.source.get(key)
+        )
+        problem = (
+            f"expected {name} {manifest.source.get(name)} of the index, found {facts.get(name)}"
+        )
+        raise InputError(folder, problem, todo="use another --out")
+    root = Path(manifest.root)
+    if root != source.root and root.is_dir() and root.resolve() != source.root.resolve():
+        raise InputError(
+            folder, f"expected images of {root}, found {source.root}", todo="use another --out"
+        )
+
+
+def load_picture(entry: Entry) -> Image.Image:
+    """Read an image of an index, upright and in RGB, from its file, archive or video.
+
+    Raises:
+        InputError: the file is missing, or has changed and cannot be decoded.
+    """
+    if entry.time_s is not None:
+        return frame_at(entry.path, entry.time_s)
+    if entry.offset is not None:
+        return _load_packed(entry)[1]
+    return load_photo(entry.path)
+
+
+def with_content(entry: Entry) -> Entry:
+    """Return the entry of a plain file with its SHA-256 and its size in pixels.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with entry.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            size = photo_size(file) or (None, None)
+    except OSError as error:
+        raise InputError(entry.path, f"cannot be read: {error.strerror or error}") from error
+    return replace(entry, sha256=digest, width=size[0], height=size[1])
+
+
+def state_of(path: Path) -> FileState:
+    """Return size and time of the last change of a file."""
+    status = path.stat()
+    return FileState(status.st_size, status.st_mtime_ns)
+
+
+def clock_time(seconds: float) -> str:
+    """Format a time as ``HH:MM:SS.mmm``; names of frames then sort by time up to 100 hours."""
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}.{rest % 1000:03}"
+
+
+def absolute(path: Path) -> Path:
+    """Make a path absolute; ``..`` is removed, links are kept."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps ".."
+
+
+def warn_left_out(where: Path, folder: PhotoFolder) -> None:
+    """Print a notice about images in nested folders, and one about other skipped files.
+
+    Raises:
+        InputError: no file is left to search.
+    """
+    nested = ""
+    if folder.nested:
+        images, folders = folder.nested.total(), len(folder.nested)
+        nested = f"{images} images in {folders} nested folders are not searched"
+    if not folder.photos and not folder.unreadable:
+        endings = ", ".join(sorted(PHOTO_ENDINGS))
+        raise InputError(
+            where,
+            f"expected images ({endings}), found none" + (f"; {nested}" if nested else ""),
+            todo="add --recursive" if nested else None,
+        )
+    if nested:
+        notice(where, f"{nested}; --recursive searches them too")
+    if folder.left_out():
+        notice(where, f"left out: {folder.left_out()}")
+
+
+def _add(listing: Listing, name: str, path: Path, caption: str | None) -> None:
+    try:
+        state = state_of(path)
+    except (OSError, ValueError):
+        state = FileState(0, 0)
+    problem = without_content(path) if state.bytes == 0 else None
+    if problem is None:
+        entry = Entry(name, path, state.bytes, state.mtime_ns, caption=caption)
+        listing.images.append(entry)
+    else:
+        listing.unreadable[name] = problem
+
+
+def _archives_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+        if not found:
+            raise InputError(path, "expected a folder with .tar files, found none")
+        return found
+    return [existing_file(path, "a .tar file or a folder of them")]
+
+
+def _load_packed(entry: Entry) -> tuple[Entry, Image.Image]:
+    assert entry.offset is not None
+    content = read_packed(entry.path, entry.offset, entry.bytes)
+    image = decode_photo(io.BytesIO(content), entry.path)
+    size = photo_size(io.BytesIO(content)) or image.size
+    digest = hashlib.sha256(content).hexdigest()
+    return replace(entry, sha256=digest, width=size[0], height=size[1]), image
+
+
+def _load_frame(entry: Entry, frame: Frame) -> tuple[Entry, Image.Image]:
+    image = frame.picture()
+    digest = hashlib.sha256(image.tobytes()).hexdigest()
+    return replace(entry, sha256=digest, width=image.width, height=image.height), image

@@ -1,0 +1,28 @@
+"""Checks of the flags that the search commands share."""
+
+from __future__ import annotations
+
+from pab.core.errors import InputError
+from pab.data.captions import has_visible
+from pab.encoders.captions import BECOME_BLANKS
+
+TOP_K = 20
+
+
+def check_query(query: str, flag: str = "--query") -> None:
+    """Reject a query without visible text.
+
+    The rule is that of captions (:func:`pab.data.captions.has_visible`), after removing the
+    punctuation that BLIP-2 removes. A query is therefore valid for all models or for none.
+
+    Raises:
+        InputError: the query is empty, has no visible text, or is not UTF-8.
+    """
+    if not query:
+        raise InputError(flag, "expected words, found an empty text")
+    try:
+        query.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(flag, f"expected UTF-8 text, found {query!a}") from error
+    if not has_visible(BECOME_BLANKS.sub(" ", query)):
+        raise InputError(flag, f"expected words, found none in {query!a}")

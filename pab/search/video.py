@@ -1,0 +1,165 @@
+"""Read frames of videos with PyAV, with exact time stamps.
+
+A time stamp is the presentation time of a frame, in seconds from the first frame of the video. It
+comes from the file, so it is right for a variable frame rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pab.core.errors import InputError
+from pab.core.notices import notice
+from pab.search.libraries import library
+
+# A cell of the reduced frame averages about 16 x 16 px of a 1024 px frame: enough to see a person
+# who moves, and to average the noise of a camera.
+CELLS = 64  # side of the reduced grey frame, cells
+LARGEST_DIFFERENCE = 12  # grey levels of 255; with a larger one, two frames are not near-identical
+# Playlists make the decoder open other files or addresses.
+PLAYLISTS = frozenset(("concat", "hls", "applehttp", "dash", "sdp", "rtsp", "imf"))
+_NEAR = Fraction(1, 10**7)  # s; time stamps are exact fractions, stored as float64
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Decoded frame: time stamp in seconds, and the frame of PyAV."""
+
+    time_s: float
+    decoded: Any
+
+    def picture(self) -> Image.Image:
+        """Convert to an upright RGB image."""
+        image: Image.Image = self.decoded.to_image()
+        turn = self.decoded.rotation  # degrees, counterclockwise, as stored by phones
+        return image.rotate(turn, expand=True) if turn else image
+
+
+def sampled_frames(path: Path, every_s: float, *, distinct: bool = False) -> Iterator[Frame]:
+    """Yield the first frame at or after each multiple of an interval.
+
+    Args:
+        path: the video.
+        every_s: interval, seconds; 0 yields every frame.
+        distinct: skip a frame that is nearly identical to the last one that was yielded.
+
+    Raises:
+        InputError: the file is no video, or is damaged; frames before the damage are yielded first.
+    """
+    interval, due = Fraction(str(every_s)), Fraction(0)
+    last: np.ndarray | None = None
+    for time, frame in _decoded(path):
+        if time < due:
+            continue
+        if interval:
+            due = (time // interval + 1) * interval
+        if distinct:
+            cells = _cells(frame)
+            if last is not None and np.abs(cells - last).max() <= LARGEST_DIFFERENCE:
+                continue
+            last = cells
+        yield Frame(float(time), frame)
+
+
+def frame_at(path: Path, time_s: float) -> Image.Image:
+    """Decode the frame with a time stamp, as an upright RGB image.
+
+    Raises:
+        InputError: the file cannot be decoded, or has no such frame.
+    """
+    target = Fraction(time_s)
+    for frames in (_frames_near(path, target), _decoded(path)):  # not every file can be seeked
+        for time, frame in frames:
+            if abs(time - target) <= _NEAR:
+                return Frame(time_s, frame).picture()
+            if time > target:
+                break
+    raise InputError(path, f"expected a frame at {time_s:.3f} s, found none; the file has changed")
+
+
+def _frames_near(path: Path, target: Fraction) -> Iterator[tuple[Fraction, Any]]:
+    """Yield the frames from the last seek point before a time; none if the file has none."""
+    av = library("av", "videos")
+    with _opened(path) as (container, stream):
+        first = next(_times(container, stream, path), None)
+        if first is None or first[1].pts is None:
+            return
+        start = first[1].pts
+        try:
+            container.seek(start + math.floor(target / stream.time_base), stream=stream)
+        except (av.FFmpegError, OverflowError):
+            return
+        yield from _times(container, stream, path, start)
+
+
+def _decoded(path: Path) -> Iterator[tuple[Fraction, Any]]:
+    with _opened(path) as (container, stream):
+        yield from _times(container, stream, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    av = library("av", "videos")
+    # The decoder may open no other protocol, so that a playlist cannot reach the network.
+    with _explained(path):
+        container = av.open(str(path), options={"protocol_whitelist": "file"})
+    with container:
+        names = set(container.format.name.split(","))
+        if names & PLAYLISTS:
+            problem = f"expected a video, found a playlist ({container.format.name})"
+            raise InputError(path, problem, todo="pass the video files")
+        if not container.streams.video:
+            raise InputError(path, "expected a video, found no video stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Convert the decoder's errors to :class:`InputError`."""
+    av = library("av", "videos")
+    try:
+        yield
+    except (av.FFmpegError, OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise InputError(path, f"cannot be decoded: {words}") from error
+
+
+def _times(
+    container: Any, stream: Any, path: Path, start: int | None = None
+) -> Iterator[tuple[Fraction, Any]]:
+    """Yield frames with their time from the first frame (or from the pts ``start``), ascending."""
+    frames, number, last = iter(container.decode(stream)), 0, Fraction(-1)
+    while True:
+        with _explained(path):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        if frame.pts is not None:
+            start = frame.pts if start is None else start
+            time = (frame.pts - start) * stream.time_base
+        elif stream.average_rate:
+            notice(path, "frames without a time stamp are timed by the frame rate")
+            time = number / stream.average_rate
+        else:
+            raise InputError(path, "expected frames with time stamps, found none")
+        number += 1
+        if time > last:  # damaged files repeat time stamps
+            last = time
+            yield time, frame
+
+
+def _cells(frame: Any) -> np.ndarray:
+    """Reduce a frame to grey cells, int16 [CELLS, CELLS]."""
+    grey = Image.fromarray(frame.to_ndarray(format="gray"))
+    return np.asarray(grey.resize((CELLS, CELLS), Image.Resampling.BOX), dtype=np.int16)

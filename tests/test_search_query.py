@@ -12,10 +12,14 @@ import torch
 from PIL import Image
 
 from pab.core.errors import InputError
+from pab.data.images import load_image
+from pab.data.records import GalleryImage
 from pab.scoring.encoder import Encoder, Origin
+from pab.scoring.rerank import Reranker
 from pab.search.exact import search_exact
 from pab.search.index import Entry, Index, Manifest, Member, Shard
 from pab.search.query import Filters, Query, Searcher, assigned
+from pab.search.rerank import reranked
 from pab.search.writing import with_shards, write_shard
 
 WIDTH = 6
@@ -314,3 +318,63 @@ def test_numbers_of_shards_are_never_used_again(tmp_path: Path) -> None:
     manifest = with_shards(manifest, [Shard(0, 3), Shard(1, 3)])
     assert manifest.next_number == 2
     assert with_shards(manifest, [Shard(0, 3)]).next_number == 2
+
+
+class ByHand(Reranker):
+    """Reranker with fixed scores per caption and row; the file of a row is named by its number."""
+
+    origin = Origin("hand", "hand.pth")
+
+    def __init__(self, scores: dict[str, list[float]]) -> None:
+        self.scores = scores
+
+    def rerank(
+        self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: torch.Tensor
+    ) -> torch.Tensor:
+        """Read each image, whose colour is its row."""
+        rows = [[load_image(images[i].path).getpixel((0, 0)) for i in one] for one in candidates]
+        return torch.tensor(
+            [[self.scores[c][r[0]] for r in one] for c, one in zip(captions, rows, strict=True)]
+        )
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Index:
+    """Index whose image n has the grey level n."""
+    for number, name in enumerate(NAMES):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number,) * 3).save(tmp_path / name, "PNG")
+    return make_index(tmp_path, {"clip": vectors(7)}, NAMES)
+
+
+def test_reranking_orders_only_the_first_images(pictures: Index) -> None:
+    texts = {"x": vectors(1, seed=5)[0]}
+    (hits,) = Searcher(pictures, {"clip": Words(texts)}).search([Query("x")], 7)
+    scores = [0.1, 0.7, 0.3, 0.7, 0.2, 0.9, 0.4]
+    (found,) = reranked(pictures, [Query("x")], [hits], ByHand({"x": scores}), 4)
+    expected = sorted(hits[:4], key=lambda hit: -scores[hit.row])
+    assert [hit.row for hit in found[:4]] == [hit.row for hit in expected]
+    assert [hit.rerank_score for hit in found[:4]] == pytest.approx(
+        [scores[hit.row] for hit in expected]
+    )
+    assert found[4:] == hits[4:]
+    assert [hit.score for hit in found[:4]] == [hit.score for hit in expected]
+    with pytest.raises(InputError, match="--rerank_depth: must be at least 1"):
+        reranked(pictures, [Query("x")], [hits], ByHand({}), 0)
+    with pytest.raises(InputError, match=r"hand.pth, query 'x': the reranker's scores"):
+        reranked(pictures, [Query("x")], [hits], ByHand({"x": [np.nan] * 7}), 4)
+
+
+def test_joint_assignment_uses_the_scores_of_the_reranker(pictures: Index) -> None:
+    texts = {"x": vectors(1, seed=5)[0], "y": vectors(1, seed=5)[0]}
+    queries = [Query("x"), Query("y")]
+    hits = Searcher(pictures, {"clip": Words(texts)}).search(queries, 7)
+    best, other = hits[0][0].row, hits[0][1].row
+    scores = {"x": [0.0] * 7, "y": [0.0] * 7}
+    scores["x"][best], scores["x"][other] = 1.0, 0.9  # a loss of 0.1
+    scores["y"][best], scores["y"][other] = 0.8, 0.1  # a loss of 0.7
+    plain = reranked(pictures, queries, hits, ByHand(scores), 3)
+    assert [one[0].row for one in plain] == [best, best]
+    joint = reranked(pictures, queries, hits, ByHand(scores), 3, one_to_one=True)
+    assert [one[0].row for one in joint] == [other, best]
+    assert all(sorted(hit.row for hit in one) == list(range(7)) for one in joint)

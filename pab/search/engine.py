@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from pab.data.photos import photo_reader
 from pab.data.records import GalleryImage
 from pab.scoring.encoder import Encoder
-from pab.search.index import SHARD_ROWS, Entry, Index, Manifest, Member
+from pab.search.index import SHARD_ROWS, Dtype, Entry, Index, Manifest, Member
 from pab.search.query import Hit, Query, Searcher
 from pab.search.writing import with_shards, write_shard
 
@@ -51,28 +52,41 @@ def search(
     reader = photo_reader()
     assert reader.unreadable is not None
     encoder.encode_texts(queries)  # first, so that bad queries fail early
-    vectors = encoder.encode_images(photos, reader=reader).float().numpy()
+    vectors = encoder.encode_images(photos, reader=reader)
     kept = [i for i, photo in enumerate(photos) if photo.gallery_id not in reader.unreadable]
     unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}
     if not kept:
         return Answers(0, unreadable, [[] for _ in queries])
     with tempfile.TemporaryDirectory(prefix="pab-search-") as folder:
-        index = _index(Path(folder), encoder, [photos[i] for i in kept], vectors[kept])
+        index = _index(Path(folder), encoder, photos, kept, vectors)
         hits = Searcher(index, {MEMBER: encoder}).search([Query(one) for one in queries], top_k)
     return Answers(len(kept), unreadable, hits)
 
 
 def _index(
-    folder: Path, encoder: Encoder, photos: Sequence[GalleryImage], vectors: np.ndarray
+    folder: Path,
+    encoder: Encoder,
+    photos: Sequence[GalleryImage],
+    kept: Sequence[int],
+    vectors: Tensor,
 ) -> Index:
-    """Write an index that keeps its entries in memory; vectors are float32 [G, D]."""
+    """Write an index that keeps its entries in memory.
+
+    Args:
+        folder: folder of the index.
+        encoder: encoder of the vectors.
+        photos: G photographs.
+        kept: positions of those to index.
+        vectors: [G, D], perhaps memory-mapped: they are copied shard by shard.
+    """
     origin = {"checkpoint": encoder.origin.checkpoint}
-    member = Member(MEMBER, MEMBER, (), {}, origin, vectors.shape[1], "float32")
+    dtype: Dtype = "float16" if vectors.dtype == torch.float16 else "float32"
+    member = Member(MEMBER, MEMBER, (), {}, origin, vectors.shape[1], dtype)
     manifest = Manifest({}, str(folder), [member])
-    entries = [Entry(photo.gallery_id, photo.path, 0, 0) for photo in photos]
-    for start in range(0, len(entries), SHARD_ROWS):
+    entries = [Entry(photos[i].gallery_id, photos[i].path, 0, 0) for i in kept]
+    for start in range(0, len(kept), SHARD_ROWS):
         part = slice(start, start + SHARD_ROWS)
-        rows = {MEMBER: vectors[part]}
+        rows = {MEMBER: vectors[torch.tensor(kept[part])].float().numpy()}
         shard = write_shard(folder, manifest, entries[part], rows, metadata=False)
         manifest = with_shards(manifest, [*manifest.shards, shard])
     return Index(folder, manifest, entries)

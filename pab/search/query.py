@@ -121,6 +121,11 @@ class Hit:
     time_s: float | None = None
     rerank_score: float | None = None
 
+    @property
+    def rank_score(self) -> float:
+        """Score that ranks the image: the reranker's, if there is one."""
+        return self.score if self.rerank_score is None else self.rerank_score
+
 
 class _Parts(NamedTuple):
     """Encoded parts of a query: weights [P] and vectors [P, D]; unwanted parts are negative."""
@@ -369,13 +374,13 @@ def assigned(hits: Sequence[list[Hit]]) -> list[list[Hit]]:
     columns = {row: place for place, row in enumerate({hit.row: None for q in hits for hit in q})}
     if not columns:
         return [list(one) for one in hits]
-    spread = max((q[0].score - q[-1].score for q in hits if q), default=0.0)
-    lowest = min((q[-1].score for q in hits if q), default=0.0)
+    spread = max((q[0].rank_score - q[-1].rank_score for q in hits if q), default=0.0)
+    lowest = min((q[-1].rank_score for q in hits if q), default=0.0)
     absent = lowest - (spread + 1.0) * (len(hits) + 1)  # never better than a listed image
     scores = np.full((len(hits), len(columns)), absent)
     for number, one in enumerate(hits):
         for hit in one:
-            scores[number, columns[hit.row]] = hit.score
+            scores[number, columns[hit.row]] = hit.rank_score
     chosen = dict(zip(*map(np.ndarray.tolist, linear_sum_assignment(-scores)), strict=True))
     found = []
     for number, one in enumerate(hits):

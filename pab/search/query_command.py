@@ -105,9 +105,12 @@ def main(argv: Sequence[str]) -> None:
     searcher = Searcher(index, encoders, of_members)
     filters = Filters(args.folder, args.start, args.end, args.least)
     wanted = args.top_k if reranker is None else max(args.top_k, args.rerank_depth)
-    hits = searcher.search(queries, wanted, filters, one_to_one=args.one_to_one)
+    joint = args.one_to_one and reranker is None  # otherwise by the reranker's scores
+    hits = searcher.search(queries, wanted, filters, one_to_one=joint)
     if reranker is not None:
-        hits = reranked(index, queries, hits, reranker, args.rerank_depth)
+        hits = reranked(
+            index, queries, hits, reranker, args.rerank_depth, one_to_one=args.one_to_one
+        )  # fmt: skip
     hits = [one[: args.top_k] for one in hits]
     titles = titles_of(args)
     if args.json is not None:

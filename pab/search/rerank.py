@@ -6,20 +6,25 @@ images of archives and videos, and all photo formats, can be re-ranked.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pab.core.config import load_config
 from pab.core.errors import InputError
+from pab.core.files import existing_file
 from pab.core.progress import progress
+from pab.core.resources import config_path
 from pab.data.records import GalleryImage
+from pab.encoders.st.rerank import RerankConfig
+from pab.scoring.members import member_config, members
 from pab.search.index import Index
-from pab.search.query import Hit, Query
+from pab.search.query import Hit, Query, assigned
 from pab.search.sources import load_picture
 
 if TYPE_CHECKING:
@@ -28,50 +33,44 @@ if TYPE_CHECKING:
 FASTEST_PNG = 1  # compression level
 
 
-class RerankerConfig(Protocol):
-    """Settings class with a method that opens a reranker."""
-
-    def open_reranker(self) -> Reranker:
-        """Load the model."""
-
-
 def open_reranker(name: str, **settings: Any) -> Reranker:
     """Open a reranker by the name of its member, or by a YAML file of its settings.
 
+    A member can re-rank if its settings class has a method ``open_reranker``. A file belongs to the
+    first of these members that accepts all of its settings, or to a vision-language model.
+
     Args:
-        name: name of a member with a reranker, such as ``uit``, or a file that one of them accepts.
+        name: name of the member, such as ``uit``, or the file.
         settings: settings that override the file, such as ``device``.
 
     Raises:
         InputError: no such reranker, or settings or weights are invalid.
     """
-    known = rerankers()
-    if name in known:
-        return load_config(known[name], None, settings).open_reranker()  # type: ignore[type-var]
-    if not Path(name).suffix:
-        shown = ", ".join(known)
-        raise InputError("--rerank", f"expected {shown} or a YAML file, found {name!r}")
-    problems: list[InputError] = []
-    for cls in known.values():
+    named = name in members()
+    if not named and not Path(name).suffix:
+        raise InputError("--rerank", f"expected a member or a YAML file, found {name!r}")
+    if not named:
+        existing_file(config_path(name), "a YAML file of a reranker")
+    broken, refused = list[InputError](), list[InputError]()
+    classes: list[Any] = []
+    for member in [name] if named else members():
         try:
-            config = load_config(cls, name, settings)  # type: ignore[type-var]
+            classes.append(member_config(member))
         except InputError as error:
-            problems.append(error)
-        else:
-            return config.open_reranker()
-    raise problems[0]
-
-
-def rerankers() -> dict[str, type[RerankerConfig]]:
-    """Return the settings classes of the members that can re-rank, by name."""
-    from pab.scoring.members import member_config, members
-
-    found: dict[str, type[RerankerConfig]] = {}
-    for name in members():
-        cls: Any = member_config(name)
-        if hasattr(cls, "open_reranker"):
-            found[name] = cls
-    return found
+            broken.append(error)  # another package's member must not keep others from re-ranking
+    for cls in classes if named else [*classes, RerankConfig]:
+        if not hasattr(cls, "open_reranker"):
+            continue
+        try:
+            config = load_config(cls, None if named else name, settings)
+        except InputError as error:
+            refused.append(error)
+            continue
+        reranker: Reranker = config.open_reranker()
+        return reranker
+    if refused or broken:
+        raise (refused or broken)[0]
+    raise InputError("--rerank", f"expected a member with a cross encoder, found {name!r}")
 
 
 def reranked(
@@ -80,6 +79,8 @@ def reranked(
     hits: Sequence[list[Hit]],
     reranker: Reranker,
     depth: int,
+    *,
+    one_to_one: bool = False,
 ) -> list[list[Hit]]:
     """Order the first images of each query by the reranker's scores; the others keep their order.
 
@@ -91,6 +92,8 @@ def reranked(
         hits: results per query, best first.
         reranker: model that scores pairs.
         depth: images per query to re-rank, at least 1.
+        one_to_one: assign the first places jointly, by the reranker's scores; see
+            :func:`pab.search.query.assigned`.
 
     Raises:
         InputError: a query has no text, or an image cannot be read.
@@ -117,7 +120,7 @@ def reranked(
                 continue
             candidates = torch.tensor([[place[hit.row] for hit in one[:depth]]])
             scores = reranker.rerank([caption], images, candidates)[0].tolist()
-            if not all(map(_is_finite, scores)):
+            if not all(map(math.isfinite, scores)):
                 raise InputError(
                     reranker.origin.checkpoint, "the reranker's scores are not finite",
                     item=f"query {query.text!r}", todo="check the checkpoint, or use --dtype fp32",
@@ -126,10 +129,8 @@ def reranked(
                 replace(hit, rerank_score=score)
                 for hit, score in zip(one[:depth], scores, strict=True)
             ]
-            first.sort(key=lambda hit: -(hit.rerank_score or 0.0))
-            found.append(first + one[depth:])
-    return found
-
-
-def _is_finite(score: float) -> bool:
-    return score - score == 0
+            first.sort(key=lambda hit: -hit.rank_score)
+            found.append(first)
+    if one_to_one:
+        found = assigned(found)
+    return [first + one[depth:] for first, one in zip(found, hits, strict=True)]

@@ -63,8 +63,7 @@ def print_hits(titles: Sequence[str], results: Sequence[Sequence[Hit]]) -> None:
     for title, hits in zip(titles, results, strict=True):
         print(one_line(title))
         for rank, hit in enumerate(hits, start=1):
-            score = hit.score if hit.rerank_score is None else hit.rerank_score
-            print(f"{rank:4}  {score:8.4f}  {one_line(hit.name)}")
+            print(f"{rank:4}  {hit.rank_score:8.4f}  {one_line(hit.name)}")
     sys.stdout.flush()  # print the lines on stderr last
 
 

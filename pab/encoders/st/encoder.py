@@ -204,9 +204,14 @@ class DenseEncoder(Embedder):
         # Characters are the ids: the cache's facts cover tokenizer and prompt.
         return self.compute.captions(encode, [[*text] for text in texts], max(map(len, texts)))
 
+    @property
+    def compares_by_dot_product(self) -> bool:
+        """True if the similarity is the dot product of the vectors; search indexes need it."""
+        return self.model.similarity_fn_name in ("cosine", "dot")
+
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
         """Compute the model's similarities, float32 [Q, G]."""
-        if self.model.similarity_fn_name in ("cosine", "dot"):
+        if self.compares_by_dot_product:
             return cosine(texts, images)
         found: Tensor = self.model.similarity(texts, images)
         return found

@@ -112,6 +112,20 @@ class RerankConfig(ScoringCommand):
         )
 
     def open(self) -> VlmReranker:
+        """Load the model; its origin has the hash of the candidates.
+
+        Raises:
+            InputError: see :meth:`open_reranker`.
+        """
+        from pab.encoders.st.reranker import VlmReranker
+
+        assert self.candidates is not None, "check() has been called"
+        reranker = self.open_reranker()
+        lists = {"candidates_sha256": sha256_of_file(self.candidates)}
+        origin = replace(reranker.origin, more={**reranker.origin.more, **lists})
+        return VlmReranker(reranker.model, reranker.compute, origin)
+
+    def open_reranker(self) -> VlmReranker:
         """Load the model.
 
         Raises:
@@ -137,9 +151,7 @@ class RerankConfig(ScoringCommand):
         }  # fmt: skip
         library = version("sentence-transformers") if backend is LibraryPairModel else ""
         key = compute.fingerprint(kind="pairs", checkpoint=sha256, library=library, **facts)
-        assert self.candidates is not None, "check() has been called"
-        lists = {"candidates_sha256": sha256_of_file(self.candidates)}
-        origin = compute.origin(self.model, self.model, sha256, **facts, **lists)
+        origin = compute.origin(self.model, self.model, sha256, **facts)
         return VlmReranker(model, compute.with_cache(key), origin)
 
     def score(self) -> None:

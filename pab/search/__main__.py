@@ -10,7 +10,11 @@ from importlib import import_module
 
 from pab.core.errors import run_cli
 
-COMMANDS = {"index": "pab.search.index_command", "query": "pab.search.query_command"}
+COMMANDS = {
+    "index": "pab.search.index_command",
+    "query": "pab.search.query_command",
+    "export": "pab.search.export_command",
+}
 ONCE = "pab.search.once"
 
 

@@ -18,10 +18,12 @@ from pab.core.config import add_config_flags, load_config
 from pab.core.errors import InputError
 from pab.core.outputs import check_output_folder
 from pab.data.label_config import TableConfig
-from pab.search.build import BLOCK_ROWS, BuildSettings, build_index
+from pab.search.build import build_index
 from pab.search.index import MANIFEST, read_manifest
+from pab.search.jobs import BLOCK_ROWS, BuildSettings
 from pab.search.libraries import library
 from pab.search.members import MemberChoice, Opened, choice_of, split_members
+from pab.search.ray_engine import RayEngine, ray_library
 from pab.search.results import write_unreadable
 from pab.search.sources import ArchiveSource, FolderSource, Source, TableSource, VideoSource
 
@@ -69,9 +71,23 @@ def build_parser() -> CommandParser:
         "--vectors", choices=("float16", "float32"), default="float16",
         help="type of the stored vectors (default: float16)",
     )  # fmt: skip
-    parser.groups["speed"].add_argument(
+    speed = parser.groups["speed"]
+    speed.add_argument(
         "--block", type=int, default=BLOCK_ROWS, metavar="N",
         help=f"images that a stopped run may lose (default: {BLOCK_ROWS})",
+    )  # fmt: skip
+    speed.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="ray: encode with Ray, on all GPUs or cores of one or many machines (default: local)",
+    )  # fmt: skip
+    speed.add_argument(
+        "--ray_address", metavar="ADDRESS",
+        help="address of a running Ray cluster, such as auto or 10.0.0.1:6379 "
+        "(default: start Ray on this machine)",
+    )  # fmt: skip
+    speed.add_argument(
+        "--ray_workers", type=int, metavar="N",
+        help="workers of --engine ray (default: one per GPU, or per core without GPUs)",
     )  # fmt: skip
     return parser
 
@@ -80,6 +96,10 @@ def main(argv: Sequence[str]) -> None:
     """Parse the command line and index the images."""
     args, choices = parse(argv)
     library("pyarrow.parquet", "search indexes")  # before any work
+    engine = None
+    if args.engine == "ray":
+        ray_library("ray")
+        engine = RayEngine(args.ray_address, args.ray_workers)
     if args.video is not None:
         library("av", "videos")
     if not _is_update(args.out, choices):
@@ -88,7 +108,8 @@ def main(argv: Sequence[str]) -> None:
     source = source_of(args)
     check_output_folder("--out", args.out)
     settings = BuildSettings(args.vectors, args.block, args.check_content)
-    report = build_index(args.out, source, choices, partial(open_members, choices), settings)
+    opener = partial(open_members, choices)
+    report = build_index(args.out, source, choices, opener, settings, engine)
     listing = args.out / UNREADABLE
     write_unreadable(listing, report.unreadable)
     print(
@@ -112,6 +133,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[MemberChoice]]:
         raise InputError("--every", f"expected seconds, at least 0, found {args.every}")
     if args.block < 1:
         raise InputError("--block", f"must be at least 1, found {args.block}")
+    for name in ("ray_address", "ray_workers"):
+        if args.engine != "ray" and getattr(args, name) is not None:
+            raise InputError(f"--{name}", "is only for --engine ray", todo="remove it")
+    if args.ray_workers is not None and args.ray_workers < 1:
+        raise InputError("--ray_workers", f"must be at least 1, found {args.ray_workers}")
     given = [name for name in SOURCES if getattr(args, name) is not None]
     if args.csv is not None and "image_folder" in given:
         given.remove("image_folder")  # the folder of the table's paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -203,6 +204,17 @@ def test_flags_of_ray(tmp_path: Path, flags: list[str], words: str) -> None:
     source = ["--image_folder", str(tmp_path), "--out", str(tmp_path / "out")]
     with pytest.raises(InputError, match=words):
         index_command.main([*source, *flags, *CLIP])
+
+
+def test_a_missing_cluster_is_reported_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    draw(tmp_path / "photos/a.png", 1, normal=True)
+    with socket.socket() as taken:  # bound, but nothing listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        flags = ["--image_folder", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+        with pytest.raises(InputError, match=f"--ray_address: no Ray cluster at {address}: .*refu"):
+            index_command.main([*flags, "--engine", "ray", "--ray_address", address, *CLIP])
 
 
 # ----------------------------------------------------------------------------------- a real cluster

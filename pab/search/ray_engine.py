@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from pab.search.worker import encode_part
 
 PROG = "python -m pab.search index"
 LOCAL = "local"  # Ray's name for a new cluster on this machine
+CONNECT_SECONDS = 10.0
 QUEUED = 2  # parts per worker, of which one is encoded
 
 
@@ -102,15 +104,29 @@ def connected(address: str | None) -> Iterator[Any]:
         return
     more = {"include_dashboard": False} if address is None else {}
     try:
+        if address is not None:
+            check_reachable(address)
         ray.init(address or LOCAL, logging_level="ERROR", **more)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        problem = f"no Ray cluster at {address}: {first_line(error)}"
-        todo = "start one with `ray start --head`, or leave the flag out"
-        raise InputError("--ray_address", problem, todo=todo) from error
+    except (OSError, ValueError, RuntimeError) as error:  # a ConnectionError is an OSError
+        raise InputError(
+            "--ray_address", f"no Ray cluster at {address or LOCAL}: {first_line(error)}",
+            todo="start one with `ray start --head`, and set RAY_AUTH_MODE=token if it uses tokens",
+        ) from error  # fmt: skip
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """Connect to HOST:PORT once; Ray itself tries for minutes.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 class Share(NamedTuple):

@@ -28,7 +28,9 @@ IMAGES = [1_000_000, 10_000_000, 100_000_000]
 VECTOR_BYTES = 2  # float16
 # Bytes of the metadata per image: 86 with names of 11 characters (benchmarks/index_scale.py).
 METADATA_BYTES = 90
+CODE_BYTES = 1  # per number in an approximate index, 8 bits
 HNSW_LINKS, LINK_BYTES = 2 * 32, 4  # FAISS's HNSW32: 64 neighbours in the lowest layer, int32
+IVF_BYTES = 8  # number of the image in its list, int64
 
 
 class Model(NamedTuple):
@@ -86,16 +88,14 @@ def main() -> None:
                 f"million at {price:g}/h, {math.ceil(per_second / args.decoded)} cores to decode"
             )
     width = models["CLIP ViT-L/14, 336 px"].width
-    print(
-        f"bytes with {width} float16 numbers per image (GB): vectors, metadata, HNSW with vectors"
-    )
+    print(f"GB with {width} numbers per image: vectors, metadata, HNSW, IVF; machines")
+    sizes = (
+        width * VECTOR_BYTES, METADATA_BYTES, width * CODE_BYTES + HNSW_LINKS * LINK_BYTES,
+        width * CODE_BYTES + IVF_BYTES,
+    )  # fmt: skip
     for images in args.images:
-        vectors, metadata = images * width * VECTOR_BYTES, images * METADATA_BYTES
-        graph = vectors + images * HNSW_LINKS * LINK_BYTES
-        print(
-            f"  {images:,}: {vectors / 1e9:,.1f}, {metadata / 1e9:,.1f}, {graph / 1e9:,.1f}; "
-            f"{math.ceil(images / args.shard)} machines"
-        )
+        shown = ", ".join(f"{images * size / 1e9:,.1f}" for size in sizes)
+        print(f"  {images:,}: {shown}; {math.ceil(images / args.shard)}")
 
 
 if __name__ == "__main__":

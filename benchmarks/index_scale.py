@@ -4,7 +4,9 @@ Draws photographs into --folder and keeps them for the next run. Indexes them wi
 CLIP: with one process and no loader processes, and with Ray's workers, each in a fresh command.
 Compares the rows, then measures a second run, the bytes per image of the index, and exports. The
 time of a command includes starting Ray and loading the models; the second rate leaves it out: it is
-that of the images between the first and the last manifest.
+that of the images between the first and the last manifest. Last, writes an index of --rows entries,
+and measures the start of an update: reading the names, sizes and times of all images, and with
+renamed images their hashes.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import describe, flag_parser
+from machine import describe, flag_parser, in_fresh_process, peak_mib
 from PIL import Image
 
 from pab.search.export import export_index
-from pab.search.index import Index
+from pab.search.index import SHARD_ROWS, Entry, Index, Manifest, Member
+from pab.search.previous import Previous
+from pab.search.writing import with_shards, write_shard
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ["--model", "clip", "--arch", f"local-dir:{ROOT / 'checkpoints/mini/clip'}"]
@@ -61,6 +65,31 @@ def run(photos: Path, out: Path, *flags: str) -> tuple[float, float]:
     return seconds, (last - first) / (ended - began)
 
 
+def write_large(folder: Path, rows: int) -> None:
+    """Write an index of random vectors of 8 numbers."""
+    manifest = Manifest({}, str(folder), [Member("clip", "clip", (), {}, {}, 8)])
+    rng = np.random.default_rng(0)
+    for start in range(0, rows, SHARD_ROWS):
+        count = min(SHARD_ROWS, rows - start)
+        entries = [
+            Entry(f"{n:09}.jpg", folder / f"{n:09}.jpg", n, n, rng.bytes(32).hex(), 512, 512)
+            for n in range(start, start + count)
+        ]
+        vectors = {"clip": rng.standard_normal((count, 8), dtype=np.float32)}
+        shard = write_shard(folder, manifest, entries, vectors)
+        manifest = with_shards(manifest, [*manifest.shards, shard])
+    manifest.save(folder)
+
+
+def start_update(folder: Path) -> tuple[float, float, float, float]:
+    """Return seconds and peak MiB of reading the state of an index, and with the hashes."""
+    start = time.perf_counter()
+    previous = Previous(Index.open(folder))
+    seconds, peak = time.perf_counter() - start, peak_mib()
+    assert previous.contents
+    return seconds, peak, time.perf_counter() - start, peak_mib()
+
+
 def size_of(*files: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
@@ -73,6 +102,7 @@ def main() -> None:
         side=(512, "side of a photograph, pixels"),
         block=(100, "images per part"),
         workers=([1, 2], "numbers of Ray's workers"),
+        rows=(1_000_000, "images of the large index"),
     ).parse_args()
     photos = args.folder / f"photos_{args.images}_{args.side}"
     draw(photos, args.images, args.side)
@@ -108,11 +138,16 @@ def main() -> None:
     for kind in ("lancedb", "qdrant"):
         out = args.folder / kind
         shutil.rmtree(out, ignore_errors=True)
-        start = time.perf_counter()
         export_index(index, out, kind)
-        seconds = time.perf_counter() - start
-        share = size_of(*out.iterdir()) / index.rows
-        print(f"{kind}: {index.rows / seconds:,.0f} images/s, {share:,.0f} bytes per image")
+        print(f"{kind}: {size_of(*out.iterdir()) / index.rows:,.0f} bytes per image")
+    large = args.folder / f"large_{args.rows}"
+    if not (large / "manifest.json").is_file():
+        write_large(large, args.rows)
+    seconds, peak, with_hashes, most = in_fresh_process(start_update, large)
+    print(
+        f"update of {args.rows:,} images: {seconds:.1f} s and {peak:.0f} MiB to read the state, "
+        f"{with_hashes:.1f} s and {most:.0f} MiB with the hashes"
+    )
 
 
 if __name__ == "__main__":

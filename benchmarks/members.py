@@ -3,6 +3,10 @@
 Scores the validation pairs and the mini test set with the four shipped models in the published
 order. Chooses the fusion's weights on the validation pairs (`ensemble.search`), and fuses the test
 set's scores with these weights, one member at a time.
+
+`--embedder` and `--reranker` are folders of vision-language models that were trained with
+`configs/vlm/mini_embedder.yaml` and `mini_reranker.yaml`. The embedder is measured alone. The
+reranker re-ranks the fused list; depth, prior, tau and slack are chosen on the validation pairs.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import mini_runs as mini
+import vlm_chain
 import yaml
 from machine import flag_parser
 
@@ -24,12 +29,13 @@ def main() -> None:
         out=mini.PAGE,
         work=Path("output/members"),
         weights=(None, "also write the chosen weights to this file (.yaml)"),
+        embedder=(None, "folder of a small late-interaction embedder"),
+        reranker=(None, "folder of a small reranker"),
     ).parse_args()
     folder = mini.shipped_folder(args.work)
     validation = mini.validation_set(folder)
-    weights = mini.choose_weights(
-        validation, mini.score_shipped(validation, folder), folder, args.weights
-    )
+    on_validation = mini.score_shipped(validation, folder)
+    weights = mini.choose_weights(validation, on_validation, folder, args.weights)
     chosen = yaml.safe_load(weights.read_text())
 
     members = mini.score_shipped(mini.TEST, folder)
@@ -42,6 +48,23 @@ def main() -> None:
         keep = chosen[WEIGHT_FLAGS[order[count - 1]]]
         rows.append(mini.table_row(f"+ {NAMES[order[count - 1]]}, weight {keep:g}", found, before))
         before = found
+    own = folder / "vlm"
+    if args.embedder:
+        found = mini.judged(vlm_chain.score_late(args.embedder, mini.TEST, own))
+        rows.append(mini.table_row("Qwen3-VL, late interaction, alone", found, None))
+    if args.reranker:
+        lists = {
+            validation: mini.fused(weights, on_validation, own / "fused_val.pt"),
+            mini.TEST: folder / f"fused_{len(order)}.pt",
+        }
+        pairs = {
+            labelled: vlm_chain.score_reranker(args.reranker, labelled, own, candidates)
+            for labelled, candidates in lists.items()
+        }
+        chain = vlm_chain.choose_chain(validation, on_validation, pairs[validation], own)
+        for name, found in vlm_chain.stages(chain, members, pairs[mini.TEST], own):
+            rows.append(mini.table_row(name, found, before))
+            before = found
     text = [
         f"Written by `python benchmarks/members.py --out {args.out}`: the four shipped mini models",
         "alone, then fused one after the other in the published order. UIT re-ranks LHP's 32",
@@ -49,6 +72,13 @@ def main() -> None:
         "validation pairs. Figures are percentages on the 2,000 queries of the mini test set, with",
         "95 % bootstrap intervals. Gains over the previous step are paired.",
     ]
+    if args.embedder or args.reranker:
+        text += [
+            "",
+            "The Qwen3-VL models have 3 million parameters, are trained from random weights",
+            "([training](training.md)), and are not shipped. The reranker scores the first",
+            f"{vlm_chain.K} images of the fused list; its settings come from the validation pairs.",
+        ]
     columns = ["scores", *mini.METRICS, "R@1 over the previous step"]
     mini.write_table(args.out, "Members and fusion steps on the mini data", text, columns, rows)
 

@@ -12,7 +12,7 @@ declare -A commands=(
     [requirements_uit.txt]="uit.run uit.train uit.infer uit.make_vocabulary ${shared[*]}
         pab.fetch pab.scoring pab.search pab.encoders.train_clip_tokenizer
         scripts/clip_infer.py scripts/blip2_infer.py
-        scripts/finetune_clip.py scripts/finetune_blip2.py"
+        scripts/finetune_clip.py scripts/finetune_blip2.py scripts/finetune_reranker.py"
 )
 python=${PYTHON:-python3.11}
 for file in "${!commands[@]}"; do

@@ -15,10 +15,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 from lhp.train_tokenizer import train_tokenizer
 from pab.core.checkpoints import load_training_state
 from pab.data.training_set import TrainingSet
+from pab.encoders.st.make_small import SmallConfig, make_small
 from pab.training.loop import FINAL
 from pab.training.resume import LAST, epoch_files
 from tests.conftest import MODEL, make_data
@@ -27,7 +29,8 @@ from uit.make_vocabulary import make_vocabulary
 LATEST = 1.5  # longest delay of a kill, in seconds after the first new checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "checkpoints/mini"
-RECIPES = ("lhp", "uit", "clip", "blip2")
+SMALL: dict[str, Any] = {"width": 48, "layers": 2, "heads": 2, "side": 64, "vocab_size": 400}
+RECIPES = ("lhp", "uit", "clip", "blip2", "embedder", "reranker")
 SHARED = {
     "batch_size": 4, "epochs": 80, "num_workers": 0, "device": "cpu", "dtype": "fp32",
     "save_every_steps": 1, "val_pairs": 4, "lr": 1e-3,
@@ -40,6 +43,10 @@ def command(recipe: str, data: Path, out: Path) -> list[str]:
     if not (data / "t.spm").is_file():
         train_tokenizer(captions, data / "t.spm", 64)
         make_vocabulary(captions, data / "words", 100)
+    kinds: dict[str, Literal["late", "reranker"]] = {"embedder": "late", "reranker": "reranker"}
+    small = data / f"small_{recipe}"
+    if recipe in kinds and not small.is_dir():
+        make_small(SmallConfig(kind=kinds[recipe], out=str(small), **SMALL), captions)
     program, own = {
         "lhp": (["-m", "lhp.train"], {
             "model": MODEL, "input_size": 64, "sentencepiece_model": data / "t.spm",
@@ -54,6 +61,13 @@ def command(recipe: str, data: Path, out: Path) -> list[str]:
         }),
         "blip2": (["scripts/finetune_blip2.py"], {
             "model": "mini", "pretrained": "random", "text_encoder": MINI / "bert", "epochs": 40,
+        }),
+        "embedder": (["scripts/finetune_embedder.py"], {
+            "model": small, "crop_prob": 0.5, "warmup_steps": 2, "epochs": 40,
+        }),
+        "reranker": (["scripts/finetune_reranker.py"], {
+            "model": small, "lora_rank": 4, "prompt": "Match?", "val_candidates": 3,
+            "warmup_steps": 2, "ema_decay": 0.9, "epochs": 40,
         }),
     }[recipe]  # fmt: skip
     settings = {**SHARED, **own, "data_path": data, "output_dir": out}

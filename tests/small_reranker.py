@@ -22,7 +22,10 @@ def make_reranker(out: Path) -> Path:
     """Make a reranker of 0.3 million parameters whose scores differ between pairs."""
     shutil.copytree(small_vlm("reranker"), out)
     weights = load_file(out / WEIGHTS)  # the initial weights are so small that all scores agree
-    large = {name: 4 * tensor if tensor.ndim == 2 else tensor for name, tensor in weights.items()}
+    large = {
+        name: 4 * tensor if tensor.ndim == 2 and "embed_tokens" not in name else tensor
+        for name, tensor in weights.items()
+    }
     save_file(large, out / WEIGHTS, metadata={"format": "pt"})
     return out
 

@@ -51,6 +51,8 @@ COMMANDS = {
         "python -m uit.train": "Fine-tune UIT without the launcher uit.run.",
         "python scripts/finetune_clip.py": "Fine-tune CLIP with LHP's views.",
         "python scripts/finetune_blip2.py": "Fine-tune BLIP-2 with LHP's views.",
+        "python scripts/finetune_embedder.py": "Tune a late-interaction embedder.",
+        "python scripts/finetune_reranker.py": "Tune a vision-language reranker.",
         "bash scripts/finetune_lhp.sh": "Fine-tune LHP as published.",
         "bash scripts/finetune_uit.sh": "Fine-tune UIT as published.",
         "python -m pab.core.launch": "Start training processes on one or several machines.",

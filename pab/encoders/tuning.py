@@ -59,7 +59,9 @@ def _stays(self: nn.Module, mode: bool = True) -> nn.Module:
     return self
 
 
-def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Parameter]) -> PeftModel:
+def with_lora(
+    model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Parameter], *, dora: bool = False
+) -> PeftModel:
     """Add low-rank updates to every trainable matrix of the blocks.
 
     All other weights are frozen. Call it after :func:`freeze`, so that frozen towers are skipped.
@@ -69,6 +71,7 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
         rank: rank of the updates.
         alpha: updates are scaled by ``alpha / rank``.
         also: other parameters to train, such as the temperature.
+        dora: also train the length of each row of a matrix (DoRA, arXiv 2402.09353).
 
     Returns:
         The peft wrapper, which holds ``model``.
@@ -91,6 +94,7 @@ def with_lora(model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Paramet
         LoraConfig(
             r=rank,
             lora_alpha=alpha,
+            use_dora=dora,
             target_modules="|".join(map(re.escape, linear)),  # a list would match name suffixes
             target_parameters=projections or None,
         ),

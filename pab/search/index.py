@@ -105,7 +105,8 @@ class Manifest:
         next_number: number of the next shard; numbers are never used again.
         unreadable: name -> problem of files that cannot be read.
         complete: name -> state of archives and videos that are indexed completely.
-        ann: description of an approximate index; None without one.
+        ann: description of an approximate index, an :class:`pab.search.ann.AnnRecord`; None
+            without one.
         format, project_version: versions that wrote the index.
     """
 
@@ -303,7 +304,8 @@ class Index:
         if key not in self._mapped:
             path = vectors_path(self.folder, self.members, member.name, shard.number)
             with _reading(path):
-                found = np.load(path, mmap_mode="r", allow_pickle=False)
+                # Copy-on-write: PyTorch warns of read-only memory.
+                found = np.load(path, mmap_mode="c", allow_pickle=False)
             expected = (member.dtype, (shard.rows, member.width))
             if (found.dtype, found.shape) != expected:
                 raise InputError(

@@ -17,9 +17,11 @@ from pab.core.commands import CommandParser
 from pab.core.config import add_config_flags, load_config
 from pab.core.errors import InputError
 from pab.core.outputs import check_output_folder
+from pab.core.progress import write_line
 from pab.data.label_config import TableConfig
-from pab.search.build import build_index
-from pab.search.index import MANIFEST, read_manifest
+from pab.search.ann import KINDS, Kind, build_ann, is_current, read_record
+from pab.search.build import build_index, locked
+from pab.search.index import MANIFEST, Index, read_manifest
 from pab.search.jobs import BLOCK_ROWS, BuildSettings
 from pab.search.libraries import library
 from pab.search.members import MemberChoice, Opened, choice_of, split_members
@@ -73,6 +75,11 @@ def build_parser() -> CommandParser:
     )  # fmt: skip
     speed = parser.groups["speed"]
     speed.add_argument(
+        "--ann", choices=KINDS,
+        help="also build an approximate index of the first member, for query --ann: hnsw (builds "
+        "slowly, answers fast) or ivf",
+    )  # fmt: skip
+    speed.add_argument(
         "--block", type=int, default=BLOCK_ROWS, metavar="N",
         help=f"images that a stopped run may lose (default: {BLOCK_ROWS})",
     )  # fmt: skip
@@ -102,6 +109,8 @@ def main(argv: Sequence[str]) -> None:
         engine = RayEngine(args.ray_address, args.ray_workers)
     if args.video is not None:
         library("av", "videos")
+    if args.ann is not None:
+        library("faiss", "approximate indexes")
     if not _is_update(args.out, choices):
         for choice in choices:  # bad flags fail early; those of an index are known to be good
             choice.config(PROG)
@@ -110,6 +119,7 @@ def main(argv: Sequence[str]) -> None:
     settings = BuildSettings(args.vectors, args.block, args.check_content)
     opener = partial(open_members, choices)
     report = build_index(args.out, source, choices, opener, settings, engine)
+    update_ann(args.out, args.ann)
     listing = args.out / UNREADABLE
     write_unreadable(listing, report.unreadable)
     print(
@@ -176,6 +186,21 @@ def source_of(args: argparse.Namespace) -> Source:
         every = 1.0 if args.every is None else args.every
         return VideoSource(args.video, every, distinct=args.distinct)
     return FolderSource(args.image_folder, recursive=args.recursive)
+
+
+def update_ann(out: Path, kind: Kind | None) -> None:
+    """Build the approximate index; without a kind, only say whether a run made it useless."""
+    if kind is not None:
+        with locked(out):
+            record = build_ann(out, kind)
+        facts = f"{record.rows} vectors of {record.member}, recall@10 {record.recall_at_10:.3f}"
+        write_line(f"index: {kind}: {facts}")
+        return
+    index = Index.open(out)
+    found = read_record(index)
+    if found is not None and not is_current(index, found):
+        why = "does not have the images of this run"
+        write_line(f"index: the approximate index {why}; --ann {found.kind} builds it again")
 
 
 def _is_update(out: Path, choices: Sequence[MemberChoice]) -> bool:

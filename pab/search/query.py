@@ -13,7 +13,7 @@ Shape letters: `Q` queries, `G` images of the index, `D` width of the vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,8 @@ from scipy.optimize import linear_sum_assignment
 from pab.core.errors import InputError
 from pab.scoring.encoder import Encoder
 from pab.scoring.encoding import BatchEncoder
-from pab.search.exact import search_exact
+from pab.search.ann import Ann
+from pab.search.exact import longest_row, search_exact, selected
 from pab.search.index import Index
 
 PARTS = ("text", "image", "minus")
@@ -149,6 +150,8 @@ class Searcher:
         index: the index.
         encoders: name of each member to search with -> its encoder.
         weights: name of a member -> its weight in the fusion, 1 by default.
+        ann: approximate index, used for queries on its member alone, without a filter of rows;
+            None compares all rows.
 
     Raises:
         InputError: a weight is negative or not finite, or names no member, or all are 0.
@@ -156,9 +159,15 @@ class Searcher:
 
     def __init__(
         self, index: Index, encoders: Mapping[str, Encoder],
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | None = None, ann: Ann | None = None,
     ) -> None:  # fmt: skip
-        self.index, self.encoders = index, dict(encoders)
+        self.index, self.encoders, self.ann = index, dict(encoders), ann
+        if ann is not None:
+            encoder = self.encoders.get(ann.record.member)
+            if encoder is not None and not has_one_vector(encoder):
+                problem = f"member {ann.record.member} has several vectors per image"
+                raise InputError("--ann", problem, todo="leave it out")
+        self._longest: dict[str, float] = {}  # length of a member's longest row
         given = dict(weights or {})
         for name, weight in given.items():
             if name not in self.encoders:
@@ -197,7 +206,7 @@ class Searcher:
             query.check()
         parts = {name: self._encode(name, queries) for name in self.encoders}
         k = max(top_k, len(queries)) if one_to_one else top_k
-        found = [self._best(one, k, filters) for one in self._per_query(parts, len(queries))]
+        found = self._best(parts, k, filters)
         self._check_finite(found, queries)
         hits = [self._hits(one, filters) for one in found]
         if one_to_one:
@@ -213,8 +222,8 @@ class Searcher:
         parts = {}
         for name in self._with_one_vector():
             vector = self.index.vector(name, row)[None]
-            parts[name] = _Parts(np.ones(1, np.float32), vector)
-        hits = self._hits(self._best(parts, top_k + 1, filters), filters)
+            parts[name] = [_Parts(np.ones(1, np.float32), vector)]
+        hits = self._hits(self._best(parts, top_k + 1, filters)[0], filters)
         return [hit for hit in hits if hit.row != row][:top_k]
 
     # ------------------------------------------------------------------------------------ encoding
@@ -253,51 +262,60 @@ class Searcher:
             found.append(_Parts(weights, np.stack([vector for _, vector in rows])))
         return found
 
-    def _per_query(
-        self, parts: Mapping[str, list[_Parts]], count: int
-    ) -> Iterator[dict[str, _Parts]]:
-        for number in range(count):
-            yield {name: of_queries[number] for name, of_queries in parts.items()}
-
     # ------------------------------------------------------------------------------------- scoring
 
-    def _best(self, parts: Mapping[str, _Parts], k: int, filters: Filters) -> _Found:
-        """Find the k best rows of one query, and all rows that tie with the last of them."""
+    def _best(self, parts: Mapping[str, list[_Parts]], k: int, filters: Filters) -> list[_Found]:
+        """Find the k best rows of each query, and all rows that tie with the last of them."""
         rows = filters.rows(self.index)
         (first, *others) = parts
         if not others and has_one_vector(self.encoders[first]):
-            vector = combined(parts[first])[None]
-            return self._best_exact(first, vector, k, rows)
+            vectors = [combined(one) for one in parts[first]]
+            # Vectors that are not finite are reported after an exact search.
+            finite = all(np.isfinite(vector).all() for vector in vectors)
+            ann = self.ann if finite and rows is None else None
+            if ann is not None and ann.record.member == first:
+                return [_of_one(first, *ann.search(vector, k)) for vector in vectors]
+            return self._best_exact(first, vectors, k, rows)
+        queries = [dict(zip(parts, one, strict=True)) for one in zip(*parts.values(), strict=True)]
+        return [self._best_fused(query, k, rows) for query in queries]
+
+    def _best_exact(
+        self, member: str, vectors: Sequence[np.ndarray], k: int, rows: np.ndarray | None
+    ) -> list[_Found]:
+        """Search one member; ask for more rows while the k-th score equals the last."""
+        if member not in self._longest:
+            self._longest[member] = longest_row(self.index.blocks(member))
+        found, wanted = list[_Found | None]([None] * len(vectors)), k + 1
+        while missing := [number for number, one in enumerate(found) if one is None]:
+            blocks = self.index.blocks(member)
+            if rows is not None:
+                blocks = selected(blocks, rows)
+            wanting = np.stack([vectors[number] for number in missing])
+            results = search_exact(blocks, wanting, wanted, self._longest[member])
+            for number, scores, places in zip(missing, *results, strict=True):
+                if len(scores) < wanted or scores[k - 1] != scores[-1]:
+                    # NaN is kept, to be reported.
+                    kept = slice(None) if len(scores) <= k else ~(scores < scores[k - 1])
+                    numbers = places if rows is None else rows[places]
+                    found[number] = _of_one(member, scores[kept], numbers[kept])
+            wanted *= 4
+        return [one for one in found if one is not None]
+
+    def _best_fused(self, parts: Mapping[str, _Parts], k: int, rows: np.ndarray | None) -> _Found:
+        """Scale and add the scores of all members, for one query."""
         of_members = {name: self._all_scores(name, one) for name, one in parts.items()}
-        if others:
+        if len(of_members) > 1:
             scores = np.zeros(self.index.rows, dtype=np.float32)
             for name, one in of_members.items():
                 spread = one.max(initial=-np.inf) - one.min(initial=np.inf)
                 low = one.min(initial=np.inf)
                 scores += self.weights[name] * ((one - low) / (spread if spread > 0 else 1.0))
         else:
-            scores = of_members[first]
+            (scores,) = of_members.values()
         places = np.arange(self.index.rows) if rows is None else rows
         best = _largest(scores[places], k)
         chosen = places[best]
         return _Found(chosen, scores[chosen], {n: one[chosen] for n, one in of_members.items()})
-
-    def _best_exact(
-        self, member: str, vector: np.ndarray, k: int, rows: np.ndarray | None
-    ) -> _Found:
-        """Search one member; ask for more rows while the k-th score equals the last."""
-        wanted = k + 1
-        while True:
-            blocks = self.index.blocks(member)
-            if rows is not None:
-                blocks = _selected(blocks, rows)
-            scores, found = (one[0] for one in search_exact(blocks, vector, wanted))
-            if len(scores) < wanted or scores[k - 1] != scores[-1]:
-                break
-            wanted *= 4
-        numbers = found if rows is None else rows[found]
-        kept = slice(None) if len(scores) <= k else ~(scores < scores[k - 1])  # NaN is reported
-        return _Found(numbers[kept], scores[kept], {member: scores[kept]})
 
     def _all_scores(self, name: str, parts: _Parts) -> np.ndarray:
         """Compute the scores of all rows, float32 [G]."""
@@ -332,6 +350,11 @@ class Searcher:
             scores = {name: float(one[place]) for name, one in found.of_members.items()}
             hits.append(Hit(row, entry.name, entry.path, score, scores, entry.time_s))
         return sorted(hits, key=lambda hit: (-hit.score, hit.name))
+
+
+def _of_one(member: str, scores: np.ndarray, rows: np.ndarray) -> _Found:
+    """Return the rows that one member found; its similarities are the scores."""
+    return _Found(rows, scores, {member: scores})
 
 
 def has_one_vector(encoder: Encoder) -> bool:
@@ -394,13 +417,3 @@ def _largest(scores: np.ndarray, k: int) -> np.ndarray:
     if len(scores) <= k:
         return np.arange(len(scores))
     return np.flatnonzero(~(scores < np.partition(scores, -k)[-k]))  # keeps NaN, to be reported
-
-
-def _selected(
-    blocks: Iterator[tuple[int, np.ndarray]], rows: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield only the chosen rows of blocks, numbered by their place among the chosen."""
-    for first, block in blocks:
-        low, high = np.searchsorted(rows, (first, first + len(block)))
-        if low < high:
-            yield int(low), block[rows[low:high] - first]

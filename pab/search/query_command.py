@@ -14,6 +14,7 @@ from pab.core.errors import InputError
 from pab.core.files import write_json
 from pab.core.outputs import check_outputs
 from pab.data.photos import load_photo
+from pab.search.ann import usable_ann
 from pab.search.index import Index
 from pab.search.libraries import library
 from pab.search.members import open_encoders
@@ -78,6 +79,11 @@ def build_parser() -> CommandParser:
     )  # fmt: skip
     output.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.groups["speed"].add_argument(
+        "--ann", action="store_true",
+        help="use the approximate index that index --ann built; searches of several members, or "
+        "with --folder, --start or --end, stay exact",
+    )  # fmt: skip
+    parser.groups["speed"].add_argument(
         "--device", metavar="NAME", help="device of the models (default: as for the index)"
     )
     return parser
@@ -102,7 +108,8 @@ def main(argv: Sequence[str]) -> None:
     reranker = open_reranker(args.rerank, **settings) if args.rerank else None
     encoders = open_encoders(index, prog=PROG, names=names, more=more)
     of_members = {name: weight for name, weight in weights.items() if name not in PARTS}
-    searcher = Searcher(index, encoders, of_members)
+    ann = usable_ann(index, names) if args.ann else None
+    searcher = Searcher(index, encoders, of_members, ann)
     filters = Filters(args.folder, args.start, args.end, args.least)
     wanted = args.top_k if reranker is None else max(args.top_k, args.rerank_depth)
     joint = args.one_to_one and reranker is None  # otherwise by the reranker's scores

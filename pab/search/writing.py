@@ -188,9 +188,9 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
 
 
 def with_shards(manifest: Manifest, shards: Sequence[Shard]) -> Manifest:
-    """Return the manifest with other shards, which make an approximate index invalid."""
+    """Return the manifest with other shards; an approximate index keeps the list of its own."""
     if list(shards) == manifest.shards:
         return manifest
     following = 1 + max((shard.number for shard in shards), default=-1)
     number = max(manifest.next_number, following)
-    return replace(manifest, shards=list(shards), next_number=number, ann=None)
+    return replace(manifest, shards=list(shards), next_number=number)

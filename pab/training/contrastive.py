@@ -35,7 +35,7 @@ def symmetric_infonce(
     Returns:
         A scalar.
     """
-    return _both_ways(logit_scale.exp() * image @ text.T, identity)
+    return cross_entropies(logit_scale.exp() * image @ text.T, identity)
 
 
 def gathered_infonce(
@@ -65,14 +65,14 @@ def pooled_infonce(
         return gathered_infonce(image[:, 0], text, logit_scale, identity)
     images, texts = all_gather_with_grad(image), all_gather_with_grad(text)
     best = torch.einsum("ikd,td->itk", images, texts).amax(dim=-1)
-    return _both_ways(logit_scale.exp() * best, _gathered(identity))
+    return cross_entropies(logit_scale.exp() * best, _gathered(identity))
 
 
 def _gathered(identity: Tensor | None) -> Tensor | None:
     return None if identity is None else all_gather_with_grad(identity)
 
 
-def _both_ways(logits: Tensor, identity: Tensor | None) -> Tensor:
+def cross_entropies(logits: Tensor, identity: Tensor | None) -> Tensor:
     """Average both cross entropies of logits [B, B] (rows: images) with targets on the diagonal."""
     if identity is not None:
         same = identity[:, None] == identity[None]

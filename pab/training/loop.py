@@ -79,6 +79,7 @@ class Run:
         update_freq: loader batches accumulated per update.
         facts: metadata of weight files, in addition to the metrics of the epoch.
         scoring: command that scores with a weight file; the file's path is appended.
+        scored: path appended instead, for a recipe that also writes a folder of the model.
         released: maps the model to the weights to write, by name.
         ema: average of the weights; None without ``ema_decay``.
         gradients: average of the gradients over processes.
@@ -98,6 +99,7 @@ class Run:
     scoring: str
     released: Callable[[nn.Module], Mapping[str, Tensor]] = weights_as_they_are
     update_freq: int = 1
+    scored: Path | None = None
     scaler: torch.amp.GradScaler = field(init=False)
     ema: Ema | None = field(init=False)
     gradients: GradientAverage = field(init=False)
@@ -418,7 +420,7 @@ class Run:
             figures = _listed({metric: float(best[metric]) for metric in SUMMARY_METRICS})
             name = BEST
             text += f", {self.output / BEST} the best, epoch {best['epoch']} ({figures})"
-        command = f"{self.scoring} {shlex.quote(str(self.output / name))}"
+        command = f"{self.scoring} {shlex.quote(str(self.scored or self.output / name))}"
         return f"{text}\nscore with: {command}{_test_of(self.config)}"
 
 

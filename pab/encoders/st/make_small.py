@@ -30,6 +30,9 @@ PAD, END = "<|endoftext|>", "<|im_end|>"
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 SPECIAL = (PAD, "<|im_start|>", END, VISION_START, VISION_END, IMAGE, VIDEO)
+# Standard deviation of the token embeddings. With 0.02, as for the other weights, the first block
+# adds more than a token's own embedding, and untrained tokens are hardly distinguished.
+EMBEDDING_STD = 0.1
 MERGE = 2  # patches per side that become one token, as in Qwen3-VL
 # Roles as in Qwen3-VL-Reranker: an instruction (system), a caption (query), an image (document).
 CHAT_TEMPLATE = """\
@@ -64,6 +67,9 @@ class SmallConfig:
     side: int = model_flag(192, "images are resized to about side x side pixels", ge=32)
     vocab_size: int = model_flag(1500, "maximum number of tokens, special ones included", ge=300)
     dims: int = model_flag(64, "late: width of the token vectors", ge=8)
+    start: str | None = model_flag(
+        None, "folder of a small model of any kind; its weights and processor are kept"
+    )
     seed: int = flag(16, "seed of the random weights")
 
     def check(self) -> None:
@@ -74,6 +80,8 @@ class SmallConfig:
         """
         if self.width % (4 * self.heads):
             raise InputError("--width", f"must be a multiple of {4 * self.heads} (4 x --heads)")
+        if self.start is not None and not (Path(self.start) / "config.json").is_file():
+            raise InputError("--start", f"expected the folder of a model, found {self.start}")
         if Path(self.out).exists():
             raise InputError("--out", f"{self.out} exists", todo="choose another folder")
 
@@ -108,12 +116,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
     )
 
 
-def write_model(config: SmallConfig, captions: Iterable[str], folder: Path) -> int:
-    """Write a Qwen3-VL with its processor to a folder, in the format of transformers.
-
-    Returns:
-        Number of parameters.
-    """
+def write_model(config: SmallConfig, captions: Iterable[str], folder: Path) -> None:
+    """Write a Qwen3-VL with its processor to a folder, in the format of transformers."""
     from transformers import (
         Qwen2VLImageProcessor,
         Qwen3VLConfig,
@@ -160,12 +164,13 @@ def write_model(config: SmallConfig, captions: Iterable[str], folder: Path) -> i
             vision_end_token_id=ids[VISION_END], tie_word_embeddings=True,
         )
     )  # fmt: skip
+    embeddings: Any = model.get_input_embeddings()
+    torch.nn.init.normal_(embeddings.weight, std=EMBEDDING_STD)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def with_modules(kind: str, dims: int, written: Path, folder: Path) -> None:
+def with_modules(kind: str, dims: int, written: Path, folder: Path) -> int:
     """Load a written model with the modules of its kind, and save it in the library's format.
 
     Args:
@@ -173,6 +178,9 @@ def with_modules(kind: str, dims: int, written: Path, folder: Path) -> None:
         dims: width of the token vectors of a ``late`` model.
         written: folder of :func:`write_model`.
         folder: folder to write.
+
+    Returns:
+        Number of parameters of the Qwen3-VL.
     """
     library = sentence_transformers()
     modules = sentence_transformers("base.modules")
@@ -183,22 +191,34 @@ def with_modules(kind: str, dims: int, written: Path, folder: Path) -> None:
             processing_kwargs={"chat_template": {"add_generation_prompt": True}},
         )  # fmt: skip
         yes, no = (transformer.tokenizer.convert_tokens_to_ids(word) for word in (YES, NO))
-        library.CrossEncoder(modules=[transformer, scores.LogitScore(yes, no)]).save(str(folder))
-        return
-    transformer = modules.Transformer(str(written))
-    width = transformer.get_embedding_dimension()
-    if kind == "dense":
-        pooling = sentence_transformers("sentence_transformer.modules").Pooling(width, "lasttoken")
-        parts = [transformer, pooling, modules.Normalize()]
-        library.SentenceTransformer(modules=parts).save(str(folder))
-        return
+        made = library.CrossEncoder(modules=[transformer, scores.LogitScore(yes, no)])
+    else:
+        transformer = modules.Transformer(str(written))
+        width = transformer.get_embedding_dimension()
+        if kind == "dense":
+            parts = sentence_transformers("sentence_transformer.modules")
+            pooling = parts.Pooling(width, "lasttoken")
+            made = library.SentenceTransformer(modules=[transformer, pooling, modules.Normalize()])
+        else:
+            made = late_interaction(transformer, width, dims)
+    made.save(str(folder))
+    return sum(parameter.numel() for parameter in transformer.model.parameters())
+
+
+def late_interaction(transformer: Any, width: int, dims: int) -> Any:
+    """Build a late-interaction model: unit vectors [N, dims] of a caption's or image's N tokens."""
+    library, modules = sentence_transformers(), sentence_transformers("base.modules")
     projection = modules.Dense(
         width, dims, bias=False, activation_function=torch.nn.Identity(),
         module_input_name="token_embeddings",
     )  # fmt: skip
-    mask = sentence_transformers("multi_vector_encoder.modules").MultiVectorMask()
+    # Only image tokens: those of the chat template are equal for all images, so that training
+    # from random weights would match every caption with them, and stop there.
+    mask = sentence_transformers("multi_vector_encoder.modules").MultiVectorMask(
+        keep_only_token_ids=[transformer.tokenizer.convert_tokens_to_ids(IMAGE)]
+    )
     normalize = modules.Normalize(module_input_name="token_embeddings")
-    library.MultiVectorEncoder(modules=[transformer, projection, mask, normalize]).save(str(folder))
+    return library.MultiVectorEncoder(modules=[transformer, projection, mask, normalize])
 
 
 def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
@@ -206,7 +226,7 @@ def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
 
     Args:
         config: settings of the model.
-        captions: text that trains the tokenizer.
+        captions: text that trains the tokenizer; not read with ``start``.
 
     Raises:
         InputError: sentence-transformers is not installed, or the folder cannot be written.
@@ -214,21 +234,24 @@ def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
     sentence_transformers()
     out = Path(config.out)
     with TemporaryDirectory() as temporary:
-        written = Path(temporary)
-        count = write_model(config, captions, written)
+        written = Path(config.start or temporary)
+        if config.start is None:
+            write_model(config, captions, written)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with_modules(config.kind, config.dims, written, out)
+            return with_modules(config.kind, config.dims, written, out)
         except OSError as error:
             raise InputError(out, f"cannot be written: {error.strerror or error}") from error
-    return count
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and write a model."""
     config, _ = config_from_args(SmallConfig, argv, prog="python -m pab.encoders.st.make_small")
-    pairs = progress(TrainingSet.open(config.data_path), "reading captions", "captions")
-    count = make_small(config, [pair.caption for pair in pairs])
+    captions: list[str] = []
+    if config.start is None:
+        pairs = progress(TrainingSet.open(config.data_path), "reading captions", "captions")
+        captions = [pair.caption for pair in pairs]
+    count = make_small(config, captions)
     print(f"Qwen3-VL with {count:,} parameters -> {config.out}")
 
 

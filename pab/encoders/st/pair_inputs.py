@@ -37,6 +37,8 @@ PROMPT = (
 QUESTION = 'Does the image match the caption? Answer only "yes" or "no".'
 YES, NO = "yes", "no"
 MODULES = "modules.json"  # sentence-transformers' list of modules
+LIBRARY_CONFIG = "config_sentence_transformers.json"  # its settings of the whole model
+TUNED_PROMPT = "tuned"  # name of the instruction that a model of this project was tuned with
 TRANSFORMER_CONFIG = "sentence_bert_config.json"  # its settings of the module `Transformer`
 GENERATION = {"chat_template": {"add_generation_prompt": True}}
 
@@ -51,12 +53,15 @@ class RerankerSettings:
             ``image``, ``common``.
         yes: token id of the positive answer; None if the folder does not name it.
         no: token id of the negative answer; None if the folder does not name it.
+        prompt: instruction that the model was tuned with by `scripts/finetune_reranker.py`; None
+            for other models.
     """
 
     folder: Path
     processing: Mapping[str, Any] = field(default_factory=lambda: dict(GENERATION))
     yes: int | None = None
     no: int | None = None
+    prompt: str | None = None
 
 
 def read_settings(folder: Path) -> RerankerSettings:
@@ -66,9 +71,11 @@ def read_settings(folder: Path) -> RerankerSettings:
         InputError: a file is damaged, or the folder holds another kind of model than a reranker
             that answers with a token.
     """
-    listed = folder / MODULES
+    listed, whole = folder / MODULES, folder / LIBRARY_CONFIG
+    prompts = read_json(whole).get("prompts") if whole.is_file() else None
+    prompt = (prompts or {}).get(TUNED_PROMPT)
     if not listed.is_file():
-        return RerankerSettings(folder)
+        return RerankerSettings(folder, prompt=prompt)
     modules = read_json(listed, list)
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if kinds != ["Transformer", "LogitScore"]:
@@ -81,7 +88,7 @@ def read_settings(folder: Path) -> RerankerSettings:
     answer = read_json(last / "config.json")
     processing = read_json(first / TRANSFORMER_CONFIG).get("processing_kwargs") or {}
     yes, no = answer.get("true_token_id"), answer.get("false_token_id")
-    return RerankerSettings(first, processing, yes, no)
+    return RerankerSettings(first, processing, yes, no, prompt)
 
 
 @dataclass(frozen=True)

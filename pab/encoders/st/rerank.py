@@ -33,7 +33,10 @@ class RerankConfig(ScoringCommand):
     model: str = model_flag(
         "Qwen/Qwen3-VL-Reranker-2B", "folder of a vision-language model, or its id on the hub"
     )
-    prompt: str | None = model_flag(None, f"instruction; empty for none (default: {PROMPT})")
+    prompt: str | None = model_flag(
+        None, "instruction; empty for none (default: the one that the model was tuned with, else: "
+        f"{PROMPT})",
+    )  # fmt: skip
     prompt_file: str | None = model_flag(None, "text file with the instruction")
     yes_token: str | None = model_flag(
         None, 'text of the positive answer, one token (default: the model\'s, else "yes")'
@@ -83,14 +86,14 @@ class RerankConfig(ScoringCommand):
         if self.backend == "sentence_transformers":
             sentence_transformers()
 
-    def instruction(self) -> str:
-        """Return the text of ``--prompt`` or ``--prompt_file``, or the default.
+    def instruction(self) -> str | None:
+        """Return the text of ``--prompt`` or ``--prompt_file``; None without these flags.
 
         Raises:
             InputError: the file is missing, not UTF-8 text, or empty.
         """
         if self.prompt_file is None:
-            return PROMPT if self.prompt is None else self.prompt
+            return self.prompt
         path = existing_file(self.prompt_file, "a text file with the instruction")
         try:
             text = path.read_text(encoding="utf-8-sig").strip()
@@ -133,12 +136,15 @@ class RerankConfig(ScoringCommand):
                 an invalid prompt.
         """
         from pab.encoders.st.folders import folder_hash, model_folder
-        from pab.encoders.st.pair_inputs import PairModel
+        from pab.encoders.st.pair_inputs import PairModel, read_settings
         from pab.encoders.st.reranker import LibraryPairModel, VlmReranker
 
         prompt, compute = self.instruction(), self.compute()
         keep_freed_memory(compute.device)
         folder = model_folder(self.model)
+        if prompt is None:
+            tuned = read_settings(folder).prompt
+            prompt = PROMPT if tuned is None else tuned
         backend = LibraryPairModel if self.backend == "sentence_transformers" else PairModel
         model = backend.open(
             folder, prompt=prompt, yes_token=self.yes_token, no_token=self.no_token,

@@ -1,0 +1,220 @@
+"""Training questions of a reranker: a caption, its right image, and wrong ones.
+
+Questions come from `mined.jsonl` (`python -m ensemble.mine`), or directly from training pairs,
+whose twin is then the wrong image. Further wrong images are drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from pab.core.errors import InputError
+from pab.core.files import existing_file
+from pab.data import fields as checks
+from pab.data.fields import FieldNotes
+from pab.data.image_paths import ImageFinder, checked_path
+from pab.data.images import load_image
+from pab.data.json_lines import kind
+from pab.data.record_lines import read_records
+from pab.data.records import TrainPair
+from pab.data.training_set import TrainingSet
+from pab.training.sampling import SampleKey, sample_seed
+
+MOST_DRAWS = 1000  # random images per question, to find those that are wrong
+MINED_FIELDS = frozenset(("caption", "query_id", "image", "wrong", "kind", "source"))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Caption with its right image and wrong ones, hardest first; paths as in training shards."""
+
+    caption: str
+    image: str
+    wrong: tuple[str, ...]
+
+
+def question_of_pair(pair: TrainPair) -> Question:
+    """Convert a training pair; its twin, if any, is the wrong image.
+
+    A twin with the same caption is not wrong.
+    """
+    has_twin = pair.hard_i is not None and pair.hard_c != pair.caption
+    return Question(pair.caption, pair.image, (f"train/{pair.hard_i}",) if has_twin else ())
+
+
+class PairQuestions(Sequence[Question]):
+    """Questions of training pairs, read from disk on access.
+
+    Args:
+        pairs: the training set.
+        rows: positions of the pairs to use.
+    """
+
+    def __init__(self, pairs: TrainingSet, rows: np.ndarray) -> None:
+        self.pairs, self.rows = pairs, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Question:  # type: ignore[override]
+        return question_of_pair(self.pairs[int(self.rows[position])])
+
+
+def read_mined(path: str | Path, root: str | Path) -> list[Question]:
+    """Read mined training questions, one JSON object per line.
+
+    Args:
+        path: file of `python -m ensemble.mine`.
+        root: data root that the image paths are relative to.
+
+    Raises:
+        InputError: the file is missing or empty, or a line is invalid (all are counted): no caption
+            or image, no list of wrong images, a path that leaves the root, or a right image that is
+            also wrong.
+    """
+    path = existing_file(path, "a file of mined training questions")
+    found = list(read_records(path, partial(_mined, root=Path(root))))
+    if not found:
+        raise InputError(path, "expected mined training questions, found none")
+    return found
+
+
+def _mined(
+    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes, *, root: Path
+) -> Question:
+    fault = partial(InputError, path, item=item)
+    notes.ignore_unknown(fields, MINED_FIELDS)
+    caption = checks.one_caption(fields, fault)
+    image = checked_path(
+        checks.required_text(fields, "image", fault), "image", path, item, root=root
+    )
+    wrong = fields.get("wrong")
+    if not isinstance(wrong, list) or not wrong or not all(map(checks.is_text, wrong)):
+        found = "no such field" if "wrong" not in fields else kind(wrong)
+        raise fault(f"field 'wrong': expected a list of image paths, found {found}")
+    paths = tuple(checked_path(one, "wrong", path, item, root=root) for one in wrong)
+    if image in paths:
+        raise fault(f"field 'wrong': expected wrong images, found the right one ({image!r})")
+    return Question(caption, image, paths)
+
+
+def without_held_out(
+    questions: Sequence[Question], held_out: frozenset[str], where: str | Path
+) -> list[Question]:
+    """Leave out the questions with a held-out image, right or wrong.
+
+    Args:
+        questions: mined questions.
+        held_out: paths of the validation images.
+        where: file of the questions, for the error.
+
+    Raises:
+        InputError: no question remains.
+    """
+    kept = [q for q in questions if held_out.isdisjoint((q.image, *q.wrong))]
+    if not kept:
+        raise InputError(
+            where, f"all {len(questions)} questions show validation images of this run",
+            todo="mine the training pairs, or hold out other videos with --val_seed",
+        )  # fmt: skip
+    return kept
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Numbers of wrong images per question.
+
+    Attributes:
+        hard: images drawn from the question's own wrong images.
+        easy: images drawn from all training pairs.
+        hard_from: first epoch with hard images; before, and for a question with too few of them,
+            easy ones take their places.
+    """
+
+    hard: int
+    easy: int
+    hard_from: int = 0
+
+    @property
+    def total(self) -> int:
+        """Number of wrong images per question."""
+        return self.hard + self.easy
+
+
+class Sample(NamedTuple):
+    """Caption with its images, the right one first, and their files, for errors."""
+
+    caption: str
+    images: list[Image.Image]
+    paths: list[Path]
+
+
+class QuestionSamples(Dataset[Any]):
+    """Dataset of questions with drawn wrong images; yields :class:`Sample`, or an error.
+
+    Args:
+        questions: the questions.
+        pairs: training set that easy wrong images are drawn from.
+        rows: positions of its training pairs.
+        draws: numbers of wrong images.
+        seed: seed of the draws, combined with the epoch and the position of the question.
+        crop: view of a training image; draws from torch's generator.
+    """
+
+    def __init__(
+        self, questions: Sequence[Question], pairs: TrainingSet, rows: np.ndarray, draws: Draws,
+        seed: int, crop: Callable[[Image.Image], Image.Image],
+    ) -> None:  # fmt: skip
+        self.questions, self.pairs, self.rows = questions, pairs, rows
+        self.draws, self.seed, self.crop = draws, seed, crop
+        self.finder = ImageFinder(pairs.root)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, key: SampleKey) -> Sample | InputError:
+        """Load a sample by (position of the question, epoch)."""
+        position, epoch = key
+        with sample_seed(self.seed, epoch, position):
+            try:
+                question = self.questions[position]
+                names = [question.image, *self.wrong(question, epoch)]
+                paths = [self.finder.find(name) for name in names]
+                return Sample(question.caption, [self.crop(load_image(p)) for p in paths], paths)
+            except InputError as error:
+                return error
+
+    def wrong(self, question: Question, epoch: int) -> list[str]:
+        """Draw the wrong images of a question, all different, hard ones first.
+
+        Images with the question's caption are not wrong.
+
+        Raises:
+            InputError: too few images with other captions exist.
+        """
+        draws, found = self.draws, list[str]()
+        if epoch >= draws.hard_from:
+            order = torch.randperm(len(question.wrong))[: draws.hard].tolist()
+            found = [question.wrong[i] for i in order]
+        taken = {question.image, *question.wrong}
+        for row in torch.randint(len(self.rows), (MOST_DRAWS,)).tolist():
+            if len(found) == draws.total:
+                break
+            other = self.pairs[int(self.rows[row])]
+            if other.image not in taken and other.caption != question.caption:
+                taken.add(other.image)
+                found.append(other.image)
+        if len(found) < draws.total:
+            raise InputError(
+                "--easy_negatives", f"{MOST_DRAWS} random images hold too few wrong ones"
+            )
+        return found

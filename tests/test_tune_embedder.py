@@ -1,0 +1,105 @@
+"""Tuning a small late-interaction embedder on the tiny data, and the reranker made from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pab.encoders.st.make_small import SmallConfig, make_small
+from pab.encoders.st.pair_inputs import PairModel
+from pab.encoders.st.tune_embedder import mean_maxsim
+from pab.training.loop import FINAL
+from pab.training.run_log import read_log
+from scripts.finetune_embedder import main
+
+SIZES: dict[str, Any] = {
+    "width": 48, "layers": 2, "heads": 2, "side": 64, "vocab_size": 400, "dims": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def late(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small, untrained late-interaction model."""
+    out = tmp_path_factory.mktemp("vlm") / "late"
+    captions = [
+        json.loads(line)["caption"]
+        for shard in sorted((tiny_data / "annotation/train").glob("*.json"))
+        for line in shard.read_text().splitlines()
+    ]
+    make_small(SmallConfig(kind="late", out=str(out), **SIZES), captions)
+    return out
+
+
+def run(data: Path, model: Path, folder: Path, **settings: Any) -> Path:
+    given = {
+        "model": model, "data_path": data, "batch_size": 8, "epochs": 1, "output_dir": folder,
+        "lr": 1e-3, "warmup_steps": 1, "num_workers": 0, "dtype": "fp32", "device": "cpu",
+        "cache_dir": folder.parent / "cache", **settings,
+    }  # fmt: skip
+    main([word for k, v in given.items() for word in (f"--{k}", str(v))])
+    return folder
+
+
+def test_mean_maxsim_is_that_of_single_pairs() -> None:
+    draw = torch.Generator().manual_seed(0)
+    texts = [F.normalize(torch.randn(n, 8, generator=draw), dim=-1) for n in (3, 1, 5)]
+    images = [F.normalize(torch.randn(n, 8, generator=draw), dim=-1) for n in (4, 2)]
+    expected = torch.stack([
+        torch.stack([(text @ image.T).amax(dim=1).mean() for image in images]) for text in texts
+    ])  # fmt: skip
+
+    def padded(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        length = max(map(len, rows))
+        full = [F.pad(row, (0, 0, length - len(row), 0), value=0.9) for row in rows]
+        mask = [torch.arange(length) >= length - len(row) for row in rows]
+        return torch.stack(full), torch.stack(mask)
+
+    torch.testing.assert_close(mean_maxsim(*padded(texts), *padded(images)), expected)
+
+
+def test_the_loss_decreases_and_the_folder_is_read(
+    tiny_data: Path, late: Path, tmp_path: Path
+) -> None:
+    folder = run(
+        tiny_data, late, tmp_path / "run", epochs=15, lr=3e-3, val_pairs=6, save_ckpt_freq=15,
+        crop_prob=0.5,
+    )  # fmt: skip
+    found = [row["loss"] for row in read_log(folder / "log.jsonl", "train")]
+    assert sum(found[-4:]) / 4 < 0.8 * found[0]
+    from sentence_transformers import MultiVectorEncoder
+
+    captions = [{"text": "A man in a red coat is walking."}]
+    before, after = (
+        MultiVectorEncoder(str(path), device="cpu").encode_query(captions)[0]
+        for path in (late, folder / "model")
+    )
+    assert before.shape == after.shape
+    assert not torch.allclose(torch.as_tensor(before), torch.as_tensor(after))
+
+
+def test_a_stopped_run_resumes_exactly(tiny_data: Path, late: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "ema_decay": 0.9, "twin_batches_from": 1}
+    whole = run(tiny_data, late, tmp_path / "whole", **settings)
+    for stop in (2, 4, 0):
+        parts = run(tiny_data, late, tmp_path / "parts", max_steps=stop, **settings)
+    for name in (FINAL, "model/model.safetensors", "model/1_Dense/model.safetensors"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+
+
+def test_a_reranker_starts_from_an_embedder(late: Path, tmp_path: Path) -> None:
+    out = tmp_path / "reranker"
+    count = make_small(SmallConfig(kind="reranker", out=str(out), start=str(late)), [])
+    model = PairModel.open(out)
+    state = model.model.state_dict()
+    assert count == sum(p.numel() for p in model.model.parameters())
+    from safetensors.torch import load_file
+
+    kept = load_file(late / "model.safetensors")
+    assert kept
+    for name, value in kept.items():
+        assert torch.equal(state[f"model.{name.removeprefix('model.')}"], value), name

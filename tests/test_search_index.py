@@ -19,8 +19,9 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.data.tables import TableColumns
 from pab.scoring.encoder import Encoder, Origin
-from pab.search.build import BuildSettings, Report, build_index
+from pab.search.build import build_index
 from pab.search.index import Index
+from pab.search.jobs import BuildSettings, Report
 from pab.search.members import MemberChoice, Opened
 from pab.search.previous import locked
 from pab.search.sources import (

@@ -14,6 +14,7 @@ COMMANDS = {
     "index": "pab.search.index_command",
     "query": "pab.search.query_command",
     "serve": "pab.search.server.command",
+    "export": "pab.search.export_command",
 }
 ONCE = "pab.search.once"
 

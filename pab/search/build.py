@@ -7,13 +7,15 @@ of the run.
 
 Every block of rows becomes a shard at once, so a stopped run loses at most one block. At the end,
 small shards are merged.
+
+An engine may encode the blocks on other processes or machines; see :mod:`pab.search.parts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,15 +29,22 @@ from pab.data.photos import photo_reader
 from pab.data.records import GalleryImage
 from pab.search.index import (
     MANIFEST,
-    Dtype,
     Entry,
     FileState,
     Index,
     Manifest,
+    Shard,
     Unreadable,
     read_manifest,
 )
-from pab.search.members import MemberChoice, Opened, check_choices, check_same_model
+from pab.search.jobs import BuildSettings, Engine, Job, Report, Task
+from pab.search.members import (
+    MemberChoice,
+    Opened,
+    check_choices,
+    check_fingerprint,
+    check_same_model,
+)
 from pab.search.previous import Previous, locked
 from pab.search.sources import (
     Container,
@@ -45,52 +54,22 @@ from pab.search.sources import (
     check_source,
     with_content,
 )
-from pab.search.writing import compacted, remove_unnamed, with_shards, write_shard
+from pab.search.writing import (
+    PARTS,
+    compacted,
+    move_shards,
+    remove_unnamed,
+    with_shards,
+    write_shard,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK_ROWS = 1_000  # rows that a stopped run may lose
 PICTURES = 32  # images of archives and videos in memory at a time
 THREADS = 8  # readers of files; reading and hashing release the interpreter lock
 
 Opener = Callable[[], Sequence[Opened]]
-
-
-@dataclass
-class Report:
-    """Counts of a run.
-
-    Attributes:
-        rows: images in the index at the end.
-        kept: unchanged images.
-        reused: images whose content the index had under another name or time.
-        encoded: images that were decoded and encoded.
-        removed: rows of removed and changed images.
-        unreadable: name -> problem.
-    """
-
-    rows: int = 0
-    kept: int = 0
-    reused: int = 0
-    encoded: int = 0
-    removed: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """Settings of a run.
-
-    Attributes:
-        dtype: type of the stored vectors of a new index.
-        block: rows per shard while the run goes on.
-        check_content: hash every file, also if its size and time are unchanged.
-    """
-
-    dtype: Dtype = "float16"
-    block: int = BLOCK_ROWS
-    check_content: bool = False
 
 
 def build_index(
@@ -99,6 +78,7 @@ def build_index(
     choices: Sequence[MemberChoice],
     open_members: Opener,
     settings: BuildSettings | None = None,
+    engine: Engine | None = None,
 ) -> Report:
     """Build an index, or update it.
 
@@ -108,23 +88,24 @@ def build_index(
         choices: the members by name, with their flags.
         open_members: function that loads the members; called only if an image must be encoded.
         settings: None uses the defaults.
+        engine: encodes the blocks elsewhere, without ``open_members``; None encodes them here.
 
     Raises:
         InputError: the folder holds something else, another run writes it, no image can be read, or
             the members are not those of the index.
     """
     with locked(folder):
-        run = _Run(folder, source, choices, open_members, settings or BuildSettings())
+        run = Run(folder, source, choices, open_members, settings or BuildSettings())
         try:
-            return run.result()
+            return run.result(engine)
         except KeyboardInterrupt:
             done = run.manifest.rows if run.manifest else 0
             stop = f"interrupted: {done} images are in {folder}; the same command continues"
             raise KeyboardInterrupt(stop) from None
 
 
-class _Run:
-    """One run of :func:`build_index`."""
+class Run:
+    """One run of :func:`build_index`, or a part of one."""
 
     def __init__(
         self, folder: Path, source: Source, choices: Sequence[MemberChoice], opener: Opener,
@@ -145,7 +126,7 @@ class _Run:
         self._entries: list[Entry] = []
         self._vectors: list[dict[str, np.ndarray]] = []
 
-    def result(self) -> Report:
+    def result(self, engine: Engine | None) -> Report:
         """Run all steps."""
         listing = self.source.list()
         self._check_containers(listing)
@@ -153,16 +134,60 @@ class _Run:
         files = [entry for entry in listing.images if not self._is_unchanged(entry)]
         containers = [one for one in listing.containers if not self._is_complete(one)]
         total = None if containers else len(files)
+        starts = range(0, len(files), self.settings.block)
+        tasks: list[Task] = [files[start : start + self.settings.block] for start in starts]
+        tasks += containers
         with Progress(total, "indexing", "images") as shown:
-            for start in range(0, len(files), self.settings.block):
-                part = files[start : start + self.settings.block]
-                self._add_files(part)
-                self._flush()
-                shown.update(len(part))
-            for container in containers:
-                self._add_container(container, shown)
-            self._flush()
+            if engine is not None and tasks:
+                self._add_parts(engine, tasks, shown)
+            elif engine is None:
+                for task in tasks:
+                    self.add(task, shown.update)
         return self._finish()
+
+    def add(self, task: Task, advance: Callable[[int], object]) -> None:
+        """Encode a block or a container and write its shards.
+
+        Args:
+            task: the images.
+            advance: called with the number of images done.
+        """
+        if isinstance(task, Container):
+            self._add_container(task, advance)
+        else:
+            self._add_files(task)
+            self._flush()
+            advance(len(task))
+
+    def _add_parts(self, engine: Engine, tasks: Sequence[Task], shown: Progress) -> None:
+        """Let an engine encode the tasks; name their shards in the order of the tasks."""
+        settings, before = self.settings, list[Shard]()
+        if self.manifest is not None:
+            settings = replace(settings, dtype=self.manifest.members[0].dtype)
+            before = self.manifest.shards
+        parts = self.folder / PARTS
+        job = Job(parts, self.source, self.choices, settings, self.folder, self.manifest)
+        placed, checked = dict[int, list[Shard]](), list[dict[str, str]]()
+        for part in engine(job, tasks):
+            self.unreadable |= part.unreadable
+            self.complete |= part.complete
+            if self.old is not None:
+                self.old.keep[part.kept] = True
+            self.report.add(part.report)
+            if part.manifest is not None:
+                self.manifest = self.manifest or replace(part.manifest, shards=[], next_number=0)
+                for member, found in zip(self.manifest.members, part.manifest.members, strict=True):
+                    self._check_width(member.name, found.width)
+                    if found.fingerprint not in checked:
+                        check_fingerprint(self.folder, member, found.fingerprint)
+                        checked.append(found.fingerprint)
+                placed[part.number] = move_shards(
+                    part.folder, self.folder, self.manifest, part.manifest
+                )
+                new = [shard for _, shards in sorted(placed.items()) for shard in shards]
+                self._save([*before, *new])
+            task = tasks[part.number]
+            shown.update(part.report.encoded if isinstance(task, Container) else len(task))
 
     def _is_unchanged(self, entry: Entry) -> bool:
         if self.manifest is None or self.old is None or self.settings.check_content:
@@ -217,20 +242,21 @@ class _Run:
         for member in self.opened:
             reader = photo_reader()
             images = [GalleryImage(entry.name, entry.path) for entry in fresh]
-            rows = self._rows(member, member.encoder.encode_images(images, reader=reader))
+            encoded = member.encoder.encode_images(images, reader=reader)
             bad = reader.unreadable or {}
             good = np.array([entry.name not in bad for entry in fresh])
             for entry in fresh:
                 if entry.name in bad:
                     self._set_unreadable(entry, bad[entry.name])
             fresh = [entry for entry, keep in zip(fresh, good, strict=True) if keep]
-            vectors = {name: one[good] for name, one in vectors.items()} | {member.name: rows[good]}
             if not fresh:
                 return
+            rows = self._rows(member.name, encoded)[good]
+            vectors = {name: one[good] for name, one in vectors.items()} | {member.name: rows}
         self._add(fresh, vectors)
         self.report.encoded += len(fresh)
 
-    def _add_container(self, container: Container, shown: Progress) -> None:
+    def _add_container(self, container: Container, advance: Callable[[int], object]) -> None:
         bad: dict[str, str] = {}
         waiting: list[Item] = []
         items = self.source.items(container, bad)
@@ -247,10 +273,10 @@ class _Run:
             waiting.append(item)
             if len(waiting) == PICTURES:
                 self._add_items(waiting)
-                shown.update(len(waiting))
+                advance(len(waiting))
                 waiting = []
         self._add_items(waiting)
-        shown.update(len(waiting))
+        advance(len(waiting))
         self.unreadable |= {name: Unreadable(problem) for name, problem in bad.items()}
         self.complete[container.name] = container.state
         self._flush()
@@ -268,24 +294,29 @@ class _Run:
         if fresh:
             images = [pictures[entry.name][1] for entry in fresh]
             vectors = {
-                one.name: self._rows(one, one.encoder.encode_images(images)) for one in self.opened
+                one.name: self._rows(one.name, one.encoder.encode_images(images))
+                for one in self.opened
             }
             self._add(fresh, vectors)
             self.report.encoded += len(fresh)
         if len(self._entries) >= self.settings.block:
             self._flush()
 
-    def _rows(self, member: Opened, vectors: Tensor) -> np.ndarray:
-        """Convert vectors to float32 [n, D]; all images of a member need the same D."""
+    def _rows(self, member: str, vectors: Tensor) -> np.ndarray:
+        """Convert vectors to float32 [n, D]."""
+        self._check_width(member, vectors.shape[1])
+        return vectors.float().numpy()
+
+    def _check_width(self, member: str, found: int) -> None:
+        """Reject a member whose images have different D."""
         known = {} if self.manifest is None else {m.name: m.width for m in self.manifest.members}
-        width = self._widths.setdefault(member.name, known.get(member.name, vectors.shape[1]))
-        if vectors.shape[1] != width:
+        width = self._widths.setdefault(member, known.get(member, found))
+        if found != width:
             raise InputError(
-                self.folder, f"expected {width} numbers for every image, found {vectors.shape[1]}",
-                item=f"member {member.name!r}",
+                self.folder, f"expected {width} numbers for every image, found {found}",
+                item=f"member {member!r}",
                 todo="a model with one vector per token cannot be indexed: search without an index",
             )  # fmt: skip
-        return vectors.float().numpy()
 
     def _has_same(self, entry: Entry) -> bool:
         """With ``check_content``, keep the row of an image with the same name and content."""
@@ -338,13 +369,18 @@ class _Run:
         shard = write_shard(
             self.folder, self.manifest, entries, {name: one[order] for name, one in rows.items()}
         )
+        self._entries, self._vectors = [], []
+        self._save([*self.manifest.shards, shard])
+
+    def _save(self, shards: Sequence[Shard]) -> None:
+        """Name the shards in the manifest, with the state of the run so far."""
+        assert self.manifest is not None
         self.manifest = replace(
-            with_shards(self.manifest, [*self.manifest.shards, shard]),
+            with_shards(self.manifest, shards),
             complete={**self.manifest.complete, **self.complete},
             unreadable={**self.manifest.unreadable, **self.unreadable},
         )
         self.manifest.save(self.folder)
-        self._entries, self._vectors = [], []
 
     def _finish(self) -> Report:
         """Drop the rows of removed and changed images, merge small shards, write the manifest."""

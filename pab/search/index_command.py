@@ -20,10 +20,12 @@ from pab.core.outputs import check_output_folder
 from pab.core.progress import write_line
 from pab.data.label_config import TableConfig
 from pab.search.ann import KINDS, Kind, build_ann, is_current, read_record
-from pab.search.build import BLOCK_ROWS, BuildSettings, build_index, locked
+from pab.search.build import build_index, locked
 from pab.search.index import MANIFEST, Index, read_manifest
+from pab.search.jobs import BLOCK_ROWS, BuildSettings
 from pab.search.libraries import library
 from pab.search.members import MemberChoice, Opened, choice_of, split_members
+from pab.search.ray_engine import RayEngine, ray_library
 from pab.search.results import write_unreadable
 from pab.search.sources import ArchiveSource, FolderSource, Source, TableSource, VideoSource
 
@@ -71,14 +73,28 @@ def build_parser() -> CommandParser:
         "--vectors", choices=("float16", "float32"), default="float16",
         help="type of the stored vectors (default: float16)",
     )  # fmt: skip
-    parser.groups["speed"].add_argument(
+    speed = parser.groups["speed"]
+    speed.add_argument(
         "--ann", choices=KINDS,
         help="also build an approximate index of the first member, for query --ann: hnsw (builds "
         "slowly, answers fast) or ivf",
     )  # fmt: skip
-    parser.groups["speed"].add_argument(
+    speed.add_argument(
         "--block", type=int, default=BLOCK_ROWS, metavar="N",
         help=f"images that a stopped run may lose (default: {BLOCK_ROWS})",
+    )  # fmt: skip
+    speed.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="ray: encode with Ray, on all GPUs or cores of one or many machines (default: local)",
+    )  # fmt: skip
+    speed.add_argument(
+        "--ray_address", metavar="ADDRESS",
+        help="address of a running Ray cluster, such as auto or 10.0.0.1:6379 "
+        "(default: start Ray on this machine)",
+    )  # fmt: skip
+    speed.add_argument(
+        "--ray_workers", type=int, metavar="N",
+        help="workers of --engine ray (default: one per GPU, or per core without GPUs)",
     )  # fmt: skip
     return parser
 
@@ -87,6 +103,10 @@ def main(argv: Sequence[str]) -> None:
     """Parse the command line and index the images."""
     args, choices = parse(argv)
     library("pyarrow.parquet", "search indexes")  # before any work
+    engine = None
+    if args.engine == "ray":
+        ray_library("ray")
+        engine = RayEngine(args.ray_address, args.ray_workers)
     if args.video is not None:
         library("av", "videos")
     if args.ann is not None:
@@ -97,7 +117,8 @@ def main(argv: Sequence[str]) -> None:
     source = source_of(args)
     check_output_folder("--out", args.out)
     settings = BuildSettings(args.vectors, args.block, args.check_content)
-    report = build_index(args.out, source, choices, partial(open_members, choices), settings)
+    opener = partial(open_members, choices)
+    report = build_index(args.out, source, choices, opener, settings, engine)
     update_ann(args.out, args.ann)
     listing = args.out / UNREADABLE
     write_unreadable(listing, report.unreadable)
@@ -122,6 +143,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[MemberChoice]]:
         raise InputError("--every", f"expected seconds, at least 0, found {args.every}")
     if args.block < 1:
         raise InputError("--block", f"must be at least 1, found {args.block}")
+    for name in ("ray_address", "ray_workers"):
+        if args.engine != "ray" and getattr(args, name) is not None:
+            raise InputError(f"--{name}", "is only for --engine ray", todo="remove it")
+    if args.ray_workers is not None and args.ray_workers < 1:
+        raise InputError("--ray_workers", f"must be at least 1, found {args.ray_workers}")
     given = [name for name in SOURCES if getattr(args, name) is not None]
     if args.csv is not None and "image_folder" in given:
         given.remove("image_folder")  # the folder of the table's paths

@@ -1,4 +1,4 @@
-"""Import libraries that only the extra ``search`` installs."""
+"""Import libraries that only the extras ``search`` and ``ray`` install."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from types import ModuleType
 
 from pab.core.errors import InputError
 
-INSTALL = 'python -m pip install "person-anomaly-retrieval[search]"'
-FROM_CLONE = '.venv/bin/python -m pip install --editable ".[search]"'
+INSTALL = 'python -m pip install "person-anomaly-retrieval[{}]"'
+FROM_CLONE = '.venv/bin/python -m pip install --editable ".[{}]"'
 
 
-def library(name: str, purpose: str) -> ModuleType:
-    """Import a module of the extra ``search``.
+def library(name: str, purpose: str, extra: str = "search") -> ModuleType:
+    """Import a module of an extra.
 
     Args:
         name: the module.
         purpose: what needs it, in the plural, for the message.
+        extra: the extra that installs it.
 
     Raises:
         InputError: it is not installed; the message has the command that installs it.
@@ -27,5 +28,5 @@ def library(name: str, purpose: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
             raise
         problem = f"need {name.partition('.')[0]}, which is not installed"
-        todo = f"run {INSTALL}, or in a clone {FROM_CLONE}"
+        todo = f"run {INSTALL.format(extra)}, or in a clone {FROM_CLONE.format(extra)}"
         raise InputError(purpose, problem, todo=todo) from error

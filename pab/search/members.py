@@ -200,7 +200,16 @@ def check_same_model(folder: Path, member: Member, encoder: Encoder) -> None:
     Raises:
         InputError: weights, architecture or preprocessing differ.
     """
-    before, now = member.fingerprint, encoder.fingerprint
+    check_fingerprint(folder, member, encoder.fingerprint)
+
+
+def check_fingerprint(folder: Path, member: Member, now: Mapping[str, str]) -> None:
+    """Reject the fingerprint of another model, as :func:`check_same_model` does.
+
+    Raises:
+        InputError: see :func:`check_same_model`.
+    """
+    before = member.fingerprint
     for fact in sorted({*before, *now}):
         if before.get(fact) == now.get(fact):
             continue

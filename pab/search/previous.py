@@ -12,6 +12,7 @@ import numpy as np
 
 from pab.core.errors import InputError
 from pab.search.index import MANIFEST, Entry, FileState, Index
+from pab.search.writing import PARTS
 
 LOCK = ".lock"
 
@@ -25,7 +26,13 @@ def locked(folder: Path) -> Iterator[None]:
             cannot be written.
     """
     if folder.is_dir() and not (folder / MANIFEST).is_file():
-        known = {"img_emb", "metadata", "members", LOCK}  # of a run stopped before its first block
+        known = {
+            "img_emb",
+            "metadata",
+            "members",
+            PARTS,
+            LOCK,
+        }  # of a run stopped before its first block
         if other := sorted({path.name for path in folder.iterdir()} - known):
             problem = f"expected an index or an empty folder, found {other[0]!r} in {folder}"
             raise InputError("--out", problem)

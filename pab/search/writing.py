@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pab.search.index import (
     vectors_path,
 )
 
+PARTS = "parts"  # folder of the parts that workers have written and the index has not taken over
 _SHARD_FILE = re.compile(r"(?:img_emb_(\d+)\.npy|metadata_(\d+)\.parquet)")
 
 
@@ -129,8 +131,40 @@ def compacted(folder: Path, manifest: Manifest, keep: np.ndarray) -> Manifest:
     return with_shards(manifest, shards)
 
 
+def move_shards(source: Path, folder: Path, manifest: Manifest, part: Manifest) -> list[Shard]:
+    """Move the files of a part of an index to the index, under the next numbers.
+
+    Args:
+        source: folder of the part, on the file system of the index.
+        folder: folder of the index.
+        manifest: contents of the index.
+        part: contents of the part; it has the members of the index.
+
+    Returns:
+        The new shards. They count once the manifest names them.
+
+    Raises:
+        InputError: a file cannot be moved.
+    """
+    moved = []
+    for number, shard in enumerate(part.shards, start=manifest.next_number):
+        pairs = [(metadata_path(source, shard.number), metadata_path(folder, number))]
+        for member in manifest.members:
+            before = vectors_path(source, part.members, member.name, shard.number)
+            pairs.append((before, vectors_path(folder, manifest.members, member.name, number)))
+        for before, after in pairs:
+            try:
+                after.parent.mkdir(parents=True, exist_ok=True)
+                before.replace(after)
+            except OSError as error:
+                problem = f"cannot be moved to {after}: {error.strerror or error}"
+                raise InputError(before, problem) from error
+        moved.append(Shard(number, shard.rows))
+    return moved
+
+
 def remove_unnamed(folder: Path, manifest: Manifest) -> None:
-    """Remove files of shards that the manifest does not name, such as those of a stopped run.
+    """Remove files of shards that the manifest does not name, and parts, such as of a stopped run.
 
     Raises:
         InputError: a file cannot be removed.
@@ -145,6 +179,12 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise InputError(path, f"cannot be removed: {error.strerror or error}") from error
+    try:
+        if (folder / PARTS).is_dir():
+            shutil.rmtree(folder / PARTS)
+    except OSError as error:
+        problem = f"cannot be removed: {error.strerror or error}"
+        raise InputError(folder / PARTS, problem) from error
 
 
 def with_shards(manifest: Manifest, shards: Sequence[Shard]) -> Manifest:

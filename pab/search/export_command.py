@@ -1,0 +1,46 @@
+"""Export an index on the command line: `python -m pab.search export`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pab.core.commands import CommandParser
+from pab.core.outputs import check_output_folder
+from pab.search.export import export_index
+from pab.search.index import Index
+from pab.search.libraries import library
+
+PROG = "python -m pab.search export"
+
+
+def build_parser() -> CommandParser:
+    """Build the parser."""
+    parser = CommandParser(
+        prog=PROG, description="Export the vectors and metadata of an index to a vector database."
+    )
+    data, output = parser.groups["data"], parser.groups["output"]
+    data.add_argument("--index", type=Path, required=True, metavar="DIR", help="folder of an index")
+    parser.groups["model"].add_argument(
+        "--members", nargs="+", default=[], metavar="NAME",
+        help="members of the index to export (default: all)",
+    )  # fmt: skip
+    output.add_argument(
+        "--format", choices=("lancedb", "qdrant"), required=True,
+        help="lancedb: Parquet files; qdrant: JSON Lines of requests",
+    )  # fmt: skip
+    output.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write; new or empty"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the command line and export."""
+    args = build_parser().parse_args(list(argv))
+    library("pyarrow.parquet", "search indexes")
+    index = Index.open(args.index)
+    check_output_folder("--out", args.out)
+    rows = export_index(index, args.out, args.format, args.members)
+    print(f"export: {args.out}: {rows} images for {args.format}", file=sys.stderr)

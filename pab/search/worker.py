@@ -1,0 +1,47 @@
+"""Encode parts of an index on workers; :func:`pab.search.build.build_index` puts them together.
+
+A part is a block of files, or an archive or a video. A worker writes it as an index in a folder of
+its own, whose manifest is written last. The run then moves the files to the index and names them in
+its manifest. A lost worker therefore loses at most the parts that it was encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+import numpy as np
+
+from pab.search.build import Run
+from pab.search.jobs import Job, Part, Task
+from pab.search.members import Opened
+from pab.search.previous import Previous
+
+
+def encode_part(
+    job: Job, number: int, task: Task, members: Sequence[Opened], old: Previous | None
+) -> Part:
+    """Encode a part of an index into a new folder.
+
+    Each attempt at a part has a folder of its own, because a worker that seems lost may still be
+    writing.
+
+    Args:
+        job: the run.
+        number: position of the task.
+        task: the images.
+        members: the loaded members.
+        old: the index before the run, whose vectors are used again; None without one.
+
+    Raises:
+        InputError: vectors or files are invalid, or the folder cannot be written.
+    """
+    folder = job.folder / f"{number}_{uuid4().hex}"
+    run = Run(folder, job.source, job.choices, lambda: members, job.settings)
+    run.old, kept = old, np.empty(0, dtype=np.int64)
+    if old is not None:
+        old.keep[:] = False
+    run.add(task, int)
+    if old is not None:
+        kept = np.flatnonzero(old.keep)
+    return Part(number, folder, run.manifest, kept, run.report, run.unreadable, run.complete)

@@ -62,7 +62,7 @@ Task = Sequence[Entry] | Container  # a block of plain files, or a container
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to encode parts of a run.
+    """Description of a run for its workers.
 
     Attributes:
         folder: folder for the parts, on the file system of the index.

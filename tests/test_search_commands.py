@@ -236,6 +236,7 @@ def test_flags_of_index_that_are_refused(
         (["--text", "a", "--weights", "clip=0"], "expected a member with a positive weight"),
         (["--text", "a", "--members", "lhp"], "expected a member of clip, found 'lhp'"),
         (["--text", "a", "--image", "none.jpg"], "none.jpg"),
+        (["--text", "a", "--json", "{index}/manifest.json"], "is in the folder of the index"),
         (["--text", "a", "--json", "pab"], "--json: pab is a directory"),
         (
             ["--text", "a", "--rerank", "clip"],
@@ -253,7 +254,8 @@ def test_flags_of_query_that_are_refused(
     refused: Callable[..., str],
 ) -> None:
     monkeypatch.chdir(ROOT)
-    words = ["query", "--index", str(indexed.with_name("index")), *flags]
+    index = indexed.with_name("index")
+    words = ["query", "--index", str(index), *(flag.format(index=index) for flag in flags)]
     assert expected in refused(main, words)
 
 
@@ -269,6 +271,14 @@ def test_an_image_query_needs_a_text_to_be_reranked(
         str(indexed / "p0.jpg"),
     ]
     assert "needs a text" in refused(main, [*words, "--rerank", "configs/uit/mini_infer.yaml"])
+
+
+def test_the_type_of_the_vectors_does_not_change(photos: Path, refused: Callable[..., str]) -> None:
+    main(index_words(photos, "--vectors", "float32"))
+    found = "--vectors: expected float32, as the index has, found float16"
+    assert found in refused(main, index_words(photos, "--vectors", "float16"))
+    main(index_words(photos))
+    assert Index.open(photos.with_name("index")).members[0].dtype == "float32"
 
 
 def test_another_checkpoint_is_not_compared_with_the_index(

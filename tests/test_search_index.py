@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
 import os
 import shutil
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,10 @@ from PIL import Image
 from pab.core.errors import InputError
 from pab.data.tables import TableColumns
 from pab.scoring.encoder import Encoder, Origin
+from pab.search import build
+from pab.search.archives import packed_images, read_packed
 from pab.search.build import build_index
-from pab.search.index import Index
+from pab.search.index import Entry, Index
 from pab.search.jobs import BuildSettings, Report
 from pab.search.members import MemberChoice, Opened
 from pab.search.previous import locked
@@ -243,6 +248,56 @@ def test_a_stopped_run_loses_at_most_one_block(
     lab.check()
 
 
+def test_a_run_killed_in_its_first_manifest_continues(lab: Lab) -> None:
+    lab.out.mkdir()
+    (lab.out / ".manifest.json.abc.tmp").write_text("{")
+    assert lab.run().encoded == 7
+    (lab.out / ".unreadable.txt.abc.tmp").write_text("x")
+    lab.run()
+    lab.check()
+
+
+def test_new_images_of_a_folder_that_has_moved(lab: Lab) -> None:
+    lab.run()
+    further = lab.photos.with_name("further")
+    further.mkdir()
+    lab.photos = lab.photos.rename(further / "down")
+    lab.draw("new.png", 20)
+    assert lab.run().encoded == 1
+    assert Index.open(lab.out).manifest.root == str(lab.photos)
+    for entry in Index.open(lab.out).entries():
+        assert entry.path == lab.photos / entry.name
+
+
+def test_a_folder_without_locks_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refusing)
+    with pytest.raises(InputError, match=r"--out: .* cannot be locked: No locks available"):
+        lab.run()
+
+
+def test_other_flags_of_a_member_are_checked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if no image is new."""
+    lab.run()
+    other = [replace(CHOICES[0], arguments=("--arch", "other")), CHOICES[1]]
+    source = FolderSource(lab.photos, recursive=True)
+    lab.opened = 0
+    assert build_index(lab.out, source, other, lab.open).kept == 7
+    assert lab.opened == 1
+    lab.encoders[0].weights = "2"
+    with pytest.raises(InputError, match="member 'mean': expected weights 1, found 2"):
+        build_index(lab.out, source, other, lab.open)
+
+
+def test_a_path_that_is_not_utf8_is_named(lab: Lab) -> None:
+    photos = lab.photos.rename(lab.photos.with_name(os.fsdecode(b"photos\xff")))
+    with pytest.raises(InputError, match=r"expected UTF-8, found '.*photos\\udcff'"):
+        lab.run(FolderSource(photos, recursive=True))
+    assert not lab.manifest.exists()
+
+
 def test_two_runs_at_once_are_refused(lab: Lab) -> None:
     with locked(lab.out), pytest.raises(InputError, match="--out: another run is writing"):
         lab.run()
@@ -322,6 +377,34 @@ def test_a_table_with_captions(lab: Lab, tmp_path: Path) -> None:
     assert [(e.name, e.caption) for e in entries] == [
         ("0.png", "a dog"), ("1.png", "a man\na person"),
     ]  # fmt: skip
+
+
+def test_a_caption_that_has_changed_is_stored(lab: Lab) -> None:
+    table = lab.photos / "t.tsv"
+    for caption in ("a man", "a woman"):
+        table.write_text(f"filepath\ttitle\n0.png\t{caption}\n1.png\ta dog\n")
+        report = lab.run(TableSource(table, TableColumns(), None))
+        captions = {entry.name: entry.caption for entry in Index.open(lab.out).entries()}
+        assert captions == {"0.png": caption, "1.png": "a dog"}
+    assert (report.kept, report.reused, report.encoded) == (1, 1, 0)
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size and time stay the same, for example when only its permission changes."""
+    true_read = build.with_content
+
+    def refusing(entry: Entry) -> Entry:
+        if entry.name == "2.png":
+            raise InputError(entry.path, "cannot be read: Permission denied")
+        return true_read(entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "with_content", refusing)
+        assert lab.run().unreadable == {"2.png": "cannot be read: Permission denied"}
+    assert lab.run().encoded == 1
+    lab.check()
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "x\0.png"])
@@ -469,3 +552,62 @@ def test_a_damaged_archive_keeps_what_precedes_the_damage(lab: Lab, damage: str)
     report = lab.run(ArchiveSource([shards]))
     assert (report.kept, report.encoded) == (2, 0)
     assert "0.tar" in report.unreadable
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"), [(-600, "a negative size"), (1 << 45, "unexpected|Invalid")]
+)
+def test_a_wrong_size_neither_hangs_nor_reserves_memory(
+    tmp_path: Path, size: int, problem: str
+) -> None:
+    path, good = tmp_path / "a.tar", tarfile.TarInfo("good.png")
+    good.size = 3
+    last = tarfile.TarInfo("last.png")
+    last.size = size
+    content = good.tobuf() + b"png".ljust(512, b"\0") + last.tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(content + b"x" * 1000)
+    bad: dict[str, str] = {}
+    images = packed_images(path, bad)
+    assert next(images).name == "good.png"
+    with pytest.raises(InputError, match=problem):
+        next(images)
+    assert read_packed(path, 512, 3) == b"png"
+    with pytest.raises(InputError, match="expected 99999 bytes at 512, found"):
+        read_packed(path, 512, 99999)
+    assert bad == ({} if size < 0 else {"last.png": "a file of more than 1024 MiB"})
+
+
+def test_an_archive_that_ends_in_a_caption_keeps_its_images(lab: Lab) -> None:
+    path = make_archives(lab) / "0.tar"
+    with tarfile.open(path) as archive:
+        member = archive.getmember("2.txt")
+    path.write_bytes(path.read_bytes()[: member.offset_data + 3])
+    report = lab.run(ArchiveSource([path]))
+    assert (report.encoded, [*report.unreadable]) == (3, ["0.tar"])
+
+
+def test_an_archive_that_is_restored_after_a_stopped_update(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_archives(lab) / "0.tar"
+    before, status = path.read_bytes(), path.stat()
+    lab.run(ArchiveSource([path]))
+    with tarfile.open(path, "a") as archive:
+        add(archive, "9.png", lab.draw("9.png", 9).read_bytes())
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "compacted", stop)
+        with pytest.raises(KeyboardInterrupt):
+            lab.run(ArchiveSource([path]))
+    # As if the archive had not been completed.
+    facts = json.loads(lab.manifest.read_text())
+    facts["complete"] = {"0.tar": {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}}
+    lab.manifest.write_text(json.dumps(facts))
+    path.write_bytes(before)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    report = lab.run(ArchiveSource([path]))
+    assert (report.rows, report.kept) == (4, 4)
+    assert len(lab.contents()) == 4

@@ -200,6 +200,23 @@ def test_filters(tmp_path: Path) -> None:
     assert found(least=0.1) == above
 
 
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(start_s=float("nan")), "start: expected a finite number, found nan"),
+        (Filters(least=float("inf")), "least: expected a finite number, found inf"),
+        (Filters(start_s=5.0, end_s=1.0), "end: expected at least the start, 5.0, found 1.0"),
+    ],
+)
+def test_filters_that_are_refused(tmp_path: Path, filters: Filters, expected: str) -> None:
+    index = make_index(tmp_path, {"clip": vectors(2)}, NAMES[:2])
+    searcher = Searcher(index, {"clip": Words({"x": vectors(1)[0]})})
+    with pytest.raises(InputError, match=expected):
+        searcher.search([Query("x")], 2, filters)
+    with pytest.raises(InputError, match=expected):
+        searcher.similar(0, 2, filters)
+
+
 def test_more_like_this(tmp_path: Path) -> None:
     rows = vectors(7)
     index = make_index(tmp_path, {"clip": rows}, NAMES)
@@ -296,7 +313,7 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(InputError, match="expected format 1, found 2"):
+    with pytest.raises(InputError, match=r"found 2; remove the folder of the index, and index"):
         Index.open(tmp_path)
     manifest.write_text(text.replace('"width": 6', '"width": "six"'))
     with pytest.raises(InputError, match=r"members.0.width"):
@@ -304,6 +321,21 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     manifest.write_text(text.replace('"name": "clip"', '"name": "../clip"'))
     with pytest.raises(InputError, match="expected distinct names of members"):
         Index.open(tmp_path)
+
+
+def test_damaged_columns_and_headers_are_named(tmp_path: Path) -> None:
+    make_index(tmp_path, {"clip": vectors(7)}, NAMES)
+    arrow = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "metadata/metadata_0.parquet"
+    table = arrow.read_table(path)
+    for damaged in (table.drop_columns("file"), table.append_column("more", table["bytes"])):
+        arrow.write_table(damaged, path)
+        with pytest.raises(InputError, match=r"metadata_0.parquet: .*expected the columns"):
+            Index.open(tmp_path).entry(0)
+    path = tmp_path / "img_emb/img_emb_0.npy"
+    path.write_bytes(path.read_bytes().replace(b"}", b"("))
+    with pytest.raises(InputError, match=r"img_emb_0.npy: cannot be read"):
+        list(Index.open(tmp_path).blocks("clip"))
 
 
 def test_vectors_that_overflow_are_refused(tmp_path: Path) -> None:
@@ -361,6 +393,8 @@ def test_reranking_orders_only_the_first_images(pictures: Index) -> None:
     assert [hit.score for hit in found[:4]] == [hit.score for hit in expected]
     with pytest.raises(InputError, match="--rerank_depth: must be at least 1"):
         reranked(pictures, [Query("x")], [hits], ByHand({}), 0)
+    with pytest.raises(InputError, match="at least the number of queries, 2, found 1"):
+        reranked(pictures, [Query("x")] * 2, [hits] * 2, ByHand({}), 1, one_to_one=True)
     with pytest.raises(InputError, match=r"hand.pth, query 'x': the reranker's scores"):
         reranked(pictures, [Query("x")], [hits], ByHand({"x": [np.nan] * 7}), 4)
 

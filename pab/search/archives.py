@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 from pab.core.errors import InputError
 from pab.data.image_paths import is_photo_name
+from pab.data.photos import MAX_PIXELS
 
 LONGEST_CAPTION = 1 << 16  # bytes; a longer text file is not a caption
+LARGEST_IMAGE = 4 * MAX_PIXELS  # bytes; an image is read whole
 
 
 class Packed(NamedTuple):
@@ -46,6 +48,9 @@ def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
     try:
         with tarfile.open(path, "r:") as archive:
             for info in archive:
+                if info.size < 0:  # tarfile would read the same headers for ever
+                    problem = f"a negative size at byte {info.offset}"
+                    break
                 name = os.fsencode(info.name).decode("utf-8", "backslashreplace")
                 base = posixpath.basename(name)
                 if base and is_photo_name(base):
@@ -55,11 +60,15 @@ def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
                     else:
                         unreadable[name] = bad
                 elif base.endswith(".txt") and info.isreg() and info.size <= LONGEST_CAPTION:
-                    text = read_packed(path, info.offset_data, info.size)
+                    try:
+                        text = read_packed(path, info.offset_data, info.size)
+                    except InputError as error:  # the archive ends in this caption
+                        problem = error.problem
+                        break
                     captions[_key(name)] = text.decode("utf-8", "backslashreplace").strip()
-            if read_packed(path, archive.offset, None).strip(b"\0"):
+            if problem is None and read_packed(path, archive.offset, None).strip(b"\0"):
                 problem = f"a damaged header at byte {archive.offset}"
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         problem = str(error)
     for name in sorted(images):
         yield Packed(name, *images[name], captions.get(_key(name)) or None)
@@ -79,7 +88,9 @@ def read_packed(path: Path, offset: int, size: int | None) -> bytes:
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            found = file.read(tarfile.BLOCKSIZE if size is None else size)
+            # Sizes in headers may be wrong; reading more than the file has would reserve memory.
+            rest = max(0, os.fstat(file.fileno()).st_size - offset)
+            found = file.read(min(rest, tarfile.BLOCKSIZE if size is None else size))
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror or error}") from error
     if size is not None and len(found) < size:
@@ -102,4 +113,6 @@ def _problem(info: tarfile.TarInfo, known: bool) -> str | None:
         return "not a regular file"
     if info.size == 0:
         return "an empty file"
+    if info.size > LARGEST_IMAGE:
+        return f"a file of more than {LARGEST_IMAGE >> 20} MiB"
     return "a name that the archive contains twice" if known else None

@@ -44,6 +44,7 @@ from pab.search.members import (
     check_choices,
     check_fingerprint,
     check_same_model,
+    choice_of,
 )
 from pab.search.previous import Previous, locked
 from pab.search.sources import (
@@ -111,13 +112,17 @@ class Run:
         self, folder: Path, source: Source, choices: Sequence[MemberChoice], opener: Opener,
         settings: BuildSettings,
     ) -> None:  # fmt: skip
-        self.folder, self.source, self.choices, self.settings = folder, source, choices, settings
+        self.folder, self.source, self.settings = folder, source, settings
+        self.choices = list(choices)
         self._opener, self.report = opener, Report()
+        _check_text(source, choices)
         self.manifest: Manifest | None = None
         if (folder / MANIFEST).is_file():
             self.manifest = read_manifest(folder)
             check_source(folder, self.manifest, source)
             check_choices(folder, self.manifest, choices)
+            # The folder may have moved, and new entries are relative to it.
+            self.manifest = replace(self.manifest, root=str(source.root))
             remove_unnamed(folder, self.manifest)
         self.old = None if self.manifest is None else Previous(Index(folder, self.manifest))
         self.unreadable: dict[str, Unreadable] = {}
@@ -130,6 +135,10 @@ class Run:
         """Run all steps."""
         listing = self.source.list()
         self._check_containers(listing)
+        if self.manifest is not None and self.choices != list(
+            map(choice_of, self.manifest.members)
+        ):
+            _ = self.opened  # other flags may select another model
         self.unreadable = {name: Unreadable(why) for name, why in listing.unreadable.items()}
         files = [entry for entry in listing.images if not self._is_unchanged(entry)]
         containers = [one for one in listing.containers if not self._is_complete(one)]
@@ -231,8 +240,8 @@ class Run:
         hashed: list[Entry] = []
         with ThreadPoolExecutor(THREADS) as pool:
             for entry, found in zip(entries, pool.map(_hashed, entries), strict=True):
-                if isinstance(found, InputError):
-                    self._set_unreadable(entry, found)
+                if isinstance(found, InputError):  # the next run tries to read the file again
+                    self.unreadable[entry.name] = Unreadable(found.problem)
                 elif not self._has_same(found):
                     hashed.append(found)
         fresh = self._reuse(hashed)
@@ -404,7 +413,7 @@ class Run:
             compacted(self.folder, self.manifest, keep), root=str(self.source.root),
             unreadable=dict(sorted(self.unreadable.items())), complete=self.complete,
         )  # fmt: skip
-        if state != self.manifest:
+        if state != read_manifest(self.folder):
             state.save(self.folder)
         self.manifest = state
         remove_unnamed(self.folder, state)
@@ -413,6 +422,18 @@ class Run:
     def _set_unreadable(self, entry: Entry, error: InputError) -> None:
         state = FileState(entry.bytes, entry.mtime_ns)
         self.unreadable[entry.name] = Unreadable(error.problem, state)
+
+
+def _check_text(source: Source, choices: Sequence[MemberChoice]) -> None:
+    """Reject what a manifest in UTF-8 cannot store; names of images are escaped instead."""
+    words = [str(source.root), *map(str, source.facts().values())]
+    words += [word for choice in choices for word in choice.arguments]
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            problem = f"expected UTF-8, found {word!a}"
+            raise InputError("index", problem, todo="rename the file or folder") from error
 
 
 def _hashed(entry: Entry) -> Entry | InputError:

@@ -21,10 +21,11 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,9 @@ MANIFEST = "manifest.json"
 SHARD_ROWS = 10_000  # maximum rows per shard
 GROUP_ROWS = 1_000  # rows per row group of a metadata file, read together
 _GROUPS_IN_MEMORY = 64
+AGAIN = "remove the folder of the index, and index the images again"
+# Exceptions of numpy and pyarrow for a damaged file.
+DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, SyntaxError, TokenError)
 _KEYS = {"name": "image_path"}  # field of an entry -> column of the metadata, where they differ
 
 Dtype = Literal["float16", "float32"]
@@ -166,6 +170,9 @@ class Entry:
     caption: str | None = None
 
 
+_COLUMNS = {_KEYS.get(one.name, one.name) for one in fields(Entry)} - {"path"} | {"file"}
+
+
 class Index:
     """Opened index. Vectors are memory-mapped; metadata is read in groups of rows when needed.
 
@@ -290,7 +297,7 @@ class Index:
                 found = file.read(columns=[key]).column(key).to_pylist()
             if len(found) != shard.rows:
                 problem = f"expected {shard.rows} rows, found {len(found)}"
-                raise InputError(path, problem, todo="index the images again")
+                raise InputError(path, problem, todo=AGAIN)
             parts.append(np.array(found, dtype=object))
         return np.concatenate(parts)
 
@@ -312,7 +319,7 @@ class Index:
             if (found.dtype, found.shape) != expected:
                 raise InputError(
                     path, f"expected {member.dtype} {list(expected[1])}, found {found.dtype} "
-                    f"{list(found.shape)}", todo="index the images again",
+                    f"{list(found.shape)}", todo=AGAIN,
                 )  # fmt: skip
             self._mapped[key] = found
         return self._mapped[key]
@@ -320,7 +327,10 @@ class Index:
     def _read_group(self, number: int, group: int) -> Any:
         path = metadata_path(self.folder, number)
         with _reading(path), pyarrow(path).parquet.ParquetFile(path) as file:
-            return file.read_row_group(group)
+            table = file.read_row_group(group)
+            if set(table.column_names) != _COLUMNS:
+                raise ValueError(f"expected the columns {', '.join(sorted(_COLUMNS))}")
+            return table
 
     def _entry(self, row: dict[str, Any]) -> Entry:
         name, file_name = row.pop("image_path"), row.pop("file")
@@ -343,9 +353,7 @@ def read_manifest(folder: Path) -> Manifest:
         problem = f"expected the manifest of an index, found: {fault['msg']}"
         raise InputError(path, problem, item=where or None) from error
     if found.format != FORMAT:
-        raise InputError(
-            path, f"expected format {FORMAT}, found {found.format}", todo="index the images again"
-        )
+        raise InputError(path, f"expected format {FORMAT}, found {found.format}", todo=AGAIN)
     names = [member.name for member in found.members]
     if not names or any(Path(name).name != name for name in names) or len({*names}) < len(names):
         raise InputError(path, f"expected distinct names of members, found {names}")
@@ -357,10 +365,9 @@ def _reading(path: Path) -> Iterator[None]:
     """Convert errors of reading a file of the index to :class:`InputError`."""
     try:
         yield
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:  # numpy's and pyarrow's
+    except DAMAGED as error:
         problem = getattr(error, "strerror", None) or str(error)
-        todo = "index the images again"
-        raise InputError(path, f"cannot be read: {problem}", todo=todo) from error
+        raise InputError(path, f"cannot be read: {problem}", todo=AGAIN) from error
 
 
 def metadata_path(folder: Path, number: int) -> Path:

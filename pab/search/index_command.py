@@ -70,8 +70,8 @@ def build_parser() -> CommandParser:
         "--out", type=Path, required=True, metavar="DIR", help="folder of the index"
     )
     output.add_argument(
-        "--vectors", choices=("float16", "float32"), default="float16",
-        help="type of the stored vectors (default: float16)",
+        "--vectors", choices=("float16", "float32"),
+        help="type of the stored vectors (default: float16, or that of the index)",
     )  # fmt: skip
     speed = parser.groups["speed"]
     speed.add_argument(
@@ -116,7 +116,12 @@ def main(argv: Sequence[str]) -> None:
             choice.config(PROG)
     source = source_of(args)
     check_output_folder("--out", args.out)
-    settings = BuildSettings(args.vectors, args.block, args.check_content)
+    if args.vectors is not None and (args.out / MANIFEST).is_file():
+        before = read_manifest(args.out).members[0].dtype
+        if args.vectors != before:
+            problem = f"expected {before}, as the index has, found {args.vectors}"
+            raise InputError("--vectors", problem, todo="leave it out, or use another --out")
+    settings = BuildSettings(args.vectors or "float16", args.block, args.check_content)
     opener = partial(open_members, choices)
     report = build_index(args.out, source, choices, opener, settings, engine)
     update_ann(args.out, args.ann)

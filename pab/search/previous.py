@@ -12,7 +12,7 @@ import numpy as np
 
 from pab.core.errors import InputError
 from pab.search.index import MANIFEST, Entry, FileState, Index
-from pab.search.writing import PARTS
+from pab.search.writing import PARTS, is_temporary
 
 LOCK = ".lock"
 
@@ -26,14 +26,10 @@ def locked(folder: Path) -> Iterator[None]:
             cannot be written.
     """
     if folder.is_dir() and not (folder / MANIFEST).is_file():
-        known = {
-            "img_emb",
-            "metadata",
-            "members",
-            PARTS,
-            LOCK,
-        }  # of a run stopped before its first block
-        if other := sorted({path.name for path in folder.iterdir()} - known):
+        # Of a run stopped before its first block.
+        known = {"img_emb", "metadata", "members", PARTS, LOCK}
+        found = {path.name for path in folder.iterdir() if not is_temporary(path)}
+        if other := sorted(found - known):
             problem = f"expected an index or an empty folder, found {other[0]!r} in {folder}"
             raise InputError("--out", problem)
     try:
@@ -48,6 +44,10 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError("--out", f"another run is writing {folder}") from error
+        except OSError as error:
+            problem = f"{folder} cannot be locked: {error.strerror or error}"
+            todo = "use a folder on a file system with file locks"
+            raise InputError("--out", problem, todo=todo) from error
         yield
 
 
@@ -58,18 +58,25 @@ class Previous:
         self.index, self.keep = index, np.zeros(index.rows, dtype=bool)
         self._bytes = index.column("bytes").astype(np.int64)
         self._times = index.column("mtime_ns").astype(np.int64)
+        self._captions, self._offsets = index.column("caption"), index.column("offset")
+        names = index.column("name")
         # A stopped run leaves the old row of a changed image before the new one.
-        self.rows = {name: row for row, name in enumerate(index.column("name"))}
+        self.rows = {name: row for row, name in enumerate(names)}
         self._containers: dict[str, list[int]] = {name: [] for name in index.manifest.complete}
-        for name, row in self.rows.items() if self._containers else ():
+        for row, name in enumerate(names) if self._containers else ():
             for container in map(str, PurePosixPath(name).parents):
                 self._containers.get(container, []).append(row)
 
     def keeps(self, entry: Entry) -> bool:
-        """Keep the row of an unchanged image; return false if there is none."""
+        """Keep the row of an unchanged image; return false if there is none.
+
+        An image with another caption, or at another place of its archive, gets a new row.
+        """
         row = self.rows.get(entry.name)
-        state = (entry.bytes, entry.mtime_ns)
-        if row is None or (self._bytes[row], self._times[row]) != state:
+        if row is None:
+            return False
+        before = (self._bytes[row], self._times[row], self._captions[row], self._offsets[row])
+        if before != (entry.bytes, entry.mtime_ns, entry.caption, entry.offset):
             return False
         self.keep[row] = True
         return True

@@ -85,6 +85,20 @@ class Filters:
     end_s: float | None = None
     least: float | None = None
 
+    def check(self) -> None:
+        """Reject numbers that are not finite, and an empty range.
+
+        Raises:
+            InputError: see above.
+        """
+        numbers = {"start": self.start_s, "end": self.end_s, "least": self.least}
+        for name, number in numbers.items():
+            if number is not None and not math.isfinite(number):
+                raise InputError(name, f"expected a finite number, found {number}")
+        if self.start_s is not None and self.end_s is not None and self.start_s > self.end_s:
+            problem = f"expected at least the start, {self.start_s}, found {self.end_s}"
+            raise InputError("end", problem)
+
     def rows(self, index: Index) -> np.ndarray | None:
         """Return the rows to search, int64, ascending; None for all rows."""
         if not self.folder and self.start_s is None and self.end_s is None:
@@ -200,10 +214,11 @@ class Searcher:
                 and the sum of the first scores is largest. Other places keep their order.
 
         Raises:
-            InputError: a query is invalid, or a score is not finite.
+            InputError: a query or a filter is invalid, or a score is not finite.
         """
         if top_k < 1:
             raise InputError("top_k", f"must be at least 1, found {top_k}")
+        filters.check()
         for query in queries:
             query.check()
         with self._encoding:
@@ -220,8 +235,11 @@ class Searcher:
         """Find the images that are most similar to an image of the index, without the image itself.
 
         Raises:
-            InputError: no member has one vector per image.
+            InputError: ``top_k`` or a filter is invalid, or no member has one vector per image.
         """
+        if top_k < 1:
+            raise InputError("top_k", f"must be at least 1, found {top_k}")
+        filters.check()
         parts = {}
         for name in self._with_one_vector():
             vector = self.index.vector(name, row)[None]

@@ -100,6 +100,9 @@ def main(argv: Sequence[str]) -> None:
     library("pyarrow.parquet", "search indexes")
     index = Index.open(args.index)
     check_outputs({"json": args.json}, omit="leave out --{}")
+    if args.json is not None and args.index.resolve() in args.json.resolve().parents:
+        problem = f"{args.json} is in the folder of the index"
+        raise InputError("--json", problem, todo="use another folder")
     names = args.members or [member.name for member in index.members]
     weights = parsed_weights(args.weights, names)
     queries = queries_of(args, {name: w for name, w in weights.items() if name in PARTS})

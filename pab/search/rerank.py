@@ -100,6 +100,9 @@ def reranked(
     """
     if depth < 1:
         raise InputError("--rerank_depth", f"must be at least 1, found {depth}")
+    if one_to_one and depth < len(queries):
+        problem = f"must be at least the number of queries, {len(queries)}, found {depth}"
+        raise InputError("--rerank_depth", problem, todo="raise it, or leave out --one_to_one")
     captions = [query.text for query in queries if query.text is not None]
     if len(captions) < len(queries):
         raise InputError("--rerank", "needs a text in every query", todo="add --text")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ from pab.data.tables import TableColumns, captioned_images
 from pab.search.archives import packed_images, read_packed
 from pab.search.index import Entry, FileState, Manifest
 from pab.search.video import Frame, frame_at, sampled_frames
+
+_LARGE = threading.Lock()  # only one thread at a time decodes a large image of an archive
 
 
 @dataclass(frozen=True)
@@ -344,7 +347,7 @@ def _archives_of(path: Path) -> list[Path]:
 def _load_packed(entry: Entry) -> tuple[Entry, Image.Image]:
     assert entry.offset is not None
     content = read_packed(entry.path, entry.offset, entry.bytes)
-    image = decode_photo(io.BytesIO(content), entry.path)
+    image = decode_photo(io.BytesIO(content), entry.path, large=_LARGE)
     size = photo_size(io.BytesIO(content)) or image.size
     digest = hashlib.sha256(content).hexdigest()
     return replace(entry, sha256=digest, width=size[0], height=size[1]), image

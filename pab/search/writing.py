@@ -163,6 +163,11 @@ def move_shards(source: Path, folder: Path, manifest: Manifest, part: Manifest) 
     return moved
 
 
+def is_temporary(path: Path) -> bool:
+    """Return whether a file of the index was being written by :func:`atomic_path`."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def remove_unnamed(folder: Path, manifest: Manifest) -> None:
     """Remove files of shards that the manifest does not name, and parts, such as of a stopped run.
 
@@ -170,11 +175,11 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
         InputError: a file cannot be removed.
     """
     named = {shard.number for shard in manifest.shards}
-    homes = [folder / "metadata", folder / "img_emb", *folder.glob("members/*/img_emb")]
+    homes = [folder, folder / "metadata", folder / "img_emb", folder / "ann"]
+    homes += folder.glob("members/*/img_emb")
     for path in (path for home in homes if home.is_dir() for path in home.iterdir()):
         match = _SHARD_FILE.fullmatch(path.name)
-        temporary = path.name.startswith(".") and path.name.endswith(".tmp")
-        if temporary or (match is not None and int(match[1] or match[2]) not in named):
+        if is_temporary(path) or (match is not None and int(match[1] or match[2]) not in named):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

@@ -336,6 +336,9 @@ def test_damaged_columns_and_headers_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"}", b"("))
     with pytest.raises(InputError, match=r"img_emb_0.npy: cannot be read"):
         list(Index.open(tmp_path).blocks("clip"))
+    path.unlink()
+    with pytest.raises(InputError, match=r"if another run has updated the index, open it again"):
+        list(Index.open(tmp_path).blocks("clip"))
 
 
 def test_vectors_that_overflow_are_refused(tmp_path: Path) -> None:

@@ -135,9 +135,8 @@ class Run:
         """Run all steps."""
         listing = self.source.list()
         self._check_containers(listing)
-        if self.manifest is not None and self.choices != list(
-            map(choice_of, self.manifest.members)
-        ):
+        known = None if self.manifest is None else list(map(choice_of, self.manifest.members))
+        if known is not None and known != self.choices:
             _ = self.opened  # other flags may select another model
         self.unreadable = {name: Unreadable(why) for name, why in listing.unreadable.items()}
         files = [entry for entry in listing.images if not self._is_unchanged(entry)]

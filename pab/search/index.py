@@ -367,7 +367,11 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except DAMAGED as error:
         problem = getattr(error, "strerror", None) or str(error)
-        raise InputError(path, f"cannot be read: {problem}", todo=AGAIN) from error
+        moved = isinstance(error, FileNotFoundError)
+        todo = f"if another run has updated the index, open it again; otherwise {AGAIN}"
+        raise InputError(
+            path, f"cannot be read: {problem}", todo=todo if moved else AGAIN
+        ) from error
 
 
 def metadata_path(folder: Path, number: int) -> Path:

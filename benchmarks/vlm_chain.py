@@ -12,8 +12,18 @@ from ensemble.run import main as fuse
 from ensemble.search import main as search
 from pab.evaluate import Evaluation
 
-K = 20  # images per query that the reranker scores
+K = 10  # images per query that the reranker scores
 CHAIN = ("--decode", "margin", "assignment", "--decode_top", "2", "--decode_scope", "collisions")
+MARGIN = (
+    "--decode",
+    "margin",
+    "--decode_slack",
+    "none",
+    "--decode_top",
+    "none",
+    "--decode_scope",
+    "all",
+)
 
 
 def score_late(model: Path, labelled: mini.LabelledSet, out: Path) -> Path:
@@ -60,10 +70,10 @@ def stages(
     rerank = ("--rerank", f"reranker={reranker}")
     own = ("--rerank_prior", "0", "--rerank_depth", str(K))
     steps: list[tuple[str, tuple[str, ...]]] = [
-        ("fused, without reranker", ("--rerank", "none", "--decode", "none")),
+        ("fused, without reranker", ("--decode", "none", "--rerank")),
         (f"reranker over the first {K}", (*rerank, *own, "--decode", "none")),
         (f"rank prior {prior:g}, depth {depth}", (*rerank, "--decode", "none")),
-        (f"+ margin, tau {tau:g}", (*rerank, "--decode", "margin")),
+        (f"+ margin, tau {tau:g}", (*rerank, *MARGIN)),
         (f"+ assignment, slack {slack}", rerank),
     ]
     words = mini.given({**dict.fromkeys(mini.SCORE_FLAGS, "none"), **members})

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +297,11 @@ def test_the_command_serves_until_it_is_interrupted(
     main(["index", *clip, *folders, "--out", str(tmp_path / "index")])
     words = [sys.executable, "-m", "pab.search", "serve", "--index", str(tmp_path / "index")]
     flags = ["--port", "0", "--token", TOKEN, "--parallel", "1", "--example", "a red coat"]
-    with subprocess.Popen([*words, *flags], stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts background jobs, and thus also tests in one, with SIGINT ignored.
+    allow = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        [*words, *flags], stderr=subprocess.PIPE, text=True, preexec_fn=allow
+    ) as process:
         assert process.stderr is not None
         try:
             line = process.stderr.readline()

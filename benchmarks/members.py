@@ -76,8 +76,9 @@ def main() -> None:
         text += [
             "",
             "The Qwen3-VL models have 3 million parameters, are trained from random weights",
-            "([training](training.md)), and are not shipped. The reranker scores the first",
-            f"{vlm_chain.K} images of the fused list; its settings come from the validation pairs.",
+            "([recipes](vlm.md#small-models-on-the-mini-data)), and are not shipped. The reranker",
+            f"scores the first {vlm_chain.K} images of the fused list; its settings come from the",
+            "validation pairs.",
         ]
     columns = ["scores", *mini.METRICS, "R@1 over the previous step"]
     mini.write_table(args.out, "Members and fusion steps on the mini data", text, columns, rows)

@@ -24,8 +24,8 @@ import pab.scoring.members
 from pab.core.errors import InputError, run_cli
 from pab.data.images import ImageReader, list_gallery, load_image
 from pab.data.photos import photo_reader
+from pab.encoders.st.extra import sentence_transformers
 from pab.encoders.st.infer import InferConfig
-from pab.encoders.st.library import sentence_transformers
 from pab.encoders.st.loading import kind_of
 from pab.encoders.st.make_small import train_tokenizer
 from pab.scores import load_scores

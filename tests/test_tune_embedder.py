@@ -160,6 +160,23 @@ def test_a_damaged_start_is_refused(late: Path, tmp_path: Path) -> None:
         make_small(SmallConfig(out=str(tmp_path / "out"), start=str(start)), [])
 
 
+def test_an_interrupted_model_leaves_no_folder(
+    late: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sentence_transformers import MultiVectorEncoder
+
+    def half_written(model: Any, folder: str) -> None:
+        Path(folder).mkdir()
+        (Path(folder) / "modules.json").write_text("[]")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(MultiVectorEncoder, "save", half_written)
+    out = tmp_path / "new" / "out"
+    with pytest.raises(InputError, match=f"{out}: cannot be written: disk full"):
+        make_small(SmallConfig(kind="late", out=str(out), start=str(late)), [])
+    assert not list(out.parent.iterdir())
+
+
 def test_a_reranker_starts_from_an_embedder(late: Path, tmp_path: Path) -> None:
     out = tmp_path / "reranker"
     count = make_small(SmallConfig(kind="reranker", out=str(out), start=str(late)), [])

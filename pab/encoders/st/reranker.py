@@ -24,10 +24,10 @@ from pab.core.notices import notice
 from pab.core.progress import progress, write_line
 from pab.data.records import GalleryImage
 from pab.encoders.st.control_tokens import refuse_control_tokens
-from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.extra import sentence_transformers
+from pab.encoders.st.folders import MODULES
 from pab.encoders.st.loading import check_image_text_model, load_processor, loading
 from pab.encoders.st.pair_inputs import (
-    MODULES,
     PROMPT,
     AnswerTokens,
     PairModel,

@@ -24,22 +24,11 @@ from pab.training.setup import set_up
 from scripts.finetune_embedder import main
 from tests.vlm import images_of_many_sizes, small_vlm
 
-SIZES: dict[str, Any] = {
-    "width": 48, "layers": 2, "heads": 2, "side": 64, "vocab_size": 400, "dims": 16,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def late(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def late() -> Path:
     """A small, untrained late-interaction model."""
-    out = tmp_path_factory.mktemp("vlm") / "late"
-    captions = [
-        json.loads(line)["caption"]
-        for shard in sorted((tiny_data / "annotation/train").glob("*.json"))
-        for line in shard.read_text().splitlines()
-    ]
-    make_small(SmallConfig(kind="late", out=str(out), **SIZES), captions)
-    return out
+    return small_vlm("late")
 
 
 def run(data: Path, model: Path, folder: Path, **settings: Any) -> Path:

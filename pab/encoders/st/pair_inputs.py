@@ -355,8 +355,14 @@ class PairModel:
         Args:
             inputs: tensors of :meth:`inputs`, on any device.
         """
-        device = next(self.model.parameters()).device
-        moved = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-        found = self.model(**moved, logits_to_keep=1, use_cache=False)
+        found = self.model(**self.on_device(inputs), logits_to_keep=1, use_cache=False)
         logits = found.logits[:, -1].float()  # [B, V]
         return logits[:, self.tokens.yes] - logits[:, self.tokens.no]
+
+    def on_device(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return inputs with their tensors on the model's device."""
+        device = next(self.model.parameters()).device
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }

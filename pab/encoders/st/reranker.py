@@ -109,12 +109,7 @@ class LibraryPairModel(PairModel):
 
     def scores(self, inputs: Mapping[str, Any]) -> Tensor:
         """Score B pairs, float32 [B]; see :meth:`PairModel.scores`."""
-        device = next(self.model.parameters()).device
-        features = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in inputs.items()
-        }
-        found: Tensor = self.encoder(features)["scores"][:, 0].float()
+        found: Tensor = self.encoder(self.on_device(inputs))["scores"][:, 0].float()
         return found
 
 

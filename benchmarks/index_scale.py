@@ -19,13 +19,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from indexes import write_index
 from machine import describe, flag_parser, in_fresh_process, peak_mib
 from PIL import Image
 
 from pab.search.export import export_index
-from pab.search.index import SHARD_ROWS, Entry, Index, Manifest, Member
+from pab.search.index import Entry, Index, Manifest, Member
 from pab.search.previous import Previous
-from pab.search.writing import with_shards, write_shard
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ["--model", "clip", "--arch", f"local-dir:{ROOT / 'checkpoints/mini/clip'}"]
@@ -69,16 +69,14 @@ def write_large(folder: Path, rows: int) -> None:
     """Write an index of random vectors of 8 numbers."""
     manifest = Manifest({}, str(folder), [Member("clip", "clip", (), {}, {}, 8)])
     rng = np.random.default_rng(0)
-    for start in range(0, rows, SHARD_ROWS):
-        count = min(SHARD_ROWS, rows - start)
-        entries = [
-            Entry(f"{n:09}.jpg", folder / f"{n:09}.jpg", n, n, rng.bytes(32).hex(), 512, 512)
-            for n in range(start, start + count)
-        ]
-        vectors = {"clip": rng.standard_normal((count, 8), dtype=np.float32)}
-        shard = write_shard(folder, manifest, entries, vectors)
-        manifest = with_shards(manifest, [*manifest.shards, shard])
-    manifest.save(folder)
+
+    def entry(n: int) -> Entry:
+        return Entry(f"{n:09}.jpg", folder / f"{n:09}.jpg", n, n, rng.bytes(32).hex(), 512, 512)
+
+    def vectors(part: range) -> np.ndarray:
+        return rng.standard_normal((len(part), 8), dtype=np.float32)
+
+    write_index(folder, manifest, rows, entry, vectors)
 
 
 def start_update(folder: Path) -> tuple[float, float, float, float]:

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import httpx
 import numpy as np
 import torch
 import uvicorn
+from indexes import write_index
 from machine import flag_parser
 from PIL import Image
 
@@ -44,7 +45,6 @@ from pab.search.server.command import address, listen
 from pab.search.server.connections import Connection
 from pab.search.server.security import Access
 from pab.search.server.service import Service
-from pab.search.writing import write_shard
 
 WORDS = ("man", "woman", "red", "coat", "falls", "runs", "street", "bicycle", "night", "fight")
 IMAGE_SHARE = 0.3  # of all queries
@@ -180,20 +180,16 @@ def random_index(folder: Path, rows: int) -> Index:
     member = Member("fixed", "fixed", (), {}, {}, WIDTH)
     manifest = Manifest({"kind": "folder", "recursive": True}, str(folder), [member])
     generator = np.random.default_rng(0)
-    for first in range(0, rows, SHARD_ROWS):
-        count = min(SHARD_ROWS, rows - first)
-        names = [
-            f"camera_{first // 1000}/{number:09}.jpg" for number in range(first, first + count)
-        ]
-        entries = [
-            Entry(name, folder / name, 100_000, 1, "0" * 64, 640, 480) for name in names
-        ]  # fmt: skip
-        vectors = generator.standard_normal((count, WIDTH), dtype=np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        shard = write_shard(folder, manifest, entries, {"fixed": vectors})
-        shards = [*manifest.shards, shard]
-        manifest = replace(manifest, shards=shards, next_number=shard.number + 1)
-    manifest.save(folder)
+
+    def entry(number: int) -> Entry:
+        name = f"camera_{number // SHARD_ROWS}/{number:09}.jpg"
+        return Entry(name, folder / name, 100_000, 1, "0" * 64, 640, 480)
+
+    def vectors(part: range) -> np.ndarray:
+        found = generator.standard_normal((len(part), WIDTH), dtype=np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    write_index(folder, manifest, rows, entry, vectors)
     return Index.open(folder)
 
 

@@ -68,8 +68,9 @@ def draw(count: int, seed: int) -> np.ndarray:
 
 def write(folder: Path, rows: int) -> None:
     """Write the index, unless the folder has it."""
-    from pab.search.index import SHARD_ROWS, Entry, Index, Manifest, Member
-    from pab.search.writing import with_shards, write_shard
+    from indexes import write_index
+
+    from pab.search.index import Entry, Index, Manifest, Member
 
     if (folder / "manifest.json").is_file():
         found = Index.open(folder)
@@ -80,13 +81,11 @@ def write(folder: Path, rows: int) -> None:
     start = time.perf_counter()
     member = Member(MEMBER, MEMBER, (), {}, {"checkpoint": "random.pth"}, WIDTH)
     manifest = Manifest({"kind": "folder"}, str(folder), [member])
-    for first in range(0, rows, SHARD_ROWS):
-        names = [f"{row:08}.jpg" for row in range(first, min(rows, first + SHARD_ROWS))]
-        entries = [Entry(name, folder / name, 1, 1) for name in names]
-        vectors = {MEMBER: draw(len(names), 1 + first)}
-        shard = write_shard(folder, manifest, entries, vectors)
-        manifest = with_shards(manifest, [*manifest.shards, shard])
-    manifest.save(folder)
+
+    def entry(row: int) -> Entry:
+        return Entry(f"{row:08}.jpg", folder / f"{row:08}.jpg", 1, 1)
+
+    write_index(folder, manifest, rows, entry, lambda part: draw(len(part), 1 + part.start))
     print(f"wrote {rows} x {WIDTH} float16 in {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pab.encoders.st import maxsim as module
-from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.extra import sentence_transformers
 from pab.encoders.st.maxsim import blocks_of, maxsim, pad_caption, pad_image
 
 WIDTH = 8

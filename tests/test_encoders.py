@@ -201,7 +201,7 @@ def test_empty_input_is_refused(name: str, encoders: dict[str, Encoder]) -> None
 
 
 def test_members_are_found_by_name() -> None:
-    assert {"blip2", "clip", "lhp", "uit"} <= set(members())
+    assert {"blip2", "clip", "embed", "lhp", "uit"} <= set(members())
     for name in members():
         assert callable(member_config(name).open)
     with pytest.raises(InputError, match=r"one of .*blip2, clip, embed, lhp, uit.*, found 'clap'"):

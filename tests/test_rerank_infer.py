@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pab.data.annotations import read_retrieval
 from pab.data.images import list_gallery, load_image
-from pab.encoders.st import library
+from pab.encoders.st import extra
 from pab.encoders.st.pair_inputs import PROMPT, PairModel
 from pab.encoders.st.rerank import RerankConfig
 from pab.encoders.st.reranker import LibraryPairModel
@@ -414,7 +414,7 @@ def test_without_the_extra_the_command_says_what_to_install(
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name=name)
 
-    monkeypatch.setattr(library, "import_module", missing)
+    monkeypatch.setattr(extra, "import_module", missing)
     line = refused(main, words(backend="sentence_transformers"))
     assert 'run python -m pip install "person-anomaly-retrieval[vlm]"' in line
     main(words(backend="transformers"))  # needs only what is always installed

@@ -24,22 +24,11 @@ from pab.training.setup import set_up
 from scripts.finetune_embedder import main
 from tests.vlm import images_of_many_sizes, small_vlm
 
-SIZES: dict[str, Any] = {
-    "width": 48, "layers": 2, "heads": 2, "side": 64, "vocab_size": 400, "dims": 16,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def late(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def late() -> Path:
     """A small, untrained late-interaction model."""
-    out = tmp_path_factory.mktemp("vlm") / "late"
-    captions = [
-        json.loads(line)["caption"]
-        for shard in sorted((tiny_data / "annotation/train").glob("*.json"))
-        for line in shard.read_text().splitlines()
-    ]
-    make_small(SmallConfig(kind="late", out=str(out), **SIZES), captions)
-    return out
+    return small_vlm("late")
 
 
 def run(data: Path, model: Path, folder: Path, **settings: Any) -> Path:
@@ -158,6 +147,23 @@ def test_a_damaged_start_is_refused(late: Path, tmp_path: Path) -> None:
     (start / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match=f"{start}: the model cannot be loaded"):
         make_small(SmallConfig(out=str(tmp_path / "out"), start=str(start)), [])
+
+
+def test_an_interrupted_model_leaves_no_folder(
+    late: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sentence_transformers import MultiVectorEncoder
+
+    def half_written(model: Any, folder: str) -> None:
+        Path(folder).mkdir()
+        (Path(folder) / "modules.json").write_text("[]")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(MultiVectorEncoder, "save", half_written)
+    out = tmp_path / "new" / "out"
+    with pytest.raises(InputError, match=f"{out}: cannot be written: disk full"):
+        make_small(SmallConfig(kind="late", out=str(out), start=str(late)), [])
+    assert not list(out.parent.iterdir())
 
 
 def test_a_reranker_starts_from_an_embedder(late: Path, tmp_path: Path) -> None:

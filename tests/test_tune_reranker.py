@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
 from pab.data.training_set import TrainingSet
-from pab.encoders.st.make_small import SmallConfig, make_small
 from pab.encoders.st.pair_inputs import PROMPT, PairModel, read_settings
 from pab.encoders.st.rerank import RerankConfig
 from pab.encoders.st.tune_reranker import TrainConfig, losses, validation_candidates
@@ -25,21 +24,7 @@ from pab.training.loop import FINAL
 from pab.training.resume import LAST
 from pab.training.run_log import read_log
 from scripts.finetune_reranker import main
-
-SIZES: dict[str, Any] = {"width": 48, "layers": 2, "heads": 2, "side": 64, "vocab_size": 400}
-
-
-@pytest.fixture(scope="module")
-def small(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small, untrained reranker."""
-    out = tmp_path_factory.mktemp("vlm") / "reranker"
-    captions = [
-        json.loads(line)["caption"]
-        for shard in sorted((tiny_data / "annotation/train").glob("*.json"))
-        for line in shard.read_text().splitlines()
-    ]
-    make_small(SmallConfig(kind="reranker", out=str(out), **SIZES), captions)
-    return out
+from tests.vlm import small_vlm
 
 
 def mined(folder: Path, *questions: tuple[str, str, str]) -> Path:
@@ -71,8 +56,8 @@ class Runs:
 
 
 @pytest.fixture
-def runs(tiny_data: Path, small: Path, tmp_path: Path) -> Runs:
-    return Runs(tiny_data, small, tmp_path)
+def runs(tiny_data: Path, tmp_path: Path) -> Runs:
+    return Runs(tiny_data, small_vlm("reranker"), tmp_path)
 
 
 def scores(folder: Path) -> Tensor:

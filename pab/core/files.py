@@ -9,7 +9,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,28 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_folder(folder: Path, write: Callable[[str], object]) -> None:
+    """Write a folder beside its place, then move it there; an older one is replaced.
+
+    Args:
+        folder: folder to write.
+        write: writes the files into the folder that it is given.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            made = Path(temporary) / folder.name
+            write(str(made))
+            if folder.exists():
+                folder.rename(Path(temporary) / "old")
+            made.rename(folder)
+    except OSError as error:
+        raise InputError(folder, f"cannot be written: {error.strerror or error}") from error
 
 
 def existing_file(path: str | Path, what: str) -> Path:

@@ -269,9 +269,8 @@ class Compute:
 
         def encoded() -> Iterator[tuple[tuple[ImageBatch[P], list[int]], Tensor]]:
             for batch in refilled(loaded(), self.batch_size):
-                found = encode(batch)
-                flat = found.flatten() if isinstance(found, Tensor) else torch.cat(found)
-                yield (batch, [len(row) for row in found]), flat
+                widths, flat = flattened(encode(batch))
+                yield (batch, widths), flat
 
         for (batch, widths), flat in read_late(encoded()):
             rows = list(flat.split(widths))
@@ -339,9 +338,8 @@ class Compute:
             for batch in progress(batches, "encoding captions", "captions", len(new), len):
                 places = [new[position] for position in batch]
                 with self.running("encoding captions"):
-                    found = encode(places)
-                    flat = found.flatten() if isinstance(found, Tensor) else torch.cat(found)
-                yield (places, [len(row) for row in found]), flat.float()
+                    widths, flat = flattened(encode(places))
+                yield (places, widths), flat.float()
 
         for (places, widths), flat in read_late(encoded()):
             vectors = list(flat.split(widths))
@@ -393,6 +391,12 @@ class BatchEncoder(ABC):
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
         """Compute cosine similarities of unit vectors, float32 [Q, G]."""
         return cosine(texts, images)
+
+
+def flattened(rows: Tensor | list[Tensor]) -> tuple[list[int], Tensor]:
+    """Return the widths of rows, and all rows in one vector, which is one copy to the CPU."""
+    flat = rows.flatten() if isinstance(rows, Tensor) else torch.cat(rows)
+    return [len(row) for row in rows], flat
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -118,8 +118,7 @@ class FeatureCache:
 
     def vectors(self, digests: Sequence[bytes]) -> Tensor:
         """Read cached vectors of equal width, [n, D] in their dtype; n is at least 1."""
-        rows = [self._rows[digest] for digest in digests]
-        return torch.from_numpy(np.stack([self._matrix(part, row)[row] for part, row in rows]))
+        return torch.stack(self.rows(digests))
 
     def rows(self, digests: Sequence[bytes]) -> list[Tensor]:
         """Read cached vectors of any width, [D] in their dtype."""

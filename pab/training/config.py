@@ -96,6 +96,28 @@ class TrainingConfig(TableConfig):
             raise InputError("--resume_from", "contradicts --no_auto_resume", todo="set only one")
 
 
+def check_crops_and_rates(
+    scale: tuple[float, float], ratio: tuple[float, float], min_lr: float, lr: float
+) -> None:
+    """Reject invalid values of flags that several recipes have.
+
+    Args:
+        scale: ``--crop_scale``.
+        ratio: ``--crop_ratio``.
+        min_lr: ``--min_lr``.
+        lr: ``--lr``.
+
+    Raises:
+        InputError: a value is invalid; the message names the flag.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError("--crop_scale", f"needs 0 < min <= max <= 1, found {scale}")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise InputError("--crop_ratio", f"needs 0 < min <= max, found {ratio}")
+    if min_lr > lr:
+        raise InputError("--lr", f"expected at least min_lr ({min_lr}), found {lr}")
+
+
 @dataclass(frozen=True)
 class ContrastiveConfig(TrainingConfig):
     """Settings of recipes with local-global views and InfoNCE; defaults added here are LHP's."""
@@ -125,12 +147,7 @@ class ContrastiveConfig(TrainingConfig):
             InputError: a value is invalid; the message names the flag.
         """
         super().check()
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise InputError("--crop_scale", f"needs 0 < min <= max <= 1, found {self.crop_scale}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise InputError("--crop_ratio", f"needs 0 < min <= max, found {self.crop_ratio}")
-        if self.min_lr > self.lr:
-            raise InputError("--lr", f"expected at least min_lr ({self.min_lr}), found {self.lr}")
+        check_crops_and_rates(self.crop_scale, self.crop_ratio, self.min_lr, self.lr)
         if self.grad_cache_chunk >= self.batch_size > 1 and self.grad_cache_chunk:
             raise InputError(
                 "--grad_cache_chunk",

@@ -63,7 +63,7 @@ class Embedder(ABC):
             self.model.preprocess([{"text": PLAIN_CAPTION}], prompt=self.prompt)
             self.model.preprocess([{"image": plain_image()}], prompt=self.image_prompt)
 
-    def library_texts(self, captions: Sequence[str]) -> list[dict[str, str]]:
+    def query_inputs(self, captions: Sequence[str]) -> list[dict[str, str]]:
         """Convert captions to the library's inputs.
 
         A plain string that looks like an address or a path of an image would be opened as one.
@@ -184,7 +184,7 @@ class DenseEncoder(Embedder):
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Encode captions, float32 [Q, D] on the CPU."""
         texts = as_captions(captions)
-        inputs = self.library_texts(texts)
+        inputs = self.query_inputs(texts)
 
         def encode(positions: list[int]) -> Tensor:
             batch = [inputs[position] for position in positions]

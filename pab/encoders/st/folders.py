@@ -12,15 +12,17 @@ from typing import Any, Literal, TypeVar
 
 from pab.core.errors import InputError, first_line
 from pab.core.files import sha256_of_file
+from pab.core.hub import MODEL_FILES
 
-# Files that a hub repository may hold and a model is read from. No pickles, no code.
-FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+FILES = tuple(f"*{ending}" for ending in MODEL_FILES)
 T = TypeVar("T")
 Kind = Literal["dense", "late", "reranker", "sparse", "bare"]  # bare: only a transformer
 KIND_NAMES: dict[Kind, str] = {
     "dense": "a model with one vector per caption and image", "late": "a late-interaction model",
     "reranker": "a reranker", "sparse": "a sparse embedder", "bare": "a model without modules.json",
 }  # fmt: skip
+MODULES = "modules.json"  # sentence-transformers' list of modules
+LIBRARY_CONFIG = "config_sentence_transformers.json"  # its settings of the whole model
 ADAPTER = "adapter_config.json"  # peft's settings; the folder then holds adapters of another model
 
 

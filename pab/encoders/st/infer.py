@@ -12,6 +12,7 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.outputs import check_output_folder
 from pab.core.precision import FASTEST_HELP
+from pab.encoders.st.extra import sentence_transformers
 from pab.encoders.st.folders import KIND_NAMES, Kind
 from pab.scoring.job import MemberConfig
 from pab.scoring.rerank import score_candidates
@@ -68,7 +69,6 @@ class InferConfig(MemberConfig):
         from pab.encoders.st.encoder import DenseEncoder
         from pab.encoders.st.folders import folder_hash, model_folder
         from pab.encoders.st.late import LateEncoder
-        from pab.encoders.st.library import sentence_transformers
         from pab.encoders.st.loading import kind_of, load_model
 
         library = sentence_transformers()
@@ -135,8 +135,6 @@ class InferConfig(MemberConfig):
 
     def score(self) -> None:
         """Score the gallery, or each query's candidates; see :meth:`MemberConfig.score`."""
-        from pab.encoders.st.library import sentence_transformers
-
         sentence_transformers()  # before the data is read
         if self.cache_dir:
             check_output_folder("--cache_dir", self.cache_dir)

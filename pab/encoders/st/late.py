@@ -126,7 +126,7 @@ class LateEncoder(Embedder):
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Encode captions to one row each, float32 [Q, M * D] on the CPU, padded with zeros."""
         texts = as_captions(captions)
-        inputs = self.library_texts(texts)
+        inputs = self.query_inputs(texts)
 
         def encode(positions: list[int]) -> list[Tensor]:
             batch = [inputs[position] for position in positions]

@@ -16,8 +16,16 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from pab.core.errors import InputError, first_line
-from pab.encoders.st.folders import Kind, base_folder, quiet_loading, read_json
-from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.extra import sentence_transformers
+from pab.encoders.st.folders import (
+    ADAPTER,
+    LIBRARY_CONFIG,
+    MODULES,
+    Kind,
+    base_folder,
+    quiet_loading,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,17 +51,17 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         InputError: a configuration is not valid JSON, or of a model that is not supported.
     """
-    settings = read_json(folder / "config_sentence_transformers.json")
-    modules = (folder / "modules.json").is_file()
+    settings = read_json(folder / LIBRARY_CONFIG)
+    modules = (folder / MODULES).is_file()
     if "model_type" in settings or modules:
         name = str(settings.get("model_type", "SentenceTransformer"))
         if name not in _KINDS:
             raise InputError(
-                folder / "config_sentence_transformers.json",
+                folder / LIBRARY_CONFIG,
                 f"expected a model_type of {', '.join(_KINDS)}, found {name!r}",
             )
         return _KINDS[name]
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
         raise InputError(folder, "expected a model of transformers, found no config.json")
     found = read_json(folder / "config.json").get("architectures") or ()
     late = any(one.endswith("ForRetrieval") or one == "HF_ColBERT" for one in map(str, found))
@@ -78,7 +86,7 @@ def load_model(name: str, folder: Path, device: torch.device, dtype: torch.dtype
         model = getattr(library, name)(
             str(folder), device=str(device), trust_remote_code=False,
             # the base model of an adapter may be on the hub
-            local_files_only=not (folder / "adapter_config.json").is_file(),
+            local_files_only=not (folder / ADAPTER).is_file(),
             model_kwargs={"dtype": dtype},
         )  # fmt: skip
     return model.eval()

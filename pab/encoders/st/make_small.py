@@ -18,9 +18,10 @@ import torch
 
 from pab.core.config import config_from_args, data_flag, flag, model_flag, output_flag
 from pab.core.errors import InputError, run_cli
+from pab.core.files import write_folder
 from pab.core.progress import progress
 from pab.data.training_set import TrainingSet
-from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.extra import sentence_transformers
 from pab.encoders.st.loading import loading
 from pab.encoders.st.pair_inputs import GENERATION
 
@@ -172,17 +173,13 @@ def write_model(config: SmallConfig, captions: Iterable[str], folder: Path) -> N
     processor.save_pretrained(folder)
 
 
-def with_modules(kind: str, dims: int, written: Path, folder: Path) -> int:
-    """Load a written model with the modules of its kind, and save it in the library's format.
+def with_modules(kind: str, dims: int, written: Path) -> Any:
+    """Load a written model with the modules of its kind, as a model of sentence-transformers.
 
     Args:
         kind: ``reranker``, ``dense`` or ``late``.
         dims: width of the token vectors of a ``late`` model.
         written: folder of :func:`write_model`.
-        folder: folder to write.
-
-    Returns:
-        Number of parameters of the Qwen3-VL.
     """
     library = sentence_transformers()
     modules = sentence_transformers("base.modules")
@@ -192,17 +189,13 @@ def with_modules(kind: str, dims: int, written: Path, folder: Path) -> int:
     if kind == "reranker":
         scores = sentence_transformers("cross_encoder.modules")
         yes, no = (transformer.tokenizer.convert_tokens_to_ids(word) for word in (YES, NO))
-        made = library.CrossEncoder(modules=[transformer, scores.LogitScore(yes, no)])
-    else:
-        width = transformer.get_embedding_dimension()
-        if kind == "dense":
-            parts = sentence_transformers("sentence_transformer.modules")
-            pooling = parts.Pooling(width, "lasttoken")
-            made = library.SentenceTransformer(modules=[transformer, pooling, modules.Normalize()])
-        else:
-            made = late_interaction(transformer, width, dims)
-    made.save(str(folder))
-    return sum(parameter.numel() for parameter in transformer.model.parameters())
+        return library.CrossEncoder(modules=[transformer, scores.LogitScore(yes, no)])
+    width = transformer.get_embedding_dimension()
+    if kind == "late":
+        return late_interaction(transformer, width, dims)
+    parts = sentence_transformers("sentence_transformer.modules")
+    pooling = parts.Pooling(width, "lasttoken")
+    return library.SentenceTransformer(modules=[transformer, pooling, modules.Normalize()])
 
 
 def late_interaction(transformer: Any, width: int, dims: int) -> Any:
@@ -222,7 +215,9 @@ def late_interaction(transformer: Any, width: int, dims: int) -> Any:
 
 
 def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
-    """Write a small model; return its number of parameters.
+    """Write a small model; return its number of parameters, those of the Qwen3-VL.
+
+    The folder appears when all its files are written.
 
     Args:
         config: settings of the model.
@@ -232,16 +227,13 @@ def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
         InputError: sentence-transformers is not installed, or the folder cannot be written.
     """
     sentence_transformers()
-    out = Path(config.out)
     with TemporaryDirectory() as temporary:
         written = Path(config.start or temporary)
         if config.start is None:
             write_model(config, captions, written)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            return with_modules(config.kind, config.dims, written, out)
-        except OSError as error:
-            raise InputError(out, f"cannot be written: {error.strerror or error}") from error
+        model = with_modules(config.kind, config.dims, written)
+        write_folder(Path(config.out), model.save)
+    return sum(parameter.numel() for parameter in model[0].model.parameters())
 
 
 def main(argv: list[str] | None = None) -> None:

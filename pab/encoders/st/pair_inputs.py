@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.encoders.st.control_tokens import refuse_control_tokens
-from pab.encoders.st.folders import read_json, setting
+from pab.encoders.st.folders import LIBRARY_CONFIG, MODULES, read_json, setting
 from pab.encoders.st.loading import (
     PLAIN_CAPTION,
     check_image_text_model,
@@ -44,10 +44,8 @@ PROMPT = (
 # Added for templates without the roles of a pair: their models have no question of their own.
 QUESTION = 'Does the image match the caption? Answer only "yes" or "no".'
 YES, NO = "yes", "no"
-MODULES = "modules.json"  # sentence-transformers' list of modules
-LIBRARY_CONFIG = "config_sentence_transformers.json"  # its settings of the whole model
 TUNED_PROMPT = "tuned"  # name of the instruction that a model of this project was tuned with
-TRANSFORMER_CONFIG = "sentence_bert_config.json"  # its settings of the module `Transformer`
+TRANSFORMER_CONFIG = "sentence_bert_config.json"  # settings of the module `Transformer`
 GENERATION = {"chat_template": {"add_generation_prompt": True}}
 
 
@@ -357,8 +355,14 @@ class PairModel:
         Args:
             inputs: tensors of :meth:`inputs`, on any device.
         """
-        device = next(self.model.parameters()).device
-        moved = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-        found = self.model(**moved, logits_to_keep=1, use_cache=False)
+        found = self.model(**self.on_device(inputs), logits_to_keep=1, use_cache=False)
         logits = found.logits[:, -1].float()  # [B, V]
         return logits[:, self.tokens.yes] - logits[:, self.tokens.no]
+
+    def on_device(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return inputs with their tensors on the model's device."""
+        device = next(self.model.parameters()).device
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }

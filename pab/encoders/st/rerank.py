@@ -10,7 +10,7 @@ from pab.core.config import data_flag, flag, model_flag, output_flag, speed_flag
 from pab.core.devices import keep_freed_memory
 from pab.core.errors import InputError
 from pab.core.files import existing_file, sha256_of_file
-from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.extra import sentence_transformers
 from pab.encoders.st.pair_inputs import PROMPT
 from pab.formats.parts import Part
 from pab.scoring.job import ScoringCommand
@@ -81,8 +81,7 @@ class RerankConfig(ScoringCommand):
             )  # fmt: skip
         if self.prompt is not None and self.prompt_file is not None:
             raise InputError("--prompt_file", "contradicts --prompt", todo="use one of them")
-        if self.part is not None:
-            Part.parse(self.part)
+        self.chosen_part()
         if self.backend == "sentence_transformers":
             sentence_transformers()
 
@@ -103,9 +102,17 @@ class RerankConfig(ScoringCommand):
             raise InputError(path, "expected an instruction, found no text")
         return text
 
+    def chosen_part(self) -> Part | None:
+        """Return the part of ``--part``; None scores all queries.
+
+        Raises:
+            InputError: the flag is invalid.
+        """
+        return None if self.part is None else Part.parse(self.part)
+
     def with_outputs(self) -> RerankConfig:
         """Replace ``auto`` with the default output paths; a part has its own file."""
-        part = None if self.part is None else Part.parse(self.part)
+        part = self.chosen_part()
         suffix = "" if part is None else f"_{part.number}of{part.count}"
         scores, ranked = SCORES.format(part=suffix), LIST if part is None else None
         return replace(
@@ -164,7 +171,7 @@ class RerankConfig(ScoringCommand):
         """Score each query's candidates; see :meth:`pab.scoring.job.ScoringCommand.score`."""
         self.compute()  # reject unsupported settings before the data is read
         self.instruction()
-        part = None if self.part is None else Part.parse(self.part)
         score_candidates(
-            self.with_outputs(), self.open, candidates=self.candidates, k=self.k_test, part=part
-        )
+            self.with_outputs(), self.open, candidates=self.candidates, k=self.k_test,
+            part=self.chosen_part(),
+        )  # fmt: skip

@@ -24,10 +24,10 @@ from pab.core.notices import notice
 from pab.core.progress import progress, write_line
 from pab.data.records import GalleryImage
 from pab.encoders.st.control_tokens import refuse_control_tokens
-from pab.encoders.st.library import sentence_transformers
+from pab.encoders.st.extra import sentence_transformers
+from pab.encoders.st.folders import MODULES
 from pab.encoders.st.loading import check_image_text_model, load_processor, loading
 from pab.encoders.st.pair_inputs import (
-    MODULES,
     PROMPT,
     AnswerTokens,
     PairModel,
@@ -109,12 +109,7 @@ class LibraryPairModel(PairModel):
 
     def scores(self, inputs: Mapping[str, Any]) -> Tensor:
         """Score B pairs, float32 [B]; see :meth:`PairModel.scores`."""
-        device = next(self.model.parameters()).device
-        features = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in inputs.items()
-        }
-        found: Tensor = self.encoder(features)["scores"][:, 0].float()
+        found: Tensor = self.encoder(self.on_device(inputs))["scores"][:, 0].float()
         return found
 
 

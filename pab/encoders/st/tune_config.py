@@ -19,7 +19,7 @@ from pab.core.device_errors import check_shared_memory
 from pab.core.errors import InputError, first_line
 from pab.data.loader import Loader
 from pab.encoders.st.pictures import REJECTIONS
-from pab.training.config import TrainingConfig
+from pab.training.config import TrainingConfig, check_crops_and_rates
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,22 @@ class VlmTuneConfig(TrainingConfig):
             InputError: a value is invalid; the message names the flag.
         """
         super().check()
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise InputError("--crop_scale", f"needs 0 < min <= max <= 1, found {self.crop_scale}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise InputError("--crop_ratio", f"needs 0 < min <= max, found {self.crop_ratio}")
-        if self.min_lr > self.lr:
-            raise InputError("--lr", f"expected at least min_lr ({self.min_lr}), found {self.lr}")
+        check_crops_and_rates(self.crop_scale, self.crop_ratio, self.min_lr, self.lr)
+
+    def random_crop(self) -> RandomCrop:
+        """Return the view of training images."""
+        return RandomCrop(self.crop_prob, self.crop_scale, self.crop_ratio)
+
+    def tuned_folder(self) -> Path:
+        """Return the folder of the tuned model; an earlier model is replaced at the end.
+
+        Raises:
+            InputError: a file has the folder's name.
+        """
+        folder = Path(self.output_dir) / "model"
+        if folder.exists() and not folder.is_dir():
+            raise InputError("--output_dir", f"{folder} exists and is not a folder")
+        return folder
 
 
 @dataclass(frozen=True)

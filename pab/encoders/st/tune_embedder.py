@@ -29,6 +29,7 @@ from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.config import flag, model_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
+from pab.core.files import write_folder
 from pab.data.images import load_image
 from pab.data.records import TrainPair
 from pab.encoders.layer_numbers import no_weight_decay
@@ -43,7 +44,6 @@ from pab.encoders.st.tune_config import (
     image_at_fault,
     plain_attention,
 )
-from pab.encoders.st.tuned_folder import check_model_folder, write_folder
 from pab.training.contrastive import cross_entropies
 from pab.training.data import (
     TrainingSamples,
@@ -185,15 +185,12 @@ def train(config: TrainConfig, command: str) -> None:
             an unreadable training image, or too many consecutive steps that are not finite.
     """
     # ---- Data and model
-    folder = model_folder(config.model)
-    target = Path(config.output_dir) / "model"
-    check_model_folder(target)
+    folder, target = model_folder(config.model), config.tuned_folder()
     setup = set_up(config, command, {"model": partial(folder_hash, folder)})
     data, device, batches = setup.data, setup.device, setup.batches
     steps = steps_per_epoch(batches)
     model = same_start(config.seed, partial(open_embedder, config, folder)).to(device)
-    crop = RandomCrop(config.crop_prob, config.crop_scale, config.crop_ratio)
-    dataset = EmbedderSamples(data.pairs, data.train_rows, config.seed, crop=crop)
+    dataset = EmbedderSamples(data.pairs, data.train_rows, config.seed, crop=config.random_crop())
     loader = training_loader(dataset, batches, partial(collate, model), config, device)
     first = collate(model, [dataset[(0, 0)]])
     if isinstance(first, Features):  # an image that cannot be read is reported by its batch

@@ -29,20 +29,20 @@ from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.config import flag, model_flag, speed_flag
 from pab.core.devices import autocast
 from pab.core.errors import InputError
-from pab.core.files import write_json
+from pab.core.files import write_folder, write_json
 from pab.core.notices import notice
 from pab.data.image_paths import ImageFinder
 from pab.data.images import load_image
 from pab.data.records import Retrieval
 from pab.encoders.layer_numbers import no_weight_decay
-from pab.encoders.st.folders import base_folder, folder_hash, model_folder, read_json
-from pab.encoders.st.pair_inputs import (
+from pab.encoders.st.folders import (
     LIBRARY_CONFIG,
-    PROMPT,
-    TUNED_PROMPT,
-    PairModel,
-    read_settings,
+    base_folder,
+    folder_hash,
+    model_folder,
+    read_json,
 )
+from pab.encoders.st.pair_inputs import PROMPT, TUNED_PROMPT, PairModel, read_settings
 from pab.encoders.st.pictures import REJECTIONS
 from pab.encoders.st.questions import (
     Draws,
@@ -54,13 +54,11 @@ from pab.encoders.st.questions import (
     without_held_out,
 )
 from pab.encoders.st.tune_config import (
-    RandomCrop,
     VlmTuneConfig,
     check_batches_fit,
     image_at_fault,
     plain_attention,
 )
-from pab.encoders.st.tuned_folder import check_model_folder, write_folder
 from pab.encoders.tuning import freeze, merged_state, with_lora
 from pab.metrics import evaluate_scores, twin_preference
 from pab.scores import ScoreFile
@@ -186,18 +184,17 @@ def train(config: TrainConfig, command: str) -> None:
             an unreadable training image, or too many consecutive steps that are not finite.
     """
     # ---- Data and model
-    folder, target = model_folder(config.model), Path(config.output_dir) / "model"
-    check_model_folder(target)
+    folder, target = model_folder(config.model), config.tuned_folder()
     setup = set_up(config, command, files_of(config, folder), config.update_freq)
     device = setup.device
     questions = choose_questions(config, setup)
     batches = epoch_batches(config, len(questions))
     steps = steps_per_epoch(batches, config.update_freq)
     pair_model = same_start(config.seed, partial(open_model, config, folder, device))
-    crop = RandomCrop(config.crop_prob, config.crop_scale, config.crop_ratio)
     dataset = QuestionSamples(
-        questions, setup.data.pairs, setup.data.train_rows, config.draws, config.seed, crop
-    )
+        questions, setup.data.pairs, setup.data.train_rows, config.draws, config.seed,
+        config.random_crop(),
+    )  # fmt: skip
     loader = training_loader(dataset, batches, partial(collate, pair_model), config, device)
     first = collate(pair_model, [dataset[(0, 0)]])
     if isinstance(first, PairInputs):  # an image that cannot be read is reported by its batch
@@ -385,7 +382,7 @@ def write_model(run: Run, pair_model: PairModel, source: Path, target: Path) -> 
         inside = read_settings(source).folder.relative_to(source)
         model.save_pretrained(Path(folder) / inside)
         settings = Path(folder) / LIBRARY_CONFIG
-        known = read_json(settings) if settings.is_file() else {}
+        known = read_json(settings)
         known["prompts"] = {**(known.get("prompts") or {}), TUNED_PROMPT: pair_model.prompt}
         known["default_prompt_name"] = TUNED_PROMPT
         write_json(settings, known)

@@ -21,7 +21,13 @@ from pab.search.engine import search
 from pab.search.flags import Once
 from pab.search.members import read_member
 from pab.search.page import write_page
-from pab.search.results import as_plain, print_hits, unreadable_file, write_unreadable
+from pab.search.results import (
+    as_plain,
+    print_hits,
+    print_summary,
+    unreadable_file,
+    write_unreadable,
+)
 from pab.search.sources import warn_left_out
 from pab.search.texts import TOP_K, check_query
 
@@ -99,9 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, path in (("page", args.html), ("results", args.json)):
         if path is not None:
             print(f"{name}: {path}", file=sys.stderr)
-    where = f" (listed in {listing})" if unreadable else ""
-    summary = f"{answers.indexed} images indexed, {len(unreadable)} not readable{where}"
-    print(summary, file=sys.stderr)
+    print_summary(answers.indexed, len(unreadable), listing)
 
 
 def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:

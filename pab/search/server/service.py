@@ -110,6 +110,11 @@ class Service:
         """
         return self._current().index
 
+    @property
+    def member_names(self) -> list[str]:
+        """Names of the members that searches use, in the order of the index."""
+        return [one.name for one in self.index.members if one.name in self.encoders]
+
     # --------------------------------------------------------------------------------- searching
 
     def search(self, request: SearchRequest, upload: bytes | None = None) -> SearchResponse:

@@ -38,10 +38,10 @@ def build_parser() -> CommandParser:
     """Build the parser of the search flags, without the flags of the members."""
     parser = CommandParser(
         prog=PROG,
-        epilog="python -m pab.search index makes an index that stays, and python -m pab.search "
-        "query searches it. All other flags go to the encoder (--config, --checkpoint, "
-        "--pretrained, --device, --dtype, --batch_size, ...): python -m pab.scoring NAME --help "
-        "lists them.",
+        epilog="python -m pab.search index makes an index that stays; query searches it, serve "
+        "shows it on a page, and export writes it for vector databases. All other flags go to the "
+        "encoder (--config, --checkpoint, --pretrained, --device, --dtype, --batch_size, ...): "
+        "python -m pab.scoring NAME --help lists them.",
     )
     data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
     once: dict[str, Any] = {"action": Once}

@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
         InputError: a flag is invalid, the port is in use, or the index cannot be used.
     """
     args = build_parser().parse_args(list(argv))
+    library("pyarrow.parquet", "search indexes")
     for name in ("fastapi", "uvicorn", "python_multipart"):
         library(name, "the server's page and interface")
     # Imported here, because only the extra `search` installs the libraries.

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from pab.search.server.command import address, listen
 from pab.search.server.connections import Connection
 from pab.search.server.security import Access
 from pab.search.server.service import Service
-from pab.search.writing import write_shard
+from pab.search.writing import with_shards, write_shard
 
 WORDS = ("man", "woman", "red", "coat", "falls", "runs", "street", "bicycle", "night", "fight")
 IMAGE_SHARE = 0.3  # of all queries
@@ -191,8 +191,7 @@ def random_index(folder: Path, rows: int) -> Index:
         vectors = generator.standard_normal((count, WIDTH), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         shard = write_shard(folder, manifest, entries, {"fixed": vectors})
-        shards = [*manifest.shards, shard]
-        manifest = replace(manifest, shards=shards, next_number=shard.number + 1)
+        manifest = with_shards(manifest, [*manifest.shards, shard])
     manifest.save(folder)
     return Index.open(folder)
 

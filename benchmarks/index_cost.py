@@ -26,7 +26,7 @@ from pab.encoders.clip.model import build
 
 IMAGES = [1_000_000, 10_000_000, 100_000_000]
 VECTOR_BYTES = 2  # float16
-# Bytes of the metadata per image: 86 with names of 11 characters (benchmarks/index_scale.py).
+# Bytes of the metadata per image: 87 with names of 11 characters (benchmarks/index_scale.py).
 METADATA_BYTES = 90
 CODE_BYTES = 1  # per number in an approximate index, 8 bits
 HNSW_LINKS, LINK_BYTES = 2 * 32, 4  # FAISS's HNSW32: 64 neighbours in the lowest layer, int32

@@ -171,6 +171,7 @@ def test_only_the_index_needs_the_extra(
         need = f"search indexes: need pyarrow, which is {install}"
         assert re.search(need, refused(main, index_words(photos)))
         assert re.search(need, refused(main, ["query", "--index", str(out), "--text", "a"]))
+        assert re.search(need, refused(main, ["serve", "--index", str(out)]))
         main([*CLIP, "--image_folder", str(photos), "--query", "a man", "--num_workers", "0"])
 
 

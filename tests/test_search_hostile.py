@@ -132,6 +132,7 @@ REQUESTS: dict[str, tuple[int, dict[str, Any]]] = {
     "infinite weight": (
         422, {"content": b'{"text":"a","weights":{"text":1e999}}', "headers": JSON}),
     "NaN as score": (422, {"content": b'{"text":"a","least":NaN}', "headers": JSON}),
+    "end before start": (422, {"json": {"text": "red", "start_s": 5, "end_s": 1}}),
     "a million results": (422, {"json": {"text": "red", "limit": 1_000_000}}),
     "negative offset": (422, {"json": {"text": "red", "offset": -1}}),
     "many unwanted texts": (422, {"json": {"text": "red", "minus": ["a"] * 1_000}}),

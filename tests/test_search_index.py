@@ -95,6 +95,14 @@ class Lab:
         ).save(path)
         return path
 
+    def change_all(self) -> None:
+        """Add, change, remove, rename and touch one photograph each."""
+        self.draw("new.png", 20)
+        self.draw("3.png", 21)
+        (self.photos / "5.png").unlink()
+        (self.photos / "6.png").rename(self.photos / "renamed.png")
+        os.utime(self.photos / "0.png", ns=(1, 1))
+
     def open(self) -> list[Opened]:
         self.opened += 1
         return [
@@ -181,11 +189,7 @@ def test_a_second_run_encodes_nothing_and_loads_no_model(lab: Lab) -> None:
 
 def test_new_changed_removed_renamed_and_touched_images(lab: Lab) -> None:
     lab.run()
-    lab.draw("new.png", 20)
-    lab.draw("3.png", 21)
-    (lab.photos / "5.png").unlink()
-    (lab.photos / "6.png").rename(lab.photos / "renamed.png")
-    os.utime(lab.photos / "0.png", ns=(1, 1))
+    lab.change_all()
     report = lab.run()
     assert lab.encoders[0].encoded == lab.encoders[1].encoded == ["3.png", "new.png"]
     assert (report.rows, report.encoded, report.reused, report.kept) == (7, 2, 2, 3)

@@ -94,11 +94,7 @@ def test_parts_in_any_order_make_the_same_index(lab: Lab, tmp_path: Path) -> Non
 def test_parts_update_an_index(lab: Lab) -> None:
     """New, changed, removed, renamed and touched images, as with one process."""
     lab.run()
-    lab.draw("new.png", 20)
-    lab.draw("3.png", 21)
-    (lab.photos / "5.png").unlink()
-    (lab.photos / "6.png").rename(lab.photos / "renamed.png")
-    os.utime(lab.photos / "0.png", ns=(1, 1))
+    lab.change_all()
     report = run(lab)
     assert sorted(lab.encoders[0].encoded) == sorted(lab.encoders[1].encoded) == [
         "3.png", "new.png",

@@ -43,7 +43,7 @@ COMMANDS = {
         "python -m ensemble.published": "Compare a score file's metrics with the paper's.",
     },
     "Search": {
-        "python -m pab.search": "Rank the photographs of a folder by how well they match a text.",
+        "python -m pab.search": "Search photographs once; commands: index, query, serve, export.",
     },
     "Fine-tune": {
         "python -m lhp.train": "Fine-tune BEiT-3 with the local-global hybrid perspective.",

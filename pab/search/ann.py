@@ -31,7 +31,7 @@ from pab.core.errors import InputError
 from pab.core.files import atomic_path
 from pab.core.progress import Progress, write_line
 from pab.search.exact import search_exact, selected
-from pab.search.index import Index, Shard
+from pab.search.index import MANIFEST, Index, Shard
 from pab.search.libraries import library
 
 Kind = Literal["hnsw", "ivf"]
@@ -173,10 +173,10 @@ def read_record(index: Index) -> AnnRecord | None:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, ("ann", *fault["loc"])))
-        raise InputError(index.folder / "manifest.json", fault["msg"], item=where) from error
+        raise InputError(index.folder / MANIFEST, fault["msg"], item=where) from error
     if Path(record.file).name != record.file:
         problem = f"expected a file name, found {record.file!r}"
-        raise InputError(index.folder / "manifest.json", problem, item="ann.file")
+        raise InputError(index.folder / MANIFEST, problem, item="ann.file")
     return record
 
 

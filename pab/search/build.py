@@ -8,7 +8,7 @@ of the run.
 Every block of rows becomes a shard at once, so a stopped run loses at most one block. At the end,
 small shards are merged.
 
-An engine may encode the blocks on other processes or machines; see :mod:`pab.search.parts`.
+An engine may encode the blocks on other processes or machines; see :mod:`pab.search.worker`.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class Run:
     def _add_container(self, container: Container, advance: Callable[[int], object]) -> None:
         bad: dict[str, str] = {}
         waiting: list[Item] = []
-        items = self.source.items(container, bad)
+        items = container.items(bad)
         while True:
             try:
                 item = next(items, None)

@@ -177,10 +177,7 @@ def collection(members: Sequence[Member]) -> dict[str, Any]:
 def write_points(path: Path, entries: Sequence[Entry], vectors: Mapping[str, np.ndarray]) -> None:
     """Write bodies of Qdrant's request "upsert points", one per line.
 
-    Args:
-        path: the file.
-        entries: n images.
-        vectors: member -> [n, D].
+    Args: see :func:`write_table`.
 
     Raises:
         InputError: the file cannot be written.

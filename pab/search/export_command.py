@@ -9,6 +9,7 @@ from pathlib import Path
 from pab.core.commands import CommandParser
 from pab.core.outputs import check_output_folder
 from pab.search.export import export_index
+from pab.search.flags import add_index_flags
 from pab.search.index import Index
 from pab.search.libraries import library
 
@@ -20,12 +21,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         prog=PROG, description="Export the vectors and metadata of an index to a vector database."
     )
-    data, output = parser.groups["data"], parser.groups["output"]
-    data.add_argument("--index", type=Path, required=True, metavar="DIR", help="folder of an index")
-    parser.groups["model"].add_argument(
-        "--members", nargs="+", default=[], metavar="NAME",
-        help="members of the index to export (default: all)",
-    )  # fmt: skip
+    add_index_flags(parser)
+    output = parser.groups["output"]
     output.add_argument(
         "--format", choices=("lancedb", "qdrant"), required=True,
         help="lancedb: Parquet files; qdrant: JSON Lines of requests",

@@ -1,11 +1,31 @@
-"""Flag that may be passed only once."""
+"""Flags that the search commands share, and a flag that may be passed only once."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from pab.core.commands import CommandParser
 from pab.core.errors import InputError
+
+
+def add_index_flags(parser: CommandParser) -> None:
+    """Add ``--index`` and ``--members``, for commands that read an index."""
+    parser.groups["data"].add_argument(
+        "--index", type=Path, required=True, metavar="DIR", help="folder of an index"
+    )
+    parser.groups["model"].add_argument(
+        "--members", nargs="+", default=[], metavar="NAME",
+        help="members of the index to use (default: all)",
+    )  # fmt: skip
+
+
+def add_device_flag(parser: CommandParser) -> None:
+    """Add ``--device``, for commands that open the models of an index."""
+    parser.groups["speed"].add_argument(
+        "--device", metavar="NAME", help="device of the models (default: as for the index)"
+    )
 
 
 class Once(argparse.Action):

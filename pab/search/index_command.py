@@ -26,7 +26,7 @@ from pab.search.jobs import BLOCK_ROWS, BuildSettings
 from pab.search.libraries import library
 from pab.search.members import MemberChoice, Opened, choice_of, split_members
 from pab.search.ray_engine import RayEngine, ray_library
-from pab.search.results import write_unreadable
+from pab.search.results import print_summary, write_unreadable
 from pab.search.sources import ArchiveSource, FolderSource, Source, TableSource, VideoSource
 
 PROG = "python -m pab.search index"
@@ -131,9 +131,7 @@ def main(argv: Sequence[str]) -> None:
         f"index: {args.out}: {report.encoded} images encoded, {report.reused} recognized by their "
         f"content, {report.kept} unchanged, {report.removed} rows removed", file=sys.stderr,
     )  # fmt: skip
-    where = f" (listed in {listing})" if report.unreadable else ""
-    summary = f"{report.rows} images indexed, {len(report.unreadable)} not readable{where}"
-    print(summary, file=sys.stderr)
+    print_summary(report.rows, len(report.unreadable), listing)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[MemberChoice]]:

@@ -21,7 +21,13 @@ from pab.search.engine import search
 from pab.search.flags import Once
 from pab.search.members import read_member
 from pab.search.page import write_page
-from pab.search.results import as_plain, print_hits, unreadable_file, write_unreadable
+from pab.search.results import (
+    as_plain,
+    print_hits,
+    print_summary,
+    unreadable_file,
+    write_unreadable,
+)
 from pab.search.sources import warn_left_out
 from pab.search.texts import TOP_K, check_query
 
@@ -32,10 +38,10 @@ def build_parser() -> CommandParser:
     """Build the parser of the search flags, without the flags of the members."""
     parser = CommandParser(
         prog=PROG,
-        epilog="python -m pab.search index makes an index that stays, and python -m pab.search "
-        "query searches it. All other flags go to the encoder (--config, --checkpoint, "
-        "--pretrained, --device, --dtype, --batch_size, ...): python -m pab.scoring NAME --help "
-        "lists them.",
+        epilog="python -m pab.search index makes an index that stays; query searches it, serve "
+        "shows it on a page, and export writes it for vector databases. All other flags go to the "
+        "encoder (--config, --checkpoint, --pretrained, --device, --dtype, --batch_size, ...): "
+        "python -m pab.scoring NAME --help lists them.",
     )
     data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
     once: dict[str, Any] = {"action": Once}
@@ -99,9 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, path in (("page", args.html), ("results", args.json)):
         if path is not None:
             print(f"{name}: {path}", file=sys.stderr)
-    where = f" (listed in {listing})" if unreadable else ""
-    summary = f"{answers.indexed} images indexed, {len(unreadable)} not readable{where}"
-    print(summary, file=sys.stderr)
+    print_summary(answers.indexed, len(unreadable), listing)
 
 
 def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:

@@ -61,13 +61,17 @@ def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unrea
         )
         for query, hits in zip(queries, answers.hits, strict=True)
     ]
-    environment = Environment(
-        loader=PackageLoader("pab.search"), autoescape=True, undefined=StrictUndefined,
+    facts = {"indexed": answers.indexed, "unreadable": unreadable}
+    page = templates("pab.search").get_template("search.html.j2")
+    write_text(path, page.render(title=" · ".join(queries), sections=sections, **facts))
+
+
+def templates(package: str) -> Environment:
+    """Load the templates of a package; texts are escaped, and a missing value is an error."""
+    return Environment(
+        loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    facts = {"indexed": answers.indexed, "unreadable": unreadable}
-    page = environment.get_template("search.html.j2")
-    write_text(path, page.render(title=" · ".join(queries), sections=sections, **facts))
 
 
 def _address(photo: Path, page: Path) -> str:

@@ -61,9 +61,7 @@ class Query:
         for name, weight in self.weights.items():
             if name not in PARTS:
                 raise InputError("weights", f"expected {', '.join(PARTS)}, found {name!r}")
-            if not (math.isfinite(weight) and weight >= 0):
-                problem = f"expected a number of at least 0, found {weight}"
-                raise InputError("weights", problem, item=name)
+            _check_weight(name, weight)
         parts = {"text": self.text, "image": self.image}
         if not any(self.weights.get(name, 1.0) for name, part in parts.items() if part is not None):
             raise InputError("weights", "expected a positive weight of the text or of the image")
@@ -188,9 +186,7 @@ class Searcher:
             if name not in self.encoders:
                 known = ", ".join(self.encoders)
                 raise InputError("weights", f"expected a member of {known}, found {name!r}")
-            if not (math.isfinite(weight) and weight >= 0):
-                problem = f"expected a number of at least 0, found {weight}"
-                raise InputError("weights", problem, item=name)
+            _check_weight(name, weight)
         self.weights = {name: float(given.get(name, 1.0)) for name in self.encoders}
         if not any(self.weights.values()):
             raise InputError("weights", "expected a member with a positive weight")
@@ -371,6 +367,12 @@ class Searcher:
             scores = {name: float(one[place]) for name, one in found.of_members.items()}
             hits.append(Hit(row, entry.name, entry.path, score, scores, entry.time_s))
         return sorted(hits, key=lambda hit: (-hit.score, hit.name))
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        problem = f"expected a number of at least 0, found {weight}"
+        raise InputError("weights", problem, item=name)
 
 
 def _of_one(member: str, scores: np.ndarray, rows: np.ndarray) -> _Found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from itertools import repeat
@@ -15,6 +14,7 @@ from pab.core.files import write_json
 from pab.core.outputs import check_outputs
 from pab.data.photos import load_photo
 from pab.search.ann import usable_ann
+from pab.search.flags import add_device_flag, add_index_flags
 from pab.search.index import Index
 from pab.search.libraries import library
 from pab.search.members import open_encoders
@@ -26,14 +26,16 @@ from pab.search.texts import TOP_K, check_query
 PROG = "python -m pab.search query"
 RERANK_DEPTH = 20
 
+Pair = tuple[str | None, Path | None]  # text and image of a query
+
 
 def build_parser() -> CommandParser:
     """Build the parser."""
     parser = CommandParser(
         prog=PROG, description="Search an index made by python -m pab.search index."
     )
+    add_index_flags(parser)
     data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
-    data.add_argument("--index", type=Path, required=True, metavar="DIR", help="folder of an index")
     data.add_argument(
         "--text", action="append", default=[], metavar="TEXT", help="description; may be repeated"
     )
@@ -53,10 +55,6 @@ def build_parser() -> CommandParser:
             flag, type=float, metavar="SECONDS", help=f"{text} time stamp of frames to search"
         )
     data.add_argument("--least", type=float, metavar="SCORE", help="smallest score of a result")
-    model.add_argument(
-        "--members", nargs="+", default=[], metavar="NAME",
-        help="members of the index to search with (default: all)",
-    )  # fmt: skip
     model.add_argument(
         "--weights", nargs="+", default=[], metavar="NAME=X",
         help=f"weights of {', '.join(PARTS)} in a query, and of members in the fusion (default: 1)",
@@ -83,9 +81,7 @@ def build_parser() -> CommandParser:
         help="use the approximate index that index --ann built; searches of several members, or "
         "with --folder, --start or --end, stay exact",
     )  # fmt: skip
-    parser.groups["speed"].add_argument(
-        "--device", metavar="NAME", help="device of the models (default: as for the index)"
-    )
+    add_device_flag(parser)
     return parser
 
 
@@ -105,7 +101,9 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("--json", problem, todo="use another folder")
     names = args.members or [member.name for member in index.members]
     weights = parsed_weights(args.weights, names)
-    queries = queries_of(args, {name: w for name, w in weights.items() if name in PARTS})
+    pairs = paired(args.text, args.image)
+    of_parts = {name: weight for name, weight in weights.items() if name in PARTS}
+    queries = queries_of(pairs, args.minus, of_parts)
     settings = {} if args.device is None else {"device": args.device}
     more = [] if args.device is None else ["--device", args.device]
     reranker = open_reranker(args.rerank, **settings) if args.rerank else None
@@ -122,7 +120,6 @@ def main(argv: Sequence[str]) -> None:
             index, queries, hits, reranker, args.rerank_depth, one_to_one=args.one_to_one
         )  # fmt: skip
     hits = [one[: args.top_k] for one in hits]
-    titles = titles_of(args)
     if args.json is not None:
         facts = {
             "index": str(args.index), "indexed": index.rows, "weights": searcher.weights,
@@ -135,10 +132,10 @@ def main(argv: Sequence[str]) -> None:
                 "minus": list(query.minus),
                 "images": [hit_as_plain(rank, hit) for rank, hit in enumerate(one, start=1)],
             }
-            for (_, image), query, one in zip(_pairs(args), queries, hits, strict=True)
+            for (_, image), query, one in zip(pairs, queries, hits, strict=True)
         ]
         write_json(args.json, {**facts, "queries": shown})
-    print_hits(titles, hits)
+    print_hits([title_of(*pair, args.minus) for pair in pairs], hits)
     if args.json is not None:
         print(f"results: {args.json}", file=sys.stderr)
 
@@ -166,13 +163,12 @@ def parsed_weights(words: Sequence[str], members: Sequence[str]) -> dict[str, fl
     return found
 
 
-def _pairs(args: argparse.Namespace) -> list[tuple[str | None, Path | None]]:
-    """Pair texts and images.
+def paired(texts: Sequence[str], images: Sequence[Path]) -> list[Pair]:
+    """Pair texts and images, one pair per query.
 
     Raises:
         InputError: there is neither, or their numbers differ and neither is 1.
     """
-    texts, images = args.text, args.image
     if not texts and not images:
         raise InputError(PROG, "expected --text or --image, found neither")
     if not images:
@@ -187,24 +183,23 @@ def _pairs(args: argparse.Namespace) -> list[tuple[str | None, Path | None]]:
     return list(zip(texts, images, strict=True))
 
 
-def queries_of(args: argparse.Namespace, weights: dict[str, float]) -> list[Query]:
-    """Build the queries; images are read upright.
+def queries_of(
+    pairs: Sequence[Pair], minus: Sequence[str], weights: dict[str, float]
+) -> list[Query]:
+    """Build the queries; each image is read once, upright.
 
     Raises:
-        InputError: an image cannot be read, or see :func:`_pairs`.
+        InputError: an image cannot be read.
     """
-    pairs = _pairs(args)
-    pictures = {path: load_photo(path) for path in dict.fromkeys(args.image)}
+    paths = dict.fromkeys(image for _, image in pairs if image is not None)
+    pictures = {path: load_photo(path) for path in paths}
     return [
-        Query(text, None if image is None else pictures[image], tuple(args.minus), weights)
+        Query(text, None if image is None else pictures[image], tuple(minus), weights)
         for text, image in pairs
     ]
 
 
-def titles_of(args: argparse.Namespace) -> list[str]:
-    """Return the title line of each query."""
-    found = []
-    for text, image in _pairs(args):
-        parts = [part for part in (text, None if image is None else f"[{image}]") if part]
-        found.append(" + ".join(parts) + "".join(f" - {text}" for text in args.minus))
-    return found
+def title_of(text: str | None, image: Path | None, minus: Sequence[str]) -> str:
+    """Return the title line of a query."""
+    parts = [part for part in (text, None if image is None else f"[{image}]") if part]
+    return " + ".join(parts) + "".join(f" - {unwanted}" for unwanted in minus)

@@ -91,6 +91,12 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
         raise InputError(path, f"cannot be removed: {error.strerror or error}") from error
 
 
+def print_summary(indexed: int, unreadable: int, listing: Path) -> None:
+    """Print the last line of a run on stderr: how many images were indexed, how many not."""
+    where = f" (listed in {listing})" if unreadable else ""
+    print(f"{indexed} images indexed, {unreadable} not readable{where}", file=sys.stderr)
+
+
 def one_line(text: str) -> str:
     """Replace control characters (line ends, escapes) with escape sequences."""
     return "".join(

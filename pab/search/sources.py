@@ -47,12 +47,60 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Container:
+class Container(ABC):
     """Archive or video: its name, path and state. Its images are named ``NAME/...``."""
 
     name: str
     path: Path
     state: FileState
+
+    @abstractmethod
+    def items(self, unreadable: dict[str, str]) -> Iterator[Item]:
+        """Yield the images.
+
+        Args:
+            unreadable: receives the problem of each image that cannot be used, by full name.
+
+        Raises:
+            InputError: the file is damaged; images before the damage are yielded first.
+        """
+
+
+@dataclass(frozen=True)
+class Archive(Container):
+    """WebDataset archive; an image is named ``ARCHIVE.tar/NAME``."""
+
+    def items(self, unreadable: dict[str, str]) -> Iterator[Item]:
+        """See :class:`Container`."""
+        bad: dict[str, str] = {}
+        try:
+            for packed in packed_images(self.path, bad):
+                entry = Entry(
+                    f"{self.name}/{packed.name}", self.path, packed.size, self.state.mtime_ns,
+                    offset=packed.offset, caption=packed.caption,
+                )  # fmt: skip
+                yield Item(entry, partial(_load_packed, entry))
+        finally:
+            unreadable.update({f"{self.name}/{name}": why for name, why in bad.items()})
+
+
+@dataclass(frozen=True)
+class Video(Container):
+    """Video; a frame is named ``VIDEO/HH:MM:SS.mmm``. See :func:`sampled_frames`."""
+
+    every_s: float
+    distinct: bool
+
+    def items(self, unreadable: dict[str, str]) -> Iterator[Item]:
+        """See :class:`Container`."""
+        state, last = self.state, ""
+        for frame in sampled_frames(self.path, self.every_s, distinct=self.distinct):
+            name = f"{self.name}/{clock_time(frame.time_s)}"
+            if name == last:  # of several frames within a millisecond, the first is used
+                continue
+            last = name
+            entry = Entry(name, self.path, state.bytes, state.mtime_ns, time_s=frame.time_s)
+            yield Item(entry, partial(_load_frame, entry, frame))
 
 
 @dataclass
@@ -90,18 +138,6 @@ class Source(ABC):
         Raises:
             InputError: there is no file, or the source cannot be read.
         """
-
-    def items(self, container: Container, unreadable: dict[str, str]) -> Iterator[Item]:
-        """Yield the images of a container.
-
-        Args:
-            container: a container of :meth:`list`.
-            unreadable: receives the problem of each image that cannot be used, by full name.
-
-        Raises:
-            InputError: the container is damaged; images before the damage are yielded first.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no containers")
 
 
 class FolderSource(Source):
@@ -170,14 +206,18 @@ class ContainerSource(Source):
             shown = os.fsencode(name).decode("utf-8", "backslashreplace")
             problem = without_content(path)
             if problem is None:
-                listing.containers.append(Container(shown, path, state_of(path)))
+                listing.containers.append(self._container(shown, path, state_of(path)))
             else:
                 listing.unreadable[shown] = problem
         return listing
 
+    @abstractmethod
+    def _container(self, name: str, path: Path, state: FileState) -> Container:
+        """Describe a file."""
+
 
 class ArchiveSource(ContainerSource):
-    """WebDataset archives; an image is named ``ARCHIVE.tar/NAME``."""
+    """WebDataset archives."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         files = [file for path in paths for file in _archives_of(path)]
@@ -187,22 +227,12 @@ class ArchiveSource(ContainerSource):
         """See :class:`Source`."""
         return {"kind": "archives"}
 
-    def items(self, container: Container, unreadable: dict[str, str]) -> Iterator[Item]:
-        """See :class:`Source`."""
-        bad: dict[str, str] = {}
-        try:
-            for packed in packed_images(container.path, bad):
-                entry = Entry(
-                    f"{container.name}/{packed.name}", container.path, packed.size,
-                    container.state.mtime_ns, offset=packed.offset, caption=packed.caption,
-                )  # fmt: skip
-                yield Item(entry, partial(_load_packed, entry))
-        finally:
-            unreadable.update({f"{container.name}/{name}": why for name, why in bad.items()})
+    def _container(self, name: str, path: Path, state: FileState) -> Archive:
+        return Archive(name, path, state)
 
 
 class VideoSource(ContainerSource):
-    """Frames of videos; a frame is named ``VIDEO/HH:MM:SS.mmm``."""
+    """Frames of videos."""
 
     def __init__(self, paths: Sequence[Path], every_s: float, *, distinct: bool) -> None:
         for path in paths:
@@ -214,18 +244,8 @@ class VideoSource(ContainerSource):
         """See :class:`Source`."""
         return {"kind": "videos", "every_s": self.every_s, "distinct": self.distinct}
 
-    def items(self, container: Container, unreadable: dict[str, str]) -> Iterator[Item]:
-        """See :class:`Source`."""
-        state, last = container.state, ""
-        for frame in sampled_frames(container.path, self.every_s, distinct=self.distinct):
-            name = f"{container.name}/{clock_time(frame.time_s)}"
-            if name == last:  # of several frames within a millisecond, the first is used
-                continue
-            last = name
-            entry = Entry(
-                name, container.path, state.bytes, state.mtime_ns, time_s=frame.time_s
-            )  # fmt: skip
-            yield Item(entry, partial(_load_frame, entry, frame))
+    def _container(self, name: str, path: Path, state: FileState) -> Video:
+        return Video(name, path, state, self.every_s, self.distinct)
 
 
 def check_source(folder: Path, manifest: Manifest, source: Source) -> None:

@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp
 
 from pab import __version__
 from pab.core.errors import InputError
+from pab.search.page import templates
 from pab.search.server.ids import IMAGE_ID
 from pab.search.server.line import BusyError, Line
 from pab.search.server.models import (
@@ -137,17 +137,13 @@ def _add_api(app: FastAPI, service: Service, searches: Line, pictures: Line) -> 
     @route("health")
     async def health() -> Health:
         """Report that the server works."""
-        index = service.index
-        names = [member.name for member in index.members if member.name in service.encoders]
-        return Health(status="ok", version=__version__, images=index.rows, members=names)
+        images, names = service.index.rows, service.member_names
+        return Health(status="ok", version=__version__, images=images, members=names)
 
 
 def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequence[str]) -> None:
-    environment = Environment(
-        loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page, login_page = (environment.get_template(f"{name}.html.j2") for name in ("page", "login"))
+    pages = templates(PACKAGE)
+    page, login_page = (pages.get_template(f"{name}.html.j2") for name in ("page", "login"))
     app.mount("/static", StaticFiles(directory=str(files(PACKAGE) / "static")))
 
     @app.get("/", include_in_schema=False)
@@ -157,7 +153,7 @@ def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequenc
             "images": opened.rows, "examples": examples, "limit_mb": UPLOAD_BODY >> 20,
             "index_key": hashlib.sha256(str(service.folder.absolute()).encode()).hexdigest()[:12],
             "has_times": opened.manifest.source.get("kind") == "videos",
-            "members": [one.name for one in opened.members if one.name in service.encoders],
+            "members": service.member_names,
         }  # fmt: skip
         return HTMLResponse(page.render(**facts))
 

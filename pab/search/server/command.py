@@ -6,10 +6,10 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from pab.core.commands import CommandParser
 from pab.core.errors import InputError
+from pab.search.flags import add_device_flag, add_index_flags
 from pab.search.index import Index
 from pab.search.libraries import library
 from pab.search.texts import check_query
@@ -24,12 +24,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         prog=PROG, description="Serve an index on a page and by a REST interface."
     )
-    data, model, speed = parser.groups["data"], parser.groups["model"], parser.groups["speed"]
-    data.add_argument("--index", type=Path, required=True, metavar="DIR", help="folder of an index")
-    model.add_argument(
-        "--members", nargs="+", default=[], metavar="NAME",
-        help="members of the index to search with (default: all)",
-    )  # fmt: skip
+    add_index_flags(parser)
     output = parser.groups["output"]
     output.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",
@@ -43,13 +38,11 @@ def build_parser() -> CommandParser:
         "--example", action="append", default=[], metavar="TEXT",
         help="query to show on the empty page; may be repeated",
     )  # fmt: skip
-    speed.add_argument(
+    parser.groups["speed"].add_argument(
         "--parallel", type=int, metavar="N",
         help="searches at a time; others wait or are refused (default: the number of cores)",
     )  # fmt: skip
-    speed.add_argument(
-        "--device", metavar="NAME", help="device of the models (default: as for the index)"
-    )
+    add_device_flag(parser)
     return parser
 
 
@@ -60,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
         InputError: a flag is invalid, the port is in use, or the index cannot be used.
     """
     args = build_parser().parse_args(list(argv))
+    library("pyarrow.parquet", "search indexes")
     for name in ("fastapi", "uvicorn", "python_multipart"):
         library(name, "the server's page and interface")
     # Imported here, because only the extra `search` installs the libraries.

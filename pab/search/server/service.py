@@ -110,6 +110,11 @@ class Service:
         """
         return self._current().index
 
+    @property
+    def member_names(self) -> list[str]:
+        """Names of the members that searches use, in the order of the index."""
+        return [one.name for one in self.index.members if one.name in self.encoders]
+
     # --------------------------------------------------------------------------------- searching
 
     def search(self, request: SearchRequest, upload: bytes | None = None) -> SearchResponse:
@@ -120,7 +125,8 @@ class Service:
             UnknownImageError: the query's image is not known.
             InputError: the index or the model cannot be used.
         """
-        _check(request, upload)
+        filters = Filters(request.folder, request.start_s, request.end_s, request.least)
+        _check(request, upload, filters)
         opened, began = self._current(), time.perf_counter()
         kept = request.image
         image: Image.Image | None = None
@@ -132,7 +138,6 @@ class Service:
                 raise UnknownImageError(kept)
         wanted = request.offset + request.limit
         more = min(wanted + 1, DEEPEST)  # one more shows whether there are further results
-        filters = Filters(request.folder, request.start_s, request.end_s, request.least)
         try:
             if image is None and kept is not None and request.text is None and not request.minus:
                 hits = opened.searcher.similar(opened.row(kept), more, filters)
@@ -258,7 +263,7 @@ def folders_of(index: Index) -> Folders:
     return Folders(folders=sorted(shown), complete=len(shown) == len(found))
 
 
-def _check(request: SearchRequest, upload: bytes | None) -> None:
+def _check(request: SearchRequest, upload: bytes | None, filters: Filters) -> None:
     """Reject a query that no member can answer.
 
     Raises:
@@ -269,6 +274,7 @@ def _check(request: SearchRequest, upload: bytes | None) -> None:
     if request.text is None and request.image is None and upload is None:
         raise QueryError("query: expected a text or an image, found neither")
     try:
+        filters.check()
         for name, texts in (("text", [request.text]), ("minus", request.minus)):
             for text in texts:
                 if text is not None:

@@ -83,10 +83,6 @@ class SmallConfig:
         """
         if self.width % (4 * self.heads):
             raise InputError("--width", f"must be a multiple of {4 * self.heads} (4 x --heads)")
-        if self.start is not None and not (Path(self.start) / "config.json").is_file():
-            raise InputError("--start", f"expected the folder of a model, found {self.start}")
-        if Path(self.out).exists():
-            raise InputError("--out", f"{self.out} exists", todo="choose another folder")
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -224,9 +220,14 @@ def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
         captions: text that trains the tokenizer; not read with ``start``.
 
     Raises:
-        InputError: sentence-transformers is not installed, or the folder cannot be written.
+        InputError: sentence-transformers is not installed, ``start`` is no model, or ``out``
+            exists or cannot be written.
     """
     sentence_transformers()
+    if config.start is not None and not (Path(config.start) / "config.json").is_file():
+        raise InputError("--start", f"expected the folder of a model, found {config.start}")
+    if Path(config.out).exists():
+        raise InputError("--out", f"{config.out} exists", todo="choose another folder")
     with TemporaryDirectory() as temporary:
         written = Path(config.start or temporary)
         if config.start is None:
@@ -236,14 +237,16 @@ def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
     return sum(parameter.numel() for parameter in model[0].model.parameters())
 
 
+def read_captions(data_path: str) -> Iterator[str]:
+    """Yield all captions of a data root; it is opened when the first one is needed."""
+    for pair in progress(TrainingSet.open(data_path), "reading captions", "captions"):
+        yield pair.caption
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and write a model."""
     config, _ = config_from_args(SmallConfig, argv, prog="python -m pab.encoders.st.make_small")
-    captions: list[str] = []
-    if config.start is None:
-        pairs = progress(TrainingSet.open(config.data_path), "reading captions", "captions")
-        captions = [pair.caption for pair in pairs]
-    count = make_small(config, captions)
+    count = make_small(config, read_captions(config.data_path))
     print(f"Qwen3-VL with {count:,} parameters -> {config.out}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import random
 import signal
@@ -32,7 +33,24 @@ CPU = torch.device("cpu")
 WAIT = 600.0
 
 
-def _entry(rank: int, world: int, port: int, work: Callable[[Path], Any], folder: Path) -> None:
+# Imported once, by the server that the processes are forked from: the imports take seconds. Modules
+# of tests import these too, so a process has them before it joins a group.
+PRELOADED = [
+    "torch", "open_clip", "transformers.models.blip_2.modeling_blip_2", "tests.conftest",
+    "lhp.train", "uit.run",
+]  # fmt: skip
+
+
+def _entry(
+    rank: int,
+    environment: dict[str, str],
+    world: int,
+    port: int,
+    work: Callable[[Path], Any],
+    folder: Path,
+) -> None:
+    os.environ.clear()  # the server keeps the environment of its own start
+    os.environ.update(environment)
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
@@ -62,9 +80,17 @@ def free_port() -> int:
     raise AssertionError("no free port among a hundred")
 
 
-def run_in(world: int, work: Callable[[Path], Any], folder: Path) -> list[Any]:
-    """Return the results of ``work`` in ``world`` processes, by rank."""
-    context = mp.spawn(_entry, (world, free_port(), work, folder), nprocs=world, join=False)
+def run_in(
+    world: int, work: Callable[[Path], Any], folder: Path, start: str = "forkserver"
+) -> list[Any]:
+    """Return the results of ``work`` in ``world`` new processes, by rank.
+
+    Args:
+        start: "spawn" for new interpreters, which have imported only what ``work`` needs.
+    """
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    given = ({**os.environ}, world, free_port(), work, folder)
+    context = mp.start_processes(_entry, given, world, join=False, start_method=start)
     assert context is not None
     end = time.monotonic() + WAIT
     while not context.join(timeout=1.0):  # True once all have ended; re-raises their error
@@ -301,13 +327,14 @@ def test_a_process_that_dies_ends_the_others() -> None:
 
 def import_late(folder: Path) -> dict[str, Any]:
     """Import a module that torch imports lazily, while the group exists."""
+    assert "torch._dynamo" not in sys.modules
     importlib.import_module("torch._dynamo")
     return {"module": "torch.distributed.nn.functional" in sys.modules}
 
 
 @pytest.mark.distributed
 def test_modules_imported_late_do_not_keep_the_group(tmp_path: Path) -> None:
-    assert run_in(2, import_late, tmp_path) == [{"module": True}] * 2
+    assert run_in(2, import_late, tmp_path, start="spawn") == [{"module": True}] * 2
 
 
 def lose_the_other(folder: Path) -> dict[str, Any]:

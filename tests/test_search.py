@@ -426,7 +426,7 @@ def test_the_command_starts_from_anywhere(tmp_path: Path) -> None:
         [sys.executable, "-m", "pab.search", "--model", "clip", "--image_folder", "my photos"]
         + ["--arch", f"local-dir:{ROOT / 'checkpoints/mini/clip'}", "--query", "a man"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(ranked(done.stdout)["a man"]) == ["IMG 0.jpg", "IMG 1.jpg", "IMG 2.jpg"]

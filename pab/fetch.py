@@ -13,6 +13,7 @@ names a mirror of the hub.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
@@ -31,6 +32,7 @@ from pab.core.progress import Progress
 from pab.data.json_lines import json_document
 
 WEIGHTS = (".pth", ".safetensors")  # extensions of files that must contain weights
+COMMIT = re.compile("[0-9a-f]{0,40}")  # a commit, its first digits, or no revision
 NO_WEIGHTS = (Kind.CUT, Kind.EMPTY, Kind.OTHER)
 MANIFEST = "manifest.json"  # in the checkpoint folder: path -> size and hash after the download
 Manifest = dict[str, dict[str, Any]]
@@ -141,14 +143,15 @@ def fetch_model(source: Source, folder: Path, revision: str) -> Path:
         InputError: see :func:`fetch`.
     """
     target, known = folder / source.path, manifest(folder)
+    repository = source.address.removeprefix(f"{HUB}/")
     if target.is_dir():
         commit = commit_of(source, known)
-        if not commit.startswith(revision):
+        wanted = revision if COMMIT.fullmatch(revision) else list_model(repository, revision)[0]
+        if not commit.startswith(wanted):
             problem = f"holds commit {commit}, not {revision}"
             raise InputError(target, problem, todo="delete the folder to fetch the other one")
         print(f"{target} is already present", file=sys.stderr)
         return target
-    repository = source.address.removeprefix(f"{HUB}/")
     commit, files = list_model(repository, revision or "main")
     part = target.with_name(f"{target.name}.{commit[:12]}.part")
     for file in files:

@@ -223,6 +223,18 @@ def test_a_repository_is_fetched_whole_at_one_commit(hub: Path) -> None:
         fetch("vlm@66", hub)
 
 
+def test_a_branch_of_a_fetched_repository_is_looked_up(hub: Path) -> None:
+    fetch("vlm", hub)
+    Server.paths.clear()
+    fetch("vlm@main", hub)
+    assert Server.paths == ["/api/models/OWNER/MODEL/revision/main?blobs=true"], "list alone"
+    newer = "f" * 40
+    address = "/api/models/OWNER/MODEL/revision/main?blobs=true"
+    Server.pages[address] = Server.pages[address].replace(COMMIT.encode(), newer.encode())
+    with pytest.raises(InputError, match=f"holds commit {COMMIT}, not main; delete"):
+        fetch("vlm@main", hub)
+
+
 def test_a_named_commit_is_fetched(hub: Path) -> None:
     fetch(f"vlm@{COMMIT}", hub)
     assert Server.paths[0] == f"/api/models/OWNER/MODEL/revision/{COMMIT}?blobs=true"

@@ -80,6 +80,8 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_folder(folder: Path, write: Callable[[str], object]) -> None:
     """Write a folder beside its place, then move it there; an older one is replaced.
 
+    If the move fails, the older one is put back.
+
     Args:
         folder: folder to write.
         write: writes the files into the folder that it is given.
@@ -92,9 +94,15 @@ def write_folder(folder: Path, write: Callable[[str], object]) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             made = Path(temporary) / folder.name
             write(str(made))
+            old = Path(temporary) / "old"
             if folder.exists():
-                folder.rename(Path(temporary) / "old")
-            made.rename(folder)
+                folder.rename(old)
+            try:
+                made.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
     except OSError as error:
         raise InputError(folder, f"cannot be written: {error.strerror or error}") from error
 

@@ -13,6 +13,11 @@ from ensemble.search import main as search
 from pab.evaluate import Evaluation
 
 K = 10  # images per query that the reranker scores
+# Wider than the defaults of ensemble.search: the logits of a small model reach 20.
+NUMBERS = ("0", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50")
+GRIDS = tuple(
+    word for flag in ("prior", "tau", "slack") for word in (f"--{flag}_grid", *NUMBERS)
+)
 CHAIN = ("--decode", "margin", "assignment", "--decode_top", "2", "--decode_scope", "collisions")
 MARGIN = (
     "--decode",
@@ -56,7 +61,7 @@ def choose_chain(
     chosen = out / "chain.yaml"
     files = ("--trials", str(out / "chain_trials.csv"), "--out", str(chosen))
     rerank = ("--rerank", f"reranker={reranker}")
-    search([*labelled.flags(), *mini.given(members), *rerank, *CHAIN, *files])
+    search([*labelled.flags(), *mini.given(members), *rerank, *CHAIN, *GRIDS, *files])
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Fusion with other scales and rules, ranked lists as members, and rows of equal scores."""
+"""Fusion beyond the defaults: scalings, rules, decodings, ranked lists, rows of equal scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     return score_files(tmp_path)
 
 
-# ------------------------------------------------------------------- other scales, rules, lists
+# --------------------------------------------------------------------- scalings, rules, lists
 
 
 def unit(x: Tensor) -> Tensor:
@@ -51,16 +51,16 @@ def test_scaling_per_row(files: dict[str, str], tmp_path: Path, scaling: str) ->
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
 
 
-def test_a_sum_with_its_shares_equals_the_iterative_fusion(
+def test_a_sum_with_equivalent_shares_equals_iterative_fusion(
     files: dict[str, str], tmp_path: Path
 ) -> None:
     words = ["--beit3_score", files["a"], "--uit_score", files["b"], "--clip_score", files["c"]]
-    keeps = ["--beit3_weight", "0.8", "--clip_weight", "0.5"]
+    weights = ["--beit3_weight", "0.8", "--clip_weight", "0.5"]
     shares = shares_from_weights([0.8, 0.5])
     assert shares == pytest.approx([0.4, 0.1, 0.5])
     assert kept_weights(shares) == pytest.approx([0.8, 0.5])
     given = [f"{name}:{s}" for name, s in zip(("lhp", "uit", "clip"), shares, strict=True)]
-    one = fused(tmp_path, *words, *keeps, name="one").scores
+    one = fused(tmp_path, *words, *weights, name="one").scores
     two = fused(tmp_path, *words, "--fusion", "sum", "--shares", *given, name="two").scores
     torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
 

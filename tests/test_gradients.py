@@ -28,7 +28,7 @@ PAIRS, BATCHES = 8, 2
 
 
 class Pairs(nn.Module):
-    """Two small towers, a logit scale, and parameters that few or no processes use."""
+    """Two small towers, a logit scale, and parameters that only one process or none uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Pairs(nn.Module):
 
 
 def batches(only_in: int | None) -> list[PairBatch]:
-    """This process's rows of each batch; rows of one process use the parameter ``sometimes``."""
+    """Return this process's rows of each batch; rows of process ``only_in`` use ``sometimes``."""
     generator = torch.Generator().manual_seed(7)
     count = PAIRS // processes.world_size()
     own = slice(processes.rank() * count, (processes.rank() + 1) * count)
@@ -69,8 +69,8 @@ def gradients_of(
     *, chunk: int = 0, update_freq: int = 1, only_in: int | None = None,
     scale: float = 1.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Gradients of one update; ``during`` counts the exchanges that began in the backward pass."""
-    gradients.BUCKET_ELEMENTS = 40  # so that this small model needs several
+    """Return the gradients of one update; ``during`` counts the exchanges begun in backward."""
+    gradients.BUCKET_ELEMENTS = 40  # so that this small model needs several buckets
     model = Pairs()
     average = GradientAverage(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1.0)
@@ -126,13 +126,13 @@ def test_gradients_equal_those_of_one_process(tmp_path: Path) -> None:
                 torch.testing.assert_close(first[case][name], second[case][name], rtol=0, atol=0)
         user = options.get("only_in", 0)
         assert (first, second)[user][case]["during"] > 0, "no exchange during the backward pass"
-        assert abs(float(alone["scale"])) > 1e-3, "the comparison must compare something"
+        assert abs(float(alone["scale"])) > 1e-3, "gradients near zero would always agree"
 
 
 def started_order(folder: Path) -> dict[str, Any]:
-    """Sizes of all exchanges of a step, in order.
+    """Return the sizes of all exchanges of a step, in order.
 
-    In process 0, the loss uses one more parameter, so its first bucket is complete before the
+    In process 0, the loss uses one more parameter, so the first bucket is complete there before the
     backward passes of the gathers.
     """
     gradients.BUCKET_ELEMENTS = 6
@@ -160,7 +160,7 @@ def started_order(folder: Path) -> dict[str, Any]:
 
 
 def skipped_and_done(folder: Path) -> dict[str, Any]:
-    """An overflow in process 1, then a good step; weight decay would move an unused parameter."""
+    """Take a step that overflows in process 1, then a finite one; ``unused`` must not decay."""
     model = Pairs()
     names, parameters = zip(*model.named_parameters(), strict=True)
     groups = [{"params": list(parameters), "names": list(names)}]
@@ -185,7 +185,7 @@ def skipped_and_done(folder: Path) -> dict[str, Any]:
 
 
 def two_backward_passes(folder: Path) -> dict[str, Any]:
-    """Two backward passes in the block of the last one."""
+    """Run two backward passes in the block of the last one; return the error."""
     model = nn.Linear(2, 1)
     average = GradientAverage(model.parameters())
     try:
@@ -200,7 +200,7 @@ def two_backward_passes(folder: Path) -> dict[str, Any]:
 
 
 def exchanged_early_by_lhp(folder: Path) -> dict[str, Any]:
-    """Exchanges of LHP that start in the backward pass, and those before the first unused part."""
+    """Count LHP's exchanges begun in backward, and its buckets before the first unused part."""
     gradients.BUCKET_ELEMENTS = 5_000
     torch.manual_seed(0)
     model = Beit3Retrieval(model_config("beit3_debug_patch16_64", vocab_size=100))

@@ -1,4 +1,4 @@
-"""Every odd or hostile input is read correctly or refused in one line; a table lists the outcomes.
+"""Odd and hostile inputs are read correctly, ignored or refused in one line; a table lists them.
 
 `PAB_WRITE_TABLES=1 python -m pytest tests/test_hostile.py` rewrites `docs/reliability.md`.
 """
@@ -56,7 +56,7 @@ GOOD: dict[str, Any] = {
 
 
 class Scorer:
-    """Scores a small folder of pictures with the debug model."""
+    """Score a small folder of pictures with the debug model."""
 
     def __init__(self, folder: Path, checkpoint: Path, tokenizer: Path) -> None:
         self.folder, self.gallery = folder, folder / "gallery"
@@ -228,9 +228,8 @@ def test_photograph(case: FileCase, tmp_path: Path) -> None:
         np.asarray(image, dtype=int) for image in (load_photo(path), picture((48, 32)))
     )
     assert shown.shape == wanted.shape
-    assert (
-        np.abs(shown - wanted).mean() < 6
-    )  # compression and palettes; a rotated picture differs by over 80
+    # Compression and palettes change pixels by less; a rotated picture differs by over 80.
+    assert np.abs(shown - wanted).mean() < 6
 
 
 def table() -> str:

@@ -129,9 +129,8 @@ LAYOUTS = {
 def test_every_layout_is_found(
     tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN
-    )  # no file exists: path as written
+    # If no file exists, the path is returned as written.
+    assert ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN
     touch(tmp_path / place, *(tmp_path / place.replace("0.", f"{n}.") for n in range(1, 4)))
     finder = ImageFinder(tmp_path)
     for name in (f"{n}.jpg" for n in range(4)):
@@ -147,7 +146,9 @@ def test_every_layout_is_found(
     assert finder.absent([wrong_part, WRITTEN]) == [wrong_part]
 
 
-def test_the_file_as_written_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_at_the_written_path_takes_precedence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for place in LAYOUTS:
         touch(tmp_path / place)
     assert ImageFinder(tmp_path).find(WRITTEN) == tmp_path / WRITTEN

@@ -1,4 +1,4 @@
-"""Language rules: short sentences and table cells in the docs, no docstring as a question."""
+"""Language rules: short sentences and cells in the docs, no question as a docstring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes on one or several machines are started with checked settings."""
+"""Starting with torchrun on one or several machines: settings, errors, and a run on two."""
 
 from __future__ import annotations
 

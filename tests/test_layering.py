@@ -46,7 +46,7 @@ MODULES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield the modules that a file imports, also inside functions, with their line numbers."""
+    """Yield the modules that a file imports, even inside functions, with their line numbers."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -110,7 +110,7 @@ def test_one_module_finds_the_checkout() -> None:
     assert [path.relative_to(ROOT).as_posix() for path in found] == ["pab/core/resources.py"]
 
 
-def test_few_files_stand_directly_in_the_package() -> None:
+def test_few_files_are_directly_in_the_package() -> None:
     assert len(list((ROOT / "pab").glob("*.py"))) <= 20
 
 

@@ -55,7 +55,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def rows(output: str) -> dict[str, list[str]]:
-    """Map each part to the last words of its row: lines, PAB's lines, images."""
+    """Map each part to the figures in its row: lines, lines of the released PAB, images."""
     found = {}
     for line in output.splitlines():
         for part in ("training actions", "training", "test actions", "test", "out of domain"):

@@ -155,7 +155,7 @@ def _score(argv: list[str], folder: Path) -> None:
 def test_several_processes_write_the_same_file(score: Scoring, tmp_path: Path, world: int) -> None:
     alone, ranked = score("alone", feature_cache_dir=tmp_path / "f1")
     (tmp_path / "ranks").mkdir()
-    for name, batch_size in (("shared", 4), ("again", 3)):  # again: all from the cache
+    for name, batch_size in (("shared", 4), ("again", 3)):  # the second reads the cache
         argv = score.argv(name, feature_cache_dir=tmp_path / "f2", batch_size=batch_size)
         run_in(world, partial(_score, argv), tmp_path / "ranks")
         found = load_scores(score.folder / f"{name}.pt")
@@ -293,7 +293,7 @@ def test_another_resolution(score: Scoring) -> None:
     assert torch.equal(named.scores, larger.scores)
 
 
-def test_text_batches_equal_one_by_one(
+def test_batched_texts_equal_texts_encoded_one_by_one(
     debug_model: Callable[..., Beit3Retrieval], tokenizer: Tokenizer
 ) -> None:
     model = debug_model().eval()
@@ -367,7 +367,7 @@ def test_real_photographs(
 @pytest.mark.slow
 @needs_photographs
 @pytest.mark.skipif(
-    os.environ.get("PAB_LARGE") != "1", reason="2.7 GB and minutes: set PAB_LARGE=1 to run it"
+    os.environ.get("PAB_LARGE") != "1", reason="needs 2.7 GB and minutes: set PAB_LARGE=1 to run it"
 )
 def test_the_large_model_fits_in_8_gib(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from tests.conftest import MODEL
 
 Make = Callable[..., Beit3Retrieval]
 HEADS = {"language_head.weight", "vision_head.weight", "logit_scale"}
-# Names of the released heads: VQA, NLVR2 and classification, captioning.
+# Heads of BEiT-3 checkpoints released for VQA, NLVR2, classification and captioning.
 VQA = {"pooler.norm.weight": (64,), "pooler.dense.weight": (64, 64), "head.0.weight": (128, 64)}
 NLVR2 = {"head.norm1.weight": (256,), "head.dense1.weight": (64, 256)}
 CLASSES = {"fc_norm.weight": (64,), "head.weight": (1000, 64), "head.bias": (1000,)}
@@ -73,8 +73,8 @@ def test_heads_of_other_tasks_are_named_and_left_out(
     torch.save({"model": {**trunk(model), **more}}, config.finetune)
     started = build_model(config, tokenizer)
     assert torch.equal(started.beit3.text_embed.weight, model.beit3.text_embed.weight)
-    anew, left = capsys.readouterr().err.splitlines()
-    assert "newly initialized: 3 tensors" in anew
+    initialized, left = capsys.readouterr().err.splitlines()
+    assert "newly initialized: 3 tensors" in initialized
     assert f"left out: {len(head)} tensors (" in left
     assert next(iter(head)).rpartition(".")[0] in left
 

@@ -393,7 +393,7 @@ def test_validation_keeps_the_best_weights(runs: Runs) -> None:
     ).splitlines()
     video = {row["image_id"]: row["source_id"].split("_")[0] for row in map(json.loads, lines)}
     assert not {video[i] for i in train_ids} & {video[i] for i in val_ids}, (
-        "twins are in the same part"
+        "twins must be in the same part of the split"
     )
 
 
@@ -428,7 +428,7 @@ def test_finetuning_starts_from_the_checkpoint(
             debug_model().config,
             vocab_size=Tokenizer(runs.tokenizer).vocab_size,
             text_positions=66,
-            img_size=96,  # the positions are resized to 64 px
+            img_size=96,  # the positions are resized for 64 px
         )
         start = Beit3Retrieval(config)
     path = save_released(tmp_path / "start.pth", start)

@@ -270,6 +270,7 @@ def test_all_packages_are_listed_and_typed() -> None:
 
 
 def ten_lines() -> str:
+    """Return the example of docs/library.md: at most ten lines, as in the README."""
     match = re.search(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert match is not None
     lines = [line for line in match[1].splitlines() if line.strip()]
@@ -372,7 +373,7 @@ def test_commands_run_from_any_folder(python: Path, elsewhere: Path) -> None:
     assert done.stdout == f"{table}\n"
 
 
-def test_the_ten_lines(python: Path, elsewhere: Path) -> None:
+def test_the_ten_lines_of_the_readme_run(python: Path, elsewhere: Path) -> None:
     *table, last = run(python, elsewhere, "-c", ten_lines()).stdout.splitlines()
     masked = elsewhere / "data/mini/name-masked_test-set"
     fused = pab.fuse([scores_of(0), scores_of(1)], weights=[0.25])

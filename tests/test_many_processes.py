@@ -27,12 +27,12 @@ PAIRS = 8  # per step, over all processes
 def train_and_score(
     data: Path, tokenizer: Path, checkpoint: Path | None, folder: Path
 ) -> dict[str, Any]:
-    """Train one epoch with a validation; score the test set with a checkpoint, or the result."""
+    """Train and validate one epoch; score the test set with ``checkpoint``, or with the result."""
     world = processes.world_size()
-    if world > 1:  # one process is the test's own, and has no buckets
+    if world > 1:  # a single process is pytest's own, and has no buckets
         gradients.BUCKET_ELEMENTS = 10_000  # so that the debug model needs many buckets
     name = f"world-{world}"
-    # Each process draws its own dropped paths; a small eps would make steps of rounding errors.
+    # Each process draws its own dropped paths; a small eps would turn rounding errors into steps.
     argv = Runs(data, tokenizer, folder).argv(
         name, batch_size=PAIRS // world, epochs=1, drop_path=0.0, opt_eps=1e-3, val_pairs=4,
         ema_decay=0.9,
@@ -48,7 +48,7 @@ def train_and_score(
         "output_file": folder / f"{name}.txt", "batch_size": 2,
     }  # fmt: skip
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    score([*words, "--no_feature_cache"])  # leaves the group
+    score([*words, "--no_feature_cache"])  # last: it leaves the group
     return {"world": world}
 
 

@@ -1,4 +1,4 @@
-"""Mine training questions: a hand-made example, what is left out, refused inputs, vectors."""
+"""Mining of training questions: a hand-made example, what is left out, bad inputs, vectors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def annotation(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def words(annotation: Path, tmp_path: Path) -> list[str]:
-    """Return the flags of a mining of the example; two wrong images, all images within reach."""
+    """Return the flags that mine the example: two wrong images, all images within reach."""
     score = write_scores(tmp_path, SCORES)
     return [
         *("--score", score, "--annotation", str(annotation), "--out", str(tmp_path / "m.jsonl")),
@@ -171,16 +171,15 @@ def test_near_duplicates_of_the_right_image_are_left_out(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vectors = np.eye(6, 8)
-    vectors[2] = 3.0 * (vectors[0] + 0.1 * vectors[2])  # b0 is nearly a0, and c0 somewhat
-    vectors[4] = vectors[0] + vectors[4]
+    vectors[2] = 3.0 * (vectors[0] + 0.1 * vectors[2])  # b0 is a near-duplicate of a0
+    vectors[4] = vectors[0] + vectors[4]  # c0 has a cosine of 0.7 with a0
     vectors[3] = vectors[2]  # twins may be near-duplicates
     np.save(tmp_path / "v.npy", vectors.astype(np.float32))
     mine([*words, "--features", str(tmp_path / "v.npy")])
     found = wrong(tmp_path)
     assert found["a0"] == ["a1", "c0"]  # neither b0 nor b1
     assert found["b0"] == ["b1", "c0"]
-    assert found["b1"] == ["b0", "d0"]  # not a0, and neither c0 ...
-    # ... with a cosine of 0.7 below the threshold: d0 ranks above c0.
+    assert found["b1"] == ["b0", "d0"]  # not a0; d0 ranks above c0
     assert "near-duplicates (cosine above 0.95)" in capsys.readouterr().out
     mine([*words, "--features", str(tmp_path / "v.npy"), "--duplicates_above", "0.6"])
     assert wrong(tmp_path)["a0"] == ["a1", "d0"]

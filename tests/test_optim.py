@@ -1,4 +1,4 @@
-"""Parameter groups, learning-rate schedule, steps skipped if not finite, and EMA of the weights."""
+"""Parameter groups, learning-rate schedule, skipped non-finite steps, and EMA of the weights."""
 
 from __future__ import annotations
 
@@ -335,12 +335,12 @@ def test_average_is_kept_in_float32_and_buffers_are_copied() -> None:
         model.seen.add_(5)
     for _ in range(3):
         ema.update(model)
-    assert not torch.equal(ema.shadow["head.weight"], start)  # bfloat16 would not change
+    assert not torch.equal(ema.shadow["head.weight"], start)  # bfloat16 is too coarse to change
     assert ema.buffers["seen"] == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_average_equals_a_loop_over_tensors_to_the_bit(dtype: torch.dtype) -> None:
+def test_average_equals_a_loop_over_tensors_bit_for_bit(dtype: torch.dtype) -> None:
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(7, 33), nn.BatchNorm1d(33), nn.Linear(33, 2)).to(dtype)
     ema = Ema(model, 0.9, warmup=True)

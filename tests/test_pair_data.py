@@ -47,9 +47,9 @@ def test_samples_do_not_depend_on_the_workers(tiny_data: Path, tokenizer: Tokeni
     torch.manual_seed(0)
     alone = batches_of(data, 0)
     torch.manual_seed(99)
-    with_help = batches_of(data, 2)
-    assert len(alone) == len(with_help) == PAIRS // 5
-    for one, two in zip(alone, with_help, strict=True):
+    with_workers = batches_of(data, 2)
+    assert len(alone) == len(with_workers) == PAIRS // 5
+    for one, two in zip(alone, with_workers, strict=True):
         for a, b in zip(one, two, strict=True):
             assert torch.equal(a, b)
 
@@ -96,7 +96,7 @@ def test_collate_pads_to_the_longest() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_is_named_also_from_a_worker(
+def test_a_bad_image_is_named_even_in_a_worker(
     data_copy: Path, tokenizer: Tokenizer, workers: int
 ) -> None:
     image = data_copy / "train/imgs_0/goal/2.jpg"

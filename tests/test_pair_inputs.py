@@ -1,5 +1,5 @@
 """Pair scores of a small vision-language model: parity with sentence-transformers, answer tokens,
-chat templates without the roles of a pair, and folders of other models."""
+chat templates without pair roles, and folders of other models."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    """Return a copy of the model's folder, to change."""
+    """Return a copy of the model's folder that a test may change."""
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
 def pictures() -> list[Image.Image]:
-    """Draw an image of noise per size."""
+    """Draw an image of random pixels per size."""
     draw = np.random.default_rng(3)
     return [
         Image.fromarray(draw.integers(0, 255, (height, width, 3), np.uint8))
@@ -92,7 +92,7 @@ def test_answers_are_single_tokens_of_the_tokenizer(folder: Path) -> None:
 
 
 def test_scores_have_gradients(folder: Path) -> None:
-    """Fine-tuning reads the same scores."""
+    """Fine-tuning computes its loss from the same scores."""
     model = PairModel.open(folder)
     model.scores(model.inputs(CAPTIONS[:1], pictures()[:1])).sum().backward()
     assert all(p.grad is not None for p in model.model.get_input_embeddings().parameters())
@@ -100,13 +100,13 @@ def test_scores_have_gradients(folder: Path) -> None:
 
 @pytest.mark.parametrize("word", [" yes", "", "yes and no"])
 def test_an_answer_of_several_tokens_is_refused(folder: Path, word: str) -> None:
-    """A split token has no logit of its own."""
+    """An answer of several tokens has no logit of its own."""
     with pytest.raises(InputError, match=r"^--yes_token: expected the text of one token"):
         PairModel.open(folder, yes_token=word)
 
 
 def test_equal_answers_are_refused(folder: Path) -> None:
-    """Their difference is always 0."""
+    """The difference of their logits would always be 0."""
     with pytest.raises(InputError, match=r"^--yes_token: is the token of --no_token"):
         PairModel.open(folder, yes_token="no")
 
@@ -152,7 +152,7 @@ def test_another_kind_of_model_is_refused(copy: Path) -> None:
 
 
 def test_a_model_of_text_alone_is_refused(tmp_path: Path, copy: Path) -> None:
-    """It cannot see the image."""
+    """Such a model cannot read the image."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -167,7 +167,7 @@ def test_a_model_of_text_alone_is_refused(tmp_path: Path, copy: Path) -> None:
 
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json", "chat_template.jinja"])
 def test_a_missing_part_of_the_processor_is_named(copy: Path, name: str) -> None:
-    """Without one of them, pairs cannot be prepared."""
+    """Pairs cannot be prepared without it."""
     (copy / name).unlink()
     with pytest.raises(InputError, match=r"expected a model with|the model cannot be loaded"):
         PairModel.open(copy)
@@ -175,7 +175,7 @@ def test_a_missing_part_of_the_processor_is_named(copy: Path, name: str) -> None
 
 @pytest.mark.parametrize("kind", [PairModel, LibraryPairModel])
 def test_a_missing_weight_is_named(copy: Path, kind: type[PairModel]) -> None:
-    """Transformers would draw it at random, with a warning."""
+    """transformers would initialize it at random, with only a warning."""
     from safetensors.torch import load_file, save_file
 
     weights = load_file(copy / "model.safetensors")
@@ -214,7 +214,7 @@ def test_a_setting_of_another_type_is_named(copy: Path, name: str, content: obje
 
 @pytest.mark.parametrize("kind", [PairModel, LibraryPairModel])
 def test_settings_that_the_processor_rejects_are_named(copy: Path, kind: type[PairModel]) -> None:
-    """Otherwise every image would be reported."""
+    """Otherwise, the error would blame every image."""
     path = copy / "sentence_bert_config.json"
     settings = json.loads(path.read_text())
     settings["processing_kwargs"]["image"] = {"size": "x"}
@@ -229,7 +229,7 @@ def test_a_control_token_in_the_instruction_is_named(folder: Path) -> None:
 
 
 def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is neither a folder nor in the hub's local cache."""
+    """The name is neither a folder nor in the hub's local cache."""
     from pab.encoders.st.folders import model_folder
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -45,13 +45,13 @@ def test_every_query_is_in_one_part(queries: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2", " 1/2"])
-def test_other_texts_are_no_part(text: str) -> None:
+def test_invalid_part_numbers_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^--part: expected I/N"):
         Part.parse(text)
 
 
 def test_parts_in_any_order_give_the_whole(tmp_path: Path) -> None:
-    """Paths may differ between machines."""
+    """Paths in the meta may differ between machines; those of part 1 are kept."""
     files = [part_file(n, candidates=f"/machine{n}/first.pt") for n in (2, 3, 1)]
     main(written(tmp_path, *files))
     found = load_scores(tmp_path / "out.pt")

@@ -104,7 +104,7 @@ def test_every_orientation(tmp_path: Path, name: str, orientation: int) -> None:
         assert_upright(load_photo(tmp_path / name))
 
 
-def test_benchmarks_do_not_turn_images_or_read_other_formats(tmp_path: Path) -> None:
+def test_load_image_neither_rotates_nor_reads_other_formats(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     save(tmp_path / "a.jpg", quarters(), exif=exif)
@@ -147,7 +147,7 @@ def test_high_bit_depths_and_rare_modes(tmp_path: Path) -> None:
     assert load_photo(tmp_path / "cmyk.jpg").mode == "RGB"
 
 
-def test_small_photographs_have_the_pixels_that_benchmarks_read(tmp_path: Path) -> None:
+def test_small_photographs_have_the_pixels_of_load_image(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (MIN_SIDE, 1400, 3), dtype=np.uint8)
     for name in ("a.jpg", "a.png", "a.webp", "a.bmp"):
         save(tmp_path / name, Image.fromarray(noise))
@@ -236,7 +236,7 @@ def test_the_limits_of_size(tmp_path: Path) -> None:
     Image.new("L", (4 * MAX_RATIO + 1, 4)).save(tmp_path / "strip.png")
     with pytest.raises(InputError, match=f"ratio of at most {MAX_RATIO}, found 401 x 4"):
         load_photo(tmp_path / "strip.png")
-    assert Image.MAX_IMAGE_PIXELS == LIMIT_OF_PILLOW  # unchanged for benchmarks
+    assert Image.MAX_IMAGE_PIXELS == LIMIT_OF_PILLOW  # unchanged for load_image
 
 
 # ---------------------------------------------------------------------------------------- damage

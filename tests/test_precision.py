@@ -116,7 +116,7 @@ def test_fast_or_exact_dtypes_give_no_notice(monkeypatch: pytest.MonkeyPatch) ->
         precision.choose_dtype("fp16", CPU)
 
 
-def test_measuring_keeps_the_random_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_leaves_the_random_state_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "PRODUCT", (8, 8, 8))
     monkeypatch.setattr(precision, "SECONDS_PER_DTYPE", 0.0)
     before = torch.get_rng_state()
@@ -243,7 +243,7 @@ def test_vectors_of_a_bf16_model(
     ):
         assert one.dtype == torch.float32
         assert torch.cosine_similarity(one, other).min() > 0.999
-    # A CPU's autocast changes nothing: its list for float32 lacks LayerNorm.
+    # A CPU's autocast changes nothing: its list of float32 operations lacks LayerNorm.
     with torch.autocast("cpu", dtype=BF16):
         again = [half.encode_images(gallery), half.encode_texts(CAPTIONS)]
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
@@ -271,8 +271,8 @@ def test_autocast_is_decided_in_one_place() -> None:
     assert all(isinstance(block, nullcontext) for block in held)
     with devices.autocast(CPU, BF16, torch.float32):
         assert torch.is_autocast_enabled("cpu")
-    for room in ("pab", "lhp", "uit", "ensemble", "scripts"):
-        for path in (ROOT / room).rglob("*.py"):
+    for folder in ("pab", "lhp", "uit", "ensemble", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
             if path != ROOT / "pab/core/devices.py":
                 assert "torch.autocast" not in path.read_text(encoding="utf-8"), path
 
@@ -288,7 +288,7 @@ def tf32() -> tuple[str, ...]:
 
 def test_tf32_is_off_unless_requested_and_ends_with_the_block() -> None:
     before = tf32()
-    assert before[1] == "tf32", "PyTorch's default, for which --dtype fp32 is not fp32"
+    assert before[1] == "tf32", "by PyTorch's default, fp32 convolutions use TF32"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         exact = Compute(CUDA, torch.float32, torch.float32, 4, 0)
@@ -301,7 +301,7 @@ def test_tf32_is_off_unless_requested_and_ends_with_the_block() -> None:
         with pytest.raises(ZeroDivisionError), fast.running("encoding"):
             1 / 0  # noqa: B018
     assert tf32() == before
-    assert torch.backends.cudnn.allow_tf32  # the older way to read the setting still works
+    assert torch.backends.cudnn.allow_tf32  # PyTorch's deprecated attribute can still be read
     assert not torch.backends.cuda.matmul.allow_tf32
 
 

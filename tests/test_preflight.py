@@ -1,4 +1,4 @@
-"""Every recipe checks folders, disk space and images before its first step."""
+"""LHP and UIT check folders, disk space and images before they train or score."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def recipe(
 def fails_early(
     recipe: Recipe, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """Run the recipe; it must fail before it loads a training batch or writes a file."""
+    """Return a function that runs a recipe, which must fail before it reads images or writes."""
 
     def no_step(*_: object) -> object:
         raise AssertionError("the first step was reached")
@@ -167,7 +167,7 @@ def test_missing_training_images_are_counted(
     assert "12 of 12 training images" in line
 
 
-def test_a_long_list_of_missing_images_is_cut(
+def test_a_long_list_of_missing_images_is_shortened(
     recipe: Recipe, fails_early: Callable[..., str]
 ) -> None:
     shutil.rmtree(recipe.data / "train")
@@ -204,7 +204,7 @@ def test_validation_features_need_space(recipe: Recipe, monkeypatch: pytest.Monk
 def test_scoring_checks_its_outputs_before_the_images(
     main: Callable[..., None], broken: str, data_copy: Path, refused: Callable[..., str]
 ) -> None:
-    """The images are damaged, too, but the command must report the output first."""
+    """The images are damaged as well, but the command must report the output first."""
     if main is lhp_infer and broken in ("save_itc", "cache_dir"):
         pytest.skip("not a flag of LHP")
     masked = data_copy / "name-masked_test-set"

@@ -33,8 +33,8 @@ CPU = torch.device("cpu")
 WAIT = 600.0
 
 
-# Imported once, by the server that the processes are forked from: the imports take seconds. Modules
-# of tests import these too, so a process has them before it joins a group.
+# Imported once, by the server that forks the processes, because the imports take seconds. The list
+# has what the test modules import, so that no process imports it after joining a group.
 PRELOADED = [
     "torch", "open_clip", "transformers.models.blip_2.modeling_blip_2", "tests.conftest",
     "lhp.train", "uit.run",
@@ -119,7 +119,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def info_nce(model: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:
-    """Symmetric InfoNCE of this process's rows against the rows of all."""
+    """Return symmetric InfoNCE of this process's rows against the rows of all processes."""
     image = nn.functional.normalize(model.image(images), dim=-1)
     text = nn.functional.normalize(model.text(texts), dim=-1)
     all_images = processes.all_gather_with_grad(image)
@@ -133,7 +133,7 @@ def info_nce(model: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:
 
 
 def averaged(model: nn.Module, average: GradientAverage) -> dict[str, Tensor | None]:
-    """Mean gradient of every parameter over processes; None if no process has one."""
+    """Return every parameter's gradient, averaged over processes; None if no process has one."""
     average.without_fractions(average.finish(torch.zeros(0)).tolist())
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -268,7 +268,7 @@ run_cli(main)
 
 
 def shared_statistics(folder: Path) -> dict[str, Tensor]:
-    """Return batch norm's buffers after sharing, and this process's own mean before it."""
+    """Return batch norm's buffers after sharing, and this process's own mean before sharing."""
     norm = nn.BatchNorm1d(3)
     torch.manual_seed(processes.rank())
     norm(torch.randn(8, 3))
@@ -390,7 +390,7 @@ def test_lost_and_foreign_ids_are_errors(ids: list[int], total: int, words: str)
         processes.assemble(ids, torch.ones(2, 1), total, CPU)
 
 
-def test_half_a_torchrun_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_torchrun_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(InputError, match="WORLD_SIZE: expected a number from 1, found None"):

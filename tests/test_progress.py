@@ -31,7 +31,7 @@ BAR = r"{what}: +\d+%\|[^|]*\| \d+/\d+ \[\d+:\d\d<\d+:\d\d, +[\d.]+ images/s\]"
 
 @pytest.fixture
 def passing(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A clock that stands still; call the fixture to let seconds pass."""
+    """Stop the clock; return a function that lets seconds pass."""
     now = [100.0]
     monkeypatch.setattr(progress, "clock", lambda: now[0])
 
@@ -61,7 +61,7 @@ def errors_in_terminal(code: str, *arguments: object, size: tuple[int, int] = (3
 
 
 def screen(shown: str) -> list[str]:
-    """Lines that are left on a terminal after carriage returns and cursor movements."""
+    """Return the lines left on a terminal after carriage returns and cursor movements."""
     lines, row, column = [""], 0, 0
     for part in re.findall(r"\x1b\[[\d;]*[A-Za-z]|\r|\n|[^\r\n\x1b]+", shown):
         if part == "\n":
@@ -187,7 +187,7 @@ def test_a_short_loop_prints_nothing_in_a_terminal() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 12], ids=["before the bar", "below the bar"])
-def test_a_notice_stands_above_the_bar(at: int) -> None:
+def test_a_notice_is_printed_above_the_bar(at: int) -> None:
     shown = errors_in_terminal(LOOP.format(inside=f"if number == {at}: notice('a.json', 'is odd')"))
     note, bar, end = screen(shown)
     assert note == "note: a.json: is odd"
@@ -195,7 +195,7 @@ def test_a_notice_stands_above_the_bar(at: int) -> None:
     assert end == ""
 
 
-def test_an_error_stands_below_the_bar() -> None:
+def test_an_error_is_printed_below_the_bar() -> None:
     inside = "if number == 12: raise InputError('b.jpg', 'is damaged')"
     bar, error, end = screen(errors_in_terminal(LOOP.format(inside=inside)))
     assert bar.startswith("encoding images:  60%|")

@@ -1,4 +1,4 @@
-"""Worked and random cases of reranking, margin arbitration and component-wise assignment."""
+"""Worked and random examples of reranking, margin arbitration and component-wise assignment."""
 
 from __future__ import annotations
 

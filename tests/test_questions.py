@@ -1,4 +1,4 @@
-"""Questions of a reranker: mined files, twins of training pairs, drawn wrong images."""
+"""Training questions of a reranker: mined files, twins of pairs, wrong images drawn at random."""
 
 from __future__ import annotations
 

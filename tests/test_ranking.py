@@ -47,7 +47,7 @@ def test_top_k_and_ranks_equal_brute_force_with_many_ties(data: st.DataObject) -
 def test_block_size_changes_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pab.ranking._BLOCK_ELEMENTS", block)
     generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(40, 300, generator=generator).mul(4).round()  # about ten distinct values
+    scores = torch.randn(40, 300, generator=generator).mul(4).round()  # many equal scores
     expected = by_hand(scores)
     assert top_k(scores, 10).tolist() == [row[:10] for row in expected]
     rows, columns = torch.arange(40), torch.arange(40) * 7
@@ -110,6 +110,6 @@ def test_order_queries() -> None:
         order_queries(["b", "a"], ["a", "x"], where="order.txt")
 
 
-def test_long_mismatches_are_cut() -> None:
+def test_long_mismatches_are_shortened() -> None:
     with pytest.raises(InputError, match="'0', '1', '2', '3', '4' and 95 more"):
         rows_in_order([], [str(i) for i in range(100)])

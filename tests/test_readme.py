@@ -32,7 +32,7 @@ STARTS = re.compile(
 
 
 class Understood(Exception):
-    """Raised instead of the command's work, once its command line has been accepted."""
+    """Raised in place of the command's work, once its command line has been accepted."""
 
 
 def commands_in(text: str) -> list[str]:
@@ -75,7 +75,7 @@ def main_of(module: str) -> Callable[[list[str] | None], None]:
 
 @pytest.fixture
 def understood(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Check that a command line is accepted, with its config file and combination of flags."""
+    """Return a function that checks a command line, with its config and combination of flags."""
     true_parse, true_load = argparse.ArgumentParser.parse_args, pab.core.config.load_config
 
     def parse(parser: argparse.ArgumentParser, *args: Any, **options: Any) -> Any:
@@ -162,8 +162,8 @@ def test_config(path: Path, understood: Callable[[str], None]) -> None:
     match = re.match(r"# (?:.*\()?(python (?:-m|scripts/) ?[^()]*)\)?", first)
     assert match is not None, f"{name}: the first line names no command: {first}"
     command = match[1].strip()
-    stands_for_it = ("--debug",) if path.stem == "debug" else (name, f"--protocol {path.stem} ")
-    assert any(words in f"{command} " for words in stands_for_it), first
+    names_it = ("--debug",) if path.stem == "debug" else (name, f"--protocol {path.stem} ")
+    assert any(words in f"{command} " for words in names_it), first
     understood(command)
     if first.startswith("# bash "):
         understood(first.removeprefix("# ").split("(")[0])

@@ -155,7 +155,7 @@ def test_sections_of_the_page_are_in_order(annotation: Path, score: str, tmp_pat
     tables = section(text, "tables")
     assert len(_Page(tables).all("details")) == 3
     assert "open" not in {name for d in _Page(tables).all("details") for name in d}, (
-        "tables are folded"
+        "tables are collapsed"
     )
 
 
@@ -186,7 +186,7 @@ def test_a_query_is_one_tab_stop(annotation: Path, score: str, tmp_path: Path) -
         assert stops == [1] * N
 
 
-def test_lists_of_the_other_rankings_are_folded_below_a_query(
+def test_lists_of_the_other_rankings_are_collapsed_below_a_query(
     annotation: Path, score: str, tmp_path: Path
 ) -> None:
     other = save(tmp_path / "o.pt", torch.eye(N).flip(0))
@@ -433,7 +433,7 @@ def test_stages_of_a_fusion_are_steps(annotation: Path, score: str, tmp_path: Pa
         f"fused={tmp_path / 'fused.pt'}", "--annotation", str(annotation),
         "--steps", "fused", "margin", "--trials", str(trials),
     )  # fmt: skip
-    # Query 0 prefers image 13, which query 13 keeps; then image 12, 11 and so on.
+    # Query 0 prefers image 13, which query 13 keeps; then image 12, which query 12 keeps; etc.
     assert "fused to margin: 0 queries won, 0 lost" in text
     table = text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
     assert re.findall(r'scope="row">(\w+)<', table) == ["fused", "margin"], (

@@ -70,8 +70,8 @@ def scored(words: Words, tmp_path: Path) -> Scored:
 
 
 @pytest.fixture
-def unscored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets the number of pairs of each batch that is scored."""
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that collects the number of pairs in each scored batch."""
     counts: list[int] = []
     original = PairModel.scores
 
@@ -84,7 +84,7 @@ def unscored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def copied_gallery(data: Path, folder: Path) -> Path:
-    """Return a copy of the gallery, to change."""
+    """Return a copy of the gallery that a test may change."""
     return Path(shutil.copytree(data / "name-masked_test-set/gallery", folder / "gallery"))
 
 
@@ -141,7 +141,7 @@ def test_both_backends_agree_without_the_librarys_settings(
 def test_token_ids_that_the_folder_lacks_come_from_the_tokenizer(
     folder: Path, tmp_path: Path, scored: Scored, backend: str
 ) -> None:
-    """A published folder named a wrong path for them."""
+    """A published folder names a wrong path for the module that holds them."""
     lacking = Path(shutil.copytree(folder, tmp_path / "lacking"))
     modules = json.loads((lacking / "modules.json").read_text())
     modules[1]["path"] = "wrong"
@@ -155,7 +155,7 @@ def test_token_ids_that_the_folder_lacks_come_from_the_tokenizer(
 def test_both_backends_agree_on_a_template_without_pair_roles(
     folder: Path, tmp_path: Path, scored: Scored
 ) -> None:
-    """The library refuses such pairs; they become a single message."""
+    """The library refuses pairs under such a template; they become a single message."""
     plain = shutil.copytree(folder, tmp_path / "plain")
     template = (plain / "chat_template.jinja").read_text()
     only_user = template.replace(
@@ -189,7 +189,7 @@ def test_another_instruction_changes_the_scores(
     scored: Scored,
     tmp_path: Path,
 ) -> None:
-    """The flag and the file give the same; an empty text gives no instruction."""
+    """The flag and the file give the same scores; an empty text means no instruction."""
     (tmp_path / "prompt.txt").write_text("Find the person.\n")
     chosen = top_k(load_scores(candidates).scores, K)
     found = scored("flag", prompt="Find the person.")
@@ -205,28 +205,28 @@ def test_another_instruction_changes_the_scores(
 
 
 def test_a_second_run_scores_only_new_pairs(
-    scored: Scored, unscored: list[int], tmp_path: Path, tiny_data: Path
+    scored: Scored, batch_sizes: list[int], tmp_path: Path, tiny_data: Path
 ) -> None:
-    """A pair is known by its model, prompt, image and caption."""
+    """The cache identifies a pair by its model, prompt, image and caption."""
     cache = tmp_path / "cache"
     first = scored("first", feature_cache_dir=cache)
     pairs = len(first.query_ids) * K
-    assert sum(unscored) == pairs
+    assert sum(batch_sizes) == pairs
     again = scored("again", feature_cache_dir=cache)
-    assert sum(unscored) == pairs
+    assert sum(batch_sizes) == pairs
     assert torch.equal(again.scores, first.scores)
     more = scored("more", feature_cache_dir=cache, k_test=K + 1)
-    assert sum(unscored) == pairs + len(first.query_ids)
+    assert sum(batch_sizes) == pairs + len(first.query_ids)
     chosen = first.scores > first.scores.amin(dim=1, keepdim=True)
     torch.testing.assert_close(more.scores[chosen], first.scores[chosen], rtol=0, atol=1e-5)
     scored("prompt", feature_cache_dir=cache, prompt="Another.")
-    assert sum(unscored) == 2 * pairs + len(first.query_ids)
+    assert sum(batch_sizes) == 2 * pairs + len(first.query_ids)
     changed = copied_gallery(tiny_data, tmp_path) / "G00.jpg"
     Image.new("RGB", (80, 60), (9, 9, 200)).save(changed)
-    before = sum(unscored)
+    before = sum(batch_sizes)
     scored("changed", feature_cache_dir=cache, image_folder=tmp_path / "gallery")
     column = first.gallery_ids.index("G00")
-    assert sum(unscored) - before == int(chosen[:, column].sum()) > 0
+    assert sum(batch_sizes) - before == int(chosen[:, column].sum()) > 0
 
 
 def test_equal_sizes_share_a_batch(
@@ -255,7 +255,7 @@ def test_equal_sizes_share_a_batch(
 
 
 def test_exif_orientation_is_not_applied(scored: Scored, tmp_path: Path, tiny_data: Path) -> None:
-    """As in all published pipelines; processors of transformers would rotate the image."""
+    """Every member reads the stored pixels; transformers' own image loader would rotate them."""
     found = []
     for orientation in (1, 6):
         gallery = tmp_path / f"gallery{orientation}"
@@ -294,7 +294,7 @@ def test_a_part_has_its_own_default_file() -> None:
 
 
 def test_bf16_scores_do_not_tie(folder: Path, tiny_data: Path) -> None:
-    """The last product is computed in float32: bf16 logits have steps of 0.06 and more."""
+    """The last product is computed in float32: bf16 logits from 8 to 16 have steps of 0.06."""
     images = list_gallery(tiny_data / "name-masked_test-set/gallery")
     pictures = [load_image(image.path) for image in images]
     for kind in (PairModel, LibraryPairModel):
@@ -307,17 +307,17 @@ def test_bf16_scores_do_not_tie(folder: Path, tiny_data: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_scores_at_most_one_batch_again(
-    scored: Scored, words: Words, unscored: list[int], tmp_path: Path
+    scored: Scored, words: Words, batch_sizes: list[int], tmp_path: Path
 ) -> None:
-    """`python -m tests.kill_and_rerank` kills ten times."""
+    """`python -m tests.kill_and_rerank` kills a run ten times."""
     whole = scored("whole")
-    pairs = sum(unscored)
+    pairs = sum(batch_sizes)
     log = tmp_path / "killed.log"
     begun = kill_after(words("killed"), log, batches=4, delay=0.03)
-    unscored.clear()
+    batch_sizes.clear()
     killed = scored("killed")
-    assert 0 < sum(unscored) < pairs, "the killed run has kept nothing"
-    assert sum(scored_pairs(log)) + sum(unscored) - pairs <= max(scored_pairs(log)), begun
+    assert 0 < sum(batch_sizes) < pairs, "the killed run has stored nothing"
+    assert sum(scored_pairs(log)) + sum(batch_sizes) - pairs <= max(scored_pairs(log)), begun
     assert (tmp_path / "killed.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
     assert torch.equal(killed.scores, whole.scores)
 
@@ -331,7 +331,7 @@ def rerank_in_group(words: list[str], _: Path) -> dict[str, Any]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_score_as_one(scored: Scored, words: Words, tmp_path: Path) -> None:
-    """Processes share the batches before a backend sees them."""
+    """The batches are divided among the processes before a backend sees them."""
     one = scored("one")
     run_in(2, partial(rerank_in_group, words("two")), tmp_path)
     two = load_scores(tmp_path / "two.pt")
@@ -356,7 +356,7 @@ def test_two_processes_score_as_one(scored: Scored, words: Words, tmp_path: Path
         ({"k_test": 0}, "k_test"),
     ],
 )
-def test_bad_settings_are_one_line(
+def test_bad_settings_give_one_line(
     words: Words, refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     settings: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
@@ -382,9 +382,9 @@ def test_an_empty_prompt_file_is_refused(words: Words, refused: Refused, tmp_pat
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_images_that_cannot_be_processed_are_named_before_scoring(
     words: Words, refused: Refused, tiny_data: Path, tmp_path: Path,
-    unscored: list[int], num_workers: int,
+    batch_sizes: list[int], num_workers: int,
 ) -> None:  # fmt: skip
-    """A damaged file, and a shape that the model's processor rejects."""
+    """One file is damaged, and one image has a shape that the model's processor rejects."""
     gallery = copied_gallery(tiny_data, tmp_path)
     cut = gallery / "G03.jpg"
     cut.write_bytes(cut.read_bytes()[:600])
@@ -393,13 +393,13 @@ def test_images_that_cannot_be_processed_are_named_before_scoring(
     assert "2 of 10 images: cannot be read" in line
     assert "G03.jpg (" in line
     assert "G05.jpg (3 x 900 pixels, which the model's processor rejects: " in line
-    assert unscored == []
+    assert batch_sizes == []
 
 
 def test_a_control_token_in_a_caption_is_named(
     words: Words, refused: Refused, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """It would move the image to another place of the text."""
+    """The token would move the image to another place in the text."""
     lines = (tiny_data / "name-masked_test-set/query.json").read_text().splitlines()
     first = json.loads(lines[0])
     first["caption"] = "A man <|image_pad|> walks."

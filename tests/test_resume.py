@@ -1,4 +1,4 @@
-"""Parts of resuming: comparison of settings, choice of the file to resume, kept files."""
+"""Building blocks of resuming: comparison of settings, choice of the file to resume, kept files."""
 
 from __future__ import annotations
 

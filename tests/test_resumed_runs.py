@@ -388,7 +388,7 @@ def test_weights_of_an_epoch_are_the_last_resort(
     assert "weights only: optimizer, average and random states" in capsys.readouterr().err
     state = load_training_state(run / LAST)
     assert (state.step, state.epoch, state.step_in_epoch) == (11, 2, 1)
-    assert next(iter(state.optimizer["state"].values()))["step"] == 1, "the optimizer started anew"
+    assert next(iter(state.optimizer["state"].values()))["step"] == 1, "the optimizer was reset"
     assert state.best_metric == best
     assert state.ema is not None
     assert state.ema["updates"] == 1
@@ -451,7 +451,7 @@ def test_all_processes_skip_a_step_that_is_not_finite_in_one(runs: Runs, tmp_pat
     run_in(2, partial(_train_with_one_bad_loss, argv), tmp_path / "ranks")
     rows = read_log(runs.folder / "two/log.jsonl", "train")
     assert [row.get("skipped") for row in rows] == [None, 1, None]
-    # Two processes also resume; both skip the damaged state.
+    # When two processes resume, both skip the damaged state.
     damage(runs.folder / "two" / LAST)
     again = [*argv, "--resume_from", "newest_good", "--max_steps", "2"]
     run_in(2, partial(_train, again), tmp_path / "ranks")

@@ -187,7 +187,7 @@ def test_git_commit_and_changes(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": commit, "changed": False}
     (tmp_path / "inner" / "a.txt").write_text("2")
     assert git_state(tmp_path) == {"commit": commit, "changed": True}
-    assert git_state(tmp_path / "inner") is None  # a folder inside somebody's checkout
+    assert git_state(tmp_path / "inner") is None  # not the root of the checkout
 
 
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_samples_of_a_video_follow_one_another() -> None:
 
 def test_without_videos_twins_are_apart() -> None:
     order = [*chain(*indices(EpochBatches(len(VIDEOS), 1, seed=0)))]
-    assert len([*groupby(VIDEOS[order])]) > len(set(VIDEOS)), "the test above needs videos"
+    assert len([*groupby(VIDEOS[order])]) > len(set(VIDEOS)), "twins would be adjacent anyway"
 
 
 def test_videos_and_samples_in_them_are_shuffled_each_epoch() -> None:
@@ -104,7 +104,7 @@ def test_a_run_can_start_inside_an_epoch_of_videos() -> None:
     assert indices(batches) == whole[2:]
 
 
-def test_sample_seed_is_private() -> None:
+def test_sample_seed_restores_the_outer_generator() -> None:
     torch.manual_seed(9)
     random.seed(9)
     expected = torch.rand(3)

@@ -1,4 +1,4 @@
-"""Forms of scores: unambiguous files are read in any form; all others are refused by name."""
+"""Forms of scores: unambiguous files are read in any form; errors name all other files."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_equal_contents_give_equal_bytes(scores: ScoreFile, tmp_path: Path) -> N
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are not listed here")
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
 def test_released_pages_of_a_file_are_read_again(tmp_path: Path) -> None:
     matrix = torch.rand(512, 1024, generator=torch.Generator().manual_seed(0))
     write_tensors(tmp_path / "m.pt", matrix)
@@ -123,7 +123,7 @@ def test_broken_files_are_refused(
 def test_unambiguous_variants_are_read(
     scores: ScoreFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ids in any order, numbers as ids, other dtypes, additional keys, a required gradient."""
+    """Ids in any order, numbers as ids, other dtypes, more keys, a tensor that requires grad."""
     path = tmp_path / "s.pt"
     order = [2, 0, 3, 1]
     content = raw(
@@ -151,7 +151,7 @@ def test_sorted_float32_columns_stay_on_disk(scores: ScoreFile, tmp_path: Path) 
     assert float32_columns(mapped, [1, 0, 2, 3]).tolist() == scores.scores[:, [1, 0, 2, 3]].tolist()
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are not listed here")
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
 def test_sorting_a_mapped_matrix_keeps_one_copy_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

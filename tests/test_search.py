@@ -210,7 +210,7 @@ def test_a_repeated_search_decodes_only_what_is_new(
 def test_scoring_and_search_cache_separate_features(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both read one file and use one cache. Scoring reads the pixels as stored, search upright."""
+    """They share a cache, but scoring reads pixels as stored, and search rotates them upright."""
     empty(folder)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -376,7 +376,7 @@ def test_settings_that_search_ignores_in_a_config_are_named(
 @pytest.mark.parametrize(
     "query", ["a", "é", "人", "مرحبا", "7", "?", "😀", "a\u0301", "'", "-", "€", "\u200ba"]
 )
-def test_queries_that_describe_something(query: str) -> None:
+def test_short_queries_in_any_script_are_accepted(query: str) -> None:
     check_query(query)
 
 
@@ -384,7 +384,7 @@ def test_queries_that_describe_something(query: str) -> None:
 
 
 class ByName(Encoder):
-    """Encoder that scores images with "good" in their name above all others, which are equal."""
+    """Encoder that scores images with "good" in their name above all others, which tie."""
 
     origin = Origin("none", "none.pth")
 
@@ -416,8 +416,8 @@ def test_flags_of_a_member() -> None:
         read_member("uit", None, ["--k_test", "3"], prog="p")
 
 
-def test_the_command_starts_from_anywhere(tmp_path: Path) -> None:
-    """Run it in a subprocess, with loader processes; check streams and exit code."""
+def test_the_command_runs_in_any_folder(tmp_path: Path) -> None:
+    """Run the command in a subprocess, with loader processes; check streams and exit code."""
     photos = tmp_path / "my photos"
     for number in range(3):
         draw(photos / f"IMG {number}.jpg", number, normal=True)

@@ -37,7 +37,7 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
 
 
 def write(folder: Path, rows: np.ndarray, *, members: tuple[str, ...] = ("clip",)) -> Index:
-    """Write an index in shards of 500 rows, or add the rows to one."""
+    """Write an index in shards of 500 rows, or add the rows to an existing index."""
     if (folder / "manifest.json").is_file():
         manifest = Index.open(folder).manifest
     else:
@@ -81,7 +81,7 @@ def test_the_index_finds_what_exact_search_finds(
         assert (np.diff(some) <= 0).all()
     held = index.vectors("clip", np.arange(2000)).astype(np.float32)
     own = np.mean([ann.search(held[row], 1)[1][0] == row for row in range(0, 2000, 7)])
-    assert own > 0.95  # every row is there, the held-out ones too
+    assert own > 0.95  # every row is there, even the held-out ones
 
 
 @pytest.mark.parametrize("kind", ann_module.KINDS)
@@ -116,7 +116,7 @@ def test_ties_go_to_the_smaller_row(tmp_path: Path) -> None:
     assert (found.tolist(), scores[0]) == ([5, 155], scores[1])
 
 
-def test_a_current_index_is_kept_and_a_stale_one_built_again(
+def test_a_current_index_is_kept_and_a_stale_one_is_rebuilt(
     rows: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, rows[:1500])
@@ -159,7 +159,7 @@ def test_an_index_that_cannot_serve_a_search(
     assert usable_ann(index, ["clip"]) is not None
 
 
-def test_few_images_need_none(tmp_path: Path) -> None:
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
     write(tmp_path, clustered(99))
     with pytest.raises(InputError, match="--ann: expected at least 100 images, found 99"):
         build_ann(tmp_path, "hnsw")
@@ -183,7 +183,7 @@ def test_damaged_files_are_named(rows: np.ndarray, tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match="cannot be read: No such file"):
         Ann.open(Index.open(tmp_path))
-    assert build_ann(tmp_path, "ivf") != record  # a missing file is built again
+    assert build_ann(tmp_path, "ivf") != record  # a missing file is rebuilt
     for item, value, problem in (
         ("kind", "flat", "ann.kind"), ("rows", "many", "ann.rows"),
         ("file", "../other", "expected a file name, found '../other'"),
@@ -225,7 +225,7 @@ def test_without_faiss_the_message_has_the_command(
         main([*words, "--ann", "hnsw"])
 
 
-def test_queries_use_it_when_given(rows: np.ndarray, tmp_path: Path) -> None:
+def test_queries_use_the_approximate_index(rows: np.ndarray, tmp_path: Path) -> None:
     write(tmp_path, rows)
     build_ann(tmp_path, "hnsw")
     index, texts = Index.open(tmp_path), {"a": clustered(1, seed=5)[0], "b": rows[7]}
@@ -253,7 +253,7 @@ def test_queries_use_it_when_given(rows: np.ndarray, tmp_path: Path) -> None:
         Searcher(index, {"clip": Tokens(texts)}, ann=Ann.open(index))
 
 
-def test_the_commands_build_and_use_it(
+def test_the_commands_build_and_use_an_approximate_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ann_module, "LEAST_ROWS", 20)
@@ -271,7 +271,7 @@ def test_the_commands_build_and_use_it(
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("index: ivf: 20 vectors of clip, recall@10 ") for line in lines)
     exact = results("exact.json")
-    assert results("ann.json", "--ann") == exact  # a single list
+    assert results("ann.json", "--ann") == exact  # one inverted list holds all images
     assert "the search is exact" not in capsys.readouterr().err
     draw(photos / "more.jpg", 50, normal=True)
     main(index)

@@ -178,7 +178,7 @@ def test_only_the_index_needs_the_extra(
 def test_reranking_with_a_vision_language_model(
     indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A YAML file that `rerank_infer.py` reads also re-ranks a search."""
+    """A YAML file for `rerank_infer.py` also configures the re-ranking of a search."""
     pytest.importorskip("sentence_transformers")
     from tests.vlm import small_vlm
 

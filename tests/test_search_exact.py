@@ -118,7 +118,7 @@ def test_empty_blocks_and_no_queries() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_values_that_are_not_finite_come_where_their_scores_belong(dtype: str) -> None:
+def test_values_that_are_not_finite_rank_by_their_scores(dtype: str) -> None:
     rows = unit_rows(300, 8).astype(dtype)
     rows[7, 2], rows[250, 0], rows[100, 1] = np.nan, np.inf, -np.inf
     for k in (1, 2, 5, 300):
@@ -200,7 +200,8 @@ def test_a_product_that_accumulates_in_float16_is_not_used(
 def test_a_lower_precision_of_products_widens_the_bound() -> None:
     rows, queries = unit_rows(2000, 64).astype(np.float16), unit_rows(8, 64, seed=1)
     before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # where the processor has it
+    # It has an effect only if the processor supports it.
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     try:
         assert exact._is_rough()
         check(rows, queries, 20)

@@ -20,7 +20,7 @@ NAMES = ["a.png", "b/ü.png", 'c".png', "v.mp4/00:00:01.000", "z\\xff.png"]
 
 
 def make_index(folder: Path, dtypes: dict[str, Dtype], scale: float = 1.0) -> Index:
-    """Write an index of two shards with members of unit vectors, [5, 8 or more]."""
+    """Write an index of two shards; each member has five unit vectors, [5, D] with D >= 8."""
     widths = {name: 8 + place for place, name in enumerate(dtypes)}
     members = [
         Member(name, name, (), {}, {}, widths[name], dtype) for name, dtype in dtypes.items()
@@ -81,7 +81,7 @@ def test_qdrant_files_hold_the_same_numbers(index: Index, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_printed_numbers_are_exact(dtype: str, tmp_path: Path) -> None:
-    """Every float16 in -1..1, and random float32, are the same after reading."""
+    """Every float16 in [-1, 1] and random float32 numbers are read back unchanged."""
     from pab.search.export import _numbers
 
     if dtype == "float16":
@@ -108,7 +108,7 @@ def test_lancedb_files_hold_the_same_numbers(index: Index, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["qdrant", "lancedb"])
 def test_several_vectors_per_image_are_refused(kind: Format, tmp_path: Path) -> None:
-    """Nothing remains of a refused export."""
+    """A refused export leaves no file."""
     index = make_index(tmp_path / "index", {"blip2": "float16"}, scale=32**0.5)
     with pytest.raises(InputError, match=r"member 'blip2': expected vectors of length 1, found 5"):
         export_index(index, tmp_path / "out/deep", kind)

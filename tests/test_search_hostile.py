@@ -68,7 +68,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def bomb(width: int, height: int, *, rows: int = 0, more: bytes = b"") -> bytes:
-    """Make a PNG with a size in its header, and the pixels of some rows."""
+    """Make a PNG whose header declares a size, with the pixels of only some rows."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     packer = zlib.compressobj(9)
     row = bytes(width + 1)
@@ -226,7 +226,7 @@ def test_slow_requests_are_ended(at: str, client: httpx.Client) -> None:
     with connect(at) as body, connect(at) as header, connect(at) as silent:
         body.sendall(start + b"Content-Length: 5000\r\n\r\n{")
         header.sendall(start)
-        assert client.get("/api/health").status_code == 200  # meanwhile
+        assert client.get("/api/health").status_code == 200  # other requests do not wait
         assert ended(silent) == b""
         assert ended(header) == b""
         assert body.recv(4_096).split(b" ")[1] == b"408"

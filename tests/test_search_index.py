@@ -44,7 +44,7 @@ CHOICES = [MemberChoice("mean", "mean", ()), MemberChoice("corner", "corner", ()
 
 
 class Pixels(Encoder):
-    """Encoder whose vectors are pixel values; it counts the images that it has encoded."""
+    """Encoder whose vectors are pixel values; it records the images that it has encoded."""
 
     origin = Origin("pixels", "pixels.pth")
 
@@ -128,7 +128,7 @@ class Lab:
         return dict(zip(names, zip(*blocks, strict=True), strict=True))
 
     def check(self) -> None:
-        """Compare with an index that is made from nothing."""
+        """Compare with an index that is built from scratch."""
         fresh = Lab.__new__(Lab)
         fresh.photos, fresh.out = self.photos, self.out.with_name("fresh")
         fresh.encoders, fresh.opened = [Pixels(False), Pixels(True)], 0
@@ -224,7 +224,7 @@ def test_small_shards_are_merged(lab: Lab) -> None:
 def test_a_stopped_run_loses_at_most_one_block(
     lab: Lab, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stop before each manifest of a run that adds, changes and removes images."""
+    """Stop before a manifest is saved, in a run that adds, changes and removes images."""
     lab.run()
     for number in range(4):
         lab.draw(f"new{number}.png", 40 + number)
@@ -283,7 +283,7 @@ def test_a_folder_without_locks_is_named(lab: Lab, monkeypatch: pytest.MonkeyPat
 
 
 def test_other_flags_of_a_member_are_checked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if no image is new."""
+    """The flags are checked even if no image is new."""
     lab.run()
     other = [replace(CHOICES[0], arguments=("--arch", "other")), CHOICES[1]]
     source = FolderSource(lab.photos, recursive=True)
@@ -396,7 +396,7 @@ def test_a_caption_that_has_changed_is_stored(lab: Lab) -> None:
 def test_a_file_that_could_not_be_read_is_tried_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its size and time stay the same, for example when only its permission changes."""
+    """Its size and time may stay the same, for example if only its permissions change."""
     true_read = build.with_content
 
     def refusing(entry: Entry) -> Entry:
@@ -490,7 +490,7 @@ def test_a_stopped_run_leaves_no_rows_of_a_smaller_archive(
         add(archive, "9.png", lab.draw("9.png", 9).read_bytes())
         add(archive, "bad.png", b"no image")
     with monkeypatch.context() as patch:
-        patch.setattr("pab.search.build.compacted", lambda *_: 1 / 0)  # after all containers
+        patch.setattr("pab.search.build.compacted", lambda *_: 1 / 0)  # after the last archive
         with pytest.raises(ZeroDivisionError):
             lab.run(ArchiveSource([shards]))
     assert Index.open(lab.out).rows == 8
@@ -606,7 +606,7 @@ def test_an_archive_that_is_restored_after_a_stopped_update(
         patch.setattr(build, "compacted", stop)
         with pytest.raises(KeyboardInterrupt):
             lab.run(ArchiveSource([path]))
-    # As if the archive had not been completed.
+    # As if the update had stopped before it recorded the archive as complete.
     facts = json.loads(lab.manifest.read_text())
     facts["complete"] = {"0.tar": {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}}
     lab.manifest.write_text(json.dumps(facts))

@@ -63,7 +63,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, at: str) -> Iterator[Open]:
-    """Return a function that opens a page; the page must have no error and no outside request."""
+    """Return a function that opens a page; the page must cause no error and no outside request."""
     problems: list[str] = []
     contexts = []
 
@@ -100,7 +100,7 @@ def search(page: Any, text: str) -> None:
 
 
 def becomes(page: Any, condition: str) -> None:
-    """Wait for a JavaScript condition; Playwright's own wait needs `eval`, which is forbidden."""
+    """Wait for a JavaScript condition; the page forbids `eval`, which Playwright's wait needs."""
     end = time.monotonic() + WAIT_MS / 1_000
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
@@ -159,7 +159,7 @@ def test_typing_shows_results_and_scrolling_loads_more(opened: Open) -> None:
     assert "101 pictures, that is all" in page.inner_text("#all")
 
 
-def test_back_restores_results_and_place(opened: Open) -> None:
+def test_back_restores_results_and_scroll_position(opened: Open) -> None:
     page = opened()
     search(page, "red")
     count_becomes(page, 40)
@@ -211,7 +211,7 @@ def test_an_image_can_be_dropped_and_picked(opened: Open) -> None:
     assert "image=upload-" in page.url
     count_becomes(page, 40)
     page.mouse.wheel(0, 20_000)
-    becomes(page, f"document.querySelectorAll('{TILES}').length > 40")  # no new upload
+    becomes(page, f"document.querySelectorAll('{TILES}').length > 40")  # without a new upload
     page.reload()  # the server still has the picture
     page.wait_for_selector(TILES)
     assert "blue" in names(page)[0]
@@ -286,7 +286,8 @@ def test_marks_are_downloaded_as_an_annotation(opened: Open, root: Path, tmp_pat
     page = opened()
     search(page, "red")
     found = names(page)
-    for place, kind in ((0, "right"), (1, "wrong"), (2, "right"), (2, "right")):  # the last undoes
+    # The last click removes the mark before it.
+    for place, kind in ((0, "right"), (1, "wrong"), (2, "right"), (2, "right")):
         page.hover(f"{TILES} >> nth={place}")
         page.click(f"{TILES} >> nth={place} >> .mark .{kind}")
     assert page.inner_text("#marks-count") == "1 right, 1 wrong"
@@ -357,7 +358,7 @@ def test_ids_are_unique(opened: Open) -> None:
     assert len(ids) == len({*ids})
 
 
-def test_troubles_are_explained(opened: Open) -> None:
+def test_errors_are_explained(opened: Open) -> None:
     page = opened(allowed="Failed to load resource")
     answers = [429, 500]
 
@@ -373,7 +374,7 @@ def test_troubles_are_explained(opened: Open) -> None:
     page.route("**/api/search", answer)
     page.fill("#text", "red")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#again:not([hidden])")  # after waiting for the first answer
+    page.wait_for_selector("#again:not([hidden])")  # no retry after 500, unlike after 429
     assert "busy or broken" in page.inner_text("#trouble")
     page.click("#again")
     page.wait_for_selector(TILES)
@@ -447,8 +448,8 @@ def test_accessibility(opened: Open, scheme: str, device: str) -> None:
 def check(page: Any) -> None:
     """Check a page with axe-core; minor and moderate findings are allowed."""
     assert AXE is not None
-    page.wait_for_timeout(400)  # pictures fade in; axe would see their contrast half way
-    # The page's policy forbids other scripts, so axe runs in the browser's tool context.
+    page.wait_for_timeout(400)  # pictures fade in; axe would see their contrast halfway
+    # The page's policy forbids other scripts, so Playwright evaluates axe directly.
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")
     serious = [

@@ -1,4 +1,4 @@
-"""Indexing in parts: the result of workers equals that of one process, also if a worker is lost."""
+"""Indexing in parts: the result of workers equals that of one process, even if one is killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pab.search.worker import encode_part
 
 
 def run(lab: Lab, source: Source | None = None, **settings: Any) -> Report:
-    """Index with workers that finish in the reverse order."""
+    """Index in parts that finish in the reverse order."""
 
     def engine(job: Job, tasks: Sequence[Task]) -> Iterator[Part]:
         old = None if job.manifest is None else Previous(Index(job.index, job.manifest))
@@ -47,12 +47,12 @@ def run(lab: Lab, source: Source | None = None, **settings: Any) -> Report:
 
 
 def copied(value: Any) -> Any:
-    """Send a value to another process and back."""
+    """Pickle and unpickle a value, as when it is sent to another process."""
     return pickle.loads(pickle.dumps(value))  # noqa: S301 - made here
 
 
 def unused() -> Any:
-    """Fail if the command itself loads the models."""
+    """Fail: only workers may load the models."""
     raise AssertionError
 
 
@@ -133,7 +133,7 @@ def test_archives_are_parts(lab: Lab, tmp_path: Path) -> None:
     assert run(lab, source).kept == 9
 
 
-def test_a_stopped_run_in_parts_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_in_parts_resumes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop while the second part is encoded; its remains are removed."""
     true_encode, calls = lab.encoders[1].encode_images, 0
 
@@ -217,7 +217,7 @@ def test_a_missing_cluster_is_reported_at_once(tmp_path: Path) -> None:
 
 
 def ray_workers() -> list[int]:
-    """Return the processes of Ray, started by this one, that are executing a part."""
+    """Return the ids of this process's Ray workers that are encoding a part."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -241,7 +241,7 @@ def is_ours(folder: Path) -> bool:
 
 @pytest.fixture
 def watch() -> Iterator[Callable[[Callable[[], bool]], None]]:
-    """Call a function every 20 ms from another thread until it returns true."""
+    """Return a function that calls another every 20 ms, in a thread, until that returns true."""
     stop, threads = Event(), []
 
     def start(action: Callable[[], bool]) -> None:
@@ -277,7 +277,7 @@ def test_two_ray_workers_one_of_them_killed(
     ray = ["--engine", "ray", "--ray_workers", "2"]
 
     def kill_one() -> bool:
-        """Stop a worker that has begun a part; kill it when the other one has finished some."""
+        """Stop a worker that has begun a part; kill it when the other one has finished a part."""
         if not stopped:
             stopped.extend(ray_workers()[:1])
             for worker in stopped:

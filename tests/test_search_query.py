@@ -235,7 +235,7 @@ def test_several_queries_share_no_first_image(tmp_path: Path) -> None:
     searcher = Searcher(index, {"clip": Words(texts)})
     queries = [Query(one) for one in texts]
     plain = searcher.search(queries, 2)
-    assert len({hits[0].row for hits in plain}) < 4, "the case is not trivial"
+    assert len({hits[0].row for hits in plain}) < 4, "the queries must compete for an image"
     joint = searcher.search(queries, 2, one_to_one=True)
     assert len({hits[0].row for hits in joint}) == 4
     assert all(len(hits) == 2 for hits in joint)
@@ -269,7 +269,7 @@ def test_queries_that_are_refused(tmp_path: Path, query: Query, expected: str) -
         Searcher(index, {"clip": Words({"x": vectors(1)[0]})}).search([query])
 
 
-def test_an_own_similarity_may_be_a_dot_product(tmp_path: Path) -> None:
+def test_an_overridden_similarity_may_be_a_dot_product(tmp_path: Path) -> None:
     class Own(Words):
         compares_by_dot_product = True
 
@@ -348,7 +348,7 @@ def test_vectors_that_overflow_are_refused(tmp_path: Path) -> None:
         write_shard(tmp_path, manifest, [entry], {"clip": np.full((1, WIDTH), 1e6, np.float32)})
 
 
-def test_numbers_of_shards_are_never_used_again(tmp_path: Path) -> None:
+def test_numbers_of_shards_are_never_reused(tmp_path: Path) -> None:
     manifest = Manifest({}, str(tmp_path), [member("clip")])
     manifest = with_shards(manifest, [Shard(0, 3), Shard(1, 3)])
     assert manifest.next_number == 2
@@ -356,7 +356,7 @@ def test_numbers_of_shards_are_never_used_again(tmp_path: Path) -> None:
 
 
 class ByHand(Reranker):
-    """Reranker with fixed scores per caption and row; the file of a row is named by its number."""
+    """Reranker with fixed scores per caption and row."""
 
     origin = Origin("hand", "hand.pth")
 

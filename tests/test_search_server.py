@@ -150,7 +150,7 @@ def test_pictures_are_upright_and_have_no_metadata(tmp_path: Path) -> None:
     path = tmp_path / "photos/phone.jpg"
     path.parent.mkdir()
     exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "camera with a secret"  # rotated; make
+    exif[0x0112], exif[0x010F] = 6, "camera with a secret"  # orientation; camera make
     Image.new("RGB", (80, 40), (250, 0, 0)).save(path, exif=exif)
     index = index_pictures(tmp_path)
     service = service_of(index)
@@ -297,7 +297,7 @@ def test_the_command_serves_until_it_is_interrupted(
     main(["index", *clip, *folders, "--out", str(tmp_path / "index")])
     words = [sys.executable, "-m", "pab.search", "serve", "--index", str(tmp_path / "index")]
     flags = ["--port", "0", "--token", TOKEN, "--parallel", "1", "--example", "a red coat"]
-    # A shell starts background jobs, and thus also tests in one, with SIGINT ignored.
+    # A shell starts its background jobs, which may be these tests, with SIGINT ignored.
     allow = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         [*words, *flags], stderr=subprocess.PIPE, text=True, preexec_fn=allow
@@ -348,7 +348,7 @@ def test_the_queue_is_bounded_and_drops_requests_that_are_given_up() -> None:
             await line.run(work, 3)
         tasks[2].cancel()
         await asyncio.sleep(0.05)
-        tasks[2] = asyncio.create_task(line.run(work, 4))  # takes the place
+        tasks[2] = asyncio.create_task(line.run(work, 4))  # takes the free place
         await asyncio.sleep(0.05)
         gate.set()
         assert await asyncio.gather(*tasks) == [0, 1, 4]
@@ -385,7 +385,7 @@ def test_the_cache_is_bounded() -> None:
     cache.put("a", "A", 4)
     cache.put("b", "B", 4)
     assert cache.get("a") == "A"
-    cache.put("c", "C", 4)  # drops b, which was not used for longest
+    cache.put("c", "C", 4)  # drops b, the least recently used
     assert [cache.get(key) for key in "abc"] == ["A", None, "C"]
     cache.put("a", "D", 2)
     cache.put("large", "L", 11)

@@ -29,7 +29,7 @@ def write_video(
     path: Path, times_ms: list[int], *, codec: str = "mpeg4", still: tuple[int, ...] = (),
     start_ms: int = 0, noise: bool = False, turn: int = 0,
 ) -> Path:  # fmt: skip
-    """Write a video whose frames get brighter, except frames that repeat the last one.
+    """Write a video whose frames get brighter, except those that repeat the frame before.
 
     Args:
         path: file to write.
@@ -115,7 +115,7 @@ def test_near_identical_neighbours_are_left_out(tmp_path: Path) -> None:
     kept = [frame.time_s for frame in sampled_frames(video, 0, distinct=True)]
     assert len(every) == 20
     assert not {0.1, 0.2, 0.3, 1.0, 1.1} & {round(time, 3) for time in kept}
-    # A level differs by 10, less than the threshold, so every second one is kept.
+    # Consecutive levels differ by 10, less than the threshold, so every second frame is kept.
     assert {0.5, 0.7, 0.9} <= {round(time, 3) for time in kept}
 
 
@@ -243,7 +243,7 @@ def vtest(tmp_path: Path) -> Path:
 def test_a_real_video(
     vtest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Index every 7 s with the mini CLIP; compare with frames decoded one by one."""
+    """Index a frame every 7 s with the mini CLIP; compare with frames decoded one by one."""
     monkeypatch.chdir(Path(__file__).parents[1])
     out, found = tmp_path / "index", tmp_path / "found.json"
     words = ["index", *CLIP, "--video", str(vtest), "--every", "7", "--out", str(out)]

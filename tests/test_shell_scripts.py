@@ -149,7 +149,7 @@ def test_no_step_follows_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def reproduce(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run reproduce.sh with a fake Python that prints its arguments and creates score files."""
+    """Return a function that runs reproduce.sh with a fake Python, which creates score files."""
     (tmp_path / "scripts").mkdir()
     script = tmp_path / "scripts/reproduce.sh"
     script.write_bytes((SCRIPTS / "reproduce.sh").read_bytes())

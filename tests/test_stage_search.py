@@ -1,7 +1,4 @@
-"""Choose reranking and decodings on validation scores: against brute force, folds, written config.
-
-Shape letters: `Q` queries, `G` gallery images.
-"""
+"""Choice of reranking and decodings on validation scores: brute force, folds, written config."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ CHAIN = ["--decode", "margin", "assignment", "--decode_top", "2", "--decode_scop
 
 
 def matrix(strength: float, seed: int) -> Tensor:
-    """Random scores in which every query prefers its own image by ``strength``."""
+    """Return random scores in which every query prefers its own image by ``strength``."""
     noise = torch.rand(COUNT, COUNT, generator=torch.Generator().manual_seed(seed))
     return torch.eye(COUNT) * strength + noise
 
@@ -176,7 +173,7 @@ def test_a_number_at_the_end_of_its_grid_is_reported(
     said = capsys.readouterr()
     assert "rerank_prior 5:" in said.out
     assert "--rerank_prior: 5 is the largest value tried: try larger ones" in said.err
-    assert "--rerank_depth" not in said.err  # the only one
+    assert "--rerank_depth" not in said.err  # only one depth was tried
     search([*words, *flags, "5", "50"])  # both keep the fused order
     assert "largest value" not in capsys.readouterr().err
 

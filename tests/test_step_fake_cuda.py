@@ -54,7 +54,7 @@ def set_gradients(model: nn.Module) -> None:
 
 
 def run_of(model: nn.Module, folder: Path, dtype: torch.dtype, clip_grad: float | None) -> Run:
-    """A run of the model whose log and progress go nowhere."""
+    """Return a run of the model whose log and progress are discarded."""
     config = TrainConfig(output_dir=str(folder), clip_grad=clip_grad, ema_decay=0.99)
     groups = parameter_groups(
         model.named_parameters(), weight_decay=0.1, no_decay=lambda name, value: value.ndim < 2
@@ -78,14 +78,14 @@ def lhp() -> Beit3Retrieval:
 
 
 def batch(side: int = 64) -> PairBatch:
-    """A batch as the loader yields it, on the CPU."""
+    """Return a batch as the loader yields it, on the CPU."""
     image = torch.empty(PAIRS, 3, side, side)
     return PairBatch(image, *pad_batch(ROWS), torch.arange(PAIRS))
 
 
 @pytest.mark.parametrize("clip_grad", [None, 1.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_frame_of_a_step_reads_once(
+def test_a_step_reads_once_after_its_backward_pass(
     trace: Trace, tmp_path: Path, dtype: torch.dtype, clip_grad: float | None
 ) -> None:
     model = lhp()
@@ -128,7 +128,7 @@ def steps_of_pairs(
     trace: Trace, run: Run, vectors: Callable[[PairBatch], Tensor], scale: Callable[[], Tensor],
     chunk: int, side: int, monkeypatch: pytest.MonkeyPatch,
 ) -> int:  # fmt: skip
-    """Host reads of one step of the contrastive recipe: both passes, update, average, log."""
+    """Count the host reads of one contrastive step: both passes, update, average, log."""
     calls = []
 
     def backward(self: Tensor, gradient: Tensor | None = None) -> None:
@@ -161,7 +161,7 @@ def steps_of_pairs(
 
 
 def clip() -> Any:
-    """A small causal tower as in OpenAI's CLIP."""
+    """Return a small CLIP whose text tower is causal, as OpenAI's."""
     model = open_clip.CLIP(
         embed_dim=32,
         vision_cfg={"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32},

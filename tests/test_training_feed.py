@@ -1,4 +1,4 @@
-"""Training views as uint8 pixels: images, draws and weights as if normalized in the loader."""
+"""Training views as uint8 pixels equal views that are normalized in the loader."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CROPS: Any = ((0.5, 1.0), (3 / 4, 4 / 3))
 
 
 def normalized_in_the_loader(name: str, size: int) -> v2.Compose:
-    """The recipe as one chain of torchvision's transforms, for an image of this size."""
+    """Return the preprocessing as one chain of torchvision's transforms."""
     found = recipe(name, size)
     to_float = v2.ToDtype(torch.float32, scale=True)
     colours = v2.Normalize(list(found.mean), list(found.std))
@@ -48,7 +48,7 @@ def normalized_in_the_loader(name: str, size: int) -> v2.Compose:
     return v2.Compose([squash, v2.PILToTensor(), to_float, colours])
 
 
-def test_hybrid_views_are_uint8_and_equal_torchvision_to_the_bit() -> None:
+def test_hybrid_views_are_uint8_and_equal_torchvision_bit_for_bit() -> None:
     view, image = HybridView(16, 0.5, *CROPS), noise(40, 30)
     before = normalized_in_the_loader("beit3", 16)
     for seed in range(20):
@@ -76,7 +76,7 @@ def test_hybrid_views_with_another_models_preprocessing() -> None:
 
 
 def augmented_in_the_loader(size: int, settings: Augmentation) -> Callable[[Image.Image], Tensor]:
-    """UIT's view as one chain: normalized, then erased by torchvision."""
+    """Return UIT's view as one chain: normalized, then erased by torchvision."""
     resize = v2.Resize((size, size), interpolation=v2.InterpolationMode.BICUBIC)
     flip = v2.RandomHorizontalFlip(settings.flip_prob)
     normalize = normalized_in_the_loader("uit", size)
@@ -95,7 +95,7 @@ def augmented_in_the_loader(size: int, settings: Augmentation) -> Callable[[Imag
     return view
 
 
-def test_uit_views_equal_erasing_in_the_loader_to_the_bit() -> None:
+def test_uit_views_equal_erasing_in_the_loader_bit_for_bit() -> None:
     image, settings = noise(40, 30), Augmentation()
     view, before = TrainingView(32, settings), augmented_in_the_loader(32, settings)
     rectangles = []

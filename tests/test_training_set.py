@@ -120,7 +120,7 @@ def test_a_shard_that_changes_while_open_is_noticed(root: Path) -> None:
 
 def test_copies_in_pickles_and_workers_read_the_same_pairs(root: Path) -> None:
     pairs = TrainingSet.open(root)
-    assert pairs[0].image_id == "0_0"  # a file is open now
+    assert pairs[0].image_id == "0_0"  # leaves the shard open
     again = pickle.loads(pickle.dumps(pairs))  # noqa: S301
     assert ids(again) == ids(pairs)
     assert len(pickle.dumps(pairs)) < 2000

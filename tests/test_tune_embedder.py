@@ -27,7 +27,7 @@ from tests.vlm import images_of_many_sizes, small_vlm
 
 @pytest.fixture(scope="module")
 def late() -> Path:
-    """A small, untrained late-interaction model."""
+    """Return the folder of a small, untrained late-interaction model."""
     return small_vlm("late")
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_start_is_refused(late: Path, tmp_path: Path) -> None:
         make_small(SmallConfig(out=str(tmp_path / "out"), start=str(start)), [])
 
 
-def test_an_interrupted_model_leaves_no_folder(
+def test_a_failed_write_leaves_no_folder(
     late: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from sentence_transformers import MultiVectorEncoder

@@ -36,7 +36,7 @@ def mined(folder: Path, *questions: tuple[str, str, str]) -> Path:
 
 
 class Runs:
-    """Starts short training runs on 24 pairs."""
+    """Start short training runs on 24 pairs."""
 
     def __init__(self, data: Path, model: Path, folder: Path) -> None:
         self.data, self.model, self.folder = data, model, folder
@@ -107,7 +107,7 @@ def test_the_tuned_folder_is_read_as_a_reranker_and_differs(runs: Runs) -> None:
 
 
 def test_a_caption_and_its_twin_are_learned(runs: Runs, tmp_path: Path) -> None:
-    """Two captions with the same two images: only reading both can answer all four pairs."""
+    """Both captions share two images, so a low loss needs a model that reads caption and image."""
     one, two = list(TrainingSet.open(runs.data, cache_dir=tmp_path / "cache"))[:2]
     path = mined(tmp_path, (one.caption, one.image, two.image), (two.caption, two.image, one.image))
     settings = {"batch_size": 2, "easy_negatives": 0, "epochs": 100, "save_ckpt_freq": 100}
@@ -133,7 +133,7 @@ def test_low_rank_updates_are_merged_into_the_folder(runs: Runs, flags: tuple[st
 
 
 def test_weights_in_a_subfolder_are_replaced_there(runs: Runs, tmp_path: Path) -> None:
-    """The library's modules may all have folders."""
+    """In a folder of sentence-transformers, every module may have a subfolder."""
     source = tmp_path / "source"
     shutil.copytree(runs.model, source / "0_Transformer")
     shutil.move(source / "0_Transformer/1_LogitScore", source)
@@ -213,7 +213,7 @@ def test_each_validation_caption_is_compared_with_its_twin(runs: Runs, tmp_path:
         ((), {"min_lr": 1.0}, "--lr"),
     ],
 )
-def test_bad_settings_are_one_line(
+def test_bad_settings_give_one_line(
     runs: Runs, refused: Callable[..., str], flags: tuple[str, ...], settings: dict[str, Any],
     message: str,
 ) -> None:  # fmt: skip

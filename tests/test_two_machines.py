@@ -1,4 +1,4 @@
-"""Two machines in small: two processes whose output, cache and data folders are not shared.
+"""Two simulated machines: processes whose output, cache and data folders are not shared.
 
 They must train as one, or refuse to start with an error in both. They must never hang.
 """
@@ -77,7 +77,7 @@ def flip_a_byte(path: Path) -> None:
 
 
 def checkpoints(data: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
-    """Outcome of each start: an error, or an empty text."""
+    """Return the outcome of each start: an error, or an empty text."""
     machine = Machine(data, tokenizer, folder)
     first, second = (folder / f"machine-{i}/run" / LAST for i in range(2))
     found: dict[str, Any] = {"new": machine.start()}
@@ -99,7 +99,7 @@ def checkpoints(data: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
 
 
 def inputs(data: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
-    """Outcome of each start with other files or settings in process 1."""
+    """Return the outcome of each start with other files or settings in process 1."""
     machine = Machine(data, tokenizer, folder)
     second = processes.rank() == 1
     found: dict[str, Any] = {"settings": machine.start("a", batch_size=4 - second)}
@@ -120,7 +120,7 @@ def inputs(data: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
 
 
 def scoring(data: Path, tokenizer: Path, weights: Path, folder: Path) -> dict[str, Any]:
-    """Outcome of scoring with other data or weights in process 1."""
+    """Return the outcome of scoring with other data or weights in process 1."""
     machine = Machine(data, tokenizer, folder)
     masked, own = machine.data / "name-masked_test-set", machine.folder / "weights.pth"
     shutil.copy(weights, own)
@@ -141,7 +141,7 @@ def scoring(data: Path, tokenizer: Path, weights: Path, folder: Path) -> dict[st
         return ""
 
     found = {"same": score()}
-    # Copies: the tensors of a checkpoint stay in its file, which is overwritten.
+    # Cloned, because loaded tensors are mapped from their file, which is overwritten below.
     state = {name: part.clone() for name, part in model_state(read_checkpoint(own), own).items()}
     state["logit_scale"] += 1
     in_process(1, lambda: torch.save({"model": state}, own))

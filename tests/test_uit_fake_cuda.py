@@ -31,7 +31,7 @@ WEIGHTS = LossWeights(eda=0.8, mlm=1.0, mim=1.0, label_smoothing=0.2)
 
 
 def model_of(name: str, *, saving: bool = False) -> Uit:
-    """Model on the fake GPU, in training mode; dropout and drop path are on."""
+    """Return a model on the fake GPU in training mode, with dropout and drop path."""
     sizes = MODELS[name]
     swin = replace(sizes.swin, drop_path=0.1, checkpoint_activations=saving)
     bert = replace(sizes.bert, dropout=0.1, checkpoint_activations=saving)
@@ -39,7 +39,7 @@ def model_of(name: str, *, saving: bool = False) -> Uit:
 
 
 def batch_of(model: Uit, pairs: int, longest: int = 40, length: int = 56) -> UitBatch:
-    """Batch on the CPU."""
+    """Return a batch on the CPU."""
     side = model.config.swin.image_size
     return UitBatch(
         image=torch.randn(pairs, 3, side, side),
@@ -97,12 +97,13 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_re_ranking_never_waits_for_a_copy(
     fake_gpu: pytest.MonkeyPatch, free: int, passes: int
 ) -> None:
-    """One copy to the CPU per pass, which does not block."""
+    """Each pass makes one copy to the CPU, which does not block."""
     queries, images, k = 120, 60, 10
     tokenizer = Tokenizer(ROOT / "checkpoints/mini/bert", 72, 72)
     rows = [tokenizer.encode("a man in a red coat " * (1 + i // 40)) for i in range(queries)]
     chosen = k * (np.arange(queries)[:, None] // 20) + np.arange(k)  # 20 queries share k images
-    candidates: Any = SimpleNamespace(numpy=lambda: chosen, shape=chosen.shape)  # with values
+    # Not a fake tensor, which has no values
+    candidates: Any = SimpleNamespace(numpy=lambda: chosen, shape=chosen.shape)
     fake_gpu.setattr("uit.rerank.IMAGES_A_GROUP", k)
     fake_gpu.setattr("uit.rerank.free_memory", lambda _: RESERVED + free)
     with fake_cuda(fake_gpu) as trace:
@@ -151,7 +152,7 @@ def test_losses_and_gradients_read_nothing(
 def test_step_reads_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """Pixels, losses, gradients, clipping, update, weight average and log."""
+    """The step covers pixels, losses, gradients, clipping, update, weight average and log."""
     with fake_cuda(monkeypatch) as trace:
         model = model_of("uit_debug")
         run, batch, side = run_of(model, tmp_path, dtype, 1.0), batch_of(model, 6), 32

@@ -1,6 +1,6 @@
 """UIT trained by several processes: ITC, MLM and MIM losses equal those of one process.
 
-ITM is left out of the gradient: each process draws its own negatives, as in the release.
+ITM is left out of the gradient: each process draws its own negatives, as in the published code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def model_of(sync_batch_norm: bool) -> Uit:
 
 
 def batch(step: int) -> UitBatch:
-    """Return eight pairs; the first have more hidden pieces, which exposes a mean of means."""
+    """Return eight pairs; the first have more hidden pieces, so a mean of means would differ."""
     generator = torch.Generator().manual_seed(step)
     size = MODELS["uit_debug"].swin.image_size
     labels = torch.full((PAIRS, 4), NO_LABEL)
@@ -112,7 +112,7 @@ def test_itc_mlm_and_mim_do_not_depend_on_the_number_of_processes(
 
 
 @pytest.mark.distributed
-def test_without_synchronised_statistics_itc_differs(tmp_path: Path) -> None:
+def test_without_synchronized_statistics_itc_differs(tmp_path: Path) -> None:
     own = partial(curve, sync_batch_norm=False)
     alone, shared = own(tmp_path), run_in(2, own, tmp_path)[0]
     torch.testing.assert_close(shared["mlm"][0], alone["mlm"][0], rtol=1e-4, atol=1e-5)

@@ -40,7 +40,7 @@ def small_model(tokenizer: Tokenizer, size: int = 32, window: int = 4) -> Uit:
 
 
 def cmp_state(model: Uit) -> dict[str, Tensor]:
-    """Return CMP's state: no masked image model, a pose branch, a copy of the head's matrix."""
+    """Return a state as CMP saves it: no masked image model, a pose branch, a tied matrix twice."""
     state = {n: t for n, t in model.state_dict().items() if not n.startswith("simmim.")}
     words = state["text_encoder.bert.embeddings.word_embeddings.weight"]
     state["text_encoder.cls.predictions.decoder.weight"] = words
@@ -83,9 +83,9 @@ def test_training_starts_from_cmp(
     for name, tensor in theirs.state_dict().items():
         same = torch.equal(ours.state_dict()[name], tensor)
         assert same or name.startswith("simmim."), name
-    anew, left = capsys.readouterr().err.splitlines()
-    assert "newly initialized: " in anew
-    assert "simmim.decoder" in anew
+    initialized, left = capsys.readouterr().err.splitlines()
+    assert "newly initialized: " in initialized
+    assert "simmim.decoder" in initialized
     assert "left out: 5 tensors (pose_block.attn, pose_block.norm, pose_conv.expand)" in left
 
 

@@ -1,4 +1,4 @@
-"""UIT's fine-tuning, scoring and starting points, end to end, at debug size."""
+"""UIT's fine-tuning, scoring and initial weights, end to end, at debug size."""
 
 from __future__ import annotations
 
@@ -232,9 +232,7 @@ def test_every_parameter_has_a_gradient(
 
 
 @pytest.mark.parametrize("off", ["eda", "mlm", "mim"])
-def test_losses_that_are_turned_off(
-    tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, off: str
-) -> None:
+def test_disabled_losses(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, off: str) -> None:
     model = small_model(tokenizer).eval()
     batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
     each = {"eda": 0.8, "mlm": 1.0, "mim": 2.0}
@@ -325,7 +323,7 @@ def test_draws_are_those_of_multinomial() -> None:
     assert all(torch.equal(draw_negatives(shares), one) for one in expected)
 
 
-def test_a_diverged_model_draws_too() -> None:
+def test_a_diverged_model_still_draws_negatives() -> None:
     shares = torch.tensor([[torch.nan] * 3, [0.0, torch.inf, 0.0]])
     drawn = torch.stack([draw_negatives(shares) for _ in range(100)])
     assert set(drawn[:, 0].tolist()) == {0, 1, 2}
@@ -480,7 +478,7 @@ def test_invalid_settings_are_refused(
 
 
 def test_a_vocabulary_of_other_words_is_refused_before_training(runs: Runs) -> None:
-    """Validation would also refuse it, but only after an epoch."""
+    """Validation would also refuse such a vocabulary, but only after an epoch."""
     words = runs.folder / "words"
     make_vocabulary(["xyzzy zyxxy"] * 9, words, 20)
     with pytest.raises(InputError, match=r"pieces of the captions are \[UNK\]"):
@@ -565,7 +563,7 @@ def _run_and_keep_scores(argv: list[str], folder: Path) -> dict[str, Tensor]:
 def test_two_processes_validate_what_is_written(
     runs: Runs, tmp_path: Path, ema: dict[str, Any]
 ) -> None:
-    # Training leaves other batch statistics in each process; validation must use those of rank 0.
+    # Training leaves each process its own batch statistics; validation must use those of rank 0.
     settings = {"val_pairs": 8, "epo": 1, "lr": 1e-2, "k_val": 3, **ema}
     (tmp_path / "ranks").mkdir()
     argv = runs.argv("two", bs=2, **settings)
@@ -708,8 +706,8 @@ def test_lists_choose_candidates(
         assert message in refused(scoring.argv(candidates=path, k_test=k), capsys)
 
 
-def plain_way(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
-              candidates: Tensor) -> Tensor:  # fmt: skip
+def match_one_by_one(model: Uit, tokenizer: Tokenizer, rows: list[list[int]], tokens: Tensor,
+                     candidates: Tensor) -> Tensor:  # fmt: skip
     """Score each query's candidates: repeat the text, run all layers on all tokens."""
     bert, scores = model.text_encoder, []
     for row, chosen in zip(rows, candidates, strict=True):
@@ -738,7 +736,7 @@ def test_shared_work_changes_nothing(
     found = match_scores(
         model, tokenizer, rows, tokens, candidates, device=CPU, dtype=torch.float32
     )
-    expected = plain_way(model, tokenizer, rows, tokens, candidates)
+    expected = match_one_by_one(model, tokenizer, rows, tokens, candidates)
     assert found.std() > 1e-3 or k == 1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -852,7 +850,7 @@ def test_bad_input(
     assert not (scoring.folder / "l.txt").exists()
 
 
-def test_evaluating_the_labelled_test(runs: Runs, checkpoint: Path) -> None:
+def test_evaluation_of_the_labelled_test_set(runs: Runs, checkpoint: Path) -> None:
     runs("eval", "--evaluate", checkpoint=checkpoint, k_test=5)
     found = load_scores(runs.folder / "eval/score_test_k5.pt")
     assert found.meta["k_test"] == 5
@@ -879,7 +877,7 @@ def test_a_k_larger_than_the_gallery_means_all_images(
     assert (one.meta["k_test"], two.meta["k_test"]) == (10, 99)
 
 
-# -------------------------------------------------------------------------------- starting points
+# -------------------------------------------------------------------------------- initial weights
 
 
 def test_swin_with_the_names_of_timm_and_microsoft(tmp_path: Path) -> None:
@@ -1033,7 +1031,7 @@ def _infer(argv: list[str], nodes: bool, folder: Path) -> None:
 def test_several_processes_score_as_one(
     scoring: Scoring, tmp_path: Path, world: int, nodes: bool
 ) -> None:
-    """Also with a file of features per process, as on nodes without a shared folder."""
+    """With ``nodes``, each process has its own features, as on nodes without a shared folder."""
     plain = scoring(save_itc=scoring.folder / "itc.pt")
     (tmp_path / "ranks").mkdir()
     outputs = {"save_score": scoring.folder / "o.pt", "save_itc": scoring.folder / "o_itc.pt"}

@@ -23,7 +23,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def small(costs: Any) -> Any:
-    """Sizes of a model with 2 + 3 layers that a CPU runs at once."""
+    """Return the config of a model with 2 vision and 3 text layers, small enough for a CPU."""
     return costs.Sizes(
         text={"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
               "num_attention_heads": 8},

@@ -25,7 +25,7 @@ DAMAGED_ARCHIVE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, LookupError,
 )  # fmt: skip
 
-# Limits against small files that unpack to fill the memory (deflate packs zeros 1,000 times).
+# Limits against small files that unpack to fill the memory (deflate shrinks zeros 1,000-fold).
 LARGEST_RATIO = 100  # unpacked bytes per packed byte
 ALWAYS_UNPACKED = 1 << 30  # bytes allowed at any ratio; scores with few distinct values pack well
 

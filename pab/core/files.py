@@ -78,7 +78,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[str], object]) -> None:
-    """Write a folder beside its place, then move it there; an older one is replaced.
+    """Write a folder under a temporary name, then move it into place; replace an older one.
 
     Args:
         folder: folder to write.

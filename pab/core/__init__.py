@@ -6,8 +6,8 @@ Commands use `commands` (grouped flags), `config` (YAML, then flags), `errors` (
 detects formats. `checkpoints`, `state_dicts` and `weight_folders` load weights in known formats,
 and `adapters` merges LoRA and DoRA into them. `devices`, `precision` (dtypes) and `device_errors`
 serve the models. `launch` starts processes, `processes` connects them, and `gradients` averages
-their gradients. `progress` shows long loops, `resources` finds shipped files. Imports no other
-package of this project.
+their gradients. `progress` shows long loops, `resources` finds shipped files, and `hub`
+lists published ones. Imports no other package of this project.
 """
 
 __version__ = "0.1.0"

@@ -21,7 +21,8 @@ from pab.core.errors import InputError
 LIBRARY_PREFIX = "base_model.model."  # peft's wrapper around the whole model
 BASE_LAYER = ".base_layer."  # peft's name of the layer that an adapter updates
 ADAPTER = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(\w+))?\.weight")
-# Other traces of adapters: biases, embeddings, copies of whole modules, other methods of peft.
+# Any trace of adapters, also of unsupported kinds: biases, embeddings, copies of whole modules,
+# other methods of peft.
 TRACES = re.compile(r"\.lora_|\.(ia3_|hada_|lokr_|oft_|vera_|modules_to_save\.|original_module\.)")
 IN_PROJECTION = "in_proj_weight"  # torch's attention: queries, keys and values in one matrix
 ALPHA = "lora_alpha"  # setting: updates are scaled by alpha / rank
@@ -91,7 +92,7 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
 def _updated(
     owner: str, parts: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path
 ) -> tuple[str, Tensor]:
-    """Return name and value of the weight that an adapter updates."""
+    """Return the name and value of the weight that an adapter updates."""
     down, up = parts.get("A"), parts.get("B")
     if down is not None and up is not None and down.ndim == up.ndim == 2:
         for name in (f"{owner}.weight", f"{owner}.{IN_PROJECTION}"):

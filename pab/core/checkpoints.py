@@ -120,8 +120,8 @@ def load_strict(
         ignore: patterns of names that are neither loaded nor compared.
 
     Raises:
-        InputError: names, shapes or kinds of dtype (float or integer) differ, or a weight is NaN
-            or infinite. The model is unchanged.
+        InputError: names, shapes or kinds of dtype (float or integer) differ, or a weight is NaN,
+            infinite or too large for the model's dtype. The model is unchanged.
     """
     own = model.state_dict()
     ignored = tuple(sorted(name for name in {*own, *state} if _matches(name, ignore)))

@@ -2,10 +2,11 @@
 
 The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, ``Literal[...]`` of
 texts, ``int | Literal[...]`` (bounds: of the number), ``tuple[X, X]`` or ``tuple[X, ...]``, and any
-of these ``| None``. For a ``tuple[str, ...]``, a single value becomes a tuple of one, and integers
-become text. :func:`flag` adds the help text, the group and the bounds. Pydantic validates the
-values of the file and of the command line strictly: 3 is a valid float; "3" and True are not valid
-integers. A config may define ``check()``, which raises if settings contradict one another.
+of these ``| None``. A single value of a ``tuple[X, ...]`` becomes a tuple of one; integers of a
+``tuple[str, ...]`` become text. :func:`flag` adds the help text, the group and the bounds. Pydantic
+validates the values of the file and of the command line strictly: 3 is a valid float; "3" and True
+are not valid integers. A config may define ``check()``, which raises if settings contradict one
+another.
 """
 
 from __future__ import annotations

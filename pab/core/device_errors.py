@@ -19,7 +19,7 @@ GB = 1e9
 SHARED_MEMORY = Path("/dev/shm")  # workers of PyTorch's loaders pass their batches through it
 PREFETCH = 2  # batches that each worker loads ahead, PyTorch's default
 
-# Messages of exhausted memory without a class of their own: CPU (Linux, Windows), MPS, cuBLAS.
+# Out-of-memory messages of errors without a class of their own: CPU (Linux, Windows), MPS, cuBLAS.
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.I
 )
@@ -33,8 +33,8 @@ _EXPLAINED = "out of memory while "  # start of the note that `explaining_memory
 def explaining_memory(device: torch.device, work: str, remedy: str) -> Iterator[None]:
     """Explain an out-of-memory error of the block in a note; :func:`one_line` returns it.
 
-    The exception keeps its type. An error that has such a note already keeps it: the innermost
-    block knows best what was being done.
+    The exception keeps its type. An error that already has such a note keeps it: the note of the
+    innermost block is the most specific.
 
     Args:
         device: device of the model.
@@ -96,7 +96,7 @@ def _peak(device: torch.device) -> str:
 
 
 def check_shared_memory(num_workers: int, sample_bytes: int, batch_size: int, samples: int) -> None:
-    """Check that the loader's batches fit in ``/dev/shm``; a worker would die with a bus error.
+    """Check that loaded batches fit in ``/dev/shm``; otherwise, a worker dies with a bus error.
 
     Each process of the machine has its own workers, and each worker loads two batches ahead. No
     effect without workers, and on systems without ``/dev/shm``.

@@ -248,7 +248,7 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free bytes of a GPU, with those that torch holds unused; None for others."""
+    """Return a GPU's free bytes, including those that torch holds unused; None without a GPU."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -261,10 +261,10 @@ def read_late(results: Iterable[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tens
     The GPU then always has work, and the host is never more than one tensor ahead.
 
     Args:
-        results: anything that identifies a tensor, and the tensor, on any device.
+        results: pairs of any key and a tensor on any device.
 
     Yields:
-        The same, with the tensor on the CPU.
+        The same pairs, with the tensor on the CPU.
     """
     waiting: deque[tuple[Key, Tensor, torch.cuda.Event]] = deque()
     for key, result in results:

@@ -25,7 +25,7 @@ DAMAGED_ARCHIVE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, LookupError,
 )  # fmt: skip
 
-# Limits against small files that unpack to fill the memory (deflate packs zeros 1,000 times).
+# Limits against small files that unpack to fill the memory (deflate shrinks zeros 1,000-fold).
 LARGEST_RATIO = 100  # unpacked bytes per packed byte
 ALWAYS_UNPACKED = 1 << 30  # bytes allowed at any ratio; scores with few distinct values pack well
 
@@ -78,7 +78,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[str], object]) -> None:
-    """Write a folder beside its place, then move it there; an older one is replaced.
+    """Write a folder under a temporary name, then move it into place; replace an older one.
 
     If the move fails, the older one is put back.
 

@@ -30,7 +30,8 @@ class GradientAverage:
     A trainable parameter that never gets a gradient therefore delays its bucket and later ones.
 
     Exchanges wait for the backward passes of :func:`pab.core.processes.all_gather_with_grad`.
-    Otherwise, processes whose parameters with a gradient differ would mix up the two exchanges.
+    Otherwise, if different parameters have a gradient in different processes, the two kinds of
+    exchange could start in different orders.
     Other exchanges in a backward pass (synchronized batch norm) need the same graph everywhere.
 
     Args:
@@ -96,7 +97,7 @@ class GradientAverage:
 
     @torch.no_grad()
     def finish(self, figures: Tensor) -> Tensor:
-        """Wait for the mean gradients; average figures such as losses, too.
+        """Wait for the mean gradients, and average figures such as losses.
 
         A gradient that only some processes have counts as zero in the others.
 
@@ -105,7 +106,7 @@ class GradientAverage:
 
         Returns:
             [F + P]: mean figures, and for each of P parameters the fraction of processes with a
-            gradient; for :meth:`without_fractions`. P is 0 in one process.
+            gradient, which :meth:`without_fractions` reads. P is 0 in one process.
         """
         if not self.parameters:
             return figures
@@ -122,7 +123,7 @@ class GradientAverage:
         )
 
     def without_fractions(self, values: Sequence[float]) -> list[float]:
-        """Return the figures of the values of :meth:`finish`, read by the host.
+        """Return only the figures among the values of :meth:`finish`, which the host has read.
 
         Gradients that no process has, zero since :meth:`finish`, are removed: an optimizer would
         otherwise decay their weights.

@@ -23,7 +23,7 @@ from pab.core.files import sha256_of_file
 HUB = "https://huggingface.co"
 TIMEOUT_S = 30.0
 WEIGHTS = ".safetensors"
-# Files that a model is read from: no pickles, no code, no pages.
+# Files that a model is read from: no pickles, no code, no documentation.
 MODEL_FILES = (WEIGHTS, ".json", ".jinja", ".txt", ".model")
 
 

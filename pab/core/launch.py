@@ -28,7 +28,7 @@ def machines() -> int:
     """Read the number of machines from ``NNODES``; 1 if it is not set.
 
     Raises:
-        InputError: it is not a number.
+        InputError: it is not a positive number.
     """
     return number_in_environment("NNODES", 1, default=1, todo=_HOW)
 

@@ -131,7 +131,7 @@ def check_numerics(device: torch.device, *, tf32: bool, deterministic: bool) -> 
     """Check that the device supports TF32; prepare cuBLAS for deterministic algorithms.
 
     cuBLAS reads ``CUBLAS_WORKSPACE_CONFIG`` when CUDA starts. If it is unset, it is set to NVIDIA's
-    value for reproducible results. PyTorch 2.14 needs the variable no longer, older versions do.
+    value for reproducible results. PyTorch 2.14 works without the variable; older versions need it.
 
     Raises:
         InputError: TF32 on a device without it.

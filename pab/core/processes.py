@@ -45,8 +45,8 @@ _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
 # Longest wait for another process in an exchange. The longest waits are those for the process that
 # checks and indexes the data, and for validation. NCCL's default is 10 minutes.
 TIMEOUT = timedelta(hours=1)
-# Longest wait until all processes have joined. They join after reading their settings; torchrun has
-# waited for the machines before. torchrun does not tell a machine that another one has failed.
+# Longest wait until all processes have joined. They join after reading their settings; by then,
+# torchrun has waited for the machines. It does not tell a machine that another one has failed.
 JOIN_TIMEOUT = timedelta(minutes=10)
 
 pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not run
@@ -343,7 +343,7 @@ def _result_or_error(make: Callable[[], T]) -> tuple[T | None, InputError | None
 
 
 def check_equal(values: Mapping[str, str], *, todo: str) -> None:
-    """Check that values that each process got on its own are the same in all.
+    """Check that values that each process has determined itself are equal in all processes.
 
     Args:
         values: flag or file -> short description of its value, with a hash if it is long.

@@ -79,7 +79,7 @@ def read_tensors(
             path, f"expected {what} of tensors and plain values, found {error}", todo=SAVE_ALONE
         ) from error
     except _UNREADABLE as error:
-        # torch's own message spans many lines and advises to disable the protection.
+        # torch's own message spans many lines and advises disabling the protection.
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign is not None:
             problem = f"of tensors and plain values, found the Python object {foreign[1]}"

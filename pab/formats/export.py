@@ -192,7 +192,7 @@ def write_trec(
         prefix: prefix of the two file names.
         query_ids: ``Q`` ids.
         ranking: gallery names (best first) and their scores, per query.
-        relevant: query id -> right gallery ids; may contain queries that the ranking lacks.
+        relevant: query id -> relevant gallery ids; may contain queries that the ranking lacks.
 
     Raises:
         InputError: an id contains a blank, which the format cannot represent.

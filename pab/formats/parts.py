@@ -61,8 +61,8 @@ def merge_parts(files: Mapping[Path, ScoreFile]) -> ScoreFile:
         files: path -> part, in any order.
 
     Raises:
-        InputError: a file is not a part; a part is missing or double; or parts have other images,
-            another model, other settings or other data.
+        InputError: a file is not a part; a part is missing or given twice; or the parts differ in
+            images, model, settings or data.
     """
     parts = {path: _part_of(path, file) for path, file in files.items()}
     paths = sorted(parts, key=lambda path: parts[path].number)
@@ -107,7 +107,7 @@ def _part_of(path: Path, file: ScoreFile) -> Part:
 
 
 def _check_equal(path: Path, file: ScoreFile, first: Path, reference: ScoreFile) -> None:
-    """Reject a part of another gallery, model or data than the first part."""
+    """Reject a part whose gallery, model, settings or data differ from those of the first part."""
     if file.gallery_ids != reference.gallery_ids:
         odd = sorted(set(file.gallery_ids) ^ set(reference.gallery_ids))[0]
         raise InputError(

@@ -54,7 +54,7 @@ def bare_separator_of(text: str) -> str | None:
 
 
 def decimal_lines(text: str) -> bool:
-    """Return true if the first line is decimal fractions separated by blanks (NumPy's savetxt).
+    """Return true if the first line has only decimal fractions and blanks (NumPy's savetxt).
 
     Names in a ranked list may be integers, but not fractions.
     """
@@ -80,7 +80,7 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
         text: content of the file.
         path: the file, for errors.
         separator: separator of the cells.
-        ids: true if the first row and the first column are ids.
+        ids: true if the first row and the first column hold ids.
 
     Raises:
         InputError: there are no rows, or a row has another length or a cell that is not a number.

@@ -67,7 +67,7 @@ def _masked(folder: Path) -> Found:
     if not part.usable:
         problem = f"expected query.json and gallery/ with images, found {lines} and {images}"
         raise InputError(folder, problem, todo="add both to the folder")
-    return Found("a name-masked set (as of the challenge, or of Track 4)", facts, part.commands)
+    return Found("a name-masked set (as in the challenge or in Track 4)", facts, part.commands)
 
 
 def _image_shards(folder: Path, numbers: list[int]) -> Found:

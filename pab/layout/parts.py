@@ -1,7 +1,7 @@
 """Check which parts of PAB are present under a data root, and which commands can use them.
 
-Every annotation line is checked. Images are checked by listing folders, which is fast for a million
-images. No image is decoded; the commands that read images report damaged ones.
+Every annotation line is checked. Images are checked by listing folders, which is fast even for a
+million images. No image is decoded; the commands that read images report damaged ones.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def check_root(root: Path) -> list[Part]:
     """
     finder = ImageFinder(root)
     parts = [_shards(root, finder, "training", SHARD_FOLDERS[0])]
-    if "attr_" not in parts[0].place:  # otherwise the first part already is the one with actions
+    if "attr_" not in parts[0].place:  # otherwise the first part is already the one with actions
         parts.append(_shards(root, finder, "training actions", SHARD_FOLDERS[1]))
     test = labelled_test(root)
     parts.append(_labelled(root, finder, "test", f"annotation/test/{test.name}", PAB_TEST))

@@ -84,7 +84,7 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
 def _model_of_run(path: Path) -> str | None:
     """Read ``--model`` from the config beside a checkpoint, if the model is a ``local-dir:FOLDER``.
 
-    The metadata of such a checkpoint contain only the last part of the folder.
+    The metadata of such a checkpoint has only the last part of the folder's path.
     """
     config = path.with_name("config.yaml")
     if not config.is_file():

@@ -1,4 +1,4 @@
-"""Merge loaded batches to full ones, before they are encoded."""
+"""Merge loaded batches into full ones before they are encoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pab.data.image_loader import ImageBatch, P
 
 
 def refilled(batches: Iterable[ImageBatch[P]], size: int) -> Iterator[ImageBatch[P]]:
-    """Merge batches with gaps, left by images with cached vectors, to full batches."""
+    """Fill the gaps that images with cached vectors leave in batches, and yield full batches."""
     waiting: list[ImageBatch[P]] = []
     for batch in batches:
         if batch.positions:

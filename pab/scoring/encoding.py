@@ -318,7 +318,8 @@ class Compute:
         Args:
             encode: positions of captions -> B rows of any width.
             rows: ids (or words) of each caption; equal rows have equal vectors.
-            longest: maximum ids per caption; a batch fits :attr:`batch_size` of this length.
+            longest: maximum ids per caption; a batch has at most as many ids, padding included, as
+                :attr:`batch_size` captions of this length.
 
         Returns:
             Positions in ``rows``, and the float32 vectors on the CPU.

@@ -187,8 +187,8 @@ class ScoringJob:
         retrieval: queries, and labels if the annotation or the answer key has them.
         gallery: gallery images, sorted by id.
         order: query ids in the order of the ranked list.
-        data_sha256: SHA-256 of gallery ids and captions; equal for score files made from the same
-            names and captions.
+        data_sha256: SHA-256 of the gallery ids, query ids and captions; equal for score files made
+            from the same ids and captions.
     """
 
     retrieval: Retrieval
@@ -212,7 +212,7 @@ class ScoringJob:
         return [image.gallery_id for image in self.gallery]
 
     def with_rows(self, rows: range) -> ScoringJob:
-        """Select some of the queries; ``data_sha256`` stays that of all."""
+        """Select some of the queries; ``data_sha256`` stays that of all queries."""
         queries = [self.retrieval.queries[row] for row in rows]
         ids, relevant = {query.query_id for query in queries}, self.retrieval.relevant
         if relevant is not None:
@@ -291,10 +291,10 @@ def check_same_model(origin: Origin) -> None:
 
 
 def check_files(paths: list[Path], num_workers: int) -> None:
-    """Reject a gallery with missing or empty files, without opening a file of another.
+    """Reject a gallery with missing or empty files; if there are none, no file is opened.
 
-    Encoding opens every file once, and lists damaged images. But if a file has no content, the run
-    ends before the model is loaded, so all images are decoded here, to list all that are bad.
+    Encoding opens every file once, and lists damaged images. If a file has no content, however, the
+    run ends here, before the model is loaded. All images are then decoded, to list all bad ones.
 
     Args:
         paths: the images, the same in all processes.

@@ -1,7 +1,7 @@
 """Rows of a gallery in a memory-mapped file, which the processes of a node share.
 
-Every node has its own file, so nodes need no shared folder. A file in one would not help: pages
-that several machines map are not coherent. Each process writes a share of the rows, and
+Every node has its own file, so nodes need no shared folder. A file in a shared folder would not
+help: pages that several machines map are not coherent. Each process writes a share of the rows, and
 :meth:`MappedRows.complete` sends them to the other nodes.
 """
 
@@ -106,7 +106,7 @@ def mapped_rows(
 
 
 def map_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Map an existing file as a tensor that other processes can map, too.
+    """Map an existing file as a tensor; other processes can map the same file.
 
     Raises:
         InputError: the file is missing, has another size, or cannot be mapped.
@@ -123,7 +123,7 @@ def map_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def machine_name() -> str:
-    """Return a name that processes of one machine have in common, and no two machines.
+    """Return a name that all processes of a machine share, and that no other machine has.
 
     Clones of a machine can have the same host name, so the boot id of Linux and torchrun's number
     of the node (``GROUP_RANK``) belong to the name.

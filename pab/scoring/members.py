@@ -72,7 +72,7 @@ def load_encoder(name: str, *, config: str | Path | None = None, **settings: Any
     """Load a member's encoder by name.
 
     Args:
-        name: ``lhp``, ``uit``, ``clip``, ``blip2``, or a member of another package.
+        name: ``lhp``, ``uit``, ``clip``, ``blip2``, ``embed``, or a member of another package.
         config: YAML file of settings; ``settings`` override it.
         settings: settings of the member's scoring command, such as ``model`` or ``device``.
             ``checkpoint`` is accepted for every member. Vectors are cached on disk only with

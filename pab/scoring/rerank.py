@@ -59,7 +59,7 @@ class Reranker(Protocol):
     def rerank(
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: Tensor
     ) -> Tensor:
-        """Score each query's candidates, float32 [Q, K] on the CPU; larger is better.
+        """Score each query's candidates, float32 [Q, K] on the CPU; higher is better.
 
         Args:
             captions: Q captions.

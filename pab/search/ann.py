@@ -1,6 +1,6 @@
 """Approximate search with FAISS: an index of one member's vectors, beside the exact ones.
 
-Kinds, both with 8 bits per value (scalar quantisation, QT_8bit):
+Kinds, both with 8 bits per value (scalar quantization, QT_8bit):
 
 - ``hnsw``: a graph of neighbours; builds slowly, answers fast;
 - ``ivf``: lists of vectors around centres; builds fast, is smaller, answers more slowly.
@@ -127,7 +127,7 @@ class Ann:
         return cls(index, record, found)
 
     def search(self, vector: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find about the k rows with the largest dot products.
+        """Find approximately the k rows with the largest dot products.
 
         Args:
             vector: float32 [D], finite.
@@ -188,7 +188,7 @@ def is_current(index: Index, record: AnnRecord) -> bool:
 def usable_ann(index: Index, members: Sequence[str]) -> Ann | None:
     """Open the approximate index for a search with some members.
 
-    If it cannot serve them, says why in one line, and returns None: the search is exact.
+    If it cannot serve them, print the reason in one line, and return None: the search is exact.
 
     Raises:
         InputError: its file is damaged, or FAISS is not installed.

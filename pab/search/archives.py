@@ -21,7 +21,7 @@ LARGEST_IMAGE = 4 * MAX_PIXELS  # bytes; an image is read whole
 
 
 class Packed(NamedTuple):
-    """Image in an archive: its name there, its place in bytes, and its caption or None."""
+    """Image in an archive: its name there, its offset and size in bytes, its caption or None."""
 
     name: str
     offset: int
@@ -30,7 +30,7 @@ class Packed(NamedTuple):
 
 
 def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
-    """List the images of an archive, sorted by name, with the captions of equal keys.
+    """List the images of an archive, sorted by name, with the captions that have the same keys.
 
     A key is a name up to the first dot of its last part, as in WebDataset.
 
@@ -48,7 +48,7 @@ def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
     try:
         with tarfile.open(path, "r:") as archive:
             for info in archive:
-                if info.size < 0:  # tarfile would read the same headers for ever
+                if info.size < 0:  # tarfile would read the same headers forever
                     problem = f"a negative size at byte {info.offset}"
                     break
                 name = os.fsencode(info.name).decode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
 """Build and update a search index: find what has changed, encode it, write shards.
 
 An image is unchanged if its name, size and time of change are in the index. Otherwise it is hashed:
-if the index has an image with the same content, such as a renamed one, its vectors are used again.
+if the index has an image with the same content, such as a renamed one, its vectors are reused.
 Only other images are decoded and encoded. Rows of removed and changed images are dropped at the end
 of the run.
 
@@ -92,8 +92,8 @@ def build_index(
         engine: encodes the blocks elsewhere, without ``open_members``; None encodes them here.
 
     Raises:
-        InputError: the folder holds something else, another run writes it, no image can be read, or
-            the members are not those of the index.
+        InputError: the folder holds something else, another run is writing it, no image can be
+            read, or the members are not those of the index.
     """
     with locked(folder):
         run = Run(folder, source, choices, open_members, settings or BuildSettings())
@@ -210,7 +210,7 @@ class Run:
         return False
 
     def _is_complete(self, container: Container) -> bool:
-        """Keep an unchanged container."""
+        """Keep the rows of an unchanged container; return false for any other."""
         if self.manifest is None or self.old is None or self.settings.check_content:
             return False
         if self.manifest.complete.get(container.name) != container.state:
@@ -316,7 +316,7 @@ class Run:
         return vectors.float().numpy()
 
     def _check_width(self, member: str, found: int) -> None:
-        """Reject a member whose images have different D."""
+        """Reject a member whose vectors have different widths D."""
         known = {} if self.manifest is None else {m.name: m.width for m in self.manifest.members}
         width = self._widths.setdefault(member, known.get(member, found))
         if found != width:
@@ -381,7 +381,7 @@ class Run:
         self._save([*self.manifest.shards, shard])
 
     def _save(self, shards: Sequence[Shard]) -> None:
-        """Name the shards in the manifest, with the state of the run so far."""
+        """Write the manifest with these shards and the state of the run so far."""
         assert self.manifest is not None
         self.manifest = replace(
             with_shards(self.manifest, shards),

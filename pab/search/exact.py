@@ -2,8 +2,8 @@
 
 A first comparison is fast and has a bounded error: a product in float16 for one query on float16
 rows, which runs at memory bandwidth, otherwise a product in float32. Rows that may be among the
-first k despite the error are compared again in float64. So scores and order do not depend on
-blocks, threads, or the number of queries.
+first k despite the error are compared again in float64. Scores and order therefore do not
+depend on blocks, threads, or the number of queries.
 
 Bounds, with unit roundoff u, for a sum of D products in any order (N. Higham, Accuracy and
 Stability of Numerical Algorithms, section 3.1)::
@@ -31,7 +31,8 @@ Blocks = Iterable[tuple[int, np.ndarray]]  # (number of the first row, vectors [
 HALF, SINGLE, BRAIN = 2.0**-11, 2.0**-24, 2.0**-9  # unit roundoffs: float16, float32, bfloat16
 SLACK = 1.01  # covers the rounding of the bounds themselves
 LEAST_NORMAL = 2.0**-126  # of float32; smaller products may vanish
-# Values compared at a time. One query reads each value once; for several, they stay in the cache.
+# Values compared at a time. One query reads each value once; several queries read them from the
+# processor's cache.
 ONE_VALUES, SEVERAL_VALUES = 8 << 20, 1 << 19
 PAIR_VALUES = 4 << 20  # in float64
 
@@ -95,7 +96,7 @@ class _Best:
         self._double = queries.astype(np.float64)
         self._scores = [np.empty(0, dtype=np.float32) for _ in queries]
         self._rows = [np.empty(0, dtype=np.int64) for _ in queries]
-        self._least = torch.full((len(queries), 1), -torch.inf)  # to be among the first k
+        self._least = torch.full((len(queries), 1), -torch.inf)  # score of the k-th row so far
         with np.errstate(all="ignore"):
             self._lengths = torch.from_numpy(np.linalg.norm(self._double, axis=1)).float()
             self._half = self._rounded() if len(queries) == 1 else None
@@ -135,7 +136,7 @@ class _Best:
     def _add(
         self, first: int, rows: torch.Tensor, products: torch.Tensor, errors: torch.Tensor
     ) -> None:
-        """Compare again what may be among the first k; products are [Q, n] and errors broadcast."""
+        """Compare again what may be among the first k; products are [Q, n], errors [Q, n or 1]."""
         self.total += len(rows)
         highest = products + errors
         possible = ~(highest < self._least)  # true for NaN, which overflows give
@@ -184,7 +185,7 @@ class _Best:
 
 @cache
 def half_is_bounded(width: int) -> bool:
-    """Return whether a float16 product on this processor has the error of a float32 sum."""
+    """Return whether float16 products on this CPU stay within the bound of this module."""
     made = np.random.default_rng(0)
     rows = torch.from_numpy(made.standard_normal((256, width)).astype(np.float16))
     query = torch.from_numpy(made.standard_normal(width).astype(np.float16))
@@ -195,7 +196,7 @@ def half_is_bounded(width: int) -> bool:
 
 
 def _is_rough() -> bool:
-    """Return whether a user lets PyTorch round float32 products to bfloat16 on the processor."""
+    """Return whether the user lets PyTorch round float32 products on the CPU (bfloat16, TF32)."""
     mkldnn: Any = torch.backends.mkldnn
     settings = (mkldnn.matmul, mkldnn, torch.backends)
     return any(one.fp32_precision not in ("none", "ieee") for one in settings)
@@ -209,7 +210,7 @@ def _sum_error(terms: int, unit: float) -> float:
 def _length(rows: torch.Tensor) -> float:
     """Return an upper bound of the lengths of float32 rows [n, D], n at least 1."""
     squares = float((rows * rows).sum(dim=1).max())
-    if np.isnan(squares):  # hides the longest of the other rows
+    if np.isnan(squares):  # a NaN hides the longest of the other rows
         return float("inf")
     return SLACK * (squares + rows.shape[1] * LEAST_NORMAL) ** 0.5
 
@@ -222,6 +223,6 @@ def _parts(blocks: Blocks, values: int) -> Iterator[tuple[int, torch.Tensor]]:
             rows = block[start : start + step]
             kind = np.float16 if rows.dtype == np.float16 else np.float32
             rows = np.ascontiguousarray(rows, dtype=kind)
-            # PyTorch warns of read-only memory, because it could write there.
+            # PyTorch warns about read-only memory, because it could write there.
             rows = rows if rows.flags.writeable else rows.copy()
             yield first + start, torch.from_numpy(rows)

@@ -6,7 +6,7 @@
   Qdrant's requests "create collection" and "upsert points" (https://api.qdrant.tech/api-reference),
   one per line.
 
-Both have one vector per member, named as the member. The id of an image is a UUID made from its
+Both have one vector per member, named after the member. The id of an image is a UUID made from its
 name, so a later export replaces the images of an earlier one.
 
 Shape letters: `n` rows of a shard, `D` width of the vectors.
@@ -37,7 +37,7 @@ Format = Literal["lancedb", "qdrant"]
 POINTS = 128  # per request; Qdrant's guide to bulk upload recommends 64 to 256
 NAMESPACE = UUID("4a1c9c1e-54e3-5a52-9d5c-8a0c3d9cf2a7")  # of the ids; a constant, chosen once
 UNIT = 0.01  # largest distance of a stored vector's length from 1; rounding to float16 gives 0.0005
-# Significant decimal digits that give the same number when they are read again.
+# Significant decimal digits that convert back to the same number.
 DIGITS = {"float16": 5, "float32": 9}
 # Bytes per number and per image, to check the free space.
 NUMBER_BYTES = {"lancedb": {"float16": 2, "float32": 4}, "qdrant": {"float16": 11, "float32": 15}}
@@ -105,7 +105,7 @@ def unit_rows(index: Index, member: Member, first: int, rows: np.ndarray) -> np.
     """Return the rows, [n, D]; reject vectors that are not of unit length.
 
     Several vectors per image are stored as one row, which is longer. A database would compare that
-    row by a dot product, and rank other images first than this project.
+    row by a dot product, and rank the images differently from this project.
 
     Raises:
         InputError: a row's length differs from 1.
@@ -123,7 +123,7 @@ def unit_rows(index: Index, member: Member, first: int, rows: np.ndarray) -> np.
 
 
 def facts(entry: Entry) -> dict[str, Any]:
-    """Return the id and the facts of an image, as plain values; unknown facts are None."""
+    """Return the id and the metadata of an image, as plain values; unknown ones are None."""
     found = {name: getattr(entry, name) for name in COLUMNS if name not in ("id", "path")}
     path = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
     return {"id": str(uuid5(NAMESPACE, entry.name)), "path": path, **found}

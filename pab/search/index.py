@@ -3,7 +3,7 @@
 An index is a folder in clip-retrieval's layout (https://github.com/rom1504/clip-retrieval), with a
 manifest::
 
-    manifest.json                       members, shards, source; the only truth about the folder
+    manifest.json                       members, shards, source; defines the contents of the index
     img_emb/img_emb_N.npy               [n, D] vectors of shard N, of the first member
     members/NAME/img_emb/img_emb_N.npy  the same rows of each further member
     metadata/metadata_N.parquet         one row per image of shard N
@@ -75,7 +75,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Shard:
-    """Number of a shard, part of its file names, and its rows."""
+    """Shard: its number, which its file names contain, and the number of its rows."""
 
     number: int
     rows: int
@@ -103,10 +103,10 @@ class Manifest:
 
     Attributes:
         source: where the images come from; see :class:`pab.search.sources.Source`.
-        root: absolute path that the files of the entries are relative to.
+        root: absolute path of a folder; the files of the entries are relative to it.
         members: at least one.
         shards: in row order.
-        next_number: number of the next shard; numbers are never used again.
+        next_number: number of the next shard; numbers are never reused.
         unreadable: name -> problem of files that cannot be read.
         complete: name -> state of archives and videos that are indexed completely.
         ann: description of an approximate index, an :class:`pab.search.ann.AnnRecord`; None
@@ -150,7 +150,7 @@ class Entry:
         name: unique name: the path relative to the source with its extension; in an archive or a
             video it continues with the name or the time inside.
         path: file on disk: the image, or the archive or video that contains it.
-        bytes, mtime_ns: state of ``path``; in an archive, size of the image.
+        bytes, mtime_ns: state of ``path``; for an image in an archive, ``bytes`` is its size.
         sha256: hex digest of the encoded image, or of a frame's pixels; None if not computed.
         width, height: size in pixels, upright; None if not known.
         time_s: time stamp in a video, seconds from its first frame; otherwise None.
@@ -259,7 +259,7 @@ class Index:
             return self._entries[row]
         key = (shard.number, place // GROUP_ROWS)
         group = self._groups.get(key)
-        if group is None:  # a server's threads may both read it
+        if group is None:  # two threads of a server may both read it
             group = self._groups[key] = self._read_group(*key)
             if len(self._groups) > _GROUPS_IN_MEMORY:
                 self._groups.popitem(last=False)
@@ -287,7 +287,7 @@ class Index:
         return self.column("time_s").astype(np.float64)
 
     def column(self, name: str) -> np.ndarray:
-        """Read a field of all entries but ``path``, in row order, as an object array."""
+        """Read a field other than ``path`` of all entries, in row order, as an object array."""
         if self._entries is not None:
             return np.array([getattr(entry, name) for entry in self._entries], dtype=object)
         parts = [np.empty(0, dtype=object)]
@@ -313,7 +313,7 @@ class Index:
         if key not in self._mapped:
             path = vectors_path(self.folder, self.members, member.name, shard.number)
             with _reading(path):
-                # Copy-on-write: PyTorch warns of read-only memory.
+                # Copy-on-write: PyTorch warns about read-only memory.
                 found = np.load(path, mmap_mode="c", allow_pickle=False)
             expected = (member.dtype, (shard.rows, member.width))
             if (found.dtype, found.shape) != expected:

@@ -64,7 +64,7 @@ def build_parser() -> CommandParser:
     )
     data.add_argument(
         "--check_content", action="store_true",
-        help="hash every file, also if its size and time are unchanged",
+        help="hash every file, even if its size and time are unchanged",
     )  # fmt: skip
     output.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the index"
@@ -140,7 +140,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[MemberChoice]]:
     Raises:
         InputError: a flag is invalid or missing.
     """
-    # --model and the members' flags are left, in order.
+    # `rest` holds --model and the members' flags, in order.
     args, rest = build_parser().parse_known_args(list(argv))
     if args.every is not None and not (math.isfinite(args.every) and args.every >= 0):
         raise InputError("--every", f"expected seconds, at least 0, found {args.every}")
@@ -192,7 +192,7 @@ def source_of(args: argparse.Namespace) -> Source:
 
 
 def update_ann(out: Path, kind: Kind | None) -> None:
-    """Build the approximate index; without a kind, only say whether a run made it useless."""
+    """Build the approximate index; without a kind, print a line if the existing one is outdated."""
     if kind is not None:
         with locked(out):
             record = build_ann(out, kind)

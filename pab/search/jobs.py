@@ -48,8 +48,8 @@ class BuildSettings:
 
     Attributes:
         dtype: type of the stored vectors of a new index.
-        block: rows per shard while the run goes on.
-        check_content: hash every file, also if its size and time are unchanged.
+        block: rows per shard until the end of the run, when small shards are merged.
+        check_content: hash every file, even if its size and time are unchanged.
     """
 
     dtype: Dtype = "float16"
@@ -66,7 +66,7 @@ class Job:
 
     Attributes:
         folder: folder for the parts, on the file system of the index.
-        source, choices, settings: see :func:`build_index`.
+        source, choices, settings: see :func:`pab.search.build.build_index`.
         index: folder of the index.
         manifest: contents of the index before the run; None for a new one.
     """
@@ -86,7 +86,7 @@ class Part:
     Attributes:
         number: position of its task.
         folder: folder of its files.
-        manifest: its contents; None if no image can be read or is new.
+        manifest: its contents; None if no image had to be added, or none can be read.
         kept: rows of the index before the run that remain, int64.
         report: counts of the part.
         unreadable, complete: see :class:`pab.search.index.Manifest`.

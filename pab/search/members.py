@@ -126,7 +126,7 @@ def split_members(argv: Sequence[str]) -> tuple[list[MemberChoice], list[str]]:
     The name of a member is its model, or ``MODEL_2`` for the second one of a model.
 
     Returns:
-        The members, and the flags before the first.
+        The members, and the flags before the first ``--model``.
 
     Raises:
         InputError: ``--model`` without a name.
@@ -181,7 +181,7 @@ def open_encoders(
 
 
 def check_choices(folder: Path, manifest: Manifest, choices: Sequence[MemberChoice]) -> None:
-    """Reject other members than those of an index.
+    """Reject members other than those of an index.
 
     Raises:
         InputError: their names or models differ.

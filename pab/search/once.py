@@ -1,7 +1,8 @@
 """Search photographs once: `python -m pab.search --image_folder DIR --query TEXT`.
 
-Indexes the folder in a temporary folder, searches it, and prints the best photographs for each
-query with their scores. Optionally writes an HTML page and a JSON file. See docs/search.md.
+Indexes the photographs in a temporary folder, searches the index, and prints the best photographs
+for each query with their scores. Optionally writes an HTML page and a JSON file. See
+docs/search.md.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def build_parser() -> CommandParser:
     """Build the parser of the search flags, without the flags of the members."""
     parser = CommandParser(
         prog=PROG,
-        epilog="python -m pab.search index makes an index that stays; query searches it, serve "
+        epilog="python -m pab.search index makes a permanent index; query searches it, serve "
         "shows it on a page, and export writes it for vector databases. All other flags go to the "
         "encoder (--config, --checkpoint, --pretrained, --device, --dtype, --batch_size, ...): "
         "python -m pab.scoring NAME --help lists them.",

@@ -22,11 +22,11 @@ def locked(folder: Path) -> Iterator[None]:
     """Create the folder of an index, and keep other runs from writing it.
 
     Raises:
-        InputError: another run has the lock, the folder holds something else than an index, or it
-            cannot be written.
+        InputError: another run has the lock, the folder holds something other than an index, or
+            it cannot be written.
     """
     if folder.is_dir() and not (folder / MANIFEST).is_file():
-        # Of a run stopped before its first block.
+        # Left by a run that was stopped before its first block.
         known = {"img_emb", "metadata", "members", PARTS, LOCK}
         found = {path.name for path in folder.iterdir() if not is_temporary(path)}
         if other := sorted(found - known):

@@ -2,10 +2,11 @@
 
 A query combines a text, an image and unwanted texts. For a member with one vector per image, its
 vector is the weighted sum of the parts' unit vectors minus those of the unwanted texts, scaled to
-unit length. A member that compares in another way (BLIP-2) adds the scores of the parts instead.
+unit length. For a member that compares in another way (BLIP-2), the score is the
+weighted mean of the parts' scores; those of unwanted texts are subtracted.
 
 The scores of several members are scaled per query to 0..1 (min-max over all images of the index, as
-:mod:`ensemble.scaling`), then added with the members' weights.
+``minmax_query`` of :mod:`ensemble.scaling`), then added with the members' weights.
 
 Shape letters: `Q` queries, `G` images of the index, `D` width of the vectors.
 """
@@ -383,7 +384,8 @@ def _of_one(member: str, scores: np.ndarray, rows: np.ndarray) -> _Found:
 def has_one_vector(encoder: Encoder) -> bool:
     """Return true if an encoder compares by the dot product of one vector per image.
 
-    An encoder with its own ``similarity`` that is a dot product has ``compares_by_dot_product``.
+    An encoder whose own ``similarity`` is a dot product has the attribute
+    ``compares_by_dot_product``.
     """
     if type(encoder).similarity in (Encoder.similarity, BatchEncoder.similarity):
         return True
@@ -391,7 +393,7 @@ def has_one_vector(encoder: Encoder) -> bool:
 
 
 def combined(parts: _Parts) -> np.ndarray:
-    """Combine the parts of a query to one vector, float32 [D].
+    """Combine the parts of a query into one vector, float32 [D].
 
     A single part keeps its vector; a combination is scaled to unit length.
 

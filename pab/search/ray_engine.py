@@ -1,9 +1,9 @@
 """Encode an index on many processes or machines with Ray Data.
 
 Each worker is a Ray actor with the models in memory: one per GPU, or one per core without GPUs. It
-reads the images and writes vectors by itself, so the images and the index are on a file system that
-all machines share, at the same paths. Ray restarts a lost worker and repeats the parts that it was
-encoding.
+reads the images and writes vectors by itself, so the images and the index must be on a file system
+that all machines share, at the same paths. Ray restarts a lost worker and repeats the parts that it
+was encoding.
 
 Ray's documentation: https://docs.ray.io/en/latest/data/batch_inference.html
 """
@@ -35,7 +35,7 @@ from pab.search.worker import encode_part
 PROG = "python -m pab.search index"
 LOCAL = "local"  # Ray's name for a new cluster on this machine
 CONNECT_SECONDS = 10.0
-QUEUED = 2  # parts per worker, of which one is encoded
+QUEUED = 2  # parts per worker: one that it encodes, and one that waits
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class RayEngine:
 
 
 def ray_library(name: str) -> Any:
-    """Import Ray or a module of it, with its reports about usage switched off.
+    """Import Ray or a module of it, with its usage reports disabled.
 
     Raises:
         InputError: it is not installed.
@@ -143,7 +143,7 @@ def share_of(resources: dict[str, float], workers: int | None, tasks: int) -> Sh
     Args:
         resources: Ray's ``cluster_resources()``.
         workers: number of workers; None for one per GPU, or per core without GPUs.
-        tasks: more workers than tasks are not started.
+        tasks: number of tasks; at most as many workers are started.
 
     Raises:
         InputError: there are more workers than GPUs, or than cores.

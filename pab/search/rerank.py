@@ -37,7 +37,7 @@ def open_reranker(name: str, **settings: Any) -> Reranker:
     """Open a reranker by the name of its member, or by a YAML file of its settings.
 
     A member can re-rank if its settings class has a method ``open_reranker``. A file belongs to the
-    first of these members that accepts all of its settings, or to a vision-language model.
+    first of these members that accepts all of its settings, or else to a vision-language model.
 
     Args:
         name: name of the member, such as ``uit``, or the file.

@@ -47,7 +47,7 @@ def as_plain(
 
 
 def hit_as_plain(rank: int, hit: Hit) -> dict[str, Any]:
-    """Convert a result to plain values for JSON, with what only some results have."""
+    """Convert a result to plain values for JSON, with the entries that only some results have."""
     found: dict[str, Any] = {
         "rank": rank, "path": hit.name, "score": hit.score, "scores": dict(hit.scores),
     }  # fmt: skip
@@ -68,7 +68,7 @@ def print_hits(titles: Sequence[str], results: Sequence[Sequence[Hit]]) -> None:
 
 
 def unreadable_file(json: Path | None, html: Path | None) -> Path:
-    """Return the path of the list of unreadable images: beside the JSON file or the page."""
+    """Return where to list unreadable images: beside the JSON file or the page, else a default."""
     beside = json or html
     return UNREADABLE if beside is None else beside.with_name(f"{beside.stem}.unreadable.txt")
 

@@ -39,7 +39,7 @@ class Item:
     """Image of a container: its entry so far, and a function that reads it.
 
     ``load`` returns the entry with hash and size, and the upright RGB image. It raises
-    :class:`InputError`.
+    :class:`InputError` if the image cannot be read.
     """
 
     entry: Entry
@@ -122,7 +122,7 @@ class Source(ABC):
     """Source of images.
 
     Attributes:
-        root: absolute folder that all files are below.
+        root: absolute path of a folder that contains all files, also in nested folders.
     """
 
     root: Path
@@ -176,7 +176,8 @@ class TableSource(Source):
         """See :class:`Source`; an image with several captions has them all, one per line.
 
         Raises:
-            InputError: rows are invalid, such as a path that leaves the folder; all are counted.
+            InputError: rows are invalid, such as a path that leaves the folder; the error
+                counts them.
         """
         bad, captions = BadLines(), dict[str, list[str]]()
         for row in captioned_images(absolute(self.table), self.root, self.columns, bad):
@@ -249,7 +250,7 @@ class VideoSource(ContainerSource):
 
 
 def check_source(folder: Path, manifest: Manifest, source: Source) -> None:
-    """Reject another source than that of an index; a folder that has moved is accepted.
+    """Reject a source other than that of an index; a folder that has moved is accepted.
 
     Raises:
         InputError: the settings differ, or the folder of the index exists and is another one.
@@ -302,7 +303,7 @@ def with_content(entry: Entry) -> Entry:
 
 
 def state_of(path: Path) -> FileState:
-    """Return size and time of the last change of a file."""
+    """Return the size of a file and the time of its last change."""
     status = path.stat()
     return FileState(status.st_size, status.st_mtime_ns)
 

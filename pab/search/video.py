@@ -1,7 +1,7 @@
 """Read frames of videos with PyAV, with exact time stamps.
 
 A time stamp is the presentation time of a frame, in seconds from the first frame of the video. It
-comes from the file, so it is right for a variable frame rate.
+comes from the file, so it is right even for a variable frame rate.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.search.libraries import library
 
-# A cell of the reduced frame averages about 16 x 16 px of a 1024 px frame: enough to see a person
-# who moves, and to average the noise of a camera.
+# A cell of the reduced frame averages about 16 x 16 px of a 1024 px frame: small enough to show a
+# person who moves, and large enough to average out the noise of a camera.
 CELLS = 64  # side of the reduced grey frame, cells
-LARGEST_DIFFERENCE = 12  # grey levels of 255; with a larger one, two frames are not near-identical
+LARGEST_DIFFERENCE = 12  # grey levels of 255; frames that differ more are not nearly identical
 # Playlists make the decoder open other files or addresses.
 PLAYLISTS = frozenset(("concat", "hls", "applehttp", "dash", "sdp", "rtsp", "imf"))
 _NEAR = Fraction(1, 10**7)  # s; time stamps are exact fractions, stored as float64
@@ -53,7 +53,8 @@ def sampled_frames(path: Path, every_s: float, *, distinct: bool = False) -> Ite
         distinct: skip a frame that is nearly identical to the last one that was yielded.
 
     Raises:
-        InputError: the file is no video, or is damaged; frames before the damage are yielded first.
+        InputError: the file is not a video, or is damaged; frames before the damage are yielded
+            first.
     """
     interval, due = Fraction(str(every_s)), Fraction(0)
     last: np.ndarray | None = None
@@ -77,7 +78,7 @@ def frame_at(path: Path, time_s: float) -> Image.Image:
         InputError: the file cannot be decoded, or has no such frame.
     """
     target = Fraction(time_s)
-    for frames in (_frames_near(path, target), _decoded(path)):  # not every file can be seeked
+    for frames in (_frames_near(path, target), _decoded(path)):  # not every file is seekable
         for time, frame in frames:
             if abs(time - target) <= _NEAR:
                 return Frame(time_s, frame).picture()
@@ -109,7 +110,7 @@ def _decoded(path: Path) -> Iterator[tuple[Fraction, Any]]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     av = library("av", "videos")
-    # The decoder may open no other protocol, so that a playlist cannot reach the network.
+    # The decoder may open only files, so that a playlist cannot reach the network.
     with _explained(path):
         container = av.open(str(path), options={"protocol_whitelist": "file"})
     with container:

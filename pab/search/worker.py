@@ -31,7 +31,7 @@ def encode_part(
         number: position of the task.
         task: the images.
         members: the loaded members.
-        old: the index before the run, whose vectors are used again; None without one.
+        old: the index before the run, whose vectors are reused; None without one.
 
     Raises:
         InputError: vectors or files are invalid, or the folder cannot be written.

@@ -28,7 +28,7 @@ from pab.search.index import (
     vectors_path,
 )
 
-PARTS = "parts"  # folder of the parts that workers have written and the index has not taken over
+PARTS = "parts"  # folder of the parts that workers have written and the index does not hold yet
 _SHARD_FILE = re.compile(r"(?:img_emb_(\d+)\.npy|metadata_(\d+)\.parquet)")
 
 
@@ -132,7 +132,7 @@ def compacted(folder: Path, manifest: Manifest, keep: np.ndarray) -> Manifest:
 
 
 def move_shards(source: Path, folder: Path, manifest: Manifest, part: Manifest) -> list[Shard]:
-    """Move the files of a part of an index to the index, under the next numbers.
+    """Move the shards of a part into the index, under the next numbers.
 
     Args:
         source: folder of the part, on the file system of the index.
@@ -164,12 +164,12 @@ def move_shards(source: Path, folder: Path, manifest: Manifest, part: Manifest) 
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a file of the index was being written by :func:`atomic_path`."""
+    """Return whether a path is a temporary file of :func:`atomic_path`."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def remove_unnamed(folder: Path, manifest: Manifest) -> None:
-    """Remove files of shards that the manifest does not name, and parts, such as of a stopped run.
+    """Remove shards that the manifest does not name, temporary files, and parts of a stopped run.
 
     Raises:
         InputError: a file cannot be removed.
@@ -193,7 +193,7 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
 
 
 def with_shards(manifest: Manifest, shards: Sequence[Shard]) -> Manifest:
-    """Return the manifest with other shards; an approximate index keeps the list of its own."""
+    """Return the manifest with other shards; the record of an approximate index is unchanged."""
     if list(shards) == manifest.shards:
         return manifest
     following = 1 + max((shard.number for shard in shards), default=-1)

@@ -81,7 +81,7 @@ def create_app(
 
     app = FastAPI(
         title="Photo search", version=__version__, lifespan=lifespan,
-        openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,  # they load outside scripts
+        openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,  # need external scripts
     )  # fmt: skip
     _add_handlers(app)
     _add_pages(app, service, access, examples)
@@ -90,7 +90,7 @@ def create_app(
 
 
 def _add_api(app: FastAPI, service: Service, searches: Line, pictures: Line) -> None:
-    # It describes the token for OpenAPI; the guard checks it.
+    # Describes the token for OpenAPI; the guard checks it.
     token = [Security(HTTPBearer(auto_error=False))]
 
     def route(path: str, method: str = "GET", **options: Any) -> Callable[[Any], Any]:
@@ -183,7 +183,7 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         faults = error.errors()
-        # An id that is not one names no image.
+        # A malformed id names no image.
         status = 404 if faults and faults[0]["loc"][:1] == ("path",) else 422
         return problem(status, "no such image" if status == 404 else _fault(faults))
 
@@ -212,7 +212,7 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fault(_: Request, __: Exception) -> JSONResponse:
-        return problem(500, "the server has a fault; see its log")  # the guard logs it
+        return problem(500, "internal error; see the server's log")  # the guard logs it
 
 
 async def _query_of(request: Request) -> tuple[SearchRequest, bytes | None]:

@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[V]):
-    """Keep the values that were used last; threads may share it.
+    """Keep the most recently used values; threads may share the cache.
 
     Args:
         most_bytes: sum of the sizes of all values. A larger value is not kept.
@@ -32,7 +32,7 @@ class BoundedCache(Generic[V]):
             return found[0]
 
     def put(self, key: Hashable, value: V, size: int) -> None:
-        """Keep a value of a size in bytes; drop those that were not used for longest."""
+        """Keep a value of ``size`` bytes; drop the least recently used ones."""
         with self._lock:
             before = self._values.pop(key, None)
             self.bytes -= before[1] if before is not None else 0

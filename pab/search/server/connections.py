@@ -1,4 +1,4 @@
-"""Bound the number of connections, and the time until a request is complete or a response read."""
+"""Limit the number of connections, and the time to send a header or to read a response."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Connection(H11Protocol):
         self._watch()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; wait for a client that still reads, but not for ever."""
+        """Close an idle connection; wait for a client that is still reading, but not forever."""
         if self.transport.is_closing():
             return
         if self.transport.get_write_buffer_size() and self._unread_s < READING_S:

@@ -29,7 +29,7 @@ def _hash(name: str) -> int:
 
 
 class Ids:
-    """Find the rows of an index by the ids of its images, also of an earlier state of the index."""
+    """Find the rows of an index by image ids, even those of an earlier state of the index."""
 
     def __init__(self, index: Index) -> None:
         self.index = index

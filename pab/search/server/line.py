@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class BusyError(Exception):
-    """All threads work and the queue is full."""
+    """All threads are busy, and the queue is full."""
 
 
 class Line:
@@ -30,7 +30,7 @@ class Line:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in a thread and return its result.
 
-        A request that is given up while it waits leaves the queue; one that runs keeps its thread.
+        A request that is cancelled while it waits leaves the queue; a running one keeps its thread.
 
         Raises:
             BusyError: the queue is full.

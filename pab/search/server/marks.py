@@ -1,8 +1,8 @@
 """Convert marks of right and wrong images to an annotation in JSON lines.
 
 ``labelled``: one line per image with the list of its texts, for :mod:`pab.evaluate` and scoring.
-``pairs``: one line per image and text, for tuning; several texts of an image have the ids ``ID#0``,
-``ID#1``, ... (see :attr:`pab.data.records.TrainPair.captioned_image`).
+``pairs``: one line per image and text, for tuning; the lines of an image with several texts have
+the ids ``ID#0``, ``ID#1``, ... (see :attr:`pab.data.records.TrainPair.captioned_image`).
 
 A line lists the images that were marked wrong for its texts in the field ``wrong``. The readers
 ignore this field with a notice. A text without a right image has no line.

@@ -87,7 +87,7 @@ class Health(BaseModel):
 
 
 class Folders(BaseModel):
-    """Folders of the index, without those below the listed ones if there are too many."""
+    """Folders of the index; if there are too many, only those nearest to the source."""
 
     folders: list[str]
     complete: bool

@@ -49,7 +49,7 @@ HEADERS = {
 
 
 class Refused(Exception):
-    """Answer to a request that goes no further: status and one sentence."""
+    """Refusal of a request: HTTP status and one sentence."""
 
     def __init__(self, status: int, problem: str) -> None:
         super().__init__(problem)
@@ -63,6 +63,7 @@ class Access:
     Attributes:
         host: address that the server listens on.
         token: shared secret; None only for a loopback address.
+        session: key of the session cookies.
     """
 
     host: str
@@ -101,7 +102,7 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware with the checks; see the module."""
+    """ASGI middleware that makes the checks listed in the module's docstring."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access
@@ -146,7 +147,7 @@ class Guard:
         chunked = declared is None and "transfer-encoding" in headers
         large = limit > SMALL_BODY and (chunked or (declared or 0) > SMALL_BODY)
         if large and self._large >= LARGE_BODIES:
-            raise Refused(429, "the server receives other images; try again")
+            raise Refused(429, "the server is receiving other uploads; try again")
         self._large += large
         try:
             body = await _received(receive, limit)
@@ -170,7 +171,7 @@ class Guard:
 
 
 def check_target(scope: Scope) -> None:
-    """Refuse addresses and headers that no part of the page uses.
+    """Refuse addresses and headers that are longer than the page needs, and control characters.
 
     Raises:
         Refused: the path, the query or the headers are too long, or the path has control

@@ -36,7 +36,7 @@ from pab.search.server.pictures import Decoders, DecodeUpload, LoadPicture, Make
 from pab.search.texts import check_query
 
 THUMBNAIL_PX = 480  # longer side; sharp in a row of 240 CSS px at two device pixels per CSS px
-WHOLE_PX = 2_400  # longer side of the whole picture; photo search decodes at most about this size
+WHOLE_PX = 2_400  # longer side of the whole picture; decoding leaves a shorter side below 2,048 px
 CACHED_THUMBNAILS = 32 << 20  # bytes, about 800 thumbnails
 CACHED_PICTURES = 16 << 20
 CACHED_UPLOADS = 32 << 20  # about 20 query images
@@ -44,7 +44,7 @@ MOST_FOLDERS = 500
 
 
 class UnknownImageError(Exception):
-    """No image of the index, or no upload that is still kept, has an id."""
+    """An id names no image of the index, and no upload that is still kept."""
 
 
 class QueryError(Exception):
@@ -252,7 +252,7 @@ class Service:
 
 
 def folders_of(index: Index) -> Folders:
-    """List the folders that contain images; if there are too many, only those above a depth."""
+    """List the folders that contain images; if there are too many, those nearest to the source."""
     found: set[str] = set()
     for name in index.names:
         folder = name.rpartition("/")[0]
@@ -298,7 +298,7 @@ def _result(index: Index, hit: Hit, rank: int) -> Result:
 
 
 def _stamp(folder: Path) -> tuple[int, int, int]:
-    """Return what changes whenever a manifest is replaced."""
+    """Return inode, time and size of the manifest, which change when it is replaced."""
     try:
         status = os.stat(folder / MANIFEST)  # noqa: PTH116 - on every request
     except OSError as error:

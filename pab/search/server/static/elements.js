@@ -1,4 +1,4 @@
-// Parts of the page that know nothing of its state.
+// Elements of the page that do not depend on its state.
 
 export function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);

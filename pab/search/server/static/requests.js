@@ -1,4 +1,4 @@
-// Requests to the server, which are sent again while it is busy.
+// Requests to the server, repeated while it is busy.
 
 const PATIENCE = 5; // attempts
 

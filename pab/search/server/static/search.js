@@ -4,7 +4,7 @@ import { clock, element, ghosts, icon, nearestTile, ratioOf, shortName, thumbnai
 import { addressOf, emptyQuery, FILTERS, hasQuery, queryOfAddress, requestOf } from "./query.js";
 import { ask, askSearch, Refusal } from "./requests.js";
 
-const KEPT_PAGES = 12; // queries whose results the back button shows again at once
+const KEPT_PAGES = 12; // queries whose results the back button shows at once
 const LIMIT_MB = Number(document.body.dataset.limitMb);
 const MARKS_KEY = `marks ${document.body.dataset.index}`;
 
@@ -150,7 +150,7 @@ function watchEnd() {
   observer.unobserve($("sentinel"));
   if (shown?.next !== null) observer.observe($("sentinel")); // reports at once if it is in view
   $("all").hidden = !shown?.results.length || shown.next !== null;
-  $("all").textContent = `${shown?.results.length.toLocaleString("en")} pictures, that is all.`;
+  $("all").textContent = `${shown?.results.length.toLocaleString("en")} pictures; there are no more.`;
 }
 
 function addTiles(results) {
@@ -202,13 +202,13 @@ function showNothing(query) {
 
 function showError(error, again) {
   if (error instanceof Refusal && error.status === 404) {
-    showTrouble("The picture of this link is gone", "An uploaded picture is kept for a while only. Drop it on the page again.", "");
+    showTrouble("The picture of this link is gone", "An uploaded picture is kept only for a while. Drop it on the page again.", "");
   } else if (error instanceof Refusal && error.status < 500 && error.status !== 429) {
     showTrouble("This query cannot be answered", error.message, "");
   } else if (error instanceof Refusal) {
     showTrouble("The server could not answer", error.message, "again", again);
   } else {
-    showTrouble("The server cannot be reached", "Check that it still runs.", "again", again);
+    showTrouble("The server cannot be reached", "Check that it is still running.", "again", again);
   }
 }
 
@@ -314,7 +314,7 @@ function mark(result, right) {
   if (!text) return;
   const before = markOf(result);
   marks = marks.filter((one) => one !== before);
-  if (before?.right !== right) marks.push({ text, image: result.id, right }); // the same again removes it
+  if (before?.right !== right) marks.push({ text, image: result.id, right }); // choosing the same mark twice removes it
   keepMarks();
   const item = grid.querySelector(`li[data-id="${CSS.escape(result.id)}"]`);
   if (item) showMark(item, result);

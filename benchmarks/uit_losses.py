@@ -61,9 +61,10 @@ def main() -> None:
         f"from 0, and twin batches would start at epoch {args.twin_batches_from}. Each row omits a",
         "loss (MIM: masked images, MLM: masked captions) or the augmented caption (EDA). Values",
         "are percentages on the 2,000 queries of the mini test set: the mean, then the seeds",
-        f"{', '.join(map(str, args.seeds))}. ITC is the similarity of both towers. Re-ranked",
-        "orders the 32 best candidates of the shipped LHP by the cross encoder. Over twin: the",
-        "right image scores above the one of the same scene with the other action.",
+        f"{', '.join(map(str, args.seeds))}. ITC ranks the gallery by the similarity of both",
+        "towers. Re-ranked is the order of the shipped LHP's 32 best candidates by the cross",
+        "encoder. Over twin is the share of queries whose right image scores above its twin: the",
+        "same person and scene, another action.",
     ]
     mini.write_table(args.out, "UIT's losses on the mini data", text, ["losses", *COLUMNS], rows)
 

@@ -101,7 +101,7 @@ SIZES = {
 def model_config(
     name: str, *, input_size: int | None = None, vocab_size: int = 64010
 ) -> Beit3Config:
-    """Create the sizes for a name such as ``beit3_large_patch16_384``.
+    """Return the sizes of the model with a name such as ``beit3_large_patch16_384``.
 
     Args:
         name: ``beit3_SIZE_patchP_RESOLUTION`` with SIZE in :data:`SIZES`; a trailing
@@ -317,9 +317,9 @@ class Beit3Retrieval(nn.Module):
     def no_weight_decay(name: str, parameter: Tensor) -> bool:
         """Return true for parameters without weight decay.
 
-        These are all vectors and scalars (biases, norms, the logit scale), and two embeddings
-        excluded by the published recipe: the class token and the image positions. Text positions
-        have weight decay.
+        Vectors and scalars (biases, norms, the logit scale) have none. Neither do two embeddings
+        that the published recipe excludes: the class token and the image positions. Text
+        positions have weight decay.
         """
         exempt = ("cls_token", "embed_positions.A.weight")
         return parameter.ndim <= 1 or name.endswith(exempt)

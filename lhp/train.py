@@ -127,8 +127,8 @@ def compile_blocks(
 ) -> None:
     """Compile both branches of every block, in place; all blocks share the compiled code.
 
-    Drop path stays outside: its rate differs between blocks, and each rate would be compiled. The
-    state dict is unchanged. Compilation happens in the first steps.
+    Drop path is not compiled: its rate differs between blocks, so each block would need its own
+    compilation. The state dict is unchanged. Compilation happens in the first steps.
     """
     # One graph per modality, mask, output length and gradient mode; torch's limit is 8.
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)

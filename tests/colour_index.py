@@ -1,4 +1,4 @@
-"""Index of coloured pictures with an encoder that knows colours, and a running search server."""
+"""Index of coloured pictures, an encoder that compares colours, and a running search server."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Colours(Encoder):
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
-    """Scale a vector to unit length; grey stands for an empty one."""
+    """Scale a vector to unit length; replace a zero vector with grey."""
     length = np.linalg.norm(vector)
     return vector / length if length else np.full(3, 3**-0.5)
 
@@ -101,7 +101,7 @@ def make_index(root: Path, count: int = 60, members: int = 2) -> Index:
 
 
 def index_pictures(root: Path, members: int = 2, source: Source | None = None) -> Index:
-    """Index the pictures that are there, or update the index."""
+    """Index the pictures below a folder, or update their index."""
     opened = [Opened(choice, Colours(choice.name == "centre")) for choice in CHOICES[:members]]
     source = source or FolderSource(root / "photos", recursive=True)
     choices = CHOICES[:members]
@@ -110,7 +110,7 @@ def index_pictures(root: Path, members: int = 2, source: Source | None = None) -
 
 
 def service_of(index: Index) -> Service:
-    """Make the service of an index of this module."""
+    """Create the search service of an index, with the encoders of this module."""
     return Service(index, {one.name: Colours(one.name == "centre") for one in index.members})
 
 

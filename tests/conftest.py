@@ -63,7 +63,7 @@ def _fresh_notices() -> None:
 
 @pytest.fixture(autouse=True)
 def _separate_feature_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Give each test its own default feature cache, so that no test reads others' vectors."""
+    """Give each test its own default feature cache, so that no test reads another's vectors."""
     default = str(ScoringConfig().feature_cache_dir)
 
     def redirected(folder: str | Path, facts: Mapping[str, str]) -> FeatureCache:

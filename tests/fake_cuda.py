@@ -4,7 +4,8 @@ Fake tensors have a shape, a dtype and a device, but no values. Operations on te
 devices raise, as on a real GPU. :class:`Trace` counts kernels, memory traffic, host reads and
 allocated memory.
 
-Operations whose output shape depends on values (`nonzero`) raise, too: the host would wait for it.
+Operations whose output shape depends on values (`nonzero`) also raise: on a GPU, the host would
+wait for the shape.
 
 Values that the host reads are replaced with ones, so code with value-dependent control flow runs.
 Attention uses the kernels that PyTorch would choose on a GPU, and `backward` runs in Python
@@ -200,7 +201,7 @@ def _attention(
 
 
 class Event:
-    """CUDA event that has always happened."""
+    """CUDA event that is always complete."""
 
     def __init__(self, **_: bool) -> None: ...
 
@@ -217,10 +218,10 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
     """
     patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     patch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
-    # It draws until all values are in range, which fake tensors never report.
+    # The original draws until all values are in range, which fake tensors never report.
     patch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, *args, **kwargs: tensor)
     patch.setattr(nn.Module, "_apply", _apply)
-    # torch groups only its own class of tensors into one kernel; on a GPU, gradients are of it.
+    # torch clips plain tensors in grouped kernels, but not fake ones; treat these as plain.
     patch.setattr(torch.nn.utils.clip_grad, "_has_foreach_support", lambda *args: True)
     patch.setattr(nn.functional, "scaled_dot_product_attention", _attention)
     patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.empty(16))

@@ -1,8 +1,8 @@
 """Kill a re-ranking run at random moments and resume it: `python -m tests.kill_and_rerank`.
 
 One run is never interrupted. Another is killed (SIGKILL) several times, and restarted with the same
-command. At the end, both score files must be equal, byte for byte. A kill may only cost the batch
-that was being scored.
+command. At the end, both score files must be equal, byte for byte. Each kill may lose only the
+batch that is being scored.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tests.conftest import make_data
 from tests.small_reranker import make_candidates, make_reranker, rerank_words
 
 ROOT = Path(__file__).resolve().parents[1]
-SLOWED = 0.05  # seconds per batch, so that kills fall between, before and after writes
+SLOWED = 0.05  # seconds added per batch, so that kills also fall before, between and after writes
 BATCH = 3
-# Runs the command; appends a line to a file before it scores a batch, with the number of its pairs.
+# Runs the command; before each batch, appends its number of pairs to a file.
 COUNTING = """\
 import sys, time
 from pab.encoders.st.pair_inputs import PairModel
@@ -60,8 +60,8 @@ def kill_after(words: list[str], log: Path, batches: int, delay: float) -> int:
     Args:
         words: arguments of the command.
         log: see :func:`start`.
-        batches: batches to begin.
-        delay: seconds to wait then.
+        batches: number of batches that the run begins first.
+        delay: seconds between the last of these and the kill.
 
     Raises:
         SystemExit: the run ended before it could be killed.

@@ -2,7 +2,7 @@
 
 For each recipe, one run is never interrupted. Another is killed (SIGKILL) several times, and
 restarted with the same command. A run saves a checkpoint after every step, so some kills interrupt
-a write. At the end, both must have equal weights of every epoch, byte for byte.
+a write. At the end, both must have written equal weights for every epoch, byte for byte.
 """
 
 from __future__ import annotations

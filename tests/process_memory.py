@@ -29,7 +29,7 @@ def resident(field: str) -> int:
 
 
 def main(name: str = "beit3_mini_patch8_64", batch: int = 64) -> None:
-    """Take two steps, and compare the second with the process's peak."""
+    """Take two steps; print the counted and the measured growth of memory in the second."""
     torch.set_num_threads(1)
     with RecordAllocations("cpu") as record:
         model = Beit3Retrieval(model_config(name, vocab_size=1000)).train()

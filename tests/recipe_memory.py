@@ -62,7 +62,7 @@ class Step(NamedTuple):
 
 
 def lhp_step(config: lhp.config.TrainConfig, folder: Path) -> Step:
-    """LHP; each caption has the maximum length."""
+    """Build LHP's step; each caption has the maximum length."""
     del folder
     tokenizer = SentencePiece(ROOT / "checkpoints/mini/lhp.spm", config.max_text_length)
     model = lhp_model(config, tokenizer, CUDA, {})
@@ -70,7 +70,7 @@ def lhp_step(config: lhp.config.TrainConfig, folder: Path) -> Step:
 
 
 def clip_step(config: pab.encoders.clip.finetune.TrainConfig, folder: Path) -> Step:
-    """CLIP, with captions of the model's length."""
+    """Build CLIP's step, with captions of the model's length."""
     del folder
     config = dataclasses.replace(config, pretrained="random")  # memory does not depend on weights
     model = pab.encoders.clip.finetune.pair_model(config, HybridView, CUDA)
@@ -80,7 +80,7 @@ def clip_step(config: pab.encoders.clip.finetune.TrainConfig, folder: Path) -> S
 
 
 def blip2_step(config: pab.encoders.blip2.finetune.TrainConfig, folder: Path) -> Step:
-    """BLIP-2; captions have 64 ids, as many as scoring expects at most."""
+    """Build BLIP-2's step; captions have 64 ids, the maximum that scoring expects."""
     config = dataclasses.replace(config, text_encoder=str(vocabulary(config.text_encoder, folder)))
     model = pab.encoders.blip2.finetune.pair_model(config, HybridView, CUDA, {})
     sizes = pab.encoders.blip2.finetune.MODELS[config.model]
@@ -112,7 +112,7 @@ def pair_step(config: ContrastiveConfig, model: PairModel, side: int, ids: int) 
 
 
 def uit_step(config: uit.config.TrainConfig, folder: Path) -> Step:
-    """UIT with all four losses."""
+    """Build UIT's step with all four losses."""
     words = vocabulary(config.text_encoder, folder)
     tokenizer = Tokenizer(words, config.max_words, config.max_text_length)
     model = build_model(config, tokenizer, start=False).to(CUDA)

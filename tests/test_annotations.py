@@ -239,8 +239,8 @@ BAD_PAIRS = {
     "empty caption": ({**PAIR, "caption": ""}, "field 'caption': .*found an empty text"),
     "blank caption": ({**PAIR, "caption": " \t"}, "field 'caption': .*found an empty text"),
     "lone surrogate": ({**PAIR, "caption": "a \ud800"}, "field 'caption': .*surrogate"),
-    "broken number as id": ({**PAIR, "image_id": 1.5}, "field 'image_id': .*the number 1.5"),
-    "number too large for a float": ({**PAIR, "image_id": 1e16}, "'image_id': .*the number 1e"),
+    "fraction as id": ({**PAIR, "image_id": 1.5}, "field 'image_id': .*the number 1.5"),
+    "number too large to be exact": ({**PAIR, "image_id": 1e16}, "'image_id': .*the number 1e"),
     "boolean as id": ({**PAIR, "image_id": True}, "field 'image_id': .*the boolean true"),
     "caption of nothing visible": (
         {**PAIR, "caption": "\u200b\u2060 "},

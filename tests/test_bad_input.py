@@ -200,7 +200,7 @@ def test_bad_gallery_images_are_all_named(
     kind: str, workers: int, case: Case, refuse: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Also those after the first, which ends the work of the model."""
+    """The model stops at the first bad image, but the error also names the later ones."""
     encoded: list[int] = []
 
     def encode(model: Beit3Retrieval, pixels: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def test_bad_gallery_images_are_all_named(
 def test_files_without_content_are_found_before_the_model_is_loaded(
     case: Case, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run ends anyway, so damaged files are listed with them."""
+    """The error also names damaged files, because all must be replaced before the next start."""
 
     def no_model(*_: object) -> None:
         raise AssertionError("the model was loaded")

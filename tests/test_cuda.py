@@ -1,7 +1,7 @@
-"""Training and scoring of all models on a GPU, compared with the CPU and with themselves.
+"""Training and scoring of all models on a GPU, compared with the CPU and with other runs.
 
-Each test also runs with the CPU as its device, which checks the test's own logic without a GPU.
-Float32 products are exact on a GPU, too: TF32 is off unless `--tf32` turns it on.
+Most tests also run with the CPU as their device, which checks the tests' own logic without a GPU.
+Float32 products have full precision on a GPU, too: TF32 is off unless `--tf32` turns it on.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def first_allowed(weights: Tensor) -> Tensor:
-    """Draw UIT's negatives without chance: the first column with a positive weight."""
+    """Choose UIT's negatives without randomness: the first column with a positive weight."""
     order = torch.arange(weights.shape[1], 0, -1, device=weights.device)
     return ((weights > 0) * order).argmax(dim=1)
 
@@ -122,9 +122,9 @@ def test_training_steps_are_those_of_the_cpu(
     expected = train(main, tiny_data, tmp_path / "expected", "cpu", **settings)
     found = train(main, tiny_data, tmp_path / "found", device, **settings)
     assert len(found) == len(expected) == 4
-    # Another order of sums is like relative noise of 1e-6 in the weights, which changes these
-    # losses by at most 6e-6 (measured on a CPU). Noise as large as TF32's rounding changes at least
-    # one loss of each recipe by 1.3e-4 or more.
+    # Summing in another order has the effect of relative noise of 1e-6 in the weights, which
+    # changes these losses by at most 6e-6 (measured on a CPU). Noise as large as TF32's rounding
+    # changes at least one loss of each recipe by 1.3e-4 or more.
     assert found == pytest.approx(expected, rel=5e-5)
 
 
@@ -142,8 +142,8 @@ def test_training_in_16_bits_is_near_float32(
     expected = train(main, tiny_data, tmp_path / "fp32", device, **settings)
     found = train(main, tiny_data, tmp_path / "half", device, **settings, dtype=dtype)
     assert all(map(math.isfinite, found))
-    # In bf16 on a CPU, the largest difference is 0.004. In fp16, rounding changes less, but a step
-    # that the loss scaler skips leaves the weights an update behind.
+    # In bf16 on a CPU, the largest difference is 0.004. In fp16, rounding errors are smaller, but
+    # after a step that the loss scaler skips, the weights are one update behind.
     assert found == pytest.approx(expected, rel=0.01 if dtype == "bf16" else 0.05)
     state = load_training_state(tmp_path / "half" / LAST)
     skipped = state.skipped["total"]
@@ -220,14 +220,14 @@ def test_two_processes_train_as_one(device: str, tiny_data: Path, tmp_path: Path
 @pytest.mark.cuda
 @pytest.mark.skipif(GPUS == 0, reason="needs 1 CUDA GPU")
 def test_memory_of_a_step_is_as_computed(tmp_path: Path) -> None:
-    """Compare the table of docs/reproduce.md with PyTorch's allocator at a small batch."""
+    """Compare the computation of docs/reproduce.md's memory table with PyTorch's allocator."""
     flags = ["--model", "beit3_base_patch16_384", "--batch_size", "8"]
     computed = peak_memory("lhp/finetune", flags, tmp_path)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     take_step(*recipe_step("lhp/finetune", flags, tmp_path))
     measured = torch.cuda.max_memory_allocated() - before
-    # cuBLAS takes up to 64 MiB from the allocator, which the count does not know.
+    # cuBLAS takes up to 64 MiB from the allocator, which the computation does not include.
     assert measured == pytest.approx(computed, rel=0.05, abs=0.1 * GIB)
 
 
@@ -264,7 +264,7 @@ def test_scores_are_near_those_of_the_cpu_in_float32(
         return load_scores(out).scores
 
     expected, found = scores("cpu", "fp32"), scores(device, dtype)
-    # In bf16 on a CPU, the largest difference is 0.06 of the spread; fp16 has three more bits, as
-    # TF32 has, which float32 must not use.
+    # In bf16 on a CPU, the largest difference is 0.06 of the standard deviation. fp16 has three
+    # more bits, as many as TF32; the bound of fp32 is too small for TF32.
     bound = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}[dtype] * float(expected.std())
     torch.testing.assert_close(found, expected, atol=bound, rtol=0)

@@ -20,7 +20,10 @@ def ids(count: int) -> list[str]:
 
 
 def best_total(scores: Tensor, slack: float | None) -> float:
-    """Return the largest total of all one-to-one choices; -1 is a query's best minus slack."""
+    """Return the largest total of all one-to-one choices.
+
+    Choice -1 gives a query its best score minus ``slack``.
+    """
     n_queries, n_gallery = scores.shape
     choices = range(n_gallery) if slack is None else range(-1, n_gallery)
     best = -float("inf")
@@ -37,7 +40,7 @@ def best_total(scores: Tensor, slack: float | None) -> float:
 
 
 def total_of(scores: Tensor, columns: Tensor, slack: float | None) -> float:
-    """Return the total of a choice; of the queries that share an image, all but one pay slack."""
+    """Return the total of a choice; ``slack`` is subtracted for all but one query per image."""
     total = 0.0
     first = top_k(scores, 1)[:, 0]
     for column in set(columns.tolist()):

@@ -60,7 +60,7 @@ def test_cublas_is_prepared_unless_the_user_has_done_so(monkeypatch: pytest.Monk
     assert os.environ[name] == ":4096:8"
 
 
-def test_a_deterministic_score_file_says_so(
+def test_a_score_file_records_whether_it_is_deterministic(
     debug_checkpoint: Path, tokenizer_file: Path, tiny_data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -91,8 +91,9 @@ def test_a_deterministic_score_file_says_so(
     assert torch.equal(files[True].scores, files[False].scores)
 
 
-# Operations of aten that raise under deterministic algorithms on a GPU, by the documentation of
-# torch.use_deterministic_algorithms. Its entry NLLLoss concerns only images (nll_loss2d).
+# Operations of aten that raise under deterministic algorithms on a GPU, according to the
+# documentation of torch.use_deterministic_algorithms. Its entry NLLLoss concerns only images
+# (nll_loss2d).
 WITHOUT_DETERMINISTIC_ALGORITHM = {
     "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward",
     "adaptive_max_pool2d_backward", "fractional_max_pool2d_backward",
@@ -176,7 +177,7 @@ def test_uit_pools_by_slices_under_deterministic_algorithms_on_a_gpu(
         assert not any("pool" in name for name in trace.kernels)
 
 
-def test_a_deterministic_training_run_says_so(
+def test_a_training_run_records_whether_it_is_deterministic(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", ":16:8")

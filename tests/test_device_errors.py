@@ -40,7 +40,7 @@ def too_much(*_: Any) -> Tensor:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer the questions about a GPU's memory."""
+    """Replace the functions that report a GPU's memory."""
     properties = SimpleNamespace(total_memory=79.2e9, name="NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 77.6e9)
@@ -170,7 +170,7 @@ def test_a_recipe_names_only_its_own_settings() -> None:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, megabytes: int) -> None:
-    """Replace /dev/shm by a folder with this much free space."""
+    """Replace /dev/shm with a folder that reports this much free space."""
     monkeypatch.setattr(device_errors, "SHARED_MEMORY", tmp_path)
     usage = SimpleNamespace(free=megabytes * 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

@@ -122,7 +122,7 @@ def test_dense_vectors_and_scores_equal_the_library(gallery: Path, prompt: str |
 
 
 def rows_of(row: Tensor, vectors: Tensor) -> Tensor:
-    """Split a row to vectors, of the width of ``vectors``."""
+    """Split a row into vectors of the width of ``vectors``."""
     return row.view(-1, vectors.shape[1])
 
 
@@ -158,7 +158,7 @@ def test_late_vectors_and_scores_equal_the_library(gallery: Path, stored: str) -
 def test_colqwen2_of_transformers_is_a_late_model(
     gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Published in the format of transformers alone; its processor adds the query's prefix."""
+    """The model is published only in transformers' format; its processor adds a query's prefix."""
     write_colqwen2(tmp_path / "model")
     encoder = config_of("late", model=str(tmp_path / "model"), vector_dtype="fp32").open()
     assert "a late-interaction model (--kind late)" in capsys.readouterr().err
@@ -296,7 +296,7 @@ def score_in_this_process(flags: list[str], folder: Path) -> dict[str, bool]:
 
 @pytest.mark.distributed
 def test_two_processes_write_the_same_scores(gallery: Path, tmp_path: Path) -> None:
-    """Dense vectors are shared by the code of all members, which `test_lhp_infer` runs."""
+    """Dense vectors need no such test: their code is that of all members (`test_lhp_infer`)."""
     options = ("--no_feature_cache", "--vector_dtype", "fp32")
     alone = run(tmp_path, gallery, "late", *options)
     flags = [

@@ -1,4 +1,4 @@
-"""MaxSim in blocks against sentence-transformers and a plain loop."""
+"""MaxSim in blocks, compared with sentence-transformers and with values computed by hand."""
 
 from __future__ import annotations
 

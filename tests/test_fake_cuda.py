@@ -133,8 +133,8 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trace]:
         yield found
 
 
-def held(dtype: torch.dtype = torch.bfloat16) -> Compute:
-    """Compute in bf16 with weights in ``dtype``."""
+def bf16_compute(dtype: torch.dtype = torch.bfloat16) -> Compute:
+    """Return settings that compute in bf16, with weights in ``dtype``."""
     return Compute(CUDA, torch.bfloat16, dtype, BATCH, num_workers=0)
 
 
@@ -149,7 +149,7 @@ def network(encoder: BatchEncoder) -> nn.Module:
 
 @of_members
 def test_images_are_encoded_on_the_device_without_a_host_read(member: Member, trace: Trace) -> None:
-    encoder = member.small(held())
+    encoder = member.small(bf16_compute())
     encode, transform = encoder.image_encoder()
     outputs = []
 
@@ -168,7 +168,7 @@ def test_images_are_encoded_on_the_device_without_a_host_read(member: Member, tr
 
 @of_members
 def test_captions_are_encoded_on_the_device(member: Member, trace: Trace) -> None:
-    encoder = member.small(held())
+    encoder = member.small(bf16_compute())
     trace.reset()
     vectors = encoder.encode_texts(CAPTIONS)
     assert trace.launches > 50
@@ -178,7 +178,7 @@ def test_captions_are_encoded_on_the_device(member: Member, trace: Trace) -> Non
 
 @of_members
 def test_weight_left_on_the_cpu_is_found(member: Member, trace: Trace) -> None:
-    encoder = member.small(held())
+    encoder = member.small(bf16_compute())
     commands = {
         member.image_weight: partial(encoder.encode_images, PICTURES),
         member.text_weight: partial(encoder.encode_texts, CAPTIONS),
@@ -196,7 +196,7 @@ def test_weight_left_on_the_cpu_is_found(member: Member, trace: Trace) -> None:
 
 @of_members
 def test_kernels_and_traffic_of_the_model(member: Member, trace: Trace) -> None:
-    encoder = member.full(held())
+    encoder = member.full(bf16_compute())
     encode, transform = encoder.image_encoder()
     pixels: list[Tensor] = []
     encoder.compute.images(
@@ -210,9 +210,9 @@ def test_kernels_and_traffic_of_the_model(member: Member, trace: Trace) -> None:
 
 
 @of_members
-def test_held_model_is_scored_without_autocast(member: Member, trace: Trace) -> None:
+def test_model_in_bf16_is_scored_without_autocast(member: Member, trace: Trace) -> None:
     """Autocast computes norms in float32, which doubles the kernels and the traffic."""
-    encoder = member.full(held())
+    encoder = member.full(bf16_compute())
     trace.reset()
     encoder.encode_images(PICTURES)
     assert trace.launches <= SLACK * member.kernels
@@ -222,7 +222,7 @@ def test_held_model_is_scored_without_autocast(member: Member, trace: Trace) -> 
 @of_members
 def test_model_in_float32_is_scored_with_autocast(member: Member, trace: Trace) -> None:
     """Validation in training scores with the float32 weights."""
-    encoder = member.small(held(torch.float32))
+    encoder = member.small(bf16_compute(torch.float32))
     trace.reset()
     encoder.encode_images(PICTURES)
     encoder.encode_texts(CAPTIONS)

@@ -1,4 +1,4 @@
-"""The data feed: loader processes, uint8 pixels, one opening per file, late results."""
+"""The data feed: loader processes, uint8 pixels, each file opened once, results read late."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_every_command_defaults_to_auto() -> None:
 
 @pytest.mark.parametrize("name", ["beit3", "clip", "blip2", "uit"])
 def test_normalized_batches_equal_torchvision_to_the_bit(name: str) -> None:
-    """All 256 values of each colour, as one batch."""
+    """The batch contains all 256 values of each channel."""
     found = recipe(name, 16)
     ramp = torch.arange(256, dtype=torch.uint8).view(16, 16)
     batch = torch.stack([ramp.expand(3, 16, 16), ramp.flip(0).expand(3, 16, 16)])
@@ -168,7 +168,7 @@ def test_normalized_batches_equal_torchvision_to_the_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
-def test_openclip_s_transforms_are_split_without_a_change(mode: Any) -> None:
+def test_openclip_transforms_give_equal_pixels_in_two_parts(mode: Any) -> None:
     transform = image_transform_v2(PreprocessCfg(size=32, resize_mode=mode), is_train=False)
     parts = in_two_parts(transform)
     assert isinstance(parts, Preprocessing)
@@ -178,7 +178,7 @@ def test_openclip_s_transforms_are_split_without_a_change(mode: Any) -> None:
 
 
 def mean_of_rows(image: Image.Image) -> Tensor:
-    """A transform that is not torchvision's."""
+    """Convert an image with a transform that is not torchvision's."""
     return torch.from_numpy(np.asarray(image.resize((4, 4)), dtype=np.float32)).permute(2, 0, 1)
 
 
@@ -227,8 +227,8 @@ def test_the_encoder_receives_normalized_pixels_in_the_weights_dtype(gallery: Pa
 class Opened:
     """Record of the files that this process and its loader processes open.
 
-    A hook of the interpreter cannot be removed, so one hook writes to the current record. Workers
-    inherit it and append to the same file.
+    An audit hook cannot be removed, so one hook writes to the current record. Workers inherit the
+    hook and append to the same file.
     """
 
     current: int | None = None
@@ -246,7 +246,7 @@ class Opened:
         Opened.current = None
 
     def counts(self) -> Counter[str]:
-        """Openings by file, of the files in the folder."""
+        """Count how often each file in the folder was opened."""
         lines = self.log.read_text().splitlines()
         return Counter(line for line in lines if line.startswith(self.folder))
 
@@ -275,7 +275,7 @@ def test_the_record_counts(gallery: Path) -> None:
 def score(
     tiny_data: Path, gallery: Path, debug_checkpoint: Path, tokenizer_file: Path, tmp_path: Path
 ) -> Callable[..., Tensor]:
-    """Returns a function that scores the gallery with `lhp.infer`."""
+    """Return a function that scores the gallery with `lhp.infer`."""
 
     def run(*flags: str, workers: int = 0) -> Tensor:
         lhp.infer.main(
@@ -296,7 +296,7 @@ def test_scoring_opens_every_image_once(
     score: Callable[..., Tensor], gallery: Path, workers: int
 ) -> None:
     found = []
-    for flags in (["--no_feature_cache"], [], []):  # nothing kept; to be kept; kept
+    for flags in (["--no_feature_cache"], [], []):  # no cache, an empty cache, a filled cache
         with Opened(gallery) as opened:
             found.append(score(*flags, workers=workers))
         assert opened.counts() == once_each(gallery), flags
@@ -304,7 +304,7 @@ def test_scoring_opens_every_image_once(
     assert torch.equal(found[0], found[2])
 
 
-def test_images_with_kept_vectors_are_not_decoded(
+def test_images_with_cached_vectors_are_not_decoded(
     gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, transform = list_gallery(gallery), recipe("clip", 8).transform()
@@ -323,14 +323,14 @@ def test_images_with_kept_vectors_are_not_decoded(
     for number in (0, 3, 6, 9):
         noise(40, 30, 99 + number).save(gallery / f"G{number:02}.png")
     found, seen = cached()
-    assert [len(pixels) for pixels in seen] == [4], "the gaps are closed"
+    assert [len(pixels) for pixels in seen] == [4], "images from several batches share one"
     assert torch.equal(found, vectors_of(images, transform, plain)[0])
     assert not torch.equal(found, expected)
     monkeypatch.setattr(ImageReader, "decode", no_decoding)
     assert torch.equal(cached()[0], found)
 
 
-def test_gaps_are_closed_in_order() -> None:
+def test_incomplete_batches_are_refilled_in_order() -> None:
     rows = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
 
     def batch(*positions: int) -> ImageBatch:
@@ -346,7 +346,7 @@ def test_gaps_are_closed_in_order() -> None:
 
 
 def shared_scoring(folder: Path) -> Any:
-    """Encode the gallery in this process's part; return openings, vectors and the error, if any."""
+    """Encode this process's part of the gallery; return openings, vectors and any error."""
     opened = Opened(folder / "gallery")
     opened.log = folder / f"opened{processes.rank()}.txt"
     error, vectors = "", torch.empty(0)
@@ -449,7 +449,7 @@ def test_no_blocking_copy_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_tensors_on_the_device_stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They can be neither page-locked nor read by another process."""
+    """Such tensors can be neither page-locked nor read by another process."""
     monkeypatch.setattr(encoding, "ImageLoader", FakeLoader)
     monkeypatch.setattr(FakeLoader, "made", [])
     with fake_cuda(monkeypatch):

@@ -173,7 +173,7 @@ OTHERS = ("README.md", ".gitattributes", "pytorch_model.bin", "modeling.py", "x/
 
 
 def listed(files: dict[str, bytes], **changes: Any) -> bytes:
-    """The hub's list of a repository; weights are stored with LFS, small files in git."""
+    """Return the hub's list of a repository's files: weights with LFS, small files in git."""
     siblings = []
     for name, content in files.items():
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -186,7 +186,7 @@ def listed(files: dict[str, bytes], **changes: Any) -> bytes:
 
 @pytest.fixture
 def hub(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub with one repository, ``vlm``, in the commit :data:`COMMIT`."""
+    """A hub with one repository, ``vlm``, at the commit :data:`COMMIT`."""
     source = Source("vlm/model", "https://huggingface.co/OWNER/MODEL", "hub")
     monkeypatch.setattr(pab.fetch, "SOURCES", {"vlm": source})
     monkeypatch.setenv("HF_ENDPOINT", f"{address}/")

@@ -215,7 +215,7 @@ def test_low_rank_updates_with_activation_checkpointing(runs: Runs, kind: str) -
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_resumed_run_needs_no_start_weights(
+def test_a_resumed_run_needs_no_initial_weights(
     runs: Runs, kind: str, rank: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = runs(kind, "start", epochs=1) / FINAL

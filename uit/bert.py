@@ -239,7 +239,7 @@ class LanguagePredictions(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x: Tensor, words: Tensor) -> Tensor:
-        """Project tokens [..., D] on word embeddings [V, D] -> logits [..., V]."""
+        """Project tokens [..., D] onto word embeddings [V, D] -> logits [..., V]."""
         return F.linear(self.transform(x), words, self.bias)
 
 

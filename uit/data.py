@@ -1,7 +1,7 @@
 """Training samples of UIT: an augmented image, three versions of the caption, and masks.
 
-The loader makes all random choices of a sample: the image view, the augmented caption, the masked
-word pieces. The exception is the mask of image blocks, which is drawn once per batch.
+The loader draws the image view, the augmented caption and the masked word pieces of each sample,
+and one mask of image blocks per batch.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Collate:
 
 
 def finisher(view: TrainingView, device: torch.device) -> Callable[[UitBatch], UitBatch]:
-    """Return a function that normalizes and erases the images of a loaded batch on a device."""
+    """Return a function that normalizes a loaded batch's images and erases their rectangles."""
     normalize = normalizer(view.normalization, device)
 
     def finish(batch: UitBatch) -> UitBatch:

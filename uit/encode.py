@@ -133,7 +133,7 @@ def encode_gallery(
 
 @dataclass(frozen=True)
 class UitEncoder(BatchEncoder):
-    """UIT's ITC as an encoder.
+    """UIT's image and text towers as an encoder, compared by ITC similarity.
 
     Attributes:
         model: model with weights in ``compute.weights``.
@@ -161,7 +161,7 @@ class UitEncoder(BatchEncoder):
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
         """Encode captions to unit vectors, float32 [Q, E] on the CPU.
 
-        Each caption is padded to the recipe's length, as published.
+        Each caption is padded to the tokenizer's ``max_length``, as published.
 
         Raises:
             InputError: the vocabulary does not cover the captions.

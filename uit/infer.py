@@ -76,7 +76,7 @@ class InferConfig(MemberConfig):
         )
 
     def open(self) -> UitEncoder:
-        """Load the model for its ITC; see :meth:`MemberConfig.open`."""
+        """Load the model for ITC similarities; see :meth:`MemberConfig.open`."""
         from uit.encode import load_encoder
 
         encoder = load_encoder(self)

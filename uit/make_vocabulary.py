@@ -34,10 +34,10 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
     Raises:
         InputError: special tokens and characters alone exceed the limit.
     """
-    normalise, split = BertNormalizer(lowercase=True), BertPreTokenizer()
+    normalizer, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()
     for caption in progress(captions, "counting words", "captions"):
-        split_words = split.pre_tokenize_str(normalise.normalize_str(caption))
+        split_words = split.pre_tokenize_str(normalizer.normalize_str(caption))
         counts.update(word for word, _ in split_words)
     characters = sorted({character for word in counts for character in word})
     vocabulary = [*SPECIAL, *characters, *(CONTINUES + c for c in characters if c.isalnum())]

@@ -47,7 +47,7 @@ class UitConfig:
         embed_dim: width E of the retrieval vectors.
         temperature: initial value of the learned temperature.
         proj_dropout: dropout before the projections to the retrieval vectors.
-        sync_batch_norm: compute batch-norm statistics over the batches of all processes.
+        sync_batch_norm: whether to compute batch-norm statistics over all processes.
     """
 
     swin: SwinConfig = field(default_factory=SwinConfig)
@@ -190,8 +190,8 @@ class Uit(nn.Module):
     def rate_scale(name: str) -> float:
         """Return :data:`RATE_SCALE` for parts with a higher learning rate, else 1.
 
-        By published name, these are the last two of Swin's four stages, the last two of six layers
-        each in the text tower and the cross encoder, the projections, the match head and the
+        By published name, these are the last two of Swin's four stages, the last two of the six
+        layers in each of text tower and cross encoder, the projections, the match head and the
         language-model head. A smaller model has only some of these names.
         """
         faster = (

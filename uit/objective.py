@@ -38,7 +38,7 @@ class UitBatch(NamedTuple):
         image: [B, 3, S, S].
         identity: [B]; pairs with equal numbers match each other.
         text_ids, text_mask: [V B, N], original captions and, if EDA is on, augmented ones, stacked
-            and padded to the recipe's length; mask 1 = token.
+            and padded to the tokenizer's maximum length; mask 1 = token.
         masked_ids: [B, N], masked originals; empty if MLM is off.
         positions, labels: [B, P], positions and labels of the masked pieces (label -100: padding).
         hidden_blocks: [K, K], 1 = masked, for MIM; empty if MIM is off.
@@ -92,9 +92,9 @@ Draw = Callable[[Tensor], Tensor]
 def draw_negatives(weights: Tensor) -> Tensor:
     """Draw one column per row, in proportion to the weights; each row needs a positive weight.
 
-    The largest quotient of weight and exponential noise is in column j with a probability in
-    proportion to weight j. `torch.multinomial` computes the same, but its checks of the weights
-    read from the device. NaN and infinite weights of a diverged model count as 1.
+    The largest quotient of weight and exponential noise is in column j with a probability
+    proportional to weight j. `torch.multinomial` draws from the same distribution, but its checks
+    of the weights read from the device. NaN and infinite weights of a diverged model count as 1.
     """
     finite = torch.where(weights.isfinite(), weights, 1.0)
     return (finite / torch.empty_like(finite).exponential_()).argmax(dim=1)

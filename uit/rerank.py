@@ -114,7 +114,7 @@ def match_scores(
 ) -> Tensor:
     """Compute the match logit (index 1) of every candidate; processes share the queries.
 
-    On a GPU, the host waits for no pass before it has queued the next one.
+    On a GPU, the host queues the next pass before it waits for the scores of the current one.
 
     Args:
         rows: ids of Q captions.

@@ -1,7 +1,7 @@
 """Start UIT's fine-tuning or evaluation: `python -m uit.run --task cmp --dist f4`.
 
-`--dist fN` uses the first N GPUs with one process each, through torchrun. On several machines, the
-environment also names these (`pab/core/launch.py`). All settings of `uit.train` are also flags;
+`--dist fN` uses the first N GPUs with one process each, through torchrun. For several machines, see
+the environment variables in `pab/core/launch.py`. All settings of `uit.train` are also flags;
 `--bs` and `--epo` are the release's names for batch size and epochs.
 """
 

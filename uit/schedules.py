@@ -23,7 +23,8 @@ def multiplier(
 
     Args:
         kind: ``linear`` rises in the warm-up and decays to 0; ``step`` multiplies this by 0.5
-            after 4 warm-ups, 0.2 after 7; ``cosine`` warms up in 2 % of the steps, ends at 0.1.
+            after 4 times the warm-up and by 0.2 after 7 times; ``cosine`` warms up in 2 % of the
+            steps and ends at 0.1.
         total_steps: number of updates of the whole run.
         warmup_steps: warm-up of ``linear`` and ``step``, at most ``total_steps``.
     """

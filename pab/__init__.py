@@ -6,8 +6,9 @@ The public functions are ``load_encoder``, ``load_scores``, ``fuse``, ``rank`` a
 From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the public
 modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``api``, ``compare``, ``fetch``,
 ``export_weights``) with ``formats`` and ``layout``, ``scoring``, ``training``, ``encoders`` (CLIP,
-BLIP-2) and ``search``. ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and
-``ensemble`` build on this package. Imports run downward only, except the lazy import of ``fuse``.
+BLIP-2, vision-language models) and ``search``. ``mini`` renders a small synthetic data set.
+``lhp``, ``uit`` and ``ensemble`` build on this package. Imports run downward only, except the lazy
+import of ``fuse``.
 """
 
 from importlib import import_module

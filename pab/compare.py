@@ -121,7 +121,7 @@ def read_labels(
 
 
 def labelled_table(a: Evaluation, b: Evaluation) -> str:
-    """Format the right top-1 counts of both lists per group, and the paired differences B - A."""
+    """Format the counts of right top-1 images per group, and the paired differences B - A."""
     lines = ["", "first place right        n    both  only A  only B  neither"]
     for group, chosen in a.groups.items():
         right_a = a.metrics.values["R@1"][chosen] > 0

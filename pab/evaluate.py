@@ -61,7 +61,7 @@ class Evaluation:
         metrics: values of ``Q`` queries.
         groups: name -> mask ``[Q]``: ``"all"``, and ``"normal"`` and ``"abnormal"`` if labelled.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
-        n_gallery: number of ranked images per query; None for ranked lists.
+        n_gallery: number of gallery images; None for ranked lists.
         relevance: relevance rule; see :class:`pab.data.records.Retrieval`.
     """
 
@@ -72,7 +72,7 @@ class Evaluation:
     relevance: Relevance = "image_id"
 
     def summary(self, group: str = "all") -> dict[str, float]:
-        """Average each metric over a group, in percent; ``"over twin"`` if any query has a twin."""
+        """Average each metric over a group, in percent; with twins, also ``"over twin"``."""
         chosen = self.groups[group]
         figures = self.metrics.mean(chosen)
         twin = self._twin_values(chosen)
@@ -337,7 +337,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     path = args.score or args.predictions
     if args.top_k is not None and (not args.trec or args.top_k < 1):
-        raise InputError("--top_k", f"requires --trec and at least 1, found {args.top_k}")
+        raise InputError(
+            "--top_k", f"requires --trec and a value of at least 1, found {args.top_k}"
+        )
     trec = f"{args.trec}.run" if args.trec else None
     outputs = {"json": args.json, "trec": trec}
     check_outputs(outputs, omit="leave out --{}")

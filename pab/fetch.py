@@ -5,10 +5,10 @@ is present, missing or not a weight file. An interrupted download is resumed. Af
 size and SHA-256 of the file are written to `manifest.json` in the checkpoint folder. Some files can
 only be downloaded with a browser: for these, the command prints the URL and the target path.
 
-A model of the Hugging Face hub is a folder. All its files come from one commit: that of the branch
-`main`, or the one named by `NAME@COMMIT`. Each file must have the hash that the hub lists for the
-commit, which detects damage but trusts the hub. The manifest records the commit. `HF_ENDPOINT`
-names a mirror of the hub.
+A model on the Hugging Face hub becomes a folder. All its files come from one commit: that of the
+branch `main`, or the one named by `NAME@COMMIT`. Each file must have the hash that the hub lists
+for the commit, which detects damage but trusts the hub. The manifest records the commit.
+`HF_ENDPOINT` names a mirror of the hub.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Source:
         path: path in the checkpoint folder, as in the scripts' defaults.
         address: URL of the file, of the page that links to it, or of the repository.
         kind: ``file`` for a direct download, ``page`` for a manual download with a browser, ``hub``
-            for a repository of the Hugging Face hub, which becomes a folder.
+            for a repository on the Hugging Face hub, which becomes a folder.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Source:
 
 
 def hub_model(repository: str) -> Source:
-    """Return the source of a vision-language model of the hub."""
+    """Return the source of a vision-language model on the hub."""
     name = repository.rpartition("/")[2].lower()
     return Source(f"vlm/{name}", f"{HUB}/{repository}", "hub")
 
@@ -101,7 +101,7 @@ def fetch(name: str, folder: Path) -> Path:
     """Download one file or model if it is missing.
 
     Args:
-        name: key of :data:`SOURCES`; for a model of the hub also ``KEY@REVISION``.
+        name: key of :data:`SOURCES`; for a model on the hub also ``KEY@REVISION``.
         folder: checkpoint folder.
 
     Raises:
@@ -117,7 +117,7 @@ def fetch(name: str, folder: Path) -> Path:
     if source.kind == "hub":
         return fetch_model(source, folder, revision)
     if revision:
-        raise InputError(name, "expected no revision, because this is not a model of the hub")
+        raise InputError(name, "expected no revision, because this is not a model on the hub")
     if target.is_file():
         print(f"{target} is already present", file=sys.stderr)
         return target
@@ -132,7 +132,7 @@ def fetch(name: str, folder: Path) -> Path:
 
 
 def fetch_model(source: Source, folder: Path, revision: str) -> Path:
-    """Download a model of the hub if it is missing; the folder appears when all files are intact.
+    """Download a model from the hub if it is missing; the folder appears once all files are intact.
 
     Args:
         source: repository and target.
@@ -162,7 +162,7 @@ def fetch_model(source: Source, folder: Path, revision: str) -> Path:
         fetch_file(address, path, f"download all files with a browser and save them in {target}")
         if not file.is_intact(path):
             path.unlink()
-            raise InputError(address, "has another hash than the hub lists", todo="try again")
+            raise InputError(address, "has a different hash than the hub lists", todo="try again")
     part.replace(target)
     facts = {
         f"{source.path}/{file.name}": {**facts_of(target / file.name), "commit": commit}
@@ -200,7 +200,7 @@ def download(address: str, part: Path) -> None:
     """Append the missing bytes of a file to ``part``.
 
     Raises:
-        OSError: no response, an error response, or a size other than announced.
+        OSError: no response, an error response, or a size other than the announced one.
     """
     done = part.stat().st_size if part.is_file() else 0
     request = Request(address, headers={"Range": f"bytes={done}-"} if done else {})
@@ -272,7 +272,7 @@ def check(folder: Path) -> str:
 
 
 def files_of(source: Source, fetched: Manifest) -> Manifest:
-    """Return the manifest's files of a model of the hub, by their names in its folder."""
+    """Return the manifest's files of a model from the hub, by their names in its folder."""
     start = f"{source.path}/"
     return {
         path.removeprefix(start): facts for path, facts in fetched.items() if path.startswith(start)
@@ -280,14 +280,14 @@ def files_of(source: Source, fetched: Manifest) -> Manifest:
 
 
 def commit_of(source: Source, fetched: Manifest) -> str:
-    """Return the commit of a model of the hub; "unknown" if this command has not fetched it."""
+    """Return the commit of a model from the hub; "unknown" if this command has not fetched it."""
     return next(
         (str(facts.get("commit")) for facts in files_of(source, fetched).values()), "unknown"
     )
 
 
 def state_of_model(source: Source, folder: Path, fetched: Manifest) -> str:
-    """Describe the folder of a model of the hub: number of files, and size or first fault."""
+    """Describe the folder of a model from the hub: number of files, and size or first fault."""
     files = files_of(source, fetched)
     for name, facts in files.items():
         path, expected = folder / source.path / name, facts["bytes"]
@@ -306,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
     output, advanced = parser.groups["output"], parser.groups["advanced"]
     parser.add_argument(
         "names", nargs="*", metavar="NAME",
-        help=f"{', '.join(SOURCES)}; a model of the hub also as NAME@COMMIT",
+        help=f"{', '.join(SOURCES)}; a model on the hub also as NAME@COMMIT",
     )  # fmt: skip
     output.add_argument("--folder", type=Path, default=Path("checkpoints"), help="target folder")
     advanced.add_argument("--check", action="store_true", help="list which files are present")

@@ -277,7 +277,7 @@ class Difference:
 
 
 def paired_bootstrap(a: FloatArray, b: FloatArray, seed: int = 0, n: int = RESAMPLES) -> Difference:
-    """Compute the mean of ``b - a`` with its interval; both are ``[Q]``, in the same order."""
+    """Compute the mean of ``b - a`` with its interval, for two arrays ``[Q]`` in the same order."""
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected two arrays [Q] of equal length, found {a.shape} and {b.shape}")
     low, high = bootstrap_interval(b - a, seed, n)

@@ -220,7 +220,7 @@ def import_scores(
 
 
 def warn_on_data_mismatch(metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warn about score files of different captions or image names, or of another order.
+    """Warn about score files computed from different captions, image names or orders of these.
 
     Args:
         metas: path -> ``meta`` of the file. Files without ``data_sha256`` are not compared.

@@ -133,7 +133,7 @@ def test_captions(caption: str, expected: str) -> None:
         (["--backend", "lavis", "--model", "mini"], "LAVIS has no mini model"),
         (["--backend", "lavis", "--dtype", "bf16"], "expected auto: LAVIS"),
         (["--model", "mini", "--pretrained", "nothing.pth"], r"nothing\.pth"),
-        (["--model", "pretrain_vitL"], r"692 pieces, the model embeds 30523"),
+        (["--model", "pretrain_vitL"], r"692 pieces, but the model embeds 30523"),
         (["--model", "pretrain_vitG"], "pretrain_vitG"),
     ],
 )

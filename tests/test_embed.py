@@ -448,9 +448,7 @@ def test_a_model_that_is_nowhere_is_refused(name: str, monkeypatch: pytest.Monke
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert refusal(name).startswith(
-        f"--model: {name} is not a folder, nor a model that the hub has"
-    )
+    assert refusal(name).startswith(f"--model: {name} is neither a folder nor available on the hub")
 
 
 @pytest.mark.parametrize("kind", ["dense", "late"])

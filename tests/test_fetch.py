@@ -247,7 +247,7 @@ def test_a_named_commit_is_fetched(hub: Path) -> None:
 def test_a_repository_resumes_where_it_stopped(hub: Path) -> None:
     whole = Server.pages.pop(f"/OWNER/MODEL/resolve/{COMMIT}/config.json")
     part = hub / f"vlm/model.{COMMIT[:12]}.part"
-    with pytest.raises(InputError, match=r"/config.json: has another hash than the hub lists"):
+    with pytest.raises(InputError, match=r"/config.json: has a different hash than the hub lists"):
         fetch("vlm", hub)
     assert [path.name for path in part.rglob("*.*")] == ["config.json"], "of 1_LogitScore"
     assert not (hub / "vlm/model").exists()

@@ -119,7 +119,7 @@ def test_more_workers_than_cores_give_no_warning(runs: test_lhp_train.Runs) -> N
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "nothing is saved yet, the same command starts over; --save_every_steps N saves "
+        ([], "nothing is saved yet, so the same command starts over; --save_every_steps N saves "
          "within an epoch"),
         (["--save_every_steps", "2"], "{last} holds step 2; resume with the same command"),
         (["--save_every_steps", "2", "--no_auto_resume"],

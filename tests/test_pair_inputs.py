@@ -107,7 +107,7 @@ def test_an_answer_of_several_tokens_is_refused(folder: Path, word: str) -> None
 
 def test_equal_answers_are_refused(folder: Path) -> None:
     """The difference of their logits would always be 0."""
-    with pytest.raises(InputError, match=r"^--yes_token: is the token of --no_token"):
+    with pytest.raises(InputError, match=r"^--yes_token: is the same token as --no_token"):
         PairModel.open(folder, yes_token="no")
 
 
@@ -233,7 +233,7 @@ def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from pab.encoders.st.folders import model_folder
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"--model: nobody/nothing is not a folder"):
+    with pytest.raises(InputError, match=r"--model: nobody/nothing is neither a folder"):
         model_folder("nobody/nothing")
-    with pytest.raises(InputError, match=r"--model: .* is not a folder"):
+    with pytest.raises(InputError, match=r"--model: .* is neither a folder"):
         model_folder("no such folder")

@@ -1,8 +1,8 @@
 """Check that a caption has visible text for every text encoder.
 
-BERT's normalizer removes control and format characters, private code points and combining marks.
-SentencePiece's normalizer removes most of these. OpenCLIP's cleaning decodes HTML entities and
-repairs broken encodings. A caption that any of the three reduces to nothing is rejected for all
+BERT's normalizer removes control and format characters, private-use characters and combining
+marks. SentencePiece's normalizer removes most of these. OpenCLIP's cleaning decodes HTML entities
+and repairs broken encodings. A caption that any of the three reduces to nothing is rejected for all
 models, so all models score the same captions.
 """
 
@@ -14,14 +14,14 @@ import unicodedata
 
 FEWEST_WORDS = 50  # word limit of BLIP-2's published processor, the smallest of all models
 # Characters without text that Unicode classifies as letters or symbols: Hangul fillers, Braille
-# blank, SentencePiece's mark for a blank, and the replacement character.
+# blank, SentencePiece's mark for a space, and the replacement character.
 _BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u2581\ufffd")
 _DROPPED = frozenset(("Cc", "Cf", "Co", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"))
 _ORDINARY = re.compile("[0-9A-Za-z]")
 
 
 def has_visible(caption: str) -> bool:
-    """Return true if every tokenizer finds a token in the caption's first 50 words."""
+    """Return true if the first 50 words and OpenCLIP's cleaned caption have a visible character."""
     found = _ORDINARY.search(caption)
     # The 51st word starts at character 100 or later: each word before it is followed by a blank.
     if found and found.start() < 2 * FEWEST_WORDS and "&" not in caption and "\x1b" not in caption:

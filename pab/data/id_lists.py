@@ -83,10 +83,10 @@ def read_query_ids(path: str | Path) -> list[str]:
 
 
 def read_gallery_ids(path: str | Path) -> list[str]:
-    """Read gallery ids in column order, from a list (one per line) or a folder of images.
+    """Read gallery ids in column order, from a list or a folder of images.
 
-    Images of a folder are sorted by their full file names, as in ``sorted(os.listdir(folder))``,
-    where ``a-1.jpg`` comes before ``a.jpg``.
+    A list has one id per line, or is a JSON array. Images of a folder are sorted by their full file
+    names, as in ``sorted(os.listdir(folder))``, where ``a-1.jpg`` comes before ``a.jpg``.
 
     Raises:
         InputError: the path is neither, an id is repeated, or two names differ only in extension.

@@ -27,7 +27,7 @@ from pab.data.records import GalleryImage
 Loadable = GalleryImage | Image.Image | Tensor  # a file, an RGB image, or its pixels
 
 
-# What a batch holds: pixels, one tensor for all images, or decoded images.
+# Contents of a batch: one tensor with the pixels of all images, or a list of decoded images.
 P = TypeVar("P", bound=Tensor | list[Image.Image])
 
 
@@ -75,13 +75,14 @@ class _Images:
 
 
 class ImageBatch(NamedTuple, Generic[P]):
-    """Batch of B images to encode, and what became of the others.
+    """Batch of B images to encode, and the outcome for the others.
 
     Attributes:
         pixels: [B, 3, H, W]: uint8, for the loader's ``normalization``, or floating-point numbers
-            that need none. Of a :class:`~pab.encoders.st.pictures.PictureLoader`: B RGB images.
+            that need none. :class:`~pab.encoders.st.pictures.PictureLoader` yields a list of B RGB
+            images instead.
         positions: positions of the B images in the input list.
-        keys: cache keys of the B images; empty without ``known``.
+        keys: cache keys of the B images; empty if the loader hashes no file.
         known: position -> cache key, of images whose vectors are known.
         errors: position -> error, of images that cannot be read.
     """
@@ -93,7 +94,7 @@ class ImageBatch(NamedTuple, Generic[P]):
     errors: dict[int, InputError]
 
     def size(self) -> int:
-        """Count all images of the batch, with those that are not to be encoded."""
+        """Count all images of the batch, including those that are not encoded."""
         return len(self.positions) + len(self.known) + len(self.errors)
 
     def part(self, rows: slice) -> ImageBatch[P]:
@@ -103,7 +104,7 @@ class ImageBatch(NamedTuple, Generic[P]):
 
 
 class _Collate(Generic[P]):
-    """Batch samples; ``gather`` makes one object of the contents of B images."""
+    """Batch samples; ``gather`` combines the contents of B images in one object."""
 
     def __init__(self, gather: Callable[[list[Any]], P]) -> None:
         self.gather = gather

@@ -1,8 +1,8 @@
 """List gallery images, read and preprocess them, and check that they are readable.
 
-Benchmark images are opened with Pillow and converted to RGB (16-bit values to 8), without further
-changes. EXIF orientation is not applied: the published pipelines do not apply it, and scores would
-differ. Photo search decodes files differently (:mod:`pab.data.photos`), through an
+Benchmark images are opened with Pillow and converted to RGB (16-bit values to 8-bit), without
+further changes. EXIF orientation is not applied: the published pipelines do not apply it, and
+scores would differ. Photo search decodes files differently (:mod:`pab.data.photos`), through an
 :class:`ImageReader`. torch and torchvision are imported only where tensors are made.
 
 Loading in batches is in :mod:`pab.data.image_loader`.
@@ -107,7 +107,7 @@ class ImageRecipe:
 
 
 def _squashed(size: int, image: Image.Image) -> Image.Image:
-    """Resize to a square, as torchvision's ``Resize``, without the overhead of its dispatch."""
+    """Resize to a square as torchvision's ``Resize`` does, without the overhead of its dispatch."""
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
@@ -135,8 +135,8 @@ def recipe(name: str, size: int) -> ImageRecipe:
 def in_two_parts(transform: ImageRecipe | ImageTransform) -> TwoParts:
     """Split a transform into pixels and normalization, if it is known.
 
-    Known are recipes, transforms in two parts, and torchvision's ``Compose`` that ends with
-    ``ToTensor`` and ``Normalize`` (as OpenCLIP's). Any other transform becomes the first part.
+    Known transforms are recipes, transforms in two parts, and torchvision's ``Compose`` that ends
+    with ``ToTensor`` and ``Normalize`` (as OpenCLIP's). Any other transform becomes the first part.
     """
     from torchvision.transforms import Compose, Normalize, ToTensor
 

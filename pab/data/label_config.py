@@ -16,7 +16,7 @@ from pab.data.tables import TableColumns
 
 @dataclass(frozen=True)
 class TableConfig:
-    """Format of a CSV or TSV table; flag names and defaults are those of OpenCLIP."""
+    """Format of a CSV or TSV table; the defaults are those of OpenCLIP."""
 
     csv_image_key: str = data_flag("filepath", "table column with the image path")
     csv_caption_key: str = data_flag("title", "table column with the caption")

@@ -80,7 +80,7 @@ def _read(path: Path) -> str:
 
 
 def needed_workers(workers: int, batches: int) -> int:
-    """Limit loader processes to the batches; with a single batch, no batch can be loaded ahead."""
+    """Limit workers to the number of batches; a single batch is loaded in the main process."""
     return min(workers, batches) if batches > 1 else 0
 
 

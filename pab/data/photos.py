@@ -1,7 +1,7 @@
 """List the photographs of a folder, and decode them to upright RGB images.
 
-Photo search reads more formats than benchmarks do, applies EXIF rotation, and continues after a
-damaged file. Benchmarks follow the published rules (:mod:`pab.data.images`).
+Photo search reads more formats than the benchmark commands, applies EXIF rotation, and continues
+after a damaged file. Benchmark commands follow the published rules (:mod:`pab.data.images`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ UPRIGHT = {
 }
 LYING = frozenset((5, 6, 7, 8))  # orientations that exchange width and height
 
-pillow_heif.register_heif_opener()  # benchmarks name their formats and are not affected
+pillow_heif.register_heif_opener()  # benchmark readers name their formats and are not affected
 
 
 # ---------------------------------------------------------------------------------------- listing
@@ -258,7 +258,7 @@ def photo_size(file: ImageFile) -> tuple[int, int] | None:
                 turn = _container_orientation(image)
                 if image.format == "TIFF":  # Pillow gives the upright size
                     turn = None
-                # Pillow decodes a PNG completely to look for EXIF behind its pixels.
+                # Pillow decodes a PNG completely to look for EXIF data after its pixels.
                 elif turn is None and (image.format != "PNG" or "exif" in image.info):
                     turn = _exif_orientation(image)
     except Exception:  # noqa: BLE001 - the decoders do not document their exceptions

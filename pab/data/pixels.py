@@ -1,8 +1,8 @@
 """Pixels of images: uint8 in the loader's processes, scaled and normalized on the device.
 
-uint8 pixels take a quarter of the shared memory and of the traffic to the device, and the loader's
-processes, which limit a GPU, are spared the arithmetic. The operations and their order are those of
-torchvision, so the float32 values are equal to the bit on a CPU.
+uint8 pixels take a quarter of the shared memory and of the transfers to the device. They also save
+arithmetic in the loader's processes, which often limit the speed of a GPU. The operations and their
+order are those of torchvision, so the float32 values are bit-identical on a CPU.
 
 Shape letters: `B` batch, `H` and `W` height and width.
 """
@@ -34,8 +34,8 @@ class Normalization:
     Attributes:
         mean: subtracted from R, G and B.
         std: divisor after the subtraction.
-        divides: scale by a division, as torchvision's ``ToTensor``. Otherwise scale by a
-            multiplication, as its ``ToDtype``. The results differ in the last bit.
+        divides: scale by a division, as torchvision's ``ToTensor`` does. Otherwise scale by a
+            multiplication, as its ``ToDtype`` does. The results differ in the last bit.
     """
 
     mean: Colour
@@ -66,15 +66,15 @@ class TwoParts(Protocol):
     """Image transform in two parts; a call applies both: RGB image -> float32 [3, H, W].
 
     Attributes:
-        normalization: from the pixels to float32, for a batch on the device; None if the pixels are
-            normalized already.
+        normalization: from uint8 pixels to float32, for a batch on the device; None if the pixels
+            are normalized already.
     """
 
     @property
     def normalization(self) -> Normalization | None: ...
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Convert an RGB image to uint8 [3, H, W], in the loader's processes."""
+        """Convert an RGB image to the pixels [3, H, W] that ``normalization`` expects."""
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Convert an RGB image to normalized pixels, float32 [3, H, W]."""

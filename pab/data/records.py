@@ -99,7 +99,8 @@ class Retrieval:
         queries: in file order; ids are unique.
         gallery: sorted by id; None for name-masked queries (their gallery is an image folder).
         relevant: query id -> ids of the right images; None without labels.
-        twins: query id -> id of the right image's twin, if in the gallery with another caption.
+        twins: query id -> id of the right image's twin; only twins in the gallery whose captions
+            differ from the query's.
         relevance: rule of ``relevant``: the query's own ``image_id`` (as published), or every image
             with the same caption.
         images: labelled images, in file order; empty for name-masked queries.

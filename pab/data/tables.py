@@ -134,7 +134,7 @@ def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
 
 
 def folder_state(folder: Path) -> str:
-    """Hash names, sizes and times of a folder's images and texts, to detect changes (SHA-256)."""
+    """Hash names, sizes and modification times of images and texts (SHA-256), to detect changes."""
     digest = hashlib.sha256()
     images, texts = _files(folder)
     for path in progress(sorted([*images, *texts.values()]), "looking for changes", "files"):

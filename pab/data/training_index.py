@@ -51,7 +51,8 @@ def shard_state(path: Path, root: Path, columns: TableColumns) -> Shard:
         return Shard(str(path.absolute()), tables.folder_state(path))
     existing_file(path, "a training shard")
     state = state_of(path.stat())
-    if tables.is_table(path):  # links are kept: image paths may be relative to the table
+    if tables.is_table(path):
+        # Links are not resolved: image paths may be relative to the folder of a table's link.
         state += f", paths from {tables.table_base(path, root, columns).absolute()}"
     return Shard(str(path.absolute()), state)
 

@@ -59,7 +59,7 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
             "bad": bad.as_plain(),
         }
         (temporary / "index.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp makes folders private, but other users may share them
+        temporary.chmod(0o755)  # mkdtemp makes private folders, but other users may read it
         try:
             temporary.rename(index)
         except OSError:
@@ -81,7 +81,7 @@ def _no_room(index: Path, error: OSError, todo: str) -> InputError:
 def _readable(
     number: int, shard: Shard, folder: Path, root: Path, columns: TableColumns, bad: BadLines
 ) -> Shard:
-    """Return the shard; if it is not UTF-8 JSON, convert it in ``folder`` and record the copy."""
+    """Return the shard; if it is not UTF-8 JSON, write a copy to ``folder`` and record its name."""
     path, name = Path(shard.path), f"shard_{number}.json"
     if is_table(path) or path.is_dir():
         with (folder / name).open("w", encoding="utf-8") as copy:

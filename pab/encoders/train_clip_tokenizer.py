@@ -30,7 +30,7 @@ BYTES = 256
 def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train byte-pair encoding on lower-cased captions; CLIP's two special tokens come last.
 
-    The end token has the largest id, because OpenCLIP finds it as the largest id. It is also the
+    The end token has the largest id, because OpenCLIP finds it by this property. It is also the
     padding token, as in OpenAI's model, because the model ignores ids after the first end token.
 
     Args:

@@ -28,7 +28,7 @@ SCRATCH = "random"  # value of --pretrained for training from scratch
 
 @dataclass(frozen=True)
 class FinetuneConfig(ContrastiveConfig):
-    """Settings shared by the fine-tuning of CLIP and BLIP-2; the defaults are not published."""
+    """Fine-tuning settings of CLIP and BLIP-2; the defaults are not from the paper."""
 
     # Model
     freeze: Literal["none", "image", "text"] = flag("none", "tower whose weights are frozen")

@@ -18,12 +18,16 @@ class TrainingConfig(TableConfig):
     flag_group: ClassVar = "optimization"
 
     # Data
-    data_path: str = data_flag("data/PAB", "root of the PAB data, or a table or folder of captions")
+    data_path: str = data_flag(
+        "data/PAB", "root of the PAB data, or a table or folder of captioned images"
+    )
     train_shards: tuple[str, ...] | None = data_flag(
         None,
         "training shards: patterns under data_path, or numbers such as 3 or 0..7 (default: all)",
     )
-    cache_dir: str | None = data_flag(None, "folder of the annotation index (default: data_path)")
+    cache_dir: str | None = data_flag(
+        None, "folder of the annotation index (default: .cache in the data root)"
+    )
     skip_bad_lines: bool = data_flag(
         False, "skip bad lines and list them in output_dir/skipped.txt"
     )
@@ -76,7 +80,8 @@ class TrainingConfig(TableConfig):
     )
     auto_resume: bool = advanced_flag(True, "resume from the last checkpoint in output_dir, if any")
     resume_from: Literal["last", "newest_good"] = advanced_flag(
-        "last", "newest_good: if checkpoint-last.pth is damaged, resume from the one before it"
+        "last",
+        "newest_good: if checkpoint-last.pth is damaged, use the newest undamaged checkpoint",
     )
     max_skipped_steps: int = advanced_flag(
         20, "stop after N consecutive steps with a loss or gradient that is not finite", ge=1
@@ -120,7 +125,7 @@ def check_crops_and_rates(
 
 @dataclass(frozen=True)
 class ContrastiveConfig(TrainingConfig):
-    """Settings of recipes with local-global views and InfoNCE; defaults added here are LHP's."""
+    """Settings of recipes with local-global views and InfoNCE; the new fields default to LHP's."""
 
     # Views
     local_prob: float = flag(

@@ -73,7 +73,12 @@ def _gathered(identity: Tensor | None) -> Tensor | None:
 
 
 def cross_entropies(logits: Tensor, identity: Tensor | None) -> Tensor:
-    """Average both cross entropies of logits [B, B] (rows: images) with targets on the diagonal."""
+    """Average the cross entropies of the rows and columns of logits [B, B]; row i matches column i.
+
+    Args:
+        logits: scaled similarities.
+        identity: see :func:`symmetric_infonce`.
+    """
     if identity is not None:
         same = identity[:, None] == identity[None]
         logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
@@ -82,7 +87,7 @@ def cross_entropies(logits: Tensor, identity: Tensor | None) -> Tensor:
 
 
 class _Replay:
-    """Restore, in the block, the random state of a chunk's first pass, so that its draws repeat.
+    """Restore the random state of a chunk's first pass inside the block, so that its draws repeat.
 
     CUDA's generators keep their seed and offset on the host, so no device is read.
     """

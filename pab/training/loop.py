@@ -224,14 +224,14 @@ class Run:
         return len(self.setup.data.val_rows) > 0
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Use the averaged weights in the block, if the run has an average."""
+        """Use the averaged weights inside the block, if the run has an average."""
         return nullcontext() if self.ema is None else self.ema.swapped(self.model)
 
     @contextmanager
     def validating(self) -> Iterator[None]:
-        """Validate in the block: evaluation mode, averaged weights if the run has an average.
+        """Use evaluation mode inside the block, and averaged weights if the run has an average.
 
-        If the epoch ends with a save, the training state is saved before the validation, too.
+        If the epoch ends with a save, the training state is also saved before the validation.
         """
         if self._saves_epoch and self.saved_at != self.place.step:
             self.save_state()
@@ -281,7 +281,7 @@ class Run:
             save_weights(self.output / name, weights, _as_text({**self.facts, **figures}))
 
     def save_state(self) -> None:
-        """Save the training state; every process must call this, rank 0 writes."""
+        """Save the training state; every process must call this method, but only rank 0 writes."""
         place = self.place
         generators = processes.gather_objects(rng_state(self.setup.device))
         state = TrainingState(
@@ -303,7 +303,7 @@ class Run:
         """Restore the checkpoint and the random generators, if the run resumes.
 
         Raises:
-            InputError: the state has another number of processes, or its tensors do not fit.
+            InputError: the state is of another number of processes, or its tensors do not fit.
         """
         point, model = self.setup.resume, self.model
         if point is None:
@@ -330,12 +330,12 @@ class Run:
             self.ema = Ema(model, self.ema.decay, warmup=self.ema.warmup)
         if self.stopped:
             print(
-                f"{state.step} steps done, --max_steps is {self.config.max_steps}", file=sys.stderr
+                f"{state.step} steps done; --max_steps is {self.config.max_steps}", file=sys.stderr
             )
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Write the log and the progress in the block; on Ctrl-C, report how to resume.
+        """Write the log and show the progress inside the block; on Ctrl-C, report how to resume.
 
         Raises:
             InputError: the output folder is not writable, or holds a log that cannot be read.
@@ -395,7 +395,7 @@ class Run:
             return f"{stopped}: nothing is saved (--no_save_ckpt)"
         if self.saved_at is None:
             return (
-                f"{stopped}: nothing is saved yet, the same command starts over; "
+                f"{stopped}: nothing is saved yet, so the same command starts over; "
                 "--save_every_steps N saves within an epoch"
             )
         wanted = "" if self.config.auto_resume else ", with --auto_resume"
@@ -430,7 +430,7 @@ def command_line(program: str, **flags: object) -> str:
 
 
 def _quality(figures: Mapping[str, float]) -> float:
-    """Rank an epoch by R@1, with mAP as the tie-breaker."""
+    """Return the value by which epochs are compared: R@1, with mAP as the tie-breaker."""
     return figures["R@1"] + 1e-3 * figures["mAP"]
 
 

@@ -22,7 +22,8 @@ from pab.training.data import TrainingSamples
 class PairBatch(NamedTuple):
     """Batch of B pairs, with captions of N ids and images of S pixels per side.
 
-    Ids and mask stay on the CPU until the text tower moves them, because the host reads lengths.
+    Ids and mask stay on the CPU until the text tower moves them, because the host reads the lengths
+    of the captions.
 
     Attributes:
         image: [B, 3, S, S]; uint8 in the loader, normalized on the device.

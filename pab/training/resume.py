@@ -420,14 +420,14 @@ def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
         names: names of the model's tensors.
 
     Raises:
-        InputError: the state has another number of processes, or weights of another model.
+        InputError: the state is of another number of processes, or holds weights of another model.
     """
     if point.exact:
         state = load_training_state(point.path)
         if len(state.rng) != processes.world_size():
             raise InputError(
                 point.path,
-                f"was written by {len(state.rng)} processes, this run has {processes.world_size()}",
+                f"was written by {len(state.rng)} processes, not by {processes.world_size()}",
                 todo="use as many processes, or start a new run with another --output_dir",
             )
         return state

@@ -1,7 +1,7 @@
 """Run BLIP-2 in LAVIS, in the environment of `scripts/setup_lavis.sh`.
 
 This backend verifies that the port (:mod:`pab.encoders.blip2.model`) outputs the same vectors for
-the released weights. It is imported only in the environment of LAVIS.
+the released weights. It is imported only for `--backend lavis`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def load_lavis(
             todo="without internet, put bert-base-uncased/ into the working folder, and "
             "clip_vit_L.pth and the weights into $TORCH_HOME/hub/checkpoints",
         ) from error  # fmt: skip
-    if given is not None:  # LAVIS silently ignores tensors that do not fit
+    if given is not None:  # LAVIS accepts a file that lacks tensors
         missing = [n for n in model.state_dict() if n not in given and not OF_OTHER_FILES.match(n)]
         if missing:
             raise InputError(

@@ -258,7 +258,7 @@ def check_vocabulary(tokenizer: Tokenizer, sizes: Blip2Config) -> None:
     if tokenizer.vocab_size not in (sizes.vocab_size, sizes.vocab_size - 1):
         raise InputError(
             tokenizer.path,
-            f"has {tokenizer.vocab_size} pieces, the model embeds {sizes.vocab_size}",
+            f"has {tokenizer.vocab_size} pieces, but the model embeds {sizes.vocab_size}",
             todo="use the vocabulary that the model was trained with",
         )
 

@@ -1,9 +1,11 @@
 """Faster OpenCLIP transformer blocks with the same parameter names and the same output.
 
-Attention uses :func:`pab.core.devices.attention`. torch's module computes attention step by step
-(images), or copies the mask for every row of a batch (captions in bfloat16 on a CPU). QuickGELU
-works in place. If only the class token of an image is needed, the last block computes only that
-token. Shape letters: `B` batch, `H` heads, `N` tokens, `M` query tokens, `D` width.
+Attention uses :func:`pab.core.devices.attention`. torch's module computes attention without a fused
+kernel (images), or copies the mask for every row of a batch (captions in bfloat16 on a CPU).
+QuickGELU works in place. If only the class token of an image is needed, the last block computes
+only that token.
+
+Shape letters: `B` batch, `H` heads, `N` tokens, `M` query tokens, `D` width.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class SelfAttention(nn.MultiheadAttention):
 class InPlaceQuickGELU(QuickGELU):
     """Compute ``x * sigmoid(1.702 * x)`` in place if no gradient is needed.
 
-    No other module reads the input, the output of a matrix product (9 MB per image at 336 px).
+    The input is the output of a matrix product (9 MB per image at 336 px), which no other module
+    reads.
     Float16 is computed out of place, because 1.702 times the largest values would overflow.
     """
 

@@ -144,7 +144,7 @@ def image_side(clip: ClipModel) -> int:
     size = clip.model.visual.image_size  # type: ignore[union-attr]
     sides = (size, size) if isinstance(size, int) else tuple(size)  # type: ignore[arg-type]
     if sides[0] != sides[1]:
-        raise InputError("--model", f"expected a square input, {clip.name} has {sides}")
+        raise InputError("--model", f"expected a square input, but {clip.name} has {sides}")
     return int(sides[0])
 
 

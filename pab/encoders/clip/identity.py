@@ -52,7 +52,7 @@ def check_made_as(
         return
     elif not name.startswith(FOLDER):
         raise InputError(
-            path, f"was saved from the model of a folder {made_as!r}, not {name}",
+            path, f"was saved from the model of a folder named {made_as!r}, not {name}",
             todo=f"use --model {FOLDER}FOLDER with that folder",
         )  # fmt: skip
     elif path.resolve().parent != Path(name.removeprefix(FOLDER)).resolve():
@@ -60,7 +60,7 @@ def check_made_as(
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """List the settings that differ between two configurations; a missing setting equals off."""
+    """List the settings that differ between two configurations; a missing setting counts as off."""
     first, second = _settings(one), _settings(other)
     return sorted(key for key in first | second if first.get(key) != second.get(key))
 

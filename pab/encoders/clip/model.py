@@ -47,7 +47,7 @@ class ClipModel:
 
     Attributes:
         name: OpenCLIP name of the model.
-        model: network in evaluation mode, on the CPU.
+        model: OpenCLIP's network.
         transform: RGB image -> float32 [3, S, S], from OpenCLIP.
         tokenize: captions -> int64 [B, N], from OpenCLIP, truncated to the model's length.
         weights_file: source of the weights.
@@ -79,7 +79,7 @@ class ClipModel:
 def load_clip(
     name: str, pretrained: str | None = None, preprocess_as: str | None = None
 ) -> ClipModel:
-    """Load a model by name, with weights by tag or from a local file.
+    """Load a model in evaluation mode on the CPU, with weights by tag or from a local file.
 
     Args:
         name: an OpenCLIP architecture, such as ``ViT-L-14-336-quickgelu``, or
@@ -135,7 +135,7 @@ def encoder_of(
 
 
 def build(name: str) -> nn.Module:
-    """Create a model without weights; suppress OpenCLIP's warning about missing weights.
+    """Create a model with random weights; suppress OpenCLIP's warning about missing weights.
 
     Raises:
         InputError: the text tower's settings are on a hub that cannot be reached.

@@ -182,7 +182,7 @@ def clip_state(
         state = torchscript_state(path)
         if OPENAI_FACTS[0] in state and not config.get("quick_gelu"):
             raise InputError(
-                path, f"OpenAI's weights were trained with QuickGELU, {name} computes GELU",
+                path, f"OpenAI's weights were trained with QuickGELU, but {name} computes GELU",
                 todo=f"use --model {name}-quickgelu",
             )  # fmt: skip
         return {key: value for key, value in state.items() if key not in OPENAI_FACTS}, {}

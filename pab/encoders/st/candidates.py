@@ -1,6 +1,6 @@
 """Score only each query's candidates with an embedder.
 
-Shape letters: `Q` queries, `G` gallery, `K` candidates per query, `U` images that are a candidate.
+Shape letters: `Q` queries, `G` gallery, `K` candidates per query, `U` distinct candidates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pab.scoring.rerank import Reranker
 
 
 class CandidateScorer(Reranker):
-    """Embedder as a reranker; encodes only images that are a candidate of some query."""
+    """Embedder as a reranker; encodes only images that are candidates of at least one query."""
 
     def __init__(self, encoder: Embedder) -> None:
         self.encoder = encoder

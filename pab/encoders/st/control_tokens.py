@@ -9,7 +9,7 @@ from pab.core.errors import InputError
 
 
 def refuse_control_tokens(tokenizer: Any, texts: Iterable[str], where: str) -> None:
-    """Reject texts that contain a control token of a model, such as the place of an image.
+    """Reject texts that contain a control token of a model, such as an image placeholder.
 
     Args:
         tokenizer: tokenizer of the model.
@@ -17,7 +17,7 @@ def refuse_control_tokens(tokenizer: Any, texts: Iterable[str], where: str) -> N
         where: their source, for the error.
 
     Raises:
-        InputError: the message has the text and the token.
+        InputError: a text contains a control token; the message names both.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     control = sorted({token.content for token in added if token.special and token.content})

@@ -1,7 +1,7 @@
 """Embedders of sentence-transformers as encoders: one vector per caption and image.
 
-`late` has those with several vectors. The library's processor resizes the images, so batches hold
-decoded images of any size.
+`late` contains those with several vectors. The library's processor resizes the images, so batches
+hold decoded images of any size.
 
 Shape letters: `G` images, `Q` captions, `D` width of a vector, `B` batch.
 """
@@ -50,10 +50,10 @@ class Embedder(ABC):
     image_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        """Reject a model that cannot encode images, and instructions that it cannot read.
+        """Reject a model that cannot encode images, and instructions with control tokens.
 
         Raises:
-            InputError: it encodes text only, its image processor is missing or has an error, or an
+            InputError: the model encodes text only, its image processor is missing or fails, or an
                 instruction contains a control token.
         """
         check_reads_images(self.model, self.origin.checkpoint)
@@ -66,10 +66,11 @@ class Embedder(ABC):
     def query_inputs(self, captions: Sequence[str]) -> list[dict[str, str]]:
         """Convert captions to the library's inputs.
 
-        A plain string that looks like an address or a path of an image would be opened as one.
+        Captions are passed in dictionaries, because the library would open a plain string that
+        looks like the address or path of an image.
 
         Raises:
-            InputError: a caption contains a token with a special meaning, such as an image's.
+            InputError: a caption contains a control token, such as an image placeholder.
         """
         refuse_control_tokens(self.model.tokenizer, captions, "captions")
         return [{"text": caption} for caption in captions]
@@ -92,8 +93,8 @@ class Embedder(ABC):
                     except REJECTIONS as error:
                         raise self._refusal(inputs, batch.positions, mine, error) from error
 
-            # One image at a time: each process loads two batches ahead, and photographs are large.
-            # `Compute.work_through` merges them to full batches.
+            # One image at a time: each worker loads two batches ahead, and photographs are large.
+            # `Compute.work_through` merges the images into full batches.
             return PictureLoader(mine, 1, self.compute.num_workers, **options), encode_batch
 
         return open_loader
@@ -105,7 +106,7 @@ class Embedder(ABC):
         images: list[Loadable],
         error: Exception,
     ) -> InputError:
-        """Find the image that the processor rejects; its message names none."""
+        """Find the image that the processor rejects; the processor's own error names no image."""
         for item, position in zip(inputs, positions, strict=True):
             try:
                 self.model.preprocess([item])
@@ -159,7 +160,7 @@ class DenseEncoder(Embedder):
         }
 
     def _finished(self, vectors: Tensor) -> Tensor:
-        """Convert vectors [B, D] to float32, of unit length if the model compares by the cosine.
+        """Convert vectors [B, D] to float32, of unit length if the model uses cosine similarity.
 
         Normalizing in float32 matters for shortened vectors, and for a model in half precision.
         """
@@ -191,7 +192,7 @@ class DenseEncoder(Embedder):
             found = self.model.encode_query(batch, prompt=self.prompt, **self._how)
             return self._finished(found)
 
-        # Characters are the ids: the cache's facts cover tokenizer and prompt.
+        # A caption's characters serve as its ids; the cache key also covers tokenizer and prompt.
         return self.compute.captions(encode, [[*text] for text in texts], max(map(len, texts)))
 
     @property

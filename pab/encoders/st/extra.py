@@ -18,7 +18,7 @@ def sentence_transformers(module: str = "") -> ModuleType:
         module: name inside the package, such as ``cross_encoder``; empty for the package itself.
 
     Raises:
-        InputError: the package is not installed; the message has the command that installs it.
+        InputError: the package is not installed; the message contains the command that installs it.
     """
     try:
         return import_module(".".join(("sentence_transformers", module)).rstrip("."))

@@ -29,7 +29,8 @@ ADAPTER = "adapter_config.json"  # peft's settings; the folder then holds adapte
 def model_folder(name: str, flag: str = "--model") -> Path:
     """Return the folder of a model; download a model that is named by its id on the hub.
 
-    A downloaded model is used again without the network. ``HF_HUB_OFFLINE=1`` forbids downloads.
+    A model that was downloaded before can be used without network access. ``HF_HUB_OFFLINE=1``
+    forbids downloads.
 
     Args:
         name: a folder, or an id on the Hugging Face hub (``OWNER/NAME``).
@@ -50,7 +51,7 @@ def model_folder(name: str, flag: str = "--model") -> Path:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except (OSError, ValueError, HFValidationError) as error:  # HTTP errors are OSErrors
         raise InputError(
-            flag, f"{name} is not a folder, nor a model that the hub has ({first_line(error)})",
+            flag, f"{name} is neither a folder nor available on the hub ({first_line(error)})",
             todo="check the name, or download the model and pass its folder",
         ) from error  # fmt: skip
 
@@ -74,7 +75,7 @@ def base_folder(folder: Path) -> Path:
     """Return the folder of the model that a folder of adapters adapts, or the folder itself.
 
     Raises:
-        InputError: the adapters name a model that is not there.
+        InputError: the model that the adapters name does not exist.
     """
     base = read_json(folder / ADAPTER).get("base_model_name_or_path")
     return model_folder(str(base), str(folder / ADAPTER)) if base else folder
@@ -82,7 +83,7 @@ def base_folder(folder: Path) -> Path:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence transformers' load reports in the block; show its bars only on a terminal."""
+    """Silence transformers' load reports in the block; show progress bars only on a terminal."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

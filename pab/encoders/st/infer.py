@@ -97,10 +97,10 @@ class InferConfig(MemberConfig):
         )  # fmt: skip
 
     def checked_kind(self, found: Kind, folder: Path) -> Literal["dense", "late"]:
-        """Return the kind of embedder that a folder holds, as far as ``--kind`` allows it.
+        """Return the kind of embedder that a folder holds, if ``--kind`` allows it.
 
         Args:
-            found: what the folder's files say.
+            found: kind according to the folder's files.
             folder: folder of the model.
 
         Raises:
@@ -113,7 +113,7 @@ class InferConfig(MemberConfig):
                     todo="use a folder in the format of sentence-transformers, or --kind dense for "
                     "its default, the mean over all tokens",
                 )  # fmt: skip
-            notice(folder, "no modules.json: its vectors are sentence-transformers' default")
+            notice(folder, "no modules.json: a vector is the mean over all tokens, the default")
             return "dense"
         if found not in ("dense", "late"):
             todo = "use scripts/rerank_infer.py" if found == "reranker" else "use another model"
@@ -127,7 +127,7 @@ class InferConfig(MemberConfig):
         return found
 
     def _dims(self, model: object) -> int | None:
-        """Return ``--dims`` if the model has as many dimensions."""
+        """Return ``--dims``; raise an error if the model has fewer dimensions."""
         width = model.get_embedding_dimension()  # type: ignore[attr-defined]
         if self.dims is not None and width is not None and self.dims > width:
             raise InputError("--dims", f"expected at most {width}, found {self.dims}")

@@ -27,7 +27,7 @@ from pab.scoring.mapped_rows import errors_of, mapped_rows
 
 
 class _Spool:
-    """Rows of any width in a temporary file without a name, until the longest is known.
+    """Rows of any width in an unnamed temporary file, until the width of the longest is known.
 
     Args:
         folder: folder of the file; None uses the system's.
@@ -101,15 +101,15 @@ class LateEncoder(Embedder):
 
         Returns:
             [G, N * D] in :attr:`stored`, memory-mapped from a file that is already unlinked; the
-            processes of a machine share it. Images that the reader reports as unreadable have zero
-            rows.
+            processes of a machine share it. Images that the reader reports as unreadable have
+            rows of zeros.
         """
         loadable, reader = as_images(images, None), reader or ImageReader()
 
         def encode(inputs: list[dict[str, Image.Image]]) -> list[Tensor]:
             found = self.model.encode_document(inputs, prompt=self.image_prompt, **self._how)
             if any(len(vectors) == 0 for vectors in found):
-                raise InputError(self.origin.checkpoint, "the model keeps no vector of an image")
+                raise InputError(self.origin.checkpoint, "the model returns no vector for an image")
             return [vectors.to(self.stored).flatten() for vectors in found]
 
         with closing(_Spool(self.folder)) as spool:

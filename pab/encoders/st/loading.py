@@ -35,21 +35,21 @@ _KINDS: dict[str, Kind] = {
     "SentenceTransformer": "dense", "MultiVectorEncoder": "late", "ColBERT": "late",
     "CrossEncoder": "reranker", "SparseEncoder": "sparse",
 }  # fmt: skip
-# Of incomplete or damaged folders; each file of a folder fails with another one.
+# Errors of incomplete or damaged folders; the type depends on the file.
 _LOADING_ERRORS = (
     OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, SafetensorError,
     UnpicklingError, StrictDataclassError,
 )  # fmt: skip
-PLAIN_CAPTION = "a person"  # every model must accept it, and the next image
+PLAIN_CAPTION = "a person"  # every model must accept this text and the image of :func:`plain_image`
 PLAIN_SIDE = 224  # pixels
 _ROW = re.compile(r"^(\S+) *\| *(MISSING|MISMATCH|UNEXPECTED)", re.MULTILINE)
 
 
 def kind_of(folder: Path) -> Kind:
-    """Identify what a folder's files say about the model; ``bare``: only a transformer.
+    """Identify the kind of model by the folder's files; ``bare``: only a transformer.
 
     Raises:
-        InputError: a configuration is not valid JSON, or of a model that is not supported.
+        InputError: a configuration is missing, not valid JSON, or of an unsupported model.
     """
     settings = read_json(folder / LIBRARY_CONFIG)
     modules = (folder / MODULES).is_file()
@@ -197,7 +197,7 @@ def processing(where: str | Path) -> Iterator[None]:
         where: folder or name of the model.
 
     Raises:
-        InputError: the block has such an error.
+        InputError: the block raises such an error.
     """
     from jinja2 import TemplateError
 
@@ -244,7 +244,7 @@ def loading(folder: Path) -> Iterator[None]:
 
 
 class _Report(logging.Filter):
-    """Collects the missing tensors of transformers' reports, and drops the reports."""
+    """Collect the missing tensors of transformers' reports, and drop the reports."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ class SmallConfig:
     data_path: str = data_flag("data/mini", "data root whose captions train the tokenizer")
     out: str = output_flag("output/small_vlm", "folder of the model; must not exist")
     kind: Literal["reranker", "dense", "late"] = model_flag(
-        "reranker", "what sentence-transformers reads the folder as"
+        "reranker", "kind of model that sentence-transformers reads from the folder"
     )
     width: int = model_flag(192, "width of the language and the vision layers", ge=16)
     layers: int = model_flag(4, "number of language layers, and of vision layers", ge=2)
@@ -201,8 +201,8 @@ def late_interaction(transformer: Any, width: int, dims: int) -> Any:
         width, dims, bias=False, activation_function=torch.nn.Identity(),
         module_input_name="token_embeddings",
     )  # fmt: skip
-    # Only image tokens: those of the chat template are equal for all images, so that training
-    # from random weights would match every caption with them, and stop there.
+    # Keep only image tokens. The chat template's tokens are equal for all images; training from
+    # random weights would match every caption with them, and learn nothing about the image.
     mask = sentence_transformers("multi_vector_encoder.modules").MultiVectorMask(
         keep_only_token_ids=[transformer.tokenizer.convert_tokens_to_ids(IMAGE)]
     )
@@ -211,16 +211,16 @@ def late_interaction(transformer: Any, width: int, dims: int) -> Any:
 
 
 def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
-    """Write a small model; return its number of parameters, those of the Qwen3-VL.
+    """Write a small model; return the number of parameters of its Qwen3-VL.
 
-    The folder appears when all its files are written.
+    The folder appears once all its files are written.
 
     Args:
         config: settings of the model.
         captions: text that trains the tokenizer; not read with ``start``.
 
     Raises:
-        InputError: sentence-transformers is not installed, ``start`` is no model, or ``out``
+        InputError: sentence-transformers is not installed, ``start`` is not a model, or ``out``
             exists or cannot be written.
     """
     sentence_transformers()

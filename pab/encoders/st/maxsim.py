@@ -4,9 +4,9 @@ The score of a caption and an image is the sum, over the caption's vectors, of t
 with a vector of the image (ColBERT, Khattab and Zaharia, 2020). MeanMaxSim divides it by the number
 of the caption's vectors.
 
-Captions and images have different numbers of vectors. A row of a matrix holds all of one, padded to
-the longest: a caption by zeros, because zeros add nothing to a sum; an image by repeating its first
-vector, because a repeated vector changes no maximum.
+Captions and images have different numbers of vectors. A row of a matrix holds all vectors of one
+caption or image, padded to the longest one. Captions are padded with zeros, which add nothing to a
+sum. Images are padded by repeating their first vector, which changes no maximum.
 
 Shape letters: `Q` captions, `G` images, `M` vectors per caption, `N` vectors per image, `D` width
 of a vector, `T` vectors of a group of captions, `g` images of a block.
@@ -22,7 +22,7 @@ from torch import Tensor
 from pab.core.progress import progress
 
 # Vectors of a block of images, and of a group of captions: their products take 4 MB in fp32. Larger
-# passes leave a CPU's caches, smaller ones multiply less efficiently (benchmarks/maxsim.py).
+# products do not fit in a CPU's caches; smaller ones are less efficient (benchmarks/maxsim.py).
 IMAGE_VECTORS = CAPTION_VECTORS = 1 << 10
 IMAGE_VECTORS_ON_GPU = CAPTION_VECTORS_ON_GPU = 1 << 14  # products of 1 GB
 
@@ -40,7 +40,7 @@ def pad_image(vectors: Tensor, count: int) -> Tensor:
 
 
 def blocks_of(images: Tensor, width: int, device: torch.device) -> list[range]:
-    """Split the images into blocks of a fixed number; processes can share the blocks.
+    """Split the images into blocks of equal size, which processes can share.
 
     Args:
         images: [G, N * D].
@@ -72,7 +72,7 @@ def maxsim(
             may be memory-mapped: each is read once.
         width: D.
         mean: compute MeanMaxSim.
-        device: device that computes; None is that of ``images``.
+        device: device that computes; None uses that of ``images``.
         blocks: images to score, as from :func:`blocks_of`; None scores all.
 
     Returns:

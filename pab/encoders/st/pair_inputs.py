@@ -1,7 +1,7 @@
-"""Score pairs of a caption and an image by a plain forward pass of a vision-language model.
+"""Score pairs of a caption and an image with a plain forward pass of a vision-language model.
 
 The model is asked whether the image matches the caption. The score is logit("yes") - logit("no") of
-the next token: the convention of Qwen3-VL-Reranker and of all rerankers of this kind.
+the next token, which is the convention of Qwen3-VL-Reranker and similar rerankers.
 
 The chat template gets the messages that sentence-transformers builds for a pair: the instruction
 (role ``system``), the caption (``query``) and the image (``document``). Many templates ignore the
@@ -36,12 +36,12 @@ from pab.encoders.st.loading import (
 )
 from pab.encoders.st.pictures import pixels_only
 
-# The instruction of the systems that METHOD.md lists ("Beyond the paper").
+# Default instruction, in the wording of public rerankers for this task.
 PROMPT = (
     "Rank images for exact text-based person anomaly search; visible people, clothing, action, "
     "object interaction, relations and scene must match."
 )
-# Added for templates without the roles of a pair: their models have no question of their own.
+# Added for chat templates without the roles of a pair, which contain no question.
 QUESTION = 'Does the image match the caption? Answer only "yes" or "no".'
 YES, NO = "yes", "no"
 TUNED_PROMPT = "tuned"  # name of the instruction that a model of this project was tuned with
@@ -51,7 +51,7 @@ GENERATION = {"chat_template": {"add_generation_prompt": True}}
 
 @dataclass(frozen=True)
 class RerankerSettings:
-    """Settings that a folder holds for its use as a reranker.
+    """Settings of a model folder for use as a reranker.
 
     Attributes:
         folder: folder of the model itself.
@@ -74,8 +74,8 @@ def read_settings(folder: Path) -> RerankerSettings:
     """Read sentence-transformers' settings of a reranker; the defaults if the folder has none.
 
     Raises:
-        InputError: a file is damaged, or the folder holds another kind of model than a reranker
-            that answers with a token.
+        InputError: a file is damaged, or the folder holds a model other than a reranker that
+            answers with a token.
     """
     listed, whole = folder / MODULES, folder / LIBRARY_CONFIG
     prompts = setting(whole, read_json(whole), "prompts", dict) or {}
@@ -116,7 +116,7 @@ class AnswerTokens:
 def answer_tokens(
     tokenizer: Any, settings: RerankerSettings, yes: str | None = None, no: str | None = None
 ) -> AnswerTokens:
-    """Choose the token ids of the answers: the flags', else the folder's, else "yes" and "no".
+    """Choose the token ids of the answers: from the flags, else the folder, else "yes" and "no".
 
     Args:
         tokenizer: tokenizer of the model.
@@ -143,7 +143,7 @@ def answer_tokens(
             notice(flag, f"the model's configuration names no answer, so {usual!r} is used")
         found.append(single_token(tokenizer, usual if word is None else word, flag))
     if found[0] == found[1]:
-        raise InputError("--yes_token", f"is the token of --no_token (id {found[0]})")
+        raise InputError("--yes_token", f"is the same token as --no_token (id {found[0]})")
     return AnswerTokens(*found)
 
 
@@ -166,8 +166,8 @@ def single_token(tokenizer: Any, word: str, flag: str) -> int:
 def renders(processor: Any, settings: Mapping[str, Any], roles: tuple[str, str]) -> bool:
     """Return true if a chat template renders a text of one role, and text and images of another.
 
-    Rendered probes decide, not the template's text: each must change with its content. A template
-    that raises an error for a role does not render it.
+    The template is rendered with different contents, and each difference must change the result. A
+    template that raises an error for a role does not render it.
 
     Args:
         processor: processor with the chat template.
@@ -215,8 +215,8 @@ def keeps_pair_roles(processor: Any, settings: Mapping[str, Any]) -> bool:
 def head_in_fp32(model: Any) -> None:
     """Compute a model's logits in float32 from its hidden states, whatever the weights' dtype.
 
-    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query would tie. Autocast, which
-    a model held in its dtype does not need, would undo this.
+    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query would tie. Autocast would
+    undo this; a model whose weights have the chosen dtype does not need autocast.
 
     Args:
         model: model of transformers with a linear output layer; it is changed in place.
@@ -295,7 +295,7 @@ class PairModel:
             folder: folder of the model, for errors.
 
         Raises:
-            InputError: the instruction contains a control token, or the processor has an error.
+            InputError: the instruction contains a control token, or the processor fails.
         """
         refuse_control_tokens(self.processor.tokenizer, [self.prompt], "--prompt")
         with processing(folder):

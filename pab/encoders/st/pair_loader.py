@@ -27,7 +27,7 @@ from pab.encoders.st.pair_inputs import PairModel
 from pab.encoders.st.pictures import REJECTIONS
 
 CHECKED = 16  # images per batch of a check, which returns only numbers
-# In loader processes, torch's errors are the processor's as well: no model runs there.
+# No model runs in loader processes, so a RuntimeError there also comes from the processor.
 ERRORS = (*REJECTIONS, RuntimeError)
 
 
@@ -44,7 +44,7 @@ class ImageFacts(NamedTuple):
 
 
 class _Length:
-    """Image -> length of its pair; a text describes why the model's processor rejects the image."""
+    """Map an image to the length of its pair, or to the reason why the processor rejects it."""
 
     def __init__(self, model: PairModel) -> None:
         self.model, self._known = model, dict[tuple[int, int], int | str]()
@@ -78,8 +78,8 @@ def check_images(
         Position -> facts, in every process.
 
     Raises:
-        InputError: images cannot be decoded, or the processor rejects them. It names those of all
-            processes, and is raised in every process.
+        InputError: images cannot be decoded, or the processor rejects them. The message names those
+            of all processes, and the error is raised in every process.
     """
     mine = [used[number] for number in processes.share_of(len(used))]
     reader = replace(ImageReader(), unreadable={})
@@ -151,7 +151,7 @@ class PairBatches:
             names = ", ".join(sorted({str(self.images[column].path) for column in batch.images}))
             return InputError(
                 "images", f"the model's processor rejects a batch: {first_line(error)}", item=names,
-                todo="remove the images, or use --batch_size 1 to find the one",
+                todo="remove the images, or use --batch_size 1 to find the rejected one",
             )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def prepared(dataset: PairBatches, num_workers: int) -> Iterator[tuple[Pairs, di
     """Yield each batch of pairs with the model's inputs, in order.
 
     Args:
-        dataset: the batches; the first needs most memory.
+        dataset: the batches; the first needs the most memory.
         num_workers: number of loader processes.
 
     Raises:

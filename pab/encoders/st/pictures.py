@@ -1,7 +1,7 @@
 """Decode gallery images ahead of a model whose own processor resizes them.
 
 Some processors read images with transformers' `load_image`, which rotates an image by its EXIF
-entry. The images here carry no entries: benchmark images keep the published rule (EXIF not
+orientation. The images here carry no EXIF data: benchmark images keep the published rule (EXIF not
 applied), and photo search rotates only once.
 """
 
@@ -16,7 +16,7 @@ from pab.data.image_loader import BatchLoader
 from pab.data.images import ImageReader
 from pab.data.records import GalleryImage
 
-# Errors of image processors: a size that they do not accept, or that becomes 0 by resizing.
+# Errors of image processors: a size that they do not accept, or a side that resizing reduces to 0.
 REJECTIONS = (ValueError, ZeroDivisionError)
 
 

@@ -29,7 +29,7 @@ from pab.data.records import TrainPair
 from pab.data.training_set import TrainingSet
 from pab.training.sampling import SampleKey, sample_seed
 
-MOST_DRAWS = 1000  # random images per question, to find those that are wrong
+MOST_DRAWS = 1000  # random images drawn per question to find enough wrong ones
 MINED_FIELDS = frozenset(("caption", "query_id", "image", "wrong", "kind", "source"))
 
 
@@ -136,8 +136,8 @@ class Draws:
     Attributes:
         hard: images drawn from the question's own wrong images.
         easy: images drawn from all training pairs.
-        hard_from: first epoch with hard images; before, and for a question with too few of them,
-            easy ones take their places.
+        hard_from: first epoch with hard images. Before this epoch, and for a question with too few
+            hard images, easy ones take their places.
     """
 
     hard: int

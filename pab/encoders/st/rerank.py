@@ -45,7 +45,7 @@ class RerankConfig(ScoringCommand):
         None, 'text of the negative answer, one token (default: the model\'s, else "no")'
     )
     backend: Literal["sentence_transformers", "transformers"] = model_flag(
-        "sentence_transformers", "library that computes the scores; both give the same"
+        "sentence_transformers", "library that computes the scores; both give the same scores"
     )
     candidates: str | None = data_flag(
         None, "score file or ranked list that selects the candidates, in any form (required)"
@@ -122,7 +122,7 @@ class RerankConfig(ScoringCommand):
         )
 
     def open(self) -> VlmReranker:
-        """Load the model; its origin has the hash of the candidates.
+        """Load the model; its origin contains the hash of the candidates.
 
         Raises:
             InputError: see :meth:`open_reranker`.

@@ -1,8 +1,8 @@
 """Score each query's candidates with a vision-language model, pair by pair.
 
-Scores are cached under the content of the pair, so an interrupted run scores at most one batch
-again. Batches are formed from all pairs before cached ones are left out. A resumed run therefore
-has the same batches, and the same scores to the last bit.
+Scores are cached by the content of the pair, so an interruption loses at most one batch per
+process. Batches are formed from all pairs before cached ones are left out. A resumed run therefore
+has the same batches and bit-identical scores.
 
 Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `B` pairs of a batch.
 """
@@ -45,7 +45,7 @@ READ_AT_ONCE = 1 << 16  # cached scores read at a time
 
 
 class LibraryPairModel(PairModel):
-    """The same scores through sentence-transformers' ``CrossEncoder``.
+    """Compute the same scores with sentence-transformers' ``CrossEncoder``.
 
     Attributes:
         encoder: the cross encoder; its modules are ``Transformer`` and ``LogitScore``.
@@ -65,8 +65,8 @@ class LibraryPairModel(PairModel):
     ) -> LibraryPairModel:  # fmt: skip
         """Load a model; see :meth:`PairModel.open`.
 
-        The modules are made here: without settings in the folder, the library would take the model
-        for a classifier, and it reads no settings without token ids.
+        The modules are built here, because the library would treat a folder without settings as a
+        classifier, and cannot read settings without token ids.
 
         Raises:
             InputError: see :meth:`PairModel.open`; or sentence-transformers is not installed.
@@ -117,7 +117,7 @@ class VlmReranker(Reranker):
     """Reranker with a vision-language model.
 
     Args:
-        model: model of pairs.
+        model: model that scores pairs.
         compute: device, dtype, batch size and cache of the scores.
         origin: source of the scores.
     """
@@ -207,7 +207,7 @@ class VlmReranker(Reranker):
         for batch, (_, inputs) in shown:
             with self.compute.running("re-ranking"):
                 found = self.model.scores(inputs).cpu()[:, None]
-            # Kept before the next batch is scored: a kill loses this batch at most.
+            # Stored before the next batch is scored, so a killed run loses at most this batch.
             if cache is not None:
                 cache.keep([digests[pair] for pair in batch], found)
             order += batch

@@ -50,7 +50,7 @@ class VlmTuneConfig(TrainingConfig):
         return RandomCrop(self.crop_prob, self.crop_scale, self.crop_ratio)
 
     def tuned_folder(self) -> Path:
-        """Return the folder of the tuned model; an earlier model is replaced at the end.
+        """Return the folder of the tuned model; the end of the run replaces an earlier model.
 
         Raises:
             InputError: a file has the folder's name.
@@ -66,7 +66,7 @@ class RandomCrop:
     """Crop an image at random, without resizing: the model's processor resizes.
 
     Attributes:
-        probability: share of the images that are cropped.
+        probability: probability that an image is cropped.
         scale: area of the crop, min and max, relative to the image.
         ratio: aspect ratio of the crop, min and max.
     """
@@ -92,7 +92,7 @@ def image_at_fault(
     """Find the image that a processor rejects, such as one of extreme shape.
 
     Args:
-        error: error of the batch; raised again if no image alone has an error.
+        error: error of the batch; raised again if no single image causes an error.
         samples: files and images of the batch.
         attempt: processes one image.
     """
@@ -120,8 +120,8 @@ def check_batches_fit(loader: Loader, sample: Mapping[str, Any], batch_size: int
 
 
 def plain_attention(device: torch.device) -> AbstractContextManager[None]:
-    """Use plain matrix products for attention on a CPU in the block.
+    """Compute attention on a CPU by plain matrix products, inside the ``with`` block.
 
-    The backward pass of torch's fused attention is slower there (docs/log.md).
+    The backward pass of torch's fused attention is slower on a CPU (docs/log.md).
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

@@ -1,8 +1,8 @@
 """Tune a late-interaction embedder with a contrastive loss of MaxSim similarities.
 
-The similarity of a caption and an image is, per vector of the caption, the largest product with a
-vector of the image; the mean over the caption's vectors is the logit. The mean ranks images as the
-sum does, and its scale does not depend on the caption's length.
+Each vector of a caption is matched to the image vector with the largest product. The similarity of
+a caption and an image is the mean of these products over the caption's vectors. The mean ranks
+images as the sum does, and its scale does not depend on the caption's length.
 
 Shape letters: `B` pairs, `Q` captions, `G` images, `N` vectors of a caption, `K` vectors of an
 image, `D` their width.
@@ -56,7 +56,7 @@ from pab.training.optim import make_adamw, parameter_groups, warmup_cosine
 from pab.training.setup import Setup, same_start, set_up, steps_per_epoch
 
 LARGEST_SCALE = 100.0  # upper bound of the scale of similarities, as in CLIP
-ALIASES = {"document": ("passage", "corpus")}  # further names of the instruction for images
+ALIASES = {"document": ("passage", "corpus")}  # other names of the instruction for images
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class LateEmbedder(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def captions(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Build the inputs of captions; not of plain texts, which could be read as paths."""
+        """Build the inputs of captions, in dictionaries: plain strings could be read as paths."""
         return self._inputs([{"text": text} for text in texts], "query")
 
     def images(self, images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class LateEmbedder(nn.Module):
         return found
 
     def vectors(self, features: Mapping[str, Any], task: str) -> tuple[Tensor, Tensor]:
-        """Encode inputs; return unit vectors [B, N, D] and the mask of those that count [B, N]."""
+        """Encode inputs; return unit vectors [B, N, D] and the mask [B, N] of those that count."""
         device = self.logit_scale.device
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
         found = self.encoder(moved, task=task)
@@ -283,7 +283,7 @@ def validation_metrics(model: LateEmbedder, setup: Setup) -> dict[str, float]:
 
     captions = [query.caption for query in retrieval.queries]
     paths = [image.path for image in retrieval.gallery]
-    # Generators: the pixels of one batch are in memory, not those of all images.
+    # Generators keep the pixels of only one batch in memory.
     texts = encoded((model.captions(part) for part in _parts(captions, size)), "query")
     images = encoded(
         (model.images([load_image(path) for path in part]) for part in _parts(paths, size)),

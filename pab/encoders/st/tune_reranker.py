@@ -84,14 +84,16 @@ class TrainConfig(VlmTuneConfig):
     )  # fmt: skip
     hard_negatives: int = flag(1, "wrong images per caption from its own list (twins)", ge=0)
     easy_negatives: int = flag(1, "wrong images per caption from all training pairs", ge=0)
-    hard_negatives_from: int = flag(0, "first epoch with hard negatives; before, easy ones", ge=0)
+    hard_negatives_from: int = flag(
+        0, "first epoch with hard negatives; earlier epochs use easy ones", ge=0
+    )
     val_candidates: int = flag(
         10, "images per validation caption: the right one, its twin, random ones", ge=2
     )
 
     # Model
     model: str = model_flag("Qwen/Qwen3-VL-Reranker-2B", "folder or hub id of a reranker")
-    prompt: str = model_flag(PROMPT, "instruction before every pair; empty: none")
+    prompt: str = model_flag(PROMPT, "instruction before every pair; empty for none")
     yes_token: str | None = model_flag(None, "answer of a right pair (default: the model's)")
     no_token: str | None = model_flag(None, "answer of a wrong pair (default: the model's)")
     lora_rank: int = model_flag(16, "rank of LoRA updates; 0: train all weights", ge=0)
@@ -106,7 +108,7 @@ class TrainConfig(VlmTuneConfig):
     loss: Literal["pointwise", "pairwise", "both"] = flag("both", "yes/no, Bradley-Terry, or sum")
     batch_size: int = flag(4, "captions per process and step", ge=1)
     update_freq: int = flag(1, "batches of accumulated gradients per update", ge=1)
-    lr: float = flag(1e-4, "peak learning rate; without LoRA about a tenth of it")
+    lr: float = flag(1e-4, "peak learning rate; without LoRA, use about a tenth")
     clip_grad: float | None = flag(1.0, "maximum gradient norm; none: no clipping")
     output_dir: str = flag("output/reranker", "folder of the checkpoints, the log and the model")
 
@@ -125,7 +127,7 @@ class TrainConfig(VlmTuneConfig):
             raise InputError("--weights", "bf16 loses small updates", todo="set --lora_rank 16")
         if self.twin_batches_from is not None:
             raise InputError(
-                "--twin_batches_from", "a reranker has no negatives of the batch",
+                "--twin_batches_from", "a reranker has no in-batch negatives",
                 todo="set --hard_negatives_from",
             )  # fmt: skip
 
@@ -356,10 +358,10 @@ def scoring_command(config: TrainConfig, target: Path) -> str:
 
 
 def write_model(run: Run, pair_model: PairModel, source: Path, target: Path) -> None:
-    """Write the best weights, or without validation the last ones, as a folder like the source's.
+    """Write the best weights, or without validation the last ones, to a model folder.
 
-    Low-rank updates are merged. Processor, chat template and settings are copied, and the
-    instruction is added to the settings.
+    Low-rank updates are merged. Processor, chat template and settings are copied from the source,
+    and the instruction is added to the settings.
 
     Args:
         run: finished run.

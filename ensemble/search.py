@@ -285,8 +285,8 @@ def run(config: SearchConfig) -> None:
     """Search for the weights, print the steps, and write weights and trials.
 
     Raises:
-        InputError: a test set without ``--allow_test``, no labels, fewer than two members, or ids
-            that do not match.
+        InputError: a test set without ``--allow_test``, no labels, too few members, or ids that do
+            not match.
     """
     members, reranker = config.members(), config.reranker()
     if len(members) < 2 and not (members and (reranker or config.decodings())):

@@ -1,4 +1,4 @@
-"""Measure baselines on the mini data that use only colours and words, without learned features.
+"""Measure baselines on the mini data: only colours and words, without learned features.
 
 Ridge regression, fitted on the training pairs, maps colour histograms on a grid over an image to
 the bag of words of the caption. A query's score for an image is the cosine of the query's bag of
@@ -37,7 +37,7 @@ CELLS = 12  # per side of the finest grid; coarser grids are summed from it
 MIDDLE_GREY = 118.0  # mean per channel after colour balance
 GRIDS = (1, 2, 3, 4)  # cells per side; 1 is a single histogram of the whole image
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times 1 % of the mean Gram diagonal
-VALIDATION_SHARE = 0.12
+VALIDATION_SHARE = 0.12  # of the videos
 MIN_COUNT = 5  # rarer training words are ignored
 FUNCTION_WORDS = {
     "a", "an", "at", "before", "below", "between", "by", "for", "full", "in", "inside", "near",
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _report(scores: np.ndarray, test: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    """Print recalls with bootstrap intervals, and the share of images ranked above their twins."""
+    """Print recalls with bootstrap intervals, and the share of right images above twins."""
     ranks = _ranks(scores)
     draws = rng.integers(len(ranks), size=(BOOTSTRAP, len(ranks)))
     for k in RECALLS:

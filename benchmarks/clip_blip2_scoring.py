@@ -1,9 +1,10 @@
 """Measure the scoring speed of CLIP and BLIP-2: `python benchmarks/clip_blip2_scoring.py`.
 
-Measures images and captions per second for models of the published sizes with random weights,
-encoded as in the scoring scripts. The baseline runs the libraries' original modules on one image
+Measures the images and captions per second that models of the published sizes, with random weights,
+encode as in the scoring scripts. The baseline runs the libraries' original modules on one image
 and one caption at a time in eager float32, as in the release. It pads CLIP's captions to 77 ids, as
-OpenCLIP does. Also prints the minimum cosine similarity to the baseline's vectors, and GFLOP/s.
+OpenCLIP does. Also prints the minimum cosine similarity to the baseline's vectors, and the rate of
+matrix products in GFLOP/s.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def clip_ways() -> tuple[nn.Module, Ways, Ways, int]:
 
 
 def blip2_ways() -> tuple[nn.Module, Ways, Ways, int]:
-    """Return what :func:`clip_ways` returns, for BLIP-2."""
+    """Return the same as :func:`clip_ways`, for BLIP-2."""
     config = Blip2Config()
     ours = Blip2(config).eval()
     pixels = torch.randn(64, 3, config.image_size, config.image_size)

@@ -54,7 +54,7 @@ class Decodable:
 
 
 def bank_of(labelled: mini.LabelledSet, folder: Path) -> mini.LabelledSet:
-    """Create a set whose queries are training captions (no validation pairs), with this gallery."""
+    """Create a set of the same gallery and training captions that are not in validation pairs."""
     gallery = labelled.retrieval().gallery or list_gallery(labelled.root)
     images = folder / f"gallery_{labelled.name}"
     images.mkdir(parents=True, exist_ok=True)

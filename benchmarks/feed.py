@@ -4,14 +4,15 @@ Compares, for each model's preprocessing and synthetic photographs of two sizes,
 
 - limit: decode and resize alone, in this process;
 - feed: scoring's loader with one worker, which reads, hashes, decodes and resizes (uint8 batches);
-- old: this project's former way. Every file is opened to be checked (decoded at an eighth of its
-  size), to be hashed, and to be loaded; a worker normalizes to float32;
+- old: the feed of an early version of this project. Every file is opened three times: to check it
+  (decoded at an eighth of its size), to hash it, and to load it. A worker normalizes to float32;
 - plain: torchvision's pipeline in a worker, with its default loader, `ToTensor` and `Normalize`.
 
-Prints images per second of processor time, of the best of several alternating repeats. A worker's
-time is that of its process: with the transfer of its batches, without its start. "busy" is the part
-of the wall time in which the worker runs or waits for a core; at 100 % it never waits for another
-process. The normalization on the device is not included; its time on this CPU is printed.
+Prints images per second of processor time, for the best of several repeats, each with all four
+ways. The time of a worker includes the transfer of its batches, but not the start of its process.
+"busy" is the part of the wall time in which the worker runs or waits for a core; at 100 % it never
+waits for another process. The normalization on the device is not included; its time on this CPU is
+printed.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def main() -> None:
         parser.error("--batch: expected less than --images x --rounds; one batch uses no worker")
     torch.set_num_threads(1)
     print(describe(), json.dumps(vars(args)))
-    print(f"bars: feed at least {BARS['old']}x old and {BARS['limit']:.0%} of limit")
+    print(f"required: feed at least {BARS['old']}x old and {BARS['limit']:.0%} of limit")
     draw = np.random.default_rng(0)
     missed = []
     for side in args.sides:
@@ -193,7 +194,7 @@ def main() -> None:
         on_cpu = normalizer(found.transform().normalization, CPU)
         seconds = best_seconds(lambda on=on_cpu, x=pixels: on(x), args.repeats)  # type: ignore[misc]
         print(f"normalization on this CPU, {model}: {1000 * seconds / args.batch:.2f} ms per image")
-    print(f"bars missed: {', '.join(missed)}" if missed else "all bars met")
+    print(f"too slow: {', '.join(missed)}" if missed else "all requirements met")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Estimate bytes, hours and price of large search indexes: `python benchmarks/index_cost.py`.
 
-Nothing is measured. Operations are those of matrix products, convolutions and attention, one
-multiplication and one addition each: counted in a forward pass of OpenCLIP's and Qwen3-VL's own
-code on tensors without values, and by formula for BEiT-3. Hours assume a share of a card's dense
+Nothing is measured. Operations are the multiplications and additions of matrix products,
+convolutions and attention. They are counted in a forward pass of OpenCLIP's and Qwen3-VL's own code
+on tensors without values; for BEiT-3, a formula gives them. Hours assume a share of a card's dense
 bf16 rate, as in docs/reproduce.md. Prices are examples; --price sets others.
 
     hours = images x operations per image / (share x rate of the card)
@@ -58,7 +58,7 @@ def lhp(name: str) -> Model:
 
 
 def embedder(name: str) -> Model:
-    """Count a Qwen3-VL embedder on images of 512 x 512 pixels; 75 tokens of instruction."""
+    """Count a Qwen3-VL embedder on images of 512 x 512 pixels, with 75 text tokens."""
     sizes = MODELS[name]
     config = sizes.config()
     return Model(count(config, 1, 512, 75, scores=False).flops, config.text_config.hidden_size)

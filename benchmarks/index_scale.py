@@ -2,11 +2,11 @@
 
 Draws photographs into --folder and keeps them for the next run. Indexes them with the shipped mini
 CLIP: with one process and no loader processes, and with Ray's workers, each in a fresh command.
-Compares the rows, then measures a second run, the bytes per image of the index, and exports. The
-time of a command includes starting Ray and loading the models; the second rate leaves it out: it is
-that of the images between the first and the last manifest. Last, writes an index of --rows entries,
-and measures the start of an update: reading the names, sizes and times of all images, and with
-renamed images their hashes.
+Compares the rows. Also measures a second run, and the bytes per image of the index and its exports.
+The time of a command includes starting Ray and loading the models. The rate excludes the start: it
+counts the images between the first and the last saved manifest. Last, writes an index of --rows
+entries, and measures the start of an update: reading the names, sizes and times of all images and,
+if images were renamed, their hashes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def write_large(folder: Path, rows: int) -> None:
 
 
 def start_update(folder: Path) -> tuple[float, float, float, float]:
-    """Return seconds and peak MiB of reading the state of an index, and with the hashes."""
+    """Return seconds and peak MiB of reading the state of an index, without and with the hashes."""
     start = time.perf_counter()
     previous = Previous(Index.open(folder))
     seconds, peak = time.perf_counter() - start, peak_mib()

@@ -1,4 +1,4 @@
-"""Write search indexes of made-up entries and vectors, for the benchmarks."""
+"""Write search indexes of synthetic entries and vectors, for the benchmarks."""
 
 from __future__ import annotations
 

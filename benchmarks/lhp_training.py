@@ -2,7 +2,8 @@
 
 1. Samples per second of one training step (without views) of the large model at batch 4, with
    activation checkpointing: in bfloat16 as in `lhp.train`, and in eager float32. The float32 step
-   is measured with this network's attention, and with explicit attention as in the release.
+   is measured with this network, and with explicit attention and a complete last block, as in the
+   release.
 2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Each
    variant runs in its own process, without the optimizer, whose memory would be equal.
 """

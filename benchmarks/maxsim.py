@@ -1,9 +1,10 @@
-"""Measure MaxSim at the size of a challenge: `python benchmarks/maxsim.py`.
+"""Measure speed and memory of MaxSim: `python benchmarks/maxsim.py`.
 
-Synthetic unit vectors in fp16 in a memory-mapped file, as in `scripts/embed_infer.py`. Prints the
-rate of products, with the rate of a plain fp32 matrix product of the same shape, and the peak of
-anonymous memory (without pages of the file, which the system can evict). Both rates are measured in
-turn, slice by slice, because other processes disturb them.
+The image vectors are synthetic unit vectors in fp16, in a memory-mapped file as in
+`scripts/embed_infer.py`. Prints the rate of MaxSim, the rate of a plain fp32 matrix product of the
+same shape, and the peak of anonymous memory (without pages of the file, which the system can
+evict). The two rates are measured alternately, slice by slice, so that other processes disturb both
+equally.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pab.encoders.st.maxsim import maxsim
 from pab.scoring.mapped_rows import map_rows
 
 BLOCK = 256  # images written at a time
-COLUMNS = 1 << 13  # of the plain product; its result has 200 MB for 200 captions of 32 vectors
+COLUMNS = 1 << 13  # of the plain product; its result takes 200 MB for 200 captions of 32 vectors
 SLICES = 10
 
 
@@ -48,7 +49,7 @@ def plain_product(texts: Tensor, images: Tensor, out: Tensor) -> None:
 
 
 def measure(path: Path, shape: tuple[int, int, int], queries: int, words: int) -> str:
-    """Score all images; return the peak of memory in a line."""
+    """Score all images; describe the time and the peak memory in one line."""
     images = map_rows(path, (shape[0], shape[1] * shape[2]), torch.float16)
     texts = unit(queries, words, shape[2]).flatten(1)
     before = anonymous_mib()
@@ -73,7 +74,7 @@ def main() -> None:
         words=(32, "vectors per caption"),
         width=(128, "width of a vector"),
         rated=(2000, "images for the rates"),
-        threads=(0, "threads of torch; 0 keeps its choice"),
+        threads=(0, "number of torch threads; 0 keeps the default"),
         folder=(Path(tempfile.gettempdir()), "folder of the mapped file (1.3 GB)"),
     ).parse_args()
     if args.threads:

@@ -99,7 +99,7 @@ def run_script(name: str, flags: Sequence[str]) -> None:
 def scored(
     infer: Callable[[list[str]], None], kind: str, labelled: LabelledSet, path: Path, *flags: str
 ) -> Path:
-    """Score with a mini model (by default the shipped one) unless ``path`` exists; return it."""
+    """Return ``path``; if it is missing, score with a mini model, by default the shipped one."""
     if not path.is_file():
         infer(
             ["--config", f"configs/{kind}/mini_infer.yaml", *labelled.flags(), "--answers", "none"]

@@ -146,7 +146,7 @@ def compare_metrics(folder: Path) -> list[Row]:
 
     raw = theirs(run, relevant)
     told = {name: int(((mine[name] - raw[name]).abs() > LIMIT).sum()) for name in MEASURES}
-    print(f"queries whose figure differs on the raw run, ties open: {told}", file=sys.stderr)
+    print(f"queries whose figure differs on the raw run, with ties: {told}", file=sys.stderr)
     turned = ours(*mirrored(run, relevant), folder)
     return rows + of_all("raw run, ties to the larger id", turned, raw)
 

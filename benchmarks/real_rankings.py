@@ -1,9 +1,9 @@
 """Count duplicate top-1 images: `python benchmarks/real_rankings.py LHP.txt BLIP2.txt CLIP.txt`.
 
-Reads ranked lists of one query set; the first list is the main one. Reports the number of distinct
-top-1 images in each list, and whether a one-to-one assignment exists within the first list's names.
-Also reports the effect of fusing the lists (rank r scores 1 / r; published weights) and of decoding
-the fused scores. There are no labels, so fewer duplicate top-1 images do not prove fewer errors.
+Reads three ranked lists of one query set. Reports the number of distinct top-1 images in each list,
+and how many queries can be assigned distinct images of the first list. Also reports the effect of
+fusing the lists (rank r scores 1 / r; published weights) and of decoding the fused scores. There
+are no labels, so fewer duplicate top-1 images do not prove fewer errors.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@
     python benchmarks/search_load.py --rows 100000
 
 The first form starts `python -m pab.search serve` on an index and sends text queries, and uploads
-of a photograph, from many clients at once. A client that is refused with 429 waits as long as the
-answer says. Prints the answers by status, the latency of the others, and the memory of the server
-with its decoding processes: after the first fifth of the time, and the maximum after that.
+of a photograph, from many clients at once. A client that gets status 429 waits as long as the
+answer's Retry-After header says. Prints the number of answers per status, the latency of the
+successful ones, and the memory of the server with its decoding processes: after the first fifth of
+the time, the maximum after that, and at the end.
 
-The second form makes an index of random vectors, and prints the time of a text query besides
+The second form makes an index of random vectors, and prints the time of a text query without its
 encoding: in the server, and for a client.
 """
 
@@ -53,7 +54,7 @@ WIDTH = 768  # of the random vectors
 
 @dataclass
 class Record:
-    """Answers of all clients: statuses, and seconds of the successful ones by kind of query."""
+    """Answers of all clients: counts by status, and seconds of successful ones by kind of query."""
 
     statuses: Counter[int | str] = field(default_factory=Counter)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"text": [], "image": []})
@@ -72,7 +73,7 @@ def photograph(seed: int) -> bytes:
 
 
 async def client(base: str, number: int, end: float, photos: Sequence[bytes], out: Record) -> None:
-    """Send queries one after the other until the time is over."""
+    """Send queries one after the other until the time ``end``."""
     chance = random.Random(number)
     async with httpx.AsyncClient(base_url=base, timeout=60) as http:
         while time.monotonic() < end:
@@ -104,7 +105,7 @@ def tree_mib(process: int) -> float:
             for thread in Path(f"/proc/{one}/task").iterdir():
                 if thread.name != str(one):
                     children += " " + (thread / "children").read_text(encoding="ascii")
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         match = re.search(r"VmRSS:\s+(\d+)", status)
         total += int(match[1]) / 1024 if match else 0.0
@@ -167,7 +168,7 @@ def under_load(index: Path, clients: int, seconds: float) -> None:
 
 
 class Fixed(Encoder):
-    """Encoder that takes no time: a random unit vector."""
+    """Encoder that takes almost no time: it returns random unit vectors."""
 
     def encode_texts(self, captions: Sequence[str]) -> torch.Tensor:
         """Return random unit vectors."""
@@ -219,10 +220,10 @@ def one_client(rows: int, queries: int) -> None:
 
 
 def main() -> None:
-    """Run one of the two measurements."""
+    """Run the measurements that the flags select."""
     args = flag_parser(
         __doc__, index=(None, "folder of an index to serve"), clients=50, seconds=60.0,
-        rows=(0, "random vectors to index"), queries=(40, "text queries over them"),
+        rows=(0, "number of random vectors to index"), queries=(40, "text queries over them"),
     ).parse_args()  # fmt: skip
     if args.rows:
         one_client(args.rows, args.queries)

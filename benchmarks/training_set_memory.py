@@ -29,7 +29,7 @@ from pab.core.errors import InputError
 from pab.data.training_set import TrainingSet
 
 PAIRS, SHARDS = 1_013_605, 75  # PAB's published size
-LIMIT = 100.0  # maximum seconds for the first opening of a set with odd lines
+LIMIT = 100.0  # maximum CPU seconds for the first opening of a set with odd lines
 READ = 200_000
 WORKERS = 2
 TEXT = (
@@ -179,7 +179,7 @@ def read_through_loader(root: Path) -> tuple[float, int, list[Any]]:
         batch_sampler=batches,
         num_workers=WORKERS,
         collate_fn=list,
-        multiprocessing_context="fork",  # a spawned process would spawn its workers
+        multiprocessing_context="fork",  # the default is spawn in a spawned process such as this
     )
     before = memory()
     start = time.perf_counter()

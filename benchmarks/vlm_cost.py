@@ -1,14 +1,14 @@
 """Count what Qwen3-VL embedders and rerankers need for PAB: `python benchmarks/vlm_cost.py`.
 
-Counts parameters, bytes of weights, operations and memory of activations, and from them the hours
-on a card. Nothing is measured: the models are transformers' own, built from the published sizes
+Counts parameters, bytes of weights, operations and memory of activations, and derives the hours on
+a card. Nothing is measured: the models are transformers' own, built from the published sizes
 with fake tensors (a shape and a dtype, no values), so that no weights and no GPU are needed.
 
-The parameters must equal the published number. Operations are those of matrix products, of the
-patch convolution and of attention, one multiplication and one addition each, in a forward pass.
-Memory is that of the tensors, without the allocator's and the kernels' own. Attention is counted
-without causal skipping, as PyTorch does. The two steps that depend on values (the positions of
-image tokens, and adding the vision features to them) cost no product and are left out.
+The parameters must equal the published number. Operations are the multiplications and additions of
+matrix products, of the patch convolution and of attention in a forward pass. Attention is counted
+without causal skipping, as in PyTorch's counter. Memory is that of the tensors, without that of the
+allocator and the kernels. The two steps that depend on values (the positions of image tokens, and
+adding the vision features to them) need no matrix products and are left out.
 
 Shape letters: `B` pairs or images, `P` patches per image, `L` tokens, `D` width.
 """
@@ -175,7 +175,7 @@ def hours(flops: float) -> str:
 
 
 def memory(costs: dict[int, Cost]) -> str:
-    """Format the parameters and the memory by size of the batch."""
+    """Format the parameters, and the memory per batch size."""
     first = next(iter(costs.values()))
     sums = (
         f"{(cost.weights + cost.activations) / GIB:.1f} with {batch}"

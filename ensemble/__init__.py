@@ -5,7 +5,7 @@ and runs the stages of `chain`: a reranker's scores (`rerank_prior`), then decod
 use all queries jointly (`decode`, `matching`, `arbitration`, `component_assignment`). `config`
 defines the settings. `api` fuses from Python. `search` chooses weights (`trials`) and the numbers
 of later stages (`stage_search`) on validation data. `mine` finds training questions for a reranker
-(near-duplicates by `image_vectors`). `refusals` keeps both from test sets. `protocol` supplies
-files and metrics to `run`, and checks answer files. `published` compares results with the paper's.
-`report` writes HTML. Imports `pab`, never `lhp` or `uit`.
+(near-duplicates by `image_vectors`). `refusals` rejects test sets in `search` and `mine`.
+`protocol` supplies files and metrics to `run`, and checks answer files. `published` compares
+results with the paper's. `report` writes HTML. Imports `pab`, never `lhp` or `uit`.
 """

@@ -62,7 +62,7 @@ class DecodeSettings:
 
     @property
     def joint(self) -> bool:
-        """True if the decoding considers all queries jointly."""
+        """Return true if the decoding considers all queries jointly."""
         return self.method in JOINT
 
     def facts(self) -> dict[str, Any]:
@@ -137,8 +137,8 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     """Apply QB-Norm with the dynamic inverted softmax.
 
     An image that is top-1 for a caption of the bank is a hub. If a query's top-1 image is a hub,
-    the scores of the query are divided by each image's attraction to the bank; other queries are
-    unchanged.
+    the exponential of each of its scores is divided by the sum of the image's exponentials over the
+    bank. Other queries are unchanged.
 
     Args:
         scores: [Q, G].
@@ -181,7 +181,7 @@ def dual_softmax(scores: Tensor, factor: float) -> Tensor:
 
 
 def sinkhorn(scores: Tensor, factor: float, steps: int) -> Tensor:
-    """Compute an entropic transport plan: each query has mass 1, each image at most mass 1.
+    """Compute an entropic transport plan; each query has mass 1, each image at most max(1, Q / G).
 
     If images outnumber queries, an extra row receives their remaining mass. Otherwise, each image
     has mass Q / G.
@@ -218,8 +218,8 @@ def sinkhorn_errors(plan: Tensor) -> tuple[float, float]:
         plan: logarithms as returned by :func:`sinkhorn` [Q, G].
 
     Returns:
-        The largest deviation of a row sum from 1, and the largest excess of a column sum over 1 (if
-        queries outnumber images, the largest deviation from Q / G).
+        The largest deviation of a row sum from 1, and the largest excess of a column sum over 1. If
+        images do not outnumber queries, the second is the largest deviation from Q / G.
     """
     n_queries, n_gallery = plan.shape
     rows = torch.logsumexp(plan, dim=1).exp() - 1.0
@@ -262,7 +262,7 @@ def assignment(
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)
     # Other queries use at most Q - 1 of a query's images, so its Q best images suffice. With
-    # evidence, the top-1 image may have a lower score, so one more image is needed.
+    # evidence, the top-1 image may not be among these, so one more image is needed.
     width = min(n_gallery, n_queries + (evidence is not None), top or n_gallery)
     columns = top_k(scores, width)  # [Q, width], best first
     values = (evidence or Evidence(scores)).of(columns)[order]

@@ -183,7 +183,14 @@ class Fusion:
     def _best_of(
         self, start: int, stop: int, k: int, factors: Sequence[float], margin: float
     ) -> Tensor:
-        """Compute :meth:`best_columns` of a block; ``margin`` bounds the sums' rounding error."""
+        """Compute :meth:`best_columns` of a block.
+
+        Args:
+            start, stop: range of the rows.
+            k: number of columns.
+            factors: factors of the members' unscaled scores in the sums.
+            margin: upper bound of fused score minus sum, including rounding errors.
+        """
         blocks = [self._own_block(number, start, stop) for number in range(len(self.files))]
         sums = blocks[0] * factors[0]
         for block, factor in zip(blocks[1:], factors[1:], strict=True):

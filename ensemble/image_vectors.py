@@ -1,4 +1,4 @@
-"""Get image vectors, in which near-duplicates are found, from a member's encoder or from a file.
+"""Compute image vectors with a member, or read them; `mine` finds near-duplicates with them.
 
 Shape letters: `G` gallery images, `D` width of the vectors.
 """
@@ -24,7 +24,7 @@ def encoded(
 ) -> Tensor:
     """Encode the gallery with a member; return unit vectors, float32 [G, D].
 
-    Vectors in the member's feature cache are not computed again.
+    Vectors in the member's feature cache are reused.
 
     Args:
         name: name of the member.
@@ -47,7 +47,7 @@ def stored(path: str, gallery_ids: Sequence[str], ids: str | None) -> Tensor:
         path: a matrix [G, D] in any form of :mod:`pab.formats.forms`, such as ``.npy``.
         gallery_ids: ids of the images, sorted; the order of the result.
         ids: file of the ids of the rows, one per line, or the gallery's folder. None uses the ids
-            in the file, otherwise the order of ``gallery_ids``.
+            in the file of vectors or, if it has none, the order of ``gallery_ids``.
 
     Raises:
         InputError: not a matrix, other ids, or values that are not finite.

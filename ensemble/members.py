@@ -143,8 +143,8 @@ def load_members(
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
-    Image ids take the spelling of the first member that scores the whole gallery, query ids that of
-    ``line_order``, if given, otherwise that of the same member.
+    Image ids take the spelling of the first member that scores the whole gallery. Query ids take
+    the spelling of ``line_order`` or, if it is None, of that member.
 
     Args:
         members: members in fusion order.
@@ -269,8 +269,8 @@ def check_candidates(
     """Check that UIT's score file has the expected number of candidates (``k_test``).
 
     Weights tuned for one number do not transfer to another, because all images of a query that are
-    not candidates have equal scores.
-    Numbers that cover the whole gallery count as equal. A notice reports a file without a number.
+    not candidates have equal scores. Numbers that cover the whole gallery count as equal. A notice
+    reports a file without a number.
 
     Args:
         members: members of the fusion.

@@ -156,7 +156,8 @@ class Miner:
         if not wrong:
             self.counts[f"{kind} without"] += 1
             return None
-        ids = [one for one in wrong.values() if one is not None]  # another twin has no score
+        # A twin outside the gallery has no score.
+        ids = [one for one in wrong.values() if one is not None]
         best = max((float(scores[self.column_of[one]]) for one in ids), default=-math.inf)
         margin = float(scores[self.column_of[own.image_id]]) - best
         source = self.config.annotation
@@ -188,7 +189,7 @@ class Miner:
         return found
 
     def _twin(self, caption: str, own: LabelledImage) -> dict[str, str | None]:
-        """Return path and id of the twin; nothing if the caption describes it as well.
+        """Return path and id of the twin; empty if there is none, or it has the same caption.
 
         The twin is known to be wrong, so it may be a near-duplicate.
         """

@@ -61,7 +61,7 @@ def exact_scores(parts: Tensor) -> Tensor:
 
 
 def _settle(parts: Tensor, order: Tensor, falls: Tensor, doubtful: Tensor) -> None:
-    """Sort runs of sums that differ by no more than rounding by their exact value, in place.
+    """Sort each run of sums that differ by no more than rounding, in place and by exact value.
 
     Args:
         parts: parts of one row, int64 [M, C].

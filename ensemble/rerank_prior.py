@@ -151,8 +151,9 @@ def as_written(values: Tensor) -> Tensor:
 def reordered(scores: Tensor, columns: Tensor) -> Tensor:
     """Return scores that rank each query's first K images in the given order, float32 [Q, G].
 
-    The images exchange scores, so that each place keeps its score. A score is raised to the next
-    float32 only where a tie would rank a smaller id first.
+    The images exchange scores, so that each place keeps its score. Equal scores of neighbouring
+    places are separated by one float32 step, because ids would decide a tie. Rankings whose order
+    does not change keep their scores.
 
     Args:
         scores: [Q, G].

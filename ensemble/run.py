@@ -130,7 +130,7 @@ def run(config: RunConfig) -> None:
                 found = evaluate_scores(result, labels, where=members[0].path)
                 rungs.append((stage.name, found))
         assert result is not None
-        if config.save_score:  # hashes every input file
+        if config.save_score:  # otherwise, skip `meta_of`, which hashes every input file
             meta = meta_of(config, members, reranker, files, facts)
             if retrieval is not None and labels is not None:
                 meta["relevance"] = retrieval.relevance

@@ -76,7 +76,7 @@ class SearchConfig(FusionConfig):
     )
     order: Literal["given", "greedy"] = flag("given", "steps: order in which members are added")
     grid_step: float = flag(
-        0.0125, "step of the weight grid in [0, 1] (simplex: about 0.05)", gt=0, le=1
+        0.0125, "step of the weight grid in [0, 1]; with simplex, use about 0.05", gt=0, le=1
     )
     folds: int = flag(5, "folds of a cross-validated estimate of the result; 0 disables it")
     prior_grid: tuple[float, ...] = flag(
@@ -89,8 +89,8 @@ class SearchConfig(FusionConfig):
         (), "with one --decode: slacks, factors or taus to try (default: built-in lists)"
     )
     tau_grid: tuple[float, ...] = flag(
-        (), "--decode margin: taus to try, in the unit of reranker scores (default: 0 to 10); "
-        "without --rerank, in that of the fused scores (0 to 0.2)",
+        (), "--decode margin: taus to try, in the unit of reranker scores (default: 0 to 10) or, "
+        "without --rerank, of the fused scores (default: 0 to 0.2)",
     )  # fmt: skip
     slack_grid: tuple[float, ...] = flag(
         (), "--decode assignment: slacks to try, in the same unit (default: as --tau_grid, and "
@@ -179,7 +179,7 @@ def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Ju
 def held_out(
     config: SearchConfig, search: Callable[[Judge], Found], stages: Stages, judge: Judge
 ) -> list[tuple[str, Metrics]]:
-    """Evaluate every fold with the weights and stages that are chosen on the other folds.
+    """Evaluate every fold with the weights and stages chosen on the other folds.
 
     Returns:
         Name and metrics of the fused scores and of every stage, for all queries.
@@ -201,7 +201,7 @@ def held_out(
 
 
 def estimate(config: SearchConfig, inside: Metrics, rungs: Sequence[tuple[str, Metrics]]) -> str:
-    """Format the cross-validated result, and how much better the chosen settings seem."""
+    """Format the cross-validated result, and how far the search's own R@1 exceeds it."""
     mean, seeming = rungs[-1][1].mean(), inside.mean()["R@1"]
     what = "weights" if len(rungs) == 1 else "weights and stages"
     line = (
@@ -285,8 +285,8 @@ def run(config: SearchConfig) -> None:
     """Search for the weights, print the steps, and write weights and trials.
 
     Raises:
-        InputError: a test set without ``--allow_test``, no labels, fewer than two members, or ids
-            that do not match.
+        InputError: a test set without ``--allow_test``, no labels, too few members, or ids that do
+            not match.
     """
     members, reranker = config.members(), config.reranker()
     if len(members) < 2 and not (members and (reranker or config.decodings())):

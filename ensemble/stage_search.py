@@ -76,7 +76,7 @@ class Stages:
     reranking: Reranking | None  # its depth and prior are chosen
     depths: Sequence[int]
     priors: Sequence[float]
-    decodings: Sequence[tuple[DecodeSettings, Sequence[float]]]  # with the values of its number
+    decodings: Sequence[tuple[DecodeSettings, Sequence[float]]]  # each with values to try
 
     def __bool__(self) -> bool:
         return self.reranking is not None or bool(self.decodings)
@@ -116,7 +116,7 @@ class Stages:
         everyone_fits = len(self.query_ids) <= len(self.gallery_ids) and settings.top is None
         for value in values:
             if math.isinf(value) and not everyone_fits:
-                continue  # infeasible: not every query can have one of its images
+                continue  # infeasible: not every query can be assigned one of its images
             change: dict[str, Any] = {number: None if math.isinf(value) else value}
             tried = replace(settings, **change)
             found, _ = decoded(ranking, self.query_ids, self.gallery_ids, tried, quiet=True)

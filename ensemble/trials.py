@@ -161,7 +161,7 @@ def by_steps(
 
 @dataclass(frozen=True)
 class Simplex:
-    """Evaluated grid of shares, from which the best point can be chosen for any query subset."""
+    """Evaluated grid of shares; the best point can be chosen for any subset of the queries."""
 
     fusion: Fusion  # its members' weights are ignored
     points: list[tuple[list[float], Metrics]]  # shares, metrics; the first point is member 0 alone

@@ -1,4 +1,4 @@
-"""Score a gallery with BLIP-2, zero-shot: `python scripts/blip2_infer.py`.
+"""Score a gallery with BLIP-2, zero-shot or fine-tuned: `python scripts/blip2_infer.py`.
 
 `--backend lavis` runs LAVIS's own code, in the environment of `scripts/setup_lavis.sh`.
 """

@@ -1,4 +1,4 @@
-"""Score a gallery with CLIP, zero-shot: `python scripts/clip_infer.py`."""
+"""Score a gallery with CLIP, zero-shot or fine-tuned: `python scripts/clip_infer.py`."""
 
 from __future__ import annotations
 

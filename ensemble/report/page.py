@@ -2,7 +2,7 @@
 
 The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. The page
 shows the ten best images per query of the first ``--score``, the main score file. Other score files
-add rows to metrics, curves and tables, and a collapsed list of their ten best images per query.
+add figures to the tables, lines to the curves, and a collapsed list of ten images per query.
 ``--steps`` names score files in fusion order; the page then shows each step's won and lost queries.
 ``--trials`` adds the weight sweep of the search.
 
@@ -303,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     data.add_argument(
         "--annotation", type=Path, required=True,
-        help="query.json, pair.json, attr.json or a training shard",
+        help="query.json, pair.json, attr.json, training shard, table, or folder of captions",
     )  # fmt: skip
     data.add_argument("--answers", type=Path, help="answer key of a name-masked set")
     data.add_argument(

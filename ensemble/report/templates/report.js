@@ -1,5 +1,5 @@
 "use strict";
-// Filters, sorting and enlarged images. Without this script, the page shows everything.
+// Filters, sorting and enlarged images. Without this script, the page shows all queries and tables.
 document.documentElement.classList.add("js");
 
 const form = document.getElementById("filters");

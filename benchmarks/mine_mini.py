@@ -1,6 +1,6 @@
 """Mine questions for the small reranker from the mini training pairs.
 
-`python benchmarks/mine_mini.py --out output/mined.jsonl` scores each training shard with the four
+`python benchmarks/mine_mini.py --out output/mined.jsonl` scores the first training shards with the four
 shipped models, fuses the scores with the shipped weights, and mines the ranking (`ensemble.mine`).
 The questions train `configs/vlm/mini_reranker.yaml`; they include validation pairs, which the
 training leaves out.
@@ -24,7 +24,7 @@ def main() -> None:
         __doc__,
         out=(Path("output/mined.jsonl"), "file for the questions"),
         work=(Path("output/mined"), "folder for the scores; finished ones are kept"),
-        shards=(4, "training shards to mine"),
+        shards=(3, "training shards to mine"),
         negatives=(8, "wrong images per question, at most"),
         depth=(10, "images per caption that the reranker will reorder"),
     ).parse_args()

@@ -6,7 +6,7 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ import uvicorn
 from PIL import Image
 from starlette.types import ASGIApp
 
+from pab.core.errors import InputError
+from pab.data.images import load_image
+from pab.data.records import GalleryImage
 from pab.scoring.encoder import Encoder, Origin
+from pab.scoring.rerank import Reranker
 from pab.search.build import BuildSettings, build_index
 from pab.search.index import Index
 from pab.search.members import MemberChoice, Opened
@@ -58,6 +62,36 @@ class Colours(Encoder):
             for text in captions
         ]
         return torch.from_numpy(np.stack(rows)).float()
+
+
+class Darkness(Reranker):
+    """Reranker that prefers dark pictures, whatever the text; it is used by one thread at a time.
+
+    Attributes:
+        asked: caption and number of pictures of each call.
+        wait: called before the pictures are scored.
+    """
+
+    origin = Origin("darkness", "darkness.pth")
+
+    def __init__(self, wait: Callable[[], object] = lambda: None) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.wait = wait
+        self._working = threading.Lock()
+
+    def rerank(
+        self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: torch.Tensor
+    ) -> torch.Tensor:
+        assert self._working.acquire(blocking=False), "used by two threads"
+        try:
+            if "forbidden" in captions[0]:
+                raise InputError("/home/of/the/model", f"contains {captions[0]!r}")
+            self.asked += [(caption, candidates.shape[1]) for caption in captions]
+            self.wait()
+            dark = torch.tensor([-np.asarray(load_image(one.path)).mean() for one in images])
+            return dark[candidates].float()
+        finally:
+            self._working.release()
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -109,9 +143,10 @@ def index_pictures(root: Path, members: int = 2, source: Source | None = None) -
     return Index.open(root / "index")
 
 
-def service_of(index: Index) -> Service:
+def service_of(index: Index, **more: Any) -> Service:
     """Create the search service of an index, with the encoders of this module."""
-    return Service(index, {one.name: Colours(one.name == "centre") for one in index.members})
+    encoders = {one.name: Colours(one.name == "centre") for one in index.members}
+    return Service(index, encoders, **more)
 
 
 @contextlib.contextmanager
@@ -134,7 +169,8 @@ def serving(app: ASGIApp, connection: type[Connection] = Connection) -> Iterator
 
 
 @contextlib.contextmanager
-def served(index: Index, token: str | None = None, parallel: int = 2) -> Iterator[str]:
+def served(index: Index, token: str | None = None, parallel: int = 2, **more: Any) -> Iterator[str]:
     """Serve an index in a thread; yield the address."""
-    with serving(create_app(service_of(index), Access.create("127.0.0.1", token), parallel)) as at:
+    service, access = service_of(index, **more), Access.create("127.0.0.1", token)
+    with serving(create_app(service, access, parallel)) as at:
         yield at

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colour_index import SCRIPT, TOKEN, index_pictures, make_index, png, served
+from colour_index import SCRIPT, TOKEN, Darkness, index_pictures, make_index, png, served
 from test_search_video import write_video
 
 from pab.data.annotations import read_retrieval
@@ -419,6 +419,59 @@ def test_a_phone(opened: Open) -> None:
     assert small == 0
     page.tap("#close")
     page.wait_for_selector("#viewer", state="hidden")
+
+
+def test_the_second_look(browser: Any, root: Path) -> None:
+    judge, problems = Darkness(), list[str]()
+    with served(Index.open(root / "index"), reranker=judge) as at:
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page.set_default_timeout(WAIT_MS)
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        page.goto(at)
+        look = page.get_by_role("checkbox", name="Second look")
+        assert look.is_checked()
+        search(page, "red")
+        assert page.url.endswith("/?q=red")
+        judged = names(page)
+        assert judge.asked == [("red", 20)]
+        page.click(f"{TILES} >> nth=0 >> .tile")
+        facts = page.inner_text("#viewer-facts")
+        assert "Score of the second look" in facts
+        assert "Score of centre" in facts
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#viewer", state="hidden")
+
+        look.focus()
+        page.keyboard.press("Space")
+        page.wait_for_url("**/?q=red&rerank=0")
+        becomes(page, f"document.querySelector('{TILES} .name')?.title !== {json.dumps(judged[0])}")
+        plain = names(page)
+        assert sorted(plain[:20]) == sorted(judged[:20])
+        assert plain[20:] == judged[20:]
+        page.click(f"{TILES} >> nth=0 >> .tile")
+        assert "second look" not in page.inner_text("#viewer-facts")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#viewer", state="hidden")
+        page.reload()
+        page.wait_for_selector(TILES)
+        assert (names(page), look.is_checked()) == (plain, False)
+        page.mouse.wheel(0, 20_000)
+        becomes(page, f"document.querySelectorAll('{TILES}').length > 40")
+        page.go_back()
+        becomes(page, f"document.querySelector('{TILES} .name')?.title === {json.dumps(judged[0])}")
+        assert (names(page)[:40], look.is_checked()) == (judged, True)
+        assert judge.asked == [("red", 20)]
+        page.set_viewport_size(PHONE["viewport"])
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert look.is_visible()
+        page.close()
+    assert problems == []
+
+
+def test_without_a_reranker_there_is_no_second_look(opened: Open) -> None:
+    page = opened("/?q=red&rerank=0")
+    page.wait_for_selector(TILES)
+    assert page.locator("#rerank").count() == 0
 
 
 @needs_axe

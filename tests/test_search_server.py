@@ -201,7 +201,7 @@ def test_interface_is_described(client: httpx.Client) -> None:
     assert [{name: []} for name in schemes] == paths["/api/search"]["post"]["security"]
     assert found(client.get("/api/health")) == {
         "status": "ok", "version": described["info"]["version"], "images": 61,
-        "members": ["mean", "centre"],
+        "members": ["mean", "centre"], "rerank": False,
     }  # fmt: skip
     assert found(client.get("/api/folders"))["folders"] == ["park", "park/day", "street"]
 

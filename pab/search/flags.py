@@ -9,6 +9,8 @@ from typing import Any
 from pab.core.commands import CommandParser
 from pab.core.errors import InputError
 
+RERANK_DEPTH = 20
+
 
 def add_index_flags(parser: CommandParser) -> None:
     """Add ``--index`` and ``--members``, for commands that read an index."""
@@ -26,6 +28,28 @@ def add_device_flag(parser: CommandParser) -> None:
     parser.groups["speed"].add_argument(
         "--device", metavar="NAME", help="device of the models (default: as for the index)"
     )
+
+
+def add_rerank_flags(parser: CommandParser) -> None:
+    """Add ``--rerank`` and ``--rerank_depth``."""
+    model = parser.groups["model"]
+    model.add_argument(
+        "--rerank", metavar="uit|FILE",
+        help="re-rank the first images with a cross encoder: a member, or a YAML file of one",
+    )  # fmt: skip
+    model.add_argument(
+        "--rerank_depth", type=int, default=RERANK_DEPTH, metavar="N",
+        help=f"images per query to re-rank (default: {RERANK_DEPTH})",
+    )  # fmt: skip
+
+
+def add_ann_flag(parser: CommandParser) -> None:
+    """Add ``--ann``."""
+    parser.groups["speed"].add_argument(
+        "--ann", action="store_true",
+        help="use the approximate index that index --ann built; searches of several members, or "
+        "of a folder or a time range, stay exact",
+    )  # fmt: skip
 
 
 class Once(argparse.Action):

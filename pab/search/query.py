@@ -166,6 +166,8 @@ class Searcher:
         weights: name of a member -> its weight in the fusion, 1 by default.
         ann: approximate index, used for queries on its member alone, without a filter of rows;
             None compares all rows.
+        models: lock that is held while an encoder runs. Pass the lock of other models of the
+            process, because numeric settings are the process's.
 
     Raises:
         InputError: a weight is negative or not finite, or names no member, or all are 0.
@@ -174,6 +176,7 @@ class Searcher:
     def __init__(
         self, index: Index, encoders: Mapping[str, Encoder],
         weights: Mapping[str, float] | None = None, ann: Ann | None = None,
+        models: threading.Lock | None = None,
     ) -> None:  # fmt: skip
         self.index, self.encoders, self.ann = index, dict(encoders), ann
         if ann is not None:
@@ -191,7 +194,8 @@ class Searcher:
         self.weights = {name: float(given.get(name, 1.0)) for name in self.encoders}
         if not any(self.weights.values()):
             raise InputError("weights", "expected a member with a positive weight")
-        self._encoding = threading.Lock()  # tokenizers and numeric settings are not thread-safe
+        # Tokenizers and numeric settings are not thread-safe.
+        self._encoding = models or threading.Lock()
 
     def search(
         self,

@@ -14,17 +14,16 @@ from pab.core.files import write_json
 from pab.core.outputs import check_outputs
 from pab.data.photos import load_photo
 from pab.search.ann import usable_ann
-from pab.search.flags import add_device_flag, add_index_flags
+from pab.search.flags import add_ann_flag, add_device_flag, add_index_flags, add_rerank_flags
 from pab.search.index import Index
 from pab.search.libraries import library
 from pab.search.members import open_encoders
 from pab.search.query import PARTS, Filters, Query, Searcher
-from pab.search.rerank import open_reranker, reranked
+from pab.search.rerank import check_depth, open_reranker, reranked
 from pab.search.results import hit_as_plain, print_hits
 from pab.search.texts import TOP_K, check_query
 
 PROG = "python -m pab.search query"
-RERANK_DEPTH = 20
 
 Pair = tuple[str | None, Path | None]  # text and image of a query
 
@@ -63,24 +62,13 @@ def build_parser() -> CommandParser:
         "--one_to_one", action="store_true",
         help="assign the first images of all queries jointly, so that no two queries share one",
     )  # fmt: skip
-    model.add_argument(
-        "--rerank", metavar="uit|FILE",
-        help="re-rank the first images with a cross encoder: a member, or a YAML file of one",
-    )  # fmt: skip
-    model.add_argument(
-        "--rerank_depth", type=int, default=RERANK_DEPTH, metavar="N",
-        help=f"images per query to re-rank (default: {RERANK_DEPTH})",
-    )  # fmt: skip
+    add_rerank_flags(parser)
     output.add_argument(
         "--top_k", type=int, default=TOP_K, metavar="N",
         help=f"images per query (default: {TOP_K})",
     )  # fmt: skip
     output.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.groups["speed"].add_argument(
-        "--ann", action="store_true",
-        help="use the approximate index that index --ann built; searches of several members, or "
-        "with --folder, --start or --end, stay exact",
-    )  # fmt: skip
+    add_ann_flag(parser)
     add_device_flag(parser)
     return parser
 
@@ -93,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     for flag, texts in (("--text", args.text), ("--minus", args.minus)):
         for text in texts:
             check_query(text, flag)
+    check_depth(args.rerank_depth)
     library("pyarrow.parquet", "search indexes")
     index = Index.open(args.index)
     check_outputs({"json": args.json}, omit="leave out --{}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from pab.core.config import load_config
 from pab.core.errors import InputError
@@ -23,7 +25,7 @@ from pab.core.resources import config_path
 from pab.data.records import GalleryImage
 from pab.encoders.st.rerank import RerankConfig
 from pab.scoring.members import member_config, members
-from pab.search.index import Index
+from pab.search.index import Entry, Index
 from pab.search.query import Hit, Query, assigned
 from pab.search.sources import load_picture
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pab.scoring.rerank import Reranker
 
 FASTEST_PNG = 1  # compression level
+ANY_THREAD = nullcontext()
 
 
 def open_reranker(name: str, **settings: Any) -> Reranker:
@@ -98,42 +101,83 @@ def reranked(
     Raises:
         InputError: a query has no text, or an image cannot be read.
     """
-    if depth < 1:
-        raise InputError("--rerank_depth", f"must be at least 1, found {depth}")
+    check_depth(depth)
     if one_to_one and depth < len(queries):
         problem = f"must be at least the number of queries, {len(queries)}, found {depth}"
         raise InputError("--rerank_depth", problem, todo="raise it, or leave out --one_to_one")
     captions = [query.text for query in queries if query.text is not None]
     if len(captions) < len(queries):
         raise InputError("--rerank", "needs a text in every query", todo="add --text")
-    rows = sorted({hit.row for one in hits for hit in one[:depth]})
+    scores = pair_scores(index, captions, [one[:depth] for one in hits], reranker)
+    found = [ordered(one[:depth], of_one) for one, of_one in zip(hits, scores, strict=True)]
+    if one_to_one:
+        found = assigned(found)
+    return [first + one[depth:] for first, one in zip(found, hits, strict=True)]
+
+
+def check_depth(depth: int) -> None:
+    """Reject a number of images below 1.
+
+    Raises:
+        InputError: see above.
+    """
+    if depth < 1:
+        raise InputError("--rerank_depth", f"must be at least 1, found {depth}")
+
+
+def pair_scores(
+    index: Index,
+    captions: Sequence[str],
+    hits: Sequence[list[Hit]],
+    reranker: Reranker,
+    *,
+    load: Callable[[Entry], Image.Image] = load_picture,
+    lock: AbstractContextManager[object] = ANY_THREAD,
+) -> list[list[float]]:
+    """Score the images of each query with a reranker.
+
+    Args:
+        index: the searched index.
+        captions: text of each query.
+        hits: images per query.
+        reranker: model that scores pairs.
+        load: function that reads an image of the index, upright and in RGB.
+        lock: held while the model runs, if several threads use it.
+
+    Returns:
+        Finite scores in the order of ``hits``.
+
+    Raises:
+        InputError: an image cannot be read, or the reranker refuses a text or an image.
+    """
+    rows = sorted({hit.row for one in hits for hit in one})
     if not rows:
-        return [list(one) for one in hits]
+        return [[] for _ in hits]
+    place = {row: number for number, row in enumerate(rows)}
+    found: list[list[float]] = []
     with tempfile.TemporaryDirectory(prefix="pab-rerank-") as folder:
         images = []
         for row in progress(rows, "reading candidates", "images"):
             path = Path(folder, f"{row:012}.png")
-            load_picture(index.entry(row)).save(path, compress_level=FASTEST_PNG)
+            load(index.entry(row)).save(path, compress_level=FASTEST_PNG)
             images.append(GalleryImage(path.stem, path))
-        place = {row: number for number, row in enumerate(rows)}
-        found: list[list[Hit]] = []
-        for caption, query, one in zip(captions, queries, hits, strict=True):
+        for caption, one in zip(captions, hits, strict=True):
             if not one:
                 found.append([])
                 continue
-            candidates = torch.tensor([[place[hit.row] for hit in one[:depth]]])
-            scores = reranker.rerank([caption], images, candidates)[0].tolist()
+            candidates = torch.tensor([[place[hit.row] for hit in one]])
+            with lock:
+                scores = reranker.rerank([caption], images, candidates)[0].tolist()
             if not all(map(math.isfinite, scores)):
                 raise InputError(
                     reranker.origin.checkpoint, "the reranker's scores are not finite",
-                    item=f"query {query.text!r}", todo="check the checkpoint, or use --dtype fp32",
+                    item=f"query {caption!r}", todo="check the checkpoint, or use --dtype fp32",
                 )  # fmt: skip
-            first = [
-                replace(hit, rerank_score=score)
-                for hit, score in zip(one[:depth], scores, strict=True)
-            ]
-            first.sort(key=lambda hit: -hit.rank_score)
-            found.append(first)
-    if one_to_one:
-        found = assigned(found)
-    return [first + one[depth:] for first, one in zip(found, hits, strict=True)]
+            found.append(scores)
+    return found
+
+
+def ordered(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
+    """Order images by a reranker's scores; of equal scores, the earlier image stays first."""
+    found = [replace(hit, rerank_score=score) for hit, score in zip(hits, scores, strict=True)]
+    return sorted(found, key=lambda hit: -hit.rank_score)

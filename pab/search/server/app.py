@@ -135,10 +135,12 @@ def _add_api(app: FastAPI, service: Service, searches: Line, pictures: Line) -> 
         return Response(text, media_type="application/x-ndjson", headers=headers)
 
     @route("health")
-    async def health() -> Health:
+    def health() -> Health:  # in a thread, because it may open a changed index
         """Report that the server works."""
-        images, names = service.index.rows, service.member_names
-        return Health(status="ok", version=__version__, images=images, members=names)
+        return Health(
+            status="ok", version=__version__, images=service.index.rows,
+            members=service.member_names, rerank=service.second_look is not None,
+        )  # fmt: skip
 
 
 def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequence[str]) -> None:
@@ -147,13 +149,13 @@ def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequenc
     app.mount("/static", StaticFiles(directory=str(files(PACKAGE) / "static")))
 
     @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        opened = service.index
+    def index() -> HTMLResponse:  # in a thread, because it may open a changed index
+        opened, look = service.index, service.second_look
         facts = {
             "images": opened.rows, "examples": examples, "limit_mb": UPLOAD_BODY >> 20,
             "index_key": hashlib.sha256(str(service.folder.absolute()).encode()).hexdigest()[:12],
             "has_times": opened.manifest.source.get("kind") == "videos",
-            "members": service.member_names,
+            "members": service.member_names, "rerank_depth": None if look is None else look.depth,
         }  # fmt: skip
         return HTMLResponse(page.render(**facts))
 

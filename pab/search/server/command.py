@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pab.core.commands import CommandParser
 from pab.core.errors import InputError
-from pab.search.flags import add_device_flag, add_index_flags
+from pab.search.flags import add_ann_flag, add_device_flag, add_index_flags, add_rerank_flags
 from pab.search.index import Index
 from pab.search.libraries import library
 from pab.search.texts import check_query
@@ -25,6 +25,7 @@ def build_parser() -> CommandParser:
         prog=PROG, description="Serve an index on a page and by a REST interface."
     )
     add_index_flags(parser)
+    add_rerank_flags(parser)
     output = parser.groups["output"]
     output.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",
@@ -42,6 +43,7 @@ def build_parser() -> CommandParser:
         "--parallel", type=int, metavar="N",
         help="searches at a time; others wait or are refused (default: the number of cores)",
     )  # fmt: skip
+    add_ann_flag(parser)
     add_device_flag(parser)
     return parser
 
@@ -60,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     import uvicorn
 
     from pab.search.members import open_encoders
+    from pab.search.rerank import check_depth, open_reranker
     from pab.search.server.app import EXAMPLES, create_app
     from pab.search.server.connections import Connection
     from pab.search.server.security import (
@@ -83,16 +86,21 @@ def main(argv: Sequence[str]) -> None:
     parallel = os.cpu_count() or 1 if args.parallel is None else args.parallel
     if parallel < 1:
         raise InputError("--parallel", f"must be at least 1, found {parallel}")
+    check_depth(args.rerank_depth)
     for text in args.example:
         check_query(text, "--example")
     index = Index.open(args.index)
     if not index.rows:
         raise InputError(args.index, "expected an index with images, found none")
     listening = listen(args.host, args.port)
-    # One query image needs no loader processes.
-    more = ["--num_workers", "0", *([] if args.device is None else ["--device", args.device])]
+    # A few images need no loader processes, which a process with threads should not fork either.
+    settings = {"num_workers": 0, **({} if args.device is None else {"device": args.device})}
+    more = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    reranker = open_reranker(args.rerank, **settings) if args.rerank else None
     encoders = open_encoders(index, prog=PROG, names=args.members, more=more)
-    service = Service(index, encoders)
+    service = Service(
+        index, encoders, reranker=reranker, rerank_depth=args.rerank_depth, ann=args.ann
+    )
     access = Access.create(args.host, args.token)
     app = create_app(service, access, parallel, args.example or EXAMPLES)
     config = uvicorn.Config(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from pab.search.server.ids import IMAGE_ID
 
@@ -44,6 +44,10 @@ class SearchRequest(Strict):
     start_s: Number | None = Field(None, description="First time stamp in a video, seconds")
     end_s: Number | None = Field(None, description="Last time stamp in a video, seconds")
     least: Number | None = Field(None, description="Smallest score of a result")
+    rerank: StrictBool | None = Field(
+        None, description="Re-rank the first images by the text with a cross encoder; by default, "
+        "if the server has one",
+    )  # fmt: skip
     offset: int = Field(0, ge=0, le=DEEPEST, description="Results to skip")
     limit: int = Field(40, ge=1, le=MOST_RESULTS, description="Results to return")
 
@@ -65,6 +69,9 @@ class Result(Picture):
     rank: int = Field(description="From 1")
     score: float
     scores: dict[str, float] = Field(description="Similarity of each member")
+    rerank_score: float | None = Field(
+        description="Score of the reranker; null for an image that was not re-ranked"
+    )
 
 
 class SearchResponse(BaseModel):
@@ -84,6 +91,7 @@ class Health(BaseModel):
     version: str
     images: int
     members: list[str]
+    rerank: bool = Field(description="Whether the server has a reranker")
 
 
 class Folders(BaseModel):

@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from PIL import Image
 
 from pab.core.errors import InputError
 from pab.scoring.encoder import Encoder
+from pab.scoring.rerank import Reranker
+from pab.search.ann import usable_ann
+from pab.search.flags import RERANK_DEPTH
 from pab.search.index import MANIFEST, Entry, Index
 from pab.search.query import Filters, Hit, Query, Searcher
 from pab.search.server.cache import BoundedCache
@@ -33,6 +36,8 @@ from pab.search.server.models import (
     SearchResponse,
 )
 from pab.search.server.pictures import Decoders, DecodeUpload, LoadPicture, MakeJpeg
+from pab.search.server.second_look import SecondLook
+from pab.search.server.security import log
 from pab.search.texts import check_query
 
 THUMBNAIL_PX = 480  # longer side; sharp in a row of 240 CSS px at two device pixels per CSS px
@@ -41,6 +46,8 @@ CACHED_THUMBNAILS = 32 << 20  # bytes, about 800 thumbnails
 CACHED_PICTURES = 16 << 20
 CACHED_UPLOADS = 32 << 20  # about 20 query images
 MOST_FOLDERS = 500
+ANN_STEP = 256  # results of the first approximate search; a page of 40 and five more need no other
+ANN_GROWTH = 4  # ratio of the results of an approximate search to those of the one before
 
 
 class UnknownImageError(Exception):
@@ -83,19 +90,38 @@ class Service:
         index: the index.
         encoders: name of each member to search with -> its encoder.
         decoders: processes that decode pictures.
+        reranker: model that re-ranks the first images of text queries, if any.
+        rerank_depth: images per query to re-rank, at least 1.
+        ann: use the approximate index, where it can serve these members.
+
+    Attributes:
+        second_look: re-ranks results; None without a reranker.
+
+    Raises:
+        InputError: the approximate index cannot be used.
     """
 
     def __init__(
-        self, index: Index, encoders: Mapping[str, Encoder], decoders: Decoders | None = None
-    ) -> None:
+        self, index: Index, encoders: Mapping[str, Encoder], decoders: Decoders | None = None,
+        *, reranker: Reranker | None = None, rerank_depth: int = RERANK_DEPTH, ann: bool = False,
+    ) -> None:  # fmt: skip
         self.folder, self.encoders = index.folder, dict(encoders)
         self.decoders = decoders or Decoders()
-        self._opened = Opened(Searcher(index, encoders), Ids(index), _stamp(index.folder))
+        self._models = threading.Lock()  # models share the numeric settings of the process
+        self.second_look = None
+        if reranker is not None:
+            self.second_look = SecondLook(reranker, rerank_depth, self._models, self._read)
+        self._ann = ann
+        self._opened = self._open(index, _stamp(index.folder))
         self._lock = threading.Lock()
         self._thumbnails: BoundedCache[bytes] = BoundedCache(CACHED_THUMBNAILS)
         self._pictures: BoundedCache[bytes] = BoundedCache(CACHED_PICTURES)
         self._uploads: BoundedCache[Image.Image] = BoundedCache(CACHED_UPLOADS)
         self._folders: tuple[Index, Folders] | None = None
+
+    def _read(self, entry: Entry) -> Image.Image:
+        image: Image.Image = self.decoders.run(LoadPicture(entry))
+        return image
 
     def close(self) -> None:
         """End the decoding processes."""
@@ -127,6 +153,7 @@ class Service:
         """
         filters = Filters(request.folder, request.start_s, request.end_s, request.least)
         _check(request, upload, filters)
+        look = self._look(request)
         opened, began = self._current(), time.perf_counter()
         kept = request.image
         image: Image.Image | None = None
@@ -138,20 +165,27 @@ class Service:
                 raise UnknownImageError(kept)
         wanted = request.offset + request.limit
         more = min(wanted + 1, DEEPEST)  # one more shows whether there are further results
+        if look is not None:
+            more = max(more, look.depth)
         try:
             if image is None and kept is not None and request.text is None and not request.minus:
-                hits = opened.searcher.similar(opened.row(kept), more, filters)
+                row = opened.row(kept)
+                hits = _found(opened, more, lambda k: opened.searcher.similar(row, k, filters))
             else:
                 if image is None and kept is not None:
                     entry = opened.index.entry(opened.row(kept))
                     image = self.decoders.run(LoadPicture(entry))
                 weights: dict[str, float] = dict(request.weights.items())
                 query = Query(request.text, image, tuple(request.minus), weights)
-                (hits,) = opened.searcher.search([query], more, filters)
+                hits = _found(
+                    opened, more, lambda k: opened.searcher.search([query], k, filters)[0]
+                )
         except InputError as error:
             if error.where in ("query", "weights", "image query"):
                 raise QueryError(str(error)) from error
             raise
+        if look is not None and request.text is not None:
+            hits = self._looked(look, opened, request.text, hits)
         shown = hits[request.offset : wanted]
         following = wanted if len(hits) > wanted and wanted < DEEPEST else None
         results = [
@@ -162,6 +196,34 @@ class Service:
             indexed=opened.index.rows, image=kept, next=following,
             milliseconds=round((time.perf_counter() - began) * 1_000, 1), results=results,
         )  # fmt: skip
+
+    def _look(self, request: SearchRequest) -> SecondLook | None:
+        """Return the second look that a request needs; a page behind the re-ranked images has none.
+
+        Raises:
+            QueryError: the request asks for one, and the server has none.
+        """
+        look = self.second_look
+        if look is None and request.rerank:
+            raise QueryError("rerank: expected a server that was started with --rerank")
+        if look is None or request.rerank is False or request.text is None:
+            return None
+        return look if request.offset < look.depth else None
+
+    def _looked(self, look: SecondLook, opened: Opened, text: str, hits: list[Hit]) -> list[Hit]:
+        """Re-rank; see :meth:`SecondLook.apply`.
+
+        Raises:
+            QueryError: an image cannot be read, or the reranker refuses the text or an image.
+        """
+        try:
+            return look.apply(opened.index, opened.stamp, text, hits)
+        except InputError as error:
+            log(error)  # its text may name files, which the client must not learn
+            raise QueryError(
+                "rerank: the first images cannot be re-ranked for this text, see the server's log; "
+                'search without a second look ("rerank": false)'
+            ) from error
 
     # ---------------------------------------------------------------------------------- pictures
 
@@ -247,8 +309,15 @@ class Service:
                     raise InputError(
                         self.folder, "has other members now", todo="start the server again"
                     )
-                self._opened = Opened(Searcher(index, self.encoders), Ids(index), stamp)
+                self._opened = self._open(index, stamp)
             return self._opened
+
+    def _open(self, index: Index, stamp: tuple[int, int, int]) -> Opened:
+        """Prepare the searches of an index; one line says why they are exact despite ``ann``."""
+        ann = usable_ann(index, list(self.encoders)) if self._ann else None
+        return Opened(
+            Searcher(index, self.encoders, ann=ann, models=self._models), Ids(index), stamp
+        )
 
 
 def folders_of(index: Index) -> Folders:
@@ -283,6 +352,30 @@ def _check(request: SearchRequest, upload: bytes | None, filters: Filters) -> No
         raise QueryError(str(error)) from error
 
 
+def _found(opened: Opened, wanted: int, search: Callable[[int], list[Hit]]) -> list[Hit]:
+    """Find the first images, and perhaps more, so that all pages of a query have one order.
+
+    An approximate search for more images may also find better ones. It is therefore asked for fixed
+    numbers of images, and what a larger one adds comes after what the smaller ones have found.
+
+    Args:
+        opened: the searched index.
+        wanted: images to find, at least.
+        search: function that finds a number of images, best first.
+    """
+    if opened.searcher.ann is None:
+        return search(wanted)
+    found: dict[int, Hit] = {}
+    step = ANN_STEP
+    while True:
+        hits = search(step)
+        for hit in hits:
+            found.setdefault(hit.row, hit)
+        if step >= wanted or len(hits) < step:
+            return list(found.values())
+        step *= ANN_GROWTH
+
+
 def _facts(row: int, entry: Entry) -> dict[str, object]:
     return {
         "id": image_id(row, entry.name), "name": entry.name, "time_s": entry.time_s,
@@ -293,8 +386,11 @@ def _facts(row: int, entry: Entry) -> dict[str, object]:
 def _result(index: Index, hit: Hit, rank: int) -> Result:
     facts = _facts(hit.row, index.entry(hit.row))
     return Result.model_validate(
-        {**facts, "rank": rank, "score": hit.score, "scores": dict(hit.scores)}
-    )
+        {
+            **facts, "rank": rank, "score": hit.score, "scores": dict(hit.scores),
+            "rerank_score": hit.rerank_score,
+        }
+    )  # fmt: skip
 
 
 def _stamp(folder: Path) -> tuple[int, int, int]:

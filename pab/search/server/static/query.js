@@ -1,16 +1,18 @@
 // The query, its address, and its request. The address holds the whole query, so that links can be
-// shared and the back button works: q, image (id), minus, folder, start, end, least.
+// shared and the back button works: q, image (id), minus, folder, start, end, least, and rerank=0 without
+// the second look.
 
 export const PAGE = 40; // pictures per request
 export const FILTERS = ["folder", "start", "end", "least"];
 
-export const emptyQuery = () => ({ q: "", image: "", minus: [], folder: "", start: "", end: "", least: "" });
+export const emptyQuery = () => ({ q: "", image: "", minus: [], folder: "", start: "", end: "", least: "", rerank: "" });
 
 export function queryOfAddress() {
   const fields = new URLSearchParams(location.search);
   const query = emptyQuery();
   for (const name of ["q", "image", ...FILTERS]) query[name] = fields.get(name) ?? "";
   query.minus = fields.getAll("minus").filter(Boolean);
+  query.rerank = fields.get("rerank") === "0" ? "0" : "";
   return query;
 }
 
@@ -19,6 +21,7 @@ export function addressOf(query, open = "") {
   for (const name of ["q", "image"]) if (query[name]) fields.set(name, query[name]);
   for (const term of query.minus) fields.append("minus", term);
   for (const name of FILTERS) if (query[name]) fields.set(name, query[name]);
+  if (query.rerank) fields.set("rerank", query.rerank);
   if (open) fields.set("open", open);
   const text = fields.toString();
   return text ? `/?${text}` : "/";
@@ -29,6 +32,7 @@ export function requestOf(query, offset) {
   return {
     text: query.q || null, image: query.image || null, minus: query.minus, folder: query.folder,
     start_s: number(query.start), end_s: number(query.end), least: number(query.least),
+    rerank: query.rerank ? false : null, // null: if the server has a reranker
     offset, limit: PAGE,
   };
 }

@@ -27,6 +27,7 @@ function queryOfForm() {
   query.image = $("chip").dataset.image ?? "";
   query.minus = $("minus").value.split(",").map((term) => term.trim()).filter(Boolean);
   for (const name of FILTERS) query[name] = $(name)?.value.trim() ?? "";
+  query.rerank = $("rerank")?.checked === false ? "0" : ""; // only a server with a reranker has it
   return query;
 }
 
@@ -34,6 +35,7 @@ function fillForm(query) {
   $("text").value = query.q;
   $("minus").value = query.minus.join(", ");
   for (const name of FILTERS) if ($(name)) $(name).value = query[name];
+  if ($("rerank")) $("rerank").checked = !query.rerank;
   const active = FILTERS.filter((name) => query[name]).length;
   $("active").hidden = !active;
   $("active").textContent = active;
@@ -251,6 +253,7 @@ function showPicture(result) {
   if (result.rank) facts.push(["Rank", result.rank]);
   const members = Object.entries(result.scores ?? {});
   if (members.length > 1) facts.push(["Score of all members", result.score.toFixed(4)]);
+  if (typeof result.rerank_score === "number") facts.push(["Score of the second look", result.rerank_score.toFixed(4)]);
   for (const [name, score] of members) facts.push([`Score of ${name}`, score.toFixed(4)]);
   if (result.time_s !== null) facts.push(["Time in the video", clock(result.time_s)]);
   if (result.width) facts.push(["Size", `${result.width} × ${result.height} px`]);
@@ -375,9 +378,10 @@ $("more").addEventListener("click", async () => {
   const found = await ask("/api/folders").then((response) => response.json()).catch(() => ({ folders: [] })); // only suggestions
   $("folders").replaceChildren(...found.folders.map((value) => element("option", { value })));
 });
+$("rerank")?.addEventListener("change", () => { const query = queryOfForm(); if (hasQuery(query)) go(query); });
 $("filters").addEventListener("change", () => { const query = queryOfForm(); if (hasQuery(query)) go(query); });
 $("clear").addEventListener("click", () => { for (const name of FILTERS) if ($(name)) $(name).value = ""; const query = queryOfForm(); fillForm(query); if (hasQuery(query)) go(query); });
-$("similar").addEventListener("click", () => { const query = { ...emptyQuery(), image: picture.id }; hidePicture(); go(query); });
+$("similar").addEventListener("click", () => { const query = { ...emptyQuery(), rerank: queryOfForm().rerank, image: picture.id }; hidePicture(); go(query); });
 $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
 $("close").addEventListener("click", closeViewer);

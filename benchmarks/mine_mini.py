@@ -1,9 +1,9 @@
 """Mine questions for the small reranker from the mini training pairs.
 
-`python benchmarks/mine_mini.py --out output/mined.jsonl` scores the first training shards with the four
-shipped models, fuses the scores with the shipped weights, and mines the ranking (`ensemble.mine`).
-The questions train `configs/vlm/mini_reranker.yaml`; they include validation pairs, which the
-training leaves out.
+`python benchmarks/mine_mini.py --out output/mined.jsonl` scores the first training shards with the
+four shipped models, fuses the scores with the shipped weights, and mines the ranking
+(`ensemble.mine`). The questions train `configs/vlm/mini_reranker.yaml`. Some show validation
+images; the training leaves these out.
 """
 
 from __future__ import annotations

@@ -15,9 +15,7 @@ from pab.evaluate import Evaluation
 K = 10  # images per query that the reranker scores
 # Wider than the defaults of ensemble.search: the logits of a small model reach 20.
 NUMBERS = ("0", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50")
-GRIDS = tuple(
-    word for flag in ("prior", "tau", "slack") for word in (f"--{flag}_grid", *NUMBERS)
-)
+GRIDS = tuple(word for flag in ("prior", "tau", "slack") for word in (f"--{flag}_grid", *NUMBERS))
 CHAIN = ("--decode", "margin", "assignment", "--decode_top", "2", "--decode_scope", "collisions")
 MARGIN = (
     "--decode",

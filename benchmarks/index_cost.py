@@ -89,7 +89,8 @@ def main() -> None:
                 f"million at {price:g}/h, {math.ceil(per_second / args.decoded)} cores to decode"
             )
     width = models["CLIP ViT-L/14, 336 px"].width
-    print(f"GB with {width} numbers per image: vectors, metadata, HNSW and IVF of {ANN_WIDTH} dimensions; machines")
+    kinds = f"HNSW and IVF of {ANN_WIDTH} dimensions"
+    print(f"GB with {width} numbers per image: vectors, metadata, {kinds}; machines")
     sizes = (
         width * VECTOR_BYTES, METADATA_BYTES, ANN_WIDTH * CODE_BYTES + HNSW_LINKS * LINK_BYTES,
         ANN_WIDTH * CODE_BYTES + IVF_BYTES,

@@ -28,7 +28,8 @@ IMAGES = [1_000_000, 10_000_000, 100_000_000]
 VECTOR_BYTES = 2  # float16
 # Bytes of the metadata per image: 87 with names of 11 characters (benchmarks/index_scale.py).
 METADATA_BYTES = 90
-CODE_BYTES = 1  # per number in an approximate index, 8 bits
+CODE_BYTES = 1  # per dimension in an approximate index, 8 bits
+ANN_WIDTH = 256  # dimensions in it; chosen for the clustered vectors of benchmarks/search_speed.py
 HNSW_LINKS, LINK_BYTES = 2 * 32, 4  # FAISS's HNSW32: 64 neighbours in the lowest layer, int32
 IVF_BYTES = 8  # number of the image in its list, int64
 
@@ -88,10 +89,11 @@ def main() -> None:
                 f"million at {price:g}/h, {math.ceil(per_second / args.decoded)} cores to decode"
             )
     width = models["CLIP ViT-L/14, 336 px"].width
-    print(f"GB with {width} numbers per image: vectors, metadata, HNSW, IVF; machines")
+    kinds = f"HNSW and IVF of {ANN_WIDTH} dimensions"
+    print(f"GB with {width} numbers per image: vectors, metadata, {kinds}; machines")
     sizes = (
-        width * VECTOR_BYTES, METADATA_BYTES, width * CODE_BYTES + HNSW_LINKS * LINK_BYTES,
-        width * CODE_BYTES + IVF_BYTES,
+        width * VECTOR_BYTES, METADATA_BYTES, ANN_WIDTH * CODE_BYTES + HNSW_LINKS * LINK_BYTES,
+        ANN_WIDTH * CODE_BYTES + IVF_BYTES,
     )  # fmt: skip
     for images in args.images:
         shown = ", ".join(f"{images * size / 1e9:,.1f}" for size in sizes)

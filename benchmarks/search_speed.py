@@ -16,15 +16,26 @@ fastest of several runs, with all cores (--threads sets another number). Run it 
           > $(ls -d /tmp/peers/lib/python*/site-packages)/project.pth
       PYTHONPATH=$PWD /tmp/peers/bin/python benchmarks/search_speed.py --folder DIR --peers
 
-- clip-retrieval: a stand-in. Version 2.45 requires numpy below 2 and pyarrow below 16, so it cannot
-  be imported beside this project. Its `knn_search` calls `search_and_reconstruct` of a FAISS index;
-  autofaiss 2.18 chooses HNSW32 with float32 vectors for this size and its default memory.
+- clip-retrieval: its own `clip_index` and `KnnService.knn_search`, in a process of their own
+  (`clip_retrieval_search.py`), because version 2.45 requires numpy below 2 and pyarrow below 16.
+  --clip_retrieval names the interpreter. Its search needs neither torch nor a model:
+
+      python -m venv /tmp/peers_cr
+      /tmp/peers_cr/bin/pip install 'numpy<2' 'pyarrow<16' 'pandas<3' 'faiss-cpu<2' 'flask<4' \\
+          'flask_restful<1' 'flask_cors<5' h5py 'prometheus-client<1' fsspec tqdm 'fire<0.6' \\
+          pillow embedding-reader
+      /tmp/peers_cr/bin/pip install --no-deps clip-retrieval==2.45.0 autofaiss==2.18.0
+
+  Without --clip_retrieval, a stand-in, and named so: a FAISS index of HNSW32 with float32 vectors,
+  which autofaiss chooses for this size and its default memory.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +111,18 @@ def opening(folder: Path) -> tuple[float, float]:
     return time.perf_counter() - start, peak_mib()
 
 
+def opening_approximate(folder: Path) -> tuple[float, float]:
+    """Open the index and its approximate one; return seconds, and MiB beyond the libraries'."""
+    import faiss  # noqa: F401
+
+    from pab.search.ann import Ann
+    from pab.search.index import Index
+
+    before, start = peak_mib(), time.perf_counter()
+    Ann.open(Index.open(folder))
+    return time.perf_counter() - start, peak_mib() - before
+
+
 def bandwidth() -> float:
     """Return the memory bandwidth, bytes per second: the faster of summing and copying 1 GiB."""
     import torch
@@ -156,6 +179,8 @@ def approximate(folder: Path, kind: Any) -> dict[str, float]:
     index, start = Index.open(folder), time.perf_counter()
     ann = Ann.open(index)
     print(f"{kind}: opened in {time.perf_counter() - start:.2f} s")
+    seconds, mib = in_fresh_process(opening_approximate, folder)
+    print(f"{kind}: opened with the index in a fresh process: {seconds:.2f} s, {mib:.0f} MiB more")
     queries = draw(FRESH, 0)
     right = search_exact(index.blocks(MEMBER), queries, DEPTH)[1]
     found = recall(ann, queries, right)  # also reads the file into memory
@@ -226,10 +251,60 @@ def like_rclip(path: Path, query: np.ndarray) -> list[str]:
     return [names[row] for _, row in islice(order, TOP)]
 
 
-def peers(folder: Path, rows: int) -> None:
-    """Compare with rclip's and clip-retrieval's searches, on the first rows of the index."""
+def clip_retrieval(
+    interpreter: Path, folder: Path, vectors: np.ndarray, query: np.ndarray, right: np.ndarray
+) -> None:
+    """Measure clip-retrieval's own search in a process of its own, on the vectors of the index.
+
+    Args:
+        interpreter: Python of its environment.
+        folder: folder of the index, for its metadata.
+        vectors: float32 [n, D].
+        query: float32 [1, D].
+        right: int64 [k], rows that exact search finds.
+    """
+    from pab.search.index import Index, metadata_path
+    from pab.search.libraries import library
+
+    with tempfile.TemporaryDirectory() as temporary:
+        home, first = Path(temporary), 0
+        for name in ("img_emb", "metadata"):
+            (home / name).mkdir()
+        for place, shard in enumerate(Index.open(folder).manifest.shards):
+            part = vectors[first : first + shard.rows]
+            if not len(part):
+                break
+            np.save(home / "img_emb" / f"img_emb_{place:04}.npy", part)
+            metadata = home / "metadata" / f"metadata_{place:04}.parquet"
+            shutil.copy(metadata_path(folder, shard.number), metadata)
+            first += shard.rows
+        np.save(home / "query.npy", query)
+        np.save(home / "right.npy", right)
+        script = Path(__file__).with_name("clip_retrieval_search.py")
+        threads = str(library("faiss", "approximate indexes").omp_get_max_threads())
+        subprocess.run([str(interpreter), str(script), str(home), threads], check=True)
+
+
+def like_clip_retrieval(vectors: np.ndarray, query: np.ndarray, right: np.ndarray) -> None:
+    """Measure a FAISS index as clip-retrieval builds it; arguments as above."""
     import faiss
 
+    found = faiss.index_factory(WIDTH, "HNSW32", faiss.METRIC_INNER_PRODUCT)
+    start = time.perf_counter()
+    found.add(vectors)
+    print(f"stand-in for clip-retrieval: built in {time.perf_counter() - start:.0f} s")
+    for depth in (16, 64, 256):
+        found.hnsw.efSearch = depth
+        seconds = best_seconds(lambda: found.search_and_reconstruct(query, TOP), 15)
+        same = len({*found.search(query, TOP)[1][0].tolist()} & {*right.tolist()}) / TOP
+        print(
+            f"{len(vectors)} rows, one query: stand-in for clip-retrieval, efSearch {depth}: "
+            f"{1000 * seconds:.2f} ms, {same:.2f} of the same images"
+        )
+
+
+def peers(folder: Path, rows: int, interpreter: Path | None) -> None:
+    """Compare with rclip's and clip-retrieval's searches, on the first rows of the index."""
     from pab.search.exact import longest_row, search_exact
     from pab.search.index import Index
 
@@ -253,18 +328,10 @@ def peers(folder: Path, rows: int) -> None:
         seconds = best_seconds(search, 3, warm_up=0)
         same = len({*search()} & {f"/photos/{row:08}.jpg" for row in right}) / TOP
     print(f"{rows} rows, one query: {name}: {1000 * seconds:.1f} ms, {same:.2f} of the same images")
-    found = faiss.index_factory(WIDTH, "HNSW32", faiss.METRIC_INNER_PRODUCT)
-    start = time.perf_counter()
-    found.add(vectors)
-    print(f"stand-in for clip-retrieval: built in {time.perf_counter() - start:.0f} s")
-    for depth in (16, 64, 256):
-        found.hnsw.efSearch = depth
-        seconds = best_seconds(lambda: found.search_and_reconstruct(query, TOP), 15)
-        same = len({*found.search(query, TOP)[1][0].tolist()} & {*right.tolist()}) / TOP
-        print(
-            f"{rows} rows, one query: stand-in for clip-retrieval, efSearch {depth}: "
-            f"{1000 * seconds:.2f} ms, {same:.2f} of the same images"
-        )
+    if interpreter is None:
+        like_clip_retrieval(vectors, query, right)
+    else:
+        clip_retrieval(interpreter, folder, vectors, query, right)
 
 
 def main() -> None:
@@ -277,6 +344,7 @@ def main() -> None:
         ivf=(False, "also measure an IVF index; it replaces the HNSW index in the folder"),
         peers=(False, "compare with rclip and clip-retrieval"),
         peer_rows=100_000,
+        clip_retrieval=(None, "Python interpreter of clip-retrieval's own environment"),
     )
     args = parser.parse_args()
     write(args.folder, args.rows)
@@ -296,7 +364,7 @@ def main() -> None:
     if args.ivf:
         found |= approximate(args.folder, "ivf")
     if args.peers:
-        peers(args.folder, args.peer_rows)
+        peers(args.folder, args.peer_rows, args.clip_retrieval)
     for name, value in found.items():
         limit, side = BARS.get(name, (float("nan"), ""))
         met = value <= limit if side == "at most" else value >= limit

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Install what the tests of the search page need: Debian's Chromium, and axe-core (accessibility).
+# Install what the tests of the search need: Debian's Chromium, axe-core (accessibility), and
+# opencv-doc, which contains a real surveillance clip (vtest.avi). Without it, its test is skipped.
 #   bash scripts/setup_browser.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 version=4.14.1
 target=output/browser
+clip=/usr/share/doc/opencv-doc/examples/data/vtest.avi  # Debian may compress it
 needed=()
 command -v chromium >/dev/null 2>&1 || needed+=(chromium)
 [ -f "$target/axe-$version.min.js" ] || command -v npm >/dev/null 2>&1 || needed+=(npm)
+[ -f "$clip" ] || [ -f "$clip.gz" ] || needed+=(opencv-doc)
 if [ ${#needed[@]} -gt 0 ]; then
     root=()
     [ "$(id -u)" -eq 0 ] || root=(sudo)

@@ -1,10 +1,10 @@
-"""Approximate search with FAISS: recall, staleness, incremental runs, damaged files."""
+"""Approximate search with FAISS: recall, fewer dimensions, staleness, damaged files."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from pab.core.errors import InputError
 from pab.search import ann as ann_module
-from pab.search.ann import Ann, build_ann, read_record, recall, usable_ann
+from pab.search.ann import Ann, AnnRecord, build_ann, read_record, recall, usable_ann
 from pab.search.exact import search_exact
 from pab.search.index import Entry, Index, Manifest, Member
 from pab.search.index_command import main, update_ann
@@ -24,8 +24,8 @@ from tests.conftest import draw
 from tests.test_search_commands import CLIP
 from tests.test_search_query import Tokens, Words
 
-pytest.importorskip("faiss")
-WIDTH = 32
+faiss = pytest.importorskip("faiss")
+WIDTH, WIDE = 32, 320
 
 
 def clustered(count: int, seed: int = 0) -> np.ndarray:
@@ -36,12 +36,25 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def wide(count: int, seed: int, *, used: int = WIDE) -> np.ndarray:
+    """Draw vectors of different lengths around a common mean, float32 [count, WIDE].
+
+    Their offsets lie in ``used`` shared directions.
+    """
+    shared, made = np.random.default_rng(98), np.random.default_rng(seed)
+    mean = shared.standard_normal(WIDE) / WIDE**0.5
+    directions = np.linalg.qr(shared.standard_normal((WIDE, used)))[0].T
+    rows = 2 * mean + made.standard_normal((count, used)) @ directions / used**0.5
+    return (rows * made.uniform(0.5, 1.5, (count, 1))).astype(np.float32)
+
+
 def write(folder: Path, rows: np.ndarray, *, members: tuple[str, ...] = ("clip",)) -> Index:
     """Write an index in shards of 500 rows, or add the rows to an existing index."""
     if (folder / "manifest.json").is_file():
         manifest = Index.open(folder).manifest
     else:
-        made = [Member(n, n, (), {}, {"checkpoint": f"{n}.pth"}, WIDTH, "float16") for n in members]
+        width = rows.shape[1]
+        made = [Member(n, n, (), {}, {"checkpoint": f"{n}.pth"}, width, "float16") for n in members]
         manifest = Manifest({"kind": "folder"}, str(folder), made)
     for start in range(0, len(rows), 500):
         part = rows[start : start + 500]
@@ -70,6 +83,7 @@ def test_the_index_finds_what_exact_search_finds(
     assert (record.kind, record.member, record.rows) == (kind, "clip", 2000)
     assert record.shards == index.manifest.shards
     assert (record.queries, record.recall_at_10 >= 0.9) == (100, True)
+    assert record.parameters["width"] == WIDTH  # a narrow member keeps all dimensions
     assert [path.name for path in (tmp_path / "ann").iterdir()] == [record.file]
     ann, queries = Ann.open(index), clustered(50, seed=1)
     scores, right = search_exact(index.blocks("clip"), queries, 10)
@@ -82,6 +96,73 @@ def test_the_index_finds_what_exact_search_finds(
     held = index.vectors("clip", np.arange(2000)).astype(np.float32)
     own = np.mean([ann.search(held[row], 1)[1][0] == row for row in range(0, 2000, 7)])
     assert own > 0.95  # every row is there, even the held-out ones
+
+
+@pytest.mark.parametrize("kind", ann_module.KINDS)
+def test_a_wide_member_is_searched_in_fewer_dimensions(kind: Any, tmp_path: Path) -> None:
+    rows = wide(2000, 1, used=100)
+    write(tmp_path, rows)
+    record = build_ann(tmp_path, kind)
+    index = Index.open(tmp_path)
+    assert record.parameters["width"] == 128
+    assert record.recall_at_10 >= 0.9
+    ann, queries = Ann.open(index), wide(30, 2, used=100)
+    assert (ann._found.d, ann._found.ntotal) == (WIDE, 2000)
+    scores, right = search_exact(index.blocks("clip"), queries, 2000)
+    assert recall(ann, queries, right[:, :10]) >= 0.9
+    for query, of_query, order in zip(queries, scores, right, strict=True):
+        some, found = ann.search(query, 10)
+        kept = np.isin(order, found)
+        assert found.tolist() == order[kept].tolist()
+        assert some.tolist() == of_query[kept].tolist()
+
+
+def test_vectors_that_need_all_dimensions_keep_them(tmp_path: Path) -> None:
+    write(tmp_path, np.random.default_rng(0).standard_normal((2000, WIDE), dtype=np.float32))
+    record = build_ann(tmp_path, "ivf")
+    assert record.parameters["width"] == WIDE
+    assert record.recall_at_10 >= 0.9
+
+
+def test_an_index_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    rows = wide(1000, 1, used=100)
+    index = write(tmp_path, rows)
+    found = faiss.index_factory(WIDE, "IDMap,HNSW32_SQ8", faiss.METRIC_INNER_PRODUCT)
+    found.train(rows)
+    found.add_with_ids(rows, np.arange(1000))
+    path = tmp_path / "ann" / "hnsw_0.faiss"
+    path.parent.mkdir()
+    faiss.write_index(found, str(path))
+    parameters = {"links": 32, "build_depth": 40}
+    record = AnnRecord(
+        "hnsw", "clip", path.name, path.stat().st_size, 1000, index.manifest.shards, parameters,
+        64, 0.97, 50, "1.15.1",
+    )  # fmt: skip
+    replace(index.manifest, ann=asdict(record)).save(tmp_path)
+    index = Index.open(tmp_path)
+    queries = wide(30, 2, used=100)
+    right = search_exact(index.blocks("clip"), queries, 10)[1]
+    assert recall(Ann.open(index), queries, right) >= 0.9
+
+
+def test_a_missed_target_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, wide(2000, 1))
+    build_ann(tmp_path, "hnsw")
+    assert "target" not in capsys.readouterr().err
+    monkeypatch.setattr(ann_module, "LARGEST_DEPTH", 1)
+    monkeypatch.setattr(ann_module, "MORE_RESULTS", 1)
+    monkeypatch.setattr(ann_module, "LINKS", 4)
+    other = tmp_path / "other"
+    write(other, wide(2000, 1))
+    record = build_ann(other, "hnsw")
+    assert (record.depth, record.recall_at_10 < ann_module.TARGET_RECALL) == (1, True)
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "target" in one]
+    assert line == (
+        f"--ann: recall@10 {record.recall_at_10:.3f} is below the target of 0.97, "
+        "at the largest depth"
+    )
 
 
 @pytest.mark.parametrize("kind", ann_module.KINDS)

@@ -126,7 +126,7 @@ def test_models_are_compared_by_configuration(folder: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"was saved from elsewhere, .*: quick_gelu differ"):
         clip.load_clip(name, str(path))
     save_weights(path, state, {clip_identity.ARCHITECTURE: "clip"})
-    with pytest.raises(InputError, match=r"from the model of a folder 'clip', not ViT-B-32"):
+    with pytest.raises(InputError, match=r"from the model of a folder named 'clip', not ViT-B-32"):
         clip.load_clip("ViT-B-32", str(path), "openai")
     save_weights(path, state, {clip_identity.ARCHITECTURE: "ViT-B-32"})
     with pytest.raises(InputError, match=r"from ViT-B-32, not any name \[v2\]: embed_dim"):

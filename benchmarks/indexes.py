@@ -23,7 +23,7 @@ def write_index(
     Args:
         folder: folder to write.
         manifest: manifest of an index without shards.
-        rows: images of the index.
+        rows: number of images in the index.
         entry: row -> its entry; called for all rows of a shard before its vectors.
         vectors: rows of a shard -> their vectors, float32 [rows, width].
     """

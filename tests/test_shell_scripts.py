@@ -242,7 +242,7 @@ def test_a_masked_set_without_a_gallery_is_reported(
     assert (done.returncode, done.stderr) == (0, told)
 
 
-def test_gpus_must_be_a_number(
+def test_gpus_must_be_a_positive_integer(
     reproduce: Callable[..., subprocess.CompletedProcess[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -259,7 +259,7 @@ class TrainingState:
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    step: int  # optimizer steps done; also the position in the schedule
+    step: int  # steps done, skipped ones included; also the position in the schedule
     epoch: int  # current epoch, from 0
     step_in_epoch: int  # steps done in the current epoch
     rng: list[dict[str, Any]]

@@ -42,14 +42,14 @@ from pab.scoring.job import (
 
 
 class Reranker(Protocol):
-    """Model that scores pairs of a caption and an image together."""
+    """Model that scores a caption and an image jointly."""
 
     @property
     def origin(self) -> Origin:
         """Source of the scores."""
 
     def first_scores(self, captions: Sequence[str], images: Sequence[GalleryImage]) -> Tensor:
-        """Compute similarities that select candidates without a file, float32 [Q, G].
+        """Compute the similarities that select candidates if no file is given, float32 [Q, G].
 
         Raises:
             InputError: the model has no such similarities, or an input is invalid.

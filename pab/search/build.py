@@ -87,7 +87,8 @@ def build_index(
         folder: folder of the index; a new or empty one, or an index of the same source and members.
         source: the images.
         choices: the members by name, with their flags.
-        open_members: function that loads the members; called only if an image must be encoded.
+        open_members: function that loads the members; called only if an image must be encoded, or
+            if the flags differ from those of the index.
         settings: None uses the defaults.
         engine: encodes the blocks elsewhere, without ``open_members``; None encodes them here.
 

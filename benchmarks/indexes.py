@@ -24,7 +24,7 @@ def write_index(
         folder: folder to write.
         manifest: manifest of an index without shards.
         rows: number of images in the index.
-        entry: row -> its entry; called for all rows of a shard before its vectors.
+        entry: row -> its entry; called for all rows of a shard, then ``vectors`` for the shard.
         vectors: rows of a shard -> their vectors, float32 [rows, width].
     """
     (member,) = manifest.members

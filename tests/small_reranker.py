@@ -1,4 +1,5 @@
-"""A small reranker and its inputs, for tests: `make_reranker` and `rerank_words`."""
+"""A small reranker and its inputs, for tests: `make_reranker`, `make_candidates`
+and `rerank_words`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions that leave any tokenizer without tokens are bad; all others yield tokens in each."""
+"""Captions without visible characters are rejected; all others yield tokens in every tokenizer."""
 
 from __future__ import annotations
 

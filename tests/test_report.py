@@ -304,7 +304,7 @@ def test_several_score_files(
     assert first.split()[:2] == ["LHP", f"{at_one:.2f}"]
     assert first.endswith(" -")
     assert second.split()[:2] == ["UIT", "0.00"]
-    assert f"{at_one:+.2f} [" in second  # UIT finds no right image
+    assert f"{at_one:+.2f} [" in second  # UIT ranks no right image first
 
 
 def test_name_masked_set_without_labels(tmp_path: Path) -> None:
@@ -391,13 +391,14 @@ def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -
     (ring,) = curves.all("circle")
     x_of_half = float(lines[2].split()[1].split(",")[0])
     assert float(ring["cx"]) == x_of_half
-    # Query 5, lost: right image at rank 1 before; twin at rank 1 and right image after.
+    # Query 5 is lost. Before: right image at rank 1. After: twin at rank 1, right image at rank 2.
     assert _Page(text.split("Examples of lost queries")[1].split("</ol>")[0]).shots() == [
         "i05, rank 1, score 1.005, right image",
         "i04, rank 1, score 2.000, twin",
         "i05, rank 2, score 1.005, right image",
     ]
-    # After: query 5 has query 4's image. Before: query 0 has query 13's, query 1 has query 0's.
+    # After: query 5 ranks query 4's image first.
+    # Before: query 0 ranks query 13's image first, and query 1 ranks query 0's.
     cells = re.findall(
         r">(\d+)<", text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
     )

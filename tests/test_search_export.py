@@ -20,7 +20,7 @@ NAMES = ["a.png", "b/ü.png", 'c".png', "v.mp4/00:00:01.000", "z\\xff.png"]
 
 
 def make_index(folder: Path, dtypes: dict[str, Dtype], scale: float = 1.0) -> Index:
-    """Write an index of two shards; each member has five unit vectors, [5, D] with D >= 8."""
+    """Write an index of two shards; each member has five vectors of length ``scale``, [5, D]."""
     widths = {name: 8 + place for place, name in enumerate(dtypes)}
     members = [
         Member(name, name, (), {}, {}, widths[name], dtype) for name, dtype in dtypes.items()
@@ -115,7 +115,9 @@ def test_several_vectors_per_image_are_refused(kind: Format, tmp_path: Path) -> 
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_other_files_are_kept(index: Index, tmp_path: Path) -> None:
+def test_a_folder_with_files_and_an_unknown_member_are_refused(
+    index: Index, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/letter.txt").write_text("dear")
     with pytest.raises(InputError, match="--out: expected a new or an empty folder"):

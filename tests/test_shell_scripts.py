@@ -1,4 +1,4 @@
-"""Shell scripts of inference: command lines, steps, and errors before the first long step."""
+"""Shell scripts for inference, demo and reproduction: commands, steps, errors before long steps."""
 
 from __future__ import annotations
 

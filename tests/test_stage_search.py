@@ -38,7 +38,7 @@ CHAIN = ["--decode", "margin", "assignment", "--decode_top", "2", "--decode_scop
 
 
 def matrix(strength: float, seed: int) -> Tensor:
-    """Return random scores in which every query prefers its own image by ``strength``."""
+    """Return uniform noise, plus ``strength`` for each query's own image."""
     noise = torch.rand(COUNT, COUNT, generator=torch.Generator().manual_seed(seed))
     return torch.eye(COUNT) * strength + noise
 
@@ -67,7 +67,7 @@ def judged(scores: Tensor) -> Metrics:
 
 
 def made(depth: int, prior: float, *decodings: DecodeSettings) -> Metrics:
-    """Evaluate a chain with these numbers, computed as by `ensemble.run`."""
+    """Run a chain with these numbers, as `ensemble.run` does, and evaluate its result."""
     member = matrix(0.7, 1)
     member = (member - member.min()).div(member.max() - member.min())
     counts = torch.full((COUNT,), COUNT)

@@ -105,6 +105,14 @@ def test_files_without_a_training_state_are_refused(tmp_path: Path) -> None:
         load_training_state(path)
 
 
+@pytest.mark.parametrize("average", [{}, {"shadow": {}}, {"shadow": {}, "buffers": 1}])
+def test_an_average_without_its_weights_is_refused(tmp_path: Path, average: object) -> None:
+    path = tmp_path / "state.pth"
+    torch.save({"model": {"a": torch.ones(1)}, "ema": average, "training_state": 2}, path)
+    with pytest.raises(InputError, match="expected shadow and buffers"):
+        read_checkpoint(path)
+
+
 # Reference files
 
 
@@ -139,11 +147,3 @@ def test_gpu_generator_and_weights_are_kept(tmp_path: Path) -> None:
     set_rng_state(loaded.rng[0], device)
     assert torch.equal(torch.rand(4, device=device), drawn)
     assert loaded.model["w"].device == CPU
-
-
-@pytest.mark.parametrize("average", [{}, {"shadow": {}}, {"shadow": {}, "buffers": 1}])
-def test_an_average_without_its_weights_is_refused(tmp_path: Path, average: object) -> None:
-    path = tmp_path / "state.pth"
-    torch.save({"model": {"a": torch.ones(1)}, "ema": average, "training_state": 2}, path)
-    with pytest.raises(InputError, match="expected shadow and buffers"):
-        read_checkpoint(path)

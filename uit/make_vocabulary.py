@@ -1,7 +1,8 @@
 """Create a small WordPiece vocabulary from captions: `python -m uit.make_vocabulary`.
 
 Models trained from scratch on captions with few distinct words use it; models that start from BERT
-use BERT's. Frequent words become single pieces, and other words are split into characters.
+use BERT's. Frequent words become single pieces. Other words are split into their longest known
+prefix, then into characters.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ def name_part(k: int) -> str:
 def output_path(path: str | None, default: str, k: int) -> str | None:
     """Replace ``auto`` with the default path for ``k`` candidates.
 
-    The path depends on k, so that a run with another k does not overwrite the published outputs.
+    The path depends on k, so that a run with another k does not overwrite the outputs of the
+    published k.
     """
     return default.format(k=name_part(k)) if path == AUTO else path

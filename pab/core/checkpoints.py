@@ -198,7 +198,8 @@ def save_weights(
     """Write weights atomically; equal weights give equal bytes.
 
     Args:
-        path: ``.safetensors``; or ``.pth``/``.pt``, holding ``{"model": ..., "metadata": ...}``.
+        path: file to write. Its extension selects the format: ``.safetensors``, or ``.pth`` or
+            ``.pt`` with ``{"model": ..., "metadata": ...}``.
         state: tensor name -> tensor. Tied tensors are written once per name.
         metadata: description and origin of the weights.
 
@@ -267,7 +268,7 @@ class TrainingState:
     scaler: dict[str, Any] = field(default_factory=dict)
     ema: dict[str, Any] | None = None
     best_metric: float | None = None
-    skipped: dict[str, int] = field(default_factory=dict)  # number of steps: total, in_row
+    skipped: dict[str, int] = field(default_factory=dict)  # counts of steps: total, in_row
     facts: dict[str, str] = field(default_factory=dict)  # metadata of the run's weight files
     content: dict[str, str] = field(default_factory=dict)  # setting -> hash of its files
 

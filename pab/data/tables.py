@@ -199,7 +199,8 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
     """Return the separator and the column names.
 
     Raises:
-        InputError: no separator splits the line into both columns, or one of these is repeated.
+        InputError: no separator yields both columns, image and caption, or one of the two is
+            repeated.
     """
     wanted = (columns.image, columns.caption)
     fitting = {}

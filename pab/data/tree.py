@@ -13,7 +13,7 @@ from pab.core.notices import notice
 # Folders and names of training shards. All contain the same pairs; attr_N.json adds the actions.
 SHARD_FOLDERS = ("annotation/train", "annotation/train_attr")
 SHARD_NAMES = ("pair", "attr", "imgs")
-TEST_NAMES = ("pair.json", "attr.json")  # in annotation/test; both contain the same lines
+TEST_NAMES = ("pair.json", "attr.json")  # in annotation/test; both contain the same pairs
 
 
 def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path]:

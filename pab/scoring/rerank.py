@@ -87,7 +87,8 @@ def score_candidates(
         open_reranker: function that loads the model; called after the inputs are checked.
         candidates: file that selects the candidates; None uses the model's first scores.
         k: candidates per query.
-        save_first: score file to write with the model's first scores; None writes none.
+        save_first: score file for the model's first scores, written only without ``candidates``;
+            None writes none.
         part: part of the queries to score; None scores all.
 
     Raises:
@@ -168,8 +169,8 @@ def fill(match: Tensor, candidates: Tensor, gallery: int) -> Tensor:
 def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
     """Read the scores that select candidates, with the job's rows and columns.
 
-    All forms of scores and lists are accepted. The lines of a ranked list must have the order of
-    this run's own ranked list.
+    All forms of scores and lists are accepted. The lines of a ranked list without query ids must be
+    in the order of this run's own ranked list.
 
     Args:
         path: score file or ranked list.

@@ -1,12 +1,13 @@
 """Build and update a search index: find what has changed, encode it, write shards.
 
-An image is unchanged if its name, size and time of change are in the index. Otherwise it is hashed:
-if the index has an image with the same content, such as a renamed one, its vectors are reused.
+An image is unchanged if the index has it with the same name, file size, modification time, caption
+and offset in an archive. Otherwise it is hashed: if the index has an image with the same content,
+such as a renamed one, its vectors are reused.
 Only other images are decoded and encoded. Rows of removed and changed images are dropped at the end
 of the run.
 
-Every block of rows becomes a shard at once, so a stopped run loses at most one block. At the end,
-small shards are merged.
+Each block of rows is written as a shard as soon as it is encoded. A stopped run therefore loses at
+most one block, or with an engine the parts in progress. At the end, small shards are merged.
 
 An engine may encode the blocks on other processes or machines; see :mod:`pab.search.worker`.
 """
@@ -90,7 +91,8 @@ def build_index(
         open_members: function that loads the members; called only if an image must be encoded, or
             if the flags differ from those of the index.
         settings: None uses the defaults.
-        engine: encodes the blocks elsewhere, without ``open_members``; None encodes them here.
+        engine: encodes the blocks elsewhere, with members that it loads itself; None encodes them
+            here.
 
     Raises:
         InputError: the folder holds something else, another run is writing it, no image can be
@@ -122,7 +124,7 @@ class Run:
             self.manifest = read_manifest(folder)
             check_source(folder, self.manifest, source)
             check_choices(folder, self.manifest, choices)
-            # The folder may have moved, and new entries are relative to it.
+            # The images' folder may have moved. Paths of new entries are relative to the new one.
             self.manifest = replace(self.manifest, root=str(source.root))
             remove_unnamed(folder, self.manifest)
         self.old = None if self.manifest is None else Previous(Index(folder, self.manifest))
@@ -169,7 +171,7 @@ class Run:
             advance(len(task))
 
     def _add_parts(self, engine: Engine, tasks: Sequence[Task], shown: Progress) -> None:
-        """Let an engine encode the tasks; name their shards in the order of the tasks."""
+        """Let an engine encode the tasks; list their shards in the order of the tasks."""
         settings, before = self.settings, list[Shard]()
         if self.manifest is not None:
             settings = replace(settings, dtype=self.manifest.members[0].dtype)

@@ -174,7 +174,7 @@ class Service:
             else:
                 if image is None and kept is not None:
                     entry = opened.index.entry(opened.row(kept))
-                    image = self.decoders.run(LoadPicture(entry))
+                    image = self._read(entry)
                 weights: dict[str, float] = dict(request.weights.items())
                 query = Query(request.text, image, tuple(request.minus), weights)
                 hits = _found(

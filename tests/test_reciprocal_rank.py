@@ -48,7 +48,7 @@ def test_a_tie_of_three_lists_goes_to_the_smaller_names(
 def test_scores_rank_as_fractions_do(data: st.DataObject) -> None:
     members, images = data.draw(st.integers(1, 5), "M"), data.draw(st.integers(1, 40), "C")
     k = data.draw(st.sampled_from([0, 1, 60, 1000, 1_000_000]), "k")
-    # Few numbers often give equal sums. With k = 0, unequal fractions do too: 2/3 + 2/6 = 2/4 + 2/4.
+    # Few numbers often give equal sums. With k = 0, so do unequal fractions: 2/3 + 2/6 = 2/4 + 2/4.
     kinds = data.draw(st.sampled_from([[0, 72, 80, 90], list(range(6)), list(range(300))]), "n")
     numbers = st.lists(st.sampled_from(kinds), min_size=images, max_size=images)
     rows = data.draw(st.lists(numbers, min_size=members, max_size=members))

@@ -52,7 +52,7 @@ SPREAD, NOISE = 0.8, 0.2  # lengths of the offsets along the directions, and alo
 MEMBER, TOP, SEVERAL, DEPTH = "random", 20, 32, 10
 FRESH = 200  # queries that measure recall@10
 GIB = 2**30
-# Limits of issue 19, for 1,000,000 rows on two cores.
+# Targets for 1,000,000 rows on two cores.
 BARS = {
     "exact, one query, s": (0.6, "at most"), "share of the bandwidth": (0.6, "at least"),
     "exact, 32 queries, s": (3.0, "at most"), "hnsw, one query, ms": (15.0, "at most"),

@@ -155,7 +155,7 @@ def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequenc
             "images": opened.rows, "examples": examples, "limit_mb": UPLOAD_BODY >> 20,
             "index_key": hashlib.sha256(str(service.folder.absolute()).encode()).hexdigest()[:12],
             "has_times": opened.manifest.source.get("kind") == "videos",
-            "members": service.member_names, "rerank_depth": None if look is None else look.depth,
+            "rerank_depth": None if look is None else look.depth,
         }  # fmt: skip
         return HTMLResponse(page.render(**facts))
 

@@ -88,11 +88,9 @@ def build_index(
         folder: folder of the index; a new or empty one, or an index of the same source and members.
         source: the images.
         choices: the members by name, with their flags.
-        open_members: function that loads the members; called only if an image must be encoded, or
-            if the flags differ from those of the index.
+        open_members: loads the members; called if an image must be encoded, or if flags differ.
         settings: None uses the defaults.
-        engine: encodes the blocks elsewhere, with members that it loads itself; None encodes them
-            here.
+        engine: encodes the blocks elsewhere, with its own members; None encodes them here.
 
     Raises:
         InputError: the folder holds something else, another run is writing it, no image can be

@@ -126,6 +126,20 @@ def test_batches_bytes_figures_and_earlier_steps(
     ]
 
 
+def test_a_log_marks_an_estimated_total(
+    passing: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress(None, "indexing", "images") as shown:
+        for total in (100, 80):
+            passing(40)
+            shown.estimate(total)
+            shown.update(20)
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "indexing: 20/about 100, 0.5 images/s, 2:40 left",
+        "indexing: 40/about 80, 0.5 images/s, 1:20 left",
+    ]
+
+
 def test_only_rank_0_writes(
     passing: Callable[[float], None],
     monkeypatch: pytest.MonkeyPatch,

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from pab.core.errors import InputError
+from pab.core.progress import Progress
 from pab.data.tables import TableColumns
 from pab.scoring.encoder import Encoder, Origin
 from pab.search import build
@@ -244,7 +245,7 @@ def test_a_stopped_run_loses_at_most_one_block(
     true_save = Manifest.save
     with monkeypatch.context() as patch:
         patch.setattr(Manifest, "save", stopping)
-        with pytest.raises(KeyboardInterrupt, match=r"images are in .*the same command continues"):
+        with pytest.raises(KeyboardInterrupt, match=r"images are in .*; resume with the"):
             lab.run(block=2)
     assert saved == blocks
     report = lab.run(block=2)
@@ -427,14 +428,18 @@ def add(archive: tarfile.TarFile, name: str, content: bytes, kind: bytes = tarfi
     archive.addfile(info, io.BytesIO(content))
 
 
-def make_archives(lab: Lab) -> Path:
-    """Pack the photographs, with captions, in two archives."""
+def make_archives(lab: Lab, padding: int = 0) -> Path:
+    """Pack the photographs, with ``padding`` bytes and captions, in two archives."""
     shards = lab.photos.with_name("shards")
     shards.mkdir()
     for number, names in enumerate((range(4), range(4, 7))):
         with tarfile.open(shards / f"{number}.tar", "w") as archive:
             for name in names:
-                add(archive, f"{name}.png", (lab.photos / f"{name}.png").read_bytes())
+                add(
+                    archive,
+                    f"{name}.png",
+                    (lab.photos / f"{name}.png").read_bytes() + bytes(padding),
+                )
                 add(archive, f"{name}.txt", f"caption {name}\n".encode())
     return shards
 
@@ -469,6 +474,36 @@ def test_archives(lab: Lab) -> None:
     (shards / "0.tar").unlink()
     report = lab.run(ArchiveSource([shards]))
     assert (report.rows, report.removed, report.encoded) == (4, 4, 0)
+
+
+def test_the_number_of_images_in_archives_is_estimated(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, estimates = make_archives(lab, padding=100_000), watch_estimates(monkeypatch)
+    monkeypatch.setattr("pab.search.build.PICTURES", 1)
+    lab.run(ArchiveSource([shards]))
+    assert estimates[-1] == (7, 7)
+    assert {done for done, _ in estimates} == set(range(1, 8))
+    assert all(7 <= total <= 8 for _, total in estimates)
+    estimates.clear()
+    with tarfile.open(shards / "1.tar", "a") as archive:
+        add(archive, "8.png", lab.draw("8.png", 8).read_bytes())
+    lab.run(ArchiveSource([shards]))  # skips an unchanged archive
+    assert estimates[-1] == (4, 4)
+
+
+def watch_estimates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list that receives each update of a run: images done, and estimate of all."""
+    found: list[tuple[int, int]] = []
+    update = Progress.update
+
+    def watched(self: Progress, count: int = 1) -> None:
+        update(self, count)
+        assert self.total is not None
+        found.append((self.done, self.total))
+
+    monkeypatch.setattr(Progress, "update", watched)
+    return found
 
 
 def test_a_model_that_fails_is_not_taken_for_a_damaged_archive(lab: Lab) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from test_search_index import CLIP, Lab
+from test_search_index import CLIP, Lab, watch_estimates
 
 from pab.core.errors import InputError
 from pab.search.__main__ import main
@@ -96,6 +97,20 @@ def test_a_frame_is_found_by_its_time_stamp(tmp_path: Path, ending: str) -> None
         frame_at(video, 0.155)
     with pytest.raises(InputError, match="expected a frame at 99"):
         frame_at(video, 99)
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "avi"])
+@pytest.mark.parametrize("still", [(), range(10, 20)])
+def test_the_number_of_frames_is_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, still: Sequence[int]
+) -> None:
+    lab, estimates = Lab(tmp_path), watch_estimates(monkeypatch)
+    monkeypatch.setattr("pab.search.build.PICTURES", 2)
+    video = write_video(tmp_path / f"v.{ending}", REGULAR, still=tuple(still))
+    frames = lab.run(VideoSource([video], 0.1, distinct=bool(still))).rows
+    assert estimates[-1] == (frames, frames)
+    assert len(estimates) > frames // 2
+    assert still or all(19 <= total <= 21 for _, total in estimates)
 
 
 @pytest.mark.parametrize("turn", [90, -90, 180])

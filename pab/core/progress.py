@@ -38,6 +38,7 @@ class Progress:
 
     def __init__(self, total: int | None, what: str, unit: str, done: int = 0) -> None:
         self.total, self.what, self.unit, self.done = total, what, unit, done
+        self._estimated = False
         self._first, self._began = done, clock()
         self._figures: dict[str, float] = {}
         self._bar: Any = None
@@ -54,6 +55,10 @@ class Progress:
         now = clock()
         if now >= self._due:
             self._show(now)
+
+    def estimate(self, total: int) -> None:
+        """Set an estimate of the units of the whole loop, if their number is not known."""
+        self.total, self._estimated = total, True
 
     def close(self) -> None:
         """Finish the display; in a log, a loop of 30 seconds or more prints a last line."""
@@ -79,6 +84,7 @@ class Progress:
             _shown.append(self)
         figures = {name: f"{value:.4g}" for name, value in self._figures.items()}
         self._bar.set_postfix(figures, refresh=False)
+        self._bar.total = self.total
         self._bar.update(self.done - self._bar.n)
 
     def _new_bar(self, elapsed: float) -> Any:
@@ -113,7 +119,8 @@ class Progress:
         unit, scale = ("MB", 1e-6) if self.unit == "B" else (self.unit, 1.0)
         elapsed = now - self._began
         rate = (self.done - self._first) / elapsed if elapsed > 0 else 0.0
-        total = "" if self.total is None else f"/{self.total * scale:.0f}"
+        about = "about " if self._estimated else ""
+        total = "" if self.total is None else f"/{about}{self.total * scale:.0f}"
         shown = rate * scale
         parts = [
             f"{self.done * scale:.0f}{total}" + f" {unit}" * (not total or self.unit == "B"),

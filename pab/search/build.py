@@ -38,7 +38,7 @@ from pab.search.index import (
     Unreadable,
     read_manifest,
 )
-from pab.search.jobs import BuildSettings, Engine, Job, Report, Task
+from pab.search.jobs import BuildSettings, Engine, Job, Report, Task, Work
 from pab.search.members import (
     MemberChoice,
     Opened,
@@ -48,14 +48,7 @@ from pab.search.members import (
     choice_of,
 )
 from pab.search.previous import Previous, locked
-from pab.search.sources import (
-    Container,
-    Item,
-    Listing,
-    Source,
-    check_source,
-    with_content,
-)
+from pab.search.sources import Container, Item, Listing, Source, check_source, with_content
 from pab.search.writing import (
     PARTS,
     compacted,
@@ -102,7 +95,7 @@ def build_index(
             return run.result(engine)
         except KeyboardInterrupt:
             done = run.manifest.rows if run.manifest else 0
-            stop = f"interrupted: {done} images are in {folder}; the same command continues"
+            stop = f"interrupted: {done} images are in {folder}; resume with the same command"
             raise KeyboardInterrupt(stop) from None
 
 
@@ -147,28 +140,24 @@ class Run:
         tasks: list[Task] = [files[start : start + self.settings.block] for start in starts]
         tasks += containers
         with Progress(total, "indexing", "images") as shown:
+            work = Work(tasks, shown)
             if engine is not None and tasks:
-                self._add_parts(engine, tasks, shown)
+                self._add_parts(engine, tasks, work)
             elif engine is None:
                 for task in tasks:
-                    self.add(task, shown.update)
+                    self.add(task, work)
         return self._finish()
 
-    def add(self, task: Task, advance: Callable[[int], object]) -> None:
-        """Encode a block or a container and write its shards.
-
-        Args:
-            task: the images.
-            advance: called with the number of images done.
-        """
+    def add(self, task: Task, work: Work) -> None:
+        """Encode a block or a container, write its shards, and count its images in ``work``."""
         if isinstance(task, Container):
-            self._add_container(task, advance)
+            self._add_container(task, work)
         else:
             self._add_files(task)
             self._flush()
-            advance(len(task))
+            work.add(len(task))
 
-    def _add_parts(self, engine: Engine, tasks: Sequence[Task], shown: Progress) -> None:
+    def _add_parts(self, engine: Engine, tasks: Sequence[Task], work: Work) -> None:
         """Let an engine encode the tasks; list their shards in the order of the tasks."""
         settings, before = self.settings, list[Shard]()
         if self.manifest is not None:
@@ -196,7 +185,10 @@ class Run:
                 new = [shard for _, shards in sorted(placed.items()) for shard in shards]
                 self._save([*before, *new])
             task = tasks[part.number]
-            shown.update(part.report.encoded if isinstance(task, Container) else len(task))
+            if isinstance(task, Container):
+                work.add(part.report.encoded, task.state.bytes)
+            else:
+                work.add(len(task))
 
     def _is_unchanged(self, entry: Entry) -> bool:
         if self.manifest is None or self.old is None or self.settings.check_content:
@@ -265,10 +257,10 @@ class Run:
         self._add(fresh, vectors)
         self.report.encoded += len(fresh)
 
-    def _add_container(self, container: Container, advance: Callable[[int], object]) -> None:
+    def _add_container(self, container: Container, work: Work) -> None:
         bad: dict[str, str] = {}
         waiting: list[Item] = []
-        items = container.items(bad)
+        items, left = container.items(bad), container.state.bytes
         while True:
             try:
                 item = next(items, None)
@@ -277,20 +269,21 @@ class Run:
                 break
             if item is None:
                 break
+            left -= item.size
             if self._is_unchanged(item.entry):  # a stopped run has indexed it
+                work.skip(item.size)
                 continue
             waiting.append(item)
             if len(waiting) == PICTURES:
-                self._add_items(waiting)
-                advance(len(waiting))
+                self._add_items(waiting, work)
                 waiting = []
-        self._add_items(waiting)
-        advance(len(waiting))
+        work.skip(left)
+        self._add_items(waiting, work)
         self.unreadable |= {name: Unreadable(problem) for name, problem in bad.items()}
         self.complete[container.name] = container.state
         self._flush()
 
-    def _add_items(self, items: Sequence[Item]) -> None:
+    def _add_items(self, items: Sequence[Item], work: Work) -> None:
         """Read images of a container, and encode those with new contents."""
         pictures = {}
         with ThreadPoolExecutor(THREADS) as pool:
@@ -310,6 +303,7 @@ class Run:
             self.report.encoded += len(fresh)
         if len(self._entries) >= self.settings.block:
             self._flush()
+        work.add(len(items), sum(item.size for item in items))
 
     def _rows(self, member: str, vectors: Tensor) -> np.ndarray:
         """Convert vectors to float32 [n, D]."""

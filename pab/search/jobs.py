@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pab.core.progress import Progress
 from pab.search.index import Dtype, Entry, FileState, Manifest, Unreadable
 from pab.search.members import MemberChoice
 from pab.search.sources import Container, Source
@@ -99,6 +100,37 @@ class Part:
     report: Report
     unreadable: dict[str, Unreadable]
     complete: dict[str, FileState]
+
+
+class Work:
+    """Progress of a run, in images.
+
+    The number of images in archives and videos is not known before they are read. It is estimated
+    from their sizes: the bytes that are left, at the images per byte so far.
+
+    Args:
+        tasks: the tasks of the run.
+        shown: receives the progress; None shows none.
+    """
+
+    def __init__(self, tasks: Sequence[Task], shown: Progress | None = None) -> None:
+        self._shown, self._encoded = shown, 0  # bytes
+        self._left = sum(task.state.bytes for task in tasks if isinstance(task, Container))
+
+    def add(self, images: int, size: int = 0) -> None:
+        """Count images, which take ``size`` bytes of a container (0 for plain files)."""
+        self._left -= size
+        self._encoded += size
+        if self._shown is None:
+            return
+        done = self._shown.done + images
+        if self._encoded:
+            self._shown.estimate(round(done * (1 + max(0, self._left) / self._encoded)))
+        self._shown.update(images)
+
+    def skip(self, size: int) -> None:
+        """Count bytes of a container that need no work."""
+        self._left -= size
 
 
 Engine = Callable[[Job, Sequence[Task]], Iterator[Part]]  # yields one part per task, in any order

@@ -39,11 +39,13 @@ class Item:
     """Image of a container: its entry so far, and a function that reads it.
 
     ``load`` returns the entry with hash and size, and the upright RGB image. It raises
-    :class:`InputError` if the image cannot be read.
+    :class:`InputError` if the image cannot be read. ``size`` is the part of the container that
+    ends with this image and begins after the one before, bytes; 0 if unknown.
     """
 
     entry: Entry
     load: Callable[[], tuple[Entry, Image.Image]]
+    size: int
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Archive(Container):
                     f"{self.name}/{packed.name}", self.path, packed.size, self.state.mtime_ns,
                     offset=packed.offset, caption=packed.caption,
                 )  # fmt: skip
-                yield Item(entry, partial(_load_packed, entry))
+                yield Item(entry, partial(_load_packed, entry), packed.size)
         finally:
             unreadable.update({f"{self.name}/{name}": why for name, why in bad.items()})
 
@@ -93,14 +95,15 @@ class Video(Container):
 
     def items(self, unreadable: dict[str, str]) -> Iterator[Item]:
         """See :class:`Container`."""
-        state, last = self.state, ""
+        state, last, read = self.state, "", 0
         for frame in sampled_frames(self.path, self.every_s, distinct=self.distinct):
             name = f"{self.name}/{clock_time(frame.time_s)}"
             if name == last:  # of several frames within a millisecond, the first is used
                 continue
             last = name
             entry = Entry(name, self.path, state.bytes, state.mtime_ns, time_s=frame.time_s)
-            yield Item(entry, partial(_load_frame, entry, frame))
+            before, read = read, round(state.bytes * (frame.share or 0))
+            yield Item(entry, partial(_load_frame, entry, frame), read - before)
 
 
 @dataclass

@@ -32,10 +32,18 @@ _NEAR = Fraction(1, 10**7)  # s; time stamps are exact fractions, stored as floa
 
 @dataclass(frozen=True)
 class Frame:
-    """Decoded frame: time stamp in seconds, and the frame of PyAV."""
+    """Decoded frame.
+
+    Attributes:
+        time_s: time stamp, seconds.
+        decoded: the frame of PyAV.
+        share: fraction of the video before the next frame to yield, 0 to 1; None if the length of
+            the video is unknown.
+    """
 
     time_s: float
     decoded: Any
+    share: float | None = None
 
     def picture(self) -> Image.Image:
         """Convert to an upright RGB image."""
@@ -58,17 +66,20 @@ def sampled_frames(path: Path, every_s: float, *, distinct: bool = False) -> Ite
     """
     interval, due = Fraction(str(every_s)), Fraction(0)
     last: np.ndarray | None = None
-    for time, frame in _decoded(path):
-        if time < due:
-            continue
-        if interval:
-            due = (time // interval + 1) * interval
-        if distinct:
-            cells = _cells(frame)
-            if last is not None and np.abs(cells - last).max() <= LARGEST_DIFFERENCE:
+    with _opened(path) as (container, stream):
+        length = _length(container, stream)
+        for time, frame in _times(container, stream, path):
+            if time < due:
                 continue
-            last = cells
-        yield Frame(float(time), frame)
+            if interval:
+                due = (time // interval + 1) * interval
+            if distinct:
+                cells = _cells(frame)
+                if last is not None and np.abs(cells - last).max() <= LARGEST_DIFFERENCE:
+                    continue
+                last = cells
+            end = due if interval else time
+            yield Frame(float(time), frame, min(1.0, float(end / length)) if length else None)
 
 
 def frame_at(path: Path, time_s: float) -> Image.Image:
@@ -123,6 +134,17 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         yield container, stream
+
+
+def _length(container: Any, stream: Any) -> Fraction | None:
+    """Return the length of a video in seconds, as its header says; None if it does not."""
+    if stream.duration is not None:
+        length = stream.duration * stream.time_base
+    elif container.duration is not None:
+        length = Fraction(container.duration, 1_000_000)  # microseconds
+    else:
+        return None
+    return length if length > 0 else None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 
 from pab.search.build import Run
-from pab.search.jobs import Job, Part, Task
+from pab.search.jobs import Job, Part, Task, Work
 from pab.search.members import Opened
 from pab.search.previous import Previous
 
@@ -41,7 +41,7 @@ def encode_part(
     run.old, kept = old, np.empty(0, dtype=np.int64)
     if old is not None:
         old.keep[:] = False
-    run.add(task, int)
+    run.add(task, Work([task]))
     if old is not None:
         kept = np.flatnonzero(old.keep)
     return Part(number, folder, run.manifest, kept, run.report, run.unreadable, run.complete)

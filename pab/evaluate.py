@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
         "--predictions": "ranked list (.txt, answer.zip), or a ranked list in another form",
     }
     add_path_flags(source, rankings)
-    about = "query.json, pair.json, attr.json or a training shard"
+    about = "annotation (JSON, CSV, TSV), or a folder of images with captions"
     data.add_argument("--annotation", type=Path, required=True, help=about)
     others = {
         "--answers": "answer key of a name-masked set",

@@ -54,10 +54,11 @@ def test_of_several_kinds_of_shards_one_is_used(
     found = [path.name for path in training_shards(settings(tmp_path))]
     assert found == ["imgs_0.json", "imgs_1.json", "imgs_2.json"]
     assert notes(capsys) == [
-        f"note: {tmp_path}: annotation/train/pair_N.json (2) is read; it also has the pairs of "
-        "annotation/train_attr/attr_N.json (2)",
-        f"note: {tmp_path}: annotation/train/imgs_N.json (3) is read; it also has the pairs of "
-        "annotation/train/pair_N.json (2), annotation/train_attr/attr_N.json (2)",
+        f"note: {tmp_path}: reading annotation/train/pair_N.json (2 files), not "
+        "annotation/train_attr/attr_N.json (2 files): the same pairs",
+        f"note: {tmp_path}: reading annotation/train/imgs_N.json (3 files), not "
+        "annotation/train/pair_N.json (2 files), annotation/train_attr/attr_N.json (2 files): "
+        "the same pairs",
     ]
 
 

@@ -221,8 +221,8 @@ def test_a_folder_of_images_with_texts(folder: Path, capsys: pytest.CaptureFixtu
     assert found.gallery is not None
     assert all(image.path.is_file() for image in found.gallery)
     said = capsys.readouterr().err
-    assert "1 text files without an image (.bmp, .jpeg, .jpg, .png, .webp) are ignored" in said
-    assert "1 text files of several lines are read as one caption each" in said
+    assert "ignored text files without an image (.bmp, .jpeg, .jpg, .png, .webp): 1" in said
+    assert "captions of several lines, joined to one line each: 1" in said
     (folder / "0.txt").write_text("a woman 0")
     assert found_in(folder)[0][2] == "a woman 0"
 

@@ -868,7 +868,7 @@ def test_a_k_larger_than_the_gallery_means_all_images(
     runs("more", "--evaluate", checkpoint=checkpoint, k_test=99)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert said == [
-        f"note: {pair}: does not exist; attr.json, which has the same lines, is read",
+        f"note: {pair}: not found; reading attr.json, which has the same contents",
         "note: --k_test: 99 is more than the gallery's 10 images: all are candidates",
     ]
     files = ("all/score_test.pt", "more/score_test_k99.pt")

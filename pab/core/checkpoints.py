@@ -58,12 +58,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     named_safetensors = path.suffix == SAFETENSORS
     if found.kind is Kind.SAFETENSORS:
         if path.suffix and not named_safetensors:
-            notice(path, f"a safetensors file with the extension {path.suffix}, read as such")
+            notice(
+                path,
+                f"its extension is {path.suffix}, but it is a safetensors file",
+            )
         return _read_safetensors(path)
     if named_safetensors and found.kind is not Kind.TORCH:
         raise other_kind(path, "a safetensors file", found, COPY_AGAIN)
     if named_safetensors:
-        notice(path, f"a file of torch.save with the extension {SAFETENSORS}, read as such")
+        notice(path, f"its extension is {SAFETENSORS}, but it is a file of torch.save")
     loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN, todo=COPY_AGAIN)
     if not isinstance(loaded, Mapping):
         raise InputError(
@@ -301,11 +304,14 @@ def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingStat
     version = loaded.pop(STATE_MARK, None) if isinstance(loaded, dict) else None
     names = set(_STATE_FIELDS) - (SINCE_VERSION_2 if version == 1 else set())
     if version not in READABLE_STATE_VERSIONS or loaded.keys() != names:
+        found = "another file" if version is None else f"version {version}"
+        if version in READABLE_STATE_VERSIONS:
+            found += f" with missing or unknown fields: {', '.join(sorted(names ^ loaded.keys()))}"
         raise InputError(
-            path, f"expected a training state of version 1 to {TRAINING_STATE_VERSION}, found "
-            + ("another file" if version is None else f"version {version}"),
+            path,
+            f"expected a training state of version 1 to {TRAINING_STATE_VERSION}, found {found}",
             todo="weights cannot resume a run, but a new run can start from them",
-        )  # fmt: skip
+        )
     return TrainingState(**loaded)
 
 

@@ -250,7 +250,7 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
     unused = texts.keys() - {image.with_suffix("") for image in images}
     if unused:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
-        notice(folder, f"{len(unused)} text files without an image ({endings}) are ignored")
+        notice(folder, f"ignored text files without an image ({endings}): {len(unused)}")
     joined = 0
     for image in progress(images, "reading captions", "images"):
         name = image.relative_to(folder).as_posix()
@@ -267,7 +267,7 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
         joined += len(paragraphs) > 1
         yield _Row(item, name, " ".join(paragraphs))
     if joined:
-        notice(folder, f"{joined} text files of several lines are read as one caption each")
+        notice(folder, f"captions of several lines, joined to one line each: {joined}")
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[Path, Path]]:

@@ -42,9 +42,9 @@ def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path
         todo = f"see data/README.md, or check the data with: python -m pab.layout check {root}"
         raise InputError(root / folders[0], problem, todo=todo)
     taken = max(kinds, key=lambda kind: len(kinds[kind]))  # the first one wins ties
-    others = ", ".join(f"{kind} ({len(kinds[kind])})" for kind in kinds if kind != taken)
+    others = ", ".join(f"{kind} ({len(kinds[kind])} files)" for kind in kinds if kind != taken)
     if others:
-        notice(root, f"{taken} ({len(kinds[taken])}) is read; it also has the pairs of {others}")
+        notice(root, f"reading {taken} ({len(kinds[taken])} files), not {others}: the same pairs")
     return kinds[taken]
 
 
@@ -67,6 +67,6 @@ def labelled_test(root: str | Path) -> Path:
     first, *others = (Path(root, "annotation/test", name) for name in TEST_NAMES)
     for other in others:
         if not first.exists() and other.exists():
-            notice(first, f"does not exist; {other.name}, which has the same lines, is read")
+            notice(first, f"not found; reading {other.name}, which has the same contents")
             return other
     return first

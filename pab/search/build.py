@@ -398,7 +398,7 @@ class Run:
         report.rows = int(keep.sum())
         if self.manifest is None or not report.rows:
             first = next(iter(report.unreadable.items()), None)
-            found = f"; {first[0]!r} {first[1]}" if first else ""
+            found = f"; {first[0]!r}: {first[1]}" if first else ""
             raise InputError(
                 self.source.root, f"expected images that can be read, found none{found}",
                 todo="the index is unchanged" if before else None,

@@ -35,7 +35,7 @@ def add_rerank_flags(parser: CommandParser) -> None:
     model = parser.groups["model"]
     model.add_argument(
         "--rerank", metavar="uit|FILE",
-        help="re-rank the first images with a cross encoder: a member, or a YAML file of one",
+        help="re-rank the first images with a cross encoder: uit, or a YAML config of a reranker",
     )  # fmt: skip
     model.add_argument(
         "--rerank_depth", type=int, default=RERANK_DEPTH, metavar="N",

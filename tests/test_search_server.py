@@ -188,6 +188,14 @@ def test_a_changed_index_is_opened_again(tmp_path: Path) -> None:
         assert client.get(f"/api/images/{old[0]['id']}").status_code == 404
 
 
+def test_an_update_while_the_models_load_is_served(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 4)
+    paint(tmp_path / "photos/an_earlier_name.png", "green", 99)
+    index_pictures(tmp_path)
+    with served(index) as at:
+        assert found(httpx.get(f"{at}/api/health", timeout=60))["images"] == index.rows + 1
+
+
 def test_interface_is_described(client: httpx.Client) -> None:
     described = found(client.get("/api/openapi.json"))
     paths = described["paths"]

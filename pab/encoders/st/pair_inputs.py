@@ -110,7 +110,7 @@ class AnswerTokens:
     def described(self, tokenizer: Any) -> str:
         """Describe the answers in one line."""
         yes, no = tokenizer.convert_ids_to_tokens([self.yes, self.no])
-        return f"answers: {yes!r} is token {self.yes}, {no!r} is token {self.no}"
+        return f"{yes!r} is token {self.yes}, {no!r} is token {self.no}"
 
 
 def answer_tokens(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pab.core import processes
 from pab.core.notices import notice
-from pab.core.progress import progress, write_line
+from pab.core.progress import progress
 from pab.data.records import GalleryImage
 from pab.encoders.st.control_tokens import refuse_control_tokens
 from pab.encoders.st.extra import sentence_transformers
@@ -142,7 +142,7 @@ class VlmReranker(Reranker):
         columns = candidates.numpy()
         used = np.unique(columns).tolist()
         facts = check_images(self.model, images, used, self.compute.num_workers)
-        write_line(self.model.tokens.described(self.model.processor.tokenizer))
+        notice("answers", self.model.tokens.described(self.model.processor.tokenizer))
         tokens = np.zeros(len(images), dtype=np.int64)
         tokens[used] = [facts[column].tokens for column in used]
         order = in_order_of_size(columns, tokens)

@@ -21,7 +21,7 @@ from pab.scoring.encoder import Encoder
 from pab.scoring.rerank import Reranker
 from pab.search.ann import usable_ann
 from pab.search.flags import RERANK_DEPTH
-from pab.search.index import MANIFEST, Entry, Index
+from pab.search.index import MANIFEST, Entry, Index, read_manifest
 from pab.search.query import Filters, Hit, Query, Searcher
 from pab.search.server.cache import BoundedCache
 from pab.search.server.ids import Ids, image_id
@@ -112,7 +112,10 @@ class Service:
         if reranker is not None:
             self.second_look = SecondLook(reranker, rerank_depth, self._models, self._read)
         self._ann = ann
-        self._opened = self._open(index, _stamp(index.folder))
+        stamp = _stamp(index.folder)
+        if read_manifest(index.folder) != index.manifest:  # an update ran while the models loaded
+            stamp = (0, 0, 0)  # the first request opens the index again
+        self._opened = self._open(index, stamp)
         self._lock = threading.Lock()
         self._thumbnails: BoundedCache[bytes] = BoundedCache(CACHED_THUMBNAILS)
         self._pictures: BoundedCache[bytes] = BoundedCache(CACHED_PICTURES)

@@ -21,8 +21,8 @@ def resolve_workers(setting: int | Literal["auto"]) -> int:
     """Return the number of loader processes that ``--num_workers`` selects.
 
     ``auto`` divides the cores that this process may use by the number of processes that torchrun
-    has started on this machine (``LOCAL_WORLD_SIZE``). The affinity and the CPU quota of its
-    container or Slurm job limit the cores. The result is 1 to :data:`MOST_WORKERS`.
+    has started on this machine (``LOCAL_WORLD_SIZE``). The process's affinity, and the CPU
+    quota of its container or Slurm job, limit the cores. The result is 1 to :data:`MOST_WORKERS`.
 
     Raises:
         InputError: ``LOCAL_WORLD_SIZE`` is not a positive number.

@@ -370,7 +370,7 @@ def test_captions_by_query_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path = tmp_path / "query_text.json"
     path.write_text('{"Q2": "a",\n "Q1": ["b"]}')
     assert read_retrieval(path).queries == [Query("Q2", "a"), Query("Q1", "b")]
-    assert "is read as one object {query id: caption} of 2 queries" in capsys.readouterr().err
+    assert "is read as one object {query id: caption} with 2 queries" in capsys.readouterr().err
     path.write_text('{"Q2": "", "Q1": 7, "Q3": "c"}')
     with pytest.raises(InputError, match=r"found 2 bad ones .*query 'Q2': .*query 'Q1': "):
         read_retrieval(path)

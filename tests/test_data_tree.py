@@ -55,10 +55,10 @@ def test_of_several_kinds_of_shards_one_is_used(
     assert found == ["imgs_0.json", "imgs_1.json", "imgs_2.json"]
     assert notes(capsys) == [
         f"note: {tmp_path}: reading annotation/train/pair_N.json (2 files), not "
-        "annotation/train_attr/attr_N.json (2 files): the same pairs",
+        "annotation/train_attr/attr_N.json (2 files): all contain the same pairs",
         f"note: {tmp_path}: reading annotation/train/imgs_N.json (3 files), not "
         "annotation/train/pair_N.json (2 files), annotation/train_attr/attr_N.json (2 files): "
-        "the same pairs",
+        "all contain the same pairs",
     ]
 
 

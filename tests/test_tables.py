@@ -222,7 +222,7 @@ def test_a_folder_of_images_with_texts(folder: Path, capsys: pytest.CaptureFixtu
     assert all(image.path.is_file() for image in found.gallery)
     said = capsys.readouterr().err
     assert "ignored text files without an image (.bmp, .jpeg, .jpg, .png, .webp): 1" in said
-    assert "captions of several lines, joined to one line each: 1" in said
+    assert "captions of several lines are joined to one line each: 1" in said
     (folder / "0.txt").write_text("a woman 0")
     assert found_in(folder)[0][2] == "a woman 0"
 

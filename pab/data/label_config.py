@@ -39,10 +39,10 @@ class TableConfig:
 
 @dataclass(frozen=True)
 class LabelConfig(TableConfig):
-    """Table format, and relevance rule of a labelled set."""
+    """Table format and relevance rule of a labelled set."""
 
     same_caption_counts: bool = data_flag(
-        False, "every image with the same caption counts as right (published: the captioned image)"
+        False, "images with the same caption count as right (published: only the captioned image)"
     )
 
     def reading(self) -> dict[str, Any]:

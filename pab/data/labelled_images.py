@@ -1,4 +1,4 @@
-"""Read images with their captions: labelled files, training pairs, tables and folders."""
+"""Read images and their captions from labelled files, training pairs, tables and folders."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _labelled(pair: TrainPair, image_id: str, captions: tuple[str, ...]) -> Labe
 def read_labelled_images(
     path: str | Path, root: Path | None = None, bad: BadLines | None = None
 ) -> Iterator[LabelledImage]:
-    """Yield the valid lines of a labelled file or a training shard, then raise for all bad lines.
+    """Yield the images of a labelled file or a training shard, then raise one error for bad lines.
 
     Args:
         path: the file.
         root: the data root; if None, the parent of the ``annotation`` folder above the file.
-        bad: collects the bad lines; None raises an error for them.
+        bad: collects the bad lines; if None, they raise one error.
 
     Raises:
         InputError: the file is missing or unreadable, or lines are bad (all counted, the first

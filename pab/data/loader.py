@@ -18,11 +18,11 @@ OWN_GROUPS = Path("/proc/self/cgroup")  # one line per hierarchy, "NUMBER:CONTRO
 
 
 def resolve_workers(setting: int | Literal["auto"]) -> int:
-    """Return the number of loader processes of ``--num_workers``.
+    """Return the number of loader processes that ``--num_workers`` selects.
 
-    ``auto`` divides the cores that this process may use (its affinity, and the CPU quota of its
-    container or Slurm job) by the processes that torchrun has started on this machine
-    (``LOCAL_WORLD_SIZE``), and uses 1 to :data:`MOST_WORKERS`.
+    ``auto`` divides the cores that this process may use by the number of processes that torchrun
+    has started on this machine (``LOCAL_WORLD_SIZE``). The process's affinity, and the CPU
+    quota of its container or Slurm job, limit the cores. The result is 1 to :data:`MOST_WORKERS`.
 
     Raises:
         InputError: ``LOCAL_WORLD_SIZE`` is not a positive number.
@@ -51,7 +51,7 @@ def cpu_quota(groups: Path = CONTROL_GROUPS, own: Path = OWN_GROUPS) -> float:
         own: file with the paths of this process's groups.
 
     Returns:
-        The smallest quota; infinity without one.
+        The smallest quota; infinity if there is none.
     """
     quotas = [math.inf]
     for line in _read(own).splitlines():

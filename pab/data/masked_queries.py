@@ -36,7 +36,7 @@ def holds_queries(path: Path, *, otherwise: bool) -> bool:
         otherwise: result if no object is conclusive, for instance because all are malformed.
 
     Raises:
-        InputError: the file is empty.
+        InputError: the file is empty or cannot be read.
     """
     empty = True
     for number, _, raw in entries(path):
@@ -80,7 +80,7 @@ def masked_queries(path: Path) -> Iterator[Query]:
         yield from read_records(path, query_of)
         return
     captions = json_document(path, "one JSON object that maps query ids to captions")
-    notice(path, f"is read as one object {{query id: caption}} of {len(captions)} queries")
+    notice(path, f"is read as one object {{query id: caption}} with {len(captions)} queries")
     found = (
         (f"query {shortened(query_id)}", {"query_index": query_id, "caption": caption})
         for query_id, caption in captions.items()

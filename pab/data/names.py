@@ -51,7 +51,7 @@ def one_spelling(names: Iterable[str]) -> list[str]:
 
 
 def _plain(name: str, *, endings: bool = True) -> str:
-    """Convert a name to its canonical spelling: Unicode form NFC, without image extension."""
+    """Convert a name to Unicode form NFC; with ``endings``, also remove the image extension."""
     return unicodedata.normalize("NFC", without_ending(name) if endings else name)
 
 

@@ -64,7 +64,7 @@ def train_pair(
         fields: the line's JSON object.
         path: the file, for the error.
         item: name of the line in the error (``"line 17"``).
-        notes: counts ignored and assumed fields; None disables counting.
+        notes: counts fields that are ignored or treated as absent; None disables counting.
         root: the data root; if None, the parent of the ``annotation`` folder above the file.
 
     Raises:
@@ -78,7 +78,7 @@ def train_pair(
 def pair_fields(
     fields: dict[str, Any], path: Path, item: str, notes: FieldNotes | None, root: Path | None
 ) -> dict[str, Any]:
-    """Check all fields of a pair except the caption."""
+    """Check all fields of a pair except the caption, and return their values."""
     fault = partial(InputError, path, item=item)
     image = checks.required_text(fields, "image", fault)
     checked: dict[str, Any] = {

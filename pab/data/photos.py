@@ -52,7 +52,7 @@ UPRIGHT = {
 }
 LYING = frozenset((5, 6, 7, 8))  # orientations that exchange width and height
 
-pillow_heif.register_heif_opener()  # benchmark readers name their formats and are not affected
+pillow_heif.register_heif_opener()  # no effect on benchmark readers, which list their formats
 
 
 # ---------------------------------------------------------------------------------------- listing
@@ -98,8 +98,9 @@ class PhotoFolder:
 def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
     """List the photographs of a folder.
 
-    Photographs are recognized by extension (:data:`PHOTO_ENDINGS`, in any case). Symbolic links are
-    followed. A folder that several links point to is listed once, so that cycles end.
+    Photographs are recognized by extension (:data:`PHOTO_ENDINGS`, in any case). Hidden files
+    and folders are skipped. Symbolic links are followed. A folder that several links point to is
+    listed once, so that cycles end.
 
     Args:
         folder: the folder.
@@ -226,7 +227,7 @@ def decode_photo(
     """
     try:
         with warnings.catch_warnings(), _no_limit:
-            warnings.simplefilter("ignore")  # about unusual metadata; only the pixels are used
+            warnings.simplefilter("ignore")  # warnings about metadata; only pixels are used
             with Image.open(file, formats=PHOTO_FORMATS) as image:
                 _check_size(path, image)
                 width, height = image.size
@@ -246,9 +247,9 @@ def decode_photo(
 
 
 def photo_size(file: ImageFile) -> tuple[int, int] | None:
-    """Return width and height of an opened photograph, upright, in pixels; only its header is read.
+    """Read the upright width and height of an opened photograph, in pixels, from its header.
 
-    None if the header cannot be read; decoding reports the reason.
+    Return None if the header cannot be read; decoding reports the reason.
     """
     try:
         with warnings.catch_warnings(), _no_limit:

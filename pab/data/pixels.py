@@ -45,8 +45,8 @@ class Normalization:
     def on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return a function from uint8 [..., 3, H, W] on a device to float32 of the same shape.
 
-        Pixels of floating-point type are already normalized and returned unchanged. The constants
-        are copied to the device once, so the function waits for no copy.
+        Pixels of a floating-point type are returned unchanged, because they are normalized already.
+        The constants are copied to the device once, so the function waits for no copy.
         """
         mean, std = (torch.tensor(c, device=device).view(3, 1, 1) for c in (self.mean, self.std))
         divides = self.divides
@@ -95,5 +95,5 @@ class Preprocessing:
 def normalizer(
     normalization: Normalization | None, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """Return the function of a normalization on a device; for None, one that changes nothing."""
+    """Return the function that normalizes pixels on a device; for None, the identity function."""
     return normalization.on(device) if normalization else lambda pixels: pixels

@@ -26,8 +26,9 @@ def read_records(
 
     Args:
         path: the file.
-        record_of: fields, file, ``"line 17"`` and notes -> record; raises for a bad line.
-        collected: collects the bad lines; None raises an error for them.
+        record_of: function (fields, file, item such as ``"line 17"``, notes) -> record; raises
+            :class:`InputError` for a bad line.
+        collected: collects the bad lines; if None, they raise one error.
     """
     size, what = path.stat().st_size, f"reading {path.name}"
     found = progress(entries(path), what, "B", size, lambda entry: len(entry[2]))

@@ -49,7 +49,8 @@ class TrainPair:
     def captioned_image(self) -> tuple[str, str] | None:
         """``(X, image)`` if ``image_id`` is ``X#n``, the n-th caption of image X; else None.
 
-        Pairs with equal results show the same image and therefore share its identity in the losses.
+        Pairs with the same tuple show the same image, and therefore share its identity in the
+        losses.
         """
         if "#" not in self.image_id:
             return None

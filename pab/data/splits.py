@@ -27,9 +27,9 @@ def validation_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split the pairs into training and validation by source video.
 
-    Videos are drawn in a seeded order until they have ``n_val_pairs`` pairs. The last video may
-    exceed this number by at most its size minus one. Without ``source_id``, the captions of each
-    image count as one video.
+    Videos are drawn in a seeded order until they contain at least ``n_val_pairs`` pairs. The excess
+    is less than the size of the last video. Without ``source_id``, the captions of each image count
+    as one video.
 
     Args:
         training_set: the pairs.
@@ -37,8 +37,8 @@ def validation_split(
         seed: random seed; equal seeds and shards produce equal splits.
 
     Returns:
-        Ascending indices of the training pairs and of the held-out pairs, int64; together all
-        pairs.
+        Ascending indices of the training pairs and of the held-out pairs, int64. Together, they
+        cover all pairs.
 
     Raises:
         InputError: ``n_val_pairs`` is negative, or no training pairs remain.

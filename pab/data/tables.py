@@ -267,7 +267,7 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
         joined += len(paragraphs) > 1
         yield _Row(item, name, " ".join(paragraphs))
     if joined:
-        notice(folder, f"captions of several lines, joined to one line each: {joined}")
+        notice(folder, f"captions of several lines are joined to one line each: {joined}")
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[Path, Path]]:

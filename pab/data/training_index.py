@@ -1,6 +1,6 @@
 """Read the index of a training set from the cache folder.
 
-The name of the index folder contains a hash of the shards' names, sizes and modification times.
+The name of the index folder contains a hash of the shards' paths, sizes and modification times.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
             "bad": bad.as_plain(),
         }
         (temporary / "index.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp makes private folders, but other users may read it
+        temporary.chmod(0o755)  # mkdtemp grants access to the owner only; all users may read
         try:
             temporary.rename(index)
         except OSError:

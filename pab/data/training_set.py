@@ -38,7 +38,8 @@ from pab.data.tree import find_shards, shard_order
 class TrainingSet(Sequence[TrainPair]):
     """Sequence of the training pairs of several shards, in numeric order of the shards.
 
-    Create it with :meth:`open`. Pickling stores only paths; unpickling reopens the index.
+    Create it with :meth:`open`. Pickling omits the index and the open files; unpickling reopens the
+    index.
 
     Attributes:
         root: the data root.
@@ -66,8 +67,8 @@ class TrainingSet(Sequence[TrainPair]):
         """Open the training pairs under a data root.
 
         The first call checks every line (`benchmarks/training_set_memory.py` times it). The
-        index remains valid while names, sizes and modification times of the shards are unchanged.
-        Notices about ignored and assumed fields are stored, and printed by every call.
+        index remains valid while paths, sizes and modification times of the shards are unchanged.
+        Notices about the shards are stored in the index, and printed by every call.
 
         Args:
             root: the data root, the folder with ``annotation/`` and ``train/``; or a table or
@@ -156,7 +157,7 @@ class TrainingSet(Sequence[TrainPair]):
         return (self._index / "images.txt").read_text(encoding="utf-8").split("\0")[:-1]
 
     def missing_images(self) -> list[str]:
-        """Return ``image`` of the pairs without an image file, in order; list each folder once.
+        """Return ``image`` of the pairs without an image file, in order.
 
         Raises:
             InputError: an image has several variants (:mod:`pab.data.image_paths`).

@@ -44,7 +44,8 @@ def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path
     taken = max(kinds, key=lambda kind: len(kinds[kind]))  # the first one wins ties
     others = ", ".join(f"{kind} ({len(kinds[kind])} files)" for kind in kinds if kind != taken)
     if others:
-        notice(root, f"reading {taken} ({len(kinds[taken])} files), not {others}: the same pairs")
+        chosen = f"{taken} ({len(kinds[taken])} files)"
+        notice(root, f"reading {chosen}, not {others}: all contain the same pairs")
     return kinds[taken]
 
 

@@ -1,4 +1,4 @@
-"""Build a small vocabulary from training captions: the command line shared by the tokenizers."""
+"""Command line shared by the tokenizers: build a small vocabulary from training captions."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _read_vocabulary(path: Path) -> list[str]:
     seen: dict[str, int] = {}
     for number, piece in enumerate(pieces, start=1):
         if piece in seen:
-            problem = f"expected distinct pieces, found {piece!r} at line {seen[piece]} too"
+            problem = f"expected distinct pieces, found {piece!r} already on line {seen[piece]}"
             raise InputError(path, problem, item=f"line {number}")
         seen[piece] = number
     return pieces

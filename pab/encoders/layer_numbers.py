@@ -17,7 +17,7 @@ EMBEDDINGS = re.compile(r"embed|query_tokens|class_token|cls_token")
 
 
 def layer_in_tower(name: str, blocks: int) -> int:
-    """Return the layer: 0 before the blocks, 1 to ``blocks`` inside, ``blocks`` + 1 after."""
+    """Return a parameter's layer: 0 before the N ``blocks``, 1 to N in them, N + 1 after them."""
     found = BLOCK.search(name)
     if found:
         return int(found[1]) + 1

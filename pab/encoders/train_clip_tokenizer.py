@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line and train a tokenizer."""
     vocabulary_command(
         write_clip_tokenizer, argv, prog="python -m pab.encoders.train_clip_tokenizer",
-        out="the model's folder", pieces=1500,
+        out="model folder that receives the tokenizer files", pieces=1500,
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class FinetuneConfig(ContrastiveConfig):
 
 
 def freeze(modules: Iterable[nn.Module | nn.Parameter]) -> None:
-    """Freeze modules: disable gradients, and keep evaluation mode while other modules train."""
+    """Freeze modules and parameters: disable gradients, and keep modules in evaluation mode."""
     for part in modules:
         part.requires_grad_(False)
         if isinstance(part, nn.Module):
@@ -62,9 +62,10 @@ def _stays(self: nn.Module, mode: bool = True) -> nn.Module:
 def with_lora(
     model: nn.Module, rank: int, alpha: int, also: Iterable[nn.Parameter], *, dora: bool = False
 ) -> PeftModel:
-    """Add low-rank updates to every trainable matrix of the blocks.
+    """Add low-rank updates to the trainable matrices of the blocks; freeze the model's weights.
 
-    All other weights are frozen. Call it after :func:`freeze`, so that frozen towers are skipped.
+    The output projections of torch's attention get no update. Call :func:`freeze` first, so that
+    frozen towers are skipped.
 
     Args:
         model: changed in place; its methods keep working.
@@ -74,7 +75,7 @@ def with_lora(
         dora: also train the length of each row of a matrix (DoRA, arXiv 2402.09353).
 
     Returns:
-        The peft wrapper, which holds ``model``.
+        The peft wrapper, which contains ``model``.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     linear = [
@@ -99,7 +100,7 @@ def with_lora(
             target_parameters=projections or None,
         ),
     )
-    # peft matches parameters by name suffix, so a frozen tower has updates too: keep them at 0.
+    # peft matches parameters by name suffix, so a frozen tower gets updates too: keep them at 0.
     for name, parameter in wrapped.named_parameters():
         owner = own_name(name).partition(".lora_")[0]
         if f"{owner}.{IN_PROJECTION}" in frozen:

@@ -37,7 +37,7 @@ class Blip2Encoder(BatchEncoder):
     pooling: Pooling
 
     def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageTransform]:
-        """See :class:`BatchEncoder`; each image has K unit vectors, one row [K * E]."""
+        """See :class:`BatchEncoder`; each image has K unit vectors, in one row [K * E]."""
         return lambda pixels: self.model.encode_queries(pixels).flatten(1), self.transform
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:

@@ -38,7 +38,7 @@ class InferConfig(EncoderConfig):
     )
     pretrained: str | None = flag(
         None, "ViT-L: a LAVIS or a fine-tuned checkpoint; ViT-g: a folder or a hub id "
-        f"(default: {', '.join(DEFAULT_WEIGHTS.values())})"
+        f"(default of each --model: {', '.join(DEFAULT_WEIGHTS.values())})"
     )  # fmt: skip
     image_weights: str = flag(
         "checkpoints/blip2/clip_vit_L.pth", "weights of the image tower if --pretrained lacks them"
@@ -73,12 +73,12 @@ class InferConfig(EncoderConfig):
         return self.open_lavis() if self.backend == "lavis" else self.open_port()
 
     def origin(self, compute: Compute, source: str, sha256: str) -> Origin:
-        """Create the origin of the vectors, with the entries of BLIP-2."""
+        """Create the origin of the vectors, with BLIP-2's pooling and backend."""
         more = {"query_pooling": self.query_pooling, "backend": self.backend}
         return compute.origin(self.model, source, sha256, **more)
 
     def open_port(self) -> Encoder:
-        """Load this project's model; without a hash of the weights, vectors are not cached."""
+        """Load this project's model; vectors are cached only if the weights are a single file."""
         from pab.data.images import recipe
         from pab.data.wordpiece import Tokenizer
         from pab.encoders.blip2.encoder import Blip2Encoder

@@ -1,7 +1,7 @@
 """Run BLIP-2 in LAVIS, in the environment of `scripts/setup_lavis.sh`.
 
-This backend verifies that the port (:mod:`pab.encoders.blip2.model`) outputs the same vectors for
-the released weights. It is imported only for `--backend lavis`.
+This backend serves to verify that the port (:mod:`pab.encoders.blip2.model`) outputs the same
+vectors for the released weights. The module is imported only for `--backend lavis`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def load_lavis(
         pretrained: weight file; None uses the URL in LAVIS's settings.
 
     Raises:
-        InputError: LAVIS is not installed, or the files that it needs cannot be downloaded.
+        InputError: LAVIS is not installed, the files that it needs cannot be downloaded, or the
+            weight file lacks tensors.
     """
     try:
         from lavis.common.registry import registry
@@ -46,8 +47,9 @@ def load_lavis(
     except ImportError as error:
         raise InputError(
             "--backend", f"LAVIS is not installed in this environment ({error})",
-            todo="bash scripts/setup_lavis.sh, then .venv-lavis/bin/python scripts/blip2_infer.py "
-            "--backend lavis; or omit --backend: the port outputs the same vectors",
+            todo="run bash scripts/setup_lavis.sh, then .venv-lavis/bin/python "
+            "scripts/blip2_infer.py --backend lavis; or omit --backend: the port outputs the same "
+            "vectors",
         ) from error  # fmt: skip
     given = None if pretrained is None else lavis_names(pretrained)
     kind = registry.get_model_class(EXTRACTOR)
@@ -105,7 +107,7 @@ class LavisEncoder(BatchEncoder):
     pooling: Pooling
 
     def image_encoder(self) -> tuple[Callable[[Tensor], Tensor], ImageTransform]:
-        """See :class:`BatchEncoder`; each image has K unit vectors of width E, one row [K * E]."""
+        """See :class:`BatchEncoder`; each image has K unit vectors of width E in a row [K * E]."""
 
         def encode(pixels: Tensor) -> Tensor:
             found = self.model.extract_features({"image": pixels}, mode="image")

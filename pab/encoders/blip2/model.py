@@ -93,7 +93,7 @@ MODELS = {
 
 
 class ImageTextModel(Protocol):
-    """Interface that :class:`Blip2` and the wrapper of ViT-g share; scoring uses only this."""
+    """Interface that :class:`Blip2` and the wrapper of ViT-g share; scoring uses nothing else."""
 
     def encode_queries(self, pixels: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] to a unit vector per query token, [B, K, E]."""
@@ -211,7 +211,7 @@ def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path 
 
 
 def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "") -> LoadReport:
-    """Read a checkpoint into a model; a LAVIS checkpoint may lack ``temp``.
+    """Load a checkpoint into a model; a LAVIS checkpoint may lack ``temp``.
 
     LAVIS saves only trained weights. If the image tower was frozen in training, its weights are
     read from a second file (`clip_vit_L.pth`, with all 24 blocks of CLIP).

@@ -41,13 +41,15 @@ class TrainConfig(FinetuneConfig):
         None, "OpenCLIP tag, weight file, or random (default: openai, or the folder's weights)"
     )
     preprocess_as: str | None = model_flag(
-        None, "tag with the preprocessing of a weight file; required if nothing else determines it"
+        None,
+        "OpenCLIP tag whose preprocessing a weight file needs; required if nothing else "
+        "determines it",
     )
     output_dir: str = flag("output/clip", "folder of the checkpoints and the log")
 
 
 def files_of(config: TrainConfig) -> dict[str, ContentHash]:
-    """Map settings to functions that hash their files: weights, other files of a model folder."""
+    """Map settings to functions that hash their files: weights, configuration, tokenizer."""
     files: dict[str, ContentHash] = {}
     folder = Path(config.model.removeprefix(FOLDER)) if config.model.startswith(FOLDER) else None
     if folder is not None:
@@ -75,13 +77,14 @@ def pair_model(
         clip = new_clip(config.model, prepared(json.loads(recorded)))
     elif config.pretrained == SCRATCH:
         clip = new_clip(config.model)
-    else:  # also resumes states of an earlier version, which lack the preprocessing
+    else:  # also for states of an earlier version, which lack the preprocessing
         clip = load_clip(config.model, config.pretrained, config.preprocess_as)
     model = clip.model.to(device)
     if config.checkpoint_activations:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     scale = model.get_parameter("logit_scale")
-    unused = [p for n, p in model.named_parameters() if n == "logit_bias"]  # a constant in SigLIP
+    # Only SigLIP's own loss uses the bias.
+    unused = [p for n, p in model.named_parameters() if n == "logit_bias"]
     layers, layer_of = two_tower_layers(
         (name for name, _ in model.named_parameters()), lambda name: name.startswith("visual.")
     )
@@ -114,10 +117,10 @@ def pair_model(
 
 
 def bounded(scale: nn.Parameter) -> Tensor:
-    """Clamp the logit scale (a logarithm) to its bound, and return the scale.
+    """Clamp the logit scale (a logarithm) to its bound, and return it.
 
-    The clamp is in place, as in CLIP. Within the graph, values above the bound would have no
-    gradient, and a scale that starts at the bound would never change.
+    The clamp is in place, as in CLIP. Within the graph, a scale above the bound would have no
+    gradient and would never change.
     """
     with torch.no_grad():
         scale.clamp_(max=LARGEST_SCALE)

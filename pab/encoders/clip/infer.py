@@ -25,7 +25,9 @@ class InferConfig(EncoderConfig):
         None, "OpenCLIP tag of the weights, or a file (default: openai, or the folder's weights)"
     )
     preprocess_as: str | None = flag(
-        None, "tag with the preprocessing of a weight file; required if nothing else determines it"
+        None,
+        "OpenCLIP tag whose preprocessing a weight file needs; required if nothing else "
+        "determines it",
     )
     save_score: str | None = flag("sims_score/score_clip_reproduce.pt", "score file to write")
     output_file: str | None = flag("predictions/score_clip_reproduce.txt", "ranked list to write")

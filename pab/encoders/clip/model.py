@@ -189,7 +189,7 @@ class Tokenize:
 
 
 def reads_forward(model: nn.Module) -> bool:
-    """Return true if the text vector is the end token of a causal tower, as in OpenAI's CLIP.
+    """Return true if the text vector is a causal tower's output at the end token, as in CLIP.
 
     Tokens after the end token (padding) then have no effect and need not be computed.
     """

@@ -1,8 +1,9 @@
 """Read the weights of OpenCLIP models, by tag or from a file.
 
 A file is OpenAI's TorchScript archive, an OpenCLIP checkpoint or a plain state dict. Checkpoints of
-this project record their preprocessing. For other checkpoints, the preprocessing of the
-architecture's tags is used if all tags agree.
+this project record their preprocessing, and a model folder contains its own. OpenAI's archives use
+the architecture's default. For other files, the preprocessing of the architecture's tags is used if
+all tags agree.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pab.encoders.clip.names import FOLDER, first_line, folder_preprocessing, on
 from pab.encoders.clip.positions import resized_positions
 
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
-PREPROCESSING = "preprocessing"  # key of a checkpoint's metadata: preprocessing of its images
+PREPROCESSING = "preprocessing"  # key of the preprocessing settings in a checkpoint's metadata
 PREPARED = ("mean", "std", "interpolation", "resize_mode")  # settings that the weights depend on
 PUBLISHED_TAG = "openai"
 
@@ -135,7 +136,7 @@ def is_tag(name: str, pretrained: str | None) -> bool:
 
 
 def prepared(settings: dict[str, Any]) -> dict[str, Any]:
-    """Complete preprocessing settings with OpenCLIP's defaults."""
+    """Return the settings of :data:`PREPARED`, completed with OpenCLIP's defaults."""
     whole = merge_preprocess_dict(PreprocessCfg(), settings)
     return {key: whole[key] for key in PREPARED}
 
@@ -194,7 +195,7 @@ def clip_state(
 
 
 def is_torchscript(path: Path) -> bool:
-    """Return true if a file is a TorchScript archive, which `weights_only` reading rejects."""
+    """Return true for a TorchScript archive, which ``torch.load(weights_only=True)`` rejects."""
     return file_kind(existing_file(path, "a checkpoint")).kind is Kind.TORCHSCRIPT
 
 

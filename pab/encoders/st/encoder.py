@@ -30,9 +30,9 @@ from pab.scoring.encoding import Compute, ImageWork
 
 @dataclass(frozen=True)
 class Embedder(ABC):
-    """Base of the encoders with a model of sentence-transformers.
+    """Base class of encoders that run a model of sentence-transformers.
 
-    The interface is :class:`pab.scoring.encoder.Encoder`.
+    Subclasses implement the interface :class:`pab.scoring.encoder.Encoder`.
 
     Attributes:
         compute: device, dtype, batch size and feature cache of the model.
@@ -78,7 +78,7 @@ class Embedder(ABC):
     def loader_of(
         self, encode: Callable[[list[dict[str, Image.Image]]], Tensor | list[Tensor]]
     ) -> Callable[..., ImageWork[list[Image.Image]]]:
-        """Return the function that :meth:`Compute.work_through` needs, for decoded images.
+        """Return the ``open_loader`` argument of :meth:`Compute.work_through`, for decoded images.
 
         Args:
             encode: B images, as the library's inputs -> B vectors.
@@ -151,7 +151,7 @@ class DenseEncoder(Embedder):
 
     @property
     def _how(self) -> dict[str, Any]:
-        """Keyword arguments of both of the library's encode functions."""
+        """Keyword arguments for both encode functions of the library."""
         return {
             "convert_to_tensor": True,
             "show_progress_bar": False,
@@ -162,7 +162,7 @@ class DenseEncoder(Embedder):
     def _finished(self, vectors: Tensor) -> Tensor:
         """Convert vectors [B, D] to float32, of unit length if the model uses cosine similarity.
 
-        Normalizing in float32 matters for shortened vectors, and for a model in half precision.
+        Without this step, truncated vectors and vectors in half precision lack exact unit length.
         """
         vectors = vectors.float()
         cosine_model = self.model.similarity_fn_name == "cosine"
@@ -197,7 +197,7 @@ class DenseEncoder(Embedder):
 
     @property
     def compares_by_dot_product(self) -> bool:
-        """True if the similarity is the dot product of the vectors; search indexes need it."""
+        """True if the similarity is the dot product of the vectors; search indexes need this."""
         return self.model.similarity_fn_name in ("cosine", "dot")
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ KIND_NAMES: dict[Kind, str] = {
     "reranker": "a reranker", "sparse": "a sparse embedder", "bare": "a model without modules.json",
 }  # fmt: skip
 MODULES = "modules.json"  # sentence-transformers' list of modules
-LIBRARY_CONFIG = "config_sentence_transformers.json"  # its settings of the whole model
+LIBRARY_CONFIG = "config_sentence_transformers.json"  # its settings for the whole model
 ADAPTER = "adapter_config.json"  # peft's settings; the folder then holds adapters of another model
 
 
@@ -108,7 +108,7 @@ def setting(path: Path, found: dict[str, Any], name: str, kind: type[T]) -> T | 
         kind: type that the entry must have.
 
     Raises:
-        InputError: it has another type.
+        InputError: the entry has another type.
     """
     value = found.get(name)
     if value is None or (isinstance(value, kind) and not isinstance(value, bool)):

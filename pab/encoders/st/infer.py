@@ -40,10 +40,10 @@ class InferConfig(MemberConfig):
     prompt: str | None = flag(None, "instruction for captions (default: the model's own)")
     image_prompt: str | None = flag(None, "instruction for images (default: the model's own)")
     dims: int | None = flag(
-        None, "dense: keep only the first dimensions, for models trained for it (Matryoshka)", ge=1
+        None, "dense: truncate vectors to this width, for models trained for it (Matryoshka)", ge=1
     )
     candidates: str | None = data_flag(
-        None, "score file or ranked list; only its first images per query are scored (none: all)"
+        None, "score file or ranked list; only its best images per query are scored (none: all)"
     )
     k_test: int = flag(200, "with --candidates: images per query that are scored", ge=1)
     batch_size: int = speed_flag(8, "images (or captions) per batch", ge=1)
@@ -113,7 +113,7 @@ class InferConfig(MemberConfig):
                     todo="use a folder in the format of sentence-transformers, or --kind dense for "
                     "its default, the mean over all tokens",
                 )  # fmt: skip
-            notice(folder, "no modules.json: a vector is the mean over all tokens, the default")
+            notice(folder, "no modules.json: a vector is the mean over all tokens, by default")
             return "dense"
         if found not in ("dense", "late"):
             todo = "use scripts/rerank_infer.py" if found == "reranker" else "use another model"

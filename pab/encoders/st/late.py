@@ -91,7 +91,7 @@ class LateEncoder(Embedder):
 
     @property
     def _how(self) -> dict[str, Any]:
-        """Keyword arguments of both of the library's encode functions."""
+        """Keyword arguments for both encode functions of the library."""
         return {"show_progress_bar": False, "batch_size": self.compute.batch_size}
 
     def encode_images(
@@ -144,7 +144,7 @@ class LateEncoder(Embedder):
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
         """Compute MaxSim, float32 [Q, G]; with several processes, each computes a part.
 
-        All processes must call it, with equal arguments.
+        All processes must call this method, with equal arguments.
         """
         device = self.compute.device
         blocks = blocks_of(images, self.width, device)

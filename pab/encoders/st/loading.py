@@ -212,7 +212,7 @@ def processing(where: str | Path) -> Iterator[None]:
 
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Report a library's errors as errors of the folder; reject weights that are not in it.
+    """Report a library's errors as errors of the folder; reject a folder that lacks weights.
 
     transformers draws missing weights at random, and only logs a report.
 

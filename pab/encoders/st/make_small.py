@@ -76,7 +76,7 @@ class SmallConfig:
     seed: int = flag(16, "seed of the random weights")
 
     def check(self) -> None:
-        """Reject sizes that do not fit.
+        """Reject a width that the attention heads cannot share.
 
         Raises:
             InputError: the message names the flag.
@@ -238,7 +238,7 @@ def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
 
 
 def read_captions(data_path: str) -> Iterator[str]:
-    """Yield all captions of a data root; it is opened when the first one is needed."""
+    """Yield all captions of a data root, which is opened when the first caption is needed."""
     for pair in progress(TrainingSet.open(data_path), "reading captions", "captions"):
         yield pair.caption
 

@@ -41,7 +41,7 @@ PROMPT = (
     "Rank images for exact text-based person anomaly search; visible people, clothing, action, "
     "object interaction, relations and scene must match."
 )
-# Added for chat templates without the roles of a pair, which contain no question.
+# Added if the chat template lacks the roles of a pair: such templates contain no question.
 QUESTION = 'Does the image match the caption? Answer only "yes" or "no".'
 YES, NO = "yes", "no"
 TUNED_PROMPT = "tuned"  # name of the instruction that a model of this project was tuned with
@@ -71,7 +71,7 @@ class RerankerSettings:
 
 
 def read_settings(folder: Path) -> RerankerSettings:
-    """Read sentence-transformers' settings of a reranker; the defaults if the folder has none.
+    """Read sentence-transformers' settings of a reranker; without settings, use the defaults.
 
     Raises:
         InputError: a file is damaged, or the folder holds a model other than a reranker that
@@ -350,7 +350,7 @@ class PairModel:
     def scores(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Score B pairs: logit(yes) - logit(no) at the last position, float32 [B].
 
-        Gradients flow to the model's parameters if they are enabled.
+        If gradients are enabled, they flow to the model's parameters.
 
         Args:
             inputs: tensors of :meth:`inputs`, on any device.

@@ -32,11 +32,11 @@ ERRORS = (*REJECTIONS, RuntimeError)
 
 
 class ImageFacts(NamedTuple):
-    """Facts about an image that the order of the pairs depends on.
+    """Facts about an image that the cache key and the order of its pairs depend on.
 
     Attributes:
         key: SHA-256 of the file.
-        tokens: length of a pair with this image and a short caption.
+        tokens: number of tokens of a pair with this image and a short caption.
     """
 
     key: bytes

@@ -1,7 +1,7 @@
 """Training questions of a reranker: a caption, its right image, and wrong ones.
 
 Questions come from `mined.jsonl` (`python -m ensemble.mine`), or directly from training pairs,
-whose twin is then the wrong image. Further wrong images are drawn at random.
+whose twins are then the wrong images. Further wrong images are drawn at random.
 """
 
 from __future__ import annotations
@@ -215,6 +215,6 @@ class QuestionSamples(Dataset[Any]):
                 found.append(other.image)
         if len(found) < draws.total:
             raise InputError(
-                "--easy_negatives", f"{MOST_DRAWS} random images hold too few wrong ones"
+                "--easy_negatives", f"{MOST_DRAWS} random images include too few wrong ones"
             )
         return found

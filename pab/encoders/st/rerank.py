@@ -103,7 +103,7 @@ class RerankConfig(ScoringCommand):
         return text
 
     def chosen_part(self) -> Part | None:
-        """Return the part of ``--part``; None scores all queries.
+        """Return the part that ``--part`` selects, or None for all queries.
 
         Raises:
             InputError: the flag is invalid.

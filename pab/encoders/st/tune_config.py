@@ -46,7 +46,7 @@ class VlmTuneConfig(TrainingConfig):
         check_crops_and_rates(self.crop_scale, self.crop_ratio, self.min_lr, self.lr)
 
     def random_crop(self) -> RandomCrop:
-        """Return the view of training images."""
+        """Return the random crop of training images."""
         return RandomCrop(self.crop_prob, self.crop_scale, self.crop_ratio)
 
     def tuned_folder(self) -> Path:
@@ -63,7 +63,7 @@ class VlmTuneConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Crop an image at random, without resizing: the model's processor resizes.
+    """Crop an image at random, without resizing: the model's processor resizes it.
 
     Attributes:
         probability: probability that an image is cropped.
@@ -89,12 +89,12 @@ def image_at_fault(
     error: Exception, samples: Iterable[tuple[Path, Image.Image]],
     attempt: Callable[[Image.Image], object],
 ) -> InputError:  # fmt: skip
-    """Find the image that a processor rejects, such as one of extreme shape.
+    """Find the image that a processor rejects, such as an image of extreme shape.
 
     Args:
         error: error of the batch; raised again if no single image causes an error.
         samples: files and images of the batch.
-        attempt: processes one image.
+        attempt: function that processes an image.
     """
     for path, image in samples:
         try:

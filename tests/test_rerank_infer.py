@@ -155,7 +155,7 @@ def test_token_ids_that_the_folder_lacks_come_from_the_tokenizer(
 def test_both_backends_agree_on_a_template_without_pair_roles(
     folder: Path, tmp_path: Path, scored: Scored
 ) -> None:
-    """The library refuses pairs under such a template; they become a single message."""
+    """The library rejects pairs with such a template, so each pair becomes a single message."""
     plain = shutil.copytree(folder, tmp_path / "plain")
     template = (plain / "chat_template.jinja").read_text()
     only_user = template.replace(

@@ -255,7 +255,7 @@ def test_disabled_losses(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, 
 def test_recomputed_activations_give_the_same_gradients(
     tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """With dropout and drop path, whose draws are repeated in the backward pass."""
+    """Dropout and drop path are on; the backward pass repeats their draws."""
     batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
     gradients: list[dict[str, Tensor | None]] = []
     stored: list[int] = []
@@ -746,7 +746,7 @@ def test_shared_work_changes_nothing(
 def test_groups_from_free_memory_give_the_same_scores(
     tokenizer: Tokenizer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
 ) -> None:
-    """As on a GPU: larger groups, and tokens that stay on the device if they fit."""
+    """As on a GPU, groups are larger, and tokens stay on the device if they fit."""
     monkeypatch.setattr("uit.rerank.IMAGES_A_GROUP", 4)
     model = load_model("uit_debug", 32, 4, str(checkpoint), tokenizer)
     generator = torch.Generator().manual_seed(1)

@@ -420,7 +420,7 @@ def test_without_the_extra_the_command_says_what_to_install(
     main(words(backend="transformers"))  # needs only what is always installed
 
 
-def test_open_ends_without_an_image_processor(
+def test_a_model_without_an_image_processor_is_refused(
     words: Words, refused: Refused, folder: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))

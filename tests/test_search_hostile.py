@@ -173,7 +173,7 @@ def test_hostile_requests(client: httpx.Client, root: Path, name: str) -> None:
     assert client.get("/api/health").status_code == 200
 
 
-def test_there_are_forty_hostile_requests() -> None:
+def test_there_are_at_least_forty_hostile_requests() -> None:
     assert len(REQUESTS) >= 40
 
 

@@ -530,7 +530,7 @@ def _run(argv: list[str], folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_two_processes_begin_as_one(runs: Runs, tmp_path: Path) -> None:
-    # Compare only the first step: each process draws its own negatives for ITM.
+    # Only the first step is compared, because each process draws its own negatives for ITM.
     fixed = {"drop_path": 0, "dropout": 0, "proj_dropout": 0, "epo": 1}
     alone = runs("alone", "--sync_batch_norm", bs=6, **fixed)
     (tmp_path / "ranks").mkdir()

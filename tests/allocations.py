@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-BLOCK = 512  # bytes; PyTorch's CUDA allocator rounds every tensor up to a multiple
+BLOCK = 512  # bytes; PyTorch's CUDA allocator rounds every allocation up to a multiple
 
 
 class Allocations:
@@ -19,7 +19,7 @@ class Allocations:
     The memory of the allocator itself, and that used inside kernels, is not counted.
 
     Attributes:
-        live, peak: bytes held now, and their maximum so far.
+        live, peak: bytes in use, and the largest number of bytes in use so far.
     """
 
     def __init__(self, device_type: str) -> None:
@@ -45,7 +45,7 @@ class Allocations:
 
 
 class RecordAllocations(TorchDispatchMode):
-    """Count the outputs of all operations in the block; values are computed as usual."""
+    """Count the memory of the outputs of all operations in the block; values stay the same."""
 
     def __init__(self, device_type: str) -> None:
         super().__init__()

@@ -65,10 +65,10 @@ class Colours(Encoder):
 
 
 class Darkness(Reranker):
-    """Reranker that prefers dark pictures, whatever the text; it is used by one thread at a time.
+    """Reranker that prefers dark pictures, whatever the text; it fails if two threads use it.
 
     Attributes:
-        asked: caption and number of pictures of each call.
+        asked: each scored caption, with its number of candidates.
         wait: called before the pictures are scored.
     """
 
@@ -108,7 +108,7 @@ def png(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes
 
 
 def draw_pictures(folder: Path, count: int) -> None:
-    """Draw pictures of four colours in two folders, with noise and different shapes."""
+    """Draw pictures of four colours and many widths in two folders, and one with a hostile name."""
     for number in range(count):
         name = list(COLOURS)[number % 4]
         path = folder / ("park/day" if number % 2 else "street") / f"{name}_{number:03}.png"

@@ -1,4 +1,4 @@
-"""Jobs for a decoding process of the search server that behave like hostile files."""
+"""Jobs for a decoding process of the search server: three fail like hostile files, one succeeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Crash(Job):
 
 @dataclass(frozen=True)
 class Works(Job):
-    """Decoding that works."""
+    """Decoding that succeeds."""
 
     def run(self) -> int:
         return 42

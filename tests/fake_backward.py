@@ -28,7 +28,7 @@ class Saved:
 def freeable_graph() -> Iterator[list[Saved]]:
     """Save tensors of the block's graphs in :class:`Saved`, so that they can be freed one by one.
 
-    Yields the list to which the tensors that a node reads are added.
+    Yields a list. When a node reads a saved tensor, the tensor is added to this list.
     """
     read: list[Saved] = []
 
@@ -85,7 +85,7 @@ def backward(loss: Tensor, gradient: Tensor | None, read: list[Saved]) -> None:
                 waiting[following] -= 1
                 if not waiting[following]:
                     order += 1
-                    # Leaves come first, as in the engine, so that their gradients are not held.
+                    # Leaves come first, as in the engine, so that their gradients are freed early.
                     leaf = hasattr(following, "variable")
                     rank = -(2**62) if leaf else -following._sequence_nr()
                     heapq.heappush(ready, (rank, order, following))
@@ -93,7 +93,7 @@ def backward(loss: Tensor, gradient: Tensor | None, read: list[Saved]) -> None:
 
 
 def _uses(root: Any) -> Counter[Any]:
-    """Count how many nodes pass a gradient to each node below ``root``."""
+    """Count how many edges pass a gradient to each node below ``root``."""
     uses: Counter[Any] = Counter()
     seen, stack = {root}, [root]
     while stack:
@@ -107,7 +107,7 @@ def _uses(root: Any) -> Counter[Any]:
 
 
 def _fitted(gradient: Tensor, expected: Any) -> Tensor:
-    """Sum over broadcast dimensions and convert the dtype, as the engine does between nodes."""
+    """Sum a gradient over broadcast dimensions and convert its dtype, as the engine does."""
     if gradient.shape != expected.shape:
         gradient = gradient.sum_to_size(expected.shape)
     return gradient.to(expected.dtype)

@@ -7,7 +7,9 @@ allocated memory.
 Operations whose output shape depends on values (`nonzero`) also raise: on a GPU, the host would
 wait for the shape.
 
-Values that the host reads are replaced with ones, so code with value-dependent control flow runs.
+Values that the host reads are replaced with 1 or True, unless a test chooses other values. So code
+with value-dependent control flow runs.
+
 Attention uses the kernels that PyTorch would choose on a GPU, and `backward` runs in Python
 (`tests/fake_backward.py`), because neither works on fake tensors without a CUDA driver.
 """
@@ -30,7 +32,8 @@ from tests.allocations import Allocations
 from tests.fake_backward import backward, freeable_graph
 
 CUDA = torch.device("cuda", 0)
-ALIGNED = 8  # elements; the memory-efficient kernel copies masks with other row lengths
+# Elements. The memory-efficient kernel copies a mask unless its row length is a multiple of this.
+ALIGNED = 8
 EVENT = torch.cuda.Event
 aten = torch.ops.aten
 # Operations that return a Python number.
@@ -173,7 +176,8 @@ def _attention(
 ) -> Tensor:
     """Compute attention with the kernel that PyTorch chooses on a GPU of compute capability 8.0.
 
-    FlashAttention in 16 bits without a mask, otherwise the memory-efficient kernel.
+    This is FlashAttention for 16-bit inputs without a mask, and otherwise the memory-efficient
+    kernel.
     """
     assert not enable_gqa
     if torch.is_autocast_enabled("cuda"):
@@ -212,7 +216,7 @@ class Event:
 
 @contextmanager
 def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
-    """Run the block with fake tensors; ``device="cuda"`` works, and CUDA's autocast is on.
+    """Run the block with fake tensors; ``device="cuda"`` and CUDA's autocast work without a GPU.
 
     Tensors made in the block are fake, on any device. Yields the trace of the block.
     """

@@ -129,7 +129,7 @@ def image_cases() -> list[ImageCase]:
 
 @dataclass(frozen=True)
 class TextCase:
-    """Content of a text file, and words of the expected error (empty: none)."""
+    """Content of a text file, and words of the expected error (empty if none)."""
 
     what: str
     data: bytes

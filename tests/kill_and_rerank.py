@@ -46,7 +46,7 @@ def scored_pairs(log: Path) -> list[int]:
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a run that counts its batches in ``log``."""
+    """Start a run that writes the number of pairs of each batch to ``log``."""
     return subprocess.Popen(
         [sys.executable, "-c", COUNTING, str(log), str(SLOWED), *words],
         cwd=ROOT, stderr=subprocess.DEVNULL,

@@ -38,7 +38,7 @@ SHARED = {
 
 
 def command(recipe: str, data: Path, out: Path) -> list[str]:
-    """Return the command of a small run; make its tokenizer and vocabulary if they are missing."""
+    """Return the command of a small run; make the files that it reads if they are missing."""
     captions = [pair.caption for pair in TrainingSet.open(data)]
     if not (data / "t.spm").is_file():
         train_tokenizer(captions, data / "t.spm", 64)

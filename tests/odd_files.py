@@ -1,6 +1,6 @@
 """Odd shards, tables, scores, checkpoints and photographs, with their expected outcomes.
 
-A case is read correctly if ``refused`` is empty; otherwise the error contains these words.
+A case with an empty ``refused`` is read correctly. Otherwise, the error contains these words.
 `test_hostile.py` runs these cases together with those of `hostile_cases.py`.
 """
 
@@ -30,7 +30,7 @@ pillow_heif.register_heif_opener()
 
 @dataclass(frozen=True)
 class FileCase:
-    """File with a fixed name, and words of the expected error (empty: none)."""
+    """File with a fixed name, and words of the expected error (empty if none)."""
 
     what: str
     name: str

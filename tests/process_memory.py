@@ -23,7 +23,7 @@ from tests.allocations import RecordAllocations
 
 
 def resident(field: str) -> int:
-    """Read a field of this process's status in bytes."""
+    """Return a field of ``/proc/self/status``, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 

@@ -206,7 +206,7 @@ def peak_memory(recipe: str, flags: Iterable[str], folder: Path) -> int:
 
 
 def take_step(config: Config, step: Step) -> None:
-    """Compute the gradients and update the weights; the optimizer's state exists before."""
+    """Create the optimizer's state, then compute the gradients and update the weights."""
     optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
     for group in step.groups:
         for parameter in group["params"]:

@@ -28,8 +28,8 @@ def make_release(
 
     Args:
         root: data root to create.
-        shards: training shards ``attr_N.json``.
-        videos: source videos per shard, two pairs each.
+        shards: number of training shards, ``attr_N.json``.
+        videos: source videos per shard, each with two pairs.
         test_images: lines of ``test/attr.json`` and of ``test/ucc.json``.
         numeric_ids: whether ids of the labelled files are numbers, as published.
         extra_fields: whether lines have unknown fields, and optional fields that are empty or null.

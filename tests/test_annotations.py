@@ -174,7 +174,7 @@ def test_query_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("folder", "below"), [(".", ""), ("train", "train"), ("x", None)])
 def test_image_folder_drops_leading_folders(root: Path, folder: str, below: str | None) -> None:
-    """The folder may be the data root, a folder in it, or one with only the end of each path."""
+    """The folder may be the data root, a folder in it, or one with only the last parts of paths."""
     place = root / "x" / "imgs_0" / "goal" if below is None else root / "train" / "imgs_0" / "goal"
     place.mkdir(parents=True)
     (place / "0.jpg").touch()

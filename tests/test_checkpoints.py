@@ -1,4 +1,4 @@
-"""Checkpoints: safe reading, strict loading, same bytes for same weights, failed saves."""
+"""Checkpoints: safe reading, strict loading, equal bytes for equal weights, failed saves."""
 
 from __future__ import annotations
 

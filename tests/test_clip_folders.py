@@ -87,7 +87,7 @@ def test_another_image_size_is_resized_as_openclip_does(
     load_checkpoint(theirs, str(folder / "float.pt"))
     own = dict(encoder.model.state_dict())
     for name in ("visual.positional_embedding", "positional_embedding"):
-        # OpenCLIP's are float32; ours are rounded to float16, the dtype of the file.
+        # OpenCLIP's positions are float32; ours are rounded to float16, the dtype of the file.
         torch.testing.assert_close(own[name], theirs.state_dict()[name], rtol=1e-3, atol=1e-3)
     pixels = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():

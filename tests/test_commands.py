@@ -46,7 +46,7 @@ def test_every_command_is_listed_and_exists() -> None:
     found |= {f"bash scripts/{name}" for name in shell}
     for path in (ROOT / "scripts").glob("*.py"):
         name = path.relative_to(ROOT).as_posix()
-        # The others are called by a shell script.
+        # A script that a shell script calls is not listed itself.
         called = any(f"scripts.{path.stem} " in (ROOT / "scripts" / s).read_text() for s in shell)
         found |= set() if called else {f"python {name}"}
     assert found == {*ALL}

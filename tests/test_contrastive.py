@@ -59,7 +59,7 @@ def model_and_batch(
 def whole_and_chunked(
     make: Callable[..., Beit3Retrieval], drop_path: float, chunk: int, device: torch.device
 ) -> tuple[list[float], list[list[Tensor]]]:
-    """Losses and gradients of a batch of 7 pairs: ordinary, then with the cached gradient."""
+    """Return losses and gradients of 7 pairs: first ordinary, then with the cached gradient."""
     losses, gradients = [], []
     for cached in (False, True):
         model, images, ids = model_and_batch(make, drop_path)
@@ -74,7 +74,7 @@ def whole_and_chunked(
         def loss_of(parts: list[Tensor], model: Beit3Retrieval = model) -> Tensor:
             return gathered_infonce(*torch.cat(parts).unbind(dim=1), model.logit_scale)
 
-        # Both ways encode chunk by chunk, so that drop path draws the same numbers.
+        # Both variants encode chunk by chunk, so that drop path draws the same numbers.
         chunks = [lambda i=i: encode(slice(i, i + chunk)) for i in range(0, 7, chunk)]  # type: ignore[misc]
         torch.manual_seed(11)
         if cached:

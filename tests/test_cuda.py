@@ -42,7 +42,7 @@ LR = 1e-4
 
 
 def on_gpu(*values: object, gpus: int = 1) -> Any:
-    """Parameters of a test that needs GPUs."""
+    """Return the parameters of a test case that needs GPUs."""
     reason = f"needs {gpus} CUDA GPU" + "s" * (gpus > 1)
     return pytest.param(
         *values, marks=[pytest.mark.cuda, pytest.mark.skipif(gpus > GPUS, reason=reason)]
@@ -61,7 +61,7 @@ LHP_TRAINING = {"model": MODEL, "input_size": 64, "warmup_steps": 0, "max_text_l
                 "sentencepiece_model": MINI / "lhp.spm"}  # fmt: skip
 UIT_TRAINING = {**UIT, "mim_block": 16, "synonyms": False, "schedule": "linear", "warmup_steps": 1,
                 "checkpoint": MINI / "uit.safetensors"}  # fmt: skip
-# Without dropout and drop path, whose draws come from the device's own generator.
+# Dropout and drop path are off, because their draws come from the device's own generator.
 RECIPES: dict[str, tuple[Main, dict[str, Any]]] = {
     "lhp": (lhp_train, {**LHP_TRAINING, "drop_path": 0.0}),
     "uit": (
@@ -213,7 +213,7 @@ def test_two_processes_train_as_one(device: str, tiny_data: Path, tmp_path: Path
         "lhp.train",
     ]
     subprocess.run([sys.executable, *launch, *argv(settings)], cwd=ROOT, check=True, timeout=300)
-    # Only the order of sums differs: by 2e-7 on a CPU.
+    # Only the order of sums differs, which changes the losses by 2e-7 on a CPU.
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-4)
 
 

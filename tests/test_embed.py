@@ -79,7 +79,7 @@ def gallery(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register the member, also where the installed package is older than its entry point."""
+    """Register the member, even if the installed package is older than its entry point."""
     entry = EntryPoint("embed", "pab.encoders.st.infer:InferConfig", GROUP)
     found = pab.scoring.members.entry_points(group=GROUP)
     others = [one for one in found if one.name != "embed"]
@@ -296,7 +296,7 @@ def score_in_this_process(flags: list[str], folder: Path) -> dict[str, bool]:
 
 @pytest.mark.distributed
 def test_two_processes_write_the_same_scores(gallery: Path, tmp_path: Path) -> None:
-    """Dense vectors need no such test: their code is that of all members (`test_lhp_infer`)."""
+    """Dense vectors use the code of all members, which `test_lhp_infer` tests."""
     options = ("--no_feature_cache", "--vector_dtype", "fp32")
     alone = run(tmp_path, gallery, "late", *options)
     flags = [
@@ -390,7 +390,7 @@ def test_other_kinds_and_bare_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_and_misshapen_weights_are_refused(tmp_path: Path) -> None:
-    """transformers draws missing weights at random, with a warning only."""
+    """transformers initializes missing weights at random and prints only a warning."""
     folder = copied(tmp_path)
     state = load_file(folder / "model.safetensors")
     name = next(name for name in state if "layers.0" in name)

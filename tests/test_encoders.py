@@ -247,7 +247,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], expected: str) -> No
 
 
 class ByPlace(Reranker):
-    """Scores pairs by the length of the caption and the position of the image."""
+    """Reranker that scores pairs by the length of the caption and the position of the image."""
 
     origin = Origin("place")
 

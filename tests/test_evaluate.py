@@ -52,7 +52,7 @@ def annotation(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def score(tmp_path: Path) -> Path:
-    """A score file with its rows in another order than the queries of the annotation."""
+    """Write a score file whose row order differs from the query order of the annotation."""
     rows = [4, 2, 0, 3, 1]
     path = tmp_path / "score.pt"
     ids = ["i0", "i1", "i2", "i3"]

@@ -56,7 +56,7 @@ class Member(NamedTuple):
         small, full: create the encoder, at the size of the mini models and at the published size.
         image_weight, text_weight: parameters of the first block of each tower.
         kernels: kernels per batch of images without autocast.
-        traffic: bytes read and written by them.
+        traffic: bytes read and written by these kernels.
     """
 
     small: Callable[[Compute], BatchEncoder]
@@ -249,7 +249,7 @@ def test_training_step(recipe_name: str, dtype: str, trace: Trace, tmp_path: Pat
 
     optimizer = make_adamw(step.groups, config.opt_betas, config.opt_eps)
     scaler = make_scaler(CUDA, dtype_of(dtype))
-    scaler.scale(loss)  # creates its state, as the loss of the step does
+    scaler.scale(loss)  # creates the scaler's state, as in a training step
     update(optimizer, loss, 1.0, scaler)  # creates the optimizer's state
     trace.reset()
     update(optimizer, loss, 1.0, scaler)

@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
 def test_a_full_disk_is_reported_and_later_vectors_are_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failed write must start a new part, because a partial row would shift later rows."""
+    """After a failed write, a new part must start, because a partial row would shift later rows."""
     cache = FeatureCache(tmp_path / "c", FACTS)
     rows = torch.rand(3, 3)
     cache.keep([b"a" * 32], rows[:1])
@@ -207,7 +207,7 @@ def test_vectors_of_any_width_and_of_half_precision(tmp_path: Path) -> None:
     cache.keep_rows(digests[:3], rows[:3])
     cache.keep_rows(digests[3:], rows[3:])
     full = torch.rand(1, 4, generator=random)
-    cache.keep([b"f" * 32], full)  # of the same width as some halves
+    cache.keep([b"f" * 32], full)  # as wide as some float16 rows
     for one in (cache, FeatureCache(tmp_path, FACTS)):
         for found, expected in zip(one.rows(digests), rows, strict=True):
             assert found.dtype == torch.float16

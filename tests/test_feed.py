@@ -1,4 +1,4 @@
-"""The data feed: loader processes, uint8 pixels, each file opened once, results read late."""
+"""The data feed: loader processes, uint8 pixels, files opened once, results read a batch later."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ V2, V1 = "0::/job/step\n", "3:cpuset:/\n4:cpu,cpuacct:/job/step\n0::/\n"
     [
         (V2, {}, math.inf),
         (V2, {"cpu.max": "max 100000\n"}, math.inf),
-        (V2, {"cpu.max": "250000 100000\n"}, 2.5),  # a container sees its own group as the root
+        (V2, {"cpu.max": "250000 100000\n"}, 2.5),  # a container sees its own cgroup as the root
         (V2, {"job/cpu.max": "400000 100000\n", "job/step/cpu.max": "max 100000\n"}, 4.0),
         (V2, {"job/cpu.max": "400000 100000\n", "job/step/cpu.max": "50000 100000\n"}, 0.5),
         (V2, {"job/other/cpu.max": "50000 100000\n"}, math.inf),
@@ -380,7 +380,7 @@ def test_processes_open_their_own_images_and_name_all_bad_ones(
 
 
 class FakeEvent:
-    """Stands in for an event of a CUDA stream; records when the host waits for it."""
+    """Stand-in for a CUDA event; it records when the host waits for it."""
 
     made = 0
     log: ClassVar[list[str]] = []
@@ -396,7 +396,7 @@ class FakeEvent:
 
 
 class FakeLoader:
-    """Stands in for :class:`ImageLoader`: batches of fake uint8 pixels."""
+    """Stand-in for :class:`ImageLoader` that yields batches of fake uint8 pixels."""
 
     made: ClassVar[list[tuple[int, bool]]] = []  # processes and page-locking of each loader
 

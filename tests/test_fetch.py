@@ -20,7 +20,7 @@ CONTENT = bytes(range(256)) * 4096
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves :data:`CONTENT`; ``/cut`` sends only half of it, ``/scan`` sends a web page.
+    """Serve :data:`CONTENT`; ``/cut`` sends only half of it, and ``/scan`` sends a web page.
 
     Attributes:
         asked: the ranges of all requests.
@@ -227,7 +227,9 @@ def test_a_branch_of_a_fetched_repository_is_looked_up(hub: Path) -> None:
     fetch("vlm", hub)
     Server.paths.clear()
     fetch("vlm@main", hub)
-    assert Server.paths == ["/api/models/OWNER/MODEL/revision/main?blobs=true"], "list alone"
+    assert Server.paths == ["/api/models/OWNER/MODEL/revision/main?blobs=true"], (
+        "only the list is fetched"
+    )
     newer = "f" * 40
     address = "/api/models/OWNER/MODEL/revision/main?blobs=true"
     Server.pages[address] = Server.pages[address].replace(COMMIT.encode(), newer.encode())
@@ -249,7 +251,9 @@ def test_a_repository_resumes_where_it_stopped(hub: Path) -> None:
     part = hub / f"vlm/model.{COMMIT[:12]}.part"
     with pytest.raises(InputError, match=r"/config.json: has a different hash than the hub lists"):
         fetch("vlm", hub)
-    assert [path.name for path in part.rglob("*.*")] == ["config.json"], "of 1_LogitScore"
+    assert [path.name for path in part.rglob("*.*")] == ["config.json"], (
+        "only 1_LogitScore/config.json is fetched"
+    )
     assert not (hub / "vlm/model").exists()
     assert not (hub / MANIFEST).exists()
     Server.pages[f"/OWNER/MODEL/resolve/{COMMIT}/config.json"] = whole

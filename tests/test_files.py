@@ -1,4 +1,4 @@
-"""Folders are written whole, or the older one stays."""
+"""A folder is either written completely, or the older one stays."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def clip_folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 class Runs:
-    """Starts short training runs on 24 pairs."""
+    """Start short training runs on 24 pairs."""
 
     def __init__(self, data: Path, clip_folder: str, folder: Path) -> None:
         self.data, self.folder = data, folder

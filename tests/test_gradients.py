@@ -69,7 +69,10 @@ def gradients_of(
     *, chunk: int = 0, update_freq: int = 1, only_in: int | None = None,
     scale: float = 1.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the gradients of one update; ``during`` counts the exchanges begun in backward."""
+    """Return the gradients of one update.
+
+    ``during`` is the number of buckets exchanged in the backward pass, ``buckets`` the total.
+    """
     gradients.BUCKET_ELEMENTS = 40  # so that this small model needs several buckets
     model = Pairs()
     average = GradientAverage(model.parameters())
@@ -200,7 +203,7 @@ def two_backward_passes(folder: Path) -> dict[str, Any]:
 
 
 def exchanged_early_by_lhp(folder: Path) -> dict[str, Any]:
-    """Count LHP's exchanges begun in backward, and its buckets before the first unused part."""
+    """Count LHP's buckets: exchanged in the backward pass, before the mask token's, and all."""
     gradients.BUCKET_ELEMENTS = 5_000
     torch.manual_seed(0)
     model = Beit3Retrieval(model_config("beit3_debug_patch16_64", vocab_size=100))

@@ -228,7 +228,7 @@ def test_photograph(case: FileCase, tmp_path: Path) -> None:
         np.asarray(image, dtype=int) for image in (load_photo(path), picture((48, 32)))
     )
     assert shown.shape == wanted.shape
-    # Compression and palettes change pixels by less; a rotated picture differs by over 80.
+    # Compression and palettes change pixels by less than 6; a rotation changes them by over 80.
     assert np.abs(shown - wanted).mean() < 6
 
 

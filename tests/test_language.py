@@ -1,4 +1,4 @@
-"""Language rules: short sentences and cells in the docs, no question as a docstring."""
+"""Language rules: short sentences and cells in the docs; no docstring begins like a question."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ BELOW["scripts"] = {*BELOW} - {"pab.mini"}
 MODEL_LIBRARIES = {
     "torchvision", "timm", "transformers", "open_clip", "sentencepiece", "lavis", "peft",
 }  # fmt: skip
-# The only files of pab and ensemble that may import them: preprocessing, and CLIP and BLIP-2.
+# In pab and ensemble, only preprocessing and the encoders may import them.
 LIBRARY_USERS = ("pab/data/images.py", "pab/encoders/")
 # Modules that fusion, evaluation and external tools import.
 LIGHT = ("pab.data.annotations", "pab.scores", "pab.ranking", "pab.metrics", "pab.evaluate")

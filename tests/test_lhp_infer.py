@@ -367,7 +367,7 @@ def test_real_photographs(
 @pytest.mark.slow
 @needs_photographs
 @pytest.mark.skipif(
-    os.environ.get("PAB_LARGE") != "1", reason="needs 2.7 GB and minutes: set PAB_LARGE=1 to run it"
+    os.environ.get("PAB_LARGE") != "1", reason="slow, and needs 2.7 GB of disk; set PAB_LARGE=1"
 )
 def test_the_large_model_fits_in_8_gib(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -154,7 +154,7 @@ def test_chunked_and_whole_batches_take_the_same_step(runs: Runs, chunk: int) ->
 def test_accumulation_counts_updates(runs: Runs) -> None:
     run = runs("accumulate", update_freq=2)
     assert len(losses(run)) == 6, "three updates per epoch instead of six"
-    # The loss of an update is the mean over its batches, each near log(4), a random guess.
+    # The loss of an update is the mean over its batches, each near log(4), that of a random guess.
     assert losses(run)[0] == pytest.approx(math.log(4), abs=0.5)
 
 

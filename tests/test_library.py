@@ -270,7 +270,7 @@ def test_all_packages_are_listed_and_typed() -> None:
 
 
 def ten_lines() -> str:
-    """Return the example of docs/library.md: at most ten lines, as in the README."""
+    """Return the example of docs/library.md: at most ten lines, which the README repeats."""
     match = re.search(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert match is not None
     lines = [line for line in match[1].splitlines() if line.strip()]

@@ -27,7 +27,7 @@ PAIRS = 8  # per step, over all processes
 def train_and_score(
     data: Path, tokenizer: Path, checkpoint: Path | None, folder: Path
 ) -> dict[str, Any]:
-    """Train and validate one epoch; score the test set with ``checkpoint``, or with the result."""
+    """Train and validate one epoch; score the test set with ``checkpoint`` or the new weights."""
     world = processes.world_size()
     if world > 1:  # a single process is pytest's own, and has no buckets
         gradients.BUCKET_ELEMENTS = 10_000  # so that the debug model needs many buckets
@@ -48,7 +48,7 @@ def train_and_score(
         "output_file": folder / f"{name}.txt", "batch_size": 2,
     }  # fmt: skip
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    score([*words, "--no_feature_cache"])  # last: it leaves the group
+    score([*words, "--no_feature_cache"])  # comes last, because it leaves the group
     return {"world": world}
 
 

@@ -1,4 +1,4 @@
-"""Mining of training questions: a hand-made example, what is left out, bad inputs, vectors."""
+"""Mining of training questions: a hand-made example, omitted images, bad inputs, vectors."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tests.scores import saved
 IDS = ["a0", "a1", "b0", "b1", "c0", "d0"]
 CAPTIONS = ["walks", "falls", "walks a dog", "hits a dog", "runs", "runs"]
 # Twins: a0 and a1, b0 and b1 (c0's is outside the annotation). c0 and d0 share a caption.
+# The comments below give the rank of each query's right image.
 SCORES = torch.tensor(
     [
         [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],  # a0: first; wrong: the twin a1, b0, b1
@@ -59,7 +60,7 @@ def annotation(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def words(annotation: Path, tmp_path: Path) -> list[str]:
-    """Return the flags that mine the example: two wrong images, all images within reach."""
+    """Return the flags that mine the example, with up to two wrong images per question."""
     score = write_scores(tmp_path, SCORES)
     return [
         *("--score", score, "--annotation", str(annotation), "--out", str(tmp_path / "m.jsonl")),
@@ -158,7 +159,7 @@ def test_images_without_a_score_are_beyond_the_reach(
 def test_a_limited_number_of_regressions(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine([*words, "--regressions", "0.25"])  # one for four failures; a0 has the smaller margin
+    mine([*words, "--regressions", "0.25"])  # one per four failures; a0 has the smaller margin
     assert list(lines(tmp_path)) == ["a0", "a1", "b0", "b1", "c0"]
     said = capsys.readouterr().out
     assert "1 with larger margins (--regressions)" in said
@@ -190,7 +191,7 @@ def test_near_duplicates_of_the_right_image_are_left_out(
 @pytest.mark.parametrize("form", ["list", "inside"])
 def test_vectors_are_matched_by_id(words: list[str], tmp_path: Path, form: str) -> None:
     vectors = torch.eye(6)
-    vectors[2] = vectors[0]  # b0 is a0
+    vectors[2] = vectors[0]  # b0 has a0's vector
     turned, names = vectors.flip(0).contiguous(), IDS[::-1]
     flags = ["--features", str(tmp_path / "v.pt")]
     if form == "list":

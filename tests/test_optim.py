@@ -28,7 +28,7 @@ needs_golden = pytest.mark.skipif(
 
 
 class Tower(nn.Module):
-    """Embedding, two blocks, a head: layers 0, 1, 2, 3."""
+    """Model of an embedding, two blocks and a head, which are layers 0 to 3."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -335,7 +335,8 @@ def test_average_is_kept_in_float32_and_buffers_are_copied() -> None:
         model.seen.add_(5)
     for _ in range(3):
         ema.update(model)
-    assert not torch.equal(ema.shadow["head.weight"], start)  # bfloat16 is too coarse to change
+    # An average in bfloat16 would be too coarse to change.
+    assert not torch.equal(ema.shadow["head.weight"], start)
     assert ema.buffers["seen"] == 5
 
 

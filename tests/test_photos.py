@@ -202,7 +202,7 @@ print(memory("VmHWM") - held, memory("VmRSS") - held)
 
 
 def memory_of(path: Path) -> tuple[float, float]:
-    """Return the peak memory of decoding a file, and the memory held afterwards (MiB)."""
+    """Return the peak memory of decoding a file, and the memory in use afterwards (MiB)."""
     small = save(path.parent / "a.png", quarters())
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(small), str(path)],
@@ -244,7 +244,7 @@ def test_the_limits_of_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SAVE if name != "lzw.tif"])
 def test_errors_name_damaged_files(tmp_path: Path, name: str) -> None:
-    """A file truncated or overwritten at random gives an image or an InputError, nothing else."""
+    """A file truncated or overwritten at random yields an image or an InputError, nothing else."""
     noise = np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     whole = save(tmp_path / name, Image.fromarray(noise)).read_bytes()
     random = np.random.default_rng(2)

@@ -34,7 +34,7 @@ WAIT = 600.0
 
 
 # Imported once, by the server that forks the processes, because the imports take seconds. The list
-# has what the test modules import, so that no process imports it after joining a group.
+# covers the imports of the test modules, so that no process imports them after joining a group.
 PRELOADED = [
     "torch", "open_clip", "transformers.models.blip_2.modeling_blip_2", "tests.conftest",
     "lhp.train", "uit.run",

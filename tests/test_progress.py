@@ -42,7 +42,7 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def errors_in_terminal(code: str, *arguments: object, size: tuple[int, int] = (30, 100)) -> str:
-    """Run Python code with stderr in a pseudo-terminal of ``size``; return what it shows."""
+    """Run Python code with stderr in a pseudo-terminal of ``size``; return the output shown."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -84,7 +84,7 @@ def test_reordered_scores_give_the_requested_ranking(
 
 def test_images_without_a_reranker_score_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     fused = torch.tensor([[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]])
-    scores = torch.tensor([[0.3, -1.0, 0.7], [0.3, 0.7, -1.0]])  # -1.0 is the fill
+    scores = torch.tensor([[0.3, -1.0, 0.7], [0.3, 0.7, -1.0]])  # -1.0 is the fill value
     Reranking("vlm", "vlm.pt", scores, torch.tensor([2, 2]), 2, 0.0).reorder(fused)
     assert "vlm.pt: 1 of the first 2 images of 1 queries" in capsys.readouterr().err
 
@@ -104,7 +104,8 @@ def test_margins_decide_which_query_keeps_an_image() -> None:
 
 def test_a_gap_of_exactly_tau_moves_no_query() -> None:
     columns = torch.tensor([[A, B], [A, B]])
-    assert arbitrate(columns, [1.1, 0.6], ["q1", "q2"], 0.5).tolist() == [A, A]  # 0.50...01
+    # In float64, 1.1 - 0.6 is above 0.5.
+    assert arbitrate(columns, [1.1, 0.6], ["q1", "q2"], 0.5).tolist() == [A, A]
     assert arbitrate(columns, [1.1, 0.59], ["q1", "q2"], 0.5).tolist() == [A, B]
 
 

@@ -89,7 +89,7 @@ def test_reproduce_scores_the_release(release: Path, tmp_path: Path) -> None:
         ["bash", tmp_path / "scripts/reproduce.sh", "--mini"],
         env={
             **os.environ, "DATA": str(release), "OUT": str(tmp_path / "out"),
-            "OMP_NUM_THREADS": "1",  # the tests' other worker uses the other core
+            "OMP_NUM_THREADS": "1",  # other pytest workers use the other cores
         },
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -48,7 +48,7 @@ ROWS = [
 
 
 def smallest_card(gib: float) -> str:
-    """Return the smallest card with 10 % and 1 GiB to spare."""
+    """Return the smallest card that leaves 10 % and 1 GiB to spare."""
     return next((f"{card} GB" for card in CARDS if 1.1 * gib + 1 <= card), "none")
 
 
@@ -110,7 +110,7 @@ def test_fake_step_allocates_what_a_real_one_does(
     dtype: torch.dtype, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compare fake tensors and the backward pass in Python with real ones and autograd."""
-    # It reads values, which fake tensors do not have.
+    # `trunc_normal_` reads values, which fake tensors do not have.
     monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, **_: tensor)
 
     def peak(run_backward: Callable[[Tensor], None]) -> int:
@@ -138,4 +138,4 @@ def test_count_is_the_growth_of_a_process() -> None:
     )  # fmt: skip
     counted, measured = map(int, done.stdout.split())
     assert counted > 300e6
-    assert measured == pytest.approx(counted, rel=0.03)  # 0.2 to 0.3 % in three runs
+    assert measured == pytest.approx(counted, rel=0.03)  # 0.2 to 0.3 % apart in three runs

@@ -58,7 +58,7 @@ def save(path: Path, matrix: torch.Tensor) -> str:
 
 @pytest.fixture
 def score(tmp_path: Path) -> str:
-    """Rank the right image first, except for query 0 (last) and query 1 (after its twin)."""
+    """Write scores that rank the right image first, except in queries 0 (last) and 1 (second)."""
     matrix = torch.eye(N) + torch.arange(N) * 1e-3
     matrix[0, 0] = -1.0
     matrix[1, 0] = 2.0

@@ -155,7 +155,7 @@ def test_token_ids_that_the_folder_lacks_come_from_the_tokenizer(
 def test_both_backends_agree_on_a_template_without_pair_roles(
     folder: Path, tmp_path: Path, scored: Scored
 ) -> None:
-    """The library refuses pairs under such a template; they become a single message."""
+    """The library rejects pairs with such a template, so each pair becomes a single message."""
     plain = shutil.copytree(folder, tmp_path / "plain")
     template = (plain / "chat_template.jinja").read_text()
     only_user = template.replace(
@@ -420,7 +420,7 @@ def test_without_the_extra_the_command_says_what_to_install(
     main(words(backend="transformers"))  # needs only what is always installed
 
 
-def test_open_ends_without_an_image_processor(
+def test_a_model_without_an_image_processor_is_refused(
     words: Words, refused: Refused, folder: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))

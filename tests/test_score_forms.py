@@ -1,4 +1,4 @@
-"""Forms of scores: unambiguous files are read in any form; errors name all other files."""
+"""Forms of scores: unambiguous files are read in any form; all others raise an error."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_released_pages_of_a_file_are_read_again(tmp_path: Path) -> None:
     release_pages(mapped)
     assert before >= matrix.nbytes > 100 * resident("m.pt")
     assert torch.equal(mapped, matrix)
-    release_pages(matrix)  # not mapped from a file: kept
+    release_pages(matrix)  # kept, because it is not mapped from a file
     assert torch.equal(mapped, matrix)
 
 

@@ -210,7 +210,7 @@ def test_a_repeated_search_decodes_only_what_is_new(
 def test_scoring_and_search_cache_separate_features(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share a cache, but scoring reads pixels as stored, and search rotates them upright."""
+    """Both share a cache, but scoring reads pixels as stored, and search rotates them upright."""
     empty(folder)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -39,7 +39,7 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
 def wide(count: int, seed: int, *, used: int = WIDE) -> np.ndarray:
     """Draw vectors of different lengths around a common mean, float32 [count, WIDE].
 
-    Their offsets lie in ``used`` shared directions.
+    Their offsets from the mean lie in a shared subspace of ``used`` dimensions.
     """
     shared, made = np.random.default_rng(98), np.random.default_rng(seed)
     mean = shared.standard_normal(WIDE) / WIDE**0.5
@@ -182,7 +182,7 @@ def test_recall_counts_what_is_missing(rows: np.ndarray, tmp_path: Path) -> None
     index = Index.open(tmp_path)
     ann = Ann.open(index)
     right = search_exact(index.blocks("clip"), rows[:30], 10)[1]
-    right[:, 5:] = -1  # rows that nothing finds
+    right[:, 5:] = -1  # row -1 is never found
     assert recall(ann, rows[:30], right) <= 0.5
     shallow = Ann(index, replace(ann.record, depth=1), ann._found)
     right = search_exact(index.blocks("clip"), rows[:30], 10)[1]

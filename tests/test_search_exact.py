@@ -135,7 +135,7 @@ def test_queries_of_any_length(scale: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 6e4, 1e15, 1e25])
 def test_rows_of_any_length(scale: float) -> None:
-    """Products overflow float16, squares overflow or vanish in float32."""
+    """Products overflow float16; squares overflow or underflow in float32."""
     made = np.random.default_rng(3)
     rows = unit_rows(300, 16) * made.uniform(0.5, 1, (300, 1)) * scale
     check(rows.astype(np.float32), unit_rows(3, 16, seed=1), 10)
@@ -200,7 +200,7 @@ def test_a_product_that_accumulates_in_float16_is_not_used(
 def test_a_lower_precision_of_products_widens_the_bound() -> None:
     rows, queries = unit_rows(2000, 64).astype(np.float16), unit_rows(8, 64, seed=1)
     before = torch.backends.mkldnn.matmul.fp32_precision
-    # It has an effect only if the processor supports it.
+    # The setting has an effect only if the processor supports it.
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     try:
         assert exact._is_rough()

@@ -1,4 +1,4 @@
-"""Building and updating a search index, with a stub encoder and with the shipped mini models."""
+"""Building and updating a search index of folders, tables and archives, with a stub encoder."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Lab:
         )
 
     def contents(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Map each name to its vectors; every name must be there once."""
+        """Map each name to its vectors; every name must occur once."""
         index = Index.open(self.out)
         names = [entry.name for entry in index.entries()]
         assert len({*names}) == len(names)
@@ -397,7 +397,7 @@ def test_a_caption_that_has_changed_is_stored(lab: Lab) -> None:
 def test_a_file_that_could_not_be_read_is_tried_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its size and time may stay the same, for example if only its permissions change."""
+    """A file's size and time may stay the same, for example if only its permissions change."""
     true_read = build.with_content
 
     def refusing(entry: Entry) -> Entry:
@@ -493,7 +493,7 @@ def test_the_number_of_images_in_archives_is_estimated(
 
 
 def watch_estimates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Return a list that receives each update of a run: images done, and estimate of all."""
+    """Return a list that receives (images done, estimated total) at each update of a run."""
     found: list[tuple[int, int]] = []
     update = Progress.update
 

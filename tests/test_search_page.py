@@ -63,7 +63,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, at: str) -> Iterator[Open]:
-    """Return a function that opens a page; the page must cause no error and no outside request."""
+    """Return a function that opens a page; the page must cause no error and no external request."""
     problems: list[str] = []
     contexts = []
 
@@ -286,7 +286,7 @@ def test_marks_are_downloaded_as_an_annotation(opened: Open, root: Path, tmp_pat
     page = opened()
     search(page, "red")
     found = names(page)
-    # The last click removes the mark before it.
+    # The last click removes the mark of the click before it.
     for place, kind in ((0, "right"), (1, "wrong"), (2, "right"), (2, "right")):
         page.hover(f"{TILES} >> nth={place}")
         page.click(f"{TILES} >> nth={place} >> .mark .{kind}")
@@ -502,7 +502,7 @@ def test_accessibility(opened: Open, scheme: str, device: str) -> None:
 def check(page: Any) -> None:
     """Check a page with axe-core; minor and moderate findings are allowed."""
     assert AXE is not None
-    page.wait_for_timeout(400)  # pictures fade in; axe would see their contrast halfway
+    page.wait_for_timeout(400)  # pictures fade in; axe would measure the contrast too early
     # The page's policy forbids other scripts, so Playwright evaluates axe directly.
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")

@@ -1,4 +1,4 @@
-"""Indexing in parts: the result of workers equals that of one process, even if one is killed."""
+"""Indexing in parts: workers give the index of one process, even if a worker is killed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 def same_rows(one: Path, other: Path) -> float:
-    """Compare two indexes row by row; return the largest difference of a vector's entry."""
+    """Compare two indexes row by row; return the largest difference between vector entries."""
     found, expected = Index.open(one), Index.open(other)
     assert list(found.entries()) == list(expected.entries())
     assert [shard.rows for shard in found.manifest.shards] == [
@@ -92,7 +92,7 @@ def test_parts_in_any_order_make_the_same_index(lab: Lab, tmp_path: Path) -> Non
 
 
 def test_parts_update_an_index(lab: Lab) -> None:
-    """New, changed, removed, renamed and touched images, as with one process."""
+    """Update new, changed, removed, renamed and touched images as one process does."""
     lab.run()
     lab.change_all()
     report = run(lab)
@@ -134,7 +134,7 @@ def test_archives_are_parts(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_in_parts_resumes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop while the second part is encoded; its remains are removed."""
+    """Stop while the second part is encoded; the next run removes the unfinished files."""
     true_encode, calls = lab.encoders[1].encode_images, 0
 
     def stopping(*args: Any, **more: Any) -> Any:
@@ -217,7 +217,7 @@ def test_a_missing_cluster_is_reported_at_once(tmp_path: Path) -> None:
 
 
 def ray_workers() -> list[int]:
-    """Return the ids of this process's Ray workers that are encoding a part."""
+    """Return the process ids of this run's Ray workers that are encoding a part."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -232,7 +232,7 @@ def ray_workers() -> list[int]:
 
 
 def is_ours(folder: Path) -> bool:
-    """Return true if a process is a descendant of this one."""
+    """Return whether a process is a descendant of this one."""
     while folder.name not in ("0", "1", str(os.getpid())):
         parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
         folder = folder.with_name(parent)
@@ -241,7 +241,7 @@ def is_ours(folder: Path) -> bool:
 
 @pytest.fixture
 def watch() -> Iterator[Callable[[Callable[[], bool]], None]]:
-    """Return a function that calls another every 20 ms, in a thread, until that returns true."""
+    """Return a function that calls an action every 20 ms in a thread, until it returns true."""
     stop, threads = Event(), []
 
     def start(action: Callable[[], bool]) -> None:
@@ -265,7 +265,7 @@ def test_two_ray_workers_one_of_them_killed(
     watch: Callable[[Callable[[], bool]], None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Kill a worker in the middle of the run; the other one and its successor finish."""
+    """Kill a worker in the middle of the run; the other worker and a new one finish the run."""
     pytest.importorskip("ray.data")
     photos, stopped, killed = tmp_path / "photos", list[int](), list[int]()
     photos.mkdir()
@@ -277,7 +277,7 @@ def test_two_ray_workers_one_of_them_killed(
     ray = ["--engine", "ray", "--ray_workers", "2"]
 
     def kill_one() -> bool:
-        """Stop a worker that has begun a part; kill it when the other one has finished a part."""
+        """Suspend a worker that has begun a part; kill it once the other has finished a part."""
         if not stopped:
             stopped.extend(ray_workers()[:1])
             for worker in stopped:

@@ -41,7 +41,7 @@ class Words(Encoder):
 
 
 class Tokens(Words):
-    """Encoder with two vectors per image; the better one counts."""
+    """Encoder with two vectors per image; the higher of their similarities counts."""
 
     def similarity(self, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         pairs = images.view(len(images), 2, -1)
@@ -366,7 +366,7 @@ class ByHand(Reranker):
     def rerank(
         self, captions: Sequence[str], images: Sequence[GalleryImage], candidates: torch.Tensor
     ) -> torch.Tensor:
-        """Read each image, whose colour is its row."""
+        """Look up the score of each image by its grey level, which is its row."""
         rows = [[load_image(images[i].path).getpixel((0, 0)) for i in one] for one in candidates]
         return torch.tensor(
             [[self.scores[c][r[0]] for r in one] for c, one in zip(captions, rows, strict=True)]

@@ -35,7 +35,7 @@ from pab.search.server.service import Service
 ROOT = Path(__file__).resolve().parents[1]
 DEPTH = 12
 UIT = "configs/uit/mini_infer.yaml"
-WITHOUT = '"rerank": false'  # in the sentence of an error that another request avoids
+WITHOUT = '"rerank": false'  # the remedy that errors of the reranker name
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_later_page_alone_needs_no_reranker(client: httpx.Client, judge: Darkn
 
 
 def test_scores_are_not_mixed_up_between_queries(client: httpx.Client, judge: Darkness) -> None:
-    """Queries with equal texts but other first images, or equal images but another text."""
+    """Queries have equal texts but different first images, or equal images but different texts."""
     queries: list[dict[str, Any]] = [
         {"text": "red"}, {"text": "red", "folder": "park"}, {"text": "red", "minus": ["green"]},
         {"text": "red", "minus": ["green"], "weights": {"minus": 0.01}}, {"text": "RED"},
@@ -219,7 +219,7 @@ def test_a_changed_index_is_judged_again(tmp_path: Path, judge: Darkness) -> Non
     index = make_index(tmp_path, 8, 1)
     with served(index, reranker=judge) as at, httpx.Client(base_url=at, timeout=60) as client:
         before = results(client, text="red")
-        paint(tmp_path / "photos" / before[0]["name"], "yellow", 77)  # its row may stay
+        paint(tmp_path / "photos" / before[0]["name"], "yellow", 77)  # the picture may keep its row
         index_pictures(tmp_path, 1)
         after = results(client, text="red")
         assert len(judge.asked) == 2
@@ -228,7 +228,7 @@ def test_a_changed_index_is_judged_again(tmp_path: Path, judge: Darkness) -> Non
 
 
 def test_the_reranker_has_one_thread_and_no_pair_is_scored_twice(root: Path) -> None:
-    """Many clients at once; `Darkness` itself refuses a second thread."""
+    """Many clients search at once; `Darkness` fails if a second thread uses it."""
     gate = threading.Event()
     judge = Darkness(lambda: gate.wait(0.1))
     texts = ["red", "green", "blue"]
@@ -271,7 +271,7 @@ def test_the_server_answers_while_the_reranker_works(root: Path) -> None:
 
 
 def shallow(folder: Path, count: int = 2000) -> Service:
-    """Serve an approximate index that finds other images if it is asked for more of them."""
+    """Serve an approximate index that finds other images if more of them are requested."""
     write(folder, clustered(count))
     build_ann(folder, "ivf")
     manifest = folder / "manifest.json"
@@ -293,7 +293,7 @@ def test_approximate_pages_have_one_order(tmp_path: Path) -> None:
     service = shallow(tmp_path)
     opened = service._current()
     alone = [opened.searcher.search([Query("a")], k)[0] for k in (10, 700)]
-    assert [one.name for one in alone[1][:10]] != [one.name for one in alone[0]], "not trivial"
+    assert [one.name for one in alone[1][:10]] != [one.name for one in alone[0]], "must differ"
     for query in ({"text": "a"}, {"image": service.search(SearchRequest(text="a")).results[0].id}):
         wide = pages(service, 100, 700, **query)
         assert len(wide) == len({*wide}) == 700
@@ -388,7 +388,7 @@ def test_bad_flags(
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Index of the mini CLIP with an approximate index."""
+    """Index pictures with the mini CLIP, and build an approximate index."""
     pytest.importorskip("faiss")
     root = tmp_path_factory.mktemp("mini")
     draw_pictures(root / "photos", 10)

@@ -179,7 +179,7 @@ def test_a_changed_index_is_opened_again(tmp_path: Path) -> None:
         assert found(client.get("/api/health"))["images"] == before + 1
         new = found(client.post("/api/search", json={"text": "red"}))["results"]
         assert len(new) == len(old) + 1
-        for one in old:  # its row may have changed
+        for one in old:  # the images may have other rows
             facts = found(client.get(f"/api/images/{one['id']}/facts"))
             assert facts["name"] == one["name"]
         assert {one["id"] for one in old} != {one["id"] for one in new}

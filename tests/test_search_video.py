@@ -34,10 +34,10 @@ def write_video(
 
     Args:
         path: file to write.
-        times_ms: presentation time of each frame, milliseconds.
+        times_ms: presentation time of each frame after ``start_ms``, milliseconds.
         codec: video codec.
         still: numbers of frames that look like the frame before.
-        start_ms: time of the first frame in the file.
+        start_ms: offset of all presentation times in the file, milliseconds.
         noise: fill the frames with noise, so that packets are large.
         turn: rotation that a player applies, degrees counterclockwise.
     """
@@ -63,7 +63,7 @@ def write_video(
 
 
 def level_of(image: Image.Image) -> int:
-    """Return the number of a frame of :func:`write_video`, from 1."""
+    """Return the brightness level of a frame of :func:`write_video`, from 1."""
     return round(float(np.asarray(image, dtype=np.float64).mean()) / 10)
 
 

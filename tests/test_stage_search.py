@@ -67,7 +67,7 @@ def judged(scores: Tensor) -> Metrics:
 
 
 def made(depth: int, prior: float, *decodings: DecodeSettings) -> Metrics:
-    """Run a chain with these numbers, as `ensemble.run` does, and evaluate its result."""
+    """Run a chain with these parameters, as `ensemble.run` does, and evaluate its result."""
     member = matrix(0.7, 1)
     member = (member - member.min()).div(member.max() - member.min())
     counts = torch.full((COUNT,), COUNT)
@@ -76,7 +76,7 @@ def made(depth: int, prior: float, *decodings: DecodeSettings) -> Metrics:
 
 
 def chosen_by_brute_force(counted: np.ndarray | None = None) -> tuple[dict[str, float], Metrics]:
-    """Return the best numbers, chosen one stage after another, and the metrics of the chain."""
+    """Return the best parameters, chosen stage by stage, and the metrics of the chain."""
 
     def key(metrics: Metrics) -> tuple[float, float]:
         mean = metrics.mean(counted)

@@ -80,7 +80,7 @@ def test_any_combination_gives_the_same_weights(
 )
 def test_prefixes_of_some_names_are_removed_if_the_names_then_match(parts: list[list[str]]) -> None:
     expected = state_of(Blocks())
-    # The prefix that all names share is removed from all; the rest of the prefixes differ.
+    # The prefix that all names share is removed from all; the remaining prefixes differ.
     names = [".".join([*part, name]) for part, name in zip(parts, expected, strict=False)]
     names += list(expected)[len(names) :]
     assert unwrapped(names, expected.keys()) == list(expected)
@@ -97,7 +97,7 @@ def test_without_a_model_only_the_shared_prefix_is_removed() -> None:
     assert unwrapped(["module.a.w", "module.b.w"]) == ["a.w", "b.w"]
     assert unwrapped(["module.a.w", "b.w"]) == ["module.a.w", "b.w"]
     assert unwrapped(["model.module.a", "module.model.a.b"]) == ["a", "a.b"]
-    assert unwrapped(["module", "model"]) == ["module", "model"]  # names of tensors
+    assert unwrapped(["module", "model"]) == ["module", "model"]  # tensor names, not prefixes
 
 
 def test_other_parts_of_a_training_wrapper_keep_their_names() -> None:

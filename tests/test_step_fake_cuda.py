@@ -161,7 +161,7 @@ def steps_of_pairs(
 
 
 def clip() -> Any:
-    """Return a small CLIP whose text tower is causal, as OpenAI's."""
+    """Return a small CLIP with a causal text tower, as in OpenAI's models."""
     model = open_clip.CLIP(
         embed_dim=32,
         vision_cfg={"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32},
@@ -172,7 +172,7 @@ def clip() -> Any:
     return model.to(CUDA)
 
 
-# Model, its vectors of pairs, its logit scale, and the side of its images.
+# Model, functions that return the vectors of pairs and the logit scale, and side of the images.
 Parts = tuple[Any, Callable[[PairBatch], Tensor], Callable[[], Tensor], int]
 
 

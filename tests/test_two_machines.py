@@ -1,6 +1,6 @@
 """Two simulated machines: processes whose output, cache and data folders are not shared.
 
-They must train as one, or refuse to start with an error in both. They must never hang.
+They must work as one process would, or both must stop with the same error. They must never hang.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_a_planted_cpu_tensor_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class SameThread:
-    """Run the work of a thread at once, because fake tensors belong to one thread."""
+    """Thread pool that works in the calling thread, because fake tensors belong to one thread."""
 
     def __init__(self, threads: int) -> None:
         del threads
@@ -76,10 +76,10 @@ class SameThread:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait for nothing."""
+        """Do nothing, because all work is done."""
 
     def submit(self, work: Callable[[Any], Any], argument: Any) -> Future[Any]:
-        """Return a result that is already there."""
+        """Do the work at once, and return its result."""
         result: Future[Any] = Future()
         result.set_result(work(argument))
         return result

@@ -1,4 +1,4 @@
-"""UIT's gallery features on several nodes: every process reads the features of one process.
+"""UIT's gallery features on several nodes equal those that a single process computes.
 
 Nodes are simulated by processes whose temporary folders differ, as on machines without a shared
 folder, and by torchrun's node rank (``GROUP_RANK``) for machines that share a folder.

@@ -70,7 +70,7 @@ def own_share(whole: UitBatch) -> UitBatch:
         for name in UitBatch._fields
         if name not in ("hidden_blocks", "longest", "erased")
     }
-    # Each process draws other blocks; all must hide those of rank 0.
+    # Each process draws different blocks, but all must hide those of rank 0.
     blocks = whole.hidden_blocks.roll(processes.rank(), dims=0)
     return whole._replace(**parts, hidden_blocks=blocks)
 

@@ -40,7 +40,7 @@ def small_model(tokenizer: Tokenizer, size: int = 32, window: int = 4) -> Uit:
 
 
 def cmp_state(model: Uit) -> dict[str, Tensor]:
-    """Return a state as CMP saves it: no masked image model, a pose branch, a tied matrix twice."""
+    """Return a state as CMP saves it: without MIM, with a pose branch and a tied matrix twice."""
     state = {n: t for n, t in model.state_dict().items() if not n.startswith("simmim.")}
     words = state["text_encoder.bert.embeddings.word_embeddings.weight"]
     state["text_encoder.cls.predictions.decoder.weight"] = words

@@ -255,7 +255,7 @@ def test_disabled_losses(tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, 
 def test_recomputed_activations_give_the_same_gradients(
     tiny_data: Path, tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    """With dropout and drop path, whose draws are repeated in the backward pass."""
+    """Dropout and drop path are on; the backward pass repeats their draws."""
     batch = batch_of(dataset(tiny_data, tokenizer, tmp_path))
     gradients: list[dict[str, Tensor | None]] = []
     stored: list[int] = []
@@ -530,7 +530,7 @@ def _run(argv: list[str], folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_two_processes_begin_as_one(runs: Runs, tmp_path: Path) -> None:
-    # Compare only the first step: each process draws its own negatives for ITM.
+    # Only the first step is compared, because each process draws its own negatives for ITM.
     fixed = {"drop_path": 0, "dropout": 0, "proj_dropout": 0, "epo": 1}
     alone = runs("alone", "--sync_batch_norm", bs=6, **fixed)
     (tmp_path / "ranks").mkdir()
@@ -746,7 +746,7 @@ def test_shared_work_changes_nothing(
 def test_groups_from_free_memory_give_the_same_scores(
     tokenizer: Tokenizer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float
 ) -> None:
-    """As on a GPU: larger groups, and tokens that stay on the device if they fit."""
+    """As on a GPU, groups are larger, and tokens stay on the device if they fit."""
     monkeypatch.setattr("uit.rerank.IMAGES_A_GROUP", 4)
     model = load_model("uit_debug", 32, 4, str(checkpoint), tokenizer)
     generator = torch.Generator().manual_seed(1)

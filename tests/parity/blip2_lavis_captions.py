@@ -1,4 +1,4 @@
-"""Captions of the LAVIS reference vectors, before LAVIS's caption processor."""
+"""Captions of the LAVIS reference vectors, before LAVIS's caption processor changes them."""
 
 CAPTIONS = (
     "A man in a red coat falls off his bicycle, in the street.",

@@ -5,8 +5,8 @@ Run once in LAVIS's own environment (`bash scripts/setup_lavis.sh`), from the re
     .venv-lavis/bin/python tests/parity/make_blip2_lavis.py
 
 The model is LAVIS's `Blip2Qformer` in a small size. It is assembled from LAVIS's modules, because
-its constructor supports only the published sizes and downloads files. Vectors come from its
-`extract_features`, captions from LAVIS's processor and tokenizer.
+its constructor supports only the published sizes and downloads files. The vectors come from
+its `extract_features`, and the captions and ids from LAVIS's processor and tokenizer.
 """
 
 from __future__ import annotations

@@ -40,7 +40,6 @@ from pab.search.sources import (
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = ["--model", "clip", "--arch", f"local-dir:{ROOT / 'checkpoints/mini/clip'}"]
-LHP = ["--model", "lhp", "--config", "configs/lhp/mini_infer.yaml"]
 CHOICES = [MemberChoice("mean", "mean", ()), MemberChoice("corner", "corner", ())]
 
 

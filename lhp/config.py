@@ -1,6 +1,6 @@
 """Settings of LHP's fine-tuning.
 
-The defaults are those of the released command (4 epochs; the paper trains 3).
+The numeric defaults are those of the released command (4 epochs; the paper trains for 3).
 """
 
 from __future__ import annotations

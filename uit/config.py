@@ -1,6 +1,7 @@
 """Settings of UIT's fine-tuning.
 
-The defaults are the release's; `configs/uit/paper.yaml` has the paper's values.
+The defaults are the release's, except for the initial weights and the seed.
+`configs/uit/paper.yaml` has the paper's values.
 """
 
 from __future__ import annotations

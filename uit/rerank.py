@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 # GPU, a group has more images if they fit.
 IMAGES_A_GROUP = 512
 PAIRS_A_PASS = 128  # maximum pairs per pass of the cross encoder
-# On a GPU: a quarter of the kernels and 60 % of the memory traffic of 128 pairs (docs/log.md).
+# On a GPU, passes of 512 pairs need a quarter of the kernels and 60 % of the memory traffic of
+# passes of 128 pairs (docs/log.md).
 PAIRS_ON_GPU = 512
 RESERVED = 2 << 30  # bytes of GPU memory for a pass, whose largest tensors have 350 MB each
 

@@ -18,7 +18,7 @@ from pab.core.errors import InputError
 
 Scaling = Literal["minmax", "minmax_query", "zscore", "rank"]
 
-_FIRST = 16  # scores per row to compare first; a row is compared completely if they agree
+_FIRST = 16  # scores per row to compare first; a row is compared completely if these are equal
 
 
 def scaled_block(
@@ -31,7 +31,8 @@ def scaled_block(
         scaling: ``minmax`` uses the bounds of the whole matrix (published), ``minmax_query`` the
             bounds of each row, ``zscore`` the mean and standard deviation of each row. ``rank``
             maps the first place to 1 and the last to 0; equal scores share the mean of their
-            places. For a row with equal scores, see :func:`flat_rows`.
+            places. The result for a row of equal scores (:func:`flat_rows`) has no meaning; the
+            fusion replaces it with 0.
         bounds: minimum and maximum of the whole matrix.
         where: file of the member, for error messages.
 
@@ -42,7 +43,8 @@ def scaled_block(
     if scaling != "rank" and high - low > torch.finfo().max:
         raise InputError(
             where,
-            f"its scores, from {low:g} to {high:g}, overflow at --scaling {scaling}",
+            f"the range of its scores, {low:g} to {high:g}, overflows float32 with "
+            f"--scaling {scaling}",
             todo="divide them by a constant, or fuse with --scaling rank",
         )
     if scaling == "minmax":

@@ -3,10 +3,10 @@
 `--method steps` is Algorithm 2 of the paper (arXiv 2511.22470). The members are added one by one.
 Each weight is the best of a grid in [0, 1] by R@1, with mAP as the tie-breaker, and earlier weights
 stay fixed. `--order greedy` also chooses the next member. `--method simplex` tries all combinations
-of shares. Both methods write weights of the published fusion rule. The numbers of `--rerank` and
-`--decode` are then chosen stage by stage (`stage_search`). The cross-validated estimate includes
-all choices. Test annotations are rejected, because choices made on a test set make its results
-meaningless.
+of shares. Both methods write weights of the published fusion rule. The parameters of `--rerank`
+and `--decode` are then chosen stage by stage (`stage_search`). The cross-validated estimate
+includes all choices. Test annotations are rejected, because choices made on a test set make its
+results meaningless.
 """
 
 from __future__ import annotations
@@ -86,25 +86,25 @@ class SearchConfig(FusionConfig):
         (), "--rerank: depths to try, in images per query (default: 5 10 20 50)"
     )
     decode_grid: tuple[float, ...] = flag(
-        (), "with one --decode: slacks, factors or taus to try (default: built-in lists)"
+        (), "with one decoding: slacks, factors or taus to try (default: built-in lists)"
     )
     tau_grid: tuple[float, ...] = flag(
         (), "--decode margin: taus to try, in the unit of reranker scores (default: 0 to 10) or, "
         "without --rerank, of the fused scores (default: 0 to 0.2)",
     )  # fmt: skip
     slack_grid: tuple[float, ...] = flag(
-        (), "--decode assignment: slacks to try, in the same unit (default: as --tau_grid, and "
-        "without --rerank also none)",
+        (), "--decode assignment: slacks to try, in the unit of --tau_grid (default: the values of "
+        "--tau_grid and, without --rerank, also no opting out)",
     )  # fmt: skip
     factor_grid: tuple[float, ...] = flag(
-        (), "other --decode: factors to try, no unit (default: 5 to 200)"
+        (), "other decodings: factors to try, without a unit (default: 5 to 200)"
     )
     trials: str = output_flag("output/ensemble/trials.csv", "file for all trials")
     out: str = output_flag(
         "output/ensemble/weights.yaml", "file for the weights (for ensemble.run --config)"
     )
     allow_test: bool = data_flag(False, "accept a test set; the weights file records this")
-    seed: int = flag(0, "seed of the bootstrap and the folds")
+    seed: int = flag(0, "seed of the bootstrap and of the folds")
 
     def check(self) -> None:
         """Reject values that are invalid alone or in combination; the error names the flag."""
@@ -136,8 +136,8 @@ class SearchConfig(FusionConfig):
         for number, using in users.items():
             if len(using) > 1:
                 raise InputError(
-                    "--decode", f"{' and '.join(using)} share --decode_{number}, so that the "
-                    "search cannot choose both",
+                    "--decode", f"{' and '.join(using)} share --decode_{number}, so the search "
+                    "cannot choose both",
                     todo="search with one, and pass the others to ensemble.run",
                 )  # fmt: skip
             if getattr(self, f"{number}_grid") and (not using or self.decode_grid):
@@ -214,13 +214,13 @@ def estimate(config: SearchConfig, inside: Metrics, rungs: Sequence[tuple[str, M
 def stages_of(
     config: SearchConfig, fusion: Fusion, reranker: Member | None, file: ScoreFile
 ) -> Stages:
-    """Return the stages whose numbers are chosen, with the values to try.
+    """Return the stages whose parameters are chosen, with the values to try.
 
     Args:
         config: settings of the search.
         fusion: the members.
         reranker: the reranker, or None.
-        file: its scores; unused without a reranker.
+        file: scores of the reranker; unused if ``reranker`` is None.
     """
     depths, priors = config.depths(), config.prior_grid or RERANKER_UNITS
     reranking = None
@@ -235,7 +235,7 @@ def stages_of(
 
 
 def chosen_stages(config: SearchConfig, choices: Sequence[Choice]) -> dict[str, Any]:
-    """Return the reranker, the decodings and their chosen numbers as settings of `ensemble.run`."""
+    """Return the reranker, decodings and chosen parameters as settings of `ensemble.run`."""
     methods = [settings.method for settings in config.decodings()]
     chosen: dict[str, Any] = {"rerank": config.rerank[0]} if config.rerank else {}
     if methods:
@@ -292,7 +292,7 @@ def run(config: SearchConfig) -> None:
     if len(members) < 2 and not (members and (reranker or config.decodings())):
         raise InputError(
             "ensemble", f"expected at least two members, found {len(members)}",
-            todo="or one member and --rerank or --decode",
+            todo="pass another score file, or add --rerank or --decode to a single member",
         )  # fmt: skip
     inputs = [*members, *([reranker] if reranker else [])]
     outputs = {"trials": config.trials, "out": config.out}
@@ -325,7 +325,8 @@ def run(config: SearchConfig) -> None:
     chosen["scaling"] = config.scaling
     chosen |= chosen_members(config, members, weights)
     if any(file.meta.get("model") == RANKED_LIST for file in files):
-        chosen |= given(config, "annotation", "answers", "image_folder")  # for the line order
+        # A ranked list may have no query ids; the annotation gives the order of its lines.
+        chosen |= given(config, "annotation", "answers", "image_folder")
     candidates = config.uit_k or candidates_of(members, files)
     if candidates is not None:
         chosen["uit_k"] = candidates

@@ -1,6 +1,6 @@
-"""Choose the numbers of reranking and decodings on labelled validation scores.
+"""Choose the parameters of reranking and decodings on labelled validation scores.
 
-The stages are those of `ensemble.run`: a reranker, then decodings. Their numbers are chosen one
+The stages are those of `ensemble.run`: a reranker, then decodings. Their parameters are chosen one
 stage after another by R@1, with mAP as the tie-breaker; earlier values win remaining ties. A
 reranker's depth and prior are chosen together. Every stage uses the previous stage's best ranking,
 and all queries are decoded together, whichever queries count for the choice.
@@ -30,11 +30,12 @@ from pab.metrics import Metrics
 TAUS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SLACKS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, math.inf)  # inf: no query opts out
 FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
-# In the unit of a reranker's scores. Those of vision-language models are differences of logits;
-# Protocol-Aware Assignment uses a prior of 0.5, a tau of 0.5 and a slack of 1.
+# In the unit of a reranker's scores. Vision-language models score with differences of logits, for
+# which Protocol-Aware Assignment uses a prior of 0.5, a tau of 0.5 and a slack of 1.
 RERANKER_UNITS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 DEPTHS = (5, 10, 20, 50)  # images per query
-NUMBERS: dict[Decoding, str] = {"assignment": "slack", "margin": "tau"}  # otherwise the factor
+# Parameter that is chosen for a decoding; for all others, it is the factor.
+NUMBERS: dict[Decoding, str] = {"assignment": "slack", "margin": "tau"}
 
 
 def number_of(method: Decoding) -> str:
@@ -43,7 +44,7 @@ def number_of(method: Decoding) -> str:
 
 
 def usual_values(method: Decoding, *, after_reranker: bool) -> tuple[float, ...]:
-    """Return the default values of a decoding's number."""
+    """Return the values of a decoding's parameter that are tried by default."""
     if method not in NUMBERS:
         return FACTORS
     if after_reranker:
@@ -55,21 +56,21 @@ def usual_values(method: Decoding, *, after_reranker: bool) -> tuple[float, ...]
 class Choice:
     """Best settings of one stage."""
 
-    stage: str  # in tables
-    settings: dict[str, Any]  # of `ensemble.run`
+    stage: str  # name of the stage in tables
+    settings: dict[str, Any]  # chosen parameters, as settings of `ensemble.run`
     ranking: Ranking
     metrics: Metrics
     trials: list[Trial]
 
     @property
     def numbers(self) -> str:
-        """The chosen numbers."""
+        """The chosen parameters with their values, as text."""
         return _named(self.settings)
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Stages after the fusion, and the values to try for their numbers."""
+    """Stages after the fusion, and the values to try for their parameters."""
 
     query_ids: list[str]
     gallery_ids: list[str]
@@ -82,10 +83,10 @@ class Stages:
         return self.reranking is not None or bool(self.decodings)
 
     def choose(self, fused: Tensor, judge: Judge) -> list[Choice]:
-        """Choose the numbers of every stage for the judge's counted queries.
+        """Choose the parameters of every stage for the judge's counted queries.
 
         Args:
-            fused: [Q, G].
+            fused: fused scores [Q, G].
             judge: evaluator of trials.
 
         Raises:
@@ -139,8 +140,8 @@ class Stages:
     def warn(self, choices: Sequence[Choice], fused: Tensor) -> None:
         """Print notices about the chosen settings.
 
-        They report images without a reranker score, a sinkhorn that has not converged, and numbers
-        at the upper end of their grid.
+        The notices report images without a reranker score, a sinkhorn decoding that has not
+        converged, and values at the upper end of their grid.
         """
         chosen = {name: value for one in choices for name, value in one.settings.items()}
         grids: dict[str, Sequence[float]] = {
@@ -152,7 +153,7 @@ class Stages:
             # Reordering prints the notice about images without a score.
             replace(self.reranking, depth=chosen["rerank_depth"]).reorder(fused)
             if chosen["rerank_depth"] >= int(self.reranking.listed.min()):
-                del chosen["rerank_depth"]  # the reranker scored no more images
+                del chosen["rerank_depth"]  # no larger depth has enough scores
         made = {choice.stage: choice.ranking.scores for choice in choices}
         for settings, _ in self.decodings:
             if settings.method == "sinkhorn":

@@ -54,7 +54,7 @@ class Judge:
         return f"R@1 {first:.2f}, mAP {second:.2f}"
 
     def difference(self, before: Metrics, after: Metrics, seed: int) -> str:
-        """Format the gain in R@1, percentage points, with its paired bootstrap interval."""
+        """Format the gain in R@1, in percentage points, with its paired bootstrap interval."""
         return f"in R@1 {paired_bootstrap(before.values['R@1'], after.values['R@1'], seed)}"
 
 
@@ -62,7 +62,8 @@ class Judge:
 class Trial:
     """One trial: the added member, the weight kept by the running sum, and metrics in percent.
 
-    A simplex trial lists all shares in ``member``, and has no weight.
+    Trials of the simplex and of stages have no weight. Their ``member`` lists all shares, or names
+    the stage and its parameters.
     """
 
     member: str
@@ -108,7 +109,7 @@ class Found:
 
 
 def grid(step: float) -> list[float]:
-    """Return weights from 1 down to 0; 0 is always included."""
+    """Return the weights from 1 down to 0 at intervals of ``step``; 0 is always included."""
     count = int(round(1.0 / step, 9))
     weights = [round(1.0 - i * step, 9) for i in range(count + 1)]
     return weights if weights[-1] == 0.0 else [*weights, 0.0]
@@ -180,11 +181,12 @@ class Simplex:
         """
         count, parts = len(fusion.members), max(1, round(1.0 / step))
         if abs(parts * step - 1.0) > GRID_TOLERANCE:
-            notice("--grid_step", f"{step:g} does not divide 1: shares in steps of 1/{parts}")
+            notice("--grid_step", f"{step:g} does not divide 1; the shares use steps of 1/{parts}")
         needed = math.comb(parts + count - 1, count - 1)
         if needed > MOST_SIMPLEX_TRIALS:
             raise InputError(
-                "--grid_step", f"{count} members in steps of {step:g} are {needed} trials",
+                "--grid_step", f"{count} members in steps of {step:g} need {needed} trials, more "
+                f"than {MOST_SIMPLEX_TRIALS}",
                 todo="use a larger step, such as 0.05",
             )  # fmt: skip
         points = []

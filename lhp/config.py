@@ -1,6 +1,6 @@
 """Settings of LHP's fine-tuning.
 
-The defaults are those of the released command (4 epochs; the paper trains 3).
+The numeric defaults are those of the released command (4 epochs; the paper trains for 3).
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class TrainConfig(ContrastiveConfig):
     )
     input_size: int = model_flag(384, "side of the square input, pixels", ge=1)
     drop_path: float = flag(0.16, "stochastic depth rate of the last block", ge=0, lt=1)
-    checkpoint_activations: bool = speed_flag(False, "recompute blocks in the backward pass")
+    checkpoint_activations: bool = speed_flag(
+        False, "recompute blocks in the backward pass, to save memory"
+    )
     compile: bool = speed_flag(False, "compile the blocks with torch.compile in the first steps")
     finetune: str = model_flag("", "checkpoint to start from; empty: random weights")
     sentencepiece_model: str = model_flag("checkpoints/lhp/beit3.spm", "SentencePiece model")

@@ -105,7 +105,7 @@ class LhpEncoder(BatchEncoder):
     """BEiT-3 as an encoder.
 
     Attributes:
-        model: weights in ``compute.weights``.
+        model: model, with weights of the dtype ``compute.weights``.
         tokenizer: tokenizer of the model.
         compiled: image encoder from :func:`compiled_image_encoder`; None uses the model.
     """

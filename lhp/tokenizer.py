@@ -3,7 +3,7 @@
 The published models use `beit3.spm` (64,000 tokens). The ids 0 to 3 are `<s>`, `<pad>`, `</s>` and
 `<unk>`. These four replace SentencePiece's first three entries (`<unk>`, `<s>`, `</s>`), so every
 other id is SentencePiece's plus one. Plain `sentencepiece` is used because the tokenizer class of
-recent `transformers` releases returns other ids for unusual Unicode.
+recent `transformers` releases returns different ids for unusual Unicode.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fine-tune LHP: `python -m lhp.train`.
 
-Implements the published recipe: the settings are in `lhp/config.py`, the training steps in
-`pab/training/pairs.py`. For several GPUs, start the command with torchrun. The same command,
+This module implements the published recipe. The settings are in `lhp/config.py`, the training steps
+in `pab/training/pairs.py`. For several GPUs, start the command with torchrun. The same command,
 started again, resumes from the last checkpoint.
 """
 
@@ -43,7 +43,8 @@ def train(config: TrainConfig, command: str) -> None:
 
     Raises:
         InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training image, or too many consecutive steps that are not finite.
+            unreadable training image, or too many consecutive steps whose loss or gradient is not
+            finite.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     files = named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model)

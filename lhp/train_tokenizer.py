@@ -1,7 +1,7 @@
 """Train a small SentencePiece model on training captions: `python -m lhp.train_tokenizer`.
 
-Models trained from scratch on your own data use it instead of `beit3.spm`. Its special tokens are
-in the order that `lhp/tokenizer.py` expects.
+LHP models trained from scratch on your own data use the result instead of `beit3.spm`. Its special
+tokens are in the order that `lhp/tokenizer.py` expects.
 """
 
 from __future__ import annotations

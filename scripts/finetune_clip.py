@@ -1,6 +1,6 @@
 """Fine-tune CLIP on PAB: `python scripts/finetune_clip.py`.
 
-Tunes any OpenCLIP model (`--model`, `--pretrained`) with LHP's views and recipe
+The command tunes any OpenCLIP model (`--model`, `--pretrained`) with LHP's views and recipe
 (`pab/training/pairs.py`). For a large tower, use `--lora_rank 16`; to freeze a tower, use
 `--freeze image` or `--freeze text`.
 """

@@ -1,7 +1,8 @@
 """Tune a late-interaction embedder on PAB: `python scripts/finetune_embedder.py`.
 
 `--model` is the folder or hub id of a `MultiVectorEncoder` of sentence-transformers. The tuned
-model is written to `OUTPUT_DIR/model`, in the same format (`pab/encoders/st/tune_embedder.py`).
+model is written to `OUTPUT_DIR/model`, in the same format. The recipe is in
+`pab/encoders/st/tune_embedder.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Fine-tune LHP as published. Arguments override the recipe; GPUS=4 starts four processes.
 #   bash scripts/finetune_lhp.sh     GPUS=4 bash scripts/finetune_lhp.sh --batch_size 46
-# On several machines, run it on each, with NNODES, NODE_RANK and MASTER_ADDR (docs/reproduce.md).
+# To use several machines, run the script on each, with NNODES, NODE_RANK and MASTER_ADDR set
+# (docs/reproduce.md).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,4 +1,4 @@
-"""Run the published inference: members, UIT over LHP's candidates, fusion.
+"""Run the published inference: score the members, re-rank LHP's candidates with UIT, and fuse.
 
 `scripts/iterative_ensemble.sh` runs the last command of the release: UIT and fusion.
 `scripts/infer_all.sh` first scores with LHP, BLIP-2 and CLIP. A flag is passed to UIT or to the

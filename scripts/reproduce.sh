@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Reproduce the paper step by step, and print each published figure beside the one obtained.
 #   bash scripts/reproduce.sh                  score the released checkpoints, fuse, compare
-#   bash scripts/reproduce.sh --train          fine-tune LHP and UIT first (days; GPUS=4 uses four)
+#   bash scripts/reproduce.sh --train          fine-tune LHP and UIT first (GPUS=4: on four GPUs)
 #   bash scripts/reproduce.sh --mini           the same steps with the mini models on the mini data
 #   bash scripts/reproduce.sh --answers FILE   also evaluate the name-masked set with its answer key
-# Scores the labelled test set and the name-masked set, if they exist.
-# The variables DATA and OUT set the folders of data and results.
-# A model whose score file exists is not scored again. Expected hours: docs/reproduce.md.
+# The script scores the labelled test set and the name-masked set, if they exist. The variables DATA
+# and OUT set the folders of data and results. If a model's score file exists, scoring is skipped.
+# For the expected hours of fine-tuning and scoring, see docs/reproduce.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,7 +26,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 if $train && $mini; then
-    echo "error: --train: the mini models are shipped; to train them, see their config files" >&2
+    echo "error: --train: cannot be used with --mini; to train mini models, see their config files" >&2
     exit 2
 fi
 if [ -n "$answers" ] && [ ! -f "$answers" ]; then

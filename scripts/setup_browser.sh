@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Install what the tests of the search need: Debian's Chromium, axe-core (accessibility), and
-# opencv-doc, which contains a real surveillance clip (vtest.avi). Without it, its test is skipped.
+# Install the requirements of the photo search's tests: Debian's Chromium, axe-core (accessibility)
+# and opencv-doc, which contains a real surveillance clip (vtest.avi). Without the clip, its test is
+# skipped.
 #   bash scripts/setup_browser.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 version=4.14.1
 target=output/browser
-clip=/usr/share/doc/opencv-doc/examples/data/vtest.avi  # Debian may compress it
+clip=/usr/share/doc/opencv-doc/examples/data/vtest.avi  # or vtest.avi.gz
 needed=()
 command -v chromium >/dev/null 2>&1 || needed+=(chromium)
 [ -f "$target/axe-$version.min.js" ] || command -v npm >/dev/null 2>&1 || needed+=(npm)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, check style and types, run the tests; arguments go to pytest.
+# Set up, check style and types, and run the tests; arguments are passed to pytest.
 #   bash scripts/test.sh             bash scripts/test.sh -k ranking
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -253,7 +253,7 @@ def test_scores_that_overflow_when_scaled_are_refused(
     words = ["--beit3_score", files["a"], "--uit_score", path, "--scaling", scaling]
     out = tmp_path / "o.txt"
     with pytest.raises(
-        InputError, match=rf"huge.pt: its scores, .* overflow at --scaling {scaling}"
+        InputError, match=rf"huge.pt: the range .* overflows float32 with --scaling {scaling}"
     ):
         run([*words, "--output_file", str(out)])
     assert not out.exists()

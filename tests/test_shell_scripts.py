@@ -259,7 +259,7 @@ def test_gpus_must_be_a_positive_integer(
         (["--typo"], "--typo: expected --train, --mini or --answers FILE"),
         (["--answers"], "--answers: expected a file"),
         (["--answers", "no.json"], "--answers: no.json: expected the answer key"),
-        (["--train", "--mini"], "--train: the mini models are shipped"),
+        (["--train", "--mini"], "--train: cannot be used with --mini"),
     ],
 )
 def test_reproduce_refuses_a_wrong_command_line(

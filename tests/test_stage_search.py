@@ -230,5 +230,5 @@ def test_a_search_does_not_overwrite_the_reranker(words: list[str], tmp_path: Pa
 
 
 def test_a_member_alone_needs_a_stage(words: list[str]) -> None:
-    with pytest.raises(InputError, match="expected at least two members, found 1; or one member"):
+    with pytest.raises(InputError, match="expected at least two members, found 1; pass another"):
         search([word for word in words if word != "--rerank" and not word.startswith("vlm=")])

@@ -68,8 +68,8 @@ def test_cmp_scores_without_its_pose_branch(
     assert missing.startswith(f"note: {path}: lacks parts that scoring does not use: ")
     assert missing.endswith("tensors (simmim)")
     assert pose == (
-        f"note: {path}: CMP's pose branch is ignored, images are encoded without poses: 5 tensors "
-        "(pose_block, pose_conv)"
+        f"note: {path}: CMP's pose branch is ignored, so images are encoded without poses: "
+        "5 tensors (pose_block, pose_conv)"
     )
 
 
@@ -108,8 +108,8 @@ def test_another_window_size_is_reported_once(
     small, path = small_model(tokenizer), tmp_path / "small.pth"
     torch.save({"model": small.state_dict()}, path)
     load_uit(small_model(tokenizer, 64, 8), path)
-    line = f"note: {path}: relative position biases are resized from windows of 4 to 8 tokens\n"
-    assert capsys.readouterr().err == line
+    line = "relative position biases are resized from windows of 4 x 4 to 8 x 8 tokens"
+    assert capsys.readouterr().err == f"note: {path}: {line}\n"
 
 
 def test_towers_from_wrapped_files_and_renamed_folders(

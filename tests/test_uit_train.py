@@ -488,7 +488,7 @@ def test_a_vocabulary_of_other_words_is_refused_before_training(runs: Runs) -> N
 
 @pytest.mark.usefixtures("runs")
 def test_evaluation_does_not_score_the_start_weights() -> None:
-    with pytest.raises(InputError, match="expected the weights to score"):
+    with pytest.raises(InputError, match="expected the weights to evaluate"):
         run(["--evaluate"])  # the default recipe sets only start weights
 
 

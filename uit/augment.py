@@ -46,7 +46,7 @@ class Augmentation:
     """Settings of :class:`TrainingView`.
 
     Attributes:
-        flip_prob: probability of mirroring the image.
+        flip_prob: probability of flipping the image horizontally.
         level: strength of the operations, 0 to :data:`LEVELS`; None disables them.
         erasing_prob: probability of erasing a rectangle.
     """
@@ -93,7 +93,7 @@ def operations(level: int) -> dict[str, Callable[[Image.Image, float], Image.Ima
 class TrainingView:
     """Augment and normalize a training image for UIT.
 
-    Uses torch's global random generator; seed it to repeat a view.
+    All draws use torch's global generator; seed the generator to repeat a view.
 
     Args:
         size: side of the output, pixels.
@@ -105,12 +105,12 @@ class TrainingView:
         self.resize = v2.Resize((size, size), interpolation=bicubic)
         self.flip = v2.RandomHorizontalFlip(augmentation.flip_prob)
         self.level = augmentation.level
-        preprocessing = recipe("uit", size).transform()  # the image already has this size
+        preprocessing = recipe("uit", size).transform()  # images already have this size
         self.as_tensor, self.normalization = preprocessing.pixels, preprocessing.normalization
         self.erasing = v2.RandomErasing(augmentation.erasing_prob, ERASED_AREA, ERASED_RATIO)
 
     def draw(self, image: Image.Image) -> tuple[Tensor, Rectangle]:
-        """Convert an RGB image to a random view, uint8 [3, size, size], and draw a rectangle."""
+        """Draw a view of an RGB image, uint8 [3, size, size], and a rectangle to erase."""
         image = self.flip(self.resize(image))
         if self.level is not None:
             every = list(operations(self.level).values())
@@ -137,7 +137,7 @@ def erase(images: Tensor, rectangles: Tensor) -> Tensor:
     """Set a rectangle of each image to 0 (after normalization, the mean), in place.
 
     Args:
-        images: floating-point numbers [B, 3, S, S].
+        images: floating-point images [B, 3, S, S].
         rectangles: int64 [B, 4], as :data:`Rectangle`.
     """
     place = torch.arange(images.shape[-1], device=images.device)

@@ -9,7 +9,8 @@ an image's tokens, between self-attention and feed-forward. Keys and values depe
 image, so they are computed once per image (:meth:`Bert.image_memory`) and shared by all its texts.
 
 Deliberate differences from the published code, which change results only by rounding: attention
-uses `scaled_dot_product_attention`, and a boolean mask excludes padding, not a bias of -10,000.
+uses `scaled_dot_product_attention`, and padding is excluded by a boolean mask instead of a bias of
+-10,000.
 
 Shape letters: `B` batch, `N` text tokens, `M` image tokens (in self-attention: N), `D` width, `H`
 heads, `C` head width, `P` text-image pairs, `T` texts, `K` positions per text, `V` vocabulary.
@@ -149,7 +150,10 @@ class AttentionBlock(nn.Module):
         self.output = BranchOutput(config, config.width)
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """Attend from x [B, N, D] to keys, values [B, H, M, C]; mask None or bool [B, 1, 1, M]."""
+        """Attend from x [B, N, D] to the keys and values of ``memory``, each [B, H, M, C].
+
+        ``mask`` is None or bool [B, 1, 1, M], true for visible keys. The result is [B, N, D].
+        """
         query = self.self.split(self.self.query(x))
         dropout = self.weight_dropout if self.training else 0.0
         out = attention(query, *memory, mask, dropout)  # [B, H, N, C]
@@ -192,7 +196,7 @@ class Layer(nn.Module):
         return self.attention(wanted, self.attention.self.keys_and_values(x), mask)
 
     def finish(self, x: Tensor, memory: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Apply cross-attention (in fusion layers, with ``memory``) and the feed-forward."""
+        """Apply cross-attention to ``memory`` (in fusion layers), then the feed-forward network."""
         if self.crossattention is not None:
             assert memory is not None
             x = self.crossattention(x, memory, None)

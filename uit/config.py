@@ -1,6 +1,7 @@
 """Settings of UIT's fine-tuning.
 
-The defaults are the release's; `configs/uit/paper.yaml` has the paper's values.
+The defaults are the release's, except for the initial weights and the seed.
+`configs/uit/paper.yaml` has the paper's values.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class TrainConfig(TrainingConfig):
 
     # Losses
     eda_weight: float = flag(
-        0.8, "weight of ITC and ITM on the augmented caption; 0 disables both", ge=0
+        0.8, "weight of ITC and ITM on the augmented caption; 0 omits this caption", ge=0
     )
     mlm_weight: float = flag(1.0, "weight of masked language modelling; 0 disables it", ge=0)
     # The release uses 0.1356 x the sum over a batch of 84 images; this loss is a mean over images.
@@ -79,9 +80,9 @@ class TrainConfig(TrainingConfig):
     mim_ratio: float = flag(0.5, "fraction of image blocks to mask", ge=0, le=1)
 
     # Augmentation
-    flip_prob: float = flag(0.5, "probability of mirroring the image", ge=0, le=1)
+    flip_prob: float = flag(0.5, "probability of flipping the image horizontally", ge=0, le=1)
     augment_level: int | None = flag(
-        7, f"level of image operations, 0 to {LEVELS}; none disables them", ge=0, le=LEVELS
+        7, f"strength of image operations, 0 to {LEVELS}; none disables them", ge=0, le=LEVELS
     )
     erasing_prob: float = flag(0.6, "probability of erasing a rectangle", ge=0, le=1)
     eda_share: float = flag(0.1, "fraction of words changed in the augmented caption", ge=0, le=1)
@@ -104,7 +105,7 @@ class TrainConfig(TrainingConfig):
     opt_betas: tuple[float, float] = flag((0.9, 0.98), "AdamW betas")
 
     checkpoint_activations: bool = speed_flag(
-        False, "recompute the blocks of Swin and BERT in the backward pass"
+        False, "recompute the blocks of Swin and BERT in the backward pass, to save memory"
     )
 
     # Run

@@ -121,8 +121,8 @@ def augment(caption: str, share: float, synonyms: Synonyms | None, draw: Random)
 
     Args:
         caption: any text.
-        share: fraction of words to replace, insert or swap (at least one), and the probability of
-            deleting a word.
+        share: number of replacements, insertions or swaps as a fraction of the words (at least one
+            is made), and the probability of deleting a word.
         synonyms: source of synonyms; None disables the two operations that need them.
         draw: random generator.
 

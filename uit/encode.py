@@ -99,17 +99,17 @@ def encode_gallery(
 ) -> GalleryFeatures:
     """Encode a gallery to tokens and vectors, with one batch of images in memory at a time.
 
-    With several processes, each encodes a part, and each receives all features.
+    With several processes, each process encodes a part and receives all features.
 
     Args:
-        model: model with weights in ``compute.weights``.
+        model: model, with weights of the dtype ``compute.weights``.
         images: images of the gallery.
         compute: device, dtype and batching; its cache holds vectors and tokens.
         cache_dtype: dtype of the stored tokens.
         cache_dir: folder of the temporary token file; None uses the system's temporary folder.
 
     Raises:
-        InputError: the token file cannot be created.
+        InputError: an image cannot be read, or the token file cannot be created.
     """
     swin, width = model.config.swin, model.config.embed_dim
     shape = (len(images), 1 + swin.grids[-1] ** 2, swin.width)
@@ -136,7 +136,7 @@ class UitEncoder(BatchEncoder):
     """UIT's image and text towers as an encoder, compared by ITC similarity.
 
     Attributes:
-        model: model with weights in ``compute.weights``.
+        model: model, with weights of the dtype ``compute.weights``.
         tokenizer: tokenizer of the model.
     """
 
@@ -175,7 +175,7 @@ class UitEncoder(BatchEncoder):
             with self.compute.running("encoding captions"):
                 text = self.model.text_encoder.encode_text(ids[batch], mask[batch])
                 vectors[batch] = self.model.text_vector(text)
-        return vectors.cpu()  # read once, so that the device never waits for the host
+        return vectors.cpu()  # copied once at the end, so that the device never waits for the host
 
 
 def load_encoder(config: InferConfig) -> UitEncoder:

@@ -37,7 +37,9 @@ class InferConfig(MemberConfig):
     max_words: int = flag(56, "maximum words read per caption", ge=1)
     max_text_length: int = flag(56, "token ids per caption, with special tokens and padding", ge=3)
     candidates: str | None = data_flag(
-        None, "score file or ranked list that selects the candidates, in any form (none: UIT's ITC)"
+        None,
+        "score file or ranked list, in any supported format, that selects the candidates (none: "
+        "UIT's ITC similarities)",
     )
     k_test: int = flag(PUBLISHED_K, "candidates per query that the cross encoder scores", ge=1)
     feature_cache: bool = flag(
@@ -49,9 +51,15 @@ class InferConfig(MemberConfig):
         None, "folder for a temporary file of image tokens (default: the system's)"
     )
     save_score: str | None = flag(
-        AUTO, f"score file to write; auto: {SCORES.format(k='')} (uit_kN for another --k_test N)"
+        AUTO,
+        f"score file to write; auto: {SCORES.format(k='')}, or {SCORES.format(k='_kN')} for "
+        "another --k_test N",
     )
-    output_file: str | None = flag(AUTO, f"ranked list to write; auto: {LIST.format(k='')}")
+    output_file: str | None = flag(
+        AUTO,
+        f"ranked list to write; auto: {LIST.format(k='')}, or {LIST.format(k='_kN')} for "
+        "another --k_test N",
+    )
 
     def check(self) -> None:
         """See :class:`MemberConfig`.

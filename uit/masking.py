@@ -1,9 +1,11 @@
 """Draw the masks of UIT's masked losses: word pieces of a caption (MLM), image blocks (MIM).
 
 Source: the method's paper (arXiv 2511.22470). MLM masks whole words as in BERT, and short runs of
-words as in X-VLM (arXiv 2111.08276). MIM follows SimMIM (arXiv 2111.09886). Unlike the release,
+words as in X-VLM (arXiv 2111.08276). MIM follows SimMIM (arXiv 2111.09886). Unlike in the release,
 only word pieces are masked, never special tokens or padding, and words that would exceed the limit
-are skipped. Shape letters: `B` batch, `K` mask blocks per side.
+are skipped.
+
+Shape letters: `B` batch, `K` mask blocks per side.
 """
 
 from __future__ import annotations

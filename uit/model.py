@@ -246,7 +246,7 @@ def _pool(tokens: Tensor) -> Tensor:
 
 
 def _pool_by_slices(tokens: Tensor) -> Tensor:
-    """Compute :func:`_pool`, equal within rounding, as the mean of one slice per part."""
+    """Compute the result of :func:`_pool`, up to rounding, as the mean of one slice per part."""
     n = tokens.shape[1]
     ends = [(i * n // POOL_BINS, -((i + 1) * n // -POOL_BINS)) for i in range(POOL_BINS)]
     return torch.cat([tokens[:, start:end].mean(dim=1) for start, end in ends], dim=1)

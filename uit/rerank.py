@@ -4,7 +4,7 @@ The scores equal those of a plain loop (per query: gather its candidates, repeat
 layers on all tokens), but shared computations run once. An image's keys and values are shared by
 all queries of a group, and a text's self-attention in the first fusion layer by all its candidates.
 The last layer computes only [CLS]. Queries of similar length share a pass, so padding is minimal.
-`benchmarks/uit_rerank.py` measures the gain of each step.
+`benchmarks/uit_rerank.py --ideas` measures the gain of each optimization.
 
 Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `M` image tokens, `C`
 width of the image tokens, `T` texts of a pass, `N` text tokens, `D` text width.
@@ -36,10 +36,12 @@ from uit.model import Uit
 if TYPE_CHECKING:
     from uit.infer import InferConfig
 
-# Images with keys and values in memory (2 MB each at full size, fp32); on a GPU, more if they fit.
+# Images whose keys and values are in memory at once (2 MB per image at full size in fp32). On a
+# GPU, a group has more images if they fit.
 IMAGES_A_GROUP = 512
 PAIRS_A_PASS = 128  # maximum pairs per pass of the cross encoder
-# On a GPU: a quarter of the kernels and 60 % of the memory traffic of 128 pairs (docs/log.md).
+# On a GPU, passes of 512 pairs need a quarter of the kernels and 60 % of the memory traffic of
+# passes of 128 pairs (docs/log.md).
 PAIRS_ON_GPU = 512
 RESERVED = 2 << 30  # bytes of GPU memory for a pass, whose largest tensors have 350 MB each
 
@@ -148,7 +150,7 @@ def match_scores(
                     for columns in images.split(max(1, pairs_a_pass // len(images)), dim=1)
                 ]
                 yield len(images), torch.cat(logits, dim=1).float()
-            del memory  # before those of the next group are computed
+            del memory  # free it before the next group's keys and values are computed
 
     found: list[Tensor] = []
     shown = Progress(len(plan.order), "re-ranking", "queries")
@@ -161,7 +163,7 @@ def match_scores(
 
 
 class _Budget(NamedTuple):
-    """Free memory of a GPU, and what an image needs of it.
+    """Free memory of a GPU, and the memory that one image needs.
 
     Attributes:
         free: free bytes.
@@ -174,7 +176,11 @@ class _Budget(NamedTuple):
     of_memory: int
 
     def plan(self, images: int) -> tuple[int, bool]:
-        """Return the images per group, and whether the tokens of all images stay on the device."""
+        """Return the images per group, and whether all images' tokens stay on the device.
+
+        Args:
+            images: number of images that this process re-ranks.
+        """
         usable = self.free - RESERVED
         of_all = images * self.of_tokens
         keeps = of_all <= usable // 2
@@ -228,7 +234,7 @@ def _plan(rows: Sequence[list[int]], candidates: np.ndarray, budget: _Budget | N
         rows: ids of Q captions.
         candidates: int64 [Q, K].
         budget: memory of a GPU. None: groups have at most :data:`IMAGES_A_GROUP` images, and
-            processes share the groups, so that scores do not depend on their number.
+            processes share the groups, so that scores do not depend on the number of processes.
     """
     by_length = sorted(range(len(rows)), key=lambda query: (len(rows[query]), query))
     if budget is None:
@@ -300,7 +306,7 @@ def _logits(
 
 
 def _groups(order: Sequence[int], candidates: np.ndarray, most: int) -> Iterator[list[int]]:
-    """Split queries, in their order, into groups with at most ``most`` distinct images."""
+    """Split queries, in order, into groups with at most ``most`` distinct images or one query."""
     group: list[int] = []
     used: set[int] = set()
     for query in order:

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         # A config names the weights that training starts from, not those to evaluate.
         if not config.checkpoint or not names_flag(given, "--checkpoint"):
             raise InputError(
-                "--evaluate", "expected the weights to score", todo="pass --checkpoint"
+                "--evaluate", "expected the weights to evaluate, found no --checkpoint flag"
             )
         evaluate(config, own.k_test, same_caption_counts=own.same_caption_counts)
         return

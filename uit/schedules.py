@@ -22,8 +22,8 @@ def multiplier(
     """Return the multiplier as a function of the step, 0 to ``total_steps`` - 1.
 
     Args:
-        kind: ``linear`` rises in the warm-up and decays to 0; ``step`` multiplies this by 0.5
-            after 4 times the warm-up and by 0.2 after 7 times; ``cosine`` warms up in 2 % of the
+        kind: ``linear`` rises in the warm-up and decays to 0. ``step`` multiplies ``linear`` by 0.5
+            from 4 times the warm-up, and by 0.2 from 7 times. ``cosine`` warms up in 2 % of the
             steps and ends at 0.1.
         total_steps: number of updates of the whole run.
         warmup_steps: warm-up of ``linear`` and ``step``, at most ``total_steps``.

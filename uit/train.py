@@ -35,11 +35,12 @@ from uit.weights import start_weights
 
 
 def train(config: TrainConfig, command: str) -> None:
-    """Run the recipe from data to final checkpoint.
+    """Run the recipe from the data to the final checkpoint.
 
     Raises:
         InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training image, or too many consecutive steps that are not finite.
+            unreadable training image, or too many consecutive steps whose loss or gradient is not
+            finite.
     """
     # ---- Data and model
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
@@ -181,7 +182,10 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
 
 
 def validation_metrics(model: Uit, tokenizer: Tokenizer, setup: Setup, k: int) -> dict[str, float]:
-    """Compute validation metrics in percent, of ITC and of the k re-ranked candidates."""
+    """Compute validation metrics, in percent, of the ITC ranking and after re-ranking its k best.
+
+    The names of the ITC metrics begin with "itc".
+    """
     retrieval = validation_retrieval(setup.data)
     assert retrieval.gallery is not None
     captions = [query.caption for query in retrieval.queries]

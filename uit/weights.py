@@ -1,7 +1,8 @@
 """Load UIT's weights from one checkpoint, or from Swin and BERT checkpoints.
 
-Maps the parameter names of Swin (Microsoft, timm), BERT (Hugging Face) and the released UIT, CMP
-and person-search checkpoints. Loading is strict; a notice lists newly initialized or skipped parts.
+This module maps the parameter names of Swin (Microsoft, timm), BERT (Hugging Face) and the released
+UIT, CMP and person-search checkpoints. Loading is strict; a notice lists newly initialized or
+ignored parts.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def uit_state(path: str | Path, fits: Collection[str]) -> dict[str, Tensor]:
     """Read the weights of a UIT or CMP checkpoint without duplicates.
 
     Args:
-        path: a released checkpoint (``model`` with duplicate tensors), or one of this project.
+        path: a released checkpoint (its ``model`` has duplicate tensors), or one of this project.
         fits: names of the model's tensors, to distinguish wrapper prefixes from parameter names.
 
     Raises:
@@ -59,7 +60,7 @@ def load_uit_state(
     """Copy UIT's weights into a model; resize bias tables to the model's windows.
 
     For scoring, a checkpoint may lack the :data:`UNREAD` parts, and CMP's pose branch is ignored
-    (images are encoded without poses). A notice reports each.
+    (images are encoded without poses). A notice reports either case.
 
     Args:
         state: result of :func:`uit_state`.
@@ -91,7 +92,7 @@ def _warn(report: LoadReport, path: str | Path) -> None:
     """Print notices about parts that scoring does not need."""
     for names, text in (
         (report.missing, "lacks parts that scoring does not use"),
-        (report.unexpected, "CMP's pose branch is ignored, images are encoded without poses"),
+        (report.unexpected, "CMP's pose branch is ignored, so images are encoded without poses"),
     ):
         if names:
             groups = sorted({name.partition(".")[0] for name in names})
@@ -156,7 +157,7 @@ def load_bert(model: Uit, path: str | Path) -> LoadReport:
 
 
 def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
-    """Load a recipe's initial weights; without paths, use :func:`start_from_scratch`.
+    """Load a recipe's initial weights; if all paths are empty, use :func:`start_from_scratch`.
 
     Notices name parts that are newly initialized or ignored.
 
@@ -207,7 +208,8 @@ def resize_bias_tables(
             square = table.float().T.reshape(1, heads, old, old)
             larger = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
             resized[name] = larger.reshape(heads, rows).T.contiguous().to(table.dtype)
-            changed.add(f"{(old + 1) // 2} to {(new + 1) // 2}")
+            before, after = (old + 1) // 2, (new + 1) // 2
+            changed.add(f"{before} x {before} to {after} x {after}")
     if changed:
         windows = ", ".join(sorted(changed))
         notice(path, f"relative position biases are resized from windows of {windows} tokens")
@@ -215,7 +217,7 @@ def resize_bias_tables(
 
 
 def _stage_before(name: str) -> str:
-    """Rename timm's patch merging, stored with the next stage, to Microsoft's previous stage."""
+    """Rename patch merging from timm's stage to the stage before, where Microsoft stores it."""
     return re.sub(
         r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name
     )

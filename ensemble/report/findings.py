@@ -1,4 +1,4 @@
-"""Compute a report's recall curves, weight sweep, step changes, duplicate top-1 and actions.
+"""Compute a report's recall curves, weight sweep, step changes, duplicate top-1 and action table.
 
 Shape letters: `Q` queries.
 """
@@ -67,7 +67,8 @@ def weight_sweep(path: str | Path) -> Chart:
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             for row in csv.DictReader(handle):
-                if row["weight"]:  # a greedy search tries a weight more than once; the last counts
+                # A greedy search repeats a member's weights; the last repetition adds the member.
+                if row["weight"]:
                     figures = [float(row[name]) for name in ("weight", "R@1", "mAP")]
                     if not all(map(math.isfinite, figures)):
                         raise ValueError("a number that is not finite")
@@ -113,11 +114,13 @@ def duplicate_top1(scores: ScoreFile) -> tuple[int, np.ndarray]:
 def by_action(
     queries: Sequence[Query], ranks: Sequence[tuple[str, np.ndarray]]
 ) -> list[tuple[str, int, list[float]]]:
-    """List actions with their number of queries and R@1 per ranking, percent.
+    """List actions with their number of queries and R@1 per ranking, in percent.
+
+    Actions are sorted by ascending R@1 of the first ranking.
 
     Args:
         queries: queries in the order of the ranks.
-        ranks: name and best ranks [Q] per ranking; actions ascend by R@1 of the first ranking.
+        ranks: name and best ranks [Q] per ranking.
     """
     if not ranks:
         return []

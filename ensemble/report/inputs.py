@@ -64,8 +64,8 @@ def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]
     """Read ``NAME=FILE`` score files, align their rows and columns, and evaluate them.
 
     Raises:
-        InputError: malformed, a duplicate name, or files whose queries or galleries do not match
-            the annotation or each other.
+        InputError: a malformed ``NAME=FILE``, a duplicate name, or files whose queries or galleries
+            do not match the annotation or each other.
     """
     rankings: list[NamedScores] = []
     for text in named:

@@ -3,8 +3,8 @@
 The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. The page
 shows the ten best images per query of the first ``--score``, the main score file. Other score files
 add figures to the tables, lines to the curves, and a collapsed list of ten images per query.
-``--steps`` names score files in fusion order; the page then shows each step's won and lost queries.
-``--trials`` adds the weight sweep of the search.
+``--steps`` names score files in fusion order; the page then counts the queries that each step won
+and lost, and shows examples. ``--trials`` adds the weight sweep of the search.
 
 Command line::
 
@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     output.add_argument("--queries", type=int, default=40, help="displayed queries (default: 40)")
     output.add_argument(
         "--steps", nargs="+", default=[], metavar="NAME",
-        help="names of score files in fusion order: shows the changes of each step",
+        help="names of score files in fusion order; the report shows the changes of each step",
     )  # fmt: skip
     data.add_argument("--trials", type=Path, help="trials.csv of ensemble.search")
     output.add_argument("--title", default=TITLE, help="title of the page")

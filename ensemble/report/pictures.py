@@ -1,4 +1,4 @@
-"""Create thumbnails for a report, one per image, and mark the ranked images."""
+"""Create thumbnails for a report, one per image, and mark right images and twins."""
 
 from __future__ import annotations
 

@@ -107,8 +107,8 @@ class Part:
 class Work:
     """Progress of a run, in images.
 
-    The number of images in an archive or a video is unknown until the file is read. The total is
-    therefore estimated: the remaining bytes, times the images per byte so far.
+    The number of images in an archive or a video is unknown until the file is read. The number of
+    remaining images is therefore estimated: the remaining bytes, times the images per byte so far.
 
     Args:
         tasks: the tasks of the run.

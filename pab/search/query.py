@@ -234,7 +234,7 @@ class Searcher:
         return [one[:top_k] for one in hits]
 
     def similar(self, row: int, top_k: int = 20, filters: Filters = EVERYTHING) -> list[Hit]:
-        """Find the images most similar to an image of the index, which itself is excluded.
+        """Find the images most similar to an image of the index, excluding that image.
 
         Raises:
             InputError: ``top_k`` or a filter is invalid, or no member has one vector per image.

@@ -47,7 +47,7 @@ def as_plain(
 
 
 def hit_as_plain(rank: int, hit: Hit) -> dict[str, Any]:
-    """Convert a result to plain values for JSON; omit a missing time stamp or reranker's score."""
+    """Convert a result to plain values for JSON, with time stamp and reranker's score if known."""
     found: dict[str, Any] = {
         "rank": rank, "path": hit.name, "score": hit.score, "scores": dict(hit.scores),
     }  # fmt: skip
@@ -68,7 +68,10 @@ def print_hits(titles: Sequence[str], results: Sequence[Sequence[Hit]]) -> None:
 
 
 def unreadable_file(json: Path | None, html: Path | None) -> Path:
-    """Return the path for the list of unreadable images: beside the JSON file or page, if any."""
+    """Return the path of the list of unreadable images.
+
+    The list is beside the JSON file, else beside the page, else at :data:`UNREADABLE`.
+    """
     beside = json or html
     return UNREADABLE if beside is None else beside.with_name(f"{beside.stem}.unreadable.txt")
 

@@ -266,9 +266,8 @@ def check_source(folder: Path, manifest: Manifest, source: Source) -> None:
             for key in {**manifest.source, **facts}
             if facts.get(key) != manifest.source.get(key)
         )
-        problem = (
-            f"expected {name} {manifest.source.get(name)} of the index, found {facts.get(name)}"
-        )
+        known = f"{name} {manifest.source.get(name)}"
+        problem = f"expected {known}, as in the index, found {facts.get(name)}"
         raise InputError(folder, problem, todo="use another --out")
     root = Path(manifest.root)
     if root != source.root and root.is_dir() and root.resolve() != source.root.resolve():

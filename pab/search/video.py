@@ -24,7 +24,7 @@ from pab.search.libraries import library
 # In a frame of 1024 x 1024 px, a cell is the average of 16 x 16 px: small enough to show a person
 # who moves, and large enough to average out the noise of a camera.
 CELLS = 64  # side of the reduced grey frame, cells
-LARGEST_DIFFERENCE = 12  # of a cell in nearly identical frames, in grey levels of 255
+LARGEST_DIFFERENCE = 12  # of any cell of nearly identical frames; grey levels, 0 to 255
 # Playlists make the decoder open other files or addresses.
 PLAYLISTS = frozenset(("concat", "hls", "applehttp", "dash", "sdp", "rtsp", "imf"))
 _NEAR = Fraction(1, 10**7)  # s; tolerance for exact fractions that are stored as float64
@@ -99,7 +99,7 @@ def frame_at(path: Path, time_s: float) -> Image.Image:
 
 
 def _frames_near(path: Path, target: Fraction) -> Iterator[tuple[Fraction, Any]]:
-    """Yield the frames from the last seek point before a time; none if the file cannot seek."""
+    """Yield the frames from the last seek point before a time; nothing if it cannot seek."""
     av = library("av", "videos")
     with _opened(path) as (container, stream):
         first = next(_times(container, stream, path), None)

@@ -1,8 +1,9 @@
 """Encode parts of an index on workers; :func:`pab.search.build.build_index` combines them.
 
-A part is a block of files, or an archive or a video. A worker writes it as an index in a folder of
-its own, whose manifest is written last. The run then moves the files to the index and names them in
-its manifest. A lost worker therefore loses at most the parts that it was encoding.
+A part is a block of files, or an archive or a video. A worker writes each part as an index in its
+own folder, with the manifest after the files that it names. The run then moves the files into the
+index and names them in its manifest. A lost worker therefore loses at most the parts that it was
+encoding.
 """
 
 from __future__ import annotations

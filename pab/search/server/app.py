@@ -66,8 +66,8 @@ def create_app(
 
     Args:
         service: answers the requests.
-        access: rules for who may use the server.
-        parallel: number of searches that run at a time, and of pictures that are made at a time.
+        access: rules that decide who may use the server.
+        parallel: number of searches that run at a time, and of pictures that are read at a time.
         examples: queries to show on the empty page.
     """
     searches, pictures = Line(parallel, WAITING * parallel), Line(parallel, WAITING_PICTURES)

@@ -12,7 +12,7 @@ LONGEST_TEXT = 2_000  # characters; the tokenizers use far fewer
 LONGEST_NAME = 4_096  # characters of a path on Linux
 MOST_MINUS = 8
 MOST_RESULTS = 100  # per request
-DEEPEST = 10_000  # results of a query that the pages of answers can reach
+DEEPEST = 10_000  # results of a query, over all requests
 MOST_MARKS = 5_000
 UPLOAD_ID = r"^upload-[0-9a-f]{32}$"
 

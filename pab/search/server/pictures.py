@@ -64,7 +64,7 @@ class DecodeUpload(Job):
 
 @dataclass(frozen=True)
 class MakeJpeg(Job):
-    """Read an image of the index, reduce it to a longer side in pixels, and encode it as JPEG."""
+    """Read an image of the index, reduce its longer side to ``side`` pixels, and encode a JPEG."""
 
     entry: Entry
     side: int
@@ -152,7 +152,7 @@ class _Worker:
                 raise InputError(UPLOAD, problem)
             return self.connection.recv()
         except (EOFError, OSError) as error:
-            problem = "cannot be decoded within the memory limit"
+            problem = "cannot be decoded: the process ended, perhaps at the memory limit"
             raise InputError(UPLOAD, problem) from error
 
     def end(self) -> None:

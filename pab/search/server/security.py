@@ -58,7 +58,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Access:
-    """Rules for who may use the server.
+    """Rules that decide who may use the server.
 
     Attributes:
         host: address that the server listens on.

@@ -40,7 +40,7 @@ from pab.search.server.second_look import SecondLook
 from pab.search.server.security import log
 from pab.search.texts import check_query
 
-THUMBNAIL_PX = 480  # longer side; sharp in a row of 240 CSS px at two device pixels per CSS px
+THUMBNAIL_PX = 480  # longer side; on a desktop, rows are about 230 CSS pixels high
 WHOLE_PX = 2_400  # longer side; decoded photographs have a shorter side below 2,048 px
 CACHED_THUMBNAILS = 32 << 20  # bytes, about 800 thumbnails
 CACHED_PICTURES = 16 << 20
@@ -144,7 +144,7 @@ class Service:
     # --------------------------------------------------------------------------------- searching
 
     def search(self, request: SearchRequest, upload: bytes | None = None) -> SearchResponse:
-        """Answer a query; an upload is its image.
+        """Answer a query; ``upload`` is an image file that belongs to it.
 
         Raises:
             QueryError: the query is invalid, or its image cannot be decoded.
@@ -198,7 +198,9 @@ class Service:
         )  # fmt: skip
 
     def _look(self, request: SearchRequest) -> SecondLook | None:
-        """Return the second look for a request; None without a text, or after the re-ranked images.
+        """Return the second look, or None if the request does not use it.
+
+        A page that begins after the re-ranked images does not use it.
 
         Raises:
             QueryError: the request asks for re-ranking, and the server has no reranker.

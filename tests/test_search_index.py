@@ -323,7 +323,7 @@ def test_another_model_source_or_folder_is_refused(lab: Lab, tmp_path: Path) -> 
     with pytest.raises(InputError, match="member 'corner': expected weights 1, found 2"):
         lab.run()
     lab.encoders[1].weights = "1"
-    with pytest.raises(InputError, match="expected recursive True of the index, found False"):
+    with pytest.raises(InputError, match="expected recursive True, as in the index, found False"):
         lab.run(FolderSource(lab.photos, recursive=False))
     other = shutil.copytree(lab.photos, tmp_path / "other")
     with pytest.raises(InputError, match=r"expected images of .*photos, found .*other"):

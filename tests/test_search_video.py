@@ -151,7 +151,7 @@ def test_videos_are_indexed_once(tmp_path: Path) -> None:
     assert (report.rows, report.kept, report.encoded, report.reused) == (8, 4, 0, 4)
     report = lab.run(VideoSource(videos, 0.5, distinct=False))
     assert (report.kept, report.encoded) == (8, 0)
-    with pytest.raises(InputError, match=r"expected every_s 0\.5 of the index, found 1\.0"):
+    with pytest.raises(InputError, match=r"expected every_s 0\.5, as in the index, found 1\.0"):
         lab.run(VideoSource(videos, 1.0, distinct=False))
 
 

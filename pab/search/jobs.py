@@ -13,7 +13,7 @@ from pab.search.index import Dtype, Entry, FileState, Manifest, Unreadable
 from pab.search.members import MemberChoice
 from pab.search.sources import Container, Source
 
-BLOCK_ROWS = 1_000  # rows that a stopped run may lose
+BLOCK_ROWS = 1_000  # rows per block; a stopped run loses at most the block in progress
 
 
 @dataclass
@@ -23,9 +23,10 @@ class Report:
     Attributes:
         rows: images in the index at the end.
         kept: unchanged images.
-        reused: images whose content the index had under another name or time.
+        reused: new or changed images whose content was already in the index; their vectors are
+            reused.
         encoded: images that were decoded and encoded.
-        removed: rows of removed and changed images.
+        removed: rows that were dropped because their images were removed or changed.
         unreadable: name -> problem.
     """
 
@@ -37,7 +38,7 @@ class Report:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def add(self, part: Report) -> None:
-        """Add the counts of images of a part of the run."""
+        """Add the counts of kept, reused and encoded images of one part of the run."""
         self.kept += part.kept
         self.reused += part.reused
         self.encoded += part.encoded
@@ -82,13 +83,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """Encoded part of a run, an index in a folder of its own.
+    """Encoded part of a run: an index in its own folder.
 
     Attributes:
-        number: position of its task.
-        folder: folder of its files.
-        manifest: its contents; None if no image had to be added, or none can be read.
-        kept: rows of the index before the run that remain, int64.
+        number: position of the part's task in the list of tasks.
+        folder: folder of the part's files.
+        manifest: contents of the part; None if it has no rows, because no image was new or changed,
+            or none could be read.
+        kept: rows of the previous index that this part keeps, int64.
         report: counts of the part.
         unreadable, complete: see :class:`pab.search.index.Manifest`.
     """
@@ -105,20 +107,22 @@ class Part:
 class Work:
     """Progress of a run, in images.
 
-    The number of images in archives and videos is not known before they are read. It is estimated
-    from their sizes: the bytes that are left, at the images per byte so far.
+    The number of images in an archive or a video is unknown until the file is read. The number of
+    remaining images is therefore estimated: the remaining bytes, times the images per byte so far.
 
     Args:
         tasks: the tasks of the run.
-        shown: receives the progress; None shows none.
+        shown: displays the progress; None displays nothing.
     """
 
     def __init__(self, tasks: Sequence[Task], shown: Progress | None = None) -> None:
-        self._shown, self._encoded = shown, 0  # bytes
+        self._shown = shown
+        # Bytes of containers whose images are encoded, and bytes that remain.
+        self._encoded = 0
         self._left = sum(task.state.bytes for task in tasks if isinstance(task, Container))
 
     def add(self, images: int, size: int = 0) -> None:
-        """Count images, which take ``size`` bytes of a container (0 for plain files)."""
+        """Count images that take up ``size`` bytes of a container (0 for plain files)."""
         self._left -= size
         self._encoded += size
         if self._shown is None:
@@ -129,7 +133,7 @@ class Work:
         self._shown.update(images)
 
     def skip(self, size: int) -> None:
-        """Count bytes of a container that need no work."""
+        """Count bytes of a container that need no encoding."""
         self._left -= size
 
 

@@ -16,11 +16,11 @@ def library(name: str, purpose: str, extra: str = "search") -> ModuleType:
 
     Args:
         name: the module.
-        purpose: what needs it, in the plural, for the message.
-        extra: the extra that installs it.
+        purpose: subject of the error message: what needs the module, in the plural (``videos``).
+        extra: the extra that installs the module.
 
     Raises:
-        InputError: it is not installed; the message has the command that installs it.
+        InputError: the module is not installed; the message contains the command to install it.
     """
     try:
         return import_module(name)

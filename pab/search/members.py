@@ -1,6 +1,6 @@
-"""Parse the flags of the members that photo search uses, and open them.
+"""Parse the flags of the members that photo search uses, and open the members.
 
-See :mod:`pab.scoring.members` for the members.
+See :mod:`pab.scoring.members` for the list of members.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INSTEAD = {
     "model": "--model names the member; --arch names its architecture",
-    "annotation": "set queries with --query",
+    "annotation": "set queries with --query, or with --text of the query command",
     "answers": "photographs have no labels, so no metrics are printed",
     "query_order": "results come in the order of --query",
     "save_score": "no score file is written; --json FILE writes names and scores",
@@ -33,7 +33,9 @@ ROUNDING = frozenset(("device", "dtype", "tf32", "deterministic"))
 
 
 def read_member(name: str, architecture: str | None, argv: list[str], *, prog: str) -> MemberConfig:
-    """Parse a member's settings from a command line; ignore settings for data and outputs.
+    """Parse a member's settings from a command line.
+
+    Settings for data and outputs are rejected as flags, and ignored with a notice in a config file.
 
     Args:
         name: name of the member.
@@ -81,7 +83,7 @@ class MemberChoice:
     arguments: tuple[str, ...]
 
     def config(self, prog: str, more: Sequence[str] = ()) -> MemberConfig:
-        """Parse the flags, and further ones that override them.
+        """Parse the member's flags, and the flags ``more``, which override them.
 
         The index itself keeps the vectors, so the feature cache is off unless a flag sets it.
 
@@ -122,8 +124,8 @@ class Opened:
 def split_members(argv: Sequence[str]) -> tuple[list[MemberChoice], list[str]]:
     """Split a command line at each ``--model NAME``.
 
-    Flags before the first ``--model`` belong to all members, the others to the member before them.
-    The name of a member is its model, or ``MODEL_2`` for the second one of a model.
+    Flags before the first ``--model`` apply to all members, and each later flag to the member
+    before it. A member is named after its model: ``MODEL``, then ``MODEL_2`` and so on.
 
     Returns:
         The members, and the flags before the first ``--model``.
@@ -152,7 +154,7 @@ def split_members(argv: Sequence[str]) -> tuple[list[MemberChoice], list[str]]:
 
 
 def choice_of(member: Member) -> MemberChoice:
-    """Return the choice that opens a member of an index again."""
+    """Return the choice by which a member of an index was opened, to open it again."""
     return MemberChoice(member.name, member.model, member.arguments)
 
 
@@ -165,10 +167,10 @@ def open_encoders(
         index: the index.
         prog: name of the command, for messages.
         names: members to open; empty for all.
-        more: further flags for each of them, such as ``--device cpu``.
+        more: further flags for each member, such as ``--device cpu``.
 
     Raises:
-        InputError: no such member, or its model is not that of the index.
+        InputError: the index has no such member, or a model is not the one that made the index.
     """
     chosen = [index.member(name) for name in names] or index.members
     configs = {one.name: choice_of(one).config(prog, more) for one in chosen}
@@ -184,7 +186,7 @@ def check_choices(folder: Path, manifest: Manifest, choices: Sequence[MemberChoi
     """Reject members other than those of an index.
 
     Raises:
-        InputError: their names or models differ.
+        InputError: names, models or their order differ.
     """
     expected = [(member.name, member.model) for member in manifest.members]
     found = [(choice.name, choice.model) for choice in choices]
@@ -196,6 +198,8 @@ def check_choices(folder: Path, manifest: Manifest, choices: Sequence[MemberChoi
 
 def check_same_model(folder: Path, member: Member, encoder: Encoder) -> None:
     """Reject a model whose vectors cannot be compared with those of an index.
+
+    A setting that only affects rounding may differ; a notice reports the difference.
 
     Raises:
         InputError: weights, architecture or preprocessing differ.
@@ -213,11 +217,12 @@ def check_fingerprint(folder: Path, member: Member, now: Mapping[str, str]) -> N
     for fact in sorted({*before, *now}):
         if before.get(fact) == now.get(fact):
             continue
-        words = f"{fact} {before.get(fact)}, found {now.get(fact)}"
         if fact in ROUNDING:
+            words = f"{fact} {before.get(fact)}; this run uses {now.get(fact)}"
             notice(folder, f"the vectors of member {member.name} were computed with {words}")
         else:
+            problem = f"expected {fact} {before.get(fact)}, found {now.get(fact)}"
             raise InputError(
-                folder, f"expected {words}", item=f"member {member.name!r}",
+                folder, problem, item=f"member {member.name!r}",
                 todo="pass the model that the index was made with, or make another index",
             )  # fmt: skip

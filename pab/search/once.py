@@ -1,4 +1,4 @@
-"""Search photographs once: `python -m pab.search --image_folder DIR --query TEXT`.
+"""Search photographs once: `python -m pab.search --model NAME --image_folder DIR --query TEXT`.
 
 Indexes the photographs in a temporary folder, searches the index, and prints the best photographs
 for each query with their scores. Optionally writes an HTML page and a JSON file. See
@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     if not answers.indexed:
         raise InputError(
             args.image_folder,
-            f"expected images, found {len(unreadable)} that cannot be read (listed in {listing})",
+            f"expected readable images, found {len(unreadable)} that cannot be read "
+            f"(listed in {listing})",
         )
     if args.json is not None:
         facts = {
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
-    """Reject outputs that cannot be written or would overwrite a photograph."""
+    """Reject outputs that cannot be written or would overwrite a photograph or each other."""
     outputs = {"html": args.html, "json": args.json}
     check_outputs(outputs, omit="leave out --{}")
     taken = {photo.path.absolute(): "a photograph" for photo in folder.photos}
@@ -123,5 +124,6 @@ def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) ->
     problem = cannot_be_written(listing)
     if problem is not None:
         raise InputError(
-            listing, f"the list of unreadable images {problem}", todo="set --json to another folder"
-        )
+            listing, f"the list of unreadable images {problem}",
+            todo="set --json to a file in another folder",
+        )  # fmt: skip

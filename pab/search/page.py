@@ -20,7 +20,7 @@ from pab.data.thumbnails import data_url
 from pab.search.engine import Answers
 from pab.search.query import Hit
 
-THUMBNAIL_PX = 320  # longer side; sharp in a grid column at two device pixels per CSS pixel
+THUMBNAIL_PX = 320  # longer side; the columns of the grid are about 200 CSS pixels wide
 JPEG_QUALITY = 75
 
 
@@ -67,7 +67,7 @@ def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unrea
 
 
 def templates(package: str) -> Environment:
-    """Load the templates of a package; texts are escaped, and a missing value is an error."""
+    """Load a package's templates; they escape all texts, and a missing value is an error."""
     return Environment(
         loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -75,6 +75,6 @@ def templates(package: str) -> Environment:
 
 
 def _address(photo: Path, page: Path) -> str:
-    """Return the address of a photograph relative to the folder of the page."""
+    """Return the URL of a photograph, relative to the folder of the page."""
     relative = os.path.relpath(photo.absolute(), page.absolute().parent)
     return quote(os.fsencode(relative.replace(os.sep, "/")))

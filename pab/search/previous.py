@@ -19,14 +19,14 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Create the folder of an index, and keep other runs from writing it.
+    """Create the folder of an index if needed, and lock it against other runs inside the block.
 
     Raises:
         InputError: another run has the lock, the folder holds something other than an index, or
-            it cannot be written.
+            it cannot be written or locked.
     """
     if folder.is_dir() and not (folder / MANIFEST).is_file():
-        # Left by a run that was stopped before its first block.
+        # Entries that a run leaves if it is stopped before its first block.
         known = {"img_emb", "metadata", "members", PARTS, LOCK}
         found = {path.name for path in folder.iterdir() if not is_temporary(path)}
         if other := sorted(found - known):
@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Previous:
-    """Index before the run, and which of its rows remain."""
+    """Index before the run, with a mark (``keep``) for each row that remains."""
 
     def __init__(self, index: Index) -> None:
         self.index, self.keep = index, np.zeros(index.rows, dtype=bool)
@@ -60,7 +60,7 @@ class Previous:
         self._times = index.column("mtime_ns").astype(np.int64)
         self._captions, self._offsets = index.column("caption"), index.column("offset")
         names = index.column("name")
-        # A stopped run leaves the old row of a changed image before the new one.
+        # After a stopped run, a changed image may have two rows; the later row is the new one.
         self.rows = {name: row for row, name in enumerate(names)}
         self._containers: dict[str, list[int]] = {name: [] for name in index.manifest.complete}
         for row, name in enumerate(names) if self._containers else ():
@@ -68,9 +68,9 @@ class Previous:
                 self._containers.get(container, []).append(row)
 
     def keeps(self, entry: Entry) -> bool:
-        """Keep the row of an unchanged image; return false if there is none.
+        """Keep the row of an unchanged image; return false if the image is new or changed.
 
-        An image with another caption, or at another place of its archive, gets a new row.
+        An image with another caption, or at another offset in its archive, counts as changed.
         """
         row = self.rows.get(entry.name)
         if row is None:
@@ -84,20 +84,20 @@ class Previous:
     def keep_container(self, name: str, state: FileState) -> int:
         """Keep all rows of a complete container; return their number.
 
-        Rows of an earlier state remain if the run that replaced them was stopped. They are dropped.
+        A stopped run may have left rows of an earlier state of the container; they are dropped.
         """
         rows = [row for row in self._containers[name] if self._times[row] == state.mtime_ns]
         self.keep[rows] = True
         return len(rows)
 
     def has_same(self, entry: Entry) -> bool:
-        """Keep the row of an image with the same name, state and content."""
+        """Keep the row with the same name, state and content; return false if there is none."""
         row = self.rows.get(entry.name)
         return row is not None and self.hashes[row] == entry.sha256 and self.keeps(entry)
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """SHA-256 of each row, hex digits."""
+        """SHA-256 of each row's image, as hex digits."""
         return self.index.column("sha256")
 
     @cached_property

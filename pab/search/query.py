@@ -1,9 +1,9 @@
 """Queries on a search index: vectors of texts and images, fusion of members, and results.
 
-A query combines a text, an image and unwanted texts. For a member with one vector per image, its
-vector is the weighted sum of the parts' unit vectors minus those of the unwanted texts, scaled to
-unit length. For a member that compares in another way (BLIP-2), the score is the
-weighted mean of the parts' scores; those of unwanted texts are subtracted.
+A query combines a text, an image and unwanted texts. For a member with one vector per image, the
+query vector is the weighted sum of the parts' unit vectors, scaled to unit length. For a member
+with several vectors per image (BLIP-2), the score is the weighted mean of the parts' scores. In
+both cases, unwanted texts are subtracted.
 
 The scores of several members are scaled per query to 0..1 (min-max over all images of the index, as
 ``minmax_query`` of :mod:`ensemble.scaling`), then added with the members' weights.
@@ -42,7 +42,7 @@ class Query:
     Attributes:
         text: description, or None.
         image: an upright RGB image, or None.
-        minus: texts of unwanted contents.
+        minus: descriptions of unwanted content.
         weights: weight of ``text``, ``image`` and ``minus``; 1 by default.
     """
 
@@ -52,7 +52,7 @@ class Query:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Reject a query without a text and an image, and invalid weights.
+        """Reject invalid weights, and a query with neither a text nor an image.
 
         Raises:
             InputError: see above.
@@ -65,15 +65,15 @@ class Query:
             _check_weight(name, weight)
         parts = {"text": self.text, "image": self.image}
         if not any(self.weights.get(name, 1.0) for name, part in parts.items() if part is not None):
-            raise InputError("weights", "expected a positive weight of the text or of the image")
+            raise InputError("weights", "expected a positive weight for the text or the image")
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Images to search.
+    """Restrictions on the results of a search.
 
     Attributes:
-        folder: beginning of the names up to a ``/``; empty for all images.
+        folder: search only names that begin with this folder and a ``/``; empty for all names.
         start_s, end_s: range of time stamps in a video, seconds, both inclusive. Images without a
             time stamp are excluded if either is set.
         least: smallest score of a result.
@@ -143,18 +143,18 @@ class Hit:
 
 
 class _Parts(NamedTuple):
-    """Encoded parts of a query: weights [P] and vectors [P, D]; unwanted parts are negative."""
+    """P encoded parts of a query: weights [P], negative for unwanted texts; vectors [P, D]."""
 
     weights: np.ndarray
     vectors: np.ndarray
 
 
 class _Found(NamedTuple):
-    """Rows found for one query, best first: rows, scores, and the members' similarities."""
+    """M rows found for one query, not always sorted: rows, scores, and members' similarities."""
 
-    rows: np.ndarray  # int64 [k]
-    scores: np.ndarray  # float32 [k]
-    of_members: dict[str, np.ndarray]  # float32 [k] each
+    rows: np.ndarray  # int64 [M]
+    scores: np.ndarray  # float32 [M]
+    of_members: dict[str, np.ndarray]  # float32 [M] each
 
 
 class Searcher:
@@ -164,13 +164,14 @@ class Searcher:
         index: the index.
         encoders: name of each member to search with -> its encoder.
         weights: name of a member -> its weight in the fusion, 1 by default.
-        ann: approximate index, used for queries on its member alone, without a filter of rows;
-            None compares all rows.
-        models: lock that is held while an encoder runs. Pass the lock of other models of the
-            process, because numeric settings are the process's.
+        ann: approximate index, used if its member is the only one and no folder or time filter is
+            set; None compares all rows.
+        models: lock to hold while encoding; None creates one. Pass the lock that the process's
+            other models use, because numeric settings apply to the whole process.
 
     Raises:
-        InputError: a weight is negative or not finite, or names no member, or all are 0.
+        InputError: a weight is negative or not finite, or names no member; all weights are 0; or
+            the member of ``ann`` has several vectors per image.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ class Searcher:
         Args:
             queries: the queries.
             top_k: images per query, at least 1.
-            filters: images to search.
+            filters: restrictions on the results.
             one_to_one: assign the first places jointly, so that no image is first for two queries
                 and the sum of the first scores is largest. Other places keep their order.
 
@@ -233,7 +234,7 @@ class Searcher:
         return [one[:top_k] for one in hits]
 
     def similar(self, row: int, top_k: int = 20, filters: Filters = EVERYTHING) -> list[Hit]:
-        """Find the images that are most similar to an image of the index, without the image itself.
+        """Find the images most similar to an image of the index, excluding that image.
 
         Raises:
             InputError: ``top_k`` or a filter is invalid, or no member has one vector per image.
@@ -287,7 +288,7 @@ class Searcher:
     # ------------------------------------------------------------------------------------- scoring
 
     def _best(self, parts: Mapping[str, list[_Parts]], k: int, filters: Filters) -> list[_Found]:
-        """Find the k best rows of each query, and all rows that tie with the last of them."""
+        """Find the k best rows per query; an exact search adds all rows that tie with the last."""
         rows = filters.rows(self.index)
         (first, *others) = parts
         if not others and has_one_vector(self.encoders[first]):
@@ -304,7 +305,7 @@ class Searcher:
     def _best_exact(
         self, member: str, vectors: Sequence[np.ndarray], k: int, rows: np.ndarray | None
     ) -> list[_Found]:
-        """Search one member; ask for more rows while the k-th score equals the last."""
+        """Search one member exactly; request more rows while the k-th score equals the last."""
         if member not in self._longest:
             self._longest[member] = longest_row(self.index.blocks(member))
         found, wanted = list[_Found | None]([None] * len(vectors)), k + 1
@@ -414,11 +415,11 @@ def combined(parts: _Parts) -> np.ndarray:
 
 
 def assigned(hits: Sequence[list[Hit]]) -> list[list[Hit]]:
-    """Move one image per query to the first place so that no two queries share it.
+    """Choose the first image of each query so that no two queries have the same one.
 
-    The assignment has the largest sum of scores. With at least as many results per query as
-    queries, no other image could improve it. If there are fewer images than queries, some queries
-    keep their order.
+    The chosen images have the largest sum of scores. If each query has at least as many results as
+    there are queries, images outside the results could not improve this sum. If there are fewer
+    images than queries, some queries keep their order, and may share their first image.
 
     Args:
         hits: results per query, best first.

@@ -36,15 +36,17 @@ def build_parser() -> CommandParser:
     add_index_flags(parser)
     data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
     data.add_argument(
-        "--text", action="append", default=[], metavar="TEXT", help="description; may be repeated"
-    )
+        "--text", action="append", default=[], metavar="TEXT",
+        help="description of the images to find; may be repeated",
+    )  # fmt: skip
     data.add_argument(
         "--image", action="append", type=Path, default=[], metavar="FILE",
-        help="example image; a single one is combined with each text, several are paired with them",
+        help="example image; a single one is combined with each text, several are paired with the "
+        "texts in order; may be repeated",
     )  # fmt: skip
     data.add_argument(
         "--minus", action="append", default=[], metavar="TEXT",
-        help="text of unwanted contents, for all queries; may be repeated",
+        help="description of unwanted content, for all queries; may be repeated",
     )  # fmt: skip
     data.add_argument(
         "--folder", default="", metavar="NAME", help="search only names that begin with NAME/"
@@ -102,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     searcher = Searcher(index, encoders, of_members, ann)
     filters = Filters(args.folder, args.start, args.end, args.least)
     wanted = args.top_k if reranker is None else max(args.top_k, args.rerank_depth)
-    joint = args.one_to_one and reranker is None  # otherwise by the reranker's scores
+    joint = args.one_to_one and reranker is None  # a reranker's scores decide in `reranked`
     hits = searcher.search(queries, wanted, filters, one_to_one=joint)
     if reranker is not None:
         hits = reranked(
@@ -130,10 +132,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parsed_weights(words: Sequence[str], members: Sequence[str]) -> dict[str, float]:
-    """Parse ``NAME=X`` of parts of a query and of members.
+    """Parse the words of ``--weights``: ``NAME=X`` for a part of the query or a member.
 
     Raises:
-        InputError: another form, an unknown or repeated name, or a negative number.
+        InputError: a word has another form, a name is unknown or repeated, or a number is negative
+            or not finite.
     """
     found: dict[str, float] = {}
     known = (*PARTS, *members)
@@ -153,10 +156,10 @@ def parsed_weights(words: Sequence[str], members: Sequence[str]) -> dict[str, fl
 
 
 def paired(texts: Sequence[str], images: Sequence[Path]) -> list[Pair]:
-    """Pair texts and images, one pair per query.
+    """Pair texts and images, one pair per query; a single image is paired with each text.
 
     Raises:
-        InputError: there is neither, or their numbers differ and neither is 1.
+        InputError: there is neither, or there are several images but not one per text.
     """
     if not texts and not images:
         raise InputError(PROG, "expected --text or --image, found neither")
@@ -167,7 +170,9 @@ def paired(texts: Sequence[str], images: Sequence[Path]) -> list[Pair]:
     if len(images) == 1:
         return list(zip(texts, repeat(images[0])))
     if len(texts) != len(images):
-        problem = f"expected one, or one per --text, found {len(images)} for {len(texts)}"
+        problem = (
+            f"expected one image, or one per --text, found {len(images)} for {len(texts)} texts"
+        )
         raise InputError("--image", problem)
     return list(zip(texts, images, strict=True))
 

@@ -1,9 +1,9 @@
 """Encode an index on many processes or machines with Ray Data.
 
-Each worker is a Ray actor with the models in memory: one per GPU, or one per core without GPUs. It
-reads the images and writes vectors by itself, so the images and the index must be on a file system
-that all machines share, at the same paths. Ray restarts a lost worker and repeats the parts that it
-was encoding.
+Each worker is a Ray actor with the models in memory. By default, there is one per GPU, or one per
+core without GPUs. A worker itself reads images and writes vectors, so the images and the index must
+be on a file system that all machines share, at the same paths. Ray restarts a lost worker and
+repeats the parts that it was encoding.
 
 Ray's documentation: https://docs.ray.io/en/latest/data/batch_inference.html
 """
@@ -54,8 +54,8 @@ class RayEngine:
         """Yield the parts as they are finished.
 
         Raises:
-            InputError: Ray is not installed or not reachable, or a worker's models, files or
-                versions are invalid.
+            InputError: Ray is not installed or not reachable, the number of workers is invalid, or
+                a worker has invalid models, files or another version of this project.
         """
         with connected(self.address) as ray:
             share = share_of(ray.cluster_resources(), self.workers, len(tasks))
@@ -91,12 +91,10 @@ def ray_library(name: str) -> Any:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """Connect to Ray, or start it on this machine; yield its module.
-
-    No dashboard is started.
+    """Connect to Ray, or start it on this machine without a dashboard; yield the module ``ray``.
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster at the address.
+        InputError: Ray is not installed or cannot start, or there is no cluster at the address.
     """
     ray = ray_library("ray")
     if ray.is_initialized():  # by a program that uses this module
@@ -119,10 +117,10 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 def check_reachable(address: str) -> None:
-    """Connect to HOST:PORT once; Ray itself tries for minutes.
+    """Try to connect to HOST:PORT once, because Ray itself would try for minutes.
 
     Raises:
-        OSError: nothing listens there.
+        OSError: nothing listens at the address.
     """
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
@@ -146,7 +144,7 @@ def share_of(resources: dict[str, float], workers: int | None, tasks: int) -> Sh
         tasks: number of tasks; at most as many workers are started.
 
     Raises:
-        InputError: there are more workers than GPUs, or than cores.
+        InputError: ``workers`` is below 1, or above the number of GPUs (or cores without GPUs).
     """
     cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     most = gpus or cores
@@ -154,7 +152,8 @@ def share_of(resources: dict[str, float], workers: int | None, tasks: int) -> Sh
     if not 1 <= number <= most:
         unit = "GPUs" if gpus else "cores"
         raise InputError(
-            "--ray_workers", f"expected 1 to {most}, the {unit} of the cluster, found {number}"
+            "--ray_workers",
+            f"expected 1 to {most} (the cluster has {most} {unit}), found {number}",
         )
     return Share(min(number, tasks), max(1, cores // number), 1 if gpus else 0)
 
@@ -165,7 +164,7 @@ class Worker:
     Args:
         job: the run.
         folder: working folder of the command, which relative paths in flags refer to.
-        version: version of the project in the command.
+        version: version of this project that the command runs.
         cores: cores of this worker.
     """
 
@@ -175,7 +174,7 @@ class Worker:
         self._old: Previous | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        """Encode one part. An :class:`InputError` is returned, because Ray would wrap it."""
+        """Encode one part; return an :class:`InputError`, because Ray would wrap a raised one."""
         found: Part | InputError
         try:
             if self._members is None:
@@ -207,6 +206,6 @@ class Worker:
         return members
 
     def _config(self, choice: MemberChoice) -> Any:
-        """Parse the flags; by default, a worker loads images on its own cores only."""
+        """Parse a member's flags; by default, a worker loads images on its own cores only."""
         loaders = ("--num_workers", str(self.cores - 1))
         return choice.config(PROG, () if names_flag(choice.arguments, loaders[0]) else loaders)

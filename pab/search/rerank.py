@@ -39,15 +39,15 @@ ANY_THREAD = nullcontext()
 def open_reranker(name: str, **settings: Any) -> Reranker:
     """Open a reranker by the name of its member, or by a YAML file of its settings.
 
-    A member can re-rank if its settings class has a method ``open_reranker``. A file belongs to the
-    first of these members that accepts all of its settings, or else to a vision-language model.
+    A member can re-rank if its settings class has a method ``open_reranker``. A file is read as the
+    settings of the first such member that accepts all of them, or else of a vision-language model.
 
     Args:
         name: name of the member, such as ``uit``, or the file.
         settings: settings that override the file, such as ``device``.
 
     Raises:
-        InputError: no such reranker, or settings or weights are invalid.
+        InputError: there is no such reranker, or its settings or weights are invalid.
     """
     named = name in members()
     if not named and not Path(name).suffix:
@@ -60,7 +60,7 @@ def open_reranker(name: str, **settings: Any) -> Reranker:
         try:
             classes.append(member_config(member))
         except InputError as error:
-            broken.append(error)  # another package's member must not keep others from re-ranking
+            broken.append(error)  # a broken member of another package must not disable the others
     for cls in classes if named else [*classes, RerankConfig]:
         if not hasattr(cls, "open_reranker"):
             continue
@@ -87,7 +87,7 @@ def reranked(
 ) -> list[list[Hit]]:
     """Order the first images of each query by the reranker's scores; the others keep their order.
 
-    Only the text of a query is read. Of equal scores, the earlier image stays first.
+    The reranker reads only the text of a query. Of equal scores, the earlier image stays first.
 
     Args:
         index: the searched index.
@@ -99,7 +99,7 @@ def reranked(
             :func:`pab.search.query.assigned`.
 
     Raises:
-        InputError: a query has no text, or an image cannot be read.
+        InputError: ``depth`` is too small, a query has no text, or :func:`pair_scores` fails.
     """
     check_depth(depth)
     if one_to_one and depth < len(queries):
@@ -116,7 +116,7 @@ def reranked(
 
 
 def check_depth(depth: int) -> None:
-    """Reject a number of images below 1.
+    """Reject a ``--rerank_depth`` below 1.
 
     Raises:
         InputError: see above.
@@ -142,13 +142,14 @@ def pair_scores(
         hits: images per query.
         reranker: model that scores pairs.
         load: function that reads an image of the index, upright and in RGB.
-        lock: held while the model runs, if several threads use it.
+        lock: lock to hold while the model runs, for a model that several threads use.
 
     Returns:
         Finite scores in the order of ``hits``.
 
     Raises:
-        InputError: an image cannot be read, or the reranker refuses a text or an image.
+        InputError: an image cannot be read, the reranker refuses a text or an image, or a score is
+            not finite.
     """
     rows = sorted({hit.row for one in hits for hit in one})
     if not rows:

@@ -1,4 +1,4 @@
-"""Convert search results to JSON, and write the list of unreadable images."""
+"""Print search results, convert them to JSON, and write the list of unreadable images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pab.core.errors import InputError
 from pab.core.files import write_text
 
-if TYPE_CHECKING:  # both import torch, which an update of an index does not need
+if TYPE_CHECKING:  # both modules import torch, which an update of an index does not need
     from pab.search.engine import Answers
     from pab.search.query import Hit
 
@@ -47,7 +47,7 @@ def as_plain(
 
 
 def hit_as_plain(rank: int, hit: Hit) -> dict[str, Any]:
-    """Convert a result to plain values for JSON, with the entries that only some results have."""
+    """Convert a result to plain values for JSON, with time stamp and reranker's score if known."""
     found: dict[str, Any] = {
         "rank": rank, "path": hit.name, "score": hit.score, "scores": dict(hit.scores),
     }  # fmt: skip
@@ -64,11 +64,14 @@ def print_hits(titles: Sequence[str], results: Sequence[Sequence[Hit]]) -> None:
         print(one_line(title))
         for rank, hit in enumerate(hits, start=1):
             print(f"{rank:4}  {hit.rank_score:8.4f}  {one_line(hit.name)}")
-    sys.stdout.flush()  # print the lines on stderr last
+    sys.stdout.flush()  # so that later lines on stderr appear below
 
 
 def unreadable_file(json: Path | None, html: Path | None) -> Path:
-    """Return where to list unreadable images: beside the JSON file or the page, else a default."""
+    """Return the path of the list of unreadable images.
+
+    The list is beside the JSON file, else beside the page, else at :data:`UNREADABLE`.
+    """
     beside = json or html
     return UNREADABLE if beside is None else beside.with_name(f"{beside.stem}.unreadable.txt")
 
@@ -92,13 +95,13 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
 
 
 def print_summary(indexed: int, unreadable: int, listing: Path) -> None:
-    """Print the last line of a run on stderr: how many images were indexed, how many not."""
+    """Print the last line of a run on stderr: the numbers of indexed and of unreadable images."""
     where = f" (listed in {listing})" if unreadable else ""
     print(f"{indexed} images indexed, {unreadable} not readable{where}", file=sys.stderr)
 
 
 def one_line(text: str) -> str:
-    """Replace control characters (line ends, escapes) with escape sequences."""
+    """Replace control characters, such as line breaks, with escape sequences such as ``\\n``."""
     return "".join(
         letter.encode("unicode_escape").decode()
         if unicodedata.category(letter) in ("Cc", "Zl", "Zp")

@@ -1,7 +1,7 @@
 """Sources of images to index: a folder, a table, WebDataset archives, or videos.
 
 A source lists plain files at once. Archives and videos are containers: their images are listed when
-they are opened. Every name is relative to the source and keeps its extension.
+the container is opened. Every name is relative to the source and keeps its extension.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _LARGE = threading.Lock()  # only one thread at a time decodes a large image of 
 
 @dataclass(frozen=True)
 class Item:
-    """Image of a container: its entry so far, and a function that reads it.
+    """Image of a container: its entry so far, and a function that reads the image.
 
-    ``load`` returns the entry with hash and size, and the upright RGB image. It raises
-    :class:`InputError` if the image cannot be read. ``size`` is the part of the container that
-    ends with this image and begins after the one before, bytes; 0 if unknown.
+    ``load`` returns the entry with its hash and its size in pixels, and the upright RGB image. It
+    raises :class:`InputError` if the image cannot be read. ``size`` is the number of bytes of the
+    container that this image takes up, for the progress; 0 if unknown.
     """
 
     entry: Entry
@@ -132,14 +132,14 @@ class Source(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Return the settings, as plain values; an index accepts only a source with equal ones."""
+        """Return the settings as plain values; an index accepts only a source with equal values."""
 
     @abstractmethod
     def list(self) -> Listing:
         """List the files.
 
         Raises:
-            InputError: there is no file, or the source cannot be read.
+            InputError: the source has no files, or cannot be read.
         """
 
 
@@ -154,7 +154,7 @@ class FolderSource(Source):
         return {"kind": "folder", "recursive": self.recursive}
 
     def list(self) -> Listing:
-        """See :class:`Source`; also prints what is left out."""
+        """See :class:`Source`; also prints notices about skipped files."""
         found = list_photos(self.root, recursive=self.recursive)
         warn_left_out(self.folder, found)
         listing = Listing(unreadable=dict(found.unreadable))
@@ -176,7 +176,7 @@ class TableSource(Source):
         return {"kind": "table", "table": self.table.name, **keys}
 
     def list(self) -> Listing:
-        """See :class:`Source`; an image with several captions has them all, one per line.
+        """See :class:`Source`; several captions of an image are joined, one per line.
 
         Raises:
             InputError: rows are invalid, such as a path that leaves the folder; the error
@@ -195,7 +195,7 @@ class TableSource(Source):
 
 
 class ContainerSource(Source):
-    """Files that contain images; names are relative to their common folder."""
+    """Archives or videos; names are relative to the common folder of the files."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         paths = sorted({absolute(path) for path in files})
@@ -217,7 +217,7 @@ class ContainerSource(Source):
 
     @abstractmethod
     def _container(self, name: str, path: Path, state: FileState) -> Container:
-        """Describe a file."""
+        """Create the container of a file."""
 
 
 class ArchiveSource(ContainerSource):
@@ -253,10 +253,11 @@ class VideoSource(ContainerSource):
 
 
 def check_source(folder: Path, manifest: Manifest, source: Source) -> None:
-    """Reject a source other than that of an index; a folder that has moved is accepted.
+    """Reject a source other than that of an index; an image folder that has moved is accepted.
 
     Raises:
-        InputError: the settings differ, or the folder of the index exists and is another one.
+        InputError: the settings differ, or the image folder of the index still exists but is not
+            that of the source.
     """
     facts = source.facts()
     if facts != manifest.source:
@@ -265,9 +266,8 @@ def check_source(folder: Path, manifest: Manifest, source: Source) -> None:
             for key in {**manifest.source, **facts}
             if facts.get(key) != manifest.source.get(key)
         )
-        problem = (
-            f"expected {name} {manifest.source.get(name)} of the index, found {facts.get(name)}"
-        )
+        known = f"{name} {manifest.source.get(name)}"
+        problem = f"expected {known}, as in the index, found {facts.get(name)}"
         raise InputError(folder, problem, todo="use another --out")
     root = Path(manifest.root)
     if root != source.root and root.is_dir() and root.resolve() != source.root.resolve():
@@ -280,7 +280,7 @@ def load_picture(entry: Entry) -> Image.Image:
     """Read an image of an index, upright and in RGB, from its file, archive or video.
 
     Raises:
-        InputError: the file is missing, or has changed and cannot be decoded.
+        InputError: the file is missing, cannot be decoded, or no longer contains the image.
     """
     if entry.time_s is not None:
         return frame_at(entry.path, entry.time_s)
@@ -319,7 +319,7 @@ def clock_time(seconds: float) -> str:
 
 
 def absolute(path: Path) -> Path:
-    """Make a path absolute; ``..`` is removed, links are kept."""
+    """Make a path absolute; resolve ``..``, but not symbolic links."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps ".."
 
 
@@ -327,7 +327,7 @@ def warn_left_out(where: Path, folder: PhotoFolder) -> None:
     """Print a notice about images in nested folders, and one about other skipped files.
 
     Raises:
-        InputError: no file is left to search.
+        InputError: the folder has no image to search.
     """
     nested = ""
     if folder.nested:

@@ -1,4 +1,4 @@
-"""Check of query texts, and the default number of results, for all search commands."""
+"""Check query texts; define the default number of results of all search commands."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ TOP_K = 20
 def check_query(query: str, flag: str = "--query") -> None:
     """Reject a query without visible text.
 
-    The rule is that of captions (:func:`pab.data.captions.has_visible`), applied after
-    replacing the punctuation that BLIP-2 replaces with blanks. A query is therefore valid for all
-    models or for none.
+    The rule for captions (:func:`pab.data.captions.has_visible`) applies, after the punctuation
+    that BLIP-2 ignores is replaced with blanks. A query is therefore valid for all models or for
+    none.
 
     Raises:
         InputError: the query is empty, has no visible text, or is not UTF-8.

@@ -21,13 +21,13 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.search.libraries import library
 
-# A cell of the reduced frame averages about 16 x 16 px of a 1024 px frame: small enough to show a
-# person who moves, and large enough to average out the noise of a camera.
+# In a frame of 1024 x 1024 px, a cell is the average of 16 x 16 px: small enough to show a person
+# who moves, and large enough to average out the noise of a camera.
 CELLS = 64  # side of the reduced grey frame, cells
-LARGEST_DIFFERENCE = 12  # grey levels of 255; frames that differ more are not nearly identical
+LARGEST_DIFFERENCE = 12  # of any cell of nearly identical frames; grey levels, 0 to 255
 # Playlists make the decoder open other files or addresses.
 PLAYLISTS = frozenset(("concat", "hls", "applehttp", "dash", "sdp", "rtsp", "imf"))
-_NEAR = Fraction(1, 10**7)  # s; time stamps are exact fractions, stored as float64
+_NEAR = Fraction(1, 10**7)  # s; tolerance for exact fractions that are stored as float64
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Frame:
 
     Attributes:
         time_s: time stamp, seconds.
-        decoded: the frame of PyAV.
-        share: fraction of the video before the next frame to yield, 0 to 1; None if the length of
-            the video is unknown.
+        decoded: PyAV's frame.
+        share: fraction of the video that is read before the next frame is due, 0 to 1; None if the
+            length of the video is unknown.
     """
 
     time_s: float
@@ -83,13 +83,13 @@ def sampled_frames(path: Path, every_s: float, *, distinct: bool = False) -> Ite
 
 
 def frame_at(path: Path, time_s: float) -> Image.Image:
-    """Decode the frame with a time stamp, as an upright RGB image.
+    """Decode the frame at a time stamp, as an upright RGB image.
 
     Raises:
         InputError: the file cannot be decoded, or has no such frame.
     """
     target = Fraction(time_s)
-    for frames in (_frames_near(path, target), _decoded(path)):  # not every file is seekable
+    for frames in (_frames_near(path, target), _decoded(path)):  # some files are not seekable
         for time, frame in frames:
             if abs(time - target) <= _NEAR:
                 return Frame(time_s, frame).picture()
@@ -99,7 +99,7 @@ def frame_at(path: Path, time_s: float) -> Image.Image:
 
 
 def _frames_near(path: Path, target: Fraction) -> Iterator[tuple[Fraction, Any]]:
-    """Yield the frames from the last seek point before a time; none if the file has none."""
+    """Yield the frames from the last seek point before a time; nothing if it cannot seek."""
     av = library("av", "videos")
     with _opened(path) as (container, stream):
         first = next(_times(container, stream, path), None)
@@ -137,7 +137,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _length(container: Any, stream: Any) -> Fraction | None:
-    """Return the length of a video in seconds, as its header says; None if it does not."""
+    """Return the length of a video in seconds, from its header; None if the header has none."""
     if stream.duration is not None:
         length = stream.duration * stream.time_base
     elif container.duration is not None:
@@ -161,7 +161,7 @@ def _explained(path: Path) -> Iterator[None]:
 def _times(
     container: Any, stream: Any, path: Path, start: int | None = None
 ) -> Iterator[tuple[Fraction, Any]]:
-    """Yield frames with their time from the first frame (or from the pts ``start``), ascending."""
+    """Yield frames in order of time, from the first frame (or the pts ``start``) at time 0."""
     frames, number, last = iter(container.decode(stream)), 0, Fraction(-1)
     while True:
         with _explained(path):
@@ -172,7 +172,7 @@ def _times(
             start = frame.pts if start is None else start
             time = (frame.pts - start) * stream.time_base
         elif stream.average_rate:
-            notice(path, "frames without a time stamp are timed by the frame rate")
+            notice(path, "frames without a time stamp get their time from the frame rate")
             time = number / stream.average_rate
         else:
             raise InputError(path, "expected frames with time stamps, found none")

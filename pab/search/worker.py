@@ -1,8 +1,9 @@
-"""Encode parts of an index on workers; :func:`pab.search.build.build_index` puts them together.
+"""Encode parts of an index on workers; :func:`pab.search.build.build_index` combines them.
 
-A part is a block of files, or an archive or a video. A worker writes it as an index in a folder of
-its own, whose manifest is written last. The run then moves the files to the index and names them in
-its manifest. A lost worker therefore loses at most the parts that it was encoding.
+A part is a block of files, or an archive or a video. A worker writes each part as an index in its
+own folder, with the manifest after the files that it names. The run then moves the files into the
+index and names them in its manifest. A lost worker therefore loses at most the parts that it was
+encoding.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def encode_part(
 
     Args:
         job: the run.
-        number: position of the task.
+        number: position of the task in the list of tasks.
         task: the images.
         members: the loaded members.
-        old: the index before the run, whose vectors are reused; None without one.
+        old: the index before the run, whose vectors are reused; None for a new index. Its marks
+            ``keep`` are overwritten.
 
     Raises:
         InputError: vectors or files are invalid, or the folder cannot be written.

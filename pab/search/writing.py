@@ -28,7 +28,7 @@ from pab.search.index import (
     vectors_path,
 )
 
-PARTS = "parts"  # folder of the parts that workers have written and the index does not hold yet
+PARTS = "parts"  # folder for the parts that workers write, until they are moved into the index
 _SHARD_FILE = re.compile(r"(?:img_emb_(\d+)\.npy|metadata_(\d+)\.parquet)")
 
 
@@ -40,7 +40,7 @@ def write_shard(
     *,
     metadata: bool = True,
 ) -> Shard:
-    """Write the files of a new shard; the shard counts once the manifest names it.
+    """Write the files of a new shard, which joins the index once the manifest names it.
 
     Args:
         folder: folder of the index.
@@ -61,7 +61,7 @@ def write_shard(
         if bad.any():
             raise InputError(
                 member.origin.get("checkpoint") or member.name,
-                f"expected finite vectors in {member.dtype}, found others",
+                f"expected finite vectors in {member.dtype}, found NaN or infinity",
                 item=f"image {entries[int(bad.argmax())].name!r}",
                 todo="check the checkpoint, or use --dtype fp32",
             )
@@ -100,7 +100,7 @@ def compacted(folder: Path, manifest: Manifest, keep: np.ndarray) -> Manifest:
     Args:
         folder: folder of the index.
         manifest: its contents.
-        keep: bool [G], which rows remain.
+        keep: bool [G] for the G rows of the index; true if a row remains.
 
     Raises:
         InputError: a file cannot be read or written.
@@ -138,10 +138,10 @@ def move_shards(source: Path, folder: Path, manifest: Manifest, part: Manifest) 
         source: folder of the part, on the file system of the index.
         folder: folder of the index.
         manifest: contents of the index.
-        part: contents of the part; it has the members of the index.
+        part: contents of the part, whose members are those of the index.
 
     Returns:
-        The new shards. They count once the manifest names them.
+        The new shards, which join the index once the manifest names them.
 
     Raises:
         InputError: a file cannot be moved.
@@ -193,7 +193,7 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
 
 
 def with_shards(manifest: Manifest, shards: Sequence[Shard]) -> Manifest:
-    """Return the manifest with other shards; the record of an approximate index is unchanged."""
+    """Return the manifest with other shards; the record of the approximate index is kept."""
     if list(shards) == manifest.shards:
         return manifest
     following = 1 + max((shard.number for shard in shards), default=-1)

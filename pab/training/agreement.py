@@ -1,7 +1,7 @@
 """Check that all processes start from the same settings and the same checkpoint.
 
-Each process reads its own disk. Machines without a shared folder, or started with different
-commands, would otherwise train different runs together without an error.
+Each process reads its own disk. Without these checks, machines that share no folder, or that were
+started with different commands, would train different runs together without an error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def check_equal_settings(config: TrainingConfig, files: Mapping[str, ContentHash
         files: settings that name files, which :func:`pab.training.resume.identify` compares.
 
     Raises:
-        InputError: in every process; names the setting, its values and the hosts.
+        InputError: a setting differs; raised in every process, with the setting, its values and the
+            hosts.
     """
     values = {
         f"--{name}": "a file" if name in files else str(value)
@@ -50,13 +51,17 @@ def check_equal_settings(config: TrainingConfig, files: Mapping[str, ContentHash
 
 
 def same_resume_point(config: TrainingConfig, point: ResumePoint | None) -> ResumePoint | None:
-    """Check that every process finds rank 0's checkpoint in its own ``--output_dir``.
+    """Check that every process finds rank 0's checkpoint, or none, in its own ``--output_dir``.
+
+    Args:
+        config: settings of this process.
+        point: checkpoint that rank 0 has found; None for a new run.
 
     Returns:
         The checkpoint, with the path in this process's ``--output_dir``.
 
     Raises:
-        InputError: in every process; files differ, are missing or are damaged.
+        InputError: files differ, are missing or are damaged; raised in every process.
     """
     if point is not None:
         point = replace(point, path=Path(config.output_dir) / point.path.name)
@@ -82,6 +87,6 @@ def _described(path: Path | None) -> str:
         step = load_training_state(path, mmap=True).step
     else:
         step = json.loads(read_checkpoint(path)["metadata"][RESUME_KEY])["step"]
-    with zipfile.ZipFile(path) as archive:  # the checksums of all tensors, without reading them
+    with zipfile.ZipFile(path) as archive:  # lists the checksums of all tensors
         parts = [f"{part.CRC} {part.file_size}" for part in archive.infolist()]
     return f"{path.name} of step {step} ({sha256_of_lines(parts)[:12]})"

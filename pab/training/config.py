@@ -125,17 +125,19 @@ def check_crops_and_rates(
 
 @dataclass(frozen=True)
 class ContrastiveConfig(TrainingConfig):
-    """Settings of recipes with local-global views and InfoNCE; the new fields default to LHP's."""
+    """Settings of recipes with local-global views and InfoNCE; added fields have LHP's defaults."""
 
     # Views
     local_prob: float = flag(
         0.5, "probability of the local crop: 0 global only, 1 local only", ge=0, le=1
     )
-    crop_scale: tuple[float, float] = flag((0.5, 1.0), "area of the local crop, min and max")
+    crop_scale: tuple[float, float] = flag(
+        (0.5, 1.0), "area of the local crop as a fraction of the image, min and max"
+    )
     crop_ratio: tuple[float, float] = flag((3 / 4, 4 / 3), "aspect ratio of the crop, min and max")
 
     # Optimization
-    update_freq: int = flag(1, "batches of accumulated gradients per update", ge=1)
+    update_freq: int = flag(1, "batches whose gradients are accumulated per update", ge=1)
     grad_cache_chunk: int = speed_flag(
         0, "encode the batch in chunks of N with the exact full-batch gradient; 0: off", ge=0
     )

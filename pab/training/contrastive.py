@@ -89,7 +89,8 @@ def cross_entropies(logits: Tensor, identity: Tensor | None) -> Tensor:
 class _Replay:
     """Restore the random state of a chunk's first pass inside the block, so that its draws repeat.
 
-    CUDA's generators keep their seed and offset on the host, so no device is read.
+    The current state returns afterwards. CUDA's generators keep their seed and offset on the host,
+    so no device is read.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -91,7 +91,7 @@ def training_sources(config: TrainingConfig) -> list[Path] | None:
     """List the annotation files to train on; None if ``data_path`` itself holds the pairs.
 
     Raises:
-        InputError: see :func:`training_shards`; also ``train_shards`` with a table.
+        InputError: see :func:`training_shards`; or ``train_shards`` is set for a table.
     """
     if not is_own_data(config.data_path):
         return training_shards(config)
@@ -128,11 +128,12 @@ def training_shards(config: TrainingConfig) -> list[Path]:
     """List the annotation files of ``train_shards``, or of all shards.
 
     Raises:
-        InputError: the data root or a named file does not exist.
+        InputError: the data root or a named shard does not exist, or no shard is named.
     """
     root = Path(config.data_path)
     if not root.is_dir():
-        raise InputError("--data_path", f"expected the root folder of the data, found no {root}")
+        problem = f"expected the root folder of the data, found no folder {root}"
+        raise InputError("--data_path", problem)
     if config.train_shards is None:
         return find_shards(root)
     if not config.train_shards:
@@ -208,7 +209,7 @@ class TrainingSamples(Dataset[Any], ABC):
 
 
 def checked(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
-    """Yield the batches of a loader; raise an error that it yields instead of a batch.
+    """Yield the batches of a loader; raise an :class:`InputError` that replaces a batch.
 
     Raises:
         InputError: a pair's line or image cannot be read.
@@ -259,7 +260,7 @@ def training_loader(
     """
     workers = needed_workers(resolve_workers(config.num_workers), batches.batches_per_epoch)
     if workers:
-        first = tree_leaves(dataset[(0, 0)])  # an image that cannot be read counts as empty
+        first = tree_leaves(dataset[(0, 0)])  # no tensors if the image cannot be read
         size = sum(part.nbytes for part in first if isinstance(part, Tensor))
         samples = batches.batches_per_epoch * batches.batch_size
         check_shared_memory(workers, size, batches.batch_size, samples)

@@ -82,7 +82,7 @@ class Run:
         scored: path appended instead, for a recipe that also writes a folder of the model.
         released: maps the model to the weights to write, by name.
         ema: average of the weights; None without ``ema_decay``.
-        gradients: average of the gradients over processes.
+        gradients: averages the gradients over processes.
         place: position of the run: step and epoch.
         saved_at: step of the last saved or resumed training state.
         interrupted: true after Ctrl-C; the next step then stops the run.
@@ -300,10 +300,10 @@ class Run:
     # ---- Beginning and end
 
     def resume(self) -> None:
-        """Restore the checkpoint and the random generators, if the run resumes.
+        """Restore the checkpoint, if any: a whole training state, or weights and position only.
 
         Raises:
-            InputError: the state is of another number of processes, or its tensors do not fit.
+            InputError: another number of processes wrote the state, or its tensors do not fit.
         """
         point, model = self.setup.resume, self.model
         if point is None:
@@ -351,7 +351,7 @@ class Run:
             if processes.is_main() and config.save_ckpt:
                 prepare_folder(self.output, resume)
             if resume is not None and not resume.exact:
-                self.save_state()  # replace a damaged state at once
+                self.save_state()  # replaces a damaged state at once
             self._announce(total)
             before = signal.signal(signal.SIGINT, self._interrupt)
             with Progress(total, "training", "steps", self.place.step) as self.progress:

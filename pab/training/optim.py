@@ -1,6 +1,6 @@
 """Optimizer: layer-wise learning-rate decay, schedule, EMA, and skipping of non-finite steps.
 
-Functions of the model define which parameters have no weight decay, and the layer of each.
+The model defines which parameters have no weight decay, and the layer of each parameter.
 """
 
 from __future__ import annotations

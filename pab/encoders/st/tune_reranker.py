@@ -107,7 +107,7 @@ class TrainConfig(VlmTuneConfig):
     # Optimization
     loss: Literal["pointwise", "pairwise", "both"] = flag("both", "yes/no, Bradley-Terry, or sum")
     batch_size: int = flag(4, "captions per process and step", ge=1)
-    update_freq: int = flag(1, "batches of accumulated gradients per update", ge=1)
+    update_freq: int = flag(1, "batches whose gradients are accumulated per update", ge=1)
     lr: float = flag(1e-4, "peak learning rate; without LoRA, use about a tenth")
     clip_grad: float | None = flag(1.0, "maximum gradient norm; none: no clipping")
     output_dir: str = flag("output/reranker", "folder of the checkpoints, the log and the model")

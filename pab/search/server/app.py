@@ -36,9 +36,9 @@ from pab.search.server.models import (
 from pab.search.server.security import COOKIE, SMALL_BODY, UPLOAD_BODY, Access, Guard, log
 from pab.search.server.service import QueryError, Service, UnknownImageError
 
-WAITING = 16  # searches that may wait per running one
-WAITING_PICTURES = 512  # thumbnails that may wait; a page asks for up to 100 at once
-KEPT_S = 600  # seconds that a browser keeps a picture without asking again
+WAITING = 16  # searches that may wait, per search that may run
+WAITING_PICTURES = 512  # pictures that may wait; one answer lists up to 100 results
+KEPT_S = 600  # seconds for which a browser may show a picture from its cache
 EXAMPLES = (
     "a person lying on the ground",
     "a man falls off a bicycle",
@@ -53,7 +53,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         404: "No such image",
         413: "The body is too large",
         422: "The request is invalid, or the image cannot be decoded",
-        429: "All places in the queue are taken; try again after Retry-After seconds",
+        429: "The queue is full; try again after Retry-After seconds",
     }.items()
 }
 ImageIdPath = Annotated[str, Path(pattern=IMAGE_ID, description="Id of an image of a result")]
@@ -66,8 +66,8 @@ def create_app(
 
     Args:
         service: answers the requests.
-        access: who may use the server.
-        parallel: searches, and pictures, that are processed at a time.
+        access: rules that decide who may use the server.
+        parallel: number of searches that run at a time, and of pictures that are read at a time.
         examples: queries to show on the empty page.
     """
     searches, pictures = Line(parallel, WAITING * parallel), Line(parallel, WAITING_PICTURES)
@@ -81,7 +81,8 @@ def create_app(
 
     app = FastAPI(
         title="Photo search", version=__version__, lifespan=lifespan,
-        openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,  # need external scripts
+        # FastAPI's documentation pages are off, because they load scripts from other sites.
+        openapi_url="/api/openapi.json", docs_url=None, redoc_url=None,
     )  # fmt: skip
     _add_handlers(app)
     _add_pages(app, service, access, examples)
@@ -195,7 +196,8 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(UnknownImageError)
     async def unknown(_: Request, __: UnknownImageError) -> JSONResponse:
-        return problem(404, "no such image; the index may have changed, or an upload has expired")
+        text = "no such image; the index may have changed, or the upload may have expired"
+        return problem(404, text)
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, __: BusyError) -> JSONResponse:
@@ -221,8 +223,8 @@ async def _query_of(request: Request) -> tuple[SearchRequest, bytes | None]:
     """Read a query as JSON, or as a form with a file.
 
     Raises:
-        HTTPException: another type of body.
-        QueryError: invalid fields.
+        HTTPException: the body is of another type, or the file is too large.
+        QueryError: the fields are invalid.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     upload: bytes | None = None

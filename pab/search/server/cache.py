@@ -14,7 +14,8 @@ class BoundedCache(Generic[V]):
     """Keep the most recently used values; threads may share the cache.
 
     Args:
-        most_bytes: sum of the sizes of all values. A larger value is not kept.
+        most_bytes: limit for the sum of the sizes of all values. A single value above this limit is
+            not kept.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -32,7 +33,7 @@ class BoundedCache(Generic[V]):
             return found[0]
 
     def put(self, key: Hashable, value: V, size: int) -> None:
-        """Keep a value of ``size`` bytes; drop the least recently used ones."""
+        """Keep a value of ``size`` bytes; drop the least recently used values above the limit."""
         with self._lock:
             before = self._values.pop(key, None)
             self.bytes -= before[1] if before is not None else 0

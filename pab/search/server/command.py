@@ -1,4 +1,4 @@
-"""Serve an index on a page and by a REST interface: `python -m pab.search serve`."""
+"""Serve an index as a web page and a REST interface: `python -m pab.search serve`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACKLOG = 128  # connections that may wait to be accepted
 def build_parser() -> CommandParser:
     """Build the parser."""
     parser = CommandParser(
-        prog=PROG, description="Serve an index on a page and by a REST interface."
+        prog=PROG, description="Serve an index as a web page and a REST interface."
     )
     add_index_flags(parser)
     add_rerank_flags(parser)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
     if args.token is None and not is_loopback(args.host):
         raise InputError(
-            "--host", f"expected --token for an address that others reach, {args.host}, found none",
+            "--host", f"expected --token, because other machines can reach {args.host}, found none",
             todo="make one: python -c 'import secrets; print(secrets.token_urlsafe())'",
         )  # fmt: skip
     if args.token is not None and len(args.token) < SHORTEST_TOKEN:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     if not index.rows:
         raise InputError(args.index, "expected an index with images, found none")
     listening = listen(args.host, args.port)
-    # A few images need no loader processes, which a process with threads should not fork either.
+    # A query has few images. A process with threads should also not fork loader processes.
     settings = {"num_workers": 0, **({} if args.device is None else {"device": args.device})}
     more = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     reranker = open_reranker(args.rerank, **settings) if args.rerank else None

@@ -9,12 +9,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 512
 HEADERS_S = 10.0  # seconds until the header of a request is complete
-READING_S = 60.0  # seconds until a client has read a response
+READING_S = 60.0  # seconds that a connection may wait for its client to read responses
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connection(H11Protocol):
-    """HTTP connection of uvicorn with limits for clients that are slow on purpose."""
+    """uvicorn's HTTP connection, with limits against clients that are slow on purpose."""
 
     most = MOST_CONNECTIONS
     headers_s = HEADERS_S
@@ -25,7 +25,7 @@ class Connection(H11Protocol):
         self._unread_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse a connection above the limit."""
+        """Refuse the connection if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self.most:
             transport.write(_FULL)
@@ -44,7 +44,7 @@ class Connection(H11Protocol):
         self._watch()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; wait for a client that is still reading, but not forever."""
+        """Close an idle connection; a client that still reads a response gets more time."""
         if self.transport.is_closing():
             return
         if self.transport.get_write_buffer_size() and self._unread_s < READING_S:

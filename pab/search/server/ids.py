@@ -1,8 +1,8 @@
 """Ids of images, which clients send instead of paths.
 
 An id is ``ROW-HASH``: a row in the index, and the beginning of the SHA-256 of the image's name. An
-update of the index may move an image to another row; its hash then finds it. An image that has been
-removed is never mistaken for another.
+update of the index may move an image to another row; the hash then finds the new row. The id of a
+removed image finds no other image.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Ids:
 
     @cached_property
     def _moved(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of all names, ascending, and their rows; made when an id is from an older index.
+        """Hashes of all names, ascending, and their rows; computed for the first id that has moved.
 
-        It takes about one second and 16 MB per million images.
+        Computing them takes about one second and 16 MB per million images.
         """
         found = np.fromiter(map(_hash, self.index.names), np.uint64, self.index.rows)
         order = np.argsort(found, kind="stable")

@@ -19,8 +19,8 @@ class Line:
     """Run blocking functions for requests, first come, first served.
 
     Args:
-        parallel: functions that run at a time.
-        waiting: requests that may wait; further ones fail at once.
+        parallel: number of functions that may run at a time.
+        waiting: number of requests that may wait; further requests fail at once.
     """
 
     def __init__(self, parallel: int, waiting: int) -> None:
@@ -30,7 +30,8 @@ class Line:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in a thread and return its result.
 
-        A request that is cancelled while it waits leaves the queue; a running one keeps its thread.
+        A request that is cancelled while it waits leaves the queue. A function that already runs is
+        not stopped.
 
         Raises:
             BusyError: the queue is full.

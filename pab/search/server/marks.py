@@ -20,7 +20,7 @@ Form = Literal["labelled", "pairs"]
 
 
 class NamedMark(NamedTuple):
-    """Judgement of an image, by its name, for a text."""
+    """Mark of a named image: right or wrong for a text."""
 
     text: str
     name: str
@@ -28,7 +28,7 @@ class NamedMark(NamedTuple):
 
 
 def annotation(marks: Iterable[NamedMark], form: Form) -> str:
-    """Write marks as an annotation; of several marks for one text and image, the last counts.
+    """Convert marks to an annotation; of several marks for one text and image, the last counts.
 
     Raises:
         InputError: no image is marked right.

@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from pab.search.server.ids import IMAGE_ID
 
-LONGEST_TEXT = 2_000  # characters; the tokenizers keep far fewer
+LONGEST_TEXT = 2_000  # characters; the tokenizers use far fewer
 LONGEST_NAME = 4_096  # characters of a path on Linux
 MOST_MINUS = 8
 MOST_RESULTS = 100  # per request
-DEEPEST = 10_000  # results that can be scrolled through
+DEEPEST = 10_000  # results of a query, over all requests
 MOST_MARKS = 5_000
 UPLOAD_ID = r"^upload-[0-9a-f]{32}$"
 
@@ -36,7 +36,7 @@ class SearchRequest(Strict):
         None, pattern=f"{IMAGE_ID}|{UPLOAD_ID}",
         description="Id of an image of the index, or of an earlier upload to this server",
     )  # fmt: skip
-    minus: list[Text] = Field([], max_length=MOST_MINUS, description="Unwanted contents")
+    minus: list[Text] = Field([], max_length=MOST_MINUS, description="Unwanted content")
     weights: dict[Literal["text", "image", "minus"], Weight] = Field(
         {}, description="Weights of the parts; 1 by default"
     )
@@ -45,8 +45,8 @@ class SearchRequest(Strict):
     end_s: Number | None = Field(None, description="Last time stamp in a video, seconds")
     least: Number | None = Field(None, description="Smallest score of a result")
     rerank: StrictBool | None = Field(
-        None, description="Re-rank the first images by the text with a cross encoder; by default, "
-        "if the server has one",
+        None, description="Re-rank the first images with a cross encoder, by the text; null "
+        "re-ranks if the server has a reranker",
     )  # fmt: skip
     offset: int = Field(0, ge=0, le=DEEPEST, description="Results to skip")
     limit: int = Field(40, ge=1, le=MOST_RESULTS, description="Results to return")
@@ -78,9 +78,9 @@ class SearchResponse(BaseModel):
     """Results of a query, best first."""
 
     indexed: int = Field(description="Images in the index")
-    image: str | None = Field(description="Id of the query image, to ask for more results")
+    image: str | None = Field(description="Id of the query image, for requests for more results")
     next: int | None = Field(description="Offset of the next results; null at the end")
-    milliseconds: float = Field(description="Time of the search, without waiting")
+    milliseconds: float = Field(description="Time of the search, without time in the queue")
     results: list[Result]
 
 
@@ -102,13 +102,13 @@ class Folders(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why a request failed, in one sentence."""
+    """Reason for a failed request, in one sentence."""
 
     error: str
 
 
 class Mark(Strict):
-    """Judgement of an image for a text."""
+    """Mark of an image: right or wrong for a text."""
 
     text: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
     image: ImageId

@@ -1,7 +1,7 @@
 """Decode pictures in other processes, with limits of time and memory.
 
-A damaged or hostile file can then neither stop nor fill the server: its process is ended, and the
-next picture gets a new one.
+A damaged or hostile file can then neither stop the server nor exhaust its memory: the process that
+decodes the file is ended, and the next picture gets a new process.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pab.search.index import Entry
 from pab.search.sources import load_picture
 
 LIMIT_S = 20.0  # seconds per picture; one of 200 megapixels takes about 6 on one core
-START_S = 60.0  # seconds until a new process has imported its modules
+START_S = 60.0  # seconds for a new process to import its modules
 MEMORY = 4 << 30  # bytes per process; 200 megapixels need 0.8 GB, and conversions as much again
 UPLOAD_MEGAPIXELS = 200
 JPEG_QUALITY = 88
-UPLOAD = "image"  # begins the messages about uploads
+UPLOAD = "image"  # subject of messages, instead of a path
 _READY = "ready"
 
 
 class Job(ABC):
-    """Work of a decoding process; it is pickled."""
+    """Work for a decoding process; a job is pickled."""
 
     @abstractmethod
     def run(self) -> Any:
@@ -64,7 +64,7 @@ class DecodeUpload(Job):
 
 @dataclass(frozen=True)
 class MakeJpeg(Job):
-    """Read an image of the index, reduce it to a longer side in pixels, and encode it as JPEG."""
+    """Read an image of the index, reduce its longer side to ``side`` pixels, and encode a JPEG."""
 
     entry: Entry
     side: int
@@ -101,7 +101,7 @@ class Decoders:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
 
     def run(self, job: Job) -> Any:
-        """Run a job in a process; the caller bounds how many run at a time.
+        """Run a job in a process; the caller limits the number of jobs that run at a time.
 
         Raises:
             InputError: the picture cannot be decoded, or not within the limits.
@@ -148,11 +148,11 @@ class _Worker:
         try:
             self.connection.send(job)
             if not self.connection.poll(limit_s):
-                problem = f"expected one that is decoded within {limit_s:g} s"
+                problem = f"cannot be decoded within {limit_s:g} s"
                 raise InputError(UPLOAD, problem)
             return self.connection.recv()
         except (EOFError, OSError) as error:
-            problem = "expected one that is decoded within the memory limit"
+            problem = "cannot be decoded: the process ended, perhaps at the memory limit"
             raise InputError(UPLOAD, problem) from error
 
     def end(self) -> None:
@@ -168,7 +168,7 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    warnings.simplefilter("ignore")  # they would quote contents of the files
+    warnings.simplefilter("ignore")  # warnings would quote contents of the files
     connection.send(_READY)
     while True:
         try:
@@ -180,5 +180,5 @@ def _serve(connection: Connection) -> None:
         except InputError as error:
             result = error
         except MemoryError:
-            result = InputError(UPLOAD, "expected one that fits in the memory limit")
+            result = InputError(UPLOAD, "cannot be decoded within the memory limit")
         connection.send(result)

@@ -14,7 +14,7 @@ from pab.search.rerank import ordered, pair_scores
 from pab.search.server.cache import BoundedCache
 
 CACHED_SCORES = 4 << 20  # bytes, about 2,000 queries with 20 images each
-IMAGE_BYTES = 100  # of a row, its score and their places in a tuple and a list
+IMAGE_BYTES = 100  # per image: its row in the key, its score in the value
 
 
 class SecondLook:
@@ -42,7 +42,8 @@ class SecondLook:
 
         Args:
             index: the searched index.
-            state: state of the index on disk. Scores are kept for it, the text and the images.
+            state: state of the index on disk. With the text and the images, it is the key of the
+                kept scores.
             text: text of the query.
             hits: results, best first.
 
@@ -54,7 +55,7 @@ class SecondLook:
         scores = self._scores.get(key)
         if scores is None:
             with self._one_query:
-                scores = self._scores.get(key)  # a request for the same may just have ended
+                scores = self._scores.get(key)  # another request may just have computed them
                 if scores is None:
                     scores = self._scored(index, text, first)
                     size = len(text.encode()) + IMAGE_BYTES * len(first)

@@ -1,8 +1,8 @@
 """Check every request before the application sees it.
 
-The checks are: host and origin (against pages of other sites that a browser has open), the token,
-and the size and duration of the body. Responses get headers that forbid a browser everything that
-the page does not need.
+The checks are: the length of address and headers, host and origin (against pages of other sites
+that a browser has open), the token, and the size and duration of the body. Headers of the responses
+forbid a browser everything that the page does not need.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pab.search.results import one_line
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
 SHORTEST_TOKEN = 12  # characters
 COOKIE = "pab_search"
-OPEN_PATHS = ("/login", "/static/")  # pages that need no token
+OPEN_PATHS = ("/login", "/static/")  # paths that need no token
 SMALL_BODY = 64 << 10  # bytes; queries and logins
 MARKS_BODY = 16 << 20  # bytes; 5,000 marks with long texts
 UPLOAD_BODY = 20 << 20  # bytes of an uploaded image
 LARGE_BODIES = 8  # bodies above SMALL_BODY that are received at a time
-LONGEST_TARGET = 16 << 10  # bytes of path and query; a shared link has texts in it
+LONGEST_TARGET = 16 << 10  # bytes of path and query; a shared link contains the texts of a query
 LONGEST_HEADERS = 32 << 10  # bytes
 BODY_S = 30.0  # seconds to receive a body
 HEADERS = {
@@ -41,7 +41,7 @@ HEADERS = {
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",  # with no-referrer, forms have no origin to check
+    "Referrer-Policy": "same-origin",  # with no-referrer, a form would send the origin null
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
@@ -58,7 +58,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Access:
-    """Who may use the server.
+    """Rules that decide who may use the server.
 
     Attributes:
         host: address that the server listens on.
@@ -76,12 +76,12 @@ class Access:
         return cls(host, token, secrets.token_bytes(32))
 
     def cookie(self) -> str:
-        """Return the value of the session cookie; it ends with the process."""
+        """Return the value of the session cookie, which is valid until the process ends."""
         assert self.token is not None
         return hmac.new(self.session, self.token.encode(), hashlib.sha256).hexdigest()
 
     def is_token(self, value: str) -> bool:
-        """Compare a token in constant time."""
+        """Return true if a value is the token; the comparison takes constant time."""
         assert self.token is not None
         return hmac.compare_digest(value.encode("utf-8", "replace"), self.token.encode())
 
@@ -189,7 +189,7 @@ def check_target(scope: Scope) -> None:
 def check_host(headers: Headers, access: Access) -> None:
     """Refuse names of other sites that resolve to this server (DNS rebinding).
 
-    A token protects against that too, so with a token any name is accepted.
+    A token protects against them too, so with a token any name is accepted.
 
     Raises:
         Refused: the header Host is missing, or names another site.
@@ -249,10 +249,10 @@ def _declared_length(headers: Headers) -> int | None:
 
 
 async def _received(receive: Receive, limit: int) -> bytes | None:
-    """Receive a body; None if the client has left.
+    """Receive a body; return None if the client has disconnected.
 
     Raises:
-        Refused: it is too large or too slow.
+        Refused: the body is too large or too slow.
     """
     parts: list[bytes] = []
     size = 0
@@ -275,8 +275,8 @@ async def _received(receive: Receive, limit: int) -> bytes | None:
 
 async def _answer(send: Send, refused: Refused) -> None:
     body = json.dumps({"error": refused.problem}).encode()
-    # The rest of a refused body is discarded until `connections` ends it; closing at once would
-    # reset the connection before the client has read the answer.
+    # The rest of a refused body is discarded until `connections` closes the connection. Closing it
+    # at once would reset it before the client has read the answer.
     headers = [
         (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
     ]  # fmt: skip

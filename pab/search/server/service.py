@@ -1,7 +1,7 @@
 """Search for the server: queries, pictures and uploads over one index.
 
-The methods block and are safe to call from several threads. When the index on disk changes, the
-next request opens it again.
+The methods block, and several threads may call them. When the index on disk changes, the next
+request opens it again.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from pab.search.server.second_look import SecondLook
 from pab.search.server.security import log
 from pab.search.texts import check_query
 
-THUMBNAIL_PX = 480  # longer side; sharp in a row of 240 CSS px at two device pixels per CSS px
-WHOLE_PX = 2_400  # longer side of the whole picture; decoding leaves a shorter side below 2,048 px
+THUMBNAIL_PX = 480  # longer side; on a desktop, rows are about 230 CSS pixels high
+WHOLE_PX = 2_400  # longer side; decoded photographs have a shorter side below 2,048 px
 CACHED_THUMBNAILS = 32 << 20  # bytes, about 800 thumbnails
 CACHED_PICTURES = 16 << 20
 CACHED_UPLOADS = 32 << 20  # about 20 query images
 MOST_FOLDERS = 500
-ANN_STEP = 256  # results of the first approximate search; a page of 40 and five more need no other
-ANN_GROWTH = 4  # ratio of the results of an approximate search to those of the one before
+ANN_STEP = 256  # results of the first approximate search; enough for six pages of 40
+ANN_GROWTH = 4  # ratio of the number of results of an approximate search to the previous one's
 
 
 class UnknownImageError(Exception):
-    """An id names no image of the index, and no upload that is still kept."""
+    """An id belongs to no image of the index, and to no upload that is still kept."""
 
 
 class QueryError(Exception):
@@ -60,7 +60,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True)
 class Opened:
-    """Opened index with its search, the ids of its images, and the state of its manifest."""
+    """Opened index: its searcher, the ids of its images, and the state of its manifest."""
 
     searcher: Searcher
     ids: Ids
@@ -92,13 +92,13 @@ class Service:
         decoders: processes that decode pictures.
         reranker: model that re-ranks the first images of text queries, if any.
         rerank_depth: images per query to re-rank, at least 1.
-        ann: use the approximate index, where it can serve these members.
+        ann: use the approximate index if it serves these members.
 
     Attributes:
         second_look: re-ranks results; None without a reranker.
 
     Raises:
-        InputError: the approximate index cannot be used.
+        InputError: the approximate index is damaged, or FAISS is not installed.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Service:
         """The index, opened again if it has changed.
 
         Raises:
-            InputError: it cannot be read, or has other members now.
+            InputError: the index cannot be read, or its members have changed.
         """
         return self._current().index
 
@@ -147,11 +147,11 @@ class Service:
     # --------------------------------------------------------------------------------- searching
 
     def search(self, request: SearchRequest, upload: bytes | None = None) -> SearchResponse:
-        """Search; an upload is the query's image.
+        """Answer a query; ``upload`` is an image file that belongs to it.
 
         Raises:
             QueryError: the query is invalid, or its image cannot be decoded.
-            UnknownImageError: the query's image is not known.
+            UnknownImageError: the id of the query's image is unknown.
             InputError: the index or the model cannot be used.
         """
         filters = Filters(request.folder, request.start_s, request.end_s, request.least)
@@ -201,10 +201,12 @@ class Service:
         )  # fmt: skip
 
     def _look(self, request: SearchRequest) -> SecondLook | None:
-        """Return the second look that a request needs; a page behind the re-ranked images has none.
+        """Return the second look, or None if the request does not use it.
+
+        A page that begins after the re-ranked images does not use it.
 
         Raises:
-            QueryError: the request asks for one, and the server has none.
+            QueryError: the request asks for re-ranking, and the server has no reranker.
         """
         look = self.second_look
         if look is None and request.rerank:
@@ -264,11 +266,11 @@ class Service:
         return found
 
     def _decoded(self, upload: bytes) -> tuple[Image.Image, str]:
-        """Decode an upload and keep it for requests for more results; return its id too."""
+        """Decode an upload, and keep it for requests for more results; return it and its id."""
         try:
             image = self.decoders.run(DecodeUpload(upload))
         except InputError as error:
-            raise QueryError(f"the image {error.problem}") from error
+            raise QueryError(f"image: {error.problem}") from error
         kept = f"upload-{secrets.token_hex(16)}"
         self._uploads.put(kept, image, image.width * image.height * 3)
         return image, kept
@@ -276,7 +278,7 @@ class Service:
     # -------------------------------------------------------------------------- other requests
 
     def folders(self) -> Folders:
-        """List the folders of the images; it reads all names once per index."""
+        """List the folders of the images; all names are read once per index."""
         index = self.index
         known = self._folders
         if known is None or known[0] is not index:
@@ -309,14 +311,13 @@ class Service:
             if stamp != self._opened.stamp:
                 before, index = self._opened.index, Index.open(self.folder)
                 if index.members != before.members:
-                    raise InputError(
-                        self.folder, "has other members now", todo="start the server again"
-                    )
+                    problem = "the members have changed since the server started"
+                    raise InputError(self.folder, problem, todo="restart the server")
                 self._opened = self._open(index, stamp)
             return self._opened
 
     def _open(self, index: Index, stamp: tuple[int, int, int]) -> Opened:
-        """Prepare the searches of an index; one line says why they are exact despite ``ann``."""
+        """Prepare the searches; one line says why they are exact if ``ann`` cannot be used."""
         ann = usable_ann(index, list(self.encoders)) if self._ann else None
         return Opened(
             Searcher(index, self.encoders, ann=ann, models=self._models), Ids(index), stamp
@@ -358,12 +359,12 @@ def _check(request: SearchRequest, upload: bytes | None, filters: Filters) -> No
 def _found(opened: Opened, wanted: int, search: Callable[[int], list[Hit]]) -> list[Hit]:
     """Find the first images, and perhaps more, so that all pages of a query have one order.
 
-    An approximate search for more images may also find better ones. It is therefore asked for fixed
-    numbers of images, and what a larger one adds comes after what the smaller ones have found.
+    An approximate search for more images may also find better ones. The searches therefore have
+    fixed sizes, and images that only a larger search finds come after those of the smaller ones.
 
     Args:
         opened: the searched index.
-        wanted: images to find, at least.
+        wanted: minimum number of images to find, if the index has as many.
         search: function that finds a number of images, best first.
     """
     if opened.searcher.ann is None:
@@ -397,7 +398,7 @@ def _result(index: Index, hit: Hit, rank: int) -> Result:
 
 
 def _stamp(folder: Path) -> tuple[int, int, int]:
-    """Return inode, time and size of the manifest, which change when it is replaced."""
+    """Return inode, time and size of the manifest, which change when a run replaces the file."""
     try:
         status = os.stat(folder / MANIFEST)  # noqa: PTH116 - on every request
     except OSError as error:

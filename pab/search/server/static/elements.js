@@ -21,7 +21,7 @@ export function thumbnail(id, frame) {
   let attempts = 0;
   image.addEventListener("load", () => image.classList.add("loaded"));
   image.addEventListener("error", () => {
-    attempts += 1; // the queue for pictures may have been full
+    attempts += 1; // try again, because the queue for pictures may have been full
     if (attempts < 3) setTimeout(() => { image.src = `/api/thumbnails/${id}?again=${attempts}`; }, 1500 * attempts);
     else frame?.classList.add("broken");
   });
@@ -29,7 +29,7 @@ export function thumbnail(id, frame) {
   return image;
 }
 
-// A frame is named VIDEO/TIME, and shows its time on the picture.
+// A frame is named VIDEO/TIME. Its tile shows the time on the picture, and the video as its name.
 export const shortName = (result) => result.name.split("/").at(result.time_s === null ? -1 : -2) ?? result.name;
 
 export function ratioOf(result) {

@@ -1,6 +1,6 @@
 // The query, its address, and its request. The address holds the whole query, so that links can be
-// shared and the back button works: q, image (id), minus, folder, start, end, least, and rerank=0 without
-// the second look.
+// shared and the back button works: q, image (id), minus, folder, start, end, least, and rerank=0
+// without the second look. It also holds the id of an open picture (open).
 
 export const PAGE = 40; // pictures per request
 export const FILTERS = ["folder", "start", "end", "least"];
@@ -32,7 +32,7 @@ export function requestOf(query, offset) {
   return {
     text: query.q || null, image: query.image || null, minus: query.minus, folder: query.folder,
     start_s: number(query.start), end_s: number(query.end), least: number(query.least),
-    rerank: query.rerank ? false : null, // null: if the server has a reranker
+    rerank: query.rerank ? false : null, // null: re-rank if the server has a reranker
     offset, limit: PAGE,
   };
 }

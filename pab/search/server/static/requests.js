@@ -1,6 +1,6 @@
 // Requests to the server, repeated while it is busy.
 
-const PATIENCE = 5; // attempts
+const PATIENCE = 5; // attempts per request
 
 export class Refusal extends Error {
   constructor(status, message) { super(message); this.status = status; }

@@ -4,7 +4,7 @@ import { clock, element, ghosts, icon, nearestTile, ratioOf, shortName, thumbnai
 import { addressOf, emptyQuery, FILTERS, hasQuery, queryOfAddress, requestOf } from "./query.js";
 import { ask, askSearch, Refusal } from "./requests.js";
 
-const KEPT_PAGES = 12; // queries whose results the back button shows at once
+const KEPT_PAGES = 12; // queries whose results are kept for the back button
 const LIMIT_MB = Number(document.body.dataset.limitMb);
 const MARKS_KEY = `marks ${document.body.dataset.index}`;
 
@@ -27,7 +27,7 @@ function queryOfForm() {
   query.image = $("chip").dataset.image ?? "";
   query.minus = $("minus").value.split(",").map((term) => term.trim()).filter(Boolean);
   for (const name of FILTERS) query[name] = $(name)?.value.trim() ?? "";
-  query.rerank = $("rerank")?.checked === false ? "0" : ""; // only a server with a reranker has it
+  query.rerank = $("rerank")?.checked === false ? "0" : ""; // the box is absent without a reranker
   return query;
 }
 
@@ -150,7 +150,7 @@ const observer = new IntersectionObserver(
 
 function watchEnd() {
   observer.unobserve($("sentinel"));
-  if (shown?.next !== null) observer.observe($("sentinel")); // reports at once if it is in view
+  if (shown?.next !== null) observer.observe($("sentinel")); // loads at once if the end is in view
   $("all").hidden = !shown?.results.length || shown.next !== null;
   $("all").textContent = `${shown?.results.length.toLocaleString("en")} pictures; there are no more.`;
 }
@@ -281,7 +281,7 @@ async function showNear(result) {
     }));
     $("near").hidden = !answer.results.length;
   } catch (error) {
-    if (!(error instanceof Refusal)) throw error; // a member without image queries has no neighbours
+    if (!(error instanceof Refusal)) throw error; // perhaps no member supports image queries
   }
 }
 
@@ -299,7 +299,7 @@ function readMarks() {
   try {
     const found = JSON.parse(localStorage.getItem(MARKS_KEY) ?? "[]");
     return Array.isArray(found) ? found : [];
-  } catch { return []; } // storage that a browser forbids, or another program's value
+  } catch { return []; } // the browser forbids storage, or the value is not ours
 }
 
 function keepMarks() {
@@ -348,7 +348,7 @@ async function download(form) {
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
     const texts = new Set(marks.map((one) => one.text));
     for (const one of marks) if (one.right) texts.delete(one.text);
-    say(texts.size ? `Texts without a right picture are not in the file: ${[...texts].join("; ")}` : "The annotation is downloaded.");
+    say(texts.size ? `Texts without a right picture are not in the file: ${[...texts].join("; ")}` : "The annotation has been downloaded.");
   } catch (error) { say(`The marks cannot be downloaded: ${error.message}`); }
 }
 
@@ -358,7 +358,7 @@ function useFile(file) {
   if (!file) return;
   if (file.size > LIMIT_MB * 2 ** 20) {
     document.body.dataset.state = "results";
-    showTrouble("This picture is too large", `Up to ${LIMIT_MB} MB can be sent; this one has ${(file.size / 2 ** 20).toFixed(1)} MB.`, "");
+    showTrouble("This picture is too large", `A picture may have up to ${LIMIT_MB} MB; this one has ${(file.size / 2 ** 20).toFixed(1)} MB.`, "");
     return;
   }
   go({ ...queryOfForm(), image: "" }, { file });
@@ -375,7 +375,7 @@ $("more").addEventListener("click", async () => {
   $("filters").hidden = !opening;
   $("more").setAttribute("aria-expanded", String(opening));
   if (!opening || $("folders").childElementCount) return;
-  const found = await ask("/api/folders").then((response) => response.json()).catch(() => ({ folders: [] })); // only suggestions
+  const found = await ask("/api/folders").then((response) => response.json()).catch(() => ({ folders: [] })); // folders are only suggestions
   $("folders").replaceChildren(...found.folders.map((value) => element("option", { value })));
 });
 $("rerank")?.addEventListener("change", () => { const query = queryOfForm(); if (hasQuery(query)) go(query); });
@@ -417,7 +417,7 @@ document.addEventListener("keydown", (event) => {
   } else if (item && (key === "r" || key === "w")) mark(shown.results.find((one) => one.id === item.dataset.id), key === "r");
 });
 
-let over = 0; // nested elements under a dragged file
+let over = 0; // number of nested elements under a dragged file
 const hasFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 document.addEventListener("dragenter", (event) => { if (hasFile(event)) { over += 1; $("drop").hidden = false; } });
 document.addEventListener("dragleave", (event) => { if (hasFile(event)) { over -= 1; $("drop").hidden = over > 0 ? $("drop").hidden : true; } });

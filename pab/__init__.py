@@ -40,5 +40,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the loaded modules and the public functions."""
+    """List the names of this module and the public functions."""
     return sorted({*globals(), *__all__})

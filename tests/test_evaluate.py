@@ -405,5 +405,5 @@ def test_names_of_another_set_are_reported(
     common = ["--annotation", str(query), "--answers", str(key)]
     main(["--predictions", str(tmp_path / "p.txt"), *common])
     printed = capsys.readouterr()
-    assert "names no right image for any query: its names are like 'img_1'" in printed.err
+    assert "contains no right image of any query: it has names like 'img_1'" in printed.err
     assert printed.out.splitlines()[1].split()[2] == "0.00"

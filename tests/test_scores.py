@@ -324,8 +324,8 @@ def test_ids_in_the_file_take_precedence(
     main(["import", str(tmp_path / "with_ids.pt"), *given])
     assert load_scores(tmp_path / "s.pt").query_ids == scores.query_ids
     assert (
-        "its own ids are used, which are not those of --queries; it lacks 1, such as 'other'"
-        in (capsys.readouterr().err)
+        "its own ids are used, although they differ from those of --queries; it lacks 1 of those, "
+        "such as 'other'" in (capsys.readouterr().err)
     )
 
 

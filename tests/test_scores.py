@@ -103,7 +103,7 @@ def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:
         ({"query_ids": ["q1", "q2", 3.5]}, "query_ids: expected a list of strings"),
         ({"query_ids": ["q1", "q2", True]}, "query_ids: expected a list of strings"),
         ({"query_ids": "q1 q2 q3"}, "query_ids: expected a list of strings"),
-        ({"query_ids": ["q1", "q2", "a\nb"]}, "query_ids: expected ids of one line"),
+        ({"query_ids": ["q1", "q2", "a\nb"]}, "query_ids: expected ids on one line"),
         ({"gallery_ids": ["a", "b", "c"]}, "gallery_ids: expected one id for each of 4"),
         ({"gallery_ids": []}, "gallery_ids: expected one id for each of 4 in scores, found 0"),
         ({"meta": None}, "meta: expected a dict"),

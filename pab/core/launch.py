@@ -28,13 +28,13 @@ def machines() -> int:
     """Read the number of machines from ``NNODES``; 1 if it is not set.
 
     Raises:
-        InputError: it is not a positive number.
+        InputError: it is not a positive integer.
     """
     return number_in_environment("NNODES", 1, default=1, todo=_HOW)
 
 
 def rendezvous() -> list[str]:
-    """Return torchrun's flags for the machines of the environment variables.
+    """Return torchrun's flags for the machines that the environment variables describe.
 
     Raises:
         InputError: a variable is missing or out of range.
@@ -56,7 +56,7 @@ def rendezvous() -> list[str]:
 
 
 def start_processes(count: int, module: str, arguments: list[str]) -> None:
-    """Run ``count`` processes of a module on this machine; exit with the code of a failed one.
+    """Run ``count`` processes of a module on this machine; if one fails, exit with its code.
 
     Each process reports its own error or how to resume, so torchrun's report is suppressed.
 

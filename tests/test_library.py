@@ -93,7 +93,7 @@ def test_rank_refuses_invalid_inputs() -> None:
         (scores[0], ["a", "b", "c"], "for shape [3]"),
         (scores, ["a", "b", "a"], "'a'"),
         (scores / 0, ["a", "b", "c"], "row 0"),
-        (scores_of(0), IMAGES, "a score file has its own ids"),
+        (scores_of(0), IMAGES, "a score file, which has its own ids"),
     ):
         with pytest.raises(InputError, match=re.escape(found)):
             pab.rank(wrong, ids)

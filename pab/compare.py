@@ -146,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     """Compare two ranked lists of the same queries."""
     parser = CommandParser(prog="python -m pab.compare")
     output = parser.groups["output"]
-    parser.add_argument("a", type=Path, metavar="A.txt")
-    parser.add_argument("b", type=Path, metavar="B.txt")
+    parser.add_argument("a", type=Path, metavar="A.txt", help="first ranked list")
+    parser.add_argument("b", type=Path, metavar="B.txt", help="second ranked list")
     flags = {
         "--answers": "answer key of a name-masked set; shows which list is right",
         "--annotation": "annotation of the queries, in line order (default: order of --answers)",

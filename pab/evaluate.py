@@ -58,7 +58,7 @@ class Evaluation:
     """Per-query metrics of a ranking (``Q`` queries, ``M`` metrics).
 
     Attributes:
-        metrics: values of ``Q`` queries.
+        metrics: per-query values of all metrics.
         groups: name -> mask ``[Q]``: ``"all"``, and ``"normal"`` and ``"abnormal"`` if labelled.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
         n_gallery: number of gallery images; None for ranked lists.

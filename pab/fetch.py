@@ -105,9 +105,9 @@ def fetch(name: str, folder: Path) -> Path:
         folder: checkpoint folder.
 
     Raises:
-        InputError: the name is unknown, the source is a page, the manifest is damaged, the download
-            failed (the next call resumes it), a hash differs, or the server sent no weights (the
-            file is deleted).
+        InputError: the name is unknown, the source is a page, the manifest is damaged, or the
+            download failed (the next call resumes it). Also raised if a hash differs or the server
+            sent no weights; that file is deleted.
     """
     key, _, revision = name.partition("@")
     if key not in SOURCES:

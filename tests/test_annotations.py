@@ -327,7 +327,7 @@ def test_unusable_optional_fields_are_treated_as_absent(
         "unknown fields are ignored: quality (2 lines), camera (1 line)",
         "optional fields are treated as absent: hard_c of another type (1 line), "
         "normal null (1 line), scene empty (1 line)",
-        "source_id is not VIDEO_NUMBER (1 line): the whole value is the video",
+        "source_id is not VIDEO_NUMBER (1 line): all of it names the video",
     ]
 
 

@@ -22,7 +22,7 @@ BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients per exchange: 32 MiB in float32
 
 
 class GradientAverage:
-    """Replace every gradient by its mean over processes, in place; no effect in one process.
+    """Replace every gradient by its mean over processes, in place; do nothing in one process.
 
     Buckets hold the parameters in reverse order, because the backward pass reaches the last ones
     first. All processes exchange the buckets in this order. A bucket is exchanged once all its

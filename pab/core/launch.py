@@ -1,8 +1,8 @@
 """Start the processes of one machine with torchrun: `python -m pab.core.launch 4 lhp.train ...`.
 
-Several machines run the same command, each with the environment variables ``NNODES`` (number of
-machines), ``NODE_RANK`` (number of this machine, from 0), ``MASTER_ADDR`` (name or address of
-machine 0) and, if the port is taken, ``MASTER_PORT``.
+Several machines run the same command, each with these environment variables: ``NNODES`` (number of
+machines), ``NODE_RANK`` (number of this machine, from 0) and ``MASTER_ADDR`` (name or address of
+machine 0). If the default port is taken, ``MASTER_PORT`` names another one.
 """
 
 from __future__ import annotations

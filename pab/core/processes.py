@@ -53,7 +53,7 @@ pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not
 
 
 def init_processes(device: torch.device) -> None:
-    """Join the group started by torchrun (``RANK``, ``WORLD_SIZE``); no effect without torchrun.
+    """Join the group started by torchrun (``RANK``, ``WORLD_SIZE``); do nothing without it.
 
     Raises:
         InputError: a variable of torchrun is missing or out of range, or the group cannot be joined

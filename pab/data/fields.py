@@ -45,7 +45,7 @@ class FieldNotes:
             found.append(f"optional fields are treated as absent: {_listed(self.absent)}")
         if self.whole_sources:
             lines = _lines(self.whole_sources)
-            found.append(f"source_id is not VIDEO_NUMBER ({lines}): the whole value is the video")
+            found.append(f"source_id is not VIDEO_NUMBER ({lines}): all of it names the video")
         return found
 
 

@@ -3,12 +3,17 @@
 The public functions are ``load_encoder``, ``load_scores``, ``fuse``, ``rank`` and ``evaluate``
 (docs/library.md). Each function is imported at its first use, so ``import pab`` stays fast.
 
-From the bottom up: ``core`` (files, configs, devices), ``data`` (annotations, images), the public
-modules (``scores``, ``ranking``, ``metrics``, ``evaluate``, ``api``, ``compare``, ``fetch``,
-``export_weights``) with ``formats`` and ``layout``, ``scoring``, ``training``, ``encoders`` (CLIP,
-BLIP-2, vision-language models) and ``search``. ``mini`` renders a small synthetic data set.
-``lhp``, ``uit`` and ``ensemble`` build on this package. Imports run downward only, except the lazy
-import of ``fuse``.
+The parts of this package, from the bottom up:
+
+* ``core``: files, configs, devices.
+* ``data``: annotations, images.
+* The public modules ``scores``, ``ranking``, ``metrics``, ``evaluate``, ``api``, ``compare``,
+  ``fetch`` and ``export_weights``, with ``formats`` and ``layout``.
+* ``scoring``, ``training`` and ``encoders`` (CLIP, BLIP-2, vision-language models).
+* ``search``.
+
+``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and ``ensemble`` build on this
+package. Imports run downward only, except the lazy import of ``fuse``.
 """
 
 from importlib import import_module
@@ -40,5 +45,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the loaded modules and the public functions."""
+    """List the names of this module and the public functions."""
     return sorted({*globals(), *__all__})

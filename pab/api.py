@@ -46,11 +46,11 @@ def rank(
         raise InputError("top_k", f"must be at least 1, found {top_k}")
     if not isinstance(scores, Tensor):
         if gallery_ids is not None:
-            raise InputError("gallery_ids", "is only for a matrix: a score file has its own ids")
+            raise InputError("gallery_ids", "expected None for a score file, which has its own ids")
         return [list(names) for names, _ in ranking_of(checked(scores), top_k)]
     if scores.ndim != 2 or gallery_ids is None or len(gallery_ids) != scores.shape[1]:
-        found = "none" if gallery_ids is None else str(len(gallery_ids))
-        found = f"{found} for {list(scores.shape)}"
+        found = "none" if gallery_ids is None else f"{len(gallery_ids)} ids"
+        found = f"{found} for shape {list(scores.shape)}"
         problem = f"expected one id per column of scores [Q, G], found {found}"
         raise InputError("gallery_ids", problem)
     columns = sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__)
@@ -99,8 +99,8 @@ def checked(scores: ScoreFile | str | Path, where: str = "scores") -> ScoreFile:
     """Return a valid score file; if ``scores`` is a path, load it.
 
     Raises:
-        InputError: a rule of :class:`pab.scores.ScoreFile` is violated; the message names
-            ``where`` or the path.
+        InputError: the file cannot be read, or a rule of :class:`pab.scores.ScoreFile` is violated;
+            the message names ``where`` or the path.
     """
     if not isinstance(scores, ScoreFile):
         return load_scores(scores)

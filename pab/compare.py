@@ -4,8 +4,8 @@ Command line::
 
     python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
 
-Without labels, the command counts equal top-1 images, images shared by the first ten places, and
-queries with a duplicate top-1 image. In a one-to-one set, an image that is top-1 for several
+Without labels, the command counts equal top-1 images, shared images within the first ten places,
+and queries with a duplicate top-1 image. In a one-to-one set, an image that is top-1 for several
 queries is right for at most one of them. With labels, the command also reports how often each list
 is right, with paired bootstrap intervals of the metrics. Name matching ignores image extensions and
 Unicode normalization.
@@ -48,7 +48,7 @@ class Comparison:
         same_order: queries with the same first ``depth`` images in the same order.
         overlap: mean number of shared images within ``depth``.
         distinct_first: number of distinct top-1 images, per list.
-        duplicate_top1: number of queries with a duplicate top-1, per list.
+        duplicate_top1: number of queries with a duplicate top-1 image, per list.
         differing: line numbers (from 1) with different top-1 images.
     """
 
@@ -146,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     """Compare two ranked lists of the same queries."""
     parser = CommandParser(prog="python -m pab.compare")
     output = parser.groups["output"]
-    parser.add_argument("a", type=Path, metavar="A.txt")
-    parser.add_argument("b", type=Path, metavar="B.txt")
+    parser.add_argument("a", type=Path, metavar="A.txt", help="first ranked list")
+    parser.add_argument("b", type=Path, metavar="B.txt", help="second ranked list")
     flags = {
         "--answers": "answer key of a name-masked set; shows which list is right",
         "--annotation": "annotation of the queries, in line order (default: order of --answers)",
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     add_path_flags(parser.groups["data"], flags)
     output.add_argument("--json", type=Path, help="also write the figures to this file")
     output.add_argument(
-        "--show", type=int, default=20, help="differing lines to print (default: 20)"
+        "--show", type=int, default=20, help="number of differing lines to print (default: 20)"
     )
     add_label_flags(parser)
     args = parser.parse_args(argv)

@@ -58,7 +58,7 @@ class Evaluation:
     """Per-query metrics of a ranking (``Q`` queries, ``M`` metrics).
 
     Attributes:
-        metrics: values of ``Q`` queries.
+        metrics: per-query values of all metrics.
         groups: name -> mask ``[Q]``: ``"all"``, and ``"normal"`` and ``"abnormal"`` if labelled.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
         n_gallery: number of gallery images; None for ranked lists.
@@ -123,9 +123,11 @@ class Evaluation:
         return text_table(rows)
 
     def to_json(self, *, intervals: bool = False, seed: int = 0) -> dict[str, Any]:
-        """Return the figures as ``{"gallery", "groups": {GROUP: {"queries", METRIC ...}}}``.
+        """Return the figures as ``{"gallery": N, "relevance": RULE, "groups": {GROUP: figures}}``.
 
-        With ``intervals``, each group also has ``"intervals_95": {METRIC: [low, high]}``.
+        The figures of a group are ``{"queries": N, METRIC: MEAN, ...}``. Scores add
+        ``"queries_with_twin": N``, and ``intervals`` adds
+        ``"intervals_95": {METRIC: [LOW, HIGH]}``.
         """
         groups: dict[str, Any] = {}
         for group, chosen in self.groups.items():
@@ -275,13 +277,13 @@ def evaluate_predictions(
                 raise InputError(where, problem, item=f"line {number}")
     right = frozenset().union(*relevant.values())
     if right.isdisjoint(name for line in names for name in line):
-        examples = f"its names are like {names[0][0]!r}, right names like {min(right)!r}"
-        notice(where, f"names no right image for any query: {examples}")
+        examples = f"it has names like {names[0][0]!r}, the labels have names like {min(right)!r}"
+        notice(where, f"contains no right image of any query: {examples}")
     n_gallery = None if retrieval.gallery is None else len(retrieval.gallery)
     shortest = min(map(len, names))
     if shortest < SHORT_LIST and shortest != n_gallery:
-        limit = f"names {shortest} images per query; a right image beyond them counts as not found"
-        notice(where, f"{limit}, in R@{SHORT_LIST} and mAP@{SHORT_LIST} too")
+        limit = f"lists as few as {shortest} images per query; an unlisted right image"
+        notice(where, f"{limit} counts as not found, also in R@{SHORT_LIST} and mAP@{SHORT_LIST}")
     metrics = evaluate_lists(names, query_ids, relevant, n_gallery=n_gallery, where=where)
     return Evaluation(metrics, _groups(retrieval, query_ids), None, None, retrieval.relevance)
 
@@ -351,7 +353,7 @@ def main(argv: list[str] | None = None) -> None:
     found = read_form(path)
     is_list = isinstance(found, Listing) and found.query_ids is None
     if args.query_order and not is_list:
-        problem = "expected a ranked list with it, found a score file, which has query ids"
+        problem = "expected a ranked list without query ids, found another form"
         todo = "use --query_order with ranked lists, and --queries with scores without ids"
         raise InputError("--query_order", problem, todo=todo)
     top_k = args.top_k or DEFAULT_TOP_K

@@ -1,8 +1,8 @@
 """Export only the weights of a checkpoint: `python -m pab.export_weights FILE --out FILE`.
 
-A training state or a released checkpoint may contain more than the weights, such as the optimizer.
-The exported file contains only the weights, under the model's own names, with adapters merged, and
-optionally in half precision.
+A training state or a released checkpoint may contain more than the weights, such as the state of
+the optimizer. The exported file contains only the weights, under the model's own names, with
+adapters merged, and optionally in half precision.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     for name, tensor in progress(found.items(), "converting weights", "tensors"):
         state[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
         if not bool(torch.isfinite(state[name]).all()):
-            problem = f"does not fit into {dtype}"
+            problem = f"holds a value that is too large for {dtype}"
             if not bool(torch.isfinite(tensor).all()):
                 problem = "expected finite weights, found NaN or infinity"
             raise InputError(source, problem, item=f"tensor {name!r}")

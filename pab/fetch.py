@@ -7,7 +7,7 @@ only be downloaded with a browser: for these, the command prints the URL and the
 
 A model on the Hugging Face hub becomes a folder. All its files come from one commit: that of the
 branch `main`, or the one named by `NAME@COMMIT`. Each file must have the hash that the hub lists
-for the commit, which detects damage but trusts the hub. The manifest records the commit.
+for the commit. This check detects damage, but trusts the hub. The manifest records the commit.
 `HF_ENDPOINT` names a mirror of the hub.
 """
 
@@ -105,9 +105,9 @@ def fetch(name: str, folder: Path) -> Path:
         folder: checkpoint folder.
 
     Raises:
-        InputError: the name is unknown, the source is a page, the manifest is damaged, the download
-            failed (the next call resumes it), a hash differs, or the server sent a web page (which
-            is deleted).
+        InputError: the name is unknown, the source is a page, the manifest is damaged, or the
+            download failed (the next call resumes it). Also raised if a hash differs or the server
+            sent no weights; that file is deleted.
     """
     key, _, revision = name.partition("@")
     if key not in SOURCES:
@@ -123,7 +123,7 @@ def fetch(name: str, folder: Path) -> Path:
         return target
     by_hand = f"download it with a browser and save it as {target}"
     if source.kind == "page":
-        problem = f"is behind a page that a program cannot download from: {source.address}"
+        problem = f"cannot be downloaded automatically from {source.address}"
         raise InputError(name, problem, todo=by_hand)
     known = manifest(folder)  # a damaged manifest raises before the download
     fetch_file(source.address, target, by_hand)
@@ -148,8 +148,8 @@ def fetch_model(source: Source, folder: Path, revision: str) -> Path:
         commit = commit_of(source, known)
         wanted = revision if COMMIT.fullmatch(revision) else list_model(repository, revision)[0]
         if not commit.startswith(wanted):
-            problem = f"holds commit {commit}, not {revision}"
-            raise InputError(target, problem, todo="delete the folder to fetch the other one")
+            problem = f"expected revision {revision}, found commit {commit}"
+            raise InputError(target, problem, todo=f"delete the folder to fetch {revision}")
         print(f"{target} is already present", file=sys.stderr)
         return target
     commit, files = list_model(repository, revision or "main")
@@ -173,7 +173,7 @@ def fetch_model(source: Source, folder: Path, revision: str) -> Path:
 
 
 def fetch_file(address: str, target: Path, by_hand: str) -> None:
-    """Download a file to a ``.part`` beside the target, then rename it.
+    """Download to a ``.part`` file beside the target, then rename it.
 
     Raises:
         InputError: see :func:`fetch`.
@@ -197,7 +197,7 @@ def facts_of(file: Path) -> dict[str, Any]:
 
 
 def download(address: str, part: Path) -> None:
-    """Append the missing bytes of a file to ``part``.
+    """Append the missing bytes of a file to ``part``, or replace it if the server cannot resume.
 
     Raises:
         OSError: no response, an error response, or a size other than the announced one.
@@ -272,7 +272,7 @@ def check(folder: Path) -> str:
 
 
 def files_of(source: Source, fetched: Manifest) -> Manifest:
-    """Return the manifest's files of a model from the hub, by their names in its folder."""
+    """Return the manifest entries of a model from the hub, by path in the model's folder."""
     start = f"{source.path}/"
     return {
         path.removeprefix(start): facts for path, facts in fetched.items() if path.startswith(start)
@@ -287,7 +287,7 @@ def commit_of(source: Source, fetched: Manifest) -> str:
 
 
 def state_of_model(source: Source, folder: Path, fetched: Manifest) -> str:
-    """Describe the folder of a model from the hub: number of files, and size or first fault."""
+    """Describe a model from the hub: number of files, then size and commit, or the first fault."""
     files = files_of(source, fetched)
     for name, facts in files.items():
         path, expected = folder / source.path / name, facts["bytes"]

@@ -4,15 +4,15 @@ All values are percentages in float64. Ranks start at 1; ties favour the smaller
 has a set ``R`` of right images (usually one; several if a caption fits several images), with
 ``n = |R|`` and ranks ``r_1 < ... < r_n``:
 
-* ``R@K``: 100 if ``r_1 <= K``, else 0. The usual recall of image-text retrieval (Karpathy and
-  Fei-Fei, CVPR 2015): one right image among the first K is enough.
+* ``R@K``: 100 if ``r_1 <= K``, else 0. This is the usual recall of image-text retrieval (Karpathy
+  and Fei-Fei, CVPR 2015): one right image among the first K is enough.
 * ``mAP``: average precision, the mean over ``j`` of ``j / r_j`` (as in Zheng et al., ICCV 2015).
 * ``mAP@10``: the sum of ``j / r_j`` over the ``r_j <= 10``, divided by ``min(n, 10)``. A list of
   ten that starts with as many right images as possible scores 100 (AI City Challenge, Track 4).
 * ``mINP``: ``n / r_n``, the inverse negative penalty, which measures the rank of the last right
   image (Ye et al., TPAMI 2021, "Deep learning for person re-identification").
 * twin preference: 100 if the best right image ranks above the query's twin (the same person and
-  scene with an action of the other kind), else 0; defined for queries with a twin.
+  scene, but abnormal instead of normal, or the reverse), else 0; defined for queries with a twin.
 
 A right image that is missing from a list or run counts as not found: it adds nothing to mAP, and
 mINP is 0 for its query. A query that is missing from a run counts as a miss in every metric, as in
@@ -49,7 +49,7 @@ RECALL_AT = (1, 5, 10)
 MAP_DEPTH = 10
 RESAMPLES = 10_000
 _NOT_FOUND = np.iinfo(np.int64).max  # rank of a right image that is not in the list
-_BLOCK_ELEMENTS = 1 << 22  # query numbers drawn at a time
+_BLOCK_ELEMENTS = 1 << 22  # query indices drawn at a time
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _metrics(
     Args:
         query_ids: ``Q`` ids.
         n_right: ``[Q]``, number of right images per query, found or not.
-        rows: ``[P]``, query of each right image that was found.
+        rows: ``[P]``, row of the query of each right image that was found.
         ranks: ``[P]``, ranks of these images.
         complete: true to compute mAP and mINP too, which need the ranks of all right images.
     """

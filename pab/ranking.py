@@ -151,7 +151,7 @@ def rows_in_order(
 def order_queries(
     query_ids: Sequence[str], order: Sequence[str] | None, *, where: str | Path = "--query_order"
 ) -> list[str]:
-    """Return ``order`` after a check against the query ids; if None, return the query ids.
+    """Check ``order`` against the query ids and return it; if it is None, return the query ids.
 
     Raises:
         InputError: ``order`` and ``query_ids`` have different ids; the message names ``where``.
@@ -234,9 +234,10 @@ def _archived_text(path: Path) -> str:
             check_unpacked_size(path, [archive.getinfo(member)])
             raw = archive.read(member)
     except DAMAGED_ARCHIVE as error:
-        raise InputError(path, f"expected a zip file with {ANSWER}: {error}") from error
+        problem = f"expected a zip file with {ANSWER}, found a damaged one ({error})"
+        raise InputError(path, problem) from error
     if member != ANSWER:
-        notice(path, f"read its {member!r} as {ANSWER}")
+        notice(path, f"its file {member!r} is read as {ANSWER}")
     return text_of(raw, path)
 
 
@@ -247,8 +248,8 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
     ends are removed.
 
     Raises:
-        InputError: the file is missing, not UTF-8, empty, has empty lines, duplicate names in a
-            line or lines of unequal length, or is in another format (JSON, a TREC run).
+        InputError: the file is missing, not text, or empty; it has empty lines, duplicate names in
+            a line, or lines of unequal length; or it is in another format (JSON, a TREC run).
     """
     path = existing_file(path, _A_RANKED_LIST)
     if zipfile.is_zipfile(path):

@@ -207,8 +207,8 @@ def import_scores(
     ):
         if own and given is not None and set(given) != set(ids):
             missing = [one for one in given if one not in set(ids)]
-            text = f"; it lacks {len(missing)}, such as {missing[0]!r}" if missing else ""
-            notice(path, f"its own ids are used, which are not those of {flag}{text}")
+            text = f"; it lacks {len(missing)} of those, such as {missing[0]!r}" if missing else ""
+            notice(path, f"its own ids are used, although they differ from those of {flag}{text}")
     if isinstance(found, Listing) and gallery_ids is None:
         notice(path, only_named(len(score_file.gallery_ids)))
     if score_file.listed and min(score_file.listed.values()) < len(score_file.gallery_ids):
@@ -220,7 +220,7 @@ def import_scores(
 
 
 def warn_on_data_mismatch(metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warn about score files computed from different captions, image names or orders of these.
+    """Warn if captions, image names, or their order differ between score files.
 
     Args:
         metas: path -> ``meta`` of the file. Files without ``data_sha256`` are not compared.
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("file", type=Path, help="scores with ids, in any form")
     output = command.groups["output"]
     form = output.add_mutually_exclusive_group(required=True)
-    form.add_argument("--format", choices=score_export.FORMATS, help="form to write")
+    form.add_argument("--format", choices=score_export.FORMATS, help="format to write")
     about = "plain tensor without ids, plus two id lists"
     form.add_argument("--bare", action="store_true", help=about)
     most = f"(default: {score_export.DEFAULT_TOP_K} at most)"
@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
     output.add_argument("--out", type=Path, required=True, help="score file to write")
     args = parser.parse_args(argv)
     if args.command == "merge":
-        inputs = {str(number): path for number, path in enumerate(args.files)}
+        inputs = {f"part {number}": path for number, path in enumerate(args.files, start=1)}
         check_inputs_are_kept({"out": args.out}, inputs)
         merged = merge_parts({path: load_scores(path) for path in args.files})
         save_scores(args.out, merged)

@@ -137,7 +137,7 @@ LORA = {"fc.lora_A.default.weight": torch.ones(2, 4), "fc.lora_B.default.weight"
 @pytest.mark.parametrize(
     ("state", "alpha", "words"),
     [
-        (WEIGHT | LORA, None, "not lora_alpha, by which .*; merge them"),
+        (WEIGHT | LORA, None, "not lora_alpha, which scales .*; merge them"),
         (LORA, 4.0, "adapter of 'fc': holds an adapter without the weight .*; pass merged weights"),
         (WEIGHT | {"fc.lora_A.weight": torch.ones(2, 4)}, 4.0, "adapter of 'fc'"),
         (WEIGHT | LORA | {"fc.lora_embedding_A": torch.ones(2)}, 4.0, "of an unsupported kind"),

@@ -229,22 +229,22 @@ def without(name: str) -> dict[str, Any]:
 BAD_PAIRS = {
     "missing caption": (
         without("caption"),
-        "field 'caption': expected a text, found no such field",
+        "field 'caption': expected a string, found no such field",
     ),
     "missing image": (without("image"), "field 'image': .*no such field"),
     "missing image_id": (without("image_id"), "field 'image_id': .*no such field"),
     "number as caption": ({**PAIR, "caption": 5}, "field 'caption': .*found the number 5"),
     "boolean as caption": ({**PAIR, "caption": True}, "found the boolean true"),
     "null caption": ({**PAIR, "caption": None}, "field 'caption': .*found null"),
-    "empty caption": ({**PAIR, "caption": ""}, "field 'caption': .*found an empty text"),
-    "blank caption": ({**PAIR, "caption": " \t"}, "field 'caption': .*found an empty text"),
+    "empty caption": ({**PAIR, "caption": ""}, "field 'caption': .*found an empty string"),
+    "blank caption": ({**PAIR, "caption": " \t"}, "field 'caption': .*found an empty string"),
     "lone surrogate": ({**PAIR, "caption": "a \ud800"}, "field 'caption': .*surrogate"),
     "fraction as id": ({**PAIR, "image_id": 1.5}, "field 'image_id': .*the number 1.5"),
     "number too large to be exact": ({**PAIR, "image_id": 1e16}, "'image_id': .*the number 1e"),
     "boolean as id": ({**PAIR, "image_id": True}, "field 'image_id': .*the boolean true"),
     "caption of nothing visible": (
         {**PAIR, "caption": "\u200b\u2060 "},
-        "field 'caption': expected a text with a visible character",
+        "field 'caption': expected a string with a visible character",
     ),
     "id on two lines": ({**PAIR, "image_id": "a\nb"}, "field 'image_id': .*one line"),
     "id with blanks around": ({**PAIR, "image_id": " a"}, "field 'image_id': .*without blanks"),
@@ -256,7 +256,7 @@ BAD_PAIRS = {
     "backslashes": ({**PAIR, "image": "a\\..\\..\\0.jpg"}, "field 'image': .*leaves it"),
     "nul": ({**PAIR, "image": "a\0.jpg"}, "field 'image': .*NUL"),
     "a list": ([PAIR], "expected a JSON object, found a list"),
-    "a text": ("pair", "expected a JSON object, found the text 'pair'"),
+    "a string": ("pair", "expected a JSON object, found the string 'pair'"),
 }
 
 
@@ -327,7 +327,7 @@ def test_unusable_optional_fields_are_treated_as_absent(
         "unknown fields are ignored: quality (2 lines), camera (1 line)",
         "optional fields are treated as absent: hard_c of another type (1 line), "
         "normal null (1 line), scene empty (1 line)",
-        "source_id is not VIDEO_NUMBER (1 line): the whole value is the video",
+        "source_id is not VIDEO_NUMBER (1 line): all of it names the video",
     ]
 
 
@@ -339,8 +339,8 @@ def test_all_bad_lines_are_counted_at_once(root: Path) -> None:
     with pytest.raises(InputError) as caught:
         list(read_train_pairs(path))
     message = str(caught.value)
-    assert "found 24 bad ones (22 x field 'caption': expected a text that is not empty; " in message
-    assert "1 x field 'image': expected a text; 1 x expected a JSON object): " in message
+    assert "found 24 bad ones (22 x field 'caption': expected a non-empty string; " in message
+    assert "1 x field 'image': expected a string; 1 x expected a JSON object): " in message
     assert all(f"line {n}: " in message for n in range(31, 51))
     assert message.endswith("; and 4 more")
     with pytest.raises(InputError, match=r"found 25 bad ones .*1 x expected every image_id once"):
@@ -388,7 +388,7 @@ def test_other_encodings_with_a_byte_order_mark(
     assert read_query_order(path) == ["b", "a"]
     path.write_bytes(path.read_bytes() + b"\x00")
     with pytest.raises(
-        InputError, match=f"expected UTF-8 text, found the mark of {encoding.upper()}"
+        InputError, match=f"expected UTF-8 text, found the byte-order mark of {encoding.upper()}"
     ):
         read_query_order(path)
 
@@ -424,7 +424,7 @@ BAD_ANSWERS = {
     "no gallery": ('{"1": {"normal": "a"}}', "query '1': field 'gallery': .*no such field"),
     "both kinds": ('{"1": {"gallery": "A", "normal": "a", "anomaly": "b"}}', "found both"),
     "twice": ('{"1": {"gallery": "A"}, "1": {"gallery": "B"}}', "found '1' twice"),
-    "a text": ('{"1": "A"}', "query '1': expected an object, found the text 'A'"),
+    "a string": ('{"1": "A"}', "query '1': expected an object, found the string 'A'"),
     "a list": ("[1]", "found a list"),
     "broken": ('{"1":\n', "line 2: .*broken JSON"),
 }

@@ -314,8 +314,8 @@ def edit_line(change: Callable[[dict[str, Any]], Any]) -> Callable[[Case, Path],
 BAD_ANNOTATIONS: dict[str, tuple[Callable[[Case, Path], None], tuple[str, ...]]] = {
     "broken line 17": (break_line(17), ("line 17", "broken JSON")),
     "no caption": (edit_line(lambda row: row.pop("caption")), ("line 3", "'caption'")),
-    "empty caption": (edit_line(lambda row: row.update(caption="")), ("line 3", "empty text")),
-    "blank caption": (edit_line(lambda row: row.update(caption=" \n")), ("line 3", "empty text")),
+    "empty caption": (edit_line(lambda row: row.update(caption="")), ("line 3", "empty string")),
+    "blank caption": (edit_line(lambda row: row.update(caption=" \n")), ("line 3", "empty string")),
     "number": (edit_line(lambda row: row.update(caption=7)), ("line 3", "the number 7")),
     "null": (edit_line(lambda row: row.update(caption=None)), ("line 3", "null")),
     "two captions": (

@@ -242,8 +242,11 @@ CANCELLING[0, 0], CANCELLING[0, 1] = float("inf"), float("-inf")
         (broken(n0__weight=torch.ones(3, 3)), "0.weight (expected [4, 3], found [3, 3])"),
         (broken(n2__bias=torch.ones(2, dtype=torch.long)), "2.bias (expected torch.float32"),
         (broken(n1__num_batches_tracked=torch.tensor(1.0)), "of another kind of dtype"),
-        (broken(n2__weight=NAN_WEIGHT), "tensor '2.weight': expected finite weights, found 1 of 8"),
-        (broken(n2__weight=CANCELLING), "found 2 of 8 NaN or infinite"),
+        (
+            broken(n2__weight=NAN_WEIGHT),
+            "tensor '2.weight': expected finite weights, found NaN or infinity in 1 of 8",
+        ),
+        (broken(n2__weight=CANCELLING), "found NaN or infinity in 2 of 8"),
         (broken(n1__running_var=torch.full((4,), torch.inf)), "tensor '1.running_var'"),
         ({f"x{i}": torch.ones(1) for i in range(9)}, "and 4 more"),
     ],

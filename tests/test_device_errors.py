@@ -239,7 +239,7 @@ def test_a_worker_that_died_of_full_shared_memory(refused: Refused) -> None:
         )
 
     assert refused(main, []) == (
-        "error: /dev/shm is full, a loader process died: use --num_workers 0, "
+        "error: /dev/shm is full, so a loader process died: use --num_workers 0, "
         "or a larger /dev/shm (Docker: --shm-size)"
     )
 

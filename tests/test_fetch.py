@@ -144,7 +144,7 @@ def test_a_complete_part_is_not_fetched_again(folder: Path) -> None:
     ("name", "expected"),
     [
         ("none", "404|Not Found"),
-        ("page", "behind a page .*/page; download it .* save it as"),
+        ("page", "automatically from .*/page; download it .* save it as"),
         ("other", "expected one of whole, cut"),
         ("scan", r"/scan: returned a web page \(Sign in\); download it with a browser"),
     ],
@@ -219,7 +219,7 @@ def test_a_repository_is_fetched_whole_at_one_commit(hub: Path) -> None:
     fetch("vlm", hub)
     fetch(f"vlm@{COMMIT[:7]}", hub)
     assert len(Server.paths) == 4, "not fetched again"
-    with pytest.raises(InputError, match=f"vlm/model: holds commit {COMMIT}, not 66; delete"):
+    with pytest.raises(InputError, match=f"vlm/model: expected revision 66, found commit {COMMIT}"):
         fetch("vlm@66", hub)
 
 
@@ -233,7 +233,7 @@ def test_a_branch_of_a_fetched_repository_is_looked_up(hub: Path) -> None:
     newer = "f" * 40
     address = "/api/models/OWNER/MODEL/revision/main?blobs=true"
     Server.pages[address] = Server.pages[address].replace(COMMIT.encode(), newer.encode())
-    with pytest.raises(InputError, match=f"holds commit {COMMIT}, not main; delete"):
+    with pytest.raises(InputError, match=f"expected revision main, found commit {COMMIT}; delete"):
         fetch("vlm@main", hub)
 
 

@@ -89,11 +89,11 @@ def test_rank_refuses_invalid_inputs() -> None:
     scores = torch.zeros(2, 3)
     for wrong, ids, found in (
         (scores, None, "gallery_ids: expected one id per column of scores [Q, G], found none"),
-        (scores, ["a", "b"], "found 2 for [2, 3]"),
-        (scores[0], ["a", "b", "c"], "for [3]"),
+        (scores, ["a", "b"], "found 2 ids for shape [2, 3]"),
+        (scores[0], ["a", "b", "c"], "for shape [3]"),
         (scores, ["a", "b", "a"], "'a'"),
         (scores / 0, ["a", "b", "c"], "row 0"),
-        (scores_of(0), IMAGES, "a score file has its own ids"),
+        (scores_of(0), IMAGES, "a score file, which has its own ids"),
     ):
         with pytest.raises(InputError, match=re.escape(found)):
             pab.rank(wrong, ids)
@@ -184,8 +184,8 @@ def test_a_config_is_read_from_the_working_folder_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert config_path("configs/uit/infer.yaml") == CONFIGS / "uit/infer.yaml"
-    note = "note: configs/uit/infer.yaml: not in the working folder: read the shipped "
-    assert capsys.readouterr().err == f"{note}{CONFIGS / 'uit/infer.yaml'}\n"
+    note = "note: configs/uit/infer.yaml: not in the working directory, so "
+    assert capsys.readouterr().err == f"{note}{CONFIGS / 'uit/infer.yaml'} is read\n"
     for other in ("configs/none.yaml", "uit/infer.yaml", "/configs/uit/infer.yaml"):
         assert config_path(other) == Path(other)
     own = tmp_path / "configs/uit/infer.yaml"
@@ -357,7 +357,7 @@ def test_commands_run_from_any_folder(python: Path, elsewhere: Path) -> None:
              "--blip2_score", "none", "--beit3_score", "output/demo/score_lhp.pt",
              "--clip_score", "output/demo/score_clip.pt", "--save_score", "fused.pt")  # fmt: skip
     done = run(python, elsewhere, *fused)
-    assert "configs/ensemble/mini.yaml: not in the working folder: read the shipped" in done.stderr
+    assert "configs/ensemble/mini.yaml: not in the working directory, so " in done.stderr
     expected = pab.fuse([scores_of(0), scores_of(1)], weights=[0.25])
     found = load_scores(elsewhere / "fused.pt")
     assert torch.equal(found.scores, expected.scores)

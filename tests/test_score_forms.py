@@ -362,7 +362,7 @@ def test_rankings_without_scores(
         ('{"q1": {"a": 1}, "q2": ["a"]}', "query 'q2': expected an object of images and scores"),
         ('{"q1": 5}', "query 'q1': expected an object of images and scores, found the number 5"),
         ('{"query_index": "q1", "topk_gallery": ["a", "a"]}', "once per query, found 'a' twice"),
-        ('{"query_index": "q1", "topk_gallery": "a"}', "expected a list, found the text 'a'"),
+        ('{"query_index": "q1", "topk_gallery": "a"}', "expected a list, found the string 'a'"),
         ('{"query_index": "q1", "caption": "a man"}', "'topk_gallery' or 'reranked', found 'query"),
         ('{"query_index": true, "topk_gallery": ["a"]}', "record 1: expected a list of strings"),
         ('[{"query_index": "q1", "topk_gallery": ["a"]}, 3]', "record 2: expected a JSON object"),

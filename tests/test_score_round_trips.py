@@ -226,7 +226,7 @@ def test_answer_zip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(["--predictions", str(tmp_path / "other.zip"), "--annotation", str(labelled)])
     said = capsys.readouterr()
     assert said.out.splitlines()[1].split()[2] == "100.00"
-    assert "read its 'submission/list.txt' as answer.txt" in said.err
+    assert "its file 'submission/list.txt' is read as answer.txt" in said.err
 
 
 @pytest.mark.parametrize("members", [[], ["a.txt", "b.txt"], ["a.csv"]])

@@ -103,7 +103,7 @@ def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:
         ({"query_ids": ["q1", "q2", 3.5]}, "query_ids: expected a list of strings"),
         ({"query_ids": ["q1", "q2", True]}, "query_ids: expected a list of strings"),
         ({"query_ids": "q1 q2 q3"}, "query_ids: expected a list of strings"),
-        ({"query_ids": ["q1", "q2", "a\nb"]}, "query_ids: expected ids of one line"),
+        ({"query_ids": ["q1", "q2", "a\nb"]}, "query_ids: expected ids on one line"),
         ({"gallery_ids": ["a", "b", "c"]}, "gallery_ids: expected one id for each of 4"),
         ({"gallery_ids": []}, "gallery_ids: expected one id for each of 4 in scores, found 0"),
         ({"meta": None}, "meta: expected a dict"),
@@ -324,8 +324,8 @@ def test_ids_in_the_file_take_precedence(
     main(["import", str(tmp_path / "with_ids.pt"), *given])
     assert load_scores(tmp_path / "s.pt").query_ids == scores.query_ids
     assert (
-        "its own ids are used, which are not those of --queries; it lacks 1, such as 'other'"
-        in (capsys.readouterr().err)
+        "its own ids are used, although they differ from those of --queries; it lacks 1 of those, "
+        "such as 'other'" in (capsys.readouterr().err)
     )
 
 

@@ -129,8 +129,8 @@ def test_base_folder_of_image_paths(tmp_path: Path, place: str) -> None:
 
 
 BAD_ROWS = {
-    "no caption": ("a.jpg,\n", "line 3: field 'caption': .*an empty text"),
-    "no image": (",a man\n", "line 3: field 'image': .*an empty text"),
+    "no caption": ("a.jpg,\n", "line 3: field 'caption': .*an empty string"),
+    "no image": (",a man\n", "line 3: field 'image': .*an empty string"),
     "nothing visible": ("a.jpg,\u200b\n", "line 3: field 'caption': .*a visible character"),
     "too many columns": ("a.jpg,a man, who falls\n", "line 3: expected 2 columns, found 3"),
     "too few columns": ("a.jpg\n", "line 3: expected 2 columns, found 1"),

@@ -158,7 +158,7 @@ def test_a_damaged_index_is_named(root: Path, damage: bytes) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (pair(2, 9, caption=""), "pair_2.json, line 5: field 'caption': .*an empty text"),
+        (pair(2, 9, caption=""), "pair_2.json, line 5: field 'caption': .*an empty string"),
         (pair(2, 9, caption=3), "pair_2.json, line 5: field 'caption': .*the number 3"),
         (pair(2, 9, image="../../x"), "pair_2.json, line 5: field 'image': .*leaves it"),
         (pair(2, 9, caption="\u200b"), "pair_2.json, line 5: .*a visible character"),
@@ -194,7 +194,7 @@ def test_bad_lines_are_skipped_on_request(
         assert pairs.skipped == 5
         assert ids(pairs) == expected
         said = capsys.readouterr().err
-        assert "5 bad lines are skipped: 2 x field 'caption': expected a text" in said
+        assert "5 bad lines are skipped: 2 x field 'caption': expected a non-empty string" in said
         assert "checking and indexing" not in said
     pairs.write_skipped(tmp_path / "out")
     listed = (tmp_path / "out" / SKIPPED).read_text().splitlines()

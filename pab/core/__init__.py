@@ -6,8 +6,9 @@ Commands use `commands` (grouped flags), `config` (YAML, then flags), `errors` (
 detects formats. `checkpoints`, `state_dicts` and `weight_folders` load weights in known formats,
 and `adapters` merges LoRA and DoRA into them. `devices`, `precision` (dtypes) and `device_errors`
 serve the models. `launch` starts processes, `processes` connects them, and `gradients` averages
-their gradients. `progress` shows long loops, `resources` finds shipped files, and `hub`
-lists published ones. Imports no other package of this project.
+their gradients. `progress` shows the progress of long loops, `resources` finds the configs that
+ship with the code, and `hub` lists the files of published models. This package imports no other
+package of the project.
 """
 
 __version__ = "0.1.0"

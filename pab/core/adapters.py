@@ -80,7 +80,7 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
         )  # fmt: skip
     if alpha is None:
         raise InputError(
-            path, f"holds LoRA adapters, but not {ALPHA}, by which their updates are scaled",
+            path, f"holds LoRA adapters, but not {ALPHA}, which scales their updates",
             todo=MERGE_FIRST,
         )  # fmt: skip
     for owner, parts in updates.items():
@@ -117,7 +117,7 @@ def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> T
 
 
 def alpha_of(checkpoint: Mapping[str, Any]) -> float | None:
-    """Find the adapters' alpha in the settings that a checkpoint keeps beside its weights.
+    """Find the adapters' alpha in the settings that a checkpoint stores beside its weights.
 
     Return None if there is no alpha, or if it is not a number.
     """

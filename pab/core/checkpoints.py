@@ -1,6 +1,6 @@
 """Checkpoints: read released formats safely, load strictly, save atomically, resume exactly.
 
-Pickled files can contain tensors and plain containers but never run code
+Reading a pickled file never runs code from it: only tensors and plain values are allowed
 (:mod:`pab.core.tensor_files`). ``argparse.Namespace`` is allowed, because released checkpoints
 store their arguments in one.
 """
@@ -51,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             file written by ``torch.save``.
 
     Raises:
-        InputError: the file is missing, damaged, not a checkpoint, or holds Python objects.
+        InputError: the file is missing, damaged, not a checkpoint, or holds other Python objects.
     """
     path = existing_file(path, "a checkpoint")
     found = file_kind(path)
@@ -66,7 +66,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if named_safetensors and found.kind is not Kind.TORCH:
         raise other_kind(path, "a safetensors file", found, COPY_AGAIN)
     if named_safetensors:
-        notice(path, f"its extension is {SAFETENSORS}, but it is a file of torch.save")
+        notice(path, f"its extension is {SAFETENSORS}, but it is a torch.save file")
     loaded = read_tensors(path, "a checkpoint", mmap=True, also=LET_IN, todo=COPY_AGAIN)
     if not isinstance(loaded, Mapping):
         raise InputError(
@@ -178,7 +178,7 @@ def _require_finite(value: Tensor, dtype: torch.dtype, name: str, path: str | Pa
         bad = int((~torch.isfinite(value)).sum())
         if bad:
             raise InputError(
-                path, f"expected finite weights, found {bad} of {value.numel()} NaN or infinite",
+                path, f"expected finite weights, found NaN or infinity in {bad} of {value.numel()}",
                 item=f"tensor '{name}'", todo="the file is damaged or its training diverged",
             )  # fmt: skip
     if torch.finfo(dtype).max < torch.finfo(value.dtype).max:

@@ -27,14 +27,14 @@ COMMANDS = {
         "python scripts/blip2_infer.py": "Score a gallery with BLIP-2, zero-shot or fine-tuned.",
         "python scripts/embed_infer.py": "Score a gallery with a vision-language embedder.",
         "python scripts/rerank_infer.py": "Score candidates with a vision-language model.",
-        "python -m pab.scoring": "Score a gallery with any member, found by its name.",
+        "python -m pab.scoring": "Score a gallery with any member, selected by name.",
     },
     "Fuse": {
         "python -m ensemble.run": "Fuse score files into a ranked list.",
-        "python -m ensemble.search": "Choose weights and decoding numbers on validation scores.",
-        "python -m ensemble.mine": "Mine a reranker's training questions from a ranking.",
+        "python -m ensemble.search": "Choose weights and decoding parameters on validation data.",
+        "python -m ensemble.mine": "Mine training questions for a reranker from a ranking.",
         "python -m ensemble.protocol": "Check an answer file against an evaluation protocol.",
-        "bash scripts/iterative_ensemble.sh": "Score with UIT over LHP's candidates, then fuse.",
+        "bash scripts/iterative_ensemble.sh": "Score LHP's candidates with UIT, then fuse.",
     },
     "Evaluate": {
         "python -m pab.evaluate": "Print the metrics of scores or of a ranked list.",
@@ -74,10 +74,10 @@ COMMANDS = {
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Argument parser with grouped flags, ``--version``, and errors in one line.
+    """Argument parser with grouped flags, ``--version``, and one-line errors.
 
-    The description of a listed command is its sentence in :data:`COMMANDS`. Subparsers have this
-    class too.
+    The description of a listed command is its sentence in :data:`COMMANDS`. Subparsers are of
+    this class too.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -97,7 +97,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def add_debug_flag(parser: CommandParser, path: str) -> None:
-    """Add ``--debug`` for the help text; :func:`with_debug` replaces it before parsing."""
+    """Add ``--debug`` to ``--help``; :func:`with_debug` replaces the flag before parsing."""
     parser.groups["advanced"].add_argument(
         "--debug", action="store_true", help=f"short for --config {path}"
     )

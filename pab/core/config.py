@@ -1,12 +1,12 @@
 """Flat frozen dataclasses as configs, filled from a YAML file and then from flags.
 
 The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, ``Literal[...]`` of
-texts, ``int | Literal[...]`` (bounds: of the number), ``tuple[X, X]`` or ``tuple[X, ...]``, and any
-of these ``| None``. A single value of a ``tuple[X, ...]`` becomes a tuple of one; integers of a
-``tuple[str, ...]`` become text. :func:`flag` adds the help text, the group and the bounds. Pydantic
-validates the values of the file and of the command line strictly: 3 is a valid float; "3" and True
-are not valid integers. A config may define ``check()``, which raises if settings contradict one
-another.
+strings, ``int | Literal[...]`` (bounds apply to the number), ``tuple[X, X]`` or ``tuple[X, ...]``,
+and any of these ``| None``. A single value for a ``tuple[X, ...]`` becomes a tuple of one; integers
+for a ``tuple[str, ...]`` become strings. :func:`flag` adds the help text, the group and the bounds.
+Pydantic validates the values of the file and of the command line strictly: 3 is a valid float; "3"
+and True are not valid integers. A config may define ``check()``, which raises if settings
+contradict one another.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _validator(cls: type[DataclassInstance]) -> TypeAdapter[dict[str, Any]]:
 
 
 def _facts(cls: type, name: str) -> dict[str, Any]:
-    """Collect help, group and bounds of a field; a subclass overrides those of its bases."""
+    """Collect help, group and bounds of a field; a subclass overrides its bases."""
     facts: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         fields = vars(base).get("__dataclass_fields__", {})
@@ -254,7 +254,7 @@ def _number(value: Any) -> Any:
 
 
 def _strict(kind: Any) -> Any:
-    """Return the type of values other than None for pydantic, with strict scalars."""
+    """Return pydantic's type for a field type without None, with strict scalars."""
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
         element, size = _strict(parts[0]), Field(min_length=len(parts), max_length=len(parts))
@@ -271,7 +271,7 @@ SCALARS[float] = Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
-    """``X | None`` -> (X, True); anything else -> (unchanged, False)."""
+    """Return (X, True) for ``X | None``; return (kind, False) for any other type."""
     parts = typing.get_args(kind)
     if not _is_union(kind) or types.NoneType not in parts:
         return kind, False
@@ -295,7 +295,7 @@ def _described(faults: list[ErrorDetails]) -> str:
 
 
 def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
-    """Build argparse's converter of a field; the validator rejects text that remains."""
+    """Build argparse's converter for a field; the validator rejects text that is not converted."""
 
     def convert(text: str) -> Any:
         if optional and text.lower() == "none":

@@ -1,4 +1,4 @@
-"""Errors of devices as one line: exhausted memory, operations without deterministic algorithms."""
+"""Describe device errors in one line: exhausted memory, no deterministic algorithm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ GB = 1e9
 SHARED_MEMORY = Path("/dev/shm")  # workers of PyTorch's loaders pass their batches through it
 PREFETCH = 2  # batches that each worker loads ahead, PyTorch's default
 
-# Out-of-memory messages of errors without a class of their own: CPU (Linux, Windows), MPS, cuBLAS.
+# Messages of out-of-memory errors that have no class of their own: CPU (Linux, Windows), MPS and
+# cuBLAS.
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.I
 )
@@ -52,7 +53,7 @@ def explaining_memory(device: torch.device, work: str, remedy: str) -> Iterator[
 def one_line(error: BaseException) -> str | None:
     """Describe an error of a device in one line; None for any other error."""
     if isinstance(error, RuntimeError) and _LOST_WORKER in str(error):
-        return f"{SHARED_MEMORY} is full, a loader process died: {_MORE_ROOM.format(0)}"
+        return f"{SHARED_MEMORY} is full, so a loader process died: {_MORE_ROOM.format(0)}"
     if _is_out_of_memory(error):
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         return _explanation(error) or f"out of memory: {first}"
@@ -77,7 +78,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _peak(device: torch.device) -> str:
-    """Describe the peak memory of this process on the device, and the device's memory."""
+    """Describe the peak memory of this process on the device, and the device's memory.
+
+    On MPS, which records no peak, this is the current memory.
+    """
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         used, total, name = torch.cuda.max_memory_allocated(device), card.total_memory, card.name
@@ -96,10 +100,10 @@ def _peak(device: torch.device) -> str:
 
 
 def check_shared_memory(num_workers: int, sample_bytes: int, batch_size: int, samples: int) -> None:
-    """Check that loaded batches fit in ``/dev/shm``; otherwise, a worker dies with a bus error.
+    """Check that loaded batches fit in ``/dev/shm``; otherwise, a worker would die (bus error).
 
-    Each process of the machine has its own workers, and each worker loads two batches ahead. No
-    effect without workers, and on systems without ``/dev/shm``.
+    Each process of the machine has its own workers, and each worker loads two batches ahead. The
+    check is skipped without workers, and on systems without ``/dev/shm``.
 
     Args:
         num_workers: loader processes of this process.
@@ -108,7 +112,7 @@ def check_shared_memory(num_workers: int, sample_bytes: int, batch_size: int, sa
         samples: samples of this process.
 
     Raises:
-        InputError: the free space is too small, or ``LOCAL_WORLD_SIZE`` is not a positive number.
+        InputError: the free space is too small, or ``LOCAL_WORLD_SIZE`` is not a positive integer.
     """
     if num_workers == 0 or not SHARED_MEMORY.is_dir():
         return

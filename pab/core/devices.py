@@ -57,7 +57,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def local_rank_of_torchrun() -> int:
-    """Read ``LOCAL_RANK``, a number; 0 if it is not set."""
+    """Read ``LOCAL_RANK``, this process's number on its machine; 0 if it is not set.
+
+    Raises:
+        InputError: it is not a number.
+    """
     found = os.environ.get("LOCAL_RANK", "0")
     if not found.isdigit():
         raise InputError("LOCAL_RANK", f"expected a number, found {found!r}")
@@ -65,10 +69,10 @@ def local_rank_of_torchrun() -> int:
 
 
 def local_processes() -> int:
-    """Read ``LOCAL_WORLD_SIZE``, torchrun's number of processes of this machine; 1 if not set.
+    """Read ``LOCAL_WORLD_SIZE``, torchrun's number of processes on this machine; 1 if not set.
 
     Raises:
-        InputError: it is not a positive number.
+        InputError: it is not a positive integer.
     """
     found = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if not found.isdecimal() or int(found) < 1:
@@ -86,10 +90,10 @@ def dtype_of(name: str) -> torch.dtype:
 def autocast(
     device: torch.device, dtype: torch.dtype, weights: torch.dtype = torch.float32
 ) -> AbstractContextManager[None]:
-    """Run matrix products in the block in ``dtype``; no effect for float32 or equal ``weights``.
+    """Run matrix products in the block in ``dtype``; do nothing for float32 or equal ``weights``.
 
-    CUDA's autocast would run every LayerNorm of a model held in ``dtype`` in float32. For LHP this
-    doubles the kernels and the memory traffic of a batch.
+    If the weights already have ``dtype``, CUDA's autocast would still run every LayerNorm in
+    float32. For LHP, this doubles the kernels and the memory traffic of a batch.
 
     Args:
         device: device of the model.
@@ -97,7 +101,7 @@ def autocast(
         weights: dtype of the model's weights.
 
     Raises:
-        InputError: float16 on a CPU, which has no fast kernels for it and overflows silently.
+        InputError: float16 on a CPU, where it has no fast kernels and overflows silently.
     """
     if dtype == torch.float16 and device.type == "cpu":
         raise InputError("--dtype", "fp16 is not supported on a CPU", todo="use bf16 or fp32")
@@ -181,8 +185,8 @@ def keep_freed_memory(device: torch.device) -> None:
     """Keep freed memory in this process instead of returning it to the system (glibc only).
 
     A CPU batch frees hundreds of megabytes of activations, and the next batch allocates them again.
-    Returned pages must be cleared each time, which takes a fifth of a training step (docs/log.md).
-    No effect on other devices and systems. The memory stays in use until
+    The system clears returned pages each time, which takes a fifth of a training step
+    (docs/log.md). Other devices and systems are not affected. The memory stays in use until
     :func:`return_freed_memory` is called.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
@@ -195,7 +199,7 @@ def keep_freed_memory(device: torch.device) -> None:
 def return_freed_memory() -> None:
     """Return freed memory to the system, even after :func:`keep_freed_memory`.
 
-    Useful after a peak that will not recur. No effect without glibc.
+    This is useful after a peak that will not recur. Without glibc, nothing happens.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -248,7 +252,7 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return a GPU's free bytes, including those that torch holds unused; None without a GPU."""
+    """Return a GPU's free bytes, including torch's unused reserved memory; None without a GPU."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -282,7 +286,7 @@ def read_late(results: Iterable[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tens
 
 
 def _awaited(key: Key, host: Tensor, copied: torch.cuda.Event) -> tuple[Key, Tensor]:
-    """Wait until a copy is complete."""
+    """Wait until a copy is complete, and return it with its key."""
     copied.synchronize()
     return key, host
 

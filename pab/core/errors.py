@@ -1,8 +1,9 @@
 """The error type for bad input, and its handling on the command line.
 
 Every problem with an input raises :class:`InputError`. Command-line entry points run under
-:func:`run_cli`, which prints it as one line on stderr and exits with code 2. Any other exception
-is a bug in this project and keeps its traceback.
+:func:`run_cli`, which prints the error as one line on stderr and exits with code 2. Apart from the
+other cases that :func:`run_cli` handles, any exception is a bug in this project and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ class InputError(Exception):
         return rebuild, (self.where, self.problem)
 
 
-Fault = Callable[..., InputError]  # InputError with the file, and perhaps the item, bound
+Fault = Callable[..., InputError]  # partial of InputError with `where`, and perhaps `item`
 
 
 def first_line(error: Exception) -> str:
-    """Shorten the error of a library to one line."""
+    """Shorten a library's error to its first line, 200 characters at most."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -59,7 +60,8 @@ def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = N
     """Run a command-line ``main``; bad input prints one line on stderr and exits with code 2.
 
     Exhausted memory, and an operation without a deterministic algorithm, are reported like bad
-    input. A lost connection to another process gives exit code 1; that process reports the cause.
+    input. A lost connection to another process gives exit code 1; the other process reports the
+    cause.
     """
     try:
         with closing_bars():

@@ -16,13 +16,13 @@ from pathlib import Path
 HEAD = 4096  # bytes read from the start to detect the kind
 LARGEST_HEADER = 100_000_000  # bytes; the format's limit on a safetensors header
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # pickled magic number of torch before 1.6
-TEXT_SHOWN = 40  # characters of a text that a message quotes
+TEXT_SHOWN = 40  # characters of a text file that a message quotes
 
 
 class Kind(enum.Enum):
     """Kind of a file."""
 
-    TORCH = "a file of torch.save"
+    TORCH = "a torch.save file"
     SAFETENSORS = "a safetensors file"
     TORCHSCRIPT = "a TorchScript archive"
     CUT = "a truncated file"
@@ -144,7 +144,7 @@ def _text_kind(head: bytes) -> FileKind | None:
         )  # fmt: skip
     if shown.startswith("<?xml"):
         return FileKind(
-            Kind.OTHER, "an XML text, perhaps a server's error", "download the file again"
+            Kind.OTHER, "an XML document, perhaps a server's error", "download the file again"
         )
-    what = "a JSON text" if shown[:1] in ("{", "[") else "a text"
+    what = "a JSON document" if shown[:1] in ("{", "[") else "plain text"
     return FileKind(Kind.OTHER, f"{what} ({shown[:TEXT_SHOWN]!r})")

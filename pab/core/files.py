@@ -78,13 +78,13 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[str], object]) -> None:
-    """Write a folder under a temporary name, then move it into place; replace an older one.
+    """Write a folder under a temporary name, then move it into place; replace an existing folder.
 
-    If the move fails, the older one is put back.
+    If the move fails, the existing folder is put back.
 
     Args:
         folder: folder to write.
-        write: writes the files into the folder that it is given.
+        write: function that writes the files into the folder whose path it receives.
 
     Raises:
         InputError: the folder cannot be written.
@@ -138,7 +138,9 @@ def existing_folder(path: str | Path, what: str) -> Path:
 
 
 def check_unpacked_size(path: str | Path, entries: Iterable[zipfile.ZipInfo]) -> None:
-    """Reject zip entries that would fill the memory; their declared sizes bound what is read.
+    """Reject zip entries that would fill the memory, by their declared sizes.
+
+    The check is sufficient, because zipfile never reads more than the declared size of an entry.
 
     Raises:
         InputError: they unpack to more than :data:`ALWAYS_UNPACKED` bytes and more than

@@ -57,7 +57,7 @@ class PlainArray(np.ndarray[Any, Any]):
     """Stand-in for ``numpy.ndarray``: created empty, then filled from a checked state."""
 
     def __new__(cls, *arguments: object) -> PlainArray:
-        """Create an empty array, whatever arguments the file contains."""
+        """Create an empty array, regardless of the arguments in the file."""
         del arguments
         return super().__new__(cls, (0,), np.uint8)
 
@@ -116,7 +116,10 @@ def _no_bytes() -> bytes:
 
 
 def _name_of_type(name: str) -> Callable[..., object]:
-    """Stand-in for a type that a file holds as a value, such as a ``defaultdict``'s factory."""
+    """Return a stand-in for a type stored as a value, such as a ``defaultdict``'s factory.
+
+    The stand-in raises :class:`ForeignValueError` if the file calls it.
+    """
 
     def stand_in(*arguments: object) -> object:
         raise ForeignValueError(f"a call of {name}")

@@ -22,17 +22,19 @@ BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients per exchange: 32 MiB in float32
 
 
 class GradientAverage:
-    """Replace every gradient by its mean over processes, in place; no effect in one process.
+    """Replace every gradient by its mean over processes, in place; do nothing in one process.
 
     Buckets hold the parameters in reverse order, because the backward pass reaches the last ones
     first. All processes exchange the buckets in this order. A bucket is exchanged once all its
-    gradients are there and all earlier buckets are exchanged; :meth:`finish` exchanges the rest.
+    gradients exist and the exchanges of all earlier buckets have started; :meth:`finish` exchanges
+    the rest.
     A trainable parameter that never gets a gradient therefore delays its bucket and later ones.
 
     Exchanges wait for the backward passes of :func:`pab.core.processes.all_gather_with_grad`.
     Otherwise, if different parameters have a gradient in different processes, the two kinds of
     exchange could start in different orders.
-    Other exchanges in a backward pass (synchronized batch norm) need the same graph everywhere.
+    Other exchanges in a backward pass (synchronized batch norm) need the same graph in all
+    processes.
 
     Args:
         parameters: parameters of the model, in the same order in all processes.
@@ -51,13 +53,13 @@ class GradientAverage:
             parameter.register_post_accumulate_grad_hook(ready)
 
     def _restart(self) -> None:
-        self._missing = [len(bucket) for bucket in self._buckets]  # gradients that are not there
+        self._missing = [len(bucket) for bucket in self._buckets]  # gradients not yet computed
         self._started: list[tuple[dist.Work, Tensor]] = []  # one exchange per bucket
         self._own: set[int] = set()  # ids of parameters with a gradient in this process
 
     @contextmanager
     def last_backward(self) -> Iterator[None]:
-        """Start exchanges in the block, which holds the last backward pass before the update."""
+        """Start exchanges in the block, which contains the last backward pass before the update."""
         self._overlaps = True
         try:
             yield
@@ -123,10 +125,10 @@ class GradientAverage:
         )
 
     def without_fractions(self, values: Sequence[float]) -> list[float]:
-        """Return only the figures among the values of :meth:`finish`, which the host has read.
+        """Return only the figures from the result of :meth:`finish`, passed as Python floats.
 
-        Gradients that no process has, zero since :meth:`finish`, are removed: an optimizer would
-        otherwise decay their weights.
+        Parameters without a gradient in any process have a zero gradient after :meth:`finish`. It
+        is removed here, because an optimizer would otherwise decay these parameters.
         """
         count = len(values) - len(self.parameters)
         for parameter, fraction in zip(self.parameters, values[count:], strict=True):

@@ -1,7 +1,7 @@
-"""List the files of a repository of the Hugging Face hub, with the hashes that they must have.
+"""List the files of a repository on the Hugging Face hub, with the hashes that they must have.
 
-Uses the hub's HTTP interface (`GET /api/models/OWNER/NAME/revision/REVISION?blobs=true`), so that
-no library is needed.
+The list comes from the hub's HTTP interface
+(`GET /api/models/OWNER/NAME/revision/REVISION?blobs=true`), so that no library is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pab.core.files import sha256_of_file
 HUB = "https://huggingface.co"
 TIMEOUT_S = 30.0
 WEIGHTS = ".safetensors"
-# Files that a model is read from: no pickles, no code, no documentation.
+# Extensions of the files that a model is loaded from: no pickles, no code, no documentation.
 MODEL_FILES = (WEIGHTS, ".json", ".jinja", ".txt", ".model")
 
 
@@ -34,7 +34,7 @@ class HubFile:
     Attributes:
         name: path in the repository.
         sha256: SHA-256 of a file in LFS (weights); None for a file in git.
-        blob: git's id of a file in git: SHA-1 of its kind, size and content.
+        blob: git's object id of a file in git: SHA-1 of its type, size and content.
     """
 
     name: str
@@ -56,7 +56,7 @@ def hub_address() -> str:
 
 
 def list_model(repository: str, revision: str) -> tuple[str, list[HubFile]]:
-    """List the files of a repository that a model is read from.
+    """List the files in a repository that are needed to load its model.
 
     Args:
         repository: ``OWNER/NAME``.
@@ -98,6 +98,6 @@ def _parsed(listed: Any) -> tuple[str, list[HubFile]]:
 
 
 def unreachable(address: str, error: Exception, todo: str) -> InputError:
-    """Return the error of a failed request."""
+    """Build the error for a failed request."""
     reason = getattr(error, "reason", None) or error
     return InputError(address, f"cannot be fetched: {reason}", todo=todo)

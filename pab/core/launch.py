@@ -1,8 +1,8 @@
 """Start the processes of one machine with torchrun: `python -m pab.core.launch 4 lhp.train ...`.
 
-Several machines run the same command, each with the environment variables ``NNODES`` (number of
-machines), ``NODE_RANK`` (number of this machine, from 0), ``MASTER_ADDR`` (name or address of
-machine 0) and, if the port is taken, ``MASTER_PORT``.
+Several machines run the same command, each with these environment variables: ``NNODES`` (number of
+machines), ``NODE_RANK`` (number of this machine, from 0) and ``MASTER_ADDR`` (name or address of
+machine 0). If the default port is taken, ``MASTER_PORT`` names another one.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def machines() -> int:
     """Read the number of machines from ``NNODES``; 1 if it is not set.
 
     Raises:
-        InputError: it is not a positive number.
+        InputError: it is not a positive integer.
     """
     return number_in_environment("NNODES", 1, default=1, todo=_HOW)
 
 
 def rendezvous() -> list[str]:
-    """Return torchrun's flags for the machines of the environment variables.
+    """Return torchrun's flags for the machines that the environment variables describe.
 
     Raises:
         InputError: a variable is missing or out of range.
@@ -56,7 +56,7 @@ def rendezvous() -> list[str]:
 
 
 def start_processes(count: int, module: str, arguments: list[str]) -> None:
-    """Run ``count`` processes of a module on this machine; exit with the code of a failed one.
+    """Run ``count`` processes of a module on this machine; if one fails, exit with its code.
 
     Each process reports its own error or how to resume, so torchrun's report is suppressed.
 

@@ -1,7 +1,7 @@
 """Notices: one line on stderr per assumption made about an input.
 
-A reader that accepts a file in an unusual form reports it with :func:`notice`. Each text is printed
-once per process, and only by rank 0.
+A reader that accepts a file in an unusual form reports it with :func:`notice`. Each notice is
+printed once, and only by rank 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def notice(where: str | Path, text: str) -> None:
 
 @contextmanager
 def recorded() -> Iterator[list[tuple[str, str]]]:
-    """Collect the places and texts of all notices in the block, whether printed or not."""
+    """Collect (where, text) of all notices in the block, whether printed or not."""
     record: list[tuple[str, str]] = []
     _records.append(record)
     try:

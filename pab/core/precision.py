@@ -18,12 +18,15 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 
 FASTEST = "fastest"  # value of --dtype that chooses by device; see `choose_dtype`
-FASTEST_HELP = "fastest: fp32 or bf16 on a CPU, by a measurement; bf16 (older cards: fp16) on a GPU"
+FASTEST_HELP = (
+    "fastest: on a CPU, fp32 or bf16, whichever a measurement finds faster; on a CUDA GPU, bf16 "
+    "(older cards: fp16)"
+)
 TF32_HELP = "compute fp32 products in TF32 on a CUDA GPU: faster, with 10 bits of mantissa"
-DETERMINISTIC_HELP = "use only deterministic algorithms: repeatable bit for bit on a GPU, slower"
+DETERMINISTIC_HELP = "use only deterministic algorithms: bit-identical results on a GPU, but slower"
 TENSOR_CORES = (8, 0)  # compute capability from which CUDA GPUs multiply bf16 and TF32 (Ampere)
-# The timed product of a CPU: rows (about the tokens of one image at 384 px), input width (as in
-# LHP large), output width.
+# Shape of the matrix product that is timed on a CPU: rows (about the tokens of one image at
+# 384 px), input width (as in LHP large), output width.
 PRODUCT = (512, 1024, 1024)
 SECONDS_PER_DTYPE = 0.1  # time for repetitions; the best one counts
 # bf16 is chosen only if its rate is higher by this factor: rates vary between runs, and a choice
@@ -39,7 +42,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
     ``fastest`` is bf16 on CUDA GPUs with bf16 units, and fp16 on older ones. On a CPU, it is fp32
     or bf16, whichever multiplies matrices faster; rank 0 measures both for all processes. It is
-    fp32 on other devices. One line reports the choice. bf16 where it is slow gives a notice.
+    fp32 on other devices. A notice reports the choice. If bf16 is requested on a device where it is
+    slow, a notice says so.
 
     Args:
         name: ``fp32``, ``bf16``, ``fp16`` or ``fastest``.
@@ -96,7 +100,7 @@ def _warn_if_slow(device: torch.device) -> None:
 
 @cache
 def product_rates() -> dict[str, float]:
-    """Measure a matrix product on this CPU in fp32 and bf16, in GFLOP/s; takes about 0.2 s."""
+    """Measure a matrix product on this CPU in fp32 and bf16, in GFLOP/s, for about 0.2 s."""
     return {name: _product_rate(DTYPES[name]) for name in ("fp32", "bf16")}
 
 

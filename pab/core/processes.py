@@ -46,14 +46,14 @@ _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
 # checks and indexes the data, and for validation. NCCL's default is 10 minutes.
 TIMEOUT = timedelta(hours=1)
 # Longest wait until all processes have joined. They join after reading their settings; by then,
-# torchrun has waited for the machines. It does not tell a machine that another one has failed.
+# torchrun has waited for the machines. It does not tell a machine if another one fails later.
 JOIN_TIMEOUT = timedelta(minutes=10)
 
 pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not run
 
 
 def init_processes(device: torch.device) -> None:
-    """Join the group started by torchrun (``RANK``, ``WORLD_SIZE``); no effect without torchrun.
+    """Join the group started by torchrun (``RANK``, ``WORLD_SIZE``); do nothing without it.
 
     Raises:
         InputError: a variable of torchrun is missing or out of range, or the group cannot be joined
@@ -88,7 +88,7 @@ def joined_store(address: str, number: int, world: int) -> dist.Store:
     """Connect to the store of torchrun's processes, and wait until all have done so.
 
     Args:
-        address: of the store, for the message.
+        address: address of the store, for the message.
         number: rank of this process.
         world: number of processes.
 
@@ -105,8 +105,8 @@ def joined_store(address: str, number: int, world: int) -> dist.Store:
         missing = [str(other) for other, key in enumerate(keys) if not store.check([key])]
         seconds = JOIN_TIMEOUT.total_seconds()
         raise InputError(
-            address, f"of {world} processes, {', '.join(missing)} did not join in {seconds:.0f} s",
-            todo="see the messages of their machines",
+            address, f"expected {world} processes to join within {seconds:.0f} s, missing: process "
+            f"{', '.join(missing)}", todo="see the messages on their machines",
         ) from error  # fmt: skip
     store.set_timeout(TIMEOUT)
     return store
@@ -173,8 +173,8 @@ def leaving_together() -> Iterator[None]:
         if count > 1 and lost:
             reason = str(error).strip().partition("\n")[0]
             raise LostProcessError(
-                f"process {number} of {count} has lost another one ({reason}); the one that has "
-                "ended reports the cause"
+                f"process {number} of {count} has lost the connection to another process "
+                f"({reason}); the process that has ended reports the cause"
             ) from error
         raise
 
@@ -312,7 +312,7 @@ def on_main(make: Callable[[], T]) -> T:
     """Call a function in rank 0 and return its result in every process.
 
     Raises:
-        InputError: raised in rank 0; raised again in every process.
+        InputError: the function raised it in rank 0; every process raises it.
     """
     shared, error = broadcast_object(_result_or_error(make) if is_main() else (None, None))
     if error is not None:
@@ -326,7 +326,7 @@ def on_all(make: Callable[[], T]) -> T:
     The function must not exchange data with other processes.
 
     Raises:
-        InputError: raised in one process; raised again in every process.
+        InputError: the function raised it in some process; every process raises it.
     """
     result, error = _result_or_error(make)
     for found in gather_objects(error):
@@ -350,8 +350,8 @@ def check_equal(values: Mapping[str, str], *, todo: str) -> None:
         todo: the remedy.
 
     Raises:
-        InputError: in every process; names the first flag that differs, the values, processes and
-            hosts.
+        InputError: a value differs; every process raises it. The message names the first flag or
+            file that differs, with the values, processes and hosts.
     """
     found = gather_objects((dict(values), socket.gethostname()))
     for where in {name: None for described, _ in found for name in described}:

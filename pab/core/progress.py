@@ -16,9 +16,9 @@ from weakref import WeakSet
 
 T = TypeVar("T")
 
-BAR_AFTER_S = 1.0  # a shorter loop shows no bar
-BAR_EVERY_S = 0.1  # between updates of a bar
-LINE_EVERY_S = 30.0  # between lines in a log; a shorter loop prints none
+BAR_AFTER_S = 1.0  # seconds; a shorter loop shows no bar
+BAR_EVERY_S = 0.1  # seconds between updates of a bar
+LINE_EVERY_S = 30.0  # seconds between lines in a log; a shorter loop prints none
 USUAL_SIZE = (80, 24)  # columns and rows of a terminal
 
 clock = time.monotonic  # seconds; tests replace it

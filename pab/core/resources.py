@@ -19,8 +19,8 @@ CONFIGS = _IN_WHEEL if _IN_WHEEL.is_dir() else CODE_ROOT / "configs"
 def config_path(path: str | Path) -> Path:
     """Return the path of the config file that a user names.
 
-    A relative path such as ``configs/uit/infer.yaml`` that is not in the working folder names the
-    shipped config of this project, with a notice. Any other path is returned unchanged.
+    A relative path such as ``configs/uit/infer.yaml`` that is not in the working directory names
+    the config that ships with this project; a notice says so. Any other path is returned unchanged.
     """
     path = Path(path)
     if path.exists() or path.is_absolute() or path.parts[:1] != ("configs",):
@@ -28,5 +28,5 @@ def config_path(path: str | Path) -> Path:
     shipped = CONFIGS.joinpath(*path.parts[1:])
     if not shipped.is_file():
         return path
-    notice(path, f"not in the working folder: read the shipped {shipped}")
+    notice(path, f"not in the working directory, so {shipped} is read")
     return shipped

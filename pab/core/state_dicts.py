@@ -1,7 +1,7 @@
 """Extract weights from other projects' checkpoints.
 
-Handles nested containers, wrapper prefixes, adapters and NumPy arrays. All forms with the same
-content yield the same weights, under the names of the model.
+Containers may be nested, names may have wrapper prefixes, and values may be adapters or NumPy
+arrays. All forms with the same content yield the same weights, under the names of the model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: read without running code, written atomically."""
+"""Read files of ``torch.save`` without running code, and write them atomically."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def other_kind(path: Path, expected: str, found: FileKind, todo: str | None) -> 
 def release_pages(tensor: Tensor) -> None:
     """Release the memory pages of a tensor mapped from a file; they are read again on use.
 
-    A pass over large files then needs memory only for its current part. No effect on tensors in
-    memory, or on systems that do not list their mappings (other than Linux).
+    A pass over large files then needs memory only for its current part. Tensors in memory are
+    unaffected, and so are systems other than Linux, which do not list their mappings.
 
     Args:
         tensor: contiguous and never written to; changes would be lost.

@@ -59,7 +59,7 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeError as error:
-        problem = f"found the mark of {encoding} before bytes that are not {encoding}"
+        problem = f"found the byte-order mark of {encoding}, but bytes that are not {encoding}"
         todo = todo or SAVE_AS_UTF8
         raise InputError(path, f"expected UTF-8 text, {problem}", todo=todo) from error
     notice(path, f"is read as {encoding}, because of its byte-order mark")

@@ -64,7 +64,7 @@ def weight_folder(path: str | Path) -> WeightFolder:
 
 
 def weights_of_folder(path: str | Path, family: Family) -> Path:
-    """Find the single weight file in a folder of a model, or in a folder without configuration.
+    """Find the single weight file in a model folder, or in a folder without a configuration.
 
     Raises:
         InputError: the folder does not exist, or holds another model, no weights or several files

@@ -6,6 +6,6 @@ them from disk, and `splits` holds out source videos. `image_paths` and `tree` f
 PAB's files, and `id_lists` reads lists of ids. `images` and `photos` list, check and decode images.
 `loader` and `image_loader` load batches in worker processes, and `pixels` normalizes them on the
 device. `json_lines`, `fields`, `captions` and `bad_lines` check lines. `wordpiece` tokenizes
-captions for BERT, and `vocabulary` is the command line that builds small vocabularies. Imports only
-`pab.core`.
+captions for BERT, and `vocabulary` is the command line that builds small vocabularies. This package
+imports only `pab.core`.
 """

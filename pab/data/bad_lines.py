@@ -1,4 +1,4 @@
-"""Collect the bad lines of a set: count all by kind, name the first ones, then raise one error.
+"""Collect the bad lines of a data set: count them by kind of fault, and raise one error.
 
 The kind of a fault is the part of its message before ``, found``.
 """
@@ -16,7 +16,7 @@ NAMED = 20  # maximum number of bad lines named in an error
 
 
 class BadLines:
-    """Collect the faults in the lines of a set.
+    """Collect the faults in the lines of a data set.
 
     Args:
         listed: function that is called with the one-line message of each fault.
@@ -45,14 +45,14 @@ class BadLines:
             self._listed(str(error))
 
     def summary(self) -> str:
-        """Format the number of faults per kind, largest first."""
+        """Format the number of faults per kind, most frequent first."""
         return "; ".join(f"{count} x {kind}" for kind, count in self.kinds.most_common())
 
     def error(self, where: str | Path, todo: str | None = None) -> InputError:
         """Combine all faults in one error; a single fault is returned unchanged.
 
         Args:
-            where: the set, for the error.
+            where: the data set, for the error.
             todo: the remedy; a single fault that names its own remedy keeps it.
         """
         if self.total == 1:
@@ -62,7 +62,7 @@ class BadLines:
         if self.total > len(shown):
             shown.append(f"and {self.total - len(shown)} more")
         found = f"{self.total} bad ones ({self.summary()}): {'; '.join(shown)}"
-        return InputError(where, f"expected usable lines only, found {found}", todo=todo)
+        return InputError(where, f"expected only valid lines, found {found}", todo=todo)
 
     def check(self, where: str | Path) -> None:
         """Raise one error for all bad lines, if there are any.

@@ -21,7 +21,7 @@ _ORDINARY = re.compile("[0-9A-Za-z]")
 
 
 def has_visible(caption: str) -> bool:
-    """Return true if the first 50 words and OpenCLIP's cleaned caption have a visible character."""
+    """Return true if the first 50 words and the cleaned caption each have a visible character."""
     found = _ORDINARY.search(caption)
     # The 51st word starts at character 100 or later: each word before it is followed by a blank.
     if found and found.start() < 2 * FEWEST_WORDS and "&" not in caption and "\x1b" not in caption:

@@ -45,7 +45,7 @@ class FieldNotes:
             found.append(f"optional fields are treated as absent: {_listed(self.absent)}")
         if self.whole_sources:
             lines = _lines(self.whole_sources)
-            found.append(f"source_id is not VIDEO_NUMBER ({lines}): the whole value is the video")
+            found.append(f"source_id is not VIDEO_NUMBER ({lines}): all of it names the video")
         return found
 
 
@@ -61,7 +61,7 @@ def _lines(count: int) -> str:
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Return true if a value is non-blank text that can be encoded as UTF-8."""
+    """Return true if a value is a non-blank string that can be encoded as UTF-8."""
     if type(value) is not str or not value or value.isspace():
         return False
     if value.isascii():
@@ -87,12 +87,12 @@ def required_text(fields: dict[str, Any], name: str, fault: Fault) -> str:
     if is_text(value):
         return value
     if name not in fields:
-        raise fault(f"field {name!r}: expected a text, found no such field")
-    raise bad_text(value, name, "a text that is not empty", fault)
+        raise fault(f"field {name!r}: expected a string, found no such field")
+    raise bad_text(value, name, "a non-empty string", fault)
 
 
 def required_id(fields: dict[str, Any], name: str, fault: Fault) -> str:
-    """Read a required id: text, or an integer as its decimal text."""
+    """Read a required id: a string, or an integer as its decimal digits."""
     value = fields.get(name)
     if type(value) is str and is_text(value):
         return identifier(value, name, fault)
@@ -101,11 +101,11 @@ def required_id(fields: dict[str, Any], name: str, fault: Fault) -> str:
         return number
     if name not in fields:
         raise fault(f"field {name!r}: expected an id, found no such field")
-    raise bad_text(value, name, "an id, a text or a whole number", fault)
+    raise bad_text(value, name, "an id (a string or a whole number)", fault)
 
 
 def number_text(value: object) -> str | None:
-    """Convert an integer to its decimal text; return None for any other value.
+    """Convert an integer to its decimal digits; return None for any other value.
 
     A float is accepted if it is integral and small enough to be exact.
     """
@@ -117,7 +117,7 @@ def number_text(value: object) -> str | None:
 
 
 def optional_text(fields: dict[str, Any], name: str, notes: FieldNotes | None) -> str | None:
-    """Read an optional text; None if absent. Empty, null and other types are counted as absent."""
+    """Read an optional string; None if it is absent. Unusable values are counted as absent."""
     value = fields.get(name)
     if value is None and name not in fields:
         return None
@@ -145,15 +145,15 @@ def _unusable(value: object) -> str:
 def caption_text(value: object, name: str, fault: Fault) -> str:
     """Check that a caption has visible text for every text encoder; ``name`` is its field."""
     if not is_text(value):
-        raise bad_text(value, name, "a text that is not empty", fault)
+        raise bad_text(value, name, "a non-empty string", fault)
     if not has_visible(value):
         found = shortened(value)
-        raise fault(f"field {name!r}: expected a text with a visible character, found {found}")
+        raise fault(f"field {name!r}: expected a string with a visible character, found {found}")
     return value
 
 
 def one_caption(fields: dict[str, Any], fault: Fault) -> str:
-    """Read the field ``caption`` of a line with one caption: text, or a list with one text."""
+    """Read the field ``caption`` of a line with one caption: a string, or a list of one."""
     value = fields.get("caption")
     if type(value) is list:
         if len(value) != 1:
@@ -168,6 +168,6 @@ def one_caption(fields: dict[str, Any], fault: Fault) -> str:
 def identifier(value: str, name: str, fault: Fault) -> str:
     """Check that an id can be stored in a list of ids, one per line."""
     if value[0].isspace() or value[-1].isspace() or len(value.splitlines()) > 1:
-        expected = "an id on one line without blanks around it"
+        expected = "an id on one line, without blanks at its ends"
         raise fault(f"field {name!r}: expected {expected}, found {shortened(value)}")
     return value

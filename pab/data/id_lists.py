@@ -25,7 +25,7 @@ def read_id_list(path: str | Path, what: str = "a list of ids, one per line") ->
     Blank lines, byte-order marks and Windows line ends are ignored.
 
     Raises:
-        InputError: the file is missing, unreadable, not UTF-8 or empty, or repeats an id.
+        InputError: the file is missing, unreadable, not text or empty, or repeats an id.
     """
     path = existing_file(path, what)
     first_seen: dict[str, int] = {}
@@ -64,7 +64,7 @@ def check_ids(where: str | Path, name: str, ids: Any) -> None:
     if "\n".join(ids).splitlines() != ids or list(map(str.strip, ids)) != ids or "" in ids:
         # Id lists have one id per line.
         one = next(one for one in ids if one.splitlines() != [one] or one != one.strip())
-        raise fault(f"expected ids of one line without blanks at their ends, found {one!r}")
+        raise fault(f"expected ids on one line, without blanks at their ends, found {one!r}")
     if len(set(ids)) != len(ids):
         twice = next(one for one, count in Counter(ids).items() if count > 1)
         raise fault(f"expected distinct ids, found {twice!r} twice")
@@ -102,7 +102,7 @@ def read_gallery_ids(path: str | Path) -> list[str]:
         ids = _json_ids(path)
         if ids is not None:
             return plain_names(ids, path)
-        problem = "expected gallery ids, one per line, or a folder of images, found other JSON"
+        problem = "expected gallery ids (one per line, or a JSON array), found other JSON"
         raise InputError(path, problem)
     return plain_names(read_id_list(path, "a list of gallery ids, one per line"), path)
 
@@ -113,7 +113,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _json_ids(path: Path) -> list[str] | None:
-    """Read the ids of a JSON array of texts and integers; return None for other JSON."""
+    """Read the ids of a JSON array of strings and integers; return None for other JSON."""
     try:
         values = json.loads(read_text(path, "a list of ids"))
     except (ValueError, RecursionError):
@@ -126,10 +126,10 @@ def _json_ids(path: Path) -> list[str] | None:
 
 
 def id_text(value: Any, fault: Fault) -> str:
-    """Convert an id to text; a whole number becomes its decimal digits.
+    """Convert an id to a string; a whole number becomes its decimal digits.
 
     Raises:
-        InputError: the id is neither text nor a whole number.
+        InputError: the id is neither a string nor a whole number.
     """
     if isinstance(value, str):
         return str(value)
@@ -140,5 +140,5 @@ def id_text(value: Any, fault: Fault) -> str:
 
 
 def id_texts(values: Iterable[Any], fault: Fault) -> list[str]:
-    """Convert ids to text; see :func:`id_text`."""
+    """Convert ids to strings; see :func:`id_text`."""
     return [id_text(value, fault) for value in values]

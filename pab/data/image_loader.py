@@ -75,7 +75,7 @@ class _Images:
 
 
 class ImageBatch(NamedTuple, Generic[P]):
-    """Batch of B images to encode, and the outcome for the others.
+    """Batch of B images to encode, and the outcome for its images that need no encoding.
 
     Attributes:
         pixels: [B, 3, H, W]: uint8, for the loader's ``normalization``, or floating-point numbers
@@ -123,8 +123,8 @@ class _Collate(Generic[P]):
 class BatchLoader(Generic[P]):
     """Load images in batches, in the given order, decoded ahead by worker processes.
 
-    Iteration yields :class:`ImageBatch`; ``len`` is the number of batches. Errors are collected by
-    the reader, or the first is raised.
+    Iteration yields :class:`ImageBatch`; ``len`` is the number of batches. The reader may collect
+    the errors of unreadable images; otherwise, the first error is raised.
 
     Args:
         images: files, RGB images, or preprocessed tensors [3, H, W].
@@ -177,7 +177,7 @@ class BatchLoader(Generic[P]):
 
 
 class _Stack:
-    """Stack pixels; normalize here only if some of them are normalized already."""
+    """Stack pixels; normalize them here if only some of them are normalized already."""
 
     def __init__(self, normalization: Normalization | None) -> None:
         self.normalization = normalization

@@ -14,7 +14,7 @@ extension             another image extension with the same stem (``0.webp`` for
 links                 files and folders may be symbolic links
 ====================  ==========================================================================
 
-A file at the exact path always takes precedence. If none exists, exactly one variant must exist.
+A file at the exact path takes precedence. If it does not exist, exactly one variant must exist.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def data_root(annotation: str | Path) -> Path:
     """
     root = _root_above(Path(annotation))
     if root is None:
-        problem = "expected a file under ROOT/annotation/, found no folder of that name above it"
+        problem = "expected a file under ROOT/annotation/, found no folder 'annotation' above it"
         raise InputError(annotation, problem, todo="pass the image folder with --image_folder")
     return root
 
@@ -215,7 +215,7 @@ class ImageFinder:
         return written if found is None else Path(self.root, *found)
 
     def absent(self, images: Iterable[str]) -> list[str]:
-        """Return the images without a file, in order; list each folder once.
+        """Return the images without a file, in order; the latest folder listings are cached.
 
         Raises:
             InputError: the exact path of an image is missing and several variants exist.
@@ -229,7 +229,7 @@ class ImageFinder:
         return missing
 
     def _learnt(self, folder: str) -> list[_Place]:
-        """List the places of a folder; cache them if all images share one folder and extension."""
+        """List the places of a folder; if its images share one place and extension, cache both."""
         places = [place for place in map(self._place, _places(folder)) if place.names]
         if len(places) == 1 and len(places[0].endings) == 1 and places[0].only_images:
             self._uniform[folder] = (places[0].folder, places[0].endings[0])
@@ -284,7 +284,7 @@ def is_image_name(name: str) -> bool:
 
 
 def is_photo_name(name: str) -> bool:
-    """Return true if a file name has an extension of photo search and is not hidden."""
+    """Return true if a file name has an extension that photo search reads and is not hidden."""
     return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 

@@ -133,9 +133,9 @@ def recipe(name: str, size: int) -> ImageRecipe:
 
 
 def in_two_parts(transform: ImageRecipe | ImageTransform) -> TwoParts:
-    """Split a transform into pixels and normalization, if it is known.
+    """Split a known transform into two parts: RGB image to pixels, and normalization.
 
-    Known transforms are recipes, transforms in two parts, and torchvision's ``Compose`` that ends
+    Known transforms are recipes, transforms in two parts, and a torchvision ``Compose`` that ends
     with ``ToTensor`` and ``Normalize`` (as OpenCLIP's). Any other transform becomes the first part.
     """
     from torchvision.transforms import Compose, Normalize, ToTensor
@@ -161,8 +161,9 @@ def in_two_parts(transform: ImageRecipe | ImageTransform) -> TwoParts:
 def list_gallery(folder: str | Path) -> list[GalleryImage]:
     """List the images of a folder, sorted by id; the id is the file name without its extension.
 
-    Images are recognized by extension (jpg, jpeg, png, webp, bmp, in any case). Hidden files, other
-    extensions and subfolders are ignored. The folder and its files may be symbolic links.
+    Images are recognized by extension (jpg, jpeg, png, webp, bmp, in upper or lower case). Hidden
+    files and other extensions are ignored, and subfolders are not searched. The folder and its
+    files may be symbolic links.
 
     Raises:
         InputError: the folder is missing or has no image, two files differ only in their extension,

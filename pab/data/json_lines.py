@@ -102,7 +102,7 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 def entries(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """Yield line number, byte offset and bytes of every entry, unparsed.
 
-    JSON lines are streamed. An array, or objects that span lines, are read as a whole. A broken
+    JSON lines are streamed. Arrays, and objects that span lines, are read as a whole. A broken
     entry in them ends the iteration with an error, because later entries cannot be separated.
     """
     head = [raw.lstrip() for _, _, raw in islice(lines(path), 2)]
@@ -229,7 +229,7 @@ def kind(value: object) -> str:
     if isinstance(value, int | float):
         return f"the number {value!r:.40}"
     if isinstance(value, str):
-        return f"the text {shortened(value)}" if value.strip() else "an empty text"
+        return f"the string {shortened(value)}" if value.strip() else "an empty string"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     return "an object"

@@ -75,7 +75,7 @@ def _tensors(path: Path) -> Found:
         if holds_scores(content):
             return describe_scores(path)
         if not isinstance(content, dict):
-            raise _unknown(path, f"a file of torch.save that contains a {type(content).__name__}")
+            raise _unknown(path, f"a torch.save file that contains a {type(content).__name__}")
     found = explain_checkpoint(path, read_checkpoint(path))
     if found is None:
         raise _unknown(path, "tensors of a model that this project does not have")

@@ -160,7 +160,7 @@ class Fusion:
                     release_pages(file.scores)
 
     def best_columns(self, k: int) -> Tensor:
-        """Return the k best columns per row, best first, int64 [Q, k]; ties go to the smaller.
+        """Return the k best columns per row, best first, int64 [Q, k]; smaller columns win ties.
 
         With the published rule and scaling, a weighted sum of the unscaled scores, which reads each
         score once, first selects candidates. The published arithmetic then scores them. A row is

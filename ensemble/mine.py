@@ -134,7 +134,7 @@ class Miner:
     ) -> tuple[float, Question] | None:
         """Return the margin of a query's right image, and the question; None if there is none.
 
-        The margin is the right image's score minus the largest score of its wrong images.
+        The margin is the right image's score minus the largest score of the chosen wrong images.
 
         Args:
             query: the query.

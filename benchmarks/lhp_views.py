@@ -45,10 +45,10 @@ def main() -> None:
         label = f"{name} (`--local_prob {prob:g}`)"
         rows.append(mini.seeds_row(label, runs, lambda v: f"{min(v):.2f} to {max(v):.2f}"))
     text = [
-        f"Written by `python benchmarks/lhp_views.py --out {args.out} --epochs {args.epochs}`: the",
-        f"mini recipe shortened to {args.epochs} epochs, with the seeds "
-        f"{', '.join(map(str, args.seeds))}. Figures are percentages on",
-        "the 2,000 queries of the mini test set: mean and range over the seeds.",
+        f"Written by `python benchmarks/lhp_views.py --out {args.out} --epochs {args.epochs}`.",
+        f"LHP is trained with `configs/lhp/mini.yaml`, shortened to {args.epochs} epochs, with the",
+        f"seeds {', '.join(map(str, args.seeds))}. Values are percentages on the 2,000 queries of",
+        "the mini test set: the mean, and in parentheses the range over the seeds.",
     ]
     title = "Local, global and hybrid views on the mini data"
     mini.write_table(args.out, title, text, ["views", *METRICS], rows)

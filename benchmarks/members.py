@@ -66,19 +66,20 @@ def main() -> None:
             rows.append(mini.table_row(name, found, before))
             before = found
     text = [
-        f"Written by `python benchmarks/members.py --out {args.out}`: the four shipped mini models",
-        "alone, then fused one after the other in the published order. UIT re-ranks LHP's 32",
-        "candidates. A weight is the one kept by the running sum; weights are chosen on the 501",
-        "validation pairs. Figures are percentages on the 2,000 queries of the mini test set, with",
-        "95 % bootstrap intervals. Gains over the previous step are paired.",
+        f"Written by `python benchmarks/members.py --out {args.out}`. The four shipped mini models",
+        "are evaluated alone, then fused one after the other in the published order. UIT re-ranks",
+        "LHP's 32 candidates. Each weight is the weight kept by the running sum, chosen on the 501",
+        "validation pairs. Values are percentages on the 2,000 queries of the mini test set, with",
+        "95 % bootstrap intervals; those of gains over the previous step are paired. Over twin is",
+        "the share of the queries with a twin whose right image ranks above the twin.",
     ]
     if args.embedder or args.reranker:
         text += [
             "",
             "The Qwen3-VL models have 3 million parameters, are trained from random weights",
             "([recipes](vlm.md#small-models-on-the-mini-data)), and are not shipped. The reranker",
-            f"scores the first {vlm_chain.K} images of the fused list; its settings come from the",
-            "validation pairs.",
+            f"scores the first {vlm_chain.K} images of the fused list; its settings are chosen on",
+            "the validation pairs.",
         ]
     columns = ["scores", *mini.METRICS, "R@1 over the previous step"]
     mini.write_table(args.out, "Members and fusion steps on the mini data", text, columns, rows)

@@ -25,7 +25,7 @@ def main() -> None:
         out=(Path("output/mined.jsonl"), "file for the questions"),
         work=(Path("output/mined"), "folder for the scores; finished ones are kept"),
         shards=(3, "training shards to mine"),
-        negatives=(8, "wrong images per question, at most"),
+        negatives=(8, "maximum number of wrong images per question"),
         depth=(10, "images per caption that the reranker will reorder"),
     ).parse_args()
     folder = mini.shipped_folder(args.work)

@@ -310,18 +310,18 @@ def main() -> None:
 
 PAGE = """# Metrics and fusion compared with ir-measures and ranx
 
-Written by `benchmarks/peers.py --out docs/peers.md` (ir-measures 0.4.3, ranx 0.3.21; its docstring
-lists the commands). The data are synthetic: many tied scores, 1 to 15 right images per query, runs
-that list only some images, and runs with missing queries. Figures that must agree
-within {limit:.0e} differ by {worst:.1e} at most.
+Written by `benchmarks/peers.py --out docs/peers.md` with ir-measures 0.4.3 and ranx 0.3.21. The
+script's docstring lists the commands. The data are synthetic: many tied scores, 1 to 15 right
+images per query, runs that list only some images, and runs with missing queries. All differences
+are within the limit of {limit:.0e}; the largest is {worst:.1e}.
 
 {table}
 
 Definitions differ in these points:
 
 - **Ties in metrics.** This project gives ties to the smaller image id; trec_eval, the base of
-  ir-measures, gives them to the larger one. With reversed image names, both agree. The files of
-  `--trec` and `--format trec` encode the order in their scores, so that other tools rank as this
+  ir-measures, gives them to the larger one. If the image names are reversed, both agree. The files
+  of `--trec` and `--format trec` encode the order in their scores, so that other tools rank as this
   project does.
 - **mAP@10.** This project divides the sum of precisions by min(n, 10), as Track 4 of the AI City
   Challenge does. A list of ten can therefore score 100 even if more than ten images are right.

@@ -54,17 +54,18 @@ def main() -> None:
             for seed in args.seeds
         ]
         rows.append(mini.seeds_row(name, runs, lambda v: " / ".join(f"{one:.2f}" for one in v)))
+    unused = ", so no run uses them" if args.twin_batches_from >= args.epochs else ""
     text = [
         f"Written by `python benchmarks/uit_losses.py --out {args.out} --epochs {args.epochs} "
         f"--twin_batches_from {args.twin_batches_from}`.",
-        f"The recipe of `configs/uit/mini.yaml` is shortened to {args.epochs} epochs. Epochs count",
-        f"from 0, and twin batches start at epoch {args.twin_batches_from}. Each row after the",
+        f"The recipe of `configs/uit/mini.yaml` is shortened to {args.epochs} epochs, counted",
+        f"from 0. Twin batches start at epoch {args.twin_batches_from}{unused}. Each row after the",
         "first omits a loss (MIM: masked images, MLM: masked captions) or the augmented caption",
         "(EDA). Values are percentages on the 2,000 queries of the mini test set: the mean, and",
         f"in parentheses the values for seeds {', '.join(map(str, args.seeds))}. ITC ranks the",
         "gallery by the similarity of the text and image vectors. Re-ranked: the cross encoder",
         "reorders the 32 best candidates of the shipped LHP. Over twin is the share of the queries",
-        "with a twin whose right image ranks above the twin, which shows the same person and",
+        "with a twin whose right image ranks above the twin. A twin shows the same person and",
         "scene with another action.",
     ]
     mini.write_table(args.out, "UIT's losses on the mini data", text, ["losses", *COLUMNS], rows)

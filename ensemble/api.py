@@ -30,16 +30,16 @@ def fuse(
     fusion then computes ``S = w S + (1 - w) T`` for each further matrix ``T``.
 
     Args:
-        scores: score files or their paths, in fusion order; ``Q`` queries, ``G`` images each.
-            A file may have any form that ``ensemble.run`` reads, including ranked lists.
+        scores: score files or their paths, in fusion order; each has ``Q`` queries and ``G``
+            images. A file may have any form that ``ensemble.run`` reads, including ranked lists.
         weights: numbers from 0 to 1. ``iterative``: the weight kept by the running sum as each file
             after the first is added. ``sum``: the shares of the files, which sum to 1.
             ``reciprocal_rank``: must be empty.
         fusion: ``iterative``, ``sum``, or ``reciprocal_rank`` (the sum of ``1 / (k + rank)``).
         scaling: ``minmax`` (published), ``minmax_query``, ``zscore`` or ``rank``.
         rank_k: k of ``reciprocal_rank``.
-        query_ids: order of the rows, and the query of each line of a ranked list; None uses the
-            first file's order.
+        query_ids: query ids in the order of the fused rows, and of the lines of ranked lists; None
+            uses the first file's order.
 
     Returns:
         The fused score file, float32 ``[Q, G]``; ``meta`` records files and weights.

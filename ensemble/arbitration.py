@@ -3,7 +3,7 @@
 Among queries with the same top-1 image, the query with the largest margin keeps the image. Each
 other query moves to the next image of its ranking if its margin is smaller by more than tau.
 
-Shape letters: `Q` queries, `K` places of the rankings.
+Shape letters: `Q` queries, `K` ranked images per query.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ LADDER_METRICS = ("R@1", f"mAP@{MAP_DEPTH}")
 class Stage:
     """Result of one stage."""
 
-    name: str  # in tables
+    name: str  # shown in tables
     scores: Tensor  # float32 [Q, G]; their order is the stage's ranking
     facts: dict[str, Any]  # settings and measurements of the stage, for ``meta``
 
@@ -42,8 +42,9 @@ def stages(
 ) -> Iterator[Stage]:
     """Yield the fused matrix, then the result of every stage; each stage uses the previous one.
 
-    Margins and utilities come from the reranker; without one, from the scores before the first of
-    consecutive ``margin`` and ``assignment`` stages, because these stages change only top-1 images.
+    Margins and utilities come from the reranker. Without one, they come from the scores before the
+    first of consecutive ``margin`` and ``assignment`` stages, because these stages place a new
+    top-1 image only one float32 step ahead.
 
     Args:
         fused: [Q, G].
@@ -71,7 +72,7 @@ class Ranking:
 
     scores: Tensor  # float32 [Q, G]
     evidence: Evidence | None = None  # None: the scores themselves
-    is_reranked: bool = False  # the evidence is the reranker's, for all later stages
+    is_reranked: bool = False  # the evidence comes from the reranker and is kept in later stages
 
 
 def reranked(ranking: Ranking, reranking: Reranking, *, quiet: bool = False) -> Ranking:
@@ -87,7 +88,7 @@ def decoded(
     *,
     quiet: bool = False,
 ) -> tuple[Ranking, dict[str, Any]]:
-    """Decode; return the ranking and facts. ``quiet`` omits :func:`warn_on_sinkhorn`."""
+    """Apply a decoding; return the ranking and the facts. ``quiet`` omits its notice."""
     scores, evidence = ranking.scores, ranking.evidence
     found = decode(scores, query_ids, gallery_ids, settings, evidence)
     facts = settings.facts()

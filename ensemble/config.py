@@ -73,7 +73,7 @@ class FusionConfig(LabelConfig):
         "all", "assignment: over all queries, or only those connected to a duplicate top-1 image"
     )
     decode_tau: float = flag(
-        0.5, "margin: a query loses a shared top-1 image if its margin is lower by more than this",
+        0.5, "margin: a query loses a shared top-1 image if its margin is smaller by more than X",
         ge=0, le=LARGEST_FACTOR,
     )  # fmt: skip
     decode_bank: str | None = flag(
@@ -81,7 +81,7 @@ class FusionConfig(LabelConfig):
     )
     sinkhorn_steps: int = flag(50, "pairs of row and column normalizations in sinkhorn", ge=1)
     rerank: tuple[str, ...] = model_flag(
-        (), "reranker's scores, NAME=FILE: reorders the first images of each query"
+        (), "reranker's scores, NAME=FILE; they reorder the first images of each query"
     )
     chosen_on: str | None = flag(None, "data on which the weights were chosen (set by the search)")
     chosen_on_test: bool = flag(False, "weights were chosen on a test set (set by the search)")
@@ -165,7 +165,7 @@ class FusionConfig(LabelConfig):
             slack = "" if self.finds_weights else ", and set --decode_slack"
             raise InputError(
                 "--decode_top", "an assignment after --rerank sums reranker scores, which only the "
-                f"first {depth} images of a query have ({flag_name}); found {top}",
+                f"first {depth} images of a query have ({flag_name}); found {top or 'none'}",
                 todo=f"set --decode_top to at most {depth}{slack}",
             )  # fmt: skip
 

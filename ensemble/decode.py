@@ -12,8 +12,9 @@ margin         joint over all queries arbitration of duplicate top-1 (HFUT-LMC, 
 assignment     joint over all queries maximum-score matching, with a price for opting out
 ============== ====================== ==========================================================
 
-A joint decoding uses all queries of the set at once, which some leaderboards forbid; ``meta`` of
-the score file records the kind (``per_query``). Choose prices and factors on validation data.
+A joint decoding uses all queries of the set at once, which some leaderboards forbid. ``per_query``
+in the score file's ``meta`` is false after a joint decoding. Choose prices and factors on
+validation data.
 
 ``margin`` and ``assignment`` change only top-1 images. Their margins and utilities come from a
 reranker's scores if available, otherwise from the input scores.
@@ -85,7 +86,7 @@ def decode(
     settings: DecodeSettings,
     evidence: Evidence | None = None,
 ) -> Tensor:
-    """Apply a decoding; return scores in the order of the decoded ranking, float32 [Q, G].
+    """Apply a decoding; return scores whose order is the decoded ranking, float32 [Q, G].
 
     Args:
         scores: [Q, G].
@@ -137,8 +138,8 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     """Apply QB-Norm with the dynamic inverted softmax.
 
     An image that is top-1 for a caption of the bank is a hub. If a query's top-1 image is a hub,
-    the exponential of each of its scores is divided by the sum of the image's exponentials over the
-    bank. Other queries are unchanged.
+    the exponential of the query's score for each image is divided by the sum of the exponentials of
+    the bank's scores for that image. Other queries are unchanged.
 
     Args:
         scores: [Q, G].
@@ -257,7 +258,7 @@ def assignment(
     n_queries, n_gallery = scores.shape
     if slack is None and n_queries > n_gallery:
         raise InputError(
-            "--decode", f"{n_queries} queries cannot each have one of {n_gallery} images",
+            "--decode", f"cannot assign {n_gallery} images one-to-one to {n_queries} queries",
             todo="set the price of opting out with --decode_slack",
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)

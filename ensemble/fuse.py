@@ -3,7 +3,7 @@
 The published rule is iterative: `S <- w S + (1 - w) T`, where the running sum `S` starts with the
 first member's matrix, and `T` is the next member's matrix. Each matrix is scaled to [0, 1] by its
 own bounds. Rows and columns are first aligned by id. Fusion works in blocks of rows, so members
-stay on disk. A row with equal scores has no ranking and contributes 0.
+stay on disk. A row in which all scores are equal has no ranking and contributes 0.
 
 Shape letters: `Q` queries, `q` rows and `C` columns of a block, `G` gallery images.
 """
@@ -30,7 +30,7 @@ from pab.scores import ScoreFile, check_same_ids
 BLOCK_ELEMENTS = 1 << 19  # scores per block: 2 MiB, so that a block fits in the CPU cache
 BLOCKS_KEPT = 32  # number of blocks after which the members' memory pages are released
 SPARE_CANDIDATES = 22  # candidates beyond the requested k
-STRETCH = 64  # columns per stretch; the maximum of each stretch is computed first
+STRETCH = 64  # adjacent columns whose maximum `best_candidates` compares first
 RECIPROCAL_RANK_K = 60  # Cormack, Clarke and Buettcher, SIGIR 2009
 
 
@@ -160,11 +160,11 @@ class Fusion:
                     release_pages(file.scores)
 
     def best_columns(self, k: int) -> Tensor:
-        """Return the k best columns per row, best first, int64 [Q, k]; the smaller one wins ties.
+        """Return the k best columns per row, best first, int64 [Q, k]; smaller columns win ties.
 
-        A weighted sum of the unscaled scores, which reads each score once, first selects
-        candidates. The published arithmetic then scores them. A row is fused completely if rounding
-        could have excluded a better image.
+        With the published rule and scaling, a weighted sum of the unscaled scores, which reads each
+        score once, first selects candidates. The published arithmetic then scores them. A row is
+        fused completely if rounding could have excluded a better image.
         """
         if self.rule != "iterative" or self.scaling != "minmax":
             return torch.cat([top_k(self.block(*span), k) for span in self._spans()])
@@ -267,14 +267,15 @@ def row_order(file: ScoreFile, query_ids: Sequence[str], path: str) -> Tensor | 
 
 
 def blend(fused: Tensor, member: Tensor, weight: float) -> Tensor:
-    """Return the running sum after adding a scaled member; ``fused`` keeps ``weight``, [q, G]."""
+    """Add a scaled member to the running sum: ``weight`` is the weight of ``fused``, [q, G]."""
     return weight * fused + (1.0 - weight) * member
 
 
 def best_candidates(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Select the best values of long rows, faster than ``torch.topk``.
 
-    Only the stretches with the best maxima are searched.
+    Each row is divided into stretches of ``STRETCH`` columns. Only the stretches with the largest
+    maxima, and the columns after the last whole stretch, are searched.
 
     Args:
         block: scores [q, G].

@@ -1,4 +1,4 @@
-"""Compute image vectors with a member, or read them; `mine` finds near-duplicates with them.
+"""Compute image vectors with a member, or read them from a file; `mine` compares them.
 
 Shape letters: `G` gallery images, `D` width of the vectors.
 """
@@ -30,7 +30,7 @@ def encoded(
         name: name of the member.
         gallery: G images.
         config: YAML file of the member's settings, such as that of its scoring command.
-        checkpoint: the member's checkpoint; None uses that of the settings.
+        checkpoint: the member's checkpoint; None uses the checkpoint in its settings.
 
     Raises:
         InputError: see :func:`pab.scoring.members.load_encoder`, or an image cannot be read.
@@ -50,7 +50,7 @@ def stored(path: str, gallery_ids: Sequence[str], ids: str | None) -> Tensor:
             in the file of vectors or, if it has none, the order of ``gallery_ids``.
 
     Raises:
-        InputError: not a matrix, other ids, or values that are not finite.
+        InputError: not a matrix, another number of rows, other ids, or values that are not finite.
     """
     found = read_form(path)
     if not isinstance(found, Matrix):

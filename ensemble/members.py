@@ -41,12 +41,12 @@ RANKED_LIST = "ranked list"  # `model` in the meta of a ranked list; its score 0
 class Member:
     """Input score file of a fusion, and its weight from 0 to 1.
 
-    Iterative fusion: weight kept by the running sum when this member is added (unused for the first
-    member). ``sum``: share of this member.
+    In iterative fusion, the running sum keeps this weight when the member is added (unused for the
+    first member). In a ``sum``, the weight is the member's share.
     """
 
-    name: str  # in tables
-    path: str  # the score file, or a ranked list (.txt)
+    name: str  # shown in tables
+    path: str  # score file, or scores in any other form
     weight: float
 
 
@@ -197,7 +197,7 @@ def load_members(
 
 
 def _named_by(files: dict[str, ScoreFile], listings: dict[str, Listing]) -> list[str]:
-    """Return the union of the listed images, if every member lists only some images."""
+    """Return the union of the members' images, for members that all list only some images."""
     names = [name for file in files.values() for name in file.gallery_ids]
     names += [name for found in listings.values() for listed in found.names for name in listed]
     gallery_ids = one_spelling(names)
@@ -250,7 +250,7 @@ def _as_member(
 
 
 def candidates_of(members: Sequence[Member], files: Sequence[ScoreFile]) -> int | None:
-    """Return the candidates per query (``k_test``) recorded in UIT's score file; None if missing.
+    """Return the number of candidates (``k_test``) in UIT's score file; None if not recorded.
 
     Args:
         members: members of the fusion.

@@ -2,7 +2,7 @@
 
 A question is a caption with its right image and wrong ones. There are two kinds:
 
-* `failure`: a wrong image ranks first, and the right image is within reach of a reranker.
+* `failure`: a wrong image ranks first, and the right image is among those that are reranked.
 * `regression`: the right image ranks first, so a reranker must not put a wrong one before it.
 
 Wrong images are the twin, then the best-ranked others. Images that may be right as well are left
@@ -42,7 +42,7 @@ from pab.scores import ScoreFile, align
 
 @dataclass(frozen=True)
 class MineConfig(LabelConfig):
-    """Settings of the mining; each field is a flag of `python -m ensemble.mine`."""
+    """Settings of mining; each field is a flag of `python -m ensemble.mine`."""
 
     flag_group: ClassVar = "optimization"
 
@@ -60,17 +60,17 @@ class MineConfig(LabelConfig):
     )
     allow_test: bool = data_flag(False, "accept a test set")
     encoder: str | None = model_flag(
-        None, "member whose image vectors show near-duplicates, such as clip; none: no check"
+        None, "member whose image vectors identify near-duplicates, such as clip; none: no check"
     )
     encoder_config: str | None = model_flag(None, "YAML file of settings of --encoder")
     checkpoint: str | None = model_flag(None, "checkpoint of --encoder")
-    negatives: int = flag(4, "wrong images per question, at most", ge=1)
+    negatives: int = flag(4, "maximum number of wrong images per question", ge=1)
     depth: int = flag(
         50, "images per query that a reranker reorders: the right image must be among them", ge=1
     )
     regressions: float | None = flag(
-        None, "regressions per failure, at most; those with the smallest margin are kept; "
-        "none: all", ge=0,
+        None, "maximum regressions per failure; those with the smallest margins are kept; "
+        "none: keep all", ge=0,
     )  # fmt: skip
     duplicates_above: float = flag(
         0.95, "cosine with the right image above which a wrong image is a near-duplicate",
@@ -132,13 +132,13 @@ class Miner:
     def question(
         self, query: Query, ranking: Sequence[int], scores: Tensor
     ) -> tuple[float, Question] | None:
-        """Return the question of a query, and the margin of its right image; None if left out.
+        """Return the margin of a query's right image, and the question; None if there is none.
 
-        The margin is the right image's score minus that of the best-ranked wrong image.
+        The margin is the right image's score minus the largest score of the chosen wrong images.
 
         Args:
             query: the query.
-            ranking: columns of the images within reach, best first.
+            ranking: columns of the images that a reranker reorders, best first.
             scores: of all images [G].
         """
         right = self.relevant[query.query_id]
@@ -290,7 +290,7 @@ def run(config: MineConfig) -> None:
         )  # fmt: skip
     if refuse_test_set(
         retrieval, config.annotation, config.image_folder,
-        why="a reranker is trained on other data", allowed=config.allow_test,
+        why="train a reranker on other data", allowed=config.allow_test,
     ):  # fmt: skip
         notice("--allow_test", "results of the tuned reranker on this test set are meaningless")
     query_ids = [query.query_id for query in retrieval.queries]
@@ -309,7 +309,7 @@ def run(config: MineConfig) -> None:
     if not questions:
         raise InputError(
             config.score, f"nothing to mine: {report(config, questions, counts)}",
-            todo="increase --depth, or keep all --regressions",
+            todo="increase --depth or --regressions",
         )  # fmt: skip
     lines = (json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in questions)
     write_text(config.out, "".join(lines))

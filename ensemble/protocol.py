@@ -20,7 +20,7 @@ from pab.data.id_lists import read_query_order
 from pab.data.tree import labelled_test
 from pab.ranking import order_queries, read_ranked_list
 
-LABELLED_TEST = "annotation/test/pair.json"  # attr.json if this is missing
+LABELLED_TEST = "annotation/test/pair.json"  # if it is missing, attr.json is used
 PROTOCOL_FILES = ("annotation", "image_folder", "query_order")  # settings that a protocol fixes
 ANSWER_NAMES = 10  # names per line in every protocol's answer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from pab.core.errors import InputError
 from pab.data.records import Retrieval
 
-MASKED_SET = "name-masked_test-set"  # this and the next two names are from PAB's layout
+# Folder names of PAB's layout.
+MASKED_SET = "name-masked_test-set"
 TEST_ANNOTATIONS = ("annotation", "test")
 TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
 
@@ -15,14 +16,17 @@ TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
 def refuse_test_set(
     retrieval: Retrieval, annotation: str, *files: str | None, why: str, allowed: bool
 ) -> bool:
-    """Return true if an annotation is a test set, and the user allows it.
+    """Raise an error if an annotation is a test set, unless the user allows it.
 
     Args:
         retrieval: contents of the annotation.
-        annotation: the file.
+        annotation: its path.
         files: answer key and image folder.
-        why: reason of the refusal, in one clause.
+        why: reason for the refusal, in one clause.
         allowed: true with ``--allow_test``.
+
+    Returns:
+        True if the annotation is a test set.
 
     Raises:
         InputError: it is a test set, and the user does not allow it.

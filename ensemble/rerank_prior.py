@@ -74,7 +74,8 @@ class Reranking:
         """Reorder the first images of each query; images beyond the depth keep their places.
 
         Among equal blended scores, the earlier place in the fused order wins. An image that the
-        reranker did not score gets a value below its query's scores; a notice reports such images.
+        reranker did not score has a lower value than all scored images of its query; a notice
+        reports such images.
 
         Args:
             fused: [Q, G].
@@ -102,8 +103,9 @@ class Reranking:
         if queries:
             notice(
                 self.path,
-                f"{int(unscored.sum())} of the first {values.shape[1]} images of {queries} queries "
-                "have no score in this file and are treated as the worst of their query",
+                f"{int(unscored.sum())} images of {queries} queries, each among the query's first "
+                f"{values.shape[1]}, have no score in this file and are treated as the worst of "
+                "their query",
             )
 
 

@@ -122,7 +122,7 @@ def image_cases() -> list[ImageCase]:
         ImageCase("name with two dots", "a.b.png", png, right=base),
         ImageCase("name that starts with a dash", "-odd.png", png, right=base),
         ImageCase("name of 200 characters", "x" * 200 + ".png", png, right=base),
-        ImageCase("name equal to another but for the extension", "G00.png", png, refused="'G00"),
+        ImageCase("name that differs only in its extension", "G00.png", png, refused="'G00"),
     ]
     return cases
 

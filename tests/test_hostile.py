@@ -250,10 +250,10 @@ def table() -> str:
     lines = [
         "# Odd and hostile inputs",
         "",
-        f"Each of these {len(rows)} cases is a test. `tests/test_hostile.py` writes this page if",
-        "`PAB_WRITE_TABLES=1` is set.",
+        f"Each of the {len(rows)} cases in this table is a test. `tests/test_hostile.py` writes",
+        "this page if `PAB_WRITE_TABLES=1` is set.",
         "",
-        "- **Read correctly**: an image scores like the same picture in a plain RGB file. All",
+        "- **Read correctly**: an image scores as the same picture in a plain RGB file does. All",
         "  other inputs are read with the expected content.",
         "- **Refused**: the command ends with exit code 2 and one line that names the file and the",
         "  line or item. It writes nothing and runs no code from the file. Photo search instead",

@@ -68,9 +68,10 @@ def main() -> None:
     text = [
         f"Written by `python benchmarks/members.py --out {args.out}`: the four shipped mini models",
         "alone, then fused one after the other in the published order. UIT re-ranks LHP's 32",
-        "candidates. A weight is the one kept by the running sum; weights are chosen on the 501",
-        "validation pairs. Figures are percentages on the 2,000 queries of the mini test set, with",
-        "95 % bootstrap intervals. Gains over the previous step are paired.",
+        "candidates. A step's weight is that of the running sum; the added member gets the rest.",
+        "The weights are chosen on the 501 validation pairs. Figures are percentages on the 2,000",
+        "queries of the mini test set, with 95 % bootstrap intervals. Gains over the previous step",
+        "are paired.",
     ]
     if args.embedder or args.reranker:
         text += [

@@ -34,7 +34,7 @@ from pab.mini.captions import COLOUR, SCENE
 SIDE = 48  # pixels per side of the thumbnail
 HUES, SATURATIONS, VALUES = 12, 3, 4  # histogram bins; colours below MIN_SATURATION have no hue
 MIN_SATURATION = 40  # of 255
-CELLS = 12  # per side of the finest grid; coarser grids are summed from it
+CELLS = 12  # cells per side of the finest grid; coarser grids are summed from it
 MIDDLE_GREY = 118.0  # mean per channel after colour balance
 GRIDS = (1, 2, 3, 4)  # cells per side; 1 is a single histogram of the whole image
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times 1 % of the mean Gram diagonal

@@ -1,10 +1,11 @@
-"""Measure baselines on the mini data: only colours and words, without learned features.
+"""Measure baselines without learned features, which use only colours and words, on the mini data.
 
 Ridge regression, fitted on the training pairs, maps colour histograms on a grid over an image to
 the bag of words of the caption. A query's score for an image is the cosine of the query's bag of
 words and the predicted bag. Two bags are compared: words for colours and scenes, and all words (the
 strongest linear baseline found). For each bag, the grid, the ridge strength and the colour balance
-are chosen by R@1 on training videos that the fit does not use. The test split is scored once.
+are chosen by R@1 on training videos that the fit does not use. Each bag is scored once on the test
+split.
 
     python benchmarks/bag_of_words.py --data data/mini
 
@@ -33,12 +34,12 @@ from pab.mini.captions import COLOUR, SCENE
 SIDE = 48  # pixels per side of the thumbnail
 HUES, SATURATIONS, VALUES = 12, 3, 4  # histogram bins; colours below MIN_SATURATION have no hue
 MIN_SATURATION = 40  # of 255
-CELLS = 12  # per side of the finest grid; coarser grids are summed from it
+CELLS = 12  # cells per side of the finest grid; coarser grids are summed from it
 MIDDLE_GREY = 118.0  # mean per channel after colour balance
 GRIDS = (1, 2, 3, 4)  # cells per side; 1 is a single histogram of the whole image
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # times 1 % of the mean Gram diagonal
 VALIDATION_SHARE = 0.12  # of the videos
-MIN_COUNT = 5  # rarer training words are ignored
+MIN_COUNT = 5  # words in fewer training captions are ignored
 FUNCTION_WORDS = {
     "a", "an", "at", "before", "below", "between", "by", "for", "full", "in", "inside", "near",
     "of", "on", "the", "through", "to", "with",
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _report(scores: np.ndarray, test: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    """Print recalls with bootstrap intervals, and the share of right images above twins."""
+    """Print R@K with bootstrap intervals, and how often the right image scores above its twin."""
     ranks = _ranks(scores)
     draws = rng.integers(len(ranks), size=(BOOTSTRAP, len(ranks)))
     for k in RECALLS:
@@ -175,7 +176,7 @@ def _histogram(pixels: np.ndarray, balance: bool) -> np.ndarray:
 
 
 def _features(thumbnails: np.ndarray, balance: bool, grid: int) -> np.ndarray:
-    """Return square roots of the histograms of the grid's cells, [images, grid * grid * bins]."""
+    """Return square roots of the cells' normalized histograms, [images, grid * grid * bins]."""
     step = CELLS // grid
     rows = []
     for pixels in thumbnails:

@@ -1,7 +1,8 @@
 """Build and search an index with clip-retrieval's own code; run by `search_speed.py --peers`.
 
-It runs in clip-retrieval's environment, without this project. The folder holds `img_emb`,
-`metadata`, `query.npy` (float32 [1, D]) and `right.npy` (int64 [k], rows of exact search).
+It runs in clip-retrieval's environment, without this project. The folder contains `img_emb`,
+`metadata`, `query.npy` (float32 [1, D]) and `right.npy` (int64 [k], the rows that exact search
+returns).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ REPEATS = 15
 
 
 def main(folder: Path, threads: int) -> None:
-    # The package's __init__ imports its models. A bare package leaves them out, and the modules
-    # below are as installed.
+    # The package's __init__ imports the models. An empty package object replaces it, so that only
+    # the modules below are imported, as installed.
     spec = importlib.util.find_spec("clip_retrieval")
     if spec is None or spec.submodule_search_locations is None:
         raise SystemExit(f"{sys.executable}: clip_retrieval is not installed")
@@ -35,7 +36,7 @@ def main(folder: Path, threads: int) -> None:
     start = time.perf_counter()
     clip_index(str(folder), str(folder / "index"), nb_cores=threads)
     print(f"clip-retrieval: built in {time.perf_counter() - start:.0f} s", flush=True)
-    # The fields of ClipResource that a search without filters reads.
+    # Only the fields of ClipResource that a search without filters reads.
     resource = types.SimpleNamespace(
         image_index=load_index(str(folder / "index" / "image.index"), False), text_index=None,
         metadata_is_ordered_by_ivf=False, safety_model=None, violence_detector=None,

@@ -36,7 +36,10 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Decodable:
-    """Fused set with bank and labels; queries without a right image are not evaluated."""
+    """Fused scores of a set, the score file of its query bank, and its labels.
+
+    Queries without a right image are not evaluated.
+    """
 
     name: str
     scores: ScoreFile
@@ -54,7 +57,7 @@ class Decodable:
 
 
 def bank_of(labelled: mini.LabelledSet, folder: Path) -> mini.LabelledSet:
-    """Create a set of the same gallery and training captions that are not in validation pairs."""
+    """Create the query bank of a set: its gallery, and captions of pairs used for training."""
     gallery = labelled.retrieval().gallery or list_gallery(labelled.root)
     images = folder / f"gallery_{labelled.name}"
     images.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def bank_of(labelled: mini.LabelledSet, folder: Path) -> mini.LabelledSet:
 
 
 def decodable(labelled: mini.LabelledSet, weights: Path, folder: Path) -> Decodable:
-    """Fuse the scores of a set and of its bank."""
+    """Fuse the scores of a set and of its query bank."""
     relevant = labelled.retrieval().relevant
     assert relevant is not None
     queries, bank = (
@@ -118,7 +121,7 @@ def best_settings(decoding: str, chosen_on: Decodable) -> DecodeSettings:
 
 
 def row(one: Decodable, way: DecodeSettings, plain: Metrics) -> str:
-    """Format a table row."""
+    """Format the table row of one decoding of a set."""
     metrics, distinct = one.judged(way)
     mean, facts = metrics.mean(), way.facts()
     label = facts.pop("method")
@@ -161,10 +164,10 @@ def main() -> None:
     text = [
         f"Written by `python benchmarks/decoding.py --out {args.out}`, in percent. The shipped",
         "models are fused with weights chosen on the 501 validation pairs. Slack and factors are",
-        "chosen there too, by R@1. For the sets with half of the images absent, they are chosen on",
-        "validation pairs with half of the images absent. All queries are decoded together, but",
-        "only those with an image are evaluated. Gains in R@1 over no decoding are paired, with",
-        "95 % bootstrap intervals.",
+        "chosen on the same pairs, by R@1. For the set with half of the images absent, slack and",
+        "factors are chosen on validation pairs with half of the images absent. All queries are",
+        "decoded together, but only those with a right image in the gallery are evaluated. Gains",
+        "in R@1 over no decoding are paired, with 95 % bootstrap intervals.",
     ]
     columns = ["set", "decoding", "kind", *METRICS, "R@1 over none", "distinct top-1 images"]
     mini.write_table(args.out, "Decodings on the mini data", text, columns, rows)

@@ -24,7 +24,7 @@ WAYS = {
 
 
 def tuned(out: Path, *flags: str) -> tuple[Path, mini.Evaluation]:
-    """Train a model; return its best weights on the validation split, and their test metrics."""
+    """Train a model; return the best weights on the validation split, and their test metrics."""
     if not (out / mini.FINAL).is_file():
         mini.run_script("finetune_clip", [*flags, "--output_dir", str(out)])
     weights = out / mini.BEST
@@ -53,12 +53,13 @@ def main() -> None:
         rows.append(mini.table_row(f"{name} (`{' '.join(flags)}`)", found, before))
     text = [
         f"Written by `python benchmarks/encoder_tuning.py --out {args.out}`. The first row is a",
-        "model trained from scratch with",
+        "model that is trained from scratch with",
         f"`scripts/finetune_clip.py {' '.join(first)}`.",
         f"The other rows start from it, with `{' '.join(settings)}`",
-        "and their own flags. Each row scores the best epoch by R@1 on the 501 validation pairs.",
+        "and the flags in the first column. Each row evaluates the epoch with the best R@1 on the",
+        "501 validation pairs.",
         "Figures are percentages on the 2,000 queries of the mini test set, with 95 % bootstrap",
-        "intervals. Gains are paired.",
+        "intervals. Gains in R@1 are paired.",
     ]
     columns = ["training", *mini.METRICS, "R@1 over the first row"]
     mini.write_table(args.out, "Fine-tuning the mini CLIP", text, columns, rows)

@@ -8,11 +8,11 @@ Compares, for each model's preprocessing and synthetic photographs of two sizes,
   (decoded at an eighth of its size), to hash it, and to load it. A worker normalizes to float32;
 - plain: torchvision's pipeline in a worker, with its default loader, `ToTensor` and `Normalize`.
 
-Prints images per second of processor time, for the best of several repeats, each with all four
-ways. The time of a worker includes the transfer of its batches, but not the start of its process.
-"busy" is the part of the wall time in which the worker runs or waits for a core; at 100 % it never
-waits for another process. The normalization on the device is not included; its time on this CPU is
-printed.
+Prints images per second of processor time. Every repeat measures all four variants, and the best
+time of each is used. The time of a worker includes the transfer of its batches, but not the start
+of its process. "busy" is the part of the wall time in which the worker runs or waits for a core; at
+100 % it never waits for another process. The normalization on the device is not included; its time
+on this CPU is printed separately.
 """
 
 from __future__ import annotations
@@ -46,14 +46,17 @@ MODELS = {
     "CLIP": ("clip", 336),
     "BLIP-2": ("blip2", 224),
 }
-BARS = {"old": 1.3, "limit": 0.85}  # required speed of the feed, relative to each
+BARS = {"old": 1.3, "limit": 0.85}  # variant -> required speed of the feed, relative to it
 OCTAVES = 6  # of the synthetic photographs: detail at all scales, as in natural images
 GRAIN = 3.0  # standard deviation of the sensor noise, 8-bit levels
 QUALITY = 90  # of the JPEGs, with Pillow's default chroma subsampling
 
 
 def photograph(side: int, draw: np.random.Generator) -> Image.Image:
-    """Create an image with detail at all scales, half as strong at each finer one, and grain."""
+    """Create an image with detail at all scales, and grain.
+
+    The detail of each scale is half as strong as that of the next coarser scale.
+    """
     pixels = np.full((side, side, 3), 128.0)
     for octave in range(OCTAVES):
         grid = draw.integers(0, 256, (4 * 2**octave, 4 * 2**octave, 3), dtype=np.uint8)
@@ -77,7 +80,7 @@ class Files(Dataset[Tensor]):
 
 
 def worker_seconds(loader: Any) -> tuple[float, float]:
-    """Read all batches from a loader with one worker; return the worker's time and busy part."""
+    """Read all batches with one worker; return its processor seconds and its busy fraction."""
     start = time.perf_counter()
     batches = iter(loader)
     (worker,) = batches._workers
@@ -89,14 +92,14 @@ def worker_seconds(loader: Any) -> tuple[float, float]:
 
 
 def own_seconds(work: Callable[[], object]) -> float:
-    """Return the processor time of this process for a function."""
+    """Run a function in this process; return its processor time in seconds."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def shape_of(found: ImageRecipe, library: Any) -> list[Any]:
-    """Return the resizing of a recipe, as transforms of one of torchvision's two versions."""
+    """Return the resizing of a recipe as transforms of `library`, torchvision's v1 or v2 API."""
     bicubic = transforms.InterpolationMode.BICUBIC
     if found.resize == "squash":
         return [library.Resize((found.size, found.size), interpolation=bicubic)]
@@ -104,7 +107,7 @@ def shape_of(found: ImageRecipe, library: Any) -> list[Any]:
 
 
 def measure(paths: Sequence[Path], found: ImageRecipe, batch: int) -> dict[str, float]:
-    """Return the seconds of each way for all files, and the busy part of the feed's worker."""
+    """Return the seconds of each variant and of a worker's start, and the feed's busy fraction."""
     resize, colours = shape_of(found, v2), (list(found.mean), list(found.std))
     to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*colours)]
     old = v2.Compose([*resize, v2.PILToTensor(), *to_float])

@@ -29,7 +29,9 @@ VECTOR_BYTES = 2  # float16
 # Bytes of the metadata per image: 87 with names of 11 characters (benchmarks/index_scale.py).
 METADATA_BYTES = 90
 CODE_BYTES = 1  # per dimension in an approximate index, 8 bits
-ANN_WIDTH = 256  # dimensions in it; chosen for the clustered vectors of benchmarks/search_speed.py
+# Dimensions in an approximate index: the number that `pab.search index --ann` chooses for the
+# clustered vectors of benchmarks/search_speed.py.
+ANN_WIDTH = 256
 HNSW_LINKS, LINK_BYTES = 2 * 32, 4  # FAISS's HNSW32: 64 neighbours in the lowest layer, int32
 IVF_BYTES = 8  # number of the image in its list, int64
 
@@ -42,7 +44,7 @@ class Model(NamedTuple):
 
 
 def clip(name: str) -> Model:
-    """Count OpenCLIP's image encoder."""
+    """Count the operations of OpenCLIP's image encoder."""
     counted = FlopCounterMode(display=False)
     model = build(name).eval()
     side = model.visual.image_size[0]  # type: ignore[union-attr, index]
@@ -52,14 +54,14 @@ def clip(name: str) -> Model:
 
 
 def lhp(name: str) -> Model:
-    """Count BEiT-3's image encoder."""
+    """Count the operations of BEiT-3's image encoder."""
     config = model_config(name)
     weights = 3 * config.patch_size**2 * config.embed_dim
     return Model(operations(config, config.patches + 1, weights), config.embed_dim)
 
 
 def embedder(name: str) -> Model:
-    """Count a Qwen3-VL embedder on images of 512 x 512 pixels, with 75 text tokens."""
+    """Count a Qwen3-VL embedder's operations per 512 x 512 image, with 75 text tokens."""
     sizes = MODELS[name]
     config = sizes.config()
     return Model(count(config, 1, 512, 75, scores=False).flops, config.text_config.hidden_size)

@@ -4,7 +4,7 @@ Draws photographs into --folder and keeps them for the next run. Indexes them wi
 CLIP: with one process and no loader processes, and with Ray's workers, each in a fresh command.
 Compares the rows. Also measures a second run, and the bytes per image of the index and its exports.
 The time of a command includes starting Ray and loading the models. The rate excludes the start: it
-counts the images between the first and the last saved manifest. Last, writes an index of --rows
+counts the images between the first and the last saved manifest. Finally, writes an index of --rows
 entries, and measures the start of an update: reading the names, sizes and times of all images and,
 if images were renamed, their hashes.
 """

@@ -24,8 +24,9 @@ def write_index(
         folder: folder to write.
         manifest: manifest of an index without shards.
         rows: number of images in the index.
-        entry: row -> its entry; called for all rows of a shard, then ``vectors`` for the shard.
-        vectors: rows of a shard -> their vectors, float32 [rows, width].
+        entry: function from a row to its entry. It is called for all rows of a shard before
+            ``vectors`` is called for that shard.
+        vectors: function from the rows of a shard to their vectors, float32 [rows, width].
     """
     (member,) = manifest.members
     for first in range(0, rows, SHARD_ROWS):

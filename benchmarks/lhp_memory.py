@@ -3,9 +3,9 @@
 Only the score matrix and the vectors should grow. Creates two galleries in a temporary folder (hard
 links to a few hundred small images), a tokenizer, and a debug-size model with random weights in the
 released format. Runs ``python -m lhp.infer`` on each gallery in its own process. Prints the peak
-memory of that process, of its loader workers and of all together, and the sizes of score matrix and
-vectors. Removes the folder at the end. The model is tiny, so that its weights do not hide the
-growth with gallery size. Linux only (``/proc``).
+memory of that process, of its loader workers and of all these processes together, and the sizes of
+the score matrix and the vectors. Removes the folder at the end. The model is tiny, so that its
+weights do not hide the growth with gallery size. Linux only (``/proc``).
 
     python benchmarks/lhp_memory.py [--sizes 2000 40000] [--queries 50] [--folder /tmp]
 """

@@ -5,7 +5,7 @@
    is measured with this network, and with explicit attention and a complete last block, as in the
    release.
 2. Peak memory of one step at an effective batch of 64, with and without `--grad_cache_chunk`. Each
-   variant runs in its own process, without the optimizer, whose memory would be equal.
+   variant runs in its own process, without the optimizer, whose memory would be equal in both.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def peak_mib() -> float:
 
 
 def anonymous_mib() -> float:
-    """Return the anonymous memory of this process, MiB, without file pages (evictable)."""
+    """Return the anonymous memory of this process, MiB, without file pages, which are evictable."""
     return memory_mib("RssAnon")
 
 

@@ -73,7 +73,7 @@ def main() -> None:
         vectors=(256, "vectors per image"),
         words=(32, "vectors per caption"),
         width=(128, "width of a vector"),
-        rated=(2000, "images for the rates"),
+        rated=(2000, "number of images for measuring the two rates"),
         threads=(0, "number of torch threads; 0 keeps the default"),
         folder=(Path(tempfile.gettempdir()), "folder of the mapped file (1.3 GB)"),
     ).parse_args()

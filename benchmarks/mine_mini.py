@@ -2,8 +2,8 @@
 
 `python benchmarks/mine_mini.py --out output/mined.jsonl` scores the first training shards with the
 four shipped models, fuses the scores with the shipped weights, and mines the ranking
-(`ensemble.mine`). The questions train `configs/vlm/mini_reranker.yaml`. Some show validation
-images; the training leaves these out.
+(`ensemble.mine`). The questions are the training data of `configs/vlm/mini_reranker.yaml`. Some
+questions show validation images; the training leaves these questions out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     args = flag_parser(
         __doc__,
         out=(Path("output/mined.jsonl"), "file for the questions"),
-        work=(Path("output/mined"), "folder for the scores; finished ones are kept"),
+        work=(Path("output/mined"), "folder for the score files; existing ones are reused"),
         shards=(3, "training shards to mine"),
         negatives=(8, "maximum number of wrong images per question"),
         depth=(10, "images per caption that the reranker will reorder"),

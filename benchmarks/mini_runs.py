@@ -1,7 +1,7 @@
 """Train, score, fuse and evaluate mini models; shared by the benchmarks on the mini data.
 
-Finished runs stay in the work folder, in a folder named after recipe and data, so that an
-interrupted benchmark can continue.
+Finished runs stay in a subfolder of the work folder, whose name is a hash of recipe and data, so
+that an interrupted benchmark can continue.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TEST = LabelledSet("test", DATA / "annotation/test/attr.json")  # has twin label
 
 
 def validation_set(folder: Path, pairs: int = 500) -> LabelledSet:
-    """Create the set of validation pairs of the mini recipes (`val_pairs` and seed)."""
+    """Create the set of the mini recipes' validation pairs (same `val_pairs` and `val_seed`)."""
     data = open_training_data(TrainingConfig(data_path=str(DATA), val_pairs=pairs))
     folder.mkdir(parents=True, exist_ok=True)
     write_split(folder, *data)
@@ -99,7 +99,7 @@ def run_script(name: str, flags: Sequence[str]) -> None:
 def scored(
     infer: Callable[[list[str]], None], kind: str, labelled: LabelledSet, path: Path, *flags: str
 ) -> Path:
-    """Return ``path``; if it is missing, score with a mini model, by default the shipped one."""
+    """Return ``path``; if it is missing, write it with a mini model, by default the shipped one."""
     if not path.is_file():
         infer(
             ["--config", f"configs/{kind}/mini_infer.yaml", *labelled.flags(), "--answers", "none"]

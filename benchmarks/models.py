@@ -66,7 +66,7 @@ def samples_per_second(
 
 
 def write_queries(folder: Path, count: int) -> list[str]:
-    """Write random captions and their vocabulary; return the flags of `lhp.infer` for them."""
+    """Write random captions and a tokenizer for them; return their flags for `lhp.infer`."""
     rng = np.random.default_rng(0)
     captions = [" ".join(rng.choice(TEXT.split(), 40)) for _ in range(max(count, 500))]
     lines = [
@@ -79,7 +79,7 @@ def write_queries(folder: Path, count: int) -> list[str]:
 
 
 def write_lhp(folder: Path, name: str, config: Beit3Config) -> list[str]:
-    """Write a random LHP in released format; return the flags of `lhp.infer` for it."""
+    """Write LHP with random weights in the released format; return its flags for `lhp.infer`."""
     torch.manual_seed(0)
     model = Beit3Retrieval(config)
     torch.save({"model": model.state_dict(), "epoch": 0}, folder / "model.pth")

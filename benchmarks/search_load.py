@@ -7,7 +7,7 @@ The first form starts `python -m pab.search serve` on an index and sends text qu
 of a photograph, from many clients at once. A client that gets status 429 waits as long as the
 answer's Retry-After header says. Prints the number of answers per status, the latency of the
 successful ones, and the memory of the server with its decoding processes: after the first fifth of
-the time, the maximum after that, and at the end.
+the time, the maximum, and at the end.
 
 The second form makes an index of random vectors, and prints the time of a text query without its
 encoding: in the server, and for a client.
@@ -54,7 +54,12 @@ WIDTH = 768  # of the random vectors
 
 @dataclass
 class Record:
-    """Answers of all clients: counts by status, and seconds of successful ones by kind of query."""
+    """Answers of all clients.
+
+    Attributes:
+        statuses: number of answers per HTTP status or name of a connection error.
+        seconds: latencies of the successful answers, per kind of query.
+    """
 
     statuses: Counter[int | str] = field(default_factory=Counter)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"text": [], "image": []})
@@ -162,7 +167,7 @@ def under_load(index: Path, clients: int, seconds: float) -> None:
             print(f"{kind}: {len(taken)} answers, {len(taken) / seconds:.1f} per s, {shown}")
     settled = samples[len(samples) // 5]
     print(
-        f"memory: {settled:.0f} MiB after {len(samples) // 5} s, then at most {max(samples):.0f}, "
+        f"memory: {settled:.0f} MiB after {len(samples) // 5} s, at most {max(samples):.0f}, "
         f"at the end {samples[-1]:.0f}; growth {max(samples) - settled:.0f} MiB"
     )
 
@@ -223,7 +228,7 @@ def main() -> None:
     """Run the measurements that the flags select."""
     args = flag_parser(
         __doc__, index=(None, "folder of an index to serve"), clients=50, seconds=60.0,
-        rows=(0, "number of random vectors to index"), queries=(40, "text queries over them"),
+        rows=(0, "number of random vectors to index"), queries=(40, "text queries of --rows"),
     ).parse_args()  # fmt: skip
     if args.rows:
         one_client(args.rows, args.queries)

@@ -1,4 +1,4 @@
-"""Measure time and memory of opening PAB's training annotations.
+"""Measure time and memory of opening training annotations of PAB's size.
 
 Writes 75 shards with 1,013,605 lines of about 1 KB to a temporary folder. Opens them twice, each
 time in a fresh process, then reads pairs in random order through a DataLoader with two workers.
@@ -6,8 +6,8 @@ Prints seconds and memory, and removes the folder. Linux only (``/proc``).
 
 ``--odd_share`` is the fraction of irregular lines. Half of them have another valid form (numbers as
 ids, unknown fields, empty optional fields, captions in lists). Half are bad, with eight kinds of
-faults. Every third shard starts with a byte-order mark. The benchmark fails if a reported count is
-wrong. The first opening must take less than 100 s of CPU time.
+faults. With such lines, every third shard starts with a byte-order mark. The benchmark then fails
+if a reported count is wrong, or if the first opening takes 100 s of CPU time or more.
 
     python benchmarks/training_set_memory.py [--pairs 1013605] [--odd_share 0.001] [--folder /tmp]
 """
@@ -136,7 +136,7 @@ def show(what: str, seconds: float, held: dict[str, int]) -> None:
 
 
 def check_counts(root: Path, odd: OddLines) -> None:
-    """Compare the index's counts of bad lines with the true counts, and print them."""
+    """Check that the reported counts of bad lines are the true ones, and print them."""
     try:
         TrainingSet.open(root)
     except InputError as error:

@@ -1,9 +1,10 @@
 """Measure UIT's training speed: `python benchmarks/uit_training.py`.
 
 Measures samples per second of one full-size training step (synthetic images and captions) at batch
-8 in bf16, as in `uit.train`. The baseline runs separate passes in eager float32: each caption
-version, the true pairs, and each kind of negative pairs, with all layers on all tokens, padded to
-56 ids. Also prints the losses of both variants in float32, which should agree within 1e-3.
+8, with the shared passes of `uit.train` in float32 and bf16. The baseline runs separate passes in
+eager float32, for each caption version, for the true pairs, and for each kind of negative pairs. It
+runs all layers on all tokens, and pads captions to 56 ids. Also prints the losses of both variants
+in float32, which should agree within 1e-3.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def score_late(model: Path, labelled: mini.LabelledSet, out: Path) -> Path:
 
 
 def score_reranker(model: Path, labelled: mini.LabelledSet, out: Path, candidates: Path) -> Path:
-    """Score the first images of another score file with a reranker; return the score file."""
+    """Score each query's first images in another score file with a reranker; return the file."""
     path = out / f"{labelled.name}_rerank.pt"
     if not path.is_file():
         chosen = ("--candidates", str(candidates), "--k_test", str(K), "--batch_size", "64")

@@ -43,8 +43,8 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
 
     The check covers two training states (weights, the two moments of AdamW, the average if
     enabled), because a new state is written before the old one is removed. It also covers the
-    weights of the kept epochs, the best epoch and the last one. Existing checkpoints count as free
-    space, because the run replaces them.
+    weights of the kept epochs, the final weights and, with validation, those of the best epoch.
+    Existing checkpoints count as free space, because the run replaces them.
 
     Args:
         config: settings of the run.

@@ -59,7 +59,8 @@ _DAMAGED = (
     RuntimeError, KeyError, IndexError, OverflowError,
 )  # fmt: skip
 
-ContentHash = Callable[[], str | None]  # SHA-256 of the files of a setting; None if one is missing
+# Function that returns the SHA-256 of a setting's files, or None if one of them is missing.
+ContentHash = Callable[[], str | None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ class Position:
 
 
 def hash_of_files(*paths: Path) -> str | None:
-    """Return the SHA-256 of a file, or of several files' hashes; None if a file is missing."""
+    """Return the SHA-256 of a file, or of several files' hashes.
+
+    None if a file is missing or no path is given.
+    """
     if not paths or not all(path.is_file() for path in paths):
         return None
     hashes = [sha256_of_file(path) for path in paths]
@@ -151,7 +155,7 @@ def identify(
         files: setting -> function that hashes its files.
 
     Raises:
-        InputError: in every process; machines have different files.
+        InputError: the machines have different files; raised in every process.
     """
 
     def hashed() -> dict[str, str | None] | None:
@@ -175,14 +179,14 @@ def changed_settings(
 ) -> dict[str, tuple[Any, Any]]:
     """Return the changed settings that are allowed to change, as name -> (old, new).
 
-    Files are compared by hash, whatever their paths, or by path if the saved state has no hash. A
-    file with a saved hash that is missing now is not compared.
+    Files are compared by hash, whatever their paths, or by path if the saved state has no hash. If
+    the saved state has a file's hash but the file is missing, the file is not compared.
 
     Args:
         now: identity of the run to resume.
         saved: settings of the saved run.
         content: hashes of the saved run.
-        path: file of the state, for the error.
+        path: file of the saved state, for the error message.
 
     Raises:
         InputError: settings, data or files differ; the message names all of them.
@@ -222,7 +226,7 @@ def changed_settings(
 
 
 def find_resume_point(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
-    """Find the checkpoint to resume from; None starts a new run.
+    """Find the checkpoint to resume from; return None for a new run.
 
     The default is ``checkpoint-last.pth``. With ``--resume_from newest_good``, the checkpoint is
     the first readable file of ``checkpoint-last.pth``, ``checkpoint-previous.pth`` and the epochs'
@@ -348,7 +352,7 @@ def remove_older(output: Path, newest: int, keep: int | None) -> None:
 
 
 def keep_previous(output: Path) -> None:
-    """Hard-link the last training state to the name of the previous one, before it is replaced.
+    """Hard-link the last training state as the previous one, before a new state replaces it.
 
     On file systems without hard links, no previous state is kept.
     """
@@ -362,7 +366,7 @@ def keep_previous(output: Path) -> None:
 
 
 def replace_damaged_last(point: ResumePoint) -> None:
-    """Replace a damaged ``checkpoint-last.pth`` with the state that the run resumed from.
+    """Replace ``checkpoint-last.pth`` with the previous state, if the run resumed from that state.
 
     Otherwise, the next save would make the damaged file the previous state.
     """
@@ -413,14 +417,14 @@ def known_content(identity: RunIdentity, point: ResumePoint | None) -> dict[str,
 
 
 def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
-    """Read the state to resume; from an epoch's weights, without optimizer and generators.
+    """Read the state to resume; an epoch's weights have no optimizer and generator states.
 
     Args:
         point: checkpoint to resume from.
         names: names of the model's tensors.
 
     Raises:
-        InputError: the state is of another number of processes, or holds weights of another model.
+        InputError: the state has another number of processes, or weights of another model.
     """
     if point.exact:
         state = load_training_state(point.path)
@@ -436,8 +440,8 @@ def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
     if weights.keys() != names:
         raise InputError(
             point.path,
-            "its weights do not fit the model in training: with --lora_rank, the updates are "
-            "already merged",
+            "its weights do not fit the model in training; with --lora_rank, they contain the "
+            "merged updates, so that training cannot continue from them",
             todo="start a new run with --pretrained set to this file and another --output_dir",
         )
     saved = json.loads(checkpoint["metadata"][RESUME_KEY])

@@ -131,7 +131,7 @@ class RunLog:
 
 
 def read_log(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Read the lines of a ``log.jsonl``, of one kind or all.
+    """Read the lines of a ``log.jsonl``: those of one ``kind``, or all if it is None.
 
     Raises:
         InputError: a line is not a JSON object with an integer ``step``.
@@ -179,7 +179,9 @@ def _earlier_starts(path: Path) -> list[dict[str, Any]]:
         return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
-            path, "expected earlier starts of the run, found something else", todo="move the file"
+            path,
+            "expected earlier starts of the run, found something else",
+            todo="move or delete the file; the run then starts a new record",
         ) from error
 
 

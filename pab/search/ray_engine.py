@@ -163,7 +163,7 @@ class Worker:
 
     Args:
         job: the run.
-        folder: working folder of the command, which relative paths in flags refer to.
+        folder: working directory of the command, which relative paths in flags refer to.
         version: version of this project that the command runs.
         cores: cores of this worker.
     """

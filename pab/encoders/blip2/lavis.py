@@ -62,7 +62,7 @@ def load_lavis(
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             "--backend", f"LAVIS cannot build {model_type}: {line[:160]}",
-            todo="without internet, put bert-base-uncased/ into the working folder, and "
+            todo="without internet, put bert-base-uncased/ into the working directory, and "
             "clip_vit_L.pth and the weights into $TORCH_HOME/hub/checkpoints",
         ) from error  # fmt: skip
     if given is not None:  # LAVIS accepts a file that lacks tensors

@@ -71,7 +71,7 @@ def search_exact(
 
 
 def longest_row(blocks: Blocks) -> float:
-    """Return an upper bound of the rows' norms, 1 % above the largest; infinite on overflow."""
+    """Return an upper bound of row norms, about 1 % too large; infinite for overflow or NaN."""
     return max((_length(rows.float()) for _, rows in _parts(blocks, SEVERAL_VALUES)), default=0.0)
 
 

@@ -43,7 +43,7 @@ class FeatureCache:
 
     Args:
         folder: folder of all caches.
-        facts: everything that the vectors depend on besides the image: hash of the weights,
+        facts: everything that the vectors depend on besides the input: hash of the weights,
             preprocessing, dtype.
 
     Raises:

@@ -57,8 +57,8 @@ def export_index(index: Index, out: Path, kind: Format, names: Sequence[str] = (
         Number of images.
 
     Raises:
-        InputError: the folder is not empty or cannot be written, there is no such member, a member
-            has the name of a column, or its vectors are not of unit length.
+        InputError: the folder is not empty or cannot be written, or a member does not exist, has
+            the name of a column or has vectors that are not of unit length.
     """
     members = [index.member(name) for name in names] or index.members
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -104,8 +104,8 @@ def _write(index: Index, out: Path, kind: Format, members: Sequence[Member]) -> 
 def unit_rows(index: Index, member: Member, first: int, rows: np.ndarray) -> np.ndarray:
     """Return the rows, [n, D]; reject vectors that are not of unit length.
 
-    Several vectors per image are stored as one row, which is longer. A database would compare that
-    row by a dot product, and rank the images differently from this project.
+    Several vectors per image are stored as one row, whose norm is larger. A database would compare
+    that row by a dot product, and rank the images differently from this project.
 
     Raises:
         InputError: a row's length differs from 1.

@@ -39,7 +39,7 @@ TURNS = {
     "uit_rerank": "--k 10 --queries 32 --gallery 128 --repeats 5",
     "lhp_scoring": f"{BASE} --texts 64 --repeats 5 --no_compile --loop 2 --loop_texts 8",
     "lhp_training": f"{BASE} --steps 5 --memory_batch 8 --chunk 4",
-    "clip_blip2_scoring": "--images 8 --texts 64 --loop 1 --repeats 5 --batch_size 8",
+    "clip_blip2_scoring": "--images 4 --texts 64 --loop 1 --repeats 9 --batch_size 4",
 }
 WHOLE = {
     "fusion": "--repeats 3",

@@ -63,7 +63,7 @@ def test_parts_in_any_order_give_the_whole(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[list[ScoreFile], str]] = {
     "missing": ([part_file(1), part_file(3)], "merge: expected 3 parts, found 2; missing: 2/3"),
     "double": (
-        [part_file(1), part_file(2), part_file(2), part_file(3)], "is part 2/3, as ",
+        [part_file(1), part_file(2), part_file(2), part_file(3)], "is part 2/3, as is ",
     ),
     "other division": ([part_file(1, 2), part_file(2, 3)], "is part 2/3, but "),
     "no part": ([ScoreFile(SCORES, QUERIES, IMAGES, META)], "found no part in its meta"),

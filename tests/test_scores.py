@@ -98,14 +98,14 @@ def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:
         ({"scores": torch.zeros(3, 4).long()}, "floating-point scores, found int64 [3, 4]"),
         ({"scores": torch.zeros(3, 4).to_sparse()}, "found float32 [3, 4], sparse"),
         ({"scores": [[0.0] * 4] * 3}, "scores: expected a tensor or a NumPy array, found list"),
-        ({"query_ids": ["q1", "q2"]}, "query_ids: expected one id for each of 3 in scores"),
+        ({"query_ids": ["q1", "q2"]}, "query_ids: expected one id for each of the 3 rows"),
         ({"query_ids": ["q1", "q2", "q1"]}, "query_ids: expected distinct ids, found 'q1' twice"),
         ({"query_ids": ["q1", "q2", 3.5]}, "query_ids: expected a list of strings"),
         ({"query_ids": ["q1", "q2", True]}, "query_ids: expected a list of strings"),
         ({"query_ids": "q1 q2 q3"}, "query_ids: expected a list of strings"),
         ({"query_ids": ["q1", "q2", "a\nb"]}, "query_ids: expected ids on one line"),
-        ({"gallery_ids": ["a", "b", "c"]}, "gallery_ids: expected one id for each of 4"),
-        ({"gallery_ids": []}, "gallery_ids: expected one id for each of 4 in scores, found 0"),
+        ({"gallery_ids": ["a", "b", "c"]}, "gallery_ids: expected one id for each of the 4"),
+        ({"gallery_ids": []}, "expected one id for each of the 4 columns of scores, found 0"),
         ({"meta": None}, "meta: expected a dict"),
         ({"meta": {"listed": {"q1": 2}}}, "'listed': expected a number of images from 1 to 4"),
     ],
@@ -140,7 +140,7 @@ def test_unambiguous_variants_are_read(
     assert found.query_ids == ["2", "1", "q3"]
     assert (found.gallery_ids, found.meta) == (scores.gallery_ids, scores.meta)
     said = capsys.readouterr().err
-    assert "columns are aligned by id" in said
+    assert "columns are sorted by id" in said
     assert "ignored keys: 'more'" in said
 
 

@@ -208,7 +208,7 @@ def test_a_current_index_is_kept_and_a_stale_one_is_rebuilt(
     index = write(tmp_path, rows[1500:])
     assert read_record(index) == first
     update_ann(tmp_path, None)
-    assert "--ann ivf builds it again" in capsys.readouterr().err
+    assert "--ann ivf rebuilds it" in capsys.readouterr().err
     assert usable_ann(index, ["clip"]) is None
     line = capsys.readouterr().err
     assert line.startswith("--ann: the search is exact, because the approximate index does not")

@@ -235,7 +235,7 @@ def test_flags_of_index_that_are_refused(
         (["--text", "a", "--weights", "clip=-1"], "--weights: expected a number of at least 0"),
         (["--text", "a", "--weights", "clip=nan"], "--weights: expected a number of at least 0"),
         (["--text", "a", "--weights", "clip=0"], "expected a member with a positive weight"),
-        (["--text", "a", "--members", "lhp"], "expected a member of clip, found 'lhp'"),
+        (["--text", "a", "--members", "lhp"], "expected one of the members clip, found 'lhp'"),
         (["--text", "a", "--image", "none.jpg"], "none.jpg"),
         (["--text", "a", "--json", "{index}/manifest.json"], "is in the folder of the index"),
         (["--text", "a", "--json", "pab"], "--json: pab is a directory"),

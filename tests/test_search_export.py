@@ -122,7 +122,7 @@ def test_a_folder_with_files_and_an_unknown_member_are_refused(
     (tmp_path / "out/letter.txt").write_text("dear")
     with pytest.raises(InputError, match="--out: expected a new or an empty folder"):
         export_index(index, tmp_path / "out", "qdrant")
-    with pytest.raises(InputError, match="expected a member of clip, lhp, found 'uit'"):
+    with pytest.raises(InputError, match="expected one of the members clip, lhp, found 'uit'"):
         export_index(index, tmp_path / "new", "qdrant", ["uit"])
 
 

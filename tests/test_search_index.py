@@ -466,7 +466,7 @@ def test_archives(lab: Lab) -> None:
         add(archive, "8.png", lab.draw("8.png", 8).read_bytes())
     report = lab.run(ArchiveSource([shards]))
     assert (report.kept, report.encoded, report.reused) == (4, 1, 3)
-    with pytest.raises(InputError, match=r"file '0.tar': expected all files of the index"):
+    with pytest.raises(InputError, match=r"file '0.tar': expected every archive or video"):
         lab.run(ArchiveSource([shards / "1.tar"]))
     report = lab.run(ArchiveSource([shards]), check_content=True)
     assert (report.kept, report.encoded, report.reused) == (8, 0, 0)
@@ -553,7 +553,7 @@ def test_names_in_an_archive_never_leave_it(lab: Lab, tmp_path: Path) -> None:
     ]  # fmt: skip
     leaves = ("../out.png", "/etc/abs.png", "a/../../b.png", "back\\slash.png")
     for name in leaves:
-        assert report.unreadable[f"hostile.tar/{name}"] == "a name that leaves the archive"
+        assert report.unreadable[f"hostile.tar/{name}"] == "a path that may leave the archive"
     assert report.unreadable["hostile.tar/link.png"] == "not a regular file"
     assert report.unreadable["hostile.tar/hard.png"] == "not a regular file"
     assert report.unreadable["hostile.tar/empty.png"] == "an empty file"

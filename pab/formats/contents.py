@@ -1,4 +1,4 @@
-"""Contents of other tools' score files: a matrix, or ranked images per query.
+"""Content of a file of scores in any form: a matrix, or ranked images per query.
 
 Shape letters: ``Q`` queries, ``G`` gallery images.
 """
@@ -22,8 +22,8 @@ class Matrix:
     """Score matrix as stored in a file.
 
     Attributes:
-        form: kind of file (``"a bare tensor"``).
-        scores: floating point ``[Q, G]``, on disk if the form allows it.
+        form: name of the form (``"a bare tensor"``).
+        scores: floating point ``[Q, G]``, memory-mapped if the form allows it.
         query_ids: ids of the rows; None if the file has none.
         gallery_ids: ids of the columns, in any order; None if the file has none.
         meta: metadata of the file.
@@ -45,7 +45,7 @@ class Listing:
     """Ranked images per query, as in runs and ranked lists.
 
     Attributes:
-        form: kind of file (``"a TREC run"``).
+        form: name of the form (``"a TREC run"``).
         names: distinct image names per query; best first if there are no scores.
         query_ids: query id of each list in ``names``; None if the file has none.
         scores: score of each name; None if the file contains only an order.

@@ -44,7 +44,8 @@ def to_score_file(
         query_ids: as in :func:`pab.scores.load_scores`.
         gallery_ids: as in :func:`pab.scores.load_scores`.
         keep_endings: keep image extensions of names in a score file of this project.
-        id_flags: true if the command has the flags ``--queries`` and ``--gallery``, for the error.
+        id_flags: true if the command has the flags ``--queries`` and ``--gallery``, so that an
+            error may recommend them.
 
     Raises:
         InputError: ids are missing or do not match, or scores are NaN or infinite.
@@ -78,7 +79,7 @@ class _Given:
         return [spelt[one] for one in ids]
 
     def todo(self, path: str | Path, advice: str, flags: str) -> str:
-        """Format the remedy for missing ids: the id flags if available, or else the conversion."""
+        """Format the remedy for missing ids: pass the id flags, if available, or convert."""
         file = shlex.quote(str(path))
         convert = f"convert it with: python -m pab.scores import {file} {flags} --out FILE"
         return f"pass {advice}, or {convert}" if self.id_flags else convert
@@ -95,7 +96,7 @@ def _of_matrix(found: Matrix, path: str | Path, given: _Given, keep_endings: boo
         rows = given.queries(rows, path)
     order = sorted(range(len(names)), key=names.__getitem__)
     if found.own and order != list(range(len(names))):
-        notice(path, "its gallery ids are not sorted; columns are aligned by id")
+        notice(path, "its gallery ids are not sorted; the columns are sorted by id")
     meta = dict(found.meta) if found.own else {"model": "imported", "form": found.form}
     scores = float32_columns(found.scores, order)
     score_file = ScoreFile(scores, rows, [names[i] for i in order], meta)
@@ -127,7 +128,7 @@ def _ids_of(found: Matrix, path: str | Path, given: _Given) -> tuple[list[str], 
         raise InputError(path, f"expected a matrix {wanted}, found {shape}", todo=todo)
     for (name, kind, flag, own, _), size, number in zip(axes, sizes, shape, strict=True):
         if size != number and own is not None:
-            problem = f"expected one id for each of {number} in scores, found {size}"
+            problem = f"expected one id for each of the {number} {kind} of scores, found {size}"
             raise InputError(path, problem, item=name)
         if size != number:
             problem = f"expected {number} ids for the {number} {kind} of {found.form}, found {size}"
@@ -175,7 +176,7 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
 
 
 def _of_listing(found: Listing, path: str | Path, given: _Given) -> ScoreFile:
-    """Build a score file from ranked images; without scores, the r-th image gets 1 / r."""
+    """Build a score file from ranked images; without scores, the r-th image scores 1 / r."""
     if not found.names:
         raise InputError(path, "expected ranked images per query, found none")
     gallery_ids, rows = given.gallery_ids, _query_ids_of(found, path, given)
@@ -226,7 +227,7 @@ def _query_ids_of(found: Listing, path: str | Path, given: _Given) -> list[str]:
         return given.queries(found.query_ids, path)
     if given.query_ids is None:
         form = f"{found.form}, which does not contain the query id of each line"
-        order = "the order of its lines: --queries FILE (one id per line)"
+        order = "the query ids in the order of its lines: --queries FILE (one id per line)"
         todo = given.todo(path, order, "--queries FILE")
         raise InputError(path, f"expected scores with query ids, found {form}", todo=todo)
     queries, lines = len(given.query_ids), len(found.names)

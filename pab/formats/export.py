@@ -73,7 +73,7 @@ def export(score_file: ScoreFile, form: str, out: Path, *, top_k: int | None = N
 
     Raises:
         InputError: ``top_k`` is below 1 or set for a form with the whole matrix, the form cannot
-            represent an id, or the file cannot be written.
+            represent an id, pyarrow is missing, or the file cannot be written.
     """
     if top_k is not None and form not in LISTS:
         raise InputError("--top_k", f"requires --format {' or '.join(LISTS)}")
@@ -160,7 +160,7 @@ def _ranking_lines(score_file: ScoreFile, ranking: Iterable[Ranking]) -> Iterato
 
 
 def _shortest(score: np.floating) -> float:
-    """Round a float32 to nine digits, which convert back to the same float32."""
+    """Round a float32 to nine significant digits, which convert back to the same float32."""
     return float(f"{score:.9g}")
 
 

@@ -1,4 +1,4 @@
-"""Parts of a score file: the queries of each part, and joining the parts."""
+"""Divide queries into parts, and join the score files of the parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pab.core.errors import InputError
 from pab.formats.score_file import ScoreFile
 
 PART, PART_OF = "part", "part_of"  # entries of meta: "I/N", and the number of queries of all parts
-# Entries of meta that may differ between parts: paths on the machine that made the part.
+# Entries of meta that may differ between parts: the number of the part, and paths on its machine.
 LOCAL = (PART, "checkpoint", "candidates", "model")
 NAMES_SHOWN = 5
 
@@ -32,7 +32,8 @@ class Part:
         """Parse ``I/N``.
 
         Raises:
-            InputError: another form, or I is not between 1 and N; the message names ``where``.
+            InputError: the text has another form, or I is not between 1 and N; the message names
+                ``where``.
         """
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
@@ -83,7 +84,7 @@ def merge_parts(files: Mapping[Path, ScoreFile]) -> ScoreFile:
         )  # fmt: skip
     for before, path in itertools.pairwise(paths):
         if parts[before] == parts[path]:
-            raise InputError(path, f"is part {parts[path]}, as {before} is", todo="leave one out")
+            raise InputError(path, f"is part {parts[path]}, as is {before}", todo="leave one out")
     ids = [query_id for path in paths for query_id in files[path].query_ids]
     double = [query_id for query_id, number in Counter(ids).items() if number > 1]
     total = files[first].meta.get(PART_OF)
@@ -96,7 +97,7 @@ def merge_parts(files: Mapping[Path, ScoreFile]) -> ScoreFile:
 
 
 def _part_of(path: Path, file: ScoreFile) -> Part:
-    """Return which part a file is."""
+    """Read from the file's meta which part it is."""
     text = file.meta.get(PART)
     if not isinstance(text, str):
         raise InputError(

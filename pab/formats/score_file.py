@@ -89,7 +89,7 @@ def save_scores(path: str | Path, score_file: ScoreFile) -> None:
 
 
 def float32_columns(scores: Tensor, order: list[int]) -> Tensor:
-    """Reorder columns and convert to float32 ``[Q, G]``; unchanged scores are not copied."""
+    """Reorder columns and convert to float32 ``[Q, G]``; copy only if something changes."""
     in_order = order == list(range(len(order)))
     if in_order and scores.dtype == torch.float32:
         return scores
@@ -123,11 +123,12 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
         found = f"{scores.dtype} {list(scores.shape)}"
         problem = f"expected a float32 matrix [queries, gallery], found {found}"
         raise InputError(where, problem, item="scores")
-    for name, size in zip(("query_ids", "gallery_ids"), scores.shape, strict=True):
+    axes = (("query_ids", "rows"), ("gallery_ids", "columns"))
+    for (name, axis), size in zip(axes, scores.shape, strict=True):
         ids = getattr(score_file, name)
         check_ids(where, name, ids)
         if len(ids) != size:
-            problem = f"expected one id for each of {size} in scores, found {len(ids)}"
+            problem = f"expected one id for each of the {size} {axis} of scores, found {len(ids)}"
             raise InputError(where, problem, item=name)
     ids = score_file.gallery_ids
     if ids != sorted(ids):

@@ -1,4 +1,4 @@
-"""Read score matrices from tables: CSV and TSV with ids in header and first column, and Parquet.
+"""Read score matrices from tables: CSV, TSV and Parquet.
 
 Parquet needs pyarrow, an optional dependency (``pip install pyarrow``).
 """
@@ -27,9 +27,9 @@ PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
 def separator_of(text: str) -> str | None:
     """Return the separator of a numeric table; None if the text is not such a table.
 
-    The header has as many cells as the first row, or one fewer if it names only the columns.
-    All cells of the first row except the first must be numbers. At least one header cell must not
-    be a number, unless the header names only the columns: then all its cells may be integers.
+    The header has as many cells as the first data row, or one fewer if it names only the columns.
+    All cells of this row except the first must be numbers. At least one header cell must not be a
+    number, unless the header names only the columns: then all its cells may be integers.
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
@@ -44,7 +44,7 @@ def separator_of(text: str) -> str | None:
 
 
 def bare_separator_of(text: str) -> str | None:
-    """Return the separator of a table of numbers without header and id column, else None."""
+    """Return the separator of a table of numbers without header and id column, or None."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     for separator in filter(first.__contains__, SEPARATORS):
         row = next(csv.reader([first], delimiter=separator), [])
@@ -83,7 +83,8 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
         ids: true if the first row and the first column hold ids.
 
     Raises:
-        InputError: there are no rows, or a row has another length or a cell that is not a number.
+        InputError: there are no rows, or a row has another length than the header or first row, or
+            a cell that is not a number.
     """
     lines = progress(io.StringIO(text, newline=""), f"reading {path.name}", "B", len(text), len)
     rows = csv.reader(lines, delimiter=separator)
@@ -146,13 +147,14 @@ def pyarrow(path: str | Path) -> Any:
 
 
 def parquet_table(path: Path) -> Matrix:
-    """Read a Parquet file with one column per image and one column of query ids.
+    """Read a Parquet file with one column per image and at most one column of query ids.
 
     Query ids are in the text column, in a column named ``query_id`` or similar, or in the pandas
-    index.
+    index. Without such a column, the matrix has no query ids.
 
     Raises:
-        InputError: pyarrow is missing, the file is not Parquet, or a score column is not numeric.
+        InputError: pyarrow is missing, the file is not Parquet, several columns contain text, or a
+            score is missing or not a number.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """Describe any path: ``python -m pab.layout check PATH``.
 
 The check reports the kind of a folder or file, its content, and the next command to run. It
-recognizes a PAB root or a part of it, name-masked sets, annotations, tables, photographs, scores,
-ranked lists and weights.
+recognizes a data root of PAB or a part of it, name-masked sets, annotations, tables, photographs,
+scores, ranked lists and weights.
 """
 
 from __future__ import annotations

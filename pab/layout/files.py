@@ -29,7 +29,7 @@ from pab.layout.weights import explain_checkpoint
 
 TENSOR_ENDINGS = frozenset((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
 _HEAD = 1 << 16  # bytes of a text file that determine its kind
-# Usual names of a caption table's columns; OpenCLIP's, which need no flags, come first.
+# Usual column names of a caption table. OpenCLIP's names, which need no flags, come first.
 IMAGE_KEYS = ("filepath", "image", "image_path", "path", "file", "filename", "file_name")
 CAPTION_KEYS = ("title", "caption", "text", "description")
 
@@ -38,7 +38,7 @@ def explain_file(path: Path) -> Found:
     """Describe a file.
 
     Raises:
-        InputError: the file is of unknown kind or damaged, or an item in it is bad.
+        InputError: the file is of unknown kind or damaged, or one of its items is invalid.
     """
     ending = path.suffix.lower()
     if ending in TENSOR_ENDINGS:
@@ -204,7 +204,7 @@ def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Foun
     if absent:
         problems.append(f"{count(len(absent), 'image')} not found, the first {absent[0]}")
     commands = captioned_commands(path, path.parent, columns)
-    if problems:  # the other commands would refuse this table
+    if problems:  # the other commands would reject this table
         commands = (f"python -m pab.layout check {quoted(path)}",)
     what = "a table of images and captions (OpenCLIP's form)"
     return Found(what, (*facts, *problems), commands)

@@ -1,4 +1,4 @@
-"""Describe folders that are not data roots of PAB for the layout check."""
+"""Describe folders for the layout check, except data roots of PAB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pab.layout.found import Found, blank_names, captioned_commands, count, coun
 from pab.layout.parts import masked_part, query_file
 from pab.layout.weights import explain_weight_folder
 
-_RUN_WEIGHTS = ("checkpoint-best.pth", "checkpoint-final.pth")  # of a training run, preferred first
+# Weight files of a training run; the first is preferred.
+_RUN_WEIGHTS = ("checkpoint-best.pth", "checkpoint-final.pth")
 KNOWN_ENDINGS = frozenset((
     ".json", ".jsonl", ".csv", ".tsv", ".txt", ".pt", ".pth", ".bin", ".safetensors", ".npy",
     ".npz", ".parquet", ".zip", ".yaml",
@@ -90,7 +91,7 @@ def _tars(folder: Path, names: list[str]) -> Found:
         f'mkdir {out} && for f in {quoted(folder)}/*.tar; do tar -xf "$f" -C {out}; done',
         f"python -m pab.layout check {out}",
     )
-    facts = (f"{names[0]} holds {held}", "after unpacking: images, each with a .txt beside it")
+    facts = (f"{names[0]} holds {held}", "after unpacking: images and any .txt captions")
     return Found(f"{count(len(names), 'WebDataset tar')}", facts, commands)
 
 

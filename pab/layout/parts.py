@@ -83,7 +83,7 @@ def check_root(root: Path) -> list[Part]:
     """
     finder = ImageFinder(root)
     parts = [_shards(root, finder, "training", SHARD_FOLDERS[0])]
-    if "attr_" not in parts[0].place:  # otherwise the first part is already the one with actions
+    if "attr_" not in parts[0].place:  # otherwise the first part already has the actions
         parts.append(_shards(root, finder, "training actions", SHARD_FOLDERS[1]))
     test = labelled_test(root)
     parts.append(_labelled(root, finder, "test", f"annotation/test/{test.name}", PAB_TEST))

@@ -15,7 +15,7 @@ _FACT_WIDTH = 100  # maximum number of characters shown per metadata value
 
 
 def known_model(names: Iterable[str]) -> str | None:
-    """Return the model with these tensor names; None if they fit no model of this project.
+    """Name the model that has these tensor names; None if they fit no model of this project.
 
     Args:
         names: tensor names of a checkpoint, without wrapper prefixes.
@@ -43,7 +43,7 @@ def known_model(names: Iterable[str]) -> str | None:
 
 
 def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
-    """Describe a checkpoint; return None if it fits no model of this project.
+    """Describe a checkpoint; return None if its tensors fit no model of this project.
 
     Args:
         path: the file.
@@ -115,7 +115,7 @@ _MODELS = {
         "a checkpoint of CLIP",
         "python scripts/clip_infer.py --model NAME --pretrained {file}",
     ),
-    "transformers clip": ("a CLIP checkpoint with transformers' names, which no command reads",),
+    "transformers clip": ("a CLIP checkpoint of transformers, which no command reads",),
     "swin": (
         "weights of a Swin Transformer, UIT's initial image encoder",
         "python -m uit.run --task cmp --checkpoint '' --swin {file} --bert BERT",
@@ -149,4 +149,4 @@ def explain_weight_folder(folder: Path) -> Found | None:
             return Found("a folder with one file of weights", (), (command,))
         case Family.NONE | Family.WEIGHTS:
             return None
-    return Found(f"a folder of {found.family.value.removeprefix('a ')}")
+    return Found(f"a folder with {found.family.value}")

@@ -12,7 +12,7 @@ from pab.data.image_loader import ImageBatch, P
 
 
 def refilled(batches: Iterable[ImageBatch[P]], size: int) -> Iterator[ImageBatch[P]]:
-    """Fill the gaps that images with cached vectors leave in batches, and yield full batches."""
+    """Fill the gaps that cached images leave in batches; only the last batch may be smaller."""
     waiting: list[ImageBatch[P]] = []
     for batch in batches:
         if batch.positions:

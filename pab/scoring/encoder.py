@@ -24,11 +24,11 @@ AnyImage = GalleryImage | str | Path | Image.Image | Tensor
 
 @dataclass(frozen=True)
 class Origin:
-    """Source of a model's vectors, as recorded in score files; fields are empty if unknown.
+    """Source of a model's vectors, as recorded in score files.
 
     Attributes:
-        architecture: name of the architecture.
-        checkpoint: source of the weights.
+        architecture: name of the architecture; empty if unknown.
+        checkpoint: source of the weights; empty if unknown.
         checkpoint_sha256: hash of the checkpoint; empty if the weights are not a single file.
         dtype: name of the model's dtype.
         more: further entries of a score file's ``meta``.
@@ -58,16 +58,17 @@ class Encoder(Protocol):
     def fingerprint(self) -> Mapping[str, str]:
         """Facts that the vectors depend on: hash of the weights, preprocessing, dtype, device.
 
-        These facts are the key of the feature cache. They are empty if vectors are never cached.
+        These facts are the key of the feature cache. Leave them empty if vectors are never cached.
         """
         return MappingProxyType({})
 
     def encode_images(
         self, images: Sequence[AnyImage], *, reader: ImageReader | None = None
     ) -> Tensor:
-        """Encode images to vectors, float32 [G, D] on the CPU, in the given order.
+        """Encode images to vectors, [G, D] on the CPU, in the given order.
 
-        A model with several vectors per image concatenates them into one row.
+        The vectors are float32. A model with several vectors per image concatenates them into one
+        row, and may return float16.
 
         Args:
             images: at least one path, gallery image, PIL image, or preprocessed tensor [3, H, W]
@@ -79,10 +80,10 @@ class Encoder(Protocol):
         """
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Encode captions to unit vectors, float32 [Q, D] on the CPU, in the given order."""
+        """Encode captions to vectors, float32 [Q, D] on the CPU, in the given order."""
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Compute scores, float32 [Q, G], from vectors of captions and images."""
+        """Compute scores, float32 [Q, G]; by default, cosine similarities of unit vectors."""
         return cosine(texts, images)
 
 
@@ -100,15 +101,16 @@ def scores_of(encoder: Encoder, captions: Sequence[str], gallery: Sequence[Galle
 def as_images(
     images: Iterable[AnyImage], transform: ImageTransform | None
 ) -> list[GalleryImage | Image.Image | Tensor]:
-    """Convert images of any kind to gallery images, RGB images and preprocessed tensors.
+    """Convert paths to gallery images, and PIL images to RGB; keep preprocessed tensors.
 
     Args:
         images: see :meth:`Encoder.encode_images`.
-        transform: RGB image -> pixels; tensors must have the same shape as its outputs. None: the
-            model takes no tensors.
+        transform: RGB image -> pixels; tensors must have the same shape as its outputs. None
+            rejects tensors.
 
     Raises:
-        InputError: no image, an image of another type, or a tensor of another shape or of integers.
+        InputError: no image is passed, an image has another type, or a tensor has another shape or
+            holds integers.
     """
     if isinstance(images, (str, Path, Image.Image)):
         images = [images]

@@ -42,7 +42,7 @@ ImageWork = tuple[BatchLoader[P], Callable[[ImageBatch[P]], Tensor | list[Tensor
 
 @dataclass(frozen=True)
 class Compute:
-    """Encode with a model on a given device, with its dtype, batch size and feature cache.
+    """Run a model on a device, with a given dtype, batch size and feature cache.
 
     Attributes:
         device: device of the model.
@@ -95,10 +95,10 @@ class Compute:
     def running(self, work: str, *, batched: bool = True) -> Iterator[None]:
         """Run the model in the block: without gradients, in the dtype and numerics of this object.
 
-        A model that is held in :attr:`dtype` runs without autocast.
+        A model whose weights are in :attr:`dtype` runs without autocast.
 
         Args:
-            work: what the block does, to explain an out-of-memory error.
+            work: activity of the block, for the message of an out-of-memory error.
             batched: whether a smaller :attr:`batch_size` needs less memory.
         """
         ways = [f"lower --batch_size (now {self.batch_size})"] if batched else []
@@ -235,9 +235,9 @@ class Compute:
         Args:
             images: see :meth:`image_rows`.
             reader: see :meth:`image_rows`.
-            open_loader: function of this process's images, and of the keyword arguments ``reader``
-                and ``known`` of a loader. Returns the loader, and the function that encodes a batch
-                to B rows of any width.
+            open_loader: takes this process's images and a loader's keyword arguments ``reader``
+                and ``known``. Returns the loader, and the function that encodes a batch to B rows
+                of any width.
 
         Yields:
             Positions of B images, and their rows on the CPU. Cached rows come last.
@@ -395,7 +395,7 @@ class BatchEncoder(ABC):
 
 
 def flattened(rows: Tensor | list[Tensor]) -> tuple[list[int], Tensor]:
-    """Return the widths of rows, and all rows in one vector, which is one copy to the CPU."""
+    """Return the widths of rows, and all rows in one vector, for a single copy to the CPU."""
     flat = rows.flatten() if isinstance(rows, Tensor) else torch.cat(rows)
     return [len(row) for row in rows], flat
 

@@ -1,9 +1,9 @@
 """Content-addressed cache on disk for vectors of images and captions.
 
 A cache belongs to one encoder with its weights, preprocessing and dtype. The key of an image is the
-SHA-256 of its file, so a renamed image is found, and a changed image is encoded again. The key of a
-caption is the SHA-256 of its token ids. An interrupted run loses at most two batches. A run with
-a larger gallery or new queries encodes only the new items.
+SHA-256 of its file, so a renamed image is recognized, and a changed image is encoded again. The key
+of a caption is the SHA-256 of its token ids. An interrupted run loses at most two batches. A run
+with a larger gallery or new queries encodes only the new items.
 
 A cache is a folder of parts, one per process, vector width, dtype and run. ``PART.sha256`` holds
 the keys, 32 bytes each. ``PART.float32`` or ``PART.float16`` holds the vectors (for UIT, each is
@@ -43,7 +43,7 @@ class FeatureCache:
 
     Args:
         folder: folder of all caches.
-        facts: everything that the vectors depend on besides the image: hash of the weights,
+        facts: everything that the vectors depend on besides the input: hash of the weights,
             preprocessing, dtype.
 
     Raises:
@@ -121,7 +121,7 @@ class FeatureCache:
         return torch.stack(self.rows(digests))
 
     def rows(self, digests: Sequence[bytes]) -> list[Tensor]:
-        """Read cached vectors of any width, [D] in their dtype."""
+        """Read cached vectors of any width, [D] each, in their dtype."""
         found = [self._rows[digest] for digest in digests]
         return [torch.from_numpy(np.array(self._matrix(part, row)[row])) for part, row in found]
 
@@ -182,9 +182,9 @@ class FeatureCache:
 
 
 def code_versions() -> dict[str, str]:
-    """Return the hash of the project's code and the versions of the libraries that vectors need.
+    """Return the hash of the project's code and the versions of the libraries behind the vectors.
 
-    They identify a cache, because a bug fix must invalidate it.
+    Both belong to the key of a cache, because a bug fix must invalidate its vectors.
     """
     code = hashlib.sha256()
     ignored = CODE_ROOT / "pab/mini"  # it writes image files, which have their own keys

@@ -1,7 +1,8 @@
 """The procedure of all scoring commands: check the inputs, encode, write the outputs.
 
 A member is a subclass of :class:`MemberConfig` with its settings and :meth:`~MemberConfig.open`.
-:meth:`MemberConfig.score` runs the procedure. Bad input is rejected before the model is loaded.
+:meth:`MemberConfig.score` runs the procedure. Invalid input is rejected before the model is loaded;
+only damaged images are detected later, by encoding.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class ScoringCommand(ScoringConfig, ABC):
     auto_dtype: ClassVar[str] = "fp16"
 
     def compute(self) -> Compute:
-        """Select the device and the dtype.
+        """Select the device and the dtype, and combine them with the other settings for encoding.
 
         Raises:
             InputError: the device does not exist or does not support the dtype or TF32.
@@ -156,13 +157,13 @@ class MemberConfig(ScoringCommand):
 
     @classmethod
     def ignored(cls) -> list[str]:
-        """List the settings that :meth:`open` ignores: those for data and outputs."""
+        """List the settings that :meth:`open` ignores: data, outputs and :attr:`scoring_only`."""
         shared = [field.name for field in fields(ScoringConfig) if field.name not in SHARED]
         return [*shared, *cls.scoring_only]
 
     @classmethod
     def of_checkpoint(cls, path: str) -> dict[str, str]:
-        """Map ``checkpoint=`` of :func:`pab.scoring.members.load_encoder` to settings."""
+        """Map the ``checkpoint`` of :func:`pab.scoring.members.load_encoder` to settings."""
         return {"checkpoint": path}
 
     def score(self) -> None:
@@ -226,7 +227,7 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     """Read and check all inputs except the model.
 
     Raises:
-        InputError: the first problem found; unreadable images are listed together.
+        InputError: the first problem found; unreadable images are reported together.
     """
     check_outputs({"save_score": config.save_score, "output_file": config.output_file})
     if config.feature_cache:
@@ -278,7 +279,7 @@ def check_same_model(origin: Origin) -> None:
     """Check that all processes have loaded the same model; its file may differ between machines.
 
     Raises:
-        InputError: in every process; names the hashes and the hosts.
+        InputError: the models differ. Every process raises it; it names the hashes and the hosts.
     """
     processes.check_equal(
         {
@@ -291,17 +292,17 @@ def check_same_model(origin: Origin) -> None:
 
 
 def check_files(paths: list[Path], num_workers: int) -> None:
-    """Reject a gallery with missing or empty files; if there are none, no file is opened.
+    """Reject a gallery with missing or empty files, before the model is loaded.
 
-    Encoding opens every file once, and lists damaged images. If a file has no content, however, the
-    run ends here, before the model is loaded. All images are then decoded, to list all bad ones.
+    The check does not open files, because encoding opens every file once and reports damaged
+    images. If a file is missing or empty, all images are decoded, to report all bad ones at once.
 
     Args:
         paths: the images, the same in all processes.
         num_workers: see :func:`pab.data.images.verify_images`.
 
     Raises:
-        InputError: a file is missing or empty; the message lists all unreadable images.
+        InputError: a file is missing or empty; see :func:`pab.data.images.verify_images`.
     """
     share = [paths[i] for i in processes.share_of(len(paths))]
     if any(processes.gather_objects(any(map(without_content, share)))):

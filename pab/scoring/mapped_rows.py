@@ -32,7 +32,7 @@ class MappedRows(NamedTuple):
 
     Attributes:
         rows: [G, ...], shared by all processes that map the same file.
-        files: by rank, the rank that has created the file; equal in all processes.
+        files: for each rank, the rank that created its file; the same list in all processes.
     """
 
     rows: Tensor
@@ -126,7 +126,7 @@ def machine_name() -> str:
     """Return a name that all processes of a machine share, and that no other machine has.
 
     Clones of a machine can have the same host name, so the boot id of Linux and torchrun's number
-    of the node (``GROUP_RANK``) belong to the name.
+    of the node (``GROUP_RANK``) are parts of the name.
     """
     boot = BOOT_ID.read_text().strip() if BOOT_ID.is_file() else ""
     return f"{platform.node()} {boot} {os.environ.get('GROUP_RANK', '')}"

@@ -178,7 +178,8 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
         k: candidates per query.
 
     Raises:
-        InputError: no scores, ids that differ from the job's, or fewer than ``k`` listed images.
+        InputError: the file has no scores, its ids differ from the job's, or it lists fewer than
+            ``k`` images for a query.
     """
     found = read_form(path)
     lists = isinstance(found, Listing)
@@ -192,11 +193,11 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
     if processes.is_main():
         warn_on_data_mismatch({"the annotation": {"data_sha256": job.data_sha256}, path: file.meta})
     if file.listed is not None:
-        few = min(file.listed, key=file.listed.__getitem__)
-        if file.listed[few] < min(k, len(job.gallery_ids)):
+        few, needed = min(file.listed, key=file.listed.__getitem__), min(k, len(job.gallery_ids))
+        if file.listed[few] < needed:
             raise InputError(
                 path,
-                f"expected at least {k} images for every query (--k_test), found "
+                f"expected at least {needed} images for every query (--k_test), found "
                 f"{file.listed[few]}",
                 item=f"query {few!r}",
                 todo=f"use --k_test {file.listed[few]}, or a file that lists more images",

@@ -7,7 +7,7 @@
 `engine` searches a folder once, through a temporary index. `export` writes an index for vector
 databases, and `server` serves it. `python -m pab.search` selects a command: `index_command`,
 `query_command`, `export_command`, `server.command` or `once`. They share `flags`, `texts` (checks
-of queries) and `libraries` (of the extras). `members` opens the models by name. `results` and
-`page` write what was found. Imports `pab.scoring`, `pab.encoders`, `pab.formats`, `pab.data` and
-`pab.core`.
+of queries) and `libraries` (imports of optional packages). `members` opens the models by name.
+`results` and `page` write the results. Imports `pab.scoring`, `pab.encoders`, `pab.formats`,
+`pab.data` and `pab.core`.
 """

@@ -1,6 +1,6 @@
 """Search photographs on the command line: `python -m pab.search`.
 
-The first word selects a command; without one, a folder is searched once.
+The first word selects a command. Without a command, a folder is searched once.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ LARGEST_IMAGE = 4 * MAX_PIXELS  # bytes; an image is read whole
 
 
 class Packed(NamedTuple):
-    """Image in an archive: its name there, its offset and size in bytes, its caption or None."""
+    """Image in an archive: name inside it, offset and size in bytes, and caption or None."""
 
     name: str
     offset: int
@@ -32,7 +32,7 @@ class Packed(NamedTuple):
 def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
     """List the images of an archive, sorted by name, with the captions that have the same keys.
 
-    A key is a name up to the first dot of its last part, as in WebDataset.
+    A key is a name up to the first dot of its last path component, as in WebDataset.
 
     Args:
         path: the archive.
@@ -75,12 +75,12 @@ def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
     if problem is not None:
         raise InputError(
             path, f"expected an uncompressed tar file, found: {problem}",
-            todo="unpack a compressed one, or download a damaged one again",
+            todo="unpack a compressed archive, or download a damaged archive again",
         )  # fmt: skip
 
 
 def read_packed(path: Path, offset: int, size: int | None) -> bytes:
-    """Read a member of an archive; without a size, at most one header.
+    """Read ``size`` bytes of an archive at an offset; without a size, at most one header block.
 
     Raises:
         InputError: the file cannot be read, or ends early.
@@ -105,10 +105,10 @@ def _key(name: str) -> str:
 
 
 def _problem(info: tarfile.TarInfo, known: bool) -> str | None:
-    """Return why a member cannot be used as an image, or None."""
+    """Return the reason why a member cannot be used as an image, or None."""
     name = info.name
     if name.startswith("/") or ".." in name.split("/") or "\0" in name or "\\" in name:
-        return "a name that leaves the archive"
+        return "a path that may leave the archive"
     if not info.isreg() or info.issparse():
         return "not a regular file"
     if info.size == 0:

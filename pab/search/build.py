@@ -2,12 +2,11 @@
 
 An image is unchanged if the index has it with the same name, file size, modification time, caption
 and offset in an archive. Otherwise it is hashed: if the index has an image with the same content,
-such as a renamed one, its vectors are reused.
-Only other images are decoded and encoded. Rows of removed and changed images are dropped at the end
-of the run.
+such as a renamed one, its vectors are reused. Only other images are decoded and encoded. Rows of
+removed and changed images are dropped at the end of the run.
 
 Each block of rows is written as a shard as soon as it is encoded. A stopped run therefore loses at
-most one block, or with an engine the parts in progress. At the end, small shards are merged.
+most one block or, with an engine, the parts in progress. At the end, small shards are merged.
 
 An engine may encode the blocks on other processes or machines; see :mod:`pab.search.worker`.
 """
@@ -131,7 +130,7 @@ class Run:
         self._check_containers(listing)
         known = None if self.manifest is None else list(map(choice_of, self.manifest.members))
         if known is not None and known != self.choices:
-            _ = self.opened  # other flags may select another model
+            _ = self.opened  # other flags may select another model, so check it
         self.unreadable = {name: Unreadable(why) for name, why in listing.unreadable.items()}
         files = [entry for entry in listing.images if not self._is_unchanged(entry)]
         containers = [one for one in listing.containers if not self._is_complete(one)]
@@ -221,8 +220,8 @@ class Run:
         for name in self.manifest.complete if self.manifest else ():
             if name not in listed and Path(self.source.root, name).is_file():
                 raise InputError(
-                    self.folder, "expected all files of the index", item=f"file {name!r}",
-                    todo="pass it too, or use another --out",
+                    self.folder, "expected every archive or video of the index",
+                    item=f"file {name!r}", todo="pass this file too, or use another --out",
                 )  # fmt: skip
 
     # -------------------------------------------------------------------------------------- adding
@@ -322,14 +321,14 @@ class Run:
             )  # fmt: skip
 
     def _has_same(self, entry: Entry) -> bool:
-        """With ``check_content``, keep the row of an image with the same name and content."""
+        """With ``check_content``, keep the row of an image with the same state and content."""
         if self.old is None or not self.settings.check_content or not self.old.has_same(entry):
             return False
         self.report.kept += 1
         return True
 
     def _reuse(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Add the entries whose content is in the index; return the others."""
+        """Add the entries whose content is in the index, with its vectors; return the others."""
         if self.old is None:
             return list(entries)
         contents = self.old.contents
@@ -419,7 +418,7 @@ class Run:
 
 
 def _check_text(source: Source, choices: Sequence[MemberChoice]) -> None:
-    """Reject what a manifest in UTF-8 cannot store; names of images are escaped instead."""
+    """Reject text that a manifest in UTF-8 cannot store; image names are escaped instead."""
     words = [str(source.root), *map(str, source.facts().values())]
     words += [word for choice in choices for word in choice.arguments]
     for word in words:

@@ -1,9 +1,9 @@
 """Exact search: the rows with the largest dot products, block by block.
 
-A first comparison is fast and has a bounded error: a product in float16 for one query on float16
-rows, which runs at memory bandwidth, otherwise a product in float32. Rows that may be among the
-first k despite the error are compared again in float64. Scores and order therefore do not
-depend on blocks, threads, or the number of queries.
+The first comparison is fast and has a bounded error. For one query and float16 rows, it is a
+product in float16, which runs at memory bandwidth; otherwise, it is a product in float32. Rows that
+may be among the first k despite the error are compared again in float64. Scores and order therefore
+do not depend on blocks, threads, or the number of queries.
 
 Bounds, with unit roundoff u, for a sum of D products in any order (N. Higham, Accuracy and
 Stability of Numerical Algorithms, section 3.1)::
@@ -30,7 +30,7 @@ Blocks = Iterable[tuple[int, np.ndarray]]  # (number of the first row, vectors [
 
 HALF, SINGLE, BRAIN = 2.0**-11, 2.0**-24, 2.0**-9  # unit roundoffs: float16, float32, bfloat16
 SLACK = 1.01  # covers the rounding of the bounds themselves
-LEAST_NORMAL = 2.0**-126  # of float32; smaller products may vanish
+LEAST_NORMAL = 2.0**-126  # of float32; smaller products may be rounded to zero
 # Values compared at a time. One query reads each value once; several queries read them from the
 # processor's cache.
 ONE_VALUES, SEVERAL_VALUES = 8 << 20, 1 << 19
@@ -40,17 +40,18 @@ PAIR_VALUES = 4 << 20  # in float64
 def search_exact(
     blocks: Blocks, queries: np.ndarray, k: int, longest: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k rows with the largest dot products; of equal scores, the smaller row comes first.
+    """Find the k rows with the largest dot products; ties go to the smaller row number.
 
-    A score is the dot product in float64, rounded to float32. Memory does not grow with the rows.
+    A score is the dot product in float64, rounded to float32. Memory does not grow with the number
+    of rows.
 
     Args:
-        blocks: float16 or float32; other types are converted to float32, and read-only arrays are
-            copied, in parts.
+        blocks: rows in float16 or float32. Other types are converted to float32, and read-only
+            arrays are copied, in parts.
         queries: float32 [Q, D].
         k: rows per query, at least 1.
-        longest: upper bound of the rows' lengths, from :func:`longest_row`; None computes the
-            lengths again, which takes longer than the product.
+        longest: upper bound of the rows' norms, from :func:`longest_row`; None computes the norms,
+            which takes longer than the product.
 
     Returns:
         Scores, float32 [Q, m], and row numbers, int64 [Q, m], best first; m is the smaller of k
@@ -70,16 +71,16 @@ def search_exact(
 
 
 def longest_row(blocks: Blocks) -> float:
-    """Return an upper bound of the rows' lengths, about 1 % above; infinite if one overflows."""
+    """Return an upper bound of row norms, about 1 % too large; infinite for overflow or NaN."""
     return max((_length(rows.float()) for _, rows in _parts(blocks, SEVERAL_VALUES)), default=0.0)
 
 
 def selected(blocks: Blocks, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield only the chosen rows of blocks, numbered by their place among the chosen.
+    """Yield only the chosen rows of blocks, numbered by their position in ``rows``.
 
     Args:
         blocks: all rows.
-        rows: int64, ascending.
+        rows: numbers of the chosen rows, int64, ascending.
     """
     for first, block in blocks:
         low, high = np.searchsorted(rows, (first, first + len(block)))
@@ -88,7 +89,7 @@ def selected(blocks: Blocks, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray
 
 
 class _Best:
-    """Best rows so far of each query."""
+    """Best rows of each query so far."""
 
     def __init__(self, queries: np.ndarray, k: int) -> None:
         self.queries, self.k, self.total = queries, k, 0
@@ -102,7 +103,7 @@ class _Best:
             self._half = self._rounded() if len(queries) == 1 else None
 
     def _rounded(self) -> tuple[torch.Tensor, float, float, float]:
-        """Round the only query to float16; return its scale, length and error too."""
+        """Round the only query to float16; return it with its scale, norm and rounding error."""
         scale = float(np.abs(self._double[0]).max(initial=0))
         scale = scale if 0 < scale < np.inf else 1.0  # so that float16 does not overflow
         scaled = self._double[0] / scale
@@ -136,10 +137,17 @@ class _Best:
     def _add(
         self, first: int, rows: torch.Tensor, products: torch.Tensor, errors: torch.Tensor
     ) -> None:
-        """Compare again what may be among the first k; products are [Q, n], errors [Q, n or 1]."""
+        """Compare again the rows that may be among the first k.
+
+        Args:
+            first: number of the first row.
+            rows: [n, D].
+            products: approximate dot products [Q, n].
+            errors: bounds of their errors, [Q, n] or [Q, 1].
+        """
         self.total += len(rows)
         highest = products + errors
-        possible = ~(highest < self._least)  # true for NaN, which overflows give
+        possible = ~(highest < self._least)  # also true for NaN, which an overflow may cause
         if len(rows) > self.k and bool((possible.sum(dim=1) > self.k).any()):
             lowest = torch.nan_to_num(products - errors, nan=-torch.inf, posinf=-torch.inf)
             enough = lowest.topk(self.k, dim=1).values[:, -1:]
@@ -185,7 +193,7 @@ class _Best:
 
 @cache
 def half_is_bounded(width: int) -> bool:
-    """Return whether float16 products on this CPU stay within the bound of this module."""
+    """Return true if float16 products on this CPU stay within the bound of this module."""
     made = np.random.default_rng(0)
     rows = torch.from_numpy(made.standard_normal((256, width)).astype(np.float16))
     query = torch.from_numpy(made.standard_normal(width).astype(np.float16))
@@ -196,21 +204,21 @@ def half_is_bounded(width: int) -> bool:
 
 
 def _is_rough() -> bool:
-    """Return whether the user lets PyTorch round float32 products on the CPU (bfloat16, TF32)."""
+    """Return true if the user allows rounded float32 products on the CPU (bfloat16, TF32)."""
     mkldnn: Any = torch.backends.mkldnn
     settings = (mkldnn.matmul, mkldnn, torch.backends)
     return any(one.fp32_precision not in ("none", "ieee") for one in settings)
 
 
 def _sum_error(terms: int, unit: float) -> float:
-    """Return the error bound of a dot product, relative to the product of the lengths."""
+    """Return the error bound of a dot product, relative to the product of the norms."""
     return terms * unit / (1 - terms * unit)
 
 
 def _length(rows: torch.Tensor) -> float:
-    """Return an upper bound of the lengths of float32 rows [n, D], n at least 1."""
+    """Return an upper bound of the norms of float32 rows [n, D], n at least 1."""
     squares = float((rows * rows).sum(dim=1).max())
-    if np.isnan(squares):  # a NaN hides the longest of the other rows
+    if np.isnan(squares):  # a NaN hides the largest norm of the other rows
         return float("inf")
     return SLACK * (squares + rows.shape[1] * LEAST_NORMAL) ** 0.5
 

@@ -1,13 +1,13 @@
-"""Export an index to vector databases, in files that their own loaders read.
+"""Export an index as files that the loaders of vector databases read.
 
 - ``lancedb``: one Parquet file per shard, with a fixed-size list of numbers per member. LanceDB
-  adds a folder of them (https://docs.lancedb.com/tables/create).
-- ``qdrant``: ``collection.json`` and one JSON Lines file per shard. They hold the bodies of
-  Qdrant's requests "create collection" and "upsert points" (https://api.qdrant.tech/api-reference),
-  one per line.
+  reads a folder of such files (https://docs.lancedb.com/tables/create).
+- ``qdrant``: ``collection.json`` and one JSON Lines file per shard. ``collection.json`` is the body
+  of Qdrant's request "create collection". Each line of the other files is the body of a request
+  "upsert points" (https://api.qdrant.tech/api-reference).
 
-Both have one vector per member, named after the member. The id of an image is a UUID made from its
-name, so a later export replaces the images of an earlier one.
+Both formats have one vector per member, named after the member. The id of an image is a UUID made
+from its name, so a later export replaces the images of an earlier one.
 
 Shape letters: `n` rows of a shard, `D` width of the vectors.
 """
@@ -36,7 +36,7 @@ Format = Literal["lancedb", "qdrant"]
 
 POINTS = 128  # per request; Qdrant's guide to bulk upload recommends 64 to 256
 NAMESPACE = UUID("4a1c9c1e-54e3-5a52-9d5c-8a0c3d9cf2a7")  # of the ids; a constant, chosen once
-UNIT = 0.01  # largest distance of a stored vector's length from 1; rounding to float16 gives 0.0005
+UNIT = 0.01  # largest deviation of a stored vector's norm from 1; rounding to float16 gives 0.0005
 # Significant decimal digits that convert back to the same number.
 DIGITS = {"float16": 5, "float32": 9}
 # Bytes per number and per image, to check the free space.
@@ -50,15 +50,15 @@ def export_index(index: Index, out: Path, kind: Format, names: Sequence[str] = (
     Args:
         index: the index.
         out: folder to write, new or empty.
-        kind: format.
+        kind: ``lancedb`` or ``qdrant``.
         names: members to export; empty for all.
 
     Returns:
         Number of images.
 
     Raises:
-        InputError: the folder is not empty or cannot be written, there is no such member, or a
-            member's vectors cannot be compared by a dot product.
+        InputError: the folder is not empty or cannot be written, or a member does not exist, has
+            the name of a column or has vectors that are not of unit length.
     """
     members = [index.member(name) for name in names] or index.members
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -104,8 +104,8 @@ def _write(index: Index, out: Path, kind: Format, members: Sequence[Member]) -> 
 def unit_rows(index: Index, member: Member, first: int, rows: np.ndarray) -> np.ndarray:
     """Return the rows, [n, D]; reject vectors that are not of unit length.
 
-    Several vectors per image are stored as one row, which is longer. A database would compare that
-    row by a dot product, and rank the images differently from this project.
+    Several vectors per image are stored as one row, whose norm is larger. A database would compare
+    that row by a dot product, and rank the images differently from this project.
 
     Raises:
         InputError: a row's length differs from 1.
@@ -123,7 +123,7 @@ def unit_rows(index: Index, member: Member, first: int, rows: np.ndarray) -> np.
 
 
 def facts(entry: Entry) -> dict[str, Any]:
-    """Return the id and the metadata of an image, as plain values; unknown ones are None."""
+    """Return the id and the metadata of an image, as plain values; unknown values are None."""
     found = {name: getattr(entry, name) for name in COLUMNS if name not in ("id", "path")}
     path = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
     return {"id": str(uuid5(NAMESPACE, entry.name)), "path": path, **found}
@@ -175,9 +175,7 @@ def collection(members: Sequence[Member]) -> dict[str, Any]:
 
 
 def write_points(path: Path, entries: Sequence[Entry], vectors: Mapping[str, np.ndarray]) -> None:
-    """Write bodies of Qdrant's request "upsert points", one per line.
-
-    Args: see :func:`write_table`.
+    """Write bodies of Qdrant's request "upsert points", one per line; see :func:`write_table`.
 
     Raises:
         InputError: the file cannot be written.

@@ -19,13 +19,13 @@ PROG = "python -m pab.search export"
 def build_parser() -> CommandParser:
     """Build the parser."""
     parser = CommandParser(
-        prog=PROG, description="Export the vectors and metadata of an index to a vector database."
+        prog=PROG, description="Export the vectors and metadata of an index for a vector database."
     )
     add_index_flags(parser)
     output = parser.groups["output"]
     output.add_argument(
         "--format", choices=("lancedb", "qdrant"), required=True,
-        help="lancedb: Parquet files; qdrant: JSON Lines of requests",
+        help="lancedb: Parquet files; qdrant: requests as JSON Lines",
     )  # fmt: skip
     output.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder to write; new or empty"

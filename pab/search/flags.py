@@ -1,4 +1,4 @@
-"""Flags that the search commands share, and a flag that may be passed only once."""
+"""Flags that the search commands share, and the action of flags that may be passed only once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_index_flags(parser: CommandParser) -> None:
 def add_device_flag(parser: CommandParser) -> None:
     """Add ``--device``, for commands that open the models of an index."""
     parser.groups["speed"].add_argument(
-        "--device", metavar="NAME", help="device of the models (default: as for the index)"
+        "--device", metavar="NAME", help="device of the models (default: the setting of the index)"
     )
 
 

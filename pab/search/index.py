@@ -44,7 +44,7 @@ _GROUPS_IN_MEMORY = 64
 AGAIN = "remove the folder of the index, and index the images again"
 # Exceptions of numpy and pyarrow for a damaged file.
 DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, SyntaxError, TokenError)
-_KEYS = {"name": "image_path"}  # field of an entry -> column of the metadata, where they differ
+_KEYS = {"name": "image_path"}  # field of an entry -> metadata column, if the names differ
 
 Dtype = Literal["float16", "float32"]
 
@@ -54,9 +54,9 @@ class Member:
     """Model whose vectors the index holds.
 
     Attributes:
-        name: name in the index, also of its folder.
+        name: name in the index, also of the folder of its vectors.
         model: name of the member's entry point, for :func:`pab.search.members.read_member`.
-        arguments: flags that open the model again.
+        arguments: command-line flags that open the model.
         fingerprint: facts that the vectors depend on; see
             :class:`pab.scoring.encoder.Encoder`.
         origin: architecture, checkpoint, checkpoint_sha256 and dtype of the model.
@@ -75,7 +75,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard: its number, which its file names contain, and the number of its rows."""
+    """Number of a shard, which its file names contain, and number of its rows."""
 
     number: int
     rows: int
@@ -91,7 +91,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """File that cannot be read: the problem, and the file's state if known."""
+    """Problem of a file that cannot be read, and the file's state if known."""
 
     problem: str
     state: FileState | None = None
@@ -147,15 +147,16 @@ class Entry:
     """Image of an index; one row of the metadata.
 
     Attributes:
-        name: unique name: the path relative to the source with its extension; in an archive or a
-            video it continues with the name or the time inside.
+        name: unique name: the path relative to the source, with its extension. For an image in an
+            archive or a video, its name or time inside is appended.
         path: file on disk: the image, or the archive or video that contains it.
-        bytes, mtime_ns: state of ``path``; for an image in an archive, ``bytes`` is its size.
-        sha256: hex digest of the encoded image, or of a frame's pixels; None if not computed.
-        width, height: size in pixels, upright; None if not known.
+        bytes, mtime_ns: state of ``path``; for an image in an archive, ``bytes`` is the size of the
+            image.
+        sha256: hex digest of the encoded image, or of a frame's pixels; None if unknown.
+        width, height: size of the upright image in pixels; None if unknown.
         time_s: time stamp in a video, seconds from its first frame; otherwise None.
         offset: position of the image in an archive, bytes; otherwise None.
-        caption: caption of a table or an archive, or None.
+        caption: caption from a table or an archive; otherwise None.
     """
 
     name: str
@@ -174,7 +175,7 @@ _COLUMNS = {_KEYS.get(one.name, one.name) for one in fields(Entry)} - {"path"} |
 
 
 class Index:
-    """Opened index. Vectors are memory-mapped; metadata is read in groups of rows when needed.
+    """Open index. Vectors are memory-mapped; metadata is read in groups of rows when needed.
 
     Args:
         folder: folder of the index.
@@ -196,7 +197,7 @@ class Index:
         """Open an index.
 
         Raises:
-            InputError: the folder has no manifest, or one of another format.
+            InputError: the manifest is missing or damaged, or has another format.
         """
         folder = Path(folder)
         return cls(folder, read_manifest(folder))
@@ -221,7 +222,7 @@ class Index:
             if member.name == name:
                 return member
         known = ", ".join(member.name for member in self.members)
-        raise InputError(self.folder, f"expected a member of {known}, found {name!r}")
+        raise InputError(self.folder, f"expected one of the members {known}, found {name!r}")
 
     def blocks(self, member: str) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the vectors of a member as (first row, memory-mapped [n, D]), in row order.
@@ -248,7 +249,7 @@ class Index:
         return out
 
     def entry(self, row: int) -> Entry:
-        """Return the entry of a row, from 0.
+        """Return the entry of a row; rows are counted from 0.
 
         Raises:
             InputError: the metadata cannot be read.
@@ -259,7 +260,7 @@ class Index:
             return self._entries[row]
         key = (shard.number, place // GROUP_ROWS)
         group = self._groups.get(key)
-        if group is None:  # two threads of a server may both read it
+        if group is None:  # two threads of a server may both read the group
             group = self._groups[key] = self._read_group(*key)
             if len(self._groups) > _GROUPS_IN_MEMORY:
                 self._groups.popitem(last=False)
@@ -268,7 +269,7 @@ class Index:
         return self._entry(found)
 
     def entries(self) -> Iterator[Entry]:
-        """Yield all entries in row order; use it once, not per query."""
+        """Yield all entries in row order. This reads all metadata, so do not call it per query."""
         if self._entries is not None:
             yield from self._entries
             return
@@ -342,7 +343,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of an index.
 
     Raises:
-        InputError: it is missing or damaged, or has another format.
+        InputError: the manifest is missing or damaged, or has another format.
     """
     path = existing_file(folder / MANIFEST, "the manifest of an index")
     try:
@@ -356,13 +357,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(path, f"expected format {FORMAT}, found {found.format}", todo=AGAIN)
     names = [member.name for member in found.members]
     if not names or any(Path(name).name != name for name in names) or len({*names}) < len(names):
-        raise InputError(path, f"expected distinct names of members, found {names}")
+        raise InputError(path, f"expected members with distinct names, found {names}")
     return found
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Convert errors of reading a file of the index to :class:`InputError`."""
+    """Convert errors from reading a file of the index to :class:`InputError`."""
     try:
         yield
     except DAMAGED as error:
@@ -380,6 +381,6 @@ def metadata_path(folder: Path, number: int) -> Path:
 
 
 def vectors_path(folder: Path, members: Sequence[Member], name: str, number: int) -> Path:
-    """Return the path of a shard's vectors of a member."""
+    """Return the path of a member's vectors in a shard."""
     home = folder if name == members[0].name else folder / "members" / name
     return home / "img_emb" / f"img_emb_{number}.npy"

@@ -39,32 +39,33 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         prog=PROG, description="Index the images of a folder, a table, archives or videos.",
         epilog="--model NAME names a member; flags after it belong to it (--arch, --config, "
-        "--checkpoint, --device, ...), and flags before the first --model to all members. Several "
-        "--model index the images with several members.",
+        "--checkpoint, --device, ...), and flags before the first --model to all members. Repeat "
+        "--model to index the images with several members.",
     )  # fmt: skip
     data, output = parser.groups["data"], parser.groups["output"]
     data.add_argument("--image_folder", type=Path, metavar="DIR", help="folder of images")
     data.add_argument("--recursive", action="store_true", help="also index nested folders")
     data.add_argument(
         "--csv", type=Path, metavar="FILE",
-        help="CSV or TSV table of images; paths are relative to --image_folder or its own folder",
+        help="CSV or TSV table of images; paths are relative to --image_folder (default: the "
+        "table's folder)",
     )  # fmt: skip
     add_config_flags(parser, TableConfig)
     data.add_argument(
         "--webdataset", type=Path, nargs="+", metavar="PATH",
         help="WebDataset .tar files, or folders of them",
     )  # fmt: skip
-    data.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="videos")
+    data.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="video files")
     data.add_argument(
         "--every", type=float, metavar="SECONDS",
-        help="interval of the frames of --video; 0 takes all (default: 1)",
+        help="interval between the frames of --video to index; 0 indexes every frame (default: 1)",
     )  # fmt: skip
     data.add_argument(
-        "--distinct", action="store_true", help="skip frames nearly identical to the last one taken"
+        "--distinct", action="store_true", help="skip frames nearly identical to the last one kept"
     )
     data.add_argument(
         "--check_content", action="store_true",
-        help="hash every file, even if its size and time are unchanged",
+        help="hash every file, even if its size and modification time are unchanged",
     )  # fmt: skip
     output.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the index"
@@ -192,7 +193,7 @@ def source_of(args: argparse.Namespace) -> Source:
 
 
 def update_ann(out: Path, kind: Kind | None) -> None:
-    """Build the approximate index; without a kind, print a line if the existing one is outdated."""
+    """Build the approximate index; without a kind, say so if the existing one is outdated."""
     if kind is not None:
         with locked(out):
             record = build_ann(out, kind)
@@ -203,11 +204,11 @@ def update_ann(out: Path, kind: Kind | None) -> None:
     found = read_record(index)
     if found is not None and not is_current(index, found):
         why = "does not have the images of this run"
-        write_line(f"index: the approximate index {why}; --ann {found.kind} builds it again")
+        write_line(f"index: the approximate index {why}; --ann {found.kind} rebuilds it")
 
 
 def _is_update(out: Path, choices: Sequence[MemberChoice]) -> bool:
-    """Return true if an index was made with the same flags; they need not be checked again."""
+    """Return true if ``out`` is an index made with the same flags, which need no new check."""
     if not (out / MANIFEST).is_file():
         return False
     return [choice_of(member) for member in read_manifest(out).members] == list(choices)

@@ -190,7 +190,7 @@ class Searcher:
         for name, weight in given.items():
             if name not in self.encoders:
                 known = ", ".join(self.encoders)
-                raise InputError("weights", f"expected a member of {known}, found {name!r}")
+                raise InputError("weights", f"expected one of the members {known}, found {name!r}")
             _check_weight(name, weight)
         self.weights = {name: float(given.get(name, 1.0)) for name in self.encoders}
         if not any(self.weights.values()):

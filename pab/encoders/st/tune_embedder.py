@@ -1,11 +1,11 @@
-"""Tune a late-interaction embedder with a contrastive loss of MaxSim similarities.
+"""Tune a late-interaction embedder with a contrastive loss on MaxSim similarities.
 
-Each vector of a caption is matched to the image vector with the largest product. The similarity of
-a caption and an image is the mean of these products over the caption's vectors. The mean ranks
+Each vector of a caption is matched to the image vector with the largest dot product. The similarity
+of a caption and an image is the mean of these products over the caption's vectors. The mean ranks
 images as the sum does, and its scale does not depend on the caption's length.
 
 Shape letters: `B` pairs, `Q` captions, `G` images, `N` vectors of a caption, `K` vectors of an
-image, `D` their width.
+image, `D` width of a vector.
 
 Sources: ColBERT (Khattab and Zaharia 2020, arXiv 2004.12832), ColPali (Faysse et al. 2024, arXiv
 2407.01449).
@@ -56,7 +56,7 @@ from pab.training.optim import make_adamw, parameter_groups, warmup_cosine
 from pab.training.setup import Setup, same_start, set_up, steps_per_epoch
 
 LARGEST_SCALE = 100.0  # upper bound of the scale of similarities, as in CLIP
-ALIASES = {"document": ("passage", "corpus")}  # other names of the instruction for images
+ALIASES = {"document": ("passage", "corpus")}  # other names of the prompt for images
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ class TrainConfig(VlmTuneConfig):
 
 
 class Features(NamedTuple):
-    """Model inputs of B captions and their images, and the identities of the pairs [B]."""
+    """Model inputs of B captions and their images, and the identities of the pairs [B].
+
+    Pairs with equal identities match.
+    """
 
     captions: dict[str, Any]
     images: dict[str, Any]
@@ -80,7 +83,7 @@ class Features(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Image, its file for errors, its caption, and the identity of the pair."""
+    """Image with its file (for error messages) and caption, and the identity of the pair."""
 
     image: Image.Image
     path: Path
@@ -89,7 +92,7 @@ class Sample(NamedTuple):
 
 
 class EmbedderSamples(TrainingSamples):
-    """Dataset of training pairs; yields :class:`Sample`, or an error."""
+    """Dataset of training pairs; an item is a :class:`Sample` or an :class:`InputError`."""
 
     def __init__(self, *args: Any, crop: RandomCrop) -> None:
         super().__init__(*args)
@@ -115,15 +118,19 @@ class LateEmbedder(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def captions(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Build the inputs of captions, in dictionaries: plain strings could be read as paths."""
+        """Build the model inputs of captions.
+
+        Captions are passed in dictionaries, because the library would open a plain string that
+        looks like the address or path of an image.
+        """
         return self._inputs([{"text": text} for text in texts], "query")
 
     def images(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """Build the inputs of images."""
+        """Build the model inputs of images."""
         return self._inputs([{"image": image} for image in images], "document")
 
     def _inputs(self, items: Sequence[Any], task: str) -> dict[str, Any]:
-        """Build inputs with the instruction that the library's encoding uses for a task."""
+        """Build model inputs with the prompt that sentence-transformers uses for a task."""
         prompts, usual = self.encoder.prompts, self.encoder.default_prompt_name
         names = [task, *ALIASES.get(task, ())]
         prompt = next((prompts[name] for name in names if name in prompts), prompts.get(usual))
@@ -131,14 +138,18 @@ class LateEmbedder(nn.Module):
         return found
 
     def vectors(self, features: Mapping[str, Any], task: str) -> tuple[Tensor, Tensor]:
-        """Encode inputs; return unit vectors [B, N, D] and the mask [B, N] of those that count."""
+        """Encode model inputs.
+
+        Returns:
+            Vectors, float32 [B, N, D], and their mask [B, N], true for those that MaxSim compares.
+        """
         device = self.logit_scale.device
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
         found = self.encoder(moved, task=task)
         return found["token_embeddings"].float(), found["attention_mask"].bool()
 
     def scale(self) -> Tensor:
-        """Return the scale of the similarities, after bounding its logarithm in place."""
+        """Return the scale of the similarities, after clamping its logarithm in place."""
         with torch.no_grad():
             self.logit_scale.clamp_(max=math.log(LARGEST_SCALE))
         return self.logit_scale.exp()
@@ -163,9 +174,9 @@ def mean_maxsim(text: Tensor, text_mask: Tensor, image: Tensor, image_mask: Tens
 
     Args:
         text: [Q, N, D].
-        text_mask: bool [Q, N], true for vectors that count.
+        text_mask: bool [Q, N], true for the vectors to compare.
         image: [G, K, D].
-        image_mask: bool [G, K].
+        image_mask: bool [G, K], true for the vectors to compare.
     """
     queries, length, _ = text.shape
     products = text.flatten(0, 1) @ image.flatten(0, 1).T  # [Q N, G K]
@@ -178,7 +189,7 @@ def mean_maxsim(text: Tensor, text_mask: Tensor, image: Tensor, image_mask: Tens
 def train(config: TrainConfig, command: str) -> None:
     """Run the recipe from data to the folder of the tuned model.
 
-    In several processes, the negatives of a caption are the images of its own process.
+    With several processes, the negatives of a caption come from its own process's batch.
 
     Raises:
         InputError: before the first step: bad settings, data, model or checkpoint. During training:
@@ -193,7 +204,7 @@ def train(config: TrainConfig, command: str) -> None:
     dataset = EmbedderSamples(data.pairs, data.train_rows, config.seed, crop=config.random_crop())
     loader = training_loader(dataset, batches, partial(collate, model), config, device)
     first = collate(model, [dataset[(0, 0)]])
-    if isinstance(first, Features):  # an image that cannot be read is reported by its batch
+    if isinstance(first, Features):  # an unreadable image is reported with its batch
         check_batches_fit(loader, {**first.captions, **first.images}, config.batch_size)
 
     # ---- Optimizer and schedule
@@ -250,8 +261,8 @@ def open_embedder(config: TrainConfig, folder: Path) -> LateEmbedder:
     """Load a late-interaction model.
 
     Raises:
-        InputError: sentence-transformers is not installed, the folder holds another model, or one
-            of its files is missing or damaged.
+        InputError: sentence-transformers is not installed, the folder holds a model of another kind
+            or without image input, or one of its files is missing or damaged.
     """
     kind = kind_of(folder)
     if kind != "late":

@@ -2,8 +2,8 @@
 
 The score of a pair is logit(yes) - logit(no), as in `scripts/rerank_infer.py`. Two losses are
 offered. The pointwise loss is the cross entropy of "yes" for the right image and "no" for wrong
-ones, the loss of the published rerankers. The pairwise loss is the negative log-likelihood of
-Bradley and Terry (1952): the right image must score above each wrong one.
+ones; the published rerankers use this loss. The pairwise loss is the negative log-likelihood of the
+model of Bradley and Terry (1952): the right image must score above each wrong one.
 
 Shape letters: `B` questions per batch, `C` images per question, the right one first.
 """
@@ -82,8 +82,8 @@ class TrainConfig(VlmTuneConfig):
         None, "mined.jsonl of ensemble.mine; none: all training pairs, with twins as wrong images",
         group="data",
     )  # fmt: skip
-    hard_negatives: int = flag(1, "wrong images per caption from its own list (twins)", ge=0)
-    easy_negatives: int = flag(1, "wrong images per caption from all training pairs", ge=0)
+    hard_negatives: int = flag(1, "mined wrong images (without --pairs: twins) per caption", ge=0)
+    easy_negatives: int = flag(1, "random wrong images per caption", ge=0)
     hard_negatives_from: int = flag(
         0, "first epoch with hard negatives; earlier epochs use easy ones", ge=0
     )
@@ -94,18 +94,20 @@ class TrainConfig(VlmTuneConfig):
     # Model
     model: str = model_flag("Qwen/Qwen3-VL-Reranker-2B", "folder or hub id of a reranker")
     prompt: str = model_flag(PROMPT, "instruction before every pair; empty for none")
-    yes_token: str | None = model_flag(None, "answer of a right pair (default: the model's)")
-    no_token: str | None = model_flag(None, "answer of a wrong pair (default: the model's)")
+    yes_token: str | None = model_flag(None, "text of the positive answer (default: the model's)")
+    no_token: str | None = model_flag(None, "text of the negative answer (default: the model's)")
     lora_rank: int = model_flag(16, "rank of LoRA updates; 0: train all weights", ge=0)
     lora_alpha: int = model_flag(32, "LoRA: updates are scaled by alpha / rank", ge=1)
-    dora: bool = model_flag(False, "also train the length of each row of a matrix (DoRA)")
+    dora: bool = model_flag(False, "also train the magnitude of each row of a matrix (DoRA)")
     freeze: Literal["none", "vision"] = model_flag("none", "tower whose weights are frozen")
     weights: Literal["fp32", "bf16"] = speed_flag(
         "fp32", "dtype of the loaded weights; bf16 needs LoRA, whose updates stay in fp32"
     )
 
     # Optimization
-    loss: Literal["pointwise", "pairwise", "both"] = flag("both", "yes/no, Bradley-Terry, or sum")
+    loss: Literal["pointwise", "pairwise", "both"] = flag(
+        "both", "yes/no cross entropy, Bradley-Terry, or the sum of both"
+    )
     batch_size: int = flag(4, "captions per process and step", ge=1)
     update_freq: int = flag(1, "batches whose gradients are accumulated per update", ge=1)
     lr: float = flag(1e-4, "peak learning rate; without LoRA, use about a tenth")
@@ -168,7 +170,7 @@ def losses(scores: Tensor, kind: Literal["pointwise", "pairwise", "both"]) -> di
     Right and wrong images have equal weight in the pointwise loss, whatever C is.
 
     Returns:
-        ``loss``, both losses, and ``right``: the share of wrong images below the right one.
+        The chosen ``loss``, both losses, and ``right``: share of wrong images with lower scores.
     """
     right, wrong = scores[:, :1], scores[:, 1:]
     pointwise = (F.softplus(-right).mean() + F.softplus(wrong).mean()) / 2
@@ -199,7 +201,7 @@ def train(config: TrainConfig, command: str) -> None:
     )  # fmt: skip
     loader = training_loader(dataset, batches, partial(collate, pair_model), config, device)
     first = collate(pair_model, [dataset[(0, 0)]])
-    if isinstance(first, PairInputs):  # an image that cannot be read is reported by its batch
+    if isinstance(first, PairInputs):  # an unreadable image is reported with its batch
         check_batches_fit(loader, first.tensors, config.batch_size)
 
     # ---- Optimizer and schedule
@@ -269,7 +271,7 @@ def files_of(config: TrainConfig, folder: Path) -> dict[str, ContentHash]:
 
 
 def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
-    """Return the training questions; mined ones never show a validation image.
+    """Return the training questions; mined ones with a validation image are left out.
 
     Raises:
         InputError: the file of mined questions is invalid, an image is missing, no question
@@ -285,7 +287,7 @@ def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
         check_images(questions, pairs.root, config.pairs)
         left_out = len(mined) - len(questions)
         shown = f"; {left_out} show validation images and are left out" if left_out else ""
-        notice(config.pairs, f"{len(questions)} questions are the training data{shown}")
+        notice(config.pairs, f"training uses {len(questions)} questions{shown}")
         longest = max(len(question.wrong) for question in questions)
     needed = 1 + longest + config.draws.total
     if len(train_rows) < needed:
@@ -312,15 +314,15 @@ def check_images(questions: Sequence[Question], root: Path, where: str) -> None:
 
 
 def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairModel:
-    """Load the reranker, freeze parts of it and add low-rank updates.
+    """Load the reranker; as the settings say, freeze its vision tower and add low-rank updates.
 
     Raises:
-        InputError: the folder holds another kind of model or adapters, or ``--freeze`` finds no
-            such tower.
+        InputError: the folder holds adapters or another kind of model, or ``--freeze`` finds no
+            vision tower.
     """
     if base_folder(folder) != folder:
         raise InputError(
-            folder, "expected a whole model, found adapters of another one (adapter_config.json)",
+            folder, "expected a full model, found only adapters (adapter_config.json)",
             todo="merge them with peft's merge_and_unload, and save the model",
         )  # fmt: skip
     dtype = torch.bfloat16 if config.weights == "bf16" else torch.float32
@@ -338,7 +340,8 @@ def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairM
             if name.rpartition(".")[2] in VISION_TOWERS
         ]  # fmt: skip
         if not towers:
-            raise InputError("--freeze", f"{folder} has no vision tower named {VISION_TOWERS}")
+            names = " or ".join(VISION_TOWERS)
+            raise InputError("--freeze", f"{folder} has no vision tower named {names}")
         freeze(towers)
     if config.lora_rank:
         pair_model.model = with_lora(
@@ -348,7 +351,7 @@ def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairM
 
 
 def scoring_command(config: TrainConfig, target: Path) -> str:
-    """Format the command that scores with the tuned model; the folder is appended."""
+    """Format the command that scores with the tuned model; :class:`Run` appends the folder."""
     flags = {"yes_token": config.yes_token, "no_token": config.no_token}
     changed = {
         name: value for name, value in flags.items()
@@ -360,8 +363,8 @@ def scoring_command(config: TrainConfig, target: Path) -> str:
 def write_model(run: Run, pair_model: PairModel, source: Path, target: Path) -> None:
     """Write the best weights, or without validation the last ones, to a model folder.
 
-    Low-rank updates are merged. Processor, chat template and settings are copied from the source,
-    and the instruction is added to the settings.
+    Low-rank updates are merged. The processor, the chat template and the settings are copied from
+    the source, and the instruction is added to the settings.
 
     Args:
         run: finished run.
@@ -401,7 +404,7 @@ def validation_candidates(retrieval: Retrieval, count: int, seed: int) -> Tensor
         seed: seed of the random images.
 
     Returns:
-        int64 [Q, K], positions in the gallery: a right image, the twin if any, random images.
+        int64 [Q, K], positions in the gallery: a right image, its twin if any, random wrong images.
     """
     assert retrieval.gallery is not None
     assert retrieval.relevant is not None

@@ -297,7 +297,7 @@ def test_names_that_would_break_the_output(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--query", ""], "--query: expected words, found an empty text"),
+        (["--query", ""], "--query: expected words, found an empty string"),
         (["--query", " \t "], "--query: expected words, found none in"),
         (["--query", "\u200b\u0301\ufe0f"], "--query: expected words, found none in"),
         (["--query", "\u3164\u2800"], "--query: expected words, found none in"),
@@ -424,7 +424,8 @@ def test_the_command_runs_in_any_folder(tmp_path: Path) -> None:
     (photos / "bad.jpg").write_text("bad")
     done = subprocess.run(
         [sys.executable, "-m", "pab.search", "--model", "clip", "--image_folder", "my photos"]
-        + ["--arch", f"local-dir:{ROOT / 'checkpoints/mini/clip'}", "--query", "a man"],
+        + ["--arch", f"local-dir:{ROOT / 'checkpoints/mini/clip'}", "--query", "a man"]
+        + ["--batch_size", "1"],  # a single batch would be loaded without loader processes
         cwd=tmp_path, capture_output=True, text=True, check=False,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

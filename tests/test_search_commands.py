@@ -224,7 +224,7 @@ def test_flags_of_index_that_are_refused(
     ("flags", "expected"),
     [
         ([], "expected --text or --image, found neither"),
-        (["--text", ""], "--text: expected words, found an empty text"),
+        (["--text", ""], "--text: expected words, found an empty string"),
         (["--text", "a", "--minus", "..."], "--minus: expected words"),
         (["--text", "a", "--top_k", "0"], "--top_k: must be at least 1"),
         (

@@ -125,7 +125,7 @@ class Run:
         self._vectors: list[dict[str, np.ndarray]] = []
 
     def result(self, engine: Engine | None) -> Report:
-        """Run all steps."""
+        """Update the index from its source; return the counts of the run."""
         listing = self.source.list()
         self._check_containers(listing)
         known = None if self.manifest is None else list(map(choice_of, self.manifest.members))

@@ -83,7 +83,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class FileState:
-    """Size (bytes) and time of the last change (ns) of a file, to detect changes."""
+    """Size (bytes) and modification time (ns) of a file, to detect changes."""
 
     bytes: int
     mtime_ns: int

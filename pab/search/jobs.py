@@ -83,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """Encoded part of a run: an index in its own folder.
+    """Encoded part of a run: an index in a separate folder.
 
     Attributes:
         number: position of the part's task in the list of tasks.

@@ -40,7 +40,8 @@ class Item:
 
     ``load`` returns the entry with its hash and its size in pixels, and the upright RGB image. It
     raises :class:`InputError` if the image cannot be read. ``size`` is the number of bytes of the
-    container that this image takes up, for the progress; 0 if unknown.
+    container that this image accounts for (estimated for videos), for the progress display; 0 if
+    unknown.
     """
 
     entry: Entry
@@ -125,7 +126,7 @@ class Source(ABC):
     """Source of images.
 
     Attributes:
-        root: absolute path of a folder that contains all files, also in nested folders.
+        root: absolute path of a folder that contains all the files, directly or in subfolders.
     """
 
     root: Path
@@ -164,7 +165,10 @@ class FolderSource(Source):
 
 
 class TableSource(Source):
-    """Images of a CSV or TSV table, relative to the table's folder or to a given folder."""
+    """Images listed in a CSV or TSV table.
+
+    Their names are relative to the given folder, or else to the table's folder.
+    """
 
     def __init__(self, table: Path, columns: TableColumns, folder: Path | None) -> None:
         self.table, self.columns = existing_file(table, "a table"), columns
@@ -179,8 +183,8 @@ class TableSource(Source):
         """See :class:`Source`; several captions of an image are joined, one per line.
 
         Raises:
-            InputError: rows are invalid, such as a path that leaves the folder; the error
-                counts them.
+            InputError: some rows are invalid, for example because a path leaves the folder; the
+                error counts them.
         """
         bad, captions = BadLines(), dict[str, list[str]]()
         for row in captioned_images(absolute(self.table), self.root, self.columns, bad):
@@ -306,7 +310,7 @@ def with_content(entry: Entry) -> Entry:
 
 
 def state_of(path: Path) -> FileState:
-    """Return the size of a file and the time of its last change."""
+    """Return the size and modification time of a file."""
     status = path.stat()
     return FileState(status.st_size, status.st_mtime_ns)
 

@@ -20,7 +20,7 @@ def check_query(query: str, flag: str = "--query") -> None:
         InputError: the query is empty, has no visible text, or is not UTF-8.
     """
     if not query:
-        raise InputError(flag, "expected words, found an empty text")
+        raise InputError(flag, "expected words, found an empty string")
     try:
         query.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,9 +1,9 @@
 """Encode parts of an index on workers; :func:`pab.search.build.build_index` combines them.
 
-A part is a block of files, or an archive or a video. A worker writes each part as an index in its
-own folder, with the manifest after the files that it names. The run then moves the files into the
-index and names them in its manifest. A lost worker therefore loses at most the parts that it was
-encoding.
+A part is a block of files, an archive, or a video. A worker writes each part as an index in a
+separate folder. It writes the files first and then the manifest that lists them. The run then moves
+the files into the index and lists them in the manifest of the index. A lost worker therefore loses
+at most the parts that it was encoding.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ def encode_part(
 ) -> Part:
     """Encode a part of an index into a new folder.
 
-    Each attempt at a part has a folder of its own, because a worker that seems lost may still be
-    writing.
+    Each attempt at a part writes to a separate folder, because a worker that seems lost may still
+    be writing.
 
     Args:
         job: the run.
         number: position of the task in the list of tasks.
         task: the images.
         members: the loaded members.
-        old: the index before the run, whose vectors are reused; None for a new index. Its marks
-            ``keep`` are overwritten.
+        old: the index before the run, whose vectors are reused; None for a new index. Its
+            ``keep`` marks are overwritten.
 
     Raises:
-        InputError: vectors or files are invalid, or the folder cannot be written.
+        InputError: a vector is not finite or has the wrong width, or the folder cannot be written.
+            Unreadable images and damaged containers are recorded in the part instead.
     """
     folder = job.folder / f"{number}_{uuid4().hex}"
     run = Run(folder, job.source, job.choices, lambda: members, job.settings)

@@ -30,8 +30,8 @@ class Line:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in a thread and return its result.
 
-        A request that is cancelled while it waits leaves the queue. A function that already runs is
-        not stopped.
+        A request that is cancelled while it waits leaves the queue. A function that is already
+        running is not stopped.
 
         Raises:
             BusyError: the queue is full.
@@ -50,7 +50,7 @@ class Line:
         return await asyncio.wrap_future(work)
 
     def close(self) -> None:
-        """Stop the threads; waiting functions never run."""
+        """Cancel the waiting functions; the threads end when their current functions return."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _leave(self) -> None:

@@ -97,7 +97,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "words": (
         bert,
-        ["a folder of BERT", "vocab.txt: present"],
+        ["a BERT folder", "vocab.txt: present"],
         "python -m uit.run --task cmp --checkpoint '' --swin SWIN --bert {path}",
     ),
     "tars": (

@@ -20,7 +20,10 @@ def explain(path: str | Path) -> str:
     """Describe a path in lines of text.
 
     Raises:
-        InputError: the path does not exist, is of unknown kind, or contains a bad line.
+        InputError: the path does not exist or is of unknown kind, a file is damaged or cannot be
+            read, a data root has no usable part, a name-masked set is incomplete, or a line is bad.
+            Bad lines of a data root's training and labelled annotations, and of a folder of
+            captioned images, are listed in the text instead.
     """
     path = Path(path)
     if not path.exists():

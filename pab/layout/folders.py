@@ -29,7 +29,8 @@ def explain_folder(folder: Path) -> Found:
     """Describe a folder that is not a data root.
 
     Raises:
-        InputError: the folder is of unknown kind, or a file in it contains a bad line.
+        InputError: the folder is of unknown kind, a file in it is damaged or cannot be read, or a
+            name-masked set is incomplete or invalid.
     """
     names = sorted(file_names(folder))
     if (folder / "gallery").is_dir() or query_file(folder):

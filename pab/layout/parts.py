@@ -79,7 +79,8 @@ def check_root(root: Path) -> list[Part]:
     """Check a data root.
 
     Raises:
-        InputError: a file cannot be read, or no part can be used.
+        InputError: a file cannot be read, no part can be used, or a name-masked set is invalid (see
+            :func:`masked_part`).
     """
     finder = ImageFinder(root)
     parts = [_shards(root, finder, "training", SHARD_FOLDERS[0])]

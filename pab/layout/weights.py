@@ -115,20 +115,27 @@ _MODELS = {
         "a checkpoint of CLIP",
         "python scripts/clip_infer.py --model NAME --pretrained {file}",
     ),
-    "transformers clip": ("a CLIP checkpoint of transformers, which no command reads",),
+    "transformers clip": (
+        "a CLIP checkpoint in the format of transformers; no command reads this format",
+    ),
     "swin": (
-        "weights of a Swin Transformer, UIT's initial image encoder",
+        "weights of a Swin Transformer, which initialize UIT's image encoder",
         "python -m uit.run --task cmp --checkpoint '' --swin {file} --bert BERT",
     ),
     "bert": (
-        "weights of BERT, UIT's initial text encoder",
+        "weights of BERT, which initialize UIT's text encoder",
         "python -m uit.run --task cmp --checkpoint '' --swin SWIN --bert {file}",
     ),
 }  # fmt: skip
 
 
 def explain_weight_folder(folder: Path) -> Found | None:
-    """Describe a folder of weights or of a vocabulary; return None for any other folder."""
+    """Describe a folder of weights or of a vocabulary.
+
+    Returns:
+        The description. None for any other folder, and for a folder with several weight files but
+        no model configuration.
+    """
     found = weight_folder(folder)
     place, vocabulary = quoted(folder), (folder / "vocab.txt").is_file()
     match found.family:
@@ -143,7 +150,7 @@ def explain_weight_folder(folder: Path) -> Found | None:
                 commands.append(f"python -m uit.run --task cmp {start}")
             if vocabulary:
                 commands.append(f"python -m uit.infer --text_encoder {place} --checkpoint UIT")
-            return Found("a folder of BERT: vocabulary or weights", facts, tuple(commands))
+            return Found("a BERT folder (vocabulary, weights or both)", facts, tuple(commands))
         case Family.WEIGHTS if len(found.weights) == 1:
             command = f"python -m pab.layout check {quoted(found.weights[0])}"
             return Found("a folder with one file of weights", (), (command,))

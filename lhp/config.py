@@ -34,7 +34,7 @@ class TrainConfig(ContrastiveConfig):
     )
 
     # Optimization
-    batch_size: int = flag(184, "pairs per process and step")
+    batch_size: int = flag(184, "pairs per process and batch")
     epochs: int = flag(4, "passes over the data (release 4, paper 3)")
     weight_decay: float = flag(0.05, "AdamW weight decay")
 

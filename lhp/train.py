@@ -43,8 +43,8 @@ def train(config: TrainConfig, command: str) -> None:
 
     Raises:
         InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training image, or too many consecutive steps whose loss or gradient is not
-            finite.
+            unreadable training image, or too many consecutive steps skipped because the
+            loss or a gradient was not finite.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     files = named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model)

@@ -189,7 +189,7 @@ def test_another_instruction_changes_the_scores(
     scored: Scored,
     tmp_path: Path,
 ) -> None:
-    """The flag and the file give the same scores; an empty text means no instruction."""
+    """The flag and the file give the same scores; an empty string means no instruction."""
     (tmp_path / "prompt.txt").write_text("Find the person.\n")
     chosen = top_k(load_scores(candidates).scores, K)
     found = scored("flag", prompt="Find the person.")

@@ -46,7 +46,7 @@ class Machine:
         self.runs = Runs(self.data, self.tokenizer, self.folder)
 
     def start(self, name: str = "run", *flags: str, **settings: Any) -> str:
-        """Train for a few steps; return the error, or an empty text."""
+        """Train for a few steps; return the error, or an empty string."""
         settings = {"max_steps": 2, "drop_path": 0.0, **settings}
         config, _ = config_from_args(
             TrainConfig, self.runs.argv(name, *flags, **settings), prog="lhp"
@@ -77,7 +77,7 @@ def flip_a_byte(path: Path) -> None:
 
 
 def checkpoints(data: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
-    """Return the outcome of each start: an error, or an empty text."""
+    """Return the outcome of each start: an error, or an empty string."""
     machine = Machine(data, tokenizer, folder)
     first, second = (folder / f"machine-{i}/run" / LAST for i in range(2))
     found: dict[str, Any] = {"new": machine.start()}

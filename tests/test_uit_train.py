@@ -419,7 +419,7 @@ def test_a_resumed_run_compares_files_by_content(
     runs("cut", checkpoint=start, max_steps=3)
     words = runs.folder / "words"
     shutil.copytree(runs.vocabulary, words)
-    with monkeypatch.context() as patch:  # a resumed run needs no start weights
+    with monkeypatch.context() as patch:  # a resumed run needs no initial weights
         patch.setattr(torch.distributed.run, "main", lambda _: None)
         runs("cut", dist="f2", checkpoint="gone.pth", text_encoder=words)
         with pytest.raises(InputError, match=r"gone\.pth: expected weights"):
@@ -487,9 +487,9 @@ def test_a_vocabulary_of_other_words_is_refused_before_training(runs: Runs) -> N
 
 
 @pytest.mark.usefixtures("runs")
-def test_evaluation_does_not_score_the_start_weights() -> None:
+def test_evaluation_does_not_score_the_initial_weights() -> None:
     with pytest.raises(InputError, match="expected the weights to evaluate"):
-        run(["--evaluate"])  # the default recipe sets only start weights
+        run(["--evaluate"])  # the default recipe sets only initial weights
 
 
 def test_more_gpus_than_exist_are_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,7 +563,8 @@ def _run_and_keep_scores(argv: list[str], folder: Path) -> dict[str, Tensor]:
 def test_two_processes_validate_what_is_written(
     runs: Runs, tmp_path: Path, ema: dict[str, Any]
 ) -> None:
-    # Training leaves each process its own batch statistics; validation must use those of rank 0.
+    # Training leaves each process with its own batch statistics; validation must use those of
+    # rank 0.
     settings = {"val_pairs": 8, "epo": 1, "lr": 1e-2, "k_val": 3, **ema}
     (tmp_path / "ranks").mkdir()
     argv = runs.argv("two", bs=2, **settings)

@@ -92,7 +92,7 @@ class TrainConfig(TrainingConfig):
     )
 
     # Optimization
-    batch_size: int = flag(84, "pairs per process and step", ge=2)  # a single pair has no negative
+    batch_size: int = flag(84, "pairs per process and batch", ge=2)  # a single pair has no negative
     epochs: int = flag(30, "passes over the data (release 30, paper 22)")
     lr: float = flag(1e-4, "peak learning rate (release 1e-4, paper 1e-5)")
     schedule: Literal["step", "linear", "cosine"] = flag(

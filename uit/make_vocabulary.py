@@ -1,8 +1,8 @@
 """Create a small WordPiece vocabulary from captions: `python -m uit.make_vocabulary`.
 
 Models trained from scratch on captions with few distinct words use it; models that start from BERT
-use BERT's. Frequent words become single pieces. Other words are split into their longest known
-prefix, then into characters.
+use BERT's. Frequent words become single pieces. Any other word is split into its longest known
+prefix, followed by single characters.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def train(config: TrainConfig, command: str) -> None:
 
     Raises:
         InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training image, or too many consecutive steps whose loss or gradient is not
-            finite.
+            unreadable training image, or too many consecutive steps skipped because the
+            loss or a gradient was not finite.
     """
     # ---- Data and model
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)

@@ -1,6 +1,7 @@
 """Read the index of a training set from the cache folder.
 
-The name of the index folder contains a hash of the shards' paths, sizes and modification times.
+The name of the index folder contains a hash of the shards' paths, sizes and modification times. For
+tables and folders of captioned images, the hash also covers the data root and the columns.
 """
 
 from __future__ import annotations

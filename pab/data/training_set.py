@@ -6,8 +6,8 @@ every line and writes a small index (start, source video and image of each line)
 memory-mapped. Each access to a pair is one positioned read. All processes share the operating
 system's file cache, and each process opens its own files.
 
-Sources other than UTF-8 JSON (tables, folders of captioned images, UTF-16) are first converted in
-the index folder.
+Sources other than UTF-8 JSON (tables, folders of captioned images, files in UTF-16 or UTF-32) are
+first converted to UTF-8 JSON; the copies are stored in the index folder.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class TrainingSet(Sequence[TrainPair]):
 
         The first call checks every line (`benchmarks/training_set_memory.py` times it). The
         index remains valid while paths, sizes and modification times of the shards are unchanged.
+        If there are tables or folders of captioned images, the data root, ``columns`` and the base
+        folder of a table's relative paths must also be unchanged.
         Notices about the shards are stored in the index, and printed by every call.
 
         Args:

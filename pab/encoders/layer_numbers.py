@@ -1,7 +1,13 @@
 """Map parameter names to layers, and find parameters without weight decay.
 
 Used for layer-wise decay of the learning rate, as in BEiT (arXiv 2106.08254). The names are those
-of OpenCLIP, timm and transformers.
+of the transformer models of OpenCLIP, timm and transformers.
+
+Convolutional image towers are not numbered by block. Beside a text tower of N blocks, a ResNet of
+OpenCLIP has its ``conv1`` weights and its positional embedding in layer N, and all other parameters
+in layer N + 1. A ConvNeXt of timm has one layer per stage, and its stem is in layer N + 1.
+Layer-wise decay therefore reduces the learning rates of a ResNet by at most one factor, and that of
+a ConvNeXt's stem not at all.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class TrainingConfig(TableConfig):
     )
 
     # Optimization
-    batch_size: int = flag(64, "pairs per process and step", ge=1)
+    batch_size: int = flag(64, "pairs per process and batch", ge=1)
     epochs: int = flag(1, "passes over the data", ge=1)
     lr: float = flag(1e-5, "peak learning rate", gt=0)
     weight_decay: float = flag(0.0, "AdamW weight decay", ge=0)

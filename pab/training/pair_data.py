@@ -79,7 +79,7 @@ class PairCollate:
     """Stack images and pad captions; return the first error, if any.
 
     Attributes:
-        pad: pads B rows of ids to ids [B, N] and their mask [B, N].
+        pad: pads B rows of ids to equal length; returns the ids [B, N] and their mask [B, N].
     """
 
     pad: Callable[[list[list[int]]], tuple[Tensor, Tensor]]

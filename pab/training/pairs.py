@@ -40,7 +40,7 @@ class PairModel:
         view: maps a training image to pixels [3, S, S]; may be random. If it is a transform in two
             parts (:func:`pab.data.images.in_two_parts`), the pixels are normalized on the device.
         encode_ids: maps a caption to ids.
-        pad: pads B rows of ids to ids [B, N] and their mask [B, N].
+        pad: pads B rows of ids to equal length; returns the ids [B, N] and their mask [B, N].
         vectors: maps pairs (ids and mask on the CPU) to unit vectors [B, K + 1, D], with the
             text's vector last.
         logit_scale: returns the logarithm of the scale of similarities, a scalar with gradient.
@@ -97,7 +97,8 @@ def train_pairs(
 
     Raises:
         InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training image, or too many consecutive steps that are not finite.
+            unreadable training image, or too many consecutive steps skipped because the
+            loss or a gradient was not finite.
     """
     # ---- Data and model
     setup = set_up(config, command, files, config.update_freq)

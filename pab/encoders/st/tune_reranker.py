@@ -108,7 +108,7 @@ class TrainConfig(VlmTuneConfig):
     loss: Literal["pointwise", "pairwise", "both"] = flag(
         "both", "yes/no cross entropy, Bradley-Terry, or the sum of both"
     )
-    batch_size: int = flag(4, "captions per process and step", ge=1)
+    batch_size: int = flag(4, "captions per process and batch", ge=1)
     update_freq: int = flag(1, "batches whose gradients are accumulated per update", ge=1)
     lr: float = flag(1e-4, "peak learning rate; without LoRA, use about a tenth")
     clip_grad: float | None = flag(1.0, "maximum gradient norm; none: no clipping")
@@ -185,7 +185,8 @@ def train(config: TrainConfig, command: str) -> None:
 
     Raises:
         InputError: before the first step: bad settings, data, model or checkpoint. During training:
-            an unreadable training image, or too many consecutive steps that are not finite.
+            an unreadable training image, or too many consecutive steps skipped because the
+            loss or a gradient was not finite.
     """
     # ---- Data and model
     folder, target = model_folder(config.model), config.tuned_folder()
@@ -275,7 +276,7 @@ def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
 
     Raises:
         InputError: the file of mined questions is invalid, an image is missing, no question
-            remains, or the training set has too few images to draw wrong ones from.
+            remains, or the training set has too few pairs to draw wrong images from.
     """
     pairs, train_rows, val_rows = setup.data
     questions: Sequence[Question] = PairQuestions(pairs, train_rows)
@@ -291,10 +292,9 @@ def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
         longest = max(len(question.wrong) for question in questions)
     needed = 1 + longest + config.draws.total
     if len(train_rows) < needed:
-        raise InputError(
-            "--easy_negatives", f"needs {needed} training images to draw from, found "
-            f"{len(train_rows)}",
-        )  # fmt: skip
+        found = f"found {len(train_rows)}"
+        problem = f"needs {needed} training pairs to draw wrong images from, {found}"
+        raise InputError("--easy_negatives", problem)
     return questions
 
 

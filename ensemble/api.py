@@ -11,6 +11,7 @@ from ensemble.run import RunConfig, meta_of
 from ensemble.scaling import Scaling
 from pab.api import checked
 from pab.core.config import load_config
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.scores import ScoreFile
 
@@ -56,7 +57,8 @@ def fuse(
     if len(weights) != wanted:
         raise InputError(
             "weights",
-            f"expected {wanted} for {count} score files and {fusion} fusion, found {len(weights)}",
+            f"expected {wanted} for {counted(count, 'score file')} and {fusion} fusion, found "
+            f"{len(weights)}",
         )
     own = [1.0] * (count - wanted) + list(weights)
     members: list[Member] = []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ensemble.decode import CONVERGED, LOGARITHMS, DecodeSettings, decode, sinkhorn_errors
 from ensemble.rerank_prior import Evidence, Reranking
+from pab.core.counts import counted
 from pab.core.notices import notice
 from pab.evaluate import text_table
 from pab.metrics import MAP_DEPTH, Metrics, paired_bootstrap
@@ -109,7 +110,8 @@ def warn_on_sinkhorn(settings: DecodeSettings, row: float, column: float) -> Non
     if max(row, column) > CONVERGED:
         notice(
             "--decode sinkhorn",
-            f"has not converged after {settings.steps} steps at factor {settings.factor:g}: "
+            f"has not converged after {counted(settings.steps, 'step')} at factor "
+            f"{settings.factor:g}: "
             f"the plan's sums are off by up to {row:.2g} in rows and {column:.2g} in columns; "
             "increase --sinkhorn_steps or reduce --decode_factor",
         )

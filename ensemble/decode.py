@@ -36,6 +36,7 @@ from ensemble.arbitration import PASSES, arbitrate
 from ensemble.component_assignment import component_assignment
 from ensemble.matching import STAYS_OUT, priced_matching
 from ensemble.rerank_prior import Evidence
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.progress import progress
 from pab.ranking import rows_in_order, top_k
@@ -152,7 +153,8 @@ def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
         float32 [Q, G], comparable within a row; logarithms in rows whose top-1 image is a hub.
     """
     if bank.shape[1] != scores.shape[1]:
-        raise ValueError(f"the bank has {bank.shape[1]} images, the scores {scores.shape[1]}")
+        sizes = f"{bank.shape[1]} and {scores.shape[1]}"
+        raise ValueError(f"expected the same images in bank and scores, found {sizes}")
     hubs = torch.zeros(scores.shape[1], dtype=torch.bool)
     hubs[top_k(bank, 1)[:, 0]] = True
     attraction = torch.full((scores.shape[1],), -torch.inf, dtype=torch.float64)  # [G]
@@ -258,7 +260,8 @@ def assignment(
     n_queries, n_gallery = scores.shape
     if slack is None and n_queries > n_gallery:
         raise InputError(
-            "--decode", f"cannot assign {n_gallery} images one-to-one to {n_queries} queries",
+            "--decode", f"cannot assign {counted(n_gallery, 'image')} one-to-one to "
+            f"{n_queries} queries",
             todo="set the price of opting out with --decode_slack",
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ensemble.members import RANKED_LIST, Member, Rule
 from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.core.progress import progress
@@ -246,7 +247,7 @@ def aligned(
                 member.path, "all images have the same score for every query: there is no ranking"
             )
         if count:
-            queries = "1 query has" if count == 1 else f"{count} queries have"
+            queries = counted(count, "query has", "queries have")
             notice(
                 member.path,
                 f"{queries} the same score for all images: nothing is added for "

@@ -59,7 +59,7 @@ def stored(path: str, gallery_ids: Sequence[str], ids: str | None) -> Tensor:
     rows = list(gallery_ids) if names is None else names
     if len(found.scores) != len(rows):
         raise InputError(
-            path, f"expected a vector for each of {len(rows)} images, found {len(found.scores)}",
+            path, f"expected one vector per image ({len(rows)}), found {len(found.scores)}",
             todo="pass the ids of its rows with --feature_ids FILE",
         )  # fmt: skip
     vectors = found.scores.float()

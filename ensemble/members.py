@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.data.id_lists import read_gallery_ids, read_query_ids
@@ -231,9 +232,10 @@ def _as_member(
         return file
     missing = [query_id for query_id in query_ids if query_id not in file.listed]
     if missing:
+        found = len(query_ids) - len(missing)
         raise InputError(
             path,
-            f"expected all {len(query_ids)} queries, {len(missing)} are missing: {some(missing)}",
+            f"expected all {len(query_ids)} queries, found {found}; missing: {some(missing)}",
             todo="complete the file: each member must score every query (pab.evaluate "
             "counts missing queries as misses)",
         )
@@ -294,7 +296,7 @@ def check_candidates(
         elif min(found, len(file.gallery_ids)) != min(expected, len(file.gallery_ids)):
             raise InputError(
                 member.path,
-                f"expected {expected} candidates per query (--uit_k), found {found}",
+                f"expected {counted(expected, 'candidate')} per query (--uit_k), found {found}",
                 todo=f"score again with python -m uit.infer --k_test {expected}, or fuse with "
                 f"--uit_k {found} (--uit_k none skips this check)",
             )

@@ -28,6 +28,7 @@ from ensemble import image_vectors
 from ensemble.members import Member, load_members, scored_counts
 from ensemble.refusals import refuse_test_set
 from pab.core.config import config_from_args, data_flag, flag, model_flag, output_flag
+from pab.core.counts import counted
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
 from pab.core.notices import notice
@@ -251,7 +252,7 @@ def mined(
 
 def report(config: MineConfig, questions: Sequence[Question], counts: Counter[str]) -> str:
     """Describe in lines of text what was mined and what was left out."""
-    lines = [f"{len(questions)} questions -> {config.out}"]
+    lines = [f"{counted(len(questions), 'question')} -> {config.out}"]
     for kind, why in (("failure", "beyond"), ("regression", "safe")):
         kept = sum(one.kind == kind for one in questions)
         reasons = {
@@ -260,11 +261,12 @@ def report(config: MineConfig, questions: Sequence[Question], counts: Counter[st
         }
         without = f"{counts[f'{kind} without']} without a wrong image"
         lines.append(f"{kind}s: {kept} of {counts[kind]}; left out: {reasons[why]}, {without}")
-    near = f"{counts['near-duplicates']} near-duplicates (cosine above {config.duplicates_above:g})"
+    near = counted(counts["near-duplicates"], "near-duplicate")
+    near += f" (cosine above {config.duplicates_above:g})"
     if config.encoder is None and config.features is None:
         near = "near-duplicates not checked (--encoder or --features)"
     lines.append(
-        f"wrong images: {counts['wrong']}, {counts['twins']} of them twins; left out: "
+        f"wrong images: {counts['wrong']} (twins: {counts['twins']}); left out: "
         f"{counts['same caption'] + counts['twins alike']} with the same caption, {near}"
     )
     return "\n".join(lines)

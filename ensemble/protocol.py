@@ -81,7 +81,7 @@ def check_answer(
             gallery.
     """
     if len(lines) != query_count:
-        raise InputError(where, f"expected {query_count} lines, one per query, found {len(lines)}")
+        raise InputError(where, f"expected one line per query ({query_count}), found {len(lines)}")
     wanted = min(ANSWER_NAMES, len(gallery_ids))
     if len(lines[0]) != wanted:
         raise InputError(where, f"expected {wanted} names per line, found {len(lines[0])}")

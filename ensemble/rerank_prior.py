@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ensemble.fuse import Fusion, row_order
 from ensemble.members import RANKED_LIST, Member, scored_counts
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.ranking import top_k
@@ -103,9 +104,9 @@ class Reranking:
         if queries:
             notice(
                 self.path,
-                f"{int(unscored.sum())} images of {queries} queries, each among the query's first "
-                f"{values.shape[1]}, have no score in this file and are treated as the worst of "
-                "their query",
+                "images without a score in this file are treated as the worst of their query: "
+                f"{int(unscored.sum())} in {counted(queries, 'query', 'queries')}, each among the "
+                f"query's first {values.shape[1]}",
             )
 
 

@@ -27,6 +27,7 @@ from ensemble.protocol import ANSWER_NAMES, PROTOCOL_FILES, check_answer, load_p
 from ensemble.rerank_prior import reranking_of
 from pab import __version__
 from pab.core.config import config_from_args, data_flag, flag, output_flag
+from pab.core.counts import counted
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.outputs import check_inputs_are_kept, check_outputs
@@ -151,7 +152,8 @@ def run(config: RunConfig) -> None:
         save_scores(config.save_score, result)
     write_ranked_list(config.output_file, answer)
     kind = "per query" if per_query(config, files) else "joint over all queries"
-    print(f"{described(config, members)} ({kind}): {len(order)} queries -> {config.output_file}",
+    queries = counted(len(order), "query", "queries")
+    print(f"{described(config, members)} ({kind}): {queries} -> {config.output_file}",
           file=sys.stderr)  # fmt: skip
     if evaluation is not None:
         print(evaluation.table(only=protocol.metrics if protocol else None))

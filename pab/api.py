@@ -49,7 +49,7 @@ def rank(
             raise InputError("gallery_ids", "expected None for a score file, which has its own ids")
         return [list(names) for names, _ in ranking_of(checked(scores), top_k)]
     if scores.ndim != 2 or gallery_ids is None or len(gallery_ids) != scores.shape[1]:
-        found = "none" if gallery_ids is None else f"{len(gallery_ids)} ids"
+        found = "none" if gallery_ids is None else str(len(gallery_ids))
         found = f"{found} for shape {list(scores.shape)}"
         problem = f"expected one id per column of scores [Q, G], found {found}"
         raise InputError("gallery_ids", problem)

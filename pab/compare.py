@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pab.core.config import CommandParser
+from pab.core.counts import counted
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
 from pab.core.outputs import check_inputs_are_kept, check_outputs
@@ -80,7 +81,7 @@ class Comparison:
 def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Comparison:
     """Compare two ranked lists line by line; both contain the same queries in the same order."""
     if len(a) != len(b):
-        raise ValueError(f"expected lists of equal length, found {len(a)} and {len(b)} lines")
+        raise ValueError(f"expected lists of equal length, found {len(a)} and {len(b)}")
     depth = min(DEPTH, len(a[0]), len(b[0]))
     heads = [(list(x[:depth]), list(y[:depth])) for x, y in zip(a, b, strict=True)]
     shared = [len(set(x) & set(y)) for x, y in heads]
@@ -169,7 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     check_inputs_are_kept({"json": args.json}, inputs)
     a, b = read_ranked_list(args.a), read_ranked_list(args.b)
     if len(a) != len(b):
-        raise InputError(args.b, f"expected {len(a)} lines as in {args.a}, found {len(b)}")
+        wanted = counted(len(a), "line")
+        raise InputError(args.b, f"expected {wanted} as in {args.a}, found {len(b)}")
     known = {name for line in a for name in line}
     listed = {name for line in b for name in line}
     spelt = respelt(listed, known, args.b, known_name=str(args.a))
@@ -195,7 +197,8 @@ def main(argv: list[str] | None = None) -> None:
     if comparison.differing and args.show:
         shown = comparison.differing[: args.show]
         part = f"; the first {len(shown)}" * (len(shown) < len(comparison.differing))
-        report += f"\n\nfirst images differ in {len(comparison.differing)} lines{part}:"
+        lines = counted(len(comparison.differing), "line")
+        report += f"\n\nfirst images differ in {lines}{part}:"
         for number in shown:
             answer = f"  right: {right[number - 1]}" if right else ""
             report += f"\nline {number}  A {a[number - 1][0]}  B {b[number - 1][0]}{answer}"

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pab.core.config import CommandParser
+from pab.core.counts import counted
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
 from pab.core.notices import notice
@@ -214,8 +215,8 @@ def evaluate(
     metrics = evaluate_scores(score_file, relevant, where=where)
     twin = twin_preference(score_file, metrics, retrieval.twins, where=where)
     if missing:
-        count = f"{len(missing)} of {len(missing) + len(query_ids)} queries"
-        notice(where, f"{count} are missing, and count as misses: {some(missing)}")
+        count = f"{len(missing)} of {len(missing) + len(query_ids)}"
+        notice(where, f"missing queries count as misses ({count}): {some(missing)}")
         metrics = metrics.with_misses(missing)
         missed_twins = [0.0 if query_id in retrieval.twins else np.nan for query_id in missing]
         twin = np.concatenate([twin, missed_twins])
@@ -265,7 +266,7 @@ def evaluate_predictions(
     relevant = _labels(retrieval)
     query_ids = order_queries([query.query_id for query in retrieval.queries], query_order)
     if len(names) != len(query_ids):
-        problem = f"expected {len(query_ids)} lines, one per query, found {len(names)}"
+        problem = f"expected one line per query ({len(query_ids)}), found {len(names)}"
         raise InputError(where, problem)
     names = respelt_lists(names, retrieval, where)
     if retrieval.gallery is not None:
@@ -282,7 +283,7 @@ def evaluate_predictions(
     n_gallery = None if retrieval.gallery is None else len(retrieval.gallery)
     shortest = min(map(len, names))
     if shortest < SHORT_LIST and shortest != n_gallery:
-        limit = f"lists as few as {shortest} images per query; an unlisted right image"
+        limit = f"lists as few as {counted(shortest, 'image')} per query; an unlisted right image"
         notice(where, f"{limit} counts as not found, also in R@{SHORT_LIST} and mAP@{SHORT_LIST}")
     metrics = evaluate_lists(names, query_ids, relevant, n_gallery=n_gallery, where=where)
     return Evaluation(metrics, _groups(retrieval, query_ids), None, None, retrieval.relevance)

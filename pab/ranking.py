@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.files import (
     DAMAGED_ARCHIVE,
@@ -265,7 +266,8 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
         if not names:
             _check_is_list(path, found)
         elif len(found) != len(names[0]):
-            raise fault(f"expected {len(names[0])} names as in line 1, found {len(found)}")
+            wanted = counted(len(names[0]), "name")
+            raise fault(f"expected {wanted} as in line 1, found {len(found)}")
         if len(set(found)) < len(found):
             twice = next(name for name, n in Counter(found).items() if n > 1)
             raise fault(f"expected distinct names, found {twice!r} twice")

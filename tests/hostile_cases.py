@@ -252,7 +252,7 @@ def list_cases() -> list[TextCase]:
         TextCase("empty line", b"a b c\n\n", "line 2"),
         TextCase("duplicate name", b"a b a\nb a c\n", "'a' twice"),
         TextCase("lines of unequal length", b"a b c\nb a\n", "line 2"),
-        TextCase("one line too many", b"a b c\n" * 4, "expected 3 lines"),
+        TextCase("one line too many", b"a b c\n" * 4, "expected one line per query (3)"),
         TextCase("bytes that are not UTF-8", b"\xff\xfe a\n", "UTF-8"),
     ]
 

@@ -271,7 +271,7 @@ def test_bad_validation_images_are_found_before_training(
     for image in (case.data / "train").rglob("*.jpg"):
         BAD_IMAGES[kind](image)
     case.train["val_pairs"] = 4
-    missing = "24 of 24 training images are missing"
+    missing = "missing training images (24 of 24)"
     refuse("train", missing if kind == "gone" else "4 of 4 images: cannot be read")
 
 

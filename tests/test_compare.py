@@ -61,7 +61,7 @@ def test_names_in_two_spellings_are_one(tmp_path: Path, capsys: pytest.CaptureFi
     main([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
     printed = capsys.readouterr()
     assert "same 2, same order           2" in printed.out
-    assert "1 names are matched" in printed.err
+    assert "names matched to" in printed.err
 
 
 def test_output_with_answers(

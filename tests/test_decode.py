@@ -144,7 +144,7 @@ def test_querybank_lowers_hubs_and_treats_queries_separately() -> None:
     assert top_k(found, 1)[:, 0].tolist() == [1, 1]
     assert torch.equal(found[1], scores[1]), "its first image is not a hub"
     assert torch.equal(querybank(scores[:1], bank, 10.0), found[:1])
-    with pytest.raises(ValueError, match="3 images"):
+    with pytest.raises(ValueError, match="same images in bank and scores, found 3 and 2"):
         querybank(scores[:, :2], bank, 10.0)
 
 

@@ -279,7 +279,7 @@ def test_sinkhorn_reports_if_it_has_not_converged(
         "decode"
     ]
     printed = capsys.readouterr().err
-    assert "note: --decode sinkhorn: has not converged after 1 steps at factor 100" in printed
+    assert "note: --decode sinkhorn: has not converged after 1 step at factor 100" in printed
     assert facts["row_error"] > 1e-3
     assert f"{facts['row_error']:.2g} in rows and {facts['column_error']:.2g} in columns" in printed
     facts = fused(tmp_path, *words, "--sinkhorn_steps", "500", "--decode_factor", "5").meta[

@@ -219,7 +219,7 @@ def test_scores_of_another_folder_are_refused(masked: tuple[Path, Path], tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("A B\nB A\n", "p.txt: expected 3 lines, one per query, found 2"),
+        ("A B\nB A\n", "p.txt: expected one line per query (3), found 2"),
         ("A B\nB A\nA\n", "p.txt, line 3: expected 2 names"),
     ],
 )
@@ -307,7 +307,7 @@ def test_a_run_may_lack_queries_and_images(
     outputs = ["--json", str(tmp_path / "m.json"), "--trec", str(tmp_path / "t"), "--top_k", "1"]
     main(["--score", str(tmp_path / "run.json"), *labels, *outputs])
     printed = capsys.readouterr()
-    assert "3 of 5 queries are missing, and count as misses: 'i0#1', 'i1#0', 'i3#0'" in printed.err
+    assert "missing queries count as misses (3 of 5): 'i0#1', 'i1#0', 'i3#0'" in printed.err
     figures = json.loads((tmp_path / "m.json").read_text())
     assert figures["gallery"] == 4
     found = figures["groups"]["all"]

@@ -160,7 +160,7 @@ def test_nothing_is_written_before_the_last_check(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (["i00 i01"] * 11, "a line for each of 12 queries, found 11"),
+        (["i00 i01"] * 11, r"one line per query \(12\), found 11"),
         (["i00 i01"] * 11 + ["i00 i77"], r"'i77' is not in the gallery .*line 12|line 12.*'i77'"),
         (["i00 i01"] * 11 + ["i00 i00"], "'i00' twice"),
     ],

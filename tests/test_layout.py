@@ -94,7 +94,7 @@ def test_missing_parts_and_images_are_named(root: Path, capsys: pytest.CaptureFi
     assert rows(output)["training"][2:] == ["5", "of", "6"]
     assert rows(output)["out of domain"] == ["-", "5,320", "-"]
     assert (
-        "  1 images of annotation/train/pair_*.json (2), the first train/imgs_1/wentwrong/1.jpg"
+        "  1 image of annotation/train/pair_*.json (2), the first train/imgs_1/wentwrong/1.jpg"
         in output
     )
     assert "  annotation/test/ucc.json: 5,320 lines" in output

@@ -129,7 +129,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "tables": (
         lambda path: write_text(path / "a.csv", "filepath,title\n"),
-        ["1 .csv files: check one of them"],
+        ["files of known kinds to check: 1 .csv"],
         "python -m pab.layout check {path}/a.csv",
     ),
 }
@@ -199,7 +199,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "query.json": (
         lambda path: write_lines(path, [{"query_index": "q", "caption": "a"}]),
-        ["queries of a name-masked set", "1 queries, q ... q"],
+        ["queries of a name-masked set", "1 query, q ... q"],
         "python -m lhp.infer --annotation {path} --image_folder FOLDER",
     ),
     "pair.json": (
@@ -308,7 +308,7 @@ def test_a_score_table_of_a_large_gallery(tmp_path: Path) -> None:
     write_text(tmp_path / "wide.csv", "".join(",".join(row) + "\n" for row in rows))
     text = explain(tmp_path / "wide.csv")
     assert "a CSV table" in text.splitlines()[0]
-    assert "1 queries x 6000 images" in text
+    assert "1 query x 6000 images" in text
 
 
 @pytest.mark.parametrize(

@@ -184,9 +184,7 @@ def test_a_diverged_run_ends_with_one_line_of_advice(
         run_cli(main, argv)
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    found = re.match(
-        r"error: training: 20 steps in a row were skipped, the last at step (\d+): ", last
-    )
+    found = re.match(r"error: training: skipped steps in a row: 20, the last at step (\d+): ", last)
     assert found is not None, last
     for flag in ("--lr (now 1e+30)", "--clip_grad (now none)", "--dtype fp32 or bf16 (now fp32)"):
         assert flag in last
@@ -269,7 +267,7 @@ def test_max_steps_applies_to_the_second_start(
     runs("twice", max_steps=3)
     run = runs("twice", max_steps=3)
     assert load_training_state(run / LAST).step == 3
-    assert "3 steps done" in capsys.readouterr().err
+    assert "step 3 done" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["seed", "batch_size", "local_prob", "weight_decay", "epochs"])
@@ -325,7 +323,7 @@ def test_a_batch_that_is_too_large_is_refused_before_files_are_hashed(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pab.training.resume.sha256_of_file", lambda path: pytest.fail("hashed"))
-    with pytest.raises(InputError, match=r"--batch_size: 5 x 1 processes x update_freq 5 is more"):
+    with pytest.raises(InputError, match=r"--batch_size: 5 x 1 process x update_freq 5 is more"):
         runs("bad", batch_size=5, update_freq=5)
 
 

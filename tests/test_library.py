@@ -89,7 +89,7 @@ def test_rank_refuses_invalid_inputs() -> None:
     scores = torch.zeros(2, 3)
     for wrong, ids, found in (
         (scores, None, "gallery_ids: expected one id per column of scores [Q, G], found none"),
-        (scores, ["a", "b"], "found 2 ids for shape [2, 3]"),
+        (scores, ["a", "b"], "found 2 for shape [2, 3]"),
         (scores[0], ["a", "b", "c"], "for shape [3]"),
         (scores, ["a", "b", "a"], "'a'"),
         (scores / 0, ["a", "b", "c"], "row 0"),

@@ -115,7 +115,7 @@ def test_the_example(
         "0 without a wrong image",
         "regressions: 2 of 2; left out: 0 with larger margins (--regressions), "
         "0 without a wrong image",
-        "wrong images: 12, 5 of them twins; left out: 2 with the same caption, "
+        "wrong images: 12 (twins: 5); left out: 2 with the same caption, "
         "near-duplicates not checked (--encoder or --features)",
     ]
 
@@ -127,7 +127,7 @@ def test_a_twin_with_the_same_caption_is_left_out(
     mine(words)
     assert wrong(tmp_path)["c0"] == ["b1", "b0"]
     said = capsys.readouterr().out
-    assert "wrong images: 12, 4 of them twins; left out: 3 with the same caption" in said
+    assert "wrong images: 12 (twins: 4); left out: 3 with the same caption" in said
 
 
 def test_images_with_the_same_caption_may_count_as_right(words: list[str], tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_limited_number_of_regressions(
     assert list(lines(tmp_path)) == ["a0", "a1", "b0", "b1", "c0"]
     said = capsys.readouterr().out
     assert "1 with larger margins (--regressions)" in said
-    assert "wrong images: 10, 5 of them twins; left out" in said
+    assert "wrong images: 10 (twins: 5); left out" in said
     mine([*words, "--regressions", "0"])
     assert list(lines(tmp_path)) == ["a1", "b0", "b1", "c0"]
 
@@ -287,7 +287,7 @@ def test_invalid_settings(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (torch.eye(5), "expected a vector for each of 6 images, found 5"),
+        (torch.eye(5), r"expected one vector per image \(6\), found 5"),
         (torch.full((6, 2), torch.nan), "expected finite vectors"),
         ({"features": torch.eye(6), "image_ids": [*IDS[:5], "z"]}, "missing: 'd0'"),
         (b"q1 Q0 a0 1 0.5 run\n", "expected a matrix of image vectors .*found a TREC run"),

@@ -39,7 +39,7 @@ def test_a_known_name_keeps_its_spelling(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == ""
     respelt(["Cafe\u0301.jpg", "b.png"], ["Caf\u00e9", "b"], "f")
     assert capsys.readouterr().err == (
-        "note: f: 1 names are matched to the gallery in another Unicode form, such as "
+        "note: f: names matched to the gallery in another Unicode form: 1, such as "
         "'Cafe\\u0301.jpg' to 'Caf\\xe9'\n"
     )
 

@@ -85,7 +85,7 @@ WRONG: dict[str, tuple[list[ScoreFile], str]] = {
     ),
     "query missing": (
         [part_file(1), replace(part_file(2), query_ids=["q2"], scores=SCORES[:1]), part_file(3)],
-        "expected 7 different queries in all parts, found 6 queries",
+        "expected 7 different queries in all parts, found 6",
     ),
 }  # fmt: skip
 

@@ -161,10 +161,10 @@ def test_missing_training_images_are_counted(
     shutil.rmtree(recipe.data / "train/imgs_1")
     (recipe.data / "train/imgs_0/goal/2.jpg").unlink()
     line = fails_early()
-    assert "13 of 24 training images are missing: train/imgs_0/goal/2.jpg; train/imgs_1/" in line
+    assert "missing training images (13 of 24): train/imgs_0/goal/2.jpg; train/imgs_1/" in line
     assert "--train_shards" in line
     line = fails_early(train_shards="1")
-    assert "12 of 12 training images" in line
+    assert "training images (12 of 12)" in line
 
 
 def test_a_long_list_of_missing_images_is_shortened(
@@ -172,7 +172,7 @@ def test_a_long_list_of_missing_images_is_shortened(
 ) -> None:
     shutil.rmtree(recipe.data / "train")
     line = fails_early()
-    assert "24 of 24 training images" in line
+    assert "training images (24 of 24)" in line
     assert line.count(".jpg; ") == 20
     assert "and 4 more; download them" in line
 

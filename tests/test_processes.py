@@ -383,7 +383,7 @@ def test_one_process_needs_no_group() -> None:
         ([0, 1], 3, r"expected the ids 0 to 2, each once; missing \[2\]"),
         ([0, 0], 1, r"repeated or out of range \[0\]"),
         ([-1, 0], 1, r"repeated or out of range \[-1\]"),
-        ([0], 1, "1 ids for 2 rows"),
+        ([0], 1, "one id per row, found 1 for 2"),
     ],
 )
 def test_lost_and_foreign_ids_are_errors(ids: list[int], total: int, words: str) -> None:

@@ -93,7 +93,7 @@ def test_scores_of_a_part_of_the_gallery_are_refused(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda lines: lines[1:], "expected 10 lines, one per query, found 9"),
+        (lambda lines: lines[1:], "expected one line per query (10), found 9"),
         (lambda lines: [line[:9] for line in lines], "expected 10 names per line, found 9"),
         (lambda lines: [["nobody", *line[1:]] for line in lines], "'nobody' is not in the gallery"),
         (lambda lines: [[line[1], *line[1:]] for line in lines], "twice"),

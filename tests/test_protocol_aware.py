@@ -86,7 +86,9 @@ def test_images_without_a_reranker_score_are_counted(capsys: pytest.CaptureFixtu
     fused = torch.tensor([[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]])
     scores = torch.tensor([[0.3, -1.0, 0.7], [0.3, 0.7, -1.0]])  # -1.0 is the fill value
     Reranking("vlm", "vlm.pt", scores, torch.tensor([2, 2]), 2, 0.0).reorder(fused)
-    assert "vlm.pt: 1 of the first 2 images of 1 queries" in capsys.readouterr().err
+    assert "worst of their query: 1 in 1 query, each among the query's first 2" in (
+        capsys.readouterr().err
+    )
 
 
 # ------------------------------------------------------------------------------------ arbitration

@@ -383,7 +383,7 @@ def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -
         tmp_path, "--score", f"after={other}", "--score", f"before={score}", "--annotation",
         str(annotation), "--steps", "before", "after", "--trials", str(trials),
     )  # fmt: skip
-    assert "before to after: 2 queries won, 1 lost" in text
+    assert "before to after: queries won: 2, lost: 1" in text
     curves = _Page(section(text, "curves"))
     assert [svg.get("class") for svg in curves.all("svg") if "viewbox" in svg] == ["plot"] * 2
     lines = [line["points"] for line in curves.all("polyline") if line["points"] != "0,5 34,5"]
@@ -435,7 +435,7 @@ def test_stages_of_a_fusion_are_steps(annotation: Path, score: str, tmp_path: Pa
         "--steps", "fused", "margin", "--trials", str(trials),
     )  # fmt: skip
     # Query 0 prefers image 13, which query 13 keeps; then image 12, which query 12 keeps; etc.
-    assert "fused to margin: 0 queries won, 0 lost" in text
+    assert "fused to margin: queries won: 0, lost: 0" in text
     table = text.split("Duplicate top-1</summary>")[1].split("</details>")[0]
     assert re.findall(r'scope="row">(\w+)<', table) == ["fused", "margin"], (
         "in the order of the steps"

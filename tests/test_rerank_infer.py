@@ -350,7 +350,7 @@ def test_two_processes_score_as_one(scored: Scored, words: Words, tmp_path: Path
         ({"prompt_file": "missing.txt"}, "missing.txt: expected a text file with the instruction"),
         ({"prompt": "a", "prompt_file": "b"}, "--prompt_file: contradicts --prompt"),
         ({"part": "4/3"}, "--part: expected I/N with I from 1 to N, such as 3/8, found '4/3'"),
-        ({"part": "1/11"}, "--part: expected at most 10 parts of 10 queries, found 11"),
+        ({"part": "1/11"}, "--part: expected at most one part per query (10), found 11"),
         ({"model": "missing"}, "--model: missing is neither a folder"),
         ({"candidates": "missing.pt"}, "missing.pt: expected"),
         ({"k_test": 0}, "k_test"),

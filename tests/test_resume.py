@@ -211,7 +211,7 @@ def test_a_damaged_state_is_reported_and_skipped_on_request(
         with pytest.raises(InputError, match=r"a damaged file .*; use --resume_from newest_good"):
             found(folder)
         if following is None:
-            with pytest.raises(InputError, match="none of its 5 checkpoints is usable"):
+            with pytest.raises(InputError, match=r"none of its checkpoints is usable \(5\)"):
                 found(folder, resume_from="newest_good")
         else:
             assert found(folder, resume_from="newest_good") == following

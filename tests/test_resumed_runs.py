@@ -126,7 +126,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(
         run_cli(main, runs.argv("run", **limits))
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: training: 3 steps in a row were skipped, the last at step 7: ")
+    assert last.startswith("error: training: skipped steps in a row: 3, the last at step 7: ")
     assert "lower --lr (now 0.001), set --clip_grad (now 2.0)" in last
     assert "--dtype fp32 or bf16 (now fp32)" in last
     rows = read_log(runs.folder / "run/log.jsonl", "train")
@@ -138,7 +138,7 @@ def test_the_count_of_skipped_steps_survives_a_resume(runs: Runs, poison: Poison
     poison({1, 2}, "loss")
     runs("run", max_steps=2, max_skipped_steps=3)
     poison({1, 2, 3}, "loss")
-    with pytest.raises(InputError, match="3 steps in a row were skipped, the last at step 3"):
+    with pytest.raises(InputError, match="skipped steps in a row: 3, the last at step 3"):
         runs("run", max_skipped_steps=3)
     poison({1, 2}, "loss")  # changed settings reset the count
     run = runs("run", max_skipped_steps=3, clip_grad=1.0)
@@ -158,7 +158,7 @@ def test_loss_scaling_has_time_to_find_its_scale(
     assert record(run)["skipped_steps"] == taken - 1
     assert scaler.get_scale() == 65536 * 0.5 ** (taken - 1)
     poison(set(range(1, 99)), "gradient")
-    with pytest.raises(InputError, match=f"{taken} steps in a row were skipped"):
+    with pytest.raises(InputError, match=f"skipped steps in a row: {taken}"):
         runs("other", epochs=6, max_skipped_steps=limit)
 
 

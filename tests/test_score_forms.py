@@ -169,7 +169,7 @@ def test_images_scored_minus_infinity_are_not_listed(
     assert found.scores.tolist() == [[0.5, below, 1.0]]
     assert (found.query_ids, found.listed) == (["q1"], {"q1": 2})
     said = capsys.readouterr().err
-    assert "4 scores are -inf: those images count as not listed" in said
+    assert "scores of -inf: 4; their images count as not listed" in said
     assert "skipped queries without images: 1" in said
 
 
@@ -350,7 +350,7 @@ def test_rankings_without_scores(
     ("text", "message"),
     [
         ('{"q1": {"a": 1}, "q1": {"a": 2}}', "expected every key once, found 'q1' twice"),
-        ('{"q1": {"a": "high"}}', "query 'q1': expected a number for image 'a', found the text"),
+        ('{"q1": {"a": "high"}}', "query 'q1': expected a number for image 'a', found the string"),
         ('{"q1": {"a": true}}', "query 'q1': expected a number for image 'a', found the boolean"),
         ('{"q1": {"a": NaN}}', "query 'q1': expected finite scores, found nan for image 'a'"),
         ('{"q1": {"a": Infinity}}', "expected finite scores, found inf"),
@@ -369,7 +369,7 @@ def test_rankings_without_scores(
         ('{"query_index": 1, "topk_gallery": ["a"]}\n' * 2, "expected every query once"),
         (
             '{"query_index": 1, "topk_gallery": ["a"], "scores": [1, 2]}',
-            "each of 1 images, found 2",
+            r"one score per image \(1\), found 2",
         ),
         ('[{"query_index": 1, "reranked": [{"image": "a"}]}]', "with 'image' and 'score', found"),
         (

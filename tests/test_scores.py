@@ -98,14 +98,14 @@ def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:
         ({"scores": torch.zeros(3, 4).long()}, "floating-point scores, found int64 [3, 4]"),
         ({"scores": torch.zeros(3, 4).to_sparse()}, "found float32 [3, 4], sparse"),
         ({"scores": [[0.0] * 4] * 3}, "scores: expected a tensor or a NumPy array, found list"),
-        ({"query_ids": ["q1", "q2"]}, "query_ids: expected one id for each of the 3 rows"),
+        ({"query_ids": ["q1", "q2"]}, "query_ids: expected one id per row of scores (3)"),
         ({"query_ids": ["q1", "q2", "q1"]}, "query_ids: expected distinct ids, found 'q1' twice"),
         ({"query_ids": ["q1", "q2", 3.5]}, "query_ids: expected a list of strings"),
         ({"query_ids": ["q1", "q2", True]}, "query_ids: expected a list of strings"),
         ({"query_ids": "q1 q2 q3"}, "query_ids: expected a list of strings"),
         ({"query_ids": ["q1", "q2", "a\nb"]}, "query_ids: expected ids on one line"),
-        ({"gallery_ids": ["a", "b", "c"]}, "gallery_ids: expected one id for each of the 4"),
-        ({"gallery_ids": []}, "expected one id for each of the 4 columns of scores, found 0"),
+        ({"gallery_ids": ["a", "b", "c"]}, "gallery_ids: expected one id per column of scores (4)"),
+        ({"gallery_ids": []}, "expected one id per column of scores (4), found 0"),
         ({"meta": None}, "meta: expected a dict"),
         ({"meta": {"listed": {"q1": 2}}}, "'listed': expected a number of images from 1 to 4"),
     ],
@@ -300,7 +300,7 @@ def test_import_refuses_lists_that_do_not_fit(tmp_path: Path, scores: ScoreFile)
     two = str(tmp_path / "two.txt")
     out = ["--out", str(tmp_path / "s.pt")]
     with pytest.raises(
-        InputError, match=r"--gallery: expected 3 ids for the 3 columns of a bare tensor, found 2"
+        InputError, match=r"--gallery: expected one id per column of a bare tensor \(3\), found 2"
     ):
         main(["import", str(tmp_path / "bare.pt"), "--queries", two, "--gallery", two, *out])
     (tmp_path / "three.txt").write_text("x\ny\nz\n")

@@ -99,7 +99,7 @@ def test_every_member_finds_every_readable_image(
     assert list(found) == ["a man falls", "é"]
     assert all(sorted(names) == READABLE for names in found.values())
     notes = [line for line in said.err.splitlines() if line.startswith("note: ")]
-    nested = "1 images in 1 nested folders are not searched; --recursive searches them too"
+    nested = "not searched: 1 image in 1 nested folder; --recursive also searches nested folders"
     assert f"note: {folder}: {nested}" in notes
     listing = json_file.with_name("found.unreadable.txt")
     assert said.err.splitlines()[-1] == (f"7 images indexed, 2 not readable (listed in {listing})")
@@ -343,7 +343,7 @@ def test_unusable_folders_are_refused(folder: Path, refused: Callable[..., str])
     above = folder.parent / "above"
     (above / "one").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(above / "one/a.png")
-    assert "1 images in 1 nested folders are not searched; add --recursive" in said(above)
+    assert "not searched: 1 image in 1 nested folder; add --recursive" in said(above)
     bad = folder.parent / "bad"
     bad.mkdir()
     for name in ("a.jpg", "b.heic"):

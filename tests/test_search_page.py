@@ -156,7 +156,7 @@ def test_typing_shows_results_and_scrolling_loads_more(opened: Open) -> None:
     count_becomes(page, 101)
     assert len({*names(page)}) == 101
     page.wait_for_selector("#all:not([hidden])")
-    assert "101 pictures; there are no more" in page.inner_text("#all")
+    assert "There are no more pictures (101 shown)" in page.inner_text("#all")
 
 
 def test_back_restores_results_and_scroll_position(opened: Open) -> None:

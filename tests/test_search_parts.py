@@ -149,7 +149,7 @@ def test_a_stopped_run_in_parts_resumes(lab: Lab, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(lab.encoders[1], "encode_images", stopping)
-        with pytest.raises(KeyboardInterrupt, match=r"1 images .*resume with the same command"):
+        with pytest.raises(KeyboardInterrupt, match=r"1 image; resume with the same command"):
             run(lab)
     assert Index.open(lab.out).rows == 1
     report = run(lab)

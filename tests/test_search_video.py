@@ -191,7 +191,7 @@ def test_a_stopped_run_continues_within_a_video(
     source = VideoSource([video], 0, distinct=False)
     with monkeypatch.context() as patch:
         patch.setattr(lab.encoders[1], "encode_images", stopping)
-        with pytest.raises(KeyboardInterrupt, match="40 images are in"):
+        with pytest.raises(KeyboardInterrupt, match="holds 40 images; resume"):
             lab.run(source, block=20)
     report = lab.run(source, block=20)
     assert (report.rows, report.kept, report.encoded) == (100, 40, 60)

@@ -203,7 +203,7 @@ def test_only_the_chosen_factor_reports_that_sinkhorn_has_not_converged(
     chosen = re.search(r"decoded by sinkhorn, decode_factor (\d+):", said.out)
     assert chosen is not None
     assert len(reports) == 1
-    assert f"after 1 steps at factor {chosen[1]}:" in reports[0]
+    assert f"after 1 step at factor {chosen[1]}:" in reports[0]
 
 
 def test_more_queries_than_images_are_decoded_with_a_slack(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_bad_lines_are_named_at_every_opening(
 ) -> None:
     write_shard(root, 2, *(pair(2, k) for k in range(4)), bad)
     for _ in range(2):
-        with pytest.raises(InputError, match=message + ".*; fix them, or skip them with"):
+        with pytest.raises(InputError, match=message + ".*; fix bad lines, or skip them with"):
             TrainingSet.open(root)
 
 
@@ -194,7 +194,7 @@ def test_bad_lines_are_skipped_on_request(
         assert pairs.skipped == 5
         assert ids(pairs) == expected
         said = capsys.readouterr().err
-        assert "5 bad lines are skipped: 2 x field 'caption': expected a non-empty string" in said
+        assert "skipped 5 bad lines: 2 x field 'caption': expected a non-empty string" in said
         assert "checking and indexing" not in said
     pairs.write_skipped(tmp_path / "out")
     listed = (tmp_path / "out" / SKIPPED).read_text().splitlines()

@@ -236,7 +236,9 @@ def test_missing_images_of_mined_questions_are_counted(
     runs: Runs, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     path = mined(tmp_path, ("A man.", "a.jpg", "b.jpg"))
-    assert "2 of its 2 images are missing" in refused(main, runs.argv("bad", pairs=path))
+    said = refused(main, runs.argv("bad", pairs=path))
+    assert "images missing under " in said
+    assert ": 2 of 2; set --data_path" in said
 
 
 def test_the_defaults_are_valid() -> None:

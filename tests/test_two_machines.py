@@ -201,7 +201,7 @@ def test_machines_with_different_inputs_are_refused(
     first, second = run_in(2, partial(inputs, tiny_data, tokenizer_file), tmp_path)
     assert first == second
     assert first["settings"].startswith("--batch_size: differs between processes: 4 in process 0")
-    assert "machine-1/data: 1 of 24 training images are missing" in first["missing image"]
+    assert "machine-1/data: missing training images (1 of 24)" in first["missing image"]
     assert first["fewer pairs"].startswith("--data_path: differs between processes: 24 pairs")
     assert "machine-1/data" in first["missing shard"]
     assert "--train_shards: no such shards" in first["missing shard"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pab.core.checkpoints import LoadReport, load_strict, model_state, read_checkpoint
+from pab.core.counts import counted
 from pab.core.notices import notice
 from pab.core.weight_folders import Family, weights_of_folder
 from uit.model import Uit, adapt_state
@@ -96,7 +97,7 @@ def _warn(report: LoadReport, path: str | Path) -> None:
     ):
         if names:
             groups = sorted({name.partition(".")[0] for name in names})
-            notice(path, f"{text}: {len(names)} tensors ({', '.join(groups)})")
+            notice(path, f"{text}: {counted(len(names), 'tensor')} ({', '.join(groups)})")
 
 
 def load_swin(model: Uit, path: str | Path) -> LoadReport:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
 from pab.core.files import atomic_path, existing_file, sha256_of_file
@@ -100,7 +101,7 @@ class LoadReport:
         for what, names in (("newly initialized", self.missing), ("left out", self.unexpected)):
             if names:
                 groups = sorted({".".join(name.split(".")[:2]) for name in names})
-                notice(path, f"{what}: {len(names)} tensors ({_some(groups)})")
+                notice(path, f"{what}: {counted(len(names), 'tensor')} ({_some(groups)})")
 
 
 def load_strict(
@@ -185,7 +186,8 @@ def _require_finite(value: Tensor, dtype: torch.dtype, name: str, path: str | Pa
         bad = int((~torch.isfinite(value.to(dtype))).sum())
         if bad:
             raise InputError(
-                path, f"{bad} of {value.numel()} weights are too large for {dtype}",
+                path, f"expected weights in the range of {dtype}, found larger ones: {bad} of "
+                f"{value.numel()}",
                 item=f"tensor '{name}'", todo="load the model in fp32",
             )  # fmt: skip
 

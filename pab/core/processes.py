@@ -262,7 +262,7 @@ def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.devi
         ValueError: an id is missing or occurs twice.
     """
     if rows is not None and len(ids) != len(rows):
-        raise ValueError(f"{len(ids)} ids for {len(rows)} rows")
+        raise ValueError(f"expected one id per row, found {len(ids)} for {len(rows)}")
     all_ids = gather_objects(list(ids))
     seen = Counter(one for part in all_ids for one in part)
     missing = [one for one in range(total) if one not in seen]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
+from pab.core.counts import counted
 from pab.core.errors import Fault, InputError
 from pab.data.captions import has_visible
 from pab.data.json_lines import kind, shortened
@@ -44,20 +45,16 @@ class FieldNotes:
         if self.absent:
             found.append(f"optional fields are treated as absent: {_listed(self.absent)}")
         if self.whole_sources:
-            lines = _lines(self.whole_sources)
+            lines = counted(self.whole_sources, "line")
             found.append(f"source_id is not VIDEO_NUMBER ({lines}): all of it names the video")
         return found
 
 
 def _listed(counts: Counter[str]) -> str:
     named = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:_NAMED]
-    text = ", ".join(f"{shortened(name)[1:-1]} ({_lines(count)})" for name, count in named)
+    text = ", ".join(f"{shortened(name)[1:-1]} ({counted(count, 'line')})" for name, count in named)
     rest = len(counts) - len(named)
     return f"{text} and {rest} more" if rest else text
-
-
-def _lines(count: int) -> str:
-    return "1 line" if count == 1 else f"{count} lines"
 
 
 def is_text(value: object) -> TypeGuard[str]:

@@ -95,7 +95,7 @@ def read_gallery_ids(path: str | Path) -> list[str]:
         from pab.data.images import list_gallery  # imports Pillow, which score files do not need
 
         images = sorted(list_gallery(path), key=lambda image: image.path.name)
-        notice(path, f"its {len(images)} images are read in order of their file names")
+        notice(path, f"images read in order of their file names: {len(images)}")
         return [image.gallery_id for image in images]
     path = existing_file(path, "a list of gallery ids, one per line, or a folder of images")
     if _is_json(path):

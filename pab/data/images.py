@@ -368,7 +368,7 @@ def refuse_unreadable(problems: Mapping[Path, str], paths: Sequence[Path]) -> No
     if len(named) > _NAMED_BAD_IMAGES:
         shown += f"; and {len(named) - _NAMED_BAD_IMAGES} more"
     where = f"{len(named)} of {len(paths)} images"
-    raise InputError(where, f"cannot be read: {shown}", todo="replace or remove them")
+    raise InputError(where, f"cannot be read: {shown}", todo="replace or remove unreadable images")
 
 
 def _problem_of(path: Path) -> str | None:

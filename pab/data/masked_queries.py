@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.data.fields import FieldNotes, one_caption, optional_text, required_id
@@ -80,7 +81,8 @@ def masked_queries(path: Path) -> Iterator[Query]:
         yield from read_records(path, query_of)
         return
     captions = json_document(path, "one JSON object that maps query ids to captions")
-    notice(path, f"is read as one object {{query id: caption}} with {len(captions)} queries")
+    queries = counted(len(captions), "query", "queries")
+    notice(path, f"is read as one object {{query id: caption}} with {queries}")
     found = (
         (f"query {shortened(query_id)}", {"query_index": query_id, "caption": caption})
         for query_id, caption in captions.items()
@@ -94,11 +96,11 @@ def with_answers(queries: list[Query], answers: Path, annotation: Path) -> Retri
     known = {query.query_id for query in queries}
     unknown = [query_id for query_id in key if query_id not in known]
     if unknown:
-        problem = f"{len(unknown)} answers are for queries that are not in {annotation}"
+        problem = f"answers for queries that are not in {annotation}: {len(unknown)}"
         raise InputError(answers, problem, item=f"query {shortened(unknown[0])}")
     missing = [query.query_id for query in queries if query.query_id not in key]
     if missing:
-        problem = f"{len(missing)} queries of {annotation} have no answer"
+        problem = f"queries of {annotation} without an answer: {len(missing)}"
         raise InputError(answers, problem, item=f"query {missing[0]!r}")
     return answered(queries, key)
 

@@ -106,6 +106,6 @@ def respelt(
     other_form = [two for two in changed.items() if len(set(map(without_ending, two))) > 1]
     if other_form:
         example = "{!a} to {!a}".format(*other_form[0])
-        what = f"{len(other_form)} names are matched to {known_name} in another Unicode form"
+        what = f"names matched to {known_name} in another Unicode form: {len(other_form)}"
         notice(where, f"{what}, such as {example}")
     return found

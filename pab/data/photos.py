@@ -22,6 +22,7 @@ import numpy as np
 import pillow_heif
 from PIL import Image
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.progress import Progress
@@ -83,15 +84,17 @@ class PhotoFolder:
         """Describe the skipped files in one clause; empty if there are none."""
         parts = []
         if self.hidden:
-            parts.append(f"{self.hidden} hidden images")
+            parts.append(counted(self.hidden, "hidden image"))
         if self.other:
             endings = ", ".join(f"{ending} {n}" for ending, n in self.other.most_common(_NAMED))
             if len(self.other) > _NAMED:
                 endings += ", ..."
-            parts.append(f"{self.other.total()} files with other extensions ({endings})")
+            files = counted(self.other.total(), "file")
+            parts.append(f"{files} with other extensions ({endings})")
         if self.linked:
             shown = ", ".join(self.linked[:_NAMED]) + (", ..." if len(self.linked) > _NAMED else "")
-            parts.append(f"{len(self.linked)} links to folders that are already searched ({shown})")
+            links = counted(len(self.linked), "link")
+            parts.append(f"{links} to already searched folders ({shown})")
         return " and ".join(parts)
 
 

@@ -57,8 +57,8 @@ def validation_split(
     held_out[order[:n_videos]] = True
     is_val = held_out[videos]
     if is_val.all():
-        some = f"{n_val_pairs} validation pairs, in whole source videos"
-        problem = f"{some}, leave none of the {len(training_set)} pairs to train on"
+        some = f"{n_val_pairs} for validation, in whole source videos"
+        problem = f"{some}, leaves no pair to train on (of {len(training_set)})"
         raise InputError("--val_pairs", problem, todo="set a smaller number")
     return everything[~is_val], everything[is_val]
 

@@ -14,6 +14,7 @@ from typing import TextIO
 
 import numpy as np
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.notices import notice, recorded
 from pab.core.progress import Progress, write_line
@@ -38,7 +39,7 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
     except OSError as error:
         raise _no_room(index, error, "set a writable folder") from error
     temporary = Path(name)
-    write_line(f"checking and indexing {len(shards)} training shards")
+    write_line(f"checking and indexing {counted(len(shards), 'training shard')}")
     try:
         with (
             (temporary / SKIPPED).open("w", encoding="utf-8", errors="backslashreplace") as listed,

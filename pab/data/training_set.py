@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.files import existing_file, existing_folder, write_text
 from pab.core.notices import notice
@@ -101,14 +102,14 @@ class TrainingSet(Sequence[TrainPair]):
         bad = BadLines.from_plain(facts["bad"])
         where = states[0].path if len(states) == 1 else root
         if bad.total and not skip_bad_lines:
-            raise bad.error(where, todo="fix them, or skip them with --skip_bad_lines")
+            raise bad.error(where, todo="fix bad lines, or skip them with --skip_bad_lines")
         if not facts["pairs"]:
-            found = f"{bad.total} bad lines ({bad.summary()})"
+            found = f"{counted(bad.total, 'bad line')} ({bad.summary()})"
             raise InputError(where, f"expected usable training pairs, found none: {found}")
         for place, text in facts["notices"]:
             notice(place, text)
         if bad.total:
-            notice(where, f"{bad.total} bad lines are skipped: {bad.summary()}")
+            notice(where, f"skipped {counted(bad.total, 'bad line')}: {bad.summary()}")
         return cls(root, index, [Shard(**shard) for shard in facts["shards"]], bad.total)
 
     # ------------------------------------------------------------------------------ a sequence

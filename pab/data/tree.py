@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.files import existing_folder
 from pab.core.notices import notice
@@ -42,9 +43,10 @@ def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path
         todo = f"see data/README.md, or check the data with: python -m pab.layout check {root}"
         raise InputError(root / folders[0], problem, todo=todo)
     taken = max(kinds, key=lambda kind: len(kinds[kind]))  # the first one wins ties
-    others = ", ".join(f"{kind} ({len(kinds[kind])} files)" for kind in kinds if kind != taken)
-    if others:
-        chosen = f"{taken} ({len(kinds[taken])} files)"
+    shown = {kind: f"{kind} ({counted(len(found), 'file')})" for kind, found in kinds.items()}
+    chosen = shown.pop(taken)
+    if shown:
+        others = ", ".join(shown.values())
         notice(root, f"reading {chosen}, not {others}: all contain the same pairs")
     return kinds[taken]
 

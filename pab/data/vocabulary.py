@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pab.core.config import CommandParser
+from pab.core.counts import counted
 from pab.core.progress import progress
 from pab.data.training_set import TrainingSet
 
@@ -38,4 +39,4 @@ def vocabulary_command(
     pairs = progress(TrainingSet.open(args.data_path), "reading captions", "captions")
     captions = [pair.caption for pair in pairs]
     found = make(captions, args.out, args.vocab_size)
-    print(f"{found} pieces from {len(captions)} captions -> {args.out}")
+    print(f"{found} pieces from {counted(len(captions), 'caption')} -> {args.out}")

@@ -93,7 +93,7 @@ class Tokenizer:
         unknown = sum(row.count(self.unk) for row in rows)
         pieces = sum(len(row) - 2 for row in rows)
         if unknown > MAX_UNKNOWN * pieces:
-            problem = f"{unknown} of {pieces} pieces of the captions are {UNK} in this vocabulary"
+            problem = f"{UNK} in this vocabulary: {unknown} of {pieces} pieces of the captions"
             todo = "use the vocabulary that the model was trained with (lower case for -uncased)"
             raise InputError(self.path, problem, todo=todo)
 

@@ -110,8 +110,8 @@ def _ids_of(found: Matrix, path: str | Path, given: _Given) -> tuple[list[str], 
         InputError: ids are missing, or their number does not match the rows or columns.
     """
     axes = (
-        ("query_ids", "rows", "--queries", found.query_ids, given.query_ids),
-        ("gallery_ids", "columns", "--gallery", found.gallery_ids, given.gallery_ids),
+        ("query_ids", "row", "--queries", found.query_ids, given.query_ids),
+        ("gallery_ids", "column", "--gallery", found.gallery_ids, given.gallery_ids),
     )
     shape = list(found.scores.shape)
     missing = [f"{flag} FILE" for _, _, flag, own, known in axes if own is None and known is None]
@@ -123,15 +123,15 @@ def _ids_of(found: Matrix, path: str | Path, given: _Given) -> tuple[list[str], 
     ids = [list(own if own is not None else known or []) for *_, own, known in axes]
     sizes = [len(one) for one in ids]
     if sizes == shape[::-1] != shape:
-        wanted = f"{sizes} of {sizes[0]} queries and {sizes[1]} images"
         todo = "the matrix is [gallery, queries]: transpose it (scores.T) and save it again"
+        wanted = f"{sizes}, [queries, gallery]"
         raise InputError(path, f"expected a matrix {wanted}, found {shape}", todo=todo)
     for (name, kind, flag, own, _), size, number in zip(axes, sizes, shape, strict=True):
         if size != number and own is not None:
-            problem = f"expected one id for each of the {number} {kind} of scores, found {size}"
+            problem = f"expected one id per {kind} of scores ({number}), found {size}"
             raise InputError(path, problem, item=name)
         if size != number:
-            problem = f"expected {number} ids for the {number} {kind} of {found.form}, found {size}"
+            problem = f"expected one id per {kind} of {found.form} ({number}), found {size}"
             raise InputError(path, problem, item=flag)
     return ids[0], ids[1]
 
@@ -164,7 +164,7 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
     kept = counts > 0
     if not kept.any():
         raise InputError(path, "expected finite scores, found only -inf")
-    notice(path, f"{int((~is_listed).sum())} scores are -inf: those images count as not listed")
+    notice(path, f"scores of -inf: {int((~is_listed).sum())}; their images count as not listed")
     if not kept.all():
         notice(path, f"skipped queries without images: {int((~kept).sum())}")
     scores, is_listed, counts = score_file.scores[kept], is_listed[kept], counts[kept]
@@ -210,7 +210,7 @@ def _of_listing(found: Listing, path: str | Path, given: _Given) -> ScoreFile:
             scores[row, columns] = values
             listed_images[query_id] = len(values)
     if left_out:
-        notice(path, f"{left_out} scores are -inf: those images count as not listed")
+        notice(path, f"scores of -inf: {left_out}; their images count as not listed")
     if len(listed_images) < len(rows):
         scores = scores[[row for row, query_id in enumerate(rows) if query_id in listed_images]]
         notice(path, f"skipped queries without images: {len(rows) - len(listed_images)}")
@@ -232,7 +232,7 @@ def _query_ids_of(found: Listing, path: str | Path, given: _Given) -> list[str]:
         raise InputError(path, f"expected scores with query ids, found {form}", todo=todo)
     queries, lines = len(given.query_ids), len(found.names)
     if queries != lines:
-        raise InputError(path, f"expected a line for each of {queries} queries, found {lines}")
+        raise InputError(path, f"expected one line per query ({queries}), found {lines}")
     return list(given.query_ids)
 
 

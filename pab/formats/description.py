@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pab.core.counts import counted
 from pab.core.notices import notice
 from pab.formats.contents import Listing, Matrix
 from pab.formats.conversion import to_score_file
@@ -18,7 +19,7 @@ from pab.formats.score_file import ScoreFile
 def only_named(count: int) -> str:
     """Format the notice for a listing without a known gallery."""
     return (
-        f"its gallery is assumed to be the {count} images that it names; pass the whole gallery "
+        f"its gallery is assumed to be the images that it names ({count}); pass the whole gallery "
         "with --gallery FILE or FOLDER"
     )
 
@@ -47,16 +48,18 @@ def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | 
             axes, flags = "rows and columns", "--queries FILE --gallery FILE"
             rows, columns = found.scores.shape
             dtype = str(found.scores.dtype).removeprefix("torch.")
-            lines.append(f"scores    {rows} rows x {columns} columns, {dtype}")
+            size = f"{counted(rows, 'row')} x {counted(columns, 'column')}"
+            lines.append(f"scores    {size}, {dtype}")
             lines.append(_range_line(ScoreFile(found.scores, [], [])))
         else:
             counts = _listed_text([len(names) for names in found.names])
-            lines.append(f"lists     {len(found.names)} lines of {counts}")
+            lines.append(f"lists     {counted(len(found.names), 'line')} of {counts}")
         command = f"python -m pab.scores import {shlex.quote(str(path))} {flags} --out FILE"
         return "\n".join([*lines, f"ids       none for its {axes}; add them with: {command}"])
     scores = score_file.scores
     lines += [
-        f"scores    {scores.shape[0]} queries x {scores.shape[1]} images, float32, "
+        f"scores    {counted(scores.shape[0], 'query', 'queries')} x "
+        f"{counted(scores.shape[1], 'image')}, float32, "
         f"{scores.nbytes / 2**20:.1f} MiB",
         _range_line(score_file),
         f"queries   {_first_and_last(score_file.query_ids)}",
@@ -77,7 +80,7 @@ def _range_line(score_file: ScoreFile) -> str:
 
 def _listed_text(counts: list[int]) -> str:
     low, high = min(counts), max(counts)
-    return f"{low} images" if low == high else f"{low} to {high} images"
+    return counted(low, "image") if low == high else f"{low} to {high} images"
 
 
 def _first_and_last(ids: list[str]) -> str:

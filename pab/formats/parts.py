@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.formats.score_file import ScoreFile
 
@@ -50,7 +51,7 @@ class Part:
             InputError: there are fewer queries than parts.
         """
         if queries < self.count:
-            raise InputError("--part", f"expected at most {queries} parts of {queries} queries, "
+            raise InputError("--part", f"expected at most one part per query ({queries}), "
                              f"found {self.count}")  # fmt: skip
         return range((self.number - 1) * queries // self.count, self.number * queries // self.count)
 
@@ -89,7 +90,7 @@ def merge_parts(files: Mapping[Path, ScoreFile]) -> ScoreFile:
     double = [query_id for query_id, number in Counter(ids).items() if number > 1]
     total = files[first].meta.get(PART_OF)
     if double or len(ids) != total:
-        found = f"query {double[0]!r} twice" if double else f"{len(ids)} queries"
+        found = f"query {double[0]!r} twice" if double else str(len(ids))
         raise InputError("merge", f"expected {total} different queries in all parts, found {found}")
     meta = {key: value for key, value in files[first].meta.items() if key not in (PART, PART_OF)}
     scores = torch.cat([files[path].scores for path in paths])
@@ -111,10 +112,11 @@ def _check_equal(path: Path, file: ScoreFile, first: Path, reference: ScoreFile)
     """Reject a part whose gallery, model, settings or data differ from those of the first part."""
     if file.gallery_ids != reference.gallery_ids:
         odd = sorted(set(file.gallery_ids) ^ set(reference.gallery_ids))[0]
+        wanted = counted(len(reference.gallery_ids), "image")
+        found = counted(len(file.gallery_ids), "image")
         raise InputError(
-            path, f"expected the gallery of {first} ({len(reference.gallery_ids)} images), found "
-            f"{len(file.gallery_ids)} images", item=f"image {odd!r}",
-            todo="score all parts with the same gallery",
+            path, f"expected the gallery of {first} ({wanted}), found {found}",
+            item=f"image {odd!r}", todo="score all parts with the same gallery",
         )  # fmt: skip
     for key in sorted({*file.meta, *reference.meta} - set(LOCAL)):
         mine, other = file.meta.get(key), reference.meta.get(key)

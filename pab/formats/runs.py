@@ -24,6 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pab.core.counts import counted
 from pab.core.errors import Fault, InputError
 from pab.core.progress import progress
 from pab.data.id_lists import id_text, id_texts
@@ -73,7 +74,8 @@ def trec_run(text: str, path: Path) -> Listing:
         fault = partial(InputError, path, item=f"line {number}")
         fields = _BLANKS.split(line, TREC_FIELDS - 1)
         if len(fields) < TREC_FIELDS - 1:  # the tag may be missing
-            raise fault(f"expected QUERY Q0 IMAGE RANK SCORE TAG, found {len(fields)} fields")
+            given = counted(len(fields), "field")
+            raise fault(f"expected QUERY Q0 IMAGE RANK SCORE TAG, found {given}")
         query, _, image, rank = fields[:4]
         score = number_of(fields[4])
         if score is None:
@@ -218,7 +220,7 @@ def _beside(names: list[str], values: Any, fault: Fault) -> dict[str, float]:
     """Combine image names and scores into a dict image -> score."""
     if not isinstance(values, list) or len(values) != len(names):
         found = len(values) if isinstance(values, list) else kind(values)
-        raise fault(f"expected a score for each of {len(names)} images, found {found}")
+        raise fault(f"expected one score per image ({len(names)}), found {found}")
     return {name: _score(value, name, fault) for name, value in zip(names, values, strict=True)}
 
 

@@ -123,12 +123,12 @@ def check_scores(score_file: ScoreFile, where: str | Path) -> None:
         found = f"{scores.dtype} {list(scores.shape)}"
         problem = f"expected a float32 matrix [queries, gallery], found {found}"
         raise InputError(where, problem, item="scores")
-    axes = (("query_ids", "rows"), ("gallery_ids", "columns"))
+    axes = (("query_ids", "row"), ("gallery_ids", "column"))
     for (name, axis), size in zip(axes, scores.shape, strict=True):
         ids = getattr(score_file, name)
         check_ids(where, name, ids)
         if len(ids) != size:
-            problem = f"expected one id for each of the {size} {axis} of scores, found {len(ids)}"
+            problem = f"expected one id per {axis} of scores ({size}), found {len(ids)}"
             raise InputError(where, problem, item=name)
     ids = score_file.gallery_ids
     if ids != sorted(ids):

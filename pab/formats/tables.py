@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pab.core.counts import counted
 from pab.core.errors import Fault, InputError
 from pab.core.progress import progress
 from pab.data.id_lists import id_texts
@@ -104,7 +105,7 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
             width = len(row) if width is None else width
             fault = partial(InputError, path, item=f"line {rows.line_num}")
             if len(row) != width:
-                raise fault(f"expected {width} scores, found {len(row)}")
+                raise fault(f"expected {counted(width, 'score')}, found {len(row)}")
             values.append(_row(row, header[-width:], fault))
     except csv.Error as error:
         problem = f"expected a table, found {error}"

@@ -165,7 +165,7 @@ def _lines(path: Path, head: str) -> Found:
     if lengths == {1}:
         ids = read_id_list(path)
         command = f"python -m ensemble.run --query_order {quoted(path)} ..."
-        facts = (f"{len(ids):,} ids, {ids[0]} ... {ids[-1]}",)
+        facts = (f"{count(len(ids), 'id')}, {ids[0]} ... {ids[-1]}",)
         return Found("a list of ids, one per line", facts, (command,))
     if len(lengths) == 1 and all(len(set(line.split())) == len(line.split()) for line in whole):
         return describe_scores(path)
@@ -238,7 +238,8 @@ def _json(path: Path) -> Found:
 
 def _queries(path: Path) -> Found:
     queries = read_retrieval(path).queries
-    facts = (f"{len(queries):,} queries, {queries[0].query_id} ... {queries[-1].query_id}",)
+    number = count(len(queries), "query", "queries")
+    facts = (f"{number}, {queries[0].query_id} ... {queries[-1].query_id}",)
     gallery = path.absolute().parent / "gallery"
     folder = quoted(gallery) if gallery.is_dir() else "FOLDER"
     command = f"python -m lhp.infer --annotation {quoted(path)} --image_folder {folder}"

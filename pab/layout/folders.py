@@ -54,7 +54,7 @@ def explain_folder(folder: Path) -> Found:
         first = next((name for name in _RUN_WEIGHTS if name in names), None)
         first = first or next(n for n in names if Path(n).suffix.lower() in KNOWN_ENDINGS)
         command = f"python -m pab.layout check {quoted(folder / first)}"
-        return Found("a folder of files", (f"{known} files: check one of them",), (command,))
+        return Found("a folder of files", (f"files of known kinds to check: {known}",), (command,))
     below = sum(path.is_dir() for path in folder.iterdir())
     found = f"{count(len(names), 'file')} of other kinds and {count(below, 'folder')}"
     problem = f"expected data, photographs, scores or weights, found {found}"

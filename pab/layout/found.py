@@ -6,9 +6,13 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from pab.core.counts import counted
 from pab.data.tables import TableColumns
+
+count = partial(counted, spec=",")  # such as "1,978 images"
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,6 @@ class Found:
 def quoted(path: Path) -> str:
     """Quote a path for a shell command."""
     return shlex.quote(str(path))
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Format a number with its noun: "1 image", "1,978 images"; ``plural`` defaults to NOUN + s."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def counts_by_ending(names: Iterable[str], without: str = "") -> str:

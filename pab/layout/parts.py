@@ -189,7 +189,7 @@ def _counted(part: Part, finder: ImageFinder, images: list[str]) -> Part:
     absent = finder.absent(images)
     missing: tuple[str, ...] = ()
     if absent:
-        missing = (f"{len(absent):,} images of {part.place}, the first {absent[0]}",)
+        missing = (f"{count(len(absent), 'image')} of {part.place}, the first {absent[0]}",)
     n, found = len(images), len(images) - len(absent)
     return replace(part, lines=n, named=n, found=found, missing=missing)
 

@@ -67,7 +67,7 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
             for key, value in sorted(metadata.items())
         ]
     if STATE_MARK in checkpoint:
-        training = f"a training state after {checkpoint['step']} steps"
+        training = f"a training state after step {checkpoint['step']}"
         facts.append(f"{training}: the command that started the run resumes it")
     what, *commands = _MODELS[model]
     file = quoted(path)

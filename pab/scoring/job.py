@@ -26,6 +26,7 @@ from pab.core.config import (
     output_flag,
     speed_flag,
 )
+from pab.core.counts import counted
 from pab.core.device_errors import explaining_memory
 from pab.core.devices import pick_device
 from pab.core.errors import InputError
@@ -267,8 +268,9 @@ def prepare(config: ScoringConfig) -> ScoringJob:
                     item=f"query {query_id!r}",
                 )
     data_sha256 = sha256_of_lines(names + [f"{q.query_id}\t{q.caption}" for q in retrieval.queries])
+    size = f"{counted(len(names), 'image')}, {counted(len(ids), 'query', 'queries')}"
     processes.check_equal(
-        {"--annotation": f"{len(names)} images, {len(ids)} queries ({data_sha256[:12]})"},
+        {"--annotation": f"{size} ({data_sha256[:12]})"},
         todo="use the same data on every machine",
     )
     check_files([image.path for image in gallery], resolve_workers(config.num_workers))
@@ -376,7 +378,8 @@ def finish(config: ScoringConfig, job: ScoringJob, score_file: ScoreFile) -> Non
     if config.output_file:
         write_ranked_list(config.output_file, [ranked[query_id] for query_id in job.order])
     written = ", ".join(f for f in (config.save_score, config.output_file) if f) or "no file"
-    print(f"{len(ids)} queries x {len(names)} images -> {written}", file=sys.stderr)
+    size = f"{counted(len(ids), 'query', 'queries')} x {counted(len(names), 'image')}"
+    print(f"{size} -> {written}", file=sys.stderr)
     if job.retrieval.relevant is not None:
         print(evaluate(score_file, job.retrieval).table())
 

@@ -146,7 +146,7 @@ def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
     """
     gallery = scores.shape[1]
     if k > gallery:
-        notice(flag, f"{k} is more than the gallery's {gallery} images: all are candidates")
+        notice(flag, f"{k} exceeds the size of the gallery ({gallery}): all images are candidates")
     return processes.broadcast_object(top_k(scores, min(k, gallery)))
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.progress import Progress
 from pab.data.photos import photo_reader
@@ -93,8 +94,8 @@ def build_index(
         try:
             return run.result(engine)
         except KeyboardInterrupt:
-            done = run.manifest.rows if run.manifest else 0
-            stop = f"interrupted: {done} images are in {folder}; resume with the same command"
+            done = counted(run.manifest.rows if run.manifest else 0, "image")
+            stop = f"interrupted: {folder} holds {done}; resume with the same command"
             raise KeyboardInterrupt(stop) from None
 
 

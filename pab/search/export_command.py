@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pab.core.commands import CommandParser
+from pab.core.counts import counted
 from pab.core.outputs import check_output_folder
 from pab.search.export import export_index
 from pab.search.flags import add_index_flags
@@ -40,4 +41,4 @@ def main(argv: Sequence[str]) -> None:
     index = Index.open(args.index)
     check_output_folder("--out", args.out)
     rows = export_index(index, args.out, args.format, args.members)
-    print(f"export: {args.out}: {rows} images for {args.format}", file=sys.stderr)
+    print(f"export: {args.out}: {counted(rows, 'image')} for {args.format}", file=sys.stderr)

@@ -32,6 +32,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from pab import __version__
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.files import existing_file, write_json
 from pab.formats.tables import pyarrow
@@ -297,7 +298,7 @@ class Index:
             with _reading(path), pyarrow(path).parquet.ParquetFile(path) as file:
                 found = file.read(columns=[key]).column(key).to_pylist()
             if len(found) != shard.rows:
-                problem = f"expected {shard.rows} rows, found {len(found)}"
+                problem = f"expected {counted(shard.rows, 'row')}, found {len(found)}"
                 raise InputError(path, problem, todo=AGAIN)
             parts.append(np.array(found, dtype=object))
         return np.concatenate(parts)

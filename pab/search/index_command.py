@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pab.core.commands import CommandParser
 from pab.core.config import add_config_flags, load_config
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.outputs import check_output_folder
 from pab.core.progress import write_line
@@ -128,9 +129,10 @@ def main(argv: Sequence[str]) -> None:
     update_ann(args.out, args.ann)
     listing = args.out / UNREADABLE
     write_unreadable(listing, report.unreadable)
+    encoded, removed = counted(report.encoded, "image"), counted(report.removed, "row")
     print(
-        f"index: {args.out}: {report.encoded} images encoded, {report.reused} recognized by their "
-        f"content, {report.kept} unchanged, {report.removed} rows removed", file=sys.stderr,
+        f"index: {args.out}: {encoded} encoded, {report.reused} recognized by content, "
+        f"{report.kept} unchanged, {removed} removed", file=sys.stderr,
     )  # fmt: skip
     print_summary(report.rows, len(report.unreadable), listing)
 

@@ -170,9 +170,7 @@ def paired(texts: Sequence[str], images: Sequence[Path]) -> list[Pair]:
     if len(images) == 1:
         return list(zip(texts, repeat(images[0])))
     if len(texts) != len(images):
-        problem = (
-            f"expected one image, or one per --text, found {len(images)} for {len(texts)} texts"
-        )
+        problem = f"expected one image, or one per --text ({len(texts)}), found {len(images)}"
         raise InputError("--image", problem)
     return list(zip(texts, images, strict=True))
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.files import existing_file
 from pab.core.notices import notice
@@ -335,8 +336,8 @@ def warn_left_out(where: Path, folder: PhotoFolder) -> None:
     """
     nested = ""
     if folder.nested:
-        images, folders = folder.nested.total(), len(folder.nested)
-        nested = f"{images} images in {folders} nested folders are not searched"
+        images = counted(folder.nested.total(), "image")
+        nested = f"not searched: {images} in {counted(len(folder.nested), 'nested folder')}"
     if not folder.photos and not folder.unreadable:
         endings = ", ".join(sorted(PHOTO_ENDINGS))
         raise InputError(
@@ -345,7 +346,7 @@ def warn_left_out(where: Path, folder: PhotoFolder) -> None:
             todo="add --recursive" if nested else None,
         )
     if nested:
-        notice(where, f"{nested}; --recursive searches them too")
+        notice(where, f"{nested}; --recursive also searches nested folders")
     if folder.left_out():
         notice(where, f"left out: {folder.left_out()}")
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from pab.core import processes
+from pab.core.counts import counted
 from pab.core.device_errors import check_shared_memory
 from pab.core.errors import InputError
 from pab.data.annotations import retrieval_of_pairs
@@ -61,7 +62,7 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
     processes.on_main(partial(check_run_folders, config))
     pairs = processes.on_all(partial(_open_pairs, config))
     processes.check_equal(
-        {"--data_path": f"{len(pairs):,} pairs ({pairs.fingerprint()[:12]})"},
+        {"--data_path": f"{counted(len(pairs), 'pair', spec=',')} ({pairs.fingerprint()[:12]})"},
         todo="use the same annotation files on every machine",
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
@@ -119,7 +120,7 @@ def check_images_are_there(pairs: TrainingSet) -> None:
         shown += f"; and {len(missing) - _NAMED_IMAGES:,} more"
     raise InputError(
         pairs.root,
-        f"{len(missing):,} of {len(pairs):,} training images are missing: {shown}",
+        f"missing training images ({len(missing):,} of {len(pairs):,}): {shown}",
         todo="download them, or set --train_shards to shards with all their images",
     )
 
@@ -153,7 +154,7 @@ def _shards_of(root: Path, entry: str) -> list[Path]:
             raise InputError(
                 "--train_shards",
                 f"no such shards under {root}: {', '.join(missing) or entry}",
-                todo=f"use numbers of the {len(shards)} shards, {min(shards)} to {max(shards)}",
+                todo=f"use existing shards ({len(shards)}, from {min(shards)} to {max(shards)})",
             )
         return [shards[number] for number in wanted]
     if (root / entry).is_file():  # a name may contain pattern characters: "pairs [1].csv"

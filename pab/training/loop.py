@@ -196,7 +196,7 @@ class Run:
         if self.stopped or (every and place.step % every == 0):
             self.save_state()
         if self.stopped:
-            write_line(f"stopped after {place.step} steps (--max_steps)")
+            write_line(f"stopped after step {place.step} (--max_steps)")
         self._before_step()
 
     def _report_skipped(self, problem: str) -> None:
@@ -210,7 +210,7 @@ class Run:
         if in_row >= limit:
             raise InputError(
                 "training",
-                f"{in_row} steps in a row were skipped, the last at step {step}: {problem}",
+                f"skipped steps in a row: {in_row}, the last at step {step}: {problem}",
                 todo=f"lower --lr (now {config.lr:g}), set --clip_grad (now "
                 f"{config.clip_grad or 'none'}), or use --dtype fp32 or bf16 (now {config.dtype});"
                 " the run can be resumed with these settings changed",
@@ -330,7 +330,7 @@ class Run:
             self.ema = Ema(model, self.ema.decay, warmup=self.ema.warmup)
         if self.stopped:
             print(
-                f"{state.step} steps done; --max_steps is {self.config.max_steps}", file=sys.stderr
+                f"step {state.step} done; --max_steps is {self.config.max_steps}", file=sys.stderr
             )
 
     @contextmanager
@@ -379,7 +379,7 @@ class Run:
             pairs.write_skipped(self.output)
         resumed = f", resumed after step {self.place.step}" if self.setup.resume else ""
         write_line(
-            f"{len(train_rows)} training pairs, {len(val_rows)} for validation; {total} steps"
+            f"training pairs: {len(train_rows)}, validation pairs: {len(val_rows)}, steps: {total}"
             + resumed
         )
         if total < self.warmup_steps:

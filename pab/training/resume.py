@@ -263,7 +263,7 @@ def _find(config: TrainingConfig, identity: RunIdentity) -> ResumePoint | None:
         return _compared(point, identity)
     if newest_first:
         raise InputError(
-            config.output_dir, f"none of its {len(newest_first)} checkpoints is usable",
+            config.output_dir, f"none of its checkpoints is usable ({len(newest_first)})",
             todo="use --no_auto_resume to start over",
         )  # fmt: skip
     return None
@@ -431,7 +431,8 @@ def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
         if len(state.rng) != processes.world_size():
             raise InputError(
                 point.path,
-                f"was written by {len(state.rng)} processes, not by {processes.world_size()}",
+                f"was written by another number of processes: {len(state.rng)}, not "
+                f"{processes.world_size()}",
                 todo="use as many processes, or start a new run with another --output_dir",
             )
         return state

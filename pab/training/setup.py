@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from pab.core import processes
+from pab.core.counts import counted
 from pab.core.devices import keep_freed_memory, pick_device, seed_everything
 from pab.core.errors import InputError
 from pab.core.precision import choose_dtype
@@ -104,7 +105,7 @@ def steps_per_epoch(batches: EpochBatches, update_freq: int = 1) -> int:
     if steps == 0:
         raise InputError(
             "--batch_size",
-            f"{batches.batch_size} x {batches.world_size} processes x update_freq "
-            f"{update_freq} is more than the {batches.n} training pairs",
+            f"{batches.batch_size} x {counted(batches.world_size, 'process', 'processes')} x "
+            f"update_freq {update_freq} is more than the number of training pairs, {batches.n}",
         )
     return steps

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from pab.core.checkpoints import model_state, read_checkpoint
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.data.images import ImageTransform
 from pab.encoders.pooling import Pooling, similarity_of_rows
@@ -69,7 +70,8 @@ def load_lavis(
         missing = [n for n in model.state_dict() if n not in given and not OF_OTHER_FILES.match(n)]
         if missing:
             raise InputError(
-                str(pretrained), f"lacks {len(missing)} tensors of the model, such as {missing[0]}"
+                str(pretrained),
+                f"lacks {counted(len(missing), 'tensor')} of the model, such as {missing[0]}",
             )
     image, text = load_preprocess(settings.preprocess)
     return model.float().eval(), image["eval"], text["eval"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Blip2ForImageTextRetrieval
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.weight_folders import Family, weight_folder
 
@@ -73,8 +74,8 @@ def load_vit_g(source: str) -> Blip2VitG:
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(
-            "--pretrained", f"{source} lacks {len(missing)} tensors of the model, such as "
-            f"{missing[0]}",
+            "--pretrained", f"{source} lacks {counted(len(missing), 'tensor')} of the model, such "
+            f"as {missing[0]}",
             todo="use a model that was trained for image-text retrieval",
         )  # fmt: skip
     return Blip2VitG(inner.eval())

@@ -238,7 +238,7 @@ def loading(folder: Path) -> Iterator[None]:
             logger.setLevel(logging.NOTSET)
     if report.missing:
         raise InputError(
-            folder, f"{len(report.missing)} weights are missing or have another shape",
+            folder, f"weights missing or of another shape: {len(report.missing)}",
             item=f"weight {report.missing[0]!r}", todo="download or save the model again",
         )  # fmt: skip
 

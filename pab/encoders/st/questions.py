@@ -123,7 +123,8 @@ def without_held_out(
     kept = [q for q in questions if held_out.isdisjoint((q.image, *q.wrong))]
     if not kept:
         raise InputError(
-            where, f"all {len(questions)} questions show validation images of this run",
+            where, "expected questions without validation images of this run, found "
+            f"none (of {len(questions)})",
             todo="mine the training pairs, or hold out other videos with --val_seed",
         )  # fmt: skip
     return kept

@@ -191,7 +191,7 @@ class VlmReranker(Reranker):
             for count in (sum(map(len, batches)), len(known))
         )  # fmt: skip
         if before:
-            notice("re-ranking", f"{before} of {total} pairs were scored by an earlier run")
+            notice("re-ranking", f"pairs scored by an earlier run: {before} of {total}")
         dataset = PairBatches(
             self.model, captions, images,
             [Pairs(np.array(batch) // k, flat[batch]) for batch in new],

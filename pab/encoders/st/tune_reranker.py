@@ -287,8 +287,8 @@ def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
         questions = without_held_out(mined, held_out, config.pairs)
         check_images(questions, pairs.root, config.pairs)
         left_out = len(mined) - len(questions)
-        shown = f"; {left_out} show validation images and are left out" if left_out else ""
-        notice(config.pairs, f"training uses {len(questions)} questions{shown}")
+        shown = f"; left out because of validation images: {left_out}" if left_out else ""
+        notice(config.pairs, f"questions for training: {len(questions)}{shown}")
         longest = max(len(question.wrong) for question in questions)
     needed = 1 + longest + config.draws.total
     if len(train_rows) < needed:
@@ -308,7 +308,7 @@ def check_images(questions: Sequence[Question], root: Path, where: str) -> None:
     missing = ImageFinder(root).absent(names)
     if missing:
         raise InputError(
-            where, f"{len(missing):,} of its {len(names):,} images are missing under {root}",
+            where, f"images missing under {root}: {len(missing):,} of {len(names):,}",
             item=f"image {missing[0]!r}", todo="set --data_path to the data root of the questions",
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pab.core.commands import CommandParser
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.search.flags import add_ann_flag, add_device_flag, add_index_flags, add_rerank_flags
 from pab.search.index import Index
@@ -108,7 +109,8 @@ def main(argv: Sequence[str]) -> None:
         proxy_headers=False, timeout_keep_alive=IDLE_S,
         h11_max_incomplete_event_size=LONGEST_HEADERS,
     )  # fmt: skip
-    print(f"serving {index.rows:,} images of {args.index} at {address(listening)}", file=sys.stderr)
+    images = counted(index.rows, "image", spec=",")
+    print(f"serving {images} of {args.index} at {address(listening)}", file=sys.stderr)
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -96,7 +96,7 @@ async function run(query, { file = null } = {}) {
     keepPage(shownKey, shown);
     fillGrid(shown);
     if (!answer.results.length) showNothing(query);
-    else say(`Best of ${answer.indexed.toLocaleString("en")} pictures in ${(answer.milliseconds / 1000).toFixed(2)} s`);
+    else say(`Pictures searched: ${answer.indexed.toLocaleString("en")}, in ${(answer.milliseconds / 1000).toFixed(2)} s`);
   } catch (error) {
     if (error.name !== "AbortError") showError(error, () => run(query, { file }));
   }
@@ -152,7 +152,7 @@ function watchEnd() {
   observer.unobserve($("sentinel"));
   if (shown?.next !== null) observer.observe($("sentinel")); // loads at once if the end is in view
   $("all").hidden = !shown?.results.length || shown.next !== null;
-  $("all").textContent = `${shown?.results.length.toLocaleString("en")} pictures; there are no more.`;
+  $("all").textContent = `There are no more pictures (${shown?.results.length.toLocaleString("en")} shown).`;
 }
 
 function addTiles(results) {
@@ -393,7 +393,7 @@ viewer.addEventListener("click", (event) => { if (event.target === viewer) close
 $("download").addEventListener("click", () => download("labelled"));
 $("download-pairs").addEventListener("click", () => download("pairs"));
 $("marks-clear").addEventListener("click", () => {
-  if (!window.confirm(`Delete ${marks.length} marks?`)) return;
+  if (!window.confirm(`Delete all marks (${marks.length})?`)) return;
   marks = [];
   keepMarks();
   for (const item of grid.querySelectorAll("li[data-id]")) showMark(item, shown.results.find((one) => one.id === item.dataset.id));

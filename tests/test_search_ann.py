@@ -356,7 +356,7 @@ def test_the_commands_build_and_use_an_approximate_index(
     assert "the search is exact" not in capsys.readouterr().err
     draw(photos / "more.jpg", 50, normal=True)
     main(index)
-    assert "does not have the images of this run; --ann ivf builds" in capsys.readouterr().err
+    assert "does not have the images of this run; --ann ivf rebuilds" in capsys.readouterr().err
     assert len(results("stale.json", "--ann", "--top_k", "30")[0]["images"]) == 21
     assert "--ann: the search is exact, because" in capsys.readouterr().err
     main([*index, "--ann", "ivf"])

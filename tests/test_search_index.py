@@ -244,7 +244,7 @@ def test_a_stopped_run_loses_at_most_one_block(
     true_save = Manifest.save
     with monkeypatch.context() as patch:
         patch.setattr(Manifest, "save", stopping)
-        with pytest.raises(KeyboardInterrupt, match=r"images are in .*; resume with the"):
+        with pytest.raises(KeyboardInterrupt, match=r"index holds .* images; resume with the"):
             lab.run(block=2)
     assert saved == blocks
     report = lab.run(block=2)

@@ -319,7 +319,7 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"members.0.width"):
         Index.open(tmp_path)
     manifest.write_text(text.replace('"name": "clip"', '"name": "../clip"'))
-    with pytest.raises(InputError, match="expected distinct names of members"):
+    with pytest.raises(InputError, match="expected members with distinct names"):
         Index.open(tmp_path)
 
 

@@ -188,7 +188,9 @@ def test_images_outside_the_candidates_are_reported_once(
     meta = {"k_test": 6}
     save_scores(tmp_path / "r.pt", ScoreFile(scores, file.query_ids, file.gallery_ids, meta))
     search([*words, "--depth_grid", "10", "20", "--prior_grid", "0"])
-    said = [line for line in capsys.readouterr().err.splitlines() if "have no score" in line]
+    said = [
+        line for line in capsys.readouterr().err.splitlines() if "images without a score" in line
+    ]
     assert len(said) == 1
     assert "are treated as the worst of their query" in said[0]
 

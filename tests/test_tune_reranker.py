@@ -149,7 +149,7 @@ def test_weights_in_a_subfolder_are_replaced_there(runs: Runs, tmp_path: Path) -
 def test_adapters_are_refused(runs: Runs, tmp_path: Path) -> None:
     base = {"base_model_name_or_path": str(runs.model)}
     (tmp_path / "adapter_config.json").write_text(json.dumps(base))
-    with pytest.raises(InputError, match="expected a whole model, found adapters"):
+    with pytest.raises(InputError, match="expected a full model, found only adapters"):
         main(runs.argv("adapters", model=tmp_path))
 
 

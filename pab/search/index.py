@@ -358,7 +358,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(path, f"expected format {FORMAT}, found {found.format}", todo=AGAIN)
     names = [member.name for member in found.members]
     if not names or any(Path(name).name != name for name in names) or len({*names}) < len(names):
-        raise InputError(path, f"expected members with distinct names, found {names}")
+        raise InputError(
+            path, f"expected members with distinct names, each a plain file name, found {names}"
+        )
     return found
 
 

@@ -1,10 +1,11 @@
 """Compare the CPU speed of two commits: `python benchmarks/against_commit.py --base COMMIT`.
 
 Checks both commits out into temporary worktrees and runs each one's own benchmarks in the installed
-environment. Two processes take turns: after each timed run of one, the other runs, so that both
-meet the same clock rate and the same neighbours. Prints the ratio of the shortest times, new
-commit over base, and the median of the ratios of neighbouring runs. The rows of matrix products
-compute the same in both commits and show the noise. The limit is a ratio of 1.03.
+environment. Two processes take turns: after each timed run of one, the other runs, so that other
+work on the machine slows both alike. Prints the ratio of the shortest times, new commit over base,
+and the median of the ratios of consecutive runs. A row is named after the function that measures,
+with a number per measurement. The rows ``product_rate`` time the same matrix product in both
+commits, so they show the noise. The limit is a ratio of 1.03.
 
 Benchmarks that time whole processes (`fusion` and those below it in the list) run alternately as a
 whole. For them, the ratio is of the seconds that they print.
